@@ -1,0 +1,42 @@
+"""PEP 517 backend: setuptools', but torch becomes a build requirement only where it is not installed.
+
+Naming torch in pyproject.toml would download a second one for every isolated build environment, and leaving it out
+would break `pip install .`. setuptools' own hooks are not asked for requirements, because they run setup.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from setuptools.build_meta import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """torch where it is missing, that is, in an isolated build environment."""
+    return [] if importlib.util.find_spec("torch") else ["torch>=2.10"]
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
+
+
+def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """Nothing: an sdist compiles nothing."""
+    return []

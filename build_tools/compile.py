@@ -1,0 +1,188 @@
+"""Compile tandem_ext._C: one ninja file, three kinds of source, one link.
+
+torch's own BuildExtension is not used: it takes CUDA decisions from the installed torch, while this module holds CUDA
+kernels or not whatever torch is installed, through torch's stable ABI. torch is found, but never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+from .decide import Plan, decide, default_jobs
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_LIST = "csrc/sources.txt"
+TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch whose stable ABI has all we use
+
+# No product may fuse with a sum, and no rounding may change: the same bits on every processor. The other two flags let
+# compare-and-select loops vectorise and change no result.
+NUMERICS = ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
+HOST = [
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    *NUMERICS,
+]
+
+
+def read_sources() -> dict[str, list[str]]:
+    """The files of csrc/sources.txt by group."""
+    groups: dict[str, list[str]] = {"ops": [], "cpu": [], "cuda": []}
+    for line in (ROOT / SOURCE_LIST).read_text().splitlines():
+        if line and not line.startswith("#"):
+            group, path = line.split()
+            groups[group].append(path)
+    return groups
+
+
+def make_plan() -> Plan:
+    """decide() on this machine."""
+
+    def run(command: Sequence[str]) -> str:
+        try:
+            return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+        except OSError:
+            return ""
+
+    return decide(os.environ, shutil.which, run)
+
+
+class NinjaBuildExt(build_ext):
+    """build_ext that hands the whole module to ninja. Objects stay in build/, so a second build compiles what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        plan = make_plan()
+        print(plan.summary(), flush=True)
+        folder = Path("build", f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
+        module = folder / "_C.so"
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        version = self.distribution.get_version()
+        (ROOT / folder / "build.ninja").write_text(ninja_file(plan, folder, module, version))
+        command = [*find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(jobs())]
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            hint = " TANDEM_CUDA=0 builds without the CUDA kernels." if plan.toolkit else ""
+            raise SystemExit(f"tandem_ext: the compiler failed, its message is above.{hint}")
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(ROOT / module), str(target))
+
+
+def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
+    """The ninja file that makes ``module``; paths are relative to the root of the repository."""
+    torch = find_torch()
+    cxx = shlex.split(os.environ.get("CXX", "")) or [find_compiler()]
+    user = shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
+    system = [*find_pybind11(), torch / "include", Path(sysconfig.get_paths()["include"])]
+    macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    # libtorch has to be in NEEDED although nothing strong refers to it: the weak symbol that gives the CUDA stream is
+    # looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch is left alone.
+    link = ["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch"]
+    nvcc: list[str] = []
+    if plan.toolkit is not None:
+        system.append(plan.toolkit.include)
+        macros += ["-DTANDEM_WITH_CUDA", f'-DTANDEM_CUDA_ARCHS="{" ".join(plan.archs)}"']
+        link += [str(plan.toolkit.cudart), "-ldl", "-lrt", "-lpthread"]
+        nvcc = [str(plan.toolkit.nvcc), *nvcc_flags(plan)]
+    rules = {
+        "ops": [*cxx, "-std=c++20", *HOST, *macros, "-Icsrc", *(f"-isystem{d}" for d in system), *user],
+        "cpu": [*cxx, "-std=c++17", *HOST, "-Icsrc", *user],
+        "cuda": nvcc,
+    }
+    lines = [f"builddir = {escape(folder)}"]
+    for group, command in rules.items():
+        if command:
+            lines += [
+                f"rule {group}",
+                f"  command = {shell(command)} -MMD -MF $out.d -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                "  description = $in",
+            ]
+    link += [*user, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    lines += ["rule link", f"  command = {shell(cxx)} $in {shell(link)} -o $out", "  description = $out"]
+    objects = []
+    for group, paths in read_sources().items():
+        for path in paths if rules[group] else []:
+            objects.append(escape(folder / (path + ".o")))
+            lines.append(f"build {objects[-1]}: {group} {escape(path)}")
+    lines.append(f"build {escape(module)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def nvcc_flags(plan: Plan) -> list[str]:
+    """Flags of the CUDA kernels: no fused multiply-add, and a word from ptxas where registers do not suffice."""
+    host = ",".join(["-fPIC", "-fvisibility=hidden", *NUMERICS])
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-Xcompiler={host}", *plan.gencode()]
+    flags.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage")
+    if os.environ.get("CXX") and not os.environ.get("NVCC_CCBIN"):
+        flags.append(f"-ccbin={shlex.split(os.environ['CXX'])[0]}")
+    return flags
+
+
+def find_torch() -> Path:
+    """The folder of the installed torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("tandem_ext: building without isolation needs torch in this Python: pip install 'torch>=2.10'")
+    version = importlib.metadata.version("torch")
+    if tuple(map(int, version.split(".")[:2])) < (2, 10):
+        raise SystemExit(f"tandem_ext: torch {version} is too old to build with; 2.10 or newer is needed")
+    return Path(spec.submodule_search_locations[0])
+
+
+def find_pybind11() -> list[Path]:
+    """Include folder of the pybind11 package; without the package, the copy in torch's own include folder serves."""
+    spec = importlib.util.find_spec("pybind11")
+    return [Path(spec.submodule_search_locations[0], "include")] if spec and spec.submodule_search_locations else []
+
+
+def find_compiler() -> str:
+    """The C++ compiler; CXX overrides it. GCC first, because it builds a kernel for every x86-64 level."""
+    for name in ("g++", "c++", "clang++"):
+        if shutil.which(name):
+            return name
+    raise SystemExit("tandem_ext: no C++ compiler found; install g++ or set CXX")
+
+
+def find_ninja() -> list[str]:
+    """The command that runs ninja."""
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if shutil.which("ninja"):
+        return ["ninja"]
+    raise SystemExit("tandem_ext: building without isolation needs ninja: pip install ninja")
+
+
+def jobs() -> int:
+    """MAX_JOBS, or as many compilers as cores and free memory allow."""
+    if os.environ.get("MAX_JOBS"):
+        return int(os.environ["MAX_JOBS"])
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return default_jobs(len(os.sched_getaffinity(0)), 1024 * int(available[1]) if available else 0)
+
+
+def shell(words: Iterable[str]) -> str:
+    """Words as one shell command inside a ninja file."""
+    return shlex.join(words).replace("$", "$$")
+
+
+def escape(path: Path | str) -> str:
+    """A path inside a ninja file."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

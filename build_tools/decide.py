@@ -1,0 +1,149 @@
+"""What to build: the CPU kernels always, the CUDA kernels where a whole CUDA toolkit is at hand.
+
+No GPU is needed and none is asked for: the machine that compiles is often not the machine that trains.
+
+Environment:
+    TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: or fail; ``0``: CPU kernels only
+    CUDA_HOME, CUDA_PATH  root of the toolkit; without them, the toolkit of the ``nvcc`` on PATH
+    TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX``, which is the default
+    MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ARCHS = "8.0;9.0+PTX"
+INCLUDE_DIRS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
+LIBRARY_DIRS = ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit that holds all the build needs."""
+
+    nvcc: Path
+    include: Path
+    cudart: Path  # libcudart_static.a
+    version: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built. Without a toolkit only the CPU kernels are, and ``note`` says why."""
+
+    toolkit: Toolkit | None = None
+    archs: tuple[str, ...] = ()
+    note: str = ""
+
+    def summary(self) -> str:
+        """The one line that a build prints."""
+        note = f" ({self.note})" if self.note else ""
+        if self.toolkit is None:
+            return f"tandem_ext: CPU kernels only{note}"
+        archs = ", ".join("sm_" + arch.replace(".", "") for arch in self.archs)
+        return f"tandem_ext: CPU kernels + CUDA kernels for {archs} (nvcc {self.toolkit.version}){note}"
+
+    def gencode(self) -> list[str]:
+        """The nvcc flags for ``archs``; ``+PTX`` adds code that newer GPUs compile at load time."""
+        flags = []
+        for arch in self.archs:
+            number = arch.removesuffix("+PTX").replace(".", "")
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if arch.endswith("+PTX"):
+                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        return flags
+
+
+def decide(
+    env: Mapping[str, str],
+    which: Callable[[str], str | None],
+    run: Callable[[Sequence[str]], str],
+    is_file: Callable[[Path], bool] = Path.is_file,
+) -> Plan:
+    """Decide from the environment alone what is built.
+
+    Args:
+        env: environment variables.
+        which: path of a program on PATH, or None (``shutil.which``).
+        run: output of a command, stdout and stderr together, empty where it cannot run.
+        is_file: whether a path is a file.
+
+    Raises:
+        ValueError: TANDEM_CUDA or TORCH_CUDA_ARCH_LIST has no meaning.
+        RuntimeError: TANDEM_CUDA=1 and there is no complete toolkit.
+    """
+    wish = env.get("TANDEM_CUDA") or "auto"
+    if wish not in ("0", "1", "auto"):
+        raise ValueError(f"TANDEM_CUDA={wish}: allowed are 0, 1 and auto")
+    if wish == "0":
+        return Plan(note="TANDEM_CUDA=0")
+
+    rejected = []
+    for origin, root in _candidates(env, which, run):
+        toolkit, missing = _inspect(root, run, is_file)
+        if toolkit is not None:
+            return Plan(toolkit, parse_archs(env.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS), "; ".join(rejected))
+        rejected.append(f"{origin} has no {missing}")
+
+    note = "; ".join(rejected) or "no nvcc on PATH, CUDA_HOME not set"
+    if wish == "1":
+        raise RuntimeError(
+            f"TANDEM_CUDA=1, but there is no complete CUDA toolkit: {note}. Install one, put its nvcc on PATH or set "
+            "CUDA_HOME to its root; or set TANDEM_CUDA=0 to build the CPU kernels only."
+        )
+    return Plan(note=note)
+
+
+def parse_archs(text: str) -> tuple[str, ...]:
+    """Compute capabilities of a TORCH_CUDA_ARCH_LIST: ``"8.0;9.0+PTX"`` -> ``("8.0", "9.0+PTX")``."""
+    archs = tuple(dict.fromkeys(re.split(r"[;,\s]+", text.strip(";, \t"))))
+    for arch in archs:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST={text}: {arch!r} is no compute capability such as 8.0, 9.0a or 9.0+PTX"
+            )
+    return archs
+
+
+def default_jobs(cores: int, free_bytes: int) -> int:
+    """Files compiled at the same time: a compiler needs up to 2 GB."""
+    return max(1, min(cores, free_bytes // (2 << 30)))
+
+
+def _candidates(
+    env: Mapping[str, str], which: Callable[[str], str | None], run: Callable[[Sequence[str]], str]
+) -> Iterator[tuple[str, Path]]:
+    """(where the hint came from, root of a toolkit), most explicit first."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if env.get(name):
+            yield f"{name}={env[name]}", Path(env[name])
+    nvcc = which("nvcc")
+    if nvcc is not None:
+        # The nvcc on PATH may be a wrapper far from its toolkit; only nvcc itself knows where it lives.
+        top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]), re.MULTILINE)
+        root = Path(os.path.normpath(top[1].strip())) if top else Path(nvcc).parent.parent
+        yield f"the toolkit of {nvcc}", root
+
+
+def _inspect(
+    root: Path, run: Callable[[Sequence[str]], str], is_file: Callable[[Path], bool]
+) -> tuple[Toolkit | None, str]:
+    """The toolkit at ``root``, or None and the first file it lacks."""
+    nvcc = root / "bin" / "nvcc"
+    include = next((root / d for d in INCLUDE_DIRS if is_file(root / d / "cuda_runtime.h")), None)
+    libraries = next((root / d for d in LIBRARY_DIRS if is_file(root / d / "libcudart_static.a")), None)
+    if not is_file(nvcc):
+        return None, "bin/nvcc"
+    if include is None:
+        return None, "cuda_runtime.h"
+    if libraries is None:
+        return None, "libcudart_static.a"
+    release = re.search(r"release (\d+\.\d+)", run([str(nvcc), "--version"]))
+    if release is None:
+        return None, "nvcc that runs"
+    return Toolkit(nvcc, include, libraries / "libcudart_static.a", release[1]), ""
