@@ -64,8 +64,8 @@ def make_plan() -> Plan:
     return decide(os.environ, shutil.which, run)
 
 
-class NinjaBuildExt(build_ext):
-    """build_ext that hands the whole module to ninja. Objects stay in build/, so a second build compiles what changed."""
+class NinjaBuildExt(build_ext):  # type: ignore[misc]
+    """build_ext that hands the whole module to ninja. Objects stay in build/: a second build compiles what changed."""
 
     def build_extension(self, ext: Extension) -> None:
         plan = make_plan()

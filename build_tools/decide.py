@@ -3,7 +3,8 @@
 No GPU is needed and none is asked for: the machine that compiles is often not the machine that trains.
 
 Environment:
-    TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: or fail; ``0``: CPU kernels only
+    TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: CUDA kernels or an error;
+                          ``0``: CPU kernels only
     CUDA_HOME, CUDA_PATH  root of the toolkit; without them, the toolkit of the ``nvcc`` on PATH
     TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX``, which is the default
     MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
@@ -83,7 +84,7 @@ def decide(
     if wish == "0":
         return Plan(note="TANDEM_CUDA=0")
 
-    rejected = []
+    rejected: list[str] = []
     for origin, root in _candidates(env, which, run):
         toolkit, missing = _inspect(root, run, is_file)
         if toolkit is not None:
