@@ -72,6 +72,10 @@ TANDEM_HOST_DEVICE auto gate_open(V z, Gate gate, C ceiling) {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 
+TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 // A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
 // neuron n has channel n % channels. C is the type the membrane potential is computed in. A null pointer stands for
 // the neutral value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.

@@ -21,4 +21,11 @@ void if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<
 
 }  // namespace cpu
 
+namespace cuda {
+
+// Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t. float64 is for the CPU.
+int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>& args, void* stream);
+
+}  // namespace cuda
+
 }  // namespace tandem

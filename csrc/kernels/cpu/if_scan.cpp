@@ -1,6 +1,7 @@
 #include "../if_scan.h"
 
-#include <type_traits>
+#include <algorithm>
+#include <vector>
 
 #include "lanes.h"
 
@@ -8,135 +9,196 @@ namespace tandem::cpu {
 
 namespace {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-using Float16 = _Float16;
-
-template <class C, class In>
-TANDEM_INLINE Vec<C> load_currents(const In* p, int lanes) {
-  if constexpr (std::is_same_v<In, C>) {
-    return load<Vec<C>>(p, lanes);
-  } else if constexpr (std::is_same_v<In, BFloat16>) {
-    typedef uint16_t Half __attribute__((vector_size(32)));
-    typedef uint32_t Word __attribute__((vector_size(64)));
-    return reinterpret_cast<Vec<float>>(__builtin_convertvector(load<Half>(p, lanes), Word) << 16);
-  } else {
-    Vec<C> out{};
-    for (int i = 0; i < lanes; ++i) out[i] = static_cast<C>(p[i]);
-    return out;
-  }
-}
-
-// Groups of sixteen that run side by side, so that each step streams whole pages and hides latencies.
+// Neurons that run side by side: each step then streams four cache lines, and four chains hide the latencies.
 constexpr int kGroups = 4;
 constexpr int64_t kBlock = kGroups * kLanes;
 
-template <class C, class In, Source source, int groups>
-TANDEM_INLINE void scan_neurons(const In* currents, const NeuronArgs<C>& a, int64_t n, int lanes) {
-  NeuronLanes<C> neurons[groups];
-  Vec<C> held[groups];
-  for (int g = 0; g < groups; ++g) {
-    neurons[g].begin(a, n + g * kLanes);
-    if (source != Source::kTrain) {
-      held[g] = load_currents<C>(currents + n + g * kLanes, lanes);
-      held[g] = input_current(held[g], neurons[g].scale, neurons[g].k);
+TANDEM_INLINE void widen(const uint16_t* in, DType dtype, float* out) {
+  if (dtype == DType::kBFloat16) {
+    for (int i = 0; i < kBlock; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
+      std::memcpy(out + i, &bits, sizeof(bits));
+    }
+  } else {
+    for (int i = 0; i < kBlock; ++i) {
+      _Float16 half;
+      std::memcpy(&half, in + i, sizeof(half));
+      out[i] = static_cast<float>(half);
     }
   }
-  const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
-  const auto run_plane = [&](int p, int first, int last) __attribute__((always_inline)) {
-    Int<C> plane[groups];
-    ByteLanes residual_plane[groups];
-    for (int g = 0; g < groups; ++g) {
-      plane[g] = Int<C>{};
-      residual_plane[g] = a.residual_planes != nullptr
-                              ? load<ByteLanes>(a.residual_planes + p * a.neurons + n + g * kLanes, lanes)
-                              : ByteLanes{};
+}
+
+// Where the product y[t] of a block of neurons lies.
+template <class C>
+struct Currents {
+  const void* data;
+  DType dtype;
+  Source source;
+  int64_t neurons;
+
+  // y[t] of neurons [n, n + kBlock); `wide` is scratch for the types that are widened first.
+  TANDEM_INLINE const C* row(int t, int64_t n, C* wide) const {
+    const int64_t offset = (source == Source::kTrain ? t * neurons : 0) + n;
+    if (source == Source::kImpulse && t > 0) {
+      std::fill(wide, wide + kBlock, C(0));
+      return wide;
     }
-#pragma GCC unroll 8
-    for (int t = first; t < last; ++t) {
-#pragma GCC unroll 4
-      for (int g = 0; g < groups; ++g) {
-        NeuronLanes<C>& neuron = neurons[g];
-        const int64_t at = n + g * kLanes;
-        Vec<C> current;
-        if constexpr (source == Source::kTrain) {
-          current = load_currents<C>(currents + t * a.neurons + at, lanes);
-          current = input_current(current, neuron.scale, neuron.k);
-        } else {
-          current = source == Source::kImpulse && t > 0 ? neuron.k : held[g];
-        }
-        if (has_residual) current = rounded_add(current, neuron.residual(a, at, t, residual_plane[g], lanes));
-        neuron.advance(a, current, t, plane[g]);
+    if constexpr (sizeof(C) == 4) {
+      if (dtype != DType::kFloat32) {
+        widen(static_cast<const uint16_t*>(data) + offset, dtype, wide);
+        return wide;
       }
     }
-    for (int g = 0; g < groups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g], lanes);
-  };
-  int p = 0;
-  for (; (p + 1) * 8 <= a.T; ++p) run_plane(p, p * 8, p * 8 + 8);
-  if (p * 8 < a.T) run_plane(p, p * 8, a.T);
-  for (int g = 0; g < groups; ++g) neurons[g].end(a, n + g * kLanes, lanes);
+    return static_cast<const C*>(data) + offset;
+  }
+};
+
+template <class C, bool has_residual>
+TANDEM_INLINE void scan_block(const Currents<C>& currents, const NeuronArgs<C>& a, int64_t n) {
+  NeuronLanes<C> neurons[kGroups];
+  for (int g = 0; g < kGroups; ++g) neurons[g].begin(a, n + g * kLanes);
+  for (int p = 0; p * 8 < a.T; ++p) {
+    const int first = p * 8, last = std::min(first + 8, a.T);
+    Int<C> plane[kGroups];
+    ByteLanes residual[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      plane[g] = Int<C>{};
+      residual[g] = has_residual && a.residual_planes != nullptr
+                        ? load<ByteLanes>(a.residual_planes + p * a.neurons + n + g * kLanes)
+                        : ByteLanes{};
+    }
+    for (int t = first; t < last; ++t) {
+      C wide[kBlock];
+      const C* y = currents.row(t, n, wide);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        Vec<C> current = input_current(load<Vec<C>>(y + g * kLanes), neurons[g].scale, neurons[g].k);
+        if constexpr (has_residual) {
+          current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, t, residual[g]));
+        }
+        neurons[g].advance(a, current, t, plane[g]);
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
+  }
+  for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
 }
 
-template <class C, class In, Source source>
-TANDEM_INLINE void scan_range_body(const In* currents, const NeuronArgs<C>& a, int64_t begin, int64_t end) {
-  int64_t n = begin;
-  for (; n + kBlock <= end; n += kBlock) scan_neurons<C, In, source, kGroups>(currents, a, n, kLanes);
-  for (; n + kLanes <= end; n += kLanes) scan_neurons<C, In, source, 1>(currents, a, n, kLanes);
-  if (n < end) scan_neurons<C, In, source, 1>(currents, a, n, static_cast<int>(end - n));
-}
-
-template <class C, class In>
-TANDEM_INLINE void scan_typed_body(const In* currents, Source source, const NeuronArgs<C>& a, int64_t begin,
-                                   int64_t end) {
-  switch (source) {
-    case Source::kTrain:
-      return scan_range_body<C, In, Source::kTrain>(currents, a, begin, end);
-    case Source::kConstant:
-      return scan_range_body<C, In, Source::kConstant>(currents, a, begin, end);
-    case Source::kImpulse:
-      return scan_range_body<C, In, Source::kImpulse>(currents, a, begin, end);
+template <class C>
+TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const NeuronArgs<C>& a, int64_t begin, int64_t end) {
+  const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
+  for (int64_t n = begin; n < end; n += kBlock) {
+    if (has_residual) {
+      scan_block<C, true>(currents, a, n);
+    } else {
+      scan_block<C, false>(currents, a, n);
+    }
   }
 }
 
-#define TANDEM_SCAN(name, C, In)                                                                              \
-  TANDEM_INLINE void name##_body(const In* currents, Source source, const NeuronArgs<C>& a, int64_t begin,    \
-                                 int64_t end) {                                                               \
-    scan_typed_body<C, In>(currents, source, a, begin, end);                                                  \
-  }                                                                                                           \
-  TANDEM_CPU_KERNEL(name, (const In* currents, Source source, const NeuronArgs<C>& a, int64_t begin, int64_t end), \
-                    (currents, source, a, begin, end))
+TANDEM_INLINE void scan_float_body(const Currents<float>& y, const NeuronArgs<float>& a, int64_t begin, int64_t end) {
+  scan_blocks(y, a, begin, end);
+}
+TANDEM_INLINE void scan_double_body(const Currents<double>& y, const NeuronArgs<double>& a, int64_t begin,
+                                    int64_t end) {
+  scan_blocks(y, a, begin, end);
+}
+TANDEM_CPU_KERNEL(scan_float, (const Currents<float>& y, const NeuronArgs<float>& a, int64_t begin, int64_t end),
+                  (y, a, begin, end))
+TANDEM_CPU_KERNEL(scan_double, (const Currents<double>& y, const NeuronArgs<double>& a, int64_t begin, int64_t end),
+                  (y, a, begin, end))
 
-TANDEM_SCAN(scan_float32, float, float)
-TANDEM_SCAN(scan_bfloat16, float, BFloat16)
-TANDEM_SCAN(scan_float16, float, Float16)
-TANDEM_SCAN(scan_float64, double, double)
+void scan(const Currents<float>& y, const NeuronArgs<float>& a, int64_t begin, int64_t end) {
+  scan_float(y, a, begin, end);
+}
+void scan(const Currents<double>& y, const NeuronArgs<double>& a, int64_t begin, int64_t end) {
+  scan_double(y, a, begin, end);
+}
 
-template <class C, class In>
-void run(void (*kernel)(const In*, Source, const NeuronArgs<C>&, int64_t, int64_t), const void* currents,
-         Source source, const NeuronArgs<C>& args, ParallelFor parallel) {
-  const int64_t blocks = (args.neurons + kBlock - 1) / kBlock;
-  parallel_ranges(parallel, blocks, 256, [&](int64_t begin, int64_t end) {
-    const int64_t last = end * kBlock < args.neurons ? end * kBlock : args.neurons;
-    kernel(static_cast<const In*>(currents), source, args, begin * kBlock, last);
-  });
+// The last `lanes` < kBlock neurons, copied into a block of their own so that the kernel knows only whole blocks.
+template <class C>
+void scan_tail(const Currents<C>& currents, const NeuronArgs<C>& a, int64_t n, int lanes) {
+  const int P = (a.T + 7) / 8;
+  const auto rows = [&](const auto* source, int count) {
+    std::vector<std::remove_const_t<std::remove_pointer_t<decltype(source)>>> block;
+    if (source == nullptr) return block;
+    block.resize(static_cast<size_t>(count) * kBlock);
+    for (int r = 0; r < count; ++r) std::copy_n(source + r * a.neurons + n, lanes, block.data() + r * kBlock);
+    return block;
+  };
+  const auto periodic = [&](const C* source, int64_t period) {
+    std::vector<C> block;
+    if (source == nullptr) return block;
+    block.resize(kBlock);
+    for (int i = 0; i < lanes; ++i) block[i] = source[(n + i) % period];
+    return block;
+  };
+  const auto pointer = [](const auto& block) { return block.empty() ? nullptr : block.data(); };
+
+  const int current_rows = currents.source == Source::kTrain ? a.T : 1;
+  std::vector<C> wide;
+  std::vector<uint16_t> narrow;
+  Currents<C> y{nullptr, currents.dtype, currents.source, kBlock};
+  if (currents.dtype == DType::kBFloat16 || currents.dtype == DType::kFloat16) {
+    narrow = rows(static_cast<const uint16_t*>(currents.data), current_rows);
+    y.data = narrow.data();
+  } else {
+    wide = rows(static_cast<const C*>(currents.data), current_rows);
+    y.data = wide.data();
+  }
+
+  const auto scale = periodic(a.scale, a.channels), shift = periodic(a.shift, a.channels);
+  const auto residual_scale = periodic(a.residual_scale, a.channels), v_init = periodic(a.v_init, a.v_init_size);
+  const auto residual_planes = rows(a.residual_planes, P);
+  const auto residual_currents = rows(a.residual_currents, a.T);
+  std::vector<uint8_t> planes(static_cast<size_t>(P) * kBlock);
+  std::vector<C> v(kBlock);
+  alignas(64) uint8_t counts[kBlock * sizeof(double)], mask[kBlock / 8];
+
+  NeuronArgs<C> block = a;
+  block.neurons = block.channels = block.v_init_size = kBlock;
+  block.scale = pointer(scale);
+  block.shift = pointer(shift);
+  block.residual_scale = pointer(residual_scale);
+  block.v_init = pointer(v_init);
+  block.residual_planes = pointer(residual_planes);
+  block.residual_currents = pointer(residual_currents);
+  block.planes = planes.data();
+  block.counts = a.counts != nullptr ? counts : nullptr;
+  block.mask = a.mask != nullptr ? mask : nullptr;
+  block.v = a.v != nullptr ? v.data() : nullptr;
+  scan(y, block, 0, kBlock);
+
+  for (int p = 0; p < P; ++p) std::copy_n(planes.data() + p * kBlock, lanes, a.planes + p * a.neurons + n);
+  if (a.counts != nullptr) {
+    const size_t size = size_of(a.counts_dtype);
+    std::memcpy(static_cast<char*>(a.counts) + n * size, counts, lanes * size);
+  }
+  if (a.mask != nullptr) {
+    if (lanes % 8 != 0) mask[lanes / 8] &= static_cast<uint8_t>((1u << lanes % 8) - 1);
+    std::copy_n(mask, (lanes + 7) / 8, a.mask + n / 8);
+  }
+  if (a.v != nullptr) std::copy_n(v.data(), lanes, a.v + n);
+}
+
+template <class C>
+void scan_all(const Currents<C>& currents, const NeuronArgs<C>& a, ParallelFor parallel) {
+  const int64_t blocks = a.neurons / kBlock;
+  constexpr int64_t grain = 256;  // 16 K neurons are worth a thread
+  parallel_ranges(parallel, blocks, grain,
+                  [&](int64_t begin, int64_t end) { scan(currents, a, begin * kBlock, end * kBlock); });
+  const int64_t done = blocks * kBlock;
+  if (done < a.neurons) scan_tail(currents, a, done, static_cast<int>(a.neurons - done));
 }
 
 }  // namespace
 
 void if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>& args, ParallelFor parallel) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return run(scan_bfloat16, currents, source, args, parallel);
-    case DType::kFloat16:
-      return run(scan_float16, currents, source, args, parallel);
-    default:
-      return run(scan_float32, currents, source, args, parallel);
-  }
+  scan_all(Currents<float>{currents, dtype, source, args.neurons}, args, parallel);
 }
 
-void if_scan(const void* currents, DType, Source source, const NeuronArgs<double>& args, ParallelFor parallel) {
-  run(scan_float64, currents, source, args, parallel);
+void if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<double>& args, ParallelFor parallel) {
+  scan_all(Currents<double>{currents, dtype, source, args.neurons}, args, parallel);
 }
 
 }  // namespace tandem::cpu

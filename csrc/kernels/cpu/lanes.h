@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "../if_neuron.h"
 #include "capability.h"
@@ -19,41 +18,43 @@ template <>
 struct Simd<float> {
   typedef float Vec __attribute__((vector_size(64)));
   typedef int32_t Int __attribute__((vector_size(64)));
+  using Lane = int32_t;
 };
 template <>
 struct Simd<double> {
   typedef double Vec __attribute__((vector_size(128)));
   typedef int64_t Int __attribute__((vector_size(128)));
+  using Lane = int64_t;
 };
 template <class C>
 using Vec = typename Simd<C>::Vec;
 template <class C>
 using Int = typename Simd<C>::Int;
 
-// The first `lanes` elements at p, the rest zero. All sixteen where lanes == kLanes is known at compile time.
 template <class V, class E>
-TANDEM_INLINE V load(const E* p, int lanes) {
-  V out{};
-  std::memcpy(&out, p, sizeof(E) * lanes);
+TANDEM_INLINE V load(const E* p) {
+  V out;
+  std::memcpy(&out, p, sizeof(E) * kLanes);
   return out;
 }
 
 template <class V, class E>
-TANDEM_INLINE void store(E* p, const V& value, int lanes) {
-  std::memcpy(p, &value, sizeof(E) * lanes);
+TANDEM_INLINE void store(E* p, const V& value) {
+  std::memcpy(p, &value, sizeof(E) * kLanes);
 }
 
-// Sixteen elements of a periodic array: lane i gets p[(n + i) % period].
+// Sixteen elements of a periodic array: lane i gets p[(n + i) % period]; the neutral value where p is null.
 template <class C>
-TANDEM_INLINE Vec<C> load_periodic(const C* p, int64_t n, int64_t period) {
+TANDEM_INLINE Vec<C> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
+  if (p == nullptr) return Vec<C>{} + neutral;
   const int64_t first = n % period;
-  if (first + kLanes <= period) return load<Vec<C>>(p + first, kLanes);
-  Vec<C> out{};
+  if (first + kLanes <= period) return load<Vec<C>>(p + first);
+  C out[kLanes];
   for (int64_t i = 0, j = first; i < kLanes; ++i, j = j + 1 == period ? 0 : j + 1) out[i] = p[j];
-  return out;
+  return load<Vec<C>>(out);
 }
 
-// Sixteen bytes of 0 or 255 (or any that only bit 7 - 0 matter of) to sixteen bits.
+// Bit 0 of each of sixteen bytes, as sixteen bits.
 TANDEM_INLINE uint16_t bits_of(ByteLanes mask) {
   const ByteLanes one = mask & 1;
   uint64_t half[2];
@@ -65,9 +66,9 @@ TANDEM_INLINE uint16_t bits_of(ByteLanes mask) {
 // The opposite: bit i to byte i, 255 or 0.
 TANDEM_INLINE ByteLanes bytes_of(uint16_t bits) {
   const ByteLanes select = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint64_t half[2] = {(bits & 255u) * 0x0101010101010101ull, (bits >> 8) * 0x0101010101010101ull};
   ByteLanes spread;
-  std::memset(&spread, bits & 255, 8);
-  std::memset(reinterpret_cast<char*>(&spread) + 8, bits >> 8, 8);
+  std::memcpy(&spread, half, sizeof(spread));
   return reinterpret_cast<ByteLanes>((spread & select) != 0);
 }
 
@@ -77,84 +78,81 @@ TANDEM_INLINE ByteLanes popcount(ByteLanes x) {
   return (x + (x >> 4)) & 0x0f;
 }
 
-// Writes up to sixteen counts, given as bytes, in the type the caller wants.
-TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, ByteLanes value, int lanes) {
+// Counts are at most 255, so every type holds them exactly; bfloat16 is the upper half of the float.
+TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, ByteLanes value) {
   switch (dtype) {
     case DType::kFloat32:
-      return store(static_cast<float*>(counts) + n, __builtin_convertvector(value, Vec<float>), lanes);
+      return store(static_cast<float*>(counts) + n, __builtin_convertvector(value, Vec<float>));
     case DType::kFloat64:
-      return store(static_cast<double*>(counts) + n, __builtin_convertvector(value, Vec<double>), lanes);
-    case DType::kBFloat16: {  // up to 255 exact: the upper half of the float
+      return store(static_cast<double*>(counts) + n, __builtin_convertvector(value, Vec<double>));
+    case DType::kBFloat16: {
       const auto wide = __builtin_convertvector(value, Vec<float>);
-      uint32_t bits[kLanes];
-      std::memcpy(bits, &wide, sizeof(bits));
-      for (int i = 0; i < lanes; ++i) static_cast<uint16_t*>(counts)[n + i] = static_cast<uint16_t>(bits[i] >> 16);
+      uint16_t halves[2 * kLanes];
+      std::memcpy(halves, &wide, sizeof(halves));
+      for (int i = 0; i < kLanes; ++i) static_cast<uint16_t*>(counts)[n + i] = halves[2 * i + 1];
       return;
     }
-    case DType::kFloat16:
-      for (int i = 0; i < lanes; ++i) {
-        const _Float16 half = static_cast<_Float16>(static_cast<int>(value[i]));
-        std::memcpy(static_cast<uint16_t*>(counts) + n + i, &half, 2);
-      }
+    case DType::kFloat16: {
+      uint8_t bytes[kLanes];
+      std::memcpy(bytes, &value, sizeof(bytes));
+      for (int i = 0; i < kLanes; ++i) static_cast<_Float16*>(counts)[n + i] = static_cast<_Float16>(bytes[i]);
       return;
+    }
   }
 }
 
-// The state of sixteen neurons [n, n + 16) during a window. `lanes` < 16 at the end of the layer.
+// The state of neurons [n, n + 16) during a window.
 template <class C>
 struct NeuronLanes {
-  Vec<C> v, z, scale, k;
-  Vec<C> residual_scale;
+  Vec<C> v, z, scale, k, residual_scale;
   ByteLanes count;
 
   TANDEM_INLINE void begin(const NeuronArgs<C>& a, int64_t n) {
     z = Vec<C>{};
     count = ByteLanes{};
-    v = a.v_init != nullptr ? load_periodic(a.v_init, n, a.v_init_size) : Vec<C>{};
-    scale = a.scale != nullptr ? load_periodic(a.scale, n, a.channels) : Vec<C>{} + C(1);
-    k = a.shift != nullptr ? load_periodic(a.shift, n, a.channels) / static_cast<C>(a.steps) : Vec<C>{};
-    residual_scale = a.residual_scale != nullptr ? load_periodic(a.residual_scale, n, a.channels) : Vec<C>{} + C(1);
+    v = load_periodic(a.v_init, n, a.v_init_size, C(0));
+    scale = load_periodic(a.scale, n, a.channels, C(1));
+    k = load_periodic(a.shift, n, a.channels, C(0)) / static_cast<C>(a.steps);
+    residual_scale = load_periodic(a.residual_scale, n, a.channels, C(1));
   }
 
-  // The residual's current at step t; `plane` is the residual's byte lane of the eight steps around t.
-  TANDEM_INLINE Vec<C> residual(const NeuronArgs<C>& a, int64_t n, int t, const ByteLanes& plane, int lanes) const {
-    if (a.residual_planes != nullptr) {
-      const ByteLanes bit = (plane >> (t & 7)) & 1;
-      return rounded_mul(residual_scale, __builtin_convertvector(bit, Vec<C>));
+  // The residual's current at step t; `bytes` holds the residual's spikes of the eight steps around t.
+  TANDEM_INLINE Vec<C> residual(const NeuronArgs<C>& a, int64_t n, int t, const ByteLanes& bytes) const {
+    if (a.residual_planes == nullptr) {
+      return rounded_mul(residual_scale, load<Vec<C>>(a.residual_currents + t * a.neurons + n));
     }
-    return rounded_mul(residual_scale, load<Vec<C>>(a.residual_currents + t * a.neurons + n, lanes));
+    return rounded_mul(residual_scale, __builtin_convertvector((bytes >> (t & 7)) & 1, Vec<C>));
   }
 
-  // One step with product y; sets bit t % 8 of `plane` where the neuron fires.
+  // One step; sets bit t % 8 of `plane` where the neuron fires.
   TANDEM_INLINE void advance(const NeuronArgs<C>& a, Vec<C> current, int t, Int<C>& plane) {
     z = rounded_add(z, current);
-    const Int<C> spike = step(v, current, a.threshold, a.leak);
-    plane |= spike & (static_cast<typename std::remove_reference<decltype(plane[0])>::type>(1) << (t & 7));
+    plane |= step(v, current, a.threshold, a.leak) & (typename Simd<C>::Lane{1} << (t & 7));
   }
 
-  TANDEM_INLINE void end_plane(const NeuronArgs<C>& a, int64_t n, int p, const Int<C>& plane, int lanes) {
+  TANDEM_INLINE void end_plane(const NeuronArgs<C>& a, int64_t n, int p, const Int<C>& plane) {
     const ByteLanes bytes = __builtin_convertvector(plane, ByteLanes);
     count += popcount(bytes);
-    store(a.planes + p * a.neurons + n, bytes, lanes);
+    store(a.planes + p * a.neurons + n, bytes);
   }
 
   // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written.
-  TANDEM_INLINE void end(const NeuronArgs<C>& a, int64_t n, int lanes) {
-    const Int<C> open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
-    const ByteLanes gate = __builtin_convertvector(open, ByteLanes);
+  TANDEM_INLINE void end(const NeuronArgs<C>& a, int64_t n) {
+    const ByteLanes open =
+        __builtin_convertvector(gate_open(z, a.gate, a.threshold * static_cast<C>(a.T)), ByteLanes);
     if (a.gate == Gate::kResu) {
-      count &= gate;
+      count &= open;
       for (int p = 0; p < (a.T + 7) / 8; ++p) {
         uint8_t* train = a.planes + p * a.neurons + n;
-        store(train, load<ByteLanes>(train, lanes) & gate, lanes);
+        store(train, load<ByteLanes>(train) & open);
       }
     }
     if (a.mask != nullptr) {
-      const uint16_t bits = bits_of(gate) & static_cast<uint16_t>((1u << lanes) - 1);
-      std::memcpy(a.mask + n / 8, &bits, (lanes + 7) / 8);
+      const uint16_t bits = bits_of(open);
+      std::memcpy(a.mask + n / 8, &bits, sizeof(bits));
     }
-    if (a.counts != nullptr) store_counts(a.counts, a.counts_dtype, n, count, lanes);
-    if (a.v != nullptr) store(a.v + n, v, lanes);
+    if (a.counts != nullptr) store_counts(a.counts, a.counts_dtype, n, count);
+    if (a.v != nullptr) store(a.v + n, v);
   }
 };
 

@@ -1,0 +1,73 @@
+// The module tandem_ext._C: the names and schemas of all ops, and the few functions that take no tensors.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include "kernels/cpu/capability.h"
+
+#define NEURON                                                                                          \
+  "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
+  "float threshold, float leak, str gate, bool train, bool return_v"
+#define NORM                                                                                             \
+  "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, "    \
+  "Tensor? v_init, int steps, float threshold, float leak, str gate, bool return_v"
+#define WINDOW "int[] stride, int[] padding, int[] dilation, int groups"
+#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
+#define SPIKES_AND_MOMENTS \
+  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var)"
+
+STABLE_TORCH_LIBRARY(tandem, m) {
+  m.def("if_scan(Tensor currents, " NEURON ") -> " SPIKES);
+  m.def("constant_if(Tensor current, int T, " NEURON ") -> " SPIKES);
+  m.def("impulse_if(Tensor current, int T, " NEURON ") -> " SPIKES);
+  m.def("linear_if(Tensor planes, int T, Tensor weight, " NEURON ") -> " SPIKES);
+  m.def("conv_if(Tensor planes, int T, Tensor weight, " WINDOW ", " NEURON ") -> " SPIKES);
+  m.def("linear_bn_if(Tensor planes, int T, Tensor weight, " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("conv_bn_if(Tensor planes, int T, Tensor weight, " WINDOW ", " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("pack(Tensor spikes) -> Tensor");
+  m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
+  m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
+  m.def("gate_grad(Tensor grad, Tensor mask, float threshold) -> Tensor");
+  m.def("bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
+        "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
+}
+
+namespace {
+
+namespace py = pybind11;
+
+py::object cuda_archs() {
+#ifdef TANDEM_WITH_CUDA
+  return py::str(TANDEM_CUDA_ARCHS).attr("split")();
+#else
+  return py::none();
+#endif
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+py::dict build_info() {
+  constexpr auto version_part = [](int shift) { return static_cast<int>((TORCH_TARGET_VERSION >> shift) & 0xff); };
+  py::dict info;
+  info["version"] = TANDEM_VERSION;
+  info["torch_target"] = std::to_string(version_part(56)) + "." + std::to_string(version_part(48));
+  info["cuda_archs"] = cuda_archs();
+  info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
+  info["compiler"] = compiler();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
+  tandem::cpu::capability();  // an impossible TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
+  m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
+}

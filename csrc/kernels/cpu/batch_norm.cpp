@@ -1,0 +1,158 @@
+#include "../batch_norm.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "capability.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Sums are taken over a fixed number of slices of the rows and the slices combined in order, whatever the threads.
+constexpr int64_t kSlices = 16;
+
+struct Slice {
+  int64_t begin, end;
+};
+
+Slice slice_of(int64_t rows, int64_t i) { return {rows * i / kSlices, rows * (i + 1) / kSlices}; }
+
+template <class C>
+TANDEM_INLINE void sum_rows(const C* u, int64_t channels, int64_t begin, int64_t end, double* sum,
+                            double* sum_of_squares) {
+  for (int64_t r = begin; r < end; ++r) {
+    const C* row = u + r * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double x = row[c];
+      sum[c] += x;
+      sum_of_squares[c] += x * x;
+    }
+  }
+}
+
+TANDEM_INLINE bool gate_bit(const uint8_t* mask, int64_t n) { return (mask[n >> 3] >> (n & 7)) & 1; }
+
+template <class C>
+TANDEM_INLINE void gated_row(const BatchNormGrad<C>& a, int64_t r, C* gz) {
+  const int64_t first = r * a.channels;
+  for (int64_t c = 0; c < a.channels; ++c) {
+    gz[c] = gate_bit(a.mask, first + c) ? a.grad[first + c] / a.threshold : C(0);
+  }
+}
+
+template <class C>
+TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* grad_beta,
+                             double* grad_gamma, C* gz) {
+  for (int64_t r = begin; r < end; ++r) {
+    gated_row(a, r, gz);
+    const C* u = a.product + r * a.channels;
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
+      grad_beta[c] += gz[c];
+      grad_gamma[c] += static_cast<double>(gz[c]) * xhat;
+    }
+  }
+}
+
+template <class C>
+TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz) {
+  const C n = static_cast<C>(a.rows);
+  for (int64_t r = begin; r < end; ++r) {
+    gated_row(a, r, gz);
+    const C* u = a.product + r * a.channels;
+    C* out = a.grad_product + r * a.channels;
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
+      out[c] = a.gain[c] * a.slope[c] * (gz[c] - a.grad_beta[c] / n - xhat * a.grad_gamma[c] / n);
+    }
+  }
+}
+
+#define TANDEM_BATCH_NORM(suffix, C)                                                                              \
+  TANDEM_INLINE void sum_rows_##suffix##_body(const C* u, int64_t channels, int64_t begin, int64_t end,           \
+                                              double* sum, double* squares) {                                     \
+    sum_rows(u, channels, begin, end, sum, squares);                                                              \
+  }                                                                                                               \
+  TANDEM_CPU_KERNEL(sum_rows_##suffix,                                                                            \
+                    (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),     \
+                    (u, channels, begin, end, sum, squares))                                                      \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end,             \
+                                               double* beta, double* gamma, C* gz) {                              \
+    sum_grads(a, begin, end, beta, gamma, gz);                                                                    \
+  }                                                                                                               \
+  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                           \
+                    (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta, double* gamma, C* gz),  \
+                    (a, begin, end, beta, gamma, gz))                                                             \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz) {  \
+    write_grads(a, begin, end, gz);                                                                               \
+  }                                                                                                               \
+  TANDEM_CPU_KERNEL(write_grads_##suffix, (const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz),         \
+                    (a, begin, end, gz))
+
+TANDEM_BATCH_NORM(float, float)
+TANDEM_BATCH_NORM(double, double)
+
+// Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices up in order.
+template <class F>
+void two_sums(int64_t rows, int64_t channels, double* first, double* second, ParallelFor parallel, const F& body) {
+  std::vector<double> partial(static_cast<size_t>(2 * kSlices * channels));
+  parallel_ranges(parallel, kSlices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      double* at = partial.data() + 2 * i * channels;
+      body(slice_of(rows, i), at, at + channels);
+    }
+  });
+  std::fill(first, first + channels, 0.0);
+  std::fill(second, second + channels, 0.0);
+  for (int64_t i = 0; i < kSlices; ++i) {
+    const double* at = partial.data() + 2 * i * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      first[c] += at[c];
+      second[c] += at[channels + c];
+    }
+  }
+}
+
+template <class C, class Sum>
+void channel_sums(const C* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel,
+                  Sum kernel) {
+  two_sums(rows, channels, sum, squares, parallel, [&](Slice rows_of, double* first, double* second) {
+    kernel(u, channels, rows_of.begin, rows_of.end, first, second);
+  });
+}
+
+template <class C, class Sum, class Write>
+void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
+  std::vector<double> beta(a.channels), gamma(a.channels);
+  two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel,
+           [&](Slice rows, double* first, double* second) {
+             std::vector<C> gz(a.channels);
+             sum(a, rows.begin, rows.end, first, second, gz.data());
+           });
+  std::copy(beta.begin(), beta.end(), a.grad_beta);
+  std::copy(gamma.begin(), gamma.end(), a.grad_gamma);
+  parallel_ranges(parallel, a.rows, 64, [&](int64_t begin, int64_t end) {
+    std::vector<C> gz(a.channels);
+    write(a, begin, end, gz.data());
+  });
+}
+
+}  // namespace
+
+void channel_sums(const float* u, int64_t rows, int64_t channels, double* sum, double* squares,
+                  ParallelFor parallel) {
+  channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_float);
+}
+void channel_sums(const double* u, int64_t rows, int64_t channels, double* sum, double* squares,
+                  ParallelFor parallel) {
+  channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_double);
+}
+void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) {
+  batch_norm_grad(args, parallel, sum_grads_float, write_grads_float);
+}
+void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) {
+  batch_norm_grad(args, parallel, sum_grads_double, write_grads_double);
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,135 @@
+// One thread owns kVec neighbouring neurons and walks through time in planes of eight steps. The loads of a plane are
+// issued together, before its first step: at T = 8 a thread has 128 bytes in flight, a multiprocessor 128 KiB. Each
+// current is read once, each output written once.
+#include "../if_scan.h"
+
+#include "neurons.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+// 128 threads of at most 64 registers: eight blocks to a multiprocessor.
+constexpr int kThreads = 128;
+constexpr int kBlocksPerMultiprocessor = 8;
+
+// How many steps' loads are issued together: as many as 64 registers hold.
+template <bool kResidual, int kT>
+constexpr int kChunk = kT == 8 ? 8 : kResidual ? 2 : 4;
+
+// kT is T where it is known at compile time, else 0. kHeld: one current for all steps, not a train of them.
+template <class In, bool kHeld, bool kResidual, int kT, int kVec>
+__device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const NeuronArgs<float>& a,
+                                         int64_t n) {
+  constexpr int kSteps = kChunk<kResidual, kT>;
+  using Input = Vec<In, kVec>;
+  Neurons<kVec> neurons;
+  neurons.begin(a, n);
+  Input held;
+  if constexpr (kHeld) held = load_once<Input>(currents + n);
+  const int T = kT > 0 ? kT : a.T;
+#pragma unroll 1
+  for (int first = 0; first < T; first += kPlaneSteps) {
+    const int steps = kT > 0 ? min(kT, kPlaneSteps) : min(T - first, kPlaneSteps);
+    neurons.begin_plane(a, n, first / kPlaneSteps);
+#pragma unroll 1
+    for (int at = 0; at < steps; at += kSteps) {
+      Input raw[kSteps];
+#pragma unroll
+      for (int t = 0; t < kSteps; ++t) {
+        if constexpr (kHeld) {
+          raw[t] = source == Source::kConstant || first + at + t == 0 ? held : Input{};
+        } else if (at + t < steps) {
+          raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
+        }
+      }
+      Vec<float, kVec> current[kSteps];
+#pragma unroll
+      for (int t = 0; t < kSteps; ++t) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) current[t].at[i] = to_float(raw[t].at[i]);
+      }
+      neurons.scale_products(current);
+      if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
+      neurons.advance(a, at, steps, current);
+    }
+  }
+  return neurons.end(a, n);
+}
+
+// Eight neighbouring neurons make a byte of the mask. All lanes of the warp take part, those past the end with 0.
+template <int kVec>
+__device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neurons, uint32_t gates) {
+  const unsigned lane = threadIdx.x % 32;
+  uint32_t byte;
+  if constexpr (kVec == 1) {
+    byte = __ballot_sync(0xffffffffu, gates) >> lane;
+  } else {
+    static_assert(kVec == 4, "two lanes make a byte");
+    byte = gates | __shfl_down_sync(0xffffffffu, gates, 1) << 4;
+  }
+  if (lane % (8 / kVec) == 0 && n < neurons) mask[n / 8] = static_cast<uint8_t>(byte);
+}
+
+template <class In, bool kHeld, bool kResidual, int kT, int kVec>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ NeuronArgs<float> a) {
+  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
+  uint32_t gates = 0;
+  if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
+  if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
+}
+
+template <class In, bool kHeld, bool kResidual, int kT, int kVec>
+int launch(const In* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+  const int64_t per_block = int64_t{kThreads} * kVec;
+  const auto blocks = static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
+  return TANDEM_LAUNCH((if_scan_kernel<In, kHeld, kResidual, kT, kVec>), dim3(blocks), dim3(kThreads), 0,
+                       static_cast<cudaStream_t>(stream), currents, source, a);
+}
+
+template <class In, int kVec>
+int launch_for(const In* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+  const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
+  if (source != Source::kTrain) {
+    return residual ? launch<In, true, true, 0, kVec>(currents, source, a, stream)
+                    : launch<In, true, false, 0, kVec>(currents, source, a, stream);
+  }
+  if (residual) return launch<In, false, true, 0, kVec>(currents, source, a, stream);
+  switch (a.T) {
+    case 4:
+      return launch<In, false, false, 4, kVec>(currents, source, a, stream);
+    case 8:
+      return launch<In, false, false, 8, kVec>(currents, source, a, stream);
+    case 16:
+      return launch<In, false, false, 16, kVec>(currents, source, a, stream);
+    default:
+      return launch<In, false, false, 0, kVec>(currents, source, a, stream);
+  }
+}
+
+template <class In>
+int launch_for(const void* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+  const auto* typed = static_cast<const In*>(currents);
+  if (is_aligned(currents, 4 * sizeof(In)) && fit_four(a)) return launch_for<In, 4>(typed, source, a, stream);
+  return launch_for<In, 1>(typed, source, a, stream);
+}
+
+}  // namespace
+
+int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>& args, void* stream) {
+  if (args.neurons == 0) return cudaSuccess;
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch_for<float>(currents, source, args, stream);
+    case DType::kBFloat16:
+      return launch_for<__nv_bfloat16>(currents, source, args, stream);
+    case DType::kFloat16:
+      return launch_for<__half>(currents, source, args, stream);
+    case DType::kFloat64:
+      return cudaErrorInvalidValue;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace tandem::cuda

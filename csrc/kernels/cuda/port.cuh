@@ -1,0 +1,20 @@
+// The few names on which the device build and the emulation of tests/cuda_host differ.
+#pragma once
+
+#include <cstdint>
+
+#if defined(TANDEM_EMULATION)
+
+#include "emulator.h"
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+// A macro, because g++ has no <<< >>>.
+#define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ((kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__), cudaGetLastError())
+
+#endif

@@ -1,0 +1,140 @@
+// Neighbouring elements in registers, moved to and from memory by instructions of up to 128 bits.
+#pragma once
+
+#include <cstring>
+
+#include "../if_neuron.h"
+#include "port.cuh"
+
+namespace tandem::cuda {
+
+template <class E, int n>
+struct alignas(sizeof(E) * n < 16 ? sizeof(E) * n : 16) Vec {
+  E at[n];
+};
+
+template <class V, class E>
+__device__ __forceinline__ V load(const E* p) {
+  return *reinterpret_cast<const V*>(p);
+}
+
+template <class V, class E>
+__device__ __forceinline__ void store(E* p, const V& value) {
+  *reinterpret_cast<V*>(p) = value;
+}
+
+// The built-in type that is `bytes` long, for which the cache hints are defined.
+template <int bytes>
+struct Raw;
+template <>
+struct Raw<2> {
+  using Type = unsigned short;
+};
+template <>
+struct Raw<4> {
+  using Type = unsigned int;
+};
+template <>
+struct Raw<8> {
+  using Type = uint2;
+};
+template <>
+struct Raw<16> {
+  using Type = uint4;
+};
+
+// A load of what nobody reads again: it leaves the caches first.
+template <class V, class E>
+__device__ __forceinline__ V load_once(const E* p) {
+  const auto raw = __ldcs(reinterpret_cast<const typename Raw<sizeof(V)>::Type*>(p));
+  V out;
+  memcpy(&out, &raw, sizeof(V));
+  return out;
+}
+
+template <class E, int n>
+__device__ __forceinline__ Vec<E, n> fill(E value) {
+  Vec<E, n> out;
+#pragma unroll
+  for (int i = 0; i < n; ++i) out.at[i] = value;
+  return out;
+}
+
+// n % period. In 64 bits that costs as much as half a scan, so it is done in 32 where they suffice.
+__device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
+  if (period == 1) return 0;
+  if (((n | period) >> 32) == 0) return static_cast<uint32_t>(n) % static_cast<uint32_t>(period);
+  return n % period;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class E>
+struct FromFloat {
+  static __device__ __forceinline__ E convert(float x) { return static_cast<E>(x); }
+};
+template <>
+struct FromFloat<__half> {
+  static __device__ __forceinline__ __half convert(float x) { return __float2half_rn(x); }
+};
+template <>
+struct FromFloat<__nv_bfloat16> {
+  static __device__ __forceinline__ __nv_bfloat16 convert(float x) { return __float2bfloat16_rn(x); }
+};
+
+// Up to four spike trains side by side: byte i of a word is the plane of neuron i.
+template <int kVec>
+__device__ __forceinline__ uint32_t load_planes(const uint8_t* p) {
+  if constexpr (kVec == 1) {
+    return *p;
+  } else {
+    static_assert(kVec == 4, "a word holds four neurons");
+    return load<uint32_t>(p);
+  }
+}
+
+template <int kVec>
+__device__ __forceinline__ void store_planes(uint8_t* p, uint32_t word) {
+  if constexpr (kVec == 1) {
+    *p = static_cast<uint8_t>(word);
+  } else {
+    static_assert(kVec == 4, "a word holds four neurons");
+    store(p, word);
+  }
+}
+
+// The popcount of each byte.
+__device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
+  x = x - ((x >> 1) & 0x55555555u);
+  x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+  return (x + (x >> 4)) & 0x0f0f0f0fu;
+}
+
+template <class E, int kVec>
+__device__ __forceinline__ void store_bytes_as(E* p, uint32_t bytes) {
+  Vec<E, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<E>::convert(static_cast<float>(bytes >> (8 * i) & 255u));
+  store(p, out);
+}
+
+// Writes kVec counts, one a byte of `bytes`, in the type the caller wants.
+template <int kVec>
+__device__ __forceinline__ void store_counts(void* counts, DType dtype, int64_t n, uint32_t bytes) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return store_bytes_as<float, kVec>(static_cast<float*>(counts) + n, bytes);
+    case DType::kBFloat16:
+      return store_bytes_as<__nv_bfloat16, kVec>(static_cast<__nv_bfloat16*>(counts) + n, bytes);
+    case DType::kFloat16:
+      return store_bytes_as<__half, kVec>(static_cast<__half*>(counts) + n, bytes);
+    case DType::kFloat64:
+      return store_bytes_as<double, kVec>(static_cast<double*>(counts) + n, bytes);
+  }
+}
+
+inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+}  // namespace tandem::cuda

@@ -1,0 +1,31 @@
+// The few operators of torch itself that our ops call.
+#pragma once
+
+#include "tensors.h"
+
+namespace tandem::ops::aten {
+
+Tensor to_type(const Tensor& tensor, ScalarType dtype);
+
+// input [..., K], weight [N, K] -> [..., N].
+Tensor linear(const Tensor& input, const Tensor& weight);
+
+// input [B, C, spatial...], weight [N, C / groups, kernel...] -> [B, N, spatial...].
+Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
+                   const Shape& dilation, int64_t groups);
+
+// Elementwise, with broadcasting.
+Tensor add(const Tensor& a, const Tensor& b);
+Tensor sub(const Tensor& a, const Tensor& b);
+Tensor mul(const Tensor& a, const Tensor& b);
+Tensor div(const Tensor& a, const Tensor& b);
+Tensor sqrt(const Tensor& a);
+Tensor relu(const Tensor& a);
+
+// Sum over `dims`, which are dropped.
+Tensor sum(const Tensor& a, const Shape& dims);
+
+// Our own op of that name.
+Tensor gate_grad(const Tensor& grad, const Tensor& mask, double threshold);
+
+}  // namespace tandem::ops::aten

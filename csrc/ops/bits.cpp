@@ -1,0 +1,154 @@
+// pack, unpack, counts, gate_grad: elementwise ops on spike planes.
+#include "bits.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "../kernels/spike_bits.h"
+
+namespace tandem::ops {
+
+namespace {
+
+bool is_float(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+bool is_packable(ScalarType type) {
+  return is_float(type) || type == ScalarType::Bool || type == ScalarType::Byte || type == ScalarType::Char ||
+         type == ScalarType::Short || type == ScalarType::Int || type == ScalarType::Long;
+}
+
+// The bit pattern of a 1.
+uint64_t one_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return 0x3f800000u;
+    case ScalarType::Double:
+      return 0x3ff0000000000000ull;
+    case ScalarType::Half:
+      return 0x3c00u;
+    case ScalarType::BFloat16:
+      return 0x3f80u;
+    default:
+      return 1;
+  }
+}
+
+Shape with_first(int64_t first, const Tensor& tensor) {
+  Shape shape = shape_of(tensor);
+  shape[0] = first;
+  return shape;
+}
+
+Tensor pack(Tensor spikes) {
+  TANDEM_CHECK(spikes.dim() >= 2, "spikes must be [T, B, *features], got ", shape_text(shape_of(spikes)));
+  TANDEM_CHECK(is_packable(spikes.scalar_type()), "spikes must be bool, integer or floating");
+  const int64_t T = spikes.size(0);
+  TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);
+  const Tensor dense = to_channels_last(spikes, 2);
+  Tensor planes = empty_channels_last(with_first((T + 7) / 8, spikes), 2, ScalarType::Byte, spikes);
+  const int64_t neurons = spikes.numel() / T;
+  if (neurons == 0) return planes;
+  const auto size = static_cast<int32_t>(dense.element_size());
+  const bool floating = is_float(dense.scalar_type());
+  auto* out = static_cast<uint8_t*>(planes.data_ptr());
+#ifdef TANDEM_WITH_CUDA
+  if (dense.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(dense.get_device_index());
+    check_launch(cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out,
+                            current_stream(dense)),
+                 "pack");
+    return planes;
+  }
+#endif
+  cpu::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, torch_parallel);
+  return planes;
+}
+
+Tensor counts(Tensor planes, ScalarType dtype) {
+  TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2,
+               "planes must be uint8 [P, B, *features], got ", shape_text(shape_of(planes)));
+  Shape shape = shape_of(planes);
+  const auto P = static_cast<int32_t>(shape[0]);
+  shape.erase(shape.begin());
+  Tensor out = empty_channels_last(shape, 1, dtype, planes);
+  const DType type = kernel_dtype(out, "dtype");
+  if (out.numel() == 0) return out;
+  const Tensor dense = to_channels_last(planes, 2);
+  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
+#ifdef TANDEM_WITH_CUDA
+  if (planes.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(planes.get_device_index());
+    check_launch(cuda::counts(bytes, P, out.numel(), out.data_ptr(), type, current_stream(planes)), "counts");
+    return out;
+  }
+#endif
+  cpu::counts(bytes, P, out.numel(), out.data_ptr(), type, torch_parallel);
+  return out;
+}
+
+Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
+  const DType dtype = kernel_dtype(grad, "grad");
+  TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
+  TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
+               "mask must be uint8 with one bit per element of grad (", (grad.numel() + 7) / 8, " bytes), got ",
+               shape_text(shape_of(mask)));
+  TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
+  check_same_device(mask, grad, "mask");
+  const Tensor dense = to_channels_last(grad, 1);
+  Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
+  if (out.numel() == 0) return out;
+  const Tensor bits = torch::stable::contiguous(mask);
+  const auto* bytes = static_cast<const uint8_t*>(bits.data_ptr());
+#ifdef TANDEM_WITH_CUDA
+  if (grad.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+    check_launch(cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(),
+                                 current_stream(grad)),
+                 "gate_grad");
+    return out;
+  }
+#endif
+  cpu::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), torch_parallel);
+  return out;
+}
+
+}  // namespace
+
+Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
+  check_planes(planes, T, "planes");
+  TANDEM_CHECK(is_packable(dtype), "dtype must be bool, integer or floating");
+  Tensor spikes = empty_channels_last(with_first(T, planes), 2, dtype, planes);
+  if (spikes.numel() == 0) return spikes;
+  const Tensor dense = to_channels_last(planes, 2);
+  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
+  const auto size = static_cast<int32_t>(spikes.element_size());
+  const int64_t neurons = spikes.numel() / T;
+#ifdef TANDEM_WITH_CUDA
+  if (planes.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(planes.get_device_index());
+    check_launch(cuda::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype),
+                              current_stream(planes)),
+                 "unpack");
+    return spikes;
+  }
+#endif
+  cpu::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype), torch_parallel);
+  return spikes;
+}
+
+#define TANDEM_IMPLEMENT(key)                        \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {        \
+    m.impl("pack", TORCH_BOX(&pack));                \
+    m.impl("unpack", TORCH_BOX(&unpack_spikes));     \
+    m.impl("counts", TORCH_BOX(&counts));            \
+    m.impl("gate_grad", TORCH_BOX(&gate_grad));      \
+  }
+TANDEM_IMPLEMENT(CPU)
+#ifdef TANDEM_WITH_CUDA
+TANDEM_IMPLEMENT(CUDA)
+#endif
+
+}  // namespace tandem::ops

@@ -1,0 +1,11 @@
+// Spike planes to and from dense tensors, as other ops use it.
+#pragma once
+
+#include "tensors.h"
+
+namespace tandem::ops {
+
+// planes [P, B, *features] -> spikes [T, B, *features] of 0 and 1, channels-last.
+Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype);
+
+}  // namespace tandem::ops

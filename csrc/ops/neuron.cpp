@@ -1,0 +1,144 @@
+#include "neuron.h"
+
+namespace tandem::ops {
+
+namespace {
+
+Gate parse_gate(const std::string& gate) {
+  if (gate == "relu") return Gate::kRelu;
+  if (gate == "clip") return Gate::kClip;
+  if (gate == "resu") return Gate::kResu;
+  TANDEM_CHECK(false, "gate must be \"relu\", \"clip\" or \"resu\", got \"", gate, "\"");
+}
+
+DType counts_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+template <class E>
+E* data(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->numel() > 0 ? static_cast<E*>(tensor->data_ptr()) : nullptr;
+}
+
+}  // namespace
+
+NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
+                         const Tensor& device_of)
+    : shape_(shape),
+      T_(T),
+      neurons_(product(shape)),
+      channels_(shape.size() > 1 ? shape[1] : 1),
+      compute_(compute_type(counts_type)),
+      device_of_(device_of) {
+  TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);
+  TANDEM_CHECK(inputs.steps >= 1, "steps must be at least 1, got ", inputs.steps);
+  TANDEM_CHECK(inputs.threshold > 0, "threshold must be positive, got ", inputs.threshold);
+  TANDEM_CHECK(inputs.leak > 0 && inputs.leak <= 1, "leak must be in (0, 1], got ", inputs.leak);
+  scale_ = per_channel(inputs.scale, "scale");
+  shift_ = per_channel(inputs.shift, "shift");
+  residual_scale_ = per_channel(inputs.residual_scale, "residual_scale");
+  prepare_residual(inputs.residual);
+  prepare_v_init(inputs.v_init);
+
+  Shape planes_shape{(T + 7) / 8};
+  planes_shape.insert(planes_shape.end(), shape.begin(), shape.end());
+  planes_ = empty_channels_last(planes_shape, 2, ScalarType::Byte, device_of);
+  counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty({0}, counts_type, device_of);
+  mask_ = empty({inputs.train ? (neurons_ + 7) / 8 : 0}, ScalarType::Byte, device_of);
+  v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty({0}, compute_, device_of);
+
+  if (compute_ == ScalarType::Double) {
+    fill(double_args_, inputs);
+    double_args_.counts_dtype = counts_dtype(counts_type);
+  } else {
+    fill(float_args_, inputs);
+    float_args_.counts_dtype = counts_dtype(counts_type);
+  }
+}
+
+template <>
+const NeuronArgs<float>& NeuronLayer::args() const {
+  return float_args_;
+}
+template <>
+const NeuronArgs<double>& NeuronLayer::args() const {
+  return double_args_;
+}
+
+void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {
+  scale_ = per_channel(scale, "scale");
+  shift_ = per_channel(shift, "shift");
+  float_args_.scale = data<const float>(scale_);
+  float_args_.shift = data<const float>(shift_);
+  double_args_.scale = data<const double>(scale_);
+  double_args_.shift = data<const double>(shift_);
+}
+
+template <class C>
+void NeuronLayer::fill(NeuronArgs<C>& args, const NeuronInputs& inputs) {
+  const bool spikes = residual_.has_value() && residual_->scalar_type() == ScalarType::Byte;
+  args.neurons = neurons_;
+  args.channels = channels_;
+  args.T = static_cast<int32_t>(T_);
+  args.steps = static_cast<int32_t>(inputs.steps);
+  args.threshold = static_cast<C>(inputs.threshold);
+  args.leak = static_cast<C>(inputs.leak);
+  args.gate = parse_gate(inputs.gate);
+  args.scale = data<const C>(scale_);
+  args.shift = data<const C>(shift_);
+  args.residual_planes = spikes ? data<const uint8_t>(residual_) : nullptr;
+  args.residual_currents = spikes ? nullptr : data<const C>(residual_);
+  args.residual_scale = data<const C>(residual_scale_);
+  args.v_init = data<const C>(v_init_);
+  args.v_init_size = v_init_.has_value() ? v_init_->numel() : 1;
+  args.planes = data<uint8_t>(planes_);
+  args.counts = data<void>(counts_);
+  args.mask = data<uint8_t>(mask_);
+  args.v = data<C>(v_);
+}
+
+OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char* name) const {
+  if (!tensor.has_value()) return std::nullopt;
+  check_same_device(*tensor, device_of_, name);
+  TANDEM_CHECK(tensor->scalar_type() == compute_, name, " must be ",
+               compute_ == ScalarType::Double ? "float64" : "float32");
+  TANDEM_CHECK(tensor->numel() == channels_, name, " must hold one value per channel (", channels_, "), got shape ",
+               shape_text(shape_of(*tensor)));
+  return torch::stable::contiguous(*tensor);
+}
+
+void NeuronLayer::prepare_residual(const OptionalTensor& residual) {
+  if (!residual.has_value()) return;
+  check_same_device(*residual, device_of_, "residual");
+  const bool spikes = residual->scalar_type() == ScalarType::Byte;
+  Shape wanted{spikes ? (T_ + 7) / 8 : T_};
+  wanted.insert(wanted.end(), shape_.begin(), shape_.end());
+  TANDEM_CHECK(shape_of(*residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
+               shape_text(shape_of(*residual)));
+  TANDEM_CHECK(spikes || residual->scalar_type() == compute_, "residual must be uint8 planes or ",
+               compute_ == ScalarType::Double ? "float64" : "float32", " currents");
+  residual_ = to_channels_last(*residual, 2);
+}
+
+void NeuronLayer::prepare_v_init(const OptionalTensor& v_init) {
+  if (!v_init.has_value()) return;
+  check_same_device(*v_init, device_of_, "v_init");
+  TANDEM_CHECK(v_init->scalar_type() == compute_, "v_init must be ",
+               compute_ == ScalarType::Double ? "float64" : "float32");
+  const Shape got = shape_of(*v_init);
+  const Shape features(shape_.begin() + 1, shape_.end());
+  TANDEM_CHECK(got.empty() || got == features || got == shape_, "v_init must have shape [], ", shape_text(features),
+               " or ", shape_text(shape_), ", got ", shape_text(got));
+  v_init_ = to_channels_last(*v_init, got == shape_ ? 1 : 0);
+}
+
+}  // namespace tandem::ops

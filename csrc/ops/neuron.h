@@ -1,0 +1,53 @@
+// The IF neuron's part of every op: its arguments as torch passes them, checked, and the outputs it writes.
+#pragma once
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace tandem::ops {
+
+// Everything after the currents that the ops share, in the order of their schemas.
+struct NeuronInputs {
+  OptionalTensor scale, shift, residual, residual_scale, v_init;
+  int64_t steps;
+  double threshold, leak;
+  std::string gate;
+  bool train, return_v;
+};
+
+using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v
+
+// A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Holds every tensor the kernel reads.
+class NeuronLayer {
+ public:
+  NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
+              const Tensor& device_of);
+
+  template <class C>
+  const NeuronArgs<C>& args() const;
+
+  int64_t neurons() const { return neurons_; }
+  NeuronOutputs outputs() const { return {planes_, counts_, mask_, v_}; }
+
+  // Replaces scale and shift: batch normalisation knows them only after the product.
+  void set_affine(const Tensor& scale, const Tensor& shift);
+
+ private:
+  template <class C>
+  void fill(NeuronArgs<C>& args, const NeuronInputs& inputs);
+  OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;
+  void prepare_residual(const OptionalTensor& residual);
+  void prepare_v_init(const OptionalTensor& v_init);
+
+  Shape shape_;
+  int64_t T_, neurons_, channels_;
+  ScalarType compute_;
+  Tensor device_of_;
+  OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
+  Tensor planes_, counts_, mask_, v_;
+  NeuronArgs<float> float_args_{};
+  NeuronArgs<double> double_args_{};
+};
+
+}  // namespace tandem::ops

@@ -1,0 +1,70 @@
+// if_scan, constant_if, impulse_if: currents in, spike trains out.
+#include "scan.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+namespace tandem::ops {
+
+void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
+  if (layer.neurons() == 0) return;
+  const DType dtype = kernel_dtype(currents, "currents");
+  const void* data = currents.data_ptr();
+#ifdef TANDEM_WITH_CUDA
+  if (currents.is_cuda()) {
+    TANDEM_CHECK(dtype != DType::kFloat64, "float64 is for the CPU: CUDA takes float32, bfloat16 and float16");
+    const torch::stable::accelerator::DeviceGuard guard(currents.get_device_index());
+    check_launch(cuda::if_scan(data, dtype, source, layer.args<float>(), current_stream(currents)), "if_scan");
+    return;
+  }
+#endif
+  if (dtype == DType::kFloat64) {
+    cpu::if_scan(data, dtype, source, layer.args<double>(), torch_parallel);
+  } else {
+    cpu::if_scan(data, dtype, source, layer.args<float>(), torch_parallel);
+  }
+}
+
+namespace {
+
+NeuronOutputs scan(const Tensor& currents, Source source, int64_t T, const NeuronInputs& inputs) {
+  const bool over_time = source == Source::kTrain;
+  kernel_dtype(currents, "currents");
+  const Shape sizes = shape_of(currents);
+  const Shape shape(sizes.begin() + (over_time ? 1 : 0), sizes.end());
+  const NeuronLayer layer(inputs, shape, T, currents.scalar_type(), currents);
+  run_scan(to_channels_last(currents, over_time ? 2 : 1), source, layer);
+  return layer.outputs();
+}
+
+NeuronOutputs if_scan(Tensor currents, OptionalTensor scale, OptionalTensor shift, OptionalTensor residual,
+                      OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
+                      double leak, std::string gate, bool train, bool return_v) {
+  TANDEM_CHECK(currents.dim() >= 2, "currents must be [T, B, *features], got ", shape_text(shape_of(currents)));
+  return scan(currents, Source::kTrain, currents.size(0),
+              {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+}
+
+template <Source source>
+NeuronOutputs held_if(Tensor current, int64_t T, OptionalTensor scale, OptionalTensor shift, OptionalTensor residual,
+                      OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
+                      double leak, std::string gate, bool train, bool return_v) {
+  TANDEM_CHECK(current.dim() >= 1, "current must be [B, *features], got a scalar");
+  return scan(current, source, T,
+              {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+}
+
+}  // namespace
+
+#define TANDEM_IMPLEMENT(key)                                               \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {                               \
+    m.impl("if_scan", TORCH_BOX(&if_scan));                                 \
+    m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>)));        \
+    m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>)));          \
+  }
+TANDEM_IMPLEMENT(CPU)
+#ifdef TANDEM_WITH_CUDA
+TANDEM_IMPLEMENT(CUDA)
+#endif
+
+}  // namespace tandem::ops

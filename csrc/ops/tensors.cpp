@@ -1,0 +1,150 @@
+#include "tensors.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <sstream>
+
+#ifdef TANDEM_WITH_CUDA
+#include "../kernels/cuda/error.h"
+
+// Present in CUDA builds of torch only; null elsewhere. Resolved when the module is loaded, so the module must name
+// libtorch as needed (see setup.py).
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#endif
+
+namespace tandem::ops {
+
+namespace {
+
+Shape channels_last_strides(const Shape& shape, int lead) {
+  const int dims = static_cast<int>(shape.size());
+  Shape strides(dims, 1);
+  int64_t stride = 1;
+  const auto put = [&](int d) {
+    strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  };
+  const bool spatial = dims - lead >= 2;
+  if (spatial) put(lead);
+  for (int d = dims - 1; d > (spatial ? lead : lead - 1); --d) put(d);
+  for (int d = lead - 1; d >= 0; --d) put(d);
+  return strides;
+}
+
+Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, const Tensor& device_of) {
+  AtenTensorHandle handle = nullptr;
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  const AOTITorchError status =
+      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               static_cast<int32_t>(dtype), device_type, device_of.get_device_index(), &handle);
+  TANDEM_CHECK(status == 0, "could not allocate ", product(shape), " elements of shape ", shape_text(shape));
+  return Tensor(handle);
+}
+
+Tensor restride(const Tensor& tensor, const Shape& shape, const Shape& strides) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(shape.size()),
+                                                               shape.data(), strides.data(),
+                                                               tensor.storage_offset(), &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+std::string shape_text(const Shape& shape) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t d = 0; d < shape.size(); ++d) text << (d ? ", " : "") << shape[d];
+  text << ']';
+  return text.str();
+}
+
+Shape shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
+
+int64_t product(const Shape& shape, size_t first) {
+  int64_t out = 1;
+  for (size_t d = first; d < shape.size(); ++d) out *= shape[d];
+  return out;
+}
+
+Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of) {
+  return allocate(shape, channels_last_strides(shape, lead), dtype, device_of);
+}
+
+Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of) {
+  return empty_channels_last(shape, static_cast<int>(shape.size()), dtype, device_of);
+}
+
+Tensor to_channels_last(const Tensor& tensor, int lead) {
+  const Shape shape = shape_of(tensor);
+  const Shape wanted = channels_last_strides(shape, lead);
+  const auto strides = tensor.strides();
+  bool same = true;
+  for (size_t d = 0; d < shape.size(); ++d) same &= shape[d] <= 1 || strides[d] == wanted[d];
+  if (same || product(shape) == 0) return tensor;
+  Tensor out = allocate(shape, wanted, tensor.scalar_type(), tensor);
+  torch::stable::copy_(out, tensor);
+  return out;
+}
+
+Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead) {
+  return restride(dense, shape, channels_last_strides(shape, lead));
+}
+
+DType kernel_dtype(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    default:
+      TANDEM_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
+  }
+}
+
+ScalarType scalar_type(DType dtype) {
+  static constexpr ScalarType types[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
+                                         ScalarType::Double};
+  return types[static_cast<int>(dtype)];
+}
+
+void check_planes(const Tensor& planes, int64_t T, const char* name) {
+  TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte, name, " must be uint8");
+  TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);
+  TANDEM_CHECK(planes.dim() >= 2, name, " must be [P, B, *features], got ", shape_text(shape_of(planes)));
+  TANDEM_CHECK(planes.size(0) == (T + 7) / 8, name, " must hold ", (T + 7) / 8, " planes for T = ", T, ", got ",
+               planes.size(0));
+}
+
+void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name) {
+  TANDEM_CHECK(tensor.is_cuda() == reference.is_cuda() &&
+                   tensor.get_device_index() == reference.get_device_index(),
+               name, " must be on the device of the layer's input");
+}
+
+void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+#ifdef TANDEM_WITH_CUDA
+void* current_stream(const Tensor& tensor) {
+  TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+void check_launch(int status, const char* kernel) {
+  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status));
+}
+#endif
+
+}  // namespace tandem::ops

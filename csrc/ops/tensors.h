@@ -1,0 +1,61 @@
+// Tensors at the border of torch: allocation, memory layout, checks. All through LibTorch's stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../kernels/if_neuron.h"
+#include "../kernels/parallel.h"
+
+namespace tandem::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+#define TANDEM_CHECK(condition, ...) STD_TORCH_CHECK(condition, "tandem: ", __VA_ARGS__)
+
+std::string shape_text(const Shape& shape);
+Shape shape_of(const Tensor& tensor);
+int64_t product(const Shape& shape, size_t first = 0);
+
+// A tensor [lead..., C, spatial...] whose memory has the channel innermost, `lead` dimensions outermost. The one
+// layout of everything the ops return; with fewer than two feature dimensions it is the contiguous one.
+Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of);
+
+// The same values in that layout: the tensor itself where it has it already, else a copy.
+Tensor to_channels_last(const Tensor& tensor, int lead);
+
+// The same memory under another shape, for tensors that are dense in the layout of `shape`.
+Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead);
+
+Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of);
+
+// dtype of a floating tensor, checked: float32, bfloat16, float16 or float64.
+DType kernel_dtype(const Tensor& tensor, const char* name);
+ScalarType scalar_type(DType dtype);
+inline ScalarType compute_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_planes(const Tensor& planes, int64_t T, const char* name);
+void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
+
+// torch's own thread pool behind the kernels' interface.
+void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
+
+#ifdef TANDEM_WITH_CUDA
+// The stream that torch is using on the tensor's device, and the error check of a launch.
+void* current_stream(const Tensor& tensor);
+void check_launch(int status, const char* kernel);
+#endif
+
+}  // namespace tandem::ops
