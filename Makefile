@@ -1,7 +1,59 @@
+# `make train` and `make test` set up what they need in .venv, once, and then run. Everything else is for developers.
 VENV ?= .venv
-PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(abspath $(BIN)):$(PATH)
 
+help:
+	@echo "make train     train an SNN and its ANN twin on handwritten digits, compare them, write runs/digits"
+	@echo "make test      the tests, Python and C++, in minutes"
+	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
+	@echo "make ext       compile the extension into tandem_ext/, only what changed"
+	@echo "make lint      ruff, mypy, clang-format"
+	@echo "make wheel     a wheel in dist/"
+	@echo "make clean     remove everything that was built, but not $(VENV)"
+
+train: $(READY) ext
+	tandem-snn train
+
+test: $(READY) ext
+	python -m pytest
+	$(call ctest,cpu)
+
+test-all: $(READY) ext
+	python -m pytest -m ""
+	$(call ctest,cpu)
+	$(call ctest,asan)
+	$(call ctest,ubsan)
+	$(call ctest,tsan)
+	if command -v nvcc; then cmake --preset cuda-compile-only && cmake --build --preset cuda-compile-only; fi
+
+# Python's own build, without the rest of the installation: seconds after a change of one file.
 ext:
-	$(PYTHON) setup.py -q build_ext --inplace
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) setup.py -q build_ext --inplace
 
-.PHONY: ext
+lint: $(READY)
+	ruff check
+	ruff format --check
+	mypy
+	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+wheel: $(READY)
+	rm -rf build/lib* build/bdist*
+	python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info tandem_ext/*.so
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'tandem_ext needs Python 3.10 or newer')"
+	@echo "Setting up $(VENV); the first time this downloads torch."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint]"
+	@touch $@
+
+ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
+
+.PHONY: help train test test-all ext lint wheel clean

@@ -89,11 +89,18 @@ def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
     torch = find_torch()
     cxx = shlex.split(os.environ.get("CXX", "")) or [find_compiler()]
     user = shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    system = [*find_pybind11(), torch / "include", Path(sysconfig.get_paths()["include"])]
+    system = [*find_pybind11(), torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # libtorch has to be in NEEDED although nothing strong refers to it: the weak symbol that gives the CUDA stream is
     # looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch is left alone.
-    link = ["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch"]
+    link = [
+        "-shared",
+        "-Wl,--exclude-libs,ALL",
+        f"-L{torch / 'lib'}",
+        "-Wl,--push-state,--no-as-needed",
+        "-ltorch",
+        "-Wl,--pop-state",
+    ]
     nvcc: list[str] = []
     if plan.toolkit is not None:
         system.append(plan.toolkit.include)
@@ -145,6 +152,14 @@ def find_torch() -> Path:
     if tuple(map(int, version.split(".")[:2])) < (2, 10):
         raise SystemExit(f"tandem_ext: torch {version} is too old to build with; 2.10 or newer is needed")
     return Path(spec.submodule_search_locations[0])
+
+
+def find_python_headers() -> Path:
+    """The folder of Python.h."""
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file():
+        raise SystemExit(f"tandem_ext: {include} has no Python.h; install the headers of this Python (python3-dev)")
+    return include
 
 
 def find_pybind11() -> list[Path]:

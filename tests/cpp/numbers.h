@@ -1,0 +1,61 @@
+// The four element types, as the tests write and read them.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/if_neuron.h"
+
+namespace tandem::test {
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
+
+inline double read(const void* data, DType dtype, int64_t i) {
+  const auto* p = static_cast<const char*>(data) + i * size_of(dtype);
+  const auto as = [p](auto value) {
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  };
+  switch (dtype) {
+    case DType::kFloat64:
+      return as(double{});
+    case DType::kFloat32:
+      return as(float{});
+    case DType::kFloat16:
+      return as(_Float16{});
+    default: {
+      const uint32_t bits = static_cast<uint32_t>(as(uint16_t{})) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      return value;
+    }
+  }
+}
+
+// The bytes of `values` in another type; bfloat16 is truncated, which is a value of that type all the same.
+inline std::vector<char> encode(const std::vector<double>& values, DType dtype) {
+  std::vector<char> out(values.size() * size_of(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    char* p = out.data() + i * size_of(dtype);
+    const double value = values[i];
+    const float single = static_cast<float>(value);
+    const _Float16 half = static_cast<_Float16>(single);
+    uint32_t bits;
+    std::memcpy(&bits, &single, sizeof(bits));
+    const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+    if (dtype == DType::kFloat64) std::memcpy(p, &value, sizeof(value));
+    if (dtype == DType::kFloat32) std::memcpy(p, &single, sizeof(single));
+    if (dtype == DType::kFloat16) std::memcpy(p, &half, sizeof(half));
+    if (dtype == DType::kBFloat16) std::memcpy(p, &upper, sizeof(upper));
+  }
+  return out;
+}
+
+// Equal bit for bit; all NaNs are one.
+template <class C>
+bool same(C a, C b) {
+  return std::memcmp(&a, &b, sizeof(C)) == 0 || (std::isnan(a) && std::isnan(b));
+}
+
+}  // namespace tandem::test

@@ -1,0 +1,172 @@
+"""The build: what decide() decides, what stands in the compiled module, and that what was installed can be imported."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tandem_ext as te
+from build_tools import backend, compile
+from build_tools.decide import Plan, decide, default_jobs, parse_archs
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
+
+
+class Machine:
+    """A machine with the given files. Its nvcc says that its toolkit is at ``top``."""
+
+    def __init__(self, *files: str, nvcc: str | None = None, top: str = "") -> None:
+        self.files, self.nvcc, self.top = set(files), nvcc, top
+
+    @classmethod
+    def with_toolkit(cls, root: str, nvcc: str | None = None) -> Machine:
+        return cls(*(f"{root}/{name}" for name in TOOLKIT_FILES), nvcc=nvcc or f"{root}/bin/nvcc", top=f"{root}/bin/..")
+
+    def run(self, command: list[str]) -> str:
+        if "--dryrun" in command:
+            return f"#$ _HERE_={self.top}\n#$ TOP={self.top}\n#$ NVVMIR_LIBRARY_DIR=x\n" if self.top else ""
+        return "Cuda compilation tools, release 13.0, V13.0.88" if command[0] in self.files else ""
+
+    def decide(self, **env: str) -> Plan:
+        return decide(env, lambda _: self.nvcc, self.run, lambda path: str(path) in self.files)
+
+
+def test_no_nvcc_builds_the_cpu_kernels() -> None:
+    plan = Machine().decide()
+    assert plan.toolkit is None
+    assert plan.summary() == "tandem_ext: CPU kernels only (no nvcc on PATH, CUDA_HOME not set)"
+
+
+def test_toolkit_on_the_path() -> None:
+    plan = Machine.with_toolkit("/opt/cuda").decide()
+    assert plan.summary() == "tandem_ext: CPU kernels + CUDA kernels for sm_80, sm_90+PTX (nvcc 13.0)"
+    assert plan.toolkit is not None
+    assert plan.toolkit.include == Path("/opt/cuda/include")
+    assert plan.toolkit.cudart == Path("/opt/cuda/lib64/libcudart_static.a")
+
+
+def test_nvcc_that_is_a_wrapper_elsewhere() -> None:
+    plan = Machine.with_toolkit("/opt/cuda", nvcc="/usr/local/bin/nvcc").decide()
+    assert plan.toolkit is not None
+    assert plan.toolkit.nvcc == Path("/opt/cuda/bin/nvcc")
+
+
+def test_toolkit_without_headers_is_not_used() -> None:
+    plan = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..").decide()
+    assert plan.summary() == "tandem_ext: CPU kernels only (the toolkit of /usr/bin/nvcc has no cuda_runtime.h)"
+
+
+def test_cuda_home_comes_first() -> None:
+    machine = Machine.with_toolkit("/opt/cuda")
+    machine.files |= {f"/mine/{name}" for name in TOOLKIT_FILES}
+    plan = machine.decide(CUDA_HOME="/mine")
+    assert plan.toolkit is not None
+    assert plan.toolkit.nvcc == Path("/mine/bin/nvcc")
+
+
+@pytest.mark.parametrize("wish", ["auto", "1"])
+def test_bad_cuda_home_is_passed_over_and_named(wish: str) -> None:
+    plan = Machine.with_toolkit("/opt/cuda").decide(CUDA_HOME="/nowhere", TANDEM_CUDA=wish)
+    assert plan.toolkit is not None
+    assert plan.summary().endswith("(nvcc 13.0) (CUDA_HOME=/nowhere has no bin/nvcc)")
+
+
+def test_bad_cuda_home_without_nvcc_builds_the_cpu_kernels() -> None:
+    plan = Machine().decide(CUDA_HOME="/nowhere")
+    assert plan.summary() == "tandem_ext: CPU kernels only (CUDA_HOME=/nowhere has no bin/nvcc)"
+
+
+def test_cuda_can_be_refused() -> None:
+    assert Machine.with_toolkit("/opt/cuda").decide(TANDEM_CUDA="0") == Plan(note="TANDEM_CUDA=0")
+
+
+def test_cuda_demanded_without_a_toolkit_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"TANDEM_CUDA=1.*no nvcc on PATH.*set CUDA_HOME.*TANDEM_CUDA=0"):
+        Machine().decide(TANDEM_CUDA="1")
+
+
+def test_unknown_wish_is_an_error() -> None:
+    with pytest.raises(ValueError, match="TANDEM_CUDA=yes: allowed are 0, 1 and auto"):
+        Machine().decide(TANDEM_CUDA="yes")
+
+
+def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None:
+    machine = Machine.with_toolkit("/opt/cuda")
+    assert machine.decide(TORCH_CUDA_ARCH_LIST="").archs == ("8.0", "9.0+PTX")
+    plan = machine.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
+    assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
+    assert plan.gencode() == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+@pytest.mark.parametrize("text", ["Hopper", "90", "9.0+ptx", "8.0;;x"])
+def test_arch_list_without_meaning_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST"):
+        parse_archs(text)
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1)])
+def test_parallel_compilers_fit_into_memory(cores: int, gigabytes: int, jobs: int) -> None:
+    assert default_jobs(cores, gigabytes << 30) == jobs
+
+
+def test_torch_is_a_build_requirement_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.get_requires_for_build_wheel() == []
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.get_requires_for_build_editable() == ["torch>=2.10"]
+    assert backend.get_requires_for_build_sdist() == []
+
+
+def test_source_list_names_every_compiled_file() -> None:
+    listed = [path for group in compile.read_sources().values() for path in group]
+    found = {str(path.relative_to(ROOT)) for suffix in ("cpp", "cu") for path in ROOT.glob(f"csrc/**/*.{suffix}")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == found
+
+
+def test_both_builds_have_the_same_rules_of_rounding() -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    assert all(flag in cmake for flag in [*compile.NUMERICS, "-fmad=false"])
+    assert not re.search("fast-math|march=native", cmake + (ROOT / "build_tools/compile.py").read_text())
+
+
+def test_module_needs_libtorch_and_no_cuda_library() -> None:
+    module = te._C.__file__
+    text = subprocess.run(["readelf", "-d", module], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", text)
+    assert "libtorch.so" in needed  # the weak symbol that gives the CUDA stream is looked up there
+    assert not [name for name in needed if "cuda" in name or name.startswith("libc10")]
+
+
+def test_build_info() -> None:
+    info = te.build_info()
+    version = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert info["version"] == te.__version__ == version[1]
+    assert info["torch_target"] == "2.10"
+    assert info["cuda_archs"] is None or all(re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch) for arch in info["cuda_archs"])
+    assert info["cpu_capability"] in ("default", "v3", "v4")
+    assert re.search(r"\d+\.\d+", info["compiler"])
+
+
+def test_imports_from_another_folder(tmp_path: Path) -> None:
+    code = "import tandem_ext, tandem_snn.nn; print(tandem_ext.build_info()['version'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == te.__version__, done.stderr
+
+
+def test_source_folder_without_the_module_says_how_to_build(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tandem_ext", tmp_path / "tandem_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    done = subprocess.run([sys.executable, "-c", "import tandem_ext"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(r"ImportError: .*source folder, build it first: `pip install \.`", done.stderr, re.DOTALL)
