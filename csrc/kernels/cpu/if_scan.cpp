@@ -12,6 +12,8 @@ namespace {
 // Neurons that run side by side: each step then streams four cache lines, and four chains hide the latencies.
 constexpr int kGroups = 4;
 constexpr int64_t kBlock = kGroups * kLanes;
+// T streams, each a few cache lines at a time, are more than the hardware prefetcher follows: blocks to fetch ahead.
+constexpr int kAhead = 8;
 
 TANDEM_INLINE void widen(const uint16_t* in, DType dtype, float* out) {
   if (dtype == DType::kBFloat16) {
@@ -70,6 +72,7 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const NeuronArgs<C>& 
     for (int t = first; t < last; ++t) {
       C wide[kBlock];
       const C* y = currents.row(t, n, wide);
+      for (int i = 0; i < kBlock; i += 64 / static_cast<int>(sizeof(C))) __builtin_prefetch(y + kAhead * kBlock + i);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) {
         Vec<C> current = input_current(load<Vec<C>>(y + g * kLanes), neurons[g].scale, neurons[g].k);
