@@ -1,0 +1,33 @@
+"""tandem_ext: integrate-and-fire neurons and their spike trains as PyTorch ops, trained by the tandem learning rule.
+
+Examples in this package assume ``import torch`` and ``import tandem_ext as te``.
+
+>>> x = te.SpikeTrain.from_dense((torch.rand(8, 16, 100) < 0.2).float())  # T = 8 steps, 16 samples, 100 neurons
+>>> train = te.functional.linear_if(x, torch.randn(50, 100) / 5)
+>>> train.shape, train.counts.max() <= 8
+(torch.Size([16, 50]), tensor(True))
+"""
+
+from . import functional, ops, reference
+from ._load import build_info
+from .batching import cat, collate
+from .inputs import ConstantInput, ImpulseInput
+from .planes import counts, pack, unpack
+from .train import SpikeTrain
+
+__version__: str = build_info().get("version", "unknown")
+
+__all__ = [
+    "ConstantInput",
+    "ImpulseInput",
+    "SpikeTrain",
+    "build_info",
+    "cat",
+    "collate",
+    "counts",
+    "functional",
+    "ops",
+    "pack",
+    "reference",
+    "unpack",
+]

@@ -1,0 +1,45 @@
+"""Loads the compiled extension, which registers torch.ops.tandem.
+
+``TANDEM_LIBRARY`` may name another build of it, also one for another version of Python: the ops need none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch  # before _C, which links against its libraries
+
+
+def _load(library: str | None) -> dict[str, Any]:
+    if library is not None:
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        cuda = torch._C._dispatch_has_kernel_for_dispatch_key("tandem::if_scan", "CUDA")
+        return {"library": library, "cuda_archs": ["unknown"] if cuda else None}
+    try:
+        from . import _C
+    except ImportError as error:
+        raise ImportError(
+            f"tandem_ext's compiled part could not be loaded ({error}). If {os.path.dirname(__file__)} is a source "
+            "folder, build it first: `pip install .` (or `make ext` to build in place), or run from another folder to "
+            "use the installed package."
+        ) from error
+    info: dict[str, Any] = _C.build_info()
+    return info
+
+
+BUILD_INFO = _load(os.environ.get("TANDEM_LIBRARY"))
+CUDA_ARCHS: list[str] | None = BUILD_INFO["cuda_archs"]
+
+
+def build_info() -> dict[str, Any]:
+    """How this extension was built.
+
+    Returns:
+        A dict: ``version``, ``torch_target`` (the oldest torch it runs on), ``cuda_archs`` (a list, or None for a
+        build without CUDA kernels), ``cpu_capability`` (the instruction set chosen on this machine) and ``compiler``.
+
+    >>> te.build_info()["cpu_capability"] in ("default", "v3", "v4")
+    True
+    """
+    return dict(BUILD_INFO)

@@ -1,0 +1,78 @@
+"""Batches of trains and inputs: cat, and a collate function for DataLoaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data._utils.collate import collate as _collate
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from .signal import Signal
+
+S = TypeVar("S", bound=Signal)
+
+
+def cat(signals: Sequence[S], dim: int = 0) -> S:
+    """Concatenate trains, or inputs of one kind.
+
+    Args:
+        signals: at least one; all of the same kind, T and gain.
+        dim: the dimension of [B, *features], by default the batch.
+
+    Raises:
+        TypeError: not a sequence of signals of one kind.
+        ValueError: an empty sequence, different T or gain, shapes that do not fit, dim out of range.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
+    >>> te.cat([train, train[0]])
+    SpikeTrain(T=8, shape=[3, 3], gain=1.0, device=cpu)
+    """
+    if not isinstance(signals, (list, tuple)) or not all(isinstance(s, Signal) for s in signals):
+        raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {signals!r}")
+    if not signals:
+        raise ValueError("signals: expected at least one, got an empty sequence")
+    first = signals[0]
+    dims = len(first.shape)
+    if not -dims <= dim < dims:
+        raise ValueError(f"dim: expected a dimension of {list(first.shape)}, got {dim}")
+    dim %= dims
+    for other in signals[1:]:
+        if type(other) is not type(first):
+            raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
+        if other.T != first.T:
+            raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
+        if not _fit(first.shape, other.shape, dim):
+            raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
+        if not _same_gain(first.gain, other.gain):
+            raise ValueError(f"signals: a spike must be worth the same in all, got gain {first.gain} and {other.gain}")
+    joined: S = first.concatenate(signals, dim)
+    return joined
+
+
+def _fit(a: torch.Size, b: torch.Size, dim: int) -> bool:
+    return len(a) == len(b) and a[:dim] == b[:dim] and a[dim + 1 :] == b[dim + 1 :]
+
+
+def _same_gain(a: float | Tensor, b: float | Tensor) -> bool:
+    """Two tensors are the same gain only as one object: comparing values would synchronise, and lose a gradient."""
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
+
+
+def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    return cat(batch)
+
+
+_COLLATE = {Signal: _cat_signals, **default_collate_fn_map}
+
+
+def collate(batch: Sequence[Any]) -> Any:
+    """A ``collate_fn`` for DataLoaders: torch's default, with trains and inputs concatenated over the batch.
+
+    >>> dataset = [(te.ImpulseInput(torch.ones(1, 3), T=4), label) for label in range(2)]
+    >>> te.collate(dataset)
+    [ImpulseInput(T=4, shape=[2, 3], gain=1.0, device=cpu), tensor([0, 1])]
+    """
+    return _collate(batch, collate_fn_map=_COLLATE)

@@ -1,0 +1,306 @@
+"""Argument checks. Each names the argument, what it was and what is allowed; each costs well under a microsecond.
+
+Values are read only by :func:`high_bits`, :func:`binary` and, for tensors in CPU memory, :func:`threshold` and
+:func:`v_init`; never while torch compiles, exports, captures or maps (:func:`_readable`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from ._load import CUDA_ARCHS
+from .signal import Signal
+
+GATES = ("relu", "clip", "resu")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _readable(*tensors: Tensor) -> bool:
+    """May Python look at these values? Only outside of tracing and transforms, where a value means something."""
+    if torch.compiler.is_compiling():
+        return False
+    return not any(
+        isinstance(t, FakeTensor)
+        or t.is_meta
+        or torch._C._functorch.is_functorch_wrapped_tensor(t)
+        or (t.is_cuda and torch.cuda.is_current_stream_capturing())
+        for t in tensors
+    )
+
+
+def device(name: str, tensor: Tensor) -> None:
+    """CUDA tensors need a build with CUDA kernels."""
+    if tensor.is_cuda and CUDA_ARCHS is None:
+        raise RuntimeError(
+            f"{name} is on {tensor.device}, but this tandem_ext was built without CUDA kernels. Rebuild it where nvcc "
+            "is installed: TANDEM_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+        )
+
+
+def same_device(name: str, tensor: Tensor | Signal, other: str, expected: torch.device) -> None:
+    if tensor.device != expected:
+        raise ValueError(f"{name} is on {tensor.device}, but {other} is on {expected}: move one of them")
+
+
+# --- trains and inputs ------------------------------------------------------------------------------------------------
+
+
+def T(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int from 1 to 255, got {_describe(value)}")
+    if not 1 <= value <= 255:
+        raise ValueError(f"{name}: expected an int from 1 to 255, got {value}")
+
+
+def gain(name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
+        if value.dim() != 0:
+            raise ValueError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
+    elif not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def planes(name: str, value: object, steps: object = None) -> None:
+    """uint8 [P, B, *features]; with ``steps``, P must be ceil(steps / 8)."""
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8:
+        raise TypeError(f"{name}: expected uint8 planes [ceil(T/8), B, *features], got {_describe(value)}")
+    if value.dim() < 2:
+        raise ValueError(f"{name}: expected at least two dimensions [ceil(T/8), B, *features], got {_describe(value)}")
+    if steps is not None:
+        T("T", steps)
+        if value.shape[0] != (steps + 7) // 8:  # type: ignore[operator]
+            raise ValueError(f"{name}: T={steps} needs ceil(T/8)={(steps + 7) // 8} planes, got {value.shape[0]}")  # type: ignore[operator]
+    device(name, value)
+
+
+def high_bits(name: str, value: Tensor, steps: int) -> None:
+    """The bits of the last plane beyond T are 0. Reads values."""
+    if steps % 8 and _readable(value) and bool((value[-1] >> steps % 8).any()):
+        raise ValueError(
+            f"{name}: a bit is set beyond T={steps}: the planes belong to a longer train, or are not packed"
+        )
+
+
+def counts(name: str, value: object, planes_: Tensor) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point counts [B, *features], got {_describe(value)}")
+    if value.shape != planes_.shape[1:]:
+        raise ValueError(
+            f"{name}: expected shape {list(planes_.shape[1:])} as the planes have, got {list(value.shape)}"
+        )
+    same_device(name, value, "planes", planes_.device)
+
+
+def dense_spikes(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise TypeError(f"{name}: expected a real tensor [T, B, *features], got {_describe(value)}")
+    if value.dim() < 2:
+        raise ValueError(f"{name}: expected at least two dimensions [T, B, *features], got {_describe(value)}")
+    if not 1 <= value.shape[0] <= 255:
+        raise ValueError(f"{name}: expected T from 1 to 255 steps in dimension 0, got {_describe(value)}")
+
+
+def binary(name: str, value: Tensor) -> None:
+    """0 and 1 only. Reads values."""
+    if value.dtype != torch.bool and _readable(value) and not bool(((value == 0) | (value == 1)).all()):
+        raise ValueError(f"{name}: expected only 0 and 1, got other values (NaN included): threshold or binarise first")
+
+
+def direct(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}")
+    if value.dim() < 1:
+        raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def signal(name: str, value: object) -> None:
+    """A train or a direct input."""
+    if isinstance(value, Signal):
+        return
+    hint = ""
+    if isinstance(value, Tensor):
+        hint = ": spikes [T, B, ...] become a train by SpikeTrain.from_dense, an image by ConstantInput or ImpulseInput"
+    raise TypeError(f"{name}: expected a SpikeTrain, ConstantInput or ImpulseInput, got {_describe(value)}{hint}")
+
+
+def train(name: str, value: object) -> None:
+    if not hasattr(value, "planes"):
+        raise TypeError(f"{name}: expected a SpikeTrain, got {_describe(value)}")
+
+
+def currents(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name}: expected a floating-point tensor [T, B, *features], a ConstantInput or an ImpulseInput, got "
+            f"{_describe(value)}"
+        )
+    dense_spikes(name, value)
+    device(name, value)
+
+
+def weight(name: str, value: object, dim: int, layout: str) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {_describe(value)}")
+    if value.dim() != dim:
+        raise ValueError(f"{name}: expected {layout}, got {_describe(value)}")
+    device(name, value)
+
+
+def per_channel(name: str, value: object, channels: int, expected: torch.device) -> None:
+    """One value per output channel."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor of shape [{channels}], got {_describe(value)}")
+    if value.shape != (channels,):
+        raise ValueError(f"{name}: expected shape [{channels}], one value per channel, got {list(value.shape)}")
+    same_device(name, value, "the layer", expected)
+
+
+def threshold(value: object, channels: int, expected: torch.device) -> None:
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            per_channel("threshold", value, channels, expected)
+        elif not value.is_floating_point():
+            raise TypeError(f"threshold: expected a floating-point tensor, got {_describe(value)}")
+        same_device("threshold", value, "the layer", expected)
+        if value.device.type == "cpu" and _readable(value) and not bool((value > 0).all()):
+            raise ValueError(f"threshold: expected positive values, got {value.detach()}")
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(
+            f"threshold: expected a positive float or a tensor of shape [{channels}], got {_describe(value)}"
+        )
+    elif not 0 < value < math.inf:
+        raise ValueError(f"threshold: expected a positive finite number, got {value}")
+
+
+def leak(value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"leak: expected a float in (0, 1], got {_describe(value)}")
+    if not 0 < value <= 1:
+        raise ValueError(f"leak: expected a float in (0, 1], where 1 means no leak, got {value}")
+
+
+def gate(value: object) -> None:
+    if value not in GATES:
+        raise ValueError(f"gate: expected one of {', '.join(map(repr, GATES))}, got {value!r}")
+
+
+def steps(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"steps: expected a positive int, the length of the window, got {_describe(value)}")
+    if value < 1:
+        raise ValueError(f"steps: expected a positive int, the length of the window, got {value}")
+
+
+def v_init(value: object, shape: tuple[int, ...], expected: torch.device) -> None:
+    """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
+        if value.dim() != 0 and value.shape not in (shape, shape[1:]):
+            raise ValueError(
+                f"v_init: expected a float, a 0-dim tensor, or shape {list(shape[1:])} or {list(shape)}, "
+                f"got {list(value.shape)}"
+            )
+        same_device("v_init", value, "the layer", expected)
+        if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):
+            raise ValueError("v_init: expected numbers, got NaN")
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
+    elif not math.isfinite(value):
+        raise ValueError(f"v_init: expected a finite number, got {value}")
+
+
+def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device) -> None:
+    """A train of the layer's own output shape and T, or currents [T, B, *features]."""
+    if isinstance(value, Tensor):
+        if value.dtype not in _FLOATS:
+            raise TypeError(f"residual: expected a SpikeTrain or floating-point currents, got {_describe(value)}")
+        if value.shape != (steps_, *shape):
+            raise ValueError(f"residual: expected currents of shape {[steps_, *shape]}, got {list(value.shape)}")
+        same_device("residual", value, "the layer", expected)
+        return
+    train("residual", value)
+    if steps_ != value.T:
+        raise ValueError(f"residual: expected a train of T={steps_} steps as x has, got T={value.T}")
+    if value.shape != shape:
+        raise ValueError(f"residual: expected a train of shape {list(shape)}, got {list(value.shape)}")
+    same_device("residual", value.planes, "the layer", expected)
+
+
+def features(x_shape: Sequence[int], weight_: Tensor, groups: int = 1) -> None:
+    """x is [B, K, *space] and the weight takes K features, over as many dimensions of space."""
+    if len(x_shape) != weight_.dim():
+        layout = ", ".join(["B", "C" if weight_.dim() > 2 else "K", "H", "W"][: weight_.dim()])
+        raise ValueError(f"x: expected shape [{layout}], got {list(x_shape)}")
+    if x_shape[1] != weight_.shape[1] * groups:
+        raise ValueError(
+            f"x has {x_shape[1]} features (shape {list(x_shape)}), but weight {list(weight_.shape)} takes "
+            f"{weight_.shape[1] * groups}"
+        )
+
+
+def groups(value: int, weight_: Tensor) -> None:
+    if weight_.shape[0] % value:
+        raise ValueError(f"groups: expected a divisor of the {weight_.shape[0]} output channels, got {value}")
+
+
+def ints(name: str, value: object, dims: int, least: int) -> tuple[int, ...]:
+    """An int for all dimensions of space or one for each, as a tuple."""
+    values = (value,) * dims if isinstance(value, int) else value
+    if (
+        not isinstance(values, (tuple, list))
+        or len(values) != dims
+        or any(not isinstance(n, int) or isinstance(n, bool) for n in values)
+    ):
+        raise TypeError(f"{name}: expected an int or {dims} ints, got {_describe(value)}")
+    if any(n < least for n in values):
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return tuple(values)
+
+
+def kernel(size: int, kernel_size: int, padding: int, dilation: int) -> None:
+    if size + 2 * padding < dilation * (kernel_size - 1) + 1:
+        raise ValueError(
+            f"weight: a kernel of {kernel_size} with dilation {dilation} spans {dilation * (kernel_size - 1) + 1}, "
+            f"more than the padded input's {size + 2 * padding}"
+        )
+
+
+def direct_dtype(x: Tensor, weight_: Tensor) -> None:
+    """The first layer's product is torch's own, which takes one type."""
+    if x.dtype != weight_.dtype and not torch._C._is_any_autocast_enabled():
+        raise TypeError(f"x is {x.dtype}, but weight is {weight_.dtype}: cast one of them, or use torch.autocast")
+
+
+def batch_norm(shape: tuple[int, ...], eps: object) -> None:
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a number from 0, got {eps!r}")
+    if shape[0] * math.prod(shape[2:]) < 2:
+        raise ValueError(f"x: batch norm in training needs more than one value per channel, got outputs {list(shape)}")
+
+
+def preactivation(name: str, value: object, train_: Any) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor, got {_describe(value)}")
+    if value.shape != train_.shape:
+        raise ValueError(f"{name}: expected shape {list(train_.shape)} as the train has, got {list(value.shape)}")
+    same_device(name, value, "train", train_.device)

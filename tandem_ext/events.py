@@ -1,0 +1,92 @@
+"""Address events, as event cameras and silicon cochleas give them, binned into frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_COORDINATES = {1: ("x",), 2: ("p", "x"), 3: ("p", "y", "x")}
+
+
+def bin_events(
+    recording: Any, shape: Sequence[int], T: int, window: tuple[float, float] | None
+) -> npt.NDArray[np.uint8]:
+    """Planes [ceil(T/8), *shape] of a recording; arguments and errors as in ``SpikeTrain.from_events``."""
+    shape = tuple(shape)
+    if not shape or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
+        raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {shape}")
+    times, neurons = _addresses(recording, shape)
+    frames, inside = _frames(times, T, window)
+    spikes = np.zeros((T, math.prod(shape)), dtype=bool)
+    spikes[frames[inside], neurons[inside]] = True
+    return np.packbits(spikes, axis=0, bitorder="little").reshape(-1, *shape)
+
+
+def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Times, and indices into the flattened features."""
+    if isinstance(recording, (tuple, list)) and len(recording) == 2:
+        times, neurons = _numbers("times", recording[0]), _numbers("neurons", recording[1])
+        coordinates, sizes = {"neurons": neurons}, {"neurons": math.prod(shape)}
+    else:
+        names = recording.dtype.names if isinstance(recording, np.ndarray) else None
+        if names is None and not isinstance(recording, Mapping):
+            raise TypeError(
+                "recording: expected a structured array, a mapping with t, x, y, p, or a pair (times, neurons), got "
+                f"{type(recording).__name__}"
+            )
+        if len(shape) not in _COORDINATES:
+            raise ValueError(f"shape: expected [neurons], [p, x] or [p, y, x] for events with fields, got {shape}")
+        wanted = [name for name, size in zip(_COORDINATES[len(shape)], shape, strict=True) if (name, size) != ("p", 1)]
+        missing = {"t", *wanted}.difference(names if names is not None else recording)
+        if missing:
+            raise ValueError(f"recording: features {shape} need the fields t, {', '.join(wanted)}; missing: {missing}")
+        times = _numbers("t", recording["t"])
+        coordinates = {name: _numbers(name, recording[name]) for name in wanted}
+        if "p" in coordinates and shape[0] == 2:
+            coordinates["p"] = np.where(coordinates["p"] == -1, 0, coordinates["p"])  # off events are 0 or -1
+        sizes = dict(zip(_COORDINATES[len(shape)], shape, strict=True))
+
+    flat = np.zeros(len(times), dtype=np.int64)
+    for name, values in coordinates.items():
+        if len(values) != len(times):
+            raise ValueError(f"{name}: expected {len(times)} values, as many as there are times, got {len(values)}")
+        if len(values) and not (values.min() >= 0 and values.max() < sizes[name]):
+            raise ValueError(f"{name}: expected addresses in 0..{sizes[name] - 1}, got {values.min()}..{values.max()}")
+        flat = flat * sizes[name] + values.astype(np.int64)
+    return times, flat
+
+
+def _frames(
+    times: npt.NDArray[Any], T: int, window: tuple[float, float] | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The frame of every event, and whether it lies in the window. Exact for integer times."""
+    if times.dtype.kind == "f" and np.isnan(times).any():
+        raise ValueError("recording: a time is NaN")
+    if window is None:
+        if not len(times):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+        start, stop = times.min().item(), times.max().item()
+        inside = np.ones(len(times), dtype=bool)
+        span = stop - start or 1
+    else:
+        start, stop = window
+        if not start < stop:
+            raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
+        inside = (times >= start) & (times < stop)
+        span = stop - start
+    frames = np.floor_divide((times - start) * T, span)
+    return np.minimum(np.where(inside, frames, 0).astype(np.int64), T - 1), inside
+
+
+def _numbers(name: str, values: Any) -> npt.NDArray[Any]:
+    """A 1-d array of int64 or float64: sums and products of narrower types overflow."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected a 1-d array, one value per event, got shape {array.shape}")
+    if array.size and array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)

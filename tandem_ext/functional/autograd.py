@@ -1,0 +1,177 @@
+"""The tandem rule's backward pass, as autograd Functions around the ops.
+
+Nothing is kept over time. A layer keeps the planes of its input, its weight and one bit per neuron, the gate; from the
+gradient of the counts, grad_z = gate·grad/θ takes the place of the gradient of the ANN's pre-activation, and the rest
+is the ordinary backward pass of that ANN at the real counts of the input.
+
+All Functions end with the fields of :class:`Neurons` as arguments, and begin their outputs with (planes, counts, mask,
+v), of which only counts has a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .neuron import Neurons, compute_dtype, over_space
+from .products import Product
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def keep(ctx: Any, neurons: Neurons, outputs: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
+    """Save for the backward pass what the neurons need, and ``tensors``; nothing that no gradient asks for."""
+    planes, _, mask, *others = outputs
+    needs_residual, needs_edge, needs_residual_scale, needs_theta = ctx.needs_input_grad[-6:-2]
+    ctx.save_for_backward(
+        mask,
+        neurons.residual_scale if needs_residual or needs_edge else None,
+        neurons.residual if needs_residual_scale else None,
+        neurons.theta if needs_theta else None,
+        planes if needs_theta else None,
+        *tensors,
+    )
+    ctx.settings = neurons.settings
+    ctx.mark_non_differentiable(planes, mask, *others)
+    ctx.set_materialize_grads(False)
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    """The ``tensors`` given to :func:`keep`."""
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    return saved[5:]
+
+
+def gate_grad(ctx: Any, grad: Tensor) -> Tensor:
+    """grad_z = gate·grad/θ."""
+    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, ctx.saved_tensors[0], ctx.settings.threshold)
+    return grad_z
+
+
+def neuron_gradients(ctx: Any, grad_z: Tensor) -> Gradients:
+    """The gradients of the fields of :class:`Neurons`."""
+    _, residual_scale, residual, theta, planes = ctx.saved_tensors[:5]
+    needs_residual, needs_edge, needs_residual_scale, needs_theta = ctx.needs_input_grad[-6:-2]
+    grad_residual = grad_edge = grad_residual_scale = grad_theta = None
+    if needs_residual:
+        grad_residual = scaled(grad_z, residual_scale).expand(ctx.settings.T, *grad_z.shape)
+    if needs_edge:
+        grad_edge = scaled(grad_z, residual_scale)
+    if needs_residual_scale:
+        grad_residual_scale = channel_sum(grad_z * torch.ops.tandem.counts.default(residual, grad_z.dtype))
+    if needs_theta:
+        grad_theta = -channel_sum(grad_z * torch.ops.tandem.counts.default(planes, grad_z.dtype)) / theta
+    return grad_residual, grad_edge, grad_residual_scale, grad_theta, None, None
+
+
+def channel_sum(grad: Tensor) -> Tensor:
+    """[B, C, *space] -> [C] in the compute dtype; [B] -> [1]."""
+    dtype = compute_dtype(grad.dtype)
+    if grad.dim() < 2:
+        return grad.sum(0, keepdim=True, dtype=dtype)
+    return grad.sum([d for d in range(grad.dim()) if d != 1], dtype=dtype)
+
+
+def scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
+    """scale·grad, in the type of grad."""
+    return grad if scale is None else (grad * over_space(scale, grad.shape)).to(grad.dtype)
+
+
+class ProductIF(Function):
+    """Neurons driven by a product with spikes. ``edge`` is the counts of the input, a path for the gradient only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        edge: Tensor | None,
+        weight: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        planes: Tensor,
+        product: Product,
+        *neurons: Any,
+    ) -> tuple[Tensor, ...]:
+        return product.fire(planes, weight, scale, shift, Neurons(*neurons), True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, weight, scale, _, planes, product, *neurons = inputs
+        ctx.product = product
+        keep(ctx, Neurons(*neurons), output, planes, weight, scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
+        if grad is None:
+            return (None,) * 12
+        planes, weight, scale = kept(ctx)
+        needs_edge, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
+        grad_z = gate_grad(ctx, grad)
+        grad_scale = None
+        if needs_scale:
+            _, raw = ctx.product.gradients(grad_z, planes, weight, False, True)
+            grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
+            grad_weight = (raw * scale.view(-1, *[1] * (raw.dim() - 1))).to(raw.dtype) if needs_weight else None
+            grad_edge, _ = ctx.product.gradients(scaled(grad_z, scale), planes, weight, needs_edge, False)
+        else:
+            grad_product = scaled(grad_z, scale)
+            grad_edge, grad_weight = ctx.product.gradients(grad_product, planes, weight, needs_edge, needs_weight)
+        grad_shift = channel_sum(grad_z) if needs_shift else None
+        return grad_edge, grad_weight, grad_scale, grad_shift, None, None, *neuron_gradients(ctx, grad_z)
+
+
+def fire_direct(
+    y: Tensor, source: str, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
+) -> tuple[Tensor, ...]:
+    """The op for currents y: a "train" of them, or one that is "constant" or an "impulse"."""
+    residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
+    arguments = (scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v)
+    if source == "train":
+        return torch.ops.tandem.if_scan.default(y, *arguments)  # type: ignore[no-any-return]
+    op = torch.ops.tandem.constant_if if source == "constant" else torch.ops.tandem.impulse_if
+    return op.default(y, T, *arguments)  # type: ignore[no-any-return]
+
+
+class ScanIF(Function):
+    """Neurons driven by given currents y, of which there are T, or one (see :func:`fire_direct`)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        y: Tensor, scale: Tensor | None, shift: Tensor | None, source: str, *neurons: Any
+    ) -> tuple[Tensor, ...]:
+        return fire_direct(y, source, scale, shift, Neurons(*neurons), True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        y, scale, _, source, *neurons = inputs
+        ctx.source = source
+        keep(ctx, Neurons(*neurons), output, y if ctx.needs_input_grad[1] else None, scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
+        if grad is None:
+            return (None,) * 10
+        y, scale = kept(ctx)
+        needs_y, needs_scale, needs_shift = ctx.needs_input_grad[:3]
+        T = ctx.settings.T
+        grad_z = gate_grad(ctx, grad)
+        grad_y = grad_scale = None
+        if needs_y:
+            grad_y = scaled(grad_z, scale)
+            if ctx.source == "train":
+                grad_y = grad_y.expand(T, *grad_y.shape)
+            elif ctx.source == "constant":
+                grad_y = T * grad_y
+        if needs_scale:
+            total = y.sum(0) if ctx.source == "train" else T * y if ctx.source == "constant" else y
+            grad_scale = channel_sum(grad_z * total)
+        grad_shift = channel_sum(grad_z) if needs_shift else None
+        return grad_y, grad_scale, grad_shift, None, *neuron_gradients(ctx, grad_z)

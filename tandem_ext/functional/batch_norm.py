@@ -1,0 +1,320 @@
+"""Layers with batch norm in training.
+
+The product is normalised by the statistics of the batch, for the currents and for the gradients alike. In evaluation
+batch norm is a scale and a shift, which the plain layers take.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .. import checks
+from ..train import SpikeTrain
+from .autograd import Gradients, fire_direct, gate_grad, keep, kept, neuron_gradients
+from .conv import Size1, Size2
+from .layer import Input, Result, autocast, pad, source_of
+from .neuron import Neurons, compute_dtype, make_neurons, needs_grad, train_of
+from .products import Linear, Product, conv_product
+
+
+def linear_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`linear_if` with batch norm in training.
+
+    With u = gain·W c, z = γ·(u - mean(u))/√(var(u) + eps) + β + Σ residual. The statistics are those of the batch, over
+    samples and space, and gradients flow through them as in ``torch.nn.BatchNorm``.
+
+    Args:
+        x, weight: as in :func:`linear_if`.
+        bias: [N]. It cancels in z and only moves the mean that is returned.
+        gamma, beta: [N], default 1 and 0. beta is for the whole window.
+        eps: added to the variance.
+        threshold, leak, v_init, residual, gate, steps, return_v: as in :func:`linear_if`.
+
+    Returns:
+        (train, mean, var), with ``return_v`` ((train, v), mean, var). mean and var [N] are the statistics of
+        gain·W c + bias, for the running statistics; var is the biased one. They have no gradient.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`linear_if`; also for a batch that has one value per channel, or
+            none.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[0.0], [1.0]]]))
+    >>> train, mean, var = te.functional.linear_bn_if(x, torch.tensor([[4.0]]))
+    >>> train.counts.tolist(), mean, var
+    ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
+    """
+    checks.signal("x", x)
+    checks.weight("weight", weight, 2, "[N, K]")
+    return _bn_layer(
+        x, Linear(), weight, bias, gamma, beta, eps, threshold=threshold, leak=leak, v_init=v_init, residual=residual,
+        gate=gate, steps=steps, return_v=return_v,
+    )  # fmt: skip
+
+
+def conv1d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: Size1 = 1,
+    padding: Size1 | str = 0,
+    dilation: Size1 = 1,
+    groups: int = 1,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`conv1d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[0.0, 1.0]]]]))
+    >>> train, mean, var = te.functional.conv1d_bn_if(x, torch.tensor([[[4.0]]]))
+    >>> train.shape, mean, var
+    (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
+    """
+    checks.signal("x", x)
+    checks.weight("weight", weight, 3, "[N, K/groups, k]")
+    product, sides = conv_product(weight, stride, padding, dilation, groups)
+    return _bn_layer(
+        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps, threshold=threshold, leak=leak,
+        v_init=v_init, residual=residual, gate=gate, steps=steps, return_v=return_v,
+    )  # fmt: skip
+
+
+def conv2d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`conv2d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[[0.0, 1.0]]]]]))
+    >>> train, mean, var = te.functional.conv2d_bn_if(x, torch.tensor([[[[4.0]]]]))
+    >>> train.shape, mean, var
+    (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
+    """
+    checks.signal("x", x)
+    checks.weight("weight", weight, 4, "[N, K/groups, kh, kw]")
+    product, sides = conv_product(weight, stride, padding, dilation, groups)
+    return _bn_layer(
+        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps, threshold=threshold, leak=leak,
+        v_init=v_init, residual=residual, gate=gate, steps=steps, return_v=return_v,
+    )  # fmt: skip
+
+
+def _bn_layer(
+    x: Input,
+    product: Product,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    **neuron: Any,
+) -> tuple[Result, Tensor, Tensor]:
+    shape = product.output_shape(x.shape, weight)
+    checks.same_device("x", x, "weight", weight.device)
+    checks.batch_norm(shape, eps)
+    device, dtype, channels = weight.device, compute_dtype(weight.dtype), shape[1]
+    for name, value in (("bias", bias), ("gamma", gamma), ("beta", beta)):
+        if value is not None:
+            checks.per_channel(name, value, channels, device)
+    weight = autocast(weight)
+    neurons = make_neurons(weight, x.T, shape, **neuron)
+    gamma = None if gamma is None else gamma.to(dtype)
+    beta = None if beta is None else beta.to(dtype)
+    if neurons.theta is not None:
+        unit = neurons.theta.detach()
+        gamma = 1 / unit if gamma is None else gamma / unit
+        beta = None if beta is None else beta / unit
+    gain = None
+    if isinstance(x.gain, Tensor):
+        gain = x.gain.to(dtype)
+    elif x.gain != 1.0:
+        gain = torch.full((), x.gain, dtype=dtype, device=device)
+
+    if isinstance(x, SpikeTrain):
+        edge = x.edge
+        if grad := needs_grad(edge, weight, gain, gamma, beta, *neurons[:4]):
+            outputs = ProductBNIF.apply(  # type: ignore[no-untyped-call]
+                edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons
+            )
+        else:
+            outputs = product.fire_bn(x.planes, weight, gain, gamma, beta, eps, neurons)
+    else:
+        checks.direct_dtype(x.x, weight)
+        y = product.direct(x.x, weight)
+        grad = needs_grad(y, gain, gamma, beta, *neurons[:4])
+        outputs = DirectBNIF.apply(  # type: ignore[no-untyped-call]
+            y, gain, gamma, beta, eps, source_of(x), *neurons
+        )
+    *_, mean, var = outputs
+    with torch.no_grad():
+        if gain is not None:
+            mean, var = gain * mean, gain * gain * var
+        if bias is not None:
+            mean = mean + bias.to(dtype)
+    return train_of(outputs, neurons, weight.dtype, grad), mean, var
+
+
+def _bn_gradients(
+    ctx: Any,
+    grad: Tensor,
+    u: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gain: Tensor | None,
+    gamma: Tensor | None,
+    needs_gain: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of u, gain, gamma and beta."""
+    grad_u, grad_gamma, grad_beta = torch.ops.tandem.bn_grad.default(
+        grad, ctx.saved_tensors[0], u, mean, var, gain, gamma, ctx.eps, ctx.settings.threshold
+    )
+    # z depends on the product gain·u, so both factors see its gradient, grad_u / gain.
+    grad_gain = (grad_u * u).sum() / gain if needs_gain else None
+    return grad_u, grad_gain, grad_gamma, grad_beta
+
+
+def _neuron_gradients(ctx: Any, grad: Tensor) -> Gradients:
+    return neuron_gradients(ctx, gate_grad(ctx, grad)) if any(ctx.needs_input_grad[-6:-2]) else (None,) * 6
+
+
+class ProductBNIF(Function):
+    """Neurons driven by a batch-normalised product u with spikes. Kept for the backward pass: u, besides the input."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        edge: Tensor | None,
+        weight: Tensor,
+        gain: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        planes: Tensor,
+        product: Product,
+        *neurons: Any,
+    ) -> tuple[Tensor, ...]:
+        return product.fire_bn(planes, weight, gain, gamma, beta, eps, Neurons(*neurons))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, weight, gain, gamma, _, eps, planes, product, *neurons = inputs
+        *_, u, mean, var = output
+        ctx.product, ctx.eps = product, eps
+        keep(ctx, Neurons(*neurons), output, planes, weight, u, mean, var, gain, gamma)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
+        if grad is None:
+            return (None,) * 14
+        planes, weight, u, mean, var, gain, gamma = kept(ctx)
+        needs_edge, needs_weight, needs_gain = ctx.needs_input_grad[:3]
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs_gain)
+        grad_edge, grad_weight = ctx.product.gradients(grad_u, planes, weight, needs_edge, needs_weight)
+        head = grad_edge, grad_weight, grad_gain, grad_gamma, grad_beta, None, None, None
+        return *head, *_neuron_gradients(ctx, grad)
+
+
+class DirectBNIF(Function):
+    """Neurons driven by a batch-normalised current y that is constant or an impulse: u = T·y or y."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        y: Tensor,
+        gain: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        source: str,
+        *fields: Any,
+    ) -> tuple[Tensor, ...]:
+        neurons = Neurons(*fields)
+        u = _window_sum(y, source, neurons.settings.T)
+        mean, var = _statistics(u)
+        g = torch.ones_like(mean) if gain is None else gain.expand_as(mean)
+        rstd = 1 / (g * g * var + eps).sqrt()
+        a = rstd if gamma is None else gamma * rstd
+        centre = g * mean * a
+        outputs = fire_direct(y, source, a * g, -centre if beta is None else beta - centre, neurons, True)
+        return *outputs, mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        y, gain, gamma, _, eps, source, *neurons = inputs
+        *_, mean, var = output
+        ctx.source, ctx.eps = source, eps
+        keep(ctx, Neurons(*neurons), output, y, mean, var, gain, gamma)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
+        if grad is None:
+            return (None,) * 12
+        y, mean, var, gain, gamma = kept(ctx)
+        T = ctx.settings.T
+        u = _window_sum(y, ctx.source, T)
+        needs_gain = ctx.needs_input_grad[1]
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs_gain)
+        grad_y = T * grad_u if ctx.source == "constant" else grad_u
+        return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, grad)
+
+
+def _window_sum(y: Tensor, source: str, T: int) -> Tensor:
+    y = y.to(compute_dtype(y.dtype))
+    return T * y if source == "constant" else y
+
+
+def _statistics(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, summed in double as the kernels do."""
+    dims = [d for d in range(u.dim()) if d != 1]
+    wide = u.double()
+    mean = wide.mean(dims)
+    var = ((wide * wide).mean(dims) - mean * mean).clamp_min(0)
+    return mean.to(u.dtype), var.to(u.dtype)

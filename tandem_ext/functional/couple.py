@@ -1,0 +1,82 @@
+"""Coupling any spiking forward pass with any ANN branch: the tandem rule in its most general form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .. import checks
+from ..train import SpikeTrain
+from .neuron import over_space
+
+
+def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
+    """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/θ.
+
+    The layers of this package derive z from the currents that made the spikes. Where an ANN branch is something else,
+    such as a batch norm by other statistics than those of the spiking branch, compute the spikes without a gradient
+    and z with one, and couple the two.
+
+    Args:
+        train: [B, *features]. Gradients into it end here.
+        z: [B, *features], the ANN's pre-activation.
+        threshold: the θ with which the spikes were made, a float, or a 0-dim or per-channel tensor; its gradient is
+            -Σ grad·gate·c/θ.
+        gate: "relu": z > 0 lets gradients pass; "clip": 0 < z < θT; "resu": as "relu", for a train that was silenced.
+
+    Returns:
+        A SpikeTrain with the planes and gain of ``train``, and counts whose gradient goes to z.
+
+    Raises:
+        TypeError, ValueError: a wrong kind, shape, device or gate.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(2, 1, 2))
+    >>> z = torch.tensor([[1.5, -0.5]], requires_grad=True)
+    >>> te.functional.couple(train, z).counts.sum().backward()
+    >>> z.grad
+    tensor([[1., 0.]])
+    """
+    checks.train("train", train)
+    checks.preactivation("z", z, train)
+    shape = train.shape
+    checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
+    checks.gate(gate)
+    theta = over_space(threshold, shape) if isinstance(threshold, Tensor) and threshold.dim() else threshold
+    open_ = z > 0
+    if gate == "clip":
+        open_ = open_ & (z < theta * train.T)
+    counts = torch.ops.tandem.counts.default(train.planes, z.dtype)
+    coupled = Couple.apply(z, theta, counts, open_)  # type: ignore[no-untyped-call]
+    return SpikeTrain.unchecked(train.planes, train.T, coupled, train.gain)
+
+
+class Couple(Function):
+    """The counts, with gate·grad/θ as the gradient of z."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, theta: float | Tensor, counts: Tensor, open_: Tensor) -> Tensor:  # type: ignore[override]
+        return counts.view_as(counts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, theta, counts, open_ = inputs
+        needs_theta = ctx.needs_input_grad[1]
+        ctx.theta = None if isinstance(theta, Tensor) else theta
+        saved_theta = theta if isinstance(theta, Tensor) else None
+        ctx.save_for_backward(open_, saved_theta, counts if needs_theta else None)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        open_, theta, counts = ctx.saved_tensors
+        grad_z = torch.where(open_, grad / (ctx.theta if theta is None else theta), 0)
+        grad_theta = None
+        if ctx.needs_input_grad[1]:
+            grad_theta = (-grad_z * counts).sum_to_size(theta.shape)
+        return grad_z, grad_theta, None, None

@@ -1,0 +1,159 @@
+"""From the arguments of a layer to those of an op: gains, biases and tensor thresholds are folded into what ops take.
+
+The fold is ordinary autograd, outside the layers' own ``autograd.Function``, which then only has to know the gradients
+of what an op takes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..train import SpikeTrain
+
+
+class Settings(NamedTuple):
+    """What an op takes of its neurons besides tensors."""
+
+    T: int
+    steps: int
+    threshold: float
+    leak: float
+    gate: str
+    return_v: bool
+
+
+class Neurons(NamedTuple):
+    """A layer's neurons, ready for an op. None stands for the neutral value."""
+
+    residual: Tensor | None  # planes [P, B, *features], or currents [T, B, *features] in the compute dtype
+    residual_edge: Tensor | None  # the counts of a residual train that gradients flow to
+    residual_scale: Tensor | None  # [C]
+    theta: Tensor | None  # [C], a tensor threshold: the neurons' unit of potential, in which they fire at 1
+    v_init: Tensor | None
+    settings: Settings
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type a layer integrates in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def spread(value: float | Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One value per channel from one value for all."""
+    if isinstance(value, Tensor):
+        return value.to(dtype).expand(channels)
+    return torch.full((channels,), value, dtype=dtype, device=device)
+
+
+def make_neurons(
+    like: Tensor,
+    T: int,
+    shape: tuple[int, ...],
+    threshold: float | Tensor,
+    leak: float,
+    v_init: float | Tensor,
+    residual: SpikeTrain | Tensor | None,
+    gate: str,
+    steps: int | None,
+    return_v: bool,
+) -> Neurons:
+    """Checks and folds what concerns neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype."""
+    device, dtype = like.device, compute_dtype(like.dtype)
+    channels = shape[1] if len(shape) > 1 else 1
+    checks.threshold(threshold, channels, device)
+    checks.leak(leak)
+    checks.v_init(v_init, shape, device)
+    checks.gate(gate)
+    if steps is not None:
+        checks.steps(steps)
+
+    edge = residual_scale = None
+    if residual is not None:
+        checks.residual(residual, T, shape, device)
+        if isinstance(residual, Tensor):
+            residual = residual.to(dtype)
+        else:
+            edge = residual.edge
+            if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
+                residual_scale = spread(residual.gain, channels, dtype, device)
+            residual = residual.planes
+
+    if isinstance(v_init, Tensor):
+        v_init = v_init.to(dtype)
+    elif v_init != 0.0:
+        v_init = torch.full((), v_init, dtype=dtype, device=device)
+
+    theta = None
+    if isinstance(threshold, Tensor):
+        theta = spread(threshold, channels, dtype, device)
+        unit = theta.detach()
+        if residual is not None:
+            residual_scale = 1 / unit if residual_scale is None else residual_scale / unit
+        if isinstance(v_init, Tensor):
+            v_init = (v_init / over_space(unit, shape)).expand(shape if v_init.dim() == len(shape) else shape[1:])
+        threshold = 1.0
+    settings = Settings(T, steps or T, float(threshold), float(leak), gate, return_v)
+    return Neurons(residual, edge, residual_scale, theta, v_init if isinstance(v_init, Tensor) else None, settings)
+
+
+def fold(
+    neurons: Neurons,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    gain: float | Tensor,
+    channels: int,
+    like: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """scale·gain and scale·bias + shift, in units of a tensor threshold.
+
+    The division sees the threshold detached: its gradient is -gate·c/θ at the real counts c, which the layer's Function
+    gives, and not what the division would give.
+    """
+    device, dtype = like.device, compute_dtype(like.dtype)
+    if bias is not None:
+        checks.per_channel("bias", bias, channels, device)
+        bias = bias.to(dtype)
+    if shift is not None:
+        checks.per_channel("shift", shift, channels, device)
+        shift = shift.to(dtype)
+    if scale is not None:
+        checks.per_channel("scale", scale, channels, device)
+        scale = scale.to(dtype)
+        bias = None if bias is None else scale * bias
+    if bias is not None:
+        shift = bias if shift is None else bias + shift
+    if isinstance(gain, Tensor) or gain != 1.0:
+        scale = spread(gain, channels, dtype, device) if scale is None else scale * gain
+    if neurons.theta is not None:
+        unit = neurons.theta.detach()
+        scale = 1 / unit if scale is None else scale / unit
+        shift = None if shift is None else shift / unit
+    return scale, shift
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Must the op run inside its Function? Under torch.func transforms always: there a plain op has no gradient."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def train_of(
+    outputs: tuple[Tensor, ...], neurons: Neurons, dtype: torch.dtype, has_counts: bool
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """What a layer returns, from what its op or Function returned: (planes, counts, mask, v, ...)."""
+    planes, counts, _, v, *_ = outputs
+    train = SpikeTrain.unchecked(planes, neurons.settings.T, counts if has_counts else None, 1.0, dtype)
+    if not neurons.settings.return_v:
+        return train
+    return train, v if neurons.theta is None else v * over_space(neurons.theta.detach(), v.shape)
+
+
+def over_space(per_channel: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[C] so that it broadcasts against [B, C, *space]."""
+    return per_channel.view(-1, *[1] * (len(shape) - 2)) if len(shape) > 2 else per_channel

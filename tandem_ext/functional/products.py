@@ -1,0 +1,153 @@
+"""The products of a layer, linear and convolution: output shape, op, the product of a direct input, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks
+from .neuron import Neurons
+
+_CONV = {1: F.conv1d, 2: F.conv2d}
+
+
+class Linear(NamedTuple):
+    """W [N, K] times [B, K]."""
+
+    def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
+        checks.features(x_shape, weight)
+        return x_shape[0], weight.shape[0]
+
+    def direct(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def fire(
+        self, planes: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
+    ) -> tuple[Tensor, ...]:
+        residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
+        return torch.ops.tandem.linear_if.default(  # type: ignore[no-any-return]
+            planes, T, weight, scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train,
+            return_v,
+        )  # fmt: skip
+
+    def fire_bn(
+        self,
+        planes: Tensor,
+        weight: Tensor,
+        gain: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        neurons: Neurons,
+    ) -> tuple[Tensor, ...]:
+        residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
+        return torch.ops.tandem.linear_bn_if.default(  # type: ignore[no-any-return]
+            planes, T, weight, gain, gamma, beta, eps, residual, residual_scale, v_init, steps, threshold, leak, gate,
+            return_v,
+        )  # fmt: skip
+
+    def gradients(
+        self, grad: Tensor, planes: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The ANN's gradients, at the real counts of the input."""
+        grad_input = grad @ weight if needs_input else None
+        grad_weight = grad.t() @ torch.ops.tandem.counts.default(planes, weight.dtype) if needs_weight else None
+        return grad_input, grad_weight
+
+
+class Conv(NamedTuple):
+    """W [N, K/groups, *kernel] convolved with [B, K, *space], over one or two dimensions of space."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
+        checks.features(x_shape, weight, self.groups)
+        checks.groups(self.groups, weight)
+        space = []
+        for n, k, s, p, d in zip(x_shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True):
+            checks.kernel(n, k, p, d)
+            space.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
+        return x_shape[0], weight.shape[0], *space
+
+    def direct(self, x: Tensor, weight: Tensor) -> Tensor:
+        conv = _CONV[weight.dim() - 2]
+        return conv(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def fire(
+        self, planes: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
+    ) -> tuple[Tensor, ...]:
+        residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
+        return torch.ops.tandem.conv_if.default(  # type: ignore[no-any-return]
+            planes, T, weight, self.stride, self.padding, self.dilation, self.groups, scale, shift, residual,
+            residual_scale, v_init, steps, threshold, leak, gate, train, return_v,
+        )  # fmt: skip
+
+    def fire_bn(
+        self,
+        planes: Tensor,
+        weight: Tensor,
+        gain: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        neurons: Neurons,
+    ) -> tuple[Tensor, ...]:
+        residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
+        return torch.ops.tandem.conv_bn_if.default(  # type: ignore[no-any-return]
+            planes, T, weight, self.stride, self.padding, self.dilation, self.groups, gain, gamma, beta, eps, residual,
+            residual_scale, v_init, steps, threshold, leak, gate, return_v,
+        )  # fmt: skip
+
+    def gradients(
+        self, grad: Tensor, planes: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The ANN's gradients, at the real counts of the input."""
+        if needs_weight:
+            counts = torch.ops.tandem.counts.default(planes, weight.dtype)
+        elif needs_input:
+            counts = weight.new_empty(()).expand(planes.shape[1:])  # only its shape is looked at
+        else:
+            return None, None
+        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
+            grad, counts, weight, None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride),
+            self.groups, [needs_input, needs_weight, False],
+        )  # fmt: skip
+        return grad_input, grad_weight
+
+
+Product = Linear | Conv
+
+
+def conv_product(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any) -> tuple[Conv, list[int]]:
+    """The convolution with these arguments, as torch.nn.functional takes them, and the padding x needs beforehand.
+
+    Ops pad both sides alike. "same" with an even kernel needs one more on the right: that is F.pad's list for x, empty
+    as a rule.
+    """
+    dims = weight.dim() - 2
+    stride = checks.ints("stride", stride, dims, least=1)
+    dilation = checks.ints("dilation", dilation, dims, least=1)
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"groups: expected a positive int, got {groups!r}")
+    extra: list[int] = []
+    if padding == "valid":
+        padding = (0,) * dims
+    elif padding == "same":
+        if any(s != 1 for s in stride):
+            raise ValueError(f"padding: 'same' needs stride 1, got stride {stride}")
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        padding = tuple(t // 2 for t in total)
+        if any(t % 2 for t in total):
+            extra = [side for t in reversed(total) for side in (0, t % 2)]
+    elif isinstance(padding, str):
+        raise ValueError(f"padding: expected an int, {dims} ints, 'same' or 'valid', got {padding!r}")
+    else:
+        padding = checks.ints("padding", padding, dims, least=0)
+    return Conv(stride, padding, dilation, groups), extra

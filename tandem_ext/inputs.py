@@ -1,0 +1,106 @@
+"""Direct encodings: a real-valued input that enters the first layer as a current."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .signal import Signal, batch_index, register_pytree
+
+D = TypeVar("D", bound="DirectInput")
+
+
+@dataclass(eq=False, repr=False)
+class DirectInput(Signal):
+    """Base of :class:`ConstantInput` and :class:`ImpulseInput`."""
+
+    x: Tensor
+    T: int
+    gain: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        checks.direct("x", self.x)
+        checks.T("T", self.T)
+        checks.gain("gain", self.gain)
+
+    @classmethod
+    def unchecked(cls: type[D], x: Tensor, T: int, gain: float | Tensor = 1.0) -> D:
+        """An input from parts known to be right: no check."""
+        signal = object.__new__(cls)
+        signal.x = x
+        signal.T = T
+        signal.gain = gain
+        return signal
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, *features]."""
+        return self.x.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @classmethod
+    def concatenate(cls: type[D], signals: Sequence[D], dim: int) -> D:
+        return cls.unchecked(torch.cat([s.x for s in signals], dim), signals[0].T, signals[0].gain)
+
+    def map(self: D, f: Callable[[Tensor], Tensor]) -> D:
+        return self.unchecked(f(self.x), self.T, f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
+
+    def __getitem__(self: D, index: int | slice | Tensor) -> D:
+        """Samples of the batch; the batch dimension stays, an int gives a batch of one."""
+        return self.unchecked(self.x[batch_index(index, len(self))], self.T, self.gain)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
+
+
+@dataclass(eq=False, repr=False)
+class ConstantInput(DirectInput):
+    """The real-valued x as the current at every one of T steps ("direct" encoding): its count is T·x.
+
+    The product W x is computed once, whatever T.
+
+    Args:
+        x: floating point [B, *features].
+        T: the number of time steps, 1..255.
+        gain: what x is worth, as in :class:`SpikeTrain`.
+
+    Raises:
+        TypeError: x not a floating-point tensor, T not an int, gain neither number nor tensor.
+        ValueError: x without a batch dimension, T out of range.
+
+    >>> te.ConstantInput(torch.tensor([[0.25]]), T=8).counts
+    tensor([[2.]])
+    """
+
+    @property
+    def counts(self) -> Tensor:
+        """T·x."""
+        return self.x * self.T
+
+
+@dataclass(eq=False, repr=False)
+class ImpulseInput(DirectInput):
+    """The real-valued x as the current at step 0, and nothing afterwards ("zero expand" encoding): its count is x.
+
+    Args and errors are those of :class:`ConstantInput`.
+
+    >>> te.ImpulseInput(torch.tensor([[0.25]]), T=8).counts
+    tensor([[0.2500]])
+    """
+
+    @property
+    def counts(self) -> Tensor:
+        """x."""
+        return self.x
+
+
+for _cls in (ConstantInput, ImpulseInput):
+    register_pytree(_cls, ("x", "T", "gain"))

@@ -1,0 +1,321 @@
+"""The tandem learning rule in plain PyTorch, on any device: the definition every kernel is tested against.
+
+Each function computes what its namesake in :mod:`tandem_ext.functional` computes, bit for bit where the sums of the
+product are exact, from these lines alone. Arguments are not checked and nothing here is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .inputs import ConstantInput, ImpulseInput
+from .train import SpikeTrain
+
+Input = SpikeTrain | ConstantInput | ImpulseInput
+Product = Callable[[Tensor], Tensor]
+
+
+def linear_if(
+    x: Input, weight: Tensor, bias: Tensor | None = None, *, return_v: bool = False, **neuron: Any
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
+    return _layer(*_currents(x, _linear(weight), weight.dtype), bias, weight.dtype, return_v, **neuron)
+
+
+def conv1d_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: Any = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    return_v: bool = False,
+    **neuron: Any,
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """IF neurons driven by a 1-d convolution; see :func:`tandem_ext.functional.conv1d_if`."""
+    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
+    return _layer(*_currents(x, product, weight.dtype), bias, weight.dtype, return_v, **neuron)
+
+
+def conv2d_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    return_v: bool = False,
+    **neuron: Any,
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """IF neurons driven by a 2-d convolution; see :func:`tandem_ext.functional.conv2d_if`."""
+    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
+    return _layer(*_currents(x, product, weight.dtype), bias, weight.dtype, return_v, **neuron)
+
+
+def if_scan(
+    currents: Tensor | ConstantInput | ImpulseInput, *, return_v: bool = False, **neuron: Any
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """IF neurons driven by given currents [T, B, *features]; see :func:`tandem_ext.functional.if_scan`."""
+    if not isinstance(currents, Tensor):
+        dtype = currents.x.dtype
+        return _layer(*_currents(currents, lambda x: x, dtype), None, dtype, return_v, **neuron)
+    y = currents.to(_compute_dtype(currents.dtype))
+    return _layer(y.detach(), y.sum(0), 1.0, None, currents.dtype, return_v, **neuron)
+
+
+def linear_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    return_v: bool = False,
+    **neuron: Any,
+) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
+    """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    return _bn_layer(*_currents(x, _linear(weight), weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+
+
+def conv1d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: int = 1,
+    padding: Any = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    return_v: bool = False,
+    **neuron: Any,
+) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
+    """:func:`conv1d_if` with training batch norm; see :func:`tandem_ext.functional.conv1d_bn_if`."""
+    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
+    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+
+
+def conv2d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    return_v: bool = False,
+    **neuron: Any,
+) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
+    """:func:`conv2d_if` with training batch norm; see :func:`tandem_ext.functional.conv2d_bn_if`."""
+    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
+    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The neuron: currents [T, ...] and the first v -> (spikes [T, ...] of 0 and 1, z = Σ currents, the last v).
+
+    Every line rounds once, to the dtype of the currents.
+    """
+    theta, leak_ = (currents.new_tensor(value) for value in (threshold, leak))
+    z = torch.zeros_like(currents[0])
+    spikes = []
+    for current in currents:
+        v = v + current
+        spike = v >= theta  # NaN does not fire
+        v = leak_ * v - torch.where(spike, theta, 0)
+        z = z + current
+        spikes.append(spike)
+    return torch.stack(spikes).to(currents.dtype), z, v
+
+
+def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
+    """Which neurons pass the gradient on."""
+    return (z > 0) & (z < z.new_tensor(threshold * T)) if gate == "clip" else z > 0
+
+
+class _Tandem(torch.autograd.Function):
+    """The counts c, with the gradient of the ANN's activation ρ(z)/θ: ∂c/∂z = gate/θ and ∂c/∂θ = -gate·c/θ."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, counts: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(theta, counts, gate)
+        return counts.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        theta, counts, gate = ctx.saved_tensors
+        grad_z = torch.where(gate, grad / theta, 0)
+        return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
+
+
+def _neurons(
+    y: Tensor,
+    ann: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    counts_dtype: torch.dtype,
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+) -> tuple[SpikeTrain, Tensor]:
+    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], and the ANN's pre-activation, which takes their
+    gradients.
+
+    A tensor threshold is the neurons' unit of potential: in that unit they fire at 1. scale and shift are given in it.
+    """
+    T, unit = y.shape[0], _unit(threshold, y)
+    fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
+    with torch.no_grad():
+        currents = scale * y + shift / (steps or T)
+    if residual is not None:
+        r, r_sum, worth = _residual(residual, y)
+        currents = currents + worth.detach() / unit.detach() * r
+        ann = ann + worth * r_sum
+    with torch.no_grad():
+        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device) / unit
+        spikes, z, v = integrate_and_fire(currents, v.expand(y.shape[1:]), fire_at, leak)
+        if gate == "resu":
+            spikes = spikes * (z > 0)
+    theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
+    is_open = open_gate(z, gate, fire_at, T)
+    counts = _Tandem.apply(ann, theta, spikes.sum(0), is_open)  # type: ignore[no-untyped-call]
+    return SpikeTrain.unchecked(pack(spikes), T, counts.to(counts_dtype)), v * unit.detach()
+
+
+def _layer(
+    y: Tensor,
+    total: Tensor,
+    gain: float | Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    return_v: bool,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    threshold: float | Tensor = 1.0,
+    **neuron: Any,
+) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    """z = scale·(gain·W c + bias) + shift, spread over the steps."""
+    w, g = _per_channel(scale, 1.0, y), _per_channel(gain, 1.0, y)
+    b, k = _per_channel(bias, 0.0, y), _per_channel(shift, 0.0, y)
+    ann = w * (g * total + b) + k
+    unit = _unit(threshold, y)
+    with torch.no_grad():
+        scale, shift = w * g / unit, (w * b + k) / unit
+    train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
+    return (train, v) if return_v else train
+
+
+def _bn_layer(
+    y: Tensor,
+    total: Tensor,
+    gain: float | Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dtype: torch.dtype,
+    return_v: bool,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    **neuron: Any,
+) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
+    """z = batch norm of gain·W c, by the statistics of this batch, in the currents and in the ANN branch alike."""
+    g = torch.as_tensor(gain, dtype=y.dtype, device=y.device)
+    gamma = y.new_ones(y.shape[2]) if gamma is None else gamma.to(y.dtype)
+    beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
+    ann = F.batch_norm(g * total, None, None, gamma, beta, True, 0.0, eps)
+    with torch.no_grad():
+        u = total.double().movedim(1, -1).flatten(0, -2)
+        mean = u.mean(0)
+        var = ((u * u).mean(0) - mean * mean).clamp_min(0).to(y.dtype)
+        mean = mean.to(y.dtype)
+        unit = _unit(threshold, y).flatten()
+        a = gamma / unit * (1 / (g * g * var + eps).sqrt())
+        scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
+        mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
+    train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
+    return (train, v) if return_v else train, mean, var
+
+
+def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Tensor:
+    """A number, or one per channel shaped to broadcast against [.., B, C, *space]."""
+    tensor = torch.as_tensor(default if value is None else value, dtype=y.dtype, device=y.device)
+    return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
+
+
+def _unit(threshold: float | Tensor, y: Tensor) -> Tensor:
+    return _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+
+
+def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The currents a residual adds at each step, their sum over the window, and what one unit of them is worth."""
+    if isinstance(residual, Tensor):
+        return residual.detach().to(y.dtype), residual.to(y.dtype).sum(0), y.new_ones(())
+    return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
+
+
+def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, Tensor, float | Tensor]:
+    """x through ``product``: step by step [T, B, *features], summed over the window [B, *features], and x's gain."""
+    compute_dtype = _compute_dtype(dtype)
+    if isinstance(x, SpikeTrain):
+        spikes = unpack(x, compute_dtype)
+        with torch.no_grad():
+            y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
+        return y, product(_counts(x, compute_dtype)), x.gain
+    current = product(x.x).to(compute_dtype)
+    y = current.detach().expand(x.T, *current.shape)
+    if isinstance(x, ConstantInput):
+        return y, x.T * current, x.gain
+    return torch.cat([y[:1], torch.zeros_like(y[1:])]), current, x.gain
+
+
+def _linear(weight: Tensor) -> Product:
+    return lambda a: F.linear(a, weight.to(a.dtype))
+
+
+def _conv(conv: Callable[..., Tensor], weight: Tensor, *arguments: Any) -> Product:
+    return lambda a: conv(a, weight.to(a.dtype), None, *arguments)
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+
+def pack(spikes: Tensor) -> Tensor:
+    """Spikes [T, B, *features] of 0 and 1 -> planes [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is step t."""
+    bits = torch.cat([spikes, spikes.new_zeros(-spikes.shape[0] % 8, *spikes.shape[1:])]).to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device).view(8, *[1] * (bits.dim() - 1))
+    return (torch.unflatten(bits, 0, (-1, 8)) * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`pack`."""
+    return torch.stack([train.planes[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)
+
+
+def _counts(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
+    return unpack(train, dtype).sum(0) if train.edge is None else train.edge.to(dtype)

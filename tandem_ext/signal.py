@@ -1,0 +1,133 @@
+"""What the three kinds of input have in common: a batch of signals over T time steps, made of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+S = TypeVar("S", bound="Signal")
+
+
+class Signal:
+    """Base of :class:`SpikeTrain`, :class:`ConstantInput` and :class:`ImpulseInput`."""
+
+    T: int
+    gain: float | Tensor
+
+    def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
+        """The same signal with ``f`` applied to each of its tensors. Nothing is checked."""
+        raise NotImplementedError
+
+    @classmethod
+    def concatenate(cls: type[S], signals: Sequence[S], dim: int) -> S:
+        """The signals side by side in dimension ``dim`` of [B, *features]. Nothing is checked; use :func:`cat`."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, *features]."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        raise NotImplementedError
+
+    def to(
+        self: S,
+        device: torch.device | str | int | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> S:
+        """The signal on another device or, for everything but spikes, in another floating-point type.
+
+        As with ``Tensor.to``, the type may be the only argument: ``x.to(torch.bfloat16)``.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating-point type, got {dtype}")
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking)
+
+        return self.map(move)
+
+    def detach(self: S) -> S:
+        """The signal cut from the autograd graph."""
+        return self.map(Tensor.detach)
+
+    def pin_memory(self: S) -> S:
+        """The signal in page-locked memory, as a DataLoader with ``pin_memory=True`` asks."""
+        return self.map(Tensor.pin_memory)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def batch_index(index: int | slice | Tensor, length: int) -> slice | Tensor:
+    """An index over the batch that keeps the dimension: an int becomes a slice of one."""
+    if isinstance(index, int) and not isinstance(index, bool):
+        if not -length <= index < length:
+            raise IndexError(f"index {index} is out of range for a batch of {length}")
+        return slice(index % length, index % length + 1)
+    if isinstance(index, slice) or (isinstance(index, Tensor) and index.dim() == 1):
+        return index
+    raise TypeError(f"index: expected an int, a slice or a 1-d tensor over the batch, got {index!r}")
+
+
+def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:
+    """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, tensors as a rule; the
+    ``static`` fields, absent counts and a gain that is a float belong to the context.
+
+    Unflattening bypasses ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
+    """
+
+    def flatten_with_keys(signal: S) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
+        children: list[tuple[pytree.KeyEntry, Any]] = []
+        names, context = [], []
+        for name in fields:
+            value = getattr(signal, name)
+            if name in static or value is None or isinstance(value, float):
+                context.append((name, value))
+            else:
+                names.append(name)
+                children.append((pytree.GetAttrKey(name), value))
+        return children, (tuple(names), tuple(context))
+
+    def flatten(signal: S) -> tuple[list[Any], Any]:
+        children, context = flatten_with_keys(signal)
+        return [child for _, child in children], context
+
+    def unflatten(children: Iterable[Any], context: Any) -> S:
+        names, rest = context
+        signal = object.__new__(cls)
+        signal.__dict__.update(zip(names, children, strict=True), **dict(rest))
+        return signal
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        serialized_type_name=f"tandem_ext.{cls.__name__}",
+        flatten_with_keys_fn=flatten_with_keys,
+        to_dumpable_context=_dump,
+        from_dumpable_context=_load,
+    )
+
+
+def _dump(context: Any) -> Any:
+    names, rest = context
+    return [list(names), [[n, str(v) if isinstance(v, torch.dtype) else v] for n, v in rest]]
+
+
+def _load(dumped: Any) -> Any:
+    def value(v: Any) -> Any:
+        return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) else v
+
+    names, rest = dumped
+    return tuple(names), tuple((n, value(v)) for n, v in rest)

@@ -1,0 +1,208 @@
+"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from . import checks, events
+from .signal import Signal, batch_index, register_pytree
+
+
+class _Counts:
+    """Descriptor of the field ``counts``: the tensor given, else the planes' popcounts, made when first asked for."""
+
+    @overload
+    def __get__(self, train: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, train: SpikeTrain, owner: type) -> Tensor: ...
+    def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
+        if train is None:
+            return None  # the field's default value
+        if train._counts is None:
+            counts: Tensor = torch.ops.tandem.counts.default(train.planes, train._dtype)
+            train._counts = counts
+        return train._counts
+
+    def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
+        train._counts = value
+
+
+class _Remembers(Signal):
+    """What a train holds besides its fields."""
+
+    _counts: Tensor | None
+    _dtype: torch.dtype  # of counts that are yet to be made
+
+
+@dataclass(eq=False, repr=False)
+class SpikeTrain(_Remembers):
+    """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
+
+    Args:
+        planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
+            are 0. Any strides; what layers produce is channels-last in memory.
+        T: the number of time steps, 1..255.
+        counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
+            flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
+        gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
+            0-dim tensor, which may require a gradient.
+
+    Raises:
+        TypeError: planes not uint8, counts not floating point, T not an int, gain neither number nor tensor.
+        ValueError: T out of range, shapes that do not fit, a high bit set, different devices.
+
+    The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
+    SpikeTrain is a dataclass and a pytree node: it passes through ``torch.compile``, ``torch.export``, ``vmap``, DDP
+    and FSDP like a tensor.
+
+    >>> train = te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # T = 2, one sample, two neurons
+    >>> train
+    SpikeTrain(T=2, shape=[1, 2], gain=1.0, device=cpu)
+    >>> train.counts
+    tensor([[2., 1.]])
+    """
+
+    planes: Tensor
+    T: int
+    counts: _Counts = _Counts()
+    gain: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
+        checks.planes("planes", self.planes, self.T)
+        checks.gain("gain", self.gain)
+        checks.high_bits("planes", self.planes, self.T)
+        if self._counts is not None:
+            checks.counts("counts", self._counts, self.planes)
+
+    @classmethod
+    def unchecked(
+        cls,
+        planes: Tensor,
+        T: int,
+        counts: Tensor | None = None,
+        gain: float | Tensor = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> SpikeTrain:
+        """A train from parts known to be right: no check, no look at values.
+
+        dtype is the type that counts will have when they are made from the planes (default: the default dtype).
+        """
+        train = object.__new__(cls)
+        train.planes = planes
+        train.T = T
+        train._counts = counts
+        train.gain = gain
+        if dtype is None:
+            dtype = torch.get_default_dtype() if counts is None else counts.dtype
+        train._dtype = dtype
+        return train
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor, gain: float | Tensor = 1.0) -> SpikeTrain:
+        """A train from spikes [T, B, *features] of 0 and 1, of any bool, integer or floating-point dtype.
+
+        Where ``spikes`` requires a gradient it receives, at every step, the gradient of the count.
+
+        Raises:
+            TypeError: not a tensor, or a complex one.
+            ValueError: fewer than two dimensions, T out of 1..255, or a value other than 0 and 1.
+        """
+        checks.dense_spikes("spikes", spikes)
+        checks.device("spikes", spikes)
+        checks.gain("gain", gain)
+        checks.binary("spikes", spikes)
+        planes = torch.ops.tandem.pack.default(spikes)
+        counts = spikes.sum(0) if spikes.requires_grad else None
+        dtype = spikes.dtype if spikes.is_floating_point() else None
+        return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
+
+    @classmethod
+    def from_events(
+        cls,
+        recording: Any,
+        shape: Sequence[int],
+        T: int,
+        *,
+        window: tuple[float, float] | None = None,
+        gain: float | Tensor = 1.0,
+    ) -> SpikeTrain:
+        """One recording of address events, binned by time into T frames of equal length: a train with a batch of one.
+
+        A neuron spikes in a frame in which it has any event: spikes are binary, so further events of the same neuron
+        in the same frame are dropped. Recordings become a batch by :func:`tandem_ext.cat` or
+        :func:`tandem_ext.collate`.
+
+        Args:
+            recording: a structured array or a mapping with the fields ``t``, ``x`` and, where ``shape`` has them,
+                ``y`` and ``p`` (what tonic's datasets give); or a pair (times, neurons) of 1-d arrays, neurons being
+                indices into the flattened ``shape``. Any order.
+            shape: the features: [neurons], [polarities, x] or [polarities, y, x], so that polarities are channels.
+                With one polarity channel, ``p`` is not looked at and the polarities merge.
+            T: the number of frames, 1..255.
+            window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d), where
+                d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
+                belongs to the last frame. Give a window where recordings must share one clock.
+
+        Raises:
+            TypeError: events of an unknown form or of a non-numeric dtype.
+            ValueError: missing fields, lengths that differ, an address outside ``shape``, NaN times, an empty window.
+
+        >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
+        tensor([[[1., 1.]],
+        <BLANKLINE>
+                [[1., 1.]]])
+        """
+        checks.T("T", T)
+        planes = torch.from_numpy(events.bin_events(recording, shape, T, window)).unsqueeze(1)
+        checks.gain("gain", gain)
+        return cls.unchecked(planes, T, None, gain)
+
+    @property
+    def edge(self) -> Tensor | None:
+        """The counts where gradients flow through them, else None."""
+        counts = self._counts
+        return counts if counts is not None and counts.requires_grad else None
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, *features]."""
+        return self.planes.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        return self.planes.device
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: that of the counts)."""
+        spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype or self._dtype)
+        return spikes
+
+    @classmethod
+    def concatenate(cls, signals: Sequence[SpikeTrain], dim: int) -> SpikeTrain:
+        counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
+        first = signals[0]
+        planes = torch.cat([s.planes for s in signals], dim + 1)
+        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        counts = None if self._counts is None else f(self._counts)
+        gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
+        return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None)
+
+    def __getitem__(self, index: int | slice | Tensor) -> SpikeTrain:
+        """Samples of the batch; the batch dimension stays, an int gives a batch of one."""
+        index = batch_index(index, len(self))
+        counts = None if self._counts is None else self._counts[index]
+        return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype)
+
+    def __repr__(self) -> str:
+        return f"SpikeTrain(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
+
+
+register_pytree(SpikeTrain, ("planes", "T", "_counts", "gain", "_dtype"), static=("T", "_dtype"))
