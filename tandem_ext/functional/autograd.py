@@ -23,6 +23,13 @@ from .products import Product
 Gradients = tuple[Tensor | None, ...]
 
 
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """``function.apply``. In plain eager mode without its binding of the arguments to a signature: 20 µs a call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return super(Function, function).apply(*arguments)  # type: ignore[misc]
+
+
 def keep(ctx: Any, neurons: Neurons, outputs: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
     """Save for the backward pass what the neurons need, and ``tensors``; nothing that no gradient asks for."""
     planes, _, mask, *others = outputs

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import checks
 from ..train import SpikeTrain
-from .autograd import Gradients, fire_direct, gate_grad, keep, kept, neuron_gradients
+from .autograd import Gradients, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
 from .neuron import Neurons, compute_dtype, make_neurons, needs_grad, train_of
@@ -177,18 +177,14 @@ def _bn_layer(
     if isinstance(x, SpikeTrain):
         edge = x.edge
         if grad := needs_grad(edge, weight, gain, gamma, beta, *neurons[:4]):
-            outputs = ProductBNIF.apply(  # type: ignore[no-untyped-call]
-                edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons
-            )
+            outputs = apply(ProductBNIF, edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons)
         else:
             outputs = product.fire_bn(x.planes, weight, gain, gamma, beta, eps, neurons)
     else:
         checks.direct_dtype(x.x, weight)
         y = product.direct(x.x, weight)
         grad = needs_grad(y, gain, gamma, beta, *neurons[:4])
-        outputs = DirectBNIF.apply(  # type: ignore[no-untyped-call]
-            y, gain, gamma, beta, eps, source_of(x), *neurons
-        )
+        outputs = apply(DirectBNIF, y, gain, gamma, beta, eps, source_of(x), *neurons)
     *_, mean, var = outputs
     with torch.no_grad():
         if gain is not None:

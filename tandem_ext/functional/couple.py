@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import checks
 from ..train import SpikeTrain
+from .autograd import apply
 from .neuron import over_space
 
 
@@ -50,7 +51,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)
     counts = torch.ops.tandem.counts.default(train.planes, z.dtype)
-    coupled = Couple.apply(z, theta, counts, open_)  # type: ignore[no-untyped-call]
+    coupled = apply(Couple, z, theta, counts, open_)
     return SpikeTrain.unchecked(train.planes, train.T, coupled, train.gain)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..train import SpikeTrain
-from .autograd import ProductIF, ScanIF, fire_direct
+from .autograd import ProductIF, ScanIF, apply, fire_direct
 from .neuron import fold, make_neurons, needs_grad, train_of
 from .products import Product
 
@@ -58,7 +58,7 @@ def product_layer(
     scale, shift = fold(neurons, bias, scale, shift, x.gain, shape[1], weight)
     edge = x.edge
     if grad := needs_grad(edge, weight, scale, shift, *neurons[:4]):
-        outputs = ProductIF.apply(edge, weight, scale, shift, x.planes, product, *neurons)  # type: ignore[no-untyped-call]
+        outputs = apply(ProductIF, edge, weight, scale, shift, x.planes, product, *neurons)
     else:
         outputs = product.fire(x.planes, weight, scale, shift, neurons, False)
     return train_of(outputs, neurons, weight.dtype, grad)
@@ -79,7 +79,7 @@ def scan_layer(
     neurons = make_neurons(y, T, shape, **neuron)
     scale, shift = fold(neurons, bias, scale, shift, gain, shape[1] if len(shape) > 1 else 1, y)
     if grad := needs_grad(y, scale, shift, *neurons[:4]):
-        outputs = ScanIF.apply(y, scale, shift, source, *neurons)  # type: ignore[no-untyped-call]
+        outputs = apply(ScanIF, y, scale, shift, source, *neurons)
     else:
         outputs = fire_direct(y, source, scale, shift, neurons, False)
     return train_of(outputs, neurons, y.dtype, grad)
