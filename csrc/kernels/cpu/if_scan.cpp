@@ -62,12 +62,10 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const NeuronArgs<C>& 
   for (int p = 0; p * 8 < a.T; ++p) {
     const int first = p * 8, last = std::min(first + 8, a.T);
     Int<C> plane[kGroups];
-    ByteLanes residual[kGroups];
+    Int<C> residual[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       plane[g] = Int<C>{};
-      residual[g] = has_residual && a.residual_planes != nullptr
-                        ? load<ByteLanes>(a.residual_planes + p * a.neurons + n + g * kLanes)
-                        : ByteLanes{};
+      residual[g] = has_residual ? neurons[g].residual_plane(a, n + g * kLanes, p) : Int<C>{};
     }
     for (int t = first; t < last; ++t) {
       C wide[kBlock];
