@@ -77,13 +77,12 @@ def _register_neurons(name: str, shape_of: Callable[..., Shape], batch: int, pro
         dtype = args[1].dtype if product else data.dtype
         return _neurons(data, T, shape_of(data, *args), dtype, args[_TRAIN], args[_RETURN_V])
 
-    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         size, train, return_v = info.batch_size, args[_TRAIN], args[_RETURN_V]
         samples = {0, len(args) + _RESIDUAL}
-        others = {i for i, mapped in enumerate(in_dims) if mapped is not None} - samples
-        if others or size == 0:
+        if any(_is_mapped(d) for i, d in enumerate(in_dims) if i not in samples):
             return _once_per_element(op, info, in_dims, args)
-        shape = shape_of(*(a if d is None else a.select(d, 0) for a, d in zip(args, in_dims, strict=True)))
+        shape = shape_of(*_element(args, in_dims, 0))
         v_init_per_sample = args[_V_INIT] is not None and args[_V_INIT].dim() == len(shape)
         if v_init_per_sample or (train and math.prod(shape) % 8):  # a mask of whole bytes can be split
             return _once_per_element(op, info, in_dims, args)
@@ -105,11 +104,16 @@ def _register_neurons(name: str, shape_of: Callable[..., Shape], batch: int, pro
     register_vmap(f"tandem::{name}", rule)
 
 
-def _once_per_element(op: Any, info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> tuple[Any, Any]:
-    def element(i: int) -> Any:
-        return op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+def _is_mapped(dim: Any) -> bool:
+    return isinstance(dim, int)  # else None, or a list of None for an argument that is a list
 
-    outputs = [element(i) for i in range(info.batch_size)]
+
+def _element(args: Sequence[Any], in_dims: Sequence[Any], i: int) -> list[Any]:
+    return [a.select(d, i) if _is_mapped(d) else a for a, d in zip(args, in_dims, strict=True)]
+
+
+def _once_per_element(op: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
+    outputs = [op(*_element(args, in_dims, i)) for i in range(info.batch_size)]
     if isinstance(outputs[0], Tensor):
         return torch.stack(outputs), 0
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0,) * len(outputs[0])
@@ -175,7 +179,7 @@ def _register_plane_vmap(name: str, batch: int) -> None:
     """The rule of an op on spikes or planes with the batch in dimension 1; ``batch`` is that of what it returns."""
     op = getattr(torch.ops.tandem, name).default
 
-    def rule(info: Any, in_dims: Sequence[int | None], data: Tensor, *args: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: Sequence[Any], data: Tensor, *args: Any) -> tuple[Tensor, int]:
         return _split(op(_join(data, in_dims[0], info.batch_size, 1), *args), info.batch_size, batch), batch
 
     register_vmap(f"tandem::{name}", rule)
@@ -192,10 +196,10 @@ def _(grad: Tensor, mask: Tensor, threshold: float) -> Tensor:
 
 
 @register_vmap("tandem::gate_grad")  # type: ignore[untyped-decorator]
-def _(info: Any, in_dims: Sequence[int | None], grad: Tensor, mask: Tensor, threshold: float) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: Sequence[Any], grad: Tensor, mask: Tensor, threshold: float) -> tuple[Tensor, int]:
     op, size = torch.ops.tandem.gate_grad.default, info.batch_size
     joined = _join(grad, in_dims[0], size, 0)
-    if size == 0 or joined.numel() // size % 8:
+    if joined.numel() // size % 8:
         return _once_per_element(op, info, in_dims, (grad, mask, threshold))
     return _split(op(joined, _join(mask, in_dims[1], size, 0), threshold), size, 0), 0
 
@@ -206,5 +210,5 @@ def _(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_: Any) -> tup
 
 
 @register_vmap("tandem::bn_grad")  # type: ignore[untyped-decorator]
-def _(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+def _(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
     return _once_per_element(torch.ops.tandem.bn_grad.default, info, in_dims, args)

@@ -69,6 +69,11 @@ class Signal:
         return self.shape[0]
 
 
+def may_need_grad(tensor: Tensor) -> bool:
+    """Could a gradient flow to ``tensor``? Under torch.func transforms requires_grad does not tell: then yes."""
+    return tensor.requires_grad or (torch._C._are_functorch_transforms_active() and tensor.is_floating_point())
+
+
 def batch_index(index: int | slice | Tensor, length: int) -> slice | Tensor:
     """An index over the batch that keeps the dimension: an int becomes a slice of one."""
     if isinstance(index, int) and not isinstance(index, bool):
@@ -109,6 +114,7 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
         signal.__dict__.update(zip(names, children, strict=True), **dict(rest))
         return signal
 
+    torch.serialization.add_safe_globals([cls])  # for torch.load, by which exported programs load their example inputs
     pytree.register_pytree_node(
         cls,
         flatten,

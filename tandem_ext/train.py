@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks, events
-from .signal import Signal, batch_index, register_pytree
+from .signal import Signal, batch_index, may_need_grad, register_pytree
 
 
 class _Counts:
@@ -118,7 +118,7 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", gain)
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
-        counts = spikes.sum(0) if spikes.requires_grad else None
+        counts = spikes.sum(0) if may_need_grad(spikes) else None
         dtype = spikes.dtype if spikes.is_floating_point() else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
 
@@ -167,7 +167,7 @@ class SpikeTrain(_Remembers):
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
         counts = self._counts
-        return counts if counts is not None and counts.requires_grad else None
+        return counts if counts is not None and may_need_grad(counts) else None
 
     @property
     def shape(self) -> torch.Size:

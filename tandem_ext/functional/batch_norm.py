@@ -6,6 +6,7 @@ batch norm is a scale and a shift, which the plain layers take.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..train import SpikeTrain
 from .autograd import Gradients, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
-from .neuron import Neurons, compute_dtype, make_neurons, needs_grad, train_of
+from .neuron import Neurons, cast, compute_dtype, make_neurons, needs_grad, train_of
 from .products import Linear, Product, conv_product
 
 
@@ -162,15 +163,15 @@ def _bn_layer(
             checks.per_channel(name, value, channels, device)
     weight = autocast(weight)
     neurons = make_neurons(weight, x.T, shape, **neuron)
-    gamma = None if gamma is None else gamma.to(dtype)
-    beta = None if beta is None else beta.to(dtype)
+    gamma = None if gamma is None else cast(gamma, dtype)
+    beta = None if beta is None else cast(beta, dtype)
     if neurons.theta is not None:
         unit = neurons.theta.detach()
         gamma = 1 / unit if gamma is None else gamma / unit
         beta = None if beta is None else beta / unit
     gain = None
     if isinstance(x.gain, Tensor):
-        gain = x.gain.to(dtype)
+        gain = cast(x.gain, dtype)
     elif x.gain != 1.0:
         gain = torch.full((), x.gain, dtype=dtype, device=device)
 
@@ -190,7 +191,7 @@ def _bn_layer(
         if gain is not None:
             mean, var = gain * mean, gain * gain * var
         if bias is not None:
-            mean = mean + bias.to(dtype)
+            mean = mean + cast(bias, dtype)
     return train_of(outputs, neurons, weight.dtype, grad), mean, var
 
 
@@ -202,15 +203,16 @@ def _bn_gradients(
     var: Tensor,
     gain: Tensor | None,
     gamma: Tensor | None,
-    needs_gain: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The gradients of u, gain, gamma and beta."""
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of u, gain, gamma and beta; ``needs`` says which of the last three are asked for."""
     grad_u, grad_gamma, grad_beta = torch.ops.tandem.bn_grad.default(
         grad, ctx.saved_tensors[0], u, mean, var, gain, gamma, ctx.eps, ctx.settings.threshold
     )
+    needs_gain, needs_gamma, needs_beta = needs
     # z depends on the product gain·u, so both factors see its gradient, grad_u / gain.
     grad_gain = (grad_u * u).sum() / gain if needs_gain else None
-    return grad_u, grad_gain, grad_gamma, grad_beta
+    return grad_u, grad_gain, grad_gamma if needs_gamma else None, grad_beta if needs_beta else None
 
 
 def _neuron_gradients(ctx: Any, grad: Tensor) -> Gradients:
@@ -249,8 +251,8 @@ class ProductBNIF(Function):
         if grad is None:
             return (None,) * 14
         planes, weight, u, mean, var, gain, gamma = kept(ctx)
-        needs_edge, needs_weight, needs_gain = ctx.needs_input_grad[:3]
-        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs_gain)
+        needs_edge, needs_weight, *needs = ctx.needs_input_grad[:5]
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
         grad_edge, grad_weight = ctx.product.gradients(grad_u, planes, weight, needs_edge, needs_weight)
         head = grad_edge, grad_weight, grad_gain, grad_gamma, grad_beta, None, None, None
         return *head, *_neuron_gradients(ctx, grad)
@@ -296,14 +298,14 @@ class DirectBNIF(Function):
         y, mean, var, gain, gamma = kept(ctx)
         T = ctx.settings.T
         u = _window_sum(y, ctx.source, T)
-        needs_gain = ctx.needs_input_grad[1]
-        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs_gain)
+        needs = ctx.needs_input_grad[1:4]
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
         grad_y = T * grad_u if ctx.source == "constant" else grad_u
         return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, grad)
 
 
 def _window_sum(y: Tensor, source: str, T: int) -> Tensor:
-    y = y.to(compute_dtype(y.dtype))
+    y = cast(y, compute_dtype(y.dtype))
     return T * y if source == "constant" else y
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..signal import may_need_grad
 from ..train import SpikeTrain
 
 
@@ -42,10 +43,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor.to(dtype), free where nothing is to do, in exported graphs too."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def spread(value: float | Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One value per channel from one value for all."""
     if isinstance(value, Tensor):
-        return value.to(dtype).expand(channels)
+        return cast(value, dtype).expand(channels)
     return torch.full((channels,), value, dtype=dtype, device=device)
 
 
@@ -75,7 +81,7 @@ def make_neurons(
     if residual is not None:
         checks.residual(residual, T, shape, device)
         if isinstance(residual, Tensor):
-            residual = residual.to(dtype)
+            residual = cast(residual, dtype)
         else:
             edge = residual.edge
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
@@ -83,7 +89,7 @@ def make_neurons(
             residual = residual.planes
 
     if isinstance(v_init, Tensor):
-        v_init = v_init.to(dtype)
+        v_init = cast(v_init, dtype)
     elif v_init != 0.0:
         v_init = torch.full((), v_init, dtype=dtype, device=device)
 
@@ -117,13 +123,13 @@ def fold(
     device, dtype = like.device, compute_dtype(like.dtype)
     if bias is not None:
         checks.per_channel("bias", bias, channels, device)
-        bias = bias.to(dtype)
+        bias = cast(bias, dtype)
     if shift is not None:
         checks.per_channel("shift", shift, channels, device)
-        shift = shift.to(dtype)
+        shift = cast(shift, dtype)
     if scale is not None:
         checks.per_channel("scale", scale, channels, device)
-        scale = scale.to(dtype)
+        scale = cast(scale, dtype)
         bias = None if bias is None else scale * bias
     if bias is not None:
         shift = bias if shift is None else bias + shift
@@ -137,10 +143,8 @@ def fold(
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Must the op run inside its Function? Under torch.func transforms always: there a plain op has no gradient."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Must the op run inside its Function?"""
+    return torch.is_grad_enabled() and any(t is not None and may_need_grad(t) for t in tensors)
 
 
 def train_of(
