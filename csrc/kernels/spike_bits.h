@@ -23,3 +23,16 @@ void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double thresh
                ParallelFor parallel);
 
 }  // namespace tandem::cpu
+
+// The same on a GPU: pointers are device memory, stream is a cudaStream_t; they return a cudaError_t.
+namespace tandem::cuda {
+
+int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
+         void* stream);
+int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
+           void* stream);
+int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream);
+int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+              void* stream);
+
+}  // namespace tandem::cuda

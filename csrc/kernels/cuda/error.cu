@@ -1,6 +1,6 @@
-#include "error.h"
-
 #include <cuda_runtime_api.h>
+
+#include "error.h"
 
 namespace tandem::cuda {
 

@@ -1,8 +1,7 @@
-// One thread owns kVec neighbouring neurons and walks through time in planes of eight steps. The loads of a plane are
-// issued together, before its first step: at T = 8 a thread has 128 bytes in flight, a multiprocessor 128 KiB. Each
-// current is read once, each output written once.
+// One thread owns kVec neighbouring neurons and walks through time. The loads of four or eight steps are issued
+// together, before the first of them: at T = 8 a multiprocessor has 128 KiB in flight, by Little's law 16 KiB keep its
+// memory busy. Each current is read once, each output written once.
 #include "../if_scan.h"
-
 #include "neurons.cuh"
 
 namespace tandem::cuda {
@@ -14,14 +13,16 @@ constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 8;
 
 // How many steps' loads are issued together: as many as 64 registers hold.
-template <bool kResidual, int kT>
-constexpr int kChunk = kT == 8 ? 8 : kResidual ? 2 : 4;
+TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
+  if (T == 8) return 8;
+  return residual ? 2 : 4;
+}
 
 // kT is T where it is known at compile time, else 0. kHeld: one current for all steps, not a train of them.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const NeuronArgs<float>& a,
                                          int64_t n) {
-  constexpr int kSteps = kChunk<kResidual, kT>;
+  constexpr int kSteps = chunk_of(kT, kResidual);
   using Input = Vec<In, kVec>;
   Neurons<kVec> neurons;
   neurons.begin(a, n);
@@ -37,10 +38,11 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
       Input raw[kSteps];
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
+        raw[t] = Input{};
         if constexpr (kHeld) {
-          raw[t] = source == Source::kConstant || first + at + t == 0 ? held : Input{};
-        } else if (at + t < steps) {
-          raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
+          if (source == Source::kConstant || first + at + t == 0) raw[t] = held;
+        } else {
+          if (at + t < steps) raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
         }
       }
       Vec<float, kVec> current[kSteps];

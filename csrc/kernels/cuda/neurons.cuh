@@ -144,7 +144,7 @@ struct Neurons {
 // Are the arrays a kernel with kVec = 4 touches aligned for it?
 inline bool fit_four(const NeuronArgs<float>& a) {
   const bool by_channel = a.scale != nullptr || a.shift != nullptr || a.residual_scale != nullptr;
-  const size_t count_bytes = a.counts_dtype == DType::kFloat32 || a.counts_dtype == DType::kFloat64 ? 16 : 8;
+  const size_t count_bytes = size_of(a.counts_dtype) >= 4 ? 16 : 8;
   return a.neurons % 4 == 0 && (!by_channel || a.channels % 4 == 0) &&
          (a.v_init == nullptr || a.v_init_size == 1 || a.v_init_size % 4 == 0) && is_aligned(a.scale, 16) &&
          is_aligned(a.shift, 16) && is_aligned(a.residual_planes, 4) && is_aligned(a.residual_currents, 16) &&

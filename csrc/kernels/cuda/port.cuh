@@ -14,7 +14,9 @@
 #include <cuda_runtime_api.h>
 
 // A macro, because g++ has no <<< >>>.
+// clang-format off
 #define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ((kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__), cudaGetLastError())
+// clang-format on
 
 #endif

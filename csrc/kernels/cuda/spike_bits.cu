@@ -1,0 +1,197 @@
+// A thread owns four neighbouring neurons, or one where the arrays are not aligned for four, at all steps.
+#include "../spike_bits.h"
+#include "vec.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+
+// nonzero: the bits that make an element a spike, all but the sign of a float.
+template <class E, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(const E* __restrict__ spikes, E nonzero, int T, int64_t neurons, uint8_t* __restrict__ planes) {
+  const int64_t n = thread_index() * kVec;
+  if (n >= neurons) return;
+  for (int first = 0; first < T; first += 8) {
+    uint32_t plane = 0;
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      if (first + t < T) {
+        const auto s = load<Vec<E, kVec>>(spikes + (first + t) * neurons + n);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) plane |= (s.at[i] & nonzero ? 1u : 0u) << (8 * i + t);
+      }
+    }
+    store_planes<kVec>(planes + first / 8 * neurons + n, plane);
+  }
+}
+
+template <class E, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    unpack_kernel(const uint8_t* __restrict__ planes, int T, int64_t neurons, E* __restrict__ spikes, E one) {
+  const int64_t n = thread_index() * kVec;
+  if (n >= neurons) return;
+  for (int first = 0; first < T; first += 8) {
+    const uint32_t plane = load_planes<kVec>(planes + first / 8 * neurons + n);
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      if (first + t < T) {
+        Vec<E, kVec> s;
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) s.at[i] = plane >> (8 * i + t) & 1u ? one : E{0};
+        store(spikes + (first + t) * neurons + n, s);
+      }
+    }
+  }
+}
+
+template <int kVec>
+__global__ void __launch_bounds__(kThreads)
+    counts_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, void* __restrict__ counts, DType dtype) {
+  const int64_t n = thread_index() * kVec;
+  if (n >= neurons) return;
+  uint32_t bytes = 0;
+  for (int p = 0; p < P; ++p) bytes += popcount_bytes(load_planes<kVec>(planes + p * neurons + n));
+  store_counts<kVec>(counts, dtype, n, bytes);
+}
+
+// bfloat16 and float16 divide in float and round once.
+template <class E>
+__device__ __forceinline__ E divide(E x, float threshold) {
+  return FromFloat<E>::convert(to_float(x) / threshold);
+}
+__device__ __forceinline__ double divide(double x, double threshold) { return x / threshold; }
+
+template <class E, class C, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    gate_grad_kernel(const E* __restrict__ grad, const uint8_t* __restrict__ mask, C threshold, int64_t neurons,
+                     E* __restrict__ grad_z) {
+  const int64_t n = thread_index() * kVec;
+  if (n >= neurons) return;
+  const auto g = load<Vec<E, kVec>>(grad + n);
+  const uint32_t open = mask[n / 8] >> (n % 8);
+  Vec<E, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) out.at[i] = open >> i & 1u ? divide(g.at[i], threshold) : FromFloat<E>::convert(0.0f);
+  store(grad_z + n, out);
+}
+
+dim3 grid_for(int64_t neurons, int vec) {
+  const int64_t per_block = int64_t{kThreads} * vec;
+  return dim3(static_cast<unsigned>((neurons + per_block - 1) / per_block));
+}
+
+// Can rows of `neurons` elements of `bytes` each be moved four at a time?
+bool fit_four(const void* p, int64_t neurons, int64_t bytes) {
+  return neurons % 4 == 0 && is_aligned(p, bytes < 4 ? 4 * bytes : 16);
+}
+
+template <class E>
+int launch_pack(const void* spikes, uint64_t nonzero, int T, int64_t neurons, uint8_t* planes, cudaStream_t stream) {
+  const auto* elements = static_cast<const E*>(spikes);
+  if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
+    return TANDEM_LAUNCH((pack_kernel<E, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, elements,
+                         static_cast<E>(nonzero), T, neurons, planes);
+  }
+  return TANDEM_LAUNCH((pack_kernel<E, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, elements,
+                       static_cast<E>(nonzero), T, neurons, planes);
+}
+
+template <class E>
+int launch_unpack(const uint8_t* planes, int T, int64_t neurons, void* spikes, uint64_t one, cudaStream_t stream) {
+  auto* elements = static_cast<E*>(spikes);
+  if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
+    return TANDEM_LAUNCH((unpack_kernel<E, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, planes, T, neurons,
+                         elements, static_cast<E>(one));
+  }
+  return TANDEM_LAUNCH((unpack_kernel<E, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, planes, T, neurons,
+                       elements, static_cast<E>(one));
+}
+
+template <class E, class C>
+int launch_gate_grad(const void* grad, const uint8_t* mask, C threshold, int64_t neurons, void* grad_z,
+                     cudaStream_t stream) {
+  const auto* in = static_cast<const E*>(grad);
+  auto* out = static_cast<E*>(grad_z);
+  if (fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E))) {
+    return TANDEM_LAUNCH((gate_grad_kernel<E, C, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, in, mask,
+                         threshold, neurons, out);
+  }
+  return TANDEM_LAUNCH((gate_grad_kernel<E, C, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, in, mask,
+                       threshold, neurons, out);
+}
+
+}  // namespace
+
+int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
+         void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  const uint64_t all = ~0ull >> (64 - 8 * element_size);
+  const uint64_t nonzero = is_float ? all >> 1 : all;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (element_size) {
+    case 1:
+      return launch_pack<uint8_t>(spikes, nonzero, T, neurons, planes, on);
+    case 2:
+      return launch_pack<uint16_t>(spikes, nonzero, T, neurons, planes, on);
+    case 4:
+      return launch_pack<uint32_t>(spikes, nonzero, T, neurons, planes, on);
+    case 8:
+      return launch_pack<uint64_t>(spikes, nonzero, T, neurons, planes, on);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
+           void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (element_size) {
+    case 1:
+      return launch_unpack<uint8_t>(planes, T, neurons, spikes, one, on);
+    case 2:
+      return launch_unpack<uint16_t>(planes, T, neurons, spikes, one, on);
+    case 4:
+      return launch_unpack<uint32_t>(planes, T, neurons, spikes, one, on);
+    case 8:
+      return launch_unpack<uint64_t>(planes, T, neurons, spikes, one, on);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype))) {
+    return TANDEM_LAUNCH((counts_kernel<4>), grid_for(neurons, 4), dim3(kThreads), 0, on, planes, P, neurons, counts,
+                         dtype);
+  }
+  return TANDEM_LAUNCH((counts_kernel<1>), grid_for(neurons, 1), dim3(kThreads), 0, on, planes, P, neurons, counts,
+                       dtype);
+}
+
+int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+              void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  const auto on = static_cast<cudaStream_t>(stream);
+  const auto theta = static_cast<float>(threshold);
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch_gate_grad<float>(grad, mask, theta, neurons, grad_z, on);
+    case DType::kBFloat16:
+      return launch_gate_grad<__nv_bfloat16>(grad, mask, theta, neurons, grad_z, on);
+    case DType::kFloat16:
+      return launch_gate_grad<__half>(grad, mask, theta, neurons, grad_z, on);
+    case DType::kFloat64:
+      return launch_gate_grad<double>(grad, mask, threshold, neurons, grad_z, on);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace tandem::cuda

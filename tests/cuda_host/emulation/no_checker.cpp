@@ -1,0 +1,11 @@
+// Stands in for checker.cpp where only values and speed matter.
+#include "internal.h"
+
+namespace emulation {
+
+void check_begin_launch() {}
+void check_begin_block() {}
+void check_end_block(int) {}
+void check_shared_array(const char*, char*, size_t) {}
+
+}  // namespace emulation

@@ -1,0 +1,187 @@
+"""Builds CUDA sources with g++ and the emulation, and calls them on guarded buffers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from build_tools.compile import NUMERICS, ROOT, read_sources
+from build_tools.decide import Toolkit, decide
+
+HERE = Path(__file__).parent
+INPUT, OUTPUT, INOUT = 1, 2, 3
+GUARD = 4096  # bytes either side of a buffer: what runs out of bounds hits nothing else
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+def find_toolkit() -> Toolkit | None:
+    """The CUDA toolkit of this machine, whatever TANDEM_CUDA says about the build."""
+
+    def run(command: Sequence[str]) -> str:
+        try:
+            return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+        except OSError:
+            return ""
+
+    return decide({**os.environ, "TANDEM_CUDA": "auto"}, shutil.which, run).toolkit
+
+
+def kernel_sources() -> list[Path]:
+    """The .cu files that hold kernels."""
+    sources = [ROOT / path for path in read_sources()["cuda"]]
+    return [path for path in sources if "__global__" in path.read_text()]
+
+
+def build(sources: Sequence[Path], include: Path, folder: Path, checked: bool) -> Path:
+    """A shared library of CUDA and C++ ``sources``; ``checked`` watches every access of the CUDA ones."""
+    folder.mkdir(parents=True)
+    common = ["g++", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *NUMERICS]
+    common += ["-DTANDEM_EMULATION", f"-I{HERE / 'emulation'}", f"-isystem{include}"]
+    # Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits on the GPU.
+    watch = ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"] if checked else ["-O2"]
+    runtime = ["scheduler.cpp", "warp.cpp", "checker.cpp" if checked else "no_checker.cpp"]
+    jobs = [(path, ["-O2"]) for path in (HERE / "emulation" / name for name in runtime)]
+    jobs += [(path, watch if path.suffix == ".cu" else ["-O2"]) for path in sources]
+    objects = [folder / f"{i}.o" for i in range(len(jobs))]
+
+    def compile_one(i: int) -> None:
+        path, flags = jobs[i]
+        subprocess.run([*common, *flags, "-x", "c++", "-c", str(path), "-o", str(objects[i])], check=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_one, range(len(jobs))))
+    library = folder / "emulated.so"
+    subprocess.run(["g++", "-shared", "-Wl,-z,defs", *map(str, objects), "-ldl", "-o", str(library)], check=True)
+    return library
+
+
+@dataclass(frozen=True)
+class Touches:
+    """How often each byte of a buffer was read and written."""
+
+    least_reads: int
+    most_reads: int
+    least_writes: int
+    most_writes: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a buffer cost: memory instructions (once a warp), bytes, 32-byte sectors, waves through the banks of shared
+    memory; ``least_*`` is what the same bytes need at best."""
+
+    requests: int
+    bytes: int
+    sectors: int
+    least_sectors: int
+    waves: int
+    least_waves: int
+
+
+class Emulator:
+    """A library of emulated kernels."""
+
+    def __init__(self, library: Path, checked: bool) -> None:
+        self.path = library
+        self.checked = checked
+        self.lib = ctypes.CDLL(str(library))
+        self.lib.emulation_report.restype = ctypes.c_char_p
+        self.lib.emulation_report_count.restype = ctypes.c_size_t
+        self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: the memory, the view of it, its use
+
+    def begin(self, seed: int = 0) -> None:
+        """Forget buffers and reports; later launches are scheduled by ``seed``."""
+        self.buffers.clear()
+        self.lib.emulation_begin(ctypes.c_uint64(seed))
+        if self.checked:
+            self.lib.emulation_forget_buffers()
+
+    def place(self, name: str, value: Tensor | None, use: int = INPUT, offset: int = 0) -> Tensor | None:
+        """A copy of ``value`` in guarded memory, ``offset`` elements past a 256-byte boundary."""
+        if value is None:
+            return None
+        size = value.numel() * value.element_size()
+        memory = torch.full((size + 2 * GUARD + 512,), 0xAB, dtype=torch.uint8)
+        start = GUARD - (memory.data_ptr() + GUARD) % 256 + 256 + offset * value.element_size()
+        view = memory[start : start + size].view(value.dtype).view(value.shape)
+        if use != OUTPUT:
+            view.copy_(value)
+        self.buffers[name] = memory, view, use
+        if self.checked:
+            pointer = ctypes.c_void_p(memory.data_ptr() + start)
+            self.lib.emulation_buffer(name.encode(), pointer, ctypes.c_size_t(size), use)
+        return view
+
+    def output(self, name: str, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> Tensor:
+        """An undefined output in guarded memory."""
+        view = self.place(name, torch.empty(shape, dtype=dtype), OUTPUT, offset)
+        assert view is not None
+        return view
+
+    def reports(self) -> list[str]:
+        """What the checker has found, with the source line of each access."""
+        texts = (self.lib.emulation_report(ctypes.c_size_t(i)) for i in range(self.lib.emulation_report_count()))
+        found = [self._with_source(text.decode()) for text in texts]
+        if self.checked:
+            for name, (_, view, use) in self.buffers.items():
+                if use == OUTPUT and view.numel() > 0 and self.touches(name).least_writes == 0:
+                    found.append(f"{name} is not written everywhere")
+        return found
+
+    def touches(self, name: str) -> Touches:
+        out = (ctypes.c_uint32 * 4)()
+        self.lib.emulation_touches(name.encode(), out)
+        return Touches(*out)
+
+    def traffic(self, name: str, write: bool = False) -> Traffic:
+        out = (ctypes.c_uint64 * 6)()
+        self.lib.emulation_traffic(name.encode(), int(write), out)
+        return Traffic(*out)
+
+    def _with_source(self, text: str) -> str:
+        def line(match: re.Match[str]) -> str:
+            command = ["addr2line", "-i", "-e", str(self.path), match[1]]
+            lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+            return next((name for name in lines if name and "emulation/" not in name), "an unknown line")
+
+        return re.sub(r"code (0x[0-9a-f]+)", line, text) if shutil.which("addr2line") else text
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+class NeuronArgs(ctypes.Structure):
+    """csrc/kernels/if_neuron.h: NeuronArgs<float>."""
+
+    _fields_ = [
+        ("neurons", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("T", ctypes.c_int32),
+        ("steps", ctypes.c_int32),
+        ("threshold", ctypes.c_float),
+        ("leak", ctypes.c_float),
+        ("gate", ctypes.c_int32),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("residual_planes", ctypes.c_void_p),
+        ("residual_currents", ctypes.c_void_p),
+        ("residual_scale", ctypes.c_void_p),
+        ("v_init", ctypes.c_void_p),
+        ("v_init_size", ctypes.c_int64),
+        ("planes", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("counts_dtype", ctypes.c_int32),
+        ("mask", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+    ]

@@ -1,0 +1,75 @@
+"""The checker says what is wrong with the bad twin of each pair, under every schedule, and nothing of the good one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from harness import HERE, Emulator, build, pointer
+
+from build_tools.decide import Toolkit
+
+# The pairs of twins.cu in order: what a report says, how many elements the output has.
+TWINS = {
+    "tail": ("out of bounds", 100),
+    "vector_load": ("misaligned", 32),
+    "write_once": ("written twice", 64),
+    "write_all": ("not written everywhere", 64),
+    "shared_uninitialised": ("uninitialised read", 64),
+    "shared_reverse": ("race: read after write", 64),
+    "shared_refill": ("race: write after read", 64),
+    "warp_reverse": ("race: read after write", 64),
+    "shared_overrun": ("out of bounds", 64),
+    "between_blocks": ("race:|uninitialised read", 128),
+    "divergent_barrier": ("exit", 64),
+    "exited_lane": ("names a lane that has exited", 64),
+    "shuffle_outside": ("which takes no part", 64),
+}
+
+
+@pytest.fixture(scope="module")
+def twins(toolkit: Toolkit, build_folder: Path) -> Emulator:
+    return Emulator(build([HERE / "twins.cu"], toolkit.include, build_folder / "twins", checked=True), checked=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", TWINS)
+def test_twins(twins: Emulator, name: str, seed: int) -> None:
+    expected, size = TWINS[name]
+    n = min(size, 100) if name in ("tail", "vector_load") else 64
+    for bad in (False, True):
+        twins.begin(seed)
+        source = twins.place("in", torch.rand(n + 4))
+        out = twins.output("out", [size], torch.float32)
+        twins.lib.twin(list(TWINS).index(name), bad, pointer(source), pointer(out), n)
+        reports = twins.reports()
+        assert bool(reports) == bad, reports
+        if bad:
+            assert any(re.search(expected, text) for text in reports), reports
+
+
+def test_reports_name_the_source_line(twins: Emulator) -> None:
+    twins.begin()
+    source, out = twins.place("in", torch.rand(104)), twins.output("out", [100], torch.float32)
+    twins.lib.twin(0, True, pointer(source), pointer(out), 100)
+    assert "twins.cu:" in twins.reports()[0]
+
+
+@pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (8, 32)])
+def test_sectors(twins: Emulator, stride: int, sectors: int) -> None:
+    twins.begin()
+    source, out = twins.place("in", torch.rand(32 * stride)), twins.output("out", [32], torch.float32)
+    assert twins.lib.strided(False, pointer(source), pointer(out), stride) == 0
+    traffic = twins.traffic("in")
+    assert (traffic.requests, traffic.bytes, traffic.sectors, traffic.least_sectors) == (1, 128, sectors, 4)
+
+
+@pytest.mark.parametrize(("stride", "waves"), [(1, 1), (2, 2), (32, 32), (33, 1)])
+def test_bank_conflicts(twins: Emulator, stride: int, waves: int) -> None:
+    twins.begin()
+    source, out = twins.place("in", torch.rand(32)), twins.output("out", [32], torch.float32)
+    assert twins.lib.strided(True, pointer(source), pointer(out), stride) == 0
+    traffic = twins.traffic("shared tile", write=True)
+    assert (traffic.requests, traffic.waves, traffic.least_waves) == (1, waves, 1)

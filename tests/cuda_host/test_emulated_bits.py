@@ -1,0 +1,101 @@
+"""pack, unpack, counts and gate_grad in CUDA on the emulation."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from harness import DTYPES, Emulator, pointer
+from test_emulated_scan import pack, pack_mask, unpack
+
+SIZES = [1, 7, 32, 100, 1028]
+DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def once(emulator: Emulator, *names: str) -> None:
+    """Each byte of these inputs is read once, and the checker has nothing to say."""
+    assert not emulator.reports()
+    if emulator.checked:
+        for name in names:
+            touches = emulator.touches(name)
+            assert (touches.least_reads, touches.most_reads) == (1, 1), name
+
+
+@pytest.fixture(params=["plain", "checked"])
+def emulator(request: pytest.FixtureRequest) -> Emulator:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("N", SIZES)
+@pytest.mark.parametrize("T", [1, 8, 13])
+@pytest.mark.parametrize("dtype", DENSE, ids=str)
+def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int) -> None:
+    g = torch.Generator().manual_seed(N + T)
+    spikes = (torch.rand(T, N, generator=g) < 0.3).to(dtype)
+    values = spikes.clone()
+    if dtype.is_floating_point:
+        values[spikes == 0] = -0.0  # silent, as 0 is
+        values[0, spikes[0] != 0] = float("nan")  # not zero: a spike
+    for offset in (0, 1):
+        emulator.begin()
+        dense = emulator.place("spikes", values, offset=offset)
+        planes = emulator.output("planes", [(T + 7) // 8, N], torch.uint8, offset)
+        size, is_float = dtype.itemsize, dtype.is_floating_point
+        assert emulator.lib.emulated_pack(pointer(dense), size, is_float, T, ctypes.c_int64(N), pointer(planes)) == 0
+        once(emulator, "spikes")
+        assert torch.equal(planes, pack(spikes))
+
+        emulator.begin()
+        planes = emulator.place("planes", planes, offset=offset)
+        out = emulator.output("spikes", [T, N], dtype, offset)
+        one = int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
+        arguments = pointer(planes), T, ctypes.c_int64(N), pointer(out), size, ctypes.c_uint64(one)
+        assert emulator.lib.emulated_unpack(*arguments) == 0
+        once(emulator, "planes")
+        assert torch.equal(out, spikes)
+
+
+@pytest.mark.parametrize("N", SIZES)
+@pytest.mark.parametrize("P", [1, 2, 32])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_counts(emulator: Emulator, dtype: torch.dtype, P: int, N: int) -> None:
+    planes = torch.randint(256, (P, N), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
+    planes[:, 0] = 255
+    planes[-1] &= 127  # T is at most 255
+    for offset in (0, 1):
+        emulator.begin()
+        placed = emulator.place("planes", planes, offset=offset)
+        counts = emulator.output("counts", [N], dtype, offset)
+        arguments = pointer(placed), P, ctypes.c_int64(N), pointer(counts), DTYPES[dtype]
+        assert emulator.lib.emulated_counts(*arguments) == 0
+        once(emulator, "planes")
+        assert torch.equal(counts, unpack(planes, 8 * P).sum(0).to(dtype))
+
+
+@pytest.mark.parametrize("N", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gate_grad(emulator: Emulator, dtype: torch.dtype, N: int) -> None:
+    g = torch.Generator().manual_seed(N)
+    grad = torch.randn(N, generator=g).to(dtype)
+    open_ = torch.rand(N, generator=g) < 0.5
+    grad[~open_] = float("nan")  # a closed gate lets nothing through
+    mask = pack_mask(open_)
+    for offset in (0, 1):
+        emulator.begin()
+        placed, bits = emulator.place("grad", grad, offset=offset), emulator.place("mask", mask, offset=offset)
+        out = emulator.output("grad_z", [N], dtype, offset)
+        arguments = pointer(placed), DTYPES[dtype], pointer(bits), ctypes.c_double(0.3), ctypes.c_int64(N), pointer(out)
+        assert emulator.lib.emulated_gate_grad(*arguments) == 0
+        once(emulator, "grad")
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        want = (grad.to(wide) / torch.tensor(0.3, dtype=wide)).to(dtype)
+        assert torch.equal(out, torch.where(open_, want, torch.zeros_like(want)))
+
+
+def test_empty(plain: Emulator) -> None:
+    nothing, N = ctypes.c_void_p(None), ctypes.c_int64(0)
+    assert plain.lib.emulated_pack(nothing, 4, True, 8, N, nothing) == 0
+    assert plain.lib.emulated_unpack(nothing, 8, N, nothing, 4, ctypes.c_uint64(1)) == 0
+    assert plain.lib.emulated_counts(nothing, 1, N, nothing, 0) == 0
+    assert plain.lib.emulated_gate_grad(nothing, 0, nothing, ctypes.c_double(1.0), N, nothing) == 0

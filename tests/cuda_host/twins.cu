@@ -1,0 +1,176 @@
+// Small kernels in pairs, a right one and one with a typical mistake: the checker has to tell them apart.
+#include "../../csrc/kernels/cuda/port.cuh"
+
+namespace {
+
+template <bool bad>
+__global__ void tail(const float* in, float* out, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (bad || i < n) out[i] = in[i];
+}
+
+template <bool bad>
+__global__ void vector_load(const float* in, float* out, int) {
+  const auto* four = reinterpret_cast<const float4*>(in + (bad ? 1 : 4));
+  reinterpret_cast<float4*>(out)[threadIdx.x] = four[threadIdx.x];
+}
+
+template <bool bad>
+__global__ void write_once(const float* in, float* out, int) {
+  const unsigned i = threadIdx.x;
+  out[i] = in[i];
+  if (bad && i > 0) out[i - 1] = in[i - 1];
+}
+
+template <bool bad>
+__global__ void write_all(const float* in, float* out, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < (bad ? n - 1 : n)) out[i] = in[i];
+}
+
+template <bool bad>
+__global__ void shared_uninitialised(const float* in, float* out, int n) {
+  TANDEM_SHARED(float, tile, [64]);
+  const int i = static_cast<int>(threadIdx.x);
+  if (!bad || i < n - 1) tile[i] = in[i];
+  __syncthreads();
+  out[i] = tile[n - 1 - i];
+}
+
+template <bool bad>
+__global__ void shared_reverse(const float* in, float* out, int n) {
+  TANDEM_SHARED(float, tile, [64]);
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = in[i];
+  if (!bad) __syncthreads();
+  out[i] = tile[n - 1 - i];
+}
+
+// The mistake gives right values under most schedules: a thread refills the tile while another may still read it.
+template <bool bad>
+__global__ void shared_refill(const float* in, float* out, int n) {
+  TANDEM_SHARED(float, tile, [64]);
+  const int i = static_cast<int>(threadIdx.x);
+  float sum = 0.0f;
+  for (int round = 0; round < 2; ++round) {
+    tile[i] = in[i];
+    __syncthreads();
+    sum += tile[n - 1 - i];
+    if (!bad) __syncthreads();
+  }
+  out[i] = sum;
+}
+
+template <bool bad>
+__global__ void warp_reverse(const float* in, float* out, int) {
+  TANDEM_SHARED(float, tile, [64]);
+  const unsigned i = threadIdx.x;
+  tile[i] = in[i];
+  if (!bad) __syncwarp();
+  out[i] = tile[i ^ 31];
+}
+
+template <bool bad>
+__global__ void shared_overrun(const float* in, float* out, int) {
+  TANDEM_SHARED(float, first, [64]);
+  TANDEM_SHARED(float, second, [64]);
+  const unsigned i = threadIdx.x;
+  second[i] = 0.0f;
+  first[i + (bad ? 1 : 0)] = in[i];
+  __syncthreads();
+  out[i] = first[i] + second[i];
+}
+
+template <bool bad>
+__global__ void between_blocks(const float* in, float* out, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (blockIdx.x == 0) out[i] = in[i];
+  if (blockIdx.x == 1) out[n + i] = bad ? out[i] : in[i];
+}
+
+template <bool bad>
+__global__ void divergent_barrier(const float* in, float* out, int) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (!bad || threadIdx.x < 32) __syncthreads();
+}
+
+template <bool bad>
+__global__ void exited_lane(const float* in, float* out, int) {
+  const unsigned i = threadIdx.x;
+  out[i] = in[i];
+  if (bad && i == 3) return;
+  const float next = __shfl_down_sync(0xffffffffu, in[i], 1);
+  if (next < 0.0f) out[i] = next;
+}
+
+template <bool bad>
+__global__ void shuffle_outside(const float* in, float* out, int) {
+  const unsigned i = threadIdx.x;
+  const unsigned lower_half = 0x0000ffffu;
+  out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
+}
+
+template <bool bad>
+int run(int which, const float* in, float* out, int n) {
+  const auto launch = [&](auto kernel, unsigned blocks, unsigned threads) {
+    return TANDEM_LAUNCH(*kernel, dim3(blocks), dim3(threads), 0, nullptr, in, out, n);
+  };
+  const auto threads = static_cast<unsigned>(n);
+  switch (which) {
+    case 0:
+      return launch(tail<bad>, 2, 64);
+    case 1:
+      return launch(vector_load<bad>, 1, 8);
+    case 2:
+      return launch(write_once<bad>, 1, threads);
+    case 3:
+      return launch(write_all<bad>, 1, threads);
+    case 4:
+      return launch(shared_uninitialised<bad>, 1, threads);
+    case 5:
+      return launch(shared_reverse<bad>, 1, threads);
+    case 6:
+      return launch(shared_refill<bad>, 1, threads);
+    case 7:
+      return launch(warp_reverse<bad>, 1, threads);
+    case 8:
+      return launch(shared_overrun<bad>, 1, threads);
+    case 9:
+      return launch(between_blocks<bad>, 2, threads);
+    case 10:
+      return launch(divergent_barrier<bad>, 1, threads);
+    case 11:
+      return launch(exited_lane<bad>, 1, threads);
+    case 12:
+      return launch(shuffle_outside<bad>, 1, threads);
+    default:
+      return -1;
+  }
+}
+
+// Costs, not mistakes.
+__global__ void column_read(const float* in, float* out, int stride) {
+  out[threadIdx.x] = in[threadIdx.x * static_cast<unsigned>(stride)];
+}
+
+__global__ void bank_conflict(const float* in, float* out, int stride) {
+  TANDEM_SHARED(float, tile, [32 * 33]);
+  const unsigned i = threadIdx.x * static_cast<unsigned>(stride);
+  tile[i] = in[threadIdx.x];
+  out[threadIdx.x] = tile[i];
+}
+
+}  // namespace
+
+extern "C" {
+
+int twin(int which, bool bad, const float* in, float* out, int n) {
+  return bad ? run<true>(which, in, out, n) : run<false>(which, in, out, n);
+}
+
+int strided(bool shared, const float* in, float* out, int stride) {
+  return shared ? TANDEM_LAUNCH(bank_conflict, dim3(1), dim3(32), 0, nullptr, in, out, stride)
+                : TANDEM_LAUNCH(column_read, dim3(1), dim3(32), 0, nullptr, in, out, stride);
+}
+
+}  // extern "C"
