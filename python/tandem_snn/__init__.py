@@ -1,0 +1,22 @@
+"""Layers, models, training and measures for spiking neural networks with the tandem learning rule."""
+
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
+
+from . import ann, data, measure, models, nn
+from .models import create_model, create_twin, list_models
+
+__all__ = [
+    "ConstantInput",
+    "ImpulseInput",
+    "SpikeTrain",
+    "__version__",
+    "ann",
+    "build_info",
+    "create_model",
+    "create_twin",
+    "data",
+    "list_models",
+    "measure",
+    "models",
+    "nn",
+]

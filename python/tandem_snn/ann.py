@@ -1,0 +1,124 @@
+"""The ANN twins of the layers in tandem_snn.nn: same names, same arguments, same state_dict keys, no spikes.
+
+A network built from one module becomes its twin by importing the other. What only neurons have (threshold, leak, ...)
+is accepted and ignored; T of the encoder too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
+from torch.nn import Linear as Readout
+
+from .nn.residual import Residual
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "Dropout",
+    "Encoder",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Readout",
+    "Residual",
+]
+
+
+class Encoder(nn.Module):
+    """The identity: an ANN has no time."""
+
+    def __init__(self, T: int = 1, mode: str = "direct", *, gain: float = 1.0) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """``nn.AvgPool2d``, with the arguments of the spiking one."""
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **_: Any) -> None:
+        super().__init__(kernel_size, stride, padding)
+
+
+class _Activated(nn.Module):
+    """Product, batch norm where wanted, a shortcut's contribution, ReLU."""
+
+    norm: nn.Module | None
+
+    def _add_norm(self, norm: nn.Module | None) -> None:
+        self.norm = norm
+
+    def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        z: Tensor = super().forward(x)  # type: ignore[misc]
+        z = z if self.norm is None else self.norm(z)
+        return z if residual is None else z + residual
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, fire: bool = True) -> Tensor:
+        z = self.preactivation(x, residual)
+        return torch.relu(z) if fire else z
+
+
+def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, Any]) -> nn.Module | None:
+    if not norm:
+        return None
+    known = {name: options[name] for name in ("eps", "momentum", "device", "dtype") if options.get(name) is not None}
+    return cls(channels, **known)
+
+
+class Linear(_Activated, nn.Linear):
+    """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, norm: bool = False, **options: Any):
+        nn.Linear.__init__(self, in_features, out_features, bias, options.get("device"), options.get("dtype"))
+        self._add_norm(_norm(nn.BatchNorm1d, out_features, norm, options))
+
+
+class Conv1d(_Activated, nn.Conv1d):
+    """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        norm: bool = False,
+        **options: Any,
+    ):
+        geometry = (stride, padding, dilation, groups, bias, "zeros", options.get("device"), options.get("dtype"))
+        nn.Conv1d.__init__(self, in_channels, out_channels, kernel_size, *geometry)
+        self._add_norm(_norm(nn.BatchNorm1d, out_channels, norm, options))
+
+
+class Conv2d(_Activated, nn.Conv2d):
+    """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        norm: bool = False,
+        **options: Any,
+    ):
+        geometry = (stride, padding, dilation, groups, bias, "zeros", options.get("device"), options.get("dtype"))
+        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, *geometry)
+        self._add_norm(_norm(nn.BatchNorm2d, out_channels, norm, options))

@@ -1,0 +1,19 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import typer
+
+from .evaluate import evaluate
+from .info import info
+from .train import train
+
+app = typer.Typer(
+    help="Train spiking neural networks with the tandem learning rule, beside the ANN they are.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(info)

@@ -1,0 +1,35 @@
+"""Mistakes a user can put right: each is one line that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """Wrong input from outside: a name, a file, an option. The command line prints it without a traceback."""
+
+
+def check_name(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raises UserError, suggesting the nearest, unless ``name`` is one of ``known``.
+
+    >>> check_name("data set", "digit", ["digits", "mnist"])
+    Traceback (most recent call last):
+    tandem_snn.errors.UserError: unknown data set 'digit': did you mean 'digits'? (known: digits, mnist)
+    """
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
+
+
+def extra(module: str, purpose: str) -> ModuleType:
+    """An optional dependency, imported when it is needed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+        raise UserError(f'{purpose} needs {package} ({error}): pip install "tandem-ext[all]"') from error

@@ -1,0 +1,48 @@
+"""Watching a network's layers during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import nn as tnn
+
+Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
+SYNAPTIC = (tnn.SpikingLayer, tnn.Readout, tnn.AvgPool2d)
+FIRING = (tnn.SpikingLayer, tnn.AvgPool2d)
+
+
+@contextmanager
+def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
+    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args, kwargs, output: watcher(name, layer, args[0], kwargs, output)
+
+    handles = [
+        layer.register_forward_hook(hook(name), with_kwargs=True)
+        for name, layer in net.named_modules()
+        if isinstance(layer, kinds)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad():
+            net.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,36 @@
+"""Layers of spiking neurons, to be used where torch.nn's layers and activations were.
+
+>>> import tandem_snn.nn as tnn
+>>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 256, norm=True), tnn.Readout(256, 10))
+>>> net(torch.rand(2, 64)).shape
+torch.Size([2, 10])
+"""
+
+from . import init
+from .conv import Conv1d, Conv2d
+from .dropout import Dropout
+from .encoder import Encoder
+from .init import init_gamma_
+from .linear import Linear
+from .neuron import SpikingLayer
+from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .readout import Readout
+from .residual import Residual
+from .shape import Flatten
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "Dropout",
+    "Encoder",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Readout",
+    "Residual",
+    "SpikingLayer",
+    "init",
+    "init_gamma_",
+]

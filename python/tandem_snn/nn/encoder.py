@@ -1,0 +1,45 @@
+"""Encoder: the door through which real-valued data enters a spiking network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tandem_ext import ConstantInput, ImpulseInput
+
+MODES = ("direct", "zero_expand")
+
+
+class Encoder(nn.Module):
+    """Gives a real-valued input its T time steps.
+
+    Args:
+        T: the number of time steps of the whole network, 1..255.
+        mode: "direct": x is the current of the first layer at every step (its count is T·x; the product W x is computed
+            once). "zero_expand": x is present at step 0 only (its count is x).
+        gain: what the input is worth: the first layer sees ``gain * x``.
+
+    Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
+
+    Spikes that come from outside (event cameras) need no encoder: give the network a SpikeTrain.
+
+    >>> Encoder(T=8)(torch.rand(2, 1, 28, 28))
+    ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
+    """
+
+    def __init__(self, T: int, mode: str = "direct", *, gain: float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(T, int) or isinstance(T, bool):
+            raise TypeError(f"T: expected an int from 1 to 255, got {T!r}")
+        if not 1 <= T <= 255:
+            raise ValueError(f"T: expected an int from 1 to 255, got {T}")
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        self.T = T
+        self.mode = mode
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> ConstantInput | ImpulseInput:
+        return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, mode={self.mode!r}" + (f", gain={self.gain}" if self.gain != 1.0 else "")

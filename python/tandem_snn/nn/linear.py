@@ -1,0 +1,47 @@
+"""Linear: fully connected synapses and IF neurons."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typing_extensions import Unpack
+
+import tandem_ext as te
+
+from .neuron import NeuronOptions, SpikingLayer
+
+
+class Linear(SpikingLayer, nn.Linear):
+    """A fully connected layer of IF neurons, in the place of ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
+        norm, threshold, leak, v_init, gate, eps, momentum, bn_stats, gamma: see :class:`SpikingLayer`.
+
+    Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
+
+    State: ``weight`` and ``bias`` as ``nn.Linear``, with ``norm.*`` as ``nn.BatchNorm1d``.
+
+    >>> layer = Linear(784, 800, norm=True)
+    >>> layer(te.ConstantInput(torch.rand(2, 784), T=8))
+    SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
+    """
+
+    _if = staticmethod(te.functional.linear_if)
+    _bn_if = staticmethod(te.functional.linear_bn_if)
+    _product = staticmethod(F.linear)
+    _norm_class = nn.BatchNorm1d
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self._add_neurons(out_features, device, dtype, **neuron)

@@ -1,0 +1,220 @@
+"""What the layers with neurons have in common: the IF neuron's settings and batch norm for both branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tandem_ext import SpikeTrain
+
+from .currents import Couple, residual_total, step_currents
+from .signals import Signal, check_signal, effective_counts
+
+BN_STATS = ("batch", "running")
+MOMENTUM = {"batch": 0.1, "running": 0.9}
+
+
+class NeuronOptions(TypedDict, total=False):
+    """The keyword arguments that every layer with neurons takes; see :class:`SpikingLayer`."""
+
+    norm: bool
+    threshold: float | Tensor
+    leak: float
+    v_init: float | Tensor
+    gate: str
+    eps: float
+    momentum: float | None
+    bn_stats: str
+    gamma: float
+
+
+class SpikingLayer(nn.Module):
+    """Base of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, each of which is also torch's layer of that name.
+
+    Keyword arguments of all of them:
+        norm: batch norm between the synapses and the neurons. One set of statistics serves the currents and the ANN
+            branch: those of the batch in training, the running ones in evaluation. Its parameters and buffers are those
+            of torch's batch norm, in the submodule ``norm``; ``layer.norm.eval()`` freezes it.
+        threshold: positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which is
+            learned.
+        leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
+        v_init: the potential before the first step, float or tensor [*features].
+        gate: which neurons pass the gradient on: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and those
+            it closes stay silent.
+        eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
+        bn_stats: "running" folds the running statistics into the currents already in training, as the rule's first
+            release does; the gradient then is that of the batch norm of the batch. It costs a second product.
+        gamma: the initial γ. 1 leaves the counts' range unused; see :mod:`tandem_snn.nn.init`, which also sets it for a
+            given T.
+    """
+
+    _if: ClassVar[Callable[..., Any]]
+    _bn_if: ClassVar[Callable[..., Any]]
+    _product: ClassVar[Callable[..., Tensor]]
+    _norm_class: ClassVar[type[_BatchNorm]]
+
+    weight: Tensor
+    bias: Tensor | None
+    norm: _BatchNorm | None
+    threshold: float | Tensor
+    v_init: float | Tensor
+
+    def _add_neurons(
+        self,
+        channels: int,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: bool = False,
+        threshold: float | Tensor = 1.0,
+        leak: float = 1.0,
+        v_init: float | Tensor = 0.0,
+        gate: str = "relu",
+        eps: float = 1e-5,
+        momentum: float | None = None,
+        bn_stats: str = "batch",
+        gamma: float = 3.0,
+    ) -> None:
+        if bn_stats not in BN_STATS:
+            raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
+        self.leak = leak
+        self.gate = gate
+        self.bn_stats = bn_stats
+        self._add_number("threshold", threshold)
+        self._add_number("v_init", v_init)
+        self.norm = None
+        if norm:
+            momentum = MOMENTUM[bn_stats] if momentum is None else momentum
+            self.norm = self._norm_class(channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
+            nn.init.constant_(self.norm.weight, gamma)
+
+    def _add_number(self, name: str, value: float | Tensor) -> None:
+        """Tensors belong to the state_dict, and move with the module."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        """What the product takes after weight and bias."""
+        return ()
+
+    def forward(  # type: ignore[override]
+        self, x: Signal, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
+    ) -> SpikeTrain | Tensor:
+        """The layer's spikes.
+
+        Args:
+            x: the input signal.
+            residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *].
+            fire: False returns the currents [T, B, *features] that the neurons would receive.
+        """
+        check_signal(x, type(self).__name__)
+        if not fire:
+            return self._currents(x)
+        neuron = {
+            "threshold": self.threshold,
+            "leak": self.leak,
+            "v_init": self.v_init,
+            "gate": self.gate,
+            "residual": residual,
+        }
+        norm = self.norm
+        if norm is None:
+            return self._if(x, self.weight, self.bias, *self._geometry(), **neuron)
+        if not self._uses_batch(norm):
+            scale, shift = _fold(norm)
+            return self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
+        if self.bn_stats == "running":
+            return self._release_forward(x, norm, neuron)
+        train, mean, var = self._bn_if(
+            x, self.weight, self.bias, norm.weight, norm.bias, *self._geometry(), eps=norm.eps, **neuron
+        )
+        if norm.running_mean is not None:
+            _track(norm, mean, var, train.shape.numel() // norm.num_features)
+        return train
+
+    def preactivation(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
+        """z, the pre-activation of the layer's ANN branch at the real counts of its input, [B, *features].
+
+        In training mode with batch norm it updates the running statistics, as torch's batch norm does.
+        """
+        u = self._ann_product(x)
+        z = u if self.norm is None else self.norm(u)
+        return z if residual is None else z + residual_total(residual)
+
+    def _ann_product(self, x: Signal) -> Tensor:
+        return self._product(effective_counts(x), self.weight, self.bias, *self._geometry())
+
+    def _currents(self, x: Signal) -> Tensor:
+        u = self._ann_product(x)
+        z = u if self.norm is None else self.norm(u)
+        with torch.no_grad():
+            if self.norm is None:
+                scale, shift = None, self.bias
+            else:
+                batch = self._uses_batch(self.norm) and self.bn_stats == "batch"
+                scale, shift = _affine(self.norm, u) if batch else _fold(self.norm)
+                shift = shift if self.bias is None else shift + scale * self.bias
+        return step_currents(x, z, lambda s: self._product(s, self.weight, None, *self._geometry()), scale, shift)
+
+    def _release_forward(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
+        residual = neuron["residual"]
+        z = norm(self._product(effective_counts(x), self.weight, self.bias, *self._geometry()))
+        if residual is not None:
+            z = z + residual_total(residual)
+        with torch.no_grad():
+            scale, shift = _fold(norm)
+            train = self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
+        threshold = torch.as_tensor(self.threshold, dtype=z.dtype, device=z.device)
+        threshold = threshold.view(-1, *[1] * (z.dim() - 2)) if threshold.dim() else threshold
+        counts = Couple.apply(z, threshold, train.counts, train.T if self.gate == "clip" else None)
+        return SpikeTrain.unchecked(train.planes, train.T, counts)
+
+    def _uses_batch(self, norm: _BatchNorm) -> bool:
+        return norm.training or norm.running_mean is None
+
+    def extra_repr(self) -> str:
+        defaults = {"threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gate": "relu", "bn_stats": "batch"}
+        shown = [super().extra_repr()]
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
+            elif value != default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+
+def _fold(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Batch norm by its running statistics, as u -> scale·u + shift."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return _scale_shift(norm, norm.running_mean, norm.running_var)
+
+
+def _affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch norm by the statistics of this batch."""
+    var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
+    return _scale_shift(norm, mean, var)
+
+
+def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    scale = norm.weight / (var + norm.eps).sqrt()
+    return scale, norm.bias - mean * scale
+
+
+@torch.no_grad()
+def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, n: int) -> None:
+    """Moves the running statistics, as torch's batch norm does (the variance without bias)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype) * (n / (n - 1)), momentum)

@@ -1,0 +1,183 @@
+"""Pooling of spike trains: average (neurons of their own), adaptive average (counts) and maximum (a bitwise OR)."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+import tandem_ext as te
+from tandem_ext import SpikeTrain
+
+from .signals import Signal, check_input, effective_counts, map_features, with_gain
+
+Size = int | tuple[int, int]
+
+
+class AvgPool2d(nn.Module):
+    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, what a spike is worth passed on.
+
+    Args:
+        kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
+        spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
+        device, dtype: of the fixed weight.
+
+    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
+    counts: what is real-valued is averaged as it is.
+
+    >>> AvgPool2d(2)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).counts.unique()
+    tensor([8.])
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        *,
+        spiking: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(kernel_size if stride is None else stride)
+        self.padding: tuple[int, int] = _pair(padding)
+        self.spiking = spiking
+        height, width = self.kernel_size
+        self.register_buffer("weight", torch.tensor(1 / (height * width), device=device, dtype=dtype), persistent=False)
+
+    def forward(self, x: Signal | Tensor) -> Signal | Tensor:
+        check_input(x, "AvgPool2d")
+        if not self.spiking:
+            return self._average(effective_counts(x))
+        if not isinstance(x, SpikeTrain):
+            return map_features(x, self._average)
+        weight = self.weight.expand(x.shape[1], 1, *self.kernel_size)
+        pooled = te.functional.conv2d_if(
+            with_gain(x, 1.0), weight, stride=self.stride, padding=self.padding, groups=x.shape[1]
+        )
+        return with_gain(pooled, x.gain)
+
+    def _average(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """The mean counts, as a tensor [B, C, *output_size]: for use before the readout. It has no neurons.
+
+    Args:
+        output_size: as ``torch.nn.AdaptiveAvgPool2d``.
+
+    >>> AdaptiveAvgPool2d(1)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).shape
+    torch.Size([1, 3, 1, 1])
+    """
+
+    def forward(self, x: Signal | Tensor) -> Tensor:
+        check_input(x, "AdaptiveAvgPool2d")
+        return super().forward(effective_counts(x))
+
+
+class MaxPool2d(nn.Module):
+    """Maximum pooling: a window spikes at the steps at which any of its neurons does, the bitwise OR of their bytes.
+
+    It is causal, so it streams. The gradient is that of ``torch.nn.MaxPool2d`` on the counts: it goes to the neuron of
+    the window that spiked most. The count of the OR is at least that maximum, and at most T.
+
+    Args:
+        kernel_size, stride, padding, dilation, ceil_mode: as ``torch.nn.MaxPool2d``.
+
+    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. For direct inputs and counts it is the maximum.
+
+    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 1, 2)  # two neurons that take turns
+    >>> MaxPool2d((1, 2))(te.SpikeTrain.from_dense(spikes)).counts.item()
+    2.0
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
+        *,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(kernel_size if stride is None else stride)
+        self.padding: tuple[int, int] = _pair(padding)
+        self.dilation: tuple[int, int] = _pair(dilation)
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Signal | Tensor) -> Signal | Tensor:
+        check_input(x, "MaxPool2d")
+        if not isinstance(x, SpikeTrain):
+            return map_features(x, self._maximum)
+        edge = x.edge
+        if edge is None:
+            planes = self._any(x.planes, self._maximum(x.planes[0].to(torch.float32)).shape[-2:])
+            return SpikeTrain.unchecked(planes, x.T, None, x.gain, x._dtype)
+        _, winners = F.max_pool2d(
+            edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
+        )
+        planes = self._any(x.planes, winners.shape[-2:])
+        spikes = SpikeTrain.unchecked(planes, x.T, dtype=edge.dtype).counts
+        return SpikeTrain.unchecked(planes, x.T, _ToWinner.apply(edge, spikes, winners), x.gain)
+
+    def _maximum(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def _any(self, planes: Tensor, size: Any) -> Tensor:
+        """The OR over each window, as k² ORs of strided views."""
+        spans = [
+            (n - 1) * s + d * (k - 1) + 1
+            for n, s, d, k in zip(size, self.stride, self.dilation, self.kernel_size, strict=True)
+        ]
+        (top, left), (bottom, right) = (
+            self.padding,
+            [max(0, span - p - n) for span, p, n in zip(spans, self.padding, planes.shape[-2:], strict=True)],
+        )
+        planes = F.pad(planes, (left, right, top, bottom))
+        (sy, sx), (dy, dx), (ny, nx) = self.stride, self.dilation, size
+        views = (
+            planes[..., i * dy : i * dy + (ny - 1) * sy + 1 : sy, j * dx : j * dx + (nx - 1) * sx + 1 : sx]
+            for i in range(self.kernel_size[0])
+            for j in range(self.kernel_size[1])
+        )
+        return reduce(torch.bitwise_or, views)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+class _ToWinner(torch.autograd.Function):
+    """The pooled counts; their gradient goes to the winner of each window. Keeps the winners' indices only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(counts: Tensor, pooled: Tensor, winners: Tensor) -> Tensor:
+        return pooled.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        counts, _, winners = inputs
+        ctx.save_for_backward(winners)
+        ctx.space = counts.shape[-2:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (winners,) = ctx.saved_tensors
+        flat = grad.new_zeros((*grad.shape[:-2], ctx.space[0] * ctx.space[1]))
+        flat = flat.scatter_add(-1, winners.flatten(-2), grad.flatten(-2))
+        return flat.unflatten(-1, ctx.space), None, None

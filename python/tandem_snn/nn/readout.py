@@ -1,0 +1,33 @@
+"""Readout: from the last spike counts to the network's answer, without spikes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .signals import Signal, check_input, effective_counts
+
+
+class Readout(nn.Linear):
+    """The network's output layer: a linear map of the counts, which is the free aggregate membrane potential.
+
+    Its gradient is exact. The bias counts once for the whole window.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
+
+    Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
+    >>> Readout(3, 10)(train).shape
+    torch.Size([2, 10])
+    """
+
+    def forward(self, x: Signal | Tensor) -> Tensor:
+        check_input(x, "Readout")
+        counts = effective_counts(x)
+        if counts.shape[-1] != self.in_features or (counts.dim() > 2 and not isinstance(x, Tensor)):
+            raise ValueError(
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
+                + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
+            )
+        return super().forward(counts)

@@ -1,0 +1,31 @@
+"""Flatten: features of several dimensions become one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .signals import X, check_input, map_features
+
+
+class Flatten(nn.Flatten):
+    """``torch.nn.Flatten`` for trains, direct inputs and counts: features in C, H, W order in any memory format.
+
+    Args:
+        start_dim, end_dim: dimensions of [B, *features]; the batch, dimension 0, cannot take part.
+
+    >>> Flatten()(te.ConstantInput(torch.rand(2, 4, 3, 3), T=8))
+    ConstantInput(T=8, shape=[2, 36], gain=1.0, device=cpu)
+    """
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        if start_dim == 0:
+            raise ValueError("start_dim: the batch (dimension 0) cannot be flattened into the features")
+        super().__init__(start_dim, end_dim)
+
+    def forward(self, x: X) -> X:  # type: ignore[override]
+        check_input(x, "Flatten")
+        dims = len(x.shape)
+        if dims == 1:
+            return x
+        start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # from the end: planes have one more
+        return map_features(x, lambda t: t.flatten(start, end))

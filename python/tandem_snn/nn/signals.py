@@ -1,0 +1,53 @@
+"""What layers do to their inputs, whatever the kind: a train, a direct input, or a tensor of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+
+Signal = SpikeTrain | ConstantInput | ImpulseInput
+X = TypeVar("X", SpikeTrain, ConstantInput, ImpulseInput, Tensor)
+S = TypeVar("S", SpikeTrain, ConstantInput, ImpulseInput)
+
+
+def check_signal(x: object, layer: str, hint: str = "put tnn.Encoder(T) before the first layer") -> None:
+    """A layer of spiking neurons needs to know when its input comes: a bare tensor will not do."""
+    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput):
+        raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: {hint}")
+
+
+def check_input(x: object, layer: str) -> None:
+    """A layer without neurons takes counts as well."""
+    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput | Tensor):
+        raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
+
+
+def describe(x: object) -> str:
+    return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def effective_counts(x: Signal | Tensor) -> Tensor:
+    """What the ANN branch sees, [B, *features]: the counts times what a spike is worth. A tensor is that already."""
+    if isinstance(x, Tensor):
+        return x
+    return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * x.gain
+
+
+def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
+    """x with ``f`` applied to its planes, counts or values, of whose dimensions only the last ones, the features, are
+    the same in all.
+    """
+    if isinstance(x, Tensor):
+        return f(x)
+    return x.map(lambda t: f(t) if t.dim() else t)  # a 0-dim tensor is the gain
+
+
+def with_gain(x: S, gain: float | Tensor) -> S:
+    """The same signal, worth something else."""
+    if isinstance(x, SpikeTrain):
+        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)
+    return x.unchecked(x.x, x.T, gain)

@@ -1,0 +1,77 @@
+"""Pictures of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import nn as tnn
+from .data import Dataset
+from .errors import extra
+from .measure import activations
+from .measure.hooks import evaluating, watching
+
+if TYPE_CHECKING:
+    from .training.compare import Comparison
+
+SNN, ANN = "tab:blue", "tab:orange"
+
+
+def report(path: Path, result: Comparison, data: Dataset) -> None:
+    """One picture of a comparison: learning curves, a spike raster, counts against the ANN branch's activation."""
+    matplotlib = extra("matplotlib", "the report")
+    matplotlib.use("agg")
+    plt = extra("matplotlib.pyplot", "the report")
+    figure, (curves, raster, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    recipe, net = result.recipe, result.runs[0].snn
+    figure.suptitle(f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seeds")
+    learning_curves(curves, result)
+    spike_raster(raster, net, data.test.images[:1])
+    count_scatter(scatter, net, data.test.images[:64])
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def learning_curves(axes: Any, result: Comparison) -> None:
+    """Test accuracy after each epoch, one line per seed."""
+    for kind, color in ("SNN", SNN), ("ANN", ANN):
+        for i, run in enumerate(result.runs):
+            history = run.snn_history if kind == "SNN" else run.ann_history
+            accuracies = [100 * epoch.test_accuracy for epoch in history]
+            axes.plot(range(1, len(history) + 1), accuracies, color=color, label=None if i else kind, linewidth=1)
+    axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Learning curves")
+    final = 100 * min(result.test_accuracy, result.ann_test_accuracy)
+    axes.set_ylim(bottom=max(0, 100 - 5 * (100 - final)), top=100)
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def spike_raster(axes: Any, net: nn.Module, image: torch.Tensor) -> None:
+    """The spikes that one image causes in the last layer with neurons: a dot per neuron and step."""
+    trains: list[tuple[str, Any]] = []
+    record = lambda name, layer, x, kwargs, train: trains.append((name, train))  # noqa: E731
+    with evaluating(net), watching(net, (tnn.SpikingLayer,), record):
+        net(image)
+    name, train = trains[-1]
+    steps, neurons = train.to_dense(torch.float32)[:, 0].flatten(1).cpu().nonzero(as_tuple=True)
+    axes.scatter(steps, neurons, s=4, color=SNN, marker="|")
+    axes.set(xlabel="time step", ylabel="neuron", title=f"Spikes of layer {name} for one image")
+    axes.set_xlim(-0.5, train.T - 0.5)
+
+
+def count_scatter(axes: Any, net: nn.Module, images: torch.Tensor) -> None:
+    """Each neuron's count against the activation its ANN branch computes, ρ(z)/ϑ, over all layers."""
+    layers = activations(net, images)
+    T = layers[0][3]
+    for name, counts, a, _ in layers:
+        chosen = torch.randperm(a.numel(), generator=torch.Generator().manual_seed(0))[:1500]
+        c, a = counts.flatten().cpu()[chosen], a.relu().flatten().cpu()[chosen]
+        jitter = torch.rand(len(c), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
+        axes.scatter(a, c + jitter, s=3, alpha=0.4, label=f"layer {name}")
+    axes.plot([0, T], [0, T], color="black", linewidth=0.8)
+    axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count (jittered)", title="Counts against activations")
+    axes.set_xlim(-0.5, 2 * T)
+    axes.legend(markerscale=3)

@@ -1,0 +1,48 @@
+"""What a training step costs, for several networks measured fairly."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def step_times(
+    nets: Sequence[nn.Module], images: Tensor, labels: Tensor, rounds: int = 30, warm_up: int = 5
+) -> list[list[float]]:
+    """Seconds of a training step (forward, backward, Adam) of each network, on copies of the networks.
+
+    Each round takes one step of each, so that whatever slows the machine down meets all of them.
+
+    Returns:
+        [len(nets)][rounds]; compare the networks by :func:`median_ratio`.
+    """
+    copies = [copy.deepcopy(net).train() for net in nets]
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-4) for net in copies]
+    times: list[list[float]] = [[] for _ in nets]
+    for r in range(warm_up + rounds):
+        for net, optimizer, record in zip(copies, optimizers, times, strict=True):
+            _synchronize(images)
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            _synchronize(images)
+            if r >= warm_up:
+                record.append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """The median over rounds of a / b."""
+    return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def _synchronize(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
