@@ -206,7 +206,7 @@ def _(info: Any, in_dims: Sequence[Any], grad: Tensor, mask: Tensor, threshold: 
 
 @register_fake("tandem::bn_grad")  # type: ignore[untyped-decorator]
 def _(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(grad, [], grad.shape, grad.dtype), torch.empty_like(mean), torch.empty_like(mean)
+    return _empty(grad, [], product.shape, product.dtype), torch.empty_like(mean), torch.empty_like(mean)
 
 
 @register_vmap("tandem::bn_grad")  # type: ignore[untyped-decorator]

@@ -195,6 +195,18 @@ class SpikeTrain(_Remembers):
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
         return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None)
 
+    def to(
+        self,
+        device: torch.device | str | int | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> SpikeTrain:
+        moved = super().to(device, dtype, non_blocking)
+        dtype = device if isinstance(device, torch.dtype) else dtype
+        if dtype is not None:
+            moved._dtype = dtype  # also of counts that are yet to be made
+        return moved
+
     def __getitem__(self, index: int | slice | Tensor) -> SpikeTrain:
         """Samples of the batch; the batch dimension stays, an int gives a batch of one."""
         index = batch_index(index, len(self))

@@ -9,7 +9,10 @@ import torch
 
 import tandem_ext as te
 
-MODULES = ["tandem_ext", *(m.name for m in pkgutil.walk_packages(te.__path__, "tandem_ext.") if m.name != "tandem_ext._C")]
+MODULES = [
+    "tandem_ext",
+    *(m.name for m in pkgutil.walk_packages(te.__path__, "tandem_ext.") if m.name != "tandem_ext._C"),
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -45,13 +45,18 @@ Tensor Synapses::currents() const {
   const Tensor wide = aten::to_type(weight, compute);
   const Tensor spikes = unpack_spikes(planes, T, compute);
   if (is_linear()) return to_channels_last(aten::linear(spikes, wide), 2);
+  Shape shape = output_shape();
+  shape.insert(shape.begin(), T);
+  if (weight.numel() == 0) {  // torch's convolution gets the shape of this case wrong
+    Tensor silence = empty_channels_last(shape, 2, compute, planes);
+    torch::stable::fill_(silence, 0.0);
+    return silence;
+  }
   Shape batched = shape_of(spikes);
   batched.erase(batched.begin());
   batched[0] *= T;
   const Tensor images = view_channels_last(spikes, batched, 1);
   const Tensor out = to_channels_last(aten::convolution(images, wide, stride, padding, dilation, groups), 1);
-  Shape shape = output_shape();
-  shape.insert(shape.begin(), T);
   return view_channels_last(out, shape, 2);
 }
 

@@ -253,7 +253,9 @@ class ProductBNIF(Function):
         planes, weight, u, mean, var, gain, gamma = kept(ctx)
         needs_edge, needs_weight, *needs = ctx.needs_input_grad[:5]
         grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
-        grad_edge, grad_weight = ctx.product.gradients(grad_u, planes, weight, needs_edge, needs_weight)
+        grad_edge, grad_weight = ctx.product.gradients(
+            cast(grad_u, grad.dtype), planes, weight, needs_edge, needs_weight
+        )
         head = grad_edge, grad_weight, grad_gain, grad_gamma, grad_beta, None, None, None
         return *head, *_neuron_gradients(ctx, grad)
 
@@ -300,7 +302,7 @@ class DirectBNIF(Function):
         u = _window_sum(y, ctx.source, T)
         needs = ctx.needs_input_grad[1:4]
         grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
-        grad_y = T * grad_u if ctx.source == "constant" else grad_u
+        grad_y = cast(T * grad_u if ctx.source == "constant" else grad_u, y.dtype)
         return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, grad)
 
 

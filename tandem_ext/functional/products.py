@@ -109,6 +109,9 @@ class Conv(NamedTuple):
         self, grad: Tensor, planes: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The ANN's gradients, at the real counts of the input."""
+        if weight.numel() == 0:  # torch's convolution_backward refuses it
+            zeros = planes.new_zeros(planes.shape[1:], dtype=weight.dtype)
+            return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if needs_weight:
             counts = torch.ops.tandem.counts.default(planes, weight.dtype)
         elif needs_input:

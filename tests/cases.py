@@ -1,0 +1,94 @@
+"""Inputs for the tests, and how their results are compared.
+
+Dyadic numbers, multiples of 1/64 of modest size, make every sum exact in float32 in any order. On them a kernel must
+give the reference's spikes, counts and potentials bit for bit.
+"""
+
+import torch
+from hypothesis import strategies as st
+
+import tandem_ext as te
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WINDOWS = (1, 2, 7, 8, 9, 16, 33, 255)
+
+
+def compute_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dyadic(*shape, low=-64, high=64, unit=64, dtype=torch.float32, device="cpu"):
+    return (torch.randint(low, high + 1, shape) / unit).to(device, dtype)
+
+
+def spikes(T, *shape, rate=0.3, dtype=torch.float32, device="cpu"):
+    return (torch.rand(T, *shape) < rate).to(device, dtype)
+
+
+def train(T, *shape, rate=0.3, gain=1.0, device="cpu"):
+    return te.SpikeTrain.from_dense(spikes(T, *shape, rate=rate, device=device), gain)
+
+
+def train_with_edge(T, *shape, rate=0.3, gain=1.0, dtype=torch.float32, device="cpu"):
+    """A train whose counts are a leaf that collects a gradient."""
+    x = train(T, *shape, rate=rate, device=device)
+    return te.SpikeTrain(x.planes, T, x.counts.to(dtype).detach().requires_grad_(), gain)
+
+
+def assert_same(result, expected):
+    """Two results of a layer, of any kind, bit for bit."""
+    if isinstance(result, tuple):
+        assert len(result) == len(expected)
+        for a, b in zip(result, expected, strict=True):
+            assert_same(a, b)
+    elif isinstance(result, te.SpikeTrain):
+        assert result.T == expected.T
+        assert torch.equal(result.planes, expected.planes)
+        assert_same(result.counts.detach(), expected.counts.detach())
+    else:
+        assert result.dtype == expected.dtype
+        assert torch.equal(result, expected)
+
+
+def is_channels_last(tensor, batch):
+    """Channels innermost, everything before ``batch`` outermost: the layout of what ops return."""
+    return tensor.movedim(batch + 1, -1).is_contiguous() if tensor.dim() > batch + 2 else tensor.is_contiguous()
+
+
+def views(tensor):
+    """The same values as seen through strides, an offset, and another order of the dimensions in memory."""
+    big = torch.zeros(*(n + 2 for n in tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    inner = big[tuple(slice(1, n + 1) for n in tensor.shape)]
+    inner.copy_(tensor)
+    yield inner
+    yield tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+    yield tensor.flip(0).flip(0)
+    if tensor.dim() > 3:
+        yield tensor.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+windows = st.sampled_from(WINDOWS)
+dtypes = st.sampled_from(DTYPES)
+seeds = st.integers(0, 2**16)
+
+
+@st.composite
+def neurons(draw, T, shape, dtype=torch.float32, device="cpu"):
+    """Keyword arguments of neurons [B, C, *space], all of them dyadic."""
+    C = compute_dtype(dtype)
+    channels = shape[1] if len(shape) > 1 else 1
+    vector = lambda **k: dyadic(channels, dtype=C, device=device, **k)  # noqa: E731
+    gain = draw(st.sampled_from([1.0, 0.5, 4.0]))
+    return {
+        "threshold": draw(st.sampled_from([1.0, 0.5, 1.25])),
+        "leak": draw(st.sampled_from([1.0, 1.0, 0.5])),
+        "v_init": draw(st.sampled_from([0.0, 0.5, -0.25]) | st.just(dyadic(*shape[1:], dtype=C, device=device))
+                       | st.just(dyadic(*shape, dtype=C, device=device))),
+        "scale": draw(st.none() | st.just(vector(low=1))),
+        "shift": draw(st.none() | st.just(vector())),
+        "residual": draw(st.none() | st.just(train(T, *shape, gain=gain, device=device))
+                         | st.just(dyadic(T, *shape, dtype=C, device=device))),
+        "gate": draw(st.sampled_from(["relu", "clip", "resu"])),
+        "steps": draw(st.sampled_from([None, T, 2 * T])),
+        "return_v": True,
+    }  # fmt: skip

@@ -1,0 +1,24 @@
+"""Shared by all tests: the device under test, reproducible random numbers, hypothesis without a deadline."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples every time: a failure is then the change's fault. `--hypothesis-profile=random` explores.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the ops run: cpu (default) or cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

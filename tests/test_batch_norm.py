@@ -1,0 +1,85 @@
+"""linear_bn_if, conv1d_bn_if and conv2d_bn_if against the reference: equal bits on dyadic numbers."""
+
+import pytest
+import torch
+from cases import assert_same, dtypes, dyadic, neurons, seeds, train, train_with_edge
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tandem_ext as te
+
+f, ref = te.functional, te.reference
+LAYERS = {
+    "linear": (f.linear_bn_if, ref.linear_bn_if, (6, 11), (7, 11)),
+    "conv1d": (f.conv1d_bn_if, ref.conv1d_bn_if, (2, 11, 5), (7, 11, 3)),
+    "conv2d": (f.conv2d_bn_if, ref.conv2d_bn_if, (2, 11, 5, 4), (7, 11, 3, 3)),
+}
+
+
+@given(data=st.data(), name=st.sampled_from(list(LAYERS)), T=st.sampled_from([1, 8, 9, 33]), dtype=dtypes, seed=seeds,
+       affine=st.booleans(), kind=st.sampled_from(["train", "constant", "impulse"]))  # fmt: skip
+def test_is_the_reference(data, name, T, dtype, seed, affine, kind, device):
+    torch.manual_seed(seed)
+    layer, expected_layer, shape, weight_shape = LAYERS[name]
+    gain = data.draw(st.sampled_from([1.0, 0.5]))
+    if kind == "train":
+        x = train(T, *shape, gain=gain, device=device)
+    else:
+        cls = te.ConstantInput if kind == "constant" else te.ImpulseInput
+        x = cls(dyadic(*shape, dtype=dtype, device=device), T, gain)
+    weight, bias = dyadic(*weight_shape, dtype=dtype, device=device), dyadic(7, device=device)
+    arguments = {"bias": bias, "gamma": dyadic(7, device=device), "beta": dyadic(7, device=device)} if affine else {}
+    if name != "linear":
+        arguments |= {"padding": 1, "stride": 2}
+    shape = expected_layer(x, weight, **arguments)[0].shape
+    neuron = data.draw(neurons(T, shape, dtype, device))
+    arguments |= {k: v for k, v in neuron.items() if k not in ("scale", "shift")}
+    expected = expected_layer(x, weight, **arguments)
+    with torch.no_grad():
+        assert_same(layer(x, weight, **arguments), expected)
+    assert_same(layer(x, weight.requires_grad_(), **arguments), expected)
+
+
+def test_tensor_threshold_is_the_reference(device):
+    x, weight = train(8, 6, 11, device=device), dyadic(7, 11, device=device)
+    for affine in ({}, {"gamma": dyadic(7, device=device), "beta": dyadic(7, device=device)}):
+        arguments = affine | {"threshold": torch.rand(7, device=device) + 0.1, "return_v": True, "v_init": 0.5}
+        assert_same(f.linear_bn_if(x, weight, **arguments), ref.linear_bn_if(x, weight, **arguments))
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_statistics_are_torchs(name, device):
+    layer, _, shape, weight_shape = LAYERS[name]
+    x = train(8, *shape, gain=0.5, device=device)
+    weight, bias = torch.randn(weight_shape, device=device), torch.randn(7, device=device)
+    _, mean, var = layer(x, weight, bias)
+    product = torch.nn.functional.linear if name == "linear" else getattr(torch.nn.functional, name)
+    u = product(0.5 * x.counts, weight, bias).double().movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(mean.double(), u.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.double(), u.var(0, correction=0), rtol=1e-5, atol=1e-5)
+    assert not mean.requires_grad
+
+
+def test_a_constant_channel(device):
+    """No variance: eps decides, and rounding must not make the variance negative."""
+    x, weight = train(8, 6, 11, rate=1.0, device=device), torch.randn(7, 11, device=device)
+    y, _, var = f.linear_bn_if(x, weight.requires_grad_(), beta=torch.full((7,), 16.0, device=device))
+    assert (var >= 0).all()
+    assert (y.counts == 8).all()
+    y.counts.sum().backward()
+    assert weight.grad.isfinite().all()
+
+
+def test_autocast(device):
+    x, weight = train_with_edge(8, 6, 11, device=device), torch.randn(7, 11, device=device, requires_grad=True)
+    with torch.autocast(device.type, torch.bfloat16):
+        y, mean, _ = f.linear_bn_if(x, weight)
+    assert (y.counts.dtype, mean.dtype) == (torch.bfloat16, torch.float32)
+    y.counts.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 11), (0, 11)])
+def test_one_value_has_no_variance(shape):
+    with pytest.raises(ValueError, match="more than one value"):
+        f.linear_bn_if(train(8, *shape), dyadic(7, 11))

@@ -1,0 +1,251 @@
+"""Linear, Conv1d, Conv2d, Readout and Encoder, beside torch's layers of the same name."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import train_with_edge
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import ann
+
+F64 = torch.float64
+
+# (layer, its twin, features of one input sample)
+LAYERS = {
+    "linear": (tnn.Linear, nn.Linear, (6, 5), {}, (6,)),
+    "conv1d": (tnn.Conv1d, nn.Conv1d, (4, 6, 3), {"stride": 2, "padding": 1}, (4, 9)),
+    "conv1d groups": (tnn.Conv1d, nn.Conv1d, (4, 6, 3), {"dilation": 2, "groups": 2}, (4, 9)),
+    "conv2d": (tnn.Conv2d, nn.Conv2d, (4, 6, 3), {"stride": 2, "padding": (1, 0)}, (4, 9, 7)),
+    "conv2d same": (tnn.Conv2d, nn.Conv2d, (4, 6, (4, 3)), {"padding": "same"}, (4, 6, 7)),
+    "conv2d same dilated": (tnn.Conv2d, nn.Conv2d, (4, 6, 2), {"padding": "same", "dilation": 3}, (4, 6, 7)),
+    "conv2d valid": (tnn.Conv2d, nn.Conv2d, (4, 6, 3), {"padding": "valid", "groups": 2}, (4, 6, 7)),
+}
+KINDS = ("train", "constant", "impulse")
+
+
+def signal(kind, *shape, T=8, gain=1.0, dtype=F64):
+    if kind == "train":
+        return train_with_edge(T, *shape, gain=gain, dtype=dtype)
+    x = torch.randn(*shape, dtype=dtype, requires_grad=True)
+    return (te.ConstantInput if kind == "constant" else te.ImpulseInput)(x, T, gain)
+
+
+def leaf(x):
+    return x.counts if isinstance(x, te.SpikeTrain) else x.x
+
+
+def gate(z, loss_weights, threshold=1.0):
+    """A function of z whose gradient is that of Σ loss_weights·counts by the rule."""
+    return (torch.where(z.detach() > 0, z, 0) / threshold * loss_weights).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_those_of_the_ann(name, kind):
+    cls, twin_cls, sizes, options, features = LAYERS[name]
+    layer = cls(*sizes, **options, dtype=F64, threshold=0.75)
+    twin = twin_cls(*sizes, **options, dtype=F64)
+    twin.load_state_dict(layer.state_dict())
+    x = signal(kind, 3, *features, gain=0.5)
+    out = layer(x)
+    w = torch.randn(out.shape, dtype=F64)
+    got = torch.autograd.grad((out.counts * w).sum(), [layer.weight, layer.bias, leaf(x)])
+
+    counts = leaf(x).detach().clone().requires_grad_()
+    times = 8 if kind == "constant" else 1
+    z = twin(0.5 * times * counts)
+    expected = torch.autograd.grad(gate(z, w, 0.75), [twin.weight, twin.bias, counts])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(layer.preactivation(x), z)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_spikes_are_the_references(name, kind):
+    cls, _, sizes, options, features = LAYERS[name]
+    layer = cls(*sizes, **options, threshold=0.5, leak=0.9, v_init=0.25, gate="clip")
+    with torch.no_grad():
+        layer.weight.copy_((layer.weight * 64).round() / 64)
+        layer.bias.copy_((layer.bias * 64).round() / 64)
+    x = signal(kind, 3, *features, dtype=torch.float32)
+    if kind != "train":
+        x = type(x)((x.x.detach() * 8).round() / 8, x.T)
+    function = getattr(te.reference, cls.__name__.lower() + "_if")
+    geometry = () if cls is tnn.Linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
+    expected = function(x, layer.weight, layer.bias, *geometry, threshold=0.5, leak=0.9, v_init=0.25, gate="clip")
+    assert torch.equal(layer(x).planes, expected.planes)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_state_dict_goes_to_the_twin_and_back(name, norm):
+    cls, twin_cls, sizes, options, features = LAYERS[name]
+    layer = cls(*sizes, **options, norm=norm)
+    own_twin = getattr(ann, cls.__name__)(*sizes, **options, norm=norm)
+    assert own_twin.load_state_dict(layer.state_dict())
+    assert layer.load_state_dict(own_twin.state_dict())
+
+    torch_twin = nn.Module()
+    torch_twin.norm = layer._norm_class(sizes[1]) if norm else nn.Identity()
+    keys = {f"norm.{key}": value for key, value in torch_twin.norm.state_dict().items()}
+    keys |= twin_cls(*sizes, **options).state_dict()
+    assert layer.load_state_dict(keys)
+    assert list(layer.state_dict()) == list(own_twin.state_dict())
+    shape = layer(te.ConstantInput(torch.randn(2, *features), 4)).shape
+    assert own_twin(torch.randn(2, *features)).shape == shape
+
+
+def test_layers_are_torchs_layers_too():
+    net = nn.Sequential(tnn.Linear(4, 3), tnn.Conv2d(1, 2, 3), tnn.Conv1d(1, 2, 3))
+    assert [isinstance(m, t) for m, t in zip(net, (nn.Linear, nn.Conv2d, nn.Conv1d), strict=True)] == [True] * 3
+    assert len(list(net.parameters())) == 6
+
+
+def test_copies_moves_and_pickles():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3, norm=True, threshold=torch.tensor(0.5)), tnn.Readout(3, 2))
+    x = torch.randn(5, 4)
+    twin = copy.deepcopy(net)
+    assert torch.equal(net(x), twin(x))
+    assert net[1].weight is not twin[1].weight
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(net.eval()(x), loaded.eval()(x))
+    double = net.to(F64)
+    assert double(x.double()).dtype == F64
+    assert double[1].threshold.dtype == F64
+    half = copy.deepcopy(net).to(torch.bfloat16)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    meta = net.to("meta")
+    assert meta(x.to("meta", F64)).shape == (5, 2)
+
+
+def test_factory_arguments_reach_every_tensor():
+    layers = [tnn.Linear(4, 3, norm=True, device="meta", dtype=F64), tnn.Conv1d(4, 3, 2, norm=True, device="meta")]
+    layers += [
+        tnn.Conv2d(4, 3, 2, norm=True, device="meta"),
+        tnn.Readout(3, 2, device="meta"),
+        tnn.AvgPool2d(2, device="meta"),
+    ]
+    for layer in layers:
+        assert all(t.is_meta for t in [*layer.parameters(), *layer.buffers()])
+    assert {p.dtype for p in layers[0].parameters()} == {F64}
+
+
+@pytest.mark.parametrize("kind", ["float", "buffer", "parameter"])
+def test_threshold_lives_where_it_belongs(kind):
+    theta = {"float": 0.5, "buffer": torch.full((3,), 0.5), "parameter": nn.Parameter(torch.full((3,), 0.5))}[kind]
+    layer = tnn.Linear(4, 3, threshold=theta)
+    assert ("threshold" in layer.state_dict()) == (kind != "float")
+    assert len(list(layer.parameters())) == 2 + (kind == "parameter")
+    x = te.ConstantInput(torch.randn(6, 4), 8)
+    plain = tnn.Linear(4, 3, threshold=0.5)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    train = layer(x)
+    assert torch.equal(train.planes, plain(x).planes)
+    train.counts.sum().backward()
+    if kind == "parameter":
+        z = layer.preactivation(x)
+        torch.testing.assert_close(layer.threshold.grad, -(train.counts * (z > 0) / 0.5).sum(0))
+
+
+def test_encoder_modes():
+    x = torch.randn(2, 3)
+    assert torch.equal(tnn.Encoder(8)(x).counts, 8 * x)
+    assert torch.equal(tnn.Encoder(8, mode="zero_expand", gain=0.5)(x).counts, x)
+    assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5
+    assert repr(tnn.Encoder(4)) == "Encoder(T=4, mode='direct')"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "tensor"])
+def test_readout_is_a_linear_map_of_what_the_counts_are_worth(kind):
+    readout = tnn.Readout(3, 2, dtype=F64)
+    x = torch.rand(5, 3, dtype=F64) if kind == "tensor" else signal(kind, 5, 3, gain=0.25)
+    worth = x if kind == "tensor" else 0.25 * x.counts
+    torch.testing.assert_close(readout(x), F.linear(worth, readout.weight, readout.bias))
+    assert not tnn.Readout(3, 2, bias=False).bias
+
+
+def test_init_gamma():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Residual(tnn.Linear(4, 4, norm=True, gamma=1.0)), tnn.Linear(4, 3))
+    assert tnn.init_gamma_(net) is net
+    assert net[1].body.norm.weight.tolist() == [tnn.initial_gamma(8)] * 4
+    tnn.init_gamma_(net, T=2)
+    assert net[1].body.norm.weight.tolist() == [tnn.initial_gamma(2)] * 4
+    assert tnn.Linear(4, 3, norm=True).norm.weight.tolist() == [tnn.initial_gamma(8)] * 3
+    with pytest.raises(ValueError, match="no Encoder"):
+        tnn.init_gamma_(net[1])
+    with pytest.raises(ValueError, match=r"T = \[4, 8\]"):
+        tnn.init_gamma_(nn.Sequential(net, tnn.Encoder(4)))
+
+
+def test_repr_names_what_is_not_default():
+    assert repr(tnn.Linear(4, 3)) == "Linear(in_features=4, out_features=3, bias=True)"
+    layer = tnn.Linear(4, 3, leak=0.5, threshold=torch.ones(3))
+    assert repr(layer) == "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"
+
+
+def test_compiles_into_one_graph():
+    net = nn.Sequential(
+        tnn.Encoder(8), tnn.Linear(6, 5, norm=True), tnn.Dropout(0.0), tnn.Linear(5, 4), tnn.Readout(4, 2)
+    )
+    x = torch.randn(3, 6)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    copied = copy.deepcopy(net)
+    torch.testing.assert_close(compiled(x), copied(x))
+
+
+BAD = {
+    "bare tensor": (lambda: tnn.Linear(4, 3)(torch.randn(2, 4)), TypeError, "tnn.Encoder"),
+    "T": (lambda: tnn.Encoder(256), ValueError, "1 to 255"),
+    "T bool": (lambda: tnn.Encoder(True), TypeError, "1 to 255"),
+    "T float": (lambda: tnn.Encoder(8.0), TypeError, "1 to 255"),
+    "mode": (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
+    "integer image": (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
+    "threshold": (lambda: tnn.Linear(4, 3, threshold=0.0), ValueError, "threshold"),
+    "threshold NaN": (lambda: tnn.Linear(4, 3, threshold=float("nan")), ValueError, "threshold"),
+    "threshold size": (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
+    "leak": (lambda: tnn.Linear(4, 3, leak=1.5), ValueError, "leak"),
+    "gate": (lambda: tnn.Linear(4, 3, gate="sigmoid"), ValueError, "gate"),
+    "bn_stats": (lambda: tnn.Linear(4, 3, norm=True, bn_stats="moving"), ValueError, "bn_stats"),
+    "unknown keyword": (lambda: tnn.Linear(4, 3, treshold=1.0), TypeError, "treshold"),
+    "features": (lambda: tnn.Linear(4, 3)(te.ConstantInput(torch.randn(2, 5), 8)), ValueError, "4"),
+    "stride": (lambda: tnn.Conv2d(1, 1, 3, stride=0), (ValueError, RuntimeError), "stride|non-positive"),
+    "kernel": (lambda: tnn.Conv2d(1, 1, 5)(te.ConstantInput(torch.randn(2, 1, 3, 3), 8)), ValueError, "kernel"),
+    "groups": (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
+    "readout features": (lambda: tnn.Readout(4, 2)(torch.randn(2, 5)), ValueError, "4 features"),
+    "readout of an image": (
+        lambda: tnn.Readout(4, 2)(te.ConstantInput(torch.randn(2, 1, 2, 4), 8)),
+        ValueError,
+        "Flatten",
+    ),
+    "readout of a list": (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"),
+    "batch of one in batch norm": (
+        lambda: tnn.Linear(4, 3, norm=True)(te.ConstantInput(torch.randn(1, 4), 8)),
+        ValueError,
+        "",
+    ),
+    "residual without neurons": (
+        lambda: tnn.Linear(4, 4)(x4(), residual=x4(), fire=False),
+        ValueError,
+        "residual",
+    ),
+}
+
+
+def x4():
+    return te.SpikeTrain.from_dense(torch.ones(8, 2, 4))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, error, match = BAD[name]
+    with pytest.raises(error, match=match):
+        call()

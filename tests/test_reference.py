@@ -1,0 +1,142 @@
+"""The reference against a neuron in plain Python, and against the laws it must obey."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import assert_same, dtypes, dyadic, seeds, spikes, train, train_with_edge, windows
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tandem_ext as te
+
+ref = te.reference
+
+
+def one_neuron(currents, threshold=1.0, leak=1.0, v=0.0):
+    """The rule once more, for one neuron, in Python floats."""
+    spikes = []
+    for current in currents:
+        v = v + current
+        fired = v >= threshold
+        v = leak * v - (threshold if fired else 0.0)
+        spikes.append(float(fired))
+    return spikes, v
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+@pytest.mark.parametrize("T", [1, 8, 33])
+def test_one_neuron(T, leak):
+    currents = dyadic(T, 5, 7, dtype=torch.float64)
+    result, v = ref.if_scan(currents, threshold=0.75, leak=leak, v_init=0.25, return_v=True)
+    for b in range(5):
+        for n in range(7):
+            spikes, last = one_neuron(currents[:, b, n].tolist(), 0.75, leak, 0.25)
+            assert result.to_dense()[:, b, n].tolist() == spikes
+            assert v[b, n].item() == last
+
+
+def test_threshold_is_reached_not_exceeded():
+    assert ref.if_scan(torch.ones(1, 1, 1)).counts.item() == 1
+
+
+def test_nan_never_fires():
+    result = ref.if_scan(torch.tensor([math.nan, 5.0, 5.0]).view(3, 1, 1))
+    assert result.counts.item() == 0
+
+
+def test_potential_is_not_clamped():
+    _, v = ref.if_scan(torch.full((8, 1, 1), -100.0), return_v=True)
+    assert v.item() == -800
+
+
+@given(T=st.sampled_from([1, 2, 8, 16]), dtype=dtypes, seed=seeds)
+def test_conservation(T, dtype, seed):
+    """θ c + v_T = v_init + Σ I: no charge is lost or made."""
+    torch.manual_seed(seed)
+    currents = dyadic(T, 3, 5, dtype=dtype)
+    result, v = ref.if_scan(currents, threshold=0.5, v_init=0.25, return_v=True)
+    assert torch.equal(0.5 * result.counts.to(v.dtype) + v, 0.25 + currents.to(v.dtype).sum(0))
+
+
+@given(T=windows, seed=seeds)
+def test_pack_unpack(T, seed):
+    torch.manual_seed(seed)
+    dense = spikes(T, 2, 3, 5)
+    packed = te.SpikeTrain(ref.pack(dense), T)  # the constructor looks at the high bits
+    assert packed.planes.shape[0] == math.ceil(T / 8)
+    assert torch.equal(ref.unpack(packed, torch.float32), dense)
+
+
+def test_shift_is_spread_over_the_window():
+    weight, bias = dyadic(5, 7), dyadic(5)
+    x = train(8, 3, 7)
+    _, v = ref.linear_if(x, weight, bias, threshold=1e9, return_v=True)
+    assert torch.equal(v, F.linear(x.counts, weight, bias))
+    _, v = ref.linear_if(x, weight, bias, threshold=1e9, steps=16, return_v=True)
+    assert torch.equal(v, F.linear(x.counts, weight, bias / 2))
+
+
+def test_gain_and_residual():
+    x, weight, r = train(8, 3, 7, gain=0.5), dyadic(5, 7), train(8, 3, 5, gain=2.0)
+    _, v = ref.linear_if(x, weight, residual=r, threshold=1e9, return_v=True)
+    assert torch.equal(v, 0.5 * F.linear(x.counts, weight) + 2 * r.counts)
+
+
+@pytest.mark.parametrize(("cls", "window"), [(te.ConstantInput, 8), (te.ImpulseInput, 1)])
+def test_direct_inputs(cls, window):
+    x, weight = dyadic(3, 7), dyadic(5, 7)
+    _, v = ref.linear_if(cls(x, 8), weight, threshold=1e9, return_v=True)
+    assert torch.equal(v, window * F.linear(x, weight))
+
+
+def test_tensor_threshold_equals_float_threshold():
+    x, weight, bias = train(8, 3, 7), dyadic(5, 7), dyadic(5)
+    arguments = {"residual": dyadic(8, 3, 5), "v_init": 0.5, "return_v": True}
+    expected = ref.linear_if(x, weight, bias, threshold=0.5, **arguments)
+    assert_same(ref.linear_if(x, weight, bias, threshold=torch.tensor(0.5), **arguments), expected)
+    assert_same(ref.linear_if(x, weight, bias, threshold=torch.full((5,), 0.5), **arguments), expected)
+
+
+def test_resu_silences():
+    currents = torch.tensor([2.0, -3.0]).view(2, 1, 1)  # an early spike, but z = -1
+    assert ref.if_scan(currents).counts.item() == 1
+    assert ref.if_scan(currents, gate="resu").counts.item() == 0
+
+
+@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+def test_gates(gate):
+    currents = (torch.tensor([-1.0, 0.0, 0.5, 3.9, 4.0]) / 4).expand(4, 1, 5).clone().requires_grad_()
+    ref.if_scan(currents, gate=gate).counts.sum().backward()
+    open_ = [0.0, 0.0, 1.0, 1.0, 0.0 if gate == "clip" else 1.0]
+    assert currents.grad[0, 0].tolist() == open_
+
+
+def test_batch_norm_is_torchs():
+    x, weight, gamma, beta = train(8, 16, 7, gain=0.5), dyadic(5, 7), dyadic(5, low=1), dyadic(5)
+    bias = dyadic(5)
+    (_, v), mean, var = ref.linear_bn_if(x, weight, bias, gamma, beta, threshold=1e9, return_v=True)
+    product = 0.5 * F.linear(x.counts, weight) + bias
+    torch.testing.assert_close(v, F.batch_norm(product, None, None, gamma, beta, True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean, product.mean(0))
+    torch.testing.assert_close(var, product.var(0, correction=0))
+
+
+def test_reference_uses_no_op_of_the_extension():
+    class NoTandem(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.namespace != "tandem", func
+            return func(*args, **(kwargs or {}))
+
+    x = train_with_edge(8, 4, 3, 6, 6)
+    image = te.ConstantInput(dyadic(4, 7), 8)
+    r = train(8, 4, 5, 6, 6)
+    weight = dyadic(5, 3, 3, 3).requires_grad_()
+    with NoTandem():
+        y = ref.conv2d_if(x, weight, padding=1, residual=r)
+        y, _, _ = ref.conv2d_bn_if(y, dyadic(5, 5, 1, 1))
+        ref.linear_if(image, dyadic(5, 7))
+        y.counts.sum().backward()
+    assert weight.grad is not None

@@ -1,0 +1,268 @@
+"""SpikeTrain, direct inputs, planes, events, batching."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import assert_same, dyadic, is_channels_last, seeds, spikes, train, train_with_edge, views, windows
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+import tandem_ext as te
+
+shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+
+
+@given(T=windows, shape=shapes, seed=seeds)
+def test_pack_is_the_reference(T, shape, seed):
+    torch.manual_seed(seed)
+    dense = spikes(T, *shape)
+    planes = te.pack(dense)
+    assert torch.equal(planes, te.reference.pack(dense))
+    assert is_channels_last(planes, batch=1)
+    assert torch.equal(te.unpack(planes, T), dense)
+    assert torch.equal(te.counts(planes), dense.sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+                                   torch.float32, torch.float64])  # fmt: skip
+def test_dtypes(dtype, device):
+    dense = spikes(9, 3, 5, dtype=dtype, device=device)
+    x = te.SpikeTrain.from_dense(dense)
+    assert torch.equal(x.planes, te.reference.pack(dense))
+    assert torch.equal(x.to_dense(dtype), dense)
+    if dtype.is_floating_point:
+        assert x.counts.dtype == dtype
+        assert torch.equal(te.counts(x.planes, dtype), dense.sum(0))
+
+
+def test_negative_zero_is_silence_and_any_number_a_spike():
+    assert te.pack(torch.tensor([[-0.0, 2.5, -1.0]])).tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 7), (3, 5, 4, 6)])
+def test_views(shape, device):
+    dense = spikes(9, *shape, device=device)
+    planes = te.pack(dense)
+    for view in views(dense):
+        assert torch.equal(te.pack(view), planes)
+    for view in views(planes):
+        assert torch.equal(te.unpack(view, 9), dense)
+        assert torch.equal(te.counts(view), dense.sum(0))
+        assert torch.equal(te.SpikeTrain(view, 9).to_dense(), dense)
+
+
+def test_unused_high_bits_are_zero():
+    x = train(9, 3, 5, rate=1.0)
+    assert x.planes[1].unique().tolist() == [1]
+
+
+def test_fields():
+    x = train(9, 3, 5, gain=0.5)
+    assert [f.name for f in dataclasses.fields(x)] == ["planes", "T", "counts", "gain"]
+    assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), torch.device("cpu"), 0.5, 3)
+    copy = dataclasses.replace(x)
+    assert_same(copy, x)
+    assert copy.gain == 0.5
+    assert x != copy  # identity, as tensors
+    assert repr(x) == "SpikeTrain(T=9, shape=[3, 5], gain=0.5, device=cpu)"
+
+
+def test_counts_are_made_once_when_asked_for():
+    x = train(8, 3, 5)
+    assert x._counts is None
+    assert x.counts is x.counts
+    given_counts = x.counts.double()
+    assert te.SpikeTrain(x.planes, 8, given_counts).counts is given_counts
+
+
+def test_edge():
+    assert train(8, 3, 5).edge is None
+    x = train_with_edge(8, 3, 5)
+    assert x.edge is x.counts
+    assert x.detach().edge is None
+    assert not x.detach().counts.requires_grad
+
+
+def test_gradient_of_dense_spikes():
+    dense = spikes(8, 3, 5).requires_grad_()
+    (te.SpikeTrain.from_dense(dense).counts * dyadic(3, 5)).sum().backward()
+    assert all(torch.equal(step, dense.grad[0]) for step in dense.grad)
+
+
+def test_to():
+    x = train_with_edge(8, 3, 5, gain=torch.tensor(0.5))
+    y = x.to(torch.bfloat16)
+    assert (y.counts.dtype, y.gain.dtype, y.planes.dtype) == (torch.bfloat16, torch.bfloat16, torch.uint8)
+    y.counts.sum().backward()
+    assert x.counts.grad is not None
+    assert train(8, 3, 5).to(torch.float64).counts.dtype == torch.float64
+    assert x.to("cpu").planes is x.planes
+    assert x.to(device="meta").device.type == "meta"
+
+
+def test_indexing_keeps_the_batch():
+    x = train(8, 4, 3, 5, 5)
+    dense = x.to_dense()
+    assert torch.equal(x[1].to_dense(), dense[:, 1:2])
+    assert torch.equal(x[-1].to_dense(), dense[:, 3:])
+    assert torch.equal(x[1:3].to_dense(), dense[:, 1:3])
+    assert torch.equal(x[torch.tensor([2, 0])].to_dense(), dense[:, [2, 0]])
+    assert torch.equal(x[2].counts, x.counts[2:3])
+    assert len(list(x)) == 4
+    with pytest.raises(IndexError, match="4"):
+        x[4]
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 6)])
+def test_cat(shape):
+    a, b = train(9, 2, *shape), train(9, 3, *shape)
+    assert_same(te.cat([a, b]), te.SpikeTrain.from_dense(torch.cat([a.to_dense(), b.to_dense()], 1)))
+    assert_same(te.cat([a, a], dim=1), te.SpikeTrain.from_dense(torch.cat([a.to_dense()] * 2, 2)))
+    assert te.cat([a[i] for i in range(2)]).counts.tolist() == a.counts.tolist()
+
+
+def test_cat_keeps_gradients_and_gain():
+    a, b = train_with_edge(8, 2, 5, gain=0.5), train(8, 3, 5, gain=0.5)
+    joined = te.cat([a, b])
+    assert joined.gain == 0.5
+    joined.counts.sum().backward()
+    assert a.counts.grad is not None
+
+
+@pytest.mark.parametrize("cls", [te.ConstantInput, te.ImpulseInput])
+def test_direct_inputs(cls):
+    x = dyadic(4, 5).requires_grad_()
+    signal = cls(x, 8, 0.5)
+    assert (signal.T, signal.shape, signal.gain, len(signal)) == (8, (4, 5), 0.5, 4)
+    assert torch.equal(signal.counts, x * (8 if cls is te.ConstantInput else 1))
+    assert torch.equal(signal[1].x, x[1:2])
+    assert torch.equal(te.cat([signal, signal[:2]]).x, torch.cat([x, x[:2]]))
+    assert not signal.detach().x.requires_grad
+    assert signal.to(torch.float64).x.dtype == torch.float64
+    assert [f.name for f in dataclasses.fields(signal)] == ["x", "T", "gain"]
+
+
+@pytest.mark.parametrize("gain", [2.0, torch.tensor(2.0)], ids=["float", "tensor"])
+@pytest.mark.parametrize("signal", [
+    lambda gain: train(8, 4, 5, gain=gain),
+    lambda gain: train_with_edge(8, 4, 5, gain=gain),
+    lambda gain: te.ConstantInput(dyadic(4, 5), 8, gain),
+    lambda gain: te.ImpulseInput(dyadic(4, 5), 8, gain),
+], ids=["train", "edge", "constant", "impulse"])  # fmt: skip
+def test_pytree(signal, gain):
+    x = signal(gain)
+    leaves, spec = pytree.tree_flatten(x)
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    y = pytree.tree_unflatten(leaves, spec)
+    assert (type(y), y.T, y.gain) == (type(x), x.T, x.gain)
+    assert torch.equal(y.counts, x.counts)
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    keys = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(x)[0]]
+    assert keys[0] in (".planes", ".x")
+    pytree.tree_unflatten([object()] * len(leaves), spec)  # nothing is checked
+
+
+def test_flattening_makes_no_counts():
+    x = train(8, 4, 5)
+    pytree.tree_flatten(x)
+    assert x._counts is None
+
+
+def test_data_loader():
+    x, image = train(8, 6, 5), te.ConstantInput(dyadic(6, 5), 8)
+    dataset = [(x[i], image[i], i) for i in range(6)]
+    batches = list(DataLoader(dataset, batch_size=4, collate_fn=te.collate))
+    assert torch.equal(batches[0][0].planes, x.planes[:, :4])
+    assert torch.equal(batches[1][1].x, image.x[4:])
+    assert batches[1][2].tolist() == [4, 5]
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def recording(n, shape, t_max=1000):
+    """As tonic gives them."""
+    generator = np.random.default_rng(0)
+    events = np.zeros(n, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
+    events["t"] = np.sort(generator.integers(0, t_max, n))
+    for name, size in zip(("p", "y", "x"), shape, strict=True):
+        events[name] = generator.integers(0, size, n)
+    return events
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 20])
+def test_events_are_binned_by_time(T):
+    events = recording(300, (2, 6, 5))
+    x = te.SpikeTrain.from_events(events, (2, 6, 5), T, window=(100, 900))
+    expected = torch.zeros(T, 1, 2, 6, 5)
+    for event in events:
+        if 100 <= event["t"] < 900:
+            expected[(event["t"] - 100) * T // 800, 0, event["p"], event["y"], event["x"]] = 1
+    assert torch.equal(x.to_dense(), expected)
+    assert (x.shape, x.T) == ((1, 2, 6, 5), T)
+
+
+def test_default_window_ends_with_the_last_event():
+    x = te.SpikeTrain.from_events(([10, 19, 20, 30], [0, 1, 2, 3]), [4], T=2)
+    assert x.to_dense(torch.int)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_many_events_in_a_frame_are_one_spike():
+    x = te.SpikeTrain.from_events(([0, 0, 1, 1], [3, 3, 3, 3]), [4], T=2)
+    assert x.counts.tolist() == [[0, 0, 0, 2]]
+
+
+def test_events_in_other_forms():
+    events = recording(200, (2, 6, 5))
+    expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)
+    mapping = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
+    assert_same(te.SpikeTrain.from_events(mapping, (2, 6, 5), 8), expected)
+    signed = mapping | {"p": torch.where(mapping["p"] == 0, -1, 1)}
+    assert_same(te.SpikeTrain.from_events(signed, (2, 6, 5), 8), expected)
+    boolean = mapping | {"p": mapping["p"].bool()}
+    assert_same(te.SpikeTrain.from_events(boolean, (2, 6, 5), 8), expected)
+    shuffled = events[np.random.default_rng(1).permutation(200)]
+    assert_same(te.SpikeTrain.from_events(shuffled, (2, 6, 5), 8), expected)
+    flat = events["p"] * 30 + events["y"] * 5 + events["x"]
+    assert_same(te.SpikeTrain.from_events((events["t"], flat), (2, 6, 5), 8), expected)
+
+
+def test_merged_polarities_and_cochleas():
+    events = recording(200, (2, 6, 5))
+    merged = te.SpikeTrain.from_events(events, (1, 6, 5), 8)
+    both = te.SpikeTrain.from_events(events, (2, 6, 5), 8).to_dense()
+    assert torch.equal(merged.to_dense(), both.amax(2, keepdim=True))
+    assert te.SpikeTrain.from_events({"t": [0, 1], "x": [3, 4]}, [700], 4).counts.sum() == 2
+
+
+def test_narrow_time_types_do_not_overflow():
+    times = np.array([0, 2**31 - 1], dtype=np.int32)
+    assert te.SpikeTrain.from_events((times, [0, 0]), [1], T=200).to_dense()[[0, 199], 0, 0].tolist() == [1, 1]
+
+
+def test_no_events():
+    assert te.SpikeTrain.from_events(([], []), [4], 8).counts.sum() == 0
+
+
+@pytest.mark.parametrize(("events", "shape", "options", "error", "match"), [
+    ({"t": [0]}, [4], {}, ValueError, "x"),
+    ({"t": [0], "x": [4]}, [4], {}, ValueError, "x: expected addresses in 0..3"),
+    ({"t": [0], "x": [-1]}, [4], {}, ValueError, "x: expected addresses"),
+    ({"t": [0, 1], "x": [1]}, [4], {}, ValueError, "x: expected 2 values"),
+    (([math.nan], [1]), [4], {}, ValueError, "NaN"),
+    (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window"),
+    (([0.0], ["a"]), [4], {}, TypeError, "neurons"),
+    (([[0.0]], [1]), [4], {}, ValueError, "times"),
+    (torch.zeros(3), [4], {}, TypeError, "recording"),
+    ({"t": [0], "x": [0]}, [1, 2, 3, 4], {}, ValueError, "shape"),
+    (([0], [0]), [], {}, ValueError, "shape"),
+    ({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4], {}, ValueError, "p: expected addresses"),
+])  # fmt: skip
+def test_bad_events(events, shape, options, error, match):
+    with pytest.raises(error, match=match):
+        te.SpikeTrain.from_events(events, shape, 8, **options)
