@@ -22,14 +22,21 @@ Tensor to_type(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-Tensor linear(const Tensor& input, const Tensor& weight) {
-  return call("aten::linear", "", input, weight, OptionalTensor());
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  return call("aten::linear", "", input, weight, bias);
 }
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
                    const Shape& dilation, int64_t groups) {
   return call("aten::convolution", "", input, weight, OptionalTensor(), stride, padding, dilation, false,
               Shape(stride.size(), 0), groups);
+}
+
+Tensor avg_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding) {
+  return call("aten::avg_pool2d", "", images, kernel, stride, padding, false, true, std::optional<int64_t>());
+}
+Tensor adaptive_avg_pool(const Tensor& images, const Shape& output_size) {
+  return call("aten::adaptive_avg_pool2d", "", images, output_size);
 }
 
 // The stable ABI boxes no Scalar, which add() wants for its alpha; a - (-b) is the same sum, rounded the same way.

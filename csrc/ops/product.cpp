@@ -60,13 +60,52 @@ Tensor Synapses::currents() const {
   return view_channels_last(out, shape, 2);
 }
 
+bool FusedSynapses::exist_for(const Synapses& synapses) {
+  return !synapses.planes.is_cuda() && synapses.weight.scalar_type() != ScalarType::Double;
+}
+
+FusedSynapses::FusedSynapses(const Synapses& s) : planes_(to_channels_last(s.planes, 2)) {
+  // A weight that is channels-last already is taken as it is, any other as contiguous.
+  const bool channels_last = !s.is_linear() && s.weight.size(1) > 1 && to_channels_last(s.weight, 1).get() == s.weight.get();
+  weight_ = channels_last ? s.weight : torch::stable::contiguous(s.weight);
+  const auto spatial = static_cast<int>(s.stride.size());
+  product_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
+  product_.batch = s.planes.size(1);
+  product_.channels = s.planes.size(2);
+  product_.outputs = s.weight.size(0);
+  product_.groups = s.groups;
+  product_.weight = weight_.data_ptr();
+  product_.weight_dtype = kernel_dtype(s.weight, "weight");
+  product_.weight_channels_last = channels_last;
+  int64_t size[2] = {1, 1};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int d = axis - (2 - spatial);  // a line is an image of height 1
+    size[axis] = d < 0 ? 1 : s.planes.size(3 + d);
+    product_.kernel[axis] = d < 0 ? 1 : s.weight.size(2 + d);
+    product_.stride[axis] = d < 0 ? 1 : s.stride[d];
+    product_.padding[axis] = d < 0 ? 0 : s.padding[d];
+    product_.dilation[axis] = d < 0 ? 1 : s.dilation[d];
+  }
+  product_.height = size[0];
+  product_.width = size[1];
+}
+
 namespace {
+
+void fire(const Synapses& synapses, const NeuronLayer& layer) {
+  if (layer.neurons() == 0) return;
+  if (FusedSynapses::exist_for(synapses)) {
+    const FusedSynapses fused(synapses);
+    if (cpu::product_if(fused.product(), layer.args<float>(), torch_parallel)) return;
+  }
+  run_scan(synapses.currents(), Source::kTrain, layer);
+}
 
 NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
   synapses.check();
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.weight.scalar_type(),
                           synapses.planes);
-  if (layer.neurons() > 0) run_scan(synapses.currents(), Source::kTrain, layer);
+  fire(synapses, layer);
   return layer.outputs();
 }
 

@@ -1,6 +1,7 @@
 // The synapses: spikes times weights. Shared by the plain and the batch-normalised layers.
 #pragma once
 
+#include "../kernels/spike_product.h"
 #include "tensors.h"
 
 namespace tandem::ops {
@@ -19,6 +20,21 @@ struct Synapses {
 
   // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product.
   Tensor currents() const;
+};
+
+// The synapses as the fused CPU kernels take them; holds the tensors they point to.
+class FusedSynapses {
+ public:
+  explicit FusedSynapses(const Synapses& synapses);
+
+  // Is there a fused kernel for this device and these types? Weights that are not finite still turn it down later.
+  static bool exist_for(const Synapses& synapses);
+
+  const SpikeProduct& product() const { return product_; }
+
+ private:
+  Tensor planes_, weight_;
+  SpikeProduct product_{};
 };
 
 }  // namespace tandem::ops

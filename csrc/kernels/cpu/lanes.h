@@ -50,6 +50,12 @@ TANDEM_INLINE typename Simd<To, L>::type convert(typename Simd<From, L>::type x)
   return load<typename Simd<To, L>::type>(out);
 }
 
+// Elements [first, first + lanes) of a periodic array; out of line, for it is rare and would be inlined everywhere.
+template <class C>
+[[gnu::noinline]] inline void copy_periodic(const C* p, int64_t first, int64_t period, int lanes, C* out) {
+  for (int64_t i = 0, j = first; i < lanes; ++i, j = j + 1 == period ? 0 : j + 1) out[i] = p[j];
+}
+
 // L elements of a periodic array: lane i gets p[(n + i) % period]; the neutral value where p is null.
 template <class C, int L = kLanes>
 TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
@@ -57,7 +63,7 @@ TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C n
   const int64_t first = n % period;
   if (first + L <= period) return load<Vec<C, L>>(p + first);
   C out[L];
-  for (int64_t i = 0, j = first; i < L; ++i, j = j + 1 == period ? 0 : j + 1) out[i] = p[j];
+  copy_periodic(p, first, period, L, out);
   return load<Vec<C, L>>(out);
 }
 

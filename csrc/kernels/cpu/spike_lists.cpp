@@ -1,0 +1,238 @@
+#include "spike_lists.h"
+
+#include <algorithm>
+
+#include "spike_collect.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+struct ListJob {
+  const SpikeProduct& product;
+  int planes;
+  int64_t first, last;  // input channels
+  const Strip* strips;
+  const int64_t* row;   // number of the first row of each strip
+  int64_t capacity;     // entries that the list of one row and plane may take
+  uint16_t* entries;
+  uint16_t* words;
+  int64_t* start;
+
+  int64_t channels() const { return last - first; }
+  uint16_t entry(int64_t ky, int64_t kx) const {
+    return static_cast<uint16_t>((ky * product.kernel[1] + kx) * channels() * kEntryScale);
+  }
+  uint16_t zero() const { return static_cast<uint16_t>(product.taps() * channels() * kEntryScale); }
+  int64_t in_y(int64_t y, int64_t ky) const {
+    return y * product.stride[0] - product.padding[0] + ky * product.dilation[0];
+  }
+  int64_t in_x(int64_t x, int64_t kx) const {
+    return x * product.stride[1] - product.padding[1] + kx * product.dilation[1];
+  }
+  bool has_line(int64_t y) const { return y >= 0 && y < product.height; }
+  bool has_column(int64_t x) const { return x >= 0 && x < product.width; }
+  const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
+    return product.planes + (((p * product.batch + b) * product.height + y) * product.width + x) * product.channels +
+           first;
+  }
+};
+
+template <class Collector>
+struct ListMemory {
+  typename Collector::Memory collector;
+  Scratch<InputBlock> blocks;
+  Scratch<uint16_t> entries, sizes;  // of the columns of one line
+};
+
+TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t entry, InputBlock* blocks, int count) {
+  for (int64_t i = 0; i < size; i += 64) {
+    blocks[count++] = {bytes + i, static_cast<int32_t>(std::min<int64_t>(64, size - i)),
+                       static_cast<uint16_t>(entry + i * kEntryScale)};
+  }
+  return count;
+}
+
+// The inputs of output (b, y, x), pixel by pixel, or where pixels adjoin, line by line.
+TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, int64_t x, InputBlock* blocks) {
+  const SpikeProduct& product = job.product;
+  const bool adjoin = job.channels() == product.channels && product.dilation[1] == 1;
+  int count = 0;
+  for (int64_t ky = 0; ky < product.kernel[0]; ++ky) {
+    const int64_t y = job.in_y(s.y, ky);
+    if (!job.has_line(y)) continue;
+    if (adjoin) {
+      const int64_t left = job.in_x(x, 0), begin = std::max<int64_t>(left, 0);
+      const int64_t end = std::min(left + product.kernel[1], product.width);
+      if (begin < end) {
+        count = append_blocks(job.pixel(p, s.b, y, begin), (end - begin) * product.channels,
+                              job.entry(ky, begin - left), blocks, count);
+      }
+    } else {
+      for (int64_t kx = 0; kx < product.kernel[1]; ++kx) {
+        const int64_t column = job.in_x(x, kx);
+        if (!job.has_column(column)) continue;
+        count = append_blocks(job.pixel(p, s.b, y, column), job.channels(), job.entry(ky, kx), blocks, count);
+      }
+    }
+  }
+  return count;
+}
+
+// The lists of a strip, each row on its own.
+template <int G, class Collector>
+TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
+                                  uint16_t* out) {
+  constexpr int runs = runs_per_plane(G);
+  InputBlock* blocks = memory.blocks.reserve(job.product.taps() * (job.channels() / 64 + 1));
+  for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
+    for (int64_t p = 0; p < job.planes; ++p) {
+      const int64_t list = row * job.planes + p;
+      job.start[list] = out - job.entries;
+      const int count = window_blocks(job, p, strip, x, blocks);
+      out = Collector::template collect<G, entries_per_word(G)>(blocks, count, job.zero(), memory.collector, out,
+                                                                job.words + list * runs);
+    }
+  }
+  return out;
+}
+
+// Copies a run of a column's entries to where they belong in a window.
+TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
+  typedef uint16_t Entries __attribute__((vector_size(32)));
+  int64_t i = 0;
+  do {
+    Entries entries;
+    std::memcpy(&entries, from + i, sizeof(entries));
+    entries += shift;
+    std::memcpy(to + i, &entries, sizeof(entries));
+    i += 16;
+  } while (__builtin_expect(i < count, 0));
+}
+
+// The same where windows overlap: every input column is listed once, and windows concatenate their columns.
+template <int G, class Collector>
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row,
+                                     ListMemory<Collector>& memory, uint16_t* out) {
+  constexpr int runs = runs_per_plane(G);
+  const SpikeProduct& product = job.product;
+  const int64_t kw = product.kernel[1];
+  const int64_t begin = std::max<int64_t>(job.in_x(strip.x0, 0), 0);
+  const int64_t end = std::min(job.in_x(strip.x1 - 1, kw - 1) + 1, product.width);
+  const int64_t column_capacity = 8 / G * product.kernel[0] * job.channels() + kSlack;
+  const int64_t columns = std::max<int64_t>(end - begin, 0);
+  InputBlock* blocks = memory.blocks.reserve(product.kernel[0] * (job.channels() / 64 + 1) + kw);
+  uint16_t* entries = memory.entries.reserve(columns * column_capacity);
+  uint16_t* sizes = memory.sizes.reserve(columns * runs);
+  struct Piece {
+    const uint16_t* entries;
+    const uint16_t* sizes;
+    uint16_t shift;
+  };
+  thread_local Scratch<Piece> pieces_memory;
+  Piece* pieces = pieces_memory.reserve(kw);
+
+  for (int64_t p = 0; p < job.planes; ++p) {
+    for (int64_t i = 0; i < columns; ++i) {
+      int count = 0;
+      for (int64_t ky = 0; ky < product.kernel[0]; ++ky) {
+        const int64_t y = job.in_y(strip.y, ky);
+        if (!job.has_line(y)) continue;
+        count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
+      }
+      Collector::template collect<G, 0>(blocks, count, 0, memory.collector, entries + i * column_capacity,
+                                        sizes + i * runs);
+    }
+    for (int64_t x = strip.x0; x < strip.x1; ++x) {
+      int count = 0;
+      for (int64_t kx = 0; kx < kw; ++kx) {
+        const int64_t column = job.in_x(x, kx);
+        if (!job.has_column(column)) continue;
+        pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
+                           job.entry(0, kx)};
+      }
+      const int64_t list = (row + x - strip.x0) * job.planes + p;
+      job.start[list] = out - job.entries;
+      for (int run = 0; run < runs; ++run) {
+        uint16_t* run_end = out;
+        for (int i = 0; i < count; ++i) {
+          const int64_t size = pieces[i].sizes[run];
+          copy_run(pieces[i].entries, size, pieces[i].shift, run_end);
+          pieces[i].entries += size;
+          run_end += size;
+        }
+        out = end_run<entries_per_word(G)>(out, run_end, job.zero(), job.words + list * runs + run);
+      }
+    }
+  }
+  return out;
+}
+
+// Strips [begin, end), one compact piece of memory.
+template <int G, class Collector>
+TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
+  thread_local ListMemory<Collector> memory;
+  uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
+  const bool overlap = job.product.kernel[1] > job.product.stride[1];
+  for (int64_t i = begin; i < end; ++i) {
+    out = overlap ? list_columns<G>(job, job.strips[i], job.row[i], memory, out)
+                  : list_rows<G>(job, job.strips[i], job.row[i], memory, out);
+  }
+}
+
+template <class Collector>
+TANDEM_INLINE void list_any(const ListJob& job, int width, int64_t begin, int64_t end) {
+  if (width == 1) return list_strips<1, Collector>(job, begin, end);
+  if (width == 2) return list_strips<2, Collector>(job, begin, end);
+  list_strips<4, Collector>(job, begin, end);
+}
+
+TANDEM_INLINE void list_by_table_body(const ListJob& job, int width, int64_t begin, int64_t end) {
+  list_any<TableCollector>(job, width, begin, end);
+}
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int width, int64_t begin, int64_t end), (job, width, begin, end))
+
+#if TANDEM_MULTIVERSION
+TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int width, int64_t begin, int64_t end) {
+  list_any<CompressCollector>(job, width, begin, end);
+}
+bool can_compress() {
+  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
+  return can;
+}
+#else
+bool can_compress() { return false; }
+#endif
+
+}  // namespace
+
+void build_lists(const SpikeProduct& product, int planes, int width, int64_t first, int64_t last, const Strip* strips,
+                 int64_t count, SpikeLists& lists, ParallelFor parallel) {
+  thread_local Scratch<int64_t> rows_memory;
+  int64_t* row = rows_memory.reserve(count + 1);
+  row[0] = 0;
+  for (int64_t i = 0; i < count; ++i) row[i + 1] = row[i] + strips[i].x1 - strips[i].x0;
+  const int64_t inputs = product.taps() * (last - first), runs = runs_per_plane(width);
+  const int64_t capacity = 8 / width * inputs + runs * (entries_per_word(width) - 1) + kSlack;
+  const int64_t total = row[count] * planes;
+  const ListJob job{product,
+                    planes,
+                    first,
+                    last,
+                    strips,
+                    row,
+                    capacity,
+                    lists.entries.reserve(total * capacity),
+                    lists.words.reserve(total * runs),
+                    lists.start.reserve(total)};
+  constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
+  const int64_t grain = 1 + kGrain * count / (total * inputs + 1);
+  parallel_ranges(parallel, count, grain, [&](int64_t begin, int64_t end) {
+#if TANDEM_MULTIVERSION
+    if (can_compress()) return list_by_compress(job, width, begin, end);
+#endif
+    list_by_table(job, width, begin, end);
+  });
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,191 @@
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "../spike_product.h"
+#include "lanes.h"
+#include "scratch.h"
+#include "spike_rule.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const float* p) {
+  return load<Vec<float, L>>(p);
+}
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const BFloat16* p) {
+  const auto bits = convert<int32_t, uint16_t, L>(load<typename Simd<uint16_t, L>::type>(p));
+  return reinterpret_cast<Vec<float, L>>(bits << 16);
+}
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const _Float16* p) {
+  float out[L];
+  for (int i = 0; i < L; ++i) out[i] = static_cast<float>(p[i]);
+  return load<Vec<float, L>>(out);
+}
+
+// Sixteen at a time, added up lane by lane and then as a tree: the same sum at every capability.
+template <int L, class E>
+TANDEM_INLINE float sum_of_magnitudes(const E* row, int64_t inputs) {
+  constexpr int S = kLanes / L;
+  Vec<float, L> sum[S] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= inputs; k += kLanes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      const auto bits = reinterpret_cast<Int<float, L>>(load_floats<L>(row + k + s * L));
+      sum[s] += reinterpret_cast<Vec<float, L>>(bits & 0x7fffffff);
+    }
+  }
+  float lane[kLanes];
+  std::memcpy(lane, sum, sizeof(lane));
+  for (; k < inputs; ++k) lane[k % kLanes] += std::fabs(load_floats<1>(row + k)[0]);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+// To the nearest integer, halves away from zero; integers stay what they are whatever their size.
+template <class V>
+TANDEM_INLINE auto to_fixed(V x) {
+  using I = decltype(x < x);
+  const I sign = reinterpret_cast<I>(x) & static_cast<int32_t>(0x80000000u);
+  const V nearly_half = reinterpret_cast<V>(reinterpret_cast<I>(V{} + 0.49999997f) | sign);
+  return __builtin_convertvector(x + nearly_half, I);
+}
+
+// L x L lanes: log2 L perfect shuffles.
+template <int L>
+TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
+  Int<float, L> low{}, high{};
+  for (int i = 0; i < L; ++i) {
+    low[i] = i / 2 + i % 2 * L;
+    high[i] = low[i] + L / 2;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < L; round *= 2) {
+    Int<float, L> zipped[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      zipped[2 * i] = __builtin_shuffle(m[i], m[i + L / 2], low);
+      zipped[2 * i + 1] = __builtin_shuffle(m[i], m[i + L / 2], high);
+    }
+    std::memcpy(m, zipped, sizeof(m));
+  }
+}
+
+// Packs tiles [begin, end). position[j] is the row, within a tile, of the j-th weight of an output. False: some weight
+// is not finite.
+template <int L, class E>
+TANDEM_INLINE bool pack_tiles(const SpikeProduct& product, const Tiling& tiling, const int64_t* position,
+                              int32_t* packed, int64_t begin, int64_t end) {
+  const int64_t inputs = product.inputs();
+  const int width = tiling.width();
+  bool finite = true;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t group = tile / tiling.tiles_per_group;
+    const int64_t first = tile % tiling.tiles_per_group * width;
+    int32_t* out = packed + tile * tiling.tile_size;
+    for (int64_t q = 0; q < tiling.blocks; ++q) {
+      const int64_t rows = product.taps() * (tiling.last_channel(product, q) - tiling.first_channel(q));
+      std::memset(out + tiling.block_offset(product, q) + rows * width, 0, width * sizeof(int32_t));
+    }
+    float* unit = reinterpret_cast<float*>(out + tiling.tile_size - width);
+    for (int lane = 0; lane < width; lane += L) {
+      const E* row[L];
+      float factor[L];
+      for (int i = 0; i < L; ++i) {
+        const bool exists = first + lane + i < product.group_outputs();
+        const int64_t output = group * product.group_outputs() + (exists ? first + lane + i : 0);
+        row[i] = static_cast<const E*>(product.weight) + output * inputs;
+        const float sum = sum_of_magnitudes<L>(row[i], inputs);
+        finite &= std::isfinite(sum);
+        int exponent = 0;
+        std::frexp(std::isfinite(sum) ? sum : 0.f, &exponent);
+        exponent = std::max(exponent, -30);
+        factor[i] = exists ? std::ldexp(1.f, 30 - exponent) : 0.f;
+        unit[lane + i] = std::ldexp(1.f, exponent - 30);
+      }
+      int64_t j = 0;
+      for (; j + L <= inputs; j += L) {
+        Int<float, L> block[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
+        transpose<L>(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(out + position[j + i] * width + lane, block[i]);
+      }
+      for (; j < inputs; ++j) {
+        for (int i = 0; i < L; ++i) {
+          out[position[j] * width + lane + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
+        }
+      }
+    }
+  }
+  return finite;
+}
+
+template <int L>
+TANDEM_INLINE void pack_range_body(const SpikeProduct& product, const Tiling& tiling, const int64_t* position,
+                                   int32_t* packed, int64_t begin, int64_t end, bool* finite) {
+  switch (product.weight_dtype) {
+    case DType::kBFloat16:
+      *finite = pack_tiles<L, BFloat16>(product, tiling, position, packed, begin, end);
+      return;
+    case DType::kFloat16:
+      *finite = pack_tiles<L, _Float16>(product, tiling, position, packed, begin, end);
+      return;
+    default:
+      *finite = pack_tiles<L, float>(product, tiling, position, packed, begin, end);
+  }
+}
+TANDEM_CPU_LANES_KERNEL(pack_range,
+                        (const SpikeProduct& product, const Tiling& tiling, const int64_t* position, int32_t* packed,
+                         int64_t begin, int64_t end, bool* finite),
+                        (product, tiling, position, packed, begin, end, finite))
+
+// Rows of a tile are in the order K-block, tap, channel; the weights of an output are not.
+void fill_positions(const SpikeProduct& product, const Tiling& tiling, int64_t* position) {
+  const int64_t taps = product.taps(), channels = product.group_channels();
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t q = c / tiling.block_channels;
+    const int64_t block = tiling.last_channel(product, q) - tiling.first_channel(q);
+    const int64_t row = q * (taps * tiling.block_channels + 1) + c - tiling.first_channel(q);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      position[product.weight_channels_last ? tap * channels + c : c * taps + tap] = row + tap * block;
+    }
+  }
+}
+
+}  // namespace
+
+int64_t packed_size(const SpikeProduct& product) {
+  const Tiling tiling(product);
+  return product.groups * tiling.tiles_per_group * tiling.tile_size;
+}
+
+bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
+  const Tiling tiling(product);
+  thread_local Scratch<int64_t> positions;
+  int64_t* position = positions.reserve(product.inputs());
+  fill_positions(product, tiling, position);
+  std::atomic<bool> all_finite{true};
+  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
+  const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
+  parallel_ranges(parallel, product.groups * tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
+    bool finite;
+    pack_range(product, tiling, position, packed, begin, end, &finite);
+    if (!finite) all_finite = false;
+  });
+  return all_finite;
+}
+
+}  // namespace tandem::cpu

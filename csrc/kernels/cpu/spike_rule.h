@@ -1,0 +1,44 @@
+// How a spike product is cut: chosen by a cost model that was fitted to measurements (docs/performance.md).
+#pragma once
+
+#include "../spike_product.h"
+
+namespace tandem::cpu {
+
+// Depends on the shape of the weights alone, for they are packed accordingly.
+struct Tiling {
+  int registers;            // R: a tile is 16 R outputs
+  int64_t block_channels;   // input channels per K-block
+  int64_t blocks;           // K-blocks
+  int64_t tiles_per_group;
+  int64_t tile_size;        // int32 of one packed tile: K-blocks of [inputs + 1, 16 R], then the unit [16 R]
+
+  Tiling(const SpikeProduct& product);
+
+  int width() const { return 16 * registers; }
+  // Channels [first, last) of K-block q within a group.
+  int64_t first_channel(int64_t q) const { return q * block_channels; }
+  int64_t last_channel(const SpikeProduct& product, int64_t q) const {
+    const int64_t last = (q + 1) * block_channels;
+    return last < product.group_channels() ? last : product.group_channels();
+  }
+  // Where K-block q starts in a tile.
+  int64_t block_offset(const SpikeProduct& product, int64_t q) const {
+    return q * (product.taps() * block_channels + 1) * width();
+  }
+};
+
+// Rows whose lists are made at a time.
+int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes);
+
+// Nonzero patterns per input byte, by bucket width.
+struct Density {
+  double adds[3];  // widths 1, 2, 4
+
+  static Density measure(const uint8_t* bytes, int64_t size);
+};
+
+// The bucket width of least cost.
+int choose_width(const SpikeProduct& product, const Tiling& tiling, const Density& density);
+
+}  // namespace tandem::cpu

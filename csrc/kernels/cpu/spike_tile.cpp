@@ -1,0 +1,172 @@
+#include "spike_tile.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "partial_lanes.h"
+#include "spike_currents.h"
+
+// Lambdas within a multiversioned body have to be inlined into it.
+#define TANDEM_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace tandem::cpu {
+
+namespace {
+
+// The eight steps of plane p for L neurons, from their products y.
+template <int L>
+TANDEM_INLINE void fire(const NeuronArgs<float>& a, NeuronLanes<float, L>& neurons, int64_t n, int p,
+                        Vec<float, L> (&y)[8]) {
+  const int steps = std::min(8, a.T - 8 * p);
+#pragma GCC unroll 8
+  for (int t = 0; t < 8; ++t) y[t] = input_current(y[t], neurons.scale, neurons.k);
+  if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
+    const auto bytes = neurons.residual_plane(a, n, p);
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) {
+      if (t < steps) y[t] = rounded_add(y[t], neurons.residual(a, n, 8 * p + t, bytes));
+    }
+  }
+  Int<float, L> plane{};
+#pragma GCC unroll 8
+  for (int t = 0; t < 8; ++t) {
+    if (t == steps) break;
+    neurons.advance(a, y[t], t, plane);
+  }
+  neurons.end_plane(a, n, p, plane);
+}
+
+// Runs the neurons of a tile, row by row. row_sums(row, plane, sums) gives the sums of a row and plane.
+template <int L, int R, class RowSums>
+TANDEM_INLINE void run_neurons(const Tile& tile, const NeuronArgs<float>& layer, uint8_t* gates,
+                               const RowSums& row_sums) {
+  constexpr int S = R * kLanes / L, per_group = kLanes / L;
+  std::optional<PartialLanes> partial[R];
+  const NeuronArgs<float>* args[R];
+  NeuronLanes<float, L> fresh[S];
+  for (int r = 0; r < R; ++r) {
+    const int lanes = static_cast<int>(std::clamp<int64_t>(tile.channels - r * kLanes, 0, kLanes));
+    if (lanes < kLanes || gates != nullptr) partial[r].emplace(layer, tile.channel + r * kLanes, lanes, gates);
+    args[r] = partial[r] ? &partial[r]->block() : &layer;
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) {
+    const int r = s / per_group;
+    fresh[s].begin(*args[r], partial[r] ? s % per_group * L : tile.channel + s * L);
+  }
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const int64_t first = (tile.row + row) * layer.channels + tile.channel;
+    for (int r = 0; r < R; ++r) {
+      if (partial[r]) partial[r]->load(first + r * kLanes);
+    }
+    NeuronLanes<float, L> neurons[S];
+    int64_t n[S];
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      const int r = s / per_group;
+      n[s] = partial[r] ? s % per_group * L : first + s * L;
+      neurons[s] = fresh[s];
+      if (layer.v_init != nullptr) {
+        neurons[s].v = load_periodic<float, L>(args[r]->v_init, n[s], args[r]->v_init_size, 0.f);
+      }
+    }
+    for (int p = 0; p < tile.planes; ++p) {
+      Sums<L, S> sums[8];
+      row_sums(row, p, sums);
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        const auto unit = load<Vec<float, L>>(tile.unit + s * L);
+        Vec<float, L> y[8];
+#pragma GCC unroll 8
+        for (int t = 0; t < 8; ++t) y[t] = rounded_mul(__builtin_convertvector(sums[t].part[s], Vec<float, L>), unit);
+        fire<L>(*args[s / per_group], neurons[s], n[s], p, y);
+      }
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) neurons[s].end(*args[s / per_group], n[s]);
+    for (int r = 0; r < R; ++r) {
+      if (partial[r]) partial[r]->store(first + r * kLanes);
+    }
+  }
+}
+
+template <int G, int L, int S>
+TANDEM_INLINE void list_sums(const Tile& tile, int T, int64_t row, int p, Sums<L, S> (&sums)[8]) {
+  const int64_t list = row * tile.planes + p;
+  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list],
+               tile.lists.words.data() + list * runs_per_plane(G), T - 8 * p, sums);
+}
+
+template <int L, int S>
+TANDEM_INLINE int64_t sums_offset(const Tile& tile, int64_t row, int p) {
+  return (row * tile.planes + p) * (8 * S * L);
+}
+
+template <int G, int L, int R>
+TANDEM_INLINE void fused(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
+  constexpr int S = R * kLanes / L;
+  run_neurons<L, R>(tile, neuron, gates, [&](int64_t row, int p, Sums<L, S>(&sums)[8]) TANDEM_INLINE_LAMBDA {
+    list_sums<G>(tile, neuron.T, row, p, sums);
+  });
+}
+
+template <int L, int R>
+TANDEM_INLINE void scan(const Tile& tile, const int32_t* in, const NeuronArgs<float>& neuron, uint8_t* gates) {
+  constexpr int S = R * kLanes / L;
+  run_neurons<L, R>(tile, neuron, gates, [&](int64_t row, int p, Sums<L, S>(&sums)[8]) TANDEM_INLINE_LAMBDA {
+    std::memcpy(sums, in + sums_offset<L, S>(tile, row, p), sizeof(sums));
+  });
+}
+
+template <int G, int L, int R>
+TANDEM_INLINE void product(const Tile& tile, int T, int32_t* out, bool first) {
+  constexpr int S = R * kLanes / L;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    for (int p = 0; p < tile.planes; ++p) {
+      Sums<L, S> sums[8];
+      list_sums<G>(tile, T, row, p, sums);
+      auto* target = reinterpret_cast<Sums<L, S>*>(out + sums_offset<L, S>(tile, row, p));
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
+    }
+  }
+}
+
+template <int L, int R>
+TANDEM_INLINE void fused_any(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
+  if (tile.width == 1) return fused<1, L, R>(tile, neuron, gates);
+  if (tile.width == 2) return fused<2, L, R>(tile, neuron, gates);
+  fused<4, L, R>(tile, neuron, gates);
+}
+template <int L>
+TANDEM_INLINE void fused_tile_body(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
+  tile.registers == 1 ? fused_any<L, 1>(tile, neuron, gates) : fused_any<L, 2>(tile, neuron, gates);
+}
+
+template <int L, int R>
+TANDEM_INLINE void product_any(const Tile& tile, int T, int32_t* sums, bool first) {
+  if (tile.width == 1) return product<1, L, R>(tile, T, sums, first);
+  if (tile.width == 2) return product<2, L, R>(tile, T, sums, first);
+  product<4, L, R>(tile, T, sums, first);
+}
+template <int L>
+TANDEM_INLINE void product_tile_body(const Tile& tile, int T, int32_t* sums, bool first) {
+  tile.registers == 1 ? product_any<L, 1>(tile, T, sums, first) : product_any<L, 2>(tile, T, sums, first);
+}
+
+template <int L>
+TANDEM_INLINE void scan_tile_body(const Tile& tile, const int32_t* sums, const NeuronArgs<float>& neuron,
+                                  uint8_t* gates) {
+  tile.registers == 1 ? scan<L, 1>(tile, sums, neuron, gates) : scan<L, 2>(tile, sums, neuron, gates);
+}
+
+}  // namespace
+
+TANDEM_CPU_LANES_KERNEL(fused_tile, (const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates),
+                        (tile, neuron, gates))
+TANDEM_CPU_LANES_KERNEL(product_tile, (const Tile& tile, int T, int32_t* sums, bool first), (tile, T, sums, first))
+TANDEM_CPU_LANES_KERNEL(scan_tile,
+                        (const Tile& tile, const int32_t* sums, const NeuronArgs<float>& neuron, uint8_t* gates),
+                        (tile, sums, neuron, gates))
+
+}  // namespace tandem::cpu

@@ -1,0 +1,53 @@
+// Spike products fused with IF neurons: linear and convolutional layers that read spike planes and write spike planes.
+#pragma once
+
+#include "if_neuron.h"
+#include "parallel.h"
+
+namespace tandem {
+
+// y[t] = W s[t], a 2-d convolution. A 1-d convolution has height 1; a linear layer is a 1 x 1 image of K channels.
+struct SpikeProduct {
+  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8)
+  int64_t batch, height, width, channels;
+  int64_t outputs;
+  int64_t groups;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];  // vertical, horizontal
+
+  const void* weight;  // [outputs, channels / groups, kernel] or, channels last, [outputs, kernel, channels / groups]
+  DType weight_dtype;  // not float64
+  bool weight_channels_last;
+  const int32_t* packed;  // what pack_weights() made, or null: packed anew in this call
+  int32_t bucket_width;   // steps per bucket, 1, 2 or 4; 0: the fastest for this input. It does not change the result
+
+  int64_t out_height() const { return extent(height, 0); }
+  int64_t out_width() const { return extent(width, 1); }
+  int64_t rows() const { return batch * out_height() * out_width(); }
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_outputs() const { return outputs / groups; }
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t inputs() const { return taps() * group_channels(); }  // summands of one current
+
+ private:
+  int64_t extent(int64_t size, int axis) const {
+    return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
+  }
+};
+
+namespace cpu {
+
+// Sums are exact, so the result depends on nothing but the arguments: weights are rounded to fixed point, 31 bits of
+// the absolute sum of their output's weights, and added as int32.
+//
+// Packing makes these integers, `packed_size` of them, 64-byte aligned; it depends on the layer's shape and weights
+// alone. False: some weight is not finite, and `packed` is not usable.
+int64_t packed_size(const SpikeProduct& product);
+bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel);
+
+// The layer's spike trains. neuron.neurons = rows() * outputs, neuron.channels = outputs. False: some weight is not
+// finite, and nothing was written.
+bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel);
+
+}  // namespace cpu
+
+}  // namespace tandem

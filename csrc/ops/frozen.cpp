@@ -1,0 +1,276 @@
+// frozen_run: a whole network in one call. frozen_pack: the weights of one layer as the kernel wants them.
+#include "frozen.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "../kernels/if_scan.h"
+#include "../kernels/spike_bits.h"
+#include "../kernels/spike_product.h"
+#include "../kernels/spike_window.h"
+#include "aten.h"
+
+namespace tandem::ops {
+
+namespace {
+
+// The header of a program, in front of its instructions.
+struct Header {
+  int64_t T, instructions, workspace, state, outputs;
+};
+
+// One run of a program on a batch: the whole window, or in a stream one step, whose membrane potentials come from and
+// go back to `state`.
+class Run {
+ public:
+  Run(const Tensor& input, const Tensor& program, const Tensor& blob, const OptionalTensor& state, int64_t step)
+      : input_(input), blob_(static_cast<const char*>(blob.data_ptr())), blob_size_(blob.numel()), step_(step) {
+    const auto* words = static_cast<const int64_t*>(program.data_ptr());
+    constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
+    TANDEM_CHECK(program.numel() >= header_words, "program is too short");
+    std::memcpy(&header_, words, sizeof(header_));
+    TANDEM_CHECK(program.numel() == header_words + header_.instructions * row, "program has ", program.numel(),
+                 " words, expected ", header_words + header_.instructions * row);
+    instructions_ = reinterpret_cast<const Instruction*>(words + header_words);
+    streaming_ = state.has_value();
+    T_ = streaming_ ? 1 : header_.T;
+    planes_ = (T_ + 7) / 8;
+    spikes_in_ = input.scalar_type() == ScalarType::Byte;
+    batch_ = input.size(spikes_in_ ? 1 : 0);
+    workspace_ = empty({header_.workspace * batch_ * planes_}, ScalarType::Byte, input);
+    state_ = empty({streaming_ ? batch_ * header_.state : 0}, ScalarType::Float, input);
+    if (streaming_) {
+      TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float,
+                   "state must hold ", state_.numel(), " float32, got ", state->numel());
+      torch::stable::copy_(state_, *state);
+    }
+  }
+
+  std::tuple<Tensor, Tensor> operator()() {
+    Tensor answer = empty({batch_, header_.outputs}, ScalarType::Float, input_);
+    for (int64_t i = 0; i < header_.instructions; ++i) {
+      const Instruction& instruction = instructions_[i];
+      switch (instruction.kind) {
+        case kDirect:
+        case kImpulse:
+          direct(instruction);
+          break;
+        case kProduct:
+          product(instruction);
+          break;
+        case kMaxPool:
+          max_pool(instruction);
+          break;
+        case kFlatten:
+          flatten(instruction);
+          break;
+        case kReadout:
+          answer = readout(instruction);
+          break;
+        default:
+          TANDEM_CHECK(false, "unknown instruction ", instruction.kind);
+      }
+    }
+    return {answer, state_};
+  }
+
+ private:
+  static int64_t out_height(const Instruction& i) {
+    return (i.height + 2 * i.padding_h - i.dilation_h * (i.kernel_h - 1) - 1) / i.stride_h + 1;
+  }
+  static int64_t out_width(const Instruction& i) {
+    return (i.width + 2 * i.padding_w - i.dilation_w * (i.kernel_w - 1) - 1) / i.stride_w + 1;
+  }
+
+  const float* floats(int64_t offset) const {
+    if (offset < 0) return nullptr;
+    TANDEM_CHECK(offset < blob_size_, "offset ", offset, " lies outside the blob of ", blob_size_, " bytes");
+    return reinterpret_cast<const float*>(blob_ + offset);
+  }
+  uint8_t* value(int64_t offset) const {
+    return static_cast<uint8_t*>(workspace_.data_ptr()) + offset * batch_ * planes_;
+  }
+  const uint8_t* source(int64_t offset) const {
+    return offset < 0 ? static_cast<const uint8_t*>(input_.data_ptr()) : value(offset);
+  }
+
+  NeuronArgs<float> neurons(const Instruction& i) const {
+    NeuronArgs<float> a{};
+    const float* constants = floats(i.constants);
+    a.neurons = batch_ * out_height(i) * out_width(i) * i.outputs;
+    a.channels = i.outputs;
+    a.T = static_cast<int32_t>(T_);
+    a.steps = static_cast<int32_t>(header_.T);
+    a.threshold = constants[0];
+    a.leak = constants[1];
+    a.gate = static_cast<Gate>(i.gate);
+    a.scale = floats(i.scale);
+    a.shift = floats(i.shift);
+    a.residual_planes = i.residual >= 0 ? value(i.residual) : nullptr;
+    a.residual_scale = floats(i.residual_scale);
+    a.planes = value(i.output);
+    if (streaming_ && step_ > 0) {
+      a.v_init = state_floats(i.state);
+      a.v_init_size = a.neurons;
+    } else {
+      a.v_init = floats(i.v_init);
+      a.v_init_size = i.v_init >= 0 ? i.v_init_size : 1;
+    }
+    if (streaming_) a.v = state_floats(i.state);
+    return a;
+  }
+  float* state_floats(int64_t offset) const { return static_cast<float*>(state_.data_ptr()) + offset * batch_; }
+
+  Tensor view_floats(int64_t offset, const Shape& shape) const {
+    TANDEM_CHECK(offset >= 0 && offset + 4 * tandem::ops::product(shape) <= blob_size_, "a weight lies outside the blob");
+    Shape strides(shape.size(), 1);
+    for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
+    return torch::stable::from_blob(const_cast<char*>(blob_) + offset, shape, strides, input_.device(),
+                                    ScalarType::Float);
+  }
+
+  void direct(const Instruction& i) {
+    const bool convolution = i.kernel_h > 0;
+    Tensor y;
+    if (i.kind == kImpulse && streaming_ && step_ > 0) {
+      y = empty({batch_ * (convolution ? out_height(i) * out_width(i) : 1) * i.outputs}, ScalarType::Float, input_);
+      torch::stable::zero_(y);
+    } else if (convolution) {
+      const Tensor weight = view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w});
+      y = to_channels_last(aten::convolution(input_, weight, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
+                                             {i.dilation_h, i.dilation_w}, i.groups),
+                           1);
+    } else {
+      y = torch::stable::contiguous(aten::linear(input_, view_floats(i.weight, {i.outputs, i.channels})));
+    }
+    cpu::if_scan(y.data_ptr(), DType::kFloat32, i.kind == kDirect ? Source::kConstant : Source::kImpulse, neurons(i),
+                 torch_parallel);
+  }
+
+  void product(const Instruction& i) {
+    SpikeProduct p{};
+    p.planes = source(i.input);
+    p.batch = batch_;
+    p.height = i.height;
+    p.width = i.width;
+    p.channels = i.channels;
+    p.outputs = i.outputs;
+    p.groups = i.groups;
+    p.kernel[0] = i.kernel_h, p.kernel[1] = i.kernel_w;
+    p.stride[0] = i.stride_h, p.stride[1] = i.stride_w;
+    p.padding[0] = i.padding_h, p.padding[1] = i.padding_w;
+    p.dilation[0] = i.dilation_h, p.dilation[1] = i.dilation_w;
+    TANDEM_CHECK(i.weight >= 0 && i.weight + 4 * cpu::packed_size(p) <= blob_size_, "a weight lies outside the blob");
+    p.packed = reinterpret_cast<const int32_t*>(blob_ + i.weight);
+    cpu::product_if(p, neurons(i), torch_parallel);
+  }
+
+  void max_pool(const Instruction& i) {
+    PoolWindow w{};
+    w.images = batch_ * planes_;
+    w.height = i.height;
+    w.width = i.width;
+    w.channels = i.channels;
+    w.out_height = i.outputs / i.groups;  // the size that rounding gave
+    w.out_width = i.groups;
+    w.kernel[0] = i.kernel_h, w.kernel[1] = i.kernel_w;
+    w.stride[0] = i.stride_h, w.stride[1] = i.stride_w;
+    w.padding[0] = i.padding_h, w.padding[1] = i.padding_w;
+    w.dilation[0] = i.dilation_h, w.dilation[1] = i.dilation_w;
+    cpu::max_pool(w, source(i.input), value(i.output), torch_parallel);
+  }
+
+  void flatten(const Instruction& i) {
+    cpu::to_channels_first(source(i.input), batch_ * planes_, i.height * i.width, i.channels, value(i.output),
+                           torch_parallel);
+  }
+
+  // The features are the counts [B, C, H, W], averaged over windows where there is a kernel, flattened.
+  Tensor readout(const Instruction& i) {
+    const int64_t features = i.height * i.width * i.channels;
+    const bool spatial = i.kernel_h > 0;
+    Tensor counts = spatial ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
+                            : empty({batch_, features}, ScalarType::Float, input_);
+    cpu::counts(source(i.input), static_cast<int32_t>(planes_), batch_ * features, counts.data_ptr(),
+                DType::kFloat32, torch_parallel);
+    const float* bias = floats(i.shift);
+    std::vector<float> bias_so_far;
+    if (streaming_) {
+      auto* now = static_cast<float*>(counts.data_ptr());
+      float* so_far = state_floats(i.state);
+      for (int64_t n = 0; n < batch_ * features; ++n) now[n] = so_far[n] = (step_ > 0 ? so_far[n] : 0.f) + now[n];
+      if (bias != nullptr) {
+        const float share = static_cast<float>(step_ + 1) / static_cast<float>(header_.T);
+        for (int64_t n = 0; n < i.outputs; ++n) bias_so_far.push_back(bias[n] * share);
+        bias = bias_so_far.data();
+      }
+    }
+    const float gain = floats(i.constants)[0];
+    if (gain != 1.f) {
+      auto* c = static_cast<float*>(counts.data_ptr());
+      for (int64_t n = 0; n < batch_ * features; ++n) c[n] *= gain;
+    }
+    int64_t inputs = features;
+    if (spatial) {
+      counts = i.stride_h > 0 ? aten::avg_pool(counts, {i.kernel_h, i.kernel_w}, {i.stride_h, i.stride_w},
+                                               {i.padding_h, i.padding_w})
+                              : aten::adaptive_avg_pool(counts, {i.kernel_h, i.kernel_w});
+      counts = torch::stable::reshape(counts, {batch_, counts.numel() / batch_});
+      inputs = counts.size(1);
+    }
+    OptionalTensor bias_tensor;
+    if (bias != nullptr) {
+      bias_tensor = torch::stable::from_blob(const_cast<float*>(bias), Shape{i.outputs}, Shape{1}, input_.device(),
+                                             ScalarType::Float);
+    }
+    return aten::linear(counts, view_floats(i.weight, {i.outputs, inputs}), bias_tensor);
+  }
+
+  const Tensor& input_;
+  const char* blob_;
+  int64_t blob_size_, step_;
+  Header header_;
+  const Instruction* instructions_;
+  bool streaming_, spikes_in_;
+  int64_t T_, planes_, batch_;
+  Tensor workspace_, state_;
+};
+
+std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step) {
+  TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(), "program must be contiguous int64");
+  TANDEM_CHECK(blob.scalar_type() == ScalarType::Byte && blob.is_contiguous(), "blob must be contiguous uint8");
+  const bool spikes = input.scalar_type() == ScalarType::Byte;
+  TANDEM_CHECK(spikes || input.scalar_type() == ScalarType::Float, "input must be uint8 planes or float32");
+  const Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  return Run(dense, program, blob, state, step)();
+}
+
+// weight [N, C / groups, *kernel] -> int32, the packed layout of the product kernel.
+Tensor frozen_pack(Tensor weight, int64_t groups) {
+  TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2 && weight.dim() <= 4,
+               "weight must be float32 [N, C / groups, *kernel], got ", shape_text(shape_of(weight)));
+  const Tensor dense = torch::stable::contiguous(weight);
+  SpikeProduct p{};
+  p.channels = weight.size(1) * groups;
+  p.outputs = weight.size(0);
+  p.groups = groups;
+  p.kernel[0] = weight.dim() == 4 ? weight.size(2) : 1;
+  p.kernel[1] = weight.dim() >= 3 ? weight.size(weight.dim() - 1) : 1;
+  p.weight = dense.data_ptr();
+  Tensor packed = empty({cpu::packed_size(p)}, ScalarType::Int, weight);
+  TANDEM_CHECK(cpu::pack_weights(p, static_cast<int32_t*>(packed.data_ptr()), torch_parallel),
+               "weight has values that are not finite");
+  return packed;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
+  m.impl("frozen_run", TORCH_BOX(&frozen_run));
+  m.impl("frozen_pack", TORCH_BOX(&frozen_pack));
+}
+
+}  // namespace tandem::ops
