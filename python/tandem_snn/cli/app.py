@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ..bench.cli import bench
 from .evaluate import evaluate
 from .info import info
 from .train import train
@@ -16,4 +17,5 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command("eval")(evaluate)
+app.command()(bench)
 app.command()(info)

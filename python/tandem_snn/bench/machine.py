@@ -1,0 +1,74 @@
+"""Where and of what a measurement was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tandem_ext import build_info
+
+LIBRARIES = ("numpy", "spikingjelly", "snntorch")
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, caches and memory, as Linux tells them; what it does not tell is left out."""
+    cpu = _table(Path("/proc/cpuinfo"))
+    memory = _table(Path("/proc/meminfo")).get("MemTotal", "")
+    known = {
+        "cpu": cpu.get("model name", platform.processor()),
+        "family": f"{cpu['cpu family']}, model {cpu['model']}" if "cpu family" in cpu else "",
+        "cores": os.cpu_count(),
+        "caches": _caches(),
+        "memory": f"{int(memory.split()[0]) / 2**20:.0f} GiB" if memory else "",
+        "system": platform.platform(),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def versions() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tandem_ext": build_info(),
+    }
+    return found | {library: metadata.version(library) for library in LIBRARIES if find_spec(library)}
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package is imported from, with "+" where the tree differs from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changes.strip())
+
+
+def _table(path: Path) -> dict[str, str]:
+    """The first value of each name in lines "name : value"."""
+    if not path.exists():
+        return {}
+    table: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        table.setdefault(name.strip(), value.strip())
+    return table
+
+
+def _caches() -> str:
+    found = []
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found.append(f"L{level} {size}")
+    return ", ".join(found)

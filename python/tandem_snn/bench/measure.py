@@ -1,0 +1,162 @@
+"""Timing several ways to do the same thing, so that their ratio can be trusted on a machine that is not quiet.
+
+Candidates take turns: in every round each one is sampled once, in a random order, so that whatever slows the machine
+down meets all of them. What is reported is the median over rounds of the ratio of two candidates, with its quartiles.
+A sample is several calls long where one call is too short for the clock, and is preceded by untimed calls: without them
+a candidate pays for the caches its predecessor left behind. Calls rotate through several inputs, as they do in use.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Run = Callable[[int], object]  # takes the number of the call, which selects its input
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long to measure. Times in seconds."""
+
+    rounds: int = 15
+    least_rounds: int = 5
+    sample: float = 0.004  # the least duration of a sample
+    budget: float = 30.0  # after this, no round begins once there have been ``least_rounds``
+
+
+QUICK = Protocol(rounds=5, least_rounds=3, sample=0.002, budget=4.0)
+
+
+@dataclass
+class Timing:
+    """Of one candidate, per call: seconds and page faults, one number for each round."""
+
+    seconds: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some numbers, and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def interleave(
+    candidates: Mapping[str, Run],
+    protocol: Protocol,
+    clock: Callable[[], float] = time.process_time,
+    settle: Callable[[], None] = lambda: None,
+) -> dict[str, Timing]:
+    """Sample all candidates in turn.
+
+    Args:
+        candidates: name -> what to call; they are called with 0, 1, 2, ...
+        protocol: how long.
+        clock: ``time.process_time`` counts the process's own work, so that others on the machine disturb little; it is
+            the clock for one thread. With several, ``time.perf_counter``.
+        settle: called before each sample, for instance to wait until the machine is quiet.
+    """
+    samplers = {name: _Sampler(run, protocol.sample, clock) for name, run in candidates.items()}
+    order = list(samplers)
+    shuffle = random.Random(0).shuffle
+    gc.collect()
+    gc_was_on = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.monotonic()
+        for done in range(protocol.rounds):
+            if done >= protocol.least_rounds and time.monotonic() - start > protocol.budget:
+                break
+            shuffle(order)
+            for name in order:
+                settle()
+                samplers[name].take()
+    finally:
+        if gc_was_on:
+            gc.enable()
+    return {name: sampler.timing for name, sampler in samplers.items()}
+
+
+class _Sampler:
+    """Takes the samples of one candidate."""
+
+    LONG = 0.02  # one call of this many seconds leaves its own caches behind: a single untimed call is enough
+
+    def __init__(self, run: Run, least: float, clock: Callable[[], float]) -> None:
+        self.run = run
+        self.clock = clock
+        self.timing = Timing()
+        self._next = 0
+        self._call(2)
+        once = self._call(1)
+        self.calls = max(1, round(least / max(once, 1e-7)))
+        self.warm_up = 1 if once > self.LONG else self.calls + 2
+
+    def take(self) -> None:
+        self._call(self.warm_up)
+        faults = _page_faults()
+        seconds = self._call(self.calls)
+        self.timing.faults.append((_page_faults() - faults) / self.calls)
+        self.timing.seconds.append(seconds / self.calls)
+
+    def _call(self, times: int) -> float:
+        first, self._next = self._next, self._next + times
+        start = self.clock()
+        for i in range(first, first + times):
+            self.run(i)
+        return self.clock() - start
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class QuietWait:
+    """Waits until nothing else wants to run, but not for ever; remembers how often that did not help.
+
+    With several threads every parallel region ends in a barrier, so that one neighbour delays them all: a wall-clock
+    sample taken beside other work is worth nothing.
+    """
+
+    def __init__(self, longest: float = 0.5) -> None:
+        self.longest = longest
+        self.waits = 0
+        self.in_vain = 0
+
+    def __call__(self) -> None:
+        self.waits += 1
+        deadline = time.monotonic() + self.longest
+        while runnable() > 1:
+            if time.monotonic() > deadline:
+                self.in_vain += 1
+                return
+            time.sleep(0.002)
+
+    @property
+    def disturbed(self) -> float:
+        """The fraction of samples taken while something else wanted to run."""
+        return self.in_vain / self.waits if self.waits else 0.0
+
+
+def runnable() -> int:
+    """The number of threads on the machine that want to run, this one included; 1 where the system does not say."""
+    try:
+        with open("/proc/loadavg") as f:
+            return int(f.read().split()[3].split("/")[0])
+    except OSError:
+        return 1

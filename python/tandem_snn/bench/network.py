@@ -1,0 +1,220 @@
+"""The network of a benchmark: plain tensors, from which every competitor builds its own version of the same thing.
+
+Weights, biases and images are multiples of 2⁻¹⁰ or coarser, and T is a power of two: every sum is then exact in
+float32, in whatever order it is taken, and all versions of a network without batch norm must give the same spikes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tandem_ext as te
+from tandem_ext import ConstantInput, SpikeTrain
+
+from .spikes import KINDS, Rate, rate_of
+
+GRID = 2.0**-10
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Layer:
+    """weight [N, K], or [N, K, k, k] with stride and padding; bias [N], or batch norm by gamma and beta [N]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: int = 1
+    padding: int = 0
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.weight, self.bias, self.gamma, self.beta) if t is not None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers with neurons and, where there is one, a readout (weight, bias) of the last counts.
+
+    direct: the input is real-valued and is the current of the first layer at every step.
+    """
+
+    T: int
+    direct: bool
+    layers: tuple[Layer, ...]
+    readout: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for layer in self.layers for t in layer.tensors] + list(self.readout or ())
+
+    def trainable(self) -> Network:
+        """The same network with parameters of its own."""
+
+        def own(layer: Layer) -> Layer:
+            changes: dict[str, Any] = {name: _leaf(t) for name, t in vars(layer).items() if isinstance(t, Tensor)}
+            return replace(layer, **changes)
+
+        readout = None if self.readout is None else (_leaf(self.readout[0]), _leaf(self.readout[1]))
+        return replace(self, layers=tuple(own(layer) for layer in self.layers), readout=readout)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """A copy, with the same layout, that receives a gradient."""
+    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One input in the forms that the competitors take, and what the training step needs.
+
+    x: real values, the input of the ANN and of a direct encoder. train, spikes: the same spikes as bytes and as floats
+    [T, B, *features]; None with a direct encoder. counts: those of the spikes. target: labels [B], or, where there is
+    no readout, the gradient of the last counts.
+    """
+
+    x: Tensor
+    target: Tensor
+    counts: Tensor
+    train: SpikeTrain | None = None
+    spikes: Tensor | None = None
+
+    def differentiable(self) -> Batch:
+        """Inputs that receive gradients, as those of a layer inside a network do."""
+        assert self.train is not None
+        x, counts = _leaf(self.x), _leaf(self.counts)
+        return replace(self, x=x, counts=counts, train=SpikeTrain.unchecked(self.train.planes, self.train.T, counts))
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [t for t in (self.x, self.counts) if t.requires_grad]
+
+
+@dataclass
+class Problem:
+    """A network and batches for it.
+
+    rates: of the input, where it is spikes, and of every layer. neurons: of all layers, in one batch.
+    """
+
+    network: Network
+    batches: list[Batch]
+    rates: dict[str, Rate]
+    neurons: int
+
+
+def spiking_input(
+    T: int, shape: Sequence[int], rate: float, kind: str, batches: int, generator: torch.Generator
+) -> list[Batch]:
+    """Batches of spikes of ``kind`` "rate" or "iid"; targets are yet to be given."""
+    return [_spiking_batch(KINDS[kind](T, shape, rate, generator)) for _ in range(batches)]
+
+
+def _spiking_batch(spikes: Tensor) -> Batch:
+    dense = _channels_last(spikes.float(), lead=2)
+    train = SpikeTrain.from_dense(dense)
+    return Batch(x=train.counts / train.T, target=torch.empty(0), counts=train.counts, train=train, spikes=dense)
+
+
+def image_input(shape: Sequence[int], batches: int, generator: torch.Generator, nonzero: float = 1.0) -> list[Batch]:
+    """Batches of real values in [0, 1), of which a fraction is not zero."""
+
+    def batch() -> Batch:
+        x = torch.randint(0, 256, tuple(shape), generator=generator) / 256
+        x = _channels_last(x * (torch.rand(*shape, generator=generator) < nonzero), lead=1)
+        return Batch(x=x, target=torch.empty(0), counts=x)
+
+    return [batch() for _ in range(batches)]
+
+
+def _channels_last(x: Tensor, lead: int) -> Tensor:
+    """[*lead, C, *space] with the channels innermost in memory."""
+    return x.movedim(lead, -1).contiguous().movedim(-1, lead)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a layer to be drawn: its outputs and, for a convolution, kernel, stride and padding."""
+
+    outputs: int
+    kernel: int = 0
+    stride: int = 1
+    padding: int = 0
+    norm: bool = False
+
+
+def make_problem(
+    T: int, batches: list[Batch], shapes: Sequence[Shape], rate: float, classes: int, generator: torch.Generator
+) -> Problem:
+    """Draws a network whose layers fire at ``rate`` on average, with a readout where there are ``classes``."""
+    first = batches[0]
+    signal: SpikeTrain | ConstantInput = ConstantInput(first.x, T) if first.train is None else first.train
+    rates = {"input": rate_of(signal)} if isinstance(signal, SpikeTrain) else {}
+    layers, neurons = [], 0
+    for i, shape in enumerate(shapes):
+        layer = _draw(shape, signal, rate, generator)
+        signal = _fire(layer, signal)
+        layers.append(layer)
+        rates[f"layer {i + 1}"] = rate_of(signal)
+        neurons += signal.shape.numel()
+    features = signal.shape[1:]
+    readout = None
+    if classes:
+        fan_in = features.numel()
+        readout = (_normal((classes, fan_in), 0.3 * (fan_in * rate) ** -0.5 / T, generator), torch.zeros(classes))
+    batches = [replace(batch, target=_target(batch.x.shape[0], features, classes, generator)) for batch in batches]
+    return Problem(Network(T, first.train is None, tuple(layers), readout), batches, rates, neurons)
+
+
+def _target(B: int, features: Sequence[int], classes: int, generator: torch.Generator) -> Tensor:
+    if classes:
+        return torch.randint(0, classes, (B,), generator=generator)
+    return _channels_last(torch.randn(B, *features, generator=generator), lead=1)
+
+
+def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generator: torch.Generator) -> Layer:
+    """A layer whose bias (or β) makes it fire at ``rate`` on average."""
+    power = signal.x.square().mean().item() if isinstance(signal, ConstantInput) else rate_of(signal).spikes
+    fan_in = torch.Size((signal.shape[1], *[shape.kernel] * (2 if shape.kernel else 0)))
+    weight = _normal((shape.outputs, *fan_in), 0.7 * (fan_in.numel() * power) ** -0.5, generator)
+    if shape.kernel:
+        weight = weight.to(memory_format=torch.channels_last)
+    layer = Layer(weight, None, shape.stride, shape.padding)
+
+    def with_offset(b: float) -> Layer:
+        offset = torch.full((shape.outputs,), round(b * 128) / 128)
+        if shape.norm:
+            return replace(layer, gamma=torch.full((shape.outputs,), 3.0), beta=offset)
+        return replace(layer, bias=offset)
+
+    few = signal[:8]
+    low, high = -4.0 * signal.T, 1.0 * signal.T
+    for _ in range(10):
+        middle = (low + high) / 2
+        below = rate_of(_fire(with_offset(middle), few)).spikes < rate
+        low, high = (middle, high) if below else (low, middle)
+    return with_offset((low + high) / 2)
+
+
+@torch.no_grad()
+def _fire(layer: Layer, signal: SpikeTrain | ConstantInput) -> SpikeTrain:
+    conv = layer.weight.dim() == 4
+    geometry = {"stride": layer.stride, "padding": layer.padding} if conv else {}
+    if layer.gamma is None:
+        plain: Any = te.functional.conv2d_if if conv else te.functional.linear_if
+        train = plain(signal, layer.weight, layer.bias, **geometry)
+    else:
+        normed: Any = te.functional.conv2d_bn_if if conv else te.functional.linear_bn_if
+        train, _, _ = normed(signal, layer.weight, None, layer.gamma, layer.beta, eps=EPS, **geometry)
+    assert isinstance(train, SpikeTrain)
+    return train
+
+
+def _normal(size: Sequence[int], std: float, generator: torch.Generator) -> Tensor:
+    return (torch.randn(*size, generator=generator) * std / GRID).round() * GRID

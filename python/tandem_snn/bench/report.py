@@ -1,0 +1,126 @@
+"""Writes docs/performance.md from results: ``python -m tandem_snn.bench.report RESULT.json ... --out FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .case import OURS
+from .show import amount, answers, median, rates, rivals, verdict
+
+_METHOD = """# Performance
+
+This page is generated (`make performance`) from what `tandem-snn bench` wrote to [results](results); every figure can
+be measured again with the command that stands above its table.
+
+## How it is measured
+
+- **Ratios, not times.** Competitors take turns: each round samples every one of them once, in random order. A ratio is
+  the median over rounds of the ratio within a round; the range behind it is that of its quartiles.
+- **One thread: process CPU time.** Neighbours that take the core away do not count; those that fill the caches do.
+  **Two threads: wall time**, sampled when nothing else on the machine wants to run, as far as it could be waited for.
+- **Warm, with rotating inputs.** Untimed calls precede every sample, and consecutive calls have different inputs.
+- **Answers first.** Weights, biases and inputs are multiples of 2⁻¹⁰ or coarser and T is a power of two, so that sums
+  are exact in any order: without batch norm, all competitors' spikes must be *equal*, and are compared before anything
+  is timed. With batch norm, statistics are rounded differently; the fraction of counts that differ is stated.
+- **Spikes decide the cost**, so their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are
+  stated for every train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
+  *iid*: independent of each other, the worst case at a given rate.
+- **ANN**: `relu(linear)` or a channels-last convolution of the same shape, batch and weights. **naive**: the tandem
+  rule in plain PyTorch, products of all T steps in one call, a Python loop over them and, in training, the ANN branch;
+  **loop compiled**: the same with `torch.compile` on the loop, the strongest simple baseline. **BPTT**: backpropagation
+  through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation recommends.
+  A training step is forward, loss and backward. Python calls and packing of weights are included everywhere, except
+  for **frozen**, which packs once.
+- Limits hold on a machine with AVX-512. The portable path may take 1.5 times as long.
+
+## Pitfalls, each of which has produced wrong numbers
+
+- **Page faults.** By default the allocator returns large blocks to the system, and every step faults its pages in
+  anew. The naive scan of [8, 1M] floats takes 65 ms with 28 600 faults a call, 15 ms without; training steps become
+  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`); faults per
+  call are in the JSON.
+- **Threads that spin while they wait** use up the other core, and their waiting is counted as CPU time:
+  `OMP_WAIT_POLICY=PASSIVE`.
+- **Cold caches.** Whoever runs first after another's copy of the weights pays for the cache misses: without untimed
+  calls an ANN beside a naive SNN looks 15 to 30% slower than it is.
+- **One input for ever** stays in the cache, and teaches the branch predictor its spikes.
+- **Memory never written** is one and the same page of zeros.
+"""
+
+
+def document(results: list[dict[str, Any]]) -> str:
+    """The page for these results, one per number of threads."""
+    parts = [_METHOD]
+    results = sorted(results, key=lambda result: result["threads"])
+    parts.append(_misses(results))
+    parts += [_section(result) for result in results]
+    return "\n".join(parts)
+
+
+def _misses(results: list[dict[str, Any]]) -> str:
+    verdicts = [(r["threads"], row, limit) for r in results for row in r["rows"] for limit in row["limits"]]
+    met = sum(limit["met"] is True for _, _, limit in verdicts)
+    lines = ["## Where it stands", "", f"Of {len(verdicts)} limits {met} are met."]
+    for heading, outcome in ("Missed", False), ("Not measured", None):
+        found = [(n, row, limit) for n, row, limit in verdicts if limit["met"] is outcome]
+        if found:
+            lines += ["", f"{heading}:", ""]
+            lines += [f"- {row['case']}, {n} thread{'s' * (n > 1)}: {verdict(limit)}" for n, row, limit in found]
+    return "\n".join([*lines, ""])
+
+
+def _section(result: dict[str, Any]) -> str:
+    clock = "process CPU time" if result["threads"] == 1 else "wall time"
+    build, versions = result["versions"]["tandem_ext"], result["versions"]
+    others = [f"{name} {versions[name]}" for name in ("spikingjelly", "snntorch") if versions.get(name)]
+    lines = [
+        f"## {result['threads']} thread{'s' * (result['threads'] > 1)}, {clock}",
+        "",
+        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit']}"
+        + (", quick: few samples" if result["quick"] else ""),
+        "",
+        "; ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
+        f"tandem_ext {build['version']} ({build['cpu_capability']}), torch {versions['torch']}, "
+        + ", ".join([f"Python {versions['python']}", *others])
+        + ".",
+        "",
+        "| case | what | ours | must reach | others, relative to the base |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [_line(row) for row in result["rows"]]
+    lines += ["", "### Spikes and answers", "", "| case | spikes per step / nonzero nibbles per byte | answers |"]
+    lines += ["| --- | --- | --- |"]
+    lines += [f"| {row['case']} | {rates(row)} | {answers(row)} |" for row in result["rows"]]
+    disturbed = [row["case"] for row in result["rows"] if row.get("disturbed", 0) > 0.1]
+    if disturbed:
+        lines += ["", f"More than a tenth of the samples were taken beside other work: {', '.join(disturbed)}."]
+    return "\n".join([*lines, ""])
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = {
+        name: f"{name} {amount(median(row['values'][name]), row['quantity'])}, {_ratio(row, name)}"
+        for name in rivals(row)
+    }
+    ours = "<br>".join(cell for name, cell in cells.items() if name in OURS)
+    others = "<br>".join(cell for name, cell in cells.items() if name not in OURS)
+    limits = "<br>".join(verdict(limit).replace("MISSED", "**missed**") for limit in row["limits"])
+    return f"| {row['case']} | {row['title']} | {ours} | {limits} | {others} |"
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    ratio = row["ratios"][name]
+    if name == row["base"]:
+        return "1"
+    return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.write_text(document([json.loads(path.read_text()) for path in arguments.results]))
