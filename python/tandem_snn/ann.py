@@ -97,8 +97,9 @@ class Conv1d(_Activated, nn.Conv1d):
         norm: bool = False,
         **options: Any,
     ):
-        geometry = (stride, padding, dilation, groups, bias, "zeros", options.get("device"), options.get("dtype"))
-        nn.Conv1d.__init__(self, in_channels, out_channels, kernel_size, *geometry)
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        factory = (options.get("device"), options.get("dtype"))
+        nn.Conv1d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
         self._add_norm(_norm(nn.BatchNorm1d, out_channels, norm, options))
 
 
@@ -119,6 +120,7 @@ class Conv2d(_Activated, nn.Conv2d):
         norm: bool = False,
         **options: Any,
     ):
-        geometry = (stride, padding, dilation, groups, bias, "zeros", options.get("device"), options.get("dtype"))
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, *geometry)
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        factory = (options.get("device"), options.get("dtype"))
+        nn.Conv2d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
         self._add_norm(_norm(nn.BatchNorm2d, out_channels, norm, options))

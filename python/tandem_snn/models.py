@@ -26,7 +26,7 @@ def mlp(
     **neuron: Any,
 ) -> nn.Sequential:
     """Fully connected layers with batch norm, e.g. 64-256-256-10; the hidden ones times ``width``."""
-    neuron = {"bias": False, "norm": True, **neuron}
+    neuron = {"bias": False, "norm": True, "gamma": tnn.initial_gamma(T), **neuron}
     net = nn.Sequential(layers.Encoder(T), layers.Flatten())
     features = math.prod(shape)
     for base in hidden:
@@ -41,7 +41,7 @@ def cnn(
 ) -> nn.Sequential:
     """32C3-64C3s2-128C3s2-FC256 with batch norm, its channels times ``width``."""
     channels, height, breadth = shape
-    neuron = {"bias": False, "norm": True, **neuron}
+    neuron = {"bias": False, "norm": True, "gamma": tnn.initial_gamma(T), **neuron}
     net = nn.Sequential(layers.Encoder(T))
     for base, stride in (32, 1), (64, 2), (128, 2):
         out = max(1, round(base * width))
@@ -82,9 +82,7 @@ def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **opt
     torch.Size([2, 10])
     """
     check_name("model", name, _BUILDERS)
-    net = _BUILDERS[name](tnn, shape=shape, classes=classes, T=T, **options)
-    tnn.init_gamma_(net, T)
-    return net
+    return _BUILDERS[name](tnn, shape=shape, classes=classes, T=T, **options)
 
 
 def create_twin(name: str, *, shape: Sequence[int], classes: int, T: int = 1, **options: Any) -> nn.Sequential:

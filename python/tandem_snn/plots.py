@@ -15,7 +15,7 @@ from .measure import activations
 from .measure.hooks import evaluating, watching
 
 if TYPE_CHECKING:
-    from .training.compare import Comparison
+    from .training.comparison import Comparison
 
 SNN, ANN = "tab:blue", "tab:orange"
 

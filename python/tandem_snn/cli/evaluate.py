@@ -23,7 +23,7 @@ def evaluate(
     from ..data import load
     from ..measure import firing_rates, mismatch, synops
     from ..training.checkpoint import load_checkpoint, read_recipe
-    from ..training.fit import accuracy
+    from ..training.loop import accuracy
     from .job import CHECKPOINT, TWIN, set_device
 
     set_device(device)

@@ -13,20 +13,18 @@ from ..data import Dataset
 from ..errors import UserError
 from ..plots import report
 from ..training.checkpoint import atomically, save_checkpoint
-from ..training.compare import Comparison
+from ..training.comparison import Comparison
 from ..training.recipe import Recipe
 
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
 
 
-def prepare(folder: Path, device: str, threads: int, seeds: int) -> None:
-    """Finds out before the training what would otherwise fail after it."""
+def prepare(device: str, threads: int, seeds: int) -> None:
+    """Checks and applies what the recipe does not hold."""
     if seeds < 1:
         raise UserError(f"seeds: expected at least 1, got {seeds}")
     if threads < 0:
         raise UserError(f"threads: expected 0 or more, got {threads}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give another with --out")
     set_device(device)
     if threads:
         torch.set_num_threads(threads)
@@ -38,6 +36,20 @@ def set_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def results_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder before the work, so that a bad one fails at once; takes it away again if nothing came of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made a folder ({error.strerror}): give another with --out") from error
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @contextmanager
@@ -74,7 +86,6 @@ def progress(recipe: Recipe, data: Dataset, seeds: int) -> Iterator[Callable[[st
 
 def write_results(folder: Path, result: Comparison, data: Dataset) -> None:
     """The first seed's networks, the report and, last, the summary; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     first = result.runs[0]
     save_checkpoint(folder / CHECKPOINT, first.snn, result.recipe, kind="SNN")
     save_checkpoint(folder / TWIN, first.ann, result.recipe, kind="ANN")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from ..training.compare import Comparison
+from ..training.comparison import Comparison
 
 
 def show_comparison(result: Comparison) -> None:

@@ -37,15 +37,16 @@ def train(
     Without options: a small convolutional network on scikit-learn's handwritten digits, T=8, three seeds, two minutes.
     """
     from ..data import load
-    from ..training.compare import compare
-    from .job import prepare, progress, write_results
+    from ..training.comparison import compare
+    from .job import prepare, progress, results_folder, write_results
     from .show import show_comparison
 
     recipe = Recipe(data, model, steps, epochs, batch_size, lr, width)
     folder = out if out is not None else Path("runs") / data
-    prepare(folder, device, threads, seeds)
+    prepare(device, threads, seeds)
     dataset = load(data, data_dir).to(device)
-    with progress(recipe, dataset, seeds) as on_step:
-        result = compare(recipe, dataset, range(seeds), on_step)
-    show_comparison(result)
-    write_results(folder, result, dataset)
+    with results_folder(folder):
+        with progress(recipe, dataset, seeds) as on_step:
+            result = compare(recipe, dataset, range(seeds), on_step)
+        show_comparison(result)
+        write_results(folder, result, dataset)

@@ -1,8 +1,8 @@
 """What a trained network does and costs: firing rates, synaptic operations, mismatch between its two branches."""
 
-from .mismatch import Mismatch, activations, mismatch
+from .coupling import Mismatch, activations, mismatch
+from .operations import LayerOps, SynOps, fan_out, synops
 from .rates import firing_rates, rate_penalty
-from .synops import LayerOps, SynOps, fan_out, synops
 
 __all__ = [
     "LayerOps",

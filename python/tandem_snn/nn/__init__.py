@@ -6,10 +6,10 @@
 torch.Size([2, 10])
 """
 
-from . import init
 from .conv import Conv1d, Conv2d
 from .dropout import Dropout
 from .encoder import Encoder
+from .gamma import initial_gamma
 from .init import init_gamma_
 from .linear import Linear
 from .neuron import SpikingLayer
@@ -31,6 +31,6 @@ __all__ = [
     "Readout",
     "Residual",
     "SpikingLayer",
-    "init",
     "init_gamma_",
+    "initial_gamma",
 ]

@@ -24,7 +24,7 @@ class _Conv(SpikingLayer):
         return self.stride, self.padding, self.dilation, self.groups
 
 
-class Conv1d(_Conv, nn.Conv1d):
+class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
     Args:
@@ -34,7 +34,7 @@ class Conv1d(_Conv, nn.Conv1d):
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
 
-    >>> Conv1d(4, 8, 3, padding="same")(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
+    >>> tnn.Conv1d(4, 8, 3, padding="same")(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
     torch.Size([2, 8, 20])
     """
 
@@ -63,7 +63,7 @@ class Conv1d(_Conv, nn.Conv1d):
         self._add_neurons(out_channels, device, dtype, **neuron)
 
 
-class Conv2d(_Conv, nn.Conv2d):
+class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ``nn.ReLU``.
 
     Args:
@@ -73,7 +73,7 @@ class Conv2d(_Conv, nn.Conv2d):
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
 
-    >>> Conv2d(1, 8, 3, stride=2, padding=1, norm=True)(te.ConstantInput(torch.rand(2, 1, 28, 28), T=8)).shape
+    >>> tnn.Conv2d(1, 8, 3, stride=2, padding=1, norm=True)(te.ConstantInput(torch.rand(2, 1, 28, 28), T=8)).shape
     torch.Size([2, 8, 14, 14])
     """
 

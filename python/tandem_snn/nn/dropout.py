@@ -18,7 +18,7 @@ class Dropout(nn.Dropout):
     Args:
         p: the probability that a neuron is silenced.
 
-    >>> Dropout(0.2)(te.SpikeTrain.from_dense(torch.ones(8, 2, 3))).gain
+    >>> tnn.Dropout(0.2)(te.SpikeTrain.from_dense(torch.ones(8, 2, 3))).gain
     1.25
     """
 
@@ -30,7 +30,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         if isinstance(x, Tensor):
-            return super().forward(x)
+            return super().forward(x)  # type: ignore[return-value]
         values = x.planes[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept = map_features(x, lambda t: t * keep)

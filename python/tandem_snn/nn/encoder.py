@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput
+from tandem_ext import ConstantInput, ImpulseInput, checks
 
 MODES = ("direct", "zero_expand")
 
@@ -22,16 +22,14 @@ class Encoder(nn.Module):
 
     Spikes that come from outside (event cameras) need no encoder: give the network a SpikeTrain.
 
-    >>> Encoder(T=8)(torch.rand(2, 1, 28, 28))
+    >>> tnn.Encoder(T=8)(torch.rand(2, 1, 28, 28))
     ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
     """
 
     def __init__(self, T: int, mode: str = "direct", *, gain: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(T, int) or isinstance(T, bool):
-            raise TypeError(f"T: expected an int from 1 to 255, got {T!r}")
-        if not 1 <= T <= 255:
-            raise ValueError(f"T: expected an int from 1 to 255, got {T}")
+        checks.T("T", T)
+        checks.gain("gain", gain)
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
         self.T = T

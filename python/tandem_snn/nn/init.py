@@ -1,20 +1,20 @@
-"""Where γ of the batch norm starts: at values that use the counts' range."""
+"""Initialisation of a network as a whole, for its T."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 from torch import nn
 
 from .encoder import Encoder
+from .gamma import initial_gamma
 from .neuron import SpikingLayer
 
-
-def gamma(T: int) -> float:
-    """The initial γ for a window of T steps, by the measurement in docs/initialisation.md."""
-    return 3.0
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def init_gamma_(net: nn.Module, T: int | None = None) -> nn.Module:
-    """Sets γ of every batch norm of the network's layers to :func:`gamma` of T, in place.
+def init_gamma_(net: Net, T: int | None = None) -> Net:
+    """Sets γ of every batch norm of the network's layers to :func:`initial_gamma` of T, in place.
 
     Args:
         net: any module that contains layers of this package.
@@ -24,18 +24,19 @@ def init_gamma_(net: nn.Module, T: int | None = None) -> nn.Module:
         net.
 
     Raises:
-        ValueError: T is None and there is no Encoder, or several that differ.
+        ValueError: T is None and the network has no Encoder, or Encoders that differ.
 
-    >>> net = init_gamma_(nn.Sequential(Encoder(T=8), Linear(64, 10, norm=True)))
-    >>> net[1].norm.weight[0].item() == gamma(8)
+    >>> net = init_gamma_(torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(64, 10, norm=True)))
+    >>> net[1].norm.weight[0].item() == tnn.initial_gamma(4)
     True
     """
     if T is None:
-        windows = {m.T for m in net.modules() if isinstance(m, Encoder)}
+        windows = {module.T for module in net.modules() if isinstance(module, Encoder)}
         if len(windows) != 1:
-            raise ValueError(f"T: the network has {len(windows)} encoders' T: give T")
+            found = f"Encoders with T = {sorted(windows)}" if windows else "no Encoder"
+            raise ValueError(f"T: give it, since the network has {found}")
         (T,) = windows
     for layer in net.modules():
         if isinstance(layer, SpikingLayer) and layer.norm is not None:
-            nn.init.constant_(layer.norm.weight, gamma(T))
+            nn.init.constant_(layer.norm.weight, initial_gamma(T))
     return net

@@ -12,7 +12,7 @@ import tandem_ext as te
 from .neuron import NeuronOptions, SpikingLayer
 
 
-class Linear(SpikingLayer, nn.Linear):
+class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward gives a train
     """A fully connected layer of IF neurons, in the place of ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
     Args:
@@ -23,7 +23,7 @@ class Linear(SpikingLayer, nn.Linear):
 
     State: ``weight`` and ``bias`` as ``nn.Linear``, with ``norm.*`` as ``nn.BatchNorm1d``.
 
-    >>> layer = Linear(784, 800, norm=True)
+    >>> layer = tnn.Linear(784, 800, norm=True)
     >>> layer(te.ConstantInput(torch.rand(2, 784), T=8))
     SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
     """

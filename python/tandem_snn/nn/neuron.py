@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 
 from .currents import Couple, residual_total, step_currents
+from .gamma import initial_gamma
 from .signals import Signal, check_signal, effective_counts
 
 BN_STATS = ("batch", "running")
@@ -29,7 +30,7 @@ class NeuronOptions(TypedDict, total=False):
     eps: float
     momentum: float | None
     bn_stats: str
-    gamma: float
+    gamma: float | None
 
 
 class SpikingLayer(nn.Module):
@@ -48,8 +49,8 @@ class SpikingLayer(nn.Module):
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
         bn_stats: "running" folds the running statistics into the currents already in training, as the rule's first
             release does; the gradient then is that of the batch norm of the batch. It costs a second product.
-        gamma: the initial γ. 1 leaves the counts' range unused; see :mod:`tandem_snn.nn.init`, which also sets it for a
-            given T.
+        gamma: the initial γ; None is :func:`initial_gamma` of 8 steps. 1 leaves most of the counts' range unused.
+            :func:`init_gamma_` sets it throughout a network for the network's T.
     """
 
     _if: ClassVar[Callable[..., Any]]
@@ -77,8 +78,11 @@ class SpikingLayer(nn.Module):
         eps: float = 1e-5,
         momentum: float | None = None,
         bn_stats: str = "batch",
-        gamma: float = 3.0,
+        gamma: float | None = None,
     ) -> None:
+        checks.threshold(threshold, channels, self.weight.device)
+        checks.leak(leak)
+        checks.gate(gate)
         if bn_stats not in BN_STATS:
             raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
         self.leak = leak
@@ -90,7 +94,7 @@ class SpikingLayer(nn.Module):
         if norm:
             momentum = MOMENTUM[bn_stats] if momentum is None else momentum
             self.norm = self._norm_class(channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, gamma)
+            nn.init.constant_(self.norm.weight, initial_gamma(8) if gamma is None else gamma)
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
@@ -115,6 +119,8 @@ class SpikingLayer(nn.Module):
         """
         check_signal(x, type(self).__name__)
         if not fire:
+            if residual is not None:
+                raise ValueError("residual: with fire=False there are no neurons to receive it")
             return self._currents(x)
         neuron = {
             "threshold": self.threshold,
@@ -127,7 +133,7 @@ class SpikingLayer(nn.Module):
         if norm is None:
             return self._if(x, self.weight, self.bias, *self._geometry(), **neuron)
         if not self._uses_batch(norm):
-            scale, shift = _fold(norm)
+            scale, shift = fold_norm(norm)
             return self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         if self.bn_stats == "running":
             return self._release_forward(x, norm, neuron)
@@ -148,7 +154,8 @@ class SpikingLayer(nn.Module):
         return z if residual is None else z + residual_total(residual)
 
     def _ann_product(self, x: Signal) -> Tensor:
-        return self._product(effective_counts(x), self.weight, self.bias, *self._geometry())
+        counts = effective_counts(x).to(self.weight.dtype)
+        return self._product(counts, self.weight, self.bias, *self._geometry())
 
     def _currents(self, x: Signal) -> Tensor:
         u = self._ann_product(x)
@@ -158,21 +165,19 @@ class SpikingLayer(nn.Module):
                 scale, shift = None, self.bias
             else:
                 batch = self._uses_batch(self.norm) and self.bn_stats == "batch"
-                scale, shift = _affine(self.norm, u) if batch else _fold(self.norm)
+                scale, shift = _affine(self.norm, u) if batch else fold_norm(self.norm)
                 shift = shift if self.bias is None else shift + scale * self.bias
         return step_currents(x, z, lambda s: self._product(s, self.weight, None, *self._geometry()), scale, shift)
 
     def _release_forward(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
-        residual = neuron["residual"]
-        z = norm(self._product(effective_counts(x), self.weight, self.bias, *self._geometry()))
-        if residual is not None:
-            z = z + residual_total(residual)
+        z = self.preactivation(x, neuron["residual"])
         with torch.no_grad():
-            scale, shift = _fold(norm)
+            scale, shift = fold_norm(norm)
             train = self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         threshold = torch.as_tensor(self.threshold, dtype=z.dtype, device=z.device)
         threshold = threshold.view(-1, *[1] * (z.dim() - 2)) if threshold.dim() else threshold
-        counts = Couple.apply(z, threshold, train.counts, train.T if self.gate == "clip" else None)
+        T = train.T if self.gate == "clip" else None
+        counts = Couple.apply(z, threshold, train.counts, T)  # type: ignore[no-untyped-call]
         return SpikeTrain.unchecked(train.planes, train.T, counts)
 
     def _uses_batch(self, norm: _BatchNorm) -> bool:
@@ -190,7 +195,7 @@ class SpikingLayer(nn.Module):
         return ", ".join(shown)
 
 
-def _fold(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm by its running statistics, as u -> scale·u + shift."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

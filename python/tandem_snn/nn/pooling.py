@@ -29,7 +29,7 @@ class AvgPool2d(nn.Module):
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
     counts: what is real-valued is averaged as it is.
 
-    >>> AvgPool2d(2)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).counts.unique()
+    >>> tnn.AvgPool2d(2)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).counts.unique()
     tensor([8.])
     """
 
@@ -63,6 +63,7 @@ class AvgPool2d(nn.Module):
         pooled = te.functional.conv2d_if(
             with_gain(x, 1.0), weight, stride=self.stride, padding=self.padding, groups=x.shape[1]
         )
+        assert isinstance(pooled, SpikeTrain)
         return with_gain(pooled, x.gain)
 
     def _average(self, x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     Args:
         output_size: as ``torch.nn.AdaptiveAvgPool2d``.
 
-    >>> AdaptiveAvgPool2d(1)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).shape
+    >>> tnn.AdaptiveAvgPool2d(1)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).shape
     torch.Size([1, 3, 1, 1])
     """
 
@@ -99,7 +100,7 @@ class MaxPool2d(nn.Module):
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. For direct inputs and counts it is the maximum.
 
     >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 1, 2)  # two neurons that take turns
-    >>> MaxPool2d((1, 2))(te.SpikeTrain.from_dense(spikes)).counts.item()
+    >>> tnn.MaxPool2d((1, 2))(te.SpikeTrain.from_dense(spikes)).counts.item()
     2.0
     """
 
@@ -125,14 +126,15 @@ class MaxPool2d(nn.Module):
             return map_features(x, self._maximum)
         edge = x.edge
         if edge is None:
-            planes = self._any(x.planes, self._maximum(x.planes[0].to(torch.float32)).shape[-2:])
+            size = self._maximum(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
+            planes = self._any(x.planes, size)
             return SpikeTrain.unchecked(planes, x.T, None, x.gain, x._dtype)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         planes = self._any(x.planes, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(planes, x.T, dtype=edge.dtype).counts
-        return SpikeTrain.unchecked(planes, x.T, _ToWinner.apply(edge, spikes, winners), x.gain)
+        return SpikeTrain.unchecked(planes, x.T, _ToWinner.apply(edge, spikes, winners), x.gain)  # type: ignore[no-untyped-call]
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -18,13 +18,14 @@ class Readout(nn.Linear):
     Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
 
     >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
-    >>> Readout(3, 10)(train).shape
+    >>> tnn.Readout(3, 10)(train).shape
     torch.Size([2, 10])
     """
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
         counts = effective_counts(x)
+        counts = counts if isinstance(x, Tensor) else counts.to(self.weight.dtype)
         if counts.shape[-1] != self.in_features or (counts.dim() > 2 and not isinstance(x, Tensor)):
             raise ValueError(
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"

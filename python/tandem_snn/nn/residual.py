@@ -25,7 +25,7 @@ class Residual(nn.Module):
     Raises:
         TypeError: a path that does not end in a layer with neurons.
 
-    >>> block = Residual(Conv2d(4, 4, 3, padding="same"))
+    >>> block = tnn.Residual(tnn.Conv2d(4, 4, 3, padding="same"))
     >>> block(te.SpikeTrain.from_dense(torch.ones(8, 2, 4, 5, 5))).shape
     torch.Size([2, 4, 5, 5])
     """

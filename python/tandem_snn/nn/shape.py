@@ -13,7 +13,7 @@ class Flatten(nn.Flatten):
     Args:
         start_dim, end_dim: dimensions of [B, *features]; the batch, dimension 0, cannot take part.
 
-    >>> Flatten()(te.ConstantInput(torch.rand(2, 4, 3, 3), T=8))
+    >>> tnn.Flatten()(te.ConstantInput(torch.rand(2, 4, 3, 3), T=8))
     ConstantInput(T=8, shape=[2, 36], gain=1.0, device=cpu)
     """
 

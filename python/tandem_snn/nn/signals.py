@@ -10,8 +10,8 @@ from torch import Tensor
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
-X = TypeVar("X", SpikeTrain, ConstantInput, ImpulseInput, Tensor)
-S = TypeVar("S", SpikeTrain, ConstantInput, ImpulseInput)
+X = TypeVar("X", bound=Signal | Tensor)
+S = TypeVar("S", bound=Signal)
 
 
 def check_signal(x: object, layer: str, hint: str = "put tnn.Encoder(T) before the first layer") -> None:
@@ -42,12 +42,12 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     the same in all.
     """
     if isinstance(x, Tensor):
-        return f(x)
-    return x.map(lambda t: f(t) if t.dim() else t)  # a 0-dim tensor is the gain
+        return f(x)  # type: ignore[return-value]
+    return x.map(lambda t: f(t) if t.dim() else t)  # type: ignore[return-value]  # a 0-dim tensor is the gain
 
 
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)
-    return x.unchecked(x.x, x.T, gain)
+        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)  # type: ignore[return-value]
+    return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]

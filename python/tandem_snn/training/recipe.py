@@ -56,5 +56,5 @@ class Recipe:
 
     def networks(self, data: Dataset) -> tuple[nn.Module, nn.Module]:
         """The spiking network and its ANN twin, freshly initialised."""
-        options = {"shape": data.shape, "classes": data.classes, "T": self.T, "width": self.width}
+        options: dict[str, Any] = {"shape": data.shape, "classes": data.classes, "T": self.T, "width": self.width}
         return create_model(self.model, **options), create_twin(self.model, **options)

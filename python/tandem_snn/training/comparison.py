@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import Dataset
 from ..measure import firing_rates, synops
-from .fit import Epoch, fit
+from .loop import Epoch, fit
 from .recipe import Recipe
 from .timing import median_ratio, step_times
 

@@ -53,8 +53,9 @@ def synops(net: nn.Module, x: Any) -> SynOps:
 
     The fan-out of a spike is the number of synapses it reaches: exact at borders, strides, dilations and groups. The
     fan-in is that of a neuron whose window lies inside the image, as such figures are published: it is the products an
-    ANN computes, padding included. A layer whose input is real-valued (direct encoding) costs the ANN's MACs once,
-    whatever T. Average pooling is a layer with k² synapses per neuron; a residual block's identity is one per spike.
+    ANN computes, padding included. A layer whose input is real-valued (direct encoding, mean counts) costs the ANN's
+    MACs once, whatever T. Average pooling is a layer with k² synapses per neuron; a residual block's identity is one
+    per spike. Pooling to counts has no synapses.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
@@ -67,6 +68,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     layers: dict[str, LayerOps] = {}
 
     def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
+            return  # pooled to counts: no neurons, no synapses
         outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
         ops = _layer_ops(layer, x, outputs)
         shortcut = kwargs.get("residual")
@@ -80,23 +83,22 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     return SynOps(layers)
 
 
-def _layer_ops(layer: nn.Module, x: Signal | Tensor, outputs: torch.Size) -> LayerOps:
+def _layer_ops(layer: Any, x: Signal | Tensor, outputs: torch.Size) -> LayerOps:
     if isinstance(layer, tnn.AvgPool2d):
         fan_in, groups = layer.kernel_size[0] * layer.kernel_size[1], x.shape[1]
     else:
         fan_in, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
     macs = float(fan_in * outputs.numel())
-    if not isinstance(x, SpikeTrain) and not isinstance(layer, tnn.Readout):
+    if not isinstance(x, SpikeTrain):
         return LayerOps(macs, macs, 0.0)
-    counts = x if isinstance(x, Tensor) else x.counts
-    spikes = counts.double().mean(0)  # per sample
+    spikes = x.counts.double().mean(0)  # per sample
     if spikes.dim() == 1:
         return LayerOps(macs, 0.0, spikes.sum().item() * outputs[-1])
     reached = fan_out(layer, spikes.shape[1:]) * (outputs[0] // groups)
     return LayerOps(macs, 0.0, (spikes.sum(0) * reached).sum().item())
 
 
-def fan_out(layer: nn.Module, space: torch.Size) -> Tensor:
+def fan_out(layer: Any, space: torch.Size) -> Tensor:
     """How many output positions each input position reaches in a convolution or pooling layer: float64 [*space].
 
     It is the gradient of the sum over an all-ones product, whose kernel has one channel.

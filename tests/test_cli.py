@@ -1,0 +1,134 @@
+"""The command line: the whole job, and what it answers to mistakes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tandem_snn.cli import main
+from tandem_snn.cli.app import app
+
+SHORT = ["--model", "mlp", "--epochs", "2", "--width", "0.25", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run's folder."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", *SHORT, "--T", "4", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_train_writes_a_run(run):
+    assert sorted(file.name for file in run.iterdir()) == [
+        "model.safetensors",
+        "report.png",
+        "summary.json",
+        "twin.safetensors",
+    ]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["T"] == 4
+    assert summary["seeds"] == [0, 1]
+    assert summary["recipe"]["model"] == "mlp"
+    for key in ("test_accuracy", "ann_test_accuracy", "synops_ratio", "step_time_ratio"):
+        assert summary[key] > 0
+    mean = sum(seed["test_accuracy"] for seed in summary["per_seed"]) / 2
+    assert summary["test_accuracy"] == pytest.approx(mean, abs=1e-3)
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_measures_a_run_again(run, capsys):
+    assert main(["eval", str(run)]) == 0
+    first = json.loads((run / "summary.json").read_text())["per_seed"][0]
+    shown = re.findall(r"(\d+\.\d\d) %", capsys.readouterr().out)
+    assert shown[:2] == [f"{first['test_accuracy']:.2f}", f"{first['ann_test_accuracy']:.2f}"]
+
+
+def test_help_and_info():
+    result = CliRunner().invoke(app, ["train", "--help"])
+    assert result.exit_code == 0
+    assert "--seeds" in result.output
+    result = CliRunner().invoke(app, ["info"])
+    assert "cpu_capability" in result.output
+    assert "torch" in result.output
+
+
+MISTAKES = {
+    "command": (["trian"], "train"),
+    "option": (["train", "--epoch", "3"], "--epochs"),
+    "data set": (["train", "--data", "digit"], "did you mean 'digits'"),
+    "model": (["train", "--model", "cnm"], "did you mean 'cnn'"),
+    "T of 0": (["train", "--T", "0"], "1 to 255"),
+    "T of 256": (["train", "--T", "256"], "1 to 255"),
+    "T not a number": (["train", "--T", "eight"], "--T"),
+    "seeds": (["train", "--seeds", "0"], "seeds"),
+    "threads": (["train", "--threads", "-1"], "threads"),
+    "device": (["train", "--device", "abacus"], "device 'abacus'"),
+    "files": (["train", "--data", "mnist", "--data-dir", "/nowhere"], "/nowhere/MNIST/raw/train-images-idx3-ubyte"),
+    "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
+    "learning rate": (["train", *SHORT, "--lr", "1e30"], "smaller learning rate"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing_behind(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = MISTAKES[name]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("tandem-snn: ")
+    assert expected in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not (tmp_path / "runs/digits").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--out", str(tmp_path / "file" / "digits")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    assert main(["train", *SHORT[:-3], "0.5", "--seeds", "1", "--out", str(folder)]) == 0
+    (folder / "twin.safetensors").write_bytes((run / "twin.safetensors").read_bytes())
+    capsys.readouterr()
+    assert main(["eval", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "another model" in error
+    assert error.count("\n") == 1
+
+
+def test_interrupting_keeps_the_run_before(run, monkeypatch, capsys):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tandem_snn.training.comparison.fit", interrupt)
+    assert main(["train", *SHORT, "--out", str(run)]) == 130
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_as_a_program_and_what_importing_costs():
+    result = subprocess.run([sys.executable, "-m", "tandem_snn", "eval"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, "tandem-snn: Missing argument 'run'.\n")
+    heavy = ("matplotlib", "rich", "safetensors", "sklearn", "torchvision", "typer")
+    code = f"import sys, tandem_snn; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_the_main_job(tmp_path):
+    """What `make train` runs reaches what it promises."""
+    assert main(["train", "--out", str(tmp_path)]) == 0
+    summary = json.loads(Path(tmp_path / "summary.json").read_text())
+    assert summary["test_accuracy"] >= 97.5
+    assert summary["ann_test_accuracy"] - summary["test_accuracy"] <= 1
+    assert summary["seeds"] == [0, 1, 2]

@@ -1,0 +1,153 @@
+"""Batch norm: one set of statistics for both branches, torch's bookkeeping, and the release's variant."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import train_with_edge
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import ann
+
+F64 = torch.float64
+LAYERS = {
+    "linear": (tnn.Linear, ann.Linear, (6, 5), {}, (6,)),
+    "conv1d": (tnn.Conv1d, ann.Conv1d, (4, 6, 3), {"stride": 2}, (4, 9)),
+    "conv2d": (tnn.Conv2d, ann.Conv2d, (4, 6, 3), {"padding": "same"}, (4, 5, 7)),
+}
+
+
+def pair(name, **options):
+    cls, twin_cls, sizes, geometry, features = LAYERS[name]
+    layer = cls(*sizes, **geometry, norm=True, dtype=F64, **options)
+    twin = twin_cls(*sizes, **geometry, norm=True, dtype=F64, eps=layer.norm.eps, momentum=layer.norm.momentum)
+    nn.init.normal_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
+    twin.load_state_dict(layer.state_dict(), strict="threshold" not in options)
+    return layer, twin, features
+
+
+def names(layer):
+    return [name for name, _ in layer.named_parameters() if name != "bias"]
+
+
+@pytest.mark.parametrize("bn_stats", ["batch", "running"])
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_has_the_twins_gradients_and_statistics(name, gain, bn_stats):
+    layer, twin, features = pair(name, bn_stats=bn_stats)
+    for _ in range(3):  # statistics accumulate
+        x = train_with_edge(8, 6, *features, gain=gain, dtype=F64)
+        train = layer(x)
+        counts = x.counts.detach().clone().requires_grad_()
+        z = twin.preactivation(gain * counts)
+    w = torch.randn_like(train.counts)
+    parameters = [layer.get_parameter(name) for name in names(layer)]
+    got = torch.autograd.grad((train.counts * w).sum(), [*parameters, x.counts])
+    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
+    expected = torch.autograd.grad(loss, [*(twin.get_parameter(name) for name in names(layer)), counts])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[key], value, msg=key)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_spikes_in_training_come_from_the_batch_statistics(name):
+    layer, twin, features = pair(name)
+    x = te.SpikeTrain.from_dense((torch.rand(8, 6, *features) < 0.3).double())
+    train, before = layer(x), layer.state_dict()
+    u = twin.__class__.__mro__[2].forward(twin, x.counts)
+    dims = [d for d in range(u.dim()) if d != 1]
+    var, mean = torch.var_mean(u, dims, correction=0)
+    scale = layer.norm.weight / (var + layer.norm.eps).sqrt()
+    shift = layer.norm.bias - mean * scale
+    folded = layer._if(x, layer.weight, layer.bias, *layer._geometry(), scale=scale, shift=shift)
+    assert (train.counts - folded.counts).abs().max() <= 1  # rounding at the threshold
+    assert (train.counts == folded.counts).double().mean() > 0.99
+    assert before["norm.num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_evaluation_folds_the_running_statistics(name):
+    layer, twin, features = pair(name)
+    for net in (layer, twin):
+        net.norm.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+        net.norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
+        net.eval()
+    x = train_with_edge(8, 6, *features, dtype=F64)
+    state = {key: value.clone() for key, value in layer.state_dict().items()}
+    train = layer(x)
+    z = twin.preactivation(x.counts)
+    torch.testing.assert_close(layer.preactivation(x), z)
+    assert ((train.counts > 0) | (z < 1)).double().mean() > 0.9
+    assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
+    w = torch.randn_like(train.counts)
+    parameters = [layer.get_parameter(name) for name in names(layer)]
+    got = torch.autograd.grad((train.counts * w).sum(), parameters)
+    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
+    expected = torch.autograd.grad(loss, [twin.get_parameter(name) for name in names(layer)])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_release_fires_by_the_running_statistics_in_training():
+    layer, _, features = pair("linear", bn_stats="running")
+    assert layer.norm.momentum == 0.9
+    x = te.SpikeTrain.from_dense((torch.rand(8, 6, *features) < 0.3).double())
+    train = layer(x)
+    layer.eval()
+    assert torch.equal(train.planes, layer(x).planes)  # the statistics already include the batch
+
+
+@pytest.mark.parametrize("gate", ["clip", "resu"])
+def test_the_release_with_other_gates_and_a_learned_threshold(gate):
+    theta = nn.Parameter(torch.full((5,), 0.5, dtype=F64))
+    layer, _, features = pair("linear", bn_stats="running", gate=gate, threshold=theta)
+    x = train_with_edge(8, 6, *features, dtype=F64)
+    residual = train_with_edge(8, 6, 5, gain=0.5, dtype=F64)
+    train = layer(x, residual=residual)
+    layer.norm.momentum = 0.0
+    z = layer.preactivation(x, residual)
+    opened = (z > 0) & ((z < 8 * 0.5) | (gate == "resu"))
+    w = torch.randn_like(z)
+    got = torch.autograd.grad((train.counts * w).sum(), [theta, residual.counts])
+    torch.testing.assert_close(got[0], -(w * opened * train.counts / 0.5).sum(0))
+    torch.testing.assert_close(got[1], 0.5 * w * opened / 0.5)
+
+
+def test_momentum_none_averages_and_norm_eval_freezes():
+    layer, twin, features = pair("conv2d")
+    layer.norm.momentum = twin.norm.momentum = None
+    for _ in range(3):
+        x = torch.randn(4, *features, dtype=F64)
+        layer(te.ConstantInput(x, 2))
+        twin(2 * x)
+    torch.testing.assert_close(layer.norm.running_var, twin.norm.running_var)
+    layer.norm.eval()
+    before = layer.norm.running_mean.clone()
+    layer(te.ConstantInput(x, 2))
+    assert torch.equal(layer.norm.running_mean, before)
+    with pytest.raises(ValueError, match="bn_stats"):
+        tnn.Linear(3, 3, norm=True, bn_stats="ema")
+
+
+def test_without_running_statistics_evaluation_uses_the_batch():
+    layer, _, features = pair("linear")
+    layer.norm = nn.BatchNorm1d(5, track_running_stats=False, dtype=F64)
+    x = te.ConstantInput(torch.randn(6, *features, dtype=F64), 8)
+    assert torch.equal(layer(x).planes, layer.eval()(x).planes)
+
+
+def test_a_bias_before_batch_norm_only_moves_the_running_mean():
+    layer, _, features = pair("linear")
+    x = te.ConstantInput(torch.randn(6, *features, dtype=F64), 8)
+    planes = layer(x).planes
+    mean = layer.norm.running_mean.clone()
+    with torch.no_grad():
+        layer.bias += 1
+        layer.norm.running_mean.zero_()
+    assert torch.equal(layer(x).planes, planes)
+    torch.testing.assert_close(layer.norm.running_mean - mean, torch.full((5,), 0.1, dtype=F64))
+    assert F.relu(layer.preactivation(x)).shape == (6, 5)

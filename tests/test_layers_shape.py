@@ -1,0 +1,265 @@
+"""Pooling, flatten, dropout and residual, on every kind of input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import dyadic, train, train_with_edge
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import ann
+
+F64 = torch.float64
+DIRECT = (te.ConstantInput, te.ImpulseInput)
+POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (2, 3), "stride": (1, 2)}]
+
+
+def channels_last(x):
+    """The same train, as convolutions give it."""
+    planes = x.planes.movedim(2, -1).contiguous().movedim(-1, 2)
+    return te.SpikeTrain(planes, x.T, x.counts.contiguous(memory_format=torch.channels_last), x.gain)
+
+
+# --- average pooling --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", POOLS)
+def test_avg_pool_is_a_layer_of_if_neurons(options):
+    x = train_with_edge(8, 2, 3, 8, 8, gain=0.5)
+    pooled = tnn.AvgPool2d(**options)(x)
+    pool = nn.AvgPool2d(**options)
+    currents = torch.stack([pool(s) for s in x.to_dense()])
+    expected = te.reference.if_scan(currents)
+    assert pooled.gain == 0.5
+    assert (pooled.counts == expected.counts).double().mean() > 0.99  # 1/9 is not a dyadic number
+    assert pooled.shape == expected.shape
+    w = torch.randn(pooled.shape)
+    (got,) = torch.autograd.grad((pooled.counts * w).sum(), x.counts)
+    counts = x.counts.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad((F.relu(pool(counts)) * w).sum(), counts)
+    torch.testing.assert_close(got, expected)
+
+
+def test_avg_pool_of_windows_of_four_is_exact():
+    x = train(16, 2, 3, 6, 6)
+    currents = torch.stack([F.avg_pool2d(s, 2) for s in x.to_dense()])
+    assert torch.equal(tnn.AvgPool2d(2)(x).planes, te.reference.if_scan(currents).planes)
+
+
+@pytest.mark.parametrize("spiking", [True, False])
+def test_avg_pool_on_other_inputs(spiking):
+    pool = tnn.AvgPool2d(2, spiking=spiking)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(pool(x), F.avg_pool2d(x, 2))
+    for kind in DIRECT:
+        out = pool(kind(x, 8, 0.5))
+        counts = out.counts * out.gain if spiking else out
+        torch.testing.assert_close(counts, 0.5 * F.avg_pool2d(kind(x, 8).counts, 2))
+        assert isinstance(out, kind) == spiking
+    spikes = train_with_edge(8, 2, 3, 4, 4, gain=0.5)
+    if not spiking:
+        torch.testing.assert_close(pool(spikes), 0.5 * F.avg_pool2d(spikes.counts, 2))
+    assert not list(pool.state_dict())
+
+
+def test_adaptive_avg_pool_gives_mean_counts():
+    pool = tnn.AdaptiveAvgPool2d(1)
+    x = train_with_edge(8, 2, 3, 5, 4, gain=0.5)
+    out = pool(x)
+    torch.testing.assert_close(out, 0.5 * x.counts.mean((2, 3), keepdim=True))
+    (grad,) = torch.autograd.grad(out.sum(), x.counts)
+    torch.testing.assert_close(grad, torch.full_like(grad, 0.5 / 20))
+    y = torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(pool(te.ConstantInput(y, 8)), 8 * pool(y))
+    torch.testing.assert_close(pool(te.ImpulseInput(y, 8)), pool(y))
+
+
+# --- maximum pooling --------------------------------------------------------------------------------------------------
+
+MAX_POOLS = [
+    *POOLS,
+    {"kernel_size": 2, "dilation": 2},
+    {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "ceil_mode": True},
+]
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
+@pytest.mark.parametrize("T", [3, 8, 17])
+@pytest.mark.parametrize("options", MAX_POOLS)
+def test_max_pool_is_the_or_of_the_window(options, T, layout):
+    x = layout(train(T, 2, 3, 8, 7, rate=0.2, gain=0.5))
+    pooled = tnn.MaxPool2d(**options)(x)
+    expected = torch.stack([F.max_pool2d(s, **options) for s in x.to_dense()])
+    assert torch.equal(pooled.to_dense(), expected)
+    assert torch.equal(pooled.counts, expected.sum(0))
+    assert pooled.gain == 0.5
+    te.SpikeTrain(pooled.planes, T)  # no high bit
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
+@pytest.mark.parametrize("options", MAX_POOLS)
+def test_max_pool_has_torchs_gradient_on_the_counts(options, layout):
+    leaf = train_with_edge(8, 2, 3, 8, 7, dtype=F64)
+    x = layout(leaf)
+    pooled = tnn.MaxPool2d(**options)(x)
+    assert torch.equal(pooled.counts, pooled.detach().to_dense(F64).sum(0))
+    w = torch.randn(pooled.shape, dtype=F64)
+    (got,) = torch.autograd.grad((pooled.counts * w).sum(), leaf.counts)
+    counts = leaf.counts.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad((F.max_pool2d(counts, **options) * w).sum(), counts)
+    torch.testing.assert_close(got, expected)
+
+
+def test_max_pool_on_other_inputs():
+    pool, x = tnn.MaxPool2d(2), torch.randn(2, 3, 4, 4)
+    assert torch.equal(pool(x), F.max_pool2d(x, 2))
+    for kind in DIRECT:
+        out = pool(kind(x, 8, 0.5))
+        assert isinstance(out, kind)
+        assert torch.equal(out.x, F.max_pool2d(x, 2))
+        assert (out.T, out.gain) == (8, 0.5)
+
+
+# --- flatten ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
+def test_flatten_keeps_the_order_of_channels_and_space(layout):
+    x = layout(train_with_edge(9, 2, 3, 4, 5, gain=0.5))
+    flat = tnn.Flatten()(x)
+    assert torch.equal(flat.to_dense(), x.to_dense().flatten(2))
+    assert torch.equal(flat.counts, x.counts.flatten(1))
+    assert flat.counts.requires_grad
+    assert flat.gain == 0.5
+    assert tnn.Flatten(2)(x).shape == (2, 3, 20)
+    assert tnn.Flatten(-3, -2)(x).shape == (2, 12, 5)
+
+
+def test_flatten_on_other_inputs():
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(tnn.Flatten()(x), x.flatten(1))
+    for kind in DIRECT:
+        assert torch.equal(tnn.Flatten()(kind(x, 8)).x, x.flatten(1))
+    flat = train(8, 2, 3)
+    assert torch.equal(tnn.Flatten()(flat).planes, flat.planes)
+    with pytest.raises(ValueError, match="batch"):
+        tnn.Flatten(0)
+    with pytest.raises(TypeError, match="list"):
+        tnn.Flatten()([1])
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
+def test_dropout_silences_whole_trains(layout):
+    leaf = train_with_edge(20, 4, 8, 5, 5, rate=0.9, gain=0.5)
+    x = layout(leaf)
+    out = tnn.Dropout(0.4)(x)
+    kept = out.counts > 0
+    assert 0.5 < kept.double().mean() < 0.7
+    assert torch.equal(out.to_dense(), x.to_dense() * kept)  # one mask for all steps
+    assert torch.equal(out.counts, x.counts * kept)
+    assert out.gain == pytest.approx(0.5 / 0.6)
+    assert not torch.equal(kept[0], kept[1])
+    (grad,) = torch.autograd.grad(out.counts.sum(), leaf.counts)
+    assert torch.equal(grad, kept.float())
+
+
+def test_dropout_reaches_the_next_layer_as_torchs_does():
+    x, layer = train(8, 64, 100), tnn.Linear(100, 5, bias=False, dtype=F64)
+    dropped = tnn.Dropout(0.5)(x)
+    torch.testing.assert_close(layer.preactivation(dropped), 2 * F.linear(dropped.counts.double(), layer.weight))
+
+
+def test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_worth():
+    dropout, x = tnn.Dropout(0.5), torch.ones(200, 10)
+    assert set(dropout(x).unique().tolist()) == {0.0, 2.0}
+    for kind in DIRECT:
+        out = dropout(kind(x, 8, 0.25))
+        assert out.gain == 0.5
+        assert set(out.x.unique().tolist()) == {0.0, 1.0}
+    spikes = train(8, 3, 4)
+    assert dropout.eval()(spikes) is spikes
+    assert tnn.Dropout(0.0)(spikes) is spikes
+    assert tnn.Dropout(1.0)(spikes).counts.sum() == 0
+    assert tnn.Dropout(1.0)(spikes).gain == 1.0
+    with pytest.raises(ValueError, match="dropout probability"):
+        tnn.Dropout(1.5)
+
+
+# --- residual ---------------------------------------------------------------------------------------------------------
+
+
+def test_identity_residual_adds_what_the_spikes_are_worth():
+    x = train(8, 2, 4, 6, 6, gain=0.5)
+    body = tnn.Conv2d(4, 4, 3, padding=1)
+    with torch.no_grad():
+        body.weight.copy_(dyadic(*body.weight.shape))
+        body.bias.copy_(dyadic(4))
+    out = tnn.Residual(body)(x)
+    currents = torch.stack([F.conv2d(0.5 * s, body.weight, padding=1) + 0.5 * s for s in x.to_dense()])
+    currents += body.bias.view(-1, 1, 1) / 8
+    assert torch.equal(out.planes, te.reference.if_scan(currents).planes)
+    assert out.gain == 1.0
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_projection_residual_feeds_one_neuron(norm, train_mode):
+    options = {"norm": norm, "dtype": F64}
+    body = nn.Sequential(tnn.Conv2d(4, 4, 3, padding=1, **options), tnn.Conv2d(4, 6, 3, 2, 1, **options))
+    block = tnn.Residual(body, tnn.Conv2d(4, 6, 1, 2, **options)).train(train_mode)
+    twin = ann.Residual(
+        nn.Sequential(ann.Conv2d(4, 4, 3, padding=1, **options), ann.Conv2d(4, 6, 3, 2, 1, **options)),
+        ann.Conv2d(4, 6, 1, 2, **options),
+    ).train(train_mode)
+    twin.load_state_dict(block.state_dict())
+    x = train_with_edge(8, 3, 4, 6, 6, dtype=F64)
+    out = block(x)
+    w = torch.randn_like(out.counts)
+    got = torch.autograd.grad(
+        (out.counts * w).sum(), [block.shortcut.weight, body[1].weight, x.counts], retain_graph=True
+    )
+
+    # The twin's last neuron, at the SNN's own counts after the body's first layer.
+    hidden = body[0](x) if not (norm and train_mode) else body[0].train()(x)
+    counts, middle = x.counts.detach().clone().requires_grad_(), hidden.counts
+    residual = twin.shortcut(counts, fire=False)
+    z = twin.body[1].preactivation(middle, residual)
+    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
+    expected = torch.autograd.grad(loss, [twin.shortcut.weight, twin.body[1].weight, counts], allow_unused=True)
+    torch.testing.assert_close(got[0], expected[0])
+    torch.testing.assert_close(got[1], expected[1])
+    through_body = torch.autograd.grad(
+        (body[1](hidden, residual=block.shortcut(x, fire=False).detach()).counts * w).sum(), x.counts, allow_unused=True
+    )[0]
+    torch.testing.assert_close(got[2], expected[2] + through_body)
+    currents = block.shortcut(x, fire=False)
+    torch.testing.assert_close(currents.sum(0), block.shortcut.preactivation(x))
+    conserved = out.counts <= (z - 0).clamp(min=0) + 8
+    assert conserved.all()
+
+
+@pytest.mark.parametrize("kind", DIRECT)
+def test_projection_of_a_direct_input(kind):
+    x = kind(torch.randn(3, 4, 6, 6), 8)
+    shortcut = tnn.Conv2d(4, 4, 1)
+    currents = shortcut(x, fire=False)
+    per_step = [F.conv2d(x.x * (t == 0 or kind is te.ConstantInput), shortcut.weight) for t in range(8)]
+    expected = torch.stack(per_step) + shortcut.bias.view(-1, 1, 1) / 8
+    torch.testing.assert_close(currents, expected)
+    assert tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1), shortcut)(x).shape == (3, 4, 6, 6)
+
+
+def test_residual_refuses_what_cannot_be_added():
+    with pytest.raises(TypeError, match=r"body.*Flatten"):
+        tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten()))
+    with pytest.raises(TypeError, match=r"shortcut.*Identity"):
+        tnn.Residual(tnn.Linear(4, 4), nn.Identity())
+    with pytest.raises(TypeError, match="residual"):
+        tnn.Residual(tnn.Linear(4, 4))(te.ConstantInput(torch.randn(2, 4), 8))
+    with pytest.raises(ValueError, match="residual"):
+        tnn.Residual(tnn.Linear(4, 3))(train(8, 2, 4))

@@ -1,0 +1,142 @@
+"""Measures: synaptic operations counted spike by spike, firing rates, the penalty, mismatch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import measure
+
+
+def reached_by_each_spike(layer, spikes):
+    """Σ over spikes of the synapses each reaches, by putting every spike alone into the convolution."""
+    total = 0
+    ones = torch.ones_like(layer.weight)
+    conv = F.conv1d if layer.weight.dim() == 3 else F.conv2d
+    for where in spikes.nonzero():  # t, b, c, *space
+        alone = torch.zeros(1, *spikes.shape[2:])
+        alone[(0, *where[2:])] = 1
+        total += int(conv(alone, ones, None, layer.stride, layer.padding, layer.dilation, layer.groups).sum())
+    return total
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        tnn.Conv1d(4, 6, 3, stride=2, padding=1),
+        tnn.Conv2d(4, 6, 3, padding=1),
+        tnn.Conv2d(4, 6, 3, stride=2),
+        tnn.Conv2d(4, 6, 3, stride=(2, 1), padding=(0, 2), groups=2),
+        tnn.Conv2d(4, 6, 2, padding="same", dilation=3),
+        tnn.Conv2d(4, 6, (4, 3), padding="same", groups=2),
+    ],
+    ids=str,
+)
+def test_synops_of_a_convolution_are_counted_at_borders_strides_and_groups(layer):
+    space = (7,) if isinstance(layer, tnn.Conv1d) else (7, 6)
+    spikes = (torch.rand(3, 2, 4, *space) < 0.2).float()
+    ops = measure.synops(nn.Sequential(layer), te.SpikeTrain.from_dense(spikes)).layers["0"]
+    assert ops.acs == reached_by_each_spike(layer, spikes) / 2  # per sample
+    assert ops.macs == 0
+    outputs = layer(te.SpikeTrain.from_dense(spikes)).shape[1:].numel()
+    assert ops.ann_macs == layer.weight[0].numel() * outputs
+
+
+def test_synops_of_a_whole_network():
+    net = nn.Sequential(
+        tnn.Encoder(8),
+        tnn.Conv2d(1, 4, 3, padding=1, norm=True),
+        tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1, norm=True)),
+        tnn.Residual(tnn.Conv2d(4, 6, 1, norm=True), tnn.Conv2d(4, 6, 1, norm=True)),
+        tnn.AvgPool2d(2),
+        tnn.Flatten(),
+        tnn.Linear(24, 5, norm=True),
+        tnn.Readout(5, 3),
+    )
+    x = torch.randn(2, 1, 4, 4)
+    seen = {}
+    for name, layer in net.named_modules():
+        layer.register_forward_hook(lambda m, args, out, name=name: seen.update({name: args[0]}))
+    result = measure.synops(net, x)
+    spikes = {name: train.counts.sum().item() / 2 for name, train in seen.items() if isinstance(train, te.SpikeTrain)}
+    ops = result.layers
+    assert (ops["1"].macs, ops["1"].acs) == (9 * 64, 0)  # direct encoding: the ANN's MACs, once
+    assert ops["2.body"].ann_macs == 36 * 64 + 64  # the identity is one synapse per neuron
+    assert ops["2.body"].acs > spikes["2.body"]
+    assert ops["3.body"].acs == ops["3.shortcut"].acs == 6 * spikes["3.body"]
+    assert ops["4"].acs == spikes["4"]
+    assert ops["6"].acs == 5 * spikes["6"]
+    assert ops["7"].acs == 3 * spikes["7"]
+    assert result.snn == sum(layer.macs + layer.acs for layer in ops.values())
+    assert result.ann == 9 * 64 + 36 * 64 + 64 + 2 * 4 * 96 + 4 * 24 + 120 + 15
+    assert result.ratio == result.snn / result.ann
+    assert net.training  # measured in evaluation mode, and put back
+    assert all(module._forward_hooks_with_kwargs == {} for module in net.modules())
+
+
+def test_synops_after_pooling_to_counts():
+    net = nn.Sequential(
+        tnn.Encoder(8), tnn.Conv2d(1, 4, 3), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(4, 2)
+    )
+    result = measure.synops(net, torch.rand(3, 1, 4, 4))
+    assert list(result.layers) == ["1", "4"]
+    assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
+
+
+def test_firing_rates():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, norm=True), tnn.Linear(6, 5), tnn.Readout(5, 2))
+    with torch.no_grad():
+        net[2].weight.fill_(-1.0)
+        net[2].bias.fill_(-1.0)
+    x = torch.randn(10, 4)
+    rates = measure.firing_rates(net, x)
+    train = net.eval()[1](net[0](x))
+    assert rates == {"1": pytest.approx(train.to_dense().mean().item()), "2": 0.0}
+
+
+def test_rate_penalty_pushes_rates_down_to_the_target():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, bias=False), tnn.Readout(6, 2))
+    penalty = measure.rate_penalty(net, target=0.1)
+    x = torch.rand(50, 4)
+    net(x)
+    value = penalty()
+    (grad,) = torch.autograd.grad(value, net[1].weight)
+    train = net[1](net[0](x))
+    excess = train.counts / 8 - 0.1
+    assert value.item() == pytest.approx(excess.relu().mean().item())
+    open_ = (excess > 0) & (net[1].preactivation(net[0](x)) > 0)
+    torch.testing.assert_close(grad, open_.float().T @ (8 * x) / (8 * 50 * 6))
+    penalty()
+    with pytest.raises(RuntimeError, match="forward"):
+        penalty()
+    penalty.remove()
+    net(x)
+    with pytest.raises(RuntimeError, match="forward"):
+        penalty()
+    with pytest.raises(ValueError, match="target"):
+        measure.rate_penalty(net, target=2.0)
+    with pytest.raises(ValueError, match="spiking layers"):
+        measure.rate_penalty(nn.Linear(2, 2))
+
+
+def test_mismatch_of_one_step_is_none():
+    """At T = 1 the count is exactly 1[z ≥ ϑ]."""
+    net = nn.Sequential(tnn.Encoder(1), tnn.Linear(16, 64), tnn.Linear(64, 64, threshold=torch.full((64,), 0.5)))
+    for layer in net[1:]:
+        nn.init.normal_(layer.weight)
+    for result in measure.mismatch(net, torch.randn(50, 16)).values():
+        assert (result.exact, result.over, result.under, result.spurious) == (1.0, 0.0, 0.0, 0.0)
+        assert 0.7 < result.cosine < 1
+
+
+def test_mismatch_counts_over_and_under_firing():
+    net = nn.Sequential(tnn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    early_excitation = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # fires at step 0, though z = 0
+    late_current = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    spikes = torch.stack([early_excitation, late_current], dim=1)
+    result = measure.mismatch(net, te.SpikeTrain.from_dense(spikes))["0"]
+    assert (result.exact, result.over, result.under, result.spurious) == (0.5, 0.5, 0.0, 0.5)
