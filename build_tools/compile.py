@@ -89,7 +89,7 @@ def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
     torch = find_torch()
     cxx = shlex.split(os.environ.get("CXX", "")) or [find_compiler()]
     user = shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    system = [*find_pybind11(), torch / "include", find_python_headers()]
+    system = [find_pybind11(), torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # libtorch has to be in NEEDED although nothing strong refers to it: the weak symbol that gives the CUDA stream is
     # looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch is left alone.
@@ -162,10 +162,12 @@ def find_python_headers() -> Path:
     return include
 
 
-def find_pybind11() -> list[Path]:
-    """Include folder of the pybind11 package; without the package, the copy in torch's own include folder serves."""
+def find_pybind11() -> Path:
+    """Include folder of the pybind11 package; torch's own copy refuses to be used beside the stable ABI."""
     spec = importlib.util.find_spec("pybind11")
-    return [Path(spec.submodule_search_locations[0], "include")] if spec and spec.submodule_search_locations else []
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("tandem_ext: building without isolation needs pybind11: pip install pybind11")
+    return Path(spec.submodule_search_locations[0], "include")
 
 
 def find_compiler() -> str:

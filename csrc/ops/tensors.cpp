@@ -34,7 +34,7 @@ Shape channels_last_strides(const Shape& shape, int lead) {
 Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, const Tensor& device_of) {
   AtenTensorHandle handle = nullptr;
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   const AOTITorchError status =
       aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                                static_cast<int32_t>(dtype), device_type, device_of.get_device_index(), &handle);
@@ -44,9 +44,8 @@ Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, cons
 
 Tensor restride(const Tensor& tensor, const Shape& shape, const Shape& strides) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(shape.size()),
-                                                               shape.data(), strides.data(),
-                                                               tensor.storage_offset(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(shape.size()), shape.data(),
+                                                        strides.data(), tensor.storage_offset(), &handle));
   return Tensor(handle);
 }
 
@@ -138,7 +137,7 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
 void* current_stream(const Tensor& tensor) {
   TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return stream;
 }
 
