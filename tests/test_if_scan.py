@@ -140,6 +140,6 @@ def test_empty(shape, device):
 
 def test_results_share_no_memory_with_arguments(device):
     v_init = dyadic(3, 5, device=device)
-    y, v = f.if_scan(torch.zeros(8, 3, 5, device=device), v_init=v_init, threshold=9.0, return_v=True)
+    _, v = f.if_scan(torch.zeros(8, 3, 5, device=device), v_init=v_init, threshold=9.0, return_v=True)
     assert torch.equal(v, v_init)
     assert v.data_ptr() != v_init.data_ptr()

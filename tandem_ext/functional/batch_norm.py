@@ -162,6 +162,8 @@ def _bn_layer(
         if value is not None:
             checks.per_channel(name, value, channels, device)
     weight = autocast(weight)
+    if neuron["residual"] is x:  # Dynamo wants the arguments of a Function to be different tensors
+        neuron["residual"] = x.map(lambda t: t.view_as(t))
     neurons = make_neurons(weight, x.T, shape, **neuron)
     gamma = None if gamma is None else cast(gamma, dtype)
     beta = None if beta is None else cast(beta, dtype)

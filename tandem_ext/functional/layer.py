@@ -54,6 +54,8 @@ def product_layer(
         checks.direct_dtype(x.x, weight)
         y = product.direct(x.x, weight)
         return scan_layer(y, source_of(x), x.T, x.gain, bias, scale, shift, **neuron)
+    if neuron["residual"] is x:  # Dynamo wants the arguments of a Function to be different tensors
+        neuron["residual"] = x.map(lambda t: t.view_as(t))
     neurons = make_neurons(weight, x.T, shape, **neuron)
     scale, shift = fold(neurons, bias, scale, shift, x.gain, shape[1], weight)
     edge = x.edge

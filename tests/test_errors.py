@@ -1,0 +1,207 @@
+"""Bad arguments: a ValueError or TypeError that names the argument and what is allowed."""
+
+import math
+import re
+
+import pytest
+import torch
+from cases import dyadic, train
+
+import tandem_ext as te
+from tandem_ext import checks
+
+f, nan = te.functional, math.nan
+X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
+KERNEL = dyadic(6, 4, 3, 3)
+PLANES = X.planes
+
+
+def linear(**changes):
+    arguments = {"x": X, "weight": W} | changes
+    return lambda: f.linear_if(arguments.pop("x"), arguments.pop("weight"), **arguments)
+
+
+def conv(**changes):
+    arguments = {"x": IMAGE, "weight": KERNEL} | changes
+    return lambda: f.conv2d_if(arguments.pop("x"), arguments.pop("weight"), **arguments)
+
+
+def bn(**changes):
+    return lambda: f.linear_bn_if(X, W, **changes)
+
+
+CASES = [
+    # trains
+    (lambda: te.SpikeTrain(PLANES, 0), ValueError, "T: expected an int from 1 to 255, got 0"),
+    (lambda: te.SpikeTrain(PLANES, 256), ValueError, "T: expected"),
+    (lambda: te.SpikeTrain(PLANES, True), TypeError, "T: expected an int from 1 to 255, got True (bool)"),
+    (lambda: te.SpikeTrain(PLANES, 8.0), TypeError, "T: expected"),
+    (lambda: te.SpikeTrain(PLANES, 9), ValueError, "planes: T=9 needs ceil(T/8)=2 planes, got 1"),
+    (lambda: te.SpikeTrain(train(8, 1, 9, rate=1.0).planes, 7), ValueError, "planes: a bit is set beyond T=7"),
+    (lambda: te.SpikeTrain(PLANES.float(), 8), TypeError, "planes: expected uint8"),
+    (lambda: te.SpikeTrain([1, 2], 8), TypeError, "planes: expected uint8"),
+    (lambda: te.SpikeTrain(PLANES[0, 0], 8), ValueError, "planes: expected at least two dimensions"),
+    (lambda: te.SpikeTrain(PLANES, 8, X.counts[0]), ValueError, "counts: expected shape [3, 7]"),
+    (lambda: te.SpikeTrain(PLANES, 8, PLANES[0]), TypeError, "counts: expected floating-point"),
+    (lambda: te.SpikeTrain(PLANES, 8, X.counts.to("meta")), ValueError, "counts is on meta"),
+    (lambda: te.SpikeTrain(PLANES, 8, gain="1"), TypeError, "gain: expected"),
+    (lambda: te.SpikeTrain(PLANES, 8, gain=nan), ValueError, "gain: expected a finite"),
+    (lambda: te.SpikeTrain(PLANES, 8, gain=torch.ones(3)), ValueError, "gain: expected"),
+    (lambda: te.SpikeTrain(PLANES, 8, gain=torch.tensor(1)), TypeError, "gain: expected"),
+    (lambda: te.SpikeTrain.from_dense(torch.full((8, 3, 7), 0.5)), ValueError, "spikes: expected only 0 and 1"),
+    (lambda: te.SpikeTrain.from_dense(torch.full((8, 3, 7), nan)), ValueError, "NaN"),
+    (lambda: te.SpikeTrain.from_dense(torch.full((8, 3, 7), 2)), ValueError, "spikes: expected only 0 and 1"),
+    (lambda: te.SpikeTrain.from_dense(torch.zeros(8)), ValueError, "spikes: expected at least two dimensions"),
+    (lambda: te.SpikeTrain.from_dense(torch.zeros(0, 3)), ValueError, "T from 1 to 255"),
+    (lambda: te.SpikeTrain.from_dense(torch.zeros(256, 3)), ValueError, "T from 1 to 255"),
+    (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3, dtype=torch.complex64)), TypeError, "spikes: expected a real"),
+    (lambda: te.SpikeTrain.from_dense([[0, 1]]), TypeError, "spikes: expected"),
+    (lambda: te.SpikeTrain.from_events(([0], [0]), [4], 0), ValueError, "T: expected"),
+    (lambda: X[1.5], TypeError, "index: expected"),
+    (lambda: X[True], TypeError, "index: expected"),
+    (lambda: X.to(torch.int32), TypeError, "dtype: expected a floating-point type"),
+    (lambda: te.ConstantInput(torch.zeros(3, 4, dtype=torch.int64), 8), TypeError, "x: expected a floating-point"),
+    (lambda: te.ConstantInput(torch.tensor(1.0), 8), ValueError, "x: expected a batch dimension"),
+    (lambda: te.ImpulseInput(torch.zeros(3, 4), 300), ValueError, "T: expected"),
+    (lambda: te.pack(torch.zeros(8)), ValueError, "spikes: expected"),
+    (lambda: te.unpack(PLANES, 9), ValueError, "planes: T=9"),
+    (lambda: te.unpack(PLANES.int(), 8), TypeError, "planes: expected uint8"),
+    (lambda: te.counts(PLANES.int()), TypeError, "planes: expected uint8"),
+    # cat
+    (lambda: te.cat([]), ValueError, "signals: expected at least one"),
+    (lambda: te.cat([X, torch.zeros(1)]), TypeError, "signals: expected a sequence"),
+    (lambda: te.cat(X), TypeError, "signals: expected a sequence"),
+    (lambda: te.cat([X, train(7, 3, 7)]), ValueError, "signals: expected the same T, got 8 and 7"),
+    (lambda: te.cat([X, train(8, 3, 6)]), ValueError, "[3, 7] and [3, 6] differ outside dimension 0"),
+    (lambda: te.cat([X, train(8, 3, 7, gain=2.0)]), ValueError, "gain 1.0 and 2.0"),
+    (lambda: te.cat([X, te.ConstantInput(dyadic(3, 7), 8)]), TypeError, "one kind"),
+    (lambda: te.cat([X], dim=2), ValueError, "dim: expected"),
+    # layers: input and weight
+    (linear(x=torch.zeros(8, 3, 7)), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
+    (linear(x=PLANES), TypeError, "SpikeTrain.from_dense"),
+    (linear(x=train(8, 3, 6)), ValueError, "x has 6 features (shape [3, 6]), but weight [5, 7] takes 7"),
+    (linear(x=IMAGE), ValueError, "x: expected shape [B, K], got [3, 4, 6, 6]"),
+    (linear(weight=W.int()), TypeError, "weight: expected a float32"),
+    (linear(weight=KERNEL), ValueError, "weight: expected [N, K]"),
+    (linear(weight=W.to("meta")), ValueError, "x is on cpu, but weight is on meta"),
+    (
+        linear(x=te.ConstantInput(dyadic(3, 7).double(), 8)),
+        TypeError,
+        "x is torch.float64, but weight is torch.float32",
+    ),
+    # layers: neurons
+    (linear(threshold=0.0), ValueError, "threshold: expected a positive finite number, got 0.0"),
+    (linear(threshold=-1), ValueError, "threshold: expected"),
+    (linear(threshold=nan), ValueError, "threshold: expected"),
+    (linear(threshold=math.inf), ValueError, "threshold: expected"),
+    (linear(threshold="1"), TypeError, "threshold: expected"),
+    (linear(threshold=True), TypeError, "threshold: expected"),
+    (linear(threshold=torch.ones(4)), ValueError, "threshold: expected shape [5]"),
+    (linear(threshold=torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])), ValueError, "threshold: expected positive"),
+    (linear(threshold=torch.tensor(nan)), ValueError, "threshold: expected positive"),
+    (linear(threshold=torch.tensor(1)), TypeError, "threshold: expected"),
+    (linear(leak=0.0), ValueError, "leak: expected a float in (0, 1]"),
+    (linear(leak=1.5), ValueError, "leak: expected"),
+    (linear(leak=nan), ValueError, "leak: expected"),
+    (linear(leak=None), TypeError, "leak: expected"),
+    (linear(v_init=nan), ValueError, "v_init: expected a finite number"),
+    (linear(v_init=torch.tensor(nan)), ValueError, "v_init: expected numbers, got NaN"),
+    (linear(v_init=torch.ones(4)), ValueError, "v_init: expected"),
+    (linear(v_init="0"), TypeError, "v_init: expected"),
+    (linear(v_init=torch.ones(5, dtype=torch.int64)), TypeError, "v_init: expected"),
+    (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', 'resu', got 'sigmoid'"),
+    (linear(gate=None), ValueError, "gate: expected"),
+    (linear(steps=0), ValueError, "steps: expected a positive int"),
+    (linear(steps=1.5), TypeError, "steps: expected"),
+    (linear(bias=torch.ones(4)), ValueError, "bias: expected shape [5], one value per channel, got [4]"),
+    (linear(scale=torch.ones(1)), ValueError, "scale: expected shape [5]"),
+    (linear(shift=torch.ones(5, 1)), ValueError, "shift: expected shape [5]"),
+    (linear(scale=2.0), TypeError, "scale: expected"),
+    (linear(shift=torch.ones(5, dtype=torch.int64)), TypeError, "shift: expected"),
+    (linear(shift=torch.ones(5, device="meta")), ValueError, "shift is on meta"),
+    (linear(residual=train(7, 3, 5)), ValueError, "residual: expected a train of T=8 steps as x has, got T=7"),
+    (linear(residual=train(8, 3, 4)), ValueError, "residual: expected a train of shape [3, 5]"),
+    (linear(residual=dyadic(3, 5)), ValueError, "residual: expected currents of shape [8, 3, 5]"),
+    (linear(residual=dyadic(8, 3, 5).int()), TypeError, "residual: expected"),
+    (linear(residual=te.ConstantInput(dyadic(3, 5), 8)), TypeError, "residual: expected a SpikeTrain"),
+    # convolutions
+    (conv(stride=0), ValueError, "stride: expected at least 1, got 0"),
+    (conv(stride=(1, 1, 1)), TypeError, "stride: expected an int or 2 ints"),
+    (conv(stride=1.0), TypeError, "stride: expected an int"),
+    (conv(padding=-1), ValueError, "padding: expected at least 0"),
+    (conv(padding="full"), ValueError, "padding: expected"),
+    (conv(padding="same", stride=2), ValueError, "padding: 'same' needs stride 1"),
+    (conv(dilation=0), ValueError, "dilation: expected at least 1"),
+    (conv(dilation=3), ValueError, "a kernel of 3 with dilation 3 spans 7, more than the padded input's 6"),
+    (conv(weight=dyadic(6, 4, 7, 3)), ValueError, "more than the padded input's 6"),
+    (conv(groups=2), ValueError, "x has 4 features (shape [3, 4, 6, 6]), but weight [6, 4, 3, 3] takes 8"),
+    (conv(groups=4, weight=dyadic(6, 1, 3, 3)), ValueError, "groups: expected a divisor of the 6 output channels"),
+    (conv(groups=0), ValueError, "groups: expected a positive int"),
+    (conv(weight=W), ValueError, "weight: expected [N, K/groups, kh, kw]"),
+    (conv(x=X), ValueError, "x: expected shape [B, C, H, W]"),
+    (lambda: f.conv1d_if(IMAGE, dyadic(6, 4, 3)), ValueError, "x: expected shape [B, C, H]"),
+    # scan
+    (lambda: f.if_scan(X), TypeError, "currents: expected a floating-point tensor"),
+    (lambda: f.if_scan(torch.zeros(8, 3, 5, dtype=torch.int32)), TypeError, "currents: expected"),
+    (lambda: f.if_scan(torch.zeros(8)), ValueError, "currents: expected at least two dimensions"),
+    (lambda: f.if_scan(torch.zeros(256, 3, 5)), ValueError, "currents: expected T from 1 to 255"),
+    (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),
+    # batch norm
+    (bn(gamma=torch.ones(4)), ValueError, "gamma: expected shape [5]"),
+    (bn(beta=torch.ones(4)), ValueError, "beta: expected shape [5]"),
+    (bn(bias=torch.ones(4)), ValueError, "bias: expected shape [5]"),
+    (bn(eps=-1.0), ValueError, "eps: expected"),
+    (bn(eps=nan), ValueError, "eps: expected"),
+    # couple
+    (lambda: f.couple(PLANES, dyadic(3, 7)), TypeError, "train: expected a SpikeTrain"),
+    (lambda: f.couple(X, dyadic(3, 6)), ValueError, "z: expected shape [3, 7]"),
+    (lambda: f.couple(X, PLANES[0]), TypeError, "z: expected a floating-point"),
+    (lambda: f.couple(X, dyadic(3, 7), gate="x"), ValueError, "gate: expected"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"), CASES, ids=[f"{i}-{m[:24]}" for i, (_, _, m) in enumerate(CASES)]
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+class OnCuda:
+    """What checks.device looks at of a tensor."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+
+def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
+    monkeypatch.setattr(checks, "CUDA_ARCHS", None)
+    with pytest.raises(RuntimeError, match="TANDEM_CUDA=1 pip install"):
+        checks.device("weight", OnCuda)
+    monkeypatch.setattr(checks, "CUDA_ARCHS", ["9.0"])
+    checks.device("weight", OnCuda)
+
+
+BAD_OP_CALLS = {
+    "linear_if": (PLANES, 9, W), "conv_if": (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1),
+    "if_scan": (torch.zeros(8),), "constant_if": (dyadic(3, 7), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BAD_OP_CALLS))
+def test_ops_have_their_own_checks(name):
+    """C++ is the second line: no bad call of a bare op reaches a kernel."""
+    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
+    with pytest.raises(RuntimeError, match="tandem"):
+        getattr(torch.ops.tandem, name)(*BAD_OP_CALLS[name], *neuron)
+
+
+@pytest.mark.parametrize(("position", "value"), [
+    (0, torch.ones(4)), (0, torch.ones(5, dtype=torch.float64)), (2, dyadic(8, 3, 4)), (2, train(8, 3, 4).planes),
+    (4, torch.ones(4)), (5, 0), (6, 0.0), (6, nan), (7, 0.0), (7, 2.0), (8, "none"),
+])  # fmt: skip
+def test_ops_check_neurons(position, value):
+    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True]
+    neuron[position] = value
+    with pytest.raises(RuntimeError, match="tandem"):
+        torch.ops.tandem.linear_if(PLANES, 8, W, *neuron)

@@ -1,0 +1,91 @@
+"""What a layer keeps for its backward pass: planes, one bit per neuron, and the weight; with batch norm the product."""
+
+import gc
+
+import pytest
+import torch
+from cases import train
+
+import tandem_ext as te
+
+f = te.functional
+LAYERS = {
+    "linear": (lambda x, w: f.linear_if(x, w), (64, 256), (512, 256), 1.125),
+    "conv2d": (lambda x, w: f.conv2d_if(x, w, padding=1), (8, 32, 16, 16), (32, 32, 3, 3), 1.125),
+    "linear_bn": (lambda x, w: f.linear_bn_if(x, w)[0], (64, 256), (512, 256), 5.125),
+    "conv2d_bn": (lambda x, w: f.conv2d_bn_if(x, w, padding=1)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
+}
+
+
+def kept_by(function):
+    """Result, and the storages saved for backward by saved_tensors_hooks."""
+    storages = {}
+
+    def pack(t):
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = function()
+    return result, storages
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_bytes_per_neuron(name):
+    """Per neuron: its own byte of spikes, kept by the layer that reads them, and its bit of the gate."""
+    layer, x_shape, weight_shape, limit = LAYERS[name]
+    x, weight = train(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
+    weight2 = torch.randn(64, weight_shape[0], *[1] * (len(weight_shape) - 2), requires_grad=True)
+
+    def network():
+        hidden = layer(x, weight)
+        out = f.linear_if(hidden, weight2) if weight2.dim() == 2 else f.conv2d_if(hidden, weight2)
+        return hidden, out
+
+    (hidden, out), storages = kept_by(network)
+    given = {t.untyped_storage().data_ptr() for t in (x.planes, weight, weight2)}
+    kept = sum(size for pointer, size in storages.items() if pointer not in given)
+    gate_of_out = out.counts.numel() / 8
+    per_channel = 4 * 2 * weight_shape[0]
+    assert kept <= limit * hidden.counts.numel() + gate_of_out + per_channel
+    assert kept >= hidden.counts.numel()  # the spikes at least, or this test looks at nothing
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_nothing_else_hangs_on_the_graph(name):
+    """Tensors alive because of the graph alone, saved or hidden in a node's attributes."""
+    layer, x_shape, weight_shape, limit = LAYERS[name]
+    x, weight = train(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
+
+    def tensors():
+        gc.collect()
+        found = {}
+        for o in gc.get_objects():
+            if isinstance(o, torch.Tensor):
+                found[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
+        return found
+
+    before = tensors()
+    loss = layer(x, weight).counts.sum()
+    neurons = loss.grad_fn.next_functions[0][0].metadata  # the layer's node is alive
+    assert neurons is not None
+    extra = sum(size for pointer, size in tensors().items() if pointer not in before)
+    outputs = layer(x, weight).counts.numel()
+    assert extra <= (limit - 1 + 1 / 8) * outputs + 4 * 2 * weight_shape[0] + 1024
+
+
+def test_a_learned_threshold_keeps_the_output_planes_too():
+    x, weight = train(8, 64, 256), torch.randn(512, 256, requires_grad=True)
+    theta = torch.ones(512, requires_grad=True)
+    y, storages = kept_by(lambda: f.linear_if(x, weight, threshold=theta))
+    assert y.planes.untyped_storage().data_ptr() in storages
+    y, storages = kept_by(lambda: f.linear_if(x, weight, threshold=theta.detach()))
+    assert y.planes.untyped_storage().data_ptr() not in storages
+
+
+@pytest.mark.parametrize("T", [8, 64])
+def test_time_costs_planes_only(T):
+    x, weight = train(T, 64, 256), torch.randn(512, 256, requires_grad=True)
+    _, storages = kept_by(lambda: f.linear_if(x, weight))
+    given = {x.planes.untyped_storage().data_ptr(), weight.untyped_storage().data_ptr()}
+    assert sum(size for p, size in storages.items() if p not in given) == 64 * 512 / 8

@@ -1,0 +1,134 @@
+"""torch.library.opcheck of every op: schema, fake kernel (shapes, strides, dtypes), tracing; on all layouts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import DTYPES, compute_dtype, dyadic, spikes, train
+
+ops = torch.ops.tandem
+LAYOUTS = ("contiguous", "transposed", "channels_last", "empty")
+GRID = [(layout, dtype) for layout in LAYOUTS for dtype in DTYPES]
+
+
+def check(layout, op, *arguments):
+    """All that opcheck has for an op that leaves autograd to a Function around it.
+
+    Tracing through AOTAutograd takes most of the time; layouts reach it through the fake kernels, checked for all.
+    """
+    traced = ("test_aot_dispatch_static", "test_aot_dispatch_dynamic") if layout == "contiguous" else ()
+    torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor", *traced))
+
+
+def lay_out(tensor, layout):
+    """The tensor, or another of its shape, with dimensions in another order in memory."""
+    if layout == "transposed":
+        return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+    if layout == "channels_last" and tensor.dim() > 3:
+        return tensor.movedim(2, -1).contiguous().movedim(-1, 2)
+    return tensor
+
+
+def neuron(shape, T, dtype, train_mode=True, return_v=True, full=True):
+    C, channels = compute_dtype(dtype), shape[1] if len(shape) > 1 else 1
+    tensors = [None] * 5
+    if full:
+        residual = train(T, *shape).planes
+        tensors = [dyadic(channels, dtype=C), dyadic(channels, dtype=C), residual, dyadic(channels, dtype=C),
+                   dyadic(*shape[1:], dtype=C)]  # fmt: skip
+    return *tensors, T, 0.5, 1.0, "clip", train_mode, return_v
+
+
+@pytest.mark.parametrize(("layout", "dtype"), GRID)
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5)])
+def test_scans(layout, dtype, shape):
+    shape = (0, *shape[1:]) if layout == "empty" else shape
+    currents = lay_out(dyadic(9, *shape, dtype=dtype), layout)
+    check(layout, ops.if_scan, currents, *neuron(shape, 9, dtype))
+    check(layout, ops.if_scan, currents, *neuron(shape, 9, dtype, train_mode=False, return_v=False, full=False))
+    check(layout, ops.constant_if, currents[0], 9, *neuron(shape, 9, dtype))
+    check(layout, ops.impulse_if, currents[0], 9, *neuron(shape, 9, dtype))
+
+
+@pytest.mark.parametrize(("layout", "dtype"), GRID)
+def test_linear(layout, dtype):
+    B = 0 if layout == "empty" else 3
+    planes = lay_out(train(9, B, 7).planes, layout)
+    weight = dyadic(7, 5, dtype=dtype).t() if layout == "transposed" else dyadic(5, 7, dtype=dtype)
+    check(layout, ops.linear_if, planes, 9, weight, *neuron((B, 5), 9, dtype))
+    check(
+        layout,
+        ops.linear_if,
+        planes,
+        9,
+        weight,
+        *neuron((B, 5), 9, dtype, train_mode=False, return_v=False, full=False),
+    )
+
+
+@pytest.mark.parametrize(("layout", "dtype"), GRID)
+@pytest.mark.parametrize("space", [(9,), (6, 5)])
+def test_conv(layout, dtype, space):
+    B, dims = 0 if layout == "empty" else 2, len(space)
+    planes = lay_out(train(9, B, 4, *space).planes, layout)
+    weight = dyadic(6, 2, *[3] * dims, dtype=dtype)
+    window = [2] * dims, [1] * dims, [1] * dims, 2
+    shape = (B, 6, *((n - 1) // 2 + 1 for n in space))
+    check(layout, ops.conv_if, planes, 9, weight, *window, *neuron(shape, 9, dtype))
+    check(layout, ops.conv_if, planes, 9, weight, *window, *neuron(shape, 9, dtype, train_mode=False, full=False))
+
+
+def norm(channels, dtype, full):
+    C = compute_dtype(dtype)
+    if not full:
+        return None, None, None, 1e-5
+    return torch.tensor(0.5, dtype=C), dyadic(channels, dtype=C), dyadic(channels, dtype=C), 1e-5
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [case for case in GRID if case[0] != "empty"])
+@pytest.mark.parametrize("full", [False, True])
+def test_batch_norm(layout, dtype, full):
+    def arguments(shape):
+        _, _, residual, residual_scale, v_init, *scalars = neuron(shape, 9, dtype, full=full)
+        steps, threshold, leak, gate, _, return_v = scalars
+        return residual, residual_scale, v_init, steps, threshold, leak, gate, return_v
+
+    planes, weight = lay_out(train(9, 4, 7).planes, layout), dyadic(5, 7, dtype=dtype)
+    check(layout, ops.linear_bn_if, planes, 9, weight, *norm(5, dtype, full), *arguments((4, 5)))
+    planes, weight = lay_out(train(9, 2, 3, 6, 5).planes, layout), dyadic(4, 3, 3, 3, dtype=dtype)
+    window = [1, 1], [1, 1], [1, 1], 1
+    check(layout, ops.conv_bn_if, planes, 9, weight, *window, *norm(4, dtype, full), *arguments((2, 4, 6, 5)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5)])
+def test_planes(layout, shape):
+    shape = (0, *shape[1:]) if layout == "empty" else shape
+    check(layout, ops.pack, lay_out(spikes(9, *shape), layout))
+    check(layout, ops.pack, lay_out(spikes(9, *shape, dtype=torch.bool), layout))
+    planes = lay_out(train(9, *shape).planes, layout)
+    check(layout, ops.unpack, planes, 9, torch.bfloat16)
+    check(layout, ops.counts, planes, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), GRID)
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5)])
+def test_gradients(layout, dtype, shape):
+    shape = (0, *shape[1:]) if layout == "empty" else shape
+    C = compute_dtype(dtype)
+    grad = lay_out(dyadic(1, *shape, dtype=dtype), layout)[0]
+    mask = torch.randint(0, 256, ((grad.numel() + 7) // 8,), dtype=torch.uint8)
+    check(layout, ops.gate_grad, grad, mask, 0.5)
+    product = lay_out(dyadic(1, *shape, dtype=C), layout)[0]
+    gain, gamma, mean, eps = norm(shape[1], dtype, True)
+    check(layout, ops.bn_grad, grad, mask, product, mean, mean.abs(), gain, gamma, eps, 0.5)
+    check(layout, ops.bn_grad, grad, mask, product, mean, mean.abs(), None, None, eps, 0.5)
+
+
+def test_every_op_is_checked_here():
+    """All but frozen_*, whose results have shapes that a program, a tensor's content, decides."""
+    source = Path(__file__).read_text()
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if namespace == "tandem" and not name.startswith("frozen_"):
+            assert f"ops.{name}," in source, name
