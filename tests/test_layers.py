@@ -192,14 +192,57 @@ def test_repr_names_what_is_not_default():
     assert repr(layer) == "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"
 
 
-def test_compiles_into_one_graph():
-    net = nn.Sequential(
-        tnn.Encoder(8), tnn.Linear(6, 5, norm=True), tnn.Dropout(0.0), tnn.Linear(5, 4), tnn.Readout(4, 2)
+def all_layers(norm=True):
+    """Every layer once, for images [B, 1, 8, 8]."""
+    conv = {"padding": 1, "norm": norm}
+    return nn.Sequential(
+        tnn.Encoder(8),
+        tnn.Conv2d(1, 4, 3, **conv),
+        tnn.Residual(tnn.Conv2d(4, 4, 3, **conv)),
+        tnn.MaxPool2d(2),
+        tnn.Residual(
+            nn.Sequential(tnn.Conv2d(4, 4, 3, **conv), tnn.Conv2d(4, 6, 3, **conv)), tnn.Conv2d(4, 6, 1, norm=norm)
+        ),
+        tnn.AvgPool2d(2),
+        tnn.Dropout(0.0),
+        tnn.Flatten(2),
+        tnn.Conv1d(6, 5, 2, norm=norm),
+        tnn.Flatten(),
+        tnn.Linear(15, 5, norm=norm),
+        tnn.Readout(5, 3),
     )
-    x = torch.randn(3, 6)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+
+
+def test_compiles_into_one_graph():
+    net = all_layers()
     copied = copy.deepcopy(net)
-    torch.testing.assert_close(compiled(x), copied(x))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 1, 8, 8)
+    for model in compiled, copied:
+        model(x).square().sum().backward()
+    for a, b in zip(net.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    for a, b in zip(net.buffers(), copied.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_exports():
+    net, x = all_layers().eval(), torch.randn(4, 1, 8, 8)
+    exported = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    other = torch.randn(7, 1, 8, 8)
+    torch.testing.assert_close(exported.module()(other), net(other))
+
+
+def test_empty_batches():
+    net = all_layers(norm=False)
+    assert net(torch.randn(0, 1, 8, 8)).shape == (0, 3)
+    assert all_layers().eval()(torch.randn(0, 1, 8, 8)).shape == (0, 3)
+
+
+def test_every_parameter_gets_a_gradient():
+    net = all_layers()
+    net(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 BAD = {

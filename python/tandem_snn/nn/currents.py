@@ -35,7 +35,12 @@ def step_currents(
         scale, shift = (None if a is None else a.view(-1, *[1] * (z.dim() - 2)) for a in (scale, shift))
         y = y if scale is None else y * scale
         y = y if shift is None else y + shift / x.T
-    return _Spread.apply(z, y)  # type: ignore[no-untyped-call]
+    return spread(z, y)
+
+
+def spread(z: Tensor, currents: Tensor) -> Tensor:
+    """``currents`` [T, ...], whose gradient goes to their sum z."""
+    return _Spread.apply(z, currents)  # type: ignore[no-untyped-call]
 
 
 class _Spread(torch.autograd.Function):

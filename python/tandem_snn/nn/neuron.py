@@ -137,8 +137,10 @@ class SpikingLayer(nn.Module):
             return self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         if self.bn_stats == "running":
             return self._release_forward(x, norm, neuron)
+        # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
+        beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
         train, mean, var = self._bn_if(
-            x, self.weight, self.bias, norm.weight, norm.bias, *self._geometry(), eps=norm.eps, **neuron
+            x, self.weight, self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
         )
         if norm.running_mean is not None:
             _track(norm, mean, var, train.shape.numel() // norm.num_features)

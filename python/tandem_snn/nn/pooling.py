@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.nn.modules.utils import _pair
 import tandem_ext as te
 from tandem_ext import SpikeTrain
 
-from .signals import Signal, check_input, effective_counts, map_features, with_gain
+from .currents import spread
+from .signals import Signal, check_input, effective_counts, map_features
 
 Size = int | tuple[int, int]
 
@@ -57,17 +59,25 @@ class AvgPool2d(nn.Module):
         check_input(x, "AvgPool2d")
         if not self.spiking:
             return self._average(effective_counts(x))
-        if not isinstance(x, SpikeTrain):
-            return map_features(x, self._average)
-        weight = self.weight.expand(x.shape[1], 1, *self.kernel_size)
-        pooled = te.functional.conv2d_if(
-            with_gain(x, 1.0), weight, stride=self.stride, padding=self.padding, groups=x.shape[1]
-        )
-        assert isinstance(pooled, SpikeTrain)
-        return with_gain(pooled, x.gain)
+        return self._fire(x) if isinstance(x, SpikeTrain) else map_features(x, self._average)
 
     def _average(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+    def _fire(self, x: SpikeTrain) -> SpikeTrain:
+        """All weights are one, so the spikes of a window are counted first, in integers, and weighted once."""
+        few = self.kernel_size[0] * self.kernel_size[1] < 256
+        spikes = x.to_dense(torch.uint8 if few else torch.int32)
+        size = self._average(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
+        inside = reduce(torch.add, _windows(spikes, size, self.kernel_size, self.stride, self.padding))
+        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+        currents = inside.to(weight.dtype) * weight
+        if x.edge is not None:
+            currents = spread(self._average(x.edge).to(weight.dtype), currents)
+        train = te.functional.if_scan(currents)
+        assert isinstance(train, SpikeTrain)
+        counts = None if train.edge is None else train.edge.to(x.counts.dtype)
+        return SpikeTrain.unchecked(train.planes, x.T, counts, x.gain, x._dtype)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
@@ -139,27 +149,30 @@ class MaxPool2d(nn.Module):
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
-    def _any(self, planes: Tensor, size: Any) -> Tensor:
-        """The OR over each window, as k² ORs of strided views."""
-        spans = [
-            (n - 1) * s + d * (k - 1) + 1
-            for n, s, d, k in zip(size, self.stride, self.dilation, self.kernel_size, strict=True)
-        ]
-        (top, left), (bottom, right) = (
-            self.padding,
-            [max(0, span - p - n) for span, p, n in zip(spans, self.padding, planes.shape[-2:], strict=True)],
-        )
-        planes = F.pad(planes, (left, right, top, bottom))
-        (sy, sx), (dy, dx), (ny, nx) = self.stride, self.dilation, size
-        views = (
-            planes[..., i * dy : i * dy + (ny - 1) * sy + 1 : sy, j * dx : j * dx + (nx - 1) * sx + 1 : sx]
-            for i in range(self.kernel_size[0])
-            for j in range(self.kernel_size[1])
-        )
-        return reduce(torch.bitwise_or, views)
+    def _any(self, planes: Tensor, size: Sequence[int]) -> Tensor:
+        windows = _windows(planes, size, self.kernel_size, self.stride, self.padding, self.dilation)
+        return reduce(torch.bitwise_or, windows)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+def _windows(
+    x: Tensor,
+    size: Sequence[int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> Iterator[Tensor]:
+    """The k² values of each window, as strided views [..., *size] of x padded with zeros."""
+    spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel_size, strict=True)]
+    after = [max(0, span - p - n) for span, p, n in zip(spans, padding, x.shape[-2:], strict=True)]
+    x = F.pad(x, (padding[1], after[1], padding[0], after[0]))
+    (rows, columns), (down, right) = size, stride
+    for i in range(0, kernel_size[0] * dilation[0], dilation[0]):
+        for j in range(0, kernel_size[1] * dilation[1], dilation[1]):
+            yield x[..., i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * right + 1 : right]
 
 
 class _ToWinner(torch.autograd.Function):
