@@ -10,6 +10,8 @@ help:
 	@echo "make test      the tests, Python and C++, in minutes"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
+	@echo "make bench     time every op by itself"
+	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make wheel     a wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
@@ -33,6 +35,15 @@ test-all: $(READY) ext
 ext:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) setup.py -q build_ext --inplace
 
+bench: $(READY) ext
+	$(quiet) python -m pytest -o addopts= --benchmark-only --benchmark-timer=time.process_time \
+	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_*.py
+
+performance: $(READY) ext
+	tandem-snn bench --threads 1 --out docs/results/bench-1.json
+	tandem-snn bench --threads 2 --out docs/results/bench-2.json
+	python -m tandem_snn.bench.report docs/results/bench-*.json --out docs/performance.md
+
 lint: $(READY)
 	ruff check
 	ruff format --check
@@ -54,6 +65,9 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint]"
 	@touch $@
 
+# One thread, and an allocator that keeps its memory: page faults would drown what is measured.
+quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
+
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext lint wheel clean
+.PHONY: help train test test-all ext bench performance lint wheel clean

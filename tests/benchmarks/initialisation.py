@@ -1,10 +1,10 @@
 """Where should γ of the batch norm, the threshold and the initial potential start? Accuracy against T, measured.
 
-    python tests/benchmarks/initialisation.py --data-dir DIR
+    python tests/benchmarks/initialisation.py --data-dir DIR [--width 0.5]
 
-trains 32C3-64C3s2-128C3s2-FC256 on the first 15,000 images of Fashion-MNIST for 4 epochs, once per setting, and adds
-each result to docs/results/initialisation.json; settings that are there already are skipped. Hours on two cores. The
-defaults in tandem_snn/nn/init.py and docs/initialisation.md follow from it.
+trains 32C3-64C3s2-128C3s2-FC256 (times the width) on the first 15,000 images of Fashion-MNIST for 4 epochs, once per
+setting, and adds each result to docs/results/initialisation.json; settings that are there already are skipped. Hours on
+two cores. tandem_snn/nn/gamma.py and docs/initialisation.md follow from it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-import tandem_snn.nn as tnn
 from tandem_snn.data import Split, load
 from tandem_snn.measure import firing_rates, synops
 from tandem_snn.models import create_model, create_twin
@@ -32,27 +30,26 @@ RECIPE = Recipe("fashion-mnist", "cnn", epochs=4, batch_size=128, lr=2e-3)
 IMAGES = 15_000
 
 
-def settings() -> list[dict[str, Any]]:
+def settings(width: float) -> list[dict[str, Any]]:
     """What to train, the most telling first. T = 0 stands for the ANN twin."""
-    ann = [{"T": 0, "seed": seed} for seed in (0, 1)]
-    plain = [{"T": T, "gamma": gamma} for gamma, T in product((1.0, 3.0, 2.0, 4.0, 1.5, 6.0), (8, 4, 2, 16))]
-    v_init = [{"T": T, "gamma": gamma, "v_init": 0.5} for gamma, T in product((1.0, 2.0, 3.0), (2, 4, 8))]
-    threshold = [{"T": T, "gamma": 3.0, "threshold": theta} for theta, T in product((0.5, 2.0), (2, 8))]
-    every = [{"gamma": 1.0, "v_init": 0.0, "threshold": 1.0, "seed": 0} | s for s in plain + v_init + threshold]
-    return ann + every
+    common = {"width": width, "seed": 0}
+    neuron = common | {"v_init": 0.0, "threshold": 1.0}
+    ann = [common | {"T": 0, "seed": seed} for seed in (0, 1)]
+    gammas = [neuron | {"T": T, "gamma": gamma} for T, gamma in product((8, 4, 2, 16), (1.0, 3.0, 2.0, 4.5))]
+    v_inits = [neuron | {"T": T, "gamma": gamma, "v_init": 0.5} for gamma, T in product((3.0, 2.0), (2, 4, 8))]
+    thresholds = [neuron | {"T": 8, "gamma": 3.0, "threshold": theta} for theta in (0.5, 2.0)]
+    seeds = [neuron | {"T": T, "gamma": gamma, "seed": 1} for T, gamma in product((8, 4, 2, 16), (1.0, 2.0, 3.0, 4.5))]
+    return ann + gammas + v_inits + thresholds + seeds
 
 
 def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
     torch.manual_seed(setting["seed"])
-    shape = {"shape": data.shape, "classes": data.classes}
-    if setting["T"] == 0:
-        net: nn.Module = create_twin("cnn", **shape)
-    else:
-        neuron = {name: setting[name] for name in ("v_init", "threshold")}
+    shape = {"shape": data.shape, "classes": data.classes, "width": setting["width"]}
+    if setting["T"]:
+        neuron = {name: setting[name] for name in ("gamma", "v_init", "threshold")}
         net = create_model("cnn", **shape, T=setting["T"], **neuron)
-        for layer in net.modules():
-            if isinstance(layer, tnn.SpikingLayer):
-                nn.init.constant_(layer.norm.weight, setting["gamma"])
+    else:
+        net = create_twin("cnn", **shape)
     start = time.perf_counter()
     history = fit(net, data, replace(RECIPE, T=max(1, setting["T"])), setting["seed"])
     result = setting | {
@@ -69,13 +66,14 @@ def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
+    parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = load(RECIPE.data, arguments.data_dir)
     data = replace(data, train=Split(data.train.images[:IMAGES], data.train.labels[:IMAGES]))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for setting in settings():
+    for setting in settings(arguments.width):
         if not any(setting.items() <= result.items() for result in results):
             results.append(train(setting, data))
             print(results[-1], flush=True)

@@ -1,9 +1,13 @@
-"""Writes docs/performance.md from results: ``python -m tandem_snn.bench.report RESULT.json ... --out FILE``."""
+"""Writes docs/performance.md from results: ``python -m tandem_snn.bench.report RESULT.json ... --out FILE``.
+
+The picture that ``tandem-snn bench`` has drawn beside each result is shown too.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +55,11 @@ be measured again with the command that stands above its table.
 """
 
 
-def document(results: list[dict[str, Any]]) -> str:
-    """The page for these results, one per number of threads."""
-    parts = [_METHOD]
-    results = sorted(results, key=lambda result: result["threads"])
-    parts.append(_misses(results))
-    parts += [_section(result) for result in results]
-    return "\n".join(parts)
+def document(results: dict[str, dict[str, Any]]) -> str:
+    """The page for these results, one per number of threads; their keys are the addresses of the pictures."""
+    ordered = sorted(results.items(), key=lambda item: item[1]["threads"])
+    sections = [_section(result, picture) for picture, result in ordered]
+    return "\n".join([_METHOD, _misses([result for _, result in ordered]), *sections])
 
 
 def _misses(results: list[dict[str, Any]]) -> str:
@@ -72,7 +74,7 @@ def _misses(results: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _section(result: dict[str, Any]) -> str:
+def _section(result: dict[str, Any], picture: str) -> str:
     clock = "process CPU time" if result["threads"] == 1 else "wall time"
     build, versions = result["versions"]["tandem_ext"], result["versions"]
     others = [f"{name} {versions[name]}" for name in ("spikingjelly", "snntorch") if versions.get(name)]
@@ -86,6 +88,8 @@ def _section(result: dict[str, Any]) -> str:
         f"tandem_ext {build['version']} ({build['cpu_capability']}), torch {versions['torch']}, "
         + ", ".join([f"Python {versions['python']}", *others])
         + ".",
+        "",
+        f"![Every case, relative to the ANN]({picture})",
         "",
         "| case | what | ours | must reach | others, relative to the base |",
         "| --- | --- | --- | --- | --- |",
@@ -123,4 +127,6 @@ if __name__ == "__main__":
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    arguments.out.write_text(document([json.loads(path.read_text()) for path in arguments.results]))
+    pictures = [os.path.relpath(path.with_suffix(".png"), arguments.out.parent) for path in arguments.results]
+    results = [json.loads(path.read_text()) for path in arguments.results]
+    arguments.out.write_text(document(dict(zip(pictures, results, strict=True))))

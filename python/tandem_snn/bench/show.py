@@ -8,10 +8,18 @@ from typing import Any
 from ..errors import extra
 from .case import OURS
 
-_ORDER = ("frozen", "tandem", "copy", "ANN", "naive", "naive, loop compiled", "BPTT", "SpikingJelly",
-          "SpikingJelly, compiled", "snnTorch")  # fmt: skip
-_COLOR = ("tab:blue", "tab:cyan", "black", "black", "tab:orange", "tab:red", "tab:purple", "tab:green", "limegreen",
-          "tab:brown")  # fmt: skip
+_COLORS = {
+    "frozen": "tab:blue",
+    "tandem": "tab:cyan",
+    "copy": "black",
+    "ANN": "black",
+    "naive": "tab:orange",
+    "naive, loop compiled": "tab:red",
+    "BPTT": "tab:purple",
+    "SpikingJelly": "tab:green",
+    "SpikingJelly, compiled": "limegreen",
+    "snnTorch": "tab:brown",
+}  # and the order in which they are listed
 
 
 def amount(value: float, quantity: str) -> str:
@@ -27,8 +35,8 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def rivals(row: dict[str, Any]) -> list[str]:
-    return [name for name in _ORDER if name in row["values"]]
+def rivals(row: dict[str, Any], but_base: bool = False) -> list[str]:
+    return [name for name in _COLORS if name in row["values"] and not (but_base and name == row["base"])]
 
 
 def rates(row: dict[str, Any]) -> str:
@@ -92,23 +100,26 @@ def draw(result: dict[str, Any], path: Path) -> None:
     extra("matplotlib", "the picture of results").use("agg")
     plt = extra("matplotlib.pyplot", "the picture of results")
     rows = result["rows"]
-    figure, axes = plt.subplots(figsize=(11, 1.5 + 0.42 * len(rows)), layout="constrained")
-    for name, color in zip(_ORDER, _COLOR, strict=True):
-        points = [(row["ratios"][name]["median"], i) for i, row in enumerate(rows) if name in row["ratios"]]
+    figure, axes = plt.subplots(figsize=(9, 1.8 + 0.3 * len(rows)), layout="constrained")
+    for name, color in _COLORS.items():
+        points = [
+            (row["ratios"][name]["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)
+        ]
         if points:
             ours = name in OURS
-            axes.scatter(*zip(*points, strict=True), color=color, label=name, s=55 if ours else 25, zorder=2 + ours)
+            axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
     for i, row in enumerate(rows):
         for limit in row["limits"]:
             if limit["of"] == row["base"]:
-                axes.plot([limit["at_most"]] * 2, [i - 0.4, i + 0.4], color="tab:blue", linewidth=1)
+                axes.plot([limit["at_most"]] * 2, [i - 0.4, i + 0.4], color="tab:blue", linewidth=1.5)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [row["title"] for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("relative to the ANN (scan: to a copy), less is better; bars: what must be reached")
-    axes.set_title(f"{result['machine'].get('cpu', '')}, {result['threads']} thread(s)")
-    axes.grid(alpha=0.3, axis="x", which="both")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("time (or bytes) relative to the ANN, of the scan to a copy; bars: what must be reached")
+    axes.grid(alpha=0.3, axis="x")
+    figure.suptitle(f"{result['machine'].get('cpu', '')}, {result['threads']} thread{'s' * (result['threads'] > 1)}")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
     plt.close(figure)
