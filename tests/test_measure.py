@@ -85,6 +85,11 @@ def test_synops_after_pooling_to_counts():
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
 
 
+def test_synops_of_an_ann_are_refused():
+    with pytest.raises(ValueError, match=r"tandem_snn\.nn"):
+        measure.synops(nn.Linear(3, 2), torch.rand(1, 3))
+
+
 def test_firing_rates():
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, norm=True), tnn.Linear(6, 5), tnn.Readout(5, 2))
     with torch.no_grad():

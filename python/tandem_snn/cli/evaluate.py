@@ -17,14 +17,12 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measure the networks of a run again: test accuracy, firing rates, synaptic operations."""
-    from rich.console import Console
-    from rich.table import Table
-
     from ..data import load
     from ..measure import firing_rates, mismatch, synops
     from ..training.checkpoint import load_checkpoint, read_recipe
     from ..training.loop import accuracy
     from .job import CHECKPOINT, TWIN, set_device
+    from .show import show_layers, show_networks
 
     set_device(device)
     recipe = read_recipe(run / CHECKPOINT)
@@ -33,14 +31,10 @@ def evaluate(
     load_checkpoint(run / CHECKPOINT, snn)
     load_checkpoint(run / TWIN, ann)
     images = dataset.test.images[:1000]
-    rates, matches = firing_rates(snn, images), mismatch(snn, images)
-
-    table = Table(title=f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}")
-    for column in ("", "SNN", "ANN twin"):
-        table.add_column(column, justify="right" if column else "left")
-    table.add_row("test accuracy", *(f"{100 * accuracy(net, dataset.test):.2f} %" for net in (snn, ann)))
-    table.add_row("synaptic operations, SNN / ANN", f"{synops(snn, images).ratio:.2f}", "", end_section=True)
-    for name, rate in rates.items():
-        cosine = f"cosine of counts and activation {matches[name].cosine:.3f}" if name in matches else ""
-        table.add_row(f"firing rate, layer {name}", f"{100 * rate:.1f} %", cosine)
-    Console().print(table)
+    of_snn, of_ann = (100 * accuracy(net, dataset.test) for net in (snn, ann))
+    rows = [
+        ("test accuracy", f"{of_snn:.2f} %", f"{of_ann:.2f} %", f"{of_snn - of_ann:+.2f} points"),
+        ("synaptic operations", "", "", f"{synops(snn, images).ratio:.2f}"),
+    ]
+    show_networks(f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}", rows)
+    show_layers(snn, firing_rates(snn, images), mismatch(snn, images))

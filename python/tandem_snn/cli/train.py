@@ -48,5 +48,6 @@ def train(
     with results_folder(folder):
         with progress(recipe, dataset, seeds) as on_step:
             result = compare(recipe, dataset, range(seeds), on_step)
-        show_comparison(result)
         write_results(folder, result, dataset)
+    show_comparison(result)
+    typer.echo(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -80,6 +80,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
 
     with evaluating(net), watching(net, SYNAPTIC, record):
         net(x)
+    if not layers:
+        raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
     return SynOps(layers)
 
 

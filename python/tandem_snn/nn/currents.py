@@ -1,4 +1,4 @@
-"""The two branches in plain torch, for the rarer cases: currents that leave a layer, and the release's batch norm."""
+"""Currents that leave a layer, in plain torch."""
 
 from __future__ import annotations
 
@@ -35,12 +35,7 @@ def step_currents(
         scale, shift = (None if a is None else a.view(-1, *[1] * (z.dim() - 2)) for a in (scale, shift))
         y = y if scale is None else y * scale
         y = y if shift is None else y + shift / x.T
-    return spread(z, y)
-
-
-def spread(z: Tensor, currents: Tensor) -> Tensor:
-    """``currents`` [T, ...], whose gradient goes to their sum z."""
-    return _Spread.apply(z, currents)  # type: ignore[no-untyped-call]
+    return _Spread.apply(z, y)  # type: ignore[no-untyped-call]
 
 
 class _Spread(torch.autograd.Function):
@@ -59,28 +54,3 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad.mean(0), None
-
-
-class Couple(torch.autograd.Function):
-    """The counts c with the gradient of the ANN's ρ(z)/ϑ: grad_z = grad_c·gate(z)/ϑ, grad_ϑ = -Σ grad_c·gate·c/ϑ.
-
-    Args (of ``apply``): z, threshold (broadcasts against z), counts, and T for the gate that closes at ϑT, else None.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, threshold: Tensor, counts: Tensor, T: int | None) -> Tensor:
-        return counts.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int | None], output: Tensor) -> None:
-        z, threshold, counts, T = inputs
-        gate = z > 0 if T is None else (z > 0) & (z < threshold * T)
-        ctx.save_for_backward(gate, threshold, counts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gate, threshold, counts = ctx.saved_tensors
-        grad_z = torch.where(gate, grad / threshold, 0)
-        return grad_z, (-grad_z * counts).sum_to_size(threshold.shape), None, None

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
 
-from .currents import Couple, residual_total, step_currents
+from .currents import residual_total, step_currents
 from .gamma import initial_gamma
 from .signals import Signal, check_signal, effective_counts
 
@@ -176,11 +177,7 @@ class SpikingLayer(nn.Module):
         with torch.no_grad():
             scale, shift = fold_norm(norm)
             train = self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        threshold = torch.as_tensor(self.threshold, dtype=z.dtype, device=z.device)
-        threshold = threshold.view(-1, *[1] * (z.dim() - 2)) if threshold.dim() else threshold
-        T = train.T if self.gate == "clip" else None
-        counts = Couple.apply(z, threshold, train.counts, T)  # type: ignore[no-untyped-call]
-        return SpikeTrain.unchecked(train.planes, train.T, counts)
+        return te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def _uses_batch(self, norm: _BatchNorm) -> bool:
         return norm.training or norm.running_mean is None

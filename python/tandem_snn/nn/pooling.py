@@ -14,8 +14,7 @@ from torch.nn.modules.utils import _pair
 import tandem_ext as te
 from tandem_ext import SpikeTrain
 
-from .currents import spread
-from .signals import Signal, check_input, effective_counts, map_features
+from .signals import Signal, check_input, effective_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
 
@@ -71,13 +70,11 @@ class AvgPool2d(nn.Module):
         size = self._average(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
         inside = reduce(torch.add, _windows(spikes, size, self.kernel_size, self.stride, self.padding))
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        currents = inside.to(weight.dtype) * weight
-        if x.edge is not None:
-            currents = spread(self._average(x.edge).to(weight.dtype), currents)
-        train = te.functional.if_scan(currents)
+        train = te.functional.if_scan(inside.to(weight.dtype) * weight)
         assert isinstance(train, SpikeTrain)
-        counts = None if train.edge is None else train.edge.to(x.counts.dtype)
-        return SpikeTrain.unchecked(train.planes, x.T, counts, x.gain, x._dtype)
+        if x.edge is not None:
+            train = te.functional.couple(train, self._average(x.edge))
+        return with_gain(train, x.gain)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
