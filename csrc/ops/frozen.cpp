@@ -132,21 +132,34 @@ class Run {
                                     ScalarType::Float);
   }
 
+  // y = W x by torch's own product, once for the window; x is [B, K], [B, C, L] or [B, C, H, W].
+  Tensor direct_product(const Instruction& i) const {
+    switch (input_.dim()) {
+      case 2:
+        return aten::linear(input_, view_floats(i.weight, {i.outputs, i.channels}));
+      case 3:
+        return aten::convolution(input_, view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_w}),
+                                 {i.stride_w}, {i.padding_w}, {i.dilation_w}, i.groups);
+      default:
+        return aten::convolution(input_,
+                                 view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w}),
+                                 {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w}, {i.dilation_h, i.dilation_w},
+                                 i.groups);
+    }
+  }
+
   void direct(const Instruction& i) {
-    const bool convolution = i.kernel_h > 0;
+    const NeuronArgs<float> args = neurons(i);
     Tensor y;
     if (i.kind == kImpulse && streaming_ && step_ > 0) {
-      y = empty({batch_ * (convolution ? out_height(i) * out_width(i) : 1) * i.outputs}, ScalarType::Float, input_);
+      y = empty({args.neurons}, ScalarType::Float, input_);
       torch::stable::zero_(y);
-    } else if (convolution) {
-      const Tensor weight = view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w});
-      y = to_channels_last(aten::convolution(input_, weight, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
-                                             {i.dilation_h, i.dilation_w}, i.groups),
-                           1);
     } else {
-      y = torch::stable::contiguous(aten::linear(input_, view_floats(i.weight, {i.outputs, i.channels})));
+      y = to_channels_last(direct_product(i), 1);
+      TANDEM_CHECK(y.numel() == args.neurons, "input of shape ", shape_text(shape_of(input_)),
+                   " does not fit the program");
     }
-    cpu::if_scan(y.data_ptr(), DType::kFloat32, i.kind == kDirect ? Source::kConstant : Source::kImpulse, neurons(i),
+    cpu::if_scan(y.data_ptr(), DType::kFloat32, i.kind == kDirect ? Source::kConstant : Source::kImpulse, args,
                  torch_parallel);
   }
 

@@ -3,10 +3,12 @@
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
 
 from . import ann, data, measure, models, nn
+from .frozen import FrozenNetwork, freeze
 from .models import create_model, create_twin, list_models
 
 __all__ = [
     "ConstantInput",
+    "FrozenNetwork",
     "ImpulseInput",
     "SpikeTrain",
     "__version__",
@@ -15,6 +17,7 @@ __all__ = [
     "create_model",
     "create_twin",
     "data",
+    "freeze",
     "list_models",
     "measure",
     "models",

@@ -1,0 +1,209 @@
+"""FrozenNetwork: a snapshot of a network's evaluation that runs as one call, or step by step."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .. import nn as tnn
+from .program import Builder
+from .quantise import quantise_
+from .trace import CannotLower, trace
+
+
+class _Program:
+    """The program for inputs of one shape."""
+
+    def __init__(self, net: nn.Module, x: Any) -> None:
+        traced = trace(net, x)
+        builder = Builder(traced)
+        self.words, self.blob = builder.build()
+        self.prefix = traced.prefix
+        self.T = builder.T
+        self.streams = builder.streams
+        self.segments = builder.segments
+        self.outputs = builder.outputs
+
+    def run(self, x: Any, state: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
+        """The readout and the state after the whole window or, given a state, after one step."""
+        for layer in self.prefix:
+            x = layer(x)
+        source = x.planes if isinstance(x, SpikeTrain) else x.x
+        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step)  # type: ignore[no-any-return]
+
+    def first_state(self, batch: int) -> Tensor:
+        return torch.zeros(sum(self.segments) * batch)
+
+    def keep(self, state: Tensor, rows: Tensor) -> Tensor:
+        """The state of the samples that ``rows``, a mask over the batch, selects."""
+        parts = state.split([size * len(rows) for size in self.segments])
+        return torch.cat([part.view(len(rows), -1)[rows].flatten() for part in parts])
+
+
+class FrozenNetwork(nn.Module):
+    """What :func:`freeze` returns. Calling it takes what the network took and returns the network's readout.
+
+    Attributes:
+        net: the snapshot: the network in evaluation mode, with its own copy of every weight.
+        weight_bits: bits per weight, or None for the weights as they were.
+        T: the number of time steps; None until it is known (see :func:`freeze`).
+    """
+
+    def __init__(self, net: nn.Module, weight_bits: int | None = None, T: int | None = None) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.weight_bits = weight_bits
+        if weight_bits is not None:
+            quantise_(self.net, weight_bits)
+        windows = {m.T for m in self.net.modules() if isinstance(m, tnn.Encoder)}
+        self._takes_images = bool(windows)
+        self.T = windows.pop() if len(windows) == 1 else T
+        self._programs: dict[Any, _Program | CannotLower] = {}
+        self.reset()
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor | SpikeTrain) -> Tensor:
+        """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
+        if isinstance(x, SpikeTrain):
+            self.T = x.T
+        program = self._program(x)
+        if isinstance(program, CannotLower) or x.device.type != "cpu":
+            answer: Tensor = self.net(x)
+            return answer
+        return program.run(x)[0]
+
+    def reset(self) -> None:
+        """Forgets the stream: the next :meth:`step` is step 0."""
+        self._state: Tensor | None = None
+        self._steps = 0
+
+    @torch.inference_mode()
+    def step(self, x_t: Tensor) -> Tensor:
+        """One time step: its spikes x_t [B, *features], 0 and 1, or the image of a direct encoder.
+
+        Returns:
+            The readout so far [B, outputs], in which the bias counts t/T: after T steps exactly that of the whole
+            window.
+
+        Raises:
+            ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; a network that
+                has no program; a batch that changed without :meth:`reset`.
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+        >>> frozen = freeze(net)
+        >>> x = torch.rand(1, 3)
+        >>> for _ in range(4):
+        ...     so_far = frozen.step(x)
+        >>> torch.equal(so_far, frozen(x))
+        True
+        """
+        program = self._streaming_program(x_t)
+        if self._state is None:
+            self._state = program.first_state(len(x_t))
+        if self._state.numel() != sum(program.segments) * len(x_t):
+            raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
+        answer, self._state = program.run(self._signal(x_t), self._state, self._steps)
+        self._steps += 1
+        return answer
+
+    @torch.inference_mode()
+    def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Answers each sample as soon as it is sure of it.
+
+        Args:
+            x: a batch as for a call.
+            confidence: in (0, 1]: a sample is done when the softmax of its readout so far reaches it, or at step T.
+
+        Returns:
+            The readouts [B, outputs] at those steps, and the numbers of steps [B] (int64) they took.
+
+        Raises:
+            ValueError: confidence out of range, or a network that cannot stream (see :meth:`step`).
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+        >>> logits, steps = freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
+        >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
+        (torch.Size([6, 2]), True)
+        """
+        if not 0.0 < confidence <= 1.0:
+            raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
+        if isinstance(x, SpikeTrain):
+            self.T = x.T
+        batch = x.shape[0]
+        program = self._streaming_program(_step_of(x, 0))
+        active, state = torch.arange(batch), program.first_state(batch)
+        logits = torch.empty(batch, program.outputs)
+        steps = torch.zeros(batch, dtype=torch.int64)
+        for t in range(program.T):
+            answer, state = program.run(self._signal(_step_of(x, t)[active]), state, t)
+            sure = answer.softmax(1).amax(1) >= confidence
+            done = sure if t < program.T - 1 else torch.ones_like(sure)
+            logits[active[done]], steps[active[done]] = answer[done], t + 1
+            active, state = active[~done], program.keep(state, ~done)
+            if not len(active):
+                break
+        return logits, steps
+
+    def _signal(self, x_t: Tensor) -> Any:
+        return x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
+
+    def _streaming_program(self, x_t: Tensor) -> _Program:
+        if self._takes_images:
+            program = self._program(x_t)
+        elif self.T is None:
+            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
+        else:
+            silence = torch.zeros((self.T + 7) // 8, 1, *x_t.shape[1:], dtype=torch.uint8)
+            program = self._program(SpikeTrain.unchecked(silence, self.T))
+        if isinstance(program, CannotLower):
+            raise program
+        if not program.streams:
+            raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
+        return program
+
+    def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
+        key = tuple(x.shape[1:]), self.T
+        if key not in self._programs:
+            try:
+                self._programs[key] = _Program(self.net, x[:1])
+            except CannotLower as reason:
+                self._programs[key] = reason
+        return self._programs[key]
+
+
+def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
+    """A snapshot of the network's evaluation, for inference: the whole network is one call.
+
+    Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
+    Sums are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the batch, the
+    threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A network that has no program
+    (other modules between the layers, currents that leave a layer, float64, CUDA) runs layer by layer instead.
+
+    Args:
+        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
+        weight_bits: round the weights to that many bits, 2 to 8, symmetrically, one step per output channel; sums are
+            then of small integers. None keeps them.
+        T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
+
+    Raises:
+        ValueError: weight_bits or T out of range.
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
+    >>> x = torch.rand(4, 6)
+    >>> torch.equal(freeze(net)(x), net(x))
+    True
+    """
+    if weight_bits is not None and (not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8):
+        raise ValueError(f"weight_bits: expected None or an int from 2 to 8, got {weight_bits!r}")
+    if T is not None and (not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= 255):
+        raise ValueError(f"T: expected an int from 1 to 255, got {T!r}")
+    return FrozenNetwork(net, weight_bits, T)
+
+
+def _step_of(x: Tensor | SpikeTrain, t: int) -> Tensor:
+    return x.planes[t // 8] >> t % 8 & 1 if isinstance(x, SpikeTrain) else x

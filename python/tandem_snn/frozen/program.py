@@ -1,0 +1,330 @@
+"""From a trace to a program: rows of integers for the executor, and a blob with every number they use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tandem_ext import _C, ConstantInput, SpikeTrain
+from tandem_ext.functional.neuron import Neurons, fold, make_neurons
+from tandem_ext.functional.products import conv_product
+
+from .. import nn as tnn
+from ..nn.neuron import fold_norm
+from .trace import Call, CannotLower, Trace
+
+FIELDS: list[str] = _C.frozen_fields()
+DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, READOUT = range(6)
+GATES = {"relu": 0, "clip": 1, "resu": 2}
+ALIGNMENT = 64
+
+
+class Blob:
+    """Bytes that grow by aligned pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Tensor] = []
+        self.size = 0
+
+    def put(self, values: Tensor) -> int:
+        """Appends the tensor's bytes and returns their offset."""
+        offset = self.size
+        data = values.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        padding = -data.numel() % ALIGNMENT
+        self._pieces += [data, torch.zeros(padding, dtype=torch.uint8)]
+        self.size += data.numel() + padding
+        return offset
+
+    def tensor(self) -> Tensor:
+        return torch.cat(self._pieces)
+
+
+class Places:
+    """Places in the workspace for values, reused when their last reader is done. In bytes per sample and plane."""
+
+    def __init__(self, last_use: dict[int, int]) -> None:
+        self._last_use = last_use
+        self._live: dict[int, tuple[int, int]] = {}
+        self.size = 0
+
+    def take(self, value: int, size: int, now: int) -> int:
+        self._live = {v: place for v, place in self._live.items() if self._last_use.get(v, now) >= now}
+        start = 0
+        for begin, length in sorted(self._live.values()):
+            if start + size <= begin:
+                break
+            start = max(start, begin + length)
+        self._live[value] = (start, size)
+        self.size = max(self.size, start + size)
+        return start
+
+    def of(self, value: int) -> int:
+        return self._live[value][0]
+
+
+class Builder:
+    """Writes the program of one trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.blob = Blob()
+        self.rows: list[list[int]] = []
+        self.segments: list[int] = []  # floats per sample of each layer's state
+        self.aliases: dict[int, int] = {}  # values that are another value seen differently
+        self.places = Places(self._last_uses())
+        self.T = 0
+        self.streams = True
+
+    def build(self) -> tuple[Tensor, Tensor]:
+        """The program (int64) and its blob (uint8)."""
+        calls = self._fused_readout(self.trace.calls)
+        for now, call in enumerate(calls):
+            self._lower(call, now)
+        self.outputs = calls[-1].layer.out_features
+        header = [self.T, len(self.rows), self.places.size, sum(self.segments), self.outputs]
+        return torch.tensor(header + [word for row in self.rows for word in row]), self.blob.tensor()
+
+    # --- values -------------------------------------------------------------------------------------------------------
+
+    def _last_uses(self) -> dict[int, int]:
+        last: dict[int, int] = {}
+        for now, call in enumerate(self.trace.calls):
+            for value in (call.x, call.residual):
+                if value is not None:
+                    last[id(value)] = now
+        for call in reversed(self.trace.calls):  # a value lives as long as what is only another view of it
+            if _is_view(call):
+                last[id(call.x)] = max(last.get(id(call.x), 0), last.get(id(call.y), 0))
+        return last
+
+    def _value(self, x: Any) -> int:
+        key = id(x)
+        while key in self.aliases:
+            key = self.aliases[key]
+        first = self.trace.calls[0].x
+        return -1 if key == id(first) else self.places.of(key)
+
+    def _emit(self, **fields: int) -> None:
+        absent = dict.fromkeys(("shift", "scale", "residual", "residual_scale", "v_init", "constants", "state"), -1)
+        row = {**dict.fromkeys(FIELDS, 0), **absent, **fields}
+        self.rows.append([int(row[name]) for name in FIELDS])
+
+    def _take(self, y: SpikeTrain, now: int) -> int:
+        return self.places.take(id(y), y.shape.numel() // y.shape[0], now)
+
+    def _segment(self, size: int) -> int:
+        offset = sum(self.segments)
+        self.segments.append(size)
+        return offset
+
+    # --- layers -------------------------------------------------------------------------------------------------------
+
+    def _lower(self, call: Call, now: int) -> None:
+        layer = call.layer
+        if isinstance(call.y, SpikeTrain):
+            self.T = call.y.T
+        if isinstance(layer, tnn.Readout):
+            self._readout(call)
+        elif _is_view(call):
+            if call.y is not call.x:
+                self.aliases[id(call.y)] = id(call.x)
+        elif isinstance(layer, tnn.SpikingLayer):
+            self._neurons(call, now)
+        elif isinstance(layer, tnn.AvgPool2d):
+            self._avg_pool(call, now)
+        elif isinstance(layer, tnn.MaxPool2d):
+            self._max_pool(call, now)
+        elif isinstance(layer, tnn.Flatten):
+            self._flatten(call, now)
+        else:
+            raise CannotLower(f"{call.name}: {type(layer).__name__} is not the last thing before the Readout")
+
+    def _neurons(self, call: Call, now: int) -> None:
+        layer, x, y = call.layer, call.x, call.y
+        if not call.fire or isinstance(call.residual, Tensor):
+            raise CannotLower(f"{call.name}: currents that leave a layer")
+        scale = shift = None
+        if layer.norm is not None:
+            scale, shift = fold_norm(layer.norm)
+        neurons = make_neurons(
+            layer.weight, y.T, tuple(y.shape), layer.threshold, layer.leak, layer.v_init, call.residual, layer.gate,
+            None, False,
+        )  # fmt: skip
+        weight = layer.weight.detach().float()
+        gain = x.gain
+        scale, shift = fold(neurons, layer.bias, scale, shift, gain, y.shape[1], layer.weight)
+        direct = not isinstance(x, SpikeTrain)
+        kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
+        stored = weight if direct else torch.ops.tandem.frozen_pack.default(weight, getattr(layer, "groups", 1))
+        self._fire(
+            call,
+            neurons,
+            now,
+            kind=kind,
+            input=-1 if direct else self._value(x),
+            weight=self.blob.put(stored),
+            scale=self._put(scale),
+            shift=self._put(shift),
+            groups=getattr(layer, "groups", 1),
+            **_geometry(call, layer),
+        )
+
+    def _fire(self, call: Call, neurons: Neurons, now: int, **fields: int) -> None:
+        """Emits a layer with neurons."""
+        y, settings = call.y, neurons.settings
+        v_init = neurons.v_init
+        if v_init is not None and v_init.dim() > 1:
+            v_init = v_init.movedim(0, -1)
+        self.streams &= settings.gate != "resu"
+        features = y.shape.numel() // y.shape[0]
+        self._emit(
+            **fields,
+            outputs=y.shape[1],
+            residual=-1 if call.residual is None else self._value(call.residual),
+            residual_scale=self._put(neurons.residual_scale),
+            v_init=self._put(v_init),
+            v_init_size=1 if v_init is None else v_init.numel(),
+            constants=self.blob.put(torch.tensor([settings.threshold, settings.leak])),
+            gate=GATES[settings.gate],
+            state=self._segment(features),
+            output=self._take(y, now),
+        )
+
+    def _avg_pool(self, call: Call, now: int) -> None:
+        layer, x, y = call.layer, call.x, call.y
+        channels = x.shape[1]
+        weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
+        neurons = make_neurons(weight, y.T, tuple(y.shape), 1.0, 1.0, 0.0, None, "relu", None, False)
+        packed = torch.ops.tandem.frozen_pack.default(weight, channels)
+        self._fire(
+            call,
+            neurons,
+            now,
+            kind=PRODUCT,
+            input=self._value(x),
+            weight=self.blob.put(packed),
+            groups=channels,
+            channels=channels,
+            **_image(x.shape),
+            **_window(layer.kernel_size, layer.stride, layer.padding, (1, 1)),
+        )
+
+    def _max_pool(self, call: Call, now: int) -> None:
+        layer, x, y = call.layer, call.x, call.y
+        self._emit(
+            kind=MAX_POOL,
+            input=self._value(x),
+            outputs=y.shape[2] * y.shape[3],
+            groups=y.shape[3],
+            channels=x.shape[1],
+            output=self._take(y, now),
+            **_image(x.shape),
+            **_window(layer.kernel_size, layer.stride, layer.padding, layer.dilation),
+        )
+
+    def _flatten(self, call: Call, now: int) -> None:
+        x, y = call.x, call.y
+        if len(y.shape) != 2:
+            raise CannotLower(f"{call.name}: only a Flatten of all features is part of a program")
+        height, width = _spatial(x.shape)
+        self._emit(
+            kind=FLATTEN,
+            input=self._value(x),
+            channels=x.shape[1],
+            height=height,
+            width=width,
+            output=self._take(y, now),
+        )
+
+    def _fused_readout(self, calls: list[Call]) -> list[Call]:
+        """Averages right before the Readout are part of it: [..., pool, (flatten), readout] -> [..., readout]."""
+        self.pool: Call | None = None
+        for i, call in enumerate(calls):
+            averages = isinstance(call.layer, tnn.AdaptiveAvgPool2d) or (
+                isinstance(call.layer, tnn.AvgPool2d) and not call.layer.spiking
+            )
+            if averages and isinstance(call.x, SpikeTrain):
+                rest = [c for c in calls[i + 1 : -1] if not isinstance(c.layer, tnn.Dropout)]
+                if any(not isinstance(c.layer, tnn.Flatten) for c in rest):
+                    raise CannotLower(f"{call.name}: the mean counts are not the last thing before the Readout")
+                self.pool = call
+                return [*calls[:i], calls[-1]]
+        return calls
+
+    def _readout(self, call: Call) -> None:
+        layer = call.layer
+        x = call.x if self.pool is None else self.pool.x
+        if not isinstance(x, SpikeTrain):
+            raise CannotLower(f"{call.name}: its input are not spikes")
+        weight = layer.weight.detach().float()
+        window: dict[str, int] = {}
+        if self.pool is not None:
+            pool = self.pool.layer
+            if isinstance(pool, tnn.AvgPool2d):
+                window = _window(pool.kernel_size, pool.stride, pool.padding, (1, 1))
+            else:
+                window = _window(tuple(self.pool.y.shape[2:]), (0, 0), (0, 0), (1, 1))
+        height, width = _spatial(x.shape)
+        features = x.shape.numel() // x.shape[0]
+        self._emit(
+            kind=READOUT,
+            input=self._value(x),
+            channels=x.shape[1],
+            height=height,
+            width=width,
+            outputs=layer.out_features,
+            weight=self.blob.put(weight),
+            shift=self._put(None if layer.bias is None else layer.bias.float()),
+            constants=self.blob.put(torch.tensor([float(x.gain)])),
+            state=self._segment(features),
+            **window,
+        )
+
+    def _put(self, values: Tensor | None) -> int:
+        return -1 if values is None else self.blob.put(values.detach().float())
+
+
+def _is_view(call: Call) -> bool:
+    """Does the layer return its input's very planes?"""
+    if isinstance(call.layer, tnn.Dropout):
+        return True
+    return isinstance(call.layer, tnn.Flatten) and isinstance(call.x, SpikeTrain) and len(call.x.shape) <= 2
+
+
+def _spatial(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of [B, C], [B, C, L] or [B, C, H, W]."""
+    if len(shape) > 4:
+        raise CannotLower(f"signals of shape {list(shape)}")
+    return (1, 1, *shape[2:])[-2:] if len(shape) > 2 else (1, 1)
+
+
+def _image(shape: Sequence[int]) -> dict[str, int]:
+    height, width = _spatial(shape)
+    return {"height": height, "width": width}
+
+
+def _window(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> dict[str, int]:
+    names = ("kernel", kernel), ("stride", stride), ("padding", padding), ("dilation", dilation)
+    neutral = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+    fields = {}
+    for name, values in names:
+        h, w = values if len(values) == 2 else (neutral[name], values[0])
+        fields |= {f"{name}_h": h, f"{name}_w": w}
+    return fields
+
+
+def _geometry(call: Call, layer: Any) -> dict[str, int]:
+    """Shape of the input image and of the kernel; a linear map is a 1 x 1 convolution of a 1 x 1 image."""
+    x = call.x
+    fields = {"channels": x.shape[1], **_image(x.shape)}
+    if isinstance(layer, tnn.Linear):
+        return fields | _window((1, 1), (1, 1), (0, 0), (1, 1))
+    product, extra = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if extra:
+        raise CannotLower(f"{call.name}: padding that is not the same on both sides")
+    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation)

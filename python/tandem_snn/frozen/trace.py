@@ -1,0 +1,83 @@
+"""What a network does to its input, layer by layer: found by watching one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .. import nn as tnn
+from ..measure.hooks import evaluating, watching
+
+LAYERS = (
+    tnn.Encoder,
+    tnn.SpikingLayer,
+    tnn.AvgPool2d,
+    tnn.AdaptiveAvgPool2d,
+    tnn.MaxPool2d,
+    tnn.Flatten,
+    tnn.Dropout,
+    tnn.Readout,
+)
+
+
+class CannotLower(ValueError):
+    """A network that has no program; the message says which layer and why."""
+
+
+@dataclass
+class Call:
+    """One layer at work: what it read and what it returned."""
+
+    name: str
+    layer: nn.Module
+    x: Any
+    residual: Any
+    fire: bool
+    y: Any
+
+
+@dataclass
+class Trace:
+    """The calls of a forward pass in order. ``prefix`` comes before the first spikes."""
+
+    prefix: list[nn.Module]
+    calls: list[Call]
+    answer: Tensor
+
+
+def trace(net: nn.Module, x: Any) -> Trace:
+    """Runs ``net`` on x in evaluation mode and notes its layers' calls.
+
+    Raises:
+        CannotLower: something other than this package's layers works on the signals between them, or the network does
+            not end in a Readout.
+    """
+    calls: list[Call] = []
+
+    def watch(name: str, layer: nn.Module, given: Any, keywords: dict[str, Any], y: Any) -> None:
+        calls.append(Call(name, layer, given, keywords.get("residual"), keywords.get("fire", True), y))
+
+    with evaluating(net), watching(net, LAYERS, watch):
+        answer = net(x)
+
+    known = {id(x)}
+    for call in calls:
+        for value in (call.x, call.residual):
+            if value is not None and id(value) not in known:
+                raise CannotLower(f"{call.name}: its input does not come from a layer of tandem_snn.nn")
+        known.add(id(call.y))
+    if not calls or not isinstance(calls[-1].layer, tnn.Readout) or calls[-1].y is not answer:
+        raise CannotLower("the network does not end in a Readout")
+
+    prefix = []
+    while calls and not isinstance(calls[0].y, SpikeTrain) and not isinstance(calls[0].layer, tnn.Readout):
+        if calls[0].x is not x:
+            raise CannotLower(f"{calls[0].name}: the network branches before its first spikes")
+        x = calls[0].y
+        prefix.append(calls.pop(0).layer)
+    return Trace(prefix, calls, answer.detach() if isinstance(answer, torch.Tensor) else answer)

@@ -1,0 +1,198 @@
+"""Frozen networks: one call, step by step and layer by layer give the same bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn.frozen import FrozenNetwork, freeze
+from tandem_snn.frozen.quantise import quantise
+from tandem_snn.frozen.trace import CannotLower
+
+
+def trained(net: nn.Module, x: Tensor) -> nn.Module:
+    """A network whose batch norms have seen data, in evaluation mode."""
+    net.train()
+    for _ in range(3):
+        net(x)
+    return net.eval()
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(20, 50, norm=True), tnn.Linear(50, 33), tnn.Readout(33, 10))
+    return net, torch.rand(6, 20)
+
+
+def lif() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=12, mode="zero_expand"),
+        tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5),
+        tnn.Linear(40, 30, v_init=0.5, gate="clip"),
+        tnn.Readout(30, 10, bias=False),
+    )
+    return net, torch.rand(6, 20)
+
+
+def conv() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=8),
+        tnn.Conv2d(1, 12, 3, padding=1, norm=True),
+        tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        tnn.Conv2d(12, 24, 3, stride=2, padding=1, norm=True, groups=2, v_init=torch.rand(24, 5, 4)),
+        tnn.AvgPool2d(2),
+        tnn.Dropout(0.2),
+        tnn.Flatten(),
+        tnn.Linear(24 * 4, 40, norm=True),
+        tnn.Readout(40, 10),
+    )
+    return net, torch.rand(5, 1, 17, 13)
+
+
+def residual() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=9),
+        tnn.Conv2d(3, 16, 3, padding="same", norm=True),
+        tnn.Residual(nn.Sequential(tnn.Conv2d(16, 16, 3, padding=1, norm=True), tnn.Conv2d(16, 16, 1))),
+        tnn.AdaptiveAvgPool2d(1),
+        tnn.Flatten(),
+        tnn.Readout(16, 10),
+    )
+    return net, torch.rand(5, 3, 8, 8)
+
+
+def line() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=3),
+        tnn.Conv1d(2, 9, 5, stride=2, norm=True),
+        tnn.Conv1d(9, 8, 3, dilation=2, padding=1),
+        tnn.Flatten(),
+        tnn.Readout(8 * 8, 4),
+    )
+    return net, torch.rand(4, 2, 23)
+
+
+@pytest.mark.parametrize("make", [mlp, lif, conv, residual, line])
+def test_one_call_is_the_evaluation_and_the_stream(make: object) -> None:
+    torch.manual_seed(0)
+    net, x = make()  # type: ignore[operator]
+    trained(net, x)
+    frozen = freeze(net)
+    expected = net(x).detach()
+    assert torch.equal(frozen(x), expected)
+    assert all(not isinstance(p, CannotLower) for p in frozen._programs.values())
+    for _ in range(frozen.T or 0):
+        so_far = frozen.step(x)
+    assert torch.equal(so_far, expected)
+    assert torch.equal(frozen(x[2:3]), frozen(x)[2:3]) or torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)
+
+
+def spiking_net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(tnn.Linear(30, 60), tnn.Linear(60, 20), tnn.Readout(20, 5)).eval()
+
+
+@pytest.mark.parametrize("T", [1, 8, 19])
+def test_spikes_in(T: int) -> None:
+    net = spiking_net()
+    spikes = torch.rand(T, 7, 30).lt(0.4).float()
+    x = te.SpikeTrain.from_dense(spikes)
+    frozen = freeze(net, T=T)
+    for t in range(T):
+        so_far = frozen.step(spikes[t])
+    assert torch.equal(so_far, frozen(x))
+    assert torch.equal(frozen(x), net(x))
+
+
+def test_anytime_ends_where_confidence_says() -> None:
+    torch.manual_seed(2)
+    net, x = mlp()
+    frozen = freeze(trained(net, x))
+    logits, steps = frozen.anytime(x, confidence=1.0)
+    assert torch.equal(logits, frozen(x))
+    assert steps.tolist() == [8] * len(x)
+    logits, steps = frozen.anytime(x, confidence=0.15)
+    frozen.reset()
+    so_far = torch.stack([frozen.step(x) for _ in range(8)])
+    sure = so_far.softmax(2).amax(2) >= 0.15
+    sure[-1] = True
+    first = sure.int().argmax(0)
+    assert torch.equal(steps, first + 1)
+    assert torch.allclose(logits, so_far[first, torch.arange(len(x))], atol=1e-6)
+
+
+def test_it_is_a_snapshot() -> None:
+    net, x = mlp()
+    trained(net, x)
+    frozen = freeze(net)
+    before = frozen(x)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(3.0)
+    assert torch.equal(frozen(x), before)
+    assert torch.equal(copy.deepcopy(frozen)(x), before)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_few_bits(bits: int) -> None:
+    torch.manual_seed(3)
+    net, x = conv()
+    trained(net, x)
+    frozen = freeze(net, weight_bits=bits)
+    for name, weight in frozen.net.named_parameters():
+        if name.endswith("weight") and weight.dim() > 1:
+            assert all(len(row.unique()) <= 2**bits - 1 for row in weight.flatten(1))
+    assert torch.equal(frozen(x), frozen.net(x))
+    q, step = quantise(torch.tensor([[0.5, -1.0], [0.0, 0.0]]), bits)
+    assert q.abs().max() == 2 ** (bits - 1) - 1
+    assert step[1] == 1
+
+
+def test_a_network_without_a_program_runs_layer_by_layer() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = tnn.Linear(4, 4)
+            self.readout = tnn.Readout(4, 2)
+
+        def forward(self, x: te.SpikeTrain) -> Tensor:
+            return self.readout(te.cat([self.layer(x), self.layer(x)]))
+
+    net = Doubled()
+    x = te.SpikeTrain.from_dense(torch.ones(3, 2, 4))
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    with pytest.raises(ValueError, match="does not come from a layer"):
+        frozen.step(torch.ones(2, 4))
+
+
+def test_errors() -> None:
+    net, x = mlp()
+    for bits in (1, 9, 4.0):
+        with pytest.raises(ValueError, match="weight_bits"):
+            freeze(net, weight_bits=bits)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="T: expected"):
+        freeze(net, T=256)
+    with pytest.raises(ValueError, match="confidence"):
+        freeze(net).anytime(x, 1.5)
+    frozen = freeze(net)
+    frozen.step(x)
+    with pytest.raises(ValueError, match="batch differs"):
+        frozen.step(x[:2])
+    with pytest.raises(ValueError, match="T: not known"):
+        freeze(spiking_net()).step(torch.ones(1, 30))
+    resu = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(20, 5, gate="resu"), tnn.Readout(5, 2))
+    assert torch.equal(freeze(resu)(x), resu(x))
+    with pytest.raises(ValueError, match="cannot stream"):
+        freeze(resu).step(x)
+
+
+def test_state_dict_and_repr() -> None:
+    net, _x = mlp()
+    frozen = freeze(net)
+    assert isinstance(frozen, FrozenNetwork)
+    assert set(frozen.state_dict()) == {f"net.{k}" for k in net.state_dict()}
