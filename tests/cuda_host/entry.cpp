@@ -1,6 +1,7 @@
 // C entry points to the launchers, for ctypes.
 #include "../../csrc/kernels/if_scan.h"
 #include "../../csrc/kernels/spike_bits.h"
+#include "../../csrc/kernels/spike_linear.h"
 
 using namespace tandem;
 
@@ -27,6 +28,11 @@ int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* cou
 int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
                        void* grad_z) {
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
+}
+
+int emulated_spike_linear(const uint8_t* planes, const void* weight, Weights type, int64_t K,
+                          const NeuronArgs<float>* args) {
+  return cuda::spike_linear(planes, weight, type, K, *args, nullptr);
 }
 
 }  // extern "C"

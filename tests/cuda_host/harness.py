@@ -49,7 +49,7 @@ def build(sources: Sequence[Path], include: Path, folder: Path, checked: bool) -
     common += ["-DTANDEM_EMULATION", f"-I{HERE / 'emulation'}", f"-isystem{include}"]
     # Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits on the GPU.
     watch = ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"] if checked else ["-O2"]
-    runtime = ["scheduler.cpp", "warp.cpp", "checker.cpp" if checked else "no_checker.cpp"]
+    runtime = ["scheduler.cpp", "warp.cpp", "tensor.cpp", "checker.cpp" if checked else "no_checker.cpp"]
     jobs = [(path, ["-O2"]) for path in (HERE / "emulation" / name for name in runtime)]
     jobs += [(path, watch if path.suffix == ".cu" else ["-O2"]) for path in sources]
     objects = [folder / f"{i}.o" for i in range(len(jobs))]

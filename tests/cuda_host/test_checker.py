@@ -26,6 +26,8 @@ TWINS = {
     "divergent_barrier": ("exit", 64),
     "exited_lane": ("names a lane that has exited", 64),
     "shuffle_outside": ("which takes no part", 64),
+    "async_copy": ("cp.async in flight", 64),
+    "async_copy_to_others": ("race: read after write|uninitialised read", 64),
 }
 
 

@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 from harness import DTYPES, Emulator, pointer
-from test_emulated_scan import pack, pack_mask, unpack
+from neuron_layers import pack, pack_mask, unpack
 
 SIZES = [1, 7, 32, 100, 1028]
 DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -15,7 +15,7 @@ from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
 ARCHS = ["80", "90"]
-REGISTERS = {"if_scan": 64, "spike_bits": 48}  # by file; 64 let 32 warps share a multiprocessor
+REGISTERS = {"if_scan": 64, "spike_bits": 48, "spike_linear": 128}  # by file
 
 
 Compiled = dict[str, tuple[str, Path]]

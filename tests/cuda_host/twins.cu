@@ -110,6 +110,32 @@ __global__ void shuffle_outside(const float* in, float* out, int) {
   out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
 }
 
+// The second copy is still in flight where the first alone was waited for.
+template <bool bad>
+__global__ void async_copy(const float* in, float* out, int n) {
+  TANDEM_SHARED(float, tile, [64]);
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < 8) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
+  tandem::cuda::cp_async_commit();
+  if (i < 8) tandem::cuda::cp_async_16(tile + 32 + 4 * i, in + 32 + 4 * i, true);
+  tandem::cuda::cp_async_commit();
+  tandem::cuda::cp_async_wait<(bad ? 1 : 0)>();
+  __syncthreads();
+  out[i] = tile[n - 1 - i];
+}
+
+// Only the thread that copies may read what has landed before a barrier.
+template <bool bad>
+__global__ void async_copy_to_others(const float* in, float* out, int n) {
+  TANDEM_SHARED(float, tile, [64]);
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < 16) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
+  tandem::cuda::cp_async_commit();
+  tandem::cuda::cp_async_wait<0>();
+  if (!bad) __syncthreads();
+  out[i] = tile[n - 1 - i];
+}
+
 template <bool bad>
 int run(int which, const float* in, float* out, int n) {
   const auto launch = [&](auto kernel, unsigned blocks, unsigned threads) {
@@ -143,6 +169,10 @@ int run(int which, const float* in, float* out, int n) {
       return launch(exited_lane<bad>, 1, threads);
     case 12:
       return launch(shuffle_outside<bad>, 1, threads);
+    case 13:
+      return launch(async_copy<bad>, 1, threads);
+    case 14:
+      return launch(async_copy_to_others<bad>, 1, threads);
     default:
       return -1;
   }

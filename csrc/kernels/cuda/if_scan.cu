@@ -25,7 +25,8 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   constexpr int kSteps = chunk_of(kT, kResidual);
   using Input = Vec<In, kVec>;
   Neurons<kVec> neurons;
-  neurons.begin(a, n);
+  neurons.begin(a, remainder(n, a.v_init_size));
+  neurons.load_parameters(a, remainder(n, a.channels));
   Input held;
   if constexpr (kHeld) held = load_once<Input>(currents + n);
   const int T = kT > 0 ? kT : a.T;
@@ -55,6 +56,7 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
       if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
       neurons.advance(a, at, steps, current);
     }
+    if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
   }
   return neurons.end(a, n);
 }

@@ -17,37 +17,43 @@ struct Neurons {
   uint32_t counts;          // one byte per neuron: T <= 255
   uint32_t residual_plane;  // the residual's spikes of the same steps
 
-  __device__ __forceinline__ Vec<float, kVec> load_channels(const float* p, float absent) const {
-    return p != nullptr ? load<Vec<float, kVec>>(p + channel) : fill<float, kVec>(absent);
-  }
-
-  __device__ __forceinline__ void begin(const NeuronArgs<float>& a, int64_t n) {
+  // The state before the first step; v_init[at] belongs to the first neuron, unless there is one value for all.
+  __device__ __forceinline__ void begin(const NeuronArgs<float>& a, int64_t at) {
     if (a.v_init == nullptr) {
       v = fill<float, kVec>(0.0f);
     } else if (a.v_init_size == 1) {
       v = fill<float, kVec>(*a.v_init);
     } else {
-      v = load<Vec<float, kVec>>(a.v_init + remainder(n, a.v_init_size));
+      v = load<Vec<float, kVec>>(a.v_init + at);
     }
-    channel = static_cast<uint32_t>(remainder(n, a.channels));
+    z = fill<float, kVec>(0.0f);
+    plane = counts = 0;
+  }
+
+  __device__ __forceinline__ void load_parameters(const NeuronArgs<float>& a, int64_t first_channel) {
+    channel = static_cast<uint32_t>(first_channel);
     scale = load_channels(a.scale, 1.0f);
     k = load_channels(a.shift, 0.0f);
     if (a.shift != nullptr) {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) k.at[i] = k.at[i] / static_cast<float>(a.steps);
     }
-    z = fill<float, kVec>(0.0f);
-    plane = counts = 0;
   }
 
-  // Comes before the first step of every plane p.
+  __device__ __forceinline__ Vec<float, kVec> load_channels(const float* p, float absent) const {
+    return p != nullptr ? load<Vec<float, kVec>>(p + channel) : fill<float, kVec>(absent);
+  }
+
+  // Before the first step of plane p.
   __device__ __forceinline__ void begin_plane(const NeuronArgs<float>& a, int64_t n, int p) {
-    if (p > 0) {
-      counts += popcount_bytes(plane);
-      store_planes<kVec>(a.planes + (p - 1) * a.neurons + n, plane);
-      plane = 0;
-    }
+    plane = 0;
     if (a.residual_planes != nullptr) residual_plane = load_planes<kVec>(a.residual_planes + p * a.neurons + n);
+  }
+
+  // After the last step of plane p. The last plane is for end(), which may have to silence it.
+  __device__ __forceinline__ void end_plane(const NeuronArgs<float>& a, int64_t n, int p) {
+    counts += popcount_bytes(plane);
+    store_planes<kVec>(a.planes + p * a.neurons + n, plane);
   }
 
   // Turns what the product gives at kSteps steps into currents, in place.
@@ -110,7 +116,7 @@ struct Neurons {
     plane |= spikes << at;
   }
 
-  // After the last step: writes everything but the mask and returns the open gates, bit i for neuron i.
+  // After the last step: writes all outputs but the mask and returns the open gates, bit i for neuron i.
   __device__ __forceinline__ uint32_t end(const NeuronArgs<float>& a, int64_t n) {
     const float ceiling = rounded_mul(a.threshold, static_cast<float>(a.T));
     uint32_t gates = 0;

@@ -62,7 +62,7 @@ __device__ __forceinline__ Vec<E, n> fill(E value) {
 
 // n % period. In 64 bits that costs as much as half a scan, so it is done in 32 where they suffice.
 __device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
-  if (period == 1) return 0;
+  if (period <= 1) return 0;
   if (((n | period) >> 32) == 0) return static_cast<uint32_t>(n) % static_cast<uint32_t>(period);
   return n % period;
 }

@@ -28,6 +28,7 @@ struct Byte {
   uint32_t read_count = 0;
   uint32_t write_count = 0;
   bool defined = false;
+  bool in_flight = false;  // a cp.async that writes it has not landed
 };
 
 struct Buffer {
@@ -88,6 +89,7 @@ std::string code(const void* instruction) {
 const char* touch(Byte& byte, bool write, bool once) {
   const Access now{running_block_number, running->index, running->block_epoch, running->warp_epoch};
   const char* wrong = nullptr;
+  if (byte.in_flight) wrong = "race: cp.async in flight";
   if (!ordered_before_now(byte.write)) wrong = write ? "race: write after write" : "race: read after write";
   if (write) {
     for (const Access& read : byte.reads) {
@@ -187,14 +189,33 @@ void check_shared_array(const char* name, char* p, size_t bytes) {
   buffers.push_back({std::string("shared ") + name, p, std::vector<Byte>(bytes), kInput | kOutput, true});
 }
 
+void check_copy_issued(const Copy& copy, const void* instruction) {
+  if (copy.valid) access(copy.global, 16, false, instruction);
+  access(copy.shared, 16, true, instruction);
+  Buffer* buffer = find(copy.shared);
+  for (int i = 0; i < 16; ++i) buffer->bytes[static_cast<size_t>(copy.shared - buffer->p + i)].in_flight = true;
+}
+
+// To other threads it is a write at this time.
+void check_copy_landed(const Copy& copy) {
+  Buffer* buffer = find(copy.shared);
+  for (int i = 0; i < 16; ++i) {
+    Byte& byte = buffer->bytes[static_cast<size_t>(copy.shared - buffer->p + i)];
+    byte.in_flight = false;
+    byte.write = {running_block_number, running->index, running->block_epoch, running->warp_epoch};
+  }
+}
+
 void check_end_block(int threads) {
   for (int warp = 0; warp * 32 < threads; ++warp) {
-    std::map<const void*, std::vector<std::vector<const LoggedAccess*>>> requests;  // by instruction, in order
+    using Key = std::pair<const void*, bool>;  // instruction, is it a write: cp.async is both
+    std::map<Key, std::vector<std::vector<const LoggedAccess*>>> requests;
     for (int t = warp * 32; t < std::min(warp * 32 + 32, threads); ++t) {
-      std::map<const void*, size_t> times;
+      std::map<Key, size_t> times;
       for (const LoggedAccess& a : logs[static_cast<size_t>(t)]) {
-        auto& at = requests[a.instruction];
-        const size_t k = times[a.instruction]++;
+        const Key key{a.instruction, a.write};
+        auto& at = requests[key];
+        const size_t k = times[key]++;
         if (at.size() <= k) at.resize(k + 1);
         at[k].push_back(&a);
       }

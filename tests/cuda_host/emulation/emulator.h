@@ -136,13 +136,32 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 }
 
 template <class T>
-__forceinline__ T __ldg(const T* p) {
-  return *p;
-}
-template <class T>
 __forceinline__ T __ldcs(const T* p) {
   return *p;
 }
 
 using std::max;
 using std::min;
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+// The instructions that csrc/kernels/cuda/ptx.cuh wraps.
+namespace tandem::cuda {
+
+void cp_async_16(void* shared, const void* global, bool valid);
+void cp_async_commit();
+void cp_async_wait(int groups_in_flight);
+template <int kGroupsInFlight>
+void cp_async_wait() {
+  cp_async_wait(kGroupsInFlight);
+}
+
+void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);
+void mma_s8_u8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);
+
+}  // namespace tandem::cuda

@@ -18,10 +18,17 @@ enum class State { kReady, kAtBarrier, kAtCollective, kDone };
 
 // What a lane brings to a collective and takes from it.
 struct Lane {
-  uint64_t in[4];
+  uint64_t in[10];
   uint64_t out[4];
 };
 using Exchange = void (*)(Lane* const* lanes, unsigned mask);
+
+// A cp.async that has not landed.
+struct Copy {
+  char* shared;
+  const char* global;
+  bool valid;  // else zeros are written
+};
 
 struct Thread {
   int index;  // in its block
@@ -31,9 +38,11 @@ struct Thread {
   const char* waits_in;  // and for what
   unsigned mask;
   Exchange exchange;
+  int arrived;  // lanes of the collective of which this is the first lane
   Lane lane;
-  uint32_t block_epoch;  // barriers passed
-  uint32_t warp_epoch;   // __syncwarps passed
+  uint32_t block_epoch;                   // barriers passed
+  uint32_t warp_epoch;                    // __syncwarps passed
+  std::vector<std::vector<Copy>> copies;  // groups, oldest first; the last is not committed yet
   bool started;
   jmp_buf context;
 };
@@ -56,5 +65,7 @@ void check_begin_launch();
 void check_begin_block();
 void check_end_block(int threads);
 void check_shared_array(const char* name, char* p, size_t bytes);
+void check_copy_issued(const Copy& copy, const void* instruction);
+void check_copy_landed(const Copy& copy);
 
 }  // namespace emulation

@@ -113,11 +113,31 @@ void begin_block(size_t number) {
     t.index = i;
     t.position = {u % launch_block.x, u / launch_block.x % launch_block.y, u / launch_block.x / launch_block.y};
     t.block_epoch = t.warp_epoch = 0;
+    t.arrived = 0;
     t.waits_in = nullptr;
+    t.copies.assign(1, {});
     wake(t);
   }
   check_begin_block();
   if (launch_shared_bytes > 0) shared_array(kDynamic, 0, launch_shared_bytes);
+}
+
+// Nobody may wait for a thread that has exited.
+void check_exit(const Thread& thread) {
+  const Thread* warp = threads + thread.index / 32 * 32;
+  for (int i = 0; i < thread_count; ++i) {
+    const Thread& t = threads[i];
+    const bool same_warp = &t >= warp && &t < warp + 32;
+    if (t.state == State::kAtBarrier) {
+      report(where(thread) + " exits while others wait at a barrier");
+    } else if (t.state == State::kAtCollective && same_warp && (t.mask >> thread.index % 32 & 1) != 0) {
+      report(std::string(t.waits_in) + ": the mask names a lane that has exited, " + where(thread));
+    } else {
+      continue;
+    }
+    faulted = true;
+    return;
+  }
 }
 
 void run_block(size_t number) {
@@ -125,10 +145,7 @@ void run_block(size_t number) {
   while (!ready.empty() && !faulted) {
     Thread& thread = threads[take_ready()];
     resume(thread);
-    if (thread.state == State::kDone && count(State::kAtBarrier) > 0) {
-      report(where(thread) + " exits while others wait at a barrier");
-      faulted = true;
-    }
+    if (thread.state == State::kDone) check_exit(thread);
   }
   if (!faulted && count(State::kDone) != thread_count) {
     const Thread* stuck =
@@ -222,29 +239,34 @@ void barrier(Site at) {
 
 Lane& meet(const char* name, unsigned mask, Exchange exchange, Site at) {
   Thread& me = *running;
+  Thread* warp = threads + me.index / 32 * 32;
   me.state = State::kAtCollective;
   me.at = at;
   me.waits_in = name;
   me.mask = mask;
   me.exchange = exchange;
-  Thread* warp = threads + me.index / 32 * 32;
   if ((mask >> me.index % 32 & 1) == 0) fault(std::string(name) + ": the calling lane is not in its mask");
-  Lane* lanes[32] = {};
-  bool complete = true;
-  for (int l = 0; l < 32; ++l) {
-    if ((mask >> l & 1) == 0) continue;
-    const Thread& other = warp[l];
-    if (&other >= threads + thread_count) fault(std::string(name) + ": the mask names lanes the block does not have");
-    if (other.state == State::kDone) fault(std::string(name) + ": the mask names a lane that has exited");
-    lanes[l] = &warp[l].lane;
-    if (other.state != State::kAtCollective) {
-      complete = false;
-    } else if (other.exchange != exchange || other.mask != mask || other.at.line != at.line) {
-      fault(std::string(name) + ": lanes at different collectives, " + where(other));
+  Thread& first = warp[__builtin_ctz(mask)];  // keeps the tally of the group
+  if (first.arrived++ == 0) {
+    for (int l = 0; l < 32; ++l) {
+      if ((mask >> l & 1) == 0) continue;
+      if (warp + l >= threads + thread_count)
+        fault(std::string(name) + ": the mask names lanes the block does not have");
+      if (warp[l].state == State::kDone) fault(std::string(name) + ": the mask names a lane that has exited");
     }
   }
-  if (complete) {
+  if (first.arrived == __builtin_popcount(mask)) {
+    Lane* lanes[32] = {};
+    for (int l = 0; l < 32; ++l) {
+      if ((mask >> l & 1) == 0) continue;
+      const Thread& other = warp[l];
+      if (other.exchange != exchange || other.mask != mask || other.at.line != at.line) {
+        fault(std::string(name) + ": lanes at different collectives, " + where(other));
+      }
+      lanes[l] = &warp[l].lane;
+    }
     exchange(lanes, mask);
+    first.arrived = 0;
     for (int l = 0; l < 32; ++l) {
       if (mask >> l & 1) wake(warp[l]);
     }

@@ -1,0 +1,108 @@
+"""The fused linear layer in CUDA on the emulation: the reference's bits where no sum rounds, exact traffic."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+
+import pytest
+import torch
+from harness import Emulator, pointer
+from neuron_layers import TRAIN, Layer, Outputs, check_outputs, pack, place_neurons, random_layer
+from torch import Tensor
+
+FLOAT32_AS_FLOAT16 = 3
+WEIGHTS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 4}
+
+
+def dyadic_weight(g: torch.Generator, N: int, K: int, dtype: torch.dtype) -> Tensor:
+    """Weights whose sums are exact in float32, with all the bits that their type allows for."""
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, (N, K), dtype=dtype, generator=g)
+    bits = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 15}[dtype]
+    return (torch.randint(-(2**bits), 2**bits + 1, (N, K), generator=g) / 2.0 ** (bits + 1)).to(dtype)
+
+
+def run(
+    emulator: Emulator, layer: Layer, spikes: Tensor, weight: Tensor, mode: int, seed: int = 0, offset: int = 0
+) -> Outputs:
+    """The kernel's outputs; ``layer`` says all but the currents."""
+    emulator.begin(seed % 3)
+    planes = pointer(emulator.place("spikes", pack(spikes), offset=offset))
+    placed = pointer(emulator.place("weight", weight, offset=offset))
+    args, out = place_neurons(emulator, layer)
+    status = emulator.lib.emulated_spike_linear(
+        planes, placed, mode, ctypes.c_int64(weight.shape[1]), ctypes.byref(args)
+    )
+    reports = emulator.reports()
+    assert status == 0, reports
+    assert not reports
+    return out
+
+
+def check(emulator: Emulator, T: int, B: int, N: int, K: int, dtype: torch.dtype, seed: int, offset: int = 0) -> None:
+    g = torch.Generator().manual_seed(seed)
+    weight = dyadic_weight(g, N, K, dtype)
+    spikes = torch.rand(T, B, K, generator=g) < 0.2
+    layer = random_layer(seed, T, (B, N), torch.float32, TRAIN, [None, "planes", "currents"][seed % 3])
+    layer.currents = (spikes.double() @ weight.double().T).float()
+    if dtype == torch.int8:
+        layer.scale = torch.rand(N, generator=g) / 64
+    layer.train = N % 8 == 0  # the mask is by the byte
+    check_outputs(layer, run(emulator, layer, spikes, weight, WEIGHTS[dtype], seed, offset))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_bits(plain: Emulator, dtype: torch.dtype) -> None:
+    """Tails in every direction; one to three rounds of steps; few and many samples."""
+    shapes = [(1, 1, 1), (3, 8, 16), (8, 40, 130), (9, 70, 144), (33, 65, 400)]
+    for i, (T, (B, N, K)) in enumerate(itertools.product([1, 4, 7, 8, 16, 21, 40], shapes)):
+        check(plain, T, B, N, K, dtype, seed=i, offset=i % 2)
+
+
+@pytest.mark.parametrize("T", [4, 8, 16, 21])
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
+    """Weights are read once for 32 samples (8 if there are no more), spikes once for the outputs of a block, both by
+    whole sectors; no bank of shared memory is hit out of turn."""
+    N, K, rounds = 72, 288, (T + 15) // 16
+    for B in (5, 33):
+        outputs = 64 if B > 8 else 16 * 16 // min(16, 4 * -(-T // 4))
+        check(checked, T, B, N, K, dtype, seed=T)
+        weight, spikes = checked.traffic("weight"), checked.traffic("spikes")
+        assert weight.bytes == rounds * -(-B // 32) * N * K * dtype.itemsize
+        assert spikes.bytes == (T + 7) // 8 * -(-N // outputs) * B * K
+        for traffic in (weight, spikes):
+            assert traffic.sectors == traffic.least_sectors
+        for write in (False, True):
+            shared = checked.traffic("shared dynamic shared memory", write)
+            assert shared.waves == shared.least_waves
+        check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
+
+
+def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
+    """What the kernel makes of each weight alone: sample k has no spike but that of input k, and nothing fires."""
+    N, K = weight.shape
+    layer = Layer(torch.zeros(1, K, N), 1, threshold=1e9)
+    return run(emulator, layer, torch.eye(K).unsqueeze(0), weight, mode)["v"].T
+
+
+def test_float32_weights(plain: Emulator) -> None:
+    """The two float16 keep 23 bits of a weight, or 2^-35."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 48, generator=g) * 2.0 ** torch.randint(-16, 8, (64, 1), generator=g)
+    error = (products(plain, weight, WEIGHTS[torch.float32]) - weight).abs()
+    assert (error <= torch.maximum(weight.abs() * 2.0**-23, torch.tensor(2.0**-35))).all()
+    assert torch.equal(products(plain, weight, FLOAT32_AS_FLOAT16), weight.half().float())
+
+
+def test_int8_weights(plain: Emulator) -> None:
+    weight = torch.arange(-128, 128).view(16, 16).to(torch.int8)
+    assert torch.equal(products(plain, weight, WEIGHTS[torch.int8]), weight.float())
+
+
+def test_mask_needs_whole_bytes(plain: Emulator) -> None:
+    plain.begin()
+    layer = random_layer(0, 8, (2, 12), torch.float32, TRAIN, None)
+    args, _ = place_neurons(plain, layer)
+    assert plain.lib.emulated_spike_linear(None, None, 0, ctypes.c_int64(8), ctypes.byref(args)) != 0
