@@ -179,7 +179,7 @@ class _ToWinner(torch.autograd.Function):
 
     @staticmethod
     def forward(counts: Tensor, pooled: Tensor, winners: Tensor) -> Tensor:
-        return pooled.clone()
+        return pooled.view_as(pooled)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
