@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -62,21 +63,30 @@ TANDEM_INLINE auto to_fixed(V x) {
   return __builtin_convertvector(x + nearly_half, I);
 }
 
+// a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
+template <int L>
+TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, int first) {
+#if __has_builtin(__builtin_shuffle)
+  Int<float, L> lanes{};
+  for (int i = 0; i < L; ++i) lanes[i] = first + i / 2 + i % 2 * L;
+  return __builtin_shuffle(a, b, lanes);
+#else
+  Int<float, L> out{};
+  for (int i = 0; i < L; ++i) out[i] = i % 2 == 0 ? a[first + i / 2] : b[first + i / 2];
+  return out;
+#endif
+}
+
 // L x L lanes: log2 L perfect shuffles.
 template <int L>
 TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
-  Int<float, L> low{}, high{};
-  for (int i = 0; i < L; ++i) {
-    low[i] = i / 2 + i % 2 * L;
-    high[i] = low[i] + L / 2;
-  }
 #pragma GCC unroll 4
   for (int round = 1; round < L; round *= 2) {
     Int<float, L> zipped[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L / 2; ++i) {
-      zipped[2 * i] = __builtin_shuffle(m[i], m[i + L / 2], low);
-      zipped[2 * i + 1] = __builtin_shuffle(m[i], m[i + L / 2], high);
+      zipped[2 * i] = zip<L>(m[i], m[i + L / 2], 0);
+      zipped[2 * i + 1] = zip<L>(m[i], m[i + L / 2], L / 2);
     }
     std::memcpy(m, zipped, sizeof(m));
   }
