@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-import tandem_snn
-
 from ..network import Network
 from . import libraries, plain, tandem
 from .model import Candidate, Model
@@ -31,8 +29,6 @@ _LIBRARY = {"SpikingJelly": "spikingjelly", "SpikingJelly, compiled": "spikingje
 
 def available(name: str) -> bool:
     """Whether the library that the competitor needs is installed."""
-    if name == "frozen":
-        return hasattr(tandem_snn, "freeze")
     return name not in _LIBRARY or find_spec(_LIBRARY[name]) is not None
 
 

@@ -56,5 +56,5 @@ def layerwise(network: Network) -> Model:
 
 
 def frozen(network: Network) -> Model:
-    net = tandem_snn.freeze(build(network).eval())  # type: ignore[attr-defined]
+    net = tandem_snn.freeze(build(network).eval())
     return Model([], lambda batch: net(_input(batch)))
