@@ -60,10 +60,15 @@ def test_statistics_are_torchs(name, device):
     assert not mean.requires_grad
 
 
-def test_a_constant_channel(device):
+@pytest.mark.parametrize("kind", ["train", "constant"])
+def test_a_constant_channel(kind, device):
     """No variance: eps decides, and rounding must not make the variance negative."""
-    x, weight = train(8, 6, 11, rate=1.0, device=device), torch.randn(7, 11, device=device)
-    y, _, var = f.linear_bn_if(x, weight.requires_grad_(), beta=torch.full((7,), 16.0, device=device))
+    weight = torch.randn(97, 11, dtype=torch.float64, device=device, requires_grad=True)
+    if kind == "train":
+        x = train(8, 7, 11, rate=1.0, device=device)
+    else:
+        x = te.ConstantInput(torch.randn(1, 11, dtype=torch.float64, device=device).expand(7, 11), 8)
+    y, _, var = f.linear_bn_if(x, weight, beta=torch.full((97,), 16.0, device=device))
     assert (var >= 0).all()
     assert (y.counts == 8).all()
     y.counts.sum().backward()

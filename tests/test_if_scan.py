@@ -32,7 +32,23 @@ def test_scan_is_the_reference(data, T, shape, dtype, seed, device):
     torch.manual_seed(seed)
     currents = dyadic(T, *shape, dtype=dtype, device=device)
     arguments = data.draw(neurons(T, shape, dtype, device))
-    assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
+    expected = ref.if_scan(currents.requires_grad_(), **arguments)
+    actual = f.if_scan(currents, **arguments)
+    assert_same(actual, expected)
+    assert_same(f.if_scan(currents.detach(), **arguments), expected)
+    gates = [torch.autograd.grad(y.counts.sum(), currents)[0] != 0 for y, _ in (actual, expected)]
+    assert torch.equal(*gates)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+def test_gates_at_their_borders(gate, dtype, device):
+    """In every lane of a vector: z below, at and above 0 and θT, and NaN."""
+    z = torch.tensor([-1.0, 0.0, 0.125, 1.875, 2.0, 8.0, float("nan")], dtype=dtype, device=device).repeat(37)
+    currents = (z / 4).expand(4, 1, -1).clone().requires_grad_()
+    f.if_scan(currents, gate=gate, threshold=0.5).counts.sum().backward()
+    open_ = (z > 0) & (z < 2) if gate == "clip" else z > 0
+    assert torch.equal(currents.grad[0, 0], open_ / 0.5)
 
 
 @given(data=st.data(), T=windows, shape=shapes, dtype=dtypes, seed=seeds,

@@ -46,8 +46,8 @@ def test_bytes_per_neuron(name):
     given = {t.untyped_storage().data_ptr() for t in (x.planes, weight, weight2)}
     kept = sum(size for pointer, size in storages.items() if pointer not in given)
     gate_of_out = out.counts.numel() / 8
-    per_channel = 4 * 2 * weight_shape[0]
-    assert kept <= limit * hidden.counts.numel() + gate_of_out + per_channel
+    statistics = 4 * 2 * weight_shape[0] if "bn" in name else 0
+    assert kept <= limit * hidden.counts.numel() + gate_of_out + statistics
     assert kept >= hidden.counts.numel()  # the spikes at least, or this test looks at nothing
 
 
@@ -61,7 +61,7 @@ def test_nothing_else_hangs_on_the_graph(name):
         gc.collect()
         found = {}
         for o in gc.get_objects():
-            if isinstance(o, torch.Tensor):
+            if issubclass(type(o), torch.Tensor):  # isinstance would wake lazy objects
                 found[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
         return found
 
