@@ -15,7 +15,7 @@ from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
 ARCHS = ["80", "90"]
-REGISTERS = {"if_scan": 64, "spike_bits": 48, "spike_linear": 128}  # by file
+REGISTERS = {"if_scan": 64, "spike_bits": 48, "spike_linear": 144}  # by file
 
 
 Compiled = dict[str, tuple[str, Path]]
@@ -46,28 +46,59 @@ def test_registers(compiled: Compiled) -> None:
 
 def test_loads(compiled: Compiled) -> None:
     """At T = 8 the scan of four float32 neurons loads its currents by eight 128-bit instructions, before any use."""
-    sass = disassemble(compiled["if_scan"][1])
-    name = next(name for name in sass if re.search(r"if_scan_kernelIfLb0ELb0ELi8ELi4", name))
-    loads = [i for i, line in enumerate(sass[name]) if re.search(r"LDG\.E\.EF\.128", line)]
+    kernels = disassemble(compiled["if_scan"][1])
+    scan = next(lines for name, lines in kernels.items() if "if_scan_kernelIfLb0ELb0ELi8ELi4" in name)
+    loads = [i for i, line in enumerate(scan) if "LDG.E.EF.128" in line]
     assert len(loads) == 8
-    first_use = next(i for i in range(loads[0], len(sass[name])) if "FMUL" in sass[name][i])
-    assert loads[-1] < first_use
-    for instructions in sass.values():
-        assert not any(re.search(r"\b(LDL|STL|ATOM|RED)\b", line) for line in instructions)
+    assert loads[-1] < next(i for i in range(loads[0], len(scan)) if "FMUL" in scan[i])
+
+
+def test_no_local_memory_or_atomics(compiled: Compiled) -> None:
+    for _, cubin in compiled.values():
+        for name, lines in disassemble(cubin).items():
+            assert not any(re.search(r"\b(LDL|STL|ATOM|RED)\b", line) for line in lines), name
+
+
+def test_product_loop(compiled: Compiled) -> None:
+    """The inner loop of the fused product issues at most eight instructions per mma, at T = 8 in float16 three."""
+    kernels = disassemble(compiled["spike_linear"][1])
+    slots = {}
+    for name, lines in kernels.items():
+        shape = re.search(r"ShapeINS0_\d+(\w+?Weights)ELi(\d+)ELi\d+ELi4ELi1EE", name)
+        if shape is None:
+            continue  # where warps share the depth, the loop is unrolled into that over the stages
+        operands, steps = shape.groups()
+        mma = "IMMA" if operands == "Int8Weights" else "HMMA"
+        bodies = [body for body in loops(lines) if any(mma in line for line in body)]
+        slots[operands, int(steps)] = min(len(body) / sum(mma in line for line in body) for body in bodies)
+    assert len(slots) == 15
+    assert max(slots.values()) <= 8, slots
+    assert slots["Float16Weights", 8] <= 3, slots
 
 
 def disassemble(cubin: Path) -> dict[str, list[str]]:
-    """The instructions of each kernel."""
+    """The instructions of each kernel, and its labels."""
     places = [Path(folder, "nvidia", name, "bin") for folder in sys.path for name in ("cu13", "cuda_nvdisasm")]
     tool = shutil.which("nvdisasm") or next((str(p / "nvdisasm") for p in places if (p / "nvdisasm").is_file()), None)
     if tool is None:
         pytest.skip("needs nvdisasm (pip install nvidia-cuda-nvdisasm)")
     text = subprocess.run([tool, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
     kernels: dict[str, list[str]] = {}
-    instructions: list[str] = []
+    lines: list[str] = []
     for line in text.splitlines():
         if section := re.match(r"\s*\.section\s+\.text\.([^,]+),", line):
-            instructions = kernels.setdefault(section[1], [])
-        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
-            instructions.append(line)
+            lines = kernels.setdefault(section[1], [])
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/|\.L_x_\d+:", line):
+            lines.append(line)
     return kernels
+
+
+def loops(lines: list[str]) -> list[list[str]]:
+    """The instructions between each label and a branch back to it."""
+    labels = {line.strip(": "): i for i, line in enumerate(lines) if line.startswith(".L_x_")}
+    found = []
+    for i, line in enumerate(lines):
+        branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        if branch and labels.get(branch[1], i) < i:
+            found.append([text for text in lines[labels[branch[1]] : i + 1] if not text.startswith(".L_x_")])
+    return found

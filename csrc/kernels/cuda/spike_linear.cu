@@ -34,16 +34,12 @@ struct Shape {
   static constexpr int kBatch = kWarpBatch * kWarpsBatch;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsBatch * kWarpsDepth;
 
-  // What a lane loads at once. Rows are padded by the share of four lanes: so a warp, lanes 4 g + q at row g and
-  // share q, reaches all banks evenly.
-  static constexpr int kSpikeShare = Operands::kDepth / 4;
-  static constexpr int kWeightShare = kSpikeShare * static_cast<int>(sizeof(Weight));
-  static constexpr int kSpikeRow = kTileDepth + 4 * kSpikeShare;
-  static constexpr int kWeightRow = kTileDepth * static_cast<int>(sizeof(Weight)) + 4 * kWeightShare;
-
+  static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
+  static constexpr int kWeightRow = kTileDepth * kWeightSize + Operands::kWeightPad;
+  static constexpr int kSpikeRow = kTileDepth + 16;
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kBatch * kSpikeRow;
-  static constexpr int kStages = sizeof(Weight) == 4 ? 3 : 4;
+  static constexpr int kStages = kWeightSize == 4 ? 3 : 4;
 
   // The sums of a warp [step, sample, output]. Lanes write them at samples 2 q and outputs g, and read them in a row.
   static constexpr int kSumRow = 16 * kTiles + 4;
@@ -88,7 +84,7 @@ __device__ __forceinline__ void fill_stage(unsigned char* stage, const uint8_t* 
                                            const NeuronArgs<float>& a) {
   const int64_t batch = a.neurons / a.channels;
   const int P = (a.T + kPlaneSteps - 1) / kPlaneSteps;
-  constexpr int kElements = 16 / static_cast<int>(sizeof(typename S::Weight));
+  constexpr int kElements = 16 / S::kWeightSize;
   constexpr int kPieces = kTileDepth / kElements;
   for (int i = static_cast<int>(threadIdx.x); i < S::kOutputs * kPieces; i += S::kThreads) {
     const int row = i / kPieces;
@@ -115,23 +111,22 @@ using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
 template <class S>
 __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const typename S::Place& at, Sums<S>& sums) {
   using Operands = typename S::Operands;
-  constexpr int kWarpsDepth = S::kWarpsDepth;
   constexpr int kDepth = Operands::kDepth;
-#pragma unroll 1
-  for (int first = 0; first < kTileDepth / kDepth; first += kWarpsDepth) {
-    const int chunk = first + at.depth;
+#pragma unroll 2
+  for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
+    const int depth = k + at.depth * kDepth;
     typename Operands::Spikes spikes[S::kPlanes];
 #pragma unroll
     for (int p = 0; p < S::kPlanes; ++p) {
-      spikes[p].load_share(stage + S::kWeightBytes + (p * S::kBatch + at.column + at.g) * S::kSpikeRow +
-                           chunk * kDepth + at.q * S::kSpikeShare);
+      const int row = p * S::kBatch + at.column + at.g;
+      spikes[p] = Operands::load_spikes(stage + S::kWeightBytes + row * S::kSpikeRow + depth, at.q);
     }
     uint32_t weights[S::kTiles][Operands::kTerms][4];
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
-      const unsigned char* row =
-          stage + (at.row + 16 * tile + at.g) * S::kWeightRow + (4 * chunk + at.q) * S::kWeightShare;
-      Operands::load_share(row, row + 8 * S::kWeightRow, weights[tile]);
+      const int row = at.row + 16 * tile;
+      Operands::load_weights(stage + row * S::kWeightRow + depth * S::kWeightSize, S::kWeightRow, at.lane,
+                             weights[tile]);
     }
 #pragma unroll
     for (int t = 0; t < S::kSteps; ++t) {
@@ -317,6 +312,7 @@ int spike_linear(const uint8_t* planes, const void* weight, Weights type, int64_
     case Weights::kFloat32AsFloat16:
       return launch_for<Float32AsFloat16Weights>(planes, weight, K, args, on);
     case Weights::kInt8:
+      if (K >= 1 << 17) return cudaErrorInvalidValue;  // 2^7 times a sum of K int8 has to fit in 32 bits
       return launch_for<Int8Weights>(planes, weight, K, args, on);
   }
   return cudaErrorInvalidValue;

@@ -189,6 +189,8 @@ void check_shared_array(const char* name, char* p, size_t bytes) {
   buffers.push_back({std::string("shared ") + name, p, std::vector<Byte>(bytes), kInput | kOutput, true});
 }
 
+void check_read(const void* p, size_t bytes, const void* instruction) { access(p, bytes, false, instruction); }
+
 void check_copy_issued(const Copy& copy, const void* instruction) {
   if (copy.valid) access(copy.global, 16, false, instruction);
   access(copy.shared, 16, true, instruction);

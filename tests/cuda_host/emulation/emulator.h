@@ -160,6 +160,7 @@ void cp_async_wait() {
   cp_async_wait(kGroupsInFlight);
 }
 
+void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATION_SITE);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);
 void mma_s8_u8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATION_SITE);

@@ -65,6 +65,7 @@ void check_begin_launch();
 void check_begin_block();
 void check_end_block(int threads);
 void check_shared_array(const char* name, char* p, size_t bytes);
+void check_read(const void* p, size_t bytes, const void* instruction);
 void check_copy_issued(const Copy& copy, const void* instruction);
 void check_copy_landed(const Copy& copy);
 

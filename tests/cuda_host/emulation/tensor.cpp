@@ -1,4 +1,4 @@
-// cp.async and mma.sync.
+// cp.async, ldmatrix and mma.sync.
 #include <cmath>
 
 #include "internal.h"
@@ -53,6 +53,16 @@ void exchange_product(Lane* const* lanes, unsigned mask) {
   }
 }
 
+// Lane i brings the address of row i % 8 of matrix i / 8 and takes word i % 4 of row i / 4 of each matrix.
+void exchange_matrices(Lane* const* lanes, unsigned) {
+  for (int l = 0; l < 32; ++l) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const auto* row = reinterpret_cast<const char*>(lanes[8 * matrix + l / 4]->in[0]);
+      std::memcpy(&lanes[l]->out[matrix], row + l % 4 * 4, 4);
+    }
+  }
+}
+
 template <class Sum>
 void mma(const char* name, Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Exchange exchange, Site at) {
   Lane& lane = running->lane;
@@ -70,6 +80,13 @@ void mma(const char* name, Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (
 namespace tandem::cuda {
 
 using emulation::running;
+
+void ldmatrix_x4(uint32_t (&r)[4], const void* row, const char* file, int line) {
+  emulation::check_read(row, 16, __builtin_return_address(0));
+  running->lane.in[0] = reinterpret_cast<uintptr_t>(row);
+  const emulation::Lane& lane = emulation::meet("ldmatrix", 0xffffffffu, emulation::exchange_matrices, {file, line});
+  for (int matrix = 0; matrix < 4; ++matrix) r[matrix] = static_cast<uint32_t>(lane.out[matrix]);
+}
 
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file, int line) {
   emulation::mma("mma_f16", d, a, b,
