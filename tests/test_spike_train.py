@@ -80,6 +80,15 @@ def test_counts_are_made_once_when_asked_for():
     assert te.SpikeTrain(x.planes, 8, given_counts).counts is given_counts
 
 
+def test_the_type_of_counts_that_are_yet_to_be_made():
+    x = te.SpikeTrain.from_dense(spikes(8, 3, 5, dtype=torch.bfloat16))
+    leaves, spec = pytree.tree_flatten(x)
+    for y in (x.detach(), x.to("cpu"), x[1], te.cat([x, x]), pytree.tree_unflatten(leaves, spec)):
+        assert y._counts is None
+        assert y.counts.dtype == torch.bfloat16
+    assert train(8, 3, 5).counts.dtype == torch.float32
+
+
 def test_edge():
     assert train(8, 3, 5).edge is None
     x = train_with_edge(8, 3, 5)
@@ -210,6 +219,11 @@ def test_events_are_binned_by_time(T):
 def test_default_window_ends_with_the_last_event():
     x = te.SpikeTrain.from_events(([10, 19, 20, 30], [0, 1, 2, 3]), [4], T=2)
     assert x.to_dense(torch.int)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_a_window_includes_its_start_and_not_its_stop():
+    x = te.SpikeTrain.from_events(([-1, 0, 9, 10], [0, 1, 2, 3]), [4], T=2, window=(0, 10))
+    assert x.to_dense(torch.int)[:, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 def test_many_events_in_a_frame_are_one_spike():
