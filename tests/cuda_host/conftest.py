@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,15 +25,22 @@ def build_folder(toolkit: Toolkit, tmp_path_factory: pytest.TempPathFactory) -> 
     return tmp_path_factory.mktemp("cuda_host")
 
 
+def emulate(request: pytest.FixtureRequest, checked: bool) -> Emulator:
+    if ready := os.environ.get("TANDEM_EMULATED"):  # what mutate.py has built
+        return Emulator(Path(ready) / ("checked.so" if checked else "plain.so"), checked)
+    toolkit, folder = request.getfixturevalue("toolkit"), request.getfixturevalue("build_folder")
+    sources = [*kernel_sources(), HERE / "entry.cpp"]
+    name = "checked" if checked else "plain"
+    return Emulator(build(sources, toolkit.include, folder / name, checked), checked)
+
+
 @pytest.fixture(scope="session")
-def plain(toolkit: Toolkit, build_folder: Path) -> Emulator:
+def plain(request: pytest.FixtureRequest) -> Emulator:
     """The kernels, emulated at full speed."""
-    sources = [*kernel_sources(), HERE / "entry.cpp"]
-    return Emulator(build(sources, toolkit.include, build_folder / "plain", checked=False), checked=False)
+    return emulate(request, checked=False)
 
 
 @pytest.fixture(scope="session")
-def checked(toolkit: Toolkit, build_folder: Path) -> Emulator:
+def checked(request: pytest.FixtureRequest) -> Emulator:
     """The kernels, every access watched."""
-    sources = [*kernel_sources(), HERE / "entry.cpp"]
-    return Emulator(build(sources, toolkit.include, build_folder / "checked", checked=True), checked=True)
+    return emulate(request, checked=True)

@@ -42,27 +42,34 @@ def kernel_sources() -> list[Path]:
     return [path for path in sources if "__global__" in path.read_text()]
 
 
-def build(sources: Sequence[Path], include: Path, folder: Path, checked: bool) -> Path:
-    """A shared library of CUDA and C++ ``sources``; ``checked`` watches every access of the CUDA ones."""
-    folder.mkdir(parents=True)
-    common = ["g++", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *NUMERICS]
-    common += ["-DTANDEM_EMULATION", f"-I{HERE / 'emulation'}", f"-isystem{include}"]
-    # Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits on the GPU.
-    watch = ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"] if checked else ["-O2"]
-    runtime = ["scheduler.cpp", "warp.cpp", "tensor.cpp", "checker.cpp" if checked else "no_checker.cpp"]
-    jobs = [(path, ["-O2"]) for path in (HERE / "emulation" / name for name in runtime)]
-    jobs += [(path, watch if path.suffix == ".cu" else ["-O2"]) for path in sources]
-    objects = [folder / f"{i}.o" for i in range(len(jobs))]
+def compile_object(source: Path, include: Path, to: Path, checked: bool) -> Path:
+    """One object file; in a ``checked`` build every access of a CUDA source is watched."""
+    command = ["g++", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *NUMERICS]
+    command += ["-DTANDEM_EMULATION", f"-I{HERE / 'emulation'}", f"-isystem{include}", "-x", "c++", "-c", str(source)]
+    if checked and source.suffix == ".cu":
+        # Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits on the GPU.
+        command += ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"]
+    else:
+        command += ["-O2"]
+    done = subprocess.run([*command, "-o", str(to)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    return to
 
-    def compile_one(i: int) -> None:
-        path, flags = jobs[i]
-        subprocess.run([*common, *flags, "-x", "c++", "-c", str(path), "-o", str(objects[i])], check=True)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, range(len(jobs))))
-    library = folder / "emulated.so"
+def link(objects: Sequence[Path], library: Path) -> Path:
     subprocess.run(["g++", "-shared", "-Wl,-z,defs", *map(str, objects), "-ldl", "-o", str(library)], check=True)
     return library
+
+
+def build(sources: Sequence[Path], include: Path, folder: Path, checked: bool) -> Path:
+    """A shared library of CUDA and C++ ``sources`` and the emulation."""
+    folder.mkdir(parents=True)
+    parts = ["scheduler", "warp", "tensor", "checker" if checked else "no_checker"]
+    sources = [*sources, *(HERE / "emulation" / f"{name}.cpp" for name in parts)]
+    with ThreadPoolExecutor(2) as pool:
+        objects = pool.map(lambda path: compile_object(path, include, folder / f"{path.stem}.o", checked), sources)
+    return link(list(objects), folder / "emulated.so")
 
 
 @dataclass(frozen=True)

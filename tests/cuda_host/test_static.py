@@ -14,7 +14,7 @@ from harness import kernel_sources
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
-ARCHS = ["80", "90"]
+ARCHS = [pytest.param("80", marks=pytest.mark.slow), "90"]
 REGISTERS = {"if_scan": 64, "spike_bits": 48, "spike_linear": 144}  # by file
 
 

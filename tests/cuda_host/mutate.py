@@ -1,0 +1,127 @@
+"""Measures the tests: changes the kernels in one place at a time and counts the changes that no test notices.
+
+    python tests/cuda_host/mutate.py [--sample N] [--seed S]
+
+A survivor is a gap in the tests or a change without effect; which, only reading tells. Not run by pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from harness import HERE, ROOT, compile_object, find_toolkit, kernel_sources, link
+
+KERNELS = ROOT / "csrc" / "kernels"
+# By file: the sources that contain it, the tests that have to notice.
+FILES = {
+    "cuda/if_scan.cu": (["if_scan"], ["scan"]),
+    "cuda/spike_bits.cu": (["spike_bits"], ["bits"]),
+    "cuda/spike_linear.cu": (["spike_linear"], ["linear"]),
+    "cuda/spike_operands.cuh": (["spike_linear"], ["linear"]),
+    "cuda/neurons.cuh": (["if_scan", "spike_linear"], ["scan", "linear"]),
+    "cuda/vec.cuh": (["if_scan", "spike_bits", "spike_linear"], ["scan", "bits", "linear"]),
+    "if_neuron.h": (["if_scan", "spike_linear"], ["scan", "linear"]),
+}
+SWAPS = {
+    r" < ": " <= ", r" <= ": " < ", r" > ": " >= ", r" >= ": " > ", r" == ": " != ", r" != ": " == ",
+    r" \+ ": " - ", r" - ": " + ", r" \* ": " + ", r" / ": " * ", r" % ": " / ", r" & ": " | ", r" \| ": " & ",
+    r" << ": " >> ", r" >> ": " << ", r" && ": " || ", r" \|\| ": " && ", r" \+= ": " = ", r" \|= ": " = ",
+    r"__syncthreads\(\);": "", r"cp_async_wait<.*?>\(\);": "", r"cp_async_commit\(\);": "",
+    r"\b1u\b": "2u", r"\b0\.0f\b": "1.0f", r"\b1\.0f\b": "0.0f",
+}  # fmt: skip
+UNTOUCHED = re.compile(r"^\s*(//|#|template|static_assert)|__launch_bounds__|__CUDA_ARCH__|TANDEM_LAUNCH")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    line: int
+    text: str
+
+
+def mutants() -> list[Mutant]:
+    found = []
+    for file in FILES:
+        for number, line in enumerate((KERNELS / file).read_text().splitlines()):
+            if UNTOUCHED.search(line):
+                continue
+            code = line.split("//")[0]
+            for pattern, swap in SWAPS.items():
+                places = re.finditer(pattern, code)
+                found += [Mutant(file, number, line[: m.start()] + swap + line[m.end() :]) for m in places]
+    return found
+
+
+def verdict(mutant: Mutant, include: Path, ready: Path, folder: Path) -> str:
+    """What becomes of a mutant: it does not compile, a test notices it, or it survives."""
+    shutil.copytree(KERNELS, folder / "csrc" / "kernels")
+    path = folder / "csrc" / "kernels" / mutant.file
+    lines = path.read_text().splitlines()
+    lines[mutant.line] = mutant.text
+    path.write_text("\n".join(lines) + "\n")
+    changed, tests = FILES[mutant.file]
+    for name in ("plain", "checked"):
+        objects = [path for path in (ready / name).glob("*.o") if path.stem not in changed]
+        for stem in changed:
+            source = folder / "csrc" / "kernels" / "cuda" / f"{stem}.cu"
+            try:
+                objects.append(compile_object(source, include, folder / f"{name}_{stem}.o", name == "checked"))
+            except RuntimeError:
+                return "does not compile"
+        link(objects, folder / f"{name}.so")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
+    env = {**os.environ, "TANDEM_EMULATED": str(folder)}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode == 0:
+        return "SURVIVES"
+    failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else "crashes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, help="try only so many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    toolkit = find_toolkit()
+    if toolkit is None:
+        raise SystemExit("needs a CUDA toolkit")
+    chosen = mutants()
+    if options.sample is not None:
+        chosen = random.Random(options.seed).sample(chosen, options.sample)
+    with tempfile.TemporaryDirectory() as name:
+        ready = Path(name)
+        parts = ["scheduler", "warp", "tensor"]
+        for build in ("plain", "checked"):
+            (ready / build).mkdir()
+            checker = "checker" if build == "checked" else "no_checker"
+            sources = [HERE / "emulation" / f"{part}.cpp" for part in [*parts, checker]]
+            for source in [*sources, *kernel_sources(), HERE / "entry.cpp"]:
+                compile_object(source, toolkit.include, ready / build / f"{source.stem}.o", build == "checked")
+        survivors = tried = 0
+        for i, mutant in enumerate(chosen):
+            result = verdict(mutant, toolkit.include, ready, ready / str(i))
+            shutil.rmtree(ready / str(i))
+            tried += result != "does not compile"
+            survivors += result == "SURVIVES"
+            print(f"{mutant.file}:{mutant.line + 1}: {mutant.text.strip()}\n    {result}", flush=True)
+    print(f"{tried} changes, {tried - survivors} noticed, {survivors} survive")
+
+
+if __name__ == "__main__":
+    main()
