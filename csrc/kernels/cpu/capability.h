@@ -10,6 +10,7 @@
 #endif
 
 #define TANDEM_INLINE inline __attribute__((always_inline))
+#define TANDEM_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace tandem::cpu {
 

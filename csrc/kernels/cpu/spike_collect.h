@@ -23,12 +23,13 @@ struct InputBlock {
 // Entries are written in vectors: this many may be overwritten behind the last one.
 constexpr int64_t kSlack = 64;
 
-// Fills a run up to whole words. Returns its end; *words is its length.
+// Fills a run up to whole words and marks its last one. Returns its end.
 template <int Q>
-TANDEM_INLINE uint16_t* end_run(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t* words) {
-  for (int i = 0; i < Q - 1; ++i) end[i] = zero;
-  *words = static_cast<uint16_t>((end - begin + Q - 1) / Q);
-  return begin + *words * Q;
+TANDEM_INLINE uint16_t* end_run(uint16_t* begin, uint16_t* end, uint16_t zero) {
+  for (int i = 0; i < Q; ++i) end[i] = zero;
+  const int64_t words = end == begin ? 1 : (end - begin + Q - 1) / Q;
+  begin[(words - 1) * Q] |= kLastOfRun;
+  return begin + words * Q;
 }
 
 // The positions of the ones of a byte, as entries.
@@ -47,7 +48,8 @@ constexpr Positions make_positions() {
 }
 inline constexpr Positions kPositions = make_positions();
 
-// Eight bytes at a time through a table. Q > 0 pads runs to words of Q entries and counts words; Q = 0 counts entries.
+// Eight bytes at a time through a table. Q > 0 makes words of Q entries; Q = 0 leaves runs as they
+// are and writes their sizes.
 struct TableCollector {
   struct Memory {
     Scratch<uint16_t> buckets;
@@ -91,7 +93,7 @@ struct TableCollector {
  private:
   template <int Q>
   TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t* size) {
-    if constexpr (Q > 0) return end_run<Q>(begin, end, zero, size);
+    if constexpr (Q > 0) return end_run<Q>(begin, end, zero);
     *size = static_cast<uint16_t>(end - begin);
     return end;
   }
@@ -164,7 +166,7 @@ struct CompressCollector {
           end += n;
         }
         if constexpr (Q > 0) {
-          out = end_run<Q>(out, end, zero, sizes++);
+          out = end_run<Q>(out, end, zero);
         } else {
           *sizes++ = static_cast<uint16_t>(end - out);
           out = end;

@@ -23,27 +23,52 @@ struct Sums {
   }
   TANDEM_INLINE friend Sums operator+(Sums a, const Sums& b) { return a += b; }
 
-  // Adds a row of weights.
-  TANDEM_INLINE void add(const char* row) {
+  TANDEM_INLINE static Sums load(const char* row) {
+    Sums out;
 #pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) part[s] += reinterpret_cast<const Int<float, L>*>(row)[s];
+    for (int s = 0; s < S; ++s) out.part[s] = reinterpret_cast<const Int<float, L>*>(row)[s];
+    return out;
+  }
+
+  // The same value, which GCC may not compute in another register: it would copy it back at every turn of a loop.
+  TANDEM_INLINE Sums in_place() const {
+    Sums out;
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) out.part[s] = in_place(part[s]);
+    return out;
+  }
+
+ private:
+  TANDEM_INLINE static Int<float, L> in_place(Int<float, L> x) {
+#if TANDEM_MULTIVERSION
+    asm("" : "+v"(x));
+#endif
+    return x;
   }
 };
 
-// Sum of the weights of one run of `words` words; moves `entries` past it.
-template <int G, int L, int S>
-TANDEM_INLINE Sums<L, S> sum_run(const char* weights, const uint16_t*& entries, int words) {
-  constexpr int Q = entries_per_word(G), row_scale = static_cast<int>(S * L * sizeof(int32_t) / kEntryScale);
-  Sums<L, S> even{}, odd{};
-  for (; words > 0; --words, entries += Q) {
-    uint64_t word = 0;
-    std::memcpy(&word, entries, Q * sizeof(*entries));
-#pragma GCC unroll 4
-    for (int e = 0; e < Q; ++e) {
-      (e % 2 == 0 ? even : odd).add(weights + (word >> (16 * e) & 0xffff) * row_scale);
+// Sum of the weights of the next run; moves `entries` past it. An addition takes two cycles and two start in each:
+// hence four chains, where there are registers for them.
+template <int L, int S>
+TANDEM_INLINE Sums<L, S> sum_run(const char* weights, const uint16_t*& entries) {
+  constexpr int row_scale = static_cast<int>(S * L * sizeof(int32_t) / kEntryScale);
+  const auto row = [&](uint64_t entry) TANDEM_INLINE_LAMBDA { return Sums<L, S>::load(weights + entry * row_scale); };
+  Sums<L, S> a{}, b{}, c{}, d{};
+  uint64_t word;
+  do {
+    std::memcpy(&word, entries, sizeof(word));
+    entries += kWordEntries;
+    a = (a + row(word & 0xffff & ~uint64_t{kLastOfRun})).in_place();
+    b = (b + row(word >> 16 & 0xffff)).in_place();
+    if constexpr (S == 1) {
+      c = (c + row(word >> 32 & 0xffff)).in_place();
+      d = (d + row(word >> 48)).in_place();
+    } else {
+      a = (a + row(word >> 32 & 0xffff)).in_place();
+      b = (b + row(word >> 48)).in_place();
     }
-  }
-  return even + odd;
+  } while ((word & kLastOfRun) == 0);
+  return S == 1 ? (a + b) + (c + d) : a + b;
 }
 
 // Sums of G steps from the sums x[pattern] of their group.
@@ -66,23 +91,15 @@ TANDEM_INLINE void fold(Sums<L, S> (&x)[1 << G], Sums<L, S>* step) {
   }
 }
 
-// Sums of the eight steps of one row and plane; those of groups beyond `steps` are zero.
+// Sums of the eight steps of one row and plane. Runs have their code each, and so their own branches to predict.
 template <int G, int L, int S>
-TANDEM_INLINE void sum_steps(const int32_t* weights, const uint16_t* entries, const uint16_t* words, int steps,
-                             Sums<L, S> (&step)[8]) {
+TANDEM_INLINE void sum_steps(const int32_t* weights, const uint16_t* entries, Sums<L, S> (&step)[8]) {
   constexpr int patterns = (1 << G) - 1;
 #pragma GCC unroll 8
   for (int g = 0; g < 8 / G; ++g) {
-    if (g * G >= steps) {
-#pragma GCC unroll 4
-      for (int t = 0; t < G; ++t) step[g * G + t] = Sums<L, S>{};
-      continue;
-    }
     Sums<L, S> x[1 << G];
 #pragma GCC unroll 16
-    for (int c = 1; c <= patterns; ++c) {
-      x[c] = sum_run<G, L, S>(reinterpret_cast<const char*>(weights), entries, words[g * patterns + c - 1]);
-    }
+    for (int c = 1; c <= patterns; ++c) x[c] = sum_run<L, S>(reinterpret_cast<const char*>(weights), entries);
     fold<G>(x, step + g * G);
   }
 }

@@ -73,7 +73,7 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
           continue;
         }
         int32_t* sums = sums_memory.reserve(rows * layer.planes() * 8 * tiling.width());
-        for (int64_t q = 0; q < tiling.blocks; ++q) product_tile(tile(q), layer.neuron.T, sums, q == 0);
+        for (int64_t q = 0; q < tiling.blocks; ++q) product_tile(tile(q), sums, q == 0);
         scan_tile(tile(0), sums, layer.neuron, layer.gates);
       }
     });

@@ -16,7 +16,6 @@ struct ListJob {
   const int64_t* row;   // number of the first row of each strip
   int64_t capacity;     // entries that the list of one row and plane may take
   uint16_t* entries;
-  uint16_t* words;
   int64_t* start;
 
   int64_t channels() const { return last - first; }
@@ -83,15 +82,13 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
                                   uint16_t* out) {
-  constexpr int runs = runs_per_plane(G);
   InputBlock* blocks = memory.blocks.reserve(job.product.taps() * (job.channels() / 64 + 1));
   for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
     for (int64_t p = 0; p < job.planes; ++p) {
-      const int64_t list = row * job.planes + p;
-      job.start[list] = out - job.entries;
+      job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, entries_per_word(G)>(blocks, count, job.zero(), memory.collector, out,
-                                                                job.words + list * runs);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.zero(), memory.collector, out,
+                                                                nullptr);
     }
   }
   return out;
@@ -151,8 +148,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
         pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
                            job.entry(0, kx)};
       }
-      const int64_t list = (row + x - strip.x0) * job.planes + p;
-      job.start[list] = out - job.entries;
+      job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
       for (int run = 0; run < runs; ++run) {
         uint16_t* run_end = out;
         for (int i = 0; i < count; ++i) {
@@ -161,7 +157,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
           pieces[i].entries += size;
           run_end += size;
         }
-        out = end_run<entries_per_word(G)>(out, run_end, job.zero(), job.words + list * runs + run);
+        out = end_run<kWordEntries>(out, run_end, job.zero());
       }
     }
   }
@@ -213,7 +209,7 @@ void build_lists(const SpikeProduct& product, int planes, int width, int64_t fir
   row[0] = 0;
   for (int64_t i = 0; i < count; ++i) row[i + 1] = row[i] + strips[i].x1 - strips[i].x0;
   const int64_t inputs = product.taps() * (last - first), runs = runs_per_plane(width);
-  const int64_t capacity = 8 / width * inputs + runs * (entries_per_word(width) - 1) + kSlack;
+  const int64_t capacity = 8 / width * inputs + runs * kWordEntries + kSlack;
   const int64_t total = row[count] * planes;
   const ListJob job{product,
                     planes,
@@ -223,7 +219,6 @@ void build_lists(const SpikeProduct& product, int planes, int width, int64_t fir
                     row,
                     capacity,
                     lists.entries.reserve(total * capacity),
-                    lists.words.reserve(total * runs),
                     lists.start.reserve(total)};
   constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
   const int64_t grain = 1 + kGrain * count / (total * inputs + 1);

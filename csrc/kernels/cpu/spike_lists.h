@@ -14,18 +14,18 @@ namespace tandem::cpu {
 
 constexpr int runs_per_plane(int width) { return 8 / width * ((1 << width) - 1); }
 
-// The product kernel loads entries a word at a time, so runs are padded to whole words: longer ones where runs are few.
-constexpr int entries_per_word(int width) { return width == 4 ? 2 : 4; }
+// The product kernel loads four entries at a time, as one word, so runs are padded to whole words, an empty run to one.
+constexpr int kWordEntries = 4;
 
 // An entry is 8 k for input k: in units of the tile's width a byte offset into its weights. Entry 8 K is the row of
-// zeros that pads runs.
+// zeros that pads runs. The lowest bit of the first entry of a word marks the last word of a run.
 constexpr int64_t kEntryScale = 8;
 constexpr int64_t kMaxInputs = 65535 / kEntryScale;
+constexpr uint16_t kLastOfRun = 1;
 
-// Lists of consecutive rows. Plane p of row r is list i = r * planes + p: it starts at entries + start[i], and its run q
-// has words[i * runs + q] words.
+// Lists of consecutive rows: that of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
-  Scratch<uint16_t> entries, words;
+  Scratch<uint16_t> entries;
   Scratch<int64_t> start;
 };
 

@@ -6,9 +6,6 @@
 #include "partial_lanes.h"
 #include "spike_currents.h"
 
-// Lambdas within a multiversioned body have to be inlined into it.
-#define TANDEM_INLINE_LAMBDA __attribute__((always_inline))
-
 namespace tandem::cpu {
 
 namespace {
@@ -91,10 +88,9 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const NeuronArgs<float>& layer,
 }
 
 template <int G, int L, int S>
-TANDEM_INLINE void list_sums(const Tile& tile, int T, int64_t row, int p, Sums<L, S> (&sums)[8]) {
+TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, Sums<L, S> (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list],
-               tile.lists.words.data() + list * runs_per_plane(G), T - 8 * p, sums);
+  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], sums);
 }
 
 template <int L, int S>
@@ -106,7 +102,7 @@ template <int G, int L, int R>
 TANDEM_INLINE void fused(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
   constexpr int S = R * kLanes / L;
   run_neurons<L, R>(tile, neuron, gates, [&](int64_t row, int p, Sums<L, S>(&sums)[8]) TANDEM_INLINE_LAMBDA {
-    list_sums<G>(tile, neuron.T, row, p, sums);
+    list_sums<G>(tile, row, p, sums);
   });
 }
 
@@ -119,12 +115,12 @@ TANDEM_INLINE void scan(const Tile& tile, const int32_t* in, const NeuronArgs<fl
 }
 
 template <int G, int L, int R>
-TANDEM_INLINE void product(const Tile& tile, int T, int32_t* out, bool first) {
+TANDEM_INLINE void product(const Tile& tile, int32_t* out, bool first) {
   constexpr int S = R * kLanes / L;
   for (int64_t row = 0; row < tile.rows; ++row) {
     for (int p = 0; p < tile.planes; ++p) {
       Sums<L, S> sums[8];
-      list_sums<G>(tile, T, row, p, sums);
+      list_sums<G>(tile, row, p, sums);
       auto* target = reinterpret_cast<Sums<L, S>*>(out + sums_offset<L, S>(tile, row, p));
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
@@ -144,14 +140,14 @@ TANDEM_INLINE void fused_tile_body(const Tile& tile, const NeuronArgs<float>& ne
 }
 
 template <int L, int R>
-TANDEM_INLINE void product_any(const Tile& tile, int T, int32_t* sums, bool first) {
-  if (tile.width == 1) return product<1, L, R>(tile, T, sums, first);
-  if (tile.width == 2) return product<2, L, R>(tile, T, sums, first);
-  product<4, L, R>(tile, T, sums, first);
+TANDEM_INLINE void product_any(const Tile& tile, int32_t* sums, bool first) {
+  if (tile.width == 1) return product<1, L, R>(tile, sums, first);
+  if (tile.width == 2) return product<2, L, R>(tile, sums, first);
+  product<4, L, R>(tile, sums, first);
 }
 template <int L>
-TANDEM_INLINE void product_tile_body(const Tile& tile, int T, int32_t* sums, bool first) {
-  tile.registers == 1 ? product_any<L, 1>(tile, T, sums, first) : product_any<L, 2>(tile, T, sums, first);
+TANDEM_INLINE void product_tile_body(const Tile& tile, int32_t* sums, bool first) {
+  tile.registers == 1 ? product_any<L, 1>(tile, sums, first) : product_any<L, 2>(tile, sums, first);
 }
 
 template <int L>
@@ -164,7 +160,7 @@ TANDEM_INLINE void scan_tile_body(const Tile& tile, const int32_t* sums, const N
 
 TANDEM_CPU_LANES_KERNEL(fused_tile, (const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates),
                         (tile, neuron, gates))
-TANDEM_CPU_LANES_KERNEL(product_tile, (const Tile& tile, int T, int32_t* sums, bool first), (tile, T, sums, first))
+TANDEM_CPU_LANES_KERNEL(product_tile, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 TANDEM_CPU_LANES_KERNEL(scan_tile,
                         (const Tile& tile, const int32_t* sums, const NeuronArgs<float>& neuron, uint8_t* gates),
                         (tile, sums, neuron, gates))

@@ -23,8 +23,8 @@ struct Tile {
 // Products to spikes in registers. `gates`, null or a byte per neuron, takes the place of the mask.
 void fused_tile(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates);
 
-// Sums of T steps to memory, [rows, planes, 8, 16 R]; added to what is there unless `first`.
-void product_tile(const Tile& tile, int T, int32_t* sums, bool first);
+// Sums to memory, [rows, planes, 8, 16 R]; added to what is there unless `first`.
+void product_tile(const Tile& tile, int32_t* sums, bool first);
 
 // Sums in memory to spikes.
 void scan_tile(const Tile& tile, const int32_t* sums, const NeuronArgs<float>& neuron, uint8_t* gates);
