@@ -34,6 +34,17 @@ struct SpikeProduct {
   }
 };
 
+// Batch normalisation of the product by the statistics of the batch. The bias before it cancels and is left out.
+struct BatchNormForward {
+  const float* gain;   // one value or null: the product is seen as gain u
+  const float* gamma;  // [outputs] or null: 1
+  const float* beta;   // [outputs] or null: 0
+  float eps;
+  float* product;  // out [rows, outputs], u = sum of y[t] over the window
+  float* mean;     // out [outputs], of u
+  float* var;      // out [outputs], of u, biased
+};
+
 namespace cpu {
 
 // Sums are exact, so the result depends on nothing but the arguments: weights are rounded to fixed point, 31 bits of
@@ -48,6 +59,30 @@ bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor para
 // finite, and nothing was written.
 bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel);
 
+// The same with scale and shift from the batch's own statistics; those of `neuron` are not looked at.
+bool product_norm_if(const SpikeProduct& product, const BatchNormForward& norm, const NeuronArgs<float>& neuron,
+                     ParallelFor parallel);
+
 }  // namespace cpu
+
+namespace cuda {
+
+// The type of the weights, and what becomes of it for the tensor cores. SpikeProduct.weight_dtype is not looked at.
+enum class Weights : int32_t {
+  kFloat16 = 0,
+  kBFloat16 = 1,
+  kFloat32 = 2,           // the sum of two float16, which keep 23 bits of a weight, or 2^-35; weights below 1023
+  kFloat32AsFloat16 = 3,  // rounded to float16
+  kInt8 = 4,              // exact; NeuronArgs.scale holds what one unit is worth
+};
+
+// Is there a fused kernel? The weights of an output have to be in the order kernel, channel; and the mask takes eight
+// outputs of a group at a time.
+bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron);
+
+// As cpu::product_if. Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
+int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron, void* stream);
+
+}  // namespace cuda
 
 }  // namespace tandem

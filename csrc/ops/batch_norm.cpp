@@ -18,12 +18,12 @@ Tensor constant(double value, const Tensor& like) {
   return out;
 }
 
-OptionalTensor per_channel(const OptionalTensor& tensor, const Tensor& mean, const char* name) {
+OptionalTensor per_channel(const OptionalTensor& tensor, const Tensor& mean, const char* name, bool or_one = false) {
   if (!tensor.has_value()) return std::nullopt;
   check_same_device(*tensor, mean, name);
-  TANDEM_CHECK(tensor->numel() == mean.numel() || tensor->dim() == 0, name, " must hold one value per channel (",
+  TANDEM_CHECK(tensor->numel() == mean.numel() || (or_one && tensor->numel() == 1), name, " must hold one value per channel (",
                mean.numel(), "), got shape ", shape_text(shape_of(*tensor)));
-  return aten::to_type(*tensor, mean.scalar_type());
+  return torch::stable::contiguous(aten::to_type(*tensor, mean.scalar_type()));
 }
 
 // Dimensions of [B, N, spatial...] that the statistics run over.
@@ -70,21 +70,37 @@ std::tuple<Tensor, Tensor> moments(const Tensor& u) {
 
 using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// By the fused kernel, where there is one and the weights are finite.
+bool fire_fused(const Synapses& synapses, const BatchNorm& norm, const NeuronLayer& layer, const Tensor& product) {
+  if (!FusedSynapses::exist_for(synapses) || (norm.gain.has_value() && norm.gain->numel() != 1)) return false;
+  const auto data = [](const OptionalTensor& t) -> const float* {
+    return t.has_value() ? static_cast<const float*>(t->data_ptr()) : nullptr;
+  };
+  const FusedSynapses fused(synapses);
+  return cpu::product_norm_if(fused.product(),
+                              {data(norm.gain), data(norm.gamma), data(norm.beta), static_cast<float>(norm.eps),
+                               static_cast<float*>(product.data_ptr()), static_cast<float*>(norm.mean.data_ptr()),
+                               static_cast<float*>(norm.var.data_ptr())},
+                              layer.args<float>(), torch_parallel);
+}
+
 NormOutputs layer_bn_if(const Synapses& synapses, BatchNorm norm, const NeuronInputs& inputs) {
   synapses.check();
   const Shape shape = synapses.output_shape();
   NeuronLayer layer(inputs, shape, synapses.T, synapses.weight.scalar_type(), synapses.planes);
   const ScalarType compute = compute_type(synapses.weight.scalar_type());
   Tensor product = empty_channels_last(shape, 1, compute, synapses.planes);
+  norm.mean = empty({shape[1]}, compute, product);
+  norm.var = empty({shape[1]}, compute, product);
+  norm.gain = per_channel(norm.gain, norm.mean, "gain", true);
+  norm.gamma = per_channel(norm.gamma, norm.mean, "gamma");
+  norm.beta = per_channel(norm.beta, norm.mean, "beta");
   if (layer.neurons() == 0) {
     std::tie(norm.mean, norm.var) = moments(product);
-  } else {
+  } else if (!fire_fused(synapses, norm, layer, product)) {
     const Tensor currents = synapses.currents();
     torch::stable::copy_(product, aten::sum(currents, {0}));
     std::tie(norm.mean, norm.var) = moments(product);
-    norm.gain = per_channel(norm.gain, norm.mean, "gain");
-    norm.gamma = per_channel(norm.gamma, norm.mean, "gamma");
-    norm.beta = per_channel(norm.beta, norm.mean, "beta");
     layer.set_affine(norm.scale(), norm.shift());
     run_scan(currents, Source::kTrain, layer);
   }
@@ -139,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
                shape_text(shape_of(product)));
   TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
                "mask must be uint8 with one bit per element of grad");
-  const BatchNorm norm{mean, var, per_channel(gain, mean, "gain"), per_channel(gamma, mean, "gamma"), std::nullopt,
+  const BatchNorm norm{mean, var, per_channel(gain, mean, "gain", true), per_channel(gamma, mean, "gamma"), std::nullopt,
                        eps};
   const Tensor u = to_channels_last(product, 1);
   const Tensor g = to_channels_last(aten::to_type(grad, compute), 1);
@@ -184,7 +200,9 @@ Tensor BatchNorm::gain_or_one() const {
 Tensor BatchNorm::rstd() const {
   const Tensor g = gain_or_one();
   const Tensor variance = aten::add(aten::mul(aten::mul(g, g), var), constant(eps, mean));
-  return aten::div(constant(1.0, mean), aten::sqrt(variance));
+  // torch's float32 sqrt is not always the nearest float; its float64 one, rounded, is.
+  const Tensor root = aten::to_type(aten::sqrt(aten::to_type(variance, ScalarType::Double)), mean.scalar_type());
+  return aten::div(constant(1.0, mean), root);
 }
 
 Tensor BatchNorm::slope() const { return gamma.has_value() ? aten::mul(*gamma, rstd()) : rstd(); }

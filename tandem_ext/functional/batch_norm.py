@@ -281,7 +281,7 @@ class DirectBNIF(Function):
         u = _window_sum(y, source, neurons.settings.T)
         mean, var = _statistics(u)
         g = torch.ones_like(mean) if gain is None else gain.expand_as(mean)
-        rstd = 1 / (g * g * var + eps).sqrt()
+        rstd = 1 / (g * g * var + eps).double().sqrt().to(mean.dtype)  # torch's float32 sqrt is not always the nearest
         a = rstd if gamma is None else gamma * rstd
         centre = g * mean * a
         outputs = fire_direct(y, source, a * g, -centre if beta is None else beta - centre, neurons, True)

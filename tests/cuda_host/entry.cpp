@@ -1,7 +1,7 @@
 // C entry points to the launchers, for ctypes.
 #include "../../csrc/kernels/if_scan.h"
 #include "../../csrc/kernels/spike_bits.h"
-#include "../../csrc/kernels/spike_linear.h"
+#include "../../csrc/kernels/spike_product.h"
 
 using namespace tandem;
 
@@ -30,9 +30,23 @@ int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, doubl
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
 }
 
-int emulated_spike_linear(const uint8_t* planes, const void* weight, Weights type, int64_t K,
-                          const NeuronArgs<float>* args) {
-  return cuda::spike_linear(planes, weight, type, K, *args, nullptr);
+// sizes: batch, height, width, channels, outputs, groups, then kernel, stride, padding, dilation, two of each.
+int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Weights weights,
+                        const NeuronArgs<float>* args) {
+  SpikeProduct product{};
+  product.planes = planes;
+  product.weight = weight;
+  product.weight_channels_last = true;
+  int64_t* const fields[] = {&product.batch,    &product.height,  &product.width,
+                             &product.channels, &product.outputs, &product.groups};
+  for (int i = 0; i < 6; ++i) *fields[i] = sizes[i];
+  for (int axis = 0; axis < 2; ++axis) {
+    product.kernel[axis] = sizes[6 + axis];
+    product.stride[axis] = sizes[8 + axis];
+    product.padding[axis] = sizes[10 + axis];
+    product.dilation[axis] = sizes[12 + axis];
+  }
+  return cuda::product_if(product, weights, *args, nullptr);
 }
 
 }  // extern "C"

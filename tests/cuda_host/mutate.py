@@ -27,11 +27,12 @@ KERNELS = ROOT / "csrc" / "kernels"
 FILES = {
     "cuda/if_scan.cu": (["if_scan"], ["scan"]),
     "cuda/spike_bits.cu": (["spike_bits"], ["bits"]),
-    "cuda/spike_linear.cu": (["spike_linear"], ["linear"]),
-    "cuda/spike_operands.cuh": (["spike_linear"], ["linear"]),
-    "cuda/neurons.cuh": (["if_scan", "spike_linear"], ["scan", "linear"]),
-    "cuda/vec.cuh": (["if_scan", "spike_bits", "spike_linear"], ["scan", "bits", "linear"]),
-    "if_neuron.h": (["if_scan", "spike_linear"], ["scan", "linear"]),
+    "cuda/product_if.cu": (["product_if"], ["product"]),
+    "cuda/product_tile.cuh": (["product_if"], ["product"]),
+    "cuda/spike_operands.cuh": (["product_if"], ["product"]),
+    "cuda/neurons.cuh": (["if_scan", "product_if"], ["scan", "product"]),
+    "cuda/vec.cuh": (["if_scan", "spike_bits", "product_if"], ["scan", "bits", "product"]),
+    "if_neuron.h": (["if_scan", "product_if"], ["scan", "product"]),
 }
 SWAPS = {
     r" < ": " <= ", r" <= ": " < ", r" > ": " >= ", r" >= ": " > ", r" == ": " != ", r" != ": " == ",

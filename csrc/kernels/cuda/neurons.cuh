@@ -6,9 +6,6 @@
 
 namespace tandem::cuda {
 
-// Steps whose spikes share a byte.
-constexpr int kPlaneSteps = 8;
-
 template <int kVec>
 struct Neurons {
   Vec<float, kVec> v, z, scale, k;

@@ -84,6 +84,9 @@ struct FromFloat<__nv_bfloat16> {
   static __device__ __forceinline__ __nv_bfloat16 convert(float x) { return __float2bfloat16_rn(x); }
 };
 
+// Steps whose spikes share a byte.
+constexpr int kPlaneSteps = 8;
+
 // Up to four spike trains side by side: byte i of a word is the plane of neuron i.
 template <int kVec>
 __device__ __forceinline__ uint32_t load_planes(const uint8_t* p) {

@@ -1,9 +1,10 @@
-"""The fused linear layer in CUDA on the emulation: the reference's bits where no sum rounds, exact traffic."""
+"""Fused linear and convolutional layers in CUDA on the emulation: the bits of the reference where no sum rounds."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,6 +16,28 @@ FLOAT32_AS_FLOAT16 = 3
 WEIGHTS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 4}
 
 
+@dataclass(frozen=True)
+class Conv:
+    """A 2-d convolution; as it is, a linear layer: images of one pixel."""
+
+    size: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __call__(self, images: Tensor, weight: Tensor) -> Tensor:
+        """[T, B, height, width, C] and [N, kernel, C / groups] -> [T, pixels of all samples, N]."""
+        x = images.flatten(0, 1).permute(0, 3, 1, 2).double()
+        w = weight.double().permute(0, 3, 1, 2)
+        y = torch.nn.functional.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
+        return y.permute(0, 2, 3, 1).float().unflatten(0, images.shape[:2]).flatten(1, 3)
+
+
+LINEAR = Conv()
+
+
 def dyadic_weight(g: torch.Generator, N: int, K: int, dtype: torch.dtype) -> Tensor:
     """Weights whose sums are exact in float32, with all the bits that their type allows for."""
     if dtype == torch.int8:
@@ -24,32 +47,52 @@ def dyadic_weight(g: torch.Generator, N: int, K: int, dtype: torch.dtype) -> Ten
 
 
 def run(
-    emulator: Emulator, layer: Layer, spikes: Tensor, weight: Tensor, mode: int, seed: int = 0, offset: int = 0
+    emulator: Emulator,
+    conv: Conv,
+    layer: Layer,
+    spikes: Tensor,
+    weight: Tensor,
+    mode: int,
+    seed: int = 0,
+    offset: int = 0,
 ) -> Outputs:
     """The kernel's outputs; ``layer`` says all but the currents."""
     emulator.begin(seed % 3)
     planes = pointer(emulator.place("spikes", pack(spikes), offset=offset))
     placed = pointer(emulator.place("weight", weight, offset=offset))
     args, out = place_neurons(emulator, layer)
-    status = emulator.lib.emulated_spike_linear(
-        planes, placed, mode, ctypes.c_int64(weight.shape[1]), ctypes.byref(args)
-    )
+    sizes = [*spikes.shape[1:], weight.shape[0], conv.groups, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation]
+    arguments = planes, placed, (ctypes.c_int64 * len(sizes))(*sizes), mode, ctypes.byref(args)
+    status = emulator.lib.emulated_product_if(*arguments)
     reports = emulator.reports()
     assert status == 0, reports
     assert not reports
     return out
 
 
-def check(emulator: Emulator, T: int, B: int, N: int, K: int, dtype: torch.dtype, seed: int, offset: int = 0) -> None:
+def check(
+    emulator: Emulator,
+    T: int,
+    B: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    seed: int,
+    offset: int = 0,
+    conv: Conv = LINEAR,
+) -> None:
+    """K channels in, N out."""
     g = torch.Generator().manual_seed(seed)
-    weight = dyadic_weight(g, N, K, dtype)
-    spikes = torch.rand(T, B, K, generator=g) < 0.2
-    layer = random_layer(seed, T, (B, N), torch.float32, TRAIN, [None, "planes", "currents"][seed % 3])
-    layer.currents = (spikes.double() @ weight.double().T).float()
+    taps = conv.kernel[0] * conv.kernel[1]
+    weight = dyadic_weight(g, N, taps * K // conv.groups, dtype).view(N, *conv.kernel, K // conv.groups)
+    spikes = torch.rand(T, B, *conv.size, K, generator=g) < 0.2
+    currents = conv(spikes, weight)
+    layer = random_layer(seed, T, currents.shape[1:], torch.float32, TRAIN, [None, "planes", "currents"][seed % 3])
+    layer.currents = currents
     if dtype == torch.int8:
         layer.scale = torch.rand(N, generator=g) / 64
-    layer.train = N % 8 == 0  # the mask is by the byte
-    check_outputs(layer, run(emulator, layer, spikes, weight, WEIGHTS[dtype], seed, offset))
+    layer.train = N // conv.groups % 8 == 0  # the mask is by the byte
+    check_outputs(layer, run(emulator, conv, layer, spikes, weight, WEIGHTS[dtype], seed, offset))
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
@@ -84,7 +127,34 @@ def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
     """What the kernel makes of each weight alone: sample k has no spike but that of input k, and nothing fires."""
     N, K = weight.shape
     layer = Layer(torch.zeros(1, K, N), 1, threshold=1e9)
-    return run(emulator, layer, torch.eye(K).unsqueeze(0), weight, mode)["v"].T
+    return run(emulator, LINEAR, layer, torch.eye(K).view(1, K, 1, 1, K), weight, mode)["v"].T
+
+
+CONVS = [
+    (16, 24, Conv((5, 6), kernel=(3, 3), padding=(1, 1))),
+    (16, 8, Conv((9, 7), kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))),
+    (32, 16, Conv((1, 11), kernel=(1, 5), stride=(1, 2), padding=(0, 2))),
+    (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are no multiple of sixteen
+    (32, 32, Conv((4, 4), kernel=(3, 3), groups=2)),
+    (12, 9, Conv((4, 3), kernel=(2, 2), groups=3)),
+    (144, 70, Conv((3, 3))),
+]
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_convolution(plain: Emulator, dtype: torch.dtype) -> None:
+    for i, (T, (C, N, conv)) in enumerate(itertools.product([4, 8, 16, 18], CONVS)):
+        check(plain, T, 2, N, C, dtype, seed=i, offset=i % 2, conv=conv)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_convolution_accesses(checked: Emulator, dtype: torch.dtype) -> None:
+    for i, (C, N, conv) in enumerate(CONVS):
+        check(checked, [4, 8, 16, 18][i % 4], 1 + i % 2, N, C, dtype, seed=i, conv=conv)
+        if C % 16 == 0 and conv.groups == 1:
+            for write in (False, True):
+                shared = checked.traffic("shared dynamic shared memory", write)
+                assert shared.waves == shared.least_waves
 
 
 def test_float32_weights(plain: Emulator) -> None:
@@ -105,4 +175,5 @@ def test_mask_needs_whole_bytes(plain: Emulator) -> None:
     plain.begin()
     layer = random_layer(0, 8, (2, 12), torch.float32, TRAIN, None)
     args, _ = place_neurons(plain, layer)
-    assert plain.lib.emulated_spike_linear(None, None, 0, ctypes.c_int64(8), ctypes.byref(args)) != 0
+    sizes = [2, 1, 1, 16, 12, 1, 1, 1, 1, 1, 0, 0, 1, 1]
+    assert plain.lib.emulated_product_if(None, None, (ctypes.c_int64 * 14)(*sizes), 0, ctypes.byref(args)) != 0

@@ -1,0 +1,40 @@
+// How the rows of a layer are divided, and what its entry points share.
+#pragma once
+
+#include <vector>
+
+#include "../spike_product.h"
+#include "spike_lists.h"
+#include "spike_rule.h"
+#include "spike_tile.h"
+
+namespace tandem::cpu {
+
+// Output lines, the long ones cut, gathered into blocks of at most `rows` rows (or one strip).
+struct Blocks {
+  std::vector<Strip> strips;
+  std::vector<int64_t> first;  // first strip of each block, and the number of strips
+
+  Blocks(const SpikeProduct& product, int64_t rows);
+
+  int64_t size() const { return static_cast<int64_t>(first.size()) - 1; }
+};
+
+// A layer ready to run. What it points to is this thread's and lasts until its next layer.
+struct Prepared {
+  Tiling tiling;
+  const int32_t* packed;  // null: some weight is not finite
+  int width;              // of the buckets
+  uint8_t* gates;         // null or a byte per neuron, where channels do not fill the bytes of the mask
+
+  Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel);
+
+  // Packs the gates into the bits of the mask.
+  void finish(const NeuronArgs<float>& neuron, ParallelFor parallel) const;
+
+  // Tile i of a group, K-block q, for `rows` rows from `row` on.
+  Tile tile(const SpikeProduct& product, int planes, int64_t group, int64_t i, int64_t q, const SpikeLists& lists,
+            int64_t rows, int64_t row) const;
+};
+
+}  // namespace tandem::cpu

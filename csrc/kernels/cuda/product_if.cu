@@ -1,0 +1,199 @@
+// Linear and convolutional layers: the product of spikes and weights for all steps of a window on the tensor cores, and
+// the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
+// registers. It turns them over in shared memory: each lane then integrates one neuron, and neighbours store together.
+// Weights and spike planes pass through a ring of stages in shared memory.
+#include "neurons.cuh"
+#include "product_tile.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+// Integrates neuron n, channel o, over the steps first, first + 1, ... up to first + kSteps or T; its products begin at
+// `sums`. Returns its gate if these steps are the last.
+template <class S>
+__device__ __forceinline__ uint32_t integrate(const NeuronArgs<float>& a, int64_t n, int64_t o, int first,
+                                              const typename S::Sum* sums, State& state) {
+  Neurons<1> neuron;
+  neuron.begin(a, remainder(n, a.v_init_size));
+  neuron.load_parameters(a, o);
+  if (first > 0) {
+    neuron.v.at[0] = state.v;
+    neuron.z.at[0] = state.z;
+    neuron.counts = state.counts;
+  }
+  const int last = (a.T - 1) / kPlaneSteps;
+#pragma unroll 1
+  for (int p = first / kPlaneSteps; p <= last && p < first / kPlaneSteps + S::kPlanes; ++p) {
+    constexpr int kSteps = S::kSteps < kPlaneSteps ? S::kSteps : kPlaneSteps;
+    const int steps = min(a.T - p * kPlaneSteps, kSteps);
+    Vec<float, 1> current[kSteps];
+#pragma unroll
+    for (int t = 0; t < kSteps; ++t) {
+      const auto* sum = sums + (p * kPlaneSteps - first + t) * S::kSumStep;
+      auto total = *sum;
+#pragma unroll
+      for (int depth = 1; depth < S::kWarpsDepth; ++depth) total += sum[depth * S::kSumTiles];
+      current[t].at[0] = S::Operands::product(total, t);
+    }
+    neuron.begin_plane(a, n, p);
+    neuron.scale_products(current);
+    neuron.add_residual(a, n, p * kPlaneSteps, 0, steps, current);
+    neuron.advance(a, 0, steps, current);
+    if (p < last) neuron.end_plane(a, n, p);
+  }
+  if (first + S::kSteps >= a.T) return neuron.end(a, n);
+  state = {neuron.v.at[0], neuron.z.at[0], neuron.counts};
+  return 0;
+}
+
+// Integrates the tile of the running warp; warps that share its depth take turns.
+template <class S>
+__device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const Geometry& g, int first,
+                                               const typename S::Place& at, const typename S::Sum* tile_sums,
+                                               State* states) {
+  constexpr int kTileOutputs = 16 * S::kTiles;
+  constexpr int kTurns = kWarpPixels * kTileOutputs / 32;
+#pragma unroll 1
+  for (int turn = at.depth; turn < kTurns; turn += S::kWarpsDepth) {
+    // At sixteen outputs a warp takes two pixels at once, four apart for the sake of the banks.
+    const int row = (turn * 32 + at.lane) % kTileOutputs;
+    const int column = kTileOutputs == 16 ? turn + at.lane / 16 * 4 : turn * 32 / kTileOutputs;
+    const int64_t output = static_cast<int64_t>(blockIdx.y) * S::kOutputs + at.row + row;
+    const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + column;
+    const int64_t o = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
+    const int64_t n = pixel * a.channels + o;
+    const bool live = output < g.group_outputs && pixel < g.pixels;
+    uint32_t gate = 0;
+    if (live) {
+      gate = integrate<S>(a, n, o, first, tile_sums + column * S::kSumRow + row,
+                          states[(at.tile * kTurns + turn) * 32 + at.lane]);
+    }
+    if (a.mask != nullptr && first + S::kSteps >= a.T) {
+      const uint32_t gates = __ballot_sync(0xffffffffu, static_cast<int>(gate)) >> at.lane;
+      if (live && at.lane % 8 == 0) a.mask[n / 8] = static_cast<uint8_t>(gates);
+    }
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads)
+    product_if_kernel(const __grid_constant__ Geometry g, const __grid_constant__ NeuronArgs<float> a) {
+  TANDEM_DYNAMIC_SHARED(memory);
+  const typename S::Place at;
+  const int stages = (g.depth + kTileDepth - 1) / kTileDepth;
+  auto* tile_sums = reinterpret_cast<typename S::Sum*>(memory) + at.tile * S::kSumWarp;
+  auto* states = reinterpret_cast<State*>(memory + S::kSharedBytes);
+#pragma unroll 1
+  for (int first = 0; first < a.T; first += S::kSteps) {
+    Window windows[S::kSpikeTurns];
+    find_windows<S>(g, first / kPlaneSteps, windows);
+    const auto request = [&](int stage) {
+      if (stage < stages) {
+        fill_stage<S>(memory + stage % S::kStages * S::kStageBytes, g, windows, stage * kTileDepth);
+      }
+      cp_async_commit();
+    };
+    for (int stage = 0; stage < S::kStages - 1; ++stage) request(stage);
+    Sums<S> sums = {};
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage) {
+      cp_async_wait<S::kStages - 2>();
+      __syncthreads();  // this stage has come, and the one that is requested next has been read
+      request(stage + S::kStages - 1);
+      multiply_stage<S>(memory + stage % S::kStages * S::kStageBytes, at, sums);
+    }
+    __syncthreads();
+    store_sums<S>(tile_sums + at.depth * S::kSumTiles, at, sums);
+    __syncthreads();
+    integrate_tile<S>(a, g, first, at, tile_sums, states);
+    __syncthreads();
+  }
+}
+
+template <class S>
+int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
+  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
+  const cudaError_t status =
+      cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (status != cudaSuccess) return status;
+  g.weight_aligned = g.depth * sizeof(typename S::Weight) % 16 == 0 && is_aligned(g.weight, 16);
+  g.spikes_aligned = g.group_channels % 16 == 0 && is_aligned(g.planes, 16);
+  // Blocks that share weights run side by side.
+  const dim3 grid(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
+                  static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs),
+                  static_cast<unsigned>(product.groups));
+  return TANDEM_LAUNCH(product_if_kernel<S>, grid, dim3(S::kThreads), shared_bytes, stream, g, a);
+}
+
+// Few pixels: the warps of a block share the depth, so that there are blocks enough. Else four times eight pixels share
+// what is read of the weights.
+template <class Operands, int kSteps>
+int launch_for(const Geometry& g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
+  if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, product, a, stream);
+  return launch<Shape<Operands, kSteps, kSteps / 4, 4, 1>>(g, product, a, stream);
+}
+
+template <class Operands>
+int launch_for(const Geometry& g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
+  if (a.T <= 4) return launch_for<Operands, 4>(g, product, a, stream);
+  if (a.T <= 8) return launch_for<Operands, 8>(g, product, a, stream);
+  return launch_for<Operands, 16>(g, product, a, stream);
+}
+
+Geometry geometry_of(const SpikeProduct& product, int T) {
+  const auto narrow = [](int64_t x) { return static_cast<int>(x); };
+  Geometry g{};
+  g.planes = product.planes;
+  g.weight = product.weight;
+  g.batch = product.batch;
+  g.pixels = product.rows();
+  g.P = (T + kPlaneSteps - 1) / kPlaneSteps;
+  g.height = narrow(product.height);
+  g.width = narrow(product.width);
+  g.channels = narrow(product.channels);
+  g.out_width = narrow(product.out_width());
+  g.out_size = narrow(product.out_height() * product.out_width());
+  g.group_channels = narrow(product.group_channels());
+  g.group_outputs = narrow(product.group_outputs());
+  g.taps = narrow(product.taps());
+  g.kernel_width = narrow(product.kernel[1]);
+  g.depth = narrow(product.inputs());
+  for (int axis = 0; axis < 2; ++axis) {
+    g.stride[axis] = narrow(product.stride[axis]);
+    g.padding[axis] = narrow(product.padding[axis]);
+    g.dilation[axis] = narrow(product.dilation[axis]);
+  }
+  return g;
+}
+
+}  // namespace
+
+bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron) {
+  const bool rows = product.weight_channels_last || product.taps() == 1 || product.group_channels() == 1;
+  const bool bytes = neuron.mask == nullptr || product.group_outputs() % 8 == 0;
+  const int64_t deepest = weights == Weights::kInt8 ? 1 << 17 : 1 << 24;
+  return rows && bytes && product.inputs() < deepest;
+}
+
+int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron, void* stream) {
+  if (neuron.neurons == 0) return cudaSuccess;
+  if (!has_product_if(product, weights, neuron)) return cudaErrorInvalidValue;
+  const Geometry g = geometry_of(product, neuron.T);
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (weights) {
+    case Weights::kFloat16:
+      return launch_for<Float16Weights>(g, product, neuron, on);
+    case Weights::kBFloat16:
+      return launch_for<BFloat16Weights>(g, product, neuron, on);
+    case Weights::kFloat32:
+      return launch_for<Float32Weights>(g, product, neuron, on);
+    case Weights::kFloat32AsFloat16:
+      return launch_for<Float32AsFloat16Weights>(g, product, neuron, on);
+    case Weights::kInt8:
+      return launch_for<Int8Weights>(g, product, neuron, on);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace tandem::cuda
