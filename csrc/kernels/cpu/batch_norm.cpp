@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "capability.h"
+#include "gate.h"
 
 namespace tandem::cpu {
 
@@ -16,7 +17,13 @@ struct Slice {
   int64_t begin, end;
 };
 
-Slice slice_of(int64_t rows, int64_t i) { return {rows * i / kSlices, rows * (i + 1) / kSlices}; }
+// Rows are gated eight at a time, so that each time begins at a whole byte of the mask.
+constexpr int64_t kRows = 8;
+
+Slice slice_of(int64_t rows, int64_t i) {
+  const auto cut = [&](int64_t k) { return k == kSlices ? rows : rows * k / kSlices / kRows * kRows; };
+  return {cut(i), cut(i + 1)};
+}
 
 template <class C>
 TANDEM_INLINE void sum_rows(const C* u, int64_t channels, int64_t begin, int64_t end, double* sum,
@@ -31,42 +38,40 @@ TANDEM_INLINE void sum_rows(const C* u, int64_t channels, int64_t begin, int64_t
   }
 }
 
-TANDEM_INLINE bool gate_bit(const uint8_t* mask, int64_t n) { return (mask[n >> 3] >> (n & 7)) & 1; }
-
-template <class C>
-TANDEM_INLINE void gated_row(const BatchNormGrad<C>& a, int64_t r, C* gz) {
-  const int64_t first = r * a.channels;
-  for (int64_t c = 0; c < a.channels; ++c) {
-    gz[c] = gate_bit(a.mask, first + c) ? a.grad[first + c] / a.threshold : C(0);
+// Calls row(r, gz) for rows [begin, end), begin a multiple of kRows; gates is scratch for kRows rows.
+template <class C, class Row>
+TANDEM_INLINE void gated_rows(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates, const Row& row) {
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = std::min(kRows, end - first), at = first * a.channels;
+    gate_elements(a.grad + at, a.mask + at / 8, a.threshold, gates, 0, rows * a.channels);
+    for (int64_t r = 0; r < rows; ++r) row(first + r, gates + r * a.channels);
   }
 }
 
 template <class C>
 TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* grad_beta,
-                             double* grad_gamma, C* gz) {
-  for (int64_t r = begin; r < end; ++r) {
-    gated_row(a, r, gz);
+                             double* grad_gamma, C* gates) {
+  gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
     const C* u = a.product + r * a.channels;
     for (int64_t c = 0; c < a.channels; ++c) {
       const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
       grad_beta[c] += gz[c];
       grad_gamma[c] += static_cast<double>(gz[c]) * xhat;
     }
-  }
+  });
 }
 
 template <class C>
-TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz) {
+TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates) {
   const C n = static_cast<C>(a.rows);
-  for (int64_t r = begin; r < end; ++r) {
-    gated_row(a, r, gz);
+  gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
     const C* u = a.product + r * a.channels;
     C* out = a.grad_product + r * a.channels;
     for (int64_t c = 0; c < a.channels; ++c) {
       const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
       out[c] = a.gain[c] * a.slope[c] * (gz[c] - a.grad_beta[c] / n - xhat * a.grad_gamma[c] / n);
     }
-  }
+  });
 }
 
 #define TANDEM_BATCH_NORM(suffix, C)                                                                              \
@@ -78,17 +83,17 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t
                     (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),     \
                     (u, channels, begin, end, sum, squares))                                                      \
   TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end,             \
-                                               double* beta, double* gamma, C* gz) {                              \
-    sum_grads(a, begin, end, beta, gamma, gz);                                                                    \
+                                               double* beta, double* gamma, C* gates) {                              \
+    sum_grads(a, begin, end, beta, gamma, gates);                                                                    \
   }                                                                                                               \
   TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                           \
-                    (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta, double* gamma, C* gz),  \
-                    (a, begin, end, beta, gamma, gz))                                                             \
-  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz) {  \
-    write_grads(a, begin, end, gz);                                                                               \
+                    (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta, double* gamma, C* gates),  \
+                    (a, begin, end, beta, gamma, gates))                                                             \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates) {  \
+    write_grads(a, begin, end, gates);                                                                               \
   }                                                                                                               \
-  TANDEM_CPU_KERNEL(write_grads_##suffix, (const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gz),         \
-                    (a, begin, end, gz))
+  TANDEM_CPU_KERNEL(write_grads_##suffix, (const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates),         \
+                    (a, begin, end, gates))
 
 TANDEM_BATCH_NORM(float, float)
 TANDEM_BATCH_NORM(double, double)
@@ -127,14 +132,14 @@ void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, W
   std::vector<double> beta(a.channels), gamma(a.channels);
   two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel,
            [&](Slice rows, double* first, double* second) {
-             std::vector<C> gz(a.channels);
-             sum(a, rows.begin, rows.end, first, second, gz.data());
+             std::vector<C> gates(kRows * a.channels);
+             sum(a, rows.begin, rows.end, first, second, gates.data());
            });
   std::copy(beta.begin(), beta.end(), a.grad_beta);
   std::copy(gamma.begin(), gamma.end(), a.grad_gamma);
-  parallel_ranges(parallel, a.rows, 64, [&](int64_t begin, int64_t end) {
-    std::vector<C> gz(a.channels);
-    write(a, begin, end, gz.data());
+  parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
+    std::vector<C> gates(kRows * a.channels);
+    write(a, begin * kRows, std::min(end * kRows, a.rows), gates.data());
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gate.h"
 #include "lanes.h"
 
 namespace tandem::cpu {
@@ -63,17 +64,6 @@ TANDEM_INLINE void counts_range_body(const uint8_t* planes, int32_t P, int64_t n
       std::memcpy(static_cast<char*>(counts) + n * size_of(dtype), tail, lanes * size_of(dtype));
     }
   }
-}
-
-template <class C>
-TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C threshold, C* grad_z, int64_t begin,
-                              int64_t end) {
-  int64_t n = begin;
-  for (; n + 8 <= end; n += 8) {
-    const int bits = mask[n / 8];
-    for (int i = 0; i < 8; ++i) grad_z[n + i] = (bits >> i) & 1 ? grad[n + i] / threshold : C(0);
-  }
-  for (; n < end; ++n) grad_z[n] = (mask[n / 8] >> (n % 8)) & 1 ? grad[n] / threshold : C(0);
 }
 
 TANDEM_INLINE void pack_range_body(const void* spikes, int32_t size, uint64_t nonzero, int32_t T, int64_t neurons,

@@ -7,12 +7,25 @@
 
 namespace tandem::cpu {
 
+namespace {
+
+// Inputs of a K-block, 96 KB of a tile of sixteen outputs: above, weights come too slowly even from the L2 cache.
+constexpr int64_t kBlockInputs = 1536;
+// A tile of 32 outputs and so many inputs fills an L1 cache of 48 KB; wider tiles then save work on entries.
+constexpr int64_t kWideInputs = 384;
+// Bytes of weights that come from memory or a shared cache, which deliver longer pieces faster.
+constexpr int64_t kLargeWeights = int64_t{16} << 20;
+
+}  // namespace
+
 Tiling::Tiling(const SpikeProduct& product) {
   const int64_t taps = product.taps(), channels = std::max<int64_t>(product.group_channels(), 1);
-  blocks = (taps * channels + kMaxInputs - 1) / kMaxInputs;
-  block_channels = std::max<int64_t>(1, (channels + blocks - 1) / blocks);
+  const int64_t inputs = taps * channels;
+  block_channels = std::max<int64_t>(1, channels / ((inputs + kBlockInputs - 1) / kBlockInputs));
+  while (taps * block_channels > kMaxInputs && block_channels > 1) --block_channels;
   blocks = (channels + block_channels - 1) / block_channels;
-  registers = 1;
+  const bool in_cache = inputs <= kWideInputs, beyond_cache = inputs * product.outputs * 4 > kLargeWeights;
+  registers = in_cache || beyond_cache ? 2 : 1;
   tiles_per_group = (product.group_outputs() + width() - 1) / width();
   tile_size = (product.inputs() + blocks + 1) * width();
 }
