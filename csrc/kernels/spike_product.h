@@ -56,7 +56,7 @@ int64_t packed_size(const SpikeProduct& product);
 bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel);
 
 // The layer's spike trains. neuron.neurons = rows() * outputs, neuron.channels = outputs. False: some weight is not
-// finite, and nothing was written.
+// finite, or the kernel has more than 8191 taps, and nothing was written.
 bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel);
 
 // The same with scale and shift from the batch's own statistics; those of `neuron` are not looked at.

@@ -42,9 +42,11 @@ void pack_gates(const uint8_t* gates, const NeuronArgs<float>& neuron, ParallelF
 }  // namespace
 
 Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel)
-    : tiling(product), packed(product.packed), width(product.bucket_width), gates(nullptr) {
+    : tiling(product), packed(nullptr), width(product.bucket_width), gates(nullptr) {
   thread_local Scratch<int32_t> packed_memory;
   thread_local Scratch<uint8_t> gates_memory;
+  if (product.taps() > kMaxInputs) return;
+  packed = product.packed;
   if (packed == nullptr) {
     int32_t* own = packed_memory.reserve(packed_size(product));
     if (!pack_weights(product, own, parallel)) return;
@@ -52,7 +54,7 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
   }
   if (width == 0) {
     const int64_t bytes = product.batch * product.height * product.width * product.channels * ((neuron.T + 7) / 8);
-    width = choose_width(product, tiling, Density::measure(product.planes, bytes));
+    width = choose_width(product, Density::measure(product.planes, bytes));
   }
   const bool needs_gates = neuron.mask != nullptr && product.group_outputs() % 8 != 0;
   if (needs_gates) gates = gates_memory.reserve(neuron.neurons);

@@ -23,7 +23,7 @@ struct Blocks {
 // A layer ready to run. What it points to is this thread's and lasts until its next layer.
 struct Prepared {
   Tiling tiling;
-  const int32_t* packed;  // null: some weight is not finite
+  const int32_t* packed;  // null: this layer is turned down (product_if)
   int width;              // of the buckets
   uint8_t* gates;         // null or a byte per neuron, where channels do not fill the bytes of the mask
 

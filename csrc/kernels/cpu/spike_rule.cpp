@@ -21,8 +21,10 @@ constexpr int64_t kLargeWeights = int64_t{16} << 20;
 Tiling::Tiling(const SpikeProduct& product) {
   const int64_t taps = product.taps(), channels = std::max<int64_t>(product.group_channels(), 1);
   const int64_t inputs = taps * channels;
-  block_channels = std::max<int64_t>(1, channels / ((inputs + kBlockInputs - 1) / kBlockInputs));
-  while (taps * block_channels > kMaxInputs && block_channels > 1) --block_channels;
+  const int64_t wanted = std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
+  block_channels = (channels + wanted - 1) / wanted;
+  if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
+  block_channels = std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
   blocks = (channels + block_channels - 1) / block_channels;
   const bool in_cache = inputs <= kWideInputs, beyond_cache = inputs * product.outputs * 4 > kLargeWeights;
   registers = in_cache || beyond_cache ? 2 : 1;
@@ -52,9 +54,24 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
   return {{bits / n, pairs / n, nibbles / n}};
 }
 
-int choose_width(const SpikeProduct& product, const Tiling& tiling, const Density& density) {
-  (void)product; (void)tiling;
-  return density.adds[0] < 1.2 * density.adds[2] ? 1 : 4;
+double width_cost(const SpikeProduct& product, int width, const Density& density) {
+  const int index = width == 4 ? 2 : width - 1;
+  const double fold_and_fire[] = {60, 70, 140};
+  const int64_t vectors = (product.group_channels() + 63) / 64;
+  const bool columns = product.kernel[1] > product.stride[1];  // as build_lists() decides
+  const int64_t compares = columns ? product.kernel[0] * product.stride[1] * vectors : product.taps() * vectors;
+  const int64_t copies = columns ? product.kernel[1] : 0;
+  const double tiles = static_cast<double>(product.group_outputs()) / 16, inputs = static_cast<double>(product.inputs());
+  return tiles * (1.1 * density.adds[index] * inputs + fold_and_fire[index]) +
+         6.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
+}
+
+int choose_width(const SpikeProduct& product, const Density& density) {
+  int best = 1;
+  for (int width : {2, 4}) {
+    if (width_cost(product, width, density) < width_cost(product, best, density)) best = width;
+  }
+  return best;
 }
 
 }  // namespace tandem::cpu

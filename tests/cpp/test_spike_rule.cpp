@@ -1,0 +1,92 @@
+// The rules by which a product is cut up, at their borders.
+#include "check.h"
+#include "kernels/cpu/spike_lists.h"
+#include "kernels/cpu/spike_rule.h"
+
+using namespace tandem;
+using namespace tandem::cpu;
+
+namespace {
+
+SpikeProduct linear(int64_t inputs, int64_t outputs) {
+  SpikeProduct product{};
+  product.batch = product.height = product.width = product.groups = 1;
+  product.channels = inputs;
+  product.outputs = outputs;
+  for (int i = 0; i < 2; ++i) product.kernel[i] = product.stride[i] = product.dilation[i] = 1;
+  return product;
+}
+
+SpikeProduct conv3x3(int64_t channels, int64_t outputs) {
+  SpikeProduct product = linear(channels, outputs);
+  product.height = product.width = 32;
+  for (int i = 0; i < 2; ++i) {
+    product.kernel[i] = 3;
+    product.padding[i] = 1;
+  }
+  return product;
+}
+
+}  // namespace
+
+TEST(wide_tiles_where_they_fit_the_cache_or_nothing_does) {
+  CHECK(Tiling(linear(384, 100)).registers == 2, "384 inputs");
+  CHECK(Tiling(linear(385, 100)).registers == 1, "385 inputs");
+  CHECK(Tiling(linear(4096, 1024)).registers == 1, "16 MB");
+  CHECK(Tiling(linear(4096, 1025)).registers == 2, "more");
+}
+
+TEST(k_blocks) {
+  CHECK(Tiling(linear(1536, 10)).blocks == 1, "1536 inputs");
+  CHECK(Tiling(linear(1537, 10)).blocks == 2, "1537 inputs");
+  for (const SpikeProduct& product : {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3),
+                                      conv3x3(2048, 3)}) {
+    const Tiling tiling(product);
+    int64_t channels = 0, offset = 0;
+    for (int64_t q = 0; q < tiling.blocks; ++q) {
+      const int64_t block = tiling.last_channel(product, q) - tiling.first_channel(q);
+      CHECK(product.taps() * block <= kMaxInputs, "block %ld of %ld inputs", long(q), long(product.inputs()));
+      CHECK(tiling.block_offset(product, q) == offset, "block %ld of %ld inputs", long(q), long(product.inputs()));
+      channels += block;
+      offset += (product.taps() * block + 1) * tiling.width();
+    }
+    CHECK(channels == product.channels, "%ld channels", long(product.channels));
+    CHECK(offset + tiling.width() == tiling.tile_size, "%ld inputs", long(product.inputs()));
+  }
+}
+
+TEST(rows_at_a_time) {
+  CHECK(block_rows(linear(800, 10), Tiling(linear(800, 10)), 1) == 256, "one plane");
+  CHECK(block_rows(linear(2000, 10), Tiling(linear(2000, 10)), 1) == 64, "K-blocks");
+  CHECK(block_rows(linear(1000000, 10), Tiling(linear(1000000, 10)), 32) == 1, "memory");
+}
+
+TEST(density_counts_patterns) {
+  const std::vector<uint8_t> bytes = {0x00, 0x01, 0x03, 0x0f, 0x11, 0xff, 0x80, 0x00};
+  const Density density = Density::measure(bytes.data(), 8);
+  CHECK(density.adds[0] == 18 / 8.0, "%g", density.adds[0]);
+  CHECK(density.adds[1] == 11 / 8.0, "%g", density.adds[1]);
+  CHECK(density.adds[2] == 8 / 8.0, "%g", density.adds[2]);
+  CHECK(Density::measure(bytes.data(), 0).adds[0] == 0, "nothing to measure");
+}
+
+TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
+  const Density sparse{{0.24, 0.24, 0.23}}, low{{0.8, 0.76, 0.62}}, middle{{1.43, 1.23, 0.77}}, dense{{4, 3, 1.9}};
+  CHECK(choose_width(linear(800, 800), sparse) == 1, "sparse");
+  CHECK(choose_width(linear(800, 800), middle) == 4, "wide");
+  CHECK(choose_width(conv3x3(16, 128), low) == 1, "narrow");
+  CHECK(choose_width(conv3x3(16, 128), dense) == 4, "dense");
+}
+
+// The choice changes exactly where the costs cross.
+TEST(the_cheapest_width_wins) {
+  for (const SpikeProduct& product : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
+    for (double nibbles = 0; nibbles <= 2; nibbles += 0.01) {
+      const Density density{{1.9 * nibbles, 1.5 * nibbles, nibbles}};
+      const int chosen = choose_width(product, density);
+      for (int width : {1, 2, 4}) {
+        CHECK(width_cost(product, chosen, density) <= width_cost(product, width, density), "%g nibbles", nibbles);
+      }
+    }
+  }
+}
