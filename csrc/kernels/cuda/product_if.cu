@@ -9,47 +9,42 @@ namespace tandem::cuda {
 
 namespace {
 
-// Integrates neuron n, channel o, over the steps first, first + 1, ... up to first + kSteps or T; its products begin at
-// `sums`. Returns its gate if these steps are the last.
+// Integrates neuron n, channel o, over the steps of plane p; its products begin at `sums`. Returns its gate after the
+// last plane.
 template <class S>
-__device__ __forceinline__ uint32_t integrate(const NeuronArgs<float>& a, int64_t n, int64_t o, int first,
+__device__ __forceinline__ uint32_t integrate(const NeuronArgs<float>& a, int64_t n, int64_t o, int p,
                                               const typename S::Sum* sums, State& state) {
   Neurons<1> neuron;
   neuron.begin(a, remainder(n, a.v_init_size));
   neuron.load_parameters(a, o);
-  if (first > 0) {
+  if (p > 0) {
     neuron.v.at[0] = state.v;
     neuron.z.at[0] = state.z;
     neuron.counts = state.counts;
   }
-  const int last = (a.T - 1) / kPlaneSteps;
-#pragma unroll 1
-  for (int p = first / kPlaneSteps; p <= last && p < first / kPlaneSteps + S::kPlanes; ++p) {
-    constexpr int kSteps = S::kSteps < kPlaneSteps ? S::kSteps : kPlaneSteps;
-    const int steps = min(a.T - p * kPlaneSteps, kSteps);
-    Vec<float, 1> current[kSteps];
+  Vec<float, 1> current[S::kSumSteps];
 #pragma unroll
-    for (int t = 0; t < kSteps; ++t) {
-      const auto* sum = sums + (p * kPlaneSteps - first + t) * S::kSumStep;
-      auto total = *sum;
+  for (int t = 0; t < S::kSumSteps; ++t) {
+    auto total = sums[t * S::kSumStep];
 #pragma unroll
-      for (int depth = 1; depth < S::kWarpsDepth; ++depth) total += sum[depth * S::kSumTiles];
-      current[t].at[0] = S::Operands::product(total, t);
-    }
-    neuron.begin_plane(a, n, p);
-    neuron.scale_products(current);
-    neuron.add_residual(a, n, p * kPlaneSteps, 0, steps, current);
-    neuron.advance(a, 0, steps, current);
-    if (p < last) neuron.end_plane(a, n, p);
+    for (int depth = 1; depth < S::kWarpsDepth; ++depth) total += sums[t * S::kSumStep + depth * S::kSumTiles];
+    current[t].at[0] = S::Operands::product(total, t);
   }
-  if (first + S::kSteps >= a.T) return neuron.end(a, n);
+  const int first = p * kPlaneSteps;
+  const int steps = min(a.T - first, S::kSumSteps);
+  neuron.begin_plane(a, n, p);
+  neuron.scale_products(current);
+  neuron.add_residual(a, n, first, 0, steps, current);
+  neuron.advance(a, 0, steps, current);
+  if (first + kPlaneSteps >= a.T) return neuron.end(a, n);
+  neuron.end_plane(a, n, p);
   state = {neuron.v.at[0], neuron.z.at[0], neuron.counts};
   return 0;
 }
 
 // Integrates the tile of the running warp; warps that share its depth take turns.
 template <class S>
-__device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const Geometry& g, int first,
+__device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const Geometry& g, int p,
                                                const typename S::Place& at, const typename S::Sum* tile_sums,
                                                State* states) {
   constexpr int kTileOutputs = 16 * S::kTiles;
@@ -66,10 +61,10 @@ __device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const
     const bool live = output < g.group_outputs && pixel < g.pixels;
     uint32_t gate = 0;
     if (live) {
-      gate = integrate<S>(a, n, o, first, tile_sums + column * S::kSumRow + row,
+      gate = integrate<S>(a, n, o, p, tile_sums + column * S::kSumRow + row,
                           states[(at.tile * kTurns + turn) * 32 + at.lane]);
     }
-    if (a.mask != nullptr && first + S::kSteps >= a.T) {
+    if (a.mask != nullptr && p == g.P - 1) {
       const uint32_t gates = __ballot_sync(0xffffffffu, static_cast<int>(gate)) >> at.lane;
       if (live && at.lane % 8 == 0) a.mask[n / 8] = static_cast<uint8_t>(gates);
     }
@@ -103,17 +98,22 @@ __global__ void __launch_bounds__(S::kThreads)
       request(stage + S::kStages - 1);
       multiply_stage<S>(memory + stage % S::kStages * S::kStageBytes, at, sums);
     }
-    __syncthreads();
-    store_sums<S>(tile_sums + at.depth * S::kSumTiles, at, sums);
-    __syncthreads();
-    integrate_tile<S>(a, g, first, at, tile_sums, states);
+#pragma unroll
+    for (int plane = 0; plane < S::kPlanes; ++plane) {
+      const int p = first / kPlaneSteps + plane;
+      if (p >= g.P) continue;
+      __syncthreads();
+      store_sums<S>(tile_sums + at.depth * S::kSumTiles, at, sums, plane);
+      __syncthreads();
+      integrate_tile<S>(a, g, p, at, tile_sums, states);
+    }
     __syncthreads();
   }
 }
 
 template <class S>
 int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
-  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
+  const int shared_bytes = S::kSharedBytes + (g.P > 1 ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) return status;
@@ -131,7 +131,7 @@ int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, 
 template <class Operands, int kSteps>
 int launch_for(const Geometry& g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
   if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, product, a, stream);
-  return launch<Shape<Operands, kSteps, kSteps / 4, 4, 1>>(g, product, a, stream);
+  return launch<Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>>(g, product, a, stream);
 }
 
 template <class Operands>

@@ -10,7 +10,7 @@ namespace tandem::cuda {
 constexpr int kTileDepth = 128;  // depths of a stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// What a neuron keeps from one round of steps to the next.
+// What a neuron keeps from one plane to the next.
 struct State {
   float v, z;
   uint32_t counts;
@@ -37,17 +37,23 @@ struct Shape {
   static constexpr int kSpikeRow = kTileDepth + 16;
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
-  static constexpr int kStages = kWeightSize == 4 ? 3 : 4;
 
-  // The sums of a warp [step, pixel, output]. Lanes write them at pixels 2 q and outputs g, and read them in a row.
+  // The sums of a warp in one plane [step, pixel, output]. Lanes write them at pixels 2 q and outputs g, and read them
+  // in a row.
+  static constexpr int kSumSteps = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
   static constexpr int kSumRow = 16 * kTiles + 4;
   static constexpr int kSumStep = kWarpPixels * kSumRow;
-  static constexpr int kSumWarp = kSteps * kSumStep;
+  static constexpr int kSumWarp = kSumSteps * kSumStep;
   static constexpr int kSumTiles = kSumWarp * kWarpsOut * kWarpsPixels;  // to the next share of the depth
   static constexpr int kSumBytes = 4 * kSumTiles * kWarpsDepth;
   static constexpr int kStateBytes = kOutputs * kPixels * static_cast<int>(sizeof(State));
 
-  static constexpr int kSharedBytes = kStages * kStageBytes > kSumBytes ? kStages * kStageBytes : kSumBytes;
+  // As many stages as fit into what every GPU since Ampere has.
+  static constexpr int kFitting = (96 * 1024 - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
+  static constexpr int kStages = kFitting < 4 ? kFitting : 4;
+  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
+  static_assert(kStages >= 2, "the next stage has to come while this one is multiplied");
 
   // Sixteen bytes of spikes at a time.
   static constexpr int kSpikePieces = kTileDepth / 16;
@@ -225,19 +231,19 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const
   }
 }
 
-// Lays the sums of the running warp out in shared memory.
+// Lays the sums of the running warp in one of the round's planes out in shared memory.
 template <class S>
-__device__ __forceinline__ void store_sums(typename S::Sum* warp_sums, const typename S::Place& at,
-                                           const Sums<S>& sums) {
+__device__ __forceinline__ void store_sums(typename S::Sum* warp_sums, const typename S::Place& at, const Sums<S>& sums,
+                                           int plane) {
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
-    for (int t = 0; t < S::kSteps; ++t) {
+    for (int t = 0; t < S::kSumSteps; ++t) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int pixel = 2 * at.q + r % 2;
         const int output = 16 * tile + at.g + r / 2 * 8;
-        warp_sums[t * S::kSumStep + pixel * S::kSumRow + output] = sums[tile][t][r];
+        warp_sums[t * S::kSumStep + pixel * S::kSumRow + output] = sums[tile][plane * kPlaneSteps + t][r];
       }
     }
   }

@@ -19,6 +19,7 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kSharedBytes = 256 << 10;
+constexpr size_t kSharedLimit = 99 << 10;  // of a block on any GPU since Ampere
 constexpr char kDynamic[] = "dynamic shared memory";
 constexpr size_t kSharedGap = 128;  // between shared arrays, so that an overrun hits nothing
 
@@ -167,7 +168,7 @@ cudaError_t run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, 
   launch_name = kernel;
   const size_t size = size_t{block.x} * block.y * block.z;
   if (size == 0 || size > kMaxThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
-      grid.z > 65535 || shared_bytes > 227 * 1024) {
+      grid.z > 65535 || shared_bytes > kSharedLimit) {
     report("invalid launch configuration");
     return cudaErrorInvalidConfiguration;
   }
