@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "spike_pack.h"
 
 namespace tandem::cpu {
 
@@ -48,8 +49,8 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
   if (product.taps() > kMaxInputs) return;
   packed = product.packed;
   if (packed == nullptr) {
-    int32_t* own = packed_memory.reserve(packed_size(product));
-    if (!pack_weights(product, own, parallel)) return;
+    int32_t* own = packed_memory.reserve(tiles_size(product));
+    if (!pack_tiles(product, own, parallel)) return;
     packed = own;
   }
   if (width == 0) {

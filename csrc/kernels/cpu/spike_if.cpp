@@ -5,7 +5,9 @@
 #include "../spike_product.h"
 #include "scratch.h"
 #include "spike_blocks.h"
+#include "spike_depthwise.h"
 #include "spike_lists.h"
+#include "spike_pack.h"
 #include "spike_rule.h"
 #include "spike_tile.h"
 
@@ -86,8 +88,17 @@ void run_layer(const Layer& layer, ParallelFor parallel) {
 
 }  // namespace
 
+int64_t packed_size(const SpikeProduct& product) {
+  return tiles_size(is_depthwise(product) ? single_channel(product) : product);
+}
+
+bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
+  return pack_tiles(is_depthwise(product) ? single_channel(product) : product, packed, parallel);
+}
+
 bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel) {
   if (neuron.neurons == 0) return true;
+  if (is_depthwise(product)) return depthwise_if(product, neuron, parallel);
   const Prepared prepared(product, neuron, parallel);
   if (prepared.packed == nullptr) return false;
   run_layer(Layer{product, neuron, prepared}, parallel);

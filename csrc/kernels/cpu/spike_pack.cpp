@@ -6,7 +6,7 @@
 #include "../spike_product.h"
 #include "lanes.h"
 #include "scratch.h"
-#include "spike_rule.h"
+#include "spike_pack.h"
 
 namespace tandem::cpu {
 
@@ -95,7 +95,7 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
 // Packs tiles [begin, end). position[j] is the row, within a tile, of the j-th weight of an output. False: some weight
 // is not finite.
 template <int L, class E>
-TANDEM_INLINE bool pack_tiles(const SpikeProduct& product, const Tiling& tiling, const int64_t* position,
+TANDEM_INLINE bool pack_typed(const SpikeProduct& product, const Tiling& tiling, const int64_t* position,
                               int32_t* packed, int64_t begin, int64_t end) {
   const int64_t inputs = product.inputs();
   const int width = tiling.width();
@@ -148,13 +148,13 @@ TANDEM_INLINE void pack_range_body(const SpikeProduct& product, const Tiling& ti
                                    int32_t* packed, int64_t begin, int64_t end, bool* finite) {
   switch (product.weight_dtype) {
     case DType::kBFloat16:
-      *finite = pack_tiles<L, BFloat16>(product, tiling, position, packed, begin, end);
+      *finite = pack_typed<L, BFloat16>(product, tiling, position, packed, begin, end);
       return;
     case DType::kFloat16:
-      *finite = pack_tiles<L, _Float16>(product, tiling, position, packed, begin, end);
+      *finite = pack_typed<L, _Float16>(product, tiling, position, packed, begin, end);
       return;
     default:
-      *finite = pack_tiles<L, float>(product, tiling, position, packed, begin, end);
+      *finite = pack_typed<L, float>(product, tiling, position, packed, begin, end);
   }
 }
 TANDEM_CPU_LANES_KERNEL(pack_range,
@@ -177,12 +177,12 @@ void fill_positions(const SpikeProduct& product, const Tiling& tiling, int64_t* 
 
 }  // namespace
 
-int64_t packed_size(const SpikeProduct& product) {
+int64_t tiles_size(const SpikeProduct& product) {
   const Tiling tiling(product);
   return product.groups * tiling.tiles_per_group * tiling.tile_size;
 }
 
-bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
+bool pack_tiles(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
   const Tiling tiling(product);
   thread_local Scratch<int64_t> positions;
   int64_t* position = positions.reserve(product.inputs());
