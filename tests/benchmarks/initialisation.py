@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -63,16 +64,56 @@ def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
     return result
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """Accuracy, and in brackets the mean firing rate and the SynOps ratio, as Markdown: seeds averaged."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        key = tuple(result.get(name) for name in ("width", "gamma", "v_init", "threshold", "T"))
+        groups.setdefault(key, []).append(result)
+    windows = sorted({key[-1] for key in groups if key[-1]})
+    lines = [
+        "| width | γ | v_init | ϑ | " + " | ".join(f"T = {T}" for T in windows) + " |",
+        "| --- " * (4 + len(windows)) + "|",
+    ]
+    for width in sorted({key[0] for key in groups}):
+        ann = groups[width, None, None, None, 0]
+        lines.append(
+            f"| {width} | ANN | | | {_mean(ann, 'test_accuracy'):.2f} ({len(ann)} seeds) |" + " |" * (len(windows) - 1)
+        )
+        for setting in sorted({key[1:4] for key in groups if key[0] == width and key[-1]}):
+            cells = [_cell(groups.get((width, *setting, T))) for T in windows]
+            lines.append(
+                f"| {width} | " + " | ".join(f"{value:g}" for value in setting) + " | " + " | ".join(cells) + " |"
+            )
+    return "\n".join(lines)
+
+
+def _mean(runs: list[dict[str, Any]], name: str) -> float:
+    return fmean(run[name] for run in runs)
+
+
+def _cell(runs: list[dict[str, Any]] | None) -> str:
+    if not runs:
+        return ""
+    rate = fmean(fmean(run["firing_rates"].values()) for run in runs)
+    seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+    return f"{_mean(runs, 'test_accuracy'):.2f} ({100 * rate:.0f}%, {_mean(runs, 'synops_ratio'):.2f}{seeds})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="only print the results as Markdown")
     arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    if arguments.table:
+        print(table(results))
+        return
     torch.set_num_threads(arguments.threads)
     data = load(RECIPE.data, arguments.data_dir)
     data = replace(data, train=Split(data.train.images[:IMAGES], data.train.labels[:IMAGES]))
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for setting in settings(arguments.width):
         if not any(setting.items() <= result.items() for result in results):
             results.append(train(setting, data))

@@ -4,7 +4,7 @@
 def initial_gamma(T: int) -> float:
     """The initial γ for a window of T steps, by the measurement in docs/initialisation.md.
 
-    >>> tnn.initial_gamma(8)
-    3.0
+    >>> initial_gamma(2), initial_gamma(8)
+    (2.0, 3.0)
     """
-    return 3.0
+    return 2.0 if T <= 2 else 3.0
