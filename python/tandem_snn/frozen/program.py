@@ -298,7 +298,8 @@ def _spatial(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of [B, C], [B, C, L] or [B, C, H, W]."""
     if len(shape) > 4:
         raise CannotLower(f"signals of shape {list(shape)}")
-    return (1, 1, *shape[2:])[-2:] if len(shape) > 2 else (1, 1)
+    height, width = (1, 1, *shape[2:])[-2:]
+    return height, width
 
 
 def _image(shape: Sequence[int]) -> dict[str, int]:
@@ -311,7 +312,7 @@ def _window(
 ) -> dict[str, int]:
     names = ("kernel", kernel), ("stride", stride), ("padding", padding), ("dilation", dilation)
     neutral = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
-    fields = {}
+    fields: dict[str, int] = {}
     for name, values in names:
         h, w = values if len(values) == 2 else (neutral[name], values[0])
         fields |= {f"{name}_h": h, f"{name}_w": w}

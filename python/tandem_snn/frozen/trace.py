@@ -34,7 +34,7 @@ class Call:
     """One layer at work: what it read and what it returned."""
 
     name: str
-    layer: nn.Module
+    layer: Any  # one of LAYERS
     x: Any
     residual: Any
     fire: bool
