@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
+#include <memory>
 
 #include "partial_lanes.h"
 #include "spike_currents.h"
@@ -38,12 +38,14 @@ template <int L, int R, class RowSums>
 TANDEM_INLINE void run_neurons(const Tile& tile, const NeuronArgs<float>& layer, uint8_t* gates,
                                const RowSums& row_sums) {
   constexpr int S = R * kLanes / L, per_group = kLanes / L;
-  std::optional<PartialLanes> partial[R];
+  std::unique_ptr<PartialLanes> partial[R];
   const NeuronArgs<float>* args[R];
   NeuronLanes<float, L> fresh[S];
   for (int r = 0; r < R; ++r) {
     const int lanes = static_cast<int>(std::clamp<int64_t>(tile.channels - r * kLanes, 0, kLanes));
-    if (lanes < kLanes || gates != nullptr) partial[r].emplace(layer, tile.channel + r * kLanes, lanes, gates);
+    if (lanes < kLanes || gates != nullptr) {
+      partial[r] = std::make_unique<PartialLanes>(layer, tile.channel + r * kLanes, lanes, gates);
+    }
     args[r] = partial[r] ? &partial[r]->block() : &layer;
   }
 #pragma GCC unroll 8

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "capability.h"
 #include "spike_lists.h"
 
 namespace tandem::cpu {
@@ -38,20 +39,31 @@ int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes
   return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
 }
 
-Density Density::measure(const uint8_t* bytes, int64_t size) {
-  constexpr int64_t kSamples = 512;
-  const int64_t words = size / 8, step = std::max<int64_t>(1, words / kSamples);
-  int64_t bits = 0, pairs = 0, nibbles = 0, seen = 0;
-  for (int64_t i = 0; i < words; i += step, ++seen) {
+namespace {
+
+// Bits, nonzero pairs and nonzero nibbles of every step-th word; a kernel for the sake of its popcounts.
+TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, int64_t words, int64_t step, int64_t* counts) {
+  for (int64_t i = 0; i < words; i += step) {
     uint64_t word;
     std::memcpy(&word, bytes + 8 * i, sizeof(word));
     const uint64_t pair = (word | word >> 1) & 0x5555555555555555ull;
-    bits += __builtin_popcountll(word);
-    pairs += __builtin_popcountll(pair);
-    nibbles += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
+    counts[0] += __builtin_popcountll(word);
+    counts[1] += __builtin_popcountll(pair);
+    counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
   }
-  const double n = 8.0 * static_cast<double>(std::max<int64_t>(seen, 1));
-  return {{bits / n, pairs / n, nibbles / n}};
+}
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, int64_t words, int64_t step, int64_t* counts),
+                  (bytes, words, step, counts))
+
+}  // namespace
+
+Density Density::measure(const uint8_t* bytes, int64_t size) {
+  constexpr int64_t kSamples = 512;
+  const int64_t words = size / 8, step = std::max<int64_t>(1, words / kSamples);
+  int64_t counts[3] = {};
+  count_patterns(bytes, words, step, counts);
+  const double seen = 8.0 * static_cast<double>(std::max<int64_t>((words + step - 1) / step, 1));
+  return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
 }
 
 double width_cost(const SpikeProduct& product, int width, const Density& density) {
