@@ -39,8 +39,8 @@ TEST(wide_tiles_where_they_fit_the_cache_or_nothing_does) {
 TEST(k_blocks) {
   CHECK(Tiling(linear(1536, 10)).blocks == 1, "1536 inputs");
   CHECK(Tiling(linear(1537, 10)).blocks == 2, "1537 inputs");
-  for (const SpikeProduct& product : {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3),
-                                      conv3x3(2048, 3)}) {
+  for (const SpikeProduct& product :
+       {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3), conv3x3(2048, 3)}) {
     const Tiling tiling(product);
     int64_t channels = 0, offset = 0;
     for (int64_t q = 0; q < tiling.blocks; ++q) {

@@ -169,8 +169,7 @@ struct NeuronLanes {
 
   // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written.
   TANDEM_INLINE void end(const NeuronArgs<C>& a, int64_t n) {
-    const Bytes<L> open =
-        convert<uint8_t, Lane<C>, L>(gate_open(z, a.gate, a.threshold * static_cast<C>(a.T)));
+    const Bytes<L> open = convert<uint8_t, Lane<C>, L>(gate_open(z, a.gate, a.threshold * static_cast<C>(a.T)));
     if (a.gate == Gate::kResu) {
       count &= open;
       for (int p = 0; p < (a.T + 7) / 8; ++p) {

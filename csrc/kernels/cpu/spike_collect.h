@@ -142,9 +142,8 @@ struct CompressCollector {
     const __m512i lanes = _mm512_load_si512(iota.data());
     Bytes64* bytes = memory.bytes.reserve(count);
     for (int i = 0; i < count; ++i) {
-      bytes[i].lanes = blocks[i].size == 64
-                           ? _mm512_loadu_si512(blocks[i].bytes)
-                           : _mm512_maskz_loadu_epi8((1ull << blocks[i].size) - 1, blocks[i].bytes);
+      bytes[i].lanes = blocks[i].size == 64 ? _mm512_loadu_si512(blocks[i].bytes)
+                                            : _mm512_maskz_loadu_epi8((1ull << blocks[i].size) - 1, blocks[i].bytes);
     }
     for (int g = 0; g < 8 / G; ++g) {
       const __m512i group = _mm512_set1_epi8(static_cast<char>(((1 << G) - 1) << (g * G)));

@@ -48,9 +48,8 @@ template <int L, int R>
 TANDEM_INLINE void depthwise(const SpikeProduct& product, const Tile& tile, const NeuronArgs<float>& neuron,
                              uint8_t* gates) {
   run_neurons<L, R>(tile, neuron, gates,
-                    [&](int64_t row, int p, Sums<L, R * kLanes / L>(&sums)[8]) TANDEM_INLINE_LAMBDA {
-                      window_sums(product, tile, tile.row + row, p, sums);
-                    });
+                    [&](int64_t row, int p, Sums<L, R * kLanes / L>(&sums)[8])
+                        TANDEM_INLINE_LAMBDA { window_sums(product, tile, tile.row + row, p, sums); });
 }
 
 template <int L>
@@ -78,8 +77,7 @@ bool depthwise_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, 
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kRows, size = std::min(kRows, rows - first);
       for (int64_t i = 0; i < prepared.tiling.tiles_per_group; ++i) {
-        depthwise_tile(product, prepared.tile(weights, planes, 0, i, 0, no_lists, size, first), neuron,
-                       prepared.gates);
+        depthwise_tile(product, prepared.tile(weights, planes, 0, i, 0, no_lists, size, first), neuron, prepared.gates);
       }
     }
   });

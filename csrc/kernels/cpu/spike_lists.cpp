@@ -13,8 +13,8 @@ struct ListJob {
   int planes;
   int64_t first, last;  // input channels
   const Strip* strips;
-  const int64_t* row;   // number of the first row of each strip
-  int64_t capacity;     // entries that the list of one row and plane may take
+  const int64_t* row;  // number of the first row of each strip
+  int64_t capacity;    // entries that the list of one row and plane may take
   uint16_t* entries;
   int64_t* start;
 
@@ -87,30 +87,30 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, kWordEntries>(blocks, count, job.zero(), memory.collector, out,
-                                                                nullptr);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.zero(), memory.collector, out, nullptr);
     }
   }
   return out;
 }
 
-// Copies a run of a column's entries to where they belong in a window.
+// Copies a run of a column's entries to where they belong in a window, `least` entries without looking at `count`.
+template <int least>
 TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
   typedef uint16_t Entries __attribute__((vector_size(32)));
-  int64_t i = 0;
-  do {
+  const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA {
     Entries entries;
     std::memcpy(&entries, from + i, sizeof(entries));
     entries += shift;
     std::memcpy(to + i, &entries, sizeof(entries));
-    i += 16;
-  } while (__builtin_expect(i < count, 0));
+  };
+  for (int64_t i = 0; i < least; i += 16) copy(i);
+  for (int64_t i = least; __builtin_expect(i < count, 0); i += 16) copy(i);
 }
 
 // The same where windows overlap: every input column is listed once, and windows concatenate their columns.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row,
-                                     ListMemory<Collector>& memory, uint16_t* out) {
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
+                                     uint16_t* out) {
   constexpr int runs = runs_per_plane(G);
   const SpikeProduct& product = job.product;
   const int64_t kw = product.kernel[1];
@@ -153,7 +153,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
         uint16_t* run_end = out;
         for (int i = 0; i < count; ++i) {
           const int64_t size = pieces[i].sizes[run];
-          copy_run(pieces[i].entries, size, pieces[i].shift, run_end);
+          copy_run<G == 1 ? 32 : 16>(pieces[i].entries, size, pieces[i].shift, run_end);
           pieces[i].entries += size;
           run_end += size;
         }

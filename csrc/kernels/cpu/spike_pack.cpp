@@ -1,3 +1,5 @@
+#include "spike_pack.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -6,7 +8,6 @@
 #include "../spike_product.h"
 #include "lanes.h"
 #include "scratch.h"
-#include "spike_pack.h"
 
 namespace tandem::cpu {
 

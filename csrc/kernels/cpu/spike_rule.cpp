@@ -25,7 +25,8 @@ Tiling::Tiling(const SpikeProduct& product) {
   const int64_t wanted = std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
   block_channels = (channels + wanted - 1) / wanted;
   if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
-  block_channels = std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
+  block_channels =
+      std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
   blocks = (channels + block_channels - 1) / block_channels;
   const bool in_cache = inputs <= kWideInputs, beyond_cache = inputs * product.outputs * 4 > kLargeWeights;
   registers = in_cache || beyond_cache ? 2 : 1;
@@ -73,7 +74,8 @@ double width_cost(const SpikeProduct& product, int width, const Density& density
   const bool columns = product.kernel[1] > product.stride[1];  // as build_lists() decides
   const int64_t compares = columns ? product.kernel[0] * product.stride[1] * vectors : product.taps() * vectors;
   const int64_t copies = columns ? product.kernel[1] : 0;
-  const double tiles = static_cast<double>(product.group_outputs()) / 16, inputs = static_cast<double>(product.inputs());
+  const double tiles = static_cast<double>(product.group_outputs()) / 16,
+               inputs = static_cast<double>(product.inputs());
   return tiles * (1.1 * density.adds[index] * inputs + fold_and_fire[index]) +
          6.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
 }

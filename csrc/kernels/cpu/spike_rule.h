@@ -7,11 +7,11 @@ namespace tandem::cpu {
 
 // Depends on the shape of the weights alone, for they are packed accordingly.
 struct Tiling {
-  int registers;            // R: a tile is 16 R outputs
-  int64_t block_channels;   // input channels per K-block
-  int64_t blocks;           // K-blocks
+  int registers;           // R: a tile is 16 R outputs
+  int64_t block_channels;  // input channels per K-block
+  int64_t blocks;          // K-blocks
   int64_t tiles_per_group;
-  int64_t tile_size;        // int32 of one packed tile: K-blocks of [inputs + 1, 16 R], then the unit [16 R]
+  int64_t tile_size;  // int32 of one packed tile: K-blocks of [inputs + 1, 16 R], then the unit [16 R]
 
   Tiling(const SpikeProduct& product);
 
