@@ -30,13 +30,14 @@ int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, doubl
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
 }
 
-// sizes: batch, height, width, channels, outputs, groups, then kernel, stride, padding, dilation, two of each.
+// sizes: batch, height, width, channels, outputs, groups; kernel, stride, padding, dilation, two of each; are the
+// weights channels last.
 int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Weights weights,
                         const NeuronArgs<float>* args) {
   SpikeProduct product{};
   product.planes = planes;
   product.weight = weight;
-  product.weight_channels_last = true;
+  product.weight_channels_last = sizes[14] != 0;
   int64_t* const fields[] = {&product.batch,    &product.height,  &product.width,
                              &product.channels, &product.outputs, &product.groups};
   for (int i = 0; i < 6; ++i) *fields[i] = sizes[i];

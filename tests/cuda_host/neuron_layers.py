@@ -3,6 +3,7 @@ arguments in guarded memory."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -76,23 +77,30 @@ def expected(layer: Layer) -> Outputs:
     return {"planes": pack(spikes), "counts": spikes.sum(0).to(layer.currents.dtype), "mask": mask, "v": v}
 
 
-def place_neurons(emulator: Emulator, layer: Layer, offset: int = 0) -> tuple[NeuronArgs, Outputs]:
-    """Arguments and outputs of a kernel; buffers begin ``offset`` elements past an aligned address."""
+def place_neurons(
+    emulator: Emulator, layer: Layer, offset: int = 0, shifted: Collection[str] | None = None
+) -> tuple[NeuronArgs, Outputs]:
+    """Arguments and outputs of a kernel. The buffers ``shifted``, by default all, begin ``offset`` elements past an
+    aligned address."""
+
+    def shift(name: str) -> int:
+        return offset if shifted is None or name in shifted else 0
+
     shape, dtype = layer.currents.shape[-2:], layer.currents.dtype
     names = ["scale", "shift", "residual", "residual_scale", "v_init"]
-    given = {name: pointer(emulator.place(name, getattr(layer, name), offset=offset)) for name in names}
+    given = {name: pointer(emulator.place(name, getattr(layer, name), offset=shift(name))) for name in names}
     residual = given.pop("residual")
     if layer.residual is not None:
         given["residual_planes" if layer.residual.dtype == torch.uint8 else "residual_currents"] = residual
     planes = torch.zeros((layer.T + 7) // 8, *shape, dtype=torch.uint8)
     rewritten = layer.gate == "resu" and layer.T > 8  # a train that is silenced after its first planes are written
     out = {
-        "planes": emulator.place("planes", planes, INOUT if rewritten else OUTPUT, offset),
-        "counts": emulator.output("counts", shape, dtype, offset),
-        "v": emulator.output("v", shape, torch.float32, offset),
+        "planes": emulator.place("planes", planes, INOUT if rewritten else OUTPUT, shift("planes")),
+        "counts": emulator.output("counts", shape, dtype, shift("counts")),
+        "v": emulator.output("v", shape, torch.float32, shift("v")),
     }
     if layer.train:
-        out["mask"] = emulator.output("mask", [(shape.numel() + 7) // 8], torch.uint8, offset)
+        out["mask"] = emulator.output("mask", [(shape.numel() + 7) // 8], torch.uint8, shift("mask"))
     args = NeuronArgs(
         neurons=shape.numel(),
         channels=shape[-1],

@@ -62,7 +62,7 @@ def run(
     placed = pointer(emulator.place("weight", weight, offset=offset))
     args, out = place_neurons(emulator, layer)
     sizes = [*spikes.shape[1:], weight.shape[0], conv.groups, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation]
-    arguments = planes, placed, (ctypes.c_int64 * len(sizes))(*sizes), mode, ctypes.byref(args)
+    arguments = planes, placed, (ctypes.c_int64 * 15)(*sizes, 1), mode, ctypes.byref(args)
     status = emulator.lib.emulated_product_if(*arguments)
     reports = emulator.reports()
     assert status == 0, reports
@@ -172,9 +172,10 @@ def test_int8_weights(plain: Emulator) -> None:
     assert torch.equal(products(plain, weight, WEIGHTS[torch.int8]), weight.float())
 
 
-def test_mask_needs_whole_bytes(plain: Emulator) -> None:
+@pytest.mark.parametrize(("outputs", "kernel", "last"), [(12, 1, 1), (16, 3, 0)], ids=["mask by the byte", "order"])
+def test_what_it_does_not_take(plain: Emulator, outputs: int, kernel: int, last: int) -> None:
     plain.begin()
-    layer = random_layer(0, 8, (2, 12), torch.float32, TRAIN, None)
+    layer = random_layer(0, 8, (2, outputs), torch.float32, TRAIN, None)
     args, _ = place_neurons(plain, layer)
-    sizes = [2, 1, 1, 16, 12, 1, 1, 1, 1, 1, 0, 0, 1, 1]
-    assert plain.lib.emulated_product_if(None, None, (ctypes.c_int64 * 14)(*sizes), 0, ctypes.byref(args)) != 0
+    sizes = [2, kernel, kernel, 16, outputs, 1, kernel, kernel, 1, 1, 0, 0, 1, 1, last]
+    assert plain.lib.emulated_product_if(None, None, (ctypes.c_int64 * 15)(*sizes), 0, ctypes.byref(args)) != 0

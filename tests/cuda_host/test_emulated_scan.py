@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -26,11 +27,14 @@ from neuron_layers import (
 SHAPES = [(1, 1), (3, 7), (2, 12), (5, 36), (1, 130), (3, 172), (4, 144)]
 
 
-def run(emulator: Emulator, layer: Layer, seed: int = 0, offset: int = 0) -> Outputs:
+def run(
+    emulator: Emulator, layer: Layer, seed: int = 0, offset: int = 0, shifted: Collection[str] | None = None
+) -> Outputs:
     emulator.begin(seed)
     dtype = DTYPES[layer.currents.dtype]
-    currents = pointer(emulator.place("currents", layer.currents, offset=offset))
-    args, out = place_neurons(emulator, layer, offset)
+    shift = offset if shifted is None or "currents" in shifted else 0
+    currents = pointer(emulator.place("currents", layer.currents, offset=shift))
+    args, out = place_neurons(emulator, layer, offset, shifted)
     status = emulator.lib.emulated_if_scan(currents, dtype, layer.source, ctypes.byref(args))
     reports = emulator.reports()
     assert status == 0, reports
@@ -60,6 +64,21 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: 
             if name in checked.buffers:
                 touches = checked.touches(name)
                 assert (touches.least_reads, touches.most_reads) == (1, 1), name
+
+
+BUFFERS = ["currents", "scale", "shift", "residual_scale", "v_init", "residual", "planes", "counts", "v"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BUFFERS)
+def test_alignment(checked: Emulator, name: str, dtype: torch.dtype) -> None:
+    """One buffer alone that is not aligned for four neurons at a time."""
+    shape = (2, 8)
+    for residual, (T, offset) in itertools.product(["planes", "currents"], [(3, 1), (8, 2)]):
+        layer = random_layer(3, T, shape, dtype, TRAIN, residual)
+        layer.scale, layer.shift, layer.residual_scale, layer.v_init = torch.randn(4, 8).unbind()
+        layer.v_init = layer.v_init.clone()
+        check_outputs(layer, run(checked, layer, offset=offset, shifted=[name]))
 
 
 @pytest.mark.parametrize("T", [4, 8, 16, 12])

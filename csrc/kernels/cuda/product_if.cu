@@ -72,7 +72,7 @@ __device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, 1)
     product_if_kernel(const __grid_constant__ Geometry g, const __grid_constant__ NeuronArgs<float> a) {
   TANDEM_DYNAMIC_SHARED(memory);
   const typename S::Place at;
