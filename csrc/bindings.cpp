@@ -8,8 +8,8 @@
 #define NEURON                                                                                          \
   "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
   "float threshold, float leak, str gate, bool train, bool return_v"
-#define NORM                                                                                             \
-  "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, "    \
+#define NORM                                                                                         \
+  "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, " \
   "Tensor? v_init, int steps, float threshold, float leak, str gate, bool return_v"
 #define WINDOW "int[] stride, int[] padding, int[] dilation, int groups"
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
@@ -28,11 +28,13 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
   m.def("gate_grad(Tensor grad, Tensor mask, float threshold) -> Tensor");
-  m.def("bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
-        "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
+  m.def(
+      "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
+      "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_pack(Tensor weight, int groups) -> Tensor");
-  m.def("frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step) -> "
-        "(Tensor readout, Tensor state)");
+  m.def(
+      "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step) -> "
+      "(Tensor readout, Tensor state)");
 }
 
 namespace {

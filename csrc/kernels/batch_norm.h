@@ -10,17 +10,17 @@ namespace tandem {
 template <class C>
 struct BatchNormGrad {
   int64_t rows, channels;
-  const C* grad;         // [rows, channels], of the counts
-  const uint8_t* mask;   // bit-packed, which gates are open
-  const C* product;      // u [rows, channels]
-  const C* mean;         // [channels], of u
-  const C* rstd;         // [channels], 1 / sqrt(gain^2 var + eps)
-  const C* slope;        // [channels], gamma rstd
-  const C* gain;         // [channels]
+  const C* grad;        // [rows, channels], of the counts
+  const uint8_t* mask;  // bit-packed, which gates are open
+  const C* product;     // u [rows, channels]
+  const C* mean;        // [channels], of u
+  const C* rstd;        // [channels], 1 / sqrt(gain^2 var + eps)
+  const C* slope;       // [channels], gamma rstd
+  const C* gain;        // [channels]
   C threshold;
-  C* grad_product;       // out [rows, channels]
-  C* grad_gamma;         // out [channels]
-  C* grad_beta;          // out [channels]
+  C* grad_product;  // out [rows, channels]
+  C* grad_gamma;    // out [channels]
+  C* grad_beta;     // out [channels]
 };
 
 namespace cpu {

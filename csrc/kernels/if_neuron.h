@@ -88,18 +88,18 @@ struct NeuronArgs {
   C threshold;
   C leak;
   Gate gate;
-  const C* scale;                    // [channels]
-  const C* shift;                    // [channels]
-  const uint8_t* residual_planes;    // [P, neurons]
-  const C* residual_currents;        // [T, neurons]; at most one of the two residuals is given
-  const C* residual_scale;           // [channels]
-  const C* v_init;                   // [v_init_size], neuron n starts at v_init[n % v_init_size]
+  const C* scale;                  // [channels]
+  const C* shift;                  // [channels]
+  const uint8_t* residual_planes;  // [P, neurons]
+  const C* residual_currents;      // [T, neurons]; at most one of the two residuals is given
+  const C* residual_scale;         // [channels]
+  const C* v_init;                 // [v_init_size], neuron n starts at v_init[n % v_init_size]
   int64_t v_init_size;
-  uint8_t* planes;                   // out [P, neurons], P = ceil(T / 8)
-  void* counts;                      // out [neurons] of counts_dtype
+  uint8_t* planes;  // out [P, neurons], P = ceil(T / 8)
+  void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
-  uint8_t* mask;                     // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
-  C* v;                              // out [neurons], the membrane potential after the last step
+  uint8_t* mask;  // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
+  C* v;           // out [neurons], the membrane potential after the last step
 };
 
 }  // namespace tandem

@@ -21,8 +21,8 @@ Tensor constant(double value, const Tensor& like) {
 OptionalTensor per_channel(const OptionalTensor& tensor, const Tensor& mean, const char* name, bool or_one = false) {
   if (!tensor.has_value()) return std::nullopt;
   check_same_device(*tensor, mean, name);
-  TANDEM_CHECK(tensor->numel() == mean.numel() || (or_one && tensor->numel() == 1), name, " must hold one value per channel (",
-               mean.numel(), "), got shape ", shape_text(shape_of(*tensor)));
+  TANDEM_CHECK(tensor->numel() == mean.numel() || (or_one && tensor->numel() == 1), name,
+               " must hold one value per channel (", mean.numel(), "), got shape ", shape_text(shape_of(*tensor)));
   return torch::stable::contiguous(aten::to_type(*tensor, mean.scalar_type()));
 }
 
@@ -112,19 +112,18 @@ NormOutputs linear_bn_if(Tensor planes, int64_t T, Tensor weight, OptionalTensor
                          OptionalTensor beta, double eps, OptionalTensor residual, OptionalTensor residual_scale,
                          OptionalTensor v_init, int64_t steps, double threshold, double leak, std::string gate,
                          bool return_v) {
-  return layer_bn_if({planes, T, weight, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, eps},
-                     {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate,
-                      true, return_v});
+  return layer_bn_if(
+      {planes, T, weight, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, eps},
+      {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 
 NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, Shape stride, Shape padding, Shape dilation,
                        int64_t groups, OptionalTensor gain, OptionalTensor gamma, OptionalTensor beta, double eps,
                        OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
                        double threshold, double leak, std::string gate, bool return_v) {
-  return layer_bn_if({planes, T, weight, stride, padding, dilation, groups},
-                     {Tensor(), Tensor(), gain, gamma, beta, eps},
-                     {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate,
-                      true, return_v});
+  return layer_bn_if(
+      {planes, T, weight, stride, padding, dilation, groups}, {Tensor(), Tensor(), gain, gamma, beta, eps},
+      {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 
 // The per-channel vectors reshaped to broadcast over [B, N, spatial...].
@@ -135,16 +134,16 @@ Tensor over_channels(const Tensor& vector, const Tensor& u) {
 }
 
 template <class C>
-void grad_on_cpu(const Tensor& grad, const Tensor& mask, const Tensor& product, const BatchNorm& norm,
-                 double threshold, const Tensor& grad_product, const Tensor& grad_gamma, const Tensor& grad_beta) {
+void grad_on_cpu(const Tensor& grad, const Tensor& mask, const Tensor& product, const BatchNorm& norm, double threshold,
+                 const Tensor& grad_product, const Tensor& grad_gamma, const Tensor& grad_beta) {
   const auto vector = [&](const Tensor& t) { return static_cast<C*>(t.data_ptr()); };
   const Tensor mean = torch::stable::contiguous(norm.mean), slope = norm.slope(), rstd = norm.rstd();
   const Tensor gain = norm.gain_or_one();
-  cpu::batch_norm_grad({product.numel() / product.size(1), product.size(1), vector(grad),
-                        static_cast<const uint8_t*>(mask.data_ptr()), vector(product), vector(mean), vector(rstd),
-                        vector(slope), vector(gain), static_cast<C>(threshold), vector(grad_product),
-                        vector(grad_gamma), vector(grad_beta)},
-                       torch_parallel);
+  cpu::batch_norm_grad(
+      {product.numel() / product.size(1), product.size(1), vector(grad), static_cast<const uint8_t*>(mask.data_ptr()),
+       vector(product), vector(mean), vector(rstd), vector(slope), vector(gain), static_cast<C>(threshold),
+       vector(grad_product), vector(grad_gamma), vector(grad_beta)},
+      torch_parallel);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var,
@@ -155,12 +154,13 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
                shape_text(shape_of(product)));
   TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
                "mask must be uint8 with one bit per element of grad");
-  const BatchNorm norm{mean, var, per_channel(gain, mean, "gain", true), per_channel(gamma, mean, "gamma"), std::nullopt,
-                       eps};
+  const BatchNorm norm{mean,         var, per_channel(gain, mean, "gain", true), per_channel(gamma, mean, "gamma"),
+                       std::nullopt, eps};
   const Tensor u = to_channels_last(product, 1);
   const Tensor g = to_channels_last(aten::to_type(grad, compute), 1);
   Tensor grad_product = empty_channels_last(shape_of(product), 1, compute, product);
-  Tensor grad_gamma = empty({product.size(1)}, compute, product), grad_beta = empty({product.size(1)}, compute, product);
+  Tensor grad_gamma = empty({product.size(1)}, compute, product),
+         grad_beta = empty({product.size(1)}, compute, product);
   if (product.numel() == 0) {
     torch::stable::zero_(grad_gamma);
     torch::stable::zero_(grad_beta);
@@ -214,11 +214,11 @@ Tensor BatchNorm::shift() const {
   return aten::sub(beta.has_value() ? *beta : constant(0.0, mean), centre);
 }
 
-#define TANDEM_IMPLEMENT(key)                          \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {          \
-    m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if));  \
-    m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));      \
-    m.impl("bn_grad", TORCH_BOX(&bn_grad));            \
+#define TANDEM_IMPLEMENT(key)                         \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {         \
+    m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if)); \
+    m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));     \
+    m.impl("bn_grad", TORCH_BOX(&bn_grad));           \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

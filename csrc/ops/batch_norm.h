@@ -7,8 +7,8 @@ namespace tandem::ops {
 
 // Everything per channel, [channels], in the compute type.
 struct BatchNorm {
-  Tensor mean, var;               // of the product u, biased
-  OptionalTensor gain;            // 0-dim or [channels]: the product is seen as gain u
+  Tensor mean, var;     // of the product u, biased
+  OptionalTensor gain;  // 0-dim or [channels]: the product is seen as gain u
   OptionalTensor gamma, beta;
   double eps;
 

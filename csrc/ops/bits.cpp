@@ -57,9 +57,9 @@ Tensor pack(Tensor spikes) {
 #ifdef TANDEM_WITH_CUDA
   if (dense.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dense.get_device_index());
-    check_launch(cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out,
-                            current_stream(dense)),
-                 "pack");
+    check_launch(
+        cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, current_stream(dense)),
+        "pack");
     return planes;
   }
 #endif
@@ -105,9 +105,9 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
 #ifdef TANDEM_WITH_CUDA
   if (grad.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-    check_launch(cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(),
-                                 current_stream(grad)),
-                 "gate_grad");
+    check_launch(
+        cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), current_stream(grad)),
+        "gate_grad");
     return out;
   }
 #endif
@@ -139,12 +139,12 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   return spikes;
 }
 
-#define TANDEM_IMPLEMENT(key)                        \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {        \
-    m.impl("pack", TORCH_BOX(&pack));                \
-    m.impl("unpack", TORCH_BOX(&unpack_spikes));     \
-    m.impl("counts", TORCH_BOX(&counts));            \
-    m.impl("gate_grad", TORCH_BOX(&gate_grad));      \
+#define TANDEM_IMPLEMENT(key)                    \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {    \
+    m.impl("pack", TORCH_BOX(&pack));            \
+    m.impl("unpack", TORCH_BOX(&unpack_spikes)); \
+    m.impl("counts", TORCH_BOX(&counts));        \
+    m.impl("gate_grad", TORCH_BOX(&gate_grad));  \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

@@ -43,8 +43,8 @@ class Run {
     workspace_ = empty({header_.workspace * batch_ * planes_}, ScalarType::Byte, input);
     state_ = empty({streaming_ ? batch_ * header_.state : 0}, ScalarType::Float, input);
     if (streaming_) {
-      TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float,
-                   "state must hold ", state_.numel(), " float32, got ", state->numel());
+      TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float, "state must hold ",
+                   state_.numel(), " float32, got ", state->numel());
       torch::stable::copy_(state_, *state);
     }
   }
@@ -125,7 +125,8 @@ class Run {
   float* state_floats(int64_t offset) const { return static_cast<float*>(state_.data_ptr()) + offset * batch_; }
 
   Tensor view_floats(int64_t offset, const Shape& shape) const {
-    TANDEM_CHECK(offset >= 0 && offset + 4 * tandem::ops::product(shape) <= blob_size_, "a weight lies outside the blob");
+    TANDEM_CHECK(offset >= 0 && offset + 4 * tandem::ops::product(shape) <= blob_size_,
+                 "a weight lies outside the blob");
     Shape strides(shape.size(), 1);
     for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
     return torch::stable::from_blob(const_cast<char*>(blob_) + offset, shape, strides, input_.device(),
@@ -141,10 +142,9 @@ class Run {
         return aten::convolution(input_, view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_w}),
                                  {i.stride_w}, {i.padding_w}, {i.dilation_w}, i.groups);
       default:
-        return aten::convolution(input_,
-                                 view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w}),
-                                 {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w}, {i.dilation_h, i.dilation_w},
-                                 i.groups);
+        return aten::convolution(
+            input_, view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w}),
+            {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w}, {i.dilation_h, i.dilation_w}, i.groups);
     }
   }
 
@@ -207,8 +207,8 @@ class Run {
     const bool spatial = i.kernel_h > 0;
     Tensor counts = spatial ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
                             : empty({batch_, features}, ScalarType::Float, input_);
-    cpu::counts(source(i.input), static_cast<int32_t>(planes_), batch_ * features, counts.data_ptr(),
-                DType::kFloat32, torch_parallel);
+    cpu::counts(source(i.input), static_cast<int32_t>(planes_), batch_ * features, counts.data_ptr(), DType::kFloat32,
+                torch_parallel);
     const float* bias = floats(i.shift);
     std::vector<float> bias_so_far;
     if (streaming_) {
@@ -253,7 +253,8 @@ class Run {
 };
 
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step) {
-  TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(), "program must be contiguous int64");
+  TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
+               "program must be contiguous int64");
   TANDEM_CHECK(blob.scalar_type() == ScalarType::Byte && blob.is_contiguous(), "blob must be contiguous uint8");
   const bool spikes = input.scalar_type() == ScalarType::Byte;
   TANDEM_CHECK(spikes || input.scalar_type() == ScalarType::Float, "input must be uint8 planes or float32");

@@ -16,8 +16,8 @@ void Synapses::check() const {
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
                "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
                shape_text(shape_of(planes)), " and ", shape_text(shape_of(weight)));
-  TANDEM_CHECK(groups >= 1 && planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0,
-               "weight ", shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
+  TANDEM_CHECK(groups >= 1 && planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
+               shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
                shape_text(shape_of(planes)));
   const auto spatial = static_cast<size_t>(weight.dim() - 2);
   TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
@@ -66,7 +66,8 @@ bool FusedSynapses::exist_for(const Synapses& synapses) {
 
 FusedSynapses::FusedSynapses(const Synapses& s) : planes_(to_channels_last(s.planes, 2)) {
   // A weight that is channels-last already is taken as it is, any other as contiguous.
-  const bool channels_last = !s.is_linear() && s.weight.size(1) > 1 && to_channels_last(s.weight, 1).get() == s.weight.get();
+  const bool channels_last =
+      !s.is_linear() && s.weight.size(1) > 1 && to_channels_last(s.weight, 1).get() == s.weight.get();
   weight_ = channels_last ? s.weight : torch::stable::contiguous(s.weight);
   const auto spatial = static_cast<int>(s.stride.size());
   product_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
@@ -103,8 +104,7 @@ void fire(const Synapses& synapses, const NeuronLayer& layer) {
 
 NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
   synapses.check();
-  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.weight.scalar_type(),
-                          synapses.planes);
+  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.weight.scalar_type(), synapses.planes);
   fire(synapses, layer);
   return layer.outputs();
 }
@@ -126,10 +126,10 @@ NeuronOutputs conv_if(Tensor planes, int64_t T, Tensor weight, Shape stride, Sha
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                    \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {    \
-    m.impl("linear_if", TORCH_BOX(&linear_if));  \
-    m.impl("conv_if", TORCH_BOX(&conv_if));      \
+#define TANDEM_IMPLEMENT(key)                   \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {   \
+    m.impl("linear_if", TORCH_BOX(&linear_if)); \
+    m.impl("conv_if", TORCH_BOX(&conv_if));     \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

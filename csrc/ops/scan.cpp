@@ -56,11 +56,11 @@ NeuronOutputs held_if(Tensor current, int64_t T, OptionalTensor scale, OptionalT
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                                               \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {                               \
-    m.impl("if_scan", TORCH_BOX(&if_scan));                                 \
-    m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>)));        \
-    m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>)));          \
+#define TANDEM_IMPLEMENT(key)                                        \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {                        \
+    m.impl("if_scan", TORCH_BOX(&if_scan));                          \
+    m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>))); \
+    m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>)));   \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

@@ -110,8 +110,7 @@ DType kernel_dtype(const Tensor& tensor, const char* name) {
 }
 
 ScalarType scalar_type(DType dtype) {
-  static constexpr ScalarType types[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
-                                         ScalarType::Double};
+  static constexpr ScalarType types[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
   return types[static_cast<int>(dtype)];
 }
 
@@ -124,8 +123,7 @@ void check_planes(const Tensor& planes, int64_t T, const char* name) {
 }
 
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name) {
-  TANDEM_CHECK(tensor.is_cuda() == reference.is_cuda() &&
-                   tensor.get_device_index() == reference.get_device_index(),
+  TANDEM_CHECK(tensor.is_cuda() == reference.is_cuda() && tensor.get_device_index() == reference.get_device_index(),
                name, " must be on the device of the layer's input");
 }
 
@@ -141,9 +139,7 @@ void* current_stream(const Tensor& tensor) {
   return stream;
 }
 
-void check_launch(int status, const char* kernel) {
-  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status));
-}
+void check_launch(int status, const char* kernel) { TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status)); }
 #endif
 
 }  // namespace tandem::ops

@@ -74,24 +74,24 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t
   });
 }
 
-#define TANDEM_BATCH_NORM(suffix, C)                                                                              \
-  TANDEM_INLINE void sum_rows_##suffix##_body(const C* u, int64_t channels, int64_t begin, int64_t end,           \
-                                              double* sum, double* squares) {                                     \
-    sum_rows(u, channels, begin, end, sum, squares);                                                              \
-  }                                                                                                               \
-  TANDEM_CPU_KERNEL(sum_rows_##suffix,                                                                            \
-                    (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),     \
-                    (u, channels, begin, end, sum, squares))                                                      \
-  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end,             \
-                                               double* beta, double* gamma, C* gates) {                              \
+#define TANDEM_BATCH_NORM(suffix, C)                                                                                 \
+  TANDEM_INLINE void sum_rows_##suffix##_body(const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, \
+                                              double* squares) {                                                     \
+    sum_rows(u, channels, begin, end, sum, squares);                                                                 \
+  }                                                                                                                  \
+  TANDEM_CPU_KERNEL(sum_rows_##suffix,                                                                               \
+                    (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),        \
+                    (u, channels, begin, end, sum, squares))                                                         \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta,  \
+                                               double* gamma, C* gates) {                                            \
     sum_grads(a, begin, end, beta, gamma, gates);                                                                    \
-  }                                                                                                               \
-  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                           \
+  }                                                                                                                  \
+  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                              \
                     (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta, double* gamma, C* gates),  \
                     (a, begin, end, beta, gamma, gates))                                                             \
   TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates) {  \
     write_grads(a, begin, end, gates);                                                                               \
-  }                                                                                                               \
+  }                                                                                                                  \
   TANDEM_CPU_KERNEL(write_grads_##suffix, (const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates),         \
                     (a, begin, end, gates))
 
@@ -130,11 +130,10 @@ void channel_sums(const C* u, int64_t rows, int64_t channels, double* sum, doubl
 template <class C, class Sum, class Write>
 void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
   std::vector<double> beta(a.channels), gamma(a.channels);
-  two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel,
-           [&](Slice rows, double* first, double* second) {
-             std::vector<C> gates(kRows * a.channels);
-             sum(a, rows.begin, rows.end, first, second, gates.data());
-           });
+  two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel, [&](Slice rows, double* first, double* second) {
+    std::vector<C> gates(kRows * a.channels);
+    sum(a, rows.begin, rows.end, first, second, gates.data());
+  });
   std::copy(beta.begin(), beta.end(), a.grad_beta);
   std::copy(gamma.begin(), gamma.end(), a.grad_gamma);
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
@@ -145,12 +144,10 @@ void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, W
 
 }  // namespace
 
-void channel_sums(const float* u, int64_t rows, int64_t channels, double* sum, double* squares,
-                  ParallelFor parallel) {
+void channel_sums(const float* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel) {
   channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_float);
 }
-void channel_sums(const double* u, int64_t rows, int64_t channels, double* sum, double* squares,
-                  ParallelFor parallel) {
+void channel_sums(const double* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel) {
   channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_double);
 }
 void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) {

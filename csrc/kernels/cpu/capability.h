@@ -28,21 +28,21 @@ const char* capability_name(Capability level);
 //
 // TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, L being the floats in a vector of that level.
 #if TANDEM_MULTIVERSION
-#define TANDEM_CPU_KERNEL(name, parameters, arguments)                                    \
-  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body arguments; }            \
-  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body arguments; }            \
-  static void name##_default parameters { name##_body arguments; }                        \
-  void name parameters {                                                                  \
+#define TANDEM_CPU_KERNEL(name, parameters, arguments)                                            \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body arguments; }                    \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body arguments; }                    \
+  static void name##_default parameters { name##_body arguments; }                                \
+  void name parameters {                                                                          \
     static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
-    levels[static_cast<int>(capability())] arguments;                                     \
+    levels[static_cast<int>(capability())] arguments;                                             \
   }
-#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments)                              \
-  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body<16> arguments; }        \
-  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body<8> arguments; }         \
-  static void name##_default parameters { name##_body<4> arguments; }                     \
-  void name parameters {                                                                  \
+#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments)                                      \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body<16> arguments; }                \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body<8> arguments; }                 \
+  static void name##_default parameters { name##_body<4> arguments; }                             \
+  void name parameters {                                                                          \
     static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
-    levels[static_cast<int>(capability())] arguments;                                     \
+    levels[static_cast<int>(capability())] arguments;                                             \
   }
 #else
 #define TANDEM_CPU_KERNEL(name, parameters, arguments) \

@@ -14,7 +14,7 @@ constexpr int64_t kGrain = 16384;
 // nonzero: the bits of an element that make it a spike, all but the sign of a float.
 template <class E>
 TANDEM_INLINE void pack_elements(const E* spikes, E nonzero, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin,
-                              int64_t end) {
+                                 int64_t end) {
   constexpr int64_t block = 256;
   for (int64_t n = begin; n < end; n += block) {
     const int64_t lanes = std::min(block, end - n);
@@ -32,7 +32,7 @@ TANDEM_INLINE void pack_elements(const E* spikes, E nonzero, int32_t T, int64_t 
 
 template <class E>
 TANDEM_INLINE void unpack_elements(const uint8_t* planes, int32_t T, int64_t neurons, E* spikes, E one, int64_t begin,
-                                int64_t end) {
+                                   int64_t end) {
   for (int t = 0; t < T; ++t) {
     const uint8_t* plane = planes + (t / 8) * neurons;
     E* row = spikes + t * neurons;
@@ -117,12 +117,12 @@ TANDEM_INLINE uint16_t narrow(float value, DType dtype) {
   return out;
 }
 
-TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t* mask, double threshold,
-                                   void* grad_z, int64_t begin, int64_t end) {
+TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t* mask, double threshold, void* grad_z,
+                                   int64_t begin, int64_t end) {
   switch (dtype) {
     case DType::kFloat32:
       return gate_elements(static_cast<const float*>(grad), mask, static_cast<float>(threshold),
-                        static_cast<float*>(grad_z), begin, end);
+                           static_cast<float*>(grad_z), begin, end);
     case DType::kFloat64:
       return gate_elements(static_cast<const double*>(grad), mask, threshold, static_cast<double*>(grad_z), begin, end);
     default:
@@ -155,9 +155,8 @@ TANDEM_CPU_KERNEL(gate_range,
 template <class F>
 void over_neurons(ParallelFor parallel, int64_t neurons, const F& f) {
   constexpr int64_t block = 64;
-  parallel_ranges(parallel, (neurons + block - 1) / block, kGrain / block, [&](int64_t begin, int64_t end) {
-    f(begin * block, std::min(end * block, neurons));
-  });
+  parallel_ranges(parallel, (neurons + block - 1) / block, kGrain / block,
+                  [&](int64_t begin, int64_t end) { f(begin * block, std::min(end * block, neurons)); });
 }
 
 }  // namespace
@@ -185,9 +184,8 @@ void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTy
 
 void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel) {
-  over_neurons(parallel, neurons, [&](int64_t begin, int64_t end) {
-    gate_range(grad, dtype, mask, threshold, grad_z, begin, end);
-  });
+  over_neurons(parallel, neurons,
+               [&](int64_t begin, int64_t end) { gate_range(grad, dtype, mask, threshold, grad_z, begin, end); });
 }
 
 }  // namespace tandem::cpu

@@ -15,7 +15,8 @@ namespace {
 // Sums of the groups of tiles whose steps are kept at a time: half of a common L3 cache.
 constexpr int64_t kKeptBytes = int64_t{16} << 20;
 
-// u = y[0] + y[1] + ... of the rows of a tile, from the sums [rows, planes, 8, width]; adds u and u^2 to the statistics.
+// u = y[0] + y[1] + ... of the rows of a tile, from the sums [rows, planes, 8, width]; adds u and u^2 to the
+// statistics.
 TANDEM_INLINE void window_sums_body(const int32_t* sums, int T, int64_t rows, int width, const float* unit,
                                     int64_t channels, float* u, int64_t stride, double* sum, double* squares) {
   const int64_t row_size = (T + 7) / 8 * int64_t{8} * width;
