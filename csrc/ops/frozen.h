@@ -9,19 +9,25 @@ namespace tandem::ops {
 // A value is the spike planes of one layer. Its place in the workspace is given in bytes per sample and plane; the
 // workspace of B samples and P planes is B P times as large. Offsets into the blob and the state are in bytes and in
 // floats per sample; -1 stands for "absent".
-#define TANDEM_INSTRUCTION_FIELDS(X)                                                                                  \
-  X(kind)                                                                                                             \
-  X(input)  /* value read; the network's input where it is -1 */                                                      \
-  X(output) /* value written */                                                                                       \
-  X(height)                                                                                                           \
-  X(width) X(channels) X(outputs) X(groups) X(kernel_h) X(kernel_w) X(stride_h) X(stride_w) X(padding_h) X(padding_w) \
-      X(dilation_h) X(dilation_w) X(weight) /* blob: packed weights, or floats for kDirect and kReadout */            \
-      X(scale) X(shift)                     /* blob: [outputs] */                                                     \
-      X(residual)                           /* value added to the currents */                                         \
-      X(residual_scale)                     /* blob: [outputs] */                                                     \
-      X(v_init)                             /* blob: [v_init_size] */                                                 \
-      X(v_init_size) X(constants)           /* blob: threshold and leak; the gain of the counts for kReadout */       \
-      X(gate) X(state)                      /* the layer's membrane potentials, or the readout's counts */
+// clang-format off
+#define TANDEM_INSTRUCTION_FIELDS(X)                                                            \
+  X(kind)                                                                                       \
+  X(input)           /* value read; the network's input where it is -1 */                       \
+  X(output)          /* value written */                                                        \
+  X(height) X(width) X(channels)                                                                \
+  X(outputs) X(groups)                                                                          \
+  X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                               \
+  X(padding_h) X(padding_w) X(dilation_h) X(dilation_w)                                         \
+  X(weight)          /* blob: packed weights, or floats for kDirect and kReadout */             \
+  X(scale) X(shift)  /* blob: [outputs] */                                                      \
+  X(residual)        /* value added to the currents */                                          \
+  X(residual_scale)  /* blob: [outputs] */                                                      \
+  X(v_init)          /* blob: [v_init_size] */                                                  \
+  X(v_init_size)                                                                                \
+  X(constants)       /* blob: threshold and leak; the gain of the counts for kReadout */        \
+  X(gate)                                                                                       \
+  X(state)           /* the layer's membrane potentials, or the readout's counts */
+// clang-format on
 
 struct Instruction {
 #define TANDEM_FIELD(name) int64_t name;
