@@ -304,3 +304,24 @@ def test_unused_counts():
     y = f.linear_if(train(8, 3, 7), weight)
     (y.counts.detach().sum() + weight.sum()).backward()
     assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_activation_checkpointing_changes_nothing(norm):
+    x = te.SpikeTrain.from_dense(torch.rand(8, 5, 12).lt(0.4).float())
+    theta = torch.full((), 0.75, requires_grad=True)
+    weights = [torch.randn(12, 12, requires_grad=True) for _ in range(2)]
+
+    def layers(planes):
+        train = te.SpikeTrain(planes, 8)
+        for weight in weights:
+            if norm:
+                train, *_ = te.functional.linear_bn_if(train, weight, residual=train, threshold=theta)
+            else:
+                train = te.functional.linear_if(train, weight, residual=train, threshold=theta)
+        return train.counts
+
+    expected = torch.autograd.grad(layers(x.planes).square().sum(), [*weights, theta])
+    counts = torch.utils.checkpoint.checkpoint(layers, x.planes, use_reentrant=False)
+    for got, want in zip(torch.autograd.grad(counts.square().sum(), [*weights, theta]), expected, strict=True):
+        assert torch.equal(got, want)

@@ -10,7 +10,7 @@ v), of which only counts has a gradient.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,22 +47,35 @@ def keep(ctx: Any, neurons: Neurons, outputs: tuple[Tensor, ...], *tensors: Tens
     ctx.set_materialize_grads(False)
 
 
-def kept(ctx: Any) -> tuple[Any, ...]:
-    """The ``tensors`` given to :func:`keep`."""
-    saved: tuple[Any, ...] = ctx.saved_tensors
-    return saved[5:]
+class Saved(NamedTuple):
+    """What :func:`keep` saved for the neurons."""
+
+    mask: Tensor
+    residual_scale: Tensor | None
+    residual: Tensor | None
+    theta: Tensor | None
+    planes: Tensor | None
 
 
-def gate_grad(ctx: Any, grad: Tensor) -> Tensor:
+def kept(ctx: Any) -> tuple[Saved, tuple[Any, ...]]:
+    """What :func:`keep` saved: the neurons' tensors, and the ``tensors`` given to it.
+
+    To be called once in a backward pass: activation checkpointing gives saved tensors a single time.
+    """
+    saved = ctx.saved_tensors
+    return Saved(*saved[:5]), saved[5:]
+
+
+def gate_grad(ctx: Any, saved: Saved, grad: Tensor) -> Tensor:
     """grad_z = gate·grad/θ."""
-    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, ctx.saved_tensors[0], ctx.settings.threshold)
+    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, saved.mask, ctx.settings.threshold)
     return grad_z
 
 
-def neuron_gradients(ctx: Any, grad_z: Tensor) -> Gradients:
+def neuron_gradients(ctx: Any, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of the fields of :class:`Neurons`."""
-    _, residual_scale, residual, theta, planes = ctx.saved_tensors[:5]
-    needs_residual, needs_edge, needs_residual_scale, needs_theta = ctx.needs_input_grad[-6:-2]
+    _, residual_scale, residual, theta, planes = saved
+    needs_residual, needs_edge, needs_residual_scale, _ = ctx.needs_input_grad[-6:-2]
     grad_residual = grad_edge = grad_residual_scale = grad_theta = None
     if needs_residual:
         grad_residual = scaled(grad_z, residual_scale).expand(ctx.settings.T, *grad_z.shape)
@@ -70,7 +83,7 @@ def neuron_gradients(ctx: Any, grad_z: Tensor) -> Gradients:
         grad_edge = scaled(grad_z, residual_scale)
     if needs_residual_scale:
         grad_residual_scale = channel_sum(grad_z * torch.ops.tandem.counts.default(residual, grad_z.dtype))
-    if needs_theta:
+    if theta is not None:
         grad_theta = -channel_sum(grad_z * torch.ops.tandem.counts.default(planes, grad_z.dtype)) / theta
     return grad_residual, grad_edge, grad_residual_scale, grad_theta, None, None
 
@@ -116,9 +129,9 @@ class ProductIF(Function):
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 12
-        planes, weight, scale = kept(ctx)
+        saved, (planes, weight, scale) = kept(ctx)
         needs_edge, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
-        grad_z = gate_grad(ctx, grad)
+        grad_z = gate_grad(ctx, saved, grad)
         grad_scale = None
         if needs_scale:
             _, raw = ctx.product.gradients(grad_z, planes, weight, False, True)
@@ -129,7 +142,7 @@ class ProductIF(Function):
             grad_product = scaled(grad_z, scale)
             grad_edge, grad_weight = ctx.product.gradients(grad_product, planes, weight, needs_edge, needs_weight)
         grad_shift = channel_sum(grad_z) if needs_shift else None
-        return grad_edge, grad_weight, grad_scale, grad_shift, None, None, *neuron_gradients(ctx, grad_z)
+        return grad_edge, grad_weight, grad_scale, grad_shift, None, None, *neuron_gradients(ctx, saved, grad_z)
 
 
 def fire_direct(
@@ -166,10 +179,10 @@ class ScanIF(Function):
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 10
-        y, scale = kept(ctx)
+        saved, (y, scale) = kept(ctx)
         needs_y, needs_scale, needs_shift = ctx.needs_input_grad[:3]
         T = ctx.settings.T
-        grad_z = gate_grad(ctx, grad)
+        grad_z = gate_grad(ctx, saved, grad)
         grad_y = grad_scale = None
         if needs_y:
             grad_y = scaled(grad_z, scale)
@@ -181,4 +194,4 @@ class ScanIF(Function):
             total = y.sum(0) if ctx.source == "train" else T * y if ctx.source == "constant" else y
             grad_scale = channel_sum(grad_z * total)
         grad_shift = channel_sum(grad_z) if needs_shift else None
-        return grad_y, grad_scale, grad_shift, None, *neuron_gradients(ctx, grad_z)
+        return grad_y, grad_scale, grad_shift, None, *neuron_gradients(ctx, saved, grad_z)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import checks
 from ..train import SpikeTrain
-from .autograd import Gradients, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
+from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
 from .neuron import Neurons, cast, compute_dtype, make_neurons, needs_grad, train_of
@@ -199,6 +199,7 @@ def _bn_layer(
 
 def _bn_gradients(
     ctx: Any,
+    saved: Saved,
     grad: Tensor,
     u: Tensor,
     mean: Tensor,
@@ -209,7 +210,7 @@ def _bn_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of u, gain, gamma and beta; ``needs`` says which of the last three are asked for."""
     grad_u, grad_gamma, grad_beta = torch.ops.tandem.bn_grad.default(
-        grad, ctx.saved_tensors[0], u, mean, var, gain, gamma, ctx.eps, ctx.settings.threshold
+        grad, saved.mask, u, mean, var, gain, gamma, ctx.eps, ctx.settings.threshold
     )
     needs_gain, needs_gamma, needs_beta = needs
     # z depends on the product gain·u, so both factors see its gradient, grad_u / gain.
@@ -217,8 +218,10 @@ def _bn_gradients(
     return grad_u, grad_gain, grad_gamma if needs_gamma else None, grad_beta if needs_beta else None
 
 
-def _neuron_gradients(ctx: Any, grad: Tensor) -> Gradients:
-    return neuron_gradients(ctx, gate_grad(ctx, grad)) if any(ctx.needs_input_grad[-6:-2]) else (None,) * 6
+def _neuron_gradients(ctx: Any, saved: Saved, grad: Tensor) -> Gradients:
+    if not any(ctx.needs_input_grad[-6:-2]):
+        return (None,) * 6
+    return neuron_gradients(ctx, saved, gate_grad(ctx, saved, grad))
 
 
 class ProductBNIF(Function):
@@ -252,14 +255,14 @@ class ProductBNIF(Function):
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 14
-        planes, weight, u, mean, var, gain, gamma = kept(ctx)
+        saved, (planes, weight, u, mean, var, gain, gamma) = kept(ctx)
         needs_edge, needs_weight, *needs = ctx.needs_input_grad[:5]
-        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, saved, grad, u, mean, var, gain, gamma, needs)
         grad_edge, grad_weight = ctx.product.gradients(
             cast(grad_u, grad.dtype), planes, weight, needs_edge, needs_weight
         )
         head = grad_edge, grad_weight, grad_gain, grad_gamma, grad_beta, None, None, None
-        return *head, *_neuron_gradients(ctx, grad)
+        return *head, *_neuron_gradients(ctx, saved, grad)
 
 
 class DirectBNIF(Function):
@@ -299,13 +302,13 @@ class DirectBNIF(Function):
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 12
-        y, mean, var, gain, gamma = kept(ctx)
+        saved, (y, mean, var, gain, gamma) = kept(ctx)
         T = ctx.settings.T
         u = _window_sum(y, ctx.source, T)
         needs = ctx.needs_input_grad[1:4]
-        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, grad, u, mean, var, gain, gamma, needs)
+        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, saved, grad, u, mean, var, gain, gamma, needs)
         grad_y = cast(T * grad_u if ctx.source == "constant" else grad_u, y.dtype)
-        return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, grad)
+        return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, saved, grad)
 
 
 def _window_sum(y: Tensor, source: str, T: int) -> Tensor:

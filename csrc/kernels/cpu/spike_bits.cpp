@@ -36,8 +36,8 @@ TANDEM_INLINE void unpack_elements(const uint8_t* planes, int32_t T, int64_t neu
   for (int t = 0; t < T; ++t) {
     const uint8_t* plane = planes + (t / 8) * neurons;
     E* row = spikes + t * neurons;
-    const int shift = t & 7;
-    for (int64_t n = begin; n < end; ++n) row[n] = (plane[n] >> shift) & 1 ? one : E{0};
+    const uint8_t bit = static_cast<uint8_t>(1u << (t & 7));
+    for (int64_t n = begin; n < end; ++n) row[n] = (plane[n] & bit) != 0 ? one : E{0};
   }
 }
 
