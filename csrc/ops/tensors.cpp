@@ -109,11 +109,6 @@ DType kernel_dtype(const Tensor& tensor, const char* name) {
   }
 }
 
-ScalarType scalar_type(DType dtype) {
-  static constexpr ScalarType types[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
-  return types[static_cast<int>(dtype)];
-}
-
 void check_planes(const Tensor& planes, int64_t T, const char* name) {
   TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte, name, " must be uint8");
   TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);

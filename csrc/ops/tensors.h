@@ -41,7 +41,6 @@ Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of);
 
 // dtype of a floating tensor, checked: float32, bfloat16, float16 or float64.
 DType kernel_dtype(const Tensor& tensor, const char* name);
-ScalarType scalar_type(DType dtype);
 inline ScalarType compute_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -77,15 +77,6 @@ TANDEM_INLINE uint16_t bits_of(Bytes<L> mask) {
   return static_cast<uint16_t>(((half[0] * gather) >> 56) | (((half[1] * gather) >> 56) << 8));
 }
 
-// The opposite: bit i to byte i, 255 or 0.
-TANDEM_INLINE ByteLanes bytes_of(uint16_t bits) {
-  const ByteLanes select = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint64_t half[2] = {(bits & 255u) * 0x0101010101010101ull, (bits >> 8) * 0x0101010101010101ull};
-  ByteLanes spread;
-  std::memcpy(&spread, half, sizeof(spread));
-  return reinterpret_cast<ByteLanes>((spread & select) != 0);
-}
-
 template <class B>
 TANDEM_INLINE B popcount(B x) {
   x = x - ((x >> 1) & 0x55);

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tandem_ext import SpikeTrain
 
@@ -47,7 +46,6 @@ class Trace:
 
     prefix: list[nn.Module]
     calls: list[Call]
-    answer: Tensor
 
 
 def trace(net: nn.Module, x: Any) -> Trace:
@@ -80,4 +78,4 @@ def trace(net: nn.Module, x: Any) -> Trace:
             raise CannotLower(f"{calls[0].name}: the network branches before its first spikes")
         x = calls[0].y
         prefix.append(calls.pop(0).layer)
-    return Trace(prefix, calls, answer.detach() if isinstance(answer, torch.Tensor) else answer)
+    return Trace(prefix, calls)
