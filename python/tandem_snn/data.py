@@ -14,51 +14,73 @@ from .errors import UserError, check_name, extra
 
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 NAMES = ("digits", *_IDX_FOLDERS)
+_DIGITS = tuple("0123456789")
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_CLASSES = {"digits": _DIGITS, "mnist": _DIGITS, "fashion-mnist": _FASHION}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images [N, C, H, W], float32, and their labels [N], int64."""
+    """Samples and their targets: inputs [N, C, H, W], float32, and classes [N], int64."""
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in order, the last one shorter; with a generator in random order, without the incomplete one."""
-        if generator is None:
-            yield from zip(self.images.split(size), self.labels.split(size), strict=True)
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (inputs, targets).
+
+        Args:
+            batch_size: samples per batch and process.
+            seed: None: every sample once, in order, the last batch shorter; the processes take disjoint parts. Else a
+                random order, a pure function of the seed, without the last global batch where it is incomplete.
+            start: skip that many batches.
+            rank, world: which of how many processes asks. Of a random order, batch b of all processes together is what
+                one process with batches of world·batch_size gets as its batch b.
+        """
+        if seed is None:
+            mine = torch.arange(rank, len(self), world) if world > 1 else torch.arange(len(self))
+            for chosen in mine.split(batch_size)[start:]:
+                yield self.inputs[chosen], self.targets[chosen]
             return
-        order = torch.randperm(len(self), generator=generator)
-        for i in range(0, len(self) - size + 1, size):
-            chosen = order[i : i + size]
-            yield self.images[chosen], self.labels[chosen]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for b in range(start, len(self) // (batch_size * world)):
+            chosen = order[(b * world + rank) * batch_size :][:batch_size]
+            yield self.inputs[chosen], self.targets[chosen]
 
     def to(self, device: torch.device | str) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its fixed split into training and test images, standardised by the training images."""
+    """A data set with its fixed split, standardised by the training samples.
+
+    Attributes:
+        train, validation, test: the validation split is a fixed part of the official training samples, or None.
+        shape: of one sample, [C, H, W].
+        task: "classification" or "regression".
+    """
 
     name: str
     train: Split
+    validation: Split | None
     test: Split
+    shape: tuple[int, ...]
     classes: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One image, [C, H, W]."""
-        return tuple(self.train.images.shape[1:])
+    class_names: tuple[str, ...]
+    task: str = "classification"
 
     def to(self, device: torch.device | str) -> Dataset:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        validation = self.validation and self.validation.to(device)
+        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device))
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validation: bool = True) -> Dataset:
     """A data set by name.
 
     Args:
@@ -66,19 +88,39 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
             "mnist" or "fashion-mnist" (60,000 + 10,000 images of 28×28, from files).
         data_dir: the folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``, as torchvision lays them out. Default:
             the environment variable ``TANDEM_DATA``.
+        validation: take a twelfth of the official training samples, the same ones every time, as validation split.
+            False: train on all of them.
 
     Raises:
         UserError: unknown name, files that are missing or damaged, a missing optional dependency.
 
     >>> data = load("digits")
-    >>> data.shape, len(data.train), len(data.test)
-    ((1, 8, 8), 1347, 450)
+    >>> data.shape, len(data.train), len(data.validation), len(data.test)
+    ((1, 8, 8), 1234, 113, 450)
     """
     check_name("data set", name, NAMES)
-    train, test = _digits() if name == "digits" else _idx(name, data_dir)
-    mean, std = train.images.mean(), train.images.std()
-    train, test = (Split((split.images - mean) / std, split.labels) for split in (train, test))
-    return Dataset(name, train, test, classes=10)
+    official, test = _digits() if name == "digits" else _idx(name, data_dir)
+    train, held_out = _split(official) if validation else (official, None)
+    mean, std = train.inputs.mean(), train.inputs.std()
+
+    def standardised(split: Split) -> Split:
+        return Split((split.inputs - mean) / std, split.targets)
+
+    return Dataset(
+        name=name,
+        train=standardised(train),
+        validation=held_out and standardised(held_out),
+        test=standardised(test),
+        shape=tuple(train.inputs.shape[1:]),
+        classes=len(_CLASSES[name]),
+        class_names=_CLASSES[name],
+    )
+
+
+def _split(official: Split) -> tuple[Split, Split]:
+    order = torch.randperm(len(official), generator=torch.Generator().manual_seed(0))
+    held_out, kept = order[: -(-len(official) // 12)].sort().values, order[-(-len(official) // 12) :].sort().values
+    return tuple(Split(official.inputs[chosen], official.targets[chosen]) for chosen in (kept, held_out))  # type: ignore[return-value]
 
 
 def _digits() -> tuple[Split, Split]:

@@ -29,8 +29,9 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
     recipe, net = result.recipe, result.runs[0].snn
     figure.suptitle(f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seeds")
     learning_curves(curves, result)
-    spike_raster(raster, net, data.test.images[:1])
-    count_scatter(scatter, net, data.test.images[:64])
+    images, _ = next(data.test.batches(64))
+    spike_raster(raster, net, images[:1])
+    count_scatter(scatter, net, images)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -58,7 +58,7 @@ def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 1),
     }
     if setting["T"]:
-        images = data.test.images[:1000]
+        images, _ = next(data.test.batches(1000))
         result["firing_rates"] = {name: round(rate, 4) for name, rate in firing_rates(net, images).items()}
         result["synops_ratio"] = round(synops(net, images).ratio, 3)
     return result
@@ -112,8 +112,8 @@ def main() -> None:
         print(table(results))
         return
     torch.set_num_threads(arguments.threads)
-    data = load(RECIPE.data, arguments.data_dir)
-    data = replace(data, train=Split(data.train.images[:IMAGES], data.train.labels[:IMAGES]))
+    data = load(RECIPE.data, arguments.data_dir, validation=False)
+    data = replace(data, train=Split(data.train.inputs[:IMAGES], data.train.targets[:IMAGES]))
     for setting in settings(arguments.width):
         if not any(setting.items() <= result.items() for result in results):
             results.append(train(setting, data))

@@ -26,11 +26,11 @@ def evaluate(
 
     set_device(device)
     recipe = read_recipe(run / CHECKPOINT)
-    dataset = load(recipe.data, data_dir).to(device)
+    dataset = load(recipe.data, data_dir, validation=False).to(device)
     snn, ann = (net.to(device) for net in recipe.networks(dataset))
     load_checkpoint(run / CHECKPOINT, snn)
     load_checkpoint(run / TWIN, ann)
-    images = dataset.test.images[:1000]
+    images, _ = next(dataset.test.batches(1000))
     of_snn, of_ann = (100 * accuracy(net, dataset.test) for net in (snn, ann))
     rows = [
         ("test accuracy", f"{of_snn:.2f} %", f"{of_ann:.2f} %", f"{of_snn - of_ann:+.2f} points"),

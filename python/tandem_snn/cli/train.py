@@ -44,7 +44,7 @@ def train(
     recipe = Recipe(data, model, steps, epochs, batch_size, lr, width)
     folder = out if out is not None else Path("runs") / data
     prepare(device, threads, seeds)
-    dataset = load(data, data_dir).to(device)
+    dataset = load(data, data_dir, validation=False).to(device)
     with results_folder(folder):
         with progress(recipe, dataset, seeds) as on_step:
             result = compare(recipe, dataset, range(seeds), on_step)

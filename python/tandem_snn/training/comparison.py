@@ -86,16 +86,15 @@ def compare(
     runs = []
     for seed in seeds:
         torch.manual_seed(seed)
-        snn, ann = (net.to(data.train.images.device) for net in recipe.networks(data))
+        snn, ann = (net.to(data.train.inputs.device) for net in recipe.networks(data))
         histories = []
         for kind, net in ("SNN", snn), ("ANN", ann):
             report = None if on_step is None else lambda kind=kind: on_step(kind, seed)  # noqa: B023  # type: ignore[misc]
             histories.append(fit(net, data, recipe, seed, report))
         runs.append(Run(seed, snn, ann, *histories))
-    images = data.test.images[:1000]
+    images, _ = next(data.test.batches(1000))
     rates = [firing_rates(run.snn, images) for run in runs]
-    batch = slice(recipe.batch_size)
-    times = step_times([runs[0].snn, runs[0].ann], data.train.images[batch], data.train.labels[batch])
+    times = step_times([runs[0].snn, runs[0].ann], *next(data.train.batches(recipe.batch_size)))
     return Comparison(
         recipe=recipe,
         runs=runs,

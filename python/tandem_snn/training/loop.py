@@ -76,14 +76,13 @@ def fit(
     Returns:
         One record per epoch. Nothing is selected by the test accuracy: the network is that of the last epoch.
     """
-    generator = torch.Generator().manual_seed(seed)
     batch_size = min(recipe.batch_size, len(data.train))
     steps = recipe.epochs * (len(data.train) // batch_size)
     optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
     scheduler = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False)
     history = []
-    for _ in range(recipe.epochs):
-        batches = data.train.batches(batch_size, generator)
+    for epoch in range(recipe.epochs):
+        batches = data.train.batches(batch_size, seed=1_000_000 * seed + epoch)
         loss, train_accuracy = train_epoch(net, batches, optimizer, scheduler, on_step)
         history.append(Epoch(loss, train_accuracy, accuracy(net, data.test)))
     return history
