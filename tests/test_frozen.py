@@ -65,6 +65,23 @@ def residual() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 3, 8, 8)
 
 
+def projection() -> tuple[nn.Module, Tensor]:
+    body = nn.Sequential(
+        tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1, norm=True, threshold=0.7)
+    )
+    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5)
+    net = nn.Sequential(
+        tnn.Encoder(T=11),
+        tnn.Conv2d(2, 8, 4, padding="same", norm=True),
+        tnn.Residual(body, tnn.Conv2d(8, 12, 1, stride=2, norm=True)),
+        tnn.Residual(nn.Sequential(learned), nn.Sequential(tnn.Conv2d(12, 12, 3, padding=1), tnn.Conv2d(12, 9, 1))),
+        tnn.AvgPool2d(2, spiking=False),
+        tnn.Flatten(),
+        tnn.Readout(9 * 4 * 3, 10),
+    )
+    return net, torch.rand(5, 2, 16, 12)
+
+
 def line() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
         tnn.Encoder(T=3),
@@ -76,7 +93,7 @@ def line() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 2, 23)
 
 
-@pytest.mark.parametrize("make", [mlp, lif, conv, residual, line])
+@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
 def test_one_call_is_the_evaluation_and_the_stream(make: object) -> None:
     torch.manual_seed(0)
     net, x = make()  # type: ignore[operator]
@@ -105,6 +122,20 @@ def test_spikes_in(T: int) -> None:
     for t in range(T):
         so_far = frozen.step(spikes[t])
     assert torch.equal(so_far, frozen(x))
+    assert torch.equal(frozen(x), net(x))
+
+
+def test_the_input_itself_as_residual() -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(
+        tnn.Residual(tnn.Linear(12, 12)), tnn.Residual(tnn.Linear(12, 7), tnn.Linear(12, 7)), tnn.Readout(7, 3)
+    )
+    spikes = torch.rand(6, 4, 12).lt(0.4).float()
+    x = te.SpikeTrain.from_dense(spikes)
+    frozen = freeze(net.eval(), T=6)
+    for t in range(6):
+        so_far = frozen.step(spikes[t])
+    assert torch.equal(so_far, net(x))
     assert torch.equal(frozen(x), net(x))
 
 

@@ -1,4 +1,4 @@
-// Windows and layouts of spike planes: maximum pooling and flattening. No neurons here.
+// Windows and layouts of spike planes: maximum pooling, flattening, silence at the border. No neurons here.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,13 @@ void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, Paralle
 // [images, pixels, channels] -> [images, channels, pixels].
 void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_t channels, uint8_t* out,
                        ParallelFor parallel);
+
+// [images, height, width, channels] -> [images, height + below, width + right, channels], silent where it is new.
+void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t below,
+               int64_t right, uint8_t* out, ParallelFor parallel);
+
+// [T, n] from planes [ceil(T / 8), n]: each step's spikes in a byte of their own, 0 or 1.
+void split_steps(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, ParallelFor parallel);
 
 }  // namespace cpu
 

@@ -67,6 +67,12 @@ class Run {
         case kFlatten:
           flatten(instruction);
           break;
+        case kPad:
+          pad(instruction);
+          break;
+        case kCurrents:
+          currents(instruction);
+          break;
         case kReadout:
           answer = readout(instruction);
           break;
@@ -86,18 +92,20 @@ class Run {
   }
 
   const float* floats(int64_t offset) const {
-    if (offset < 0) return nullptr;
-    TANDEM_CHECK(offset < blob_size_, "offset ", offset, " lies outside the blob of ", blob_size_, " bytes");
+    if (offset == kAbsent) return nullptr;
+    TANDEM_CHECK(offset >= 0 && offset < blob_size_, "offset ", offset, " lies outside the blob of ", blob_size_,
+                 " bytes");
     return reinterpret_cast<const float*>(blob_ + offset);
   }
   uint8_t* value(int64_t offset) const {
     return static_cast<uint8_t*>(workspace_.data_ptr()) + offset * batch_ * planes_;
   }
   const uint8_t* source(int64_t offset) const {
-    return offset < 0 ? static_cast<const uint8_t*>(input_.data_ptr()) : value(offset);
+    return offset == kNetworkInput ? static_cast<const uint8_t*>(input_.data_ptr()) : value(offset);
   }
 
-  NeuronArgs<float> neurons(const Instruction& i) const {
+  // A layer without its state: what kCurrents needs, and the beginning of neurons().
+  NeuronArgs<float> layer(const Instruction& i) const {
     NeuronArgs<float> a{};
     const float* constants = floats(i.constants);
     a.neurons = batch_ * out_height(i) * out_width(i) * i.outputs;
@@ -106,10 +114,17 @@ class Run {
     a.steps = static_cast<int32_t>(header_.T);
     a.threshold = constants[0];
     a.leak = constants[1];
-    a.gate = static_cast<Gate>(i.gate);
     a.scale = floats(i.scale);
     a.shift = floats(i.shift);
-    a.residual_planes = i.residual >= 0 ? value(i.residual) : nullptr;
+    a.v_init_size = 1;
+    return a;
+  }
+
+  NeuronArgs<float> neurons(const Instruction& i) const {
+    NeuronArgs<float> a = layer(i);
+    a.gate = static_cast<Gate>(i.gate);
+    a.residual_planes = i.residual == kAbsent ? nullptr : source(i.residual);
+    a.residual_currents = i.currents == kAbsent ? nullptr : reinterpret_cast<const float*>(value(i.currents));
     a.residual_scale = floats(i.residual_scale);
     a.planes = value(i.output);
     if (streaming_ && step_ > 0) {
@@ -117,7 +132,7 @@ class Run {
       a.v_init_size = a.neurons;
     } else {
       a.v_init = floats(i.v_init);
-      a.v_init_size = i.v_init >= 0 ? i.v_init_size : 1;
+      if (i.v_init != kAbsent) a.v_init_size = i.v_init_size;
     }
     if (streaming_) a.v = state_floats(i.state);
     return a;
@@ -163,9 +178,27 @@ class Run {
                  torch_parallel);
   }
 
-  void product(const Instruction& i) {
+  void product(const Instruction& i) { cpu::product_if(synapses(i, source(i.input)), neurons(i), torch_parallel); }
+
+  // A current is the potential, after one step, of a neuron that begins at 0 and never fires.
+  void currents(const Instruction& i) {
+    NeuronArgs<float> a = layer(i);
+    a.T = 1;
+    const int64_t inputs = batch_ * i.height * i.width * i.channels;
+    const Tensor steps = empty({T_ * inputs}, ScalarType::Byte, input_);
+    const Tensor silence = empty({a.neurons}, ScalarType::Byte, input_);
+    auto* spikes = static_cast<uint8_t*>(steps.data_ptr());
+    cpu::split_steps(source(i.input), static_cast<int32_t>(T_), inputs, spikes, torch_parallel);
+    a.planes = static_cast<uint8_t*>(silence.data_ptr());
+    a.v = reinterpret_cast<float*>(value(i.output));
+    for (int64_t t = 0; t < T_; ++t, spikes += inputs, a.v += a.neurons) {
+      cpu::product_if(synapses(i, spikes), a, torch_parallel);
+    }
+  }
+
+  SpikeProduct synapses(const Instruction& i, const uint8_t* planes) const {
     SpikeProduct p{};
-    p.planes = source(i.input);
+    p.planes = planes;
     p.batch = batch_;
     p.height = i.height;
     p.width = i.width;
@@ -178,7 +211,12 @@ class Run {
     p.dilation[0] = i.dilation_h, p.dilation[1] = i.dilation_w;
     TANDEM_CHECK(i.weight >= 0 && i.weight + 4 * cpu::packed_size(p) <= blob_size_, "a weight lies outside the blob");
     p.packed = reinterpret_cast<const int32_t*>(blob_ + i.weight);
-    cpu::product_if(p, neurons(i), torch_parallel);
+    return p;
+  }
+
+  void pad(const Instruction& i) {
+    cpu::pad_after(source(i.input), batch_ * planes_, i.height, i.width, i.channels, i.padding_h, i.padding_w,
+                   value(i.output), torch_parallel);
   }
 
   void max_pool(const Instruction& i) {

@@ -34,6 +34,17 @@ TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8
 TANDEM_CPU_KERNEL(pool_lines, (const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end),
                   (w, in, out, begin, end))
 
+TANDEM_INLINE void split_range_body(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin,
+                                    int64_t end) {
+  for (int32_t t = 0; t < T; ++t) {
+    const uint8_t* plane = planes + t / 8 * n;
+    uint8_t* step = out + t * n;
+    for (int64_t i = begin; i < end; ++i) step[i] = plane[i] >> (t % 8) & 1;
+  }
+}
+TANDEM_CPU_KERNEL(split_range, (const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin, int64_t end),
+                  (planes, T, n, out, begin, end))
+
 }  // namespace
 
 void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
@@ -54,6 +65,26 @@ void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_
       }
     }
   });
+}
+
+void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t below,
+               int64_t right, uint8_t* out, ParallelFor parallel) {
+  const int64_t line = width * channels, out_line = line + right * channels;
+  parallel_ranges(parallel, images, 1 + 65536 / (height * out_line + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      uint8_t* to = out + image * (height + below) * out_line;
+      for (int64_t y = 0; y < height; ++y, to += out_line) {
+        std::memcpy(to, in + (image * height + y) * line, line);
+        std::memset(to + line, 0, out_line - line);
+      }
+      std::memset(to, 0, below * out_line);
+    }
+  });
+}
+
+void split_steps(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, ParallelFor parallel) {
+  parallel_ranges(parallel, n, 1 << 14,
+                  [&](int64_t begin, int64_t end) { split_range(planes, T, n, out, begin, end); });
 }
 
 }  // namespace tandem::cpu

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
@@ -24,6 +25,7 @@ class _Program:
         builder = Builder(traced)
         self.words, self.blob = builder.build()
         self.prefix = traced.prefix
+        self.padding = builder.padding
         self.T = builder.T
         self.streams = builder.streams
         self.segments = builder.segments
@@ -34,6 +36,7 @@ class _Program:
         for layer in self.prefix:
             x = layer(x)
         source = x.planes if isinstance(x, SpikeTrain) else x.x
+        source = F.pad(source, self.padding) if self.padding else source
         return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step)  # type: ignore[no-any-return]
 
     def first_state(self, batch: int) -> Tensor:
@@ -182,7 +185,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
     Sums are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the batch, the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A network that has no program
-    (other modules between the layers, currents that leave a layer, float64, CUDA) runs layer by layer instead.
+    (other modules between the layers, float64, CUDA) runs layer by layer instead.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.

@@ -13,12 +13,16 @@ from tandem_ext.functional.neuron import Neurons, fold, make_neurons
 from tandem_ext.functional.products import conv_product
 
 from .. import nn as tnn
+from ..nn.currents import NEVER
 from ..nn.neuron import fold_norm
 from .trace import Call, CannotLower, Trace
 
 FIELDS: list[str] = _C.frozen_fields()
-DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, READOUT = range(6)
+DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, PAD, CURRENTS, READOUT = range(8)
+ABSENT, NETWORK_INPUT = -1, -2
 GATES = {"relu": 0, "clip": 1, "resu": 2}
+OPTIONAL = ("shift", "scale", "residual", "currents", "residual_scale", "v_init", "constants", "state")
+CURRENTS_SIZE = 4 * 8  # bytes per neuron and plane
 ALIGNMENT = 64
 
 
@@ -51,6 +55,7 @@ class Places:
         self.size = 0
 
     def take(self, value: int, size: int, now: int) -> int:
+        size += -size % 4  # currents are float32
         self._live = {v: place for v, place in self._live.items() if self._last_use.get(v, now) >= now}
         start = 0
         for begin, length in sorted(self._live.values()):
@@ -73,10 +78,12 @@ class Builder:
         self.blob = Blob()
         self.rows: list[list[int]] = []
         self.segments: list[int] = []  # floats per sample of each layer's state
+        self.currents: set[int] = set()  # values that are currents
         self.aliases: dict[int, int] = {}  # values that are another value seen differently
         self.places = Places(self._last_uses())
         self.T = 0
         self.streams = True
+        self.padding: list[int] = []  # F.pad's, of a real-valued input
 
     def build(self) -> tuple[Tensor, Tensor]:
         """The program (int64) and its blob (uint8)."""
@@ -105,10 +112,10 @@ class Builder:
         while key in self.aliases:
             key = self.aliases[key]
         first = self.trace.calls[0].x
-        return -1 if key == id(first) else self.places.of(key)
+        return NETWORK_INPUT if key == id(first) else self.places.of(key)
 
     def _emit(self, **fields: int) -> None:
-        absent = dict.fromkeys(("shift", "scale", "residual", "residual_scale", "v_init", "constants", "state"), -1)
+        absent = dict.fromkeys(OPTIONAL, ABSENT)
         row = {**dict.fromkeys(FIELDS, 0), **absent, **fields}
         self.rows.append([int(row[name]) for name in FIELDS])
 
@@ -144,33 +151,67 @@ class Builder:
 
     def _neurons(self, call: Call, now: int) -> None:
         layer, x, y = call.layer, call.x, call.y
-        if not call.fire or isinstance(call.residual, Tensor):
-            raise CannotLower(f"{call.name}: currents that leave a layer")
-        scale = shift = None
-        if layer.norm is not None:
-            scale, shift = fold_norm(layer.norm)
+        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
+        direct = not isinstance(x, SpikeTrain)
+        if not call.fire:
+            if direct:
+                raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
+            self.currents.add(id(y))
+            channels = y.shape[2]
+            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), NEVER, 1.0, 0.0, None, "relu", None, False)
+            scale, shift = fold(unit, layer.bias, scale, shift, x.gain, channels, layer.weight)
+            self._emit(
+                kind=CURRENTS,
+                outputs=channels,
+                constants=self.blob.put(torch.tensor([NEVER, 1.0])),
+                output=self.places.take(id(y), CURRENTS_SIZE * (y[0].numel() // y.shape[1]), now),
+                **self._synapses(call, now, scale, shift),
+            )
+            return
         neurons = make_neurons(
             layer.weight, y.T, tuple(y.shape), layer.threshold, layer.leak, layer.v_init, call.residual, layer.gate,
             None, False,
         )  # fmt: skip
-        weight = layer.weight.detach().float()
-        gain = x.gain
-        scale, shift = fold(neurons, layer.bias, scale, shift, gain, y.shape[1], layer.weight)
-        direct = not isinstance(x, SpikeTrain)
+        scale, shift = fold(neurons, layer.bias, scale, shift, x.gain, y.shape[1], layer.weight)
         kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
-        stored = weight if direct else torch.ops.tandem.frozen_pack.default(weight, getattr(layer, "groups", 1))
-        self._fire(
-            call,
-            neurons,
-            now,
-            kind=kind,
-            input=-1 if direct else self._value(x),
-            weight=self.blob.put(stored),
-            scale=self._put(scale),
-            shift=self._put(shift),
-            groups=getattr(layer, "groups", 1),
-            **_geometry(call, layer),
-        )
+        self._fire(call, neurons, now, kind=kind, **self._synapses(call, now, scale, shift))
+
+    def _synapses(self, call: Call, now: int, scale: Tensor | None, shift: Tensor | None) -> dict[str, int]:
+        """The fields of a layer's input, geometry, weights and affine map."""
+        layer, x = call.layer, call.x
+        weight, groups = layer.weight.detach().float(), getattr(layer, "groups", 1)
+        spikes = isinstance(x, SpikeTrain)
+        stored = torch.ops.tandem.frozen_pack.default(weight, groups) if spikes else weight
+        geometry, sides = _geometry(x.shape, layer)
+        source = self._value(x) if spikes else NETWORK_INPUT
+        if sides:
+            source = self._pad(call, now, source, geometry, sides)
+        return {
+            "input": source,
+            "weight": self.blob.put(stored),
+            "scale": self._put(scale),
+            "shift": self._put(shift),
+            "groups": groups,
+            **geometry,
+        }
+
+    def _pad(self, call: Call, now: int, source: int, geometry: dict[str, int], sides: list[int]) -> int:
+        """Makes the image larger at the end of its lines and columns, and gives its new place."""
+        x = call.x
+        right, below = (*sides, 0, 0)[1:4:2]
+        height, width, channels = geometry["height"], geometry["width"], geometry["channels"]
+        geometry |= {"height": height + below, "width": width + right}
+        if not isinstance(x, SpikeTrain):
+            if sum(c.x is x for c in self.trace.calls) > 1:
+                raise CannotLower(f"{call.name}: an input that several layers read, and that this one pads")
+            self.padding = sides
+            return source
+        padded = self.places.take(-now, (height + below) * (width + right) * channels, now)
+        self._emit(
+            kind=PAD, input=source, output=padded, height=height, width=width, channels=channels, padding_h=below,
+            padding_w=right,
+        )  # fmt: skip
+        return padded
 
     def _fire(self, call: Call, neurons: Neurons, now: int, **fields: int) -> None:
         """Emits a layer with neurons."""
@@ -183,7 +224,7 @@ class Builder:
         self._emit(
             **fields,
             outputs=y.shape[1],
-            residual=-1 if call.residual is None else self._value(call.residual),
+            **self._residual(call),
             residual_scale=self._put(neurons.residual_scale),
             v_init=self._put(v_init),
             v_init_size=1 if v_init is None else v_init.numel(),
@@ -192,6 +233,16 @@ class Builder:
             state=self._segment(features),
             output=self._take(y, now),
         )
+
+    def _residual(self, call: Call) -> dict[str, int]:
+        residual = call.residual
+        if residual is None:
+            return {}
+        if isinstance(residual, SpikeTrain):
+            return {"residual": self._value(residual)}
+        if id(residual) not in self.currents:
+            raise CannotLower(f"{call.name}: a residual that no layer's synapses gave")
+        return {"currents": self._value(residual)}
 
     def _avg_pool(self, call: Call, now: int) -> None:
         layer, x, y = call.layer, call.x, call.y
@@ -319,13 +370,13 @@ def _window(
     return fields
 
 
-def _geometry(call: Call, layer: Any) -> dict[str, int]:
-    """Shape of the input image and of the kernel; a linear map is a 1 x 1 convolution of a 1 x 1 image."""
-    x = call.x
-    fields = {"channels": x.shape[1], **_image(x.shape)}
+def _geometry(shape: Sequence[int], layer: Any) -> tuple[dict[str, int], list[int]]:
+    """The input image and the kernel, and the padding (F.pad's) that the image needs beforehand, empty as a rule.
+
+    A linear map is a 1 x 1 convolution of a 1 x 1 image.
+    """
+    fields = {"channels": shape[1], **_image(shape)}
     if isinstance(layer, tnn.Linear):
-        return fields | _window((1, 1), (1, 1), (0, 0), (1, 1))
-    product, extra = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    if extra:
-        raise CannotLower(f"{call.name}: padding that is not the same on both sides")
-    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation)
+        return fields | _window((1, 1), (1, 1), (0, 0), (1, 1)), []
+    product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), sides

@@ -1,4 +1,4 @@
-"""Currents that leave a layer, in plain torch."""
+"""Currents that leave a layer."""
 
 from __future__ import annotations
 
@@ -12,30 +12,36 @@ from tandem_ext import ConstantInput, SpikeTrain
 
 from .signals import Signal, effective_counts
 
+NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
+
 
 def residual_total(residual: SpikeTrain | Tensor) -> Tensor:
     """What a residual adds to z: its currents, summed over the window."""
     return residual.sum(0) if isinstance(residual, Tensor) else effective_counts(residual)
 
 
-def step_currents(
-    x: Signal, z: Tensor, product: Callable[[Tensor], Tensor], scale: Tensor | None, shift: Tensor | None
-) -> Tensor:
-    """The currents I[t] = scale·product(x[t]) + shift/T, [T, B, *features], whose gradient goes to z, their sum."""
+def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor]) -> Tensor:
+    """The currents I[t] of a layer, [T, B, *features], whose gradient goes to z, their sum.
+
+    Args:
+        potential: (x, T) -> the potential, after the one step of x, of neurons that begin at 0 and never fire, in a
+            window of T steps: the current of that step, by the very kernel that would have fed it to neurons.
+    """
     with torch.no_grad():
-        if isinstance(x, SpikeTrain):
-            steps = x.to_dense(z.dtype)
-            y = product(steps.flatten(0, 1)).unflatten(0, steps.shape[:2])
+        if isinstance(x, ConstantInput):
+            current = potential(_step(x, 0), x.T)
+            currents = current.expand(x.T, *current.shape)
         else:
-            current = product(x.x)
-            y = current.expand(x.T, *current.shape)
-            if not isinstance(x, ConstantInput):
-                y = torch.cat([y[:1], torch.zeros_like(y[1:])])
-        y = y * x.gain
-        scale, shift = (None if a is None else a.view(-1, *[1] * (z.dim() - 2)) for a in (scale, shift))
-        y = y if scale is None else y * scale
-        y = y if shift is None else y + shift / x.T
-    return _Spread.apply(z, y)  # type: ignore[no-untyped-call]
+            currents = torch.stack([potential(_step(x, t), x.T) for t in range(x.T)])
+    return currents if z is None else _Spread.apply(z, currents)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _step(x: Signal, t: int) -> Signal:
+    """Step t of a signal, as a signal of one step."""
+    if isinstance(x, SpikeTrain):
+        return SpikeTrain.unchecked(x.planes[t // 8 : t // 8 + 1] >> t % 8 & 1, 1, None, x.gain, x._dtype)
+    silent = t > 0 and not isinstance(x, ConstantInput)
+    return ConstantInput.unchecked(torch.zeros_like(x.x) if silent else x.x, 1, x.gain)
 
 
 class _Spread(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
 
-from .currents import residual_total, step_currents
+from .currents import NEVER, residual_total, step_currents
 from .gamma import initial_gamma
 from .signals import Signal, check_signal, effective_counts
 
@@ -161,16 +161,26 @@ class SpikingLayer(nn.Module):
         return self._product(counts, self.weight, self.bias, *self._geometry())
 
     def _currents(self, x: Signal) -> Tensor:
-        u = self._ann_product(x)
-        z = u if self.norm is None else self.norm(u)
-        with torch.no_grad():
-            if self.norm is None:
-                scale, shift = None, self.bias
-            else:
-                batch = self._uses_batch(self.norm) and self.bn_stats == "batch"
-                scale, shift = _affine(self.norm, u) if batch else fold_norm(self.norm)
-                shift = shift if self.bias is None else shift + scale * self.bias
-        return step_currents(x, z, lambda s: self._product(s, self.weight, None, *self._geometry()), scale, shift)
+        norm = self.norm
+        batch = norm is not None and self._uses_batch(norm)
+        u = self._ann_product(x) if batch or torch.is_grad_enabled() else None
+        z = u if norm is None or u is None else norm(u)
+        scale = shift = None
+        if norm is not None:
+            with torch.no_grad():
+                if u is not None and batch and self.bn_stats == "batch":
+                    scale, shift = _affine(norm, u)
+                else:
+                    scale, shift = fold_norm(norm)
+
+        def potential(step: Signal, T: int) -> Tensor:
+            _, v = self._if(
+                step, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
+                return_v=True,
+            )  # fmt: skip
+            return v  # type: ignore[no-any-return]
+
+        return step_currents(x, z, potential)
 
     def _release_forward(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
         z = self.preactivation(x, neuron["residual"])
