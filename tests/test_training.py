@@ -1,8 +1,6 @@
 """Data, recipes, the training loop, checkpoints, and the comparison with the ANN twin."""
 
 import json
-import os
-import struct
 
 import pytest
 import torch
@@ -19,96 +17,6 @@ SMALL = Recipe(model="mlp", epochs=2, width=0.25)
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits", validation=False)
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def test_digits_are_split_the_same_way_every_time(digits):
-    again = data.load("digits", validation=False)
-    assert torch.equal(digits.test.targets, again.test.targets)
-    assert (len(digits.train), len(digits.test), digits.shape) == (1347, 450, (1, 8, 8))
-    assert digits.test.targets.bincount().min() >= 43  # stratified
-    assert digits.train.inputs.mean().abs() < 1e-4
-    assert digits.train.inputs.std() == pytest.approx(1, abs=1e-4)
-
-
-def test_batches(digits):
-    in_order = list(digits.test.batches(200))
-    assert [len(labels) for _, labels in in_order] == [200, 200, 50]
-    assert torch.equal(torch.cat([labels for _, labels in in_order]), digits.test.targets)
-    shuffled = [labels for _, labels in digits.test.batches(200, seed=1)]
-    assert [len(labels) for labels in shuffled] == [200, 200]
-    again = [labels for _, labels in digits.test.batches(200, seed=1, start=1)]
-    assert torch.equal(shuffled[1], again[0])
-
-
-def test_processes_share_the_batches(digits):
-    one = [labels for _, labels in digits.test.batches(60, seed=1)]
-    ranks = [[labels for _, labels in digits.test.batches(20, seed=1, rank=rank, world=3)] for rank in range(3)]
-    assert all(torch.equal(whole, torch.cat(parts)) for whole, *parts in zip(one, *ranks, strict=True))
-    in_order = [labels for rank in range(3) for _, labels in digits.test.batches(64, rank=rank, world=3)]
-    assert torch.equal(torch.cat(in_order).bincount(), digits.test.targets.bincount())
-
-
-def test_validation_is_a_fixed_part_of_the_training_samples(digits):
-    split, again = data.load("digits"), data.load("digits")
-    assert (len(split.train), len(split.validation), len(split.test)) == (1234, 113, 450)
-    assert torch.equal(split.validation.inputs, again.validation.inputs)
-    together = torch.cat([split.train.targets, split.validation.targets])
-    assert torch.equal(together.bincount(), digits.train.targets.bincount())
-
-
-def write_idx(path, shape):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = torch.randint(10, shape, dtype=torch.uint8).numpy().tobytes()
-    path.write_bytes(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + content)
-
-
-@pytest.fixture
-def idx(tmp_path):
-    """Small files in the exact format of MNIST."""
-    for part, n in ("train", 20), ("t10k", 10):
-        write_idx(tmp_path / f"MNIST/raw/{part}-images-idx3-ubyte", (n, 28, 28))
-        write_idx(tmp_path / f"MNIST/raw/{part}-labels-idx1-ubyte", (n,))
-    return tmp_path
-
-
-def test_idx_files_are_read(idx, monkeypatch):
-    loaded = data.load("mnist", idx)
-    assert loaded.train.inputs.shape == (18, 1, 28, 28)
-    assert loaded.test.targets.dtype == torch.int64
-    monkeypatch.setenv("TANDEM_DATA", str(idx))
-    assert len(data.load("mnist").test) == 10
-
-
-def test_what_is_wrong_with_files_is_said(idx, monkeypatch):
-    monkeypatch.delenv("TANDEM_DATA", raising=False)
-    with pytest.raises(UserError, match="--data-dir or TANDEM_DATA"):
-        data.load("mnist")
-    with pytest.raises(UserError, match=r"no file .*FashionMNIST/raw/train-images.*download=True"):
-        data.load("fashion-mnist", idx)
-    with pytest.raises(UserError, match="unknown data set 'mnits': did you mean 'mnist'"):
-        data.load("mnits", idx)
-    images, labels = (idx / f"MNIST/raw/t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
-    whole = images.read_bytes()
-    for damaged in (whole[:-100], b"", b"<html>", whole[:10]):
-        images.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.*delete it"):
-            data.load("mnist", idx)
-    images.write_bytes(whole)
-    write_idx(labels, (9,))
-    with pytest.raises(UserError, match="10 t10k images but 9 labels"):
-        data.load("mnist", idx)
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_real_files(name):
-    if "TANDEM_DATA" not in os.environ:
-        pytest.skip("TANDEM_DATA is not set: no MNIST files to read")
-    loaded = data.load(name, validation=False)
-    assert (len(loaded.train), len(loaded.test), loaded.shape) == (60_000, 10_000, (1, 28, 28))
-    assert loaded.test.targets.bincount().min() > 800
 
 
 # --- models and recipes -----------------------------------------------------------------------------------------------
@@ -169,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops(digits):
 def test_step_times_leave_the_networks_alone(digits):
     nets = SMALL.networks(digits)
     before = {key: value.clone() for key, value in nets[0].state_dict().items()}
-    times = step_times(nets, digits.train.inputs[:32], digits.train.targets[:32], rounds=3, warm_up=1)
+    times = step_times(nets, *next(digits.train.batches(32)), rounds=3, warm_up=1)
     assert [len(record) for record in times] == [3, 3]
     assert median_ratio(*times) > 0
     assert all(torch.equal(before[key], value) for key, value in nets[0].state_dict().items())

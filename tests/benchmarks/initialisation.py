@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tandem_snn.data import Split, load
+from tandem_snn.data import load
 from tandem_snn.measure import firing_rates, synops
 from tandem_snn.models import create_model, create_twin
 from tandem_snn.training import Recipe, fit
@@ -113,7 +113,7 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     data = load(RECIPE.data, arguments.data_dir, validation=False)
-    data = replace(data, train=Split(data.train.inputs[:IMAGES], data.train.targets[:IMAGES]))
+    data = replace(data, train=data.train.subset(range(IMAGES)))
     for setting in settings(arguments.width):
         if not any(setting.items() <= result.items() for result in results):
             results.append(train(setting, data))

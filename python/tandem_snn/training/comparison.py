@@ -86,7 +86,7 @@ def compare(
     runs = []
     for seed in seeds:
         torch.manual_seed(seed)
-        snn, ann = (net.to(data.train.inputs.device) for net in recipe.networks(data))
+        snn, ann = (net.to(data.device) for net in recipe.networks(data))
         histories = []
         for kind, net in ("SNN", snn), ("ANN", ann):
             report = None if on_step is None else lambda kind=kind: on_step(kind, seed)  # noqa: B023  # type: ignore[misc]

@@ -1,0 +1,14 @@
+"""Data sets by name, split once and for all, in batches that are a pure function of seed, step and process.
+
+Images stay uint8 in memory and become numbers batch by batch; event recordings are binned into spike trains once and
+kept in a cache on disk.
+"""
+
+from .augment import AUGMENTATIONS
+from .catalogue import NAMES, Dataset, load
+from .events import EventSplit
+from .images import ImageSplit
+from .split import Split
+from .stream import StreamSplit
+
+__all__ = ["AUGMENTATIONS", "NAMES", "Dataset", "EventSplit", "ImageSplit", "Split", "StreamSplit", "load"]

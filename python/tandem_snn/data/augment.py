@@ -1,0 +1,82 @@
+"""Augmentations by name. They move whole pixels, so images stay uint8 and spike trains stay bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, check_name
+from .split import Chance
+
+AUGMENTATIONS = ("flip", "shift")
+_DEFAULT_SHIFT = 4
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """``apply(x [B, K, H, W], u [B, numbers])``: as random as u, which is uniform in [0, 1)."""
+
+    numbers: int
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+def parse(names: Sequence[str]) -> tuple[Augmentation, ...]:
+    """Augmentations from their names.
+
+    "flip" mirrors left and right with probability 1/2. "shift" moves by up to 4 pixels in each direction and fills with
+    zeros, which is the random crop of an image that was padded by 4; "shift:2" by up to 2.
+
+    >>> [a.numbers for a in parse(["flip", "shift:2"])]
+    [1, 2]
+    """
+    return tuple(_parse(name) for name in names)
+
+
+def _parse(text: str) -> Augmentation:
+    name, _, amount = text.partition(":")
+    check_name("augmentation", name, AUGMENTATIONS)
+    if name == "flip" and not amount:
+        return Augmentation(1, flip)
+    if name == "shift" and (not amount or (amount.isdecimal() and int(amount) > 0)):
+        most = int(amount or _DEFAULT_SHIFT)
+        return Augmentation(2, lambda x, u: shift(x, u, most))
+    raise UserError(f"augmentation {text!r}: expected 'flip', 'shift' or 'shift:PIXELS'")
+
+
+def augment(x: Tensor, augmentations: Sequence[Augmentation], chance: Chance | None) -> Tensor:
+    """x [B, K, H, W] after all augmentations; x itself without chance."""
+    if chance is None or not augmentations:
+        return x
+    sizes = [a.numbers for a in augmentations]
+    for augmentation, u in zip(augmentations, chance.uniform(sum(sizes)).split(sizes, 1), strict=True):
+        x = augmentation.apply(x, u)
+    return x
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirrors the samples with u < 1/2.
+
+    >>> flip(torch.tensor([[1, 2], [3, 4]]).view(2, 1, 1, 2), torch.tensor([[0.1], [0.9]])).flatten(1)
+    tensor([[2, 1],
+            [3, 4]])
+    """
+    mirrored = (u[:, 0] < 0.5).to(x.device).view(-1, 1, 1, 1)
+    return torch.where(mirrored, x.flip(-1), x)
+
+
+def shift(x: Tensor, u: Tensor, most: int) -> Tensor:
+    """Moves each sample by whole pixels, by u from -most to most; zeros come in.
+
+    >>> shift(torch.tensor([1, 2, 3]).view(1, 1, 1, 3), torch.tensor([[0.5, 0.9]]), 1).flatten()
+    tensor([2, 3, 0])
+    """
+    height, width = x.shape[-2:]
+    start = (u * (2 * most + 1)).long().to(x.device)
+    padded = torch.nn.functional.pad(x, (most, most, most, most))
+    samples = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    rows = start[:, :1, None] + torch.arange(height, device=x.device).view(1, -1, 1)
+    columns = start[:, 1:, None] + torch.arange(width, device=x.device).view(1, 1, -1)
+    return padded.permute(0, 2, 3, 1)[samples, rows, columns].permute(0, 3, 1, 2)  # whole pixels, channels together

@@ -1,0 +1,187 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import UserError, check_name
+from .augment import parse
+from .events import BINS, EventSplit
+from .files import Folder, data_root
+from .images import ImageSplit, standardisation
+from .readers import cifar10, digits, idx, imagenet, recordings
+from .readers.parts import Images
+from .split import Split
+
+NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *recordings.SETS)
+_VALIDATION_SEED = 0
+_VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its fixed split.
+
+    Attributes:
+        train, validation, test: the validation split is a fixed part of the official training samples, or None.
+        shape: of one sample, [C, H, W].
+        classes: the number of outputs a network has: classes, or numbers in regression.
+        class_names: empty in regression.
+        task: "classification" or "regression".
+        kind: what inputs are, "images" or "events".
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    shape: tuple[int, ...]
+    classes: int
+    class_names: tuple[str, ...]
+    task: str = "classification"
+    kind: str = "images"
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.train.device
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The data set with its samples, or for a stream its batches, on another device."""
+        validation = self.validation and self.validation.to(device)
+        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device))
+
+
+def load(
+    name: str,
+    data_dir: Folder | None = None,
+    *,
+    validation: bool = True,
+    augment: Sequence[str] = (),
+    task: str = "classification",
+    T: int = 8,
+    bins: str = "time",
+    size: int | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """A data set by name.
+
+    | name | samples | where |
+    | --- | --- | --- |
+    | digits | 1,797 images of 8×8; a fixed stratified quarter is the test set | in scikit-learn |
+    | mnist, fashion-mnist | 60,000 + 10,000 images of 28×28 | ``MNIST/raw``, ``FashionMNIST/raw`` |
+    | cifar10 | 50,000 + 10,000 colour images of 32×32 | ``cifar-10-batches-py`` |
+    | cifar10-jpeg | the same as JPEG files, which are lossy | ``cifar10-jpeg/{train,test}/CLASS`` |
+    | imagenet | folders of images, as a stream | ``imagenet/{train,val}/CLASS`` |
+    | n-mnist | recordings of 34×34 | ``NMNIST/{Train,Test}/DIGIT`` |
+    | dvs-cifar10 | recordings of 128×128; every tenth of a class is a test sample | ``CIFAR10DVS/CLASS`` |
+    | dvs128-gesture | recordings of 128×128 | ``DVSGesture/ibmGesture{Train,Test}`` |
+
+    Images are standardised by the training images, per channel. Recordings become spike trains of T frames, with their
+    two polarities as channels; they and decoded JPEG files are kept in a cache (``TANDEM_CACHE``, else
+    ``~/.cache/tandem_snn``).
+
+    Args:
+        name: from the table.
+        data_dir: the folder that holds the folders of the table, as torchvision and tonic lay them out. Default: the
+            environment variable ``TANDEM_DATA``.
+        validation: take a twelfth of the official training samples, the same ones every time, as validation split.
+            False: train on all of them.
+        augment: of the training split, names from :data:`AUGMENTATIONS`, in order: "flip", "shift" (by up to 4 pixels),
+            "shift:2". A stream has its own, random crops and flips.
+        task: "regression": the images are their own targets, flattened; inputs and targets then are in 0..1.
+        T: the number of frames of a recording, 1..255. Images have no time and ignore it.
+        bins: "time": frames of equal length; "count": frames of equally many events.
+        size: height and width of the samples of recordings (down-sampled) and streams (default 224).
+        workers: processes that decode a stream's images.
+
+    Raises:
+        UserError: an unknown name, an option out of range, files that are missing or damaged, a missing optional
+            dependency.
+
+    >>> data = load("digits")
+    >>> data.shape, len(data.train), len(data.validation), len(data.test)
+    ((1, 8, 8), 1234, 113, 450)
+    """
+    check_name("data set", name, NAMES)
+    check_name("task", task, ("classification", "regression"))
+    check_name("kind of bins", bins, BINS)
+    augmentations = parse(augment)
+    common: dict[str, Any] = {"name": name, "kind": "images", "task": task}
+    if task == "regression" and (name == "imagenet" or name in recordings.SETS):
+        raise UserError(f"data set {name!r}: regression is for images in memory")
+    train: Split
+    test: Split
+    if name in recordings.SETS:
+        frames = recordings.read(name, data_root(name, data_dir), _T(T), bins, _size(name, size))
+        train, test = (EventSplit(part.samples, T, part.targets) for part in (frames.train, frames.test))
+        train = replace(train, augmentations=augmentations)
+        common |= {"kind": "events", "shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
+    elif name == "imagenet":
+        if augment:
+            raise UserError("augment: the stream 'imagenet' has its own augmentation")
+        shape = _size(name, size) or (224, 224)
+        train, test, class_names = imagenet.read(data_root(name, data_dir), shape, workers)
+        common |= {"shape": (3, *shape), "class_names": class_names}
+    else:
+        images = _read_images(name, data_dir)
+        kept = _hold_out(len(images.train.samples))[0] if validation else slice(None)
+        scale, offset = _scaling(images, kept, task)
+        train, test = (
+            ImageSplit(part.samples, None if task == "regression" else part.targets, scale, offset)
+            for part in (images.train, images.test)
+        )
+        train = replace(train, augmentations=augmentations)
+        common |= {"shape": tuple(images.train.samples.shape[1:]), "class_names": images.class_names}
+    common["classes"] = len(common["class_names"])
+    if task == "regression":
+        common |= {"classes": train.take(torch.tensor([0]), None)[1].shape[1], "class_names": ()}
+    held_out = None
+    if validation:
+        kept, chosen = _hold_out(len(train))
+        train, held_out = train.subset(kept), train.subset(chosen).without_augmentation()
+    return Dataset(train=train, validation=held_out, test=test, **common)
+
+
+def _read_images(name: str, data_dir: Folder | None) -> Images:
+    if name == "digits":
+        return digits.read()
+    root = data_root(name, data_dir)
+    if name in idx.SETS:
+        return idx.read(name, root)
+    return cifar10.read_official(root) if name == "cifar10" else cifar10.read_folder(root)
+
+
+def _scaling(images: Images, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """To 0..1 for regression, else standardised by the samples that are trained on."""
+    if task == "regression":
+        channels = images.train.samples.shape[1]
+        return torch.full((channels,), 1 / images.white), torch.zeros(channels)
+    return standardisation(images.train.samples[kept])
+
+
+def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of what is trained on, and of the validation split."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(_VALIDATION_SEED))
+    held_out = -(-samples // _VALIDATION_SHARE)
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def _T(T: int) -> int:
+    if not isinstance(T, int) or not 1 <= T <= 255:
+        raise UserError(f"T: expected 1 to 255 time steps, got {T}")
+    return T
+
+
+def _size(name: str, size: int | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if name in recordings.SETS and not 1 <= size <= recordings.SETS[name].sensor[0]:
+        raise UserError(f"size: data set {name!r} can be sampled down to 1..{recordings.SETS[name].sensor[0]} pixels")
+    if size < 1:
+        raise UserError(f"size: expected a positive number of pixels, got {size}")
+    return size, size

@@ -1,0 +1,111 @@
+"""Images too many for memory: decoded and augmented as they are needed, by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, extra
+from .files import damaged
+from .split import Chance, Order, Split
+
+Draw = tuple[int, int | None]  # a sample's index, and its seed where it is augmented
+
+
+@dataclass(frozen=True)
+class StreamSplit(Split):
+    """Image files.
+
+    Attributes:
+        files, targets: paths and classes.
+        training, evaluation: torchvision transforms from an image to a tensor [C, H, W]; a batch with a seed goes
+            through ``training``, whose random numbers follow from that seed, its number and the sample's place in it.
+        workers: processes that decode; 0 decodes in this one.
+        device: where batches go.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    targets: tuple[int, ...]
+    training: Callable[[Any], Tensor]
+    evaluation: Callable[[Any], Tensor]
+    workers: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        order = Order(len(self), batch_size, seed, start, rank, world)
+        loader = torch.utils.data.DataLoader(
+            _Batches(self),
+            batch_size=None,
+            sampler=(_draws(chosen, chance) for chosen, chance in order),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            images, targets = batch
+            yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
+        images, targets = self._stack(_draws(chosen, chance))
+        return images.to(self.device), targets.to(self.device)
+
+    def _stack(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
+        images, targets = zip(*(self._sample(*draw) for draw in draws), strict=True)
+        return torch.stack(images), torch.tensor(targets)
+
+    def _sample(self, index: int, seed: int | None) -> tuple[Tensor, int]:
+        path = self.files[index]
+        try:
+            with extra("PIL.Image", "image files").open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise damaged(self.name, path, error, "put the whole file there again") from error
+        if seed is None:
+            return self.evaluation(image), self.targets[index]
+        with torch.random.fork_rng(devices=[]):  # transforms draw from torch's global generator
+            torch.manual_seed(seed)
+            return self.training(image), self.targets[index]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> StreamSplit:
+        chosen = torch.as_tensor(indices).tolist()
+        files, targets = (tuple(values[i] for i in chosen) for values in (self.files, self.targets))
+        return replace(self, files=files, targets=targets)
+
+    def without_augmentation(self) -> StreamSplit:
+        return replace(self, training=self.evaluation)
+
+    def to(self, device: torch.device | str) -> StreamSplit:
+        return replace(self, device=torch.device(device))
+
+
+@dataclass(frozen=True)
+class _Batches(torch.utils.data.Dataset):
+    """What a worker serves: batches by their draws. An error is handed over, since raised it would lose its words."""
+
+    split: StreamSplit
+
+    def __getitem__(self, draws: list[Draw]) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            return self.split._stack(draws)
+        except UserError as error:
+            return error
+
+
+def _draws(chosen: Tensor, chance: Chance | None) -> list[Draw]:
+    if chance is None:
+        return [(i, None) for i in chosen.tolist()]
+    seeds = (chance.uniform(1)[:, 0] * 2**53).long().tolist()
+    return list(zip(chosen.tolist(), seeds, strict=True))
