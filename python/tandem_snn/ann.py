@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
 from torch.nn import Linear as Readout
 
+from tandem_ext import SpikeTrain
+
 from .nn.residual import Residual
+from .nn.signals import effective_counts
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -31,13 +34,13 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity: an ANN has no time."""
+    """The identity: an ANN has no time. Of a SpikeTrain it sees the counts."""
 
     def __init__(self, T: int = 1, mode: str = "direct", *, gain: float = 1.0) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor | SpikeTrain) -> Tensor:
+        return effective_counts(x)
 
 
 class AvgPool2d(nn.AvgPool2d):

@@ -63,8 +63,9 @@ class FrozenNetwork(nn.Module):
         self.weight_bits = weight_bits
         if weight_bits is not None:
             quantise_(self.net, weight_bits)
-        windows = {m.T for m in self.net.modules() if isinstance(m, tnn.Encoder)}
-        self._takes_images = bool(windows)
+        encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
+        windows = {m.T for m in encoders}
+        self._takes_images = any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
         self._programs: dict[Any, _Program | CannotLower] = {}
         self.reset()

@@ -340,7 +340,7 @@ class Builder:
 
 def _is_view(call: Call) -> bool:
     """Does the layer return its input's very planes?"""
-    if isinstance(call.layer, tnn.Dropout):
+    if isinstance(call.layer, tnn.Dropout | tnn.Encoder):  # an Encoder that returns spikes was given them
         return True
     return isinstance(call.layer, tnn.Flatten) and isinstance(call.x, SpikeTrain) and len(call.x.shape) <= 2
 

@@ -1,12 +1,14 @@
-"""Encoder: the door through which real-valued data enters a spiking network."""
+"""Encoder: the door through which data enters a spiking network."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, checks
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 
-MODES = ("direct", "zero_expand")
+from .signals import describe
+
+MODES = ("direct", "zero_expand", "events")
 
 
 class Encoder(nn.Module):
@@ -15,12 +17,11 @@ class Encoder(nn.Module):
     Args:
         T: the number of time steps of the whole network, 1..255.
         mode: "direct": x is the current of the first layer at every step (its count is T·x; the product W x is computed
-            once). "zero_expand": x is present at step 0 only (its count is x).
-        gain: what the input is worth: the first layer sees ``gain * x``.
+            once). "zero_expand": x is present at step 0 only (its count is x). "events": x is a SpikeTrain of T steps
+            and stays as it is; a network of spikes may do without this encoder, but its ANN twin may not.
+        gain: what a real-valued input is worth: the first layer sees ``gain * x``.
 
     Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
-
-    Spikes that come from outside (event cameras) need no encoder: give the network a SpikeTrain.
 
     >>> tnn.Encoder(T=8)(torch.rand(2, 1, 28, 28))
     ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
@@ -36,8 +37,19 @@ class Encoder(nn.Module):
         self.mode = mode
         self.gain = gain
 
-    def forward(self, x: Tensor) -> ConstantInput | ImpulseInput:
+    def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
+        if self.mode == "events":
+            return self._events(x)
+        if isinstance(x, SpikeTrain):
+            raise TypeError(f'x: a SpikeTrain wants an Encoder of mode "events", this one is {self.mode!r}')
         return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
+
+    def _events(self, x: Tensor | SpikeTrain) -> SpikeTrain:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}")
+        if x.T != self.T:
+            raise ValueError(f"x: an Encoder of T={self.T} takes a SpikeTrain of as many steps, got T={x.T}")
+        return x
 
     def extra_repr(self) -> str:
         return f"T={self.T}, mode={self.mode!r}" + (f", gain={self.gain}" if self.gain != 1.0 else "")

@@ -1,0 +1,76 @@
+"""What the builders of all models share: the module of layers to build from, and the neurons' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError, check_name
+from ..nn import initial_gamma
+
+LEARNED = ("layer", "channel")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to build a model.
+
+    Attributes:
+        layers: ``tandem_snn.nn`` or ``tandem_snn.ann``.
+        shape: of one sample.
+        classes: the number of outputs.
+        T: the number of time steps.
+        width: multiplier of the channels.
+        encoding: the mode of the Encoder.
+        dropout: replaces every dropout probability of the architecture.
+        norm: batch norm in every layer with neurons; without it they have a bias.
+        threshold: of every layer with neurons.
+        learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
+        gamma: the initial γ; None is the one for T.
+        neuron: further arguments of the layers with neurons (leak, v_init, gate, bn_stats, ...).
+    """
+
+    layers: ModuleType
+    shape: Sequence[int]
+    classes: int
+    T: int
+    width: float = 1.0
+    encoding: str = "direct"
+    dropout: float | None = None
+    norm: bool = True
+    threshold: float = 1.0
+    learn_threshold: str | None = None
+    gamma: float | None = None
+    neuron: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.learn_threshold is not None:
+            check_name("learn_threshold", self.learn_threshold, LEARNED)
+        if not self.width > 0:
+            raise UserError(f"width: expected a positive number, got {self.width}")
+
+    def encoder(self) -> nn.Module:
+        return self.layers.Encoder(self.T, self.encoding)  # type: ignore[no-any-return]
+
+    def channels(self, base: int) -> int:
+        """``base`` channels times the width."""
+        return max(1, round(base * self.width))
+
+    def neurons(self, channels: int) -> dict[str, Any]:
+        """The keyword arguments of a layer with that many channels of neurons."""
+        threshold: float | nn.Parameter = self.threshold
+        if self.learn_threshold is not None:
+            size = () if self.learn_threshold == "layer" else (channels,)
+            threshold = nn.Parameter(torch.full(size, float(self.threshold)))
+        gamma = initial_gamma(self.T) if self.gamma is None else self.gamma
+        return {"bias": not self.norm, "norm": self.norm, "threshold": threshold, "gamma": gamma, **self.neuron}
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Module:
+        padding = kernel // 2 if padding is None else padding
+        conv: nn.Module = self.layers.Conv2d(inputs, outputs, kernel, stride, padding, **self.neurons(outputs))
+        return conv

@@ -1,0 +1,101 @@
+"""The register of models, and their creation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from .. import ann
+from .. import nn as tnn
+from ..errors import check_name
+from .build import Plan
+from .notation import build, is_notation
+from .resnet import resnet18, resnet18_cifar
+
+_VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
+_ALEXNET = "96C11s4p2-MP3s2-256C5-MP3s2-384C3-384C3-256C3-MP3s2-D0.5-FC4096-D0.5-FC4096"
+_NOTATIONS = {
+    "alexnet": _ALEXNET,
+    "alexnet-cifar": "96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2",
+    "autoencoder": "FC128-FC64-FC32-FC64-FC128",
+    "cifarnet": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",
+    "cnn": "32C3-64C3s2-128C3s2-FC256",
+    "dvs-cifar10-net": "128C3-256C3s2-512C3s2-1024C3s2-512C3-FC1024-D0.2",
+    "dvs-gesture-net": "64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5",
+    "mlp": "FC256-FC256",
+    "n-mnist-net": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",
+    "vgg11": "64C3-128C3s2-256C3-256C3s2-512C3-512C3s2-512C3-512C3s2-FC4096-D0.5-FC4096-D0.5",
+    "vgg16": _VGG16,
+}
+_BUILDERS: dict[str, Callable[[Plan], nn.Sequential]] = {
+    **{name: partial(build, notation) for name, notation in _NOTATIONS.items()},
+    "resnet18": resnet18,
+    "resnet18-cifar": resnet18_cifar,
+}
+_SPIKES_IN = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
+_PLAN = ("width", "encoding", "dropout", "norm", "threshold", "learn_threshold", "gamma")
+
+
+def list_models() -> list[str]:
+    """The names :func:`create_model` knows.
+
+    >>> list_models()[:4]
+    ['alexnet', 'alexnet-cifar', 'autoencoder', 'cifarnet']
+    """
+    return sorted(_BUILDERS)
+
+
+def check_model(name: str) -> None:
+    """Raises UserError unless :func:`create_model` knows the name or can read it as an architecture."""
+    if not is_notation(name):
+        check_name("model", name, list_models())
+
+
+def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **options: Any) -> nn.Sequential:
+    """A spiking network, freshly initialised for T steps.
+
+    Args:
+        name: one of :func:`list_models`, or an architecture such as "32C3-64C3s2-FC256".
+        shape: of one input sample, e.g. (1, 28, 28).
+        classes: the number of outputs.
+        T: the number of time steps.
+        options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
+            a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
+            own probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel";
+            ``gamma``, the initial γ; further arguments of the layers with neurons: ``leak``, ``v_init``, ``gate``,
+            ``bn_stats``, ``momentum``, ``eps``.
+
+    Raises:
+        UserError: an unknown name, an architecture for which the shape is too small.
+        TypeError, ValueError: an option that the layers refuse.
+
+    >>> net = create_model("cnn", shape=(1, 8, 8), classes=10, T=8)
+    >>> net(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    return _create(tnn, name, shape=shape, classes=classes, T=T, **options)
+
+
+def create_twin(name: str, *, shape: Sequence[int], classes: int, T: int = 1, **options: Any) -> nn.Sequential:
+    """The ANN twin of :func:`create_model`'s network: same arguments, same state_dict keys; it learns no threshold.
+
+    In the place of a SpikeTrain it takes its counts.
+
+    >>> spiking, twin = (f("mlp", shape=(64,), classes=10, T=8) for f in (create_model, create_twin))
+    >>> spiking.load_state_dict(twin.state_dict())
+    <All keys matched successfully>
+    """
+    return _create(ann, name, shape=shape, classes=classes, T=T, **options)
+
+
+def _create(layers: ModuleType, name: str, **options: Any) -> nn.Sequential:
+    check_model(name)
+    if name in _SPIKES_IN:
+        options.setdefault("encoding", "events")
+    known = {key: options.pop(key) for key in ("shape", "classes", "T", *_PLAN) if key in options}
+    plan = Plan(layers, **known, neuron=options)
+    return _BUILDERS[name](plan) if name in _BUILDERS else build(name, plan)

@@ -1,0 +1,167 @@
+"""Every model: both branches, its twin, frozen, counted; and the notation they are written in."""
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import create_model, create_twin, freeze, list_models, measure
+from tandem_snn.errors import UserError
+from tandem_snn.frozen.trace import CannotLower
+from tandem_snn.models.notation import is_notation
+
+SHAPES = {
+    "alexnet": (3, 64, 64),
+    "dvs-gesture-net": (2, 32, 32),
+    "mlp": (20,),
+    "n-mnist-net": (2, 12, 12),
+    "dvs-cifar10-net": (2, 16, 16),
+    "resnet18": (3, 64, 64),
+    "vgg11": (3, 16, 16),
+    "vgg16": (3, 32, 32),
+}
+SMALL = {"classes": 10, "T": 4, "width": 0.05}
+
+
+def options(name):
+    return {"shape": SHAPES.get(name, (3, 8, 8)), **SMALL}
+
+
+def inputs(name, batch=3):
+    shape = SHAPES.get(name, (3, 8, 8))
+    if name in ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net"):
+        return te.SpikeTrain.from_dense(torch.rand(4, batch, *shape).lt(0.3).float())
+    return torch.randn(batch, *shape)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_forward_and_backward_of_both(name):
+    net, twin, x = create_model(name, **options(name)), create_twin(name, **options(name)), inputs(name)
+    twin.load_state_dict(net.state_dict())
+    net.load_state_dict(twin.state_dict())
+    for each in net, twin:
+        answer = each(x)
+        assert answer.shape == (3, 10)
+        answer.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in each.parameters())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_frozen_it_gives_the_same_bits(name):
+    net, x = create_model(name, **options(name)), inputs(name)
+    for _ in range(3):
+        net(x)
+    net.eval()
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    assert not [program for program in frozen._programs.values() if isinstance(program, CannotLower)]
+    steps = x.to_dense() if isinstance(x, te.SpikeTrain) else [x] * 4
+    for step in steps:
+        so_far = frozen.step(step)
+    assert torch.equal(so_far, net(x))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_its_operations_are_counted(name):
+    net, x = create_model(name, **options(name)), inputs(name)
+    ops = measure.synops(net, x)
+    layers = [m for m in net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d)]
+    assert len(ops.layers) == len(layers)
+    assert ops.ann > 0
+    assert ops.snn > 0
+    assert list(measure.mismatch(net, x)) == list(measure.firing_rates(net, x))
+
+
+NEURONS = [
+    {"leak": 0.9},
+    {"gate": "clip", "v_init": 0.5, "threshold": 2.0},
+    {"gate": "resu"},
+    {"norm": False},
+    {"encoding": "zero_expand", "gamma": 1.0, "momentum": 0.2},
+    {"bn_stats": "running"},
+    {"learn_threshold": "layer"},
+    {"learn_threshold": "channel", "threshold": 1.5},
+]
+
+
+@pytest.mark.parametrize("neurons", NEURONS, ids=str)
+@pytest.mark.parametrize("name", ["cnn", "resnet18-cifar"])
+def test_neurons_of_every_kind_learn_and_freeze(name, neurons):
+    torch.manual_seed(1)
+    net = create_model(name, **{**options(name), "width": 0.2}, **neurons)
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0]
+    net.eval()
+    assert torch.equal(freeze(net)(x), net(x))
+
+
+def test_thresholds_are_learned_per_layer_or_channel():
+    net = create_model("cnn", **options("cnn"), learn_threshold="channel", threshold=1.5)
+    assert net.conv1.threshold.shape == (net.conv1.out_channels,)
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert net.conv1.threshold.grad.abs().sum() > 0
+    net = create_model("cnn", **options("cnn"), learn_threshold="layer")
+    assert net.conv1.threshold.shape == ()
+    assert net.conv1.threshold is not net.conv2.threshold
+    with pytest.raises(UserError, match="unknown learn_threshold 'chanel': did you mean 'channel'"):
+        create_model("cnn", **options("cnn"), learn_threshold="chanel")
+
+
+def test_the_published_sizes():
+    """Parameters as counted in the released code, less the biases that its batch norms cancel."""
+    net = create_twin("cifarnet", shape=(3, 32, 32), classes=10)
+    biases = 128 + 256 + 512 + 1024 + 512 + 1024
+    assert sum(p.numel() for p in net.parameters()) + biases == pytest.approx(44.49e6, rel=1e-3)
+    macs = measure.synops(create_model("cifarnet", shape=(3, 32, 32), classes=10, T=1), torch.rand(1, 3, 32, 32)).ann
+    assert macs == pytest.approx(792.1e6, rel=1e-3)
+
+
+def test_an_architecture_may_be_written_out():
+    net = create_model("4C3s2-AP2-8C5p0-D0.1-FC7", shape=(1, 28, 28), classes=3, T=8, dropout=0.5)
+    assert [name for name, _ in net.named_children()] == [
+        "encoder", "conv1", "pool1", "conv2", "dropout1", "flatten", "fc1", "readout",
+    ]  # fmt: skip
+    assert net.dropout1.p == 0.5
+    assert net(torch.rand(2, 1, 28, 28)).shape == (2, 3)
+    assert is_notation("FC3")
+    assert not is_notation("32C3-banana")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("cmn", (3, 8, 8), "did you mean 'cnn'"),
+        ("32C3-FC", (3, 8, 8), "unknown model '32C3-FC'"),
+        ("8C3-MP2-MP2-MP2-MP2", (3, 8, 8), r"too small: at 'MP2' nothing of \[8, 1, 1\] is left"),
+        ("8C3", (64,), r"'8C3' works on images .* shape \[64\]"),
+        ("FC8-8C3", (3, 8, 8), r"'8C3' works on images .* shape \[8\]"),
+    ],
+)
+def test_what_cannot_be_built(name, shape, message):
+    with pytest.raises(UserError, match=message):
+        create_model(name, shape=shape, classes=10, T=4)
+    with pytest.raises(UserError, match="width"):
+        create_model("cnn", **{**options("cnn"), "width": 0})
+    with pytest.raises(TypeError, match="leek"):
+        create_model("cnn", **options("cnn"), leek=0.9)
+
+
+def test_an_encoder_of_events_lets_them_pass():
+    train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
+    encoder = tnn.Encoder(8, "events")
+    assert encoder(train) is train
+    with pytest.raises(TypeError, match="takes a SpikeTrain, got a tensor of shape"):
+        encoder(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="Encoder of mode \"events\", this one is 'direct'"):
+        tnn.Encoder(8)(train)
+    with pytest.raises(ValueError, match="T=8 takes a SpikeTrain of as many steps, got T=4"):
+        encoder(te.SpikeTrain.from_dense(torch.ones(4, 2, 3)))
