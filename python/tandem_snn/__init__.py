@@ -3,6 +3,7 @@
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
 
 from . import ann, data, measure, models, nn
+from .convert import calibrate, convert, to_ann
 from .frozen import FrozenNetwork, freeze
 from .models import create_model, create_twin, list_models
 
@@ -14,6 +15,8 @@ __all__ = [
     "__version__",
     "ann",
     "build_info",
+    "calibrate",
+    "convert",
     "create_model",
     "create_twin",
     "data",
@@ -22,4 +25,5 @@ __all__ = [
     "measure",
     "models",
     "nn",
+    "to_ann",
 ]

@@ -51,12 +51,14 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class _Activated(nn.Module):
-    """Product, batch norm where wanted, a shortcut's contribution, ReLU."""
+    """Product, batch norm where wanted, a shortcut's contribution, ReLU, and where ``units`` is set a change of units."""
 
     norm: nn.Module | None
+    units: nn.Module | None
 
     def _add_norm(self, norm: nn.Module | None) -> None:
         self.norm = norm
+        self.units = None
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         z: Tensor = super().forward(x)  # type: ignore[misc]
@@ -65,7 +67,9 @@ class _Activated(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, fire: bool = True) -> Tensor:
         z = self.preactivation(x, residual)
-        return torch.relu(z) if fire else z
+        if not fire:
+            return z
+        return torch.relu(z) if self.units is None else self.units(torch.relu(z))
 
 
 def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, Any]) -> nn.Module | None:

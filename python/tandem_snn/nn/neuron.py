@@ -14,7 +14,7 @@ from tandem_ext import SpikeTrain, checks
 
 from .currents import NEVER, residual_total, step_currents
 from .gamma import initial_gamma
-from .signals import Signal, check_signal, effective_counts
+from .signals import Signal, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
 MOMENTUM = {"batch": 0.1, "running": 0.9}
@@ -27,6 +27,7 @@ class NeuronOptions(TypedDict, total=False):
     threshold: float | Tensor
     leak: float
     v_init: float | Tensor
+    gain: float | str
     gate: str
     eps: float
     momentum: float | None
@@ -45,6 +46,8 @@ class SpikingLayer(nn.Module):
             learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
         v_init: the potential before the first step, float or tensor [*features].
+        gain: what one of its spikes is worth to the next layer. "threshold": as much as ϑ, a float or 0-dim, so that
+            gain times count stands for ρ(z), an activation in the ANN's own units, whatever ϑ is.
         gate: which neurons pass the gradient on: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and those
             it closes stay silent.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
@@ -64,6 +67,7 @@ class SpikingLayer(nn.Module):
     norm: _BatchNorm | None
     threshold: float | Tensor
     v_init: float | Tensor
+    gain: float | str
 
     def _add_neurons(
         self,
@@ -75,6 +79,7 @@ class SpikingLayer(nn.Module):
         threshold: float | Tensor = 1.0,
         leak: float = 1.0,
         v_init: float | Tensor = 0.0,
+        gain: float | str = 1.0,
         gate: str = "relu",
         eps: float = 1e-5,
         momentum: float | None = None,
@@ -86,7 +91,12 @@ class SpikingLayer(nn.Module):
         checks.gate(gate)
         if bn_stats not in BN_STATS:
             raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
+        if gain != "threshold":
+            checks.gain("gain", gain)
+        elif isinstance(threshold, Tensor) and threshold.dim():
+            raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
         self.leak = leak
+        self.gain = gain
         self.gate = gate
         self.bn_stats = bn_stats
         self._add_number("threshold", threshold)
@@ -123,6 +133,11 @@ class SpikingLayer(nn.Module):
             if residual is not None:
                 raise ValueError("residual: with fire=False there are no neurons to receive it")
             return self._currents(x)
+        train = self._fire(x, residual)
+        gain = self.threshold if self.gain == "threshold" else self.gain
+        return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
+
+    def _fire(self, x: Signal, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         neuron = {
             "threshold": self.threshold,
             "leak": self.leak,
@@ -193,7 +208,7 @@ class SpikingLayer(nn.Module):
         return norm.training or norm.running_mean is None
 
     def extra_repr(self) -> str:
-        defaults = {"threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gate": "relu", "bn_stats": "batch"}
+        defaults = {"threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "bn_stats": "batch"}
         shown = [super().extra_repr()]
         for name, default in defaults.items():
             value = getattr(self, name)

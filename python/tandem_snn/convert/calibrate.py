@@ -1,0 +1,96 @@
+"""calibrate: thresholds from data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .. import ann
+from .. import nn as tnn
+from ..measure.hooks import evaluating, watching
+from ..nn.signals import effective_counts
+from .to_ann import to_ann
+
+SAMPLE = 2**20  # activations of one layer that are kept from one batch
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.9) -> nn.Module:
+    """Sets the threshold of each layer so that its counts just cover the ANN's activations.
+
+    ϑ = a/T, where a is the given percentile of the layer's activations that are not zero, over all neurons and all of
+    the loader's inputs, in the ANN twin and in evaluation mode. Larger ones saturate: a count cannot exceed T. The
+    initial potentials keep their ratio to the thresholds.
+
+    Args:
+        net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
+            returns; its thresholds are changed in place. Layers with other gains keep theirs.
+        loader: batches of what ``net`` takes, or tuples or lists whose first item is one.
+        percentile: in (0, 100].
+
+    Returns:
+        net.
+
+    Raises:
+        ValueError: percentile out of range, no layer to calibrate, an empty loader, or T unknown.
+
+    >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
+    >>> _ = calibrate(snn, [torch.rand(10, 6)])
+    >>> snn.get_submodule("0").threshold.item() < 0.5
+    True
+    """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile: expected a number in (0, 100], got {percentile}")
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.gain == "threshold"}
+    if not layers:
+        raise ValueError('net: no layer has gain="threshold", as those of convert() have')
+    windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
+        if name in seen and keywords.get("fire", True):
+            values = activation.flatten()
+            values = values[:: 1 + values.numel() // SAMPLE]
+            seen[name].append(values[values > 0].float().cpu())
+
+    twin = to_ann(net)
+    with evaluating(net), evaluating(twin), watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d), keep):
+        for batch in loader:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if isinstance(x, SpikeTrain):
+                windows.add(x.T)
+                x = effective_counts(x)
+            twin(x)
+    if not any(seen.values()):
+        raise ValueError("loader: it gave no batch")
+    if len(windows) != 1:
+        raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
+    (T,) = windows
+    for name, layer in layers.items():
+        values = torch.cat([*seen[name], torch.empty(0)])
+        if len(values):  # a projection's own neurons never fire, nor does a layer that is silent throughout
+            _set_threshold(layer, _percentile(values, percentile) / T)
+    return net
+
+
+def _percentile(values: Tensor, percentile: float) -> float:
+    rank = round((len(values) - 1) * percentile / 100)
+    return values.kthvalue(rank + 1).values.item()
+
+
+def _set_threshold(layer: tnn.SpikingLayer, value: float) -> None:
+    threshold, v_init = layer.threshold, layer.v_init
+    ratio = value / float(threshold)
+    if isinstance(threshold, Tensor):
+        threshold.fill_(value)
+    else:
+        layer.threshold = value
+    if isinstance(v_init, Tensor):
+        v_init.mul_(ratio)
+    else:
+        layer.v_init = v_init * ratio

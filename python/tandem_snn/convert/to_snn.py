@@ -1,0 +1,335 @@
+"""convert: from an ANN to the spiking network that is its tandem twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from .. import nn as tnn
+from ..nn.encoder import MODES
+from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
+
+
+def convert(
+    ann: nn.Module,
+    T: int,
+    *,
+    mode: str | None = "direct",
+    threshold: float | None = None,
+    v_init: float = 0.5,
+    example: Tensor | None = None,
+) -> fx.GraphModule:
+    """A spiking network that shares the ANN's very Parameters and batch norms: training one trains the other.
+
+    Synapses (``nn.Linear``, ``Conv1d``, ``Conv2d``) with the batch norm and the ReLU that follow become one layer of
+    ``tandem_snn.nn``; additions before a ReLU (residual blocks, with or without a projection) become further currents
+    into the same neurons; pooling, flattening, dropout and the last ``nn.Linear`` become their spiking counterparts.
+    They are found by torch.fx as modules, functions or methods, in nested modules and custom forwards alike. What is
+    done to the image before the first synapses, or to the answer after the last, stays as it is.
+
+    Every layer's spikes are worth its threshold, and the input 1/T per step, so z is the ANN's own pre-activation in
+    the ANN's own units: biases and batch-norm statistics hold. A count stands for activations up to ϑT, which is what
+    :func:`calibrate` sets from data.
+
+    Args:
+        ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
+        T: the number of time steps, 1..255.
+        mode: how the input is encoded, as in ``tnn.Encoder``. None: the network takes a SpikeTrain and the ANN
+            ``gain * counts`` of it.
+        threshold: ϑ of every layer, until it is calibrated. None: 4/T, which covers activations up to 4.
+        v_init: the neurons' initial potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to a count where 0 cuts it off.
+        example: a batch of images, by which an adaptive pooling that is not the last thing before the answer gets its
+            windows; the spiking network then is for images of that size.
+
+    Returns:
+        A ``torch.fx.GraphModule`` that takes what the ANN takes and returns what it returns. Its submodules have the
+        names of the ANN's synapses.
+
+    Raises:
+        CannotConvert: torch.fx cannot trace the ANN, or a node has no spiking counterpart; the message names it and
+            says what to use instead. It is a ValueError.
+        ValueError: T, mode, threshold or v_init out of range.
+
+    >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    >>> snn = convert(ann, T=8)
+    >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
+    (torch.Size([2, 3]), True)
+    """
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode: expected None or one of {', '.join(map(repr, MODES))}, got {mode!r}")
+    encoder = tnn.Encoder(T, mode or "direct", gain=1.0 if mode == "zero_expand" else 1 / T)
+    threshold = 4 / T if threshold is None else float(threshold)
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a positive number, got {threshold}")
+    try:
+        traced = fx.symbolic_trace(ann)
+    except Exception as error:  # whatever the user's forward raises at a value that is not there yet
+        raise CannotConvert(f"torch.fx cannot trace the ANN ({type(error).__name__}: {error})") from error
+    if example is not None:
+        ShapeProp(traced).propagate(example)
+    lowering = _Lowering(traced, None if mode is None else encoder, threshold, v_init)
+    return lowering.run(type(ann).__name__)
+
+
+@dataclass
+class _Value:
+    """What a node of the ANN's graph has become.
+
+    kind: "image": a tensor before the first synapses, "spikes", "counts": a tensor pooled from spikes, "answer": a
+    tensor after the readout, "size", or "currents", which wait for their neurons.
+    """
+
+    kind: str
+    node: fx.Node | None = None
+
+
+@dataclass
+class _Currents(_Value):
+    """Synapses, with what has been added to them since, in the ANN's order."""
+
+    kind: str = "currents"
+    synapses: Any = None
+    name: str = ""
+    x: fx.Node | None = None
+    norm: Any = None
+    residual: fx.Node | None = None
+    after: list[tuple[str, nn.Module]] = field(default_factory=list)  # what comes before the ReLU but commutes with it
+
+
+class _Lowering:
+    """Builds the spiking network's graph, node by node of the ANN's."""
+
+    def __init__(self, ann: fx.GraphModule, encoder: tnn.Encoder | None, threshold: float, v_init: float) -> None:
+        self.ann = ann
+        self.modules = dict(ann.named_modules())
+        self.encoder = encoder
+        self.threshold, self.v_init = threshold, v_init
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.env: dict[fx.Node, _Value] = {}
+        self.encoded: dict[fx.Node, fx.Node] = {}
+        self.roles = {node: role_of(node, self.modules) for node in ann.graph.nodes}
+        self.before_neurons = self._before_neurons()
+
+    def run(self, name: str) -> fx.GraphModule:
+        for node in self.ann.graph.nodes:
+            self.env[node] = self._lower(node)
+        self.graph.lint()
+        snn = fx.GraphModule(self.root, self.graph, f"Spiking{name}")
+        snn.training = self.ann.training
+        return snn
+
+    def _before_neurons(self) -> set[fx.Node]:
+        """The nodes from which some ReLU can be reached."""
+        found: set[fx.Node] = set()
+        for node in reversed(self.ann.graph.nodes):
+            if any(user in found or self.roles[user].kind == "relu" for user in node.users):
+                found.add(node)
+        return found
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def _lower(self, node: fx.Node) -> _Value:
+        role = self.roles[node]
+        if node.op == "placeholder":
+            if any(value.kind in ("image", "spikes") for value in self.env.values()):
+                raise refuse(node, "a second input: a spiking network has one")
+            return _Value("image" if self.encoder else "spikes", self._copy(node))
+        if node.op == "output":
+            return self._output(node)
+        given = [self.env[value] for value in role.inputs if isinstance(value, fx.Node)]
+        if all(value.kind in ("image", "answer") for value in given) and not self._wants_neurons(node, role):
+            return _Value(given[0].kind if given else "image", self._copy(node))
+        return getattr(self, f"_{role.kind}")(node, role, given)  # type: ignore[no-any-return]
+
+    def _wants_neurons(self, node: fx.Node, role: Role) -> bool:
+        return role.kind == "synapses" and node in self.before_neurons
+
+    def _output(self, node: fx.Node) -> _Value:
+        for value in node.all_input_nodes:
+            if self.env[value].kind == "currents":
+                raise refuse(value, "the network ends in it: end in nn.Linear on flat features, or in a ReLU")
+        return _Value("answer", self._copy(node))
+
+    def _synapses(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        (x,) = given
+        if isinstance(x, _Currents):
+            raise refuse(node, f"it follows {x.name!r} without a ReLU between them: put nn.ReLU there, or merge them")
+        if node in self.before_neurons:
+            if x.kind == "counts":
+                raise refuse(node, "it follows an adaptive pooling whose windows are not known: give `example`")
+            if len(node.users) > 1:
+                users = ", ".join(repr(user.name) for user in node.users)
+                raise refuse(node, f"its pre-activation is read by {users}: one ReLU may read it")
+            return _Currents(synapses=role.module, name=str(node.target), x=self._signal(x))
+        if not isinstance(role.module, nn.Linear):
+            raise refuse(node, "no ReLU follows it, and the network's last map is nn.Linear on flat features")
+        readout = _sharing(tnn.Readout, role.module)
+        return _Value("answer", self._call(str(node.target), readout, x.node))
+
+    def _norm(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        (x,) = given
+        if not isinstance(x, _Currents) or x.norm or x.residual or x.after:
+            raise refuse(node, "batch norm that does not directly follow nn.Linear or a convolution: move it there")
+        expected = SYNAPSES[type(x.synapses)]._norm_class
+        if not isinstance(role.module, expected):
+            raise refuse(node, f"{type(role.module).__name__} after {type(x.synapses).__name__}: use {expected.__name__}")
+        x.norm = role.module
+        return self._passed_on(node, x)
+
+    def _relu(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        (x,) = given
+        if x.kind == "spikes":
+            return x
+        if not isinstance(x, _Currents):
+            raise refuse(node, "a ReLU of mean counts: they are not negative, so leave it out")
+        y = self._emit(x)
+        for name, layer in x.after:
+            y = self._call(name, layer, y)
+        return _Value("spikes", y)
+
+    def _layer(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        (x,) = given
+        if isinstance(x, _Currents):
+            x.after.append((self._name(node), role.module))
+            return self._passed_on(node, x)
+        return _Value(x.kind, self._call(self._name(node), role.module, x.node))
+
+    def _average(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        (x,) = given
+        if isinstance(x, _Currents):
+            raise refuse(node, "average pooling before the ReLU: put the ReLU before it")
+        layer = role.module
+        if node not in self.before_neurons:
+            if isinstance(layer, tnn.AvgPool2d):
+                layer.spiking = False
+            return _Value("counts", self._call(self._name(node), layer, x.node))
+        if not isinstance(layer, tnn.AvgPool2d):
+            window = self._window(node, layer)
+            if window is None:
+                return _Value("counts", x.node)
+            if window == (1, 1):
+                return x
+            layer = tnn.AvgPool2d(window)
+        return _Value("spikes", self._call(self._name(node), layer, x.node))
+
+    def _window(self, node: fx.Node, layer: nn.Module) -> tuple[int, int] | None:
+        """The windows of an adaptive pooling, where an example gave the sizes."""
+        before, after = (n.meta.get("tensor_meta") for n in (node.all_input_nodes[0], node))
+        if before is None or after is None:
+            return None
+        sizes, outputs = before.shape[2:], after.shape[2:] or (1, 1)
+        if any(size % out for size, out in zip(sizes, outputs, strict=True)):
+            raise refuse(node, f"adaptive pooling of {tuple(sizes)} to {tuple(outputs)}: its windows differ in size")
+        height, width = (size // out for size, out in zip(sizes, outputs, strict=True))
+        return height, width
+
+    def _add(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        if len(given) != 2 or any(value.kind not in ("currents", "spikes") for value in given):
+            raise refuse(node, "an addition of something other than two layers' results")
+        body, shortcut = given if isinstance(given[0], _Currents) else given[::-1]
+        if not isinstance(body, _Currents):
+            raise refuse(node, "an addition of two activations: add before the ReLU of one of them")
+        if body.residual is not None or body.after:
+            raise refuse(node, f"more than two summands, or pooling, before the ReLU of {body.name!r}")
+        if isinstance(shortcut, _Currents):
+            if shortcut.residual is not None or shortcut.after:
+                raise refuse(node, f"more than two summands, or pooling, before the ReLU of {body.name!r}")
+            body.residual = self._emit(shortcut, fire=False)
+        else:
+            body.residual = shortcut.node
+        return self._passed_on(node, body)
+
+    def _same(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        return given[0]
+
+    def _size(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        return _Value("size")
+
+    def _other(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+        if all(value.kind == "size" for value in given):
+            return _Value("size")
+        if all(value.kind in ("image", "counts", "answer") for value in given):
+            return _Value("answer", self._copy(node))
+        known = "nn.Linear, Conv1d/2d, BatchNorm, ReLU, Max/Avg/AdaptiveAvgPool2d, Flatten, Dropout and additions"
+        raise refuse(node, f"it has no spiking counterpart: between the layers use {known}")
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def _passed_on(self, node: fx.Node, x: _Currents) -> _Currents:
+        if len(node.users) > 1:
+            users = ", ".join(repr(user.name) for user in node.users)
+            raise refuse(node, f"its pre-activation is read by {users}: one ReLU may read it")
+        return x
+
+    def _signal(self, x: _Value) -> fx.Node:
+        assert x.node is not None
+        if x.kind != "image":
+            return x.node
+        if x.node not in self.encoded:
+            self.encoded[x.node] = self._call("encoder", self.encoder, x.node)
+        return self.encoded[x.node]
+
+    def _emit(self, x: _Currents, fire: bool = True) -> fx.Node:
+        layer = _sharing(SYNAPSES[type(x.synapses)], x.synapses)
+        layer.gain = "threshold"
+        like = layer.weight.detach()
+        for name, value in (("threshold", self.threshold), ("v_init", self.v_init * self.threshold)):
+            delattr(layer, name)
+            layer.register_buffer(name, like.new_full((), value, dtype=torch.float32))
+        keywords: dict[str, Any] = {} if fire else {"fire": False}
+        if x.residual is not None:
+            keywords["residual"] = x.residual
+        call = self._call(x.name, layer, x.x, **keywords)
+        layer.norm = x.norm  # now, so that it keeps its mode
+        return call
+
+    def _name(self, node: fx.Node) -> str:
+        return str(node.target) if node.op == "call_module" else node.name
+
+    def _call(self, name: str, module: Any, x: Any, **keywords: Any) -> fx.Node:
+        while name in self.root:
+            name += "_again"
+        self.root[name] = module.train(self._mode(name))
+        return self.graph.call_module(name, (x,), keywords)
+
+    def _mode(self, name: str) -> bool:
+        """Training or evaluation, as the ANN's module of that name, or the ANN as a whole."""
+        return self.modules.get(name, self.ann).training
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        if node.op == "call_module":
+            self.root[str(node.target)] = self.modules[str(node.target)]
+        elif node.op == "get_attr":
+            self.root[str(node.target)] = _attribute(self.ann, str(node.target))
+
+        def new(value: fx.Node) -> fx.Node:
+            found = self.env[value].node
+            if found is None:
+                raise refuse(node, f"it needs the shape of {value.name!r}, which spikes do not have")
+            return found
+
+        return self.graph.node_copy(node, new)
+
+
+def _sharing(cls: Callable[..., Any], module: Any) -> Any:
+    """A layer of class ``cls`` with the geometry and the very Parameters of torch's ``module``."""
+    if isinstance(module, nn.Linear):
+        size: tuple[Any, ...] = (module.in_features, module.out_features)
+    else:
+        size = (module.in_channels, module.out_channels, module.kernel_size)
+        size += (module.stride, module.padding, module.dilation, module.groups)
+    layer = cls(*size, bias=module.bias is not None, device="meta")
+    layer.weight, layer.bias = module.weight, module.bias
+    return layer
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
