@@ -51,7 +51,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class _Activated(nn.Module):
-    """Product, batch norm where wanted, a shortcut's contribution, ReLU, and where ``units`` is set a change of units."""
+    """Product, batch norm where wanted, a shortcut's contribution, ReLU, a change of ``units`` where there is one."""
 
     norm: nn.Module | None
     units: nn.Module | None

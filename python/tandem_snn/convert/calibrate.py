@@ -20,7 +20,7 @@ SAMPLE = 2**20  # activations of one layer that are kept from one batch
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.9) -> nn.Module:
+def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -> nn.Module:
     """Sets the threshold of each layer so that its counts just cover the ANN's activations.
 
     ϑ = a/T, where a is the given percentile of the layer's activations that are not zero, over all neurons and all of
@@ -39,6 +39,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.9) -
     Raises:
         ValueError: percentile out of range, no layer to calibrate, an empty loader, or T unknown.
 
+    >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
     >>> _ = calibrate(snn, [torch.rand(10, 6)])
     >>> snn.get_submodule("0").threshold.item() < 0.5

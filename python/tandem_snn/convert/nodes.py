@@ -61,7 +61,7 @@ def refuse(node: fx.Node, why: str) -> CannotConvert:
     return CannotConvert(f"node {node.name!r} ({node.op} {what}): {why}")
 
 
-def _of_module(node: fx.Node, module: nn.Module) -> Role:
+def _of_module(node: fx.Node, module: Any) -> Role:
     x = node.args[:1]
     kind = type(module)
     if kind in SYNAPSES:
@@ -161,10 +161,13 @@ _CALLS: dict[Any, tuple[tuple[str, ...], Callable[..., Role]]] = {
             ),
         ),
     ),
-    **dict.fromkeys((torch.dropout, F.dropout), (
-        ("input", "p"),
-        lambda node, _, values: Role("layer", (values["input"],), tnn.Dropout(values.get("p", 0.5))),
-    )),
+    **dict.fromkeys(
+        (torch.dropout, F.dropout),
+        (
+            ("input", "p"),
+            lambda node, _, values: Role("layer", (values["input"],), tnn.Dropout(values.get("p", 0.5))),
+        ),
+    ),
     **dict.fromkeys(("view", "reshape", torch.reshape), (("*",), _reshape)),
     **dict.fromkeys(("contiguous", "clone", "detach"), (("input",), _kind("same"))),
     "size": (("input",), _kind("size")),

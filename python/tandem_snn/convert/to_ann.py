@@ -20,7 +20,9 @@ class Units(nn.Module):
 
     def __init__(self, layer: tnn.SpikingLayer) -> None:
         super().__init__()
+        assert not isinstance(layer.gain, str)
         self.gain = layer.gain
+        self.threshold: float | Tensor
         if isinstance(layer.threshold, Tensor) and not isinstance(layer.threshold, nn.Parameter):
             self.register_buffer("threshold", layer.threshold)
         else:
@@ -28,9 +30,8 @@ class Units(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         threshold = self.threshold
-        if isinstance(threshold, Tensor) and threshold.dim():
-            threshold = threshold.view(-1, *[1] * (a.dim() - 2))
-        return a * self.gain / threshold
+        per_channel = isinstance(threshold, Tensor) and threshold.dim() > 0
+        return a * self.gain / (threshold.view(-1, *[1] * (a.dim() - 2)) if per_channel else threshold)  # type: ignore[union-attr]
 
 
 class Scale(nn.Module):
@@ -55,6 +56,7 @@ def to_ann(net: nn.Module) -> nn.Module:
     Args:
         net: a network of layers of ``tandem_snn.nn``, whose own modules take tensors too.
 
+    >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> x = torch.rand(2, 6)
     >>> torch.equal(to_ann(convert(ann, T=8))(x), ann(x))

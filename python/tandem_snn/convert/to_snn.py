@@ -62,7 +62,8 @@ def convert(
     """
     if mode is not None and mode not in MODES:
         raise ValueError(f"mode: expected None or one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    encoder = tnn.Encoder(T, mode or "direct", gain=1.0 if mode == "zero_expand" else 1 / T)
+    encoder = tnn.Encoder(T, mode or "direct")
+    encoder.gain = 1.0 if mode == "zero_expand" else 1 / T
     threshold = 4 / T if threshold is None else float(threshold)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold}")
@@ -81,7 +82,7 @@ class _Value:
     """What a node of the ANN's graph has become.
 
     kind: "image": a tensor before the first synapses, "spikes", "counts": a tensor pooled from spikes, "answer": a
-    tensor after the readout, "size", or "currents", which wait for their neurons.
+    tensor after the readout, "size", "unused", or "currents", which wait for their neurons.
     """
 
     kind: str
@@ -137,7 +138,9 @@ class _Lowering:
     def _lower(self, node: fx.Node) -> _Value:
         role = self.roles[node]
         if node.op == "placeholder":
-            if any(value.kind in ("image", "spikes") for value in self.env.values()):
+            if not node.users:
+                return _Value("unused")
+            if any(value.kind != "unused" for value in self.env.values()):
                 raise refuse(node, "a second input: a spiking network has one")
             return _Value("image" if self.encoder else "spikes", self._copy(node))
         if node.op == "output":
@@ -178,7 +181,9 @@ class _Lowering:
             raise refuse(node, "batch norm that does not directly follow nn.Linear or a convolution: move it there")
         expected = SYNAPSES[type(x.synapses)]._norm_class
         if not isinstance(role.module, expected):
-            raise refuse(node, f"{type(role.module).__name__} after {type(x.synapses).__name__}: use {expected.__name__}")
+            raise refuse(
+                node, f"{type(role.module).__name__} after {type(x.synapses).__name__}: use {expected.__name__}"
+            )
         x.norm = role.module
         return self._passed_on(node, x)
 

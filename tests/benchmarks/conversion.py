@@ -1,0 +1,124 @@
+"""What does a trained ANN lose as a spiking network, and what does one epoch of tandem learning give back?
+
+    python tests/benchmarks/conversion.py --data-dir DIR [--seeds 3]
+
+trains a small convolutional ANN on all 60,000 training images of Fashion-MNIST, converts it for T in {4, 8, 16, 32},
+calibrates it on 1,000 training images, and trains it for one further epoch as a spiking network, beside the ANN itself.
+It writes docs/results/conversion.json; `--table` prints that as Markdown. docs/convert.md follows from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from tandem_snn import calibrate, convert
+from tandem_snn.data import Dataset, load
+from tandem_snn.measure import firing_rates
+from tandem_snn.training import accuracy, train_epoch
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "conversion.json"
+WINDOWS = (4, 8, 16, 32)
+EPOCHS, BATCH, LR, TANDEM_LR = 3, 128, 2e-3, 5e-4
+
+
+def ann() -> nn.Sequential:
+    """16C3-32C3s2-64C3s2-FC128 with batch norm."""
+    layers: list[nn.Module] = []
+    for channels, out, stride in (1, 16, 1), (16, 32, 2), (32, 64, 2):
+        layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(64 * 49, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10)]
+    return nn.Sequential(*layers)
+
+
+def train(net: nn.Module, data: Dataset, seed: int, epochs: int, lr: float) -> None:
+    """Adam, its rate rising over the first tenth and then falling to zero."""
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    steps = epochs * (len(data.train) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1, cycle_momentum=False)
+    for epoch in range(epochs):
+        train_epoch(net, data.train.batches(BATCH, seed=1000 * seed + epoch), optimizer, schedule)
+
+
+def measure(seed: int, data: Dataset) -> dict[str, Any]:
+    def percent(net: nn.Module) -> float:
+        return round(100 * accuracy(net, data.test), 2)
+
+    torch.manual_seed(seed)
+    original = ann()
+    train(original, data, seed, EPOCHS, LR)
+    further = copy.deepcopy(original)
+    train(further, data, seed + 100, 1, TANDEM_LR)
+    result: dict[str, Any] = {"seed": seed, "ann": percent(original), "ann_further_epoch": percent(further), "T": {}}
+    images = [next(data.train.batches(1000, seed=0))]
+    for T in WINDOWS:
+        cells: dict[str, Any] = {}
+        for name, v_init in ("floor", 0.0), ("rounded", 0.5):
+            cells[f"uncalibrated_{name}"] = percent(convert(original, T, v_init=v_init))
+            cells[f"converted_{name}"] = percent(calibrate(convert(original, T, v_init=v_init), images))
+        own = copy.deepcopy(original)
+        snn = calibrate(convert(own, T), images)
+        cells["rate"] = round(fmean(firing_rates(snn, images[0][0]).values()), 4)
+        start = time.process_time()
+        train(snn, data, seed + 100, 1, TANDEM_LR)
+        cells["tandem_seconds"] = round(time.process_time() - start, 1)
+        cells["tandem_epoch"] = percent(snn)
+        cells["ann_after_tandem_epoch"] = percent(own)
+        result["T"][str(T)] = cells
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Means over the seeds, as Markdown."""
+    rows = [
+        ("converted, ϑ = 4/T", "uncalibrated_floor"),
+        ("converted, ϑ = 4/T, v_init = ϑ/2", "uncalibrated_rounded"),
+        ("converted and calibrated", "converted_floor"),
+        ("**converted and calibrated, v_init = ϑ/2**", "converted_rounded"),
+        ("**the same, after one tandem epoch**", "tandem_epoch"),
+        ("the ANN itself, after that tandem epoch", "ann_after_tandem_epoch"),
+    ]
+    lines = [
+        "| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |",
+        "| --- " * (1 + len(WINDOWS)) + "|",
+    ]
+    for label, name in rows:
+        cells = [f"{fmean(run['T'][str(T)][name] for run in results):.2f}" for T in WINDOWS]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
+        lines.append(f"| {label} | {fmean(run[name] for run in results):.2f} " + "| " * len(WINDOWS) + "|")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="only print the results as Markdown")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(RESULTS.read_text())["runs"]))
+        return
+    torch.set_num_threads(1)
+    data = load("fashion-mnist", arguments.data_dir, validation=False)
+    settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR, "torch": torch.__version__}
+    runs: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        runs.append(measure(seed, data))
+        print(runs[-1], flush=True)
+        text = json.dumps({"machine": platform.machine(), **settings, "runs": runs}, indent=1)
+        RESULTS.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""convert, calibrate and to_ann: an ANN and its spiking twin share Parameters, units and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import ann as twins
+from tandem_snn import calibrate, convert, create_model, freeze, to_ann
+from tandem_snn.convert import CannotConvert
+
+
+def settled(net: nn.Module, x: Tensor) -> nn.Module:
+    """An ANN whose batch norms have seen data and are not the identity, in evaluation mode."""
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    net.train()
+    with torch.no_grad():
+        for _ in range(30):
+            net(x)
+    return net.eval()
+
+
+class Block(nn.Module):
+    """A residual block, with a projection where the shape changes."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding="same")
+        self.bn2 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
+        self.projects = channels != out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.project(x) if self.projects else x
+        return self.relu(y)
+
+
+class Functional(nn.Module):
+    """Everything as functions and methods, with what surrounds the network: a standardised input, a log-softmax."""
+
+    def __init__(self, pool: Callable[..., Tensor] = F.max_pool2d) -> None:
+        super().__init__()
+        self.pool = pool
+        self.register_buffer("mean", torch.tensor(0.3))
+        self.conv1 = nn.Conv2d(2, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 8, 3, groups=2)
+        self.block = Block(8, 8, 1)
+        self.grow = Block(8, 10, 2)
+        self.fc1 = nn.Linear(10 * 4, 20)
+        self.skip = nn.Identity()
+        self.bn = nn.BatchNorm1d(20)
+        self.fc2 = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.pool(self.conv1(x - self.mean), 2))  # pooled before the ReLU, with which maximum commutes
+        x = torch.relu(self.conv2(x)).contiguous()
+        x = F.avg_pool2d(self.grow(self.block(x)), (2, 2), stride=1)
+        x = F.dropout(x, 0.1, self.training)
+        x = x.view(x.size(0), -1)
+        x = self.bn(self.fc1(self.skip(x))).relu()
+        return F.log_softmax(self.fc2(x), dim=1)
+
+
+def sequential() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Dropout(0.2),
+        nn.Conv2d(8, 12, 3, 2, 1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
+    return net, torch.rand(6, 1, 18, 18)
+
+
+def functional() -> tuple[nn.Module, Tensor]:
+    return Functional(), torch.rand(6, 2, 16, 16)
+
+
+def line() -> tuple[nn.Module, Tensor]:
+    layers = [nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)), torch.rand(6, 2, 19)
+
+
+def resnet() -> tuple[nn.Module, Tensor]:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    return models.resnet18(num_classes=10), torch.rand(3, 3, 32, 32)
+
+
+NETWORKS = [sequential, functional, line, resnet]
+Maker = Callable[[], tuple[nn.Module, Tensor]]
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_the_very_same_parameters(make: Maker) -> None:
+    net, x = make()
+    snn = convert(net, T=8)
+    assert {id(p) for p in snn.parameters()} <= {id(p) for p in net.parameters()}
+    norms = {id(m) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert {id(m) for m in snn.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} <= norms
+    assert snn(x).shape == net(x).shape
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_there_and_back(make: Maker) -> None:
+    net, x = make()
+    settled(net, x)
+    assert torch.equal(to_ann(convert(net, T=7))(x), net(x))
+
+
+def strided() -> tuple[nn.Module, Tensor]:
+    net, x = resnet()
+    net.maxpool = nn.Identity()  # the OR of spike trains is more than the largest of their counts, at any T
+    return net, x
+
+
+@pytest.mark.parametrize("make", [line, strided])
+def test_many_steps_approach_the_ann(make: Maker) -> None:
+    """z is the ANN's own pre-activation: the answer converges to the ANN's."""
+    net, x = make()
+    settled(net, x)
+    errors = []
+    with torch.no_grad():
+        for T in (8, 200):
+            snn = calibrate(convert(net, T), [x], percentile=100)
+            errors.append(((snn(x) - net(x)).norm() / net(x).norm()).item())
+    assert errors[1] < 0.1
+    assert errors[1] < errors[0] / 4
+
+
+def at_the_counts(twin: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
+    """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
+    worth: dict[str, Tensor] = {}
+    handles = []
+    for name, layer in snn.named_modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d)):
+
+            def spikes(_: object, __: object, y: object, name: str = name) -> None:
+                if isinstance(y, te.SpikeTrain):
+                    worth[name] = (y.counts * y.gain).detach()
+
+            handles.append(layer.register_forward_hook(spikes))
+    snn(x)
+
+    for name, layer in twin.named_modules():
+        if name in worth:
+
+            def replace(layer: object, _: object, a: Tensor, name: str = name) -> Tensor:
+                if isinstance(layer, nn.AvgPool2d):
+                    a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
+                return worth[name] + (a - a.detach())
+
+            handles.append(layer.register_forward_hook(replace))
+    answer = twin(x)
+    for handle in handles:
+        handle.remove()
+    return answer
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("make", NETWORKS)
+def test_gradients_are_those_of_the_ann_branch(make: Maker, training: bool) -> None:
+    net, x = make()
+    settled(net, x)
+    snn = calibrate(convert(net, T=8), [x])
+    snn.train(training)
+    for module in snn.modules():
+        if isinstance(module, tnn.Dropout):
+            module.eval()
+    target = torch.randn_like(net(x))
+    twin = to_ann(snn)
+    gradients = []
+    for answer in (lambda: snn(x), lambda: at_the_counts(twin, snn, x)):
+        net.zero_grad()
+        (answer() * target).sum().backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    for name, expected in gradients[1].items():
+        if expected is None:
+            assert gradients[0][name] is None
+            continue
+        scale = expected.abs().max().clamp_min(0.1)  # a bias before a batch norm: zero but for rounding
+        torch.testing.assert_close(gradients[0][name] / scale, expected / scale, atol=2e-3, rtol=1e-3, msg=name)
+
+
+def test_training_the_spiking_network_trains_the_ann() -> None:
+    net, x = sequential()
+    settled(net, x)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    snn = convert(net, T=8).train()
+    optimizer = torch.optim.SGD(snn.parameters(), 0.1)
+    F.cross_entropy(snn(x), torch.arange(6)).backward()
+    optimizer.step()
+    changed = [name for name, t in net.state_dict().items() if not torch.equal(t, before[name])]
+    assert set(changed) == set(before), "Parameters and statistics alike"
+    net.eval()
+    assert torch.equal(to_ann(snn.eval())(x), net(x))
+
+
+def test_digits_after_conversion_alone() -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from tandem_snn.data import load
+    from tandem_snn.training import accuracy, train_epoch
+
+    data = load("digits", validation=False)
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    layers += [nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)]
+    net = nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for epoch in range(8):
+        train_epoch(net, data.train.batches(64, seed=epoch), optimizer)
+    of_ann = accuracy(net, data.test)
+    assert of_ann > 0.96
+    for T, at_most in (8, 0.012), (4, 0.03):
+        snn = calibrate(convert(net, T), data.train.batches(500))
+        assert accuracy(snn, data.test) > of_ann - at_most
+        frozen = freeze(snn)
+        images = data.test.inputs[:20]
+        assert torch.equal(frozen(images), snn(images))
+
+
+def test_calibration() -> None:
+    net, x = sequential()
+    settled(net, x)
+    snn = convert(net, T=8, v_init=0.25)
+    assert calibrate(snn, [(x, None), (x, None)], percentile=100) is snn
+    largest = torch.relu(net[0](x)).max()
+    first = snn.get_submodule("0.0")
+    assert first.threshold == largest / 8
+    assert first.v_init == pytest.approx(0.25 * first.threshold.item())
+    again = copy.deepcopy(snn)
+    again.load_state_dict(snn.state_dict())
+    assert torch.equal(again(x), snn(x))
+    calibrate(snn, [x], percentile=50)
+    assert first.threshold < largest / 8
+    for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "no batch")):
+        with pytest.raises(ValueError, match=message):
+            calibrate(snn, **{"loader": [x], **keywords})
+    with pytest.raises(ValueError, match="gain"):
+        calibrate(create_model("mlp", shape=(4,), classes=2, T=4), [torch.rand(2, 4)])
+
+
+def test_spikes_in() -> None:
+    net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+    train = te.SpikeTrain.from_dense(torch.rand(200, 5, 12).lt(0.4).float(), gain=1 / 200)
+    snn = calibrate(convert(net, T=200, mode=None), [train], percentile=100)
+    torch.testing.assert_close(snn(train), net(train.counts / 200), atol=0.01, rtol=0.02)
+    assert torch.equal(to_ann(snn)(train.counts / 200), net(train.counts / 200))
+
+
+def test_zero_expand() -> None:
+    net, x = line()
+    settled(net, x)
+    snn = convert(net, T=200, mode="zero_expand", v_init=0.0)
+    assert torch.equal(to_ann(snn)(x), net(x))
+    calibrate(snn, [x], percentile=100)
+    torch.testing.assert_close(snn(x), net(x), atol=0.1, rtol=0.2)
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}])
+def test_the_twin_of_any_spiking_network(options: dict) -> None:
+    """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain."""
+    net = nn.Sequential(
+        tnn.Encoder(T=8),
+        tnn.Linear(6, 16, norm=True, **options),
+        tnn.Residual(tnn.Linear(16, 16)),
+        tnn.Dropout(0.5),
+        tnn.Readout(16, 3),
+    )
+    x = torch.rand(5, 6)
+    for _ in range(3):
+        net(x)
+    twin = to_ann(net.eval())
+    threshold, gain = options.get("threshold", 1.0), options.get("gain", 1.0)
+    a = torch.relu(net[1].norm(F.linear(8 * x, net[1].weight, net[1].bias))) * gain / threshold
+    a = torch.relu(F.linear(a, net[2].body.weight, net[2].body.bias) + a)
+    torch.testing.assert_close(twin(x), F.linear(a, net[4].weight, net[4].bias))
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
+    assert not any(isinstance(m, tnn.SpikingLayer) for m in twin.modules())
+    assert any(isinstance(m, twins.Linear) for m in twin.modules())
+
+
+def test_vgg_with_an_adaptive_pooling_in_the_middle() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    net = models.vgg11_bn(num_classes=3).eval()
+    with pytest.raises(CannotConvert, match=r"'classifier_0'.*give `example`"):
+        convert(net, T=4)
+    x = torch.rand(1, 3, 224, 224)
+    snn = convert(net, T=4, example=x)
+    assert snn(x).shape == (1, 3)
+    assert torch.equal(to_ann(snn)(x), net(x))
+
+
+class Branching(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        if self.kind == "data":
+            return x if x.sum() > 0 else -x
+        z = self.a(x)
+        if self.kind == "two readers":
+            return self.b(torch.relu(z) + z)
+        if self.kind == "two inputs":
+            return self.b(torch.relu(z) + y)
+        if self.kind == "activations":
+            return self.b(torch.relu(z) + torch.relu(self.b(x)))
+        if self.kind == "alpha":
+            return self.b(torch.relu(torch.add(z, x, alpha=2)))
+        if self.kind == "from the image":
+            return self.b(torch.relu(z + x))
+        a = torch.relu(z)
+        return self.b(torch.cat([a, a]))
+
+
+REFUSED = {
+    "GELU": (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*no spiking counterpart"),
+    "two in a row": (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*without a ReLU"),
+    "norm after": (
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU()),
+        r"'_2'.*batch norm",
+    ),
+    "no gamma": (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.ReLU()), r"'_1'.*affine=True"),
+    "pooled before": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.ReLU()), r"'_1'.*put the ReLU before"),
+    "conv at the end": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), r"'_2'.*nn.Linear"),
+    "padding": (nn.Sequential(nn.Conv2d(1, 4, 3, padding_mode="reflect"), nn.ReLU()), r"'_0'.*'zeros'"),
+    "indices": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)), r"'_2'.*indices"),
+    "adaptive": (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1), nn.ReLU()),
+        r"'_3'.*example",
+    ),
+    **{
+        kind: (Branching(kind), message)
+        for kind, message in (
+            ("data", "torch.fx cannot trace"),
+            ("two readers", r"'a'.*one ReLU"),
+            ("two inputs", r"'y'.*second input"),
+            ("activations", "two activations"),
+            ("alpha", "alpha"),
+            ("from the image", "two layers' results"),
+            ("concatenated", "cat.*no spiking counterpart"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_converted_is_named(name: str) -> None:
+    net, message = REFUSED[name]
+    with pytest.raises(CannotConvert, match=message):
+        convert(net, T=8)
+
+
+def test_arguments() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    for keywords, message in ({"T": 0}, "T"), ({"mode": "rate"}, "mode"), ({"threshold": -1.0}, "threshold"):
+        with pytest.raises(ValueError, match=message):
+            convert(net, **{"T": 8, **keywords})
+    with pytest.raises(ValueError, match="gain: spikes can be worth"):
+        tnn.Linear(3, 2, threshold=torch.ones(2), gain="threshold")
+
+
+def test_a_learned_threshold_gets_both_gradients() -> None:
+    """ϑ moves the counts and what each is worth; through an open gate the two cancel, for gain·a = ρ(z) whatever ϑ."""
+    threshold = nn.Parameter(torch.tensor(0.5))
+    layer = tnn.Linear(30, 20, threshold=threshold, gain="threshold", v_init=0.4)
+    readout = tnn.Readout(20, 1)
+    x = te.ConstantInput(torch.rand(4, 30), T=8, gain=1 / 8)
+    train = layer(x)
+    readout(train).sum().backward()
+    closed = layer.preactivation(x) <= 0
+    torch.testing.assert_close(threshold.grad, (readout.weight * train.counts * closed).sum(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_module_used_twice() -> None:
+    """It becomes two layers with one weight."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(torch.relu(self.a(x)))))
+
+    net, x = Twice(), torch.rand(3, 4)
+    snn = convert(net, T=8)
+    assert torch.equal(to_ann(snn)(x), net(x))
+    assert len(list(snn.parameters())) == 4
