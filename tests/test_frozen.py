@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn.frozen import FrozenNetwork, freeze
-from tandem_snn.frozen.quantise import quantise
 from tandem_snn.frozen.trace import CannotLower
+from tandem_snn.nn.quantise import quantise
 
 
 def trained(net: nn.Module, x: Tensor) -> nn.Module:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
-from torch.nn import Linear as Readout
 
 from tandem_ext import SpikeTrain
 
@@ -77,6 +76,13 @@ def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, An
         return None
     known = {name: options[name] for name in ("eps", "momentum", "device", "dtype") if options.get(name) is not None}
     return cls(channels, **known)
+
+
+class Readout(nn.Linear):
+    """``nn.Linear``, with the arguments of the spiking network's."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
+        super().__init__(in_features, out_features, bias, options.get("device"), options.get("dtype"))
 
 
 class Linear(_Activated, nn.Linear):

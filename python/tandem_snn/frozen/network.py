@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
+from ..nn.quantise import check_bits
 from .program import Builder
 from .quantise import quantise_
 from .trace import CannotLower, trace
@@ -53,7 +54,7 @@ class FrozenNetwork(nn.Module):
 
     Attributes:
         net: the snapshot: the network in evaluation mode, with its own copy of every weight.
-        weight_bits: bits per weight, or None for the weights as they were.
+        weight_bits: bits per weight, or None for the weights as the network's evaluation has them.
         T: the number of time steps; None until it is known (see :func:`freeze`).
     """
 
@@ -61,8 +62,7 @@ class FrozenNetwork(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.weight_bits = weight_bits
-        if weight_bits is not None:
-            quantise_(self.net, weight_bits)
+        quantise_(self.net, weight_bits)
         encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
         windows = {m.T for m in encoders}
         self._takes_images = any(m.mode != "events" for m in encoders)
@@ -191,7 +191,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
         weight_bits: round the weights to that many bits, 2 to 8, symmetrically, one step per output channel; sums are
-            then of small integers. None keeps them.
+            then of small integers. None rounds as the network itself does (``weight_bits`` of its layers).
         T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
 
     Raises:
@@ -202,8 +202,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     >>> torch.equal(freeze(net)(x), net(x))
     True
     """
-    if weight_bits is not None and (not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8):
-        raise ValueError(f"weight_bits: expected None or an int from 2 to 8, got {weight_bits!r}")
+    check_bits(weight_bits)
     if T is not None and (not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= 255):
         raise ValueError(f"T: expected an int from 1 to 255, got {T!r}")
     return FrozenNetwork(net, weight_bits, T)

@@ -32,6 +32,7 @@ class Plan:
         threshold: of every layer with neurons.
         learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
         gamma: the initial γ; None is the one for T.
+        weight_bits: of every layer, the readout included.
         neuron: further arguments of the layers with neurons (leak, v_init, gate, bn_stats, ...).
     """
 
@@ -46,6 +47,7 @@ class Plan:
     threshold: float = 1.0
     learn_threshold: str | None = None
     gamma: float | None = None
+    weight_bits: int | None = None
     neuron: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,17 @@ class Plan:
             size = () if self.learn_threshold == "layer" else (channels,)
             threshold = nn.Parameter(torch.full(size, float(self.threshold)))
         gamma = initial_gamma(self.T) if self.gamma is None else self.gamma
-        return {"bias": not self.norm, "norm": self.norm, "threshold": threshold, "gamma": gamma, **self.neuron}
+        return {
+            "bias": not self.norm,
+            "norm": self.norm,
+            "threshold": threshold,
+            "gamma": gamma,
+            "weight_bits": self.weight_bits,
+            **self.neuron,
+        }
+
+    def readout(self, features: int) -> nn.Module:
+        return self.layers.Readout(features, self.classes, weight_bits=self.weight_bits)  # type: ignore[no-any-return]
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Module:
         padding = kernel // 2 if padding is None else padding

@@ -37,7 +37,7 @@ _BUILDERS: dict[str, Callable[[Plan], nn.Sequential]] = {
     "resnet18-cifar": resnet18_cifar,
 }
 _SPIKES_IN = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
-_PLAN = ("width", "encoding", "dropout", "norm", "threshold", "learn_threshold", "gamma")
+_PLAN = ("width", "encoding", "dropout", "norm", "threshold", "learn_threshold", "gamma", "weight_bits")
 
 
 def list_models() -> list[str]:
@@ -66,8 +66,8 @@ def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **opt
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
             a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
             own probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel";
-            ``gamma``, the initial γ; further arguments of the layers with neurons: ``leak``, ``v_init``, ``gate``,
-            ``bn_stats``, ``momentum``, ``eps``.
+            ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of quantisation-aware training; further arguments of the
+            layers with neurons: ``leak``, ``v_init``, ``gate``, ``bn_stats``, ``momentum``, ``eps``.
 
     Raises:
         UserError: an unknown name, an architecture for which the shape is too small.

@@ -64,7 +64,7 @@ def build(notation: str, plan: Plan) -> nn.Sequential:
         else:
             raise UserError(f"architecture {notation!r}: {part!r} is neither nCk, FCn, MPk, APk nor DP")
     features = flatten()
-    modules["readout"] = plan.layers.Readout(features, plan.classes)
+    modules["readout"] = plan.readout(features)
     return nn.Sequential(modules)
 
 

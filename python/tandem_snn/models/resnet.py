@@ -34,7 +34,7 @@ def _resnet(plan: Plan, kernel: int, stride: int, *, pool: bool) -> nn.Sequentia
         channels = out
     modules["average"] = plan.layers.AdaptiveAvgPool2d(1)
     modules["flatten"] = plan.layers.Flatten()
-    modules["readout"] = plan.layers.Readout(channels, plan.classes)
+    modules["readout"] = plan.readout(channels)
     return nn.Sequential(modules)
 
 

@@ -14,6 +14,7 @@ from tandem_ext import SpikeTrain, checks
 
 from .currents import NEVER, residual_total, step_currents
 from .gamma import initial_gamma
+from .quantise import check_bits, rounded
 from .signals import Signal, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
@@ -33,6 +34,7 @@ class NeuronOptions(TypedDict, total=False):
     momentum: float | None
     bn_stats: str
     gamma: float | None
+    weight_bits: int | None
 
 
 class SpikingLayer(nn.Module):
@@ -55,6 +57,8 @@ class SpikingLayer(nn.Module):
             release does; the gradient then is that of the batch norm of the batch. It costs a second product.
         gamma: the initial γ; None is :func:`initial_gamma` of 8 steps. 1 leaves most of the counts' range unused.
             :func:`init_gamma_` sets it throughout a network for the network's T.
+        weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
+            step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
     """
 
     _if: ClassVar[Callable[..., Any]]
@@ -68,6 +72,7 @@ class SpikingLayer(nn.Module):
     threshold: float | Tensor
     v_init: float | Tensor
     gain: float | str
+    weight_bits: int | None
 
     def _add_neurons(
         self,
@@ -85,6 +90,7 @@ class SpikingLayer(nn.Module):
         momentum: float | None = None,
         bn_stats: str = "batch",
         gamma: float | None = None,
+        weight_bits: int | None = None,
     ) -> None:
         checks.threshold(threshold, channels, self.weight.device)
         checks.leak(leak)
@@ -95,6 +101,8 @@ class SpikingLayer(nn.Module):
             checks.gain("gain", gain)
         elif isinstance(threshold, Tensor) and threshold.dim():
             raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
+        check_bits(weight_bits)
+        self.weight_bits = weight_bits
         self.leak = leak
         self.gain = gain
         self.gate = gate
@@ -147,20 +155,24 @@ class SpikingLayer(nn.Module):
         }
         norm = self.norm
         if norm is None:
-            return self._if(x, self.weight, self.bias, *self._geometry(), **neuron)
+            return self._if(x, self.used_weight(), self.bias, *self._geometry(), **neuron)
         if not self._uses_batch(norm):
             scale, shift = fold_norm(norm)
-            return self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
+            return self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         if self.bn_stats == "running":
             return self._release_forward(x, norm, neuron)
         # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
         train, mean, var = self._bn_if(
-            x, self.weight, self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
+            x, self.used_weight(), self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
         )
         if norm.running_mean is not None:
             _track(norm, mean, var, train.shape.numel() // norm.num_features)
         return train
+
+    def used_weight(self) -> Tensor:
+        """The weights the layer computes with: rounded where it has ``weight_bits``."""
+        return rounded(self.weight, self.weight_bits)
 
     def preactivation(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """z, the pre-activation of the layer's ANN branch at the real counts of its input, [B, *features].
@@ -173,7 +185,7 @@ class SpikingLayer(nn.Module):
 
     def _ann_product(self, x: Signal) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)
-        return self._product(counts, self.weight, self.bias, *self._geometry())
+        return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
     def _currents(self, x: Signal) -> Tensor:
         norm = self.norm
@@ -188,9 +200,11 @@ class SpikingLayer(nn.Module):
                 else:
                     scale, shift = fold_norm(norm)
 
+        weight = self.used_weight()
+
         def potential(step: Signal, T: int) -> Tensor:
             _, v = self._if(
-                step, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
+                step, weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
                 return_v=True,
             )  # fmt: skip
             return v  # type: ignore[no-any-return]
@@ -201,14 +215,22 @@ class SpikingLayer(nn.Module):
         z = self.preactivation(x, neuron["residual"])
         with torch.no_grad():
             scale, shift = fold_norm(norm)
-            train = self._if(x, self.weight, self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
+            train = self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         return te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def _uses_batch(self, norm: _BatchNorm) -> bool:
         return norm.training or norm.running_mean is None
 
     def extra_repr(self) -> str:
-        defaults = {"threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "bn_stats": "batch"}
+        defaults = {
+            "threshold": 1.0,
+            "leak": 1.0,
+            "v_init": 0.0,
+            "gain": 1.0,
+            "gate": "relu",
+            "bn_stats": "batch",
+            "weight_bits": None,
+        }
         shown = [super().extra_repr()]
         for name, default in defaults.items():
             value = getattr(self, name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .quantise import check_bits, rounded
 from .signals import Signal, check_input, effective_counts
 
 
@@ -14,6 +17,7 @@ class Readout(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
+        weight_bits: as of :class:`SpikingLayer`.
 
     Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
 
@@ -21,6 +25,20 @@ class Readout(nn.Linear):
     >>> tnn.Readout(3, 10)(train).shape
     torch.Size([2, 10])
     """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_bits: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_bits(weight_bits)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.weight_bits = weight_bits
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
@@ -31,4 +49,4 @@ class Readout(nn.Linear):
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
                 + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
             )
-        return super().forward(counts)
+        return F.linear(counts, rounded(self.weight, self.weight_bits), self.bias)

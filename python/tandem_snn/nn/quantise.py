@@ -1,0 +1,54 @@
+"""Weights of few bits: symmetric, one step per output channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_bits(bits: object) -> None:
+    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8):
+        raise ValueError(f"weight_bits: expected None or an int from 2 to 8, got {bits!r}")
+
+
+def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The integers q (as floats) in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and steps [N] with weight ≈ step·q.
+
+    >>> q, step = quantise(torch.tensor([[0.5, -1.0]]), 8)
+    >>> q, step
+    (tensor([[  64., -127.]]), tensor([0.0079]))
+    """
+    largest = 2 ** (bits - 1) - 1
+    rows = weight.flatten(1)
+    peak = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+    step = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
+    q = (weight / step.view(-1, *[1] * (weight.dim() - 1))).round().clamp(-largest, largest)
+    return q, step
+
+
+def rounded(weight: Tensor, bits: int | None) -> Tensor:
+    """The weights step·q of so many bits, whose gradient goes to ``weight`` as if nothing had been rounded.
+
+    >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # of -1, 0 and 1 times the largest; a half rounds to even
+    tensor([[ 0., -1.]])
+    """
+    return weight if bits is None else _StraightThrough.apply(weight, bits)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, bits: int) -> Tensor:
+        q, step = quantise(weight, bits)
+        return q * step.view(-1, *[1] * (q.dim() - 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
