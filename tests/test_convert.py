@@ -231,7 +231,7 @@ def test_digits_after_conversion_alone() -> None:
         snn = calibrate(convert(net, T), data.train.batches(500))
         assert accuracy(snn, data.test) > of_ann - at_most
         frozen = freeze(snn)
-        images = data.test.inputs[:20]
+        images, _ = next(iter(data.test.batches(20)))
         assert torch.equal(frozen(images), snn(images))
 
 
