@@ -1,5 +1,7 @@
 """Measures: synaptic operations counted spike by spike, firing rates, the penalty, mismatch."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import measure
+from tandem_snn import freeze, measure
 
 
 def reached_by_each_spike(layer, spikes):
@@ -145,3 +147,67 @@ def test_mismatch_counts_over_and_under_firing():
     spikes = torch.stack([early_excitation, late_current], dim=1)
     result = measure.mismatch(net, te.SpikeTrain.from_dense(spikes))["0"]
     assert (result.exact, result.over, result.under, result.spurious) == (0.5, 0.5, 0.0, 0.5)
+
+
+def test_correlation_is_that_of_the_products_of_the_next_layer():
+    net = nn.Sequential(
+        tnn.Encoder(8), tnn.Conv2d(1, 4, 3, norm=True), tnn.MaxPool2d(2), tnn.Dropout(0.5), tnn.Flatten(),
+        tnn.Linear(36, 20, threshold=2.0, norm=True), tnn.Readout(20, 3),
+    )  # fmt: skip
+    x = torch.randn(30, 1, 8, 8)
+    net(x)
+    net.eval()
+    result = measure.mismatch(net, x)
+    with torch.no_grad():
+        train = net[1](net[0](x))
+        a = net[1].preactivation(net[0](x)).relu()
+        pooled = net[2](train).counts.flatten(1), F.max_pool2d(a, 2).flatten(1)
+        hidden = net[5](net[4](net[2](train)))
+        last = hidden.counts, net[5].preactivation(net[4](net[2](train))).relu() / 2
+    for name, pair, weight in ("1", pooled, net[5].weight), ("5", last, net[6].weight):
+        products = torch.stack([(values @ weight.T).flatten() for values in pair])
+        assert result[name].correlation == pytest.approx(torch.corrcoef(products)[0, 1].item(), abs=1e-5)
+    alone = measure.mismatch(nn.Sequential(net[0], net[1]), x)
+    assert math.isnan(alone["1"].correlation)
+
+
+def test_what_was_published_of_random_layers():
+    """1024 -> 1024, weights of N(0, 1/1024), inputs of rate 0.2, T = 8: cosine 0.975, correlation 0.976."""
+    net = nn.Sequential(tnn.Linear(1024, 1024, bias=False), tnn.Linear(1024, 1024, bias=False), tnn.Readout(1024, 2))
+    for layer in net[:2]:
+        nn.init.normal_(layer.weight, std=1 / 32)
+    x = te.SpikeTrain.from_dense((torch.rand(8, 50, 1024) < 0.2).float())
+    result = measure.mismatch(net, x)["0"]
+    assert result.cosine == pytest.approx(0.975, abs=0.01)
+    assert result.correlation == pytest.approx(0.976, abs=0.01)
+    assert result.exact == pytest.approx(0.930, abs=0.02)
+    assert result.over == pytest.approx(0.068, abs=0.02)
+
+
+def test_energy_is_a_weighted_sum_of_operations():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, norm=True), tnn.Linear(6, 5), tnn.Readout(5, 2))
+    ops = measure.synops(net, torch.rand(10, 4))
+    estimate = measure.energy(ops)
+    assert estimate.ann == pytest.approx(4.6 * (24 + 30 + 10))
+    assert estimate.snn == pytest.approx(4.6 * 24 + 0.9 * (ops.layers["2"].acs + ops.layers["3"].acs))
+    assert estimate.ratio == estimate.snn / estimate.ann
+    assert measure.energy(ops, mac=1.0, ac=1.0).ratio == pytest.approx(ops.ratio)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_accuracy_over_time_and_early_exit(events):
+    net = nn.Sequential(*([] if events else [tnn.Encoder(8)]), tnn.Linear(6, 20, norm=True), tnn.Readout(20, 3)).eval()
+    x = te.SpikeTrain.from_dense((torch.rand(8, 40, 6) < 0.4).float()) if events else torch.rand(40, 6)
+    y = torch.randint(3, (40,))
+    frozen = freeze(net)
+    batches = [(x[:25], y[:25]), (x[25:], y[25:])]
+    accuracies = measure.accuracy_over_time(frozen, batches)
+    assert len(accuracies) == 8
+    assert accuracies[-1] == pytest.approx((net(x).argmax(1) == y).double().mean().item())
+    first = freeze(net, T=8).step(x.to_dense()[0] if events else x)
+    assert accuracies[0] == pytest.approx((first.argmax(1) == y).double().mean().item())
+    exits = measure.early_exit(frozen, batches, [0.4, 1.0])
+    assert exits[1] == measure.Exit(1.0, pytest.approx(accuracies[-1]), 8.0)
+    logits, steps = frozen.anytime(x, 0.4)
+    assert exits[0].steps == pytest.approx(steps.double().mean().item())
+    assert exits[0].accuracy == pytest.approx((logits.argmax(1) == y).double().mean().item())

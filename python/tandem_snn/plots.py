@@ -66,12 +66,12 @@ def spike_raster(axes: Any, net: nn.Module, image: torch.Tensor) -> None:
 def count_scatter(axes: Any, net: nn.Module, images: torch.Tensor) -> None:
     """Each neuron's count against the activation its ANN branch computes, ρ(z)/ϑ, over all layers."""
     layers = activations(net, images)
-    T = layers[0][3]
-    for name, counts, a, _ in layers:
-        chosen = torch.randperm(a.numel(), generator=torch.Generator().manual_seed(0))[:1500]
-        c, a = counts.flatten().cpu()[chosen], a.relu().flatten().cpu()[chosen]
+    T = layers[0].T
+    for layer in layers:
+        chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:1500]
+        c, a = layer.counts.flatten().cpu()[chosen], layer.a.relu().flatten().cpu()[chosen]
         jitter = torch.rand(len(c), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
-        axes.scatter(a, c + jitter, s=3, alpha=0.4, label=f"layer {name}")
+        axes.scatter(a, c + jitter, s=3, alpha=0.4, label=f"layer {layer.name}")
     axes.plot([0, T], [0, T], color="black", linewidth=0.8)
     axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count (jittered)", title="Counts against activations")
     axes.set_xlim(-0.5, 2 * T)

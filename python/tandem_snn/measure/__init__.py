@@ -1,14 +1,24 @@
-"""What a trained network does and costs: firing rates, synaptic operations, mismatch between its two branches."""
+"""What a trained network does and costs: firing rates, synaptic operations and their energy, mismatch between its two
+branches, accuracy against time.
+"""
 
-from .coupling import Mismatch, activations, mismatch
+from .anytime import Exit, accuracy_over_time, early_exit
+from .coupling import Activation, Mismatch, activations, mismatch
+from .energy import Energy, energy
 from .operations import LayerOps, SynOps, fan_out, synops
 from .rates import firing_rates, rate_penalty
 
 __all__ = [
+    "Activation",
+    "Energy",
+    "Exit",
     "LayerOps",
     "Mismatch",
     "SynOps",
+    "accuracy_over_time",
     "activations",
+    "early_exit",
+    "energy",
     "fan_out",
     "firing_rates",
     "mismatch",

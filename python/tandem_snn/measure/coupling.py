@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
+from ..nn.signals import effective_counts
 from .hooks import evaluating, watching
+
+_PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
+_READING = (tnn.SpikingLayer, tnn.Readout)
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,29 @@ class Mismatch:
 
     Attributes:
         cosine: of the angle between c and a, as vectors over the layer's neurons; mean over samples.
+        correlation: Pearson's, between the products W c and W a of the layer that reads them next, over its outputs and
+            the samples; NaN where none of this package's layers does.
         exact, over, under: shares of the neurons with c = q, c > q, c < q.
         spurious: share of the neurons that fire although z ≤ 0, so that no gradient reaches them.
     """
 
     cosine: float
+    correlation: float
     exact: float
     over: float
     under: float
     spurious: float
+
+
+@dataclass
+class Activation:
+    """A layer at work: its counts c, a = z/ϑ (not rectified), T, and the products W c and W ρ(a) of the next layer."""
+
+    name: str
+    counts: Tensor
+    a: Tensor
+    T: int
+    products: tuple[Tensor, Tensor] | None = None
 
 
 def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
@@ -39,40 +57,64 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
         x: a batch of what ``net`` takes.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, norm=True), tnn.Readout(32, 2))
-    >>> mismatch(net, torch.rand(5, 64))["1"].cosine > 0.8
-    True
+    >>> result = mismatch(net, torch.rand(5, 64))["1"]
+    >>> result.cosine > 0.8, result.correlation > 0.8
+    (True, True)
     """
-    return {name: _compare(counts, a, T) for name, counts, a, T in activations(net, x)}
+    return {layer.name: _compare(layer) for layer in activations(net, x)}
 
 
-def activations(net: nn.Module, x: Any) -> list[tuple[str, Tensor, Tensor, int]]:
-    """(name, counts c, z/ϑ, T) of each layer of IF neurons, in evaluation mode."""
-    found: list[tuple[str, Tensor, Tensor, int]] = []
+def activations(net: nn.Module, x: Any) -> list[Activation]:
+    """Each layer of IF neurons at work, in the order of execution, in evaluation mode."""
+    found: list[Activation] = []
+    # What a train would be if neurons were ideal, by the train's identity: (train, activation, where it came from).
+    ideal: dict[int, tuple[Any, Tensor, Activation]] = {}
 
-    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], train: Any) -> None:
-        if isinstance(train, SpikeTrain):
-            assert isinstance(layer, tnn.SpikingLayer)
+    def record(name: str, layer: Any, x: Any, kwargs: dict[str, Any], y: Any) -> None:
+        if id(x) in ideal:
+            _, activation, source = ideal[id(x)]
+            if isinstance(layer, _PASSING):
+                activation = layer.forward(activation)  # type: ignore[assignment]  # a tensor gives a tensor
+                ideal[id(y)] = (y, activation, source)
+            elif source.products is None:
+                source.products = _product(layer, effective_counts(x)), _product(layer, activation)
+        if isinstance(layer, tnn.SpikingLayer) and isinstance(y, SpikeTrain):
             z = layer.preactivation(x, kwargs.get("residual"))
             threshold = torch.as_tensor(layer.threshold, device=z.device)
             threshold = threshold.view(-1, *[1] * (z.dim() - 2)) if threshold.dim() else threshold
-            found.append((name, train.counts, z / threshold, train.T))
+            found.append(Activation(name, y.counts, z / threshold, y.T))
+            ideal[id(y)] = (y, found[-1].a.relu() * y.gain, found[-1])
 
-    with evaluating(net), watching(net, (tnn.SpikingLayer,), record):
+    with evaluating(net), watching(net, (*_PASSING, *_READING), record):
         net(x)
     return found
 
 
-def _compare(counts: Tensor, a: Tensor, T: int) -> Mismatch:
+def _product(layer: Any, counts: Tensor) -> Tensor:
+    """W·counts, without the bias."""
+    product = nn.functional.linear if isinstance(layer, tnn.Readout) else layer._product
+    geometry = () if isinstance(layer, tnn.Readout) else layer._geometry()
+    return product(counts.to(layer.weight.dtype), layer.used_weight(), None, *geometry)  # type: ignore[no-any-return]
+
+
+def _compare(layer: Activation) -> Mismatch:
+    counts, a = layer.counts, layer.a
     cosine = nn.functional.cosine_similarity(counts.flatten(1), a.relu().flatten(1), dim=1)
-    ideal = a.floor().clamp(0, T)
+    ideal = a.floor().clamp(0, layer.T)
 
     def share(which: Tensor) -> float:
         return which.double().mean().item()
 
     return Mismatch(
         cosine=cosine.double().mean().item(),
+        correlation=float("nan") if layer.products is None else _pearson(*layer.products),
         exact=share(counts == ideal),
         over=share(counts > ideal),
         under=share(counts < ideal),
         spurious=share((counts > 0) & (a <= 0)),
     )
+
+
+def _pearson(a: Tensor, b: Tensor) -> float:
+    a, b = (t.double().flatten() - t.double().mean() for t in (a, b))
+    return (a @ b / (a.norm() * b.norm())).item()

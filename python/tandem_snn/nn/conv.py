@@ -30,7 +30,8 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv1d``; padding may be "same" or "valid".
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma: see :class:`SpikingLayer`.
+        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
+            :class:`SpikingLayer`.
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
 
@@ -69,7 +70,8 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv2d``; padding may be "same" or "valid".
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma: see :class:`SpikingLayer`.
+        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
+            :class:`SpikingLayer`.
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
 

@@ -17,7 +17,8 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma: see :class:`SpikingLayer`.
+        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
+            :class:`SpikingLayer`.
 
     Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
 

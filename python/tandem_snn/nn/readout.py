@@ -49,4 +49,8 @@ class Readout(nn.Linear):
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
                 + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
             )
-        return F.linear(counts, rounded(self.weight, self.weight_bits), self.bias)
+        return F.linear(counts, self.used_weight(), self.bias)
+
+    def used_weight(self) -> Tensor:
+        """As of :class:`SpikingLayer`."""
+        return rounded(self.weight, self.weight_bits)
