@@ -27,6 +27,8 @@ def test_train_writes_a_run(run):
     assert sorted(file.name for file in run.iterdir()) == [
         "model.safetensors",
         "report.png",
+        "seed-0",
+        "seed-1",
         "summary.json",
         "twin.safetensors",
     ]
@@ -34,8 +36,9 @@ def test_train_writes_a_run(run):
     assert summary["T"] == 4
     assert summary["seeds"] == [0, 1]
     assert summary["recipe"]["model"] == "mlp"
-    for key in ("test_accuracy", "ann_test_accuracy", "synops_ratio", "step_time_ratio"):
+    for key in ("test_accuracy", "ann_test_accuracy", "synops_ratio", "step_time_ratio", "seconds_per_epoch"):
         assert summary[key] > 0
+    assert set(summary) >= {"command", "commit", "started", "seconds", "machine", "versions", "peak_memory"}
     mean = sum(seed["test_accuracy"] for seed in summary["per_seed"]) / 2
     assert summary["test_accuracy"] == pytest.approx(mean, abs=1e-3)
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -69,8 +72,11 @@ MISTAKES = {
     "threads": (["train", "--threads", "-1"], "threads"),
     "device": (["train", "--device", "abacus"], "device 'abacus'"),
     "files": (["train", "--data", "mnist", "--data-dir", "/nowhere"], "/nowhere/MNIST/raw/train-images-idx3-ubyte"),
+    "recipe": (["train", "digit"], "did you mean 'digits'"),
+    "recipe key": (["train", "--set", "epoch=3"], "did you mean 'epochs'"),
+    "resume and restart": (["train", "--resume", "--restart"], "exclude each other"),
+    "checkpoint steps": (["train", "--checkpoint-steps", "0"], "positive"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
-    "learning rate": (["train", *SHORT, "--lr", "1e30"], "smaller learning rate"),
 }
 
 
@@ -85,6 +91,15 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(name, capsys, tmp_path, 
     assert expected in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not (tmp_path / "runs/digits").exists()
+
+
+def test_training_that_diverges_is_one_line(tmp_path, capsys):
+    arguments = ["train", *SHORT, "--lr", "1e38", "--out", str(tmp_path)]
+    for _ in range(2):  # without a checkpoint there is nothing to go on from, so it may begin again
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "smaller learning rate" in error
 
 
 def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, capsys):
@@ -104,21 +119,29 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-def test_interrupting_keeps_the_run_before(run, monkeypatch, capsys):
-    before = {file.name: file.read_bytes() for file in run.iterdir()}
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tandem_snn.training.comparison.fit", interrupt)
-    assert main(["train", *SHORT, "--out", str(run)]) == 130
-    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
+    before = (run / "summary.json").read_bytes()
+    arguments = ["train", *SHORT, "--T", "4", "--out", str(run)]
+    monkeypatch.setattr("tandem_snn.training.interruption.Interruption.requested", lambda self: True)
+    assert main(arguments) == 143
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (run / "summary.json").read_bytes() == before
+    assert main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--lr", "0.1"]) == 2
+    assert "another recipe: lr is" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    first, again = (json.loads(text) for text in (before, (run / "summary.json").read_text()))
+    assert first["per_seed"] == again["per_seed"]
+    assert main([*arguments, "--no-twin"]) == 0  # what is finished may be replaced
+    assert main(["eval", str(run)]) == 0
 
 
 def test_as_a_program_and_what_importing_costs():
     result = subprocess.run([sys.executable, "-m", "tandem_snn", "eval"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, "tandem-snn: Missing argument 'run'.\n")
-    heavy = ("matplotlib", "rich", "safetensors", "sklearn", "torchvision", "typer")
+    heavy = ("matplotlib", "rich", "safetensors", "sklearn", "torchvision", "typer", "yaml")
     code = f"import sys, tandem_snn; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

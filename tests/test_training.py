@@ -1,17 +1,29 @@
-"""Data, recipes, the training loop, checkpoints, and the comparison with the ANN twin."""
+"""The training loop, tasks, optimizers, and the comparison with the ANN twin."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tandem_snn import data
-from tandem_snn.errors import UserError, check_name, extra
-from tandem_snn.training import Recipe, accuracy, compare, fit, load_checkpoint, save_checkpoint, train_epoch
-from tandem_snn.training.checkpoint import atomically, read_recipe
+from tandem_snn.errors import UserError
+from tandem_snn.measure import firing_rates
+from tandem_snn.training import (
+    Classification,
+    Recipe,
+    Regression,
+    Trainer,
+    compare,
+    evaluate,
+    fit,
+    learning_rate,
+    make_optimizer,
+    make_task,
+)
 from tandem_snn.training.timing import median_ratio, step_times
 
-SMALL = Recipe(model="mlp", epochs=2, width=0.25)
+SMALL = Recipe(validation=False, model="mlp", epochs=2, width=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -19,52 +31,139 @@ def digits():
     return data.load("digits", validation=False)
 
 
-# --- models and recipes -----------------------------------------------------------------------------------------------
-
-
-def test_recipes_are_checked():
-    assert Recipe.from_dict(SMALL.to_dict()) == SMALL
-    with pytest.raises(UserError, match="unknown recipe key 'epoch': did you mean 'epochs'"):
-        Recipe.from_dict({"epoch": 3})
-    with pytest.raises(UserError, match="unknown model 'mpl': did you mean 'mlp'"):
-        Recipe(model="mpl")
-    with pytest.raises(UserError, match="T: expected 1 to 255"):
-        Recipe(T=256)
-    for name in ("epochs", "batch_size", "lr", "width"):
-        with pytest.raises(UserError, match=name):
-            Recipe(**{name: 0})
-    with pytest.raises(UserError, match=r"unknown colour 'zzz': \(known: red\)"):
-        check_name("colour", "zzz", ["red"])
-    with pytest.raises(UserError, match=r'the test needs no_such_module .*pip install "tandem-ext\[all\]"'):
-        extra("no_such_module", "the test")
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+def build(recipe, data, kind="SNN"):
+    torch.manual_seed(recipe.seed)
+    return recipe.build(data, kind)
+
+
 def test_a_seed_determines_the_result(digits):
-    states = []
+    nets, fits = [], []
     for _ in range(2):
-        torch.manual_seed(3)
-        net, _ = SMALL.networks(digits)
-        history = fit(net, digits, SMALL, seed=3)
-        states.append(net.state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert len(history) == 2
-    assert history[1].loss < history[0].loss
-    assert history[1].test_accuracy == accuracy(net, digits.test)
+        torch.manual_seed(len(nets))  # what happened before does not matter
+        nets.append(build(SMALL, digits))
+        torch.rand(len(nets))
+        fits.append(fit(nets[-1], digits, SMALL))
+    assert all(torch.equal(value, nets[1].state_dict()[key]) for key, value in nets[0].state_dict().items())
+    assert fits[0].test == fits[1].test
+    history = fits[0].history
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert history[1]["loss"] < history[0]["loss"]
+    other = build(SMALL.with_seed(1), digits)
+    assert not torch.equal(other.fc1.weight, build(SMALL, digits).fc1.weight)
+
+
+def test_the_best_epoch_by_validation_is_kept_and_tested_once(digits, monkeypatch):
+    split = data.load("digits")
+    recipe = replace(SMALL, validation=True, epochs=4, lr=0.05, schedule="constant")
+    tested = []
+    batches = type(split.test).batches
+
+    def watch(self, *args, **kwargs):
+        if self is split.test:
+            tested.append(1)
+        return batches(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(split.test), "batches", watch)
+    net = build(recipe, split)
+    fitted = fit(net, split, recipe)
+    assert len(tested) == 1
+    accuracies = [record["validation_accuracy"] for record in fitted.history]
+    assert fitted.epoch == max(range(1, 5), key=lambda epoch: (accuracies[epoch - 1], epoch))
+    again = evaluate(net, split.validation, Classification())
+    assert again["accuracy"] == accuracies[fitted.epoch - 1]
+
+
+@pytest.mark.parametrize("kind", ["SNN", "ANN"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(digits, kind, precision):
+    recipe = replace(SMALL, precision=precision)
+    net = build(recipe, digits, kind)
+    fitted = fit(net, digits, recipe)
+    assert fitted.test["accuracy"] > 0.8
+    assert net.fc1.weight.dtype == torch.float32
 
 
 def test_a_loss_that_is_not_finite_stops(digits):
-    net, _ = SMALL.networks(digits)
+    net = build(SMALL, digits)
     with torch.no_grad():
-        net[-1].weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="nan at step 1"):
-        train_epoch(net, digits.train.batches(64), torch.optim.SGD(net.parameters(), lr=0.1))
+        net.readout.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"nan after 0 of 2 epochs: try a smaller learning rate"):
+        fit(net, digits, SMALL)
+
+
+def test_gradients_are_clipped(digits):
+    recipe = replace(SMALL, clip_grad_norm=1e-3)
+    trainer = Trainer(build(recipe, digits), digits, recipe)
+    next(trainer.epoch())
+    norms = [p.grad.norm() for p in trainer.net.parameters()]
+    assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_rate_penalty_saves_spikes(digits):
+    rates = []
+    for weight in (0.0, 30.0):
+        recipe = replace(SMALL, rate_penalty=weight, lr=0.02)
+        net = build(recipe, digits)
+        fit(net, digits, recipe)
+        rates.append(sum(firing_rates(net, next(digits.test.batches(100))[0]).values()))
+    assert rates[1] < 0.8 * rates[0]
+    fit(build(recipe, digits, "ANN"), digits, recipe)  # without spikes there is nothing to penalise
+
+
+def test_regression():
+    """An autoencoder in small: the images are their own targets."""
+    recipe = replace(SMALL, task="regression", epochs=4)
+    images = recipe.load()
+    fitted = fit(build(recipe, images), images, recipe)
+    assert fitted.test["mse"] == pytest.approx(fitted.test["loss"])
+    assert fitted.test["mse"] < 0.5 * fitted.history[0]["mse"]
+    assert make_task("regression").higher_is_better is False
+
+
+def test_tasks():
+    logits, classes = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    assert Classification().total(logits, classes) == 1
+    expected = torch.nn.functional.cross_entropy(logits, classes, label_smoothing=0.1)
+    assert Classification(label_smoothing=0.1).loss(logits, classes) == expected
+    assert Regression().total(torch.full((3, 4), 2.0), torch.zeros(3, 4)) == 12
+    with pytest.raises(UserError, match="unknown task 'regresion': did you mean 'regression'"):
+        make_task("regresion")
+
+
+def test_learning_rates():
+    def rates(**keys):
+        recipe = Recipe(epochs=10, lr=1.0, **keys)
+        return [learning_rate(recipe, step, 10) for step in range(100)]
+
+    one_cycle = rates()
+    assert one_cycle[0] == pytest.approx(0.04)
+    assert max(one_cycle) == one_cycle[10] == 1
+    assert one_cycle[99] < 1e-3
+    cosine = rates(schedule="cosine")
+    assert (cosine[0], cosine[50]) == (1, pytest.approx(0.5))
+    assert cosine == sorted(cosine, reverse=True)
+    steps = rates(schedule="multistep", milestones=(2, 5), lr_factor=0.5)
+    assert (steps[19], steps[20], steps[49], steps[50]) == (1, 0.5, 0.5, 0.25)
+    assert set(rates(schedule="constant")) == {1}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimizers(name, digits):
+    recipe = replace(SMALL, optimizer=name, weight_decay=0.1, momentum=0.5)
+    net = build(recipe, digits)
+    optimizer = make_optimizer(net, recipe)
+    assert type(optimizer).__name__.lower() == name
+    decayed = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decayed[net.fc1.weight] == 0.1
+    assert decayed[net.fc1.norm.weight] == 0
+    assert len(decayed) == len(list(net.parameters()))
 
 
 def test_step_times_leave_the_networks_alone(digits):
-    nets = SMALL.networks(digits)
+    nets = [build(SMALL, digits, kind) for kind in ("SNN", "ANN")]
     before = {key: value.clone() for key, value in nets[0].state_dict().items()}
     times = step_times(nets, *next(digits.train.batches(32)), rounds=3, warm_up=1)
     assert [len(record) for record in times] == [3, 3]
@@ -74,63 +173,16 @@ def test_step_times_leave_the_networks_alone(digits):
 
 def test_mlp_learns_the_digits(digits):
     steps = []
-    result = compare(
-        Recipe(model="mlp", epochs=10), digits, seeds=[0], on_step=lambda kind, seed: steps.append((kind, seed))
-    )
+    recipe = Recipe(validation=False, model="mlp", epochs=10)
+    result = compare(recipe, digits, seeds=[0], on_step=lambda kind, seed, trainer: steps.append((kind, trainer.step)))
     summary = result.summary()
     assert summary["test_accuracy"] >= 96
     assert abs(summary["test_accuracy"] - summary["ann_test_accuracy"]) < 2
-    assert steps.count(("SNN", 0)) == steps.count(("ANN", 0)) == 10 * 21
+    assert steps == [(kind, step) for kind in ("SNN", "ANN") for step in range(211)]
     assert json.loads(json.dumps(summary)) == summary
     assert set(summary) >= {"test_accuracy", "ann_test_accuracy", "T", "synops_ratio", "step_time_ratio", "seeds"}
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def test_checkpoints_carry_their_recipe(digits, tmp_path):
-    net, other = SMALL.networks(digits)[0], SMALL.networks(digits)[0]
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(path, net, SMALL)
-    assert read_recipe(path) == SMALL
-    load_checkpoint(path, other)
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_bad_checkpoints_are_refused(digits, tmp_path):
-    net, path = SMALL.networks(digits)[0], tmp_path / "model.safetensors"
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_checkpoint(path, net)
-    save_checkpoint(path, net, SMALL)
-    wider = Recipe(model="mlp", width=0.5).networks(digits)[0]
-    with pytest.raises(UserError, match=r"another model: fc1.weight is \[64, 64\] there and \[128, 64\] in the model"):
-        load_checkpoint(path, wider)
-    with pytest.raises(UserError, match=r"another model: .* absent"):
-        load_checkpoint(path, Recipe(model="cnn").networks(digits)[0])
-    content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], content[:4], b"", b"x" * 200):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
-            load_checkpoint(path, net)
-    from safetensors.torch import save_file
-
-    save_file(net.state_dict(), path)
-    with pytest.raises(UserError, match="no recipe"):
-        load_checkpoint(path, net)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "summary.json"
-    path.write_text("old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        atomically(path, fail)
-    assert path.read_text() == "old"
-    atomically(path, lambda temporary: temporary.write_text("new"))
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+def test_without_the_twin(digits):
+    summary = compare(SMALL, digits, seeds=[0], twin=False).summary()
+    assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]

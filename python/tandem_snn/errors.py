@@ -1,4 +1,4 @@
-"""Mistakes a user can put right: each is one line that says what was wrong and what to do."""
+"""What ends a run early: mistakes a user can put right, and interruptions. Each is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from types import ModuleType
 
 class UserError(ValueError):
     """Wrong input from outside: a name, a file, an option. The command line prints it without a traceback."""
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and did so in good order.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:
@@ -31,5 +43,5 @@ def extra(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+        package = {"sklearn": "scikit-learn", "yaml": "pyyaml"}.get(module.split(".")[0], module.split(".")[0])
         raise UserError(f'{purpose} needs {package} ({error}): pip install "tandem-ext[all]"') from error

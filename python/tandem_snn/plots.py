@@ -26,10 +26,11 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
     matplotlib.use("agg")
     plt = extra("matplotlib.pyplot", "the report")
     figure, (curves, raster, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    recipe, net = result.recipe, result.runs[0].snn
+    recipe, net = result.recipe, result.runs[0].nets["SNN"]
     figure.suptitle(f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seeds")
     learning_curves(curves, result)
     images, _ = next(data.test.batches(64))
+    images = images.to(next(net.parameters()).device)
     spike_raster(raster, net, images[:1])
     count_scatter(scatter, net, images)
     figure.savefig(path, dpi=120)
@@ -37,15 +38,21 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
 
 
 def learning_curves(axes: Any, result: Comparison) -> None:
-    """Test accuracy after each epoch, one line per seed."""
-    for kind, color in ("SNN", SNN), ("ANN", ANN):
+    """The metric after each epoch, on the validation split where there is one; one line per seed."""
+    metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
+    split = "validation" if result.recipe.validation else "training"
+    key = f"validation_{metric}" if result.recipe.validation else metric
+    for kind, color in zip(result.kinds, (SNN, ANN), strict=False):
         for i, run in enumerate(result.runs):
-            history = run.snn_history if kind == "SNN" else run.ann_history
-            accuracies = [100 * epoch.test_accuracy for epoch in history]
-            axes.plot(range(1, len(history) + 1), accuracies, color=color, label=None if i else kind, linewidth=1)
-    axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Learning curves")
-    final = 100 * min(result.test_accuracy, result.ann_test_accuracy)
-    axes.set_ylim(bottom=max(0, 100 - 5 * (100 - final)), top=100)
+            values = [unit * record[key] for record in run.fitted[kind].history]
+            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)
+    label = f"{split} accuracy, %" if metric == "accuracy" else f"{split} {metric}"
+    axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
+    final = [unit * run.fitted[kind].history[-1][key] for kind in result.kinds for run in result.runs]
+    if metric == "accuracy":
+        axes.set_ylim(bottom=max(0, 100 - 5 * max(0.2, 100 - min(final))), top=100)
+    else:
+        axes.set_ylim(bottom=0, top=3 * max(final))
     axes.legend()
     axes.grid(alpha=0.3)
 

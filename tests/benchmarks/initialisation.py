@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from tandem_snn.data import load
 from tandem_snn.measure import firing_rates, synops
 from tandem_snn.models import create_model, create_twin
 from tandem_snn.training import Recipe, fit
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "initialisation.json"
-RECIPE = Recipe("fashion-mnist", "cnn", epochs=4, batch_size=128, lr=2e-3)
+RECIPE = Recipe(data="fashion-mnist", validation=False, model="cnn", epochs=4, batch_size=128, lr=2e-3)
 IMAGES = 15_000
 
 
@@ -52,9 +51,9 @@ def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
     else:
         net = create_twin("cnn", **shape)
     start = time.perf_counter()
-    history = fit(net, data, replace(RECIPE, T=max(1, setting["T"])), setting["seed"])
+    fitted = fit(net, data, replace(RECIPE, T=max(1, setting["T"]), seed=setting["seed"]))
     result = setting | {
-        "test_accuracy": round(100 * history[-1].test_accuracy, 2),
+        "test_accuracy": round(100 * fitted.test["accuracy"], 2),
         "seconds": round(time.perf_counter() - start, 1),
     }
     if setting["T"]:
@@ -112,7 +111,7 @@ def main() -> None:
         print(table(results))
         return
     torch.set_num_threads(arguments.threads)
-    data = load(RECIPE.data, arguments.data_dir, validation=False)
+    data = RECIPE.load(arguments.data_dir)
     data = replace(data, train=data.train.subset(range(IMAGES)))
     for setting in settings(arguments.width):
         if not any(setting.items() <= result.items() for result in results):

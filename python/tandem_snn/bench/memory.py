@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..memory import forget_peak, resident
 from .rivals.model import Output, values
 
 
@@ -33,16 +34,7 @@ def peak(call: Callable[[], object]) -> int:
     :func:`tandem_snn.bench.process.environment`.
     """
     call()
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # forget the peak so far
-    before = _status("VmRSS")
+    forget_peak()
+    before = resident()
     call()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    with open("/proc/self/status") as f:
-        for line in f:
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status does not tell {key}")
+    return resident("VmHWM") - before

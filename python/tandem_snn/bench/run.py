@@ -16,9 +16,9 @@ from typing import Any
 from tandem_ext import build_info
 
 from ..errors import check_name
+from ..machine import commit, machine, versions
 from .case import COMPILED, OURS, Case, Limit
 from .cases import CASES
-from .machine import commit, machine, versions
 from .measure import Spread
 from .process import in_own_process
 from .rivals import available

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (default: ``sys.argv``) and returns its exit status. Mistakes are one line on stderr."""
-    from ..errors import UserError, extra
+    from ..errors import Interrupted, UserError, extra
 
     try:
         typer = extra("typer", "the command line")
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Interrupted as stopped:
+        return _fail(str(stopped), 128 + stopped.signal)
     except UserError as error:
         return _fail(str(error), 2)
     except OSError as error:

@@ -1,40 +1,42 @@
-"""``tandem-snn eval``: measure a checkpoint again."""
+"""``tandem-snn eval``: measure a run again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
+
+from .train import DataDir, Device
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
-    data_dir: Annotated[
-        Optional[Path],  # noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
-        typer.Option(help="Folder that holds MNIST/raw or FashionMNIST/raw.", envvar="TANDEM_DATA"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    data_dir: DataDir = None,
+    device: Device = "cpu",
 ) -> None:
-    """Measure the networks of a run again: test accuracy, firing rates, synaptic operations."""
-    from ..data import load
+    """Measure the networks of a run again on the test samples: the metric, firing rates, synaptic operations."""
     from ..measure import firing_rates, mismatch, synops
     from ..training.checkpoint import load_checkpoint, read_recipe
-    from ..training.loop import accuracy
-    from .job import CHECKPOINT, TWIN, set_device
-    from .show import show_layers, show_networks
+    from ..training.task import make_task
+    from ..training.trainer import evaluate
+    from .job import CHECKPOINT, TWIN, check_device
+    from .show import compared, show_layers, show_networks
 
-    set_device(device)
+    check_device(device)
     recipe = read_recipe(run / CHECKPOINT)
-    dataset = load(recipe.data, data_dir, validation=False).to(device)
-    snn, ann = (net.to(device) for net in recipe.networks(dataset))
-    load_checkpoint(run / CHECKPOINT, snn)
-    load_checkpoint(run / TWIN, ann)
-    images, _ = next(dataset.test.batches(1000))
-    of_snn, of_ann = (100 * accuracy(net, dataset.test) for net in (snn, ann))
+    data = recipe.load(data_dir).to(device)
+    task = make_task(data.task)
+    kinds = {"SNN": CHECKPOINT, "ANN": TWIN} if (run / TWIN).exists() else {"SNN": CHECKPOINT}
+    nets, values = {}, {}
+    for kind, name in kinds.items():
+        nets[kind] = recipe.build(data, kind).to(device)
+        load_checkpoint(run / name, nets[kind])
+        values[kind] = evaluate(nets[kind], data.test, task, precision=recipe.precision)[task.metric]
+    samples = next(data.test.batches(1000))[0].to(device)
     rows = [
-        ("test accuracy", f"{of_snn:.2f} %", f"{of_ann:.2f} %", f"{of_snn - of_ann:+.2f} points"),
-        ("synaptic operations", "", "", f"{synops(snn, images).ratio:.2f}"),
+        compared(task.metric, values["SNN"], values.get("ANN")),
+        ("synaptic operations", "", "", f"{synops(nets['SNN'], samples).ratio:.2f}"),
     ]
     show_networks(f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}", rows)
-    show_layers(snn, firing_rates(snn, images), mismatch(snn, images))
+    show_layers(nets["SNN"], firing_rates(nets["SNN"], samples), mismatch(nets["SNN"], samples))

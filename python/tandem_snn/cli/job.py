@@ -3,34 +3,76 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..data import Dataset
 from ..errors import UserError
+from ..machine import commit, machine, versions
 from ..plots import report
 from ..training.checkpoint import atomically, save_checkpoint
-from ..training.comparison import Comparison
+from ..training.comparison import Comparison, compare
+from ..training.distributed import join
+from ..training.interruption import Interruption
 from ..training.recipe import Recipe
+from ..training.store import NEWEST, PREVIOUS, RESULT, locked
+from ..training.trainer import Trainer
 
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
 
 
-def prepare(device: str, threads: int, seeds: int) -> None:
-    """Checks and applies what the recipe does not hold."""
-    if seeds < 1:
-        raise UserError(f"seeds: expected at least 1, got {seeds}")
-    if threads < 0:
-        raise UserError(f"threads: expected 0 or more, got {threads}")
-    set_device(device)
-    if threads:
-        torch.set_num_threads(threads)
+@dataclass(frozen=True)
+class Job:
+    """What to train, and everything around it that does not change the result.
+
+    Attributes:
+        recipe, twin: see :func:`tandem_snn.training.compare`.
+        seeds: how many; the first is the recipe's.
+        folder: where the results go.
+        data_dir: where the data set's files are.
+        device, threads: where to run; 0 threads leaves their number to torch.
+        resume: continue what is in the folder. restart: throw it away.
+        checkpoint_seconds, checkpoint_steps, tensorboard: see :class:`tandem_snn.training.Store`.
+    """
+
+    recipe: Recipe
+    folder: Path
+    seeds: int = 3
+    twin: bool = True
+    data_dir: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    resume: bool = False
+    restart: bool = False
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"seeds: expected at least 1, got {self.seeds}")
+        if self.threads < 0:
+            raise UserError(f"threads: expected 0 or more, got {self.threads}")
+        if self.resume and self.restart:
+            raise UserError("--resume and --restart exclude each other")
+        if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
+            raise UserError("--checkpoint-seconds and --checkpoint-steps: expected positive numbers")
+        check_device(self.device)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        return [self.recipe.seed + i for i in range(self.seeds)]
 
 
-def set_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Checks that the device exists."""
     try:
         torch.empty(0, device=device)
@@ -38,23 +80,61 @@ def set_device(device: str) -> None:
         raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def run(job: Job) -> Comparison:
+    """Trains, measures and writes the results. Of several processes the main one alone writes."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    started = datetime.now(timezone.utc)
+    with join(job.device) as (world, device):
+        data = job.recipe.load(job.data_dir).to(device)
+        with (
+            Interruption() as interruption,
+            _holding(job, world.is_main),
+            _progress(job, data, world.is_main) as on_step,
+        ):
+            result = compare(
+                job.recipe, data, job.all_seeds, twin=job.twin, device=device, folder=job.folder, world=world,
+                on_step=on_step, interruption=interruption, seconds=job.checkpoint_seconds, steps=job.checkpoint_steps,
+                tensorboard=job.tensorboard,
+            )  # fmt: skip
+            if world.is_main:
+                _write(job.folder, result, data, _origin(started))
+    return result
+
+
 @contextmanager
-def results_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder before the work, so that a bad one fails at once; takes it away again if nothing came of it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made a folder ({error.strerror}): give another with --out") from error
-    try:
+def _holding(job: Job, is_main: bool) -> Iterator[None]:
+    """The folder, ready for the job, with nothing of another in it."""
+    if not is_main:
         yield
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        return
+    with locked(job.folder):
+        if not job.resume:
+            if not job.restart and _begun(job.folder):
+                raise UserError(
+                    f"{job.folder} holds a run that was begun: go on with --resume, or begin with --restart"
+                )
+            for seed in job.folder.glob("seed-*"):
+                shutil.rmtree(seed)
+        yield
+
+
+def _begun(folder: Path) -> bool:
+    """Whether the folder holds work that no summary has seen yet."""
+    parts = list(folder.glob("seed-*/*"))
+    if any((part / name).exists() for part in parts for name in (NEWEST, PREVIOUS)):
+        return True
+    summary = folder / SUMMARY
+    summed_up = summary.stat().st_mtime if summary.exists() else 0.0
+    return any(result.stat().st_mtime > summed_up for result in folder.glob(f"seed-*/*/{RESULT}"))
 
 
 @contextmanager
-def progress(recipe: Recipe, data: Dataset, seeds: int) -> Iterator[Callable[[str, int], None]]:
+def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str, int, Trainer], None] | None]:
     """A progress bar over all training steps; gives the callback of :func:`tandem_snn.training.compare`."""
+    if not visible:
+        yield None
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -65,29 +145,58 @@ def progress(recipe: Recipe, data: Dataset, seeds: int) -> Iterator[Callable[[st
     )
 
     columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("steps"),
+        TextColumn("steps {task.fields[speed]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    steps = recipe.epochs * (len(data.train) // min(recipe.batch_size, len(data.train)))
+    kinds = 1 + job.twin
     with Progress(*columns) as bar:
-        task = bar.add_task("training", total=2 * seeds * steps)
+        task = bar.add_task("training", total=None, speed="")
 
-        def on_step(kind: str, seed: int) -> None:
-            bar.update(task, advance=1, description=f"{kind}, seed {seed} ({seeds} in all)")
+        def on_step(kind: str, seed: int, trainer: Trainer) -> None:
+            steps = job.recipe.epochs * trainer.steps_per_epoch
+            before = kinds * job.all_seeds.index(seed) + (kind == "ANN")
+            speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
+            bar.update(
+                task,
+                total=kinds * job.seeds * steps,
+                completed=before * steps + trainer.step,
+                description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
+                speed=f"{speed:,.0f}/s" if speed else "",
+            )
 
         yield on_step
-        bar.update(task, description="trained")
+        bar.update(task, description="trained", speed="")
 
 
-def write_results(folder: Path, result: Comparison, data: Dataset) -> None:
+def _origin(started: datetime) -> dict[str, Any]:
+    """How a result came about."""
+    finished = datetime.now(timezone.utc)
+    return {
+        "command": " ".join(["tandem-snn", *sys.argv[1:]]),
+        "commit": commit(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 1),
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _write(folder: Path, result: Comparison, data: Dataset, origin: dict[str, Any]) -> None:
     """The first seed's networks, the report and, last, the summary; each file appears whole or not at all."""
     first = result.runs[0]
-    save_checkpoint(folder / CHECKPOINT, first.snn, result.recipe, kind="SNN")
-    save_checkpoint(folder / TWIN, first.ann, result.recipe, kind="ANN")
+    for kind, name in zip(result.kinds, (CHECKPOINT, TWIN), strict=False):
+        save_checkpoint(folder / name, first.nets[kind], result.recipe, kind=kind)
     atomically(folder / REPORT, lambda path: report(path, result, data))
-    atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(result.summary(), indent=2) + "\n"))
+    summary = json.dumps({**result.summary(), **origin}, indent=2) + "\n"
+    atomically(folder / SUMMARY, lambda path: path.write_text(summary))
+
+
+def outputs(folder: Path) -> Sequence[str]:
+    """The files of a finished job."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())

@@ -13,17 +13,31 @@ from ..training.comparison import Comparison
 
 
 def show_comparison(result: Comparison) -> None:
-    recipe, seeds = result.recipe, len(result.runs)
-    accuracy, twin = 100 * result.test_accuracy, 100 * result.ann_test_accuracy
-    times = 1e3 * result.step_time, 1e3 * result.ann_step_time
+    recipe, seeds, measures = result.recipe, len(result.runs), result.measures
+    assert measures is not None
+    times = {kind: 1e3 * seconds for kind, seconds in measures.step_times.items()}
+    ratio = "" if measures.step_time_ratio is None else f"{measures.step_time_ratio:.2f}"
     rows = [
-        ("test accuracy", f"{accuracy:.2f} %", f"{twin:.2f} %", f"{accuracy - twin:+.2f} points"),
-        ("time per training step", f"{times[0]:.2f} ms", f"{times[1]:.2f} ms", f"{result.step_time_ratio:.2f}"),
-        ("synaptic operations", "", "", f"{result.synops_ratio:.2f}"),
+        compared(result.metric, result.test("SNN"), result.test("ANN") if "ANN" in result.kinds else None),
+        ("time per training step", f"{times['SNN']:.2f} ms", f"{times['ANN']:.2f} ms" if "ANN" in times else "", ratio),
+        ("synaptic operations", "", "", f"{measures.synops_ratio:.2f}"),
     ]
     title = f"{recipe.data}, {recipe.model}, T={recipe.T}, mean of {seeds} seed{'s' * (seeds > 1)}"
     show_networks(title, rows)
-    show_layers(result.runs[0].snn, result.firing_rates)
+    show_layers(result.runs[0].nets["SNN"], measures.firing_rates)
+
+
+def compared(metric: str, snn: float, ann: float | None) -> tuple[str, str, str, str]:
+    """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
+    if metric == "accuracy":
+        difference = "" if ann is None else f"{100 * (snn - ann):+.2f} points"
+        return "test accuracy", f"{100 * snn:.2f} %", "" if ann is None else f"{100 * ann:.2f} %", difference
+    return (
+        f"test {metric}",
+        f"{snn:.5f}",
+        "" if ann is None else f"{ann:.5f}",
+        "" if ann is None else f"{snn / ann:.3f}",
+    )
 
 
 def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:

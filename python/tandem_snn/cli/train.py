@@ -7,47 +7,74 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..training.recipe import Recipe
+# typer reads annotations at run time, on Python 3.10 too: hence Optional.
+# ruff: noqa: UP045
 
-_DEFAULT = Recipe()
+DataDir = Annotated[Optional[Path], typer.Option(help="Folder with the data sets' files.", envvar="TANDEM_DATA")]
+Settings = Annotated[
+    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Another value for any key of the recipe.")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
+Seeds = Annotated[int, typer.Option(help="Number of runs; their seeds count up from the recipe's.")]
+Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 
 
 def train(
-    data: Annotated[str, typer.Option(help="digits, mnist or fashion-mnist.")] = _DEFAULT.data,
-    data_dir: Annotated[
-        Optional[Path],  # noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
-        typer.Option(help="Folder that holds MNIST/raw or FashionMNIST/raw.", envvar="TANDEM_DATA"),
-    ] = None,
-    model: Annotated[str, typer.Option(help="cnn or mlp.")] = _DEFAULT.model,
-    steps: Annotated[int, typer.Option("--T", help="Number of time steps, 1 to 255.")] = _DEFAULT.T,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
-    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = _DEFAULT.lr,
-    width: Annotated[float, typer.Option(help="Multiplier of the model's channels.")] = _DEFAULT.width,
-    seeds: Annotated[int, typer.Option(help="Number of runs, with seeds 0, 1, ...")] = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the results (default: runs/DATA)."),
-    ] = None,
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")] = "digits",
+    settings: Settings = None,
+    data: Annotated[Optional[str], typer.Option(help="The data set.")] = None,
+    data_dir: DataDir = None,
+    model: Annotated[Optional[str], typer.Option(help="The network.")] = None,
+    time_steps: Annotated[Optional[int], typer.Option("--T", help="Number of time steps, 1 to 255.")] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training samples.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Samples per training step.")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="The (peak) learning rate.")] = None,
+    width: Annotated[Optional[float], typer.Option(help="Multiplier of the model's channels.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="The first seed.")] = None,
+    seeds: Seeds = 3,
+    twin: Twin = True,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the results (default: runs/RECIPE).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60.0,
+    checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
     """Train an SNN and its ANN twin, compare them, write the results.
 
-    Without options: a small convolutional network on scikit-learn's handwritten digits, T=8, three seeds, two minutes.
+    Without options: a small convolutional network on scikit-learn's handwritten digits, T=8, three seeds, one minute.
+    Ctrl-C finishes the step and writes a checkpoint, from which --resume goes on. Under torchrun the processes share
+    each batch.
     """
-    from ..data import load
-    from ..training.comparison import compare
-    from .job import prepare, progress, results_folder, write_results
+    from ..training.library import load_recipe
+    from .job import Job, outputs, run
     from .show import show_comparison
 
-    recipe = Recipe(data, model, steps, epochs, batch_size, lr, width)
-    folder = out if out is not None else Path("runs") / data
-    prepare(device, threads, seeds)
-    dataset = load(data, data_dir, validation=False).to(device)
-    with results_folder(folder):
-        with progress(recipe, dataset, seeds) as on_step:
-            result = compare(recipe, dataset, range(seeds), on_step)
-        write_results(folder, result, dataset)
-    show_comparison(result)
-    typer.echo(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    named = {
+        "data": data, "model": model, "T": time_steps, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "width": width, "seed": seed,
+    }  # fmt: skip
+    given = [f"{key}={value}" for key, value in named.items() if value is not None]
+    chosen = load_recipe(recipe).override([*(settings or []), *given])
+    folder = out if out is not None else Path("runs") / Path(recipe).stem
+    job = Job(
+        recipe=chosen,
+        folder=folder,
+        seeds=seeds,
+        twin=twin,
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+        resume=resume,
+        restart=restart,
+        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_steps=checkpoint_steps,
+        tensorboard=tensorboard,
+    )
+    result = run(job)
+    if result.measures is not None:
+        show_comparison(result)
+        typer.echo(f"{folder}: " + ", ".join(outputs(folder)))

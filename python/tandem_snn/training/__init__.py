@@ -1,20 +1,44 @@
-"""Training, in pieces that can be taken singly: an epoch, a fit, checkpoints, the comparison with the ANN twin."""
+"""Training, in pieces that can be taken singly.
 
-from .checkpoint import load_checkpoint, save_checkpoint
+A :class:`Recipe` says what to do; :func:`fit` does it for one network, :func:`compare` for a network and its ANN twin
+over several seeds. Below them, :class:`Trainer` takes single steps, :class:`Store` keeps a run on the disk, and
+optimizers, learning rates, tasks and checkpoints are functions of their own.
+"""
+
+from .checkpoint import load_checkpoint, read_recipe, save_checkpoint
 from .comparison import Comparison, compare
-from .loop import Epoch, accuracy, fit, train_epoch
+from .fit import Fitted, fit
+from .interruption import Interruption
+from .library import list_recipes, load_recipe
+from .optim import learning_rate, make_optimizer
 from .recipe import Recipe
+from .store import Store
+from .task import Classification, Regression, Task, make_task
 from .timing import step_times
+from .trainer import Trainer, evaluate
+from .world import World
 
 __all__ = [
+    "Classification",
     "Comparison",
-    "Epoch",
+    "Fitted",
+    "Interruption",
     "Recipe",
-    "accuracy",
+    "Regression",
+    "Store",
+    "Task",
+    "Trainer",
+    "World",
     "compare",
+    "evaluate",
     "fit",
+    "learning_rate",
+    "list_recipes",
     "load_checkpoint",
+    "load_recipe",
+    "make_optimizer",
+    "make_task",
+    "read_recipe",
     "save_checkpoint",
     "step_times",
-    "train_epoch",
 ]

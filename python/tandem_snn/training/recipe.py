@@ -1,60 +1,222 @@
-"""A recipe: everything that determines a training run, besides the seed."""
+"""A recipe: everything that determines a training run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from os import PathLike
 from typing import Any
 
 from torch import nn
 
-from ..data import NAMES, Dataset
-from ..errors import UserError, check_name
-from ..models import create_model, create_twin, list_models
+from ..data import NAMES, Dataset, load
+from ..data.augment import parse
+from ..data.events import BINS
+from ..errors import UserError, check_name, extra
+from ..models import check_model, create_model, create_twin
+from ..nn.encoder import MODES
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
+PRECISIONS = ("fp32", "bf16", "fp16")
+GATES = ("relu", "clip", "resu")
+TASKS = ("classification", "regression")
+KINDS = ("SNN", "ANN")
+
+# What is handed on to the model where it is given; None leaves the choice to the model.
+_MODEL_KEYS = ("encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run.
+    """A training run. Two runs of equal recipes on one machine's CPU give equal weights, bit for bit.
 
     Attributes:
-        data, model: names, of :func:`tandem_snn.data.load` and :func:`tandem_snn.models.create_model`.
-        T: the number of time steps.
-        epochs, batch_size, lr: Adam with a learning rate that rises over the first tenth and then falls to zero.
-        width: the model's multiplier of channels.
+        data, task, augment, bins, size: the data set's name, what it is used for ("classification" or "regression"),
+            and how, see :func:`tandem_snn.data.load`.
+        validation: hold a fixed part of the training samples out and keep the weights of the epoch that does best on
+            it. False: train on everything and keep the weights of the last epoch.
+        model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
+            multiplier of its channels.
+        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init: see the same function; None is
+            the model's own choice.
+        options: further arguments of the model.
+        optimizer, lr, momentum, weight_decay: "adam", "adamw" or "sgd", which alone has momentum. Weight decay spares
+            parameters of fewer than two dimensions: biases and batch norm.
+        schedule: of the learning rate. "one-cycle" rises over the first tenth of the steps and then falls to zero as a
+            cosine, "cosine" only falls, "multistep" is multiplied by ``lr_factor`` at each epoch of ``milestones``,
+            "constant".
+        label_smoothing: of the cross-entropy, 0 to 1.
+        rate_penalty: weight in the loss of the mean firing rate over the layers, see
+            :class:`tandem_snn.measure.rate_penalty`: fewer spikes, fewer synaptic operations.
+        clip_grad_norm: the greatest norm of the gradient; None leaves it as it is.
+        epochs, batch_size: passes over the training samples, and samples per step of all processes together.
+        precision: "fp32", or "bf16" and "fp16" for automatic mixed precision.
+        seed: of the initial weights, the order of the samples, augmentation and dropout.
 
     Raises:
-        UserError: an unknown name, a number out of range.
+        UserError: an unknown name, a value of a wrong kind or out of range.
+
+    >>> Recipe(model="mlp", T=4).T
+    4
     """
 
     data: str = "digits"
+    task: str = "classification"
+    augment: tuple[str, ...] = ()
+    bins: str = "time"
+    size: int | None = None
+    validation: bool = True
     model: str = "cnn"
     T: int = 8
+    width: float = 1.0
+    encoding: str | None = None
+    dropout: float | None = None
+    norm: bool | None = None
+    gamma: float | None = None
+    threshold: float | None = None
+    learn_threshold: str | None = None
+    leak: float | None = None
+    gate: str | None = None
+    v_init: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "adam"
+    lr: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"
+    milestones: tuple[int, ...] = ()
+    lr_factor: float = 0.1
+    label_smoothing: float = 0.0
+    rate_penalty: float = 0.0
+    clip_grad_norm: float | None = None
     epochs: int = 30
     batch_size: int = 64
-    lr: float = 2e-3
-    width: float = 1.0
+    precision: str = "fp32"
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        for key in fields(self):
+            object.__setattr__(self, key.name, _typed(key.name, str(key.type), getattr(self, key.name)))
         check_name("data set", self.data, NAMES)
-        check_name("model", self.model, list_models())
+        check_model(self.model)
+        check_name("task", self.task, TASKS)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("precision", self.precision, PRECISIONS)
+        check_name("gate", self.gate or "relu", GATES)
+        check_name("encoding", self.encoding or "direct", MODES)
+        check_name("kind of bins", self.bins, BINS)
+        parse(self.augment)
         if not 1 <= self.T <= 255:
             raise UserError(f"T: expected 1 to 255 time steps, got {self.T}")
-        for name in ("epochs", "batch_size", "lr", "width"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: expected a positive number, got {value}")
+        for name in ("weight_decay", "rate_penalty", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 0 or more and less than 1, got {getattr(self, name)}")
+        if self.leak is not None and not 0 < self.leak <= 1:
+            raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
+        if self.v_init is not None and not math.isfinite(self.v_init):
+            raise UserError(f"v_init: expected a finite number, got {self.v_init}")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(
+            not 0 < m < self.epochs for m in self.milestones
+        ):
+            raise UserError(f"milestones: expected rising epochs from 1 to {self.epochs - 1}, got {self.milestones}")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_dict`."""
-        known = [field.name for field in fields(cls)]
+        known = [key.name for key in fields(cls)]
         for name in values:
             check_name("recipe key", name, known)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every key, as JSON and YAML can hold it."""
+        return asdict(self) | {"milestones": list(self.milestones), "augment": list(self.augment)}
 
-    def networks(self, data: Dataset) -> tuple[nn.Module, nn.Module]:
-        """The spiking network and its ANN twin, freshly initialised."""
-        options: dict[str, Any] = {"shape": data.shape, "classes": data.classes, "T": self.T, "width": self.width}
-        return create_model(self.model, **options), create_twin(self.model, **options)
+    def override(self, settings: Iterable[str]) -> Recipe:
+        """This recipe with settings "key=value", the values written as in YAML.
+
+        ``options.eps=1e-3`` sets one of the options.
+
+        >>> Recipe().override(["T=4", "lr=1e-3"]).lr
+        0.001
+        """
+        values = self.to_dict()
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise UserError(f"--set {setting}: expected key=value")
+            value = extra("yaml", "a recipe").safe_load(text)
+            group, _, option = name.strip().partition(".")
+            if option and group == "options":
+                values["options"] = values["options"] | {option: value}
+            else:
+                values[name.strip()] = value
+        return Recipe.from_dict(values)
+
+    def load(self, data_dir: str | PathLike[str] | None = None, workers: int = 0) -> Dataset:
+        """The recipe's data, see :func:`tandem_snn.data.load`."""
+        return load(
+            self.data, data_dir, validation=self.validation, augment=self.augment, task=self.task, T=self.T,
+            bins=self.bins, size=self.size, workers=workers,
+        )  # fmt: skip
+
+    def with_seed(self, seed: int) -> Recipe:
+        return replace(self, seed=seed)
+
+    def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
+        """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""
+        check_name("kind", kind, KINDS)
+        chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        build = create_model if kind == "SNN" else create_twin
+        try:
+            return build(
+                self.model, shape=data.shape, classes=data.classes, T=self.T, width=self.width, **chosen, **self.options
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model {self.model}: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    """A string that is a number, as that number: to YAML 1.1, 1e-3 is a string."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """``value`` as the field's type, if it can be that."""
+    if value is None and "None" in kind:
+        return None
+    kind = kind.removesuffix(" | None")
+    try:
+        if kind == "float" and not isinstance(value, bool):
+            return float(value)
+        if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+        if kind.startswith("tuple") and not isinstance(value, str | Mapping):
+            return tuple(_typed(name, kind[6:9], item) for item in value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    if (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
+        return value
+    if kind.startswith("dict") and isinstance(value, Mapping):
+        return {key: _number(item) for key, item in value.items()}
+    expected = {
+        "float": "a number",
+        "int": "a whole number",
+        "bool": "true or false",
+        "str": "a name",
+        "dict": "a mapping",
+    }
+    raise UserError(f"{name}: expected {expected.get(kind.split('[')[0], 'a list')}, got {value!r}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 
 
 def step_times(
-    nets: Sequence[nn.Module], images: Tensor, labels: Tensor, rounds: int = 30, warm_up: int = 5
+    nets: Sequence[nn.Module],
+    inputs: Any,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    rounds: int = 30,
+    warm_up: int = 5,
 ) -> list[list[float]]:
     """Seconds of a training step (forward, backward, Adam) of each network, on copies of the networks.
 
@@ -27,12 +33,12 @@ def step_times(
     times: list[list[float]] = [[] for _ in nets]
     for r in range(warm_up + rounds):
         for net, optimizer, record in zip(copies, optimizers, times, strict=True):
-            _synchronize(images)
+            _synchronize(targets)
             start = time.perf_counter()
             optimizer.zero_grad()
-            F.cross_entropy(net(images), labels).backward()
+            loss(net(inputs), targets).backward()
             optimizer.step()
-            _synchronize(images)
+            _synchronize(targets)
             if r >= warm_up:
                 record.append(time.perf_counter() - start)
     return times

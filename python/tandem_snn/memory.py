@@ -1,0 +1,69 @@
+"""The memory of this process, as Linux counts it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from types import TracebackType
+
+import torch
+
+
+def forget_peak() -> None:
+    """The peak, VmHWM, starts anew from what is held now."""
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+
+
+def resident(key: str = "VmRSS") -> int:
+    """Bytes held now (VmRSS) or at the peak (VmHWM)."""
+    with open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status does not tell {key}")
+
+
+def _return_freed() -> None:
+    """Gives freed memory, which glibc keeps for later, back to the system: growth into it would not be seen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class PeakMemory:
+    """Bytes by which memory grows at most within this context, beyond what is held at its start.
+
+    On a CPU it is the process that grows, on a GPU what torch allocates there.
+
+    >>> with PeakMemory(torch.device("cpu")) as memory:
+    ...     _ = torch.ones(1 << 24)
+    >>> memory.grown > (1 << 25)
+    True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.grown: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            try:
+                _return_freed()
+                forget_peak()
+                self._before = resident()
+            except OSError:
+                self._before = -1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            self.grown = torch.cuda.max_memory_allocated(self.device) - self._before
+        elif self._before >= 0:
+            self.grown = resident("VmHWM") - self._before

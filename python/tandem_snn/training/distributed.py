@@ -1,0 +1,55 @@
+"""Several processes train one network: data-parallel, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ..errors import UserError
+from .world import World
+
+
+def launched() -> bool:
+    """Whether torchrun, or something alike, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tuple[World, str]]:
+    """Joins the processes that torchrun started; alone, there is nothing to join.
+
+        torchrun --nproc-per-node 2 -m tandem_snn train fashion-mnist
+
+    Args:
+        device: "cpu", where the processes talk through gloo, or "cuda", through NCCL: each has one GPU of its machine.
+        timeout: how long to wait for the others.
+
+    Returns:
+        A context that gives (world, this process's device).
+
+    Raises:
+        UserError: another process stopped or did not come.
+    """
+    if not launched():
+        yield World(), device
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        yield World(dist.get_rank(), dist.get_world_size()), device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"another process of this run stopped, so this one does too ({reason})") from error
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,126 @@
+"""fit: from an untrained network to a tested one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Dataset
+from ..errors import Interrupted, UserError
+from ..memory import PeakMemory
+from .interruption import Interruption
+from .recipe import Recipe
+from .store import Store
+from .trainer import Trainer
+from .world import World
+
+OnStep = Callable[[Trainer], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training run.
+
+    Attributes:
+        history: one record per epoch: loss, metric, learning rate, seconds, and the same of the validation split.
+        epoch: the epoch whose weights were kept, counted from 1: the best by the validation split, else the last.
+        test: loss and metric on the test split, measured once, with those weights.
+        peak_memory: bytes by which the process grew in training, or that were allocated on the GPU; None where the
+            system does not tell.
+    """
+
+    history: list[dict[str, Any]]
+    epoch: int
+    test: dict[str, float]
+    peak_memory: int | None
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Of training, without validation; the mean over the epochs."""
+        return sum(record["seconds"] for record in self.history) / len(self.history)
+
+
+def fit(
+    net: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    store: Store | None = None,
+    world: World | None = None,
+    on_step: OnStep | None = None,
+    interruption: Interruption | None = None,
+) -> Fitted:
+    """Trains ``net`` in place by the recipe, and tests it once at the end.
+
+    Args:
+        net: on the device where it shall be trained.
+        data: the recipe's data.
+        recipe: its ``model`` and the keys that go with it are not looked at: ``net`` is there already.
+        store: where checkpoints and logs go. A run that it holds is continued; a finished one is only loaded.
+        world: the processes that train together.
+        on_step: called with the trainer after every step, and once before the first.
+        interruption: asked after every step whether to stop.
+
+    Raises:
+        UserError: the loss is not finite, or a file cannot be written.
+        Interrupted: it was asked to stop; a checkpoint is written.
+
+    >>> data = tandem_snn.data.load("digits")
+    >>> recipe = Recipe(model="mlp", epochs=2)
+    >>> fit(recipe.build(data), data, recipe).test["accuracy"] > 0.8
+    True
+    """
+    if store is not None and (result := store.result(net, recipe)) is not None:
+        return Fitted(**result)
+    trainer = Trainer(net, data, recipe, world)
+    if store is not None and store.restore(trainer):
+        store.log(trainer.history)
+    if on_step is not None:
+        on_step(trainer)
+    with PeakMemory(trainer.device) as memory:
+        try:
+            _train(trainer, store, on_step, interruption)
+        except UserError as error:
+            if store is None or store.last_good() in str(error):
+                raise
+            raise UserError(f"{error}; {store.last_good()}") from error
+    if trainer.best is not None:
+        net.load_state_dict(trainer.best.weights)
+    epoch = recipe.epochs if trainer.best is None else trainer.best.epoch
+    fitted = Fitted(trainer.history, epoch, trainer.evaluate(data.test), memory.grown)
+    if store is not None:
+        store.finish(net, recipe, asdict(fitted), epoch=epoch)
+    return fitted
+
+
+def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interruption: Interruption | None) -> None:
+    while not trainer.finished:
+        for _ in trainer.epoch():
+            if on_step is not None:
+                on_step(trainer)
+            if _asked_to_stop(trainer, interruption):
+                where = f"stopped {trainer.position()}"
+                if store is not None:
+                    store.save(trainer)
+                    where += ": a checkpoint is written, --resume goes on from it"
+                raise Interrupted(where, (interruption and interruption.signal) or signal.SIGTERM)
+            if store is not None and store.due(trainer):
+                store.save(trainer)
+        trainer.finish_epoch()
+        if store is not None:
+            store.log(trainer.history)
+            if store.due(trainer):
+                store.save(trainer)
+
+
+def _asked_to_stop(trainer: Trainer, interruption: Interruption | None) -> bool:
+    """Whether any process was asked: all of them stop after the same step."""
+    asked = interruption is not None and interruption.requested()
+    if trainer.world.size == 1:
+        return asked
+    return bool(trainer.world.sum(torch.tensor(float(asked), device=trainer.device)).item())

@@ -1,0 +1,63 @@
+"""Recipes as YAML files: those that come with the package, by name, and any other, by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, check_name, extra
+from .recipe import Recipe
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes that come with the package.
+
+    >>> "digits" in list_recipes()
+    True
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a YAML file.
+
+    A file holds keys of :class:`Recipe`; what it leaves out has the default. ``base`` names a recipe whose keys it
+    takes over first, by name, or by a path that is relative to the file.
+
+    Args:
+        name: one of :func:`list_recipes`, or a path: something with a slash or the ending .yaml.
+
+    Raises:
+        UserError: unknown name, no such file, not YAML, an unknown key.
+
+    >>> load_recipe("digits").data
+    'digits'
+    """
+    path = _path(str(name), Path())
+    return Recipe.from_dict(_read(path, ()))
+
+
+def _path(name: str, folder: Path) -> Path:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return folder / name
+    check_name("recipe", name, list_recipes())
+    return FOLDER / f"{name}.yaml"
+
+
+def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
+    if path in derived:
+        raise UserError(f"recipe {path}: its base leads back to itself")
+    yaml = extra("yaml", "a recipe")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not YAML: {error}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"recipe {path}: expected lines `key: value`")
+    base = values.pop("base", None)
+    return values if base is None else _read(_path(str(base), path.parent), (*derived, path)) | values

@@ -1,0 +1,211 @@
+"""Store: the folder of one network's training, with its checkpoints, logs and result."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError, extra
+from .checkpoint import atomically, is_finite, load_checkpoint, pack, recipe_of, save_checkpoint, unpack
+from .recipe import Recipe
+from .trainer import Trainer
+
+NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+MODEL, RESULT = "model.safetensors", "result.json"
+
+
+class Store:
+    """Where a training run is kept, so that it survives whatever ends it.
+
+    The folder holds ``checkpoint.safetensors`` and the one before it while the run goes on, ``model.safetensors`` and
+    ``result.json`` once it is finished, and all the time the record of each epoch as ``metrics.csv`` and
+    ``metrics.jsonl`` and, if wanted, for TensorBoard.
+
+    Args:
+        folder: made if need be.
+        seconds, steps: write a checkpoint when so much time or so many steps have passed since the last.
+        tensorboard: write event files to ``folder/tensorboard`` too.
+        writes: False in processes that only read (all but one of a distributed run).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seconds: float = 60.0,
+        steps: int | None = None,
+        tensorboard: bool = False,
+        writes: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self.steps = steps
+        self.writes = writes
+        self._last_time = time.monotonic()
+        self._last_step = 0
+        self._good: str | None = None
+        self._tensorboard = None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            if tensorboard:
+                board = extra("torch.utils.tensorboard", "--tensorboard")
+                self._tensorboard = board.SummaryWriter(folder / "tensorboard")
+
+    def restore(self, trainer: Trainer) -> bool:
+        """Puts a trainer where the newest good checkpoint says.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            UserError: it is the checkpoint of another recipe or model, or all that there are is damaged.
+        """
+        damage = None
+        for path in (self.folder / name for name in (NEWEST, PREVIOUS)):
+            if not path.exists():
+                continue
+            try:
+                tensors, facts = unpack(path)
+            except UserError as error:
+                damage = damage or error
+                continue
+            _check_equal(path, recipe_of(path, facts), trainer.recipe)
+            trainer.restore(tensors, facts)
+            self._note(trainer)
+            return True
+        if damage is not None:
+            raise damage
+        return False
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether it is time for a checkpoint."""
+        if self.steps is not None and trainer.step - self._last_step >= self.steps:
+            return True
+        return time.monotonic() - self._last_time >= self.seconds
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint; the newest so far stays as the previous one.
+
+        Raises:
+            UserError: it cannot be written, or the weights are not numbers. The checkpoints before are as they were.
+        """
+        if not self.writes:
+            return
+        tensors, facts = trainer.state()
+        if not is_finite(tensors):
+            raise UserError(f"weights became infinite or NaN {trainer.position()}; {self.last_good()}")
+        newest = self.folder / NEWEST
+
+        content = pack(tensors, facts)
+        try:
+            atomically(newest, lambda temporary: temporary.write_bytes(content), keep=self.folder / PREVIOUS)
+        except OSError as error:
+            raise UserError(f"{newest} cannot be written ({error.strerror}): {self.last_good()}") from error
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        self._last_time, self._last_step = time.monotonic(), trainer.step
+        self._good = trainer.position()
+
+    def last_good(self) -> str:
+        """What there is to go on from, in words."""
+        return (
+            "no checkpoint was written before"
+            if self._good is None
+            else f"the last good checkpoint is that {self._good}"
+        )
+
+    def log(self, history: Sequence[dict[str, Any]]) -> None:
+        """Writes the records of the epochs so far."""
+        if not self.writes or not history:
+            return
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        for name, text in ("metrics.csv", table.getvalue()), ("metrics.jsonl", lines):
+            self._write(name, text)
+        if self._tensorboard is not None:
+            for name, value in history[-1].items():
+                self._tensorboard.add_scalar(name, value, history[-1]["epoch"])
+            self._tensorboard.flush()
+
+    def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
+        """Writes the trained network and its result, which marks the run as finished; checkpoints go."""
+        if self.writes:
+            try:
+                save_checkpoint(self.folder / MODEL, net, recipe, **facts)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder / MODEL} cannot be written ({error.strerror}): {self.last_good()}"
+                ) from error
+            self._write(RESULT, json.dumps({"recipe": recipe.to_dict(), **result}, indent=2) + "\n")
+            for name in (NEWEST, PREVIOUS):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def result(self, net: nn.Module, recipe: Recipe) -> dict[str, Any] | None:
+        """The result of a finished run, whose weights are loaded into ``net``; None while it is not finished."""
+        path = self.folder / RESULT
+        if not path.exists():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text())
+        _check_equal(path, Recipe.from_dict(result.pop("recipe")), recipe)
+        load_checkpoint(self.folder / MODEL, net)
+        return result
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        try:
+            atomically(path, lambda temporary: temporary.write_text(text))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): {self.last_good()}") from error
+
+
+def _check_equal(path: Path, there: Recipe, here: Recipe) -> None:
+    ours, theirs = here.to_dict(), there.to_dict()
+    for name in ours:
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"{path} belongs to another recipe: {name} is {theirs[name]} there and {ours[name]} here; "
+                "give another folder with --out, or start again with --restart"
+            )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it, so that no two runs write to it at once. What stays empty in it goes away again.
+
+    Raises:
+        UserError: it cannot be made or written to, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder} is in use by another run: give another folder with --out") from None
+    try:
+        yield
+    finally:
+        for path in sorted((folder, *folder.rglob("*/")), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        os.close(handle)

@@ -1,0 +1,280 @@
+"""Trainer: one network in training. All its state can be taken out and put back, at any step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset, Split
+from ..errors import UserError
+from ..measure import rate_penalty
+from ..measure.hooks import FIRING, evaluating
+from .optim import learning_rate, make_optimizer
+from .recipe import Recipe
+from .task import Task, make_task
+from .world import World
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Totals:
+    """Sums over the samples of an epoch, of all processes."""
+
+    loss: float = 0.0
+    metric: float = 0.0
+    samples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Best:
+    """The epoch, counted from 1, that did best on the validation split, and its weights."""
+
+    epoch: int
+    value: float
+    weights: dict[str, Tensor]
+
+
+class Trainer:
+    """A network, its optimizer, and how far its training has come.
+
+    Whatever is random in a step follows from the seed and the step's number: the order of the samples, augmentation,
+    dropout. So the weights, the optimizer's state and the number of the step are all there is to a run's state, and a
+    run continues from them exactly as it would have gone on.
+
+    Args:
+        net: trained in place, on the device it is on.
+        data: the training samples and, where there is one, the validation split.
+        recipe: how.
+        world: the processes that train together; each has its own copy of ``net``.
+
+    Attributes:
+        step: the number of steps taken.
+        history: one record per finished epoch, of plain numbers.
+        best: the best epoch by the validation split, or None.
+
+    >>> data = tandem_snn.data.load("digits")
+    >>> recipe = Recipe(model="mlp", epochs=1)
+    >>> trainer = Trainer(recipe.build(data), data, recipe)
+    >>> for step in trainer.epoch():
+    ...     pass
+    >>> sorted(trainer.finish_epoch())[:3]
+    ['accuracy', 'epoch', 'images_per_second']
+    """
+
+    def __init__(self, net: nn.Module, data: Dataset, recipe: Recipe, world: World | None = None) -> None:
+        self.net = net
+        self.data = data
+        self.recipe = recipe
+        self.world = World() if world is None else world
+        self.device = next(net.parameters()).device
+        self.task = make_task(data.task, recipe.label_smoothing)
+        self.optimizer = make_optimizer(net, recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        spiking = any(isinstance(layer, FIRING) for layer in net.modules())
+        self._penalty = rate_penalty(net) if recipe.rate_penalty and spiking else None
+        self._model = self.world.wrap(net)
+        whole = min(recipe.batch_size, len(data.train))
+        if whole % self.world.size:
+            raise UserError(f"batch_size: {whole} samples cannot be shared by {self.world.size} processes evenly")
+        self.batch_size = whole // self.world.size
+        self.steps_per_epoch = len(data.train) // whole
+        self.step = 0
+        self.totals = Totals()
+        self.history: list[dict[str, Any]] = []
+        self.best: Best | None = None
+
+    @property
+    def epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        return self.epochs == self.recipe.epochs
+
+    def epoch(self) -> Iterator[int]:
+        """The steps of the current epoch that are still to be taken; yields each one's number after it was taken."""
+        done = self.step - self.epochs * self.steps_per_epoch
+        batches = self.data.train.batches(
+            self.batch_size,
+            seed=derive(self.recipe.seed, "order", self.epochs),
+            start=done,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        start = time.perf_counter()
+        for inputs, targets in batches:
+            self.train_step(inputs, targets)
+            self.totals.seconds += time.perf_counter() - start
+            yield self.step
+            start = time.perf_counter()
+
+    def train_step(self, inputs: Any, targets: Tensor) -> None:
+        """One step of the optimizer.
+
+        Raises:
+            UserError: the loss is not finite. The weights are those before the step.
+        """
+        torch.manual_seed(derive(self.recipe.seed, "step", self.step, self.world.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, self.steps_per_epoch)
+        self.net.train()
+        self.optimizer.zero_grad()
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        with autocast(self.device, self.recipe.precision):
+            output = self._model(inputs)
+        output = output if output.dtype == torch.float64 else output.float()
+        loss = self.task.loss(output, targets)
+        if self._penalty is not None:
+            loss = loss + self.recipe.rate_penalty * self._penalty()
+        with torch.no_grad():
+            n = len(targets)
+            sums = torch.stack([loss.double() * n, self.task.total(output, targets), loss.new_tensor(n).double()])
+        loss_sum, metric, samples = self.world.sum(sums).tolist()
+        if not math.isfinite(loss_sum):
+            raise UserError(f"the loss became {loss_sum / samples} {self.position()}: try a smaller learning rate")
+        self.scaler.scale(loss).backward()
+        if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.totals.loss += loss_sum
+        self.totals.metric += metric
+        self.totals.samples += int(samples)
+        self.step += 1
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Measures the network on the validation split, remembers it if it is the best so far, and gives the record."""
+        totals, metric = self.totals, self.task.metric
+        record: dict[str, Any] = {
+            "epoch": self.epochs + 1,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": totals.loss / totals.samples,
+            metric: totals.metric / totals.samples,
+        }
+        if self.data.validation is not None:
+            measured = self.evaluate(self.data.validation)
+            record |= {f"validation_{name}": value for name, value in measured.items()}
+            value = measured[metric]
+            sign = 1 if self.task.higher_is_better else -1
+            # The later of two equals: it was trained for longer, at a smaller learning rate.
+            if self.best is None or sign * value >= sign * self.best.value:
+                self.best = Best(self.epochs + 1, value, {name: t.clone() for name, t in self.net.state_dict().items()})
+        record |= {"seconds": totals.seconds, "images_per_second": totals.samples / max(totals.seconds, 1e-9)}
+        self.history.append(record)
+        self.totals = Totals()
+        return record
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Loss and metric of the network as it is, see :func:`evaluate`."""
+        return evaluate(self.net, split, self.task, world=self.world, precision=self.recipe.precision)
+
+    def position(self) -> str:
+        """How far the training has come, in words."""
+        done = self.step - self.epochs * self.steps_per_epoch
+        within = f" and {done} of {self.steps_per_epoch} steps" if done else ""
+        return f"after {self.epochs} of {self.recipe.epochs} epochs{within}"
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a run consists of, as tensors and as what JSON can hold."""
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+        facts: dict[str, Any] = {
+            "recipe": self.recipe.to_dict(),
+            "step": self.step,
+            "totals": asdict(self.totals),
+            "history": self.history,
+            "scaler": self.scaler.state_dict(),
+            "best": None,
+        }
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
+            facts["best"] = {"epoch": self.best.epoch, "value": self.best.value}
+        return tensors, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        groups: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = tensor.to(self.device)
+        self.net.load_state_dict(groups["net"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups["optimizer"].items():
+            index, _, key = name.partition(".")
+            like = parameters[int(index)]
+            # In the parameter's memory format; the counter of steps stays where the optimizer keeps it, on the CPU.
+            whole = (
+                torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape and tensor.dim() else tensor.cpu()
+            )
+            states.setdefault(int(index), {})[key] = whole
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        self.scaler.load_state_dict(dict(facts["scaler"]))
+        self.step = facts["step"]
+        self.totals = Totals(**facts["totals"])
+        self.history = list(facts["history"])
+        self.best = None if facts["best"] is None else Best(**facts["best"], weights=groups["best"])
+
+
+def evaluate(
+    net: nn.Module,
+    split: Split,
+    task: Task,
+    *,
+    batch_size: int = 512,
+    world: World | None = None,
+    precision: str = "fp32",
+) -> dict[str, float]:
+    """The mean loss and metric over a split, in evaluation mode; the network keeps its mode.
+
+    Args:
+        net: the network, on the device where it shall run.
+        split: every sample of it is used once.
+        task: the loss and the metric.
+        world: processes that share the samples and all get the result.
+        precision: as in a :class:`Recipe`.
+
+    >>> data = tandem_snn.data.load("digits")
+    >>> sorted(evaluate(Recipe().build(data), data.test, make_task("classification")))
+    ['accuracy', 'loss']
+    """
+    world = World() if world is None else world
+    device = next(net.parameters()).device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    with evaluating(net):
+        for inputs, targets in split.batches(batch_size, rank=world.rank, world=world.size):
+            inputs, targets = inputs.to(device), targets.to(device)
+            with autocast(device, precision):
+                output = net(inputs)
+            output = output if output.dtype == torch.float64 else output.float()
+            n = len(targets)
+            sums += torch.stack(
+                [task.loss(output, targets).double() * n, task.total(output, targets), sums.new_tensor(n)]
+            )
+    loss, metric, samples = world.sum(sums).tolist()
+    return {"loss": loss / samples, task.metric: metric / samples}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Automatic mixed precision as the recipe names it; nothing for fp32."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def derive(*parts: int | str) -> int:
+    """A seed that follows from these parts and from nothing else; different parts give unrelated seeds."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,37 @@
+"""The processes that train one network together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of a run; by default the only one.
+
+    >>> World().is_main
+    True
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``values`` summed over the processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """``net`` with its gradients averaged over the processes in the backward pass."""
+        if self.size == 1:
+            return net
+        return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)  # batch norm's are equal already

@@ -1,0 +1,118 @@
+"""Recipes: keys and their checks, overriding, files."""
+
+import pytest
+import torch
+
+from tandem_snn import data
+from tandem_snn.errors import UserError, check_name, extra
+from tandem_snn.training import Recipe, list_recipes, load_recipe
+
+
+def test_recipes_survive_a_file():
+    recipe = Recipe(
+        model="FC32", augment=["shift:2"], options={"eps": 1e-3}, schedule="multistep", milestones=(3, 5), gamma=2, T=4
+    )
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+BAD = {
+    "data": ("digit", "did you mean 'digits'"),
+    "model": ("mpl", "unknown model 'mpl': did you mean 'mlp'"),
+    "optimizer": ("Adam", "did you mean 'adam'"),
+    "schedule": ("onecycle", "did you mean 'one-cycle'"),
+    "precision": ("fp8", "unknown precision"),
+    "gate": ("rely", "did you mean 'relu'"),
+    "encoding": ("poisson", "direct, zero_expand"),
+    "T": (256, "T: expected 1 to 255"),
+    "epochs": (0, "epochs"),
+    "batch_size": (2.5, "batch_size: expected a whole number, got 2.5"),
+    "lr": ("fast", "lr: expected a number, got 'fast'"),
+    "width": (float("inf"), "width"),
+    "threshold": (-1, "threshold"),
+    "leak": (1.5, "leak"),
+    "v_init": (float("nan"), "v_init"),
+    "gamma": (0, "gamma"),
+    "norm": ("yes", "norm: expected true or false"),
+    "momentum": (1, "momentum"),
+    "label_smoothing": (-0.1, "label_smoothing"),
+    "weight_decay": (-1, "weight_decay"),
+    "rate_penalty": (-1, "rate_penalty"),
+    "clip_grad_norm": (0, "clip_grad_norm"),
+    "milestones": ([5, 3], "milestones: expected rising epochs"),
+    "augment": (["flap"], "unknown augmentation 'flap': did you mean 'flip'"),
+    "task": ("regresion", "did you mean 'regression'"),
+    "bins": ("times", "did you mean 'time'"),
+    "options": ([1], "options: expected a mapping"),
+    "seed": (-1, "seed"),
+    "validation": (None, "validation: expected true or false"),
+}
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_bad_values_are_refused(key):
+    value, message = BAD[key]
+    with pytest.raises(UserError, match=message):
+        Recipe.from_dict({key: value})
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(UserError, match="unknown recipe key 'epoch': did you mean 'epochs'"):
+        Recipe.from_dict({"epoch": 3})
+    with pytest.raises(UserError, match="unknown recipe 'fashon-mnist': did you mean 'fashion-mnist'"):
+        load_recipe("fashon-mnist")
+    with pytest.raises(UserError, match=r"unknown colour 'zzz': \(known: red\)"):
+        check_name("colour", "zzz", ["red"])
+    with pytest.raises(UserError, match=r'the test needs no_such_module .*pip install "tandem-ext\[all\]"'):
+        extra("no_such_module", "the test")
+
+
+def test_settings_override():
+    recipe = Recipe().override(["lr=1e-3", "T=4", "norm=false", "gamma=null", "options.eps=1e-3", "model=mlp"])
+    assert (recipe.lr, recipe.T, recipe.norm, recipe.gamma) == (1e-3, 4, False, None)
+    assert recipe.options == {"eps": 1e-3}
+    for setting, message in (
+        ("T", "expected key=value"),
+        ("opt.eps=3", "unknown recipe key"),
+        ("T=x", "whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            recipe.override([setting])
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_of_the_package_loads(name):
+    assert isinstance(load_recipe(name), Recipe)
+
+
+def test_files(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: mlp\nlr: 1e-3\n")
+    (tmp_path / "mine.yaml").write_text("base: ./base.yaml\nT: 4\n")
+    assert load_recipe(tmp_path / "mine.yaml") == Recipe(model="mlp", lr=1e-3, T=4)
+    (tmp_path / "t2.yaml").write_text("base: fashion-mnist\nT: 2\n")
+    assert load_recipe(tmp_path / "t2.yaml").data == "fashion-mnist"
+    for text, message in {
+        "base: ./bad.yaml": "leads back to itself",
+        "T: [": "is not YAML",
+        "just words": "expected lines",
+        "epoch: 3": "did you mean 'epochs'",
+        "base: nowhere": "unknown recipe 'nowhere'",
+    }.items():
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_keys_reach_the_network():
+    digits = data.load("digits")
+    keys = {"threshold": 0.5, "leak": 0.9, "gate": "clip", "v_init": 0.25, "gamma": 1.5}
+    layer = Recipe(model="FC16", options={"eps": 1e-3}, **keys).build(digits).fc1
+    assert [getattr(layer, name) for name in ("threshold", "leak", "gate", "v_init")] == [0.5, 0.9, "clip", 0.25]
+    assert layer.norm.weight[0] == 1.5
+    assert (layer.out_features, layer.norm.eps) == (16, 1e-3)
+    assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None
+    twin = Recipe(model="mlp", **keys).build(digits, "ANN")
+    assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"model mlp: .*epz"):
+        Recipe(model="mlp", options={"epz": 1}).build(digits)
