@@ -108,7 +108,8 @@ def test_keys_reach_the_network():
     digits = data.load("digits")
     keys = {"threshold": 0.5, "leak": 0.9, "gate": "clip", "v_init": 0.25, "gamma": 1.5}
     layer = Recipe(model="FC16", options={"eps": 1e-3}, **keys).build(digits).fc1
-    assert [getattr(layer, name) for name in ("threshold", "leak", "gate", "v_init")] == [0.5, 0.9, "clip", 0.25]
+    found = [getattr(layer, name) for name in ("threshold", "leak", "gate", "v_init")]
+    assert found == [0.5, 0.9, "clip", 0.125]  # v_init counts in thresholds
     assert layer.norm.weight[0] == 1.5
     assert (layer.out_features, layer.norm.eps) == (16, 1e-3)
     assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None

@@ -14,6 +14,7 @@ from .. import ann
 from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
 from ..nn.signals import effective_counts
+from ..nn.threshold import percentile_of, set_threshold
 from .to_ann import to_ann
 
 SAMPLE = 2**20  # activations of one layer that are kept from one batch
@@ -75,23 +76,5 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     for name, layer in layers.items():
         values = torch.cat([*seen[name], torch.empty(0)])
         if len(values):  # a projection's own neurons never fire, nor does a layer that is silent throughout
-            _set_threshold(layer, _percentile(values, percentile) / T)
+            set_threshold(layer, percentile_of(values, percentile) / T)
     return net
-
-
-def _percentile(values: Tensor, percentile: float) -> float:
-    rank = round((len(values) - 1) * percentile / 100)
-    return values.kthvalue(rank + 1).values.item()
-
-
-def _set_threshold(layer: tnn.SpikingLayer, value: float) -> None:
-    threshold, v_init = layer.threshold, layer.v_init
-    ratio = value / float(threshold)
-    if isinstance(threshold, Tensor):
-        threshold.fill_(value)
-    else:
-        layer.threshold = value
-    if isinstance(v_init, Tensor):
-        v_init.mul_(ratio)
-    else:
-        layer.v_init = v_init * ratio

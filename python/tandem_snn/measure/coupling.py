@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn.signals import effective_counts
@@ -81,7 +82,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
         if isinstance(layer, tnn.SpikingLayer) and isinstance(y, SpikeTrain):
             z = layer.preactivation(x, kwargs.get("residual"))
             threshold = torch.as_tensor(layer.threshold, device=z.device)
-            threshold = threshold.view(-1, *[1] * (z.dim() - 2)) if threshold.dim() else threshold
+            threshold = over_space(threshold, tuple(z.shape)) if threshold.dim() else threshold
             found.append(Activation(name, y.counts, z / threshold, y.T))
             ideal[id(y)] = (y, found[-1].a.relu() * y.gain, found[-1])
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError, check_name
 from ..nn import initial_gamma
@@ -29,10 +29,13 @@ class Plan:
         encoding: the mode of the Encoder.
         dropout: replaces every dropout probability of the architecture.
         norm: batch norm in every layer with neurons; without it they have a bias.
-        threshold: of every layer with neurons.
+        threshold: of every layer with neurons; None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
         learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
-        gamma: the initial γ; None is the one for T.
+        gamma: the initial γ; None is the one for T, or with ``ann_units`` 1.
         weight_bits: of every layer, the readout included.
+        v_init: the potential before the first step, in units of the threshold.
+        ann_units: spikes are worth their threshold and a direct input 1/T per step, so that every z is in the units of
+            an ANN with the same weights. Thresholds then are buffers, to be set from data.
         neuron: further arguments of the layers with neurons (leak, v_init, gate, bn_stats, ...).
     """
 
@@ -44,10 +47,12 @@ class Plan:
     encoding: str = "direct"
     dropout: float | None = None
     norm: bool = True
-    threshold: float = 1.0
+    threshold: float | None = None
     learn_threshold: str | None = None
     gamma: float | None = None
     weight_bits: int | None = None
+    v_init: float = 0.0
+    ann_units: bool = False
     neuron: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,7 +62,8 @@ class Plan:
             raise UserError(f"width: expected a positive number, got {self.width}")
 
     def encoder(self) -> nn.Module:
-        return self.layers.Encoder(self.T, self.encoding)  # type: ignore[no-any-return]
+        gain = 1 / self.T if self.ann_units and self.encoding == "direct" else 1.0
+        return self.layers.Encoder(self.T, self.encoding, gain=gain)  # type: ignore[no-any-return]
 
     def channels(self, base: int) -> int:
         """``base`` channels times the width."""
@@ -65,17 +71,24 @@ class Plan:
 
     def neurons(self, channels: int) -> dict[str, Any]:
         """The keyword arguments of a layer with that many channels of neurons."""
-        threshold: float | nn.Parameter = self.threshold
+        start = (4 / self.T if self.ann_units else 1.0) if self.threshold is None else float(self.threshold)
+        threshold: float | Tensor = start
+        v_init: float | Tensor = self.v_init * start
         if self.learn_threshold is not None:
-            size = () if self.learn_threshold == "layer" else (channels,)
-            threshold = nn.Parameter(torch.full(size, float(self.threshold)))
-        gamma = initial_gamma(self.T) if self.gamma is None else self.gamma
+            threshold = nn.Parameter(torch.full(() if self.learn_threshold == "layer" else (channels,), start))
+        elif self.ann_units:
+            threshold, v_init = torch.tensor(start), torch.tensor(v_init)
+        gamma = self.gamma
+        if gamma is None:
+            gamma = 1.0 if self.ann_units else initial_gamma(self.T)
         return {
             "bias": not self.norm,
             "norm": self.norm,
             "threshold": threshold,
             "gamma": gamma,
             "weight_bits": self.weight_bits,
+            "v_init": v_init,
+            "gain": "threshold" if self.ann_units else 1.0,
             **self.neuron,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,7 @@ _BUILDERS: dict[str, Callable[[Plan], nn.Sequential]] = {
     "resnet18-cifar": resnet18_cifar,
 }
 _SPIKES_IN = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
-_PLAN = ("width", "encoding", "dropout", "norm", "threshold", "learn_threshold", "gamma", "weight_bits")
+_PLAN = {field.name for field in fields(Plan)} - {"layers", "neuron"}
 
 
 def list_models() -> list[str]:
@@ -66,8 +67,10 @@ def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **opt
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
             a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
             own probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel";
-            ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of quantisation-aware training; further arguments of the
-            layers with neurons: ``leak``, ``v_init``, ``gate``, ``bn_stats``, ``momentum``, ``eps``.
+            ``v_init`` (0.0), in units of the threshold; ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of
+            quantisation-aware training; ``ann_units`` (False): spikes are worth their threshold, so that the weights of
+            a trained ANN keep their meaning; further arguments of the layers with neurons: ``leak``, ``gate``,
+            ``bn_stats``, ``momentum``, ``eps``.
 
     Raises:
         UserError: an unknown name, an architecture for which the shape is too small.
@@ -96,6 +99,6 @@ def _create(layers: ModuleType, name: str, **options: Any) -> nn.Sequential:
     check_model(name)
     if name in _SPIKES_IN:
         options.setdefault("encoding", "events")
-    known = {key: options.pop(key) for key in ("shape", "classes", "T", *_PLAN) if key in options}
+    known = {key: options.pop(key) for key in _PLAN.intersection(options)}
     plan = Plan(layers, **known, neuron=options)
     return _BUILDERS[name](plan) if name in _BUILDERS else build(name, plan)

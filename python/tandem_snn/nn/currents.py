@@ -15,9 +15,11 @@ from .signals import Signal, effective_counts
 NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 
 
-def residual_total(residual: SpikeTrain | Tensor) -> Tensor:
-    """What a residual adds to z: its currents, summed over the window."""
-    return residual.sum(0) if isinstance(residual, Tensor) else effective_counts(residual)
+def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
+    """What a residual adds to z: its currents, summed over the window where they are not already."""
+    if isinstance(residual, Tensor):
+        return residual.sum(0) if residual.dim() > z.dim() else residual
+    return effective_counts(residual)
 
 
 def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor]) -> Tensor:

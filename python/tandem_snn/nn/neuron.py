@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.functional.neuron import over_space
 
 from .currents import NEVER, residual_total, step_currents
 from .gamma import initial_gamma
 from .quantise import check_bits, rounded
-from .signals import Signal, check_signal, effective_counts, with_gain
+from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
 MOMENTUM = {"batch": 0.1, "running": 0.9}
@@ -59,6 +60,10 @@ class SpikingLayer(nn.Module):
             :func:`init_gamma_` sets it throughout a network for the network's T.
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
+
+    Attributes:
+        analog: True makes the layer what it is in the ANN, without spikes: it takes signals and tensors and returns the
+            tensor ρ(z)/ϑ, times what a spike is worth. So a network can be part spiking, part ANN.
     """
 
     _if: ClassVar[Callable[..., Any]]
@@ -73,6 +78,7 @@ class SpikingLayer(nn.Module):
     v_init: float | Tensor
     gain: float | str
     weight_bits: int | None
+    analog: bool = False
 
     def _add_neurons(
         self,
@@ -127,16 +133,20 @@ class SpikingLayer(nn.Module):
         return ()
 
     def forward(  # type: ignore[override]
-        self, x: Signal, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
+        self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
     ) -> SpikeTrain | Tensor:
         """The layer's spikes.
 
         Args:
-            x: the input signal.
-            residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *].
-            fire: False returns the currents [T, B, *features] that the neurons would receive.
+            x: the input signal; an ``analog`` layer takes tensors too.
+            residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *], or
+                for an ``analog`` layer their sum [B, *].
+            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum.
         """
+        if self.analog:
+            return self._activation(x, residual) if fire else self.preactivation(x)
         check_signal(x, type(self).__name__)
+        assert not isinstance(x, Tensor)
         if not fire:
             if residual is not None:
                 raise ValueError("residual: with fire=False there are no neurons to receive it")
@@ -144,6 +154,18 @@ class SpikingLayer(nn.Module):
         train = self._fire(x, residual)
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
+
+    def _activation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None) -> Tensor:
+        """What the spikes stand for, in the next layer's units."""
+        check_input(x, type(self).__name__)
+        activation = torch.relu(self.preactivation(x, residual))
+        if self.gain == "threshold":
+            return activation
+        assert not isinstance(self.gain, str)
+        threshold = self.threshold
+        if isinstance(threshold, Tensor) and threshold.dim():
+            threshold = over_space(threshold, tuple(activation.shape))
+        return activation / threshold * self.gain
 
     def _fire(self, x: Signal, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         neuron = {
@@ -174,16 +196,16 @@ class SpikingLayer(nn.Module):
         """The weights the layer computes with: rounded where it has ``weight_bits``."""
         return rounded(self.weight, self.weight_bits)
 
-    def preactivation(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
+    def preactivation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """z, the pre-activation of the layer's ANN branch at the real counts of its input, [B, *features].
 
         In training mode with batch norm it updates the running statistics, as torch's batch norm does.
         """
         u = self._ann_product(x)
         z = u if self.norm is None else self.norm(u)
-        return z if residual is None else z + residual_total(residual)
+        return z if residual is None else z + residual_total(residual, z)
 
-    def _ann_product(self, x: Signal) -> Tensor:
+    def _ann_product(self, x: Signal | Tensor) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 

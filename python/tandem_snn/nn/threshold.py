@@ -1,0 +1,31 @@
+"""Thresholds from data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .neuron import SpikingLayer
+
+
+def percentile_of(values: Tensor, percentile: float) -> float:
+    """The value that ``percentile`` per cent of the values [N] do not exceed.
+
+    >>> percentile_of(torch.arange(101.0), 99)
+    99.0
+    """
+    rank = round((len(values) - 1) * percentile / 100)
+    return values.kthvalue(rank + 1).values.item()
+
+
+def set_threshold(layer: SpikingLayer, value: float) -> None:
+    """Sets a layer's threshold, in place where it is a tensor. The initial potential keeps its ratio to it."""
+    threshold, v_init = layer.threshold, layer.v_init
+    ratio = value / float(threshold)
+    if isinstance(threshold, Tensor):
+        threshold.data.fill_(value)
+    else:
+        layer.threshold = value
+    if isinstance(v_init, Tensor):
+        v_init.data.mul_(ratio)
+    else:
+        layer.v_init = v_init * ratio
