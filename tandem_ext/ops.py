@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_fake, register_vmap
+from torch.library import register_vmap
 
 from . import _load  # noqa: F401  (registers the ops)
 
@@ -19,6 +19,22 @@ Shape = Sequence[int]
 
 # Positions, from the end, of the arguments that the ops with neurons have in common.
 _RESIDUAL, _V_INIT, _TRAIN, _RETURN_V = -9, -7, -2, -1
+
+
+def _register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """As torch's, for tensors of one device: a call that mixes meta tensors with real ones gets here too."""
+    op = getattr(torch.ops.tandem, name).default
+    names = [argument.name for argument in op._schema.arguments]
+
+    def checked(*args: Any) -> Any:
+        tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, Tensor)]
+        for argument, tensor in tensors:
+            if tensor.device != tensors[0][1].device:
+                first, device = tensors[0][0], tensors[0][1].device
+                raise ValueError(f"{argument} is on {tensor.device}, but {first} is on {device}")
+        return fake(*args)
+
+    torch.library.register_fake(f"tandem::{name}", checked)
 
 
 def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -100,7 +116,7 @@ def _register_neurons(name: str, shape_of: Callable[..., Shape], batch: int, pro
         )
         return outputs, (1, 0 if train else None, 0 if train else None, 0 if return_v else None)
 
-    register_fake(f"tandem::{name}", fake)
+    _register_fake(name, fake)
     register_vmap(f"tandem::{name}", rule)
 
 
@@ -148,7 +164,7 @@ def _register_bn_neurons(name: str, shape_of: Callable[..., Shape]) -> None:
         mean, var = (planes.new_empty(shape[1], dtype=compute_dtype) for _ in range(2))
         return *outputs, _empty(planes, [], shape, compute_dtype), mean, var
 
-    register_fake(f"tandem::{name}", fake)
+    _register_fake(name, fake)
     register_vmap(f"tandem::{name}", lambda info, in_dims, *args: _once_per_element(op, info, in_dims, args))
 
 
@@ -159,20 +175,26 @@ _register_bn_neurons("conv_bn_if", _conv_shape)
 # --- ops on planes and gradients --------------------------------------------------------------------------------------
 
 
-@register_fake("tandem::pack")  # type: ignore[untyped-decorator]
-def _(spikes: Tensor) -> Tensor:
+def _fake_pack(spikes: Tensor) -> Tensor:
     T, *shape = spikes.shape
     return _empty(spikes, [(T + 7) // 8], shape, torch.uint8)
 
 
-@register_fake("tandem::unpack")  # type: ignore[untyped-decorator]
-def _(planes: Tensor, T: int, dtype: torch.dtype) -> Tensor:
+_register_fake("pack", _fake_pack)
+
+
+def _fake_unpack(planes: Tensor, T: int, dtype: torch.dtype) -> Tensor:
     return _empty(planes, [T], planes.shape[1:], dtype)
 
 
-@register_fake("tandem::counts")  # type: ignore[untyped-decorator]
-def _(planes: Tensor, dtype: torch.dtype) -> Tensor:
+_register_fake("unpack", _fake_unpack)
+
+
+def _fake_counts(planes: Tensor, dtype: torch.dtype) -> Tensor:
     return _empty(planes, [], planes.shape[1:], dtype)
+
+
+_register_fake("counts", _fake_counts)
 
 
 def _register_plane_vmap(name: str, batch: int) -> None:
@@ -190,9 +212,11 @@ _register_plane_vmap("unpack", batch=1)
 _register_plane_vmap("counts", batch=0)
 
 
-@register_fake("tandem::gate_grad")  # type: ignore[untyped-decorator]
-def _(grad: Tensor, mask: Tensor, threshold: float) -> Tensor:
+def _fake_gate_grad(grad: Tensor, mask: Tensor, threshold: float) -> Tensor:
     return _empty(grad, [], grad.shape, grad.dtype)
+
+
+_register_fake("gate_grad", _fake_gate_grad)
 
 
 @register_vmap("tandem::gate_grad")  # type: ignore[untyped-decorator]
@@ -204,9 +228,11 @@ def _(info: Any, in_dims: Sequence[Any], grad: Tensor, mask: Tensor, threshold: 
     return _split(op(joined, _join(mask, in_dims[1], size, 0), threshold), size, 0), 0
 
 
-@register_fake("tandem::bn_grad")  # type: ignore[untyped-decorator]
-def _(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_bn_grad(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(grad, [], product.shape, product.dtype), torch.empty_like(mean), torch.empty_like(mean)
+
+
+_register_fake("bn_grad", _fake_bn_grad)
 
 
 @register_vmap("tandem::bn_grad")  # type: ignore[untyped-decorator]

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <limits>
+
 #include "aten.h"
 #include "batch_norm.h"
 #include "product.h"
@@ -26,6 +28,11 @@ OptionalTensor per_channel(const OptionalTensor& tensor, const Tensor& mean, con
   return torch::stable::contiguous(aten::to_type(*tensor, mean.scalar_type()));
 }
 
+double checked_eps(double eps) {
+  TANDEM_CHECK(eps >= 0 && eps <= std::numeric_limits<float>::max(), "eps must be a float32, 0 or more, got ", eps);
+  return eps;
+}
+
 // Dimensions of [B, N, spatial...] that the statistics run over.
 Shape all_but_channels(const Tensor& u) {
   Shape dims{0};
@@ -40,7 +47,7 @@ Tensor count_of_rows(const Tensor& u) {
 // mean = S1 / n and var = max(S2 / n - mean^2, 0) of double sums, rounded once.
 std::tuple<Tensor, Tensor> moments(const Tensor& u) {
   const int64_t channels = u.size(1);
-  TANDEM_CHECK(u.numel() > 0 || channels == 0, "batch normalisation needs at least one sample in training, got ",
+  TANDEM_CHECK(u.numel() > 0 || channels == 0, "planes: batch normalisation needs at least one sample, got outputs ",
                shape_text(shape_of(u)));
   const ScalarType compute = u.scalar_type();
   if (!u.is_cuda()) {
@@ -113,7 +120,7 @@ NormOutputs linear_bn_if(Tensor planes, int64_t T, Tensor weight, OptionalTensor
                          OptionalTensor v_init, int64_t steps, double threshold, double leak, std::string gate,
                          bool return_v) {
   return layer_bn_if(
-      {planes, T, weight, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, eps},
+      {planes, T, weight, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
       {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 
@@ -122,7 +129,7 @@ NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, Shape stride, Sh
                        OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
                        double threshold, double leak, std::string gate, bool return_v) {
   return layer_bn_if(
-      {planes, T, weight, stride, padding, dilation, groups}, {Tensor(), Tensor(), gain, gamma, beta, eps},
+      {planes, T, weight, stride, padding, dilation, groups}, {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
       {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 
@@ -154,8 +161,15 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
                shape_text(shape_of(product)));
   TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
                "mask must be uint8 with one bit per element of grad");
+  TANDEM_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "product must be float32 or float64");
+  for (const auto& [moment, name] : {std::pair{&mean, "mean"}, std::pair{&var, "var"}}) {
+    check_same_device(*moment, product, name);
+    TANDEM_CHECK(moment->scalar_type() == compute && moment->dim() == 1 && moment->numel() == product.size(1), name,
+                 " must hold one value per channel (", product.size(1), ") in the type of product, got shape ",
+                 shape_text(shape_of(*moment)));
+  }
   const BatchNorm norm{mean,         var, per_channel(gain, mean, "gain", true), per_channel(gamma, mean, "gamma"),
-                       std::nullopt, eps};
+                       std::nullopt, checked_eps(eps)};
   const Tensor u = to_channels_last(product, 1);
   const Tensor g = to_channels_last(aten::to_type(grad, compute), 1);
   Tensor grad_product = empty_channels_last(shape_of(product), 1, compute, product);

@@ -39,7 +39,7 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
       channels_(shape.size() > 1 ? shape[1] : 1),
       compute_(compute_type(counts_type)),
       device_of_(device_of) {
-  TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);
+  TANDEM_CHECK(T >= 1 && T <= 255, "T, the number of steps, must be 1..255, got ", T);
   TANDEM_CHECK(inputs.steps >= 1, "steps must be at least 1, got ", inputs.steps);
   TANDEM_CHECK(inputs.threshold > 0, "threshold must be positive, got ", inputs.threshold);
   TANDEM_CHECK(inputs.leak > 0 && inputs.leak <= 1, "leak must be in (0, 1], got ", inputs.leak);

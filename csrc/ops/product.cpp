@@ -9,6 +9,16 @@
 
 namespace tandem::ops {
 
+namespace {
+
+constexpr int64_t kMostPixels = int64_t{1} << 30;  // sizes of windows are computed without a thought of overflow
+
+void check_range(int64_t value, int64_t least, const char* name) {
+  TANDEM_CHECK(value >= least && value <= kMostPixels, name, " must be ", least, "..", kMostPixels, ", got ", value);
+}
+
+}  // namespace
+
 void Synapses::check() const {
   check_planes(planes, T, "planes");
   kernel_dtype(weight, "weight");
@@ -16,16 +26,17 @@ void Synapses::check() const {
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
                "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
                shape_text(shape_of(planes)), " and ", shape_text(shape_of(weight)));
-  TANDEM_CHECK(groups >= 1 && planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
+  check_range(groups, 1, "groups");
+  TANDEM_CHECK(planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
                shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
                shape_text(shape_of(planes)));
   const auto spatial = static_cast<size_t>(weight.dim() - 2);
   TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
                "stride, padding and dilation must have ", spatial, " elements");
   for (size_t d = 0; d < spatial; ++d) {
-    TANDEM_CHECK(stride[d] >= 1, "stride must be at least 1, got ", stride[d]);
-    TANDEM_CHECK(dilation[d] >= 1, "dilation must be at least 1, got ", dilation[d]);
-    TANDEM_CHECK(padding[d] >= 0, "padding must not be negative, got ", padding[d]);
+    check_range(stride[d], 1, "stride");
+    check_range(dilation[d], 1, "dilation");
+    check_range(padding[d], 0, "padding");
     TANDEM_CHECK(planes.size(3 + d) + 2 * padding[d] >= dilation[d] * (weight.size(2 + d) - 1) + 1,
                  "the kernel is larger than the padded input");
   }

@@ -66,8 +66,13 @@ Shape shape_of(const Tensor& tensor) {
 
 int64_t product(const Shape& shape, size_t first) {
   int64_t out = 1;
-  for (size_t d = first; d < shape.size(); ++d) out *= shape[d];
-  return out;
+  bool overflow = false, empty = false;
+  for (size_t d = first; d < shape.size(); ++d) {
+    empty |= shape[d] == 0;
+    overflow |= __builtin_mul_overflow(out, shape[d], &out);
+  }
+  TANDEM_CHECK(empty || !overflow, "a tensor of shape ", shape_text(shape), " would not fit into memory");
+  return empty ? 0 : out;
 }
 
 Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of) {

@@ -1,0 +1,83 @@
+"""Hostile calls of every op: an error that names what is wrong, or the very result of the same values laid out plainly.
+
+`make fuzz` runs this file with other seeds each time.
+"""
+
+import math
+
+import attack
+import pytest
+import torch
+from cases import assert_same, dyadic, neurons, train
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tandem_ext as te
+
+f, ref = te.functional, te.reference
+OPS = sorted(attack.CALLS)
+ERRORS = (RuntimeError, ValueError, TypeError)
+
+
+def plainly(value):
+    """The same values in an ordinary tensor."""
+    if not torch.is_tensor(value):
+        return value
+    return value.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def same(a, b):
+    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
+        return False
+    return a.is_meta or (torch.equal(a.nan_to_num(1e30), b.nan_to_num(1e30)) and torch.equal(a.isnan(), b.isnan()))
+
+
+def complaint_of(function, arguments):
+    """(the results, None) or (None, the error)."""
+    try:
+        result = function(*arguments)
+        return (result,) if torch.is_tensor(result) else result, None
+    except ERRORS as error:
+        return None, error
+
+
+@pytest.mark.parametrize("op", OPS)
+@given(data=st.data())
+def test_a_hostile_call_is_refused_or_right(op, data):
+    function = getattr(torch.ops.tandem, op).default
+    arguments, _ = data.draw(attack.calls(op, data.draw(st.integers(0, 3))))
+    results, error = complaint_of(function, arguments.values())
+    if error is None:
+        expected, error = complaint_of(function, map(plainly, arguments.values()))
+        assert error is None
+        assert all(same(a, b) for a, b in zip(results, expected, strict=True))
+    else:  # torch's own refusals name the op, failed allocations the size
+        names = (*arguments, "T, the number of steps", "tandem::", "bytes", "memory")
+        assert any(name in str(error) for name in names), f"{type(error).__name__}: {error}"
+
+
+NOT_NUMBERS = (math.nan, math.inf, -math.inf)
+
+
+@given(data=st.data(), T=st.sampled_from([1, 8, 9]), seed=st.integers(0, 2**16))
+def test_what_is_no_number_goes_where_the_reference_sends_it(data, T, seed):
+    """NaN never fires, an infinite current always does: in weights, shifts and residual currents; a scale that is
+    infinite has no meaning where it meets an absent bias, one that is NaN has.
+    """
+    torch.manual_seed(seed)
+    x, weight, image, kernel = train(T, 3, 7), dyadic(5, 7), train(T, 2, 4, 5, 5), dyadic(6, 4, 3, 3)
+    for layer, data_, w, shape in (
+        ("linear_if", x, weight, (3, 5)),
+        ("conv2d_if", image, kernel, (2, 6, 3, 3)),
+        ("if_scan", dyadic(T, 3, 5), None, (3, 5)),
+    ):
+        arguments = data.draw(neurons(T, shape))
+        victims = [a for a in (w, *arguments.values()) if torch.is_tensor(a) and a is not arguments["v_init"]]
+        if victims:
+            victim = data.draw(st.sampled_from(victims))
+            values = NOT_NUMBERS[:1] if victim is arguments["scale"] else NOT_NUMBERS
+            victim.view(-1)[data.draw(st.integers(0, victim.numel() - 1))] = data.draw(st.sampled_from(values))
+        given_ = (data_,) if w is None else (data_, w)
+        ours, theirs = (getattr(m, layer)(*given_, **arguments) for m in (f, ref))
+        assert_same(ours[0], theirs[0])
+        assert same(ours[1], theirs[1])
