@@ -168,8 +168,12 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
                  " must hold one value per channel (", product.size(1), ") in the type of product, got shape ",
                  shape_text(shape_of(*moment)));
   }
-  const BatchNorm norm{mean,         var, per_channel(gain, mean, "gain", true), per_channel(gamma, mean, "gamma"),
-                       std::nullopt, checked_eps(eps)};
+  const BatchNorm norm{mean,
+                       var,
+                       per_channel(gain, mean, "gain", true),
+                       per_channel(gamma, mean, "gamma"),
+                       std::nullopt,
+                       checked_eps(eps)};
   const Tensor u = to_channels_last(product, 1);
   const Tensor g = to_channels_last(aten::to_type(grad, compute), 1);
   Tensor grad_product = empty_channels_last(shape_of(product), 1, compute, product);
