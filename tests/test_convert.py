@@ -259,7 +259,7 @@ def test_calibration() -> None:
 def test_spikes_in() -> None:
     net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
     train = te.SpikeTrain.from_dense(torch.rand(200, 5, 12).lt(0.4).float(), gain=1 / 200)
-    snn = calibrate(convert(net, T=200, mode=None), [train], percentile=100)
+    snn = calibrate(convert(net, T=200, mode="events"), [train], percentile=100)
     torch.testing.assert_close(snn(train), net(train.counts / 200), atol=0.01, rtol=0.02)
     assert torch.equal(to_ann(snn)(train.counts / 200), net(train.counts / 200))
 

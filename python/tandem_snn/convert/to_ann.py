@@ -73,6 +73,8 @@ def to_ann(net: nn.Module) -> nn.Module:
 def _twin(layer: nn.Module) -> nn.Module | None:
     """The ANN's layer in the place of a spiking one; None for what may stay."""
     if isinstance(layer, tnn.Encoder):
+        if layer.mode == "events":
+            return ann.Encoder()
         is_one = layer.gain == (1 / layer.T if layer.mode == "direct" else 1.0)
         return ann.Encoder() if is_one else Scale(layer.gain * (layer.T if layer.mode == "direct" else 1))
     if isinstance(layer, tnn.SpikingLayer):

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from .. import nn as tnn
-from ..nn.encoder import MODES
 from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
 
 
@@ -19,7 +18,7 @@ def convert(
     ann: nn.Module,
     T: int,
     *,
-    mode: str | None = "direct",
+    mode: str = "direct",
     threshold: float | None = None,
     v_init: float = 0.5,
     example: Tensor | None = None,
@@ -39,8 +38,8 @@ def convert(
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
         T: the number of time steps, 1..255.
-        mode: how the input is encoded, as in ``tnn.Encoder``. None: the network takes a SpikeTrain and the ANN
-            ``gain * counts`` of it.
+        mode: how the input is encoded, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain, of
+            which the ANN takes ``gain * counts``.
         threshold: ϑ of every layer, until it is calibrated. None: 4/T, which covers activations up to 4.
         v_init: the neurons' initial potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to a count where 0 cuts it off.
         example: a batch of images, by which an adaptive pooling that is not the last thing before the answer gets its
@@ -60,10 +59,9 @@ def convert(
     >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
     (torch.Size([2, 3]), True)
     """
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"mode: expected None or one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    encoder = tnn.Encoder(T, mode or "direct")
-    encoder.gain = 1.0 if mode == "zero_expand" else 1 / T
+    encoder = tnn.Encoder(T, mode)
+    if mode == "direct":
+        encoder.gain = 1 / T
     threshold = 4 / T if threshold is None else float(threshold)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold}")
@@ -73,8 +71,7 @@ def convert(
         raise CannotConvert(f"torch.fx cannot trace the ANN ({type(error).__name__}: {error})") from error
     if example is not None:
         ShapeProp(traced).propagate(example)
-    lowering = _Lowering(traced, None if mode is None else encoder, threshold, v_init)
-    return lowering.run(type(ann).__name__)
+    return _Lowering(traced, encoder, threshold, v_init).run(type(ann).__name__)
 
 
 @dataclass
@@ -105,7 +102,7 @@ class _Currents(_Value):
 class _Lowering:
     """Builds the spiking network's graph, node by node of the ANN's."""
 
-    def __init__(self, ann: fx.GraphModule, encoder: tnn.Encoder | None, threshold: float, v_init: float) -> None:
+    def __init__(self, ann: fx.GraphModule, encoder: tnn.Encoder, threshold: float, v_init: float) -> None:
         self.ann = ann
         self.modules = dict(ann.named_modules())
         self.encoder = encoder
@@ -142,7 +139,8 @@ class _Lowering:
                 return _Value("unused")
             if any(value.kind != "unused" for value in self.env.values()):
                 raise refuse(node, "a second input: a spiking network has one")
-            return _Value("image" if self.encoder else "spikes", self._copy(node))
+            x = self._copy(node)
+            return _Value("image", x) if self.encoder.mode != "events" else _Value("spikes", self._encode(x))
         if node.op == "output":
             return self._output(node)
         given = [self.env[value] for value in role.inputs if isinstance(value, fx.Node)]
@@ -274,11 +272,12 @@ class _Lowering:
 
     def _signal(self, x: _Value) -> fx.Node:
         assert x.node is not None
-        if x.kind != "image":
-            return x.node
-        if x.node not in self.encoded:
-            self.encoded[x.node] = self._call("encoder", self.encoder, x.node)
-        return self.encoded[x.node]
+        return self._encode(x.node) if x.kind == "image" else x.node
+
+    def _encode(self, x: fx.Node) -> fx.Node:
+        if x not in self.encoded:
+            self.encoded[x] = self._call("encoder", self.encoder, x)
+        return self.encoded[x]
 
     def _emit(self, x: _Currents, fire: bool = True) -> fx.Node:
         layer = _sharing(SYNAPSES[type(x.synapses)], x.synapses)
