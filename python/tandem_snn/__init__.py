@@ -4,6 +4,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 
 from . import ann, data, measure, models, nn
 from .convert import calibrate, convert, to_ann
+from .exchange import from_nir, to_nir
 from .frozen import FrozenNetwork, freeze
 from .models import create_model, create_twin, list_models
 
@@ -21,9 +22,11 @@ __all__ = [
     "create_twin",
     "data",
     "freeze",
+    "from_nir",
     "list_models",
     "measure",
     "models",
     "nn",
     "to_ann",
+    "to_nir",
 ]

@@ -1,0 +1,310 @@
+"""from_nir: a graph of the Neuromorphic Intermediate Representation as a network of our layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from .. import nn as tnn
+from ..errors import UserError, extra
+
+HARD_RESET_SINCE = (1, 0, 8)
+
+
+def from_nir(
+    graph: Any, T: int | None = None, *, mode: str | None = None, dt: float | None = None, reset: str | None = None
+) -> fx.GraphModule:
+    """A spiking network from a NIR graph of Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, or
+    of the loops of primitives that :func:`to_nir` writes in the place of the last two.
+
+    The network runs T steps and gives the sum of the graph's output over them, or the spike trains where the graph ends
+    in neurons. The bias of a step, times T, is the bias of the layer.
+
+    Args:
+        graph: a ``nir.NIRGraph`` or the path of a file.
+        T: the number of time steps; None: as the file says, if :func:`to_nir` wrote it.
+        mode: of the encoder; None: as the file says, else "direct".
+        dt: the length of a time step in the unit of the graph's time constants; None: as the file says, else 1.
+        reset: "subtract": take IF and LIF nodes to subtract their threshold. None: believe the file: the nodes' own
+            metadata, or its version, for nir below 1.0.8 meant subtraction.
+
+    Raises:
+        UserError: a file that cannot be read; the package nir is not installed.
+        ValueError: a node that has no counterpart, above all neurons that reset to a value: the message names it.
+
+    >>> from tandem_snn import to_nir
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> x = torch.rand(2, 4)
+    >>> torch.allclose(from_nir(to_nir(net, x))(x), net(x))
+    True
+    """
+    nir = extra("nir", "the import of NIR")
+    if reset not in (None, "subtract"):
+        raise ValueError(f"reset: expected None or 'subtract', the only reset of these layers, got {reset!r}")
+    if isinstance(graph, (str, PathLike)):
+        graph, version = _read(nir, Path(graph))
+        if version < HARD_RESET_SINCE:
+            reset = "subtract"
+    facts = {} if graph.metadata is dict else {key: _plain(value) for key, value in graph.metadata.items()}
+    T = facts.get("T") if T is None else T
+    if T is None:
+        raise ValueError("T: give the number of time steps: the graph does not say it")
+    encoder = tnn.Encoder(int(T), mode or facts.get("input", "direct"))
+    return _Importer(nir, graph, encoder, float(dt or facts.get("dt", 1.0)), reset).network()
+
+
+def _read(nir: Any, path: Path) -> tuple[Any, tuple[int, ...]]:
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    try:
+        version = extra("nir.serialization", "the import of NIR").read_version(path)
+        return nir.read(path), tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    except Exception as error:  # h5py and nir raise what they meet
+        raise UserError(f"{path} is not a NIR file that can be read ({type(error).__name__}: {error})") from error
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@dataclass
+class _Signal:
+    """Spikes, or the encoded input; scale is what a Scale node makes of them."""
+
+    node: fx.Node
+    scale: Tensor | None = None
+
+
+@dataclass
+class _Synapses:
+    """A convolution or affine map that waits for its neurons."""
+
+    nir: Any
+    x: fx.Node
+
+
+@dataclass
+class _Average:
+    nir: Any
+    x: fx.Node
+
+
+@dataclass
+class _Neurons:
+    """Any of NIR's ways to say: v = v + factor·I, fire at ϑ, subtract ϑ."""
+
+    threshold: Tensor
+    factor: float
+    leak: float = 1.0
+    v_init: Tensor | None = None
+    inputs: list[str] = field(default_factory=list)
+
+
+class _Importer:
+    def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
+        self.nir, self.dt, self.reset, self.T = nir, dt, reset, encoder.T
+        self.nodes, self.edges = dict(graph.nodes), list(dict.fromkeys(graph.edges))
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {"encoder": encoder}
+        self.values: dict[str, Any] = {}
+
+    def network(self) -> fx.GraphModule:
+        for name, node in list(self.nodes.items()):
+            if isinstance(node, self.nir.Threshold):
+                self._collapse(name, node)
+        for name in self._order():
+            self._import(name, self.nodes[name])
+        return fx.GraphModule(self.root, self.graph, "FromNIR")
+
+    def _sources(self, name: str) -> list[str]:
+        return [a for a, b in self.edges if b == name]
+
+    def _collapse(self, name: str, threshold: Any) -> None:
+        """Replaces the loop integrator -> Threshold -> Scale -> integrator by one node under the Threshold's name."""
+        (integrator,) = self._sources(name) or [""]
+        loops = [b for a, b in self.edges if a == name and (b, integrator) in self.edges]
+        node = self.nodes.get(integrator)
+        if len(loops) != 1 or not isinstance(self.nodes[loops[0]], self.nir.Scale) or node is None:
+            raise ValueError(f"node {name!r}: a Threshold without the loop that makes it a neuron")
+        theta = _tensor(-self.nodes[loops[0]].scale)
+        factor, leak = self._dynamics(integrator, node)
+        self.nodes[name] = _Neurons(theta, factor, leak, theta - _tensor(threshold.threshold))
+        inside = {integrator, loops[0]}
+        self.edges = [
+            (a, name if b == integrator else b)
+            for a, b in self.edges
+            if a not in inside and not (a == name and b in inside)
+        ]
+        for gone in inside:
+            del self.nodes[gone]
+
+    def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
+        """(factor of the input, leak) of a step, of I, IF, LI and LIF alike."""
+        if isinstance(node, (self.nir.I, self.nir.IF)):
+            return _uniform(name, "r", node.r) * self.dt, 1.0
+        if isinstance(node, (self.nir.LI, self.nir.LIF)):
+            if np.any(node.v_leak != 0):
+                raise ValueError(f"node {name!r}: v_leak other than 0")
+            share = self.dt / _uniform(name, "tau", node.tau)
+            if not 0 < share < 1:
+                raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
+            return _uniform(name, "r", node.r) * share, 1 - share
+        raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
+
+    def _order(self) -> list[str]:
+        done: list[str] = []
+        waiting = list(self.nodes)
+        while waiting:
+            ready = [name for name in waiting if all(source in done for source in self._sources(name))]
+            if not ready:
+                raise ValueError(f"nodes {waiting}: recurrent connections, which these layers do not have")
+            done += ready
+            waiting = [name for name in waiting if name not in ready]
+        return done
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def _import(self, name: str, node: Any) -> None:
+        nir, values = self.nir, [self.values[source] for source in self._sources(name)]
+        if isinstance(node, nir.Input):
+            image = self.graph.placeholder("x")
+            self.values[name] = _Signal(self.graph.call_module("encoder", (image,)))
+            return
+        if isinstance(node, (nir.IF, nir.LIF)):
+            self._check_reset(name, node)
+            node = _Neurons(_tensor(node.v_threshold), *self._dynamics(name, node))
+        if isinstance(node, _Neurons):
+            self.values[name] = _Signal(self._neurons(name, node, values))
+            return
+        if len(values) != 1:
+            raise ValueError(f"node {name!r}: {len(values)} inputs, where only neurons may have more than one")
+        (x,) = values
+        if isinstance(node, nir.Output):
+            self.graph.output(self._answer(name, x))
+            return
+        if not isinstance(x, _Signal) or x.scale is not None:
+            x = self._averaged(name, x) if isinstance(x, _Average) else None
+        if x is None:
+            raise ValueError(f"node {name!r}: {type(node).__name__} follows a node that is not neurons")
+        if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
+            self.values[name] = _Synapses(node, x.node)
+        elif isinstance(node, nir.AvgPool2d):
+            self.values[name] = _Average(node, x.node)
+        elif isinstance(node, nir.Flatten):
+            start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))
+            self.values[name] = _Signal(self._call(name, tnn.Flatten(start, end), x.node))
+        elif isinstance(node, nir.Scale):
+            self.values[name] = _Signal(x.node, _tensor(node.scale))
+        else:
+            raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
+
+    def _check_reset(self, name: str, node: Any) -> None:
+        reset = self.reset or _plain(node.metadata.get("reset"))
+        if reset != "subtract":
+            raise ValueError(
+                f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract the "
+                'threshold: give reset="subtract" if that is what the graph means'
+            )
+
+    def _answer(self, name: str, x: Any) -> fx.Node:
+        if isinstance(x, _Synapses) and isinstance(x.nir, (self.nir.Affine, self.nir.Linear)):
+            outputs, inputs = x.nir.weight.shape
+            readout = tnn.Readout(inputs, outputs, device="meta")
+            readout.weight, readout.bias = _parameter(x.nir.weight), _parameter(_bias(x.nir) * self.T)
+            return self._call("readout", readout, x.x)
+        if isinstance(x, _Signal) and x.scale is None:
+            return x.node
+        raise ValueError(f"node {name!r}: the graph must end in an Affine or Linear node, or in neurons")
+
+    def _averaged(self, name: str, x: _Average) -> _Signal:
+        """A pooling without neurons: mean counts, as a tensor."""
+        return _Signal(self._call(f"{name}_mean", _pool(x.nir, spiking=False), x.x))
+
+    def _neurons(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node:
+        paths = [value for value in values if isinstance(value, _Synapses)]
+        spikes = [value for value in values if isinstance(value, _Signal)]
+        pools = [value for value in values if isinstance(value, _Average)]
+        if len(pools) == 1 and len(values) == 1:
+            plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
+            if not plain or (neurons.v_init is not None and neurons.v_init.any()):
+                raise ValueError(f"node {name!r}: neurons after AvgPool2d must be IF with r = 1 and threshold 1")
+            return self._call(name, _pool(pools[0].nir, spiking=True), pools[0].x)
+        if len(paths) not in (1, 2) or len(spikes) != len(values) - len(paths) or len(values) > 2:
+            raise ValueError(f"node {name!r}: neurons take one or two synaptic paths, or one and a shortcut")
+        unit = 1.0
+        keywords: dict[str, Any] = {}
+        if len(paths) == 2:
+            layer = self._layer(f"{name} path", paths[1], neurons.factor)
+            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x, fire=False)
+        elif spikes:
+            unit = neurons.factor * (1.0 if spikes[0].scale is None else _uniform(name, "Scale", spikes[0].scale))
+            keywords["residual"] = spikes[0].node
+        options = {"threshold": _per_channel(name, neurons.threshold / unit), "leak": neurons.leak}
+        if neurons.v_init is not None and neurons.v_init.any():
+            options["v_init"] = neurons.v_init / unit
+        return self._call(name, self._layer(name, paths[0], neurons.factor / unit, **options), paths[0].x, **keywords)
+
+    def _layer(self, name: str, path: _Synapses, factor: float, **options: Any) -> tnn.SpikingLayer:
+        node, weight = path.nir, path.nir.weight
+        if isinstance(node, (self.nir.Affine, self.nir.Linear)):
+            if weight.ndim != 2:
+                raise ValueError(f"node {name!r}: a weight of {weight.ndim} dimensions")
+            layer: Any = tnn.Linear(weight.shape[1], weight.shape[0], **options)
+        else:
+            cls: Any = tnn.Conv1d if weight.ndim == 3 else tnn.Conv2d
+            groups = int(node.groups)
+            geometry = (_numbers(node.stride), _numbers(node.padding), _numbers(node.dilation), groups)
+            layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
+        layer.weight = _parameter(weight * factor)
+        layer.bias = _parameter(_bias(node) * factor * self.T)
+        return layer  # type: ignore[no-any-return]
+
+    def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
+        name = name.replace(".", "_")
+        self.root[name] = module
+        return self.graph.call_module(name, (x,), keywords)
+
+
+def _pool(node: Any, spiking: bool) -> tnn.AvgPool2d:
+    return tnn.AvgPool2d(*(_numbers(v) for v in (node.kernel_size, node.stride, node.padding)), spiking=spiking)
+
+
+def _bias(node: Any) -> np.ndarray:
+    return getattr(node, "bias", np.zeros(node.weight.shape[0], node.weight.dtype))  # type: ignore[no-any-return]
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _parameter(values: Any) -> torch.nn.Parameter:
+    return torch.nn.Parameter(_tensor(values))
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, (str, bytes)):
+        return _plain(value)
+    array = np.asarray(value)
+    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+
+
+def _uniform(name: str, what: str, values: Any) -> float:
+    first, *others = np.unique(np.asarray(values))
+    if others:
+        raise ValueError(f"node {name!r}: {what} must be the same for all neurons")
+    return float(first)
+
+
+def _per_channel(name: str, threshold: Tensor) -> float | Tensor:
+    rows = threshold.flatten(1) if threshold.dim() > 1 else threshold.unsqueeze(1)
+    if not bool((rows == rows[:, :1]).all()):
+        raise ValueError(f"node {name!r}: v_threshold must be the same throughout a channel")
+    first = rows[:, 0]
+    return first[0].item() if bool((first == first[0]).all()) else first.clone()

@@ -1,0 +1,154 @@
+"""A network's evaluation as a list of stages, each with one affine map per channel: what every export starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import ImpulseInput, SpikeTrain
+from tandem_ext.functional.neuron import fold, make_neurons
+
+from .. import nn as tnn
+from ..frozen.network import FrozenNetwork
+from ..frozen.trace import CannotLower, trace
+from ..nn.neuron import fold_norm
+
+
+@dataclass
+class Stage:
+    """One layer in evaluation: I[t] = scale·(W s_in[t]) + shift/T, plus the residual's, into neurons.
+
+    Attributes:
+        name: unique, an identifier.
+        layer: the layer, whose geometry and ``used_weight()`` count.
+        x, residual: names of the stages whose result it reads; "input" is the network's.
+        scale, shift: [C], None where neutral; gains, biases, batch norm and per-channel thresholds are in them.
+        residual_scale: [C], None where neutral.
+        threshold, leak, v_init: of the neurons; v_init 0-dim or [*features].
+        fires: False for the synapses of a projection, whose currents are another stage's residual.
+        shape: of its result, [*features]; ``in_shape`` of what it reads.
+    """
+
+    name: str
+    layer: Any
+    x: str
+    in_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    residual: str | None = None
+    residual_scale: Tensor | None = None
+    threshold: float = 1.0
+    leak: float = 1.0
+    v_init: Tensor | None = None
+    gate: str = "relu"
+    fires: bool = True
+
+
+@dataclass
+class Stages:
+    """All stages in order, the last of them the Readout's; what the network takes, and its T.
+
+    Attributes:
+        mode: "direct", "zero_expand" or "events", as of ``tnn.Encoder``.
+        shape: of the input, [*features].
+    """
+
+    stages: list[Stage]
+    mode: str
+    T: int
+    shape: tuple[int, ...]
+
+
+@torch.no_grad()
+def stages_of(net: nn.Module, x: Any) -> Stages:
+    """The stages of ``net`` for inputs like x.
+
+    Raises:
+        CannotLower: the network is not one chain of this package's layers from the input to a Readout.
+        ValueError: a gate that needs the whole window.
+    """
+    net = net.net if isinstance(net, FrozenNetwork) else net
+    traced = trace(net, x)
+    reader = _Reader(net, x)
+    for layer in traced.prefix:
+        if not isinstance(layer, tnn.Encoder):
+            reader.pass_through(layer)
+    for call in traced.calls:
+        reader.read(call)
+    first = traced.calls[0].x
+    mode = "events" if isinstance(x, SpikeTrain) else "zero_expand" if isinstance(first, ImpulseInput) else "direct"
+    return Stages(reader.stages, mode, first.T, tuple(x.shape[1:]))
+
+
+class _Reader:
+    def __init__(self, net: nn.Module, x: Any) -> None:
+        self.names = {module: name for name, module in net.named_modules()}
+        self.stages: list[Stage] = []
+        self.values: dict[int, str] = {}
+        self.used: set[str] = {"input", "output"}
+        self.source, self.shape = "input", tuple(x.shape[1:])  # what a value that no stage made is
+
+    def pass_through(self, layer: nn.Module) -> None:
+        """A layer before the first spikes, which works on real values."""
+        if isinstance(layer, tnn.Dropout):
+            return
+        shape = tuple(layer(torch.zeros(1, *self.shape)).shape[1:])
+        if shape != self.shape or not isinstance(layer, tnn.Flatten):
+            self.stages.append(Stage(self._name(layer), layer, self.source, self.shape, shape, fires=False))
+            self.source, self.shape = self.stages[-1].name, shape
+
+    def read(self, call: Any) -> None:
+        layer, x, y = call.layer, call.x, call.y
+        source = self.values.get(id(x), self.source)
+        unchanged = isinstance(layer, tnn.Flatten) and len(x.shape) <= 2
+        if isinstance(layer, (tnn.Dropout, tnn.Encoder)) or unchanged:
+            self.values[id(y)] = source
+            return
+        in_shape = tuple(x.shape[1:])
+        steps = isinstance(layer, tnn.SpikingLayer) and not call.fire  # currents are [T, B, *features]
+        shape = tuple(y.shape[2 if steps else 1 :])
+        stage = Stage(self._name(layer), layer, source, in_shape, shape)
+        if isinstance(layer, tnn.SpikingLayer):
+            self._neurons(stage, call)
+        elif isinstance(layer, tnn.Readout):
+            gain = x.gain if isinstance(x, SpikeTrain) else 1.0
+            if isinstance(gain, Tensor) or gain != 1.0:
+                stage.scale = torch.full((layer.out_features,), float(gain))
+            stage.shift = layer.bias
+        elif isinstance(x, SpikeTrain) and not isinstance(y, SpikeTrain):  # mean counts: their gain is in the values
+            gain = float(x.gain)
+            stage.scale = None if gain == 1.0 else torch.full((in_shape[0],), gain)
+        self.stages.append(stage)
+        self.values[id(y)] = stage.name
+
+    def _neurons(self, stage: Stage, call: Any) -> None:
+        layer, x, y = call.layer, call.x, call.y
+        if layer.gate == "resu":
+            raise CannotLower(f'{call.name}: its gate "resu" needs the end of the window, so it has no step')
+        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
+        residual = call.residual
+        stage.fires = call.fire
+        train = y.shape if call.fire else y.shape[1:]
+        threshold, leak, v_init = (layer.threshold, layer.leak, layer.v_init) if call.fire else (1.0, 1.0, 0.0)
+        neurons = make_neurons(
+            layer.weight, x.T, tuple(train), threshold, leak, v_init, residual, layer.gate, None, False
+        )  # fmt: skip
+        stage.scale, stage.shift = fold(neurons, layer.bias, scale, shift, x.gain, train[1], layer.weight)
+        stage.threshold, stage.leak = neurons.settings.threshold, neurons.settings.leak
+        stage.v_init, stage.residual_scale = neurons.v_init, neurons.residual_scale
+        if residual is not None:
+            stage.residual = self.values.get(id(residual), self.source)
+            if isinstance(residual, Tensor) and neurons.theta is not None:
+                stage.residual_scale = 1 / neurons.theta
+
+    def _name(self, layer: nn.Module) -> str:
+        name = self.names[layer].replace(".", "_") or type(layer).__name__.lower()
+        name = f"n{name}" if name[0].isdigit() else name
+        while name in self.used:
+            name += "_again"
+        self.used.add(name)
+        return name

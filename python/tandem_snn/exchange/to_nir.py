@@ -1,0 +1,221 @@
+"""to_nir: a network as a graph of the Neuromorphic Intermediate Representation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import nn as tnn
+from ..errors import extra
+from ..frozen.trace import CannotLower
+from .stages import Stage, Stages, stages_of
+
+FORMS = ("IF", "primitives")
+
+
+def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
+    """A NIR graph of the network's evaluation, for inputs shaped like x.
+
+    Each time step the input is the image (direct encoding), the image once and zeros afterwards (zero expand), or the
+    step's spikes; the graph's output is the step's share of the readout, so the sum over the T steps is the network's
+    answer. Gains, batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and
+    biases, an average over all space becomes one over windows.
+
+    NIR's own IF resets to ``v_reset`` (nir 1.0.8; older versions subtract the threshold), so the reset by subtraction
+    is written down in one of two ways:
+
+    * ``neurons="IF"``: IF and LIF nodes whose metadata say ``reset = "subtract"``. Chips and simulators know these
+      nodes; run it where they subtract, or map the node to a neuron that does.
+    * ``neurons="primitives"``: no IF at all, but its definition as a loop: an integrator (I, or LI where there is a
+      leak), a Threshold, and a Scale that brings -ϑ back to the integrator one step later. It means the same in every
+      tool that runs recurrent graphs.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
+        x: a batch of what it takes, for the shapes.
+        neurons: "IF" or "primitives".
+        dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
+
+    Returns:
+        A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
+
+    Raises:
+        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or with a leak), layers
+            that are not one chain to the Readout: a ValueError that names the layer.
+        UserError: the package nir is not installed.
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> sorted(to_nir(net, torch.rand(1, 4)).nodes)
+    ['input', 'n1', 'n1_neurons', 'n2', 'output']
+    """
+    if neurons not in FORMS:
+        raise ValueError(f"neurons: expected one of {', '.join(map(repr, FORMS))}, got {neurons!r}")
+    if not dt > 0:
+        raise ValueError(f"dt: expected a positive number, got {dt}")
+    return _Writer(stages_of(net, x), neurons, dt).graph()
+
+
+class _Writer:
+    def __init__(self, network: Stages, form: str, dt: float) -> None:
+        self.nir = extra("nir", "the export to NIR")
+        self.network = network
+        self.form, self.dt = form, dt
+        self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(network.shape)})}
+        self.edges: list[tuple[str, str]] = []
+        self.result = {"input": "input"}  # the node that holds a stage's result
+
+    def graph(self) -> Any:
+        for stage in self.network.stages:
+            self._write(stage)
+        last = self.network.stages[-1]
+        self.nodes["output"] = self.nir.Output({"output": np.array(last.shape)})
+        self.edges.append((self.result[last.name], "output"))
+        facts = {"producer": "tandem_snn", "T": self.network.T, "dt": self.dt, "input": self.network.mode}
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
+
+    def _write(self, stage: Stage) -> None:
+        layer, source = stage.layer, self.result[stage.x]
+        if isinstance(layer, tnn.SpikingLayer):
+            name = self._add(stage.name, self._synapses(stage), source)
+            self.result[stage.name] = self._neurons(stage, name) if stage.fires else name
+        elif isinstance(layer, tnn.Readout):
+            self.result[stage.name] = self._add(stage.name, self._affine(stage), source)
+        elif isinstance(layer, tnn.Flatten):
+            node = self.nir.Flatten({"input": np.array(stage.in_shape)}, *self._flattened(stage))
+            self.result[stage.name] = self._add(stage.name, node, source)
+        elif isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)):
+            self._average(stage, source)
+        else:
+            raise CannotLower(f"{stage.name}: NIR has no {type(layer).__name__}: use AvgPool2d or strides")
+
+    def _add(self, name: str, node: Any, *sources: str) -> str:
+        self.nodes[name] = node
+        self.edges += [(source, name) for source in sources]
+        return name
+
+    def _flattened(self, stage: Stage) -> tuple[int, int]:
+        """From the end: NIR does not count the batch, and readers do not agree on whether a positive number does."""
+        start, end, dims = stage.layer.start_dim, stage.layer.end_dim, len(stage.in_shape) + 1
+        return start % dims - dims, end % dims - dims
+
+    def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and the bias of one step."""
+        weight = stage.layer.used_weight() if isinstance(stage.layer, tnn.SpikingLayer) else stage.layer.weight
+        weight = weight.detach().float()
+        if stage.scale is not None:
+            weight = weight * stage.scale.view(-1, *[1] * (weight.dim() - 1))
+        shift = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / self.network.T
+        return weight.cpu().numpy(), shift.cpu().numpy()
+
+    def _affine(self, stage: Stage) -> Any:
+        return self.nir.Affine(*self._folded(stage))
+
+    def _synapses(self, stage: Stage) -> Any:
+        layer = stage.layer
+        if isinstance(layer, tnn.Linear):
+            return self._affine(stage)
+        weight, bias = self._folded(stage)
+        weight = _without_groups(weight, layer.groups)
+        padding = _padding(stage)
+        if isinstance(layer, tnn.Conv1d):
+            (size,), (stride,), (dilation,) = stage.in_shape[1:], layer.stride, layer.dilation
+            return self.nir.Conv1d(size, weight, stride, padding[0], dilation, 1, bias)
+        return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
+
+    def _average(self, stage: Stage, source: str) -> None:
+        layer = stage.layer
+        if isinstance(layer, tnn.AdaptiveAvgPool2d):
+            kernel = tuple(size // out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True))
+            if any(size % out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True)):
+                raise CannotLower(f"{stage.name}: adaptive pooling with windows of different sizes")
+            windows: tuple[Any, ...] = (kernel, kernel, (0, 0))
+        else:
+            windows = (layer.kernel_size, layer.stride, layer.padding)
+        node = self.nir.AvgPool2d(*(np.array(value) for value in windows))
+        node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
+        name = self._add(stage.name, node, source)
+        if isinstance(layer, tnn.AvgPool2d) and layer.spiking and stage.fires:
+            name = self._neurons(stage, name)
+        elif stage.scale is not None:
+            name = self._add(f"{name}_gain", self.nir.Scale(_full(stage.shape, stage.scale)), name)
+        self.result[stage.name] = name
+
+    def _neurons(self, stage: Stage, currents: str) -> str:
+        sources = [currents]
+        if stage.residual is not None:
+            residual = self.result[stage.residual]
+            if stage.residual_scale is not None:
+                scale = self.nir.Scale(_full(stage.shape, stage.residual_scale))
+                residual = self._add(f"{stage.name}_shortcut", scale, residual)
+            sources.append(residual)
+        v_init = stage.v_init
+        starts_at_zero = v_init is None or not bool(v_init.any())
+        if not starts_at_zero and (self.form == "IF" or stage.leak < 1):
+            raise CannotLower(
+                f"{stage.name}: NIR's neurons start at potential 0: set v_init=0"
+                + (', or use neurons="primitives"' if stage.leak == 1 else "")
+            )
+        if self.form == "IF":
+            return self._add(f"{stage.name}_neurons", self._if(stage), *sources)
+        # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
+        above = torch.tensor(stage.threshold) - (0 if v_init is None else v_init)
+        self._add(f"{stage.name}_potential", self._integrator(stage), *sources, f"{stage.name}_reset")
+        spikes = self.nir.Threshold(_full(stage.shape, above))
+        self._add(f"{stage.name}_spikes", spikes, f"{stage.name}_potential")
+        reset = self.nir.Scale(_full(stage.shape, torch.tensor(-stage.threshold)))
+        self._add(f"{stage.name}_reset", reset, f"{stage.name}_spikes")
+        return f"{stage.name}_spikes"
+
+    def _if(self, stage: Stage) -> Any:
+        facts = {"reset": "subtract", "fires": "v >= v_threshold"}
+        zeros, threshold = np.zeros(stage.shape, np.float32), np.full(stage.shape, stage.threshold, np.float32)
+        if stage.leak == 1.0:
+            return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)
+        tau, r = self._leak(stage)
+        return self.nir.LIF(tau, r, zeros, threshold, zeros.copy(), metadata=facts)
+
+    def _integrator(self, stage: Stage) -> Any:
+        if stage.leak == 1.0:
+            return self.nir.I(np.full(stage.shape, 1 / self.dt, np.float32))
+        tau, r = self._leak(stage)
+        return self.nir.LI(tau, r, np.zeros(stage.shape, np.float32))
+
+    def _leak(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """tau and r with which a step of length dt is v = λv + I."""
+        lost = 1.0 - stage.leak
+        return np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
+
+
+def _without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The kernel with zeros between the groups: the type check of nir 1.0.8 takes every convolution for one group."""
+    if groups == 1:
+        return weight
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    dense = np.zeros((weight.shape[0], inputs * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return dense
+
+
+def _padding(stage: Stage) -> tuple[int, ...]:
+    layer = stage.layer
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    if layer.padding != "same":
+        return tuple(layer.padding)
+    both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(total % 2 for total in both):
+        raise CannotLower(f"{stage.name}: padding that is not the same on both sides: use an odd kernel")
+    return tuple(total // 2 for total in both)
+
+
+def _full(shape: tuple[int, ...], values: Tensor) -> np.ndarray:
+    """One value for all, one per channel, or one per neuron, as an array of the neurons' shape."""
+    values = values.detach().float().cpu()
+    if values.dim() == 1 and len(shape) > 1:
+        values = values.view(-1, *[1] * (len(shape) - 1))
+    return np.ascontiguousarray(values.expand(shape).numpy())
