@@ -20,12 +20,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tandem_snn import calibrate, convert
 from tandem_snn.data import Dataset, load
 from tandem_snn.measure import firing_rates
-from tandem_snn.training import accuracy, train_epoch
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "conversion.json"
 WINDOWS = (4, 8, 16, 32)
@@ -46,34 +46,48 @@ def train(net: nn.Module, data: Dataset, seed: int, epochs: int, lr: float) -> N
     optimizer = torch.optim.Adam(net.parameters(), lr)
     steps = epochs * (len(data.train) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1, cycle_momentum=False)
+    net.train()
     for epoch in range(epochs):
-        train_epoch(net, data.train.batches(BATCH, seed=1000 * seed + epoch), optimizer, schedule)
+        for images, labels in data.train.batches(BATCH, seed=1000 * seed + epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Dataset) -> float:
+    net.eval()
+    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in data.test.batches(512))
+    return round(100 * right / len(data.test), 2)
 
 
 def measure(seed: int, data: Dataset) -> dict[str, Any]:
-    def percent(net: nn.Module) -> float:
-        return round(100 * accuracy(net, data.test), 2)
-
     torch.manual_seed(seed)
     original = ann()
     train(original, data, seed, EPOCHS, LR)
     further = copy.deepcopy(original)
     train(further, data, seed + 100, 1, TANDEM_LR)
-    result: dict[str, Any] = {"seed": seed, "ann": percent(original), "ann_further_epoch": percent(further), "T": {}}
+    result: dict[str, Any] = {
+        "seed": seed,
+        "ann": accuracy(original, data),
+        "ann_further_epoch": accuracy(further, data),
+        "T": {},
+    }
     images = [next(data.train.batches(1000, seed=0))]
     for T in WINDOWS:
         cells: dict[str, Any] = {}
         for name, v_init in ("floor", 0.0), ("rounded", 0.5):
-            cells[f"uncalibrated_{name}"] = percent(convert(original, T, v_init=v_init))
-            cells[f"converted_{name}"] = percent(calibrate(convert(original, T, v_init=v_init), images))
+            cells[f"uncalibrated_{name}"] = accuracy(convert(original, T, v_init=v_init), data)
+            cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images), data)
         own = copy.deepcopy(original)
         snn = calibrate(convert(own, T), images)
         cells["rate"] = round(fmean(firing_rates(snn, images[0][0]).values()), 4)
         start = time.process_time()
         train(snn, data, seed + 100, 1, TANDEM_LR)
         cells["tandem_seconds"] = round(time.process_time() - start, 1)
-        cells["tandem_epoch"] = percent(snn)
-        cells["ann_after_tandem_epoch"] = percent(own)
+        cells["tandem_epoch"] = accuracy(snn, data)
+        cells["ann_after_tandem_epoch"] = accuracy(own, data)
         result["T"][str(T)] = cells
     return result
 
