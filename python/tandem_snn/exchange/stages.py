@@ -14,7 +14,7 @@ from tandem_ext.functional.neuron import fold, make_neurons
 from .. import nn as tnn
 from ..frozen.network import FrozenNetwork
 from ..frozen.trace import CannotLower, trace
-from ..nn.neuron import fold_norm
+from ..nn.batch_norm import fold_norm
 
 
 @dataclass

@@ -13,8 +13,8 @@ from tandem_ext.functional.neuron import Neurons, fold, make_neurons
 from tandem_ext.functional.products import conv_product
 
 from .. import nn as tnn
+from ..nn.batch_norm import fold_norm
 from ..nn.currents import NEVER
-from ..nn.neuron import fold_norm
 from .trace import Call, CannotLower, Trace
 
 FIELDS: list[str] = _C.frozen_fields()

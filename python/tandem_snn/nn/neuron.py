@@ -13,6 +13,7 @@ import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
 from .currents import NEVER, residual_total, step_currents
 from .gamma import initial_gamma
 from .quantise import check_bits, rounded
@@ -181,15 +182,16 @@ class SpikingLayer(nn.Module):
         if not self._uses_batch(norm):
             scale, shift = fold_norm(norm)
             return self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        if self.bn_stats == "running":
-            return self._release_forward(x, norm, neuron)
+        if self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
+            return self._coupled(x, norm, neuron)
         # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
         train, mean, var = self._bn_if(
             x, self.used_weight(), self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
         )
         if norm.running_mean is not None:
-            _track(norm, mean, var, train.shape.numel() // norm.num_features)
+            n = train.shape.numel() // norm.num_features
+            track(norm, mean, var, n / (n - 1))
         return train
 
     def used_weight(self) -> Tensor:
@@ -212,16 +214,12 @@ class SpikingLayer(nn.Module):
     def _currents(self, x: Signal) -> Tensor:
         norm = self.norm
         batch = norm is not None and self._uses_batch(norm)
-        u = self._ann_product(x) if batch or torch.is_grad_enabled() else None
-        z = u if norm is None or u is None else norm(u)
+        z = self._ann_product(x) if batch or torch.is_grad_enabled() else None
         scale = shift = None
-        if norm is not None:
-            with torch.no_grad():
-                if u is not None and batch and self.bn_stats == "batch":
-                    scale, shift = _affine(norm, u)
-                else:
-                    scale, shift = fold_norm(norm)
-
+        if norm is not None and z is not None:
+            z, scale, shift = self._normalised(norm, z)
+        elif norm is not None:
+            scale, shift = fold_norm(norm)
         weight = self.used_weight()
 
         def potential(step: Signal, T: int) -> Tensor:
@@ -233,12 +231,22 @@ class SpikingLayer(nn.Module):
 
         return step_currents(x, z, potential)
 
-    def _release_forward(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
-        z = self.preactivation(x, neuron["residual"])
+    def _coupled(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
+        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
+        z, scale, shift = self._normalised(norm, self._ann_product(x))
+        z = z if neuron["residual"] is None else z + residual_total(neuron["residual"], z)
         with torch.no_grad():
-            scale, shift = fold_norm(norm)
             train = self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
         return te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
+
+    def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z of the product u, and the scale and shift of the currents, without a gradient."""
+        batch = self._uses_batch(norm) and self.bn_stats == "batch"
+        if batch and isinstance(norm, SyncBatchNorm):
+            return norm.normalise(u)
+        z = norm(u)
+        with torch.no_grad():
+            return z, *(batch_affine(norm, u) if batch else fold_norm(norm))
 
     def _uses_batch(self, norm: _BatchNorm) -> bool:
         return norm.training or norm.running_mean is None
@@ -261,33 +269,3 @@ class SpikingLayer(nn.Module):
             elif value != default:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
-
-
-def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Batch norm by its running statistics, as u -> scale·u + shift."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return _scale_shift(norm, norm.running_mean, norm.running_var)
-
-
-def _affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Batch norm by the statistics of this batch."""
-    var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
-    return _scale_shift(norm, mean, var)
-
-
-def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    scale = norm.weight / (var + norm.eps).sqrt()
-    return scale, norm.bias - mean * scale
-
-
-@torch.no_grad()
-def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, n: int) -> None:
-    """Moves the running statistics, as torch's batch norm does (the variance without bias)."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype) * (n / (n - 1)), momentum)

@@ -7,6 +7,7 @@ optimizers, learning rates, tasks and checkpoints are functions of their own.
 
 from .checkpoint import load_checkpoint, read_recipe, save_checkpoint
 from .comparison import Comparison, compare
+from .distributed import join, synchronised
 from .fit import Fitted, fit
 from .interruption import Interruption
 from .library import list_recipes, load_recipe
@@ -32,6 +33,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "join",
     "learning_rate",
     "list_recipes",
     "load_checkpoint",
@@ -41,4 +43,5 @@ __all__ = [
     "read_recipe",
     "save_checkpoint",
     "step_times",
+    "synchronised",
 ]

@@ -9,8 +9,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
+from ..nn.batch_norm import SyncBatchNorm
 from .world import World
 
 
@@ -53,3 +56,28 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def synchronised(net: nn.Module, world: World) -> Iterator[None]:
+    """Within this context the network's batch norms, spiking layers' and others, use the statistics of all processes.
+
+    Afterwards they are torch's own again, with the same parameters and buffers.
+    """
+    if world.size == 1:
+        yield
+        return
+    own = [
+        (module, name, child)
+        for module in net.modules()
+        for name, child in module.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    for module, name, child in own:
+        setattr(module, name, SyncBatchNorm(child))
+    try:
+        yield
+    finally:
+        for module, name, child in own:
+            child.train(getattr(module, name).training)
+            setattr(module, name, child)

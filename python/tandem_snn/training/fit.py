@@ -13,6 +13,7 @@ from torch import nn
 from ..data import Dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
+from .distributed import synchronised
 from .interruption import Interruption
 from .recipe import Recipe
 from .store import Store
@@ -77,18 +78,20 @@ def fit(
     """
     if store is not None and (result := store.result(net, recipe)) is not None:
         return Fitted(**result)
-    trainer = Trainer(net, data, recipe, world)
-    if store is not None and store.restore(trainer):
-        store.log(trainer.history)
-    if on_step is not None:
-        on_step(trainer)
-    with PeakMemory(trainer.device) as memory:
-        try:
-            _train(trainer, store, on_step, interruption)
-        except UserError as error:
-            if store is None or store.last_good() in str(error):
-                raise
-            raise UserError(f"{error}; {store.last_good()}") from error
+    world = World() if world is None else world
+    with synchronised(net, world):
+        trainer = Trainer(net, data, recipe, world)
+        if store is not None and store.restore(trainer):
+            store.log(trainer.history)
+        if on_step is not None:
+            on_step(trainer)
+        with PeakMemory(trainer.device) as memory:
+            try:
+                _train(trainer, store, on_step, interruption)
+            except UserError as error:
+                if store is None or store.last_good() in str(error):
+                    raise
+                raise UserError(f"{error}; {store.last_good()}") from error
     if trainer.best is not None:
         net.load_state_dict(trainer.best.weights)
     epoch = recipe.epochs if trainer.best is None else trainer.best.epoch

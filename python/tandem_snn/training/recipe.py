@@ -25,7 +25,9 @@ TASKS = ("classification", "regression")
 KINDS = ("SNN", "ANN")
 
 # What is handed on to the model where it is given; None leaves the choice to the model.
-_MODEL_KEYS = ("encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init")
+_MODEL_KEYS = (
+    "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Recipe:
             it. False: train on everything and keep the weights of the last epoch.
         model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
             multiplier of its channels.
-        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init: see the same function; None is
-            the model's own choice.
+        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits: see the same
+            function; None is the model's own choice.
         options: further arguments of the model.
         optimizer, lr, momentum, weight_decay: "adam", "adamw" or "sgd", which alone has momentum. Weight decay spares
             parameters of fewer than two dimensions: biases and batch norm.
@@ -80,6 +82,7 @@ class Recipe:
     leak: float | None = None
     gate: str | None = None
     v_init: float | None = None
+    weight_bits: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adam"
     lr: float = 2e-3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,4 +36,8 @@ class World:
         """``net`` with its gradients averaged over the processes in the backward pass."""
         if self.size == 1:
             return net
-        return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)  # batch norm's are equal already
+        # The buffers are batch norm's, equal already. torch renamed the argument that says so.
+        parallel: Any = nn.parallel.DistributedDataParallel
+        known = inspect.signature(parallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return parallel(net, **{name: False})

@@ -1,0 +1,147 @@
+"""What layers need of batch norm besides torch's own: its fold into scale and shift, and statistics over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Batch norm by its running statistics, as u -> scale·u + shift."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return _scale_shift(norm, norm.running_mean, norm.running_var)
+
+
+def batch_affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch norm by the statistics of this batch."""
+    var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
+    return _scale_shift(norm, mean, var)
+
+
+def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    scale = norm.weight / (var + norm.eps).sqrt()
+    return scale, norm.bias - mean * scale
+
+
+@torch.no_grad()
+def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
+    """Moves the running statistics, as torch's batch norm does: the variance without bias, times n/(n - 1)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype) * unbiased, momentum)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """In training, batch norm by the statistics of the batches of all processes of a group, on any device.
+
+    It takes the place of a layer's ``norm``; :func:`tandem_snn.training.synchronised` puts it there. Parameters and
+    buffers are those of the batch norm it is made of, under the same names.
+
+    With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
+    var = max(S2/n - mean², 0): as the fused layers compute them for one process.
+
+    Args:
+        norm: the batch norm to share parameters and buffers with.
+        group: a ``torch.distributed`` process group; None is that of all processes. Alone, it is this process's batch.
+
+    >>> norm, u = torch.nn.BatchNorm1d(3), torch.rand(5, 3)
+    >>> torch.allclose(SyncBatchNorm(norm)(u), norm(u), atol=1e-6)
+    True
+    """
+
+    def __init__(self, norm: _BatchNorm, group: Any = None) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.running_mean is not None)
+        for name, parameter in norm.named_parameters():
+            setattr(self, name, parameter)
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+        self.group = group
+        self.train(norm.training)
+
+    def forward(self, u: Tensor) -> Tensor:
+        if not self.training and self.running_mean is not None:
+            return F.batch_norm(u, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return self.normalise(u)[0]
+
+    def normalise(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalises by the batches' statistics, and moves the running ones.
+
+        Args:
+            u: [B, C, *space], at least one value per channel in this process and two in all.
+
+        Returns:
+            (z, scale, shift): z = scale·u + shift, with batch norm's gradient, and scale and shift [C] without one.
+        """
+        if u.numel() == 0:
+            raise ValueError(f"u: expected at least one value per channel, got shape {list(u.shape)}")
+        z, scale, shift, mean, var, n = _Normalise.apply(u, self.weight, self.bias, self.eps, self.group)  # type: ignore[no-untyped-call]
+        if self.running_mean is not None:
+            track(self, mean, var, (n / (n - 1)).to(var.dtype))
+        return z, scale, shift
+
+
+class _Normalise(torch.autograd.Function):
+    """The statistics' sums are added over the processes; so are, backward, those of the gradients."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, u: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, group: Any
+    ) -> tuple[Tensor, ...]:
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        dims = [d for d in range(u.dim()) if d != 1]
+        wide = u.double()
+        count = wide.new_full((1,), u.numel() // u.shape[1])
+        sums = _total(torch.cat([count, wide.sum(dims), (wide * wide).sum(dims)]), group)
+        n, s1, s2 = sums.split([1, u.shape[1], u.shape[1]])
+        mean = s1 / n
+        var = (s2 / n - mean * mean).clamp_min(0).to(dtype)
+        mean = mean.to(dtype)
+        rstd = 1 / (var + eps).double().sqrt().to(dtype)
+        scale = rstd if gamma is None else gamma.to(dtype) * rstd
+        shift = -mean * scale if beta is None else beta.to(dtype) - mean * scale
+        z = (u.to(dtype) * _over(scale, u) + _over(shift, u)).to(u.dtype)
+        ctx.save_for_backward(u, mean, rstd, scale, n)
+        ctx.group = group
+        ctx.mark_non_differentiable(scale, shift, mean, var, n)
+        return z, scale, shift, mean, var, n
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        u, mean, rstd, scale, n = ctx.saved_tensors
+        dims = [d for d in range(u.dim()) if d != 1]
+        grad_z = grad.to(scale.dtype)
+        xhat = (u.to(scale.dtype) - _over(mean, u)) * _over(rstd, u)
+        grad_beta = grad_z.sum(dims)
+        grad_gamma = (grad_z * xhat).sum(dims)
+        total = _total(torch.stack([grad_beta, grad_gamma]).double(), ctx.group) / n
+        to_mean, to_var = (_over(part.to(scale.dtype), u) for part in total)
+        grad_u = _over(scale, u) * (grad_z - to_mean - xhat * to_var)
+        needs_gamma, needs_beta = ctx.needs_input_grad[1:3]
+        return (
+            grad_u.to(u.dtype),
+            grad_gamma if needs_gamma else None,
+            grad_beta if needs_beta else None,
+            None,
+            None,
+        )
+
+
+def _total(sums: Tensor, group: Any) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums, group=group)
+    return sums
+
+
+def _over(per_channel: Tensor, u: Tensor) -> Tensor:
+    return per_channel.view(-1, *[1] * (u.dim() - 2))
