@@ -31,14 +31,23 @@ def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int]
     """
     with torch.no_grad():
         if isinstance(x, ConstantInput):
-            current = potential(_step(x, 0), x.T)
+            current = potential(step_of(x, 0), x.T)
             currents = current.expand(x.T, *current.shape)
         else:
-            currents = torch.stack([potential(_step(x, t), x.T) for t in range(x.T)])
+            currents = torch.stack([potential(step_of(x, t), x.T) for t in range(x.T)])
     return currents if z is None else _Spread.apply(z, currents)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _step(x: Signal, t: int) -> Signal:
+def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:
+    """The potentials after steps 0 .. T-1, [T, ...], where ``after(t, v)`` is that after step t, which v is before."""
+    trace = []
+    for t in range(T):
+        v = after(t, v)
+        trace.append(v)
+    return torch.stack(trace)
+
+
+def step_of(x: Signal, t: int) -> Signal:
     """Step t of a signal, as a signal of one step."""
     if isinstance(x, SpikeTrain):
         return SpikeTrain.unchecked(x.planes[t // 8 : t // 8 + 1] >> t % 8 & 1, 1, None, x.gain, x._dtype)

@@ -14,7 +14,7 @@ from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
-from .currents import NEVER, residual_total, step_currents
+from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
 from .quantise import check_bits, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
@@ -206,6 +206,32 @@ class SpikingLayer(nn.Module):
         u = self._ann_product(x)
         z = u if self.norm is None else self.norm(u)
         return z if residual is None else z + residual_total(residual, z)
+
+    @torch.no_grad()
+    def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
+        """The membrane potential after each step, after leak and reset, [T, B, *features], by the kernel that fires.
+
+        Raises:
+            ValueError: the layer would normalise by the batch's statistics, which are those of training.
+        """
+        check_signal(x, type(self).__name__)
+        norm, scale, shift = self.norm, None, None
+        if norm is not None:
+            if self._uses_batch(norm):
+                raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
+            scale, shift = fold_norm(norm)
+        weight = self.used_weight()
+
+        def after(t: int, v: float | Tensor) -> Tensor:
+            more = step_of(residual, t) if isinstance(residual, SpikeTrain) else residual
+            _, v = self._if(
+                step_of(x, t), weight, self.bias, *self._geometry(), scale=scale, shift=shift, steps=x.T, v_init=v,
+                residual=more[t : t + 1] if isinstance(more, Tensor) else more, threshold=self.threshold,
+                leak=self.leak, return_v=True,
+            )  # fmt: skip
+            return v  # type: ignore[return-value]
+
+        return potential_trace(x.T, self.v_init, after)
 
     def _ann_product(self, x: Signal | Tensor) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)

@@ -14,6 +14,7 @@ from torch.nn.modules.utils import _pair
 import tandem_ext as te
 from tandem_ext import SpikeTrain
 
+from .currents import potential_trace
 from .signals import Signal, check_input, effective_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
@@ -63,14 +64,28 @@ class AvgPool2d(nn.Module):
     def _average(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
 
-    def _fire(self, x: SpikeTrain) -> SpikeTrain:
+    @torch.no_grad()
+    def potentials(self, x: SpikeTrain) -> Tensor:
+        """As of :class:`SpikingLayer`."""
+        currents = self._currents(x)
+
+        def after(t: int, v: float | Tensor) -> Tensor:
+            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, return_v=True)  # type: ignore[misc]
+            return v
+
+        return potential_trace(x.T, 0.0, after)
+
+    def _currents(self, x: SpikeTrain) -> Tensor:
         """All weights are one, so the spikes of a window are counted first, in integers, and weighted once."""
         few = self.kernel_size[0] * self.kernel_size[1] < 256
         spikes = x.to_dense(torch.uint8 if few else torch.int32)
         size = self._average(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
         inside = reduce(torch.add, _windows(spikes, size, self.kernel_size, self.stride, self.padding))
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        train = te.functional.if_scan(inside.to(weight.dtype) * weight)
+        return inside.to(weight.dtype) * weight
+
+    def _fire(self, x: SpikeTrain) -> SpikeTrain:
+        train = te.functional.if_scan(self._currents(x))
         assert isinstance(train, SpikeTrain)
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))

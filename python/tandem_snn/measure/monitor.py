@@ -1,0 +1,140 @@
+"""Monitor: what chosen layers do while a network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .hooks import FIRING, watching
+
+
+@dataclass
+class Recording:
+    """What one layer did.
+
+    Attributes:
+        train: the spikes of the latest samples, on the CPU.
+        potentials: v after each step of the same samples, [T, B, *features]; None where they were not asked for.
+        samples: how many samples the layer saw in all.
+        spikes: float64 [*features], each neuron's spikes, over all samples that the layer saw.
+    """
+
+    train: SpikeTrain
+    potentials: Tensor | None
+    samples: int
+    spikes: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """The spike counts of the latest samples, [B, *features]."""
+        return self.train.counts
+
+    @property
+    def rates(self) -> Tensor:
+        """Each neuron's firing rate, in spikes per step, over all samples that the layer saw: float64 [*features]."""
+        return self.spikes / (self.samples * self.train.T)
+
+
+class Monitor(Mapping[str, Recording]):
+    """Records spike trains, counts and membrane potentials of a network's layers with neurons, while it is entered.
+
+    The network runs as it would without it, in training or evaluation; the recordings carry no gradients. They stay
+    when the monitor is left, and grow when it is entered again. Memory is bounded: of the latest ``samples`` samples
+    each layer keeps ⌈T/8⌉ bytes per neuron, and 4·T more with potentials. A pass with another T or another size of
+    images begins the recording of a layer anew.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``.
+        layers: names of layers, or patterns such as "conv*", one or several.
+        potentials: record v after each step too (after leak and reset). The layer is then run twice, the second time
+            step by step; layers with batch norm must be in evaluation mode.
+        samples: how many of the latest samples to keep.
+
+    Raises:
+        ValueError: a name or pattern that no layer with neurons has, samples below 1; while running, potentials of
+            batch norm in training mode.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
+    >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
+    ...     _ = net(torch.rand(5, 4))
+    >>> layer = monitor["1"]
+    >>> layer.counts.shape, layer.train.to_dense().shape, layer.potentials.shape, layer.rates.shape
+    (torch.Size([5, 3]), torch.Size([8, 5, 3]), torch.Size([8, 5, 3]), torch.Size([3]))
+    """
+
+    def __init__(
+        self, net: nn.Module, layers: str | Sequence[str] = "*", *, potentials: bool = False, samples: int = 256
+    ) -> None:
+        if samples < 1:
+            raise ValueError(f"samples: expected at least 1, got {samples}")
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {', '.join(names) or '-'}")
+        self._net = net
+        self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        self._potentials = potentials
+        self._samples = samples
+        self._recordings: dict[str, Recording] = {}
+        self._watching: Any = None
+
+    def __enter__(self) -> Monitor:
+        if self._watching is not None:
+            raise RuntimeError("Monitor: already entered")
+        self._watching = watching(self._net, FIRING, self._record)
+        self._watching.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watching.__exit__(None, None, None)
+        self._watching = None
+
+    def clear(self) -> None:
+        """Forgets what was recorded."""
+        self._recordings.clear()
+
+    def __getitem__(self, name: str) -> Recording:
+        return self._recordings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recordings)
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    @torch.no_grad()
+    def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:
+        if name not in self._names or not isinstance(y, SpikeTrain):
+            return
+        latest = slice(max(0, len(y) - self._samples), None)
+        train = SpikeTrain.unchecked(y.planes.detach(), y.T, None, y.gain, y._dtype)[latest].detach()
+        train = train.to("cpu").map(torch.clone)
+        potentials = None
+        if self._potentials:
+            residual = keywords.get("residual")
+            v = layer.potentials(x) if residual is None else layer.potentials(x, residual)
+            potentials = v[:, latest].to("cpu", copy=True)
+        spikes = y.counts.detach().sum(0, dtype=torch.float64).to("cpu")
+        before = self._recordings.get(name)
+        if before is None or (before.train.T, before.train.shape[1:]) != (train.T, train.shape[1:]):
+            self._recordings[name] = Recording(train, potentials, len(y), spikes)
+            return
+        if potentials is not None and before.potentials is not None:
+            potentials = torch.cat([before.potentials, potentials], 1)[:, -self._samples :].clone()
+        self._recordings[name] = Recording(
+            SpikeTrain.concatenate([before.train, train], 0)[-self._samples :].map(torch.clone),
+            potentials,
+            before.samples + len(y),
+            before.spikes + spikes,
+        )
