@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 import os
-import platform
+import sys
 import time
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,7 @@ from torch import nn
 
 from tandem_snn import calibrate, convert
 from tandem_snn.data import Dataset, load
+from tandem_snn.machine import commit, machine, versions
 from tandem_snn.measure import firing_rates
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "conversion.json"
@@ -125,13 +126,18 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     data = load("fashion-mnist", arguments.data_dir, validation=False)
-    settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR, "torch": torch.__version__}
+    facts: dict[str, Any] = {
+        "command": " ".join(["python", "tests/benchmarks/conversion.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR},
+    }
     runs: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         runs.append(measure(seed, data))
         print(runs[-1], flush=True)
-        text = json.dumps({"machine": platform.machine(), **settings, "runs": runs}, indent=1)
-        RESULTS.write_text(text + "\n")
+        RESULTS.write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
