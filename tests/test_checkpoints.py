@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from tandem_snn.cli import main
+from tandem_snn.container import atomically
 from tandem_snn.errors import Interrupted, UserError
 from tandem_snn.training import Interruption, Recipe, Store, Trainer, fit, load_checkpoint, read_recipe, save_checkpoint
-from tandem_snn.training.checkpoint import atomically, pack, unpack
+from tandem_snn.training.checkpoint import pack, unpack
 from tandem_snn.training.store import NEWEST, PREVIOUS, locked
 
 # Dropout and augmentation, so that the random numbers of the steps matter.
@@ -231,6 +232,7 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from tandem_snn.cli import main
+from tandem_snn.container import atomically
 torch.set_num_threads(1)
 options = "--model mlp --epochs 6 --width 0.25 --seeds 1 --checkpoint-steps 5".split()
 sys.exit(main(["train", "digits", *options, *sys.argv[1:]]))

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from ..container import atomically
 from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
 from ..plots import report
-from ..training.checkpoint import atomically, save_checkpoint
+from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
 from ..training.distributed import join
 from ..training.interruption import Interruption

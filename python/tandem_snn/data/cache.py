@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..container import atomically
 from ..errors import extra
 
 Tensors = dict[str, Tensor]
@@ -58,8 +59,6 @@ def _read(path: Path) -> Tensors | None:
 
 
 def _write(path: Path, tensors: Tensors) -> None:
-    from ..training.checkpoint import atomically
-
     save_file = extra("safetensors.torch", "the cache").save_file
     path.parent.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)}))

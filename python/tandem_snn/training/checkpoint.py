@@ -1,99 +1,30 @@
-"""Checkpoints: safetensors files that carry facts as JSON and a checksum, written whole or not at all."""
+"""Checkpoints: a network's weights, with the recipe that trained it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, extra
+from .. import container
+from ..container import Facts, atomically
+from ..errors import UserError
 from .recipe import Recipe
 
-Facts = dict[str, Any]
 _FORMAT = "tandem_snn 1"
-_FIELD = b'"checksum":"'
-_ZEROS = b"0" * 64  # a SHA-256 in hexadecimal stands in their place
-
-
-def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
-    """Has ``write`` write to a temporary file beside ``path``, which then takes its place at once.
-
-    File and folder are flushed to the disk, so that a power failure too leaves the old file or the new one.
-
-    Args:
-        keep: where the old file goes, if there is one, once the new one is complete.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        _flush(temporary)
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def pack(tensors: Mapping[str, Tensor], facts: Facts) -> bytes:
-    """A checkpoint's bytes.
-
-    Args:
-        tensors: copied to the CPU; they may share memory.
-        facts: what JSON can hold, by name.
-    """
-    save = extra("safetensors.torch", "a checkpoint").save
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    text = {name: json.dumps(value) for name, value in facts.items()}
-    content = bytearray(save(copies, {**text, "format": _FORMAT, "checksum": _ZEROS.decode()}))
-    start = content.index(_FIELD + _ZEROS) + len(_FIELD)
-    content[start : start + len(_ZEROS)] = hashlib.sha256(content).hexdigest().encode()
-    return bytes(content)
+    """A checkpoint's bytes; see :func:`tandem_snn.container.pack`."""
+    return container.pack(tensors, facts, _FORMAT)
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a checkpoint, after its checksum was compared.
-
-    Raises:
-        UserError: no such file, not a checkpoint, or any byte differs from what was written.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}: `tandem-snn train` writes one")
-    content = bytearray(path.read_bytes())
-    try:
-        length = int.from_bytes(content[:8], "little")
-        facts = json.loads(content[8 : 8 + length])["__metadata__"]
-        checksum = facts.pop("checksum").encode()
-        start = content.index(_FIELD + checksum, 8, 8 + length) + len(_FIELD)
-    except KeyError:
-        raise UserError(f"{path} was not written by tandem-snn: it carries no checksum") from None
-    except (ValueError, AttributeError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} is damaged: its header cannot be read") from error
-    content[start : start + len(_ZEROS)] = _ZEROS
-    if hashlib.sha256(content).hexdigest().encode() != checksum:
-        raise UserError(f"{path} is damaged: its {len(content)} bytes do not have the checksum they were written with")
-    if facts.pop("format") != _FORMAT:
-        raise UserError(f"{path} was written by another version of tandem-snn")
-    tensors = extra("safetensors.torch", "a checkpoint").load(bytes(content))
-    return tensors, {name: json.loads(text) for name, text in facts.items()}
+    """The tensors and facts of a checkpoint; see :func:`tandem_snn.container.unpack`."""
+    return container.unpack(path, _FORMAT, "checkpoint", "`tandem-snn train`")
 
 
 def save_checkpoint(path: Path, net: nn.Module, recipe: Recipe, **facts: Any) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 
+from ..container import atomically
 from ..errors import UserError, extra
-from .checkpoint import atomically, is_finite, load_checkpoint, pack, recipe_of, save_checkpoint, unpack
+from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, save_checkpoint, unpack
 from .recipe import Recipe
 from .trainer import Trainer
 

@@ -1,0 +1,123 @@
+"""Files of tensors and facts: safetensors with JSON and a checksum, written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import UserError, extra
+
+Facts = dict[str, Any]
+_FIELD = b'"checksum":"'
+_ZEROS = b"0" * 64  # a SHA-256 in hexadecimal stands in their place
+_LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
+
+
+def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
+    """Has ``write`` write to a temporary file beside ``path``, which then takes its place at once.
+
+    File and folder are flushed to the disk, so that a power failure too leaves the old file or the new one.
+
+    Args:
+        keep: where the old file goes, if there is one, once the new one is complete.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        _flush(temporary)
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
+    """A file's bytes.
+
+    Args:
+        tensors: copied to the CPU; they may share memory.
+        facts: what JSON can hold, by name.
+        format: name and version of what the file means.
+    """
+    save = extra("safetensors.torch", "writing a file").save
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    text = {name: json.dumps(value) for name, value in facts.items()}
+    content = bytearray(save(copies, {**text, "format": format, "checksum": _ZEROS.decode()}))
+    start = content.index(_FIELD + _ZEROS) + len(_FIELD)
+    content[start : start + len(_ZEROS)] = hashlib.sha256(content).hexdigest().encode()
+    return bytes(content)
+
+
+def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Facts]:
+    """The tensors and facts of a file, after its sizes were checked and its checksum compared.
+
+    Nothing in the file is run, and nothing larger than the file is allocated.
+
+    Args:
+        format: the name and version it must have.
+        kind, writer: what the file should be and what writes it, for messages.
+
+    Raises:
+        UserError: no such file, not one of ours, or any byte differs from what was written.
+    """
+    if not path.is_file():
+        raise UserError(f"no {kind} {path}: {writer} writes one")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > min(size - 8, _LARGEST_HEADER):
+            raise UserError(f"{path} is damaged: its header cannot be read")
+        header = file.read(length)
+        facts, end = _parse(path, header)
+        if size != 8 + length + end:
+            raise UserError(f"{path} is damaged: it has {size} bytes, and its header says {8 + length + end}")
+        body = file.read()
+    checksum = facts.pop("checksum")
+    unsigned = header.replace(_FIELD + checksum.encode(), _FIELD + _ZEROS, 1)
+    if hashlib.sha256(start + unsigned + body).hexdigest() != checksum:
+        raise UserError(f"{path} is damaged: its {size} bytes do not have the checksum they were written with")
+    if facts.pop("format", None) != format:
+        raise UserError(f"{path} is not a {kind}, or one that another version of tandem-snn wrote")
+    try:
+        tensors = extra("safetensors.torch", f"a {kind}").load(start + header + body)
+        return tensors, {name: json.loads(text) for name, text in facts.items()}
+    except UserError:
+        raise
+    except Exception as error:  # safetensors' own class, which its versions name differently; a RecursionError
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def _parse(path: Path, header: bytes) -> tuple[dict[str, str], int]:
+    """The facts in a header, as text, and the size of the tensors that it describes."""
+    try:
+        entries = json.loads(header)
+        facts = dict(entries.pop("__metadata__", {}))
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        if not all(isinstance(text, str) for text in facts.values()):
+            raise TypeError("facts are text")
+    except (ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: its header cannot be read") from error
+    if "checksum" not in facts:
+        raise UserError(f"{path} was not written by tandem-snn: it carries no checksum")
+    return facts, end
