@@ -27,7 +27,7 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], Facts]:
     return container.unpack(path, _FORMAT, "checkpoint", "`tandem-snn train`")
 
 
-def save_checkpoint(path: Path, net: nn.Module, recipe: Recipe, **facts: Any) -> None:
+def save_checkpoint(path: str | os.PathLike[str], net: nn.Module, recipe: Recipe, **facts: Any) -> None:
     """Writes the network's state_dict, with the recipe and further facts.
 
     Args:
@@ -35,15 +35,16 @@ def save_checkpoint(path: Path, net: nn.Module, recipe: Recipe, **facts: Any) ->
         facts: what JSON can hold.
     """
     content = pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts})
-    atomically(path, lambda temporary: temporary.write_bytes(content))
+    atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe a checkpoint was trained by.
 
     Raises:
         UserError: no such file, not a checkpoint, or damaged.
     """
+    path = Path(path)
     _, facts = unpack(path)
     return recipe_of(path, facts)
 
@@ -54,7 +55,7 @@ def recipe_of(path: Path, facts: Facts) -> Recipe:
     return Recipe.from_dict(facts["recipe"])
 
 
-def load_checkpoint(path: Path, net: nn.Module) -> Facts:
+def load_checkpoint(path: str | os.PathLike[str], net: nn.Module) -> Facts:
     """Loads a checkpoint's weights into ``net``.
 
     Returns:
@@ -63,6 +64,7 @@ def load_checkpoint(path: Path, net: nn.Module) -> Facts:
     Raises:
         UserError: no such file, damaged, or the checkpoint of another model.
     """
+    path = Path(path)
     tensors, facts = unpack(path)
     load_weights(path, tensors, net)
     return facts

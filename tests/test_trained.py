@@ -1,0 +1,179 @@
+"""A network trained on real data: what every path must agree on, and what holds at every step of its training."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_determinism import CAPABILITIES
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import freeze
+from tandem_snn.training import Recipe, Trainer, fit, load_checkpoint, save_checkpoint
+
+RECIPE = Recipe(model="16C3-24C3s2-AP2-FC64", epochs=3, batch_size=32, validation=False)
+LAYERS = (tnn.Linear, tnn.Conv2d)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return RECIPE.load()
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """The network after training, and the test images."""
+    torch.manual_seed(0)
+    net = RECIPE.build(digits)
+    assert fit(net, digits, RECIPE).test["accuracy"] > 0.9
+    images, _ = next(iter(digits.test.batches(300)))
+    return net.eval(), images
+
+
+def onto_grid(net, images):
+    """Rounds weights, batch norms and images to dyadic numbers, for which every float32 sum is exact."""
+    snap = lambda x, unit: (x * unit).round() / unit  # noqa: E731
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, LAYERS):
+                norm = layer.norm
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                shift = norm.bias - scale * norm.running_mean
+                norm.eps = 0.0
+                norm.running_var.fill_(1.0)
+                norm.running_mean.zero_()
+                norm.weight.copy_(snap(scale, 64))
+                norm.bias.copy_(snap(shift, 64))
+                layer.weight.copy_(snap(layer.weight, 64))
+    return snap(images, 16)
+
+
+def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
+    """Every layer's spikes, on dyadic numbers; the network still knows its digits."""
+    net, images = freshly(trained)
+    images = onto_grid(net, images)
+    ours, answers = spikes_and_answers(net, images)
+    for layer, name in ((tnn.Linear, "linear_if"), (tnn.Conv2d, "conv2d_if")):
+        monkeypatch.setattr(layer, "_if", staticmethod(getattr(te.reference, name)))
+    theirs, expected = spikes_and_answers(net, images)
+    assert len(ours) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        assert 0.01 < a.counts.mean() / a.T < 0.5
+        assert torch.equal(a.planes, b.planes)
+    assert torch.equal(answers, expected)
+    assert torch.equal(freeze(net)(images), expected)
+
+
+def freshly(trained):
+    net, images = trained
+    copy = RECIPE.build(RECIPE.load()).eval()
+    copy.load_state_dict(net.state_dict())
+    return copy, images
+
+
+def spikes_and_answers(net, images):
+    trains = []
+    kinds = (*LAYERS, tnn.AvgPool2d)
+    hooks = [m.register_forward_hook(lambda *a: trains.append(a[-1])) for m in net.modules() if isinstance(m, kinds)]
+    with torch.no_grad():
+        answers = net(images)
+    for hook in hooks:
+        hook.remove()
+    return trains, answers
+
+
+def test_every_path_gives_the_evaluations_bits(trained):
+    """On the weights as training left them: frozen, streamed step by step, one sample at a time."""
+    net, images = trained
+    with torch.no_grad():
+        expected = net(images)
+        frozen = freeze(net)
+        assert torch.equal(frozen(images), expected)
+        for _ in range(8):
+            so_far = frozen.step(images)
+        assert torch.equal(so_far, expected)
+        trains, _ = spikes_and_answers(net, images)
+        for i in (0, 1, 150):
+            alone, _ = spikes_and_answers(net, images[i : i + 1])
+            assert all(torch.equal(a.planes, b.planes[:, i : i + 1]) for a, b in zip(alone, trains, strict=True))
+
+
+def digest(path):
+    """Of the answers and of a training step's gradients, for the checkpoint at ``path``."""
+    data = RECIPE.load()
+    net = RECIPE.build(data)
+    load_checkpoint(path, net)
+    images, labels = next(iter(data.test.batches(300)))
+    total = hashlib.sha256()
+    with torch.no_grad():
+        trains, answers = spikes_and_answers(net.eval(), images)
+    nn.functional.cross_entropy(net.train()(images), labels).backward()
+    for tensor in (*(t.planes for t in trains), answers, *(p.grad for p in net.parameters())):
+        total.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def test_every_instruction_set_gives_its_bits(trained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, trained[0], RECIPE)
+    best = te.build_info()["cpu_capability"]
+    digests = set()
+    for capability in CAPABILITIES[: CAPABILITIES.index(best) + 1]:
+        output = subprocess.run(
+            [sys.executable, "-c", f"import test_trained as t; print(t.digest({str(path)!r}))"], check=True, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TANDEM_CPU_CAPABILITY": capability},
+            stdout=subprocess.PIPE, cwd=os.path.dirname(__file__),
+        )  # fmt: skip
+        digests.add(output.stdout.strip())
+    assert len(digests) == 1
+
+
+# --- a long run -------------------------------------------------------------------------------------------------------
+
+
+def conserving(layer_if, checked):
+    """``layer_if``, which also checks its neurons: what flowed in left as spikes or is still in the potential."""
+
+    def check(x, weight, bias, gamma, beta, *geometry, eps, **neuron):
+        (train, v), mean, var = layer_if(x, weight, bias, gamma, beta, *geometry, eps=eps, return_v=True, **neuron)
+        product = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
+        with torch.no_grad():
+            u = product(tnn.signals.effective_counts(x).to(weight.dtype), weight, None, *geometry)
+            over = (slice(None), *[None] * (u.dim() - 2))
+            z = (u - mean[over]) / (var + eps).sqrt()[over] * gamma[over] + beta[over]
+            counts = train.counts
+            assert bool(((counts >= 0) & (counts <= train.T)).all())
+            assert torch.equal(counts, te.counts(train.planes))
+            left = counts * neuron["threshold"] + v - neuron["v_init"]
+            # Eight float32 additions of currents, and a product in another order.
+            assert torch.allclose(left, z, rtol=1e-4, atol=1e-3)
+        checked.append(type(x).__name__)
+        return train, mean, var
+
+    return staticmethod(check)
+
+
+@pytest.mark.parametrize("steps", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_what_holds_at_every_step(steps, digits, monkeypatch):
+    checked = []
+    for layer in LAYERS:
+        monkeypatch.setattr(layer, "_bn_if", conserving(layer._bn_if, checked))
+    recipe = Recipe.from_dict(RECIPE.to_dict() | {"epochs": -(-steps // (len(digits.train) // RECIPE.batch_size))})
+    torch.manual_seed(0)
+    net = recipe.build(digits)
+    trainer = Trainer(net, digits, recipe)
+    losses = []
+    while not trainer.finished:
+        for _ in trainer.epoch():
+            for name, parameter in net.named_parameters():
+                assert parameter.grad is not None, name
+                assert bool(parameter.grad.isfinite().all()), name
+                assert bool(parameter.isfinite().all()), name
+        losses.append(trainer.finish_epoch()["loss"])
+    assert trainer.step >= steps
+    assert len(checked) == 3 * trainer.step
+    assert losses[-1] < losses[0]
