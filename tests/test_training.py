@@ -174,7 +174,7 @@ def test_step_times_leave_the_networks_alone(digits):
 def test_mlp_learns_the_digits(digits):
     steps = []
     recipe = Recipe(validation=False, model="mlp", epochs=10)
-    result = compare(recipe, digits, seeds=[0], on_step=lambda kind, seed, trainer: steps.append((kind, trainer.step)))
+    result = compare(recipe, digits, on_step=lambda kind, seed, trainer: steps.append((kind, trainer.step)))
     summary = result.summary()
     assert summary["test_accuracy"] >= 96
     assert abs(summary["test_accuracy"] - summary["ann_test_accuracy"]) < 2
@@ -184,5 +184,5 @@ def test_mlp_learns_the_digits(digits):
 
 
 def test_without_the_twin(digits):
-    summary = compare(SMALL, digits, seeds=[0], twin=False).summary()
+    summary = compare(SMALL, digits, twin=False).summary()
     assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]

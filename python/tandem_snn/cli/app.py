@@ -7,6 +7,7 @@ import typer
 from ..bench.cli import bench
 from .evaluate import evaluate
 from .info import info
+from .sweep import sweep
 from .train import train
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(sweep)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ class Job:
 
     Attributes:
         recipe, twin: see :func:`tandem_snn.training.compare`.
-        seeds: how many; the first is the recipe's.
         folder: where the results go.
+        twins: see the same function.
+        command: what reproduces the result.
         data_dir: where the data set's files are.
         device, threads: where to run; 0 threads leaves their number to torch.
         resume: continue what is in the folder. restart: throw it away.
@@ -46,8 +46,9 @@ class Job:
 
     recipe: Recipe
     folder: Path
-    seeds: int = 3
+    command: str
     twin: bool = True
+    twins: Path | None = None
     data_dir: Path | None = None
     device: str = "cpu"
     threads: int = 0
@@ -58,8 +59,6 @@ class Job:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"seeds: expected at least 1, got {self.seeds}")
         if self.threads < 0:
             raise UserError(f"threads: expected 0 or more, got {self.threads}")
         if self.resume and self.restart:
@@ -67,10 +66,6 @@ class Job:
         if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
             raise UserError("--checkpoint-seconds and --checkpoint-steps: expected positive numbers")
         check_device(self.device)
-
-    @property
-    def all_seeds(self) -> list[int]:
-        return [self.recipe.seed + i for i in range(self.seeds)]
 
 
 def check_device(device: str) -> None:
@@ -94,12 +89,12 @@ def run(job: Job) -> Comparison:
             _progress(job, data, world.is_main) as on_step,
         ):
             result = compare(
-                job.recipe, data, job.all_seeds, twin=job.twin, device=device, folder=job.folder, world=world,
+                job.recipe, data, twin=job.twin, device=device, folder=job.folder, twins=job.twins, world=world,
                 on_step=on_step, interruption=interruption, seconds=job.checkpoint_seconds, steps=job.checkpoint_steps,
                 tensorboard=job.tensorboard,
             )  # fmt: skip
             if world.is_main:
-                _write(job.folder, result, data, _origin(started))
+                _write(job.folder, result, data, _origin(job.command, started))
     return result
 
 
@@ -160,11 +155,11 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
 
         def on_step(kind: str, seed: int, trainer: Trainer) -> None:
             steps = job.recipe.epochs * trainer.steps_per_epoch
-            before = kinds * job.all_seeds.index(seed) + (kind == "ANN")
+            before = kinds * job.recipe.all_seeds.index(seed) + (kind == "ANN")
             speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
             bar.update(
                 task,
-                total=kinds * job.seeds * steps,
+                total=kinds * job.recipe.seeds * steps,
                 completed=before * steps + trainer.step,
                 description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
                 speed=f"{speed:,.0f}/s" if speed else "",
@@ -174,11 +169,11 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
         bar.update(task, description="trained", speed="")
 
 
-def _origin(started: datetime) -> dict[str, Any]:
+def _origin(command: str, started: datetime) -> dict[str, Any]:
     """How a result came about."""
     finished = datetime.now(timezone.utc)
     return {
-        "command": " ".join(["tandem-snn", *sys.argv[1:]]),
+        "command": command,
         "commit": commit(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 1),

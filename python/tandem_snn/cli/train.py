@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -16,7 +18,9 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
-Seeds = Annotated[int, typer.Option(help="Number of runs; their seeds count up from the recipe's.")]
+Seeds = Annotated[
+    Optional[int], typer.Option(help="Number of runs, whose seeds count up from the recipe's (default: the recipe's).")
+]
 Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 
 
@@ -32,7 +36,7 @@ def train(
     lr: Annotated[Optional[float], typer.Option(help="The (peak) learning rate.")] = None,
     width: Annotated[Optional[float], typer.Option(help="Multiplier of the model's channels.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="The first seed.")] = None,
-    seeds: Seeds = 3,
+    seeds: Seeds = None,
     twin: Twin = True,
     device: Device = "cpu",
     threads: Threads = 0,
@@ -55,7 +59,7 @@ def train(
 
     named = {
         "data": data, "model": model, "T": time_steps, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "width": width, "seed": seed,
+        "width": width, "seed": seed, "seeds": seeds,
     }  # fmt: skip
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     chosen = load_recipe(recipe).override([*(settings or []), *given])
@@ -63,7 +67,7 @@ def train(
     job = Job(
         recipe=chosen,
         folder=folder,
-        seeds=seeds,
+        command=shlex.join(["tandem-snn", *sys.argv[1:]]),
         twin=twin,
         data_dir=data_dir,
         device=device,

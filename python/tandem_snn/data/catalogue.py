@@ -17,7 +17,8 @@ from .readers import cifar10, digits, idx, imagenet, recordings
 from .readers.parts import Images
 from .split import Split
 
-NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *recordings.SETS)
+EVENTS = tuple(recordings.SETS)
+NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
 

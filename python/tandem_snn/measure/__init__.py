@@ -1,8 +1,8 @@
 """What a trained network does and costs: recordings of its layers, firing rates, synaptic operations and their energy,
-mismatch between its two branches, accuracy against time.
+mismatch between its two branches, quality against time.
 """
 
-from .anytime import Exit, accuracy_over_time, early_exit
+from .anytime import Exit, early_exit, metric_over_time
 from .coupling import Activation, Mismatch, activations, mismatch
 from .energy import Energy, energy
 from .monitor import Monitor, Recording
@@ -18,12 +18,12 @@ __all__ = [
     "Monitor",
     "Recording",
     "SynOps",
-    "accuracy_over_time",
     "activations",
     "early_exit",
     "energy",
     "fan_out",
     "firing_rates",
+    "metric_over_time",
     "mismatch",
     "rate_penalty",
     "synops",

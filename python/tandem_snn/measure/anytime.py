@@ -1,8 +1,8 @@
-"""Accuracy against time: what the readout says after each step, and when it is sure enough to stop."""
+"""Quality against time: what the readout says after each step, and when it is sure enough to stop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,35 +15,46 @@ if TYPE_CHECKING:
     from ..frozen import FrozenNetwork
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+Batches = Iterable[tuple[Any, Tensor]]
 
 
-def accuracy_over_time(frozen: FrozenNetwork, batches: Iterable[tuple[Any, Tensor]]) -> list[float]:
-    """The share of right answers after 1, 2, ..., T steps.
+def right_answers(output: Tensor, targets: Tensor) -> Tensor:
+    """How many outputs [B, classes] are greatest at their targets [B].
+
+    >>> right_answers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])).item()
+    1
+    """
+    return (output.argmax(1) == targets).sum()
+
+
+def metric_over_time(
+    frozen: FrozenNetwork, batches: Batches, total: Callable[[Tensor, Tensor], Tensor] = right_answers
+) -> list[float]:
+    """A metric after 1, 2, ..., T steps, per sample; by default the share of right answers.
+
+    The readout after t steps counts for t/T of a whole window, so what is measured is T/t times as much.
 
     Args:
         frozen: a network that streams, see :meth:`tandem_snn.FrozenNetwork.step`.
-        batches: (inputs, classes), such as ``data.test.batches(500)``.
+        batches: (inputs, targets), such as ``data.test.batches(500)``.
+        total: the metric of (outputs, targets), summed over a batch, such as ``make_task("regression").total``.
 
     Raises:
         ValueError: the network cannot stream.
 
     >>> from tandem_snn import freeze
     >>> net = torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-    >>> len(accuracy_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
+    >>> len(metric_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
     4
     """
-    right: list[int] = []
+    sums: list[float] = []
     samples = 0
     for x, targets in batches:
-        frozen.reset()
-        if isinstance(x, SpikeTrain):
-            frozen.T = x.T
-        steps = x.to_dense() if isinstance(x, SpikeTrain) else [x] * (frozen.T or 0)
-        correct = [int((frozen.step(x_t).argmax(1) == targets).sum()) for x_t in steps]
-        right = [a + b for a, b in zip(right or [0] * len(correct), correct, strict=True)]
+        answers = _readouts(frozen, x)
+        parts = [float(total(answer * len(answers) / t, targets)) for t, answer in enumerate(answers, 1)]
+        sums = [a + b for a, b in zip(sums or [0.0] * len(parts), parts, strict=True)]
         samples += len(targets)
-    frozen.reset()
-    return [correct / samples for correct in right]
+    return [value / samples for value in sums]
 
 
 @dataclass(frozen=True)
@@ -57,13 +68,12 @@ class Exit:
     steps: float
 
 
-def early_exit(
-    frozen: FrozenNetwork, batches: Iterable[tuple[Any, Tensor]], confidences: Sequence[float] = CONFIDENCES
-) -> list[Exit]:
-    """Accuracy and time against the confidence at which a sample is done.
+def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[float] = CONFIDENCES) -> list[Exit]:
+    """Accuracy and time against the confidence at which a sample is done, as :meth:`tandem_snn.FrozenNetwork.anytime`
+    has it.
 
     Args:
-        frozen: a network that streams, see :meth:`tandem_snn.FrozenNetwork.anytime`.
+        frozen: a network that streams.
         batches: (inputs, classes).
         confidences: each in (0, 1].
 
@@ -75,12 +85,31 @@ def early_exit(
     >>> early_exit(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())], [1.0])[0].steps
     4.0
     """
-    sums = torch.zeros(len(confidences), 2)
+    for confidence in confidences:
+        if not 0 < confidence <= 1:
+            raise ValueError(f"confidences: expected numbers in (0, 1], got {confidence}")
+    sums = torch.zeros(len(confidences), 2, dtype=torch.float64)
     samples = 0
     for x, targets in batches:
+        answers = torch.stack(_readouts(frozen, x))
+        highest = answers.softmax(2).amax(2)
+        right = answers.argmax(2) == targets
         for i, confidence in enumerate(confidences):
-            logits, steps = frozen.anytime(x, confidence)
-            sums[i] += torch.tensor([(logits.argmax(1) == targets).sum(), steps.sum()])
+            sure = highest >= confidence
+            sure[-1] = True
+            last = sure.int().argmax(0)  # the first step of those
+            sums[i, 0] += right.gather(0, last[None]).sum()
+            sums[i, 1] += (last + 1).sum()
         samples += len(targets)
-    means = (sums.double() / samples).tolist()
-    return [Exit(c, accuracy, steps) for c, (accuracy, steps) in zip(confidences, means, strict=True)]
+    return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
+
+
+def _readouts(frozen: FrozenNetwork, x: Any) -> list[Tensor]:
+    """The readout [B, outputs] after each step of a batch."""
+    frozen.reset()
+    if isinstance(x, SpikeTrain):
+        frozen.T = x.T
+    steps = x.to_dense() if isinstance(x, SpikeTrain) else [x] * (frozen.T or 0)
+    answers = [frozen.step(x_t) for x_t in steps]
+    frozen.reset()
+    return answers

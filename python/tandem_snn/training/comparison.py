@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..data import Dataset
-from ..measure import firing_rates, synops
 from .fit import Fitted, fit
 from .interruption import Interruption
+from .measures import Measures, measure
 from .recipe import KINDS, Recipe
 from .store import Store
 from .task import make_task
-from .timing import median_ratio, step_times
 from .trainer import Trainer
 from .world import World
 
@@ -36,34 +36,26 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What the networks cost: means over the seeds, and the seconds of a training step by kind."""
-
-    firing_rates: dict[str, float]
-    synops_ratio: float
-    step_times: dict[str, float]
-    step_time_ratio: float | None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The runs of all seeds, and their measures.
 
     Attributes:
         kinds: "SNN" and, if the twin was trained too, "ANN".
         metric: "accuracy" or "mse".
+        samples: how many there are, by split.
         measures: None in processes other than the main one.
     """
 
     recipe: Recipe
     kinds: Sequence[str]
     metric: str
+    samples: dict[str, int]
     runs: list[Run]
     measures: Measures | None
 
     def test(self, kind: str) -> float:
         """The metric on the test split, mean over the seeds."""
-        return fmean(run.fitted[kind].test[self.metric] for run in self.runs)
+        return fmean(self._tests(kind))
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds. Accuracies are percentages, times milliseconds, unless the name says otherwise."""
@@ -72,10 +64,14 @@ class Comparison:
         names = {"SNN": "", "ANN": "ann_"}
         test = f"test_{self.metric}"
         summary: dict[str, Any] = {names[kind] + test: round(unit * self.test(kind), 4) for kind in self.kinds}
-        summary |= {"T": self.recipe.T, "synops_ratio": self.measures.synops_ratio}
-        if self.measures.step_time_ratio is not None:
-            summary["step_time_ratio"] = self.measures.step_time_ratio
-        for kind, seconds in self.measures.step_times.items():
+        for kind in self.kinds if len(self.runs) > 1 else ():
+            summary[f"{names[kind]}{test}_std"] = round(unit * stdev(self._tests(kind)), 4)
+        measures = self.measures
+        summary |= {"T": self.recipe.T, "synops_ratio": measures.synops_ratio}
+        summary["energy_pj"] = asdict(measures.energy)
+        if measures.step_time_ratio is not None:
+            summary["step_time_ratio"] = measures.step_time_ratio
+        for kind, seconds in measures.step_times.items():
             summary[names[kind] + "step_time_ms"] = 1e3 * seconds
         for kind in self.kinds:
             fitted = [run.fitted[kind] for run in self.runs]
@@ -89,37 +85,53 @@ class Comparison:
                 entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], 4)
                 entry[names[kind] + "epoch"] = fitted_one.epoch
             per_seed.append(entry)
+        if measures.over_time is not None:
+            summary[f"{test}_over_time"] = [round(unit * value, 4) for value in measures.over_time]
+        if measures.exits is not None:
+            summary["early_exit"] = [asdict(one) for one in measures.exits]
+        if measures.pictures is not None:
+            summary["pictures"] = measures.pictures
         return summary | {
-            "firing_rates": self.measures.firing_rates,
+            "firing_rates": measures.firing_rates,
+            "mismatch": {
+                layer: {name: None if math.isnan(value) else value for name, value in match.items()}
+                for layer, match in measures.mismatch.items()
+            },
+            "parameters": sum(p.numel() for p in self.runs[0].nets["SNN"].parameters()),
+            "samples": self.samples,
             "seeds": [run.seed for run in self.runs],
             "per_seed": per_seed,
             "recipe": self.recipe.to_dict(),
         }
 
+    def _tests(self, kind: str) -> list[float]:
+        return [run.fitted[kind].test[self.metric] for run in self.runs]
+
 
 def compare(
     recipe: Recipe,
     data: Dataset,
-    seeds: Sequence[int],
     *,
     twin: bool = True,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
+    twins: Path | None = None,
     world: World | None = None,
     on_step: OnStep | None = None,
     interruption: Interruption | None = None,
     **store: Any,
 ) -> Comparison:
-    """Trains the recipe's network and its twin for each seed, and measures them on the test samples.
+    """Trains the recipe's network and its twin for each of its seeds, and measures them on the test samples.
+
+    For a seed, both networks start from the same weights and see the same samples in the same order.
 
     Args:
         recipe: what to train.
         data: the recipe's data, loaded.
-        seeds: one run each, in the place of the recipe's. Both networks start from the same weights and see the same
-            samples in the same order.
         twin: train the ANN too.
         device: where to train.
         folder: where each training has a :class:`Store`, ``folder/seed-0/snn`` and so on. What is there is continued.
+        twins: a folder of ANN twins that comparisons share: what is in it is taken, what is not is trained into it.
         world: the processes that train together.
         on_step: called after every training step with the kind ("SNN" or "ANN"), the seed and the trainer.
         interruption: asked after every step whether to stop.
@@ -128,34 +140,22 @@ def compare(
     world = World() if world is None else world
     kinds = KINDS if twin else KINDS[:1]
     runs = []
-    for seed in seeds:
+    for seed in recipe.all_seeds:
         own = recipe.with_seed(seed)
         nets, fitted = {}, {}
         for kind in kinds:
             torch.manual_seed(seed)
             nets[kind] = own.build(data, kind).to(device)
-            kept = None
-            if folder is not None:
-                kept = Store(folder / f"seed-{seed}" / kind.lower(), writes=world.is_main, **store)
+            by = own.of_twin() if kind == "ANN" else own
+            place = None if folder is None else folder / f"seed-{seed}" / kind.lower()
+            if kind == "ANN" and twins is not None:
+                place = twins / by.digest()
+            kept = None if place is None else Store(place, writes=world.is_main, **store)
             report = None if on_step is None else partial(on_step, kind, seed)
-            fitted[kind] = fit(
-                nets[kind], data, own, store=kept, world=world, on_step=report, interruption=interruption
-            )
+            fitted[kind] = fit(nets[kind], data, by, store=kept, world=world, on_step=report, interruption=interruption)
         runs.append(Run(seed, nets, fitted))
     metric = make_task(data.task).metric
-    measures = _measure(recipe, data, runs, device) if world.is_main else None
-    return Comparison(recipe, kinds, metric, runs, measures)
-
-
-def _measure(recipe: Recipe, data: Dataset, runs: Sequence[Run], device: torch.device | str) -> Measures:
-    samples = next(data.test.batches(1000))[0].to(device)
-    rates = [firing_rates(run.nets["SNN"], samples) for run in runs]
-    first = runs[0].nets
-    inputs, targets = next(data.train.batches(recipe.batch_size))
-    times = step_times(list(first.values()), inputs.to(device), targets.to(device), make_task(data.task).loss)
-    return Measures(
-        firing_rates={name: fmean(rate[name] for rate in rates) for name in rates[0]},
-        synops_ratio=fmean(synops(run.nets["SNN"], samples).ratio for run in runs),
-        step_times={kind: median(record) for kind, record in zip(first, times, strict=True)},
-        step_time_ratio=median_ratio(*times) if len(times) == 2 else None,
-    )
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    samples = {name: 0 if split is None else len(split) for name, split in parts.items()}
+    measures = measure(recipe, data, [run.nets for run in runs]) if world.is_main else None
+    return Comparison(recipe, kinds, metric, samples, runs, measures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data import NAMES, Dataset, load
+from ..data import EVENTS, NAMES, Dataset, load
 from ..data.augment import parse
 from ..data.events import BINS
 from ..errors import UserError, check_name, extra
@@ -28,6 +30,12 @@ KINDS = ("SNN", "ANN")
 _MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
 )  # fmt: skip
+_POSITIVE = ("epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds")
+
+# What the ANN has no use for. Of T, event data need the number of frames.
+_NEURON_KEYS = {
+    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "rate_penalty",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Recipe:
         epochs, batch_size: passes over the training samples, and samples per step of all processes together.
         precision: "fp32", or "bf16" and "fp16" for automatic mixed precision.
         seed: of the initial weights, the order of the samples, augmentation and dropout.
+        seeds: how many runs a comparison consists of; their seeds count up from ``seed``.
 
     Raises:
         UserError: an unknown name, a value of a wrong kind or out of range.
@@ -98,6 +107,7 @@ class Recipe:
     batch_size: int = 64
     precision: str = "fp32"
     seed: int = 0
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         for key in fields(self):
@@ -114,7 +124,17 @@ class Recipe:
         parse(self.augment)
         if not 1 <= self.T <= 255:
             raise UserError(f"T: expected 1 to 255 time steps, got {self.T}")
-        for name in ("epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "lr",
+            "width",
+            "threshold",
+            "gamma",
+            "clip_grad_norm",
+            "lr_factor",
+            "seeds",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}: expected a positive number, got {value}")
@@ -166,6 +186,15 @@ class Recipe:
                 values[name.strip()] = value
         return Recipe.from_dict(values)
 
+    def digest(self) -> str:
+        """A name for what the recipe says: other values give another.
+
+        >>> Recipe(T=4).digest() == Recipe(T=8).digest()
+        False
+        """
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return f"{self.data}-{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
     def load(self, data_dir: str | PathLike[str] | None = None, workers: int = 0) -> Dataset:
         """The recipe's data, see :func:`tandem_snn.data.load`."""
         return load(
@@ -174,7 +203,23 @@ class Recipe:
         )  # fmt: skip
 
     def with_seed(self, seed: int) -> Recipe:
-        return replace(self, seed=seed)
+        """The recipe of one of its runs."""
+        return replace(self, seed=seed, seeds=1)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.seeds)]
+
+    def of_twin(self) -> Recipe:
+        """What determines the ANN twin's training: this recipe with the defaults of all that only neurons have. Recipes
+        that differ in nothing else have the same twin.
+
+        >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
+        True
+        """
+        ignored = _NEURON_KEYS - {"T"} if self.data in EVENTS else _NEURON_KEYS
+        defaults: dict[str, Any] = {key.name: key.default for key in fields(self) if key.name in ignored}
+        return replace(self, **defaults)
 
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
         """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""

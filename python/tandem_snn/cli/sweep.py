@@ -1,0 +1,151 @@
+"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ..errors import UserError
+from .train import DataDir, Device, Seeds, Settings, Threads, Twin
+
+if TYPE_CHECKING:
+    from .job import Job
+
+# ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
+
+ALL, TWINS, RESULTS = "all", "twins", "results"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a sweep: a recipe and what is set differently in it."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    varied: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its result.
+
+        >>> Entry("mnist", ("epochs=5",), ("T=4", "gamma=2")).name
+        'mnist+T=4+gamma=2'
+        """
+        return "+".join([Path(self.recipe).stem, *self.varied]).replace("/", "_")
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        return self.settings + self.varied
+
+    def command(self, twin: bool) -> str:
+        changed = [part for setting in self.changes for part in ("--set", setting)]
+        return shlex.join(["tandem-snn", "train", self.recipe, *changed, *["--no-twin"] * (not twin)])
+
+
+def sweep(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Recipes: names, YAML files, or all.")] = None,
+    settings: Settings = None,
+    vary: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="KEY=V1,V2,...", help="A run for each value; given twice, for each combination."),
+    ] = None,
+    seeds: Seeds = None,
+    twin: Twin = True,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    results: Annotated[
+        Optional[Path], typer.Option(help=f"Folder of one JSON file per run (default: OUT/{RESULTS}).")
+    ] = None,
+    list_runs: Annotated[bool, typer.Option("--list", help="Print what would run, and what is finished.")] = False,
+) -> None:
+    """Run recipes one after another, each beside its ANN twin, and write a JSON file for each.
+
+    A finished run is not repeated, one that was interrupted goes on where it was: the same command continues a sweep
+    that was stopped. Runs that differ only in their neurons share one twin. A run that fails is reported, and the
+    others still run.
+
+    The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
+    """
+    from ..container import atomically
+    from ..training.distributed import launched
+    from ..training.library import load_recipe
+    from .job import SUMMARY, Job, run
+
+    if launched():
+        raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")
+    fixed = [*(settings or []), *([] if seeds is None else [f"seeds={seeds}"])]
+    entries = list(_entries(names or [ALL], fixed, vary or []))
+    jobs = [
+        Job(
+            recipe=load_recipe(entry.recipe).override(entry.changes), folder=out / entry.name,
+            command=entry.command(twin), twin=twin, twins=out / TWINS, data_dir=data_dir, device=device,
+            threads=threads, resume=True,
+        )
+        for entry in entries
+    ]  # fmt: skip
+    kept = out / RESULTS if results is None else results
+    failed = []
+    for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
+        try:
+            finished = _finished(job.folder / SUMMARY, job)
+            typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
+            if list_runs:
+                continue
+            if not finished:
+                run(job)
+            kept.mkdir(parents=True, exist_ok=True)
+            atomically(kept / f"{entry.name}.json", partial(shutil.copyfile, job.folder / SUMMARY))
+        except UserError as error:
+            failed.append(entry.name)
+            typer.echo(f"{entry.name}: {error}", err=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
+
+
+def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
+    """Every combination of recipe and varied values."""
+    from ..training.library import list_recipes
+
+    choices = []
+    for text in vary:
+        key, equals, values = text.partition("=")
+        if not equals or not all(values.split(",")):
+            raise UserError(f"--vary {text}: expected KEY=V1,V2,...")
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    recipes = [r for name in names for r in (list_recipes() if name == ALL else [name])]
+    seen: dict[str, Entry] = {}
+    for recipe, varied in itertools.product(recipes, itertools.product(*choices)):
+        entry = Entry(recipe, tuple(settings), varied)
+        if seen.setdefault(entry.name, entry) != entry:
+            raise UserError(f"two runs would be called {entry.name}: give them to two sweeps, each with its own --out")
+    yield from seen.values()
+
+
+def _finished(summary: Path, job: Job) -> bool:
+    """Whether the folder holds the result of this very recipe with all its seeds, and with its twin if that is wanted.
+
+    Raises:
+        UserError: it holds that of another recipe.
+    """
+    if not summary.exists():
+        return False
+    found = json.loads(summary.read_text())
+    there, here = found["recipe"], job.recipe.to_dict()
+    differing = [name for name in here if there.get(name) != here[name]]
+    if set(differing) - {"seeds"}:
+        raise UserError(
+            f"{summary} is of another recipe ({differing[0]} differs): give another folder with --out, or delete "
+            f"{summary.parent}"
+        )
+    return not differing and (not job.twin or any(name.startswith("ann_test") for name in found))

@@ -1,0 +1,101 @@
+"""What trained networks cost, and how their spikes do what they do: the part of a comparison that is not its metric."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset
+from ..frozen import FrozenNetwork, freeze
+from ..measure import Energy, Exit, early_exit, energy, firing_rates, metric_over_time, mismatch, synops
+from ..measure.hooks import evaluating
+from .recipe import Recipe
+from .task import Task, make_task
+from .timing import median_ratio, step_times
+
+SAMPLES = 1000  # of the test split, by which spikes are counted
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Means over the seeds, unless said otherwise.
+
+    Attributes:
+        firing_rates: by layer, on the first 1000 test samples, as are synops_ratio, energy and mismatch.
+        synops_ratio: synaptic operations of the SNN over those of its twin.
+        energy: picojoules per sample.
+        mismatch: of the first seed, by layer.
+        over_time: the metric on the test split after 1, 2, ..., T steps; None for a network that cannot stream.
+        exits: of the first seed: accuracy and time against the confidence at which a sample is done; None as before,
+            and in regression.
+        step_times: seconds of a training step by kind. step_time_ratio: SNN over ANN.
+        pictures: of the first seed, in regression: test images as they are and as each kind of network gives them.
+    """
+
+    firing_rates: dict[str, float]
+    synops_ratio: float
+    energy: Energy
+    mismatch: dict[str, dict[str, float]]
+    over_time: list[float] | None
+    exits: list[Exit] | None
+    step_times: dict[str, float]
+    step_time_ratio: float | None
+    pictures: dict[str, Any] | None
+
+
+def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]]) -> Measures:
+    """Measures the networks of each seed, by kind, on the device where they and the data are."""
+    samples = next(data.test.batches(SAMPLES))[0]
+    task = make_task(data.task)
+    spiking = [run["SNN"] for run in runs]
+    rates = [firing_rates(net, samples) for net in spiking]
+    operations = [synops(net, samples) for net in spiking]
+    energies = [energy(ops) for ops in operations]
+    times = step_times(list(runs[0].values()), *next(data.train.batches(recipe.batch_size)), task.loss)
+    curves = [_over_time(net, data, task) for net in spiking]
+    streams, regression = curves[0] is not None, data.task == "regression"
+    return Measures(
+        firing_rates={name: fmean(rate[name] for rate in rates) for name in rates[0]},
+        synops_ratio=fmean(ops.ratio for ops in operations),
+        energy=Energy(fmean(e.snn for e in energies), fmean(e.ann for e in energies)),
+        mismatch={name: asdict(match) for name, match in mismatch(spiking[0], samples).items()},
+        over_time=[fmean(values) for values in zip(*(c for c in curves if c), strict=True)] if streams else None,
+        exits=early_exit(*_streaming(spiking[0], data)) if streams and not regression else None,
+        step_times={kind: median(record) for kind, record in zip(runs[0], times, strict=True)},
+        step_time_ratio=median_ratio(*times) if len(times) == 2 else None,
+        pictures=_pictures(runs[0], data) if regression else None,
+    )
+
+
+def _over_time(net: nn.Module, data: Dataset, task: Task) -> list[float] | None:
+    try:
+        return metric_over_time(*_streaming(net, data), task.total)
+    except ValueError:  # that is how a network says that it cannot stream
+        return None
+
+
+def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[tuple[Any, Tensor]]]:
+    """The network and the test samples where streams run: on the CPU."""
+    return freeze(net).cpu(), data.test.to("cpu").batches(500)
+
+
+def _pictures(nets: dict[str, nn.Module], data: Dataset) -> dict[str, Any]:
+    images, targets = next(data.test.batches(PICTURES))
+    made = {"original": targets}
+    for kind, net in nets.items():
+        with evaluating(net):
+            made[kind] = net(images)
+    return {"shape": list(images.shape), **{name: _as_text(values) for name, values in made.items()}}
+
+
+def _as_text(pixels: Tensor) -> str:
+    """Values 0..1 as bytes 0..255, in base64."""
+    levels = (255 * pixels.float().clamp(0, 1)).round().to(torch.uint8)
+    return base64.b64encode(levels.cpu().contiguous().numpy().tobytes()).decode()
