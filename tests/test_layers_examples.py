@@ -13,12 +13,16 @@ import tandem_ext as te
 import tandem_snn
 import tandem_snn.nn as tnn
 
-OWN = ("ann", "convert", "data", "errors", "exchange", "measure", "memory", "models", "nn", "plots", "training")
+OWN = (
+    *("ann", "container", "convert", "data", "errors", "exchange", "frozen", "measure", "memory", "models", "nn"),
+    *("plots", "training"),
+)
 MODULES = [m.name for m in pkgutil.walk_packages(tandem_snn.__path__, "tandem_snn.") if m.name.split(".")[1] in OWN]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     if name.endswith("_nir"):
         pytest.importorskip("nir", reason="the package nir is not installed")

@@ -5,7 +5,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 from . import ann, data, measure, models, nn
 from .convert import calibrate, convert, to_ann
 from .exchange import from_nir, to_nir
-from .frozen import FrozenNetwork, freeze
+from .frozen import FrozenNetwork, freeze, load_frozen
 from .models import create_model, create_twin, list_models
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "freeze",
     "from_nir",
     "list_models",
+    "load_frozen",
     "measure",
     "models",
     "nn",

@@ -62,7 +62,11 @@ def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = {name: json.dumps(value) for name, value in facts.items()}
-    content = bytearray(save(copies, {**text, "format": format, "checksum": _ZEROS.decode()}))
+    content = save(copies, {**text, "format": format, "checksum": _ZEROS.decode()})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()  # or in any order
+    header += b" " * (-len(header) % 8)
+    content = bytearray(len(header).to_bytes(8, "little") + header + content[end:])
     start = content.index(_FIELD + _ZEROS) + len(_FIELD)
     content[start : start + len(_ZEROS)] = hashlib.sha256(content).hexdigest().encode()
     return bytes(content)

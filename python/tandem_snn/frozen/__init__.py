@@ -1,5 +1,6 @@
-"""Frozen networks: a network's evaluation as one call, and step by step."""
+"""Frozen networks: a network's evaluation as one call, step by step, and as one file."""
 
+from .file import load_frozen
 from .network import FrozenNetwork, freeze
 
-__all__ = ["FrozenNetwork", "freeze"]
+__all__ = ["FrozenNetwork", "freeze", "load_frozen"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from os import PathLike
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ class _Program:
     """The program for inputs of one shape."""
 
     def __init__(self, net: nn.Module, x: Any) -> None:
+        kept = {p.dtype for p in net.parameters()} | (set() if isinstance(x, SpikeTrain) else {x.dtype})
+        if kept != {torch.float32}:
+            raise CannotLower(f"a program computes in float32, the network and its input are {_names(kept)}")
         traced = trace(net, x)
         builder = Builder(traced)
         self.words, self.blob = builder.build()
@@ -56,13 +60,14 @@ class FrozenNetwork(nn.Module):
         net: the snapshot: the network in evaluation mode, with its own copy of every weight.
         weight_bits: bits per weight, or None for the weights as the network's evaluation has them.
         T: the number of time steps; None until it is known (see :func:`freeze`).
+        grids: the integers and steps of the weights that were rounded, by the layer's name.
     """
 
     def __init__(self, net: nn.Module, weight_bits: int | None = None, T: int | None = None) -> None:
         super().__init__()
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.weight_bits = weight_bits
-        quantise_(self.net, weight_bits)
+        self.grids = quantise_(self.net, weight_bits)
         encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
         windows = {m.T for m in encoders}
         self._takes_images = any(m.mode != "events" for m in encoders)
@@ -153,6 +158,24 @@ class FrozenNetwork(nn.Module):
                 break
         return logits, steps
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the network as one file, for :func:`load_frozen`: its layers, weights, T and weight bits.
+
+        The file is safetensors with a format version and a checksum, and appears whole or not at all. Weights of few
+        bits take a byte each. The stream's state is not in it.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: something other than layers of ``tandem_snn.nn`` works between the input and the answer: a file
+                holds no code. The message names it.
+            UserError: the package safetensors is not installed.
+        """
+        from .file import save_frozen
+
+        save_frozen(self, path)
+
     def _signal(self, x_t: Tensor) -> Any:
         return x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
 
@@ -171,7 +194,7 @@ class FrozenNetwork(nn.Module):
         return program
 
     def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
-        key = tuple(x.shape[1:]), self.T
+        key = tuple(x.shape[1:]), self.T, None if isinstance(x, SpikeTrain) else x.dtype
         if key not in self._programs:
             try:
                 self._programs[key] = _Program(self.net, x[:1])
@@ -206,6 +229,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     if T is not None and (not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= 255):
         raise ValueError(f"T: expected an int from 1 to 255, got {T!r}")
     return FrozenNetwork(net, weight_bits, T)
+
+
+def _names(dtypes: set[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def _step_of(x: Tensor | SpikeTrain, t: int) -> Tensor:

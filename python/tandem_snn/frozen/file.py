@@ -1,0 +1,126 @@
+"""A frozen network as one file: how its layers are wired and what they are set to as JSON, their numbers as tensors.
+
+The file holds no code and no compiled program: the program is made anew by the library that loads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..container import atomically, pack, unpack
+from ..errors import UserError
+from ..nn.quantise import check_bits
+from .layers import layer_of, settings_of
+from .network import FrozenNetwork
+from .quantise import Grid
+from .wiring import INPUT, Use, Wired, wiring
+
+FORMAT = "tandem_snn frozen 1"
+_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_STEP = ".step"  # of weights on a grid: the file has their integers, and one step per output channel
+
+
+def save_frozen(frozen: FrozenNetwork, path: str | PathLike[str]) -> None:
+    """See :meth:`FrozenNetwork.save`."""
+    uses = wiring(frozen.net)
+    layers: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name in dict.fromkeys(use.layer for use in uses):
+        layer = frozen.net.get_submodule(name)
+        own = {key: value.detach().cpu() for key, value in (*layer.named_parameters(), *layer.named_buffers())}
+        own = {key: own[key] for key in layer.state_dict()}
+        try:
+            layers[name] = settings_of(layer)
+            layer_of(layers[name], own)  # what cannot be read shall not be written
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"net: layer {name!r} cannot be saved: {error}") from error
+        if name in frozen.grids:
+            grid = frozen.grids[name]
+            own |= {"weight": grid.q.to(torch.int8), "weight" + _STEP: grid.step}
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+    facts = {
+        "layers": layers,
+        "uses": [[use.layer, use.x, use.residual, use.fire] for use in uses],
+        "T": frozen.T,
+        "weight_bits": frozen.weight_bits,
+    }
+    content = pack(tensors, facts, FORMAT)
+    atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
+    """A frozen network from the file that :meth:`FrozenNetwork.save` wrote: its answers are bit for bit the same.
+
+    The file may come from anyone. It holds numbers, never code, and is read with its sizes checked before anything is
+    allocated, its checksum compared, and every setting of every layer checked. What a network then costs to run is what
+    its layers cost.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: no such file, not a frozen network, damaged, written by another version of the format, or a network
+            that cannot be. It is a ValueError.
+
+    >>> from tandem_snn import freeze, load_frozen, nn as tnn
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
+    >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
+    >>> frozen.save("net.tandem")
+    >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
+    True
+    """
+    path = Path(path)
+    tensors, facts = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
+    try:
+        return _network(facts, tensors)
+    except Exception as error:  # a hostile file may fail in ways that torch's constructors choose
+        raise UserError(f"{path} is not a frozen network that can be: {error}") from error
+
+
+def _network(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> FrozenNetwork:
+    T, bits = facts["T"], facts["weight_bits"]
+    check_bits(bits)
+    if T is not None and (type(T) is not int or not 1 <= T <= 255):
+        raise ValueError(f"T: expected an int from 1 to 255, got {T!r:.80}")
+    layers: dict[str, nn.Module] = {}
+    grids: dict[str, Grid] = {}
+    for name, settings in facts["layers"].items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a layer's name has letters, digits, _ and dots, got {name!r:.80}")
+        keys = [key for key in tensors if key.startswith(f"{name}.")]
+        own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in keys}
+        if "weight" + _STEP in own:
+            grids[name] = Grid(own["weight"], own.pop("weight" + _STEP))
+            own["weight"] = grids[name].weight()
+        try:
+            layers[name] = layer_of(settings, own)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+    if tensors:
+        raise ValueError(f"tensor {min(tensors)!r:.80} belongs to no layer")
+    frozen = FrozenNetwork(Wired(layers, _uses(facts["uses"], layers)), T=T)
+    frozen.weight_bits, frozen.grids = bits, grids
+    return frozen
+
+
+def _uses(rows: Any, layers: Mapping[str, nn.Module]) -> list[Use]:
+    uses = []
+    for number, (name, x, residual, fire) in enumerate(rows):
+        if name not in layers or type(fire) is not bool:
+            raise ValueError(f"use {number}: no layer {name!r:.80}")
+        for value in (x, residual):
+            if value is not None and (type(value) is not int or not INPUT <= value < number):
+                raise ValueError(f"use {number}: expected the number of an earlier use, got {value!r:.80}")
+        if x is None:
+            raise ValueError(f"use {number}: it has no input")
+        uses.append(Use(name, x, residual, fire))
+    if not uses:
+        raise ValueError("it has no layers")
+    return uses

@@ -1,0 +1,86 @@
+"""Small networks of every layer, with inputs for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import tandem_snn.nn as tnn
+
+
+def trained(net: nn.Module, x: Tensor) -> nn.Module:
+    """A network whose batch norms have seen data, in evaluation mode."""
+    net.train()
+    for _ in range(3):
+        net(x)
+    return net.eval()
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(20, 50, norm=True), tnn.Linear(50, 33), tnn.Readout(33, 10))
+    return net, torch.rand(6, 20)
+
+
+def lif() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=12, mode="zero_expand"),
+        tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5),
+        tnn.Linear(40, 30, v_init=0.5, gate="clip"),
+        tnn.Readout(30, 10, bias=False),
+    )
+    return net, torch.rand(6, 20)
+
+
+def conv() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=8),
+        tnn.Conv2d(1, 12, 3, padding=1, norm=True),
+        tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        tnn.Conv2d(12, 24, 3, stride=2, padding=1, norm=True, groups=2, v_init=torch.rand(24, 5, 4)),
+        tnn.AvgPool2d(2),
+        tnn.Dropout(0.2),
+        tnn.Flatten(),
+        tnn.Linear(24 * 4, 40, norm=True),
+        tnn.Readout(40, 10),
+    )
+    return net, torch.rand(5, 1, 17, 13)
+
+
+def residual() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=9),
+        tnn.Conv2d(3, 16, 3, padding="same", norm=True),
+        tnn.Residual(nn.Sequential(tnn.Conv2d(16, 16, 3, padding=1, norm=True), tnn.Conv2d(16, 16, 1))),
+        tnn.AdaptiveAvgPool2d(1),
+        tnn.Flatten(),
+        tnn.Readout(16, 10),
+    )
+    return net, torch.rand(5, 3, 8, 8)
+
+
+def projection() -> tuple[nn.Module, Tensor]:
+    body = nn.Sequential(
+        tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1, norm=True, threshold=0.7)
+    )
+    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5)
+    net = nn.Sequential(
+        tnn.Encoder(T=11),
+        tnn.Conv2d(2, 8, 4, padding="same", norm=True),
+        tnn.Residual(body, tnn.Conv2d(8, 12, 1, stride=2, norm=True)),
+        tnn.Residual(nn.Sequential(learned), nn.Sequential(tnn.Conv2d(12, 12, 3, padding=1), tnn.Conv2d(12, 9, 1))),
+        tnn.AvgPool2d(2, spiking=False),
+        tnn.Flatten(),
+        tnn.Readout(9 * 4 * 3, 10),
+    )
+    return net, torch.rand(5, 2, 16, 12)
+
+
+def line() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.Encoder(T=3),
+        tnn.Conv1d(2, 9, 5, stride=2, norm=True),
+        tnn.Conv1d(9, 8, 3, dilation=2, padding=1),
+        tnn.Flatten(),
+        tnn.Readout(8 * 8, 4),
+    )
+    return net, torch.rand(4, 2, 23)
