@@ -7,6 +7,7 @@ import typer
 from ..bench.cli import bench
 from .evaluate import evaluate
 from .info import info
+from .report import report
 from .sweep import sweep
 from .train import train
 
@@ -19,5 +20,6 @@ app = typer.Typer(
 app.command()(train)
 app.command()(sweep)
 app.command("eval")(evaluate)
+app.command()(report)
 app.command()(bench)
 app.command()(info)

@@ -6,7 +6,7 @@ from .anytime import Exit, early_exit, metric_over_time
 from .coupling import Activation, Mismatch, activations, mismatch
 from .energy import Energy, energy
 from .monitor import Monitor, Recording
-from .operations import LayerOps, SynOps, fan_out, synops
+from .operations import LayerOps, SynOps, fan_out, synops, synops_over_time
 from .rates import firing_rates, rate_penalty
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "mismatch",
     "rate_penalty",
     "synops",
+    "synops_over_time",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
-from ..nn.signals import Signal
 from .hooks import SYNAPTIC, evaluating, watching
 
 
@@ -67,37 +68,83 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     """
     layers: dict[str, LayerOps] = {}
 
-    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
-            return  # pooled to counts: no neurons, no synapses
-        outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
-        ops = _layer_ops(layer, x, outputs)
-        shortcut = kwargs.get("residual")
-        if isinstance(shortcut, SpikeTrain):
-            spikes = shortcut.counts.double().sum().item() / len(shortcut)
+    def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
+        macs = _ann_macs(layer, outputs)
+        spiking = isinstance(x, SpikeTrain)
+        ops = LayerOps(macs, 0.0, _acs(layer, x.counts, outputs)) if spiking else LayerOps(macs, macs, 0.0)
+        if isinstance(residual, SpikeTrain):
+            spikes = residual.counts.double().sum().item() / len(residual)
             ops = LayerOps(ops.ann_macs + outputs.numel(), ops.macs, ops.acs + spikes)
         layers[name] = ops
 
-    with evaluating(net), watching(net, SYNAPTIC, record):
-        net(x)
-    if not layers:
-        raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
+    _watch_synapses(net, x, record)
     return SynOps(layers)
 
 
-def _layer_ops(layer: Any, x: Signal | Tensor, outputs: torch.Size) -> LayerOps:
-    if isinstance(layer, tnn.AvgPool2d):
-        fan_in, groups = layer.kernel_size[0] * layer.kernel_size[1], x.shape[1]
-    else:
-        fan_in, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
-    macs = float(fan_in * outputs.numel())
-    if not isinstance(x, SpikeTrain):
-        return LayerOps(macs, macs, 0.0)
-    spikes = x.counts.double().mean(0)  # per sample
+def synops_over_time(net: nn.Module, x: Any) -> list[float]:
+    """The operations of :func:`synops` that are spent by the end of step 0, 1, ..., T-1, per sample.
+
+    A real-valued input is spent at step 0. The last number is ``synops(net, x).snn``.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> x = torch.rand(5, 4)
+    >>> spent = synops_over_time(net, x)
+    >>> spent[0] >= 12, abs(spent[-1] - synops(net, x).snn) < 1e-9
+    (True, True)
+    """
+    first = 0.0
+    later: list[list[float]] = []
+
+    def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
+        nonlocal first
+        if isinstance(x, SpikeTrain):
+            later.append([_acs(layer, spikes, outputs) for spikes in _steps(x)])
+        else:
+            first += _ann_macs(layer, outputs)
+        if isinstance(residual, SpikeTrain):
+            later.append([spikes.double().sum().item() / len(residual) for spikes in _steps(residual)])
+
+    _watch_synapses(net, x, record)
+    return [first + spent for spent in accumulate(map(sum, zip(*later, strict=True)))]
+
+
+def _steps(train: SpikeTrain) -> Iterator[Tensor]:
+    """The spikes of each step, [B, *features]."""
+    return (train.planes[t // 8] >> t % 8 & 1 for t in range(train.T))
+
+
+def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:
+    """Calls ``record(name, layer, input, residual, shape of the output per sample)`` for each layer with synapses."""
+    found = False
+
+    def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal found
+        found = True
+        if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
+            return  # pooled to counts: no neurons, no synapses
+        outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
+        record(name, layer, x, kwargs.get("residual"), outputs)
+
+    with evaluating(net), watching(net, SYNAPTIC, watch):
+        net(x)
+    if not found:
+        raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
+
+
+def _ann_macs(layer: Any, outputs: torch.Size) -> float:
+    pool = isinstance(layer, tnn.AvgPool2d)
+    fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
+    return float(fan_in * outputs.numel())
+
+
+def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> float:
+    """The synapses, per sample, that these numbers of spikes [B, *features] reach."""
+    spikes = spikes.double().mean(0)
     if spikes.dim() == 1:
-        return LayerOps(macs, 0.0, spikes.sum().item() * outputs[-1])
+        return spikes.sum().item() * outputs[-1]
+    groups = spikes.shape[0] if isinstance(layer, tnn.AvgPool2d) else layer.groups
     reached = fan_out(layer, spikes.shape[1:]) * (outputs[0] // groups)
-    return LayerOps(macs, 0.0, (spikes.sum(0) * reached).sum().item())
+    return (spikes.sum(0) * reached).sum().item()
 
 
 def fan_out(layer: Any, space: torch.Size) -> Tensor:

@@ -1,0 +1,193 @@
+"""What a report shows: read from a run's folder, or measured on its networks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from ..data import Dataset
+from ..errors import UserError
+from ..frozen import freeze
+from ..measure import (
+    Exit,
+    Mismatch,
+    Monitor,
+    activations,
+    early_exit,
+    energy,
+    metric_over_time,
+    mismatch,
+    synops,
+    synops_over_time,
+)
+from ..measure.hooks import evaluating
+from ..training.checkpoint import load_checkpoint
+from ..training.recipe import KINDS, Recipe
+from ..training.task import make_task
+
+SUMMARY, MODEL, TWIN = "summary.json", "model.safetensors", "twin.safetensors"
+SAMPLES = 1000  # of the test split, for rates and operations
+FEW = 256  # for what is looked at neuron by neuron
+POINTS = 400  # of a layer's neurons in the scatter plot
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """The metric and the operations per sample after each step, and for classes what early exit makes of them."""
+
+    metric: list[float]
+    operations: list[float]
+    exits: list[Exit]
+    samples: int
+
+
+@dataclass
+class Contents:
+    """Everything that a report shows; what a run does not have is empty or None.
+
+    Attributes:
+        name: the run's folder.
+        summary: its summary.json.
+        histories: the records of the epochs, by kind ("SNN", "ANN") and seed.
+        class_names: of the data set.
+        samples: how many test samples the rates are of; ``few`` of them were looked at neuron by neuron.
+        confusion: int64 [classes, classes], target by answer, on the test split.
+        example: one test sample as an image [H, W] or [H, W, 3] in 0..1.
+        rasters: the spikes [T, neurons] that it causes, by layer.
+        rates: each neuron's firing rate, by layer.
+        matches: of each layer's counts with the ANN branch.
+        points: (activations, counts) of some neurons, by layer.
+        ann_operations: MACs of the twin per sample.
+        energy: estimated picojoules per sample of the SNN and the twin.
+        over_time: None where the network cannot stream; ``no_time`` then says why.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    histories: dict[str, list[list[dict[str, Any]]]]
+    class_names: tuple[str, ...] = ()
+    samples: int = 0
+    few: int = 0
+    confusion: Tensor | None = None
+    example: Tensor | None = None
+    rasters: dict[str, Tensor] = field(default_factory=dict)
+    rates: dict[str, Tensor] = field(default_factory=dict)
+    matches: dict[str, Mismatch] = field(default_factory=dict)
+    points: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    ann_operations: float = 0.0
+    energy: tuple[float, float] = (0.0, 0.0)
+    over_time: OverTime | None = None
+    no_time: str = ""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = self.summary["recipe"]
+        return recipe
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if "test_accuracy" in self.summary else "mse"
+
+
+def gather(run: Path, data_dir: Path | None = None) -> Contents:
+    """Reads a run's folder and measures its first seed's network on the test split, on the CPU.
+
+    Raises:
+        UserError: no run, a damaged one, or its data set is not there.
+    """
+    summary = _summary(run / SUMMARY)
+    recipe = Recipe.from_dict(summary["recipe"])
+    data = recipe.load(data_dir)
+    net = recipe.build(data)
+    load_checkpoint(run / MODEL, net)
+    contents = Contents(run.resolve().name, summary, _histories(run, summary), data.class_names)
+    _look(contents, net, data)
+    if data.task == "classification":
+        contents.confusion = _confusion(net, data)
+    try:
+        contents.over_time = _over_time(net, data)
+    except ValueError as reason:
+        contents.no_time = f"The network cannot stream: {reason}."
+    return contents
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no run in {path.parent}: `tandem-snn train` writes {path.name} when it has finished")
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+        summary["recipe"], summary["seeds"], summary["T"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or of another version: {error}") from error
+    return summary
+
+
+def _histories(run: Path, summary: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for kind in KINDS:
+        paths = [run / f"seed-{seed}" / kind.lower() / "metrics.jsonl" for seed in summary["seeds"]]
+        records = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths if path.exists()]
+        if records:
+            found[kind] = records
+    return found
+
+
+def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
+    """Rates, rasters and the coupling of the branches, on the first test samples."""
+    x, _ = next(data.test.batches(SAMPLES))
+    few = x[:FEW]
+    contents.samples, contents.few = len(x), len(few)
+    with evaluating(net), Monitor(net, samples=FEW) as monitor:
+        net(x)
+    contents.rates = {name: layer.rates.flatten() for name, layer in monitor.items()}
+    with evaluating(net), Monitor(net, samples=1) as monitor:
+        net(x[:1])
+    contents.rasters = {name: layer.train.to_dense()[:, 0].flatten(1) for name, layer in monitor.items()}
+    contents.example = _image(x[:1])
+    contents.matches = mismatch(net, few)
+    for layer in activations(net, few):
+        chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
+        contents.points[layer.name] = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
+    operations = synops(net, x)
+    estimate = energy(operations)
+    contents.ann_operations = operations.ann
+    contents.energy = estimate.snn, estimate.ann
+
+
+def _confusion(net: nn.Module, data: Dataset) -> Tensor:
+    classes = len(data.class_names)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    with evaluating(net):
+        for x, targets in data.test.batches(512):
+            confusion += torch.bincount(targets * classes + net(x).argmax(1), minlength=classes * classes)
+    return confusion.view(classes, classes)
+
+
+def _over_time(net: nn.Module, data: Dataset) -> OverTime:
+    frozen = freeze(net)
+    x, targets = next(data.test.batches(2 * SAMPLES))
+    batches = [(x[i : i + 500], targets[i : i + 500]) for i in range(0, len(targets), 500)]
+    return OverTime(
+        metric_over_time(frozen, batches, make_task(data.task).total),
+        synops_over_time(net, x[:SAMPLES]),
+        early_exit(frozen, batches) if data.task == "classification" else [],
+        len(targets),
+    )
+
+
+def _image(x: Tensor | SpikeTrain) -> Tensor | None:
+    """A batch of one as a picture: of spikes, how many there were."""
+    sample = (x.counts if isinstance(x, SpikeTrain) else x)[0].float()
+    if sample.dim() != 3:
+        return None
+    sample = sample if len(sample) == 3 else sample.sum(0, keepdim=True)
+    low, high = sample.amin(), sample.amax()
+    sample = (sample - low) / (high - low).clamp_min(1e-9)
+    return sample[0] if len(sample) == 1 else sample.movedim(0, -1)

@@ -1,0 +1,207 @@
+"""The page: contents and figures put into HTML. All text from outside goes through ``escape``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from torch import Tensor
+
+from ..container import atomically
+from . import figures
+from .contents import Contents, gather
+
+MOST_CLASSES = 40  # of a confusion matrix; beyond, its largest entries are listed
+LISTED = 25
+
+
+def write_report(run: Path, out: Path | None = None, data_dir: Path | None = None) -> Path:
+    """Writes the report of a run as one HTML file, which loads nothing from elsewhere.
+
+    Args:
+        run: the folder that ``tandem-snn train`` wrote.
+        out: the file; default ``run/report.html``.
+        data_dir: where the data set's files are, see :func:`tandem_snn.data.load`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: no run, a damaged one, no data, no matplotlib, or a file that cannot be written.
+    """
+    out = run / "report.html" if out is None else out
+    text = page(gather(run, data_dir))
+    atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return out
+
+
+def page(contents: Contents) -> str:
+    """The page as text."""
+    recipe, summary = contents.recipe, contents.summary
+    seeds = len(summary["seeds"])
+    template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{recipe['data']}, {recipe['model']}, T = {summary['T']}"),
+        subtitle=escape(f"run {contents.name}, {seeds} seed{'s' * (seeds > 1)}, {summary.get('started', '')[:10]}"),
+        tiles="".join(_tile(value, label) for value, label in _headline(contents)),
+        sections="\n".join(_sections(contents)),
+    )
+
+
+def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
+    summary = contents.summary
+    if contents.metric == "accuracy":
+        yield f"{summary['test_accuracy']:.2f} %", "test accuracy"
+        if "ann_test_accuracy" in summary:
+            yield f"{summary['test_accuracy'] - summary['ann_test_accuracy']:+.2f}", "points beside the twin"
+    else:
+        yield f"{summary['test_mse']:.4g}", "test error (mse)"
+        if "ann_test_mse" in summary:
+            yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
+    yield f"{summary['synops_ratio']:.2f} ×", "synaptic operations / the ANN's"
+    snn, ann = contents.energy
+    yield f"{snn / ann:.2f} ×", "energy of arithmetic, estimate"
+    if "step_time_ratio" in summary:
+        yield f"{summary['step_time_ratio']:.2f} ×", "time per training step"
+    rates = summary["firing_rates"].values()
+    yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
+
+
+def _tile(value: str, label: str) -> str:
+    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def _sections(contents: Contents) -> Iterable[str]:
+    if contents.histories:
+        yield _section("Learning curves", "One line per seed.", figures.learning_curves(contents))
+    title, found = f"{contents.metric.capitalize()} against time and operations", contents.over_time
+    if found is not None:
+        exits = (
+            "Dashed: each sample stops by itself as soon as the softmax of its readout reaches a confidence, 0.5 to 1. "
+        )
+        yield _section(
+            title,
+            f"The first seed's network, stopped after each of its T steps, on {found.samples:,} test samples. "
+            f"{exits if found.exits else ''}The diamond is the twin, which spends all of its operations at once.",
+            figures.over_time(contents),
+        )
+    else:
+        yield _section(title, contents.no_time, "")
+    if contents.confusion is not None:
+        yield _confusion(contents)
+    if contents.rasters:
+        picture = f"<figure>{figures.example(contents)}</figure>" if contents.example is not None else "<span></span>"
+        yield _section(
+            "Spikes of one sample",
+            "The first test sample, and every spike it causes in up to 120 evenly spaced neurons of each layer.",
+            f'<div class="side">{picture}{figures.rasters(contents)}</div>',
+        )
+    yield _section(
+        "Firing rates",
+        f"Neurons by their firing rate, in spikes per step over {contents.samples:,} test samples; the line is the "
+        "mean. A silent neuron fired for none of them.",
+        figures.rate_histograms(contents),
+    )
+    yield _section(
+        "Spike counts against the ANN branch's activations",
+        f"The rule learns by the ANN's gradient at the real counts: the closer the dots, neurons of {contents.few} "
+        "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples.",
+        figures.coupling(contents) + _matches(contents),
+    )
+    yield _section(
+        "Memory and time beside the twin",
+        "Training steps were taken alternately, of the first seed's networks; the ratio is the median of ratios. "
+        "Epochs are means over the seeds, memory is the largest.",
+        _costs(contents.summary),
+    )
+    yield _origin(contents.summary)
+
+
+def _section(title: str, explanation: str, body: str) -> str:
+    """``body`` is HTML, the rest is text."""
+    return f"<section><h2>{escape(title)}</h2><p>{escape(explanation)}</p>{body}</section>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = line("th", head) + "".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def _confusion(contents: Contents) -> str:
+    matrix, names = contents.confusion, contents.class_names
+    assert matrix is not None
+    total, wrong = int(matrix.sum()), int(matrix.sum() - matrix.diagonal().sum())
+    explanation = (
+        f"The first seed's network on the test split: {total - wrong:,} of {total:,} right. Rows are the classes, "
+        "columns the answers."
+    )
+    if len(names) > MOST_CLASSES:
+        return _section("Confusions", explanation + " The most frequent ones:", _worst(matrix, names))
+    head = "".join(f'<th title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
+    rows = []
+    for i, name in enumerate(names):
+        share = matrix[i] / matrix[i].sum().clamp_min(1)
+        cells = "".join(_cell(int(matrix[i, j]), float(share[j]), i == j) for j in range(len(names)))
+        rows.append(f'<tr><th title="{escape(name)}">{escape(name)}</th>{cells}</tr>')
+    body = f"<table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return _section("Confusion matrix", explanation, f'<div class="scroll">{body}</div>')
+
+
+def _cell(count: int, share: float, right: bool) -> str:
+    colour, depth = ("good", 0.55 * share) if right else ("bad", min(0.75, 4 * share))
+    style = f' style="background:rgb(var(--{colour}) / {depth:.2f})"' if count else ' class="soft"'
+    return f"<td{style}>{count or '·'}</td>"
+
+
+def _worst(matrix: Tensor, names: tuple[str, ...]) -> str:
+    errors = matrix.clone().fill_diagonal_(0)
+    order = errors.flatten().argsort(descending=True, stable=True)[:LISTED].tolist()
+    pairs = [(i // len(names), i % len(names)) for i in order]
+    rows = [(names[i], names[j], f"{int(errors[i, j])}") for i, j in pairs if errors[i, j]]
+    return _table(("class", "taken for", "times"), rows)
+
+
+def _matches(contents: Contents) -> str:
+    head = ("layer", "cosine", "correlation of the next products", "count as expected", "more", "fewer", "spurious")
+    return _table(
+        head,
+        (
+            (name, f"{m.cosine:.3f}", f"{m.correlation:.3f}", *(f"{100 * s:.1f} %" for s in
+             (m.exact, m.over, m.under, m.spurious)))
+            for name, m in contents.matches.items()
+        ),
+    )  # fmt: skip
+
+
+def _costs(summary: dict[str, Any]) -> str:
+    rows = []
+    for key, label, unit, format_ in (
+        ("step_time_ms", "one training step", 1.0, "{:.2f} ms"),
+        ("seconds_per_epoch", "one epoch", 1.0, "{:.2f} s"),
+        ("peak_memory", "peak memory of training, beyond what was held before", 1 / 2**20, "{:.0f} MiB"),
+    ):
+        pair = summary.get(key), summary.get(f"ann_{key}")
+        shown = [format_.format(unit * value) if value else "" for value in pair]
+        measured = summary.get("step_time_ratio") if key == "step_time_ms" else None
+        ratio = f"{measured or pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else ""
+        rows.append((label, *shown, ratio))
+    rows.append(("synaptic operations", "", "", f"{summary['synops_ratio']:.2f}"))
+    return _table(("", "SNN", "ANN twin", "SNN / ANN"), rows)
+
+
+def _origin(summary: dict[str, Any]) -> str:
+    facts = {key: summary[key] for key in ("command", "commit", "started", "seconds", "threads") if key in summary}
+    machine = json.dumps({key: summary.get(key) for key in ("machine", "versions")}, indent=2)
+    recipe = json.dumps(summary["recipe"], indent=2)
+    body = _table((), ((name, str(value)) for name, value in facts.items()), "facts")
+    for name, text in ("Recipe", recipe), ("Machine and versions", machine):
+        body += f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
+    return _section("How it came about", "", body)
