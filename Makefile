@@ -12,6 +12,8 @@ help:
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time every op by itself"
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
+	@echo "make fuzz      hostile calls of every op, other ones each time, for MINUTES (60)"
+	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make wheel     a wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
@@ -44,6 +46,18 @@ performance: $(READY) ext
 	tandem-snn bench --threads 2 --out docs/results/bench-2.json
 	python -m tandem_snn.bench.report docs/results/bench-*.json --out docs/performance.md
 
+fuzz: $(READY) ext
+	python tests/fuzz.py --minutes $(or $(MINUTES),60)
+
+# In a copy of the sources, whose compiled part counts what it runs.
+coverage: $(READY)
+	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
+	git ls-files -z | xargs -0 cp --parents -t $(COVERAGE)
+	cd $(COVERAGE) && export PYTHONPATH=.:python TANDEM_CUDA=0 CXXFLAGS="--coverage -O1 -fprofile-update=atomic" LDFLAGS=--coverage && \
+	    python setup.py -q build_ext --inplace && \
+	    python -m pytest -q --cov --cov-report=term --cov-report=json:python.json && \
+	    gcovr --json-summary cpp.json --txt cpp.txt && cat cpp.txt
+
 lint: $(READY)
 	ruff check
 	ruff format --check
@@ -68,6 +82,8 @@ $(READY): pyproject.toml
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.
 quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
 
+COVERAGE = build/coverage
+
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance lint wheel clean
+.PHONY: help train test test-all ext bench performance fuzz coverage lint wheel clean

@@ -37,8 +37,9 @@ void Synapses::check() const {
     check_range(stride[d], 1, "stride");
     check_range(dilation[d], 1, "dilation");
     check_range(padding[d], 0, "padding");
-    TANDEM_CHECK(planes.size(3 + d) + 2 * padding[d] >= dilation[d] * (weight.size(2 + d) - 1) + 1,
-                 "the kernel is larger than the padded input");
+    const int64_t reach = dilation[d] * (weight.size(2 + d) - 1) + 1, padded = planes.size(3 + d) + 2 * padding[d];
+    TANDEM_CHECK(padded >= reach, "weight: its window reaches over ", reach, " positions, the planes have ", padded,
+                 " with their padding");
   }
 }
 
