@@ -14,6 +14,7 @@ help:
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
 	@echo "make fuzz      hostile calls of every op, other ones each time, for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
+	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make wheel     a wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
@@ -58,6 +59,9 @@ coverage: $(READY)
 	    python -m pytest -q --cov --cov-report=term --cov-report=json:python.json && \
 	    gcovr --json-summary cpp.json --txt cpp.txt && cat cpp.txt
 
+results: $(READY) ext
+	python -m tandem_snn.results docs/results/training/*.json --out docs/results.md
+
 lint: $(READY)
 	ruff check
 	ruff format --check
@@ -86,4 +90,4 @@ COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz coverage lint wheel clean
+.PHONY: help train test test-all ext bench performance fuzz coverage results lint wheel clean

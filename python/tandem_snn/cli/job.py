@@ -166,7 +166,7 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
             )
 
         yield on_step
-        bar.update(task, description="trained", speed="")
+        bar.update(task, completed=bar.tasks[0].total, description="trained", speed="")
 
 
 def _origin(command: str, started: datetime) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""The pictures of the results page: the same results give the same bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import extra
+from ..plots import ANN, SNN
+from .result import Result
+
+_FEW = 3  # points from which on a curve says something
+
+
+def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
+    """Draws what these results of one data set give, into ``folder``.
+
+    Returns:
+        {file name: caption}, in the order of the page.
+    """
+    prefix = f"{results[0].data}-{results[0].recipe.task}"
+    drawn: dict[str, str] = {}
+
+    def add(kind: str, caption: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)) -> None:
+        name = f"{prefix}-{kind}.svg"
+        _figure(folder / name, draw, size)
+        drawn[name] = caption
+
+    for i, family in enumerate(by_T(results)):
+        add(f"T{i or ''}", "Test metric against the number of time steps", partial(_against_T, family=family))
+    classified = [r for r in results if r.metric == "accuracy"]
+    if len(classified) >= _FEW:
+        add("synops", "Accuracy against synaptic operations", partial(_against_synops, results=classified))
+    streamed = [r for r in results if r.over_time]
+    if streamed:
+        add("anytime", "The metric after each time step of one network", partial(_anytime, results=streamed))
+    for result in results:
+        if result.get("pictures"):
+            size = (result["pictures"]["shape"][0] + 1.0, 1.1 * len(_kinds(result)))
+            add(
+                f"pictures-{result.name}",
+                f"`{result.name}`: test images, and what the networks make of them",
+                partial(_pictures, result=result),
+                size,
+            )
+    return drawn
+
+
+def by_T(results: Iterable[Result]) -> list[list[Result]]:
+    """Groups of results that differ in T alone, each of at least three T, in their order."""
+    families: dict[str, list[Result]] = {}
+    for result in results:
+        families.setdefault(result.family().digest(), []).append(result)
+    return [sorted(f, key=lambda r: r["T"]) for f in families.values() if len({r["T"] for r in f}) >= _FEW]
+
+
+def front(results: Iterable[Result]) -> list[Result]:
+    """Those that no other beats in both accuracy and synaptic operations, by operations."""
+    best: list[Result] = []
+    for result in sorted(results, key=lambda r: (r["synops_ratio"], -r.value)):
+        if not best or result.value > best[-1].value:
+            best.append(result)
+    return best
+
+
+def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
+    matplotlib = extra("matplotlib", "the results page")
+    matplotlib.use("agg")
+    plt = extra("matplotlib.pyplot", "the results page")
+    with plt.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        draw(axes)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def _against_T(axes: Any, family: Sequence[Result]) -> None:
+    steps = [r["T"] for r in family]
+    axes.errorbar(steps, [r.value for r in family], [r.std or 0 for r in family], color=SNN, marker="o", label="SNN")
+    twins = [(r["T"], r.twin) for r in family if r.twin is not None]
+    if twins:
+        axes.plot(*zip(*twins, strict=True), color=ANN, marker="s", linestyle="--", label="ANN twin")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(T) for T in steps])
+    _label(axes, "time steps T", family[0])
+
+
+def _against_synops(axes: Any, results: Sequence[Result]) -> None:
+    best = front(results)
+    for result in results:
+        color = SNN if result in best else "tab:gray"
+        axes.errorbar(result["synops_ratio"], result.value, result.std, color=color, marker="o", markersize=4)
+        axes.annotate(result.name, (result["synops_ratio"], result.value), (4, -8), textcoords="offset points", size=6)
+    axes.plot([r["synops_ratio"] for r in best], [r.value for r in best], color=SNN, linewidth=1, label="front")
+    twins = [r.twin for r in results if r.twin is not None]
+    if twins:
+        axes.axhspan(min(twins), max(twins), color=ANN, alpha=0.4, label="ANN twins")
+    _label(axes, "synaptic operations, SNN / ANN", results[0])
+
+
+def _anytime(axes: Any, results: Sequence[Result]) -> None:
+    for result in results:
+        assert result.over_time is not None
+        axes.plot(range(1, len(result.over_time) + 1), result.over_time, marker=".", label=result.name)
+    lowest = min(result.over_time[0] for result in results if result.over_time)
+    if results[0].metric == "accuracy":
+        axes.set_ylim(bottom=max(lowest, 2 * min(r.value for r in results) - 100))
+    else:
+        axes.set_yscale("log")
+    _label(axes, "time step t", results[0])
+    axes.legend(fontsize=6)
+
+
+def _label(axes: Any, x: str, result: Result) -> None:
+    axes.set(xlabel=x, ylabel="test accuracy, %" if result.metric == "accuracy" else "test MSE")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _kinds(result: Result) -> list[str]:
+    return [name for name in result["pictures"] if name != "shape"]
+
+
+def _pictures(axes: Any, result: Result) -> None:
+    rows = []
+    for kind in _kinds(result):
+        levels = np.frombuffer(base64.b64decode(result["pictures"][kind]), np.uint8)
+        images = levels.reshape(result["pictures"]["shape"])  # [N, C, H, W]
+        rows.append(np.concatenate(list(images.transpose(0, 2, 3, 1)), axis=1))
+    picture = np.concatenate(rows)
+    axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+    height = rows[0].shape[0]
+    axes.set_xticks([])
+    axes.set_yticks([(i + 0.5) * height for i in range(len(rows))], _kinds(result))
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)

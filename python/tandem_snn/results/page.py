@@ -1,0 +1,191 @@
+"""The results page: text and tables; the pictures are of :mod:`.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from .figures import draw_all, front
+from .published import PUBLISHED
+from .result import Result
+
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10, from a JPEG copy",
+    "digits": "scikit-learn's digits",
+    "dvs-cifar10": "DVS-CIFAR10",
+    "dvs128-gesture": "DVS128 Gesture",
+    "fashion-mnist": "Fashion-MNIST",
+    "imagenet": "ImageNet",
+    "mnist": "MNIST",
+    "n-mnist": "N-MNIST",
+}
+# What must be known to read a table.
+_REMARKS = {
+    "cifar10-jpeg": "The images are lossy JPEG files: the accuracy is not that on the official ones.",
+    "digits": "Too few to spare a validation split: the last epoch's weights are tested.",
+    "n-mnist": (
+        "The full data set has 60,000 + 10,000 recordings. Where the numbers of samples below are smaller, the "
+        "accuracy is that on a subset and cannot be compared with published ones."
+    ),
+}
+CLOSE = 0.3  # points: what counts as the twin's accuracy
+
+_METHOD = """# Results
+
+This page is generated (`make results`) from [results/training](results/training), one file for each run, which holds
+the recipe, the command, the commit, the machine, every seed's result and more than is shown here. `tandem-snn sweep`
+wrote them, and the command of a run, below, makes it again.
+
+- **ANN twin**: the network with the same layers, without spikes, trained by the same recipe and seeds on the same
+  samples in the same order. Runs that differ only in their neurons have the same twin.
+- **Selection**: the weights of the epoch that did best on a fixed twelfth of the training samples. The test samples are
+  looked at once, at the end.
+- **±**: standard deviation over the seeds, where there are several.
+- **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin. The
+  first layer sees real numbers, and costs its multiply-accumulates once. Counted on 1000 test samples.
+- **Energy**: an estimate, of the arithmetic alone: 4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (32-bit
+  floating point, 45 nm; Horowitz, ISSCC 2014), over the same of the twin.
+- **Anytime**: what the readout says after t of T steps, of the frozen network as a stream. **Early exit**: a sample is
+  done as soon as the softmax of its readout reaches a confidence; the mean number of steps that takes.
+- **Seconds per epoch** are those of training alone, on the machine named below, which other work may have shared.
+"""
+
+
+def write(results: Sequence[Result], out: Path) -> None:
+    """Writes the page and, into the folder ``results/figures`` beside it, its pictures; others there are deleted.
+
+    Args:
+        results: any number from 1.
+        out: a path ending in .md.
+    """
+    figures = out.parent / "results" / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    drawn: set[str] = set()
+    sections = []
+    ordered = sorted(results, key=lambda r: (r.data, r.metric, r.recipe.model, r.settings, r["T"], r.name))
+    for _, group in groupby(ordered, key=lambda r: (r.data, r.metric)):
+        of_set = list(group)
+        captions = draw_all(of_set, figures)
+        drawn |= captions.keys()
+        pictures = [f"![{caption}](results/figures/{name})" for name, caption in captions.items()]
+        sections.append("\n".join(_section(of_set, pictures)))
+    for path in figures.glob("*.svg"):
+        if path.name not in drawn:
+            path.unlink()
+    out.write_text("\n".join([_METHOD, *sections, "\n".join(_published(ordered)), "\n".join(_origins(ordered))]))
+
+
+def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str]:
+    data, regression = results[0].data, results[0].metric == "mse"
+    yield f"## {NAMES[data]}{', as its own target' if regression else ''}"
+    yield ""
+    counts = results[0].get("samples") or {}
+    yield (
+        ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
+        + " samples. "
+        + _REMARKS.get(data, "")
+    )
+    yield ""
+    difference = "SNN / ANN" if regression else "difference"
+    metric = "MSE" if regression else "accuracy"
+    head = (
+        "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "SynOps", "energy",
+        "firing rate", "s per epoch, SNN / ANN",
+    )  # fmt: skip
+    yield from _table(head, map(_row, results))
+    best = front(results)
+    if not regression and len(results) > len(best) > 1:
+        yield f"On the front of accuracy against SynOps: {', '.join(f'`{r.name}`' for r in best)}."
+        close = [r for r in best if r.twin is not None and r.value >= r.twin - CLOSE]
+        if close:
+            yield f"Within {CLOSE} points of its twin at the fewest SynOps: `{close[0].name}`."
+        yield ""
+    for picture in pictures:
+        yield picture
+        yield ""
+    exits = [r for r in results if r.get("early_exit")]
+    if exits:
+        yield "Early exit, of the first seed: accuracy (mean number of steps)."
+        yield ""
+        confidences = [one["confidence"] for one in exits[0]["early_exit"]]
+        rows = ([f"`{r.name}`", *(_exit(one) for one in r["early_exit"])] for r in exits)
+        yield from _table(["run", *(f"{c:g}" for c in confidences)], rows)
+
+
+def _row(r: Result) -> list[str]:
+    unit = ".2f" if r.metric == "accuracy" else ".5f"
+    return [
+        f"`{r.name}`",
+        r.recipe.model,
+        str(r["T"]),
+        r.settings,
+        str(len(r["per_seed"])),
+        _spread(r.value, r.std, unit),
+        "" if r.twin is None else _spread(r.twin, r.twin_std, unit),
+        "" if r.twin is None else f"{r.value - r.twin:+.2f}" if unit == ".2f" else f"{r.value / r.twin:.2f}",
+        f"{r['synops_ratio']:.2f}",
+        f"{r.energy_ratio:.2f}",
+        f"{100 * r.firing_rate:.1f}%",
+        " / ".join(f"{r[key]:.1f}" for key in ("seconds_per_epoch", "ann_seconds_per_epoch") if r.get(key)),
+    ]
+
+
+def _spread(mean: float, std: float | None, unit: str) -> str:
+    return f"{mean:{unit}}" + ("" if std is None else f" ± {std:{unit}}")
+
+
+def _exit(one: dict[str, float]) -> str:
+    return f"{100 * one['accuracy']:.2f} ({one['steps']:.1f})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _published(results: Sequence[Result]) -> Iterator[str]:
+    """What others have reported on the data sets of these results."""
+    data = {r.data for r in results}
+    found = [p for p in PUBLISHED if data.intersection(p.data)]
+    if not found:
+        return
+    yield "## Beside published figures"
+    yield ""
+    yield (
+        "Most of these were **recalled from memory of the papers and not read again**: look them up before quoting. "
+        "Their networks, widths and training differ from ours, which are in the tables above."
+    )
+    yield ""
+    rows = ([NAMES[p.data[0]], p.what, f"{p.value:g}", p.source, p.trust] for p in found)
+    yield from _table(("data set", "what", "figure", "work", "how it came here"), rows)
+    for result in results:
+        if result.error_per_image is not None:
+            yield f"`{result.name}`: squared error summed over an image {result.error_per_image:.2f}."
+            yield ""
+
+
+def _origins(results: Sequence[Result]) -> Iterator[str]:
+    """Command, commit, date and machine of each run."""
+    yield "## Where they come from"
+    yield ""
+    labels = {machine: f"M{i}" for i, machine in enumerate(sorted({r.machine for r in results}), 1)}
+    for machine, label in labels.items():
+        yield f"- {label}: {machine}."
+    yield ""
+    rows = (
+        [
+            f"`{r.name}`",
+            f"`{r['command']}`",
+            (r["commit"] or "unknown")[:10],
+            str(r.get("started") or "")[:10],
+            labels[r.machine],
+            str(r.get("threads") or ""),
+        ]
+        for r in results
+    )
+    yield from _table(("run", "command", "commit", "date", "machine", "threads"), rows)

@@ -1,0 +1,126 @@
+"""A result: the summary of a run, under the name of its file, with the questions that tables and pictures ask it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..errors import UserError
+from ..training.recipe import Recipe
+
+_ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The summary of a run, see :meth:`tandem_snn.training.Comparison.summary`, under the name of its file."""
+
+    name: str
+    summary: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.summary[key]
+
+    def get(self, key: str) -> Any:
+        """None where the run has no such thing."""
+        return self.summary.get(key)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return Recipe.from_dict(self.summary["recipe"])
+
+    @property
+    def data(self) -> str:
+        return self.recipe.data
+
+    @property
+    def metric(self) -> str:
+        """ "accuracy", in percent, or "mse"."""
+        return "accuracy" if self.recipe.task == "classification" else "mse"
+
+    @property
+    def value(self) -> float:
+        """The metric on the test split, mean over the seeds."""
+        return float(self[f"test_{self.metric}"])
+
+    @property
+    def twin(self) -> float | None:
+        """The same of the ANN twin."""
+        return self.get(f"ann_test_{self.metric}")
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over the seeds."""
+        return self.get(f"test_{self.metric}_std")
+
+    @property
+    def twin_std(self) -> float | None:
+        return self.get(f"ann_test_{self.metric}_std")
+
+    @property
+    def over_time(self) -> list[float] | None:
+        """The metric after each time step."""
+        return self.get(f"test_{self.metric}_over_time")
+
+    @property
+    def energy_ratio(self) -> float:
+        energies = self["energy_pj"]
+        return float(energies["snn"] / energies["ann"])
+
+    @property
+    def firing_rate(self) -> float:
+        """Mean over the layers."""
+        return fmean(self["firing_rates"].values())
+
+    @cached_property
+    def settings(self) -> str:
+        """What the recipe says of its network other than the defaults, beside data, model and T."""
+        changed = []
+        for key in fields(Recipe):
+            value = getattr(self.recipe, key.name)
+            default = {} if key.name == "options" else key.default
+            if key.name in _DESCRIBED and value != default:
+                changed.append(f"{key.name}={value:g}" if isinstance(value, float) else f"{key.name}={value}")
+        return ", ".join(changed)
+
+    @property
+    def error_per_image(self) -> float | None:
+        """In regression: the squared error summed over an image."""
+        pictures = self.get("pictures")
+        return None if pictures is None else self.value * math.prod(pictures["shape"][1:])
+
+    @property
+    def machine(self) -> str:
+        """Where it ran, in words."""
+        return ", ".join(f"{key} {value}" for key, value in self["machine"].items())
+
+    def family(self) -> Recipe:
+        """The recipe but for T and its seeds: results of one family differ in T alone."""
+        return Recipe.from_dict({**self.recipe.to_dict(), "T": 1, "seed": 0, "seeds": 1})
+
+
+_DESCRIBED = {
+    "width", "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init",
+    "weight_bits", "options", "rate_penalty",
+}  # fmt: skip
+
+
+def read(path: Path) -> Result:
+    """A result from its file.
+
+    Raises:
+        UserError: not JSON, or not the summary of a run.
+    """
+    try:
+        summary = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    missing = [key for key in _ESSENTIAL if not isinstance(summary, dict) or key not in summary]
+    if missing:
+        raise UserError(f"{path} is not the summary of a run: it has no {', '.join(missing)}")
+    return Result(path.stem, summary)

@@ -1,0 +1,124 @@
+"""The results page: what stands in its tables, that it is a function of the results, what is refused."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tandem_snn.errors import UserError
+from tandem_snn.results import Result, read, write
+from tandem_snn.results.figures import by_T, front
+from tandem_snn.training import Recipe
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
+
+
+def result(name, accuracy=90.0, twin=91.0, synops=0.5, **recipe):
+    recipe = Recipe(**recipe)
+    summary = {
+        "recipe": recipe.to_dict(), "T": recipe.T, "synops_ratio": synops, "firing_rates": {"1": 0.1, "2": 0.3},
+        "energy_pj": {"snn": 2.0, "ann": 8.0}, "per_seed": [{"seed": 0}], "command": f"tandem-snn train {name}",
+        "commit": "0123456789abcdef", "machine": {"cpu": "abacus"}, "samples": {"train": 5000, "test": 10},
+        "test_accuracy": accuracy, "ann_test_accuracy": twin, "test_accuracy_over_time": [50.0, accuracy],
+        "seconds_per_epoch": 3.0, "ann_seconds_per_epoch": 2.0,
+        "early_exit": [{"confidence": 0.9, "accuracy": 0.875, "steps": 1.5}],
+    }  # fmt: skip
+    return Result(name, summary)
+
+
+def regression(name):
+    one = result(name, task="regression")
+    pixels = base64.b64encode(bytes(2 * 4)).decode()
+    one.summary.update(
+        test_mse=0.02, ann_test_mse=0.01, pictures={"shape": [2, 1, 2, 2], "original": pixels, "SNN": pixels}
+    )
+    del one.summary["early_exit"], one.summary["test_accuracy_over_time"]
+    return one
+
+
+def test_tables(tmp_path):
+    runs = [
+        result("a", 90, 91, 0.5, gamma=2),
+        result("b", 90.9, 91, 0.7, gamma=3),
+        result("c", 89, 91, 0.6, data="digits"),
+        regression("ae"),
+    ]
+    runs[0].summary["test_accuracy_std"] = 0.25
+    write(runs, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    row = "| `a` | cnn | 8 | gamma=2 | 1 | 90.00 ± 0.25 | 91.00 | -1.00 | 0.50 | 0.25 | 20.0% | 3.0 / 2.0 |"
+    assert row in page
+    assert "5,000 train, 10 test samples." in page
+    assert "| `ae` | cnn | 8 |  | 1 | 0.02000 | 0.01000 | 2.00 |" in page
+    assert "On the front of accuracy against SynOps: `a`, `b`." in page
+    assert "Within 0.3 points of its twin at the fewest SynOps: `b`." in page
+    assert "| `a` | 87.50 (1.5) |" in page
+    assert "| `a` | `tandem-snn train a` | 0123456789 |  | M1 |  |" in page
+    assert "- M1: cpu abacus." in page
+    pictures = {path.name for path in (tmp_path / "results/figures").iterdir()}
+    assert pictures == {
+        "digits-classification-synops.svg", "digits-classification-anytime.svg", "digits-regression-pictures-ae.svg",
+    }  # fmt: skip
+    assert all(f"(results/figures/{name})" in page for name in pictures)
+    # The same again, and what is no longer drawn goes.
+    before = {path: path.read_bytes() for path in (tmp_path / "results/figures").iterdir()}
+    (tmp_path / "results/figures/old.svg").write_text("")
+    write(runs[::-1], tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == page
+    assert {path: path.read_bytes() for path in (tmp_path / "results/figures").iterdir()} == before
+
+
+def test_the_front_is_what_no_other_beats():
+    runs = [result(name, *values) for name, *values in (("a", 90, 0, 0.5), ("b", 91, 0, 0.9), ("c", 90, 0, 0.4))]
+    assert [r.name for r in front(runs)] == ["c", "b"]
+
+
+def test_curves_against_T_are_of_results_that_differ_in_nothing_else():
+    runs = [result(f"T{T}", T=T, seed=T) for T in (8, 2, 4)] + [result("other", T=16, gamma=2)]
+    assert [[r["T"] for r in family] for family in by_T(runs)] == [[2, 4, 8]]
+
+
+def test_published_figures_say_how_they_came_here(tmp_path):
+    write([result("small", data="cifar10-jpeg")], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "lossy JPEG" in page
+    (row,) = (line for line in page.splitlines() if "CifarNet, IF, T=8" in line)
+    assert "recalled" in row
+    write([result("small")], tmp_path / "page.md")
+    assert "published" not in (tmp_path / "page.md").read_text()
+
+
+def test_files_that_are_no_results(tmp_path):
+    path = tmp_path / "x.json"
+    for text, message in ("{", "is not JSON"), ("[]", "is not the summary of a run"), ('{"T": 8}', "has no recipe,"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read(path)
+    command = [sys.executable, "-m", "tandem_snn.results", str(path), "--out", str(tmp_path / "page.md")]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "has no recipe" in process.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no results are committed")
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    write([read(path) for path in COMMITTED], tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text()
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_are_consistent(path):
+    one = json.loads(path.read_text())
+    recipe = Recipe.from_dict(one["recipe"])
+    metric = "test_accuracy" if recipe.task == "classification" else "test_mse"
+    assert [seed["seed"] for seed in one["per_seed"]] == recipe.all_seeds
+    for prefix in "", "ann_":
+        values = [seed[prefix + metric] for seed in one["per_seed"]]
+        assert one[prefix + metric] == pytest.approx(sum(values) / len(values), rel=1e-4)
+    # The frozen network's stream arrives where the evaluation is.
+    if f"{metric}_over_time" in one:
+        assert one[f"{metric}_over_time"][-1] == pytest.approx(one[metric], rel=1e-3)
