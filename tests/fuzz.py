@@ -1,6 +1,6 @@
 """Runs the attack on the ops with other examples each time, until the time is over or one of them is wrong.
 
-    python tests/fuzz.py [--minutes 60] [--json FILE]
+python tests/fuzz.py [--minutes 60] [--json FILE]
 """
 
 from __future__ import annotations
