@@ -149,17 +149,17 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    kinds = 1 + job.twin
+    order = job.recipe.order(job.twin)
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=None, speed="")
 
         def on_step(kind: str, seed: int, trainer: Trainer) -> None:
             steps = job.recipe.epochs * trainer.steps_per_epoch
-            before = kinds * job.recipe.all_seeds.index(seed) + (kind == "ANN")
+            before = len(order) * job.recipe.all_seeds.index(seed) + order.index(kind)
             speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
             bar.update(
                 task,
-                total=kinds * job.recipe.seeds * steps,
+                total=len(order) * job.recipe.seeds * steps,
                 completed=before * steps + trainer.step,
                 description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
                 speed=f"{speed:,.0f}/s" if speed else "",

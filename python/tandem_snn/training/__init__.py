@@ -17,6 +17,7 @@ from .store import Store
 from .task import Classification, Regression, Task, make_task
 from .timing import step_times
 from .trainer import Trainer, evaluate
+from .transfer import start_from
 from .world import World
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "make_task",
     "read_recipe",
     "save_checkpoint",
+    "start_from",
     "step_times",
     "synchronised",
 ]

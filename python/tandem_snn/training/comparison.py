@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from ..data import Dataset
 from .fit import Fitted, fit
 from .interruption import Interruption
 from .measures import Measures, measure
-from .recipe import KINDS, Recipe
-from .store import Store
+from .recipe import KINDS, TWIN, Recipe
+from .store import Store, locked
 from .task import make_task
 from .trainer import Trainer
+from .transfer import start_from, start_from_checkpoint
 from .world import World
 
 OnStep = Callable[[str, int, Trainer], None]
@@ -123,7 +125,8 @@ def compare(
 ) -> Comparison:
     """Trains the recipe's network and its twin for each of its seeds, and measures them on the test samples.
 
-    For a seed, both networks start from the same weights and see the same samples in the same order.
+    For a seed, both networks see the same samples in the same order, and start from the same weights, unless the recipe
+    says otherwise.
 
     Args:
         recipe: what to train.
@@ -138,24 +141,38 @@ def compare(
         store: further arguments of :class:`Store`.
     """
     world = World() if world is None else world
-    kinds = KINDS if twin else KINDS[:1]
+    order = recipe.order(twin)
+    kinds = [kind for kind in KINDS if kind in order]
     runs = []
     for seed in recipe.all_seeds:
         own = recipe.with_seed(seed)
-        nets, fitted = {}, {}
-        for kind in kinds:
+        nets: dict[str, nn.Module] = {}
+        fitted: dict[str, Fitted] = {}
+        for kind in order:
             torch.manual_seed(seed)
             nets[kind] = own.build(data, kind).to(device)
+            if kind == "SNN":
+                _start(own, nets)
             by = own.of_twin() if kind == "ANN" else own
-            place = None if folder is None else folder / f"seed-{seed}" / kind.lower()
-            if kind == "ANN" and twins is not None:
-                place = twins / by.digest()
+            shared = None if twins is None or kind == "SNN" else twins / by.digest()
+            place = shared if shared or folder is None else folder / f"seed-{seed}" / kind.lower()
             kept = None if place is None else Store(place, writes=world.is_main, **store)
             report = None if on_step is None else partial(on_step, kind, seed)
-            fitted[kind] = fit(nets[kind], data, by, store=kept, world=world, on_step=report, interruption=interruption)
-        runs.append(Run(seed, nets, fitted))
+            with locked(shared, wait=True) if shared and world.is_main else nullcontext():
+                fitted[kind] = fit(
+                    nets[kind], data, by, store=kept, world=world, on_step=report, interruption=interruption
+                )
+        runs.append(Run(seed, {kind: nets[kind] for kind in kinds}, fitted))
     metric = make_task(data.task).metric
     parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
     samples = {name: 0 if split is None else len(split) for name, split in parts.items()}
     measures = measure(recipe, data, [run.nets for run in runs]) if world.is_main else None
     return Comparison(recipe, kinds, metric, samples, runs, measures)
+
+
+def _start(recipe: Recipe, nets: Mapping[str, nn.Module]) -> None:
+    """Where the spiking network begins."""
+    if recipe.init_from == TWIN:
+        start_from(nets["SNN"], nets["ANN"].state_dict(), recipe.init_gain)
+    elif recipe.init_from is not None:
+        start_from_checkpoint(nets["SNN"], Path(recipe.init_from), recipe.init_gain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from typing import Any
@@ -25,16 +25,20 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 GATES = ("relu", "clip", "resu")
 TASKS = ("classification", "regression")
 KINDS = ("SNN", "ANN")
+TWIN = "twin"  # as a value of init_from
 
 # What is handed on to the model where it is given; None leaves the choice to the model.
 _MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
 )  # fmt: skip
-_POSITIVE = ("epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds")
+_POSITIVE = (
+    "epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds", "init_gain",
+)  # fmt: skip
 
 # What the ANN has no use for. Of T, event data need the number of frames.
 _NEURON_KEYS = {
     "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "rate_penalty",
+    "init_from", "init_gain",
 }  # fmt: skip
 
 
@@ -52,6 +56,9 @@ class Recipe:
         encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits: see the same
             function; None is the model's own choice.
         options: further arguments of the model.
+        init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
+            the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
+            with the gain is said at :func:`tandem_snn.training.start_from`.
         optimizer, lr, momentum, weight_decay: "adam", "adamw" or "sgd", which alone has momentum. Weight decay spares
             parameters of fewer than two dimensions: biases and batch norm.
         schedule: of the learning rate. "one-cycle" rises over the first tenth of the steps and then falls to zero as a
@@ -93,6 +100,8 @@ class Recipe:
     v_init: float | None = None
     weight_bits: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    init_from: str | None = None
+    init_gain: float = 1.0
     optimizer: str = "adam"
     lr: float = 2e-3
     momentum: float = 0.9
@@ -124,17 +133,7 @@ class Recipe:
         parse(self.augment)
         if not 1 <= self.T <= 255:
             raise UserError(f"T: expected 1 to 255 time steps, got {self.T}")
-        for name in (
-            "epochs",
-            "batch_size",
-            "lr",
-            "width",
-            "threshold",
-            "gamma",
-            "clip_grad_norm",
-            "lr_factor",
-            "seeds",
-        ):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}: expected a positive number, got {value}")
@@ -146,6 +145,8 @@ class Recipe:
                 raise UserError(f"{name}: expected 0 or more and less than 1, got {getattr(self, name)}")
         if self.leak is not None and not 0 < self.leak <= 1:
             raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
+        if self.init_from is None and self.init_gain != 1:
+            raise UserError("init_gain: without init_from there is nothing that it scales")
         if self.v_init is not None and not math.isfinite(self.v_init):
             raise UserError(f"v_init: expected a finite number, got {self.v_init}")
         if list(self.milestones) != sorted(set(self.milestones)) or any(
@@ -209,6 +210,16 @@ class Recipe:
     @property
     def all_seeds(self) -> list[int]:
         return [self.seed + i for i in range(self.seeds)]
+
+    def order(self, twin: bool) -> Sequence[str]:
+        """The kinds of networks that are trained, in turn. The twin is first where the other starts from it.
+
+        >>> Recipe(init_from="twin").order(twin=False)
+        ('ANN', 'SNN')
+        """
+        if self.init_from == TWIN:
+            return KINDS[::-1]
+        return KINDS if twin else KINDS[:1]
 
     def of_twin(self) -> Recipe:
         """What determines the ANN twin's training: this recipe with the defaults of all that only neurons have. Recipes

@@ -185,8 +185,11 @@ def _check_equal(path: Path, there: Recipe, here: Recipe) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes the folder and holds it, so that no two runs write to it at once. What stays empty in it goes away again.
+
+    Args:
+        wait: for another run that holds it, rather than to refuse.
 
     Raises:
         UserError: it cannot be made or written to, or another run holds it.
@@ -199,7 +202,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
         raise UserError(f"{folder} is in use by another run: give another folder with --out") from None

@@ -1,0 +1,106 @@
+"""A spiking network that starts from a trained one: from its ANN twin, or from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import nn as tnn
+from ..errors import UserError
+from .checkpoint import load_weights, recipe_of, unpack
+from .recipe import TWIN
+
+
+def start_from_checkpoint(net: nn.Module, path: Path, gain: float = 1.0) -> None:
+    """:func:`start_from` the network that a checkpoint holds, spiking or not.
+
+    Raises:
+        UserError: no such file, damaged, or the checkpoint of another model.
+    """
+    state, facts = unpack(path)
+    T = recipe_of(path, facts).T if facts.get("kind") == "SNN" else 1
+    start_from(net, state, gain, source_T=T, source=str(path))
+
+
+@torch.no_grad()
+def start_from(
+    net: nn.Module, state: Mapping[str, Tensor], gain: float = 1.0, *, source_T: int = 1, source: str = TWIN
+) -> None:
+    """Gives a spiking network the weights of a trained network with the same layers, in place.
+
+    The trained network's pre-activations z and activations a = ρ(z) become
+
+        z' = g·z        and so, but for rounding, the counts        c = g·a,
+
+    g being ``gain``, in every layer, and the readout stays what it is. To that end γ' = g·γ and β' = g·β; where batch
+    norm is missing, W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is how much larger a layer's input is than
+    in the trained network: T for the first layer after a direct encoder, which sees T·x, and g for the others. The
+    running statistics of u = W x follow: mean' = k·mean, var' = k²·var. In a network with thresholds ϑ other than 1,
+    g·ϑ takes g's place in z', γ', β', W' and b', so that the counts are the same.
+
+    A network whose spikes are worth their threshold (``ann_units=True``) takes the weights as they are, with gain 1.
+
+    Args:
+        net: a network of :func:`tandem_snn.create_model`; its thresholds and initial potentials stay.
+        state: the state_dict of the trained network.
+        gain: g > 0. A network that was trained with γ near 1 uses few of the counts with g = 1, see
+            docs/initialisation.md.
+        source_T: the number of time steps of a trained network that is itself a spiking one.
+        source: what ``state`` was read from, for messages.
+
+    Raises:
+        UserError: the trained network has other layers, or the gain does not suit.
+
+    >>> options = {"shape": (64,), "classes": 10, "T": 8}
+    >>> net, twin = (create("mlp", **options) for create in (tandem_snn.create_model, tandem_snn.models.create_twin))
+    >>> start_from(net, twin.state_dict(), gain=3.0)
+    >>> torch.equal(net.fc1.norm.weight, 3 * twin.fc1.norm.weight)
+    True
+    """
+    own = net.state_dict()
+    kept = {name: own[name] for name in own if name.rpartition(".")[2] in ("threshold", "v_init")}
+    load_weights(Path(source), {**kept, **{name: value for name, value in state.items() if name not in kept}}, net)
+    if any(layer.gain == "threshold" for _, layer in _layers(net)):
+        if gain != 1:
+            raise UserError(f"init_gain: a network in the units of its ANN takes weights as they are, got {gain:g}")
+        return
+    for first, layer in _layers(net):
+        k = _steps(net, source_T) if first else gain
+        threshold = torch.as_tensor(layer.threshold, dtype=layer.weight.dtype).detach()
+        scale = gain * threshold
+        if layer.norm is None:
+            layer.weight.mul_(_rows(scale / k, layer.weight))
+            if layer.bias is not None:
+                layer.bias.mul_(scale)
+            continue
+        layer.norm.weight.mul_(scale)
+        layer.norm.bias.mul_(scale)
+        if layer.bias is not None:
+            layer.bias.mul_(k)
+        assert layer.norm.running_mean is not None
+        assert layer.norm.running_var is not None
+        layer.norm.running_mean.mul_(k)
+        layer.norm.running_var.mul_(k * k)
+    for module in net.modules():
+        if isinstance(module, tnn.Readout):
+            module.weight.div_(gain)
+
+
+def _layers(net: nn.Module) -> Iterator[tuple[bool, tnn.SpikingLayer]]:
+    """The layers with neurons, each with whether it is the first, which sees the input."""
+    layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer)]
+    yield from ((i == 0, layer) for i, layer in enumerate(layers))
+
+
+def _steps(net: nn.Module, source_T: int) -> float:
+    """How much larger the first layer's input is than in the trained network: only a direct encoder's grows with T."""
+    encoders = [module for module in net.modules() if isinstance(module, tnn.Encoder) and module.mode == "direct"]
+    return encoders[0].T / source_T if encoders else 1.0
+
+
+def _rows(scale: Tensor, weight: Tensor) -> Tensor:
+    """One factor, or one per output channel, for a layer's weight."""
+    return scale.view(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale

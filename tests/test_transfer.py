@@ -1,0 +1,132 @@
+"""Starting a spiking network from a trained one: what its weights become, and what the network then does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_snn.nn as tnn
+from tandem_snn import create_model, create_twin
+from tandem_snn.errors import UserError
+from tandem_snn.training import Recipe, compare, fit, save_checkpoint, start_from
+from tandem_snn.training.transfer import start_from_checkpoint
+
+OPTIONS = {"shape": (3, 8, 8), "classes": 10, "T": 16, "width": 0.2}
+
+
+def trained(name, **options):
+    """An ANN whose batch norms have seen data and have parameters of their own."""
+    torch.manual_seed(2)
+    twin = create_twin(name, **{**OPTIONS, **options})
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+    for _ in range(40):
+        twin(torch.randn(32, 3, 8, 8))
+    return twin.eval()
+
+
+def analog(net):
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.analog = True
+    return net.eval()
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cnn", {}),
+        ("resnet18-cifar", {}),
+        ("8C3-MP2-8C3-AP2-FC16", {"encoding": "zero_expand"}),
+        ("cnn", {"norm": False}),
+        ("cnn", {"threshold": 2.0}),
+        ("cnn", {"learn_threshold": "channel", "threshold": 0.5}),
+        ("cnn", {"ann_units": True}),
+    ],
+)
+def test_without_spikes_it_is_the_trained_network(name, options, gain):
+    """With real numbers in the place of counts, every activation is g times the twin's, and the answer is the same."""
+    twin, net = trained(name, norm=options.get("norm", True)), create_model(name, **{**OPTIONS, **options})
+    before = {key: value.clone() for key, value in net.state_dict().items() if "threshold" in key}
+    if "ann_units" in options and gain != 1:
+        with pytest.raises(UserError, match="takes weights as they are, got 3"):
+            start_from(net, twin.state_dict(), gain)
+        return
+    start_from(net, twin.state_dict(), gain)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(analog(net)(x), twin(x), rtol=1e-3, atol=1e-3)
+
+
+def test_gain_1_leaves_the_weights_alone():
+    twin, net = trained("cnn"), create_model("cnn", **OPTIONS)
+    start_from(net, twin.state_dict())
+    theirs, ours = twin.state_dict(), net.state_dict()
+    for key in theirs:
+        k = OPTIONS["T"] if key.startswith("conv1") else 1
+        factor = {"running_mean": k, "running_var": k * k}.get(key.rpartition(".")[2], 1)
+        assert torch.equal(ours[key], theirs[key] * factor), key
+
+
+def test_many_steps_answer_as_the_trained_network():
+    twin, net = trained("cnn"), create_model("cnn", **{**OPTIONS, "T": 255, "v_init": 0.5})
+    start_from(net, twin.state_dict(), 40.0)
+    x = torch.randn(32, 3, 8, 8)
+    assert nn.functional.cosine_similarity(net.eval()(x), twin(x)).min() > 0.98
+
+
+SMALL = Recipe(model="FC64-FC32", epochs=1)
+
+
+def test_a_recipe_starts_from_its_twin():
+    data = SMALL.load()
+    recipe = replace(SMALL, init_from="twin", init_gain=2, T=4)
+    start = []
+
+    def on_step(kind, seed, trainer):
+        if trainer.step == 0:
+            start.append((kind, {key: value.clone() for key, value in trainer.net.state_dict().items()}))
+
+    run = compare(recipe, data, twin=False, on_step=on_step)
+    assert run.kinds == ["SNN", "ANN"]
+    assert [kind for kind, _ in start] == ["ANN", "SNN"]
+    twin = run.runs[0].nets["ANN"]
+    assert torch.equal(start[1][1]["fc2.norm.weight"], 2 * twin.fc2.norm.weight)
+    assert torch.equal(start[1][1]["fc2.weight"], twin.fc2.weight)
+    plain = compare(SMALL, data)
+    assert plain.runs[0].fitted["ANN"].test == run.runs[0].fitted["ANN"].test
+
+
+@pytest.mark.parametrize("kind", ["SNN", "ANN"])
+def test_a_recipe_starts_from_a_checkpoint(kind, tmp_path):
+    data, path = SMALL.load(), tmp_path / "model.safetensors"
+    source = SMALL.build(data, kind)
+    fit(source, data, SMALL)
+    save_checkpoint(path, source, SMALL, kind=kind)
+    net = replace(SMALL, T=4).build(data)
+    start_from_checkpoint(net, path, 2.0)
+    k = 4 / 8 if kind == "SNN" else 4
+    assert torch.equal(net.fc1.norm.running_mean, source.fc1.norm.running_mean * k)
+    assert torch.equal(net.fc2.norm.running_var, source.fc2.norm.running_var * 4)
+    assert torch.equal(net.readout.weight, source.readout.weight / 2)
+    same = SMALL.build(data)
+    start_from_checkpoint(same, path)
+    if kind == "SNN":
+        ours, theirs = same.state_dict(), source.state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    with pytest.raises(UserError, match=r"is the checkpoint of another model: fc1\.weight is \[64, 64\] there"):
+        compare(replace(SMALL, model="mlp", init_from=str(path)), data, twin=False)
+
+
+def test_what_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="init_gain: without init_from"):
+        Recipe(init_gain=2)
+    with pytest.raises(UserError, match="init_gain: expected a positive number"):
+        Recipe(init_from="twin", init_gain=0)
+    with pytest.raises(UserError, match=r"no checkpoint .*absent\.safetensors"):
+        compare(replace(SMALL, init_from=str(tmp_path / "absent.safetensors")), SMALL.load(), twin=False)
