@@ -70,13 +70,9 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
     def build_extension(self, ext: Extension) -> None:
         plan = make_plan()
         print(plan.summary(), flush=True)
-        folder = Path("build", f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
+        folder = build_folder()
         module = folder / "_C.so"
-        (ROOT / folder).mkdir(parents=True, exist_ok=True)
-        version = self.distribution.get_version()
-        (ROOT / folder / "build.ninja").write_text(ninja_file(plan, folder, module, version))
-        command = [*find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(jobs())]
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
+        if not run_ninja(folder / "build.ninja", ninja_file(plan, folder, module, self.distribution.get_version())):
             hint = " TANDEM_CUDA=0 builds without the CUDA kernels." if plan.toolkit else ""
             raise SystemExit(f"tandem_ext: the compiler failed, its message is above.{hint}")
         target = Path(self.get_ext_fullpath(ext.name))
@@ -84,10 +80,29 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
         self.copy_file(str(ROOT / module), str(target))
 
 
+def build_folder() -> Path:
+    """Where objects stay; relative to the root of the repository."""
+    return Path("build", f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
+
+
+def run_ninja(file: Path, text: str) -> bool:
+    """Writes the ninja file and builds what it says; False if that failed."""
+    (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
+    (ROOT / file).write_text(text)
+    return subprocess.run([*find_ninja(), "-f", str(file), "-j", str(jobs())], cwd=ROOT).returncode == 0
+
+
 def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
     """The ninja file that makes ``module``; paths are relative to the root of the repository."""
+    rules, link = commands(plan, version)
+    parts = [(group, path, folder / (path + ".o")) for group, paths in read_sources().items() for path in paths]
+    return ninja_text(folder, rules, link, [part for part in parts if part[0] in rules], module)
+
+
+def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The compiler's command of each group of sources that is compiled, without files; the linker's flags."""
     torch = find_torch()
-    cxx = shlex.split(os.environ.get("CXX", "")) or [find_compiler()]
+    cxx = find_compiler()
     user = shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
     system = [find_pybind11(), torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
@@ -101,35 +116,39 @@ def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
         "-ltorch",
         "-Wl,--pop-state",
     ]
-    nvcc: list[str] = []
     if plan.toolkit is not None:
         system.append(plan.toolkit.include)
         macros += ["-DTANDEM_WITH_CUDA", f'-DTANDEM_CUDA_ARCHS="{" ".join(plan.archs)}"']
         link += [str(plan.toolkit.cudart), "-ldl", "-lrt", "-lpthread"]
-        nvcc = [str(plan.toolkit.nvcc), *nvcc_flags(plan)]
     rules = {
         "ops": [*cxx, "-std=c++20", *HOST, *macros, "-Icsrc", *(f"-isystem{d}" for d in system), *user],
         "cpu": [*cxx, "-std=c++17", *HOST, "-Icsrc", *user],
-        "cuda": nvcc,
     }
+    if plan.toolkit is not None:
+        rules["cuda"] = [str(plan.toolkit.nvcc), *nvcc_flags(plan)]
+    return rules, [*link, *user, *shlex.split(os.environ.get("LDFLAGS", ""))]
+
+
+def ninja_text(
+    folder: Path,
+    rules: dict[str, list[str]],
+    link: Sequence[str],
+    parts: Sequence[tuple[str, str, Path]],
+    module: Path,
+) -> str:
+    """A ninja file that compiles ``parts``, each (rule, source, object), and links them to ``module``."""
     lines = [f"builddir = {escape(folder)}"]
-    for group, command in rules.items():
-        if command:
-            lines += [
-                f"rule {group}",
-                f"  command = {shell(command)} -MMD -MF $out.d -c $in -o $out",
-                "  depfile = $out.d",
-                "  deps = gcc",
-                "  description = $in",
-            ]
-    link += [*user, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    lines += ["rule link", f"  command = {shell(cxx)} $in {shell(link)} -o $out", "  description = $out"]
-    objects = []
-    for group, paths in read_sources().items():
-        for path in paths if rules[group] else []:
-            objects.append(escape(folder / (path + ".o")))
-            lines.append(f"build {objects[-1]}: {group} {escape(path)}")
-    lines.append(f"build {escape(module)}: link {' '.join(objects)}")
+    for name, command in rules.items():
+        lines += [
+            f"rule {name}",
+            f"  command = {shell(command)} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = $in",
+        ]
+    lines += ["rule link", f"  command = {shell(find_compiler())} $in {shell(link)} -o $out", "  description = $out"]
+    lines += [f"build {escape(to)}: {rule} {escape(source)}" for rule, source, to in parts]
+    lines.append(f"build {escape(module)}: link {' '.join(escape(to) for _, _, to in parts)}")
     return "\n".join(lines) + "\n"
 
 
@@ -170,11 +189,13 @@ def find_pybind11() -> Path:
     return Path(spec.submodule_search_locations[0], "include")
 
 
-def find_compiler() -> str:
-    """The C++ compiler; CXX overrides it. GCC first, because it builds a kernel for every x86-64 level."""
+def find_compiler() -> list[str]:
+    """The C++ compiler: CXX, or GCC before others, because it builds a kernel for every x86-64 level."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return chosen
     for name in ("g++", "c++", "clang++"):
         if shutil.which(name):
-            return name
+            return [name]
     raise SystemExit("tandem_ext: no C++ compiler found; install g++ or set CXX")
 
 

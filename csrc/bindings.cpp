@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
-#include "ops/frozen.h"
 
 #define NEURON                                                                                          \
   "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
@@ -31,6 +30,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
+  m.def("frozen_fields() -> str");
   m.def("frozen_pack(Tensor weight, int groups) -> Tensor");
   m.def(
       "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step) -> "
@@ -70,19 +70,10 @@ py::dict build_info() {
   return info;
 }
 
-py::list frozen_fields() {
-  py::list names;
-#define TANDEM_NAME(name) names.append(#name);
-  TANDEM_INSTRUCTION_FIELDS(TANDEM_NAME)
-#undef TANDEM_NAME
-  return names;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
   tandem::cpu::capability();  // an impossible TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
   m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
-  m.def("frozen_fields", &frozen_fields, "The fields of an instruction of a frozen network's program, in order.");
 }

@@ -23,8 +23,9 @@ void if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<
 
 namespace cuda {
 
-// Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t. float64 is for the CPU.
+// Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
 int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>& args, void* stream);
+int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<double>& args, void* stream);
 
 }  // namespace cuda
 

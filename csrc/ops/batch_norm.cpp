@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> moments(const Tensor& u) {
   TANDEM_CHECK(u.numel() > 0 || channels == 0, "planes: batch normalisation needs at least one sample, got outputs ",
                shape_text(shape_of(u)));
   const ScalarType compute = u.scalar_type();
-  if (!u.is_cuda()) {
+  if (!on_gpu(u)) {
     Tensor mean = empty({channels}, ScalarType::Double, u), var = empty({channels}, ScalarType::Double, u);
     auto* m = static_cast<double*>(mean.data_ptr());
     auto* v = static_cast<double*>(var.data_ptr());
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
     torch::stable::zero_(grad_beta);
     return {grad_product, grad_gamma, grad_beta};
   }
-  if (!product.is_cuda()) {
+  if (!on_gpu(product)) {
     const Tensor bits = torch::stable::contiguous(mask);
     if (compute == ScalarType::Double) {
       grad_on_cpu<double>(g, bits, u, norm, threshold, grad_product, grad_gamma, grad_beta);

@@ -1,7 +1,6 @@
 // pack, unpack, counts, gate_grad: elementwise ops on spike planes.
 #include "bits.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "../kernels/spike_bits.h"
@@ -55,11 +54,10 @@ Tensor pack(Tensor spikes) {
   const bool floating = is_float(dense.scalar_type());
   auto* out = static_cast<uint8_t*>(planes.data_ptr());
 #ifdef TANDEM_WITH_CUDA
-  if (dense.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(dense.get_device_index());
-    check_launch(
-        cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, current_stream(dense)),
-        "pack");
+  if (on_gpu(dense)) {
+    launch(dense, "pack", [&](void* stream) {
+      return cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, stream);
+    });
     return planes;
   }
 #endif
@@ -79,9 +77,9 @@ Tensor counts(Tensor planes, ScalarType dtype) {
   const Tensor dense = to_channels_last(planes, 2);
   const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
 #ifdef TANDEM_WITH_CUDA
-  if (planes.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(planes.get_device_index());
-    check_launch(cuda::counts(bytes, P, out.numel(), out.data_ptr(), type, current_stream(planes)), "counts");
+  if (on_gpu(planes)) {
+    launch(planes, "counts",
+           [&](void* stream) { return cuda::counts(bytes, P, out.numel(), out.data_ptr(), type, stream); });
     return out;
   }
 #endif
@@ -103,11 +101,10 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   const Tensor bits = torch::stable::contiguous(mask);
   const auto* bytes = static_cast<const uint8_t*>(bits.data_ptr());
 #ifdef TANDEM_WITH_CUDA
-  if (grad.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-    check_launch(
-        cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), current_stream(grad)),
-        "gate_grad");
+  if (on_gpu(grad)) {
+    launch(grad, "gate_grad", [&](void* stream) {
+      return cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), stream);
+    });
     return out;
   }
 #endif
@@ -127,11 +124,10 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   const auto size = static_cast<int32_t>(spikes.element_size());
   const int64_t neurons = spikes.numel() / T;
 #ifdef TANDEM_WITH_CUDA
-  if (planes.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(planes.get_device_index());
-    check_launch(cuda::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype),
-                              current_stream(planes)),
-                 "unpack");
+  if (on_gpu(planes)) {
+    launch(planes, "unpack", [&](void* stream) {
+      return cuda::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype), stream);
+    });
     return spikes;
   }
 #endif

@@ -318,7 +318,18 @@ Tensor frozen_pack(Tensor weight, int64_t groups) {
   return packed;
 }
 
+// The fields of an instruction, in order, for the writer of programs.
+std::string frozen_fields() {
+  std::string names;
+#define TANDEM_NAME(name) names += " " #name;
+  TANDEM_INSTRUCTION_FIELDS(TANDEM_NAME)
+#undef TANDEM_NAME
+  return names;
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) { m.impl("frozen_fields", TORCH_BOX(&frozen_fields)); }
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_run", TORCH_BOX(&frozen_run));

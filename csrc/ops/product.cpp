@@ -73,7 +73,7 @@ Tensor Synapses::currents() const {
 }
 
 bool FusedSynapses::exist_for(const Synapses& synapses) {
-  return !synapses.planes.is_cuda() && synapses.weight.scalar_type() != ScalarType::Double;
+  return !on_gpu(synapses.planes) && synapses.weight.scalar_type() != ScalarType::Double;
 }
 
 FusedSynapses::FusedSynapses(const Synapses& s) : planes_(to_channels_last(s.planes, 2)) {

@@ -1,7 +1,6 @@
 // if_scan, constant_if, impulse_if: currents in, spike trains out.
 #include "scan.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 namespace tandem::ops {
@@ -11,10 +10,11 @@ void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
   const DType dtype = kernel_dtype(currents, "currents");
   const void* data = currents.data_ptr();
 #ifdef TANDEM_WITH_CUDA
-  if (currents.is_cuda()) {
-    TANDEM_CHECK(dtype != DType::kFloat64, "float64 is for the CPU: CUDA takes float32, bfloat16 and float16");
-    const torch::stable::accelerator::DeviceGuard guard(currents.get_device_index());
-    check_launch(cuda::if_scan(data, dtype, source, layer.args<float>(), current_stream(currents)), "if_scan");
+  if (on_gpu(currents)) {
+    launch(currents, "if_scan", [&](void* stream) {
+      return dtype == DType::kFloat64 ? cuda::if_scan(data, dtype, source, layer.args<double>(), stream)
+                                      : cuda::if_scan(data, dtype, source, layer.args<float>(), stream);
+    });
     return;
   }
 #endif

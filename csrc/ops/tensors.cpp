@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <sstream>
 
@@ -131,15 +132,25 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
-#ifdef TANDEM_WITH_CUDA
-void* current_stream(const Tensor& tensor) {
-  TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
+bool on_gpu([[maybe_unused]] const Tensor& tensor) {
+#ifdef TANDEM_EMULATION
+  return true;
+#else
+  return tensor.is_cuda();
+#endif
 }
 
-void check_launch(int status, const char* kernel) { TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status)); }
+#ifdef TANDEM_WITH_CUDA
+void launch([[maybe_unused]] const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher) {
+  void* stream = nullptr;
+#ifndef TANDEM_EMULATION
+  TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
+  const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+#endif
+  const int status = launcher(stream);
+  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status));
+}
 #endif
 
 }  // namespace tandem::ops

@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,10 +52,12 @@ void check_same_device(const Tensor& tensor, const Tensor& reference, const char
 // torch's own thread pool behind the kernels' interface.
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
 
+// Do the CUDA kernels work on the tensor? In the library of tests/cuda_host, which emulates them, on any.
+bool on_gpu(const Tensor& tensor);
+
 #ifdef TANDEM_WITH_CUDA
-// The stream that torch is using on the tensor's device, and the error check of a launch.
-void* current_stream(const Tensor& tensor);
-void check_launch(int status, const char* kernel);
+// Runs a launcher, void* stream -> cudaError_t, on the tensor's device, on the stream that torch is using there.
+void launch(const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher);
 #endif
 
 }  // namespace tandem::ops

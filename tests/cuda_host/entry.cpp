@@ -11,6 +11,10 @@ int emulated_if_scan(const void* currents, DType dtype, Source source, const Neu
   return cuda::if_scan(currents, dtype, source, *args, nullptr);
 }
 
+int emulated_if_scan64(const void* currents, DType dtype, Source source, const NeuronArgs<double>* args) {
+  return cuda::if_scan(currents, dtype, source, *args, nullptr);
+}
+
 int emulated_pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons,
                   uint8_t* planes) {
   return cuda::pack(spikes, element_size, is_float, T, neurons, planes, nullptr);

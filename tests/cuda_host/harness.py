@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from build_tools.compile import NUMERICS, ROOT, read_sources
+from build_tools.compile import NUMERICS, ROOT, build_folder, ninja_text, read_sources, run_ninja
 from build_tools.decide import Toolkit, decide
 
 HERE = Path(__file__).parent
@@ -42,34 +41,46 @@ def kernel_sources() -> list[Path]:
     return [path for path in sources if "__global__" in path.read_text()]
 
 
-def compile_object(source: Path, include: Path, to: Path, checked: bool) -> Path:
-    """One object file; in a ``checked`` build every access of a CUDA source is watched."""
-    command = ["g++", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *NUMERICS]
-    command += ["-DTANDEM_EMULATION", f"-I{HERE / 'emulation'}", f"-isystem{include}", "-x", "c++", "-c", str(source)]
-    if checked and source.suffix == ".cu":
-        # Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits on the GPU.
-        command += ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"]
-    else:
-        command += ["-O2"]
-    done = subprocess.run([*command, "-o", str(to)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr)
-    return to
+def emulated(include: Path) -> list[str]:
+    """The command that compiles a CUDA source, or a part of the emulation, for the CPU."""
+    flags = ["-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *NUMERICS]
+    return ["g++", *flags, "-O2", "-DTANDEM_EMULATION", "-Itests/cuda_host/emulation", "-Icsrc", f"-isystem{include}"]
 
 
-def link(objects: Sequence[Path], library: Path) -> Path:
-    subprocess.run(["g++", "-shared", "-Wl,-z,defs", *map(str, objects), "-ldl", "-o", str(library)], check=True)
-    return library
+# Every access is watched. Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits
+# on the GPU.
+WATCHED = ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"]
+LINK = ["-shared", "-Wl,-z,defs", "-ldl"]
 
 
-def build(sources: Sequence[Path], include: Path, folder: Path, checked: bool) -> Path:
-    """A shared library of CUDA and C++ ``sources`` and the emulation."""
-    folder.mkdir(parents=True)
-    parts = ["scheduler", "warp", "tensor", "checker" if checked else "no_checker"]
-    sources = [*sources, *(HERE / "emulation" / f"{name}.cpp" for name in parts)]
-    with ThreadPoolExecutor(2) as pool:
-        objects = pool.map(lambda path: compile_object(path, include, folder / f"{path.stem}.o", checked), sources)
-    return link(list(objects), folder / "emulated.so")
+def emulation_parts(kernels: Sequence[Path], checked: bool, extra: Sequence[str] = ()) -> list[tuple[str, str, Path]]:
+    """What ninja_text() takes of kernels and the emulation they run on."""
+    names = ["scheduler", "warp", "tensor", "checker" if checked else "no_checker", *extra]
+    sources = [HERE / "emulation" / f"{name}.cpp" for name in names]
+    rules = ["watched" if checked else "emulated"] * len(kernels) + ["emulated"] * len(sources)
+    named = [(rule, path.relative_to(ROOT)) for rule, path in zip(rules, [*kernels, *sources], strict=True)]
+    return [(rule, str(path), build_folder() / rule / f"{path}.o") for rule, path in named]
+
+
+def emulation_rules(include: Path) -> dict[str, list[str]]:
+    command = [*emulated(include), "-x", "c++"]
+    return {"emulated": command, "watched": [*command, *WATCHED]}
+
+
+def library_parts(checked: bool) -> list[tuple[str, str, Path]]:
+    """Those of the library that tests call by way of entry.cpp."""
+    entry = HERE.relative_to(ROOT) / "entry.cpp"
+    parts = emulation_parts(kernel_sources(), checked)
+    return [*parts, ("emulated", str(entry), build_folder() / "emulated" / f"{entry}.o")]
+
+
+def build(name: str, parts: list[tuple[str, str, Path]], include: Path) -> Path:
+    """A library of emulated kernels. What did not change since it was last built is not compiled again."""
+    library = build_folder() / f"{name}.so"
+    text = ninja_text(build_folder(), emulation_rules(include), LINK, parts, library)
+    if not run_ninja(build_folder() / f"{name}.ninja", text):
+        raise RuntimeError(f"{name} does not compile; the compiler's message is above")
+    return ROOT / library
 
 
 @dataclass(frozen=True)
@@ -168,27 +179,34 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-class NeuronArgs(ctypes.Structure):
-    """csrc/kernels/if_neuron.h: NeuronArgs<float>."""
+def neuron_args(real: type) -> type[ctypes.Structure]:
+    """csrc/kernels/if_neuron.h: NeuronArgs<real>."""
 
-    _fields_ = [
-        ("neurons", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("T", ctypes.c_int32),
-        ("steps", ctypes.c_int32),
-        ("threshold", ctypes.c_float),
-        ("leak", ctypes.c_float),
-        ("gate", ctypes.c_int32),
-        ("scale", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
-        ("residual_planes", ctypes.c_void_p),
-        ("residual_currents", ctypes.c_void_p),
-        ("residual_scale", ctypes.c_void_p),
-        ("v_init", ctypes.c_void_p),
-        ("v_init_size", ctypes.c_int64),
-        ("planes", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("counts_dtype", ctypes.c_int32),
-        ("mask", ctypes.c_void_p),
-        ("v", ctypes.c_void_p),
-    ]
+    class Args(ctypes.Structure):
+        _fields_ = [
+            ("neurons", ctypes.c_int64),
+            ("channels", ctypes.c_int64),
+            ("T", ctypes.c_int32),
+            ("steps", ctypes.c_int32),
+            ("threshold", real),
+            ("leak", real),
+            ("gate", ctypes.c_int32),
+            ("scale", ctypes.c_void_p),
+            ("shift", ctypes.c_void_p),
+            ("residual_planes", ctypes.c_void_p),
+            ("residual_currents", ctypes.c_void_p),
+            ("residual_scale", ctypes.c_void_p),
+            ("v_init", ctypes.c_void_p),
+            ("v_init_size", ctypes.c_int64),
+            ("planes", ctypes.c_void_p),
+            ("counts", ctypes.c_void_p),
+            ("counts_dtype", ctypes.c_int32),
+            ("mask", ctypes.c_void_p),
+            ("v", ctypes.c_void_p),
+        ]
+
+    return Args
+
+
+NeuronArgs = neuron_args(ctypes.c_float)
+NeuronArgs64 = neuron_args(ctypes.c_double)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from harness import HERE, ROOT, compile_object, find_toolkit, kernel_sources, link
+from harness import HERE, LINK, ROOT, WATCHED, build, emulated, find_toolkit, library_parts
 
 KERNELS = ROOT / "csrc" / "kernels"
 # By file: the sources that contain it, the tests that have to notice.
@@ -34,6 +34,7 @@ FILES = {
     "cuda/vec.cuh": (["if_scan", "spike_bits", "product_if"], ["scan", "bits", "product"]),
     "if_neuron.h": (["if_scan", "product_if"], ["scan", "product"]),
 }
+BUILDS: dict[str, list[str]] = {"plain": [], "checked": WATCHED}
 SWAPS = {
     r" < ": " <= ", r" <= ": " < ", r" > ": " >= ", r" >= ": " > ", r" == ": " != ", r" != ": " == ",
     r" \+ ": " - ", r" - ": " + ", r" \* ": " + ", r" / ": " * ", r" % ": " / ", r" & ": " | ", r" \| ": " & ",
@@ -64,7 +65,7 @@ def mutants() -> list[Mutant]:
     return found
 
 
-def verdict(mutant: Mutant, include: Path, ready: Path, folder: Path) -> str:
+def verdict(mutant: Mutant, include: Path, folder: Path) -> str:
     """What becomes of a mutant: it does not compile, a test notices it, or it survives."""
     shutil.copytree(KERNELS, folder / "csrc" / "kernels")
     path = folder / "csrc" / "kernels" / mutant.file
@@ -72,15 +73,16 @@ def verdict(mutant: Mutant, include: Path, ready: Path, folder: Path) -> str:
     lines[mutant.line] = mutant.text
     path.write_text("\n".join(lines) + "\n")
     changed, tests = FILES[mutant.file]
-    for name in ("plain", "checked"):
-        objects = [path for path in (ready / name).glob("*.o") if path.stem not in changed]
+    for name, flags in BUILDS.items():
+        parts = library_parts(name == "checked")
+        objects = [to for _, source, to in parts if Path(source).stem not in changed or source.endswith(".cpp")]
         for stem in changed:
+            objects.append(folder / f"{name}_{stem}.o")
             source = folder / "csrc" / "kernels" / "cuda" / f"{stem}.cu"
-            try:
-                objects.append(compile_object(source, include, folder / f"{name}_{stem}.o", name == "checked"))
-            except RuntimeError:
+            command = [*emulated(include), *flags, "-x", "c++", "-c", source, "-o", objects[-1]]
+            if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
                 return "does not compile"
-        link(objects, folder / f"{name}.so")
+        subprocess.run(["g++", *map(str, objects), *LINK, "-o", str(folder / f"{name}.so")], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
     env = {**os.environ, "TANDEM_EMULATED": str(folder)}
@@ -105,22 +107,15 @@ def main() -> None:
     chosen = mutants()
     if options.sample is not None:
         chosen = random.Random(options.seed).sample(chosen, options.sample)
-    with tempfile.TemporaryDirectory() as name:
-        ready = Path(name)
-        parts = ["scheduler", "warp", "tensor"]
-        for build in ("plain", "checked"):
-            (ready / build).mkdir()
-            checker = "checker" if build == "checked" else "no_checker"
-            sources = [HERE / "emulation" / f"{part}.cpp" for part in [*parts, checker]]
-            for source in [*sources, *kernel_sources(), HERE / "entry.cpp"]:
-                compile_object(source, toolkit.include, ready / build / f"{source.stem}.o", build == "checked")
-        survivors = tried = 0
-        for i, mutant in enumerate(chosen):
-            result = verdict(mutant, toolkit.include, ready, ready / str(i))
-            shutil.rmtree(ready / str(i))
-            tried += result != "does not compile"
-            survivors += result == "SURVIVES"
-            print(f"{mutant.file}:{mutant.line + 1}: {mutant.text.strip()}\n    {result}", flush=True)
+    for name in BUILDS:
+        build(name, library_parts(name == "checked"), toolkit.include)
+    survivors = tried = 0
+    for mutant in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            result = verdict(mutant, toolkit.include, Path(folder))
+        tried += result != "does not compile"
+        survivors += result == "SURVIVES"
+        print(f"{mutant.file}:{mutant.line + 1}: {mutant.text.strip()}\n    {result}", flush=True)
     print(f"{tried} changes, {tried - survivors} noticed, {survivors} survive")
 
 

@@ -3,11 +3,12 @@ arguments in guarded memory."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from harness import DTYPES, INOUT, OUTPUT, Emulator, NeuronArgs, pointer
+from harness import DTYPES, INOUT, OUTPUT, Emulator, NeuronArgs, NeuronArgs64, pointer
 from torch import Tensor
 
 from tandem_ext.reference import integrate_and_fire, open_gate
@@ -35,6 +36,10 @@ class Layer:
     train: bool = True
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def pack(spikes: Tensor) -> Tensor:
     planes = torch.zeros((spikes.shape[0] + 7) // 8, *spikes.shape[1:], dtype=torch.uint8)
     for t, spike in enumerate(spikes):
@@ -57,7 +62,7 @@ Outputs = dict[str, Tensor]
 
 def expected(layer: Layer) -> Outputs:
     """What the reference's neuron makes of the layer."""
-    y = layer.currents.float()
+    y = layer.currents.to(compute_dtype(layer.currents.dtype))
     if layer.source != TRAIN:
         y = y.expand(layer.T, *y.shape).clone()
         if layer.source == IMPULSE:
@@ -67,9 +72,9 @@ def expected(layer: Layer) -> Outputs:
         current = current + layer.shift / (layer.steps or layer.T)
     if layer.residual is not None:
         r = layer.residual
-        r = unpack(r, layer.T).float() if r.dtype == torch.uint8 else r
+        r = unpack(r, layer.T).to(y.dtype) if r.dtype == torch.uint8 else r
         current = current + (r if layer.residual_scale is None else layer.residual_scale * r)
-    v = torch.zeros(()) if layer.v_init is None else layer.v_init
+    v = torch.zeros((), dtype=y.dtype) if layer.v_init is None else layer.v_init
     spikes, z, v = integrate_and_fire(current, v.expand(y.shape[1:]), layer.threshold, layer.leak)
     if layer.gate == "resu":
         spikes = spikes * (z > 0)
@@ -79,7 +84,7 @@ def expected(layer: Layer) -> Outputs:
 
 def place_neurons(
     emulator: Emulator, layer: Layer, offset: int = 0, shifted: Collection[str] | None = None
-) -> tuple[NeuronArgs, Outputs]:
+) -> tuple[ctypes.Structure, Outputs]:
     """Arguments and outputs of a kernel. The buffers ``shifted``, by default all, begin ``offset`` elements past an
     aligned address."""
 
@@ -97,11 +102,11 @@ def place_neurons(
     out = {
         "planes": emulator.place("planes", planes, INOUT if rewritten else OUTPUT, shift("planes")),
         "counts": emulator.output("counts", shape, dtype, shift("counts")),
-        "v": emulator.output("v", shape, torch.float32, shift("v")),
+        "v": emulator.output("v", shape, compute_dtype(dtype), shift("v")),
     }
     if layer.train:
         out["mask"] = emulator.output("mask", [(shape.numel() + 7) // 8], torch.uint8, shift("mask"))
-    args = NeuronArgs(
+    args = (NeuronArgs64 if dtype == torch.float64 else NeuronArgs)(
         neurons=shape.numel(),
         channels=shape[-1],
         T=layer.T,
@@ -130,7 +135,7 @@ def random_layer(
     g = torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=g)
+        return torch.randn(size, generator=g).to(compute_dtype(dtype))
 
     def chance() -> bool:
         return torch.rand((), generator=g).item() < 0.5

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from harness import HERE, Emulator, build, pointer
+from harness import HERE, Emulator, build, emulation_parts, pointer
 
 from build_tools.decide import Toolkit
 
@@ -32,8 +31,8 @@ TWINS = {
 
 
 @pytest.fixture(scope="module")
-def twins(toolkit: Toolkit, build_folder: Path) -> Emulator:
-    return Emulator(build([HERE / "twins.cu"], toolkit.include, build_folder / "twins", checked=True), checked=True)
+def twins(toolkit: Toolkit) -> Emulator:
+    return Emulator(build("twins", emulation_parts([HERE / "twins.cu"], True), toolkit.include), checked=True)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

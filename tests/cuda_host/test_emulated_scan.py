@@ -35,7 +35,8 @@ def run(
     shift = offset if shifted is None or "currents" in shifted else 0
     currents = pointer(emulator.place("currents", layer.currents, offset=shift))
     args, out = place_neurons(emulator, layer, offset, shifted)
-    status = emulator.lib.emulated_if_scan(currents, dtype, layer.source, ctypes.byref(args))
+    call = emulator.lib.emulated_if_scan64 if dtype == DTYPES[torch.float64] else emulator.lib.emulated_if_scan
+    status = call(currents, dtype, layer.source, ctypes.byref(args))
     reports = emulator.reports()
     assert status == 0, reports
     assert not reports
@@ -48,7 +49,7 @@ def check(emulator: Emulator, layer: Layer, seed: int = 0, offset: int = 0) -> N
 
 @pytest.mark.parametrize("residual", [None, "planes", "currents"])
 @pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_bits(plain: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
     for i, (T, shape) in enumerate(itertools.product([1, 2, 4, 7, 8, 9, 16, 33, 255], SHAPES)):
         check(plain, random_layer(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
@@ -56,7 +57,7 @@ def test_bits(plain: Emulator, dtype: torch.dtype, source: int, residual: str | 
 
 @pytest.mark.parametrize("residual", [None, "planes", "currents"])
 @pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
     for i, (T, shape) in enumerate(itertools.product([4, 8, 16, 19], [(3, 7), (5, 36), (3, 172)])):
         check(checked, random_layer(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)

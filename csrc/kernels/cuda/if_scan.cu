@@ -1,6 +1,8 @@
 // One thread owns kVec neighbouring neurons and walks through time. The loads of four or eight steps are issued
 // together, before the first of them: at T = 8 a multiprocessor has 128 KiB in flight, by Little's law 16 KiB keep its
 // memory busy. Each current is read once, each output written once.
+#include <type_traits>
+
 #include "../if_scan.h"
 #include "neurons.cuh"
 
@@ -12,6 +14,9 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 8;
 
+template <class In>
+using Compute = std::conditional_t<std::is_same_v<In, double>, double, float>;
+
 // How many steps' loads are issued together: as many as 64 registers hold.
 TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
   if (T == 8) return 8;
@@ -20,11 +25,11 @@ TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
 
 // kT is T where it is known at compile time, else 0. kHeld: one current for all steps, not a train of them.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
-__device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const NeuronArgs<float>& a,
-                                         int64_t n) {
+__device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source,
+                                         const NeuronArgs<Compute<In>>& a, int64_t n) {
   constexpr int kSteps = chunk_of(kT, kResidual);
   using Input = Vec<In, kVec>;
-  Neurons<kVec> neurons;
+  Neurons<kVec, Compute<In>> neurons;
   neurons.begin(a, remainder(n, a.v_init_size));
   neurons.load_parameters(a, remainder(n, a.channels));
   Input held;
@@ -46,11 +51,11 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
           if (at + t < steps) raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
         }
       }
-      Vec<float, kVec> current[kSteps];
+      Vec<Compute<In>, kVec> current[kSteps];
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) current[t].at[i] = to_float(raw[t].at[i]);
+        for (int i = 0; i < kVec; ++i) current[t].at[i] = widen(raw[t].at[i]);
       }
       neurons.scale_products(current);
       if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
@@ -77,7 +82,7 @@ __device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neu
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ NeuronArgs<float> a) {
+    if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ NeuronArgs<Compute<In>> a) {
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
@@ -85,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
-int launch(const In* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+int launch(const In* currents, Source source, const NeuronArgs<Compute<In>>& a, void* stream) {
   const int64_t per_block = int64_t{kThreads} * kVec;
   const auto blocks = static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
   return TANDEM_LAUNCH((if_scan_kernel<In, kHeld, kResidual, kT, kVec>), dim3(blocks), dim3(kThreads), 0,
@@ -93,13 +98,14 @@ int launch(const In* currents, Source source, const NeuronArgs<float>& a, void* 
 }
 
 template <class In, int kVec>
-int launch_for(const In* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+int launch_for(const In* currents, Source source, const NeuronArgs<Compute<In>>& a, void* stream) {
   const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   if (source != Source::kTrain) {
     return residual ? launch<In, true, true, 0, kVec>(currents, source, a, stream)
                     : launch<In, true, false, 0, kVec>(currents, source, a, stream);
   }
   if (residual) return launch<In, false, true, 0, kVec>(currents, source, a, stream);
+  if constexpr (std::is_same_v<In, double>) return launch<In, false, false, 0, kVec>(currents, source, a, stream);
   switch (a.T) {
     case 4:
       return launch<In, false, false, 4, kVec>(currents, source, a, stream);
@@ -134,6 +140,12 @@ int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<f
       return cudaErrorInvalidValue;
   }
   return cudaErrorInvalidValue;
+}
+
+int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<double>& args, void* stream) {
+  if (args.neurons == 0) return cudaSuccess;
+  if (dtype != DType::kFloat64) return cudaErrorInvalidValue;
+  return launch_for<double, 1>(static_cast<const double*>(currents), source, args, stream);
 }
 
 }  // namespace tandem::cuda

@@ -6,56 +6,58 @@
 
 namespace tandem::cuda {
 
-template <int kVec>
+template <int kVec, class C = float>
 struct Neurons {
-  Vec<float, kVec> v, z, scale, k;
+  using Args = NeuronArgs<C>;
+
+  Vec<C, kVec> v, z, scale, k;
   uint32_t channel;         // of the first neuron
   uint32_t plane;           // the spikes of up to eight steps, one byte per neuron
   uint32_t counts;          // one byte per neuron: T <= 255
   uint32_t residual_plane;  // the residual's spikes of the same steps
 
   // The state before the first step; v_init[at] belongs to the first neuron, unless there is one value for all.
-  __device__ __forceinline__ void begin(const NeuronArgs<float>& a, int64_t at) {
+  __device__ __forceinline__ void begin(const Args& a, int64_t at) {
     if (a.v_init == nullptr) {
-      v = fill<float, kVec>(0.0f);
+      v = fill<C, kVec>(0);
     } else if (a.v_init_size == 1) {
-      v = fill<float, kVec>(*a.v_init);
+      v = fill<C, kVec>(*a.v_init);
     } else {
-      v = load<Vec<float, kVec>>(a.v_init + at);
+      v = load<Vec<C, kVec>>(a.v_init + at);
     }
-    z = fill<float, kVec>(0.0f);
+    z = fill<C, kVec>(0);
     plane = counts = 0;
   }
 
-  __device__ __forceinline__ void load_parameters(const NeuronArgs<float>& a, int64_t first_channel) {
+  __device__ __forceinline__ void load_parameters(const Args& a, int64_t first_channel) {
     channel = static_cast<uint32_t>(first_channel);
-    scale = load_channels(a.scale, 1.0f);
-    k = load_channels(a.shift, 0.0f);
+    scale = load_channels(a.scale, 1);
+    k = load_channels(a.shift, 0);
     if (a.shift != nullptr) {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) k.at[i] = k.at[i] / static_cast<float>(a.steps);
+      for (int i = 0; i < kVec; ++i) k.at[i] = k.at[i] / static_cast<C>(a.steps);
     }
   }
 
-  __device__ __forceinline__ Vec<float, kVec> load_channels(const float* p, float absent) const {
-    return p != nullptr ? load<Vec<float, kVec>>(p + channel) : fill<float, kVec>(absent);
+  __device__ __forceinline__ Vec<C, kVec> load_channels(const C* p, C absent) const {
+    return p != nullptr ? load<Vec<C, kVec>>(p + channel) : fill<C, kVec>(absent);
   }
 
   // Before the first step of plane p.
-  __device__ __forceinline__ void begin_plane(const NeuronArgs<float>& a, int64_t n, int p) {
+  __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int p) {
     plane = 0;
     if (a.residual_planes != nullptr) residual_plane = load_planes<kVec>(a.residual_planes + p * a.neurons + n);
   }
 
   // After the last step of plane p. The last plane is for end(), which may have to silence it.
-  __device__ __forceinline__ void end_plane(const NeuronArgs<float>& a, int64_t n, int p) {
+  __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
     counts += popcount_bytes(plane);
     store_planes<kVec>(a.planes + p * a.neurons + n, plane);
   }
 
   // Turns what the product gives at kSteps steps into currents, in place.
   template <int kSteps>
-  __device__ __forceinline__ void scale_products(Vec<float, kVec> (&y)[kSteps]) const {
+  __device__ __forceinline__ void scale_products(Vec<C, kVec> (&y)[kSteps]) const {
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
 #pragma unroll
@@ -66,26 +68,26 @@ struct Neurons {
   // Adds the residual's currents to those of the steps first + at, first + at + 1, ... up to first + steps, where the
   // plane begins at step `first` and has `steps` steps.
   template <int kSteps>
-  __device__ __forceinline__ void add_residual(const NeuronArgs<float>& a, int64_t n, int first, int at, int steps,
-                                               Vec<float, kVec> (&current)[kSteps]) const {
+  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
+                                               Vec<C, kVec> (&current)[kSteps]) const {
     if (a.residual_planes != nullptr) {
-      const auto residual_scale = load_channels(a.residual_scale, 1.0f);
+      const auto residual_scale = load_channels(a.residual_scale, 1);
       const uint32_t spikes = residual_plane >> at;
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
-          const float spike = spikes >> (8 * i + t) & 1u ? 1.0f : 0.0f;
+          const C spike = spikes >> (8 * i + t) & 1u ? C(1) : C(0);
           current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], spike));
         }
       }
     } else if (a.residual_currents != nullptr) {
-      const auto residual_scale = load_channels(a.residual_scale, 1.0f);
-      const float* residual = a.residual_currents + (first + at) * a.neurons + n;
+      const auto residual_scale = load_channels(a.residual_scale, 1);
+      const C* residual = a.residual_currents + (first + at) * a.neurons + n;
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
         if (at + t < steps) {
-          const auto r = load_once<Vec<float, kVec>>(residual + t * a.neurons);
+          const auto r = load_once<Vec<C, kVec>>(residual + t * a.neurons);
 #pragma unroll
           for (int i = 0; i < kVec; ++i) {
             current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], r.at[i]));
@@ -97,8 +99,7 @@ struct Neurons {
 
   // Integrates the steps at, at + 1, ... of a plane that has `steps` steps.
   template <int kSteps>
-  __device__ __forceinline__ void advance(const NeuronArgs<float>& a, int at, int steps,
-                                          const Vec<float, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
@@ -114,8 +115,8 @@ struct Neurons {
   }
 
   // After the last step: writes all outputs but the mask and returns the open gates, bit i for neuron i.
-  __device__ __forceinline__ uint32_t end(const NeuronArgs<float>& a, int64_t n) {
-    const float ceiling = rounded_mul(a.threshold, static_cast<float>(a.T));
+  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n) {
+    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
     uint32_t gates = 0;
     uint32_t open_bytes = 0;
 #pragma unroll

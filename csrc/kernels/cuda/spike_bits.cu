@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 // bfloat16 and float16 divide in float and round once.
 template <class E>
 __device__ __forceinline__ E divide(E x, float threshold) {
-  return FromFloat<E>::convert(to_float(x) / threshold);
+  return FromFloat<E>::convert(widen(x) / threshold);
 }
 __device__ __forceinline__ double divide(double x, double threshold) { return x / threshold; }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import _C, ConstantInput, SpikeTrain
+from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional.neuron import Neurons, fold, make_neurons
 from tandem_ext.functional.products import conv_product
 
@@ -17,7 +17,7 @@ from ..nn.batch_norm import fold_norm
 from ..nn.currents import NEVER
 from .trace import Call, CannotLower, Trace
 
-FIELDS: list[str] = _C.frozen_fields()
+FIELDS: list[str] = torch.ops.tandem.frozen_fields.default().split()
 DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, PAD, CURRENTS, READOUT = range(8)
 ABSENT, NETWORK_INPUT = -1, -2
 GATES = {"relu": 0, "clip": 1, "resu": 2}

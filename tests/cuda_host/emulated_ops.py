@@ -1,0 +1,29 @@
+"""Builds the extension once more, with emulated CUDA kernels behind the very same ops, for tensors of the CPU.
+
+TANDEM_LIBRARY makes tandem_ext load it in place of its own: every test of an op, a layer or a network is then one of
+the CUDA kernels and of the code between them and torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import emulation_parts, emulation_rules, kernel_sources
+
+from build_tools.compile import ROOT, build_folder, commands, ninja_text, read_sources, run_ninja
+from build_tools.decide import Plan, Toolkit
+
+
+def build_ops(toolkit: Toolkit) -> Path:
+    """The library. Objects stay in build/ beside those of the extension, whose CPU kernels it shares."""
+    folder, sources = build_folder(), read_sources()
+    rules, link = commands(Plan(toolkit, ("emulated",)), "emulated")
+    ops = [*rules["ops"], "-DTANDEM_EMULATION", "-O1"]  # compiled for few calls
+    rules = {"ops": ops, "cpu": rules["cpu"], **emulation_rules(toolkit.include)}
+    parts = [("cpu", path, folder / f"{path}.o") for path in sources["cpu"]]
+    parts += [("ops", path, folder / "emulated" / f"{path}.o") for path in sources["ops"]]
+    parts += emulation_parts(kernel_sources(), checked=False, extra=["error"])
+    library = folder / "emulated_ops.so"
+    if not run_ninja(folder / "emulated_ops.ninja", ninja_text(folder, rules, link, parts, library)):
+        raise RuntimeError("the emulated ops do not compile; the compiler's message is above")
+    return ROOT / library

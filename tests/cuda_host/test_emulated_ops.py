@@ -1,0 +1,60 @@
+"""torch.ops.tandem with emulated CUDA kernels: the tests of ops, gradients and layers, and a training, go through them.
+
+In the library of emulated_ops.py the code that calls the kernels for CUDA tensors calls them for the CPU's: its checks,
+allocations, layouts and dispatch are those of a GPU; device guard and stream are not there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulated_ops import build_ops
+from harness import HERE
+
+from build_tools.compile import ROOT
+from build_tools.decide import Toolkit
+
+TESTS = {
+    "scan": ["if_scan", "spike_train", "golden", "couple"],
+    "products": ["linear_if", "conv_if", "batch_norm"],
+    "gradients": ["gradients"],
+    "opcheck": ["opcheck"],
+    "layers": ["layers", "layers_norm", "layers_shape"],
+}
+# What is traced does not depend on the kernels.
+DESELECTED = ["layers.py::test_compiles_into_one_graph", "layers.py::test_exports"]
+
+
+@pytest.fixture(scope="session")
+def library(toolkit: Toolkit) -> Path:
+    return build_ops(toolkit)
+
+
+def run(command: list[str], library: Path | None) -> str:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
+    env.pop("TANDEM_LIBRARY", None)
+    if library is not None:
+        env["TANDEM_LIBRARY"] = str(library)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("group", TESTS)
+def test_ops(library: Path, group: str) -> None:
+    files = [f"tests/test_{name}.py" for name in TESTS[group]]
+    options = ["-q", "-p", "no:cacheprovider", *(f"--deselect=tests/test_{name}" for name in DESELECTED)]
+    if group == "opcheck":
+        options += ["-k", "float32 or planes or every_op"]
+    out = run(["-m", "pytest", *files, *options], library)
+    assert " passed" in out
+
+
+def test_training(library: Path) -> None:
+    """The spikes of every step and the losses are those of the CPU kernels."""
+    script = [str(HERE / "training_run.py")]
+    assert run(script, library) == run(script, None)
