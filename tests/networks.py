@@ -1,10 +1,14 @@
-"""Small networks of every layer, with inputs for them."""
+"""Small networks of every layer with inputs for them, one trained on real images, and their spike counts."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tandem_ext as te
 import tandem_snn.nn as tnn
 
 
@@ -84,3 +88,42 @@ def line() -> tuple[nn.Module, Tensor]:
         tnn.Readout(8 * 8, 4),
     )
     return net, torch.rand(4, 2, 23)
+
+
+def trained_on_fashion_mnist(data: Any, T: int) -> nn.Module:
+    """16C3s2-32C3s2-FC128 with batch norm after one epoch of 20,000 images, 85 % right."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 16, 3, stride=2, padding=1, norm=True),
+        tnn.Conv2d(16, 32, 3, stride=2, padding=1, norm=True),
+        tnn.Flatten(),
+        tnn.Linear(32 * 49, 128, norm=True),
+        tnn.Readout(128, 10),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for images, labels in data.train.subset(range(20_000)).batches(128, seed=0):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
+    """Spike counts of each layer with neurons, and the answer."""
+    counts: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, y: counts.append(y.counts) if isinstance(y, te.SpikeTrain) else None)
+        for layer in net.modules()
+        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d))
+    ]
+    with torch.no_grad():
+        answer = net(x)
+    for hook in hooks:
+        hook.remove()
+    return counts, answer
+
+
+def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
+    """Share of each layer's neurons whose count is another."""
+    return [(c != other).double().mean().item() for c, other in zip(ours, theirs, strict=True)]

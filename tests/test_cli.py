@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import tandem_snn
 from tandem_snn.cli import main
 from tandem_snn.cli.app import app
+from tandem_snn.training import load_checkpoint, read_recipe
 
 SHORT = ["--model", "mlp", "--epochs", "2", "--width", "0.25", "--seeds", "2"]
 
@@ -76,6 +79,8 @@ MISTAKES = {
     "recipe key": (["train", "--set", "epoch=3"], "did you mean 'epochs'"),
     "resume and restart": (["train", "--resume", "--restart"], "exclude each other"),
     "checkpoint steps": (["train", "--checkpoint-steps", "0"], "positive"),
+    "format": (["export", "/nowhere", "--to", "spice"], "'frozen', 'onnx', 'nir'"),
+    "exported run": (["export", "/nowhere", "--to", "onnx"], "no checkpoint /nowhere/model.safetensors"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
 }
 
@@ -155,3 +160,34 @@ def test_the_main_job(tmp_path):
     assert summary["test_accuracy"] >= 97.5
     assert summary["ann_test_accuracy"] - summary["test_accuracy"] <= 1
     assert summary["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "onnx", "nir"])
+def test_export(kind, run, tmp_path, capsys):
+    if kind != "frozen":
+        pytest.importorskip(kind, reason=f"the package {kind} is not installed")
+    path = tmp_path / "net"
+    assert main(["export", str(run), "--to", kind, "--weight-bits", "4", "--out", str(path)]) == 0
+    assert f"{path}: {path.stat().st_size:,} bytes" in capsys.readouterr().out.replace("\n", "")
+    net = load_checkpoint_of(run)
+    x = torch.rand(5, 1, 8, 8)
+    expected = tandem_snn.freeze(net, weight_bits=4)(x)
+    if kind == "frozen":
+        assert torch.equal(tandem_snn.load_frozen(path)(x), expected)
+    elif kind == "nir":
+        torch.testing.assert_close(tandem_snn.from_nir(path)(x), expected)
+    else:
+        import onnx
+
+        assert "INT4" in onnx.printer.to_text(onnx.load(path)).upper()
+    assert main(["export", str(run), "--to", kind, "--weight-bits", "9", "--out", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "weight_bits" in error
+
+
+def load_checkpoint_of(run):
+    recipe = read_recipe(run / "model.safetensors")
+    net = recipe.build(recipe.load())
+    load_checkpoint(run / "model.safetensors", net)
+    return net

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import differing, own_counts
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -56,21 +57,6 @@ def network() -> nn.Module:
     return dyadic(net)
 
 
-def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
-    """Spike counts of each layer with neurons, and the answer."""
-    counts: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda _, __, y: counts.append(y.counts) if isinstance(y, te.SpikeTrain) else None)
-        for layer in net.modules()
-        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d))
-    ]
-    with torch.no_grad():
-        answer = net(x)
-    for hook in hooks:
-        hook.remove()
-    return counts, answer
-
-
 def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor, steps: Callable[[Tensor], Tensor] | None = None):
     """The same of another tool's model, stepped T times with the image at every step."""
     spikes = [torch.zeros(()) for _ in neurons]
@@ -99,11 +85,6 @@ def assert_same(ours: tuple[list[Tensor], Tensor], theirs: tuple[list[Tensor], T
         assert c.sum() > 0
         assert torch.equal(c, other)
     assert torch.equal(ours[1], theirs[1])
-
-
-def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
-    """Share of each layer's neurons whose count is another."""
-    return [(c != other).double().mean().item() for c, other in zip(ours, theirs, strict=True)]
 
 
 # --- other simulators: their own import of the file, and where it changes the neuron, the neuron put right ------------

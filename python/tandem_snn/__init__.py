@@ -4,7 +4,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 
 from . import ann, data, measure, models, nn
 from .convert import calibrate, convert, to_ann
-from .exchange import from_nir, to_nir
+from .exchange import from_nir, to_nir, to_onnx
 from .frozen import FrozenNetwork, freeze, load_frozen
 from .models import create_model, create_twin, list_models
 
@@ -30,4 +30,5 @@ __all__ = [
     "nn",
     "to_ann",
     "to_nir",
+    "to_onnx",
 ]

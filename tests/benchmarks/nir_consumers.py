@@ -16,50 +16,24 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-import tandem_snn.nn as tnn
 from tandem_snn.data import load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_nir import (
-    by_nirtorch,
-    by_norse,
-    by_sinabs,
-    by_snntorch,
-    by_spikingjelly,
-    counts_of,
-    differing,
-    file_of,
-    own_counts,
-)
+from networks import differing, own_counts, trained_on_fashion_mnist
+from test_nir import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 
-IMAGES, TRAINED_ON, T = 500, 20_000, 8
+IMAGES, T = 500, 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     data = load("fashion-mnist", parser.parse_args().data_dir, validation=False)
-    torch.manual_seed(0)
     torch.set_num_threads(1)
-    net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 16, 3, stride=2, padding=1, norm=True),
-        tnn.Conv2d(16, 32, 3, stride=2, padding=1, norm=True),
-        tnn.Flatten(),
-        tnn.Linear(32 * 49, 128, norm=True),
-        tnn.Readout(128, 10),
-    )
-    train = data.train.subset(range(TRAINED_ON))
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for images, labels in train.batches(128, seed=0):
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
-        optimizer.step()
+    net = trained_on_fashion_mnist(data, T)
     x, labels = next(data.test.batches(IMAGES))
-    counts, answer = own_counts(net.eval(), x)
+    counts, answer = own_counts(net, x)
 
     def report(simulator: str, spikes: list[torch.Tensor], theirs: torch.Tensor) -> None:
         shares = ", ".join(f"{100 * share:.3g} %" for share in differing(counts, spikes))

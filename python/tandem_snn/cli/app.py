@@ -6,6 +6,7 @@ import typer
 
 from ..bench.cli import bench
 from .evaluate import evaluate
+from .export import export
 from .info import info
 from .report import report
 from .sweep import sweep
@@ -21,5 +22,6 @@ app.command()(train)
 app.command()(sweep)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(export)
 app.command()(bench)
 app.command()(info)

@@ -2,5 +2,6 @@
 
 from .from_nir import from_nir
 from .to_nir import to_nir
+from .to_onnx import to_onnx
 
-__all__ = ["from_nir", "to_nir"]
+__all__ = ["from_nir", "to_nir", "to_onnx"]

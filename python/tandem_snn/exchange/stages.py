@@ -127,6 +127,8 @@ class _Reader:
 
     def _neurons(self, stage: Stage, call: Any) -> None:
         layer, x, y = call.layer, call.x, call.y
+        if layer.analog:
+            raise CannotLower(f"{call.name}: it is analog, and has no spikes")
         if layer.gate == "resu":
             raise CannotLower(f'{call.name}: its gate "resu" needs the end of the window, so it has no step')
         scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)

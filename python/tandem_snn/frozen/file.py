@@ -5,6 +5,7 @@ The file holds no code and no compiled program: the program is made anew by the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -49,6 +50,7 @@ def save_frozen(frozen: FrozenNetwork, path: str | PathLike[str]) -> None:
         "layers": layers,
         "uses": [[use.layer, use.x, use.residual, use.fire] for use in uses],
         "T": frozen.T,
+        "shape": frozen.shape,
         "weight_bits": frozen.weight_bits,
     }
     content = pack(tensors, facts, FORMAT)
@@ -106,8 +108,18 @@ def _network(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> FrozenNetw
     if tensors:
         raise ValueError(f"tensor {min(tensors)!r:.80} belongs to no layer")
     frozen = FrozenNetwork(Wired(layers, _uses(facts["uses"], layers)), T=T)
-    frozen.weight_bits, frozen.grids = bits, grids
+    frozen.weight_bits, frozen.grids, frozen.shape = bits, grids, _shape(facts["shape"])
     return frozen
+
+
+def _shape(sizes: Any) -> tuple[int, ...] | None:
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list) or len(sizes) > 4 or any(type(n) is not int or not 0 < n < 2**16 for n in sizes):
+        raise ValueError(f"shape: expected up to 4 sizes, got {sizes!r:.80}")
+    if math.prod(sizes) > 2**31:
+        raise ValueError(f"shape: {sizes} has more than 2^31 features")
+    return tuple(sizes)
 
 
 def _uses(rows: Any, layers: Mapping[str, nn.Module]) -> list[Use]:

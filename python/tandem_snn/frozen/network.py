@@ -60,6 +60,7 @@ class FrozenNetwork(nn.Module):
         net: the snapshot: the network in evaluation mode, with its own copy of every weight.
         weight_bits: bits per weight, or None for the weights as the network's evaluation has them.
         T: the number of time steps; None until it is known (see :func:`freeze`).
+        shape: [*features] of its input; None until it has run.
         grids: the integers and steps of the weights that were rounded, by the layer's name.
     """
 
@@ -72,6 +73,7 @@ class FrozenNetwork(nn.Module):
         windows = {m.T for m in encoders}
         self._takes_images = any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
+        self.shape: tuple[int, ...] | None = None
         self._programs: dict[Any, _Program | CannotLower] = {}
         self.reset()
 
@@ -85,6 +87,19 @@ class FrozenNetwork(nn.Module):
             answer: Tensor = self.net(x)
             return answer
         return program.run(x)[0]
+
+    def example(self) -> Any:
+        """A sample [1, *features] of zeros of what the network takes.
+
+        Raises:
+            ValueError: the network has not run, and so does not know.
+        """
+        if self.shape is not None and self._takes_images:
+            return torch.zeros(1, *self.shape)
+        if self.shape is not None and self.T is not None:
+            silence = torch.zeros((self.T + 7) // 8, 1, *self.shape, dtype=torch.uint8)
+            return SpikeTrain.unchecked(silence, self.T)
+        raise ValueError("x: give a batch of what the network takes: it has not run, and does not know the shape")
 
     def reset(self) -> None:
         """Forgets the stream: the next :meth:`step` is step 0."""
@@ -185,8 +200,8 @@ class FrozenNetwork(nn.Module):
         elif self.T is None:
             raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
         else:
-            silence = torch.zeros((self.T + 7) // 8, 1, *x_t.shape[1:], dtype=torch.uint8)
-            program = self._program(SpikeTrain.unchecked(silence, self.T))
+            self.shape = tuple(x_t.shape[1:])
+            program = self._program(self.example())
         if isinstance(program, CannotLower):
             raise program
         if not program.streams:
@@ -196,6 +211,7 @@ class FrozenNetwork(nn.Module):
     def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
         key = tuple(x.shape[1:]), self.T, None if isinstance(x, SpikeTrain) else x.dtype
         if key not in self._programs:
+            self.shape = tuple(x.shape[1:])
             try:
                 self._programs[key] = _Program(self.net, x[:1])
             except CannotLower as reason:

@@ -1,0 +1,78 @@
+"""Does onnxruntime give our spike counts on real images with trained weights?
+
+    python tests/benchmarks/onnx_runtime.py --data-dir DIR
+
+trains a small convolutional network on 20,000 images of Fashion-MNIST for one epoch (T = 8), freezes it with float, 8-
+and 4-bit weights, exports each, and runs the files on 500 test images. It writes docs/results/onnx.json; `--table`
+writes the table in docs/onnx.md from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from documents import origin, read, results, write_table
+
+import tandem_snn as ts
+from tandem_snn.data import load
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import differing, own_counts, trained_on_fashion_mnist
+from test_onnx import by_onnxruntime
+
+IMAGES, T = 500, 8
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| weights | file | neurons with another count, by layer | accuracy: ours, theirs |", "| --- " * 4 + "|"]
+    for row in result["rows"]:
+        shares = ", ".join(f"{100 * share:.2g} %" for share in row["differing"])
+        accuracy = f"{100 * row['ours']:.1f} %, {100 * row['theirs']:.1f} %"
+        lines.append(f"| {row['weights']} | {row['bytes'] / 1000:.0f} kB | {shares} | {accuracy} |")
+    return "\n".join(lines)
+
+
+def measure(data: Any) -> list[dict[str, Any]]:
+    net = trained_on_fashion_mnist(data, T)
+    x, labels = next(data.test.batches(IMAGES))
+    rows = []
+    for weights, bits in ("float32", None), ("int8", 8), ("int4", 4):
+        frozen = ts.freeze(net, weight_bits=bits)
+        counts, answer = own_counts(frozen.net, x)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "net.onnx"
+            ts.to_onnx(frozen, path, x)
+            theirs, answers = by_onnxruntime(path, x)
+            row: dict[str, Any] = {"weights": weights, "bytes": path.stat().st_size}
+        row["neurons"] = [c.numel() for c in counts]
+        row["differing"] = differing(counts, list(theirs.values()))
+        for name, given in ("ours", answer), ("theirs", answers[-1]):
+            row[name] = (given.argmax(1) == labels).double().mean().item()
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
+    parser.add_argument("--table", action="store_true", help="only write the table in docs/onnx.md")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(1)
+        facts = {**origin(__file__), "onnx": version("onnx"), "onnxruntime": version("onnxruntime"), "images": IMAGES}
+        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
+        results("onnx").write_text(json.dumps({**facts, "T": T, "rows": rows}, indent=1) + "\n")
+    write_table("onnx.md", "onnx", table(read("onnx")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Tables in docs/ are what their results say."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from documents import ROOT, read, with_table
+
+
+@pytest.mark.parametrize(("page", "name", "script"), [("onnx.md", "onnx", "onnx_runtime")])
+def test_tables_follow_from_results(page: str, name: str, script: str) -> None:
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    text = (ROOT / "docs" / page).read_text()
+    assert with_table(text, name, importlib.import_module(script).table(read(name))) == text
