@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import tandem_snn
 from tandem_snn.cli import main
 from tandem_snn.cli.app import app
-from tandem_snn.training import load_checkpoint, read_recipe
+from tandem_snn.training import list_recipes, load_checkpoint, read_recipe
 
 SHORT = ["--model", "mlp", "--epochs", "2", "--width", "0.25", "--seeds", "2"]
 
@@ -58,6 +58,8 @@ def test_help_and_info():
     result = CliRunner().invoke(app, ["train", "--help"])
     assert result.exit_code == 0
     assert "--seeds" in result.output
+    result = CliRunner().invoke(app, ["train", "--list"])
+    assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {"recipe", *list_recipes()}
     result = CliRunner().invoke(app, ["info"])
     assert "cpu_capability" in result.output
     assert "torch" in result.output

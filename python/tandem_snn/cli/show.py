@@ -10,6 +10,7 @@ from torch import nn
 
 from ..measure import Mismatch
 from ..training.comparison import Comparison
+from ..training.library import describe, list_recipes, load_recipe
 
 
 def show_comparison(result: Comparison) -> None:
@@ -38,6 +39,20 @@ def compared(metric: str, snn: float, ann: float | None) -> tuple[str, str, str,
         "" if ann is None else f"{ann:.5f}",
         "" if ann is None else f"{snn / ann:.3f}",
     )
+
+
+def show_recipes() -> None:
+    """The recipes of the package."""
+    table = Table(box=None)
+    table.add_column("recipe", no_wrap=True)
+    for column in ("data", "network", "T", "epochs", "seeds", "what"):
+        table.add_column(column)
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
+        numbers = (str(number) for number in (recipe.T, recipe.epochs, recipe.seeds))
+        table.add_row(name, recipe.data, network, *numbers, describe(name))
+    Console().print(table)
 
 
 def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:

@@ -46,6 +46,7 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="Print the recipes of the package.")] = False,
 ) -> None:
     """Train an SNN and its ANN twin, compare them, write the results.
 
@@ -55,8 +56,11 @@ def train(
     """
     from ..training.library import load_recipe
     from .job import Job, outputs, run
-    from .show import show_comparison
+    from .show import show_comparison, show_recipes
 
+    if list_recipes:
+        show_recipes()
+        return
     named = {
         "data": data, "model": model, "T": time_steps, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "width": width, "seed": seed, "seeds": seeds,

@@ -62,12 +62,12 @@ class Comparison:
     def summary(self) -> dict[str, Any]:
         """What summary.json holds. Accuracies are percentages, times milliseconds, unless the name says otherwise."""
         assert self.measures is not None
-        unit = 100 if self.metric == "accuracy" else 1
+        unit, digits = (100, 4) if self.metric == "accuracy" else (1, 7)
         names = {"SNN": "", "ANN": "ann_"}
         test = f"test_{self.metric}"
-        summary: dict[str, Any] = {names[kind] + test: round(unit * self.test(kind), 4) for kind in self.kinds}
+        summary: dict[str, Any] = {names[kind] + test: round(unit * self.test(kind), digits) for kind in self.kinds}
         for kind in self.kinds if len(self.runs) > 1 else ():
-            summary[f"{names[kind]}{test}_std"] = round(unit * stdev(self._tests(kind)), 4)
+            summary[f"{names[kind]}{test}_std"] = round(unit * stdev(self._tests(kind)), digits)
         measures = self.measures
         summary |= {"T": self.recipe.T, "synops_ratio": measures.synops_ratio}
         summary["energy_pj"] = asdict(measures.energy)
@@ -84,11 +84,11 @@ class Comparison:
             entry: dict[str, Any] = {"seed": run.seed}
             for kind in self.kinds:
                 fitted_one = run.fitted[kind]
-                entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], 4)
+                entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], digits)
                 entry[names[kind] + "epoch"] = fitted_one.epoch
             per_seed.append(entry)
         if measures.over_time is not None:
-            summary[f"{test}_over_time"] = [round(unit * value, 4) for value in measures.over_time]
+            summary[f"{test}_over_time"] = [round(unit * value, digits) for value in measures.over_time]
         if measures.exits is not None:
             summary["early_exit"] = [asdict(one) for one in measures.exits]
         if measures.pictures is not None:

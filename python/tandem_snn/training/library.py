@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ def list_recipes() -> list[str]:
     True
     """
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def describe(name: str) -> str:
+    """What a recipe of the package is, in a sentence or two: the comment that its file begins with.
+
+    >>> describe("mnist")
+    '32C3-64C3s2-128C3s2-FC256 on MNIST.'
+    """
+    lines = _path(name, FOLDER).read_text().splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.strip("# ") for line in comment)
 
 
 def load_recipe(name: str | Path) -> Recipe:
