@@ -29,16 +29,14 @@ SpikeProduct conv3x3(int64_t channels, int64_t outputs) {
 
 }  // namespace
 
-TEST(wide_tiles_where_they_fit_the_cache_or_nothing_does) {
-  CHECK(Tiling(linear(384, 100)).registers == 2, "384 inputs");
-  CHECK(Tiling(linear(385, 100)).registers == 1, "385 inputs");
-  CHECK(Tiling(linear(4096, 1024)).registers == 1, "16 MB");
-  CHECK(Tiling(linear(4096, 1025)).registers == 2, "more");
+TEST(narrow_tiles_for_few_outputs) {
+  CHECK(Tiling(linear(784, 16)).registers == 1, "16 outputs");
+  CHECK(Tiling(linear(784, 17)).registers == 2, "17 outputs");
 }
 
 TEST(k_blocks) {
-  CHECK(Tiling(linear(1536, 10)).blocks == 1, "1536 inputs");
-  CHECK(Tiling(linear(1537, 10)).blocks == 2, "1537 inputs");
+  CHECK(Tiling(linear(1024, 10)).blocks == 1, "1024 inputs");
+  CHECK(Tiling(linear(1025, 10)).blocks == 2, "1025 inputs");
   for (const SpikeProduct& product :
        {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3), conv3x3(2048, 3)}) {
     const Tiling tiling(product);
@@ -75,7 +73,7 @@ TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
   CHECK(choose_width(linear(800, 800), sparse) == 1, "sparse");
   CHECK(choose_width(linear(800, 800), middle) == 4, "wide");
   CHECK(choose_width(conv3x3(16, 128), low) == 1, "narrow");
-  CHECK(choose_width(conv3x3(16, 128), dense) == 4, "dense");
+  CHECK(choose_width(conv3x3(64, 64), dense) == 4, "dense");
 }
 
 // The choice changes exactly where the costs cross.

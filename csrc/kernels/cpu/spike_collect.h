@@ -20,8 +20,10 @@ struct InputBlock {
   uint16_t entry;
 };
 
-// Entries are written in vectors: this many may be overwritten behind the last one.
-constexpr int64_t kSlack = 64;
+// Entries are copied so many at a time, up to twice as many without a look at how many there are. What is written
+// behind the last entry stays within the slack.
+constexpr int64_t kCopied = 32;
+constexpr int64_t kSlack = 2 * kCopied + 16;
 
 // Fills a run up to whole words and marks its last one. Returns its end.
 template <int Q>
@@ -155,12 +157,11 @@ struct CompressCollector {
                                          : _mm512_cmpeq_epi8_mask(_mm512_and_si512(bytes[i].lanes, group), pattern);
           const int n = __builtin_popcountll(match);
           __m512i found = _mm512_maskz_compress_epi8(match, lanes);
-          const __m256i entry = _mm256_set1_epi16(static_cast<int16_t>(blocks[i].entry));
-          for (int j = 0; j == 0 || __builtin_expect(j < n, 0); j += 16) {
-            const __m256i wide = _mm256_cvtepu8_epi16(_mm512_castsi512_si128(found));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(end + j),
-                                _mm256_add_epi16(entry, _mm256_slli_epi16(wide, 3)));
-            found = _mm512_shuffle_i64x2(found, found, 0x39);
+          const __m512i entry = _mm512_set1_epi16(static_cast<int16_t>(blocks[i].entry));
+          for (int j = 0; j == 0 || __builtin_expect(j < n, 0); j += kCopied) {
+            const __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(found));
+            _mm512_storeu_si512(end + j, _mm512_add_epi16(entry, _mm512_slli_epi16(wide, 3)));
+            found = _mm512_shuffle_i64x2(found, found, 0x4e);
           }
           end += n;
         }

@@ -53,54 +53,41 @@ template <int L, int S>
 TANDEM_INLINE Sums<L, S> sum_run(const char* weights, const uint16_t*& entries) {
   constexpr int row_scale = static_cast<int>(S * L * sizeof(int32_t) / kEntryScale);
   const auto row = [&](uint64_t entry) TANDEM_INLINE_LAMBDA { return Sums<L, S>::load(weights + entry * row_scale); };
-  Sums<L, S> a{}, b{}, c{}, d{};
+  constexpr int chains = S == 1 ? 4 : S == 2 ? 2 : 1;
+  Sums<L, S> sum[chains] = {};
   uint64_t word;
   do {
     std::memcpy(&word, entries, sizeof(word));
     entries += kWordEntries;
-    a = (a + row(word & 0xffff & ~uint64_t{kLastOfRun})).in_place();
-    b = (b + row(word >> 16 & 0xffff)).in_place();
-    if constexpr (S == 1) {
-      c = (c + row(word >> 32 & 0xffff)).in_place();
-      d = (d + row(word >> 48)).in_place();
-    } else {
-      a = (a + row(word >> 32 & 0xffff)).in_place();
-      b = (b + row(word >> 48)).in_place();
+#pragma GCC unroll 4
+    for (int i = 0; i < kWordEntries; ++i) {
+      uint64_t entry = word >> 16 * i & 0xffff;
+      if (i == 0) entry &= ~uint64_t{kLastOfRun};
+      sum[i % chains] = (sum[i % chains] + row(entry)).in_place();
     }
   } while ((word & kLastOfRun) == 0);
-  return S == 1 ? (a + b) + (c + d) : a + b;
+  if constexpr (chains == 4) return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  if constexpr (chains == 2) return sum[0] + sum[1];
+  return sum[0];
 }
 
-// Sums of G steps from the sums x[pattern] of their group.
-template <int G, int L, int S>
-TANDEM_INLINE void fold(Sums<L, S> (&x)[1 << G], Sums<L, S>* step) {
-  if constexpr (G == 1) {
-    step[0] = x[1];
-  } else if constexpr (G == 2) {
-    step[0] = x[1] + x[3];
-    step[1] = x[2] + x[3];
-  } else {
-    step[3] = ((x[8] + x[9]) + (x[10] + x[11])) + ((x[12] + x[13]) + (x[14] + x[15]));
-#pragma GCC unroll 8
-    for (int c = 1; c < 8; ++c) x[c] += x[c + 8];
-    step[2] = (x[4] + x[5]) + (x[6] + x[7]);
-#pragma GCC unroll 4
-    for (int c = 1; c < 4; ++c) x[c] += x[c + 4];
-    step[1] = x[2] + x[3];
-    step[0] = x[1] + x[3];
-  }
-}
-
-// Sums of the eight steps of one row and plane. Runs have their code each, and so their own branches to predict.
+// Sums of the eight steps of one row and plane. Runs have their code each, and so their own branches to predict; what
+// a run sums up to goes straight to the steps of its pattern.
 template <int G, int L, int S>
 TANDEM_INLINE void sum_steps(const int32_t* weights, const uint16_t* entries, Sums<L, S> (&step)[8]) {
-  constexpr int patterns = (1 << G) - 1;
 #pragma GCC unroll 8
   for (int g = 0; g < 8 / G; ++g) {
-    Sums<L, S> x[1 << G];
+    Sums<L, S> of_group[G] = {};
 #pragma GCC unroll 16
-    for (int c = 1; c <= patterns; ++c) x[c] = sum_run<L, S>(reinterpret_cast<const char*>(weights), entries);
-    fold<G>(x, step + g * G);
+    for (int pattern = 1; pattern < 1 << G; ++pattern) {
+      const Sums<L, S> sum = sum_run<L, S>(reinterpret_cast<const char*>(weights), entries);
+#pragma GCC unroll 4
+      for (int t = 0; t < G; ++t) {
+        if (pattern >> t & 1) of_group[t] += sum;
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < G; ++t) step[g * G + t] = of_group[t];
   }
 }
 

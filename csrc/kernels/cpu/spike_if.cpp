@@ -57,13 +57,10 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
         const auto tile = [&](int64_t q) {
           return layer.prepared.tile(product, layer.planes(), group, i, q, lists[q], rows, first_row);
         };
-        if (tiling.blocks == 1) {
-          fused_tile(tile(0), layer.neuron, layer.prepared.gates);
-          continue;
-        }
-        int32_t* sums = sums_memory.reserve(rows * layer.planes() * 8 * tiling.width());
-        for (int64_t q = 0; q < tiling.blocks; ++q) product_tile(tile(q), sums, q == 0);
-        scan_tile(tile(0), sums, layer.neuron, layer.prepared.gates);
+        const int64_t last = tiling.blocks - 1;
+        int32_t* sums = last == 0 ? nullptr : sums_memory.reserve(rows * layer.planes() * 8 * tiling.width());
+        for (int64_t q = 0; q < last; ++q) product_tile(tile(q), sums, q == 0);
+        fused_tile(tile(last), sums, layer.neuron, layer.prepared.gates);
       }
     });
   }

@@ -93,18 +93,44 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
   return out;
 }
 
-// Copies a run of a column's entries to where they belong in a window, `least` entries without looking at `count`.
+// Copies a run of a column's entries to where they belong in a window, `least` entries without looking at `count`: a
+// branch that is mispredicted takes longer than many copies.
 template <int least>
 TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
-  typedef uint16_t Entries __attribute__((vector_size(32)));
+  typedef uint16_t Entries __attribute__((vector_size(2 * kCopied)));
   const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA {
     Entries entries;
     std::memcpy(&entries, from + i, sizeof(entries));
     entries += shift;
     std::memcpy(to + i, &entries, sizeof(entries));
   };
-  for (int64_t i = 0; i < least; i += 16) copy(i);
-  for (int64_t i = least; __builtin_expect(i < count, 0); i += 16) copy(i);
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < least; i += kCopied) copy(i);
+  for (int64_t i = least; __builtin_expect(i < count, 0); i += kCopied) copy(i);
+}
+
+// A column's runs, and where they begin in the window.
+struct Piece {
+  const uint16_t* entries;
+  const uint16_t* sizes;
+  uint16_t shift;
+};
+
+// The runs of a window: those of its columns, one after another.
+template <int G>
+TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, uint16_t zero, uint16_t* out) {
+  for (int run = 0; run < runs_per_plane(G); ++run) {
+    uint16_t* end = out;
+#pragma GCC unroll 3
+    for (int i = 0; i < count; ++i) {
+      const int64_t size = pieces[i].sizes[run];
+      copy_run<G == 4 ? kCopied : 2 * kCopied>(pieces[i].entries, size, pieces[i].shift, end);
+      pieces[i].entries += size;
+      end += size;
+    }
+    out = end_run<kWordEntries>(out, end, zero);
+  }
+  return out;
 }
 
 // The same where windows overlap: every input column is listed once, and windows concatenate their columns.
@@ -121,11 +147,6 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
   InputBlock* blocks = memory.blocks.reserve(product.kernel[0] * (job.channels() / 64 + 1) + kw);
   uint16_t* entries = memory.entries.reserve(columns * column_capacity);
   uint16_t* sizes = memory.sizes.reserve(columns * runs);
-  struct Piece {
-    const uint16_t* entries;
-    const uint16_t* sizes;
-    uint16_t shift;
-  };
   thread_local Scratch<Piece> pieces_memory;
   Piece* pieces = pieces_memory.reserve(kw);
 
@@ -149,15 +170,11 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
                            job.entry(0, kx)};
       }
       job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
-      for (int run = 0; run < runs; ++run) {
-        uint16_t* run_end = out;
-        for (int i = 0; i < count; ++i) {
-          const int64_t size = pieces[i].sizes[run];
-          copy_run<G == 1 ? 32 : 16>(pieces[i].entries, size, pieces[i].shift, run_end);
-          pieces[i].entries += size;
-          run_end += size;
-        }
-        out = end_run<kWordEntries>(out, run_end, job.zero());
+      if (count == 3) {
+        Piece three[3] = {pieces[0], pieces[1], pieces[2]};
+        out = concatenate<G>(three, 3, job.zero(), out);
+      } else {
+        out = concatenate<G>(pieces, count, job.zero(), out);
       }
     }
   }

@@ -3,19 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
-#include "capability.h"
+#include "lanes.h"
 #include "spike_lists.h"
 
 namespace tandem::cpu {
 
 namespace {
 
-// Inputs of a K-block, 96 KB of a tile of sixteen outputs: above, weights come too slowly even from the L2 cache.
-constexpr int64_t kBlockInputs = 1536;
-// A tile of 32 outputs and so many inputs fills an L1 cache of 48 KB; wider tiles then save work on entries.
-constexpr int64_t kWideInputs = 384;
-// Bytes of weights that come from memory or a shared cache, which deliver longer pieces faster.
-constexpr int64_t kLargeWeights = int64_t{16} << 20;
+// Inputs of a K-block, 128 KB of a tile of 32 outputs: above, weights come too slowly even from the L2 cache.
+constexpr int64_t kBlockInputs = 1024;
 
 }  // namespace
 
@@ -28,8 +24,7 @@ Tiling::Tiling(const SpikeProduct& product) {
   block_channels =
       std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
   blocks = (channels + block_channels - 1) / block_channels;
-  const bool in_cache = inputs <= kWideInputs, beyond_cache = inputs * product.outputs * 4 > kLargeWeights;
-  registers = in_cache || beyond_cache ? 2 : 1;
+  registers = product.group_outputs() > kLanes ? 2 : 1;
   tiles_per_group = (product.group_outputs() + width() - 1) / width();
   tile_size = (product.inputs() + blocks + 1) * width();
 }
@@ -69,15 +64,16 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
 
 double width_cost(const SpikeProduct& product, int width, const Density& density) {
   const int index = width == 4 ? 2 : width - 1;
-  const double fold_and_fire[] = {60, 70, 140};
+  const double fold_and_fire[] = {180, 180, 260};
   const int64_t vectors = (product.group_channels() + 63) / 64;
   const bool columns = product.kernel[1] > product.stride[1];  // as build_lists() decides
   const int64_t compares = columns ? product.kernel[0] * product.stride[1] * vectors : product.taps() * vectors;
   const int64_t copies = columns ? product.kernel[1] : 0;
   const double tiles = static_cast<double>(product.group_outputs()) / 16,
                inputs = static_cast<double>(product.inputs());
-  return tiles * (1.1 * density.adds[index] * inputs + fold_and_fire[index]) +
-         6.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
+  const double blocks = static_cast<double>(Tiling(product).blocks);
+  return tiles * (density.adds[index] * inputs + blocks * fold_and_fire[index]) +
+         8.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
 }
 
 int choose_width(const SpikeProduct& product, const Density& density) {

@@ -20,10 +20,14 @@ TANDEM_INLINE int64_t sums_offset(const Tile& tile, int64_t row, int p) {
 }
 
 template <int G, int L, int R>
-TANDEM_INLINE void fused(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
+TANDEM_INLINE void fused(const Tile& tile, const int32_t* others, const NeuronArgs<float>& neuron, uint8_t* gates) {
   constexpr int S = R * kLanes / L;
   run_neurons<L, R>(tile, neuron, gates, [&](int64_t row, int p, Sums<L, S>(&sums)[8]) TANDEM_INLINE_LAMBDA {
     list_sums<G>(tile, row, p, sums);
+    if (others == nullptr) return;
+    const auto* before = reinterpret_cast<const Sums<L, S>*>(others + sums_offset<L, S>(tile, row, p));
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) sums[t] += before[t];
   });
 }
 
@@ -50,14 +54,15 @@ TANDEM_INLINE void product(const Tile& tile, int32_t* out, bool first) {
 }
 
 template <int L, int R>
-TANDEM_INLINE void fused_any(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
-  if (tile.width == 1) return fused<1, L, R>(tile, neuron, gates);
-  if (tile.width == 2) return fused<2, L, R>(tile, neuron, gates);
-  fused<4, L, R>(tile, neuron, gates);
+TANDEM_INLINE void fused_any(const Tile& tile, const int32_t* others, const NeuronArgs<float>& neuron, uint8_t* gates) {
+  if (tile.width == 1) return fused<1, L, R>(tile, others, neuron, gates);
+  if (tile.width == 2) return fused<2, L, R>(tile, others, neuron, gates);
+  fused<4, L, R>(tile, others, neuron, gates);
 }
 template <int L>
-TANDEM_INLINE void fused_tile_body(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates) {
-  tile.registers == 1 ? fused_any<L, 1>(tile, neuron, gates) : fused_any<L, 2>(tile, neuron, gates);
+TANDEM_INLINE void fused_tile_body(const Tile& tile, const int32_t* others, const NeuronArgs<float>& neuron,
+                                   uint8_t* gates) {
+  tile.registers == 1 ? fused_any<L, 1>(tile, others, neuron, gates) : fused_any<L, 2>(tile, others, neuron, gates);
 }
 
 template <int L, int R>
@@ -79,8 +84,9 @@ TANDEM_INLINE void scan_tile_body(const Tile& tile, const int32_t* sums, const N
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(fused_tile, (const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates),
-                        (tile, neuron, gates))
+TANDEM_CPU_LANES_KERNEL(fused_tile,
+                        (const Tile& tile, const int32_t* others, const NeuronArgs<float>& neuron, uint8_t* gates),
+                        (tile, others, neuron, gates))
 TANDEM_CPU_LANES_KERNEL(product_tile, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 TANDEM_CPU_LANES_KERNEL(scan_tile,
                         (const Tile& tile, const int32_t* sums, const NeuronArgs<float>& neuron, uint8_t* gates),

@@ -20,8 +20,9 @@ struct Tile {
   int64_t channels;   // output channels that exist, at most 16 R
 };
 
-// Products to spikes in registers. `gates`, null or a byte per neuron, takes the place of the mask.
-void fused_tile(const Tile& tile, const NeuronArgs<float>& neuron, uint8_t* gates);
+// Products, added to the sums of other K-blocks unless `others` is null, to spikes in registers. `gates`, null or a
+// byte per neuron, takes the place of the mask.
+void fused_tile(const Tile& tile, const int32_t* others, const NeuronArgs<float>& neuron, uint8_t* gates);
 
 // Sums to memory, [rows, planes, 8, 16 R]; added to what is there unless `first`.
 void product_tile(const Tile& tile, int32_t* sums, bool first);
