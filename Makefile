@@ -12,6 +12,7 @@ help:
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time every op by itself"
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
+	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, other ones each time, for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
@@ -49,6 +50,10 @@ performance: $(READY) ext
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
+
+torture: $(READY) ext
+	python tests/torture.py
+	python tests/torture.py --page docs/reliability.md
 
 # In a copy of the sources, whose compiled part counts what it runs.
 coverage: $(READY)
@@ -90,4 +95,4 @@ COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz coverage results lint wheel clean
+.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint wheel clean

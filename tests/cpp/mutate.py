@@ -1,0 +1,71 @@
+"""Measures the tests of the CPU kernels: changes them in one place at a time and counts what no test notices.
+
+    python tests/cpp/mutate.py [--sample N] [--seed S] [--json FILE]
+
+A survivor is a gap in the tests or a change without effect; which, only reading tells. Not run by pytest. A change is
+tried on the C++ tests first and on the Python tests of the ops, with the extension built anew, where those pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mutation import KERNELS, Mutant, chosen, measure, options
+
+ROOT = KERNELS.parents[1]
+PYTHON_TESTS = ["if_scan", "linear_if", "conv_if", "batch_norm", "determinism", "spike_train", "gradients", "frozen"]
+
+
+def run(folder: Path, *command: str) -> bool:
+    """Whether a command succeeds in ``folder``; one that hangs does not."""
+    env = {**os.environ, "TANDEM_CUDA": "0", "PYTHONPATH": f"{folder}:{folder / 'python'}", "CXXFLAGS": "-O1"}
+    try:
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=900).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def verdict(mutant: Mutant, tree: Path) -> str:
+    """What becomes of a mutant in ``tree``, a copy of the repository that is built."""
+    mutant.write(tree / "csrc" / "kernels")
+    try:
+        if not run(tree, "cmake", "--build", "--preset", "cpu"):
+            return "does not compile"
+        if not run(tree, "ctest", "--preset", "cpu", "--stop-on-failure", "--exclude-regex", "install|find_package"):
+            return "the C++ tests"
+        if not run(tree, sys.executable, "setup.py", "-q", "build_ext", "--inplace"):
+            return "does not compile"
+        tests = [f"tests/test_{name}.py" for name in PYTHON_TESTS]
+        if not run(tree, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests):
+            return "the Python tests"
+        return "SURVIVES"
+    finally:
+        shutil.copy(KERNELS / mutant.file, tree / "csrc" / "kernels" / mutant.file)
+
+
+def main() -> None:
+    arguments = options(__doc__)
+    files = [path.relative_to(KERNELS).as_posix() for path in [*KERNELS.glob("cpu/*"), *KERNELS.glob("*.h")]]
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name)
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        for path in filter(None, listed.decode().split("\0")):
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, tree / path)
+        if not (run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug") and run(tree, "ninja", "--version")):
+            raise SystemExit("needs CMake and Ninja")
+        figures = measure(chosen(sorted(files), arguments.sample, arguments.seed), lambda m: verdict(m, tree))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

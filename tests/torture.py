@@ -1,0 +1,147 @@
+"""Everything that tries to break the product, one stage after another; the figures go to a JSON file and a page.
+
+    python tests/torture.py [--stage NAME ...] [--minutes 60] [--json docs/results/reliability.json]
+    python tests/torture.py --page docs/reliability.md
+
+A stage that is run again replaces its figures and leaves those of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fuzz import fuzz
+from torture_page import with_figures
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "python"))
+Figures = dict[str, Any]
+
+
+def run(*command: str) -> tuple[int, str]:
+    """(exit status, output) of a command in the repository's root; the output is shown as it comes."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    return process.wait(), "".join(lines)
+
+
+def tests(*files: str) -> Figures:
+    """Passed and failed tests in these files, the slow ones among them."""
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "junit.xml"
+        run(sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *(f"tests/{f}" for f in files))
+        suite = xml.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [f"{c.get('classname')}::{c.get('name')}" for c in suite.iter("testcase") if c.find("failure") is not None]
+    bad = count["failures"] + count["errors"]
+    return {"passed": count["tests"] - bad - count["skipped"], "skipped": count["skipped"], "failed": failed}
+
+
+def calls(minutes: float) -> Figures:
+    return fuzz(minutes)
+
+
+def arguments(minutes: float) -> Figures:
+    """libFuzzer on the arguments of the kernels, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
+        status, output = run(*step)
+        if status:
+            raise SystemExit(output)
+    figures = {}
+    targets = sorted((ROOT / "build" / "cmake-fuzz").rglob("fuzz_*"))
+    targets = [target for target in targets if target.is_file() and target.suffix == ""]
+    for target in targets:
+        seconds = int(60 * minutes / len(targets))
+        status, output = run(str(target), f"-max_total_time={seconds}", "-print_final_stats=1", "-verbosity=0")
+        executed = re.search(r"number_of_executed_units: (\d+)", output)
+        figures[target.name] = {"executions": int(executed[1]) if executed else 0, "crashed": status != 0}
+    return figures
+
+
+def faults(minutes: float) -> Figures:
+    return tests("test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py", "test_data.py",
+                 "test_data_events.py", "test_nir.py", "test_cli.py")  # fmt: skip
+
+
+def threads(minutes: float) -> Figures:
+    return tests("test_processes.py")
+
+
+def numbers(minutes: float) -> Figures:
+    return tests("test_trained.py", "test_determinism.py", "test_golden.py")
+
+
+def sanitizers(minutes: float) -> Figures:
+    figures = {}
+    for preset in ("asan", "ubsan", "tsan"):
+        for step in (["cmake", "--preset", preset], ["cmake", "--build", "--preset", preset]):
+            run(*step)
+        status, output = run("ctest", "--preset", preset)
+        total = re.search(r"tests failed out of (\d+)", output)
+        figures[preset] = {"programs": int(total[1]) if total else 0, "clean": status == 0}
+    return figures
+
+
+def mutants(minutes: float) -> Figures:
+    """A sample of the changes that the scripts know; one takes between ten seconds and two minutes."""
+    figures = {}
+    for name, sample in (("cpp", 40), ("cuda_host", 40)):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "figures.json"
+            run(sys.executable, f"tests/{name}/mutate.py", "--sample", str(sample), "--json", str(path))
+            figures[name] = json.loads(path.read_text())
+    return figures
+
+
+STAGES: dict[str, Callable[[float], Figures]] = {
+    "calls": calls,
+    "arguments": arguments,
+    "faults": faults,
+    "threads": threads,
+    "numbers": numbers,
+    "sanitizers": sanitizers,
+    "mutants": mutants,
+}
+
+
+def main() -> None:
+    from tandem_snn.machine import commit, machine, versions
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be given several times")
+    parser.add_argument("--minutes", type=float, default=30, help="of each of the two stages of hostile arguments")
+    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "reliability.json")
+    parser.add_argument("--page", type=Path, help="write the page from the JSON file, run nothing")
+    options = parser.parse_args()
+    figures = json.loads(options.json.read_text()) if options.json.exists() else {}
+    if options.page:
+        options.page.write_text(with_figures(options.page.read_text(), figures))
+        return
+    for name in options.stage or STAGES:
+        start = time.monotonic()
+        result = STAGES[name](options.minutes)
+        figures[name] = {
+            "result": result, "seconds": round(time.monotonic() - start), "commit": commit(),
+            "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(),
+        }  # fmt: skip
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

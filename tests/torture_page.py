@@ -1,0 +1,76 @@
+"""The figures of the last run of `make torture`, as a table in docs/reliability.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def with_figures(text: str, figures: dict[str, Any]) -> str:
+    """The page ``text`` with the table of these stages between its marks."""
+    before, rest = text.split(START)
+    return f"{before}{START}\n\n{table(figures)}\n{END}{rest.split(END)[1]}"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
+    for name, stage in figures.items():
+        commit = (stage["commit"] or "unknown")[:10]
+        minutes = f"{stage['seconds'] / 60:.0f} min"
+        rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")
+    machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
+    return "\n".join([*rows, "", f"On {'; '.join(machines)}."])
+
+
+def _calls(result: dict[str, Any]) -> str:
+    seed = result["failed_seed"]
+    end = "all refused by name or equal to the reference" if seed is None else f"**one was wrong, seed {seed}**"
+    return f"{result['cases']:,} calls in {result['rounds']} rounds, {end}"
+
+
+def _arguments(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"`{name}`: {target['executions']:,} calls, {'**a crash**' if target['crashed'] else 'no crash'}"
+        for name, target in result.items()
+    )
+
+
+def _tests(result: dict[str, Any]) -> str:
+    failed = f", **failed: {', '.join(result['failed'])}**" if result["failed"] else ", none failed"
+    return f"{result['passed']} tests passed{failed}, {result['skipped']} skipped"
+
+
+def _sanitizers(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {preset['programs']} programs, {'clean' if preset['clean'] else '**not clean**'}"
+        for name, preset in result.items()
+    )
+
+
+def _mutants(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {part['killed']} of {part['tried']} changes ({100 * part['killed'] / max(part['tried'], 1):.0f} %)"
+        for name, part in result.items()
+    )
+
+
+_TITLE = {
+    "calls": "hostile calls of every op",
+    "arguments": "hostile arguments of the kernels, ASan and UBSan",
+    "faults": "faults: kills, damage, disks, files",
+    "threads": "threads and processes",
+    "numbers": "equal numbers, 2,000-step soak",
+    "sanitizers": "the kernels' C++ tests under sanitizers",
+    "mutants": "changes of the code that tests notice",
+}
+_TEXT = {
+    "calls": _calls,
+    "arguments": _arguments,
+    "faults": _tests,
+    "threads": _tests,
+    "numbers": _tests,
+    "sanitizers": _sanitizers,
+    "mutants": _mutants,
+}
