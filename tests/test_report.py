@@ -102,7 +102,7 @@ def test_names_stay_text(contents, classes):
 def test_runs_without_twin_stream_or_accuracy(tmp_path):
     for name, options, reason in (
         ("resu", ["--model", "FC16", "--set", "gate=resu"], "cannot stream"),
-        ("regression", ["--model", "FC16", "--set", "task=regression"], "Mse against time"),
+        ("regression", ["--model", "FC16", "--set", "task=regression"], "Error against time"),
     ):
         folder = tmp_path / name
         short = ["--epochs", "1", "--seeds", "1", "--no-twin", "--T", "3"]

@@ -60,7 +60,18 @@ def _svg(title: str, shape: tuple[int, int], size: tuple[float, float], draw: Ca
     # The page has one namespace: names that nothing refers to go, the others are digests of what they name.
     used = set(re.findall(r'#(\w+)[")]', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    widest = f"max-width:{140 * columns * size[0]:.0f}px"  # letters no larger than the text's
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}" style="{widest}"', 1)
+
+
+def _log(axes: Any) -> None:
+    """A logarithmic axis upwards, with numbers where it spans less than two decades too."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 50 * low else (1,)
+    axes.yaxis.set_major_locator(extra("matplotlib.ticker", "the report").LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def _grid(count: int) -> tuple[int, int]:
@@ -95,9 +106,7 @@ def learning_curves(contents: Contents) -> str:
                     ax.plot(epochs, values, color=KINDS[kind], alpha=0.85, label=None if i else kind)
             ax.set(xlabel="epoch", ylabel=label)
             if unit == 1:
-                ax.set_yscale("log")
-                ax.yaxis.set_major_formatter("{x:g}")
-                ax.yaxis.set_minor_formatter("")
+                _log(ax)
                 ax.legend()
             else:
                 low = min(record[key] for runs in contents.histories.values() for h in runs for record in h[-1:])
@@ -137,9 +146,7 @@ def over_time(contents: Contents) -> str:
             right.set_ylim(max(0.0, best - 8 * max(1.0, 100 - best)), min(100.5, best + max(1.0, 100 - best)))
         else:
             for ax in (left, right):
-                ax.set_yscale("log")
-                ax.yaxis.set_major_formatter("{x:g}")
-                ax.yaxis.set_minor_formatter("")
+                _log(ax)
         left.legend(loc="lower right" if accuracy else "upper right")
 
     return _svg("Quality against time", (1, 2), (3.9, 2.6), draw)

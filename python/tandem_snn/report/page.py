@@ -79,7 +79,8 @@ def _tile(value: str, label: str) -> str:
 def _sections(contents: Contents) -> Iterable[str]:
     if contents.histories:
         yield _section("Learning curves", "One line per seed.", figures.learning_curves(contents))
-    title, found = f"{contents.metric.capitalize()} against time and operations", contents.over_time
+    title = ("Accuracy" if contents.metric == "accuracy" else "Error") + " against time and operations"
+    found = contents.over_time
     if found is not None:
         exits = (
             "Dashed: each sample stops by itself as soon as the softmax of its readout reaches a confidence, 0.5 to 1. "
