@@ -5,7 +5,8 @@ gradient of the counts, grad_z = gate·grad/θ takes the place of the gradient o
 is the ordinary backward pass of that ANN at the real counts of the input.
 
 All Functions end with the fields of :class:`Neurons` as arguments, and begin their outputs with (planes, counts, mask,
-v), of which only counts has a gradient.
+v), of which only counts has a gradient. Each field is a parameter of its own: Dynamo counts them where no gradient is
+needed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .neuron import Neurons, compute_dtype, over_space
+from .neuron import Neurons, Settings, compute_dtype, over_space
 from .products import Product
 
 Gradients = tuple[Tensor | None, ...]
@@ -25,7 +26,11 @@ Gradients = tuple[Tensor | None, ...]
 
 def apply(function: type[Function], *arguments: Any) -> Any:
     """``function.apply``. In plain eager mode without its binding of the arguments to a signature: 20 µs a call."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    transformed = torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() and transformed:
+        # Dynamo takes an argument of torch.func.grad for a constant, and leaves out the backward pass, but not a view.
+        arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
+    if torch.compiler.is_compiling() or transformed:
         return function.apply(*arguments)  # type: ignore[no-untyped-call]
     return super(Function, function).apply(*arguments)  # type: ignore[misc]
 
@@ -114,9 +119,15 @@ class ProductIF(Function):
         shift: Tensor | None,
         planes: Tensor,
         product: Product,
-        *neurons: Any,
+        residual: Tensor | None,
+        residual_edge: Tensor | None,
+        residual_scale: Tensor | None,
+        theta: Tensor | None,
+        v_init: Tensor | None,
+        settings: Settings,
     ) -> tuple[Tensor, ...]:
-        return product.fire(planes, weight, scale, shift, Neurons(*neurons), True)
+        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
+        return product.fire(planes, weight, scale, shift, neurons, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -164,9 +175,19 @@ class ScanIF(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        y: Tensor, scale: Tensor | None, shift: Tensor | None, source: str, *neurons: Any
+        y: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        source: str,
+        residual: Tensor | None,
+        residual_edge: Tensor | None,
+        residual_scale: Tensor | None,
+        theta: Tensor | None,
+        v_init: Tensor | None,
+        settings: Settings,
     ) -> tuple[Tensor, ...]:
-        return fire_direct(y, source, scale, shift, Neurons(*neurons), True)
+        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
+        return fire_direct(y, source, scale, shift, neurons, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -19,7 +19,7 @@ from ..train import SpikeTrain
 from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
-from .neuron import Neurons, cast, compute_dtype, make_neurons, needs_grad, train_of
+from .neuron import Neurons, Settings, cast, compute_dtype, make_neurons, needs_grad, train_of
 from .products import Linear, Product, conv_product
 
 
@@ -239,9 +239,15 @@ class ProductBNIF(Function):
         eps: float,
         planes: Tensor,
         product: Product,
-        *neurons: Any,
+        residual: Tensor | None,
+        residual_edge: Tensor | None,
+        residual_scale: Tensor | None,
+        theta: Tensor | None,
+        v_init: Tensor | None,
+        settings: Settings,
     ) -> tuple[Tensor, ...]:
-        return product.fire_bn(planes, weight, gain, gamma, beta, eps, Neurons(*neurons))
+        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
+        return product.fire_bn(planes, weight, gain, gamma, beta, eps, neurons)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -278,9 +284,14 @@ class DirectBNIF(Function):
         beta: Tensor | None,
         eps: float,
         source: str,
-        *fields: Any,
+        residual: Tensor | None,
+        residual_edge: Tensor | None,
+        residual_scale: Tensor | None,
+        theta: Tensor | None,
+        v_init: Tensor | None,
+        settings: Settings,
     ) -> tuple[Tensor, ...]:
-        neurons = Neurons(*fields)
+        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
         u = _window_sum(y, source, neurons.settings.T)
         mean, var = _statistics(u)
         g = torch.ones_like(mean) if gain is None else gain.expand_as(mean)

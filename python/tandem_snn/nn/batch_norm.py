@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tandem_ext.functional.autograd import apply
+
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm by its running statistics, as u -> scale·u + shift."""
@@ -84,7 +86,7 @@ class SyncBatchNorm(_BatchNorm):
         """
         if u.numel() == 0:
             raise ValueError(f"u: expected at least one value per channel, got shape {list(u.shape)}")
-        z, scale, shift, mean, var, n = _Normalise.apply(u, self.weight, self.bias, self.eps, self.group)  # type: ignore[no-untyped-call]
+        z, scale, shift, mean, var, n = apply(_Normalise, u, self.weight, self.bias, self.eps, self.group)
         if self.running_mean is not None:
             track(self, mean, var, (n / (n - 1)).to(var.dtype))
         return z, scale, shift

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext.functional.autograd import apply
 
 from .signals import Signal, effective_counts
 
@@ -35,7 +36,7 @@ def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int]
             currents = current.expand(x.T, *current.shape)
         else:
             currents = torch.stack([potential(step_of(x, t), x.T) for t in range(x.T)])
-    return currents if z is None else _Spread.apply(z, currents)  # type: ignore[no-untyped-call, no-any-return]
+    return currents if z is None else apply(_Spread, z, currents)  # type: ignore[no-any-return]
 
 
 def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:

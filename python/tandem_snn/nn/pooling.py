@@ -13,6 +13,7 @@ from torch.nn.modules.utils import _pair
 
 import tandem_ext as te
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.autograd import apply
 
 from .currents import potential_trace
 from .signals import Signal, check_input, effective_counts, map_features, with_gain
@@ -52,8 +53,13 @@ class AvgPool2d(nn.Module):
         self.stride: tuple[int, int] = _pair(kernel_size if stride is None else stride)
         self.padding: tuple[int, int] = _pair(padding)
         self.spiking = spiking
+        self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The fixed weight, 1/k²; for modules that came to their device by ``to_empty``."""
         height, width = self.kernel_size
-        self.register_buffer("weight", torch.tensor(1 / (height * width), device=device, dtype=dtype), persistent=False)
+        nn.init.constant_(self.weight, 1 / (height * width))
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
         check_input(x, "AvgPool2d")
@@ -156,7 +162,7 @@ class MaxPool2d(nn.Module):
         )
         planes = self._any(x.planes, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(planes, x.T, dtype=edge.dtype).counts
-        return SpikeTrain.unchecked(planes, x.T, _ToWinner.apply(edge, spikes, winners), x.gain)  # type: ignore[no-untyped-call]
+        return SpikeTrain.unchecked(planes, x.T, apply(_ToWinner, edge, spikes, winners), x.gain)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tandem_ext.functional.autograd import apply
+
 
 def check_bits(bits: object) -> None:
     if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8):
@@ -34,7 +36,7 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
     >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # of -1, 0 and 1 times the largest; a half rounds to even
     tensor([[ 0., -1.]])
     """
-    return weight if bits is None else _StraightThrough.apply(weight, bits)  # type: ignore[no-untyped-call, no-any-return]
+    return weight if bits is None else apply(_StraightThrough, weight, bits)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):

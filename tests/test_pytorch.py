@@ -1,0 +1,342 @@
+"""Networks as citizens of PyTorch: compiled whole, exported, checkpointed, sharded, copied, saved, profiled."""
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import dyadic, train
+from test_distributed import free_port
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.fsdp import fully_shard
+from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.utils.checkpoint import checkpoint
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+
+
+def everything(dropout=0.0, T=8):
+    """All layers at once."""
+    return nn.Sequential(
+        tnn.Encoder(T), tnn.Conv2d(1, 8, 3, padding=1, norm=True),
+        tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1, norm=True), tnn.Conv2d(8, 8, 1, norm=True)), tnn.MaxPool2d(2),
+        tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1, norm=True)), tnn.AvgPool2d(2), tnn.Dropout(dropout), tnn.Flatten(),
+        tnn.Linear(32, 16, threshold=nn.Parameter(torch.ones(16)), weight_bits=4), tnn.Readout(16, 10),
+    )  # fmt: skip
+
+
+def dense():
+    return ts.create_model("FC32-FC16", shape=SHAPE, classes=10, T=8)
+
+
+def batch(size, shape=SHAPE):
+    return torch.rand(size, *shape), torch.randint(10, (size,))
+
+
+# --- torch.compile and torch.export -----------------------------------------------------------------------------------
+
+
+def test_a_whole_network_compiles_without_a_break():
+    net, (x, y) = everything(), batch(16)
+    compiled = copy.deepcopy(net)
+    loss = torch.compile(lambda x, y: F.cross_entropy(compiled(x), y), fullgraph=True, backend="aot_eager")
+    results = []
+    for model, value in (net, lambda: F.cross_entropy(net(x), y)), (compiled, lambda: loss(x, y)):
+        value().backward()
+        results.append(dict(model.named_buffers()) | {name: p.grad for name, p in model.named_parameters()})
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def training_step(net, lr):
+    """Forward, backward and update as one function of tensors, which Dynamo takes as one graph."""
+
+    @torch.no_grad()
+    def step(x, y):
+        parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+
+        def loss(p):
+            new = {name: b.clone() for name, b in buffers.items()}
+            return F.cross_entropy(functional_call(net, (p, new), (x,)), y), new
+
+        grads, (value, new) = grad_and_value(loss, has_aux=True)(parameters)
+        for name, p in parameters.items():
+            p.sub_(lr * grads[name])
+        for name, b in buffers.items():
+            b.copy_(new[name])
+        return value
+
+    return step
+
+
+@pytest.mark.parametrize("make", [dense, everything])
+def test_a_whole_training_step_is_one_graph(make):
+    nets = [make()]
+    nets += [copy.deepcopy(nets[0]) for _ in range(2)]
+    counter = CompileCounterWithBackend("aot_eager")
+    eager, compiled = (training_step(net, 0.125) for net in nets[:2])
+    compiled = torch.compile(compiled, fullgraph=True, backend=counter)
+    optimizer = torch.optim.SGD(nets[2].parameters(), lr=0.125)
+    for i, size in enumerate((16, 16, 24, 40)):
+        x, y = batch(size)
+        torch.testing.assert_close(compiled(x, y), eager(x, y))
+        if i == 0:  # later a spike may differ, where an optimizer rounds its product and sum differently
+            F.cross_entropy(nets[2](x), y).backward()
+            optimizer.step()
+            torch.testing.assert_close(nets[2].state_dict(), nets[1].state_dict())
+    assert counter.frame_count <= 2  # one more where the batch first changes
+    torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict())
+
+
+@pytest.mark.parametrize("make", [dense, everything])
+def test_a_batch_that_was_announced_does_not_recompile(make):
+    net = make()
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = torch.compile(lambda x, y: F.cross_entropy(net(x), y), fullgraph=True, backend=counter)
+    for size in (16, 24, 40):  # below 16 torch's own convolution of the first layer takes another path
+        x, y = batch(size)
+        torch._dynamo.mark_dynamic(x, 0, min=16, max=1024)
+        torch._dynamo.mark_dynamic(y, 0, min=16, max=1024)
+        loss(x, y).backward()
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_whole_network_is_exported(dynamic):
+    net = everything().eval()
+    x, _ = batch(4)
+    shapes = ({0: torch.export.Dim("batch", min=2, max=256)},) if dynamic else None
+    with torch.no_grad():
+        program = torch.export.export(net, (x,), dynamic_shapes=shapes)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for size in (4, 9) if dynamic else (4,):
+        x, _ = batch(size)
+        torch.testing.assert_close(loaded(x), net(x))
+
+
+# --- precision, memory formats, transforms ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    """Products in low precision; potentials, statistics and the gradients of parameters stay float32."""
+    net, (x, y) = everything(0.2), batch(16)
+    with torch.autocast("cpu", dtype):
+        output = net(x)
+        trains = net[1](net[0](x))
+    assert output.dtype == dtype
+    assert trains.counts.dtype == dtype
+    F.cross_entropy(output.float(), y).backward()
+    for name, p in net.named_parameters():
+        assert p.grad.dtype == torch.float32, name
+        assert p.grad.isfinite().all(), name
+    assert net[1].norm.running_mean.dtype == torch.float32
+    net.eval()
+    with torch.autocast("cpu", dtype):
+        output = net(x)
+    assert F.cosine_similarity(output.float(), net(x)).min() > 0.95
+
+
+def test_channels_last_is_the_same_network():
+    net = everything().eval()
+    x, _ = batch(4)
+    expected = net(x)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert last[2].body.weight.is_contiguous(memory_format=torch.channels_last)
+    for images in x, x.to(memory_format=torch.channels_last):
+        torch.testing.assert_close(last(images), expected)
+    grads = []
+    for module, images in (net, x), (last, x.to(memory_format=torch.channels_last)):
+        module(images).square().sum().backward()
+        grads.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_gradients_of_each_sample():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 4, 3), tnn.Flatten(), tnn.Linear(144, 12), tnn.Readout(12, 10))
+    x, y = batch(5)
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(p, x, y):
+        return F.cross_entropy(functional_call(net, p, (x[None],)), y[None])
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    for i in range(5):
+        net.zero_grad()
+        F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]).backward()
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(found[name][i], p.grad)
+
+
+def test_activation_checkpointing():
+    """A segment is run again in the backward pass: with the same dropout, to the same gradients."""
+    layers = [tnn.Conv2d(4, 8, 3, padding=1), tnn.Dropout(0.5), tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1))]
+    segment, x = nn.Sequential(*layers), train(8, 3, 4, 6, 6)
+    weights, runs = torch.randn(3, 8, 6, 6), []
+    segment[0].register_forward_hook(lambda *_: runs.append(1))
+    results = []
+    for call in segment, lambda x: checkpoint(segment, x, use_reentrant=False):
+        torch.manual_seed(1)
+        segment.zero_grad()
+        y = call(x)
+        (y.counts * weights).sum().backward()
+        results.append([y.planes, *(p.grad.clone() for p in segment.parameters())])
+    assert len(runs) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# --- copies, files, devices -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies(duplicate):
+    net = everything()
+    x, _ = batch(4)
+    net(x)
+    again = duplicate(net)
+    assert torch.equal(again.eval()(x), net.eval()(x))
+    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in again.parameters()}
+    again.train()(x).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_weights_are_plain_tensors_in_files(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    net, x = everything(), batch(4)[0]
+    net(x)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    safetensors.save_model(net, tmp_path / "net.safetensors")
+    for load in (
+        lambda other: other.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True)),
+        lambda other: safetensors.load_model(other, tmp_path / "net.safetensors"),
+    ):
+        other = everything()
+        load(other)
+        assert torch.equal(other.eval()(x), net.eval()(x))
+
+
+def test_a_network_made_on_the_meta_device():
+    """Built without memory, and given its weights afterwards: by a checkpoint, or by its own initialisation."""
+    real = everything()
+    with torch.device("meta"):
+        empty = everything()
+    assert all(t.is_meta for t in [*empty.parameters(), *empty.buffers()])
+    assert empty(torch.empty(3, *SHAPE, device="meta")).shape == (3, 10)
+    initialised = copy.deepcopy(empty).to_empty(device="cpu")
+    loaded = copy.deepcopy(initialised)
+    for module in initialised.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    tnn.init_gamma_(initialised)
+    with torch.no_grad():
+        initialised[8].threshold.fill_(1.0)
+    for (name, a), b in zip(real.state_dict().items(), initialised.state_dict().values(), strict=True):
+        if name.endswith(("norm.weight", "running_var", "running_mean", "threshold")):
+            assert torch.equal(a, b), name
+        else:
+            assert b.isfinite().all(), name
+            assert b.double().std(unbiased=False).item() == pytest.approx(
+                a.double().std(unbiased=False).item(), rel=0.5
+            )
+    loaded.load_state_dict(real.state_dict(), assign=True)
+    for module in loaded.modules():
+        if isinstance(module, tnn.AvgPool2d):
+            module.reset_parameters()  # its fixed weight is in no checkpoint
+    x, _ = batch(4)
+    assert torch.equal(loaded.eval()(x), real.eval()(x))
+
+
+def test_initialisation_can_be_skipped():
+    layer = nn.utils.skip_init(tnn.Linear, 5, 3)
+    assert layer.weight.shape == (3, 5)
+    layer.reset_parameters()
+    assert layer(train(8, 2, 5)).shape == (2, 3)
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_in_a_profile():
+    net, (x, y) = everything(), batch(8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        F.cross_entropy(net(x), y).backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "ProductBNIFBackward"} <= names
+
+
+def test_the_import_costs_little():
+    """At most 0.3 s of processor time beyond torch's own; the best of three, since other processes disturb."""
+    code = "import time, torch; t = time.process_time(); import tandem_snn; print(time.process_time() - t)"
+    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+             for _ in range(3)]  # fmt: skip
+    assert min(times) < 0.3
+
+
+# --- FSDP2 ------------------------------------------------------------------------------------------------------------
+
+
+def sharded_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(dyadic(*p.shape, unit=16, low=-16, high=16))
+    return net
+
+
+def sharded_data():
+    torch.manual_seed(1)
+    return te.SpikeTrain.from_dense((torch.rand(8, 8, 12) < 0.3).float()), torch.randn(8, 3)
+
+
+def _shard(rank, port, folder):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    net, (x, weights) = sharded_net(), sharded_data()
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for layer in list(net):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    assert net[0].weight.to_local().shape == (8, 12)  # each process holds half
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    own = slice(4 * rank, 4 * rank + 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x[own]) * weights[own]).sum().backward()
+        optimizer.step()
+    whole = {name: value.full_tensor() for name, value in net.state_dict().items()}
+    torch.save(whole, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_fsdp2_of_two_processes_is_one(tmp_path):
+    torch.multiprocessing.spawn(_shard, (free_port(), tmp_path), nprocs=2)
+    net, (x, weights) = sharded_net(), sharded_data()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((net(x) * weights).sum() / 2).backward()  # FSDP takes the mean over processes
+        optimizer.step()
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
