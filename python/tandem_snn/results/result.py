@@ -106,7 +106,8 @@ class Result:
 
 _DESCRIBED = {
     "width", "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init",
-    "weight_bits", "options", "rate_penalty",
+    "weight_bits", "ann_units", "options", "rate_penalty", "init_from", "init_gain", "progressive", "percentile",
+    "patience",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from .fit import Fitted, fit
 from .interruption import Interruption
 from .library import list_recipes, load_recipe
 from .optim import learning_rate, make_optimizer
+from .progressive import Progressive
 from .recipe import Recipe
 from .store import Store
 from .task import Classification, Regression, Task, make_task
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Fitted",
     "Interruption",
+    "Progressive",
     "Recipe",
     "Regression",
     "Store",

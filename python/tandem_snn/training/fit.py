@@ -94,7 +94,9 @@ def fit(
                 raise UserError(f"{error}; {store.last_good()}") from error
     if trainer.best is not None:
         net.load_state_dict(trainer.best.weights)
-    epoch = recipe.epochs if trainer.best is None else trainer.best.epoch
+    if trainer.stages is not None:
+        trainer.stages.release()
+    epoch = trainer.epochs if trainer.best is None else trainer.best.epoch
     fitted = Fitted(trainer.history, epoch, trainer.evaluate(data.test), memory.grown)
     if store is not None:
         store.finish(net, recipe, asdict(fitted), epoch=epoch)

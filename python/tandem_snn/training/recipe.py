@@ -30,15 +30,17 @@ TWIN = "twin"  # as a value of init_from
 # What is handed on to the model where it is given; None leaves the choice to the model.
 _MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
+    "ann_units",
 )  # fmt: skip
 _POSITIVE = (
     "epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds", "init_gain",
+    "patience",
 )  # fmt: skip
 
 # What the ANN has no use for. Of T, event data need the number of frames.
 _NEURON_KEYS = {
-    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "rate_penalty",
-    "init_from", "init_gain",
+    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units", "rate_penalty",
+    "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
 
 
@@ -53,12 +55,15 @@ class Recipe:
             it. False: train on everything and keep the weights of the last epoch.
         model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
             multiplier of its channels.
-        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits: see the same
-            function; None is the model's own choice.
+        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units: see the
+            same function; None is the model's own choice.
         options: further arguments of the model.
         init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
             the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
             with the gain is said at :func:`tandem_snn.training.start_from`.
+        progressive, percentile, patience: convert the network layer by layer, in stages that share the epochs, each
+            with a threshold from that percentile of the layer's activations; a stage also ends after ``patience``
+            epochs without a better validation. See :class:`tandem_snn.training.Progressive`.
         optimizer, lr, momentum, weight_decay: "adam", "adamw" or "sgd", which alone has momentum. Weight decay spares
             parameters of fewer than two dimensions: biases and batch norm.
         schedule: of the learning rate. "one-cycle" rises over the first tenth of the steps and then falls to zero as a
@@ -99,9 +104,13 @@ class Recipe:
     gate: str | None = None
     v_init: float | None = None
     weight_bits: int | None = None
+    ann_units: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
     init_from: str | None = None
     init_gain: float = 1.0
+    progressive: bool = False
+    percentile: float = 99.9
+    patience: int | None = None
     optimizer: str = "adam"
     lr: float = 2e-3
     momentum: float = 0.9
@@ -147,6 +156,14 @@ class Recipe:
             raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
         if self.init_from is None and self.init_gain != 1:
             raise UserError("init_gain: without init_from there is nothing that it scales")
+        if not 0 < self.percentile <= 100:
+            raise UserError(f"percentile: expected more than 0 and at most 100, got {self.percentile}")
+        if self.patience is not None and not (self.progressive and self.validation):
+            raise UserError("patience: it ends stages of progressive training, by the validation split")
+        if self.progressive and (self.init_gain != 1 or self.ann_units is False):
+            raise UserError(
+                "init_gain, ann_units: progressive training takes weights in the units of the ANN, as they are"
+            )
         if self.v_init is not None and not math.isfinite(self.v_init):
             raise UserError(f"v_init: expected a finite number, got {self.v_init}")
         if list(self.milestones) != sorted(set(self.milestones)) or any(
@@ -236,6 +253,8 @@ class Recipe:
         """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
         chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        if self.progressive:
+            chosen["ann_units"] = True
         build = create_model if kind == "SNN" else create_twin
         try:
             return build(

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..measure import rate_penalty
 from ..measure.hooks import FIRING, evaluating
 from .optim import learning_rate, make_optimizer
+from .progressive import Progressive
 from .recipe import Recipe
 from .task import Task, make_task
 from .world import World
@@ -59,6 +60,7 @@ class Trainer:
     Attributes:
         step: the number of steps taken.
         history: one record per finished epoch, of plain numbers.
+        stages: those of progressive training, or None.
         best: the best epoch by the validation split, or None.
 
     >>> data = tandem_snn.data.load("digits")
@@ -77,10 +79,12 @@ class Trainer:
         self.world = World() if world is None else world
         self.device = next(net.parameters()).device
         self.task = make_task(data.task, recipe.label_smoothing)
+        self.stages = Progressive(net, data, recipe) if recipe.progressive and _spikes(net) else None
+        if self.stages is not None:
+            self.stages.advance(0)
         self.optimizer = make_optimizer(net, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        spiking = any(isinstance(layer, FIRING) for layer in net.modules())
-        self._penalty = rate_penalty(net) if recipe.rate_penalty and spiking else None
+        self._penalty = rate_penalty(net) if recipe.rate_penalty and _spikes(net) else None
         self._model = self.world.wrap(net)
         whole = min(recipe.batch_size, len(data.train))
         if whole % self.world.size:
@@ -99,7 +103,9 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.epochs == self.recipe.epochs
+        if self.epochs == self.recipe.epochs:
+            return True
+        return self.stages is not None and self.stages.in_last_stage and self._stage_is_over()
 
     def epoch(self) -> Iterator[int]:
         """The steps of the current epoch that are still to be taken; yields each one's number after it was taken."""
@@ -128,6 +134,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.steps_per_epoch)
         self.net.train()
+        if self.stages is not None:
+            self.stages.keep_frozen()
         self.optimizer.zero_grad()
         inputs, targets = inputs.to(self.device), targets.to(self.device)
         with autocast(self.device, self.recipe.precision):
@@ -154,7 +162,9 @@ class Trainer:
         self.step += 1
 
     def finish_epoch(self) -> dict[str, Any]:
-        """Measures the network on the validation split, remembers it if it is the best so far, and gives the record."""
+        """Measures the network on the validation split, remembers it if it is the best so far, and gives the record. In
+        progressive training it also begins the next stage when it is time.
+        """
         totals, metric = self.totals, self.task.metric
         record: dict[str, Any] = {
             "epoch": self.epochs + 1,
@@ -172,9 +182,29 @@ class Trainer:
             if self.best is None or sign * value >= sign * self.best.value:
                 self.best = Best(self.epochs + 1, value, {name: t.clone() for name, t in self.net.state_dict().items()})
         record |= {"seconds": totals.seconds, "images_per_second": totals.samples / max(totals.seconds, 1e-9)}
+        if self.stages is not None:
+            record["stage"] = self.stages.stage + 1
         self.history.append(record)
         self.totals = Totals()
+        if self.stages is not None and not self.finished and self._stage_is_over():
+            self._next_stage(self.stages)
         return record
+
+    def _stage_is_over(self) -> bool:
+        assert self.stages is not None
+        return self.stages.is_over(self.epochs, None if self.best is None else self.best.epoch)
+
+    def _next_stage(self, stages: Progressive) -> None:
+        if self.best is not None:
+            self.net.load_state_dict(self.best.weights)
+            self.best = None
+        stages.advance(self.epochs)
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        """Other parameters are trained from here on."""
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        self._model = self.world.wrap(self.net)
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss and metric of the network as it is, see :func:`evaluate`."""
@@ -198,6 +228,7 @@ class Trainer:
             "history": self.history,
             "scaler": self.scaler.state_dict(),
             "best": None,
+            "stage": None if self.stages is None else [self.stages.stage, self.stages.start],
         }
         if self.best is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
@@ -210,6 +241,9 @@ class Trainer:
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor.to(self.device)
+        if self.stages is not None:
+            self.stages.enter(*facts["stage"])
+            self._begin_stage()
         self.net.load_state_dict(groups["net"])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
@@ -266,6 +300,10 @@ def evaluate(
             )
     loss, metric, samples = world.sum(sums).tolist()
     return {"loss": loss / samples, task.metric: metric / samples}
+
+
+def _spikes(net: nn.Module) -> bool:
+    return any(isinstance(layer, FIRING) for layer in net.modules())
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
