@@ -65,7 +65,7 @@ coverage: $(READY)
 	    gcovr --json-summary cpp.json --txt cpp.txt && cat cpp.txt
 
 results: $(READY) ext
-	python -m tandem_snn.results docs/results/training/*.json --out docs/results.md
+	python -m tandem_snn.results docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
 
 lint: $(READY)
 	ruff check

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from .cost import cost_section
 from .figures import draw_all, front
 from .published import PUBLISHED
 from .result import Result
@@ -53,12 +55,13 @@ wrote them, and the command of a run, below, makes it again.
 """
 
 
-def write(results: Sequence[Result], out: Path) -> None:
+def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = None) -> None:
     """Writes the page and, into the folder ``results/figures`` beside it, its pictures; others there are deleted.
 
     Args:
         results: any number from 1.
         out: a path ending in .md.
+        cost: of training over T, see :func:`tandem_snn.results.cost.read_cost`.
     """
     figures = out.parent / "results" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,8 @@ def write(results: Sequence[Result], out: Path) -> None:
     for path in figures.glob("*.svg"):
         if path.name not in drawn:
             path.unlink()
-    out.write_text("\n".join([_METHOD, *sections, "\n".join(_published(ordered)), "\n".join(_origins(ordered))]))
+    further = [_published(ordered), () if cost is None else cost_section(cost), _origins(ordered)]
+    out.write_text("\n".join([_METHOD, *sections, *("\n".join(lines) for lines in further if lines)]))
 
 
 def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str]:
