@@ -83,6 +83,12 @@ MISTAKES = {
     "checkpoint steps": (["train", "--checkpoint-steps", "0"], "positive"),
     "format": (["export", "/nowhere", "--to", "spice"], "'frozen', 'onnx', 'nir'"),
     "exported run": (["export", "/nowhere", "--to", "onnx"], "no checkpoint /nowhere/model.safetensors"),
+    "start": (["train", "--set", "init_from=twins"], "init_from: expected 'twin' or a checkpoint's .safetensors file"),
+    "start from nothing": (["train", "--set", "init_from=x.safetensors"], "no checkpoint x.safetensors"),
+    "layers of nothing": (["train", "--model", "8C0-FC0"], "unknown model '8C0-FC0'"),
+    "bits": (["train", "--set", "weight_bits=9"], "weight_bits: expected None or an int from 2 to 8, got 9"),
+    "option of the model": (["train", "--set", "options.bn_stats=bach"], "bn_stats: expected one of 'batch', 'running'"),
+    "stages": (["train", "--set", "progressive=true", "--epochs", "4"], "expected 5 or more, got 4"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
 }
 
@@ -98,6 +104,17 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(name, capsys, tmp_path, 
     assert expected in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not (tmp_path / "runs/digits").exists()
+
+
+def test_damaged_files_are_one_line(run, tmp_path, capsys):
+    content = (run / "model.safetensors").read_bytes()
+    for cut in (0, 100, len(content) - 1):
+        (tmp_path / "model.safetensors").write_bytes(content[:cut])
+        assert main(["eval", str(tmp_path)]) == 2
+        assert main(["train", "--set", f"init_from={tmp_path}/model.safetensors", "--out", str(tmp_path / "x")]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2
+        assert all("model.safetensors is damaged: " in line for line in errors)
 
 
 def test_training_that_diverges_is_one_line(tmp_path, capsys):

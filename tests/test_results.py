@@ -10,6 +10,7 @@ import pytest
 
 from tandem_snn.errors import UserError
 from tandem_snn.results import Result, read, write
+from tandem_snn.results.cost import read_cost
 from tandem_snn.results.figures import by_T, front
 from tandem_snn.training import Recipe
 
@@ -104,9 +105,38 @@ def test_files_that_are_no_results(tmp_path):
     assert "has no recipe" in process.stderr.splitlines()[-1]
 
 
+def cost(**changes):
+    def row(kind, T, **values):
+        return {
+            "case": f"cost-{kind}-T{T}",
+            "title": f"Step: a net, T={T}, B=100, 10%",
+            "quantity": kind,
+            "values": values,
+        }
+
+    rows = [row("time", 4, tandem=[0.1, 0.2, 0.3], ANN=[0.05]), row("peak", 4, tandem=[2**21], ANN=[2**20])]
+    return {
+        "rows": [{"case": "other"}, *rows], "threads": 1, "machine": {"cpu": "abacus"}, "date": "2026-01-02T03",
+        "commit": "0123456789abcdef", "command": "tandem-snn bench", **changes,
+    }  # fmt: skip
+
+
+def test_the_cost_of_training(tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(cost()))
+    write([result("a")], tmp_path / "page.md", read_cost(path))
+    page = (tmp_path / "page.md").read_text()
+    assert "| T | tandem, s per epoch | ANN, s per epoch | tandem, peak MiB | ANN, peak MiB |" in page
+    assert "| 4 | 120.0 | 30.0 | 2.0 | 1.0 |" in page  # 600 steps of 100 images
+    for text, message in ("{", "is not a result"), (json.dumps(cost(rows=[])), "has no case cost-"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_cost(path)
+
+
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed")
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
-    write([read(path) for path in COMMITTED], tmp_path / "results.md")
+    write([read(path) for path in COMMITTED], tmp_path / "results.md", read_cost(ROOT / "docs/results/cost.json"))
     assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text()
 
 

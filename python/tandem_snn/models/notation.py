@@ -11,9 +11,10 @@ from torch import nn
 from ..errors import UserError
 from .build import Plan
 
-_CONV = re.compile(r"(?P<n>\d+)C(?P<k>\d+)(?:s(?P<s>\d+))?(?:p(?P<p>\d+))?")
-_POOL = re.compile(r"(?P<kind>[MA])P(?P<k>\d+)(?:s(?P<s>\d+))?")
-_FULL = re.compile(r"FC(?P<n>\d+)")
+_N = r"[1-9]\d*"
+_CONV = re.compile(rf"(?P<n>{_N})C(?P<k>{_N})(?:s(?P<s>{_N}))?(?:p(?P<p>\d+))?")
+_POOL = re.compile(rf"(?P<kind>[MA])P(?P<k>{_N})(?:s(?P<s>{_N}))?")
+_FULL = re.compile(rf"FC(?P<n>{_N})")
 _DROP = re.compile(r"D(?P<p>0?\.\d+)")
 _ALL = (_CONV, _POOL, _FULL, _DROP)
 

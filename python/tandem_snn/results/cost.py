@@ -67,8 +67,6 @@ def _values(row: dict[str, Any] | None, rivals: list[str]) -> list[float]:
     """Seconds per epoch, or MiB."""
     if row is None:
         return [float("nan")] * len(rivals)
-    if row["quantity"] == "peak":
-        scale = 1 / 2**20
-    else:
-        scale = EPOCH / int(_BATCH.search(row["title"])[1])  # type: ignore[index]
+    batch = int(_BATCH.search(row["title"])[1])  # type: ignore[index]
+    scale = 1 / 2**20 if row["quantity"] == "peak" else EPOCH / batch
     return [scale * median(row["values"][name]) for name in rivals]

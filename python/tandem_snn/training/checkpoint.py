@@ -79,7 +79,7 @@ def load_weights(path: Path, state: Mapping[str, Tensor], net: nn.Module) -> Non
         name = differing[0]
         raise UserError(
             f"{path} is the checkpoint of another model: {name} is {_shape(state, name)} there and {_shape(own, name)} "
-            f"in the model ({len(differing)} of {len(own)} entries differ)"
+            f"in the model ({len(differing)} entries differ)"
         )
     net.load_state_dict(state)
 

@@ -154,6 +154,8 @@ class Recipe:
                 raise UserError(f"{name}: expected 0 or more and less than 1, got {getattr(self, name)}")
         if self.leak is not None and not 0 < self.leak <= 1:
             raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
+        if self.init_from not in (None, TWIN) and not str(self.init_from).endswith(".safetensors"):
+            raise UserError(f"init_from: expected {TWIN!r} or a checkpoint's .safetensors file, got {self.init_from!r}")
         if self.init_from is None and self.init_gain != 1:
             raise UserError("init_gain: without init_from there is nothing that it scales")
         if not 0 < self.percentile <= 100:

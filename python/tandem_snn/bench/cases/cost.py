@@ -1,4 +1,4 @@
-"""What training costs as T grows, beside the ANN and backpropagation through time: a convolutional network for MNIST."""
+"""What training costs as T grows, beside the ANN and backpropagation through time: a convolutional network."""
 
 from __future__ import annotations
 
@@ -20,15 +20,12 @@ def problem(T: int) -> Problem:
     return make_problem(T, image_input((BATCH, 1, 28, 28), 3, g, nonzero=0.2), shapes, 0.1, 10, g)
 
 
-_QUANTITIES: dict[str, tuple[str, Quantity]] = {
-    "time": ("Training step", "time"),
-    "peak": ("Extra peak memory", "peak"),
-}
+_QUANTITIES: dict[Quantity, str] = {"time": "Training step", "peak": "Extra peak memory"}
 CASES = [
     of_network(
-        f"cost-{name}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B={BATCH}, 10%", partial(problem, T),
+        f"cost-{quantity}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B={BATCH}, 10%", partial(problem, T),
         RIVALS, training=True, quantity=quantity,
     )
-    for name, (what, quantity) in _QUANTITIES.items()
+    for quantity, what in _QUANTITIES.items()
     for T in STEPS
 ]  # fmt: skip
