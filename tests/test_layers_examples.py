@@ -24,8 +24,9 @@ MODULES = [m.name for m in pkgutil.walk_packages(tandem_snn.__path__, "tandem_sn
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    if name.endswith("_nir"):
-        pytest.importorskip("nir", reason="the package nir is not installed")
+    for package in ("nir", "onnx", "snntorch", "spikingjelly"):
+        if name.endswith(package):
+            pytest.importorskip(package, reason=f"the package {package} is not installed")
     names = {"torch": torch, "nn": torch.nn, "te": te, "tnn": tnn, "tandem_snn": tandem_snn}
     results = doctest.testmod(module, extraglobs=names)
     assert results.failed == 0

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "../kernels/cpu/scratch.h"
 #include "../kernels/if_scan.h"
 #include "../kernels/spike_bits.h"
 #include "../kernels/spike_product.h"
@@ -40,7 +41,8 @@ class Run {
     planes_ = (T_ + 7) / 8;
     spikes_in_ = input.scalar_type() == ScalarType::Byte;
     batch_ = input.size(spikes_in_ ? 1 : 0);
-    workspace_ = empty({header_.workspace * batch_ * planes_}, ScalarType::Byte, input);
+    thread_local cpu::Scratch<uint8_t> workspace;
+    workspace_ = workspace.reserve(header_.workspace * batch_ * planes_);
     state_ = empty({streaming_ ? batch_ * header_.state : 0}, ScalarType::Float, input);
     if (streaming_) {
       TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float, "state must hold ",
@@ -50,7 +52,7 @@ class Run {
   }
 
   std::tuple<Tensor, Tensor> operator()() {
-    Tensor answer = empty({batch_, header_.outputs}, ScalarType::Float, input_);
+    Tensor answer;
     for (int64_t i = 0; i < header_.instructions; ++i) {
       const Instruction& instruction = instructions_[i];
       switch (instruction.kind) {
@@ -80,6 +82,7 @@ class Run {
           TANDEM_CHECK(false, "unknown instruction ", instruction.kind);
       }
     }
+    TANDEM_CHECK(answer.defined() && answer.size(1) == header_.outputs, "program has no readout of its outputs");
     return {answer, state_};
   }
 
@@ -97,9 +100,7 @@ class Run {
                  " bytes");
     return reinterpret_cast<const float*>(blob_ + offset);
   }
-  uint8_t* value(int64_t offset) const {
-    return static_cast<uint8_t*>(workspace_.data_ptr()) + offset * batch_ * planes_;
-  }
+  uint8_t* value(int64_t offset) const { return workspace_ + offset * batch_ * planes_; }
   const uint8_t* source(int64_t offset) const {
     return offset == kNetworkInput ? static_cast<const uint8_t*>(input_.data_ptr()) : value(offset);
   }
@@ -287,7 +288,8 @@ class Run {
   const Instruction* instructions_;
   bool streaming_, spikes_in_;
   int64_t T_, planes_, batch_;
-  Tensor workspace_, state_;
+  uint8_t* workspace_;  // of this thread
+  Tensor state_;
 };
 
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step) {

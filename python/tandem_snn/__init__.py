@@ -4,7 +4,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 
 from . import ann, data, measure, models, nn
 from .convert import calibrate, convert, to_ann
-from .exchange import from_nir, to_nir, to_onnx
+from .exchange import from_nir, from_snntorch, from_spikingjelly, to_nir, to_onnx, to_snntorch, to_spikingjelly
 from .frozen import FrozenNetwork, freeze, load_frozen
 from .models import create_model, create_twin, list_models
 
@@ -23,6 +23,8 @@ __all__ = [
     "data",
     "freeze",
     "from_nir",
+    "from_snntorch",
+    "from_spikingjelly",
     "list_models",
     "load_frozen",
     "measure",
@@ -31,4 +33,6 @@ __all__ = [
     "to_ann",
     "to_nir",
     "to_onnx",
+    "to_snntorch",
+    "to_spikingjelly",
 ]

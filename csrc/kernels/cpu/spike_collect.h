@@ -20,10 +20,10 @@ struct InputBlock {
   uint16_t entry;
 };
 
-// Entries are copied so many at a time, up to twice as many without a look at how many there are. What is written
+// Entries are copied so many at a time: the runs of single steps are long, those of four steps short. What is written
 // behind the last entry stays within the slack.
-constexpr int64_t kCopied = 32;
-constexpr int64_t kSlack = 2 * kCopied + 16;
+constexpr int64_t copied(int G) { return G == 4 ? 16 : 32; }
+constexpr int64_t kSlack = 80;
 
 // Fills a run up to whole words and marks its last one. Returns its end.
 template <int Q>
@@ -158,10 +158,17 @@ struct CompressCollector {
           const int n = __builtin_popcountll(match);
           __m512i found = _mm512_maskz_compress_epi8(match, lanes);
           const __m512i entry = _mm512_set1_epi16(static_cast<int16_t>(blocks[i].entry));
-          for (int j = 0; j == 0 || __builtin_expect(j < n, 0); j += kCopied) {
-            const __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(found));
-            _mm512_storeu_si512(end + j, _mm512_add_epi16(entry, _mm512_slli_epi16(wide, 3)));
-            found = _mm512_shuffle_i64x2(found, found, 0x4e);
+          for (int j = 0; j == 0 || __builtin_expect(j < n, 0); j += copied(G)) {
+            if constexpr (copied(G) == 32) {
+              const __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(found));
+              _mm512_storeu_si512(end + j, _mm512_add_epi16(entry, _mm512_slli_epi16(wide, 3)));
+              found = _mm512_shuffle_i64x2(found, found, 0x4e);
+            } else {
+              const __m256i wide = _mm256_cvtepu8_epi16(_mm512_castsi512_si128(found));
+              _mm256_storeu_si256(reinterpret_cast<__m256i*>(end + j),
+                                  _mm256_add_epi16(_mm512_castsi512_si256(entry), _mm256_slli_epi16(wide, 3)));
+              found = _mm512_shuffle_i64x2(found, found, 0x39);
+            }
           }
           end += n;
         }

@@ -93,11 +93,12 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
   return out;
 }
 
-// Copies a run of a column's entries to where they belong in a window, `least` entries without looking at `count`: a
-// branch that is mispredicted takes longer than many copies.
-template <int least>
+// Copies a run of a column's entries to where they belong in a window. The first ones, or for runs of single steps the
+// first ones twice, without a look at `count`: a branch that is mispredicted takes longer than many copies.
+template <int G>
 TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
-  typedef uint16_t Entries __attribute__((vector_size(2 * kCopied)));
+  constexpr int64_t at_once = copied(G), unconditional = G == 4 ? at_once : 2 * at_once;
+  typedef uint16_t Entries __attribute__((vector_size(2 * at_once)));
   const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA {
     Entries entries;
     std::memcpy(&entries, from + i, sizeof(entries));
@@ -105,8 +106,8 @@ TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift,
     std::memcpy(to + i, &entries, sizeof(entries));
   };
 #pragma GCC unroll 2
-  for (int64_t i = 0; i < least; i += kCopied) copy(i);
-  for (int64_t i = least; __builtin_expect(i < count, 0); i += kCopied) copy(i);
+  for (int64_t i = 0; i < unconditional; i += at_once) copy(i);
+  for (int64_t i = unconditional; __builtin_expect(i < count, 0); i += at_once) copy(i);
 }
 
 // A column's runs, and where they begin in the window.
@@ -124,7 +125,7 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, uint16_t zero, uin
 #pragma GCC unroll 3
     for (int i = 0; i < count; ++i) {
       const int64_t size = pieces[i].sizes[run];
-      copy_run<G == 4 ? kCopied : 2 * kCopied>(pieces[i].entries, size, pieces[i].shift, end);
+      copy_run<G>(pieces[i].entries, size, pieces[i].shift, end);
       pieces[i].entries += size;
       end += size;
     }

@@ -71,11 +71,11 @@ def convert(
         raise CannotConvert(f"torch.fx cannot trace the ANN ({type(error).__name__}: {error})") from error
     if example is not None:
         ShapeProp(traced).propagate(example)
-    return _Lowering(traced, encoder, threshold, v_init).run(type(ann).__name__)
+    return Lowering(traced, encoder, threshold, v_init).run(type(ann).__name__)
 
 
 @dataclass
-class _Value:
+class Value:
     """What a node of the ANN's graph has become.
 
     kind: "image": a tensor before the first synapses, "spikes", "counts": a tensor pooled from spikes, "answer": a
@@ -87,7 +87,7 @@ class _Value:
 
 
 @dataclass
-class _Currents(_Value):
+class Currents(Value):
     """Synapses, with what has been added to them since, in the ANN's order."""
 
     kind: str = "currents"
@@ -99,7 +99,7 @@ class _Currents(_Value):
     after: list[tuple[str, nn.Module]] = field(default_factory=list)  # what comes before the ReLU but commutes with it
 
 
-class _Lowering:
+class Lowering:
     """Builds the spiking network's graph, node by node of the ANN's."""
 
     def __init__(self, ann: fx.GraphModule, encoder: tnn.Encoder, threshold: float, v_init: float) -> None:
@@ -109,7 +109,7 @@ class _Lowering:
         self.threshold, self.v_init = threshold, v_init
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}
-        self.env: dict[fx.Node, _Value] = {}
+        self.env: dict[fx.Node, Value] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.roles = {node: role_of(node, self.modules) for node in ann.graph.nodes}
         self.before_neurons = self._before_neurons()
@@ -132,34 +132,34 @@ class _Lowering:
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def _lower(self, node: fx.Node) -> _Value:
+    def _lower(self, node: fx.Node) -> Value:
         role = self.roles[node]
         if node.op == "placeholder":
             if not node.users:
-                return _Value("unused")
+                return Value("unused")
             if any(value.kind != "unused" for value in self.env.values()):
                 raise refuse(node, "a second input: a spiking network has one")
             x = self._copy(node)
-            return _Value("image", x) if self.encoder.mode != "events" else _Value("spikes", self._encode(x))
+            return Value("image", x) if self.encoder.mode != "events" else Value("spikes", self._encode(x))
         if node.op == "output":
             return self._output(node)
         given = [self.env[value] for value in role.inputs if isinstance(value, fx.Node)]
         if all(value.kind in ("image", "answer") for value in given) and not self._wants_neurons(node, role):
-            return _Value(given[0].kind if given else "image", self._copy(node))
+            return Value(given[0].kind if given else "image", self._copy(node))
         return getattr(self, f"_{role.kind}")(node, role, given)  # type: ignore[no-any-return]
 
     def _wants_neurons(self, node: fx.Node, role: Role) -> bool:
         return role.kind == "synapses" and node in self.before_neurons
 
-    def _output(self, node: fx.Node) -> _Value:
+    def _output(self, node: fx.Node) -> Value:
         for value in node.all_input_nodes:
             if self.env[value].kind == "currents":
                 raise refuse(value, "the network ends in it: end in nn.Linear on flat features, or in a ReLU")
-        return _Value("answer", self._copy(node))
+        return Value("answer", self._copy(node))
 
-    def _synapses(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _synapses(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
-        if isinstance(x, _Currents):
+        if isinstance(x, Currents):
             raise refuse(node, f"it follows {x.name!r} without a ReLU between them: put nn.ReLU there, or merge them")
         if node in self.before_neurons:
             if x.kind == "counts":
@@ -167,15 +167,15 @@ class _Lowering:
             if len(node.users) > 1:
                 users = ", ".join(repr(user.name) for user in node.users)
                 raise refuse(node, f"its pre-activation is read by {users}: one ReLU may read it")
-            return _Currents(synapses=role.module, name=str(node.target), x=self._signal(x))
+            return Currents(synapses=role.module, name=str(node.target), x=self._signal(x))
         if not isinstance(role.module, nn.Linear):
             raise refuse(node, "no ReLU follows it, and the network's last map is nn.Linear on flat features")
         readout = _sharing(tnn.Readout, role.module)
-        return _Value("answer", self._call(str(node.target), readout, x.node))
+        return Value("answer", self._call(str(node.target), readout, x.node))
 
-    def _norm(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _norm(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
-        if not isinstance(x, _Currents) or x.norm or x.residual or x.after:
+        if not isinstance(x, Currents) or x.norm or x.residual or x.after:
             raise refuse(node, "batch norm that does not directly follow nn.Linear or a convolution: move it there")
         expected = SYNAPSES[type(x.synapses)]._norm_class
         if not isinstance(role.module, expected):
@@ -185,41 +185,41 @@ class _Lowering:
         x.norm = role.module
         return self._passed_on(node, x)
 
-    def _relu(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _relu(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
         if x.kind == "spikes":
             return x
-        if not isinstance(x, _Currents):
+        if not isinstance(x, Currents):
             raise refuse(node, "a ReLU of mean counts: they are not negative, so leave it out")
         y = self._emit(x)
         for name, layer in x.after:
             y = self._call(name, layer, y)
-        return _Value("spikes", y)
+        return Value("spikes", y)
 
-    def _layer(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _layer(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
-        if isinstance(x, _Currents):
+        if isinstance(x, Currents):
             x.after.append((self._name(node), role.module))
             return self._passed_on(node, x)
-        return _Value(x.kind, self._call(self._name(node), role.module, x.node))
+        return Value(x.kind, self._call(self._name(node), role.module, x.node))
 
-    def _average(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _average(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
-        if isinstance(x, _Currents):
+        if isinstance(x, Currents):
             raise refuse(node, "average pooling before the ReLU: put the ReLU before it")
         layer = role.module
         if node not in self.before_neurons:
             if isinstance(layer, tnn.AvgPool2d):
                 layer.spiking = False
-            return _Value("counts", self._call(self._name(node), layer, x.node))
+            return Value("counts", self._call(self._name(node), layer, x.node))
         if not isinstance(layer, tnn.AvgPool2d):
             window = self._window(node, layer)
             if window is None:
-                return _Value("counts", x.node)
+                return Value("counts", x.node)
             if window == (1, 1):
                 return x
             layer = tnn.AvgPool2d(window)
-        return _Value("spikes", self._call(self._name(node), layer, x.node))
+        return Value("spikes", self._call(self._name(node), layer, x.node))
 
     def _window(self, node: fx.Node, layer: nn.Module) -> tuple[int, int] | None:
         """The windows of an adaptive pooling, where an example gave the sizes."""
@@ -232,15 +232,15 @@ class _Lowering:
         height, width = (size // out for size, out in zip(sizes, outputs, strict=True))
         return height, width
 
-    def _add(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _add(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         if len(given) != 2 or any(value.kind not in ("currents", "spikes") for value in given):
             raise refuse(node, "an addition of something other than two layers' results")
-        body, shortcut = given if isinstance(given[0], _Currents) else given[::-1]
-        if not isinstance(body, _Currents):
+        body, shortcut = given if isinstance(given[0], Currents) else given[::-1]
+        if not isinstance(body, Currents):
             raise refuse(node, "an addition of two activations: add before the ReLU of one of them")
         if body.residual is not None or body.after:
             raise refuse(node, f"more than two summands, or pooling, before the ReLU of {body.name!r}")
-        if isinstance(shortcut, _Currents):
+        if isinstance(shortcut, Currents):
             if shortcut.residual is not None or shortcut.after:
                 raise refuse(node, f"more than two summands, or pooling, before the ReLU of {body.name!r}")
             body.residual = self._emit(shortcut, fire=False)
@@ -248,29 +248,29 @@ class _Lowering:
             body.residual = shortcut.node
         return self._passed_on(node, body)
 
-    def _same(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _same(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         return given[0]
 
-    def _size(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
-        return _Value("size")
+    def _size(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
+        return Value("size")
 
-    def _other(self, node: fx.Node, role: Role, given: list[_Value]) -> _Value:
+    def _other(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         if all(value.kind == "size" for value in given):
-            return _Value("size")
+            return Value("size")
         if all(value.kind in ("image", "counts", "answer") for value in given):
-            return _Value("answer", self._copy(node))
+            return Value("answer", self._copy(node))
         known = "nn.Linear, Conv1d/2d, BatchNorm, ReLU, Max/Avg/AdaptiveAvgPool2d, Flatten, Dropout and additions"
         raise refuse(node, f"it has no spiking counterpart: between the layers use {known}")
 
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _passed_on(self, node: fx.Node, x: _Currents) -> _Currents:
+    def _passed_on(self, node: fx.Node, x: Currents) -> Currents:
         if len(node.users) > 1:
             users = ", ".join(repr(user.name) for user in node.users)
             raise refuse(node, f"its pre-activation is read by {users}: one ReLU may read it")
         return x
 
-    def _signal(self, x: _Value) -> fx.Node:
+    def _signal(self, x: Value) -> fx.Node:
         assert x.node is not None
         return self._encode(x.node) if x.kind == "image" else x.node
 
@@ -279,7 +279,7 @@ class _Lowering:
             self.encoded[x] = self._call("encoder", self.encoder, x)
         return self.encoded[x]
 
-    def _emit(self, x: _Currents, fire: bool = True) -> fx.Node:
+    def _emit(self, x: Currents, fire: bool = True) -> fx.Node:
         layer = _sharing(SYNAPSES[type(x.synapses)], x.synapses)
         layer.gain = "threshold"
         like = layer.weight.detach()

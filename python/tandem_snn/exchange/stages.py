@@ -50,7 +50,7 @@ class Stage:
 
 @dataclass
 class Stages:
-    """All stages in order, the last of them the Readout's; what the network takes, and its T.
+    """All stages in order, the last of them as a rule the Readout's; what the network takes, and its T.
 
     Attributes:
         mode: "direct", "zero_expand" or "events", as of ``tnn.Encoder``.
@@ -64,15 +64,15 @@ class Stages:
 
 
 @torch.no_grad()
-def stages_of(net: nn.Module, x: Any) -> Stages:
-    """The stages of ``net`` for inputs like x.
+def stages_of(net: nn.Module, x: Any, readout: bool = True) -> Stages:
+    """The stages of ``net`` for inputs like x; without ``readout`` it may end in neurons too.
 
     Raises:
         CannotLower: the network is not one chain of this package's layers from the input to a Readout.
         ValueError: a gate that needs the whole window.
     """
     net = net.net if isinstance(net, FrozenNetwork) else net
-    traced = trace(net, x)
+    traced = trace(net, x, readout)
     reader = _Reader(net, x)
     for layer in traced.prefix:
         if not isinstance(layer, tnn.Encoder):

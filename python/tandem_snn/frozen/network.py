@@ -77,16 +77,22 @@ class FrozenNetwork(nn.Module):
         self._programs: dict[Any, _Program | CannotLower] = {}
         self.reset()
 
-    @torch.inference_mode()
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
-        if isinstance(x, SpikeTrain):
+        if not torch.is_inference_mode_enabled():  # to enter it anew takes as long as a small layer
+            with torch.inference_mode():
+                return self.forward(x)
+        if isinstance(x, SpikeTrain) and x.T != self.T:
             self.T = x.T
         program = self._program(x)
         if isinstance(program, CannotLower) or x.device.type != "cpu":
             answer: Tensor = self.net(x)
             return answer
         return program.run(x)[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the programs: another version or machine may pack weights in another way."""
+        return self.__dict__ | {"_programs": {}}
 
     def example(self) -> Any:
         """A sample [1, *features] of zeros of what the network takes.

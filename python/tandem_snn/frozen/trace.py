@@ -48,12 +48,15 @@ class Trace:
     calls: list[Call]
 
 
-def trace(net: nn.Module, x: Any) -> Trace:
+def trace(net: nn.Module, x: Any, readout: bool = True) -> Trace:
     """Runs ``net`` on x in evaluation mode and notes its layers' calls.
+
+    Args:
+        readout: must the network end in a Readout? Else it may end in neurons too.
 
     Raises:
         CannotLower: something other than this package's layers works on the signals between them, or the network does
-            not end in a Readout.
+            not end as it should.
     """
     calls: list[Call] = []
 
@@ -69,7 +72,8 @@ def trace(net: nn.Module, x: Any) -> Trace:
             if value is not None and id(value) not in known:
                 raise CannotLower(f"{call.name}: its input does not come from a layer of tandem_snn.nn")
         known.add(id(call.y))
-    if not calls or not isinstance(calls[-1].layer, tnn.Readout) or calls[-1].y is not answer:
+    ends = tnn.Readout if readout else (tnn.Readout, tnn.SpikingLayer)
+    if not calls or not isinstance(calls[-1].layer, ends) or calls[-1].y is not answer:
         raise CannotLower("the network does not end in a Readout")
 
     prefix = []

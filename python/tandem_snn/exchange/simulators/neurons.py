@@ -1,0 +1,67 @@
+"""What a neuron of another simulator is in ours, and what ours is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """v ← v + factor·I + offset;  spike = v ≥ ϑ;  v ← λ·v − ϑ·spike.
+
+    Attributes:
+        threshold: ϑ, one number or one per channel.
+        leak: λ.
+        v_init: v before the first step.
+        factor: of the input current.
+        offset: a current at every step.
+    """
+
+    threshold: float | Tensor = 1.0
+    leak: float = 1.0
+    v_init: float | Tensor = 0.0
+    factor: float = 1.0
+    offset: float | Tensor = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """An IF neuron with threshold 1 that starts at 0."""
+        return (self.leak, self.factor) == (1.0, 1.0) and all(
+            not isinstance(value, Tensor) and value == expected
+            for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
+        )
+
+    def leaks_its_reset(self) -> Neuron:
+        """This neuron in our terms, if its own step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
+
+        There the next leak takes a part of the reset too, so only λϑ are subtracted in effect. With a = (1 − λ)ϑ and
+        u = v − a, that is our neuron of threshold λϑ, which gets (λ − 1)a more at each step and starts at
+        λ(v_init − a).
+
+        >>> Neuron(threshold=1.0, leak=0.5).leaks_its_reset()
+        Neuron(threshold=0.5, leak=0.5, v_init=-0.25, factor=1.0, offset=-0.25)
+        """
+        a = (1 - self.leak) * self.threshold
+        return replace(
+            self,
+            threshold=self.leak * self.threshold,
+            v_init=self.leak * (self.v_init - a),
+            offset=self.offset - (1 - self.leak) * a,
+        )
+
+    def with_leaking_reset(self) -> Neuron:
+        """The inverse of :meth:`leaks_its_reset`.
+
+        >>> Neuron(threshold=0.5, leak=0.5).with_leaking_reset()
+        Neuron(threshold=1.0, leak=0.5, v_init=0.5, factor=1.0, offset=0.25)
+        """
+        threshold = self.threshold / self.leak
+        a = (1 - self.leak) * threshold
+        return replace(
+            self,
+            threshold=threshold,
+            v_init=self.v_init / self.leak + a,
+            offset=self.offset + (1 - self.leak) * a,
+        )

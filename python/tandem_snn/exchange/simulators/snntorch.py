@@ -1,0 +1,107 @@
+"""snnTorch: its layers and neurons as ours, and ours as its."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ...errors import extra
+from .exporting import export_network
+from .importing import import_network
+from .neurons import Neuron
+
+
+def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
+    """T steps of an snnTorch network as a network of ``tandem_snn.nn``, with the same spikes.
+
+    ``net`` consists of torch's Linear, Conv1d, Conv2d, BatchNorm, pooling, Flatten and Dropout and of ``Leaky`` neurons
+    that reset by subtraction, with hidden states or with potentials that go in and out of its forward, which is one
+    time step. It is left as it is; the new network has copies of its numbers. Biases and batch norms, which act at
+    every step there, count for the whole window here, so they are T times as large.
+
+    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ; apart from that and from rounding the spikes are those of its
+    evaluation mode.
+
+    Args:
+        net: with one input beside potentials, and one answer beside potentials.
+        T: the number of time steps.
+        mode: what it is given at each step: "direct", the same input; "zero_expand", an input and then zeros; "events",
+            the steps of a SpikeTrain.
+
+    Returns:
+        A network that gives the SpikeTrain of the last neurons or, where ``net`` ends in a Linear layer, the sum of its
+        outputs over the T steps.
+
+    Raises:
+        CannotConvert: a module or an operation that has no counterpart, such as a reset to zero; the message names it.
+            It is a ValueError.
+        UserError: snnTorch is not installed.
+
+    >>> import snntorch
+    >>> theirs = nn.Sequential(nn.Linear(4, 3), snntorch.Leaky(beta=0.9, init_hidden=True))
+    >>> x = torch.rand(2, 4)
+    >>> torch.equal(sum(theirs(x) for _ in range(8)), from_snntorch(theirs, T=8)(x).counts)
+    True
+    """
+    library = extra("snntorch", "the import from snnTorch")
+    return import_network(net, T, mode, lambda module: _read(module, library), None)
+
+
+def _read(module: Any, library: Any) -> Neuron | None:
+    kind = type(module)
+    if kind is not library.Leaky:
+        if isinstance(module, library.SpikingNeuron):
+            raise ValueError(f"snnTorch's {kind.__name__} is not Leaky")
+        return None
+    for fault, what in (
+        (module._reset_mechanism != "subtract", f"reset_mechanism={module._reset_mechanism!r}"),
+        (not module.reset_delay, "reset_delay=False"),
+        (bool(module.state_quant), "state_quant"),
+        (module.inhibition, "inhibition=True"),
+        (bool((module.graded_spikes_factor != 1).any()), "graded_spikes_factor other than 1"),
+    ):
+        if fault:
+            raise ValueError(
+                f"snnTorch's Leaky with {what}, where these layers subtract the threshold and spike with 0 and 1: use "
+                'reset_mechanism="subtract" and its other defaults'
+            )
+    beta = module.beta.detach().clamp(0, 1).flatten()
+    if not bool((beta == beta[0]).all()) or beta[0] == 0:
+        raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons")
+    threshold = module.threshold.detach().flatten()
+    same = bool((threshold == threshold[0]).all())
+    return Neuron(threshold[0].item() if same else threshold, beta[0].item())
+
+
+def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
+    """The network's evaluation as an snnTorch network of one time step, with the same spikes but where v = ϑ exactly.
+
+    It consists of torch's layers and of ``Leaky`` with hidden states and reset by subtraction. Batch norm and gains are
+    in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros, or the
+    steps' spikes; the sum of what it returns is the network's answer. ``snntorch.utils.reset`` begins anew.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
+        x: a batch of what it takes, for the shapes.
+
+    Raises:
+        CannotLower: a layer that has no counterpart, or an initial potential, which Leaky does not have; the message
+            names it. It is a ValueError.
+        UserError: snnTorch is not installed.
+
+    >>> from tandem_snn import nn as tnn
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> x = torch.rand(2, 4)
+    >>> theirs = to_snntorch(net, x)
+    >>> torch.allclose(sum(theirs(x) for _ in range(8)), net(x), atol=1e-5)
+    True
+    """
+    library = extra("snntorch", "the export to snnTorch")
+
+    def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
+        if isinstance(neuron.v_init, Tensor) or neuron.v_init != 0:
+            raise ValueError("snnTorch's neurons start at potential 0: set v_init=0")
+        return library.Leaky(neuron.leak, neuron.threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
+
+    return export_network(net, x, write)

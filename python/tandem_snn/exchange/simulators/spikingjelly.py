@@ -1,0 +1,110 @@
+"""SpikingJelly: its layers and neurons as ours, and ours as its."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ...errors import extra
+from .exporting import export_network
+from .importing import import_network
+from .neurons import Neuron
+
+
+def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
+    """T steps of a SpikingJelly network as a network of ``tandem_snn.nn``, with the same spikes.
+
+    ``net`` consists of torch's or SpikingJelly's Linear, Conv1d, Conv2d, BatchNorm, MaxPool2d, AvgPool2d, Flatten and
+    Dropout, of additions of currents, and of neurons that reset by subtraction (``v_reset=None``): IFNode, LIFNode and
+    ParametricLIFNode. It is left as it is; the new network has copies of its numbers. Biases and batch norms, which act
+    at every step there, count for the whole window here, so they are T times as large.
+
+    SpikingJelly's LIF neurons leak what a reset subtracted, ours do not: theirs is ours with another threshold, a
+    constant current and an initial potential. Spikes are those of its evaluation mode, apart from what rounding does.
+
+    Args:
+        net: in step mode "s" or "m", with one input.
+        T: the number of time steps.
+        mode: what it is given at each step: "direct", the same input; "zero_expand", an input and then zeros; "events",
+            the steps of a SpikeTrain.
+
+    Returns:
+        A network that gives the SpikeTrain of the last neurons or, where ``net`` ends in a Linear layer, the sum of its
+        outputs over the T steps.
+
+    Raises:
+        CannotConvert: a module or an operation that has no counterpart, such as a hard reset; the message names it. It
+            is a ValueError.
+        UserError: SpikingJelly is not installed.
+
+    >>> from spikingjelly.activation_based import neuron
+    >>> theirs = nn.Sequential(nn.Linear(4, 3), neuron.IFNode(v_reset=None))
+    >>> x = torch.rand(2, 4)
+    >>> torch.equal(sum(theirs(x) for _ in range(8)), from_spikingjelly(theirs, T=8)(x).counts)
+    True
+    """
+    base = extra("spikingjelly.activation_based.base", "the import from SpikingJelly")
+    nodes = extra("spikingjelly.activation_based.neuron", "the import from SpikingJelly")
+    return import_network(net, T, mode, lambda module: _read(module, base, nodes), base.StepModule)
+
+
+def _read(module: Any, base: Any, nodes: Any) -> Neuron | None:
+    kind = type(module)
+    name = f"SpikingJelly's {kind.__name__}"
+    if kind not in (nodes.IFNode, nodes.LIFNode, nodes.ParametricLIFNode):
+        if isinstance(module, base.MemoryModule) and kind.__name__ != "Dropout":
+            raise ValueError(f"{name} is none of IFNode, LIFNode and ParametricLIFNode")
+        return None
+    if module.v_reset is not None:
+        raise ValueError(
+            f"{name} resets to v_reset={module.v_reset}, where these layers subtract the threshold: "
+            "train it with v_reset=None"
+        )
+    if not module.surrogate_function.spiking:
+        raise ValueError(f"{name} gives no spikes: its surrogate function has spiking=False")
+    v_init = module.get_reset_value("v")
+    if kind is nodes.IFNode:
+        return Neuron(module.v_threshold, v_init=v_init)
+    lost = 1 / module.tau if kind is nodes.LIFNode else module.w.detach().sigmoid().item()
+    factor = lost if module.decay_input else 1.0
+    return Neuron(module.v_threshold, 1 - lost, v_init, factor).leaks_its_reset()
+
+
+def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
+    """The network's evaluation as a SpikingJelly network of one time step, with the same spikes.
+
+    It consists of torch's layers and of ``IFNode(v_reset=None)``, or ``LIFNode`` where there is a leak. Batch norm and
+    gains are in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros,
+    or the steps' spikes; the sum of what it returns is the network's answer. ``functional.reset_net`` begins anew.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
+        x: a batch of what it takes, for the shapes.
+
+    Raises:
+        CannotLower: a layer that has no counterpart; the message names it. It is a ValueError.
+        UserError: SpikingJelly is not installed.
+
+    >>> from tandem_snn import nn as tnn
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> x = torch.rand(2, 4)
+    >>> theirs = to_spikingjelly(net, x)
+    >>> torch.allclose(sum(theirs(x) for _ in range(8)), net(x), atol=1e-5)
+    True
+    """
+    nodes = extra("spikingjelly.activation_based.neuron", "the export to SpikingJelly")
+
+    def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
+        if isinstance(neuron.v_init, Tensor):
+            raise ValueError("an initial potential that differs between neurons")
+        theirs = neuron if neuron.leak == 1 else neuron.with_leaking_reset()
+        if theirs.leak == 1:
+            node = nodes.IFNode(float(theirs.threshold), v_reset=None)
+        else:
+            node = nodes.LIFNode(1 / (1 - theirs.leak), False, float(theirs.threshold), v_reset=None)
+        node.set_reset_value("v", theirs.v_init)
+        node.reset()
+        return node, theirs.offset
+
+    return export_network(net, x, write)

@@ -1,0 +1,302 @@
+"""Networks of SpikingJelly and snnTorch as ours and back: the same spikes, and a refusal where they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import own_counts
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.convert import CannotConvert
+from tandem_snn.frozen.trace import CannotLower
+
+T = 8
+
+
+@pytest.fixture
+def sj() -> Any:
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    from spikingjelly.activation_based import functional, layer
+
+    neuron.layer, neuron.functional = layer, functional
+    return neuron
+
+
+@pytest.fixture
+def snn() -> Any:
+    return pytest.importorskip("snntorch", reason="snnTorch is not installed")
+
+
+def images() -> Tensor:
+    """Handwritten digits, in sixteenths."""
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    return torch.from_numpy(datasets.load_digits().images[:100]).float().unsqueeze(1) / 16
+
+
+@torch.no_grad()
+def dyadic(net: nn.Module) -> nn.Module:
+    """Numbers with which all sums are exact, and biases that let no potential meet its threshold exactly."""
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv1d)):
+            module.weight.copy_((module.weight * 128).round() / 64)
+            if module.bias is not None:
+                module.bias.copy_((module.bias * 64).round() / 64 + 2**-11)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.copy_(torch.randint(-4, 5, module.running_mean.shape) / 16)
+            module.running_var.fill_(1 - module.eps)
+            module.weight.fill_(1.5)
+            module.bias.copy_(torch.randint(-4, 5, module.bias.shape) / 16 + 2**-10)
+    return net.eval()
+
+
+@torch.no_grad()
+def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool]) -> tuple[list[Tensor], Tensor]:
+    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers."""
+    counts: dict[str, Tensor] = {}
+
+    def counting(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, y: Any) -> None:
+            counts[name] = counts.get(name, torch.zeros(())) + (y[0] if isinstance(y, tuple) else y)
+
+        return hook
+
+    hooks = [m.register_forward_hook(counting(n)) for n, m in net.named_modules() if names(n, m)]
+    answer = torch.zeros(())
+    for x in steps:
+        y = net(x)
+        answer = answer + (y[0] if isinstance(y, tuple) else y)
+    for hook in hooks:
+        hook.remove()
+    return list(counts.values()), answer
+
+
+def assert_same(ours: tuple[list[Tensor], Any], theirs: tuple[list[Tensor], Tensor]) -> None:
+    assert len(ours[0]) == len(theirs[0])
+    for c, other in zip(ours[0], theirs[0], strict=True):
+        assert c.sum() > 0
+        assert c.max() > 1
+        assert torch.equal(c, other)
+    answer = ours[1].counts if isinstance(ours[1], te.SpikeTrain) else ours[1]
+    assert torch.equal(answer, theirs[1])
+
+
+def sj_fires(name: str, module: nn.Module) -> bool:
+    return type(module).__name__ in ("IFNode", "LIFNode", "ParametricLIFNode")
+
+
+class SJResidual(nn.Module):
+    """Projection, and the spikes themselves, into one neuron with other currents."""
+
+    def __init__(self, sj: Any, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        layer = sj.layer
+        self.first, self.sn1 = layer.Conv2d(1, 6, 3, padding=1), neuron()
+        self.body, self.norm, self.sn2 = layer.Conv2d(6, 6, 3, padding=1), layer.BatchNorm2d(6), neuron()
+        self.path, self.shortcut, self.sn3 = layer.Conv2d(6, 8, 3, 2, 1), layer.Conv2d(6, 8, 1, 2), neuron()
+        self.flatten, self.fc = layer.Flatten(), layer.Linear(128, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.sn1(self.first(x))
+        x = self.sn2(self.norm(self.body(x)) + x)
+        x = self.sn3(self.shortcut(x) + self.path(x))
+        return self.fc(self.flatten(x))
+
+
+def sj_chain(sj: Any, neuron: Callable[[], nn.Module]) -> nn.Module:
+    layer = sj.layer
+    return nn.Sequential(
+        *(layer.Conv2d(1, 8, 3, padding=1, bias=False), layer.BatchNorm2d(8), neuron(), layer.MaxPool2d(2)),
+        *(layer.Conv2d(8, 12, 3, padding=1), neuron(), layer.AvgPool2d(2), sj.IFNode(v_reset=None)),
+        *(layer.Flatten(), layer.Dropout(0.5), nn.Linear(48, 20), nn.BatchNorm1d(20), neuron()),
+    )
+
+
+NEURONS = {
+    "IF": lambda sj: sj.IFNode(0.5, v_reset=None),
+    "LIF": lambda sj: sj.LIFNode(2.0, v_threshold=0.5, v_reset=None),
+    "LIF, whole input": lambda sj: sj.LIFNode(4.0, decay_input=False, v_reset=None),
+    "parametric LIF": lambda sj: sj.ParametricLIFNode(2.0, v_threshold=0.25, v_reset=None),
+}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("make", [sj_chain, SJResidual])
+def test_spikingjelly_as_ours_and_back(make: Any, name: str, sj: Any) -> None:
+    x = images()
+    theirs = dyadic(make(sj, lambda: NEURONS[name](sj)))
+    expected = stepped(theirs, [x] * T, sj_fires)
+    before = {key: value.clone() for key, value in theirs.state_dict().items()}
+    ours = ts.from_spikingjelly(theirs, T)
+    assert_same(own_counts(ours, x), expected)
+    assert all(torch.equal(value, before[key]) for key, value in theirs.state_dict().items())
+    sj.functional.set_step_mode(theirs, "m")
+    assert_same(own_counts(ts.from_spikingjelly(theirs, T), x), expected)
+
+    back = ts.to_spikingjelly(ours, x)
+    for _ in range(2):
+        assert_same(own_counts(ours, x), stepped(back, [x] * T, sj_fires))
+        sj.functional.reset_net(back)
+
+
+def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:
+    theirs = dyadic(nn.Sequential(sj.layer.Conv2d(2, 6, 3), sj.IFNode(v_reset=None), nn.Flatten(), nn.Linear(96, 4)))
+    x = te.SpikeTrain.from_dense(torch.rand(T, 5, 2, 6, 6).lt(0.4).float())
+    expected = stepped(theirs, x.to_dense(torch.float32), sj_fires)
+    ours = ts.from_spikingjelly(theirs, T, mode="events")
+    assert_same(own_counts(ours, x), expected)
+    assert_same(expected, stepped(ts.to_spikingjelly(ours, x), x.to_dense(torch.float32), sj_fires))
+
+
+def test_an_imported_network_trains(sj: Any) -> None:
+    x = images()
+    ours = ts.from_spikingjelly(dyadic(SJResidual(sj, lambda: sj.IFNode(0.5, v_reset=None))), T).train()
+    nn.functional.cross_entropy(ours(x), torch.zeros(len(x), dtype=torch.long)).backward()
+    silent = {name for name, p in ours.named_parameters() if p.grad is None or not p.grad.any()}
+    assert silent == {"body.bias"}, "before batch norm a bias has no effect"
+
+
+def test_a_converted_ann_as_spikingjelly(sj: Any) -> None:
+    """Gains, calibrated thresholds and initial potentials of half a threshold."""
+    x = images()
+    ann = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 32), nn.ReLU(), nn.Linear(32, 5))
+    net = ts.calibrate(ts.convert(ann, T), [x])
+    counts, answer = own_counts(net, x)
+    theirs, other = stepped(ts.to_spikingjelly(net, x), [x] * T, sj_fires)
+    for c, d in zip(counts, theirs, strict=True):
+        assert (c != d).float().mean() < 1e-3
+    torch.testing.assert_close(other, answer, atol=0.1, rtol=0.01)
+
+
+def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
+    def chain(*modules: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), *modules)
+
+    def plain() -> nn.Module:
+        return sj.IFNode(v_reset=None)
+
+    twice = plain()
+    for net, message in (
+        (chain(sj.IFNode()), r"module '1': SpikingJelly's IFNode resets to v_reset=0.0.*v_reset=None"),
+        (chain(sj.EIFNode()), "module '1': SpikingJelly's EIFNode is none of"),
+        (chain(sj.layer.SynapseFilter()), "module '1': SpikingJelly's SynapseFilter is none of"),
+        (chain(nn.ReLU()), "node '_1'.*a ReLU, where spikes are"),
+        (chain(nn.Sigmoid(), plain()), "without a ReLU|no spiking counterpart|not shared"),
+        (chain(plain(), plain()), "neurons without synapses"),
+        (chain(twice, nn.Linear(3, 3), twice), "module '1': its neurons are used twice"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 1), plain(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1), plain()),
+            "averages of spikes",
+        ),
+    ):
+        with pytest.raises(CannotConvert, match=message):
+            ts.from_spikingjelly(net, T)
+    net = nn.Sequential(tnn.Encoder(T), tnn.Linear(4, 3, v_init=torch.tensor([0.0, 0.25, 0.5])), tnn.Readout(3, 2))
+    with pytest.raises(CannotLower, match="n1: an initial potential"):
+        ts.to_spikingjelly(net, torch.rand(1, 4))
+    for layer in (tnn.Linear(4, 3, gate="resu"), tnn.Dropout()):
+        with pytest.raises(CannotLower, match=r"resu|Readout"):
+            ts.to_spikingjelly(nn.Sequential(tnn.Encoder(T), layer), torch.rand(1, 4))
+
+
+# --- snnTorch ---------------------------------------------------------------------------------------------------------
+
+
+def snn_fires(name: str, module: nn.Module) -> bool:
+    return type(module).__name__ == "Leaky"
+
+
+def snn_chain(snn: Any, beta: float) -> nn.Module:
+    options = {"init_hidden": True}
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), snn.Leaky(beta, 0.5, **options), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(128, 40), snn.Leaky(beta, **options)),
+        *(nn.Linear(40, 10), snn.Leaky(beta, output=True, **options)),
+    )
+
+
+class Stateful(nn.Module):
+    """As snnTorch's tutorials write a step."""
+
+    def __init__(self, snn: Any, beta: float) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(64, 40), snn.Leaky(beta)
+        self.fc2, self.lif2 = nn.Linear(40, 10), snn.Leaky(beta)
+
+    def forward(self, x: Tensor, mem1: Tensor, mem2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spk1, mem1 = self.lif1(self.fc1(x.flatten(1)), mem1)
+        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+        return spk2, mem1, mem2
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.75, 0.5])
+def test_snntorch_as_ours_and_back(beta: float, snn: Any) -> None:
+    from snntorch import utils
+
+    x = images()
+    theirs = dyadic(snn_chain(snn, beta))
+    expected = stepped(theirs, [x] * T, snn_fires)
+    ours = ts.from_snntorch(theirs, T)
+    assert_same(own_counts(ours, x), expected)
+    back = ts.to_snntorch(ours, x)
+    assert_same(own_counts(ours, x), stepped(back, [x] * T, snn_fires))
+    utils.reset(back)
+    assert_same(own_counts(ours, x), stepped(back, [x] * T, snn_fires))
+
+
+def test_potentials_that_go_in_and_out(snn: Any) -> None:
+    x = images()
+    theirs = dyadic(Stateful(snn, 0.75))
+    state = [torch.zeros(()), torch.zeros(())]
+    total = torch.zeros(())
+    for _ in range(T):
+        spikes, *state = theirs(x, *state)
+        total = total + spikes
+    assert torch.equal(ts.from_snntorch(theirs, T)(x).counts, total)
+
+
+def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:
+    def chain(neuron: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), neuron)
+
+    for neuron, message in (
+        (snn.Leaky(0.9, reset_mechanism="zero", init_hidden=True), "module '1': .*reset_mechanism='zero'"),
+        (snn.Leaky(0.9, reset_mechanism="none", init_hidden=True), "reset_mechanism='none'"),
+        (snn.Leaky(0.9, reset_delay=False, init_hidden=True), "reset_delay=False"),
+        (snn.Leaky(0.9, inhibition=True, init_hidden=True), "inhibition"),
+        (snn.Leaky(torch.tensor([0.5, 0.6, 0.7]), init_hidden=True), "differs between neurons"),
+        (snn.Synaptic(0.9, 0.8, init_hidden=True), "snnTorch's Synaptic is not Leaky"),
+    ):
+        with pytest.raises(CannotConvert, match=message):
+            ts.from_snntorch(chain(neuron), T)
+
+    class Potential(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, 3), snn.Leaky(0.9)
+
+        def forward(self, x: Tensor, mem: Tensor) -> Tensor:
+            _, mem = self.lif(self.fc(x), mem)
+            return 2 * mem
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, 3), snn.Leaky(0.9, init_hidden=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes = [self.lif(self.fc(step)) for step in x]
+            return torch.stack(spikes)
+
+    with pytest.raises(CannotConvert, match="a membrane potential"):
+        ts.from_snntorch(Potential(), T)
+    with pytest.raises(CannotConvert, match="without a loop over time"):
+        ts.from_snntorch(Loop(), T)
+    net = nn.Sequential(tnn.Encoder(T), tnn.Linear(4, 3, v_init=0.5), tnn.Readout(3, 2))
+    with pytest.raises(CannotLower, match="n1: snnTorch's neurons start at potential 0"):
+        ts.to_snntorch(net, torch.rand(1, 4))
