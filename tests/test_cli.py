@@ -87,7 +87,7 @@ MISTAKES = {
     "start from nothing": (["train", "--set", "init_from=x.safetensors"], "no checkpoint x.safetensors"),
     "layers of nothing": (["train", "--model", "8C0-FC0"], "unknown model '8C0-FC0'"),
     "bits": (["train", "--set", "weight_bits=9"], "weight_bits: expected None or an int from 2 to 8, got 9"),
-    "option of the model": (["train", "--set", "options.bn_stats=bach"], "bn_stats: expected one of 'batch', 'running'"),
+    "option of the model": (["train", "--set", "options.bn_stats=bach"], "bn_stats: expected one of 'batch'"),
     "stages": (["train", "--set", "progressive=true", "--epochs", "4"], "expected 5 or more, got 4"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
 }
