@@ -17,6 +17,7 @@ help:
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make lint      ruff, mypy, clang-format"
+	@echo "make docs      the documentation as a site in build/site"
 	@echo "make wheel     a wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
 
@@ -73,6 +74,10 @@ lint: $(READY)
 	mypy
 	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
+docs: $(READY)
+	python docs/figures/rule.py
+	python -m mkdocs build --strict
+
 wheel: $(READY)
 	rm -rf build/lib* build/bdist*
 	python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -85,7 +90,7 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.
@@ -95,4 +100,4 @@ COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint wheel clean
+.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint docs wheel clean
