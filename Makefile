@@ -18,7 +18,7 @@ help:
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site in build/site"
-	@echo "make wheel     a wheel in dist/"
+	@echo "make wheel     a manylinux wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
 
 train: $(READY) ext
@@ -78,9 +78,11 @@ docs: $(READY)
 	python docs/figures/rule.py
 	python -m mkdocs build --strict
 
+# torch's libraries are torch's own; the tag says the oldest glibc that has what this machine's compiler used.
 wheel: $(READY)
-	rm -rf build/lib* build/bdist*
-	python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build/lib* build/bdist* build/wheel
+	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
+	python -m auditwheel repair --strip --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
 
 clean:
 	rm -rf build dist *.egg-info tandem_ext/*.so
