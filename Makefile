@@ -17,7 +17,8 @@ help:
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make lint      ruff, mypy, clang-format"
-	@echo "make wheel     a wheel in dist/"
+	@echo "make docs      the documentation as a site in build/site"
+	@echo "make wheel     a manylinux wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
 
 train: $(READY) ext
@@ -73,9 +74,15 @@ lint: $(READY)
 	mypy
 	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
+docs: $(READY)
+	python docs/figures/rule.py
+	python -m mkdocs build --strict
+
+# torch's libraries are torch's own; the tag says the oldest glibc that has what this machine's compiler used.
 wheel: $(READY)
-	rm -rf build/lib* build/bdist*
-	python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build/lib* build/bdist* build/wheel
+	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
+	python -m auditwheel repair --strip --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
 
 clean:
 	rm -rf build dist *.egg-info tandem_ext/*.so
@@ -85,7 +92,7 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.
@@ -95,4 +102,4 @@ COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint wheel clean
+.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint docs wheel clean

@@ -3,8 +3,6 @@
 import doctest
 import importlib
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,16 +34,3 @@ def test_examples(name, tmp_path, monkeypatch):
 def test_every_layer_has_one(name):
     tests = doctest.DocTestFinder().find(getattr(tnn, name), name)
     assert any(test.examples for test in tests)
-
-
-ROOT = Path(__file__).parents[1]
-CODE = {
-    f"{path.relative_to(ROOT)}:{i}": code
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-}
-
-
-@pytest.mark.parametrize("name", CODE)
-def test_code_in_the_documents_runs(name):
-    exec(compile(CODE[name], name, "exec"), {})

@@ -4,7 +4,7 @@
 
 trains a small convolutional ANN on all 60,000 training images of Fashion-MNIST, converts it for T in {4, 8, 16, 32},
 calibrates it on 1,000 training images, and trains it for one further epoch as a spiking network, beside the ANN itself.
-It writes docs/results/conversion.json; `--table` prints that as Markdown. docs/convert.md follows from it.
+It writes docs/results/conversion.json; `--table` writes the table in docs/convert.md from that.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ import argparse
 import copy
 import json
 import os
-import sys
 import time
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from documents import origin, read, results, write_table
 from torch import nn
 
 from tandem_snn import calibrate, convert
 from tandem_snn.data import Dataset, load
-from tandem_snn.machine import commit, machine, versions
 from tandem_snn.measure import firing_rates
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "conversion.json"
 WINDOWS = (4, 8, 16, 32)
 EPOCHS, BATCH, LR, TANDEM_LR = 3, 128, 2e-3, 5e-4
 
@@ -93,8 +90,9 @@ def measure(seed: int, data: Dataset) -> dict[str, Any]:
     return result
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(result: dict[str, Any]) -> str:
     """Means over the seeds, as Markdown."""
+    runs = result["runs"]
     rows = [
         ("converted, ϑ = 4/T", "uncalibrated_floor"),
         ("converted, ϑ = 4/T, v_init = ϑ/2", "uncalibrated_rounded"),
@@ -108,10 +106,10 @@ def table(results: list[dict[str, Any]]) -> str:
         "| --- " * (1 + len(WINDOWS)) + "|",
     ]
     for label, name in rows:
-        cells = [f"{fmean(run['T'][str(T)][name] for run in results):.2f}" for T in WINDOWS]
+        cells = [f"{fmean(run['T'][str(T)][name] for run in runs):.2f}" for T in WINDOWS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
-        lines.append(f"| {label} | {fmean(run[name] for run in results):.2f} " + "| " * len(WINDOWS) + "|")
+        lines.append(f"| {label} | {fmean(run[name] for run in runs):.2f} " + "| " * len(WINDOWS) + "|")
     return "\n".join(lines)
 
 
@@ -119,25 +117,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="only print the results as Markdown")
+    parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(json.loads(RESULTS.read_text())["runs"]))
+        write_table("convert.md", "conversion", table(read("conversion")))
         return
     torch.set_num_threads(1)
     data = load("fashion-mnist", arguments.data_dir, validation=False)
-    facts: dict[str, Any] = {
-        "command": " ".join(["python", "tests/benchmarks/conversion.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR},
-    }
+    settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR}
+    facts = {**origin(__file__), "settings": settings}
     runs: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         runs.append(measure(seed, data))
         print(runs[-1], flush=True)
-        RESULTS.write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
+        results("conversion").write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
+    write_table("convert.md", "conversion", table(read("conversion")))
 
 
 if __name__ == "__main__":

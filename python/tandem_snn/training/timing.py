@@ -26,7 +26,7 @@ def step_times(
     Each round takes one step of each, so that whatever slows the machine down meets all of them.
 
     Returns:
-        [len(nets)][rounds]; compare the networks by :func:`median_ratio`.
+        For each network the seconds of ``rounds`` steps; compare the networks by :func:`median_ratio`.
     """
     copies = [copy.deepcopy(net).train() for net in nets]
     optimizers = [torch.optim.Adam(net.parameters(), lr=1e-4) for net in copies]

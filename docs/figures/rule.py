@@ -1,0 +1,101 @@
+"""The figures of docs/rule.md, computed by the package itself: python docs/figures/rule.py [FOLDER]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn.measure import activations, mismatch
+
+BLUE, ORANGE, GREY = "#2b62d9", "#cf6d12", "#8a8f98"
+
+
+def neuron(axes):
+    """One neuron for sixteen steps: current, potential, spikes."""
+    torch.manual_seed(3)
+    current = (0.6 * torch.rand(16, 1, 1)).round(decimals=2)
+    v, before, after, spikes = torch.zeros(1, 1), [], [], []
+    for step in current:
+        before.append((v + step).item())
+        train, v = te.functional.if_scan(step[None], v_init=v, return_v=True)
+        after.append(v.item())
+        spikes.append(int(train.counts.item()))
+    top, bottom = axes
+    top.bar(range(16), current.flatten().tolist(), color=GREY, width=0.6)
+    top.set(ylabel="current I[t]", xlim=(-0.6, 16))
+    for t in range(16):
+        bottom.plot([t, t], [before[t], after[t]], color=ORANGE if spikes[t] else BLUE, linewidth=1)
+        bottom.plot([t, t + 1], [after[t], before[t + 1] if t < 15 else after[t]], color=BLUE, linewidth=1)
+    fired = [t for t in range(16) if spikes[t]]
+    bottom.plot(fired, [before[t] for t in fired], "o", color=ORANGE, markersize=5, label=f"spike, {len(fired)} in all")
+    bottom.axhline(1, color=GREY, linestyle="--", linewidth=0.8, label="threshold ϑ")
+    bottom.set(xlabel="step t", ylabel="potential v", xlim=(-0.6, 16))
+    bottom.legend(loc="lower right", frameon=False)
+
+
+def staircase(axes):
+    """The count of a neuron whose current is the same at every step, against z."""
+    for ax, T in zip(axes, (2, 8, 32), strict=True):
+        z = torch.linspace(-0.3 * T, 1.5 * T, 2000)
+        counts = te.functional.if_scan(te.ConstantInput((z / T)[:, None], T)).counts.flatten()
+        ax.plot(z, z.clamp(0, T), color=ORANGE, linewidth=1.2, label="ANN: ρ(z)/ϑ, up to T")
+        ax.plot(z, counts, color=BLUE, linewidth=1.2, label="spikes")
+        ax.set(title=f"T = {T}", xlabel="pre-activation z = Σ I[t]")
+    axes[0].set_ylabel("count c")
+    axes[2].legend(frameon=False, loc="lower right")
+
+
+def coupling(axes):
+    """Counts and activations in the layers of a random network, at the real counts of their inputs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Encoder(8), *(tnn.Linear(n, 256, norm=True) for n in (64, 256, 256)), tnn.Readout(256, 10)
+    ).eval()
+    images = torch.randn(200, 64)
+    net.train()(images)
+    for layer in net[1:4]:
+        layer.norm.momentum = None
+    net(images)
+    found = mismatch(net, images)
+    for ax, layer in zip(axes, activations(net, images), strict=True):
+        chosen = torch.randperm(layer.a.numel())[:1500]
+        a, c = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
+        ax.plot([0, 8, 12], [0, 8, 8], color=ORANGE, linewidth=1.2)
+        ax.plot(a, c + 0.5 * torch.rand(len(c)) - 0.25, ".", color=BLUE, markersize=2, alpha=0.5, rasterized=True)
+        ax.set(
+            title=f"layer {layer.name}: cosine {found[layer.name].cosine:.3f}",
+            xlabel="activation ρ(z)/ϑ",
+            xlim=(-0.5, 12),
+        )
+    axes[0].set_ylabel("count c (jittered)")
+
+
+FIGURES = {
+    "neuron": (neuron, (2, 1), (6.5, 3.6)),
+    "staircase": (staircase, (1, 3), (8.5, 2.6)),
+    "coupling": (coupling, (1, 3), (8.5, 2.8)),
+}
+
+
+def main(folder: Path) -> None:
+    style = {"svg.fonttype": "none", "svg.hashsalt": "rule", "font.size": 9, "axes.spines.top": False,
+             "axes.spines.right": False, "font.family": "sans-serif"}  # fmt: skip
+    for name, (draw, shape, size) in FIGURES.items():
+        with matplotlib.rc_context(style):
+            figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
+            draw(axes)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=160)
+            plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -1,0 +1,111 @@
+"""The documents: their code runs, their commands run, and the site builds and is complete."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tandem_snn.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
+NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
+
+
+def blocks(page, *languages):
+    return [textwrap.dedent(code) for _, language, code in FENCE.findall(page.read_text()) if language in languages]
+
+
+def having(*languages):
+    found = [page for page in PAGES if blocks(page, *languages)]
+    return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
+
+
+@having("python")
+def test_code_runs(page, tmp_path, monkeypatch):
+    """In the order of the page, which may build on itself."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    try:
+        for i, code in enumerate(blocks(page, "python")):
+            exec(compile(code, f"{page.relative_to(ROOT)}:{i}", "exec"), names)
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] not in OTHERS:
+            raise
+        pytest.skip(f"{error.name} is not installed")
+
+
+@having("sh")
+def test_commands_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if line.startswith(NOT_RUN):
+            target = words[1] if words[0] == "make" else None
+            assert target is None or re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        elif words[0] == "tandem-snn":
+            assert main(words[1:]) == 0
+        else:
+            program = [sys.executable, "-m", "torch.distributed.run"] if words[0] == "torchrun" else [words[0]]
+            subprocess.run([*program, *words[1:]], check=True, timeout=300)
+
+
+def test_every_block_says_what_it_is():
+    languages = {language for page in PAGES for _, language, _ in FENCE.findall(page.read_text())}
+    assert languages <= {"python", "sh", "text", "cpp", "cmake"}
+
+
+def test_the_figures_of_the_rule(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "docs/figures/rule.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (ROOT / "docs/figures").glob("*.svg"))
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
+    assert named == {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tandem_snn", "tandem_snn.nn", "tandem_snn.data", "tandem_snn.training",
+                                  "tandem_snn.measure", "tandem_ext", "tandem_ext.functional"])  # fmt: skip
+def test_the_reference_is_complete(site, name):
+    reference = "".join(page.read_text() for page in (site / "api").rglob("index.html"))
+    documented = set(re.findall(r'id="(tandem_\w+(?:\.\w+)+)"', reference))
+    for public in importlib.import_module(name).__all__:
+        thing = getattr(importlib.import_module(name), public)
+        if hasattr(thing, "__qualname__"):
+            ends = {f"{name}.{public}", f"{thing.__module__}.{thing.__qualname__}"}
+            assert documented & ends, public
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for page in (site / "index.html", site / "api/nn/index.html", site / "rule/index.html"):
+        for source in re.findall(r'<(?:script|img|link)[^>]*?(?:src|href)="([^"]+)"', page.read_text()):
+            assert not source.startswith(("http:", "https:", "//")) or "canonical" in source, source
+
+
+def test_examples_in_docstrings_are_code(site):
+    text = (site / "api/measure/index.html").read_text()
+    assert "<blockquote>" not in text  # what >>> is to Markdown
+    assert ":func:" not in text
+    assert ":class:" not in text
