@@ -1,4 +1,4 @@
-"""examples/cpp: a program without Python and torch gives the counts that Python gives."""
+"""python/examples/cpp: a program without Python and torch gives the counts that Python gives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "examples" / "cpp"
+EXAMPLE = ROOT / "python" / "examples" / "cpp"
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 

@@ -1,6 +1,6 @@
 """Makes digits.tandem, a network of 8-bit weights for scikit-learn's handwritten digits, and digits.f32, ten of them.
 
-python examples/cpp/make_digits.py
+python python/examples/cpp/make_digits.py
 """
 
 from __future__ import annotations
