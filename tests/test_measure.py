@@ -118,29 +118,39 @@ def test_firing_rates():
     assert rates == {"1": pytest.approx(train.to_dense().mean().item()), "2": 0.0}
 
 
-def test_rate_penalty_pushes_rates_down_to_the_target():
+def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, bias=False), tnn.Readout(6, 2))
-    penalty = measure.rate_penalty(net, target=0.1)
+    penalty = measure.synops_penalty(net)
     x = torch.rand(50, 4)
     net(x)
     value = penalty()
-    (grad,) = torch.autograd.grad(value, net[1].weight)
-    train = net[1](net[0](x))
-    excess = train.counts / 8 - 0.1
-    assert value.item() == pytest.approx(excess.relu().mean().item())
-    open_ = (excess > 0) & (net[1].preactivation(net[0](x)) > 0)
-    torch.testing.assert_close(grad, open_.float().T @ (8 * x) / (8 * 50 * 6))
+    ops = measure.synops(net, x)
     penalty()
+    assert value.item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
+    (grad,) = torch.autograd.grad(value, net[1].weight)
+    open_ = net[1].preactivation(net[0](x)) > 0
+    torch.testing.assert_close(grad, 2 / ops.ann * open_.float().T @ (8 * x) / 50)
     with pytest.raises(RuntimeError, match="forward"):
         penalty()
     penalty.remove()
     net(x)
     with pytest.raises(RuntimeError, match="forward"):
         penalty()
-    with pytest.raises(ValueError, match="target"):
-        measure.rate_penalty(net, target=2.0)
-    with pytest.raises(ValueError, match="spiking layers"):
-        measure.rate_penalty(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"tandem_snn\.nn"):
+        measure.synops_penalty(nn.Linear(2, 2))
+
+
+def test_synops_penalty_counts_like_synops_in_every_layer():
+    """Convolutions with borders, strides, dilation and groups, pooling, residuals."""
+    net = nn.Sequential(
+        tnn.Encoder(8), tnn.Conv2d(2, 8, 3, padding=1), tnn.Conv2d(8, 8, 3, stride=2, dilation=2, groups=4),
+        tnn.AvgPool2d(2), tnn.Residual(nn.Sequential(tnn.Conv2d(8, 8, 3, padding=1))), tnn.Flatten(),
+        tnn.Readout(32, 3),
+    )  # fmt: skip
+    x = torch.rand(5, 2, 12, 12)
+    penalty = measure.synops_penalty(net)
+    ops = measure.synops(net, x)
+    assert penalty().item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
 
 
 def test_mismatch_of_one_step_is_none():

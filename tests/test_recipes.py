@@ -36,7 +36,7 @@ BAD = {
     "momentum": (1, "momentum"),
     "label_smoothing": (-0.1, "label_smoothing"),
     "weight_decay": (-1, "weight_decay"),
-    "rate_penalty": (-1, "rate_penalty"),
+    "synops_penalty": (-1, "synops_penalty"),
     "clip_grad_norm": (0, "clip_grad_norm"),
     "milestones": ([5, 3], "milestones: expected rising epochs"),
     "augment": (["flap"], "unknown augmentation 'flap': did you mean 'flip'"),

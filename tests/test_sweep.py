@@ -124,6 +124,6 @@ def test_all_means_every_recipe_of_the_package(capsys):
 
 
 def test_twins_are_shared_by_what_an_ann_has():
-    assert Recipe(T=2, v_init=0.5, rate_penalty=1).of_twin() == Recipe().of_twin()
+    assert Recipe(T=2, v_init=0.5, synops_penalty=1).of_twin() == Recipe().of_twin()
     assert Recipe(dropout=0.1).of_twin() != Recipe().of_twin()
     assert Recipe(data="n-mnist", T=2).of_twin() != Recipe(data="n-mnist").of_twin()

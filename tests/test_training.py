@@ -102,10 +102,10 @@ def test_gradients_are_clipped(digits):
     assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_rate_penalty_saves_spikes(digits):
+def test_a_synops_penalty_saves_spikes(digits):
     rates = []
     for weight in (0.0, 30.0):
-        recipe = replace(SMALL, rate_penalty=weight, lr=0.02)
+        recipe = replace(SMALL, synops_penalty=weight, lr=0.02)
         net = build(recipe, digits)
         fit(net, digits, recipe)
         rates.append(sum(firing_rates(net, next(digits.test.batches(100))[0]).values()))

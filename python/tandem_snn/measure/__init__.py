@@ -7,7 +7,8 @@ from .coupling import Activation, Mismatch, activations, mismatch
 from .energy import Energy, energy
 from .monitor import Monitor, Recording
 from .operations import LayerOps, SynOps, fan_out, synops, synops_over_time
-from .rates import firing_rates, rate_penalty
+from .penalty import synops_penalty
+from .rates import firing_rates
 
 __all__ = [
     "Activation",
@@ -25,7 +26,7 @@ __all__ = [
     "firing_rates",
     "metric_over_time",
     "mismatch",
-    "rate_penalty",
     "synops",
     "synops_over_time",
+    "synops_penalty",
 ]

@@ -69,9 +69,9 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     layers: dict[str, LayerOps] = {}
 
     def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
-        macs = _ann_macs(layer, outputs)
+        macs = ann_macs(layer, outputs)
         spiking = isinstance(x, SpikeTrain)
-        ops = LayerOps(macs, 0.0, _acs(layer, x.counts, outputs)) if spiking else LayerOps(macs, macs, 0.0)
+        ops = LayerOps(macs, 0.0, acs(layer, x.counts, outputs).item()) if spiking else LayerOps(macs, macs, 0.0)
         if isinstance(residual, SpikeTrain):
             spikes = residual.counts.double().sum().item() / len(residual)
             ops = LayerOps(ops.ann_macs + outputs.numel(), ops.macs, ops.acs + spikes)
@@ -98,9 +98,9 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
     def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
         nonlocal first
         if isinstance(x, SpikeTrain):
-            later.append([_acs(layer, spikes, outputs) for spikes in _steps(x)])
+            later.append([acs(layer, spikes, outputs).item() for spikes in _steps(x)])
         else:
-            first += _ann_macs(layer, outputs)
+            first += ann_macs(layer, outputs)
         if isinstance(residual, SpikeTrain):
             later.append([spikes.double().sum().item() / len(residual) for spikes in _steps(residual)])
 
@@ -120,10 +120,9 @@ def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, An
     def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
         nonlocal found
         found = True
-        if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
-            return  # pooled to counts: no neurons, no synapses
-        outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
-        record(name, layer, x, kwargs.get("residual"), outputs)
+        outputs = neurons(layer, output)
+        if outputs is not None:
+            record(name, layer, x, kwargs.get("residual"), outputs)
 
     with evaluating(net), watching(net, SYNAPTIC, watch):
         net(x)
@@ -131,20 +130,28 @@ def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, An
         raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
 
 
-def _ann_macs(layer: Any, outputs: torch.Size) -> float:
+def neurons(layer: nn.Module, output: Any) -> torch.Size | None:
+    """The shape, per sample, of what a layer's synapses lead to; None where it has none: pooling to counts."""
+    if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
+        return None
+    return output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
+
+
+def ann_macs(layer: Any, outputs: torch.Size) -> float:
+    """The products, per sample, by which an ANN computes ``outputs`` values of a layer."""
     pool = isinstance(layer, tnn.AvgPool2d)
     fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
     return float(fan_in * outputs.numel())
 
 
-def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> float:
-    """The synapses, per sample, that these numbers of spikes [B, *features] reach."""
-    spikes = spikes.double().mean(0)
-    if spikes.dim() == 1:
-        return spikes.sum().item() * outputs[-1]
-    groups = spikes.shape[0] if isinstance(layer, tnn.AvgPool2d) else layer.groups
-    reached = fan_out(layer, spikes.shape[1:]) * (outputs[0] // groups)
-    return (spikes.sum(0) * reached).sum().item()
+def acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
+    """The synapses, per sample, that these numbers of spikes [B, *features] reach: float64, differentiable."""
+    if spikes.dim() == 2:
+        return spikes.sum(dtype=torch.float64) * (outputs[-1] / len(spikes))
+    channels = spikes.shape[1]
+    groups = channels if isinstance(layer, tnn.AvgPool2d) else layer.groups
+    reached = fan_out(layer, spikes.shape[2:]).to(spikes.device) * (outputs[0] // groups / len(spikes))
+    return (spikes.sum((0, 1), dtype=torch.float64) * reached).sum()
 
 
 def fan_out(layer: Any, space: torch.Size) -> Tensor:

@@ -106,7 +106,7 @@ class Result:
 
 _DESCRIBED = {
     "width", "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init",
-    "weight_bits", "ann_units", "options", "rate_penalty", "init_from", "init_gain", "progressive", "percentile",
+    "weight_bits", "ann_units", "options", "synops_penalty", "init_from", "init_gain", "progressive", "percentile",
     "patience",
 }  # fmt: skip
 

@@ -39,8 +39,8 @@ _POSITIVE = (
 
 # What the ANN has no use for. Of T, event data need the number of frames.
 _NEURON_KEYS = {
-    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units", "rate_penalty",
-    "init_from", "init_gain", "progressive", "percentile", "patience",
+    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
+    "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
 
 
@@ -70,8 +70,8 @@ class Recipe:
             cosine, "cosine" only falls, "multistep" is multiplied by ``lr_factor`` at each epoch of ``milestones``,
             "constant".
         label_smoothing: of the cross-entropy, 0 to 1.
-        rate_penalty: weight in the loss of the mean firing rate over the layers, see
-            :class:`tandem_snn.measure.rate_penalty`: fewer spikes, fewer synaptic operations.
+        synops_penalty: weight in the loss of the synaptic operations in units of the ANN's, see
+            :class:`tandem_snn.measure.synops_penalty`.
         clip_grad_norm: the greatest norm of the gradient; None leaves it as it is.
         epochs, batch_size: passes over the training samples, and samples per step of all processes together.
         precision: "fp32", or "bf16" and "fp16" for automatic mixed precision.
@@ -119,7 +119,7 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     lr_factor: float = 0.1
     label_smoothing: float = 0.0
-    rate_penalty: float = 0.0
+    synops_penalty: float = 0.0
     clip_grad_norm: float | None = None
     epochs: int = 30
     batch_size: int = 64
@@ -146,7 +146,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}: expected a positive number, got {value}")
-        for name in ("weight_decay", "rate_penalty", "seed"):
+        for name in ("weight_decay", "synops_penalty", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("momentum", "label_smoothing"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Dataset, Split
 from ..errors import UserError
-from ..measure import rate_penalty
+from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
 from .optim import learning_rate, make_optimizer
 from .progressive import Progressive
@@ -84,7 +84,7 @@ class Trainer:
             self.stages.advance(0)
         self.optimizer = make_optimizer(net, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        self._penalty = rate_penalty(net) if recipe.rate_penalty and _spikes(net) else None
+        self._penalty = synops_penalty(net) if recipe.synops_penalty and _spikes(net) else None
         self._model = self.world.wrap(net)
         whole = min(recipe.batch_size, len(data.train))
         if whole % self.world.size:
@@ -143,7 +143,7 @@ class Trainer:
         output = output if output.dtype == torch.float64 else output.float()
         loss = self.task.loss(output, targets)
         if self._penalty is not None:
-            loss = loss + self.recipe.rate_penalty * self._penalty()
+            loss = loss + self.recipe.synops_penalty * self._penalty()
         with torch.no_grad():
             n = len(targets)
             sums = torch.stack([loss.double() * n, self.task.total(output, targets), loss.new_tensor(n).double()])
