@@ -1,24 +1,17 @@
 """Checkpoints and stores: damage, exact resumption after any kind of end, what stays when nothing can be written."""
 
 import json
-import os
-import random
-import resource
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tandem_snn.cli import main
 from tandem_snn.container import atomically
 from tandem_snn.errors import Interrupted, UserError
-from tandem_snn.training import Interruption, Recipe, Store, Trainer, fit, load_checkpoint, read_recipe, save_checkpoint
+from tandem_snn.training import Recipe, Store, Trainer, fit, load_checkpoint, read_recipe, save_checkpoint
 from tandem_snn.training.checkpoint import pack, unpack
-from tandem_snn.training.store import NEWEST, PREVIOUS, locked
+from tandem_snn.training.store import NEWEST, PREVIOUS
 
 # Dropout and augmentation, so that the random numbers of the steps matter.
 RECIPE = Recipe(model="FC64-D0.2-FC64", augment=("shift:1",), epochs=3, seed=5)
@@ -224,129 +217,3 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(digits, tmp_pa
     trainer = Trainer(build(digits, recipe), digits, recipe)
     assert Store(tmp_path).restore(trainer)
     assert all(value.isfinite().all() for value in trainer.net.state_dict().values())
-
-
-# --- signals, full disks, other runs ----------------------------------------------------------------------------------
-
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-from tandem_snn.cli import main
-from tandem_snn.container import atomically
-torch.set_num_threads(1)
-options = "--model mlp --epochs 6 --width 0.25 --seeds 1 --checkpoint-steps 5".split()
-sys.exit(main(["train", "digits", *options, *sys.argv[1:]]))
-"""
-
-
-def start(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], stderr=subprocess.PIPE,
-                            stdout=subprocess.DEVNULL, text=True, **options)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    process = start("--out", folder)
-    assert process.wait() == 0
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "twin.safetensors")}
-
-
-def weights(content, tmp_path):
-    path = tmp_path / "compared.safetensors"
-    path.write_bytes(content)
-    tensors, _ = unpack(path)
-    path.unlink()
-    return tensors
-
-
-def assert_same_weights(folder, uninterrupted):
-    for name, content in uninterrupted.items():
-        ours, theirs = weights((folder / name).read_bytes(), folder), weights(content, folder)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-
-
-def test_killed_at_random_moments_it_goes_on_bit_for_bit(uninterrupted, tmp_path):
-    pause = random.Random(1)
-    for _ in range(3):
-        process = start("--out", tmp_path, "--resume")
-        wait_for(tmp_path / "seed-0", process)
-        time.sleep(pause.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("--out", tmp_path, "--resume").wait() == 0
-    assert_same_weights(tmp_path, uninterrupted)
-
-
-def test_ctrl_c_writes_a_checkpoint(uninterrupted, tmp_path):
-    process = start("--out", tmp_path)
-    wait_for(tmp_path / "seed-0" / "snn" / NEWEST, process)
-    process.send_signal(signal.SIGINT)
-    error = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGINT
-    assert error.count("\n") == 1
-    assert "--resume" in error
-    assert start("--out", tmp_path, "--resume").wait() == 0
-    assert_same_weights(tmp_path, uninterrupted)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_heard_after_the_step(number, digits, tmp_path):
-    def on_step(trainer):
-        if trainer.step == 4:
-            signal.raise_signal(number)
-
-    with Interruption() as interruption, pytest.raises(Interrupted) as stopped:
-        fit(build(digits), digits, RECIPE, store=Store(tmp_path), on_step=on_step, interruption=interruption)
-    assert stopped.value.signal == number
-    trainer = Trainer(build(digits), digits, RECIPE)
-    assert Store(tmp_path).restore(trainer)
-    assert trainer.step == 4
-
-
-def test_two_runs_in_one_folder_refuse_each_other(tmp_path, capsys):
-    with locked(tmp_path / "run"):
-        assert main(["train", "--out", str(tmp_path / "run")]) == 2
-    assert "is in use by another run" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_full_disk_leaves_the_last_good_checkpoint(digits, tmp_path):
-    """A limit on the size of files stands for the disk: the kernel refuses to write in the same way."""
-    net = build(digits)
-    with pytest.raises(Interrupted):
-        fit(net, digits, RECIPE, store=Store(tmp_path), interruption=After(3))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(
-            UserError, match=r"cannot be written \(File too large\).*last good checkpoint is that after 0"
-        ):
-            fit(build(digits), digits, RECIPE, store=Store(tmp_path, steps=2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_refused(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match=r"cannot be written to .*--out"), locked(tmp_path):
-        pass
-
-
-def test_the_second_signal_acts_at_once():
-    before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption:
-        signal.raise_signal(signal.SIGINT)
-        assert interruption.requested()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before

@@ -75,8 +75,8 @@ def arguments(minutes: float) -> Figures:
 
 
 def faults(minutes: float) -> Figures:
-    return tests("test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py", "test_data.py",
-                 "test_data_events.py", "test_nir.py", "test_cli.py")  # fmt: skip
+    return tests("test_faults.py", "test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py",
+                 "test_data.py", "test_data_events.py", "test_nir.py", "test_cli.py")  # fmt: skip
 
 
 def threads(minutes: float) -> Figures:

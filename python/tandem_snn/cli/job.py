@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -120,9 +121,26 @@ def _begun(folder: Path) -> bool:
     parts = list(folder.glob("seed-*/*"))
     if any((part / name).exists() for part in parts for name in (NEWEST, PREVIOUS)):
         return True
-    summary = folder / SUMMARY
-    summed_up = summary.stat().st_mtime if summary.exists() else 0.0
-    return any(result.stat().st_mtime > summed_up for result in folder.glob(f"seed-*/*/{RESULT}"))
+    results = _digest(folder)
+    return results is not None and _summed_up(folder / SUMMARY) != results
+
+
+def _summed_up(summary: Path) -> str | None:
+    """The digest of the results that the summary is of."""
+    try:
+        digest: str | None = json.loads(summary.read_text())["results"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return digest
+
+
+def _digest(folder: Path) -> str | None:
+    """Of the results of the trainings in the folder; None while there are none."""
+    results = sorted(folder.glob(f"seed-*/*/{RESULT}"))
+    digest = hashlib.sha256()
+    for path in results:
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest() if results else None
 
 
 @contextmanager
@@ -189,7 +207,7 @@ def _write(folder: Path, result: Comparison, data: Dataset, origin: dict[str, An
     for kind, name in zip(result.kinds, (CHECKPOINT, TWIN), strict=False):
         save_checkpoint(folder / name, first.nets[kind], result.recipe, kind=kind)
     atomically(folder / REPORT, lambda path: report(path, result, data))
-    summary = json.dumps({**result.summary(), **origin}, indent=2) + "\n"
+    summary = json.dumps({**result.summary(), **origin, "results": _digest(folder)}, indent=2) + "\n"
     atomically(folder / SUMMARY, lambda path: path.write_text(summary))
 
 

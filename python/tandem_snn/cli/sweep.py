@@ -140,8 +140,11 @@ def _finished(summary: Path, job: Job) -> bool:
     """
     if not summary.exists():
         return False
-    found = json.loads(summary.read_text())
-    there, here = found["recipe"], job.recipe.to_dict()
+    try:
+        found = json.loads(summary.read_text())
+        there, here = dict(found["recipe"]), job.recipe.to_dict()
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{summary} is damaged ({error}): delete it, and the run is summed up again") from error
     differing = [name for name in here if there.get(name) != here[name]]
     if set(differing) - {"seeds"}:
         raise UserError(

@@ -161,8 +161,12 @@ class Store:
         path = self.folder / RESULT
         if not path.exists():
             return None
-        result: dict[str, Any] = json.loads(path.read_text())
-        _check_equal(path, Recipe.from_dict(result.pop("recipe")), recipe)
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+            there = Recipe.from_dict(result.pop("recipe"))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): start again with --restart") from error
+        _check_equal(path, there, recipe)
         load_checkpoint(self.folder / MODEL, net)
         return result
 
