@@ -10,6 +10,8 @@
 #define NORM                                                                                         \
   "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, " \
   "Tensor? v_init, int steps, float threshold, float leak, str gate, bool return_v"
+// precision: how float32 weights are multiplied on a GPU, as torch.set_float32_matmul_precision names it.
+#define PRODUCT "Tensor planes, int T, Tensor weight, str precision"
 #define WINDOW "int[] stride, int[] padding, int[] dilation, int groups"
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
 #define SPIKES_AND_MOMENTS \
@@ -19,10 +21,10 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents, " NEURON ") -> " SPIKES);
   m.def("constant_if(Tensor current, int T, " NEURON ") -> " SPIKES);
   m.def("impulse_if(Tensor current, int T, " NEURON ") -> " SPIKES);
-  m.def("linear_if(Tensor planes, int T, Tensor weight, " NEURON ") -> " SPIKES);
-  m.def("conv_if(Tensor planes, int T, Tensor weight, " WINDOW ", " NEURON ") -> " SPIKES);
-  m.def("linear_bn_if(Tensor planes, int T, Tensor weight, " NORM ") -> " SPIKES_AND_MOMENTS);
-  m.def("conv_bn_if(Tensor planes, int T, Tensor weight, " WINDOW ", " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("linear_if(" PRODUCT ", " NEURON ") -> " SPIKES);
+  m.def("conv_if(" PRODUCT ", " WINDOW ", " NEURON ") -> " SPIKES);
+  m.def("linear_bn_if(" PRODUCT ", " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("conv_bn_if(" PRODUCT ", " WINDOW ", " NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");

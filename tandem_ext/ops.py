@@ -65,7 +65,7 @@ def _linear_shape(planes: Tensor, T: int, weight: Tensor, *_: Any) -> Shape:
 
 
 def _conv_shape(
-    planes: Tensor, T: int, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape, *_: Any
+    planes: Tensor, T: int, weight: Tensor, precision: str, stride: Shape, padding: Shape, dilation: Shape, *_: Any
 ) -> Shape:
     sizes = zip(planes.shape[3:], weight.shape[2:], stride, padding, dilation, strict=True)
     space = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]

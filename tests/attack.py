@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 16, 17, 33])
 windows = st.sampled_from([1, 7, 8, 9, 16, 17, 255])
+precisions = st.sampled_from(["highest", "high", "medium"])
 dtypes = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
 INTS = (-(2**63), -(2**31), -1, 0, 1, 2, 7, 255, 256, 2**31, 2**40, 2**62, 2**63 - 1)
@@ -72,7 +73,7 @@ def scan(draw, source):
 @st.composite
 def linear(draw, norm):
     T, dtype, B, K, N = draw(windows), draw(dtypes), draw(sizes), draw(sizes), draw(sizes)
-    x = {"planes": train(T, B, K).planes, "T": T, "weight": dyadic(N, K, dtype=dtype)}
+    x = {"planes": train(T, B, K).planes, "T": T, "weight": dyadic(N, K, dtype=dtype), "precision": draw(precisions)}
     return {**x, **draw(neuron(T, (B, N), dtype, norm))}
 
 
@@ -94,7 +95,7 @@ def conv(draw, norm):
     x = {"planes": train(T, B, inputs * groups, *space).planes, "T": T}
     weight = dyadic(outputs * groups, inputs, *kernel, dtype=dtype)
     rest = draw(neuron(T, (B, outputs * groups, *out), dtype, norm))
-    return {**x, "weight": weight, **window, "groups": groups, **rest}
+    return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest}
 
 
 @st.composite

@@ -183,7 +183,7 @@ def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
 
 
 BAD_OP_CALLS = {
-    "linear_if": (PLANES, 9, W), "conv_if": (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1),
+    "linear_if": (PLANES, 9, W, "highest"), "conv_if": (IMAGE.planes, 8, KERNEL, "highest", [0, 1], [1, 1], [1, 1], 1),
     "if_scan": (torch.zeros(8),), "constant_if": (dyadic(3, 7), 0),
 }  # fmt: skip
 
@@ -204,4 +204,10 @@ def test_ops_check_neurons(position, value):
     neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True]
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
-        torch.ops.tandem.linear_if(PLANES, 8, W, *neuron)
+        torch.ops.tandem.linear_if(PLANES, 8, W, "highest", *neuron)
+
+
+def test_ops_check_the_precision():
+    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
+    with pytest.raises(RuntimeError, match='precision must be "highest", "high" or "medium", got "low"'):
+        torch.ops.tandem.linear_if(PLANES, 8, W, "low", *neuron)

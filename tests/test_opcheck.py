@@ -55,15 +55,9 @@ def test_linear(layout, dtype):
     B = 0 if layout == "empty" else 3
     planes = lay_out(train(9, B, 7).planes, layout)
     weight = dyadic(7, 5, dtype=dtype).t() if layout == "transposed" else dyadic(5, 7, dtype=dtype)
-    check(layout, ops.linear_if, planes, 9, weight, *neuron((B, 5), 9, dtype))
-    check(
-        layout,
-        ops.linear_if,
-        planes,
-        9,
-        weight,
-        *neuron((B, 5), 9, dtype, train_mode=False, return_v=False, full=False),
-    )
+    layer = planes, 9, weight, "highest"
+    check(layout, ops.linear_if, *layer, *neuron((B, 5), 9, dtype))
+    check(layout, ops.linear_if, *layer, *neuron((B, 5), 9, dtype, train_mode=False, return_v=False, full=False))
 
 
 @pytest.mark.parametrize(("layout", "dtype"), GRID)
@@ -72,10 +66,10 @@ def test_conv(layout, dtype, space):
     B, dims = 0 if layout == "empty" else 2, len(space)
     planes = lay_out(train(9, B, 4, *space).planes, layout)
     weight = dyadic(6, 2, *[3] * dims, dtype=dtype)
-    window = [2] * dims, [1] * dims, [1] * dims, 2
+    layer = planes, 9, weight, "high", [2] * dims, [1] * dims, [1] * dims, 2
     shape = (B, 6, *((n - 1) // 2 + 1 for n in space))
-    check(layout, ops.conv_if, planes, 9, weight, *window, *neuron(shape, 9, dtype))
-    check(layout, ops.conv_if, planes, 9, weight, *window, *neuron(shape, 9, dtype, train_mode=False, full=False))
+    check(layout, ops.conv_if, *layer, *neuron(shape, 9, dtype))
+    check(layout, ops.conv_if, *layer, *neuron(shape, 9, dtype, train_mode=False, full=False))
 
 
 def norm(channels, dtype, full):
@@ -94,10 +88,10 @@ def test_batch_norm(layout, dtype, full):
         return residual, residual_scale, v_init, steps, threshold, leak, gate, return_v
 
     planes, weight = lay_out(train(9, 4, 7).planes, layout), dyadic(5, 7, dtype=dtype)
-    check(layout, ops.linear_bn_if, planes, 9, weight, *norm(5, dtype, full), *arguments((4, 5)))
+    check(layout, ops.linear_bn_if, planes, 9, weight, "highest", *norm(5, dtype, full), *arguments((4, 5)))
     planes, weight = lay_out(train(9, 2, 3, 6, 5).planes, layout), dyadic(4, 3, 3, 3, dtype=dtype)
-    window = [1, 1], [1, 1], [1, 1], 1
-    check(layout, ops.conv_bn_if, planes, 9, weight, *window, *norm(4, dtype, full), *arguments((2, 4, 6, 5)))
+    layer = planes, 9, weight, "medium", [1, 1], [1, 1], [1, 1], 1
+    check(layout, ops.conv_bn_if, *layer, *norm(4, dtype, full), *arguments((2, 4, 6, 5)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

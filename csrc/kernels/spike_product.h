@@ -71,14 +71,18 @@ namespace cuda {
 enum class Weights : int32_t {
   kFloat16 = 0,
   kBFloat16 = 1,
-  kFloat32 = 2,           // the sum of two float16, which keep 23 bits of a weight, or 2^-35; weights below 1023
-  kFloat32AsFloat16 = 3,  // rounded to float16
-  kInt8 = 4,              // exact; NeuronArgs.scale holds what one unit is worth
+  kFloat32 = 2,        // as the sum of three bfloat16, which is exact
+  kFloat32High = 3,    // of two, which keep 16 bits of a weight
+  kFloat32Medium = 4,  // rounded to bfloat16
+  kInt8 = 5,           // exact; NeuronArgs.scale holds what one unit is worth
 };
 
 // Is there a fused kernel? The weights of an output have to be in the order kernel, channel; and the mask takes eight
 // outputs of a group at a time.
 bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron);
+
+// Is it the faster way for T steps, or are the library's product and the scan? By the arithmetic in docs/cuda.md.
+bool favours_product_if(const SpikeProduct& product, Weights weights, int32_t T);
 
 // As cpu::product_if. Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
 int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron, void* stream);

@@ -79,11 +79,12 @@ using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 
 // By the fused kernel, where there is one and the weights are finite.
 bool fire_fused(const Synapses& synapses, const BatchNorm& norm, const NeuronLayer& layer, const Tensor& product) {
-  if (!FusedSynapses::exist_for(synapses) || (norm.gain.has_value() && norm.gain->numel() != 1)) return false;
+  if (on_gpu(product) || product.scalar_type() == ScalarType::Double) return false;
+  if (norm.gain.has_value() && norm.gain->numel() != 1) return false;
   const auto data = [](const OptionalTensor& t) -> const float* {
     return t.has_value() ? static_cast<const float*>(t->data_ptr()) : nullptr;
   };
-  const FusedSynapses fused(synapses);
+  FusedSynapses fused(synapses);
   return cpu::product_norm_if(fused.product(),
                               {data(norm.gain), data(norm.gamma), data(norm.beta), static_cast<float>(norm.eps),
                                static_cast<float*>(product.data_ptr()), static_cast<float*>(norm.mean.data_ptr()),
@@ -115,21 +116,22 @@ NormOutputs layer_bn_if(const Synapses& synapses, BatchNorm norm, const NeuronIn
   return {planes, counts, mask, v, product, norm.mean, norm.var};
 }
 
-NormOutputs linear_bn_if(Tensor planes, int64_t T, Tensor weight, OptionalTensor gain, OptionalTensor gamma,
-                         OptionalTensor beta, double eps, OptionalTensor residual, OptionalTensor residual_scale,
-                         OptionalTensor v_init, int64_t steps, double threshold, double leak, std::string gate,
-                         bool return_v) {
+NormOutputs linear_bn_if(Tensor planes, int64_t T, Tensor weight, std::string precision, OptionalTensor gain,
+                         OptionalTensor gamma, OptionalTensor beta, double eps, OptionalTensor residual,
+                         OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
+                         double leak, std::string gate, bool return_v) {
   return layer_bn_if(
-      {planes, T, weight, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
+      {planes, T, weight, precision, {}, {}, {}}, {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
       {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 
-NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, Shape stride, Shape padding, Shape dilation,
-                       int64_t groups, OptionalTensor gain, OptionalTensor gamma, OptionalTensor beta, double eps,
-                       OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
-                       double threshold, double leak, std::string gate, bool return_v) {
+NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, std::string precision, Shape stride, Shape padding,
+                       Shape dilation, int64_t groups, OptionalTensor gain, OptionalTensor gamma, OptionalTensor beta,
+                       double eps, OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init,
+                       int64_t steps, double threshold, double leak, std::string gate, bool return_v) {
   return layer_bn_if(
-      {planes, T, weight, stride, padding, dilation, groups}, {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
+      {planes, T, weight, precision, stride, padding, dilation, groups},
+      {Tensor(), Tensor(), gain, gamma, beta, checked_eps(eps)},
       {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
 }
 

@@ -65,7 +65,9 @@ Tensor pack(Tensor spikes) {
   return planes;
 }
 
-Tensor counts(Tensor planes, ScalarType dtype) {
+}  // namespace
+
+Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2,
                "planes must be uint8 [P, B, *features], got ", shape_text(shape_of(planes)));
   Shape shape = shape_of(planes);
@@ -86,6 +88,8 @@ Tensor counts(Tensor planes, ScalarType dtype) {
   cpu::counts(bytes, P, out.numel(), out.data_ptr(), type, torch_parallel);
   return out;
 }
+
+namespace {
 
 Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   const DType dtype = kernel_dtype(grad, "grad");
@@ -139,7 +143,7 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {    \
     m.impl("pack", TORCH_BOX(&pack));            \
     m.impl("unpack", TORCH_BOX(&unpack_spikes)); \
-    m.impl("counts", TORCH_BOX(&counts));        \
+    m.impl("counts", TORCH_BOX(&count_spikes));  \
     m.impl("gate_grad", TORCH_BOX(&gate_grad));  \
   }
 TANDEM_IMPLEMENT(CPU)

@@ -20,6 +20,8 @@ void check_range(int64_t value, int64_t least, const char* name) {
 }  // namespace
 
 void Synapses::check() const {
+  TANDEM_CHECK(precision == "highest" || precision == "high" || precision == "medium",
+               "precision must be \"highest\", \"high\" or \"medium\", got \"", precision, "\"");
   check_planes(planes, T, "planes");
   kernel_dtype(weight, "weight");
   check_same_device(weight, planes, "weight");
@@ -52,44 +54,56 @@ Shape Synapses::output_shape() const {
   return shape;
 }
 
-Tensor Synapses::currents() const {
-  const ScalarType compute = compute_type(weight.scalar_type());
-  const Tensor wide = aten::to_type(weight, compute);
-  const Tensor spikes = unpack_spikes(planes, T, compute);
-  if (is_linear()) return to_channels_last(aten::linear(spikes, wide), 2);
-  Shape shape = output_shape();
-  shape.insert(shape.begin(), T);
+Tensor Synapses::product_of(const Tensor& images) const {
+  const Tensor wide = aten::to_type(weight, images.scalar_type());
+  if (is_linear()) return aten::linear(images, wide);
   if (weight.numel() == 0) {  // torch's convolution gets the shape of this case wrong
-    Tensor silence = empty_channels_last(shape, 2, compute, planes);
+    Shape shape = output_shape();
+    shape[0] = images.size(0);
+    const Tensor silence = empty_channels_last(shape, 1, images.scalar_type(), planes);
     torch::stable::fill_(silence, 0.0);
     return silence;
   }
+  return to_channels_last(aten::convolution(images, wide, stride, padding, dilation, groups), 1);
+}
+
+Tensor Synapses::currents() const {
+  const Tensor spikes = unpack_spikes(planes, T, compute_type(weight.scalar_type()));
   Shape batched = shape_of(spikes);
   batched.erase(batched.begin());
   batched[0] *= T;
-  const Tensor images = view_channels_last(spikes, batched, 1);
-  const Tensor out = to_channels_last(aten::convolution(images, wide, stride, padding, dilation, groups), 1);
-  return view_channels_last(out, shape, 2);
+  Shape shape = output_shape();
+  shape.insert(shape.begin(), T);
+  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), shape, 2);
 }
 
-bool FusedSynapses::exist_for(const Synapses& synapses) {
-  return !on_gpu(synapses.planes) && synapses.weight.scalar_type() != ScalarType::Double;
+Tensor Synapses::window_sum() const { return product_of(count_spikes(planes, compute_type(weight.scalar_type()))); }
+
+namespace {
+
+cuda::Weights weights_of(ScalarType type, const std::string& precision) {
+  if (type == ScalarType::Half) return cuda::Weights::kFloat16;
+  if (type == ScalarType::BFloat16) return cuda::Weights::kBFloat16;
+  if (precision == "high") return cuda::Weights::kFloat32High;
+  return precision == "medium" ? cuda::Weights::kFloat32Medium : cuda::Weights::kFloat32;
 }
 
-FusedSynapses::FusedSynapses(const Synapses& s) : planes_(to_channels_last(s.planes, 2)) {
-  // A weight that is channels-last already is taken as it is, any other as contiguous.
-  const bool channels_last =
-      !s.is_linear() && s.weight.size(1) > 1 && to_channels_last(s.weight, 1).get() == s.weight.get();
-  weight_ = channels_last ? s.weight : torch::stable::contiguous(s.weight);
+}  // namespace
+
+FusedSynapses::FusedSynapses(const Synapses& s)
+    : planes_(to_channels_last(s.planes, 2)),
+      weight_(s.weight),
+      weights_(weights_of(s.weight.scalar_type(), s.precision)) {
   const auto spatial = static_cast<int>(s.stride.size());
   product_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
   product_.batch = s.planes.size(1);
   product_.channels = s.planes.size(2);
   product_.outputs = s.weight.size(0);
   product_.groups = s.groups;
-  product_.weight = weight_.data_ptr();
   product_.weight_dtype = kernel_dtype(s.weight, "weight");
-  product_.weight_channels_last = channels_last;
+  // On the CPU a weight that is channels-last already is taken as it is, any other as contiguous.
+  product_.weight_channels_last =
+      on_gpu(weight_) || (!s.is_linear() && s.weight.size(1) > 1 && is_channels_last(weight_, 1));
   int64_t size[2] = {1, 1};
   for (int axis = 0; axis < 2; ++axis) {
     const int d = axis - (2 - spatial);  // a line is an image of height 1
@@ -103,36 +117,61 @@ FusedSynapses::FusedSynapses(const Synapses& s) : planes_(to_channels_last(s.pla
   product_.width = size[1];
 }
 
-namespace {
-
-void fire(const Synapses& synapses, const NeuronLayer& layer) {
-  if (layer.neurons() == 0) return;
-  if (FusedSynapses::exist_for(synapses)) {
-    const FusedSynapses fused(synapses);
-    if (cpu::product_if(fused.product(), layer.args<float>(), torch_parallel)) return;
-  }
-  run_scan(synapses.currents(), Source::kTrain, layer);
+const SpikeProduct& FusedSynapses::product() {
+  const bool in_rows = product_.weight_channels_last && weight_.dim() > 2;
+  weight_ = in_rows ? to_channels_last(weight_, 1) : torch::stable::contiguous(weight_);
+  product_.weight = weight_.data_ptr();
+  return product_;
 }
+
+bool FusedSynapses::suit([[maybe_unused]] const NeuronLayer& layer) const {
+  if (weight_.scalar_type() == ScalarType::Double) return false;
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(weight_)) {
+    return cuda::has_product_if(product_, weights_, layer.args<float>()) &&
+           cuda::favours_product_if(product_, weights_, layer.args<float>().T);
+  }
+#endif
+  return true;
+}
+
+bool FusedSynapses::fire(const NeuronLayer& layer) {
+  if (!suit(layer)) return false;
+  const SpikeProduct& read = product();
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(weight_)) {
+    launch(weight_, "product_if",
+           [&](void* stream) { return cuda::product_if(read, weights_, layer.args<float>(), stream); });
+    return true;
+  }
+#endif
+  return cpu::product_if(read, layer.args<float>(), torch_parallel);
+}
+
+namespace {
 
 NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
   synapses.check();
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.weight.scalar_type(), synapses.planes);
-  fire(synapses, layer);
+  if (layer.neurons() > 0 && !FusedSynapses(synapses).fire(layer)) {
+    run_scan(synapses.currents(), Source::kTrain, layer);
+  }
   return layer.outputs();
 }
 
-NeuronOutputs linear_if(Tensor planes, int64_t T, Tensor weight, OptionalTensor scale, OptionalTensor shift,
-                        OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
-                        double threshold, double leak, std::string gate, bool train, bool return_v) {
-  return layer_if({planes, T, weight, {}, {}, {}},
+NeuronOutputs linear_if(Tensor planes, int64_t T, Tensor weight, std::string precision, OptionalTensor scale,
+                        OptionalTensor shift, OptionalTensor residual, OptionalTensor residual_scale,
+                        OptionalTensor v_init, int64_t steps, double threshold, double leak, std::string gate,
+                        bool train, bool return_v) {
+  return layer_if({planes, T, weight, precision, {}, {}, {}},
                   {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
 }
 
-NeuronOutputs conv_if(Tensor planes, int64_t T, Tensor weight, Shape stride, Shape padding, Shape dilation,
-                      int64_t groups, OptionalTensor scale, OptionalTensor shift, OptionalTensor residual,
-                      OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
-                      double leak, std::string gate, bool train, bool return_v) {
-  return layer_if({planes, T, weight, stride, padding, dilation, groups},
+NeuronOutputs conv_if(Tensor planes, int64_t T, Tensor weight, std::string precision, Shape stride, Shape padding,
+                      Shape dilation, int64_t groups, OptionalTensor scale, OptionalTensor shift,
+                      OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
+                      double threshold, double leak, std::string gate, bool train, bool return_v) {
+  return layer_if({planes, T, weight, precision, stride, padding, dilation, groups},
                   {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
 }
 

@@ -84,14 +84,19 @@ Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of) {
   return empty_channels_last(shape, static_cast<int>(shape.size()), dtype, device_of);
 }
 
-Tensor to_channels_last(const Tensor& tensor, int lead) {
+bool is_channels_last(const Tensor& tensor, int lead) {
   const Shape shape = shape_of(tensor);
   const Shape wanted = channels_last_strides(shape, lead);
   const auto strides = tensor.strides();
   bool same = true;
   for (size_t d = 0; d < shape.size(); ++d) same &= shape[d] <= 1 || strides[d] == wanted[d];
-  if (same || product(shape) == 0) return tensor;
-  Tensor out = allocate(shape, wanted, tensor.scalar_type(), tensor);
+  return same || product(shape) == 0;
+}
+
+Tensor to_channels_last(const Tensor& tensor, int lead) {
+  if (is_channels_last(tensor, lead)) return tensor;
+  const Shape shape = shape_of(tensor);
+  Tensor out = allocate(shape, channels_last_strides(shape, lead), tensor.scalar_type(), tensor);
   torch::stable::copy_(out, tensor);
   return out;
 }

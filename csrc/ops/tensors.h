@@ -32,6 +32,8 @@ int64_t product(const Shape& shape, size_t first = 0);
 // layout of everything the ops return; with fewer than two feature dimensions it is the contiguous one.
 Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of);
 
+bool is_channels_last(const Tensor& tensor, int lead);
+
 // The same values in that layout: the tensor itself where it has it already, else a copy.
 Tensor to_channels_last(const Tensor& tensor, int lead);
 

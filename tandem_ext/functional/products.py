@@ -15,6 +15,16 @@ from .neuron import Neurons
 _CONV = {1: F.conv1d, 2: F.conv2d}
 
 
+# Dynamo traces no string; a change of the setting makes it compile anew.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def float32_precision() -> str:
+    """How float32 weights are multiplied on a GPU: what torch is told by ``set_float32_matmul_precision``."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was told by its newer setting, and knows no one word for it
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 class Linear(NamedTuple):
     """W [N, K] times [B, K]."""
 
@@ -30,8 +40,8 @@ class Linear(NamedTuple):
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
         return torch.ops.tandem.linear_if.default(  # type: ignore[no-any-return]
-            planes, T, weight, scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train,
-            return_v,
+            planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, steps, threshold,
+            leak, gate, train, return_v,
         )  # fmt: skip
 
     def fire_bn(
@@ -46,8 +56,8 @@ class Linear(NamedTuple):
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
         return torch.ops.tandem.linear_bn_if.default(  # type: ignore[no-any-return]
-            planes, T, weight, gain, gamma, beta, eps, residual, residual_scale, v_init, steps, threshold, leak, gate,
-            return_v,
+            planes, T, weight, float32_precision(), gain, gamma, beta, eps, residual, residual_scale, v_init, steps,
+            threshold, leak, gate, return_v,
         )  # fmt: skip
 
     def gradients(
@@ -85,8 +95,8 @@ class Conv(NamedTuple):
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
         return torch.ops.tandem.conv_if.default(  # type: ignore[no-any-return]
-            planes, T, weight, self.stride, self.padding, self.dilation, self.groups, scale, shift, residual,
-            residual_scale, v_init, steps, threshold, leak, gate, train, return_v,
+            planes, T, weight, float32_precision(), self.stride, self.padding, self.dilation, self.groups, scale, shift,
+            residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v,
         )  # fmt: skip
 
     def fire_bn(
@@ -101,8 +111,8 @@ class Conv(NamedTuple):
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
         return torch.ops.tandem.conv_bn_if.default(  # type: ignore[no-any-return]
-            planes, T, weight, self.stride, self.padding, self.dilation, self.groups, gain, gamma, beta, eps, residual,
-            residual_scale, v_init, steps, threshold, leak, gate, return_v,
+            planes, T, weight, float32_precision(), self.stride, self.padding, self.dilation, self.groups, gain, gamma,
+            beta, eps, residual, residual_scale, v_init, steps, threshold, leak, gate, return_v,
         )  # fmt: skip
 
     def gradients(

@@ -34,13 +34,14 @@ int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, doubl
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
 }
 
+}  // extern "C"
+
+namespace {
+
 // sizes: batch, height, width, channels, outputs, groups; kernel, stride, padding, dilation, two of each; are the
 // weights channels last.
-int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Weights weights,
-                        const NeuronArgs<float>* args) {
+SpikeProduct product_of(const int64_t* sizes) {
   SpikeProduct product{};
-  product.planes = planes;
-  product.weight = weight;
   product.weight_channels_last = sizes[14] != 0;
   int64_t* const fields[] = {&product.batch,    &product.height,  &product.width,
                              &product.channels, &product.outputs, &product.groups};
@@ -51,7 +52,23 @@ int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t
     product.padding[axis] = sizes[10 + axis];
     product.dilation[axis] = sizes[12 + axis];
   }
+  return product;
+}
+
+}  // namespace
+
+extern "C" {
+
+int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Weights weights,
+                        const NeuronArgs<float>* args) {
+  SpikeProduct product = product_of(sizes);
+  product.planes = planes;
+  product.weight = weight;
   return cuda::product_if(product, weights, *args, nullptr);
+}
+
+int emulated_favours_product_if(const int64_t* sizes, cuda::Weights weights, int32_t T) {
+  return cuda::favours_product_if(product_of(sizes), weights, T);
 }
 
 }  // extern "C"

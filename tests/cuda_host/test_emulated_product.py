@@ -12,8 +12,8 @@ from harness import Emulator, pointer
 from neuron_layers import TRAIN, Layer, Outputs, check_outputs, pack, place_neurons, random_layer
 from torch import Tensor
 
-FLOAT32_AS_FLOAT16 = 3
-WEIGHTS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 4}
+FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8 = range(6)  # cuda::Weights
+WEIGHTS = {torch.float16: FLOAT16, torch.bfloat16: BFLOAT16, torch.float32: FLOAT32, torch.int8: INT8}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
 def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
     """What the kernel makes of each weight alone: sample k has no spike but that of input k, and nothing fires."""
     N, K = weight.shape
-    layer = Layer(torch.zeros(1, K, N), 1, threshold=1e9)
+    layer = Layer(torch.zeros(1, K, N), 1, threshold=3e38)
     return run(emulator, LINEAR, layer, torch.eye(K).view(1, K, 1, 1, K), weight, mode)["v"].T
 
 
@@ -159,12 +159,48 @@ def test_convolution_accesses(checked: Emulator, dtype: torch.dtype) -> None:
 
 
 def test_float32_weights(plain: Emulator) -> None:
-    """The two float16 keep 23 bits of a weight, or 2^-35."""
+    """Three bfloat16 hold every bit of a weight of any size, two hold 16, one what bfloat16 is."""
     g = torch.Generator().manual_seed(0)
-    weight = torch.randn(64, 48, generator=g) * 2.0 ** torch.randint(-16, 8, (64, 1), generator=g)
-    error = (products(plain, weight, WEIGHTS[torch.float32]) - weight).abs()
-    assert (error <= torch.maximum(weight.abs() * 2.0**-23, torch.tensor(2.0**-35))).all()
-    assert torch.equal(products(plain, weight, FLOAT32_AS_FLOAT16), weight.half().float())
+    weight = torch.randn(64, 48, generator=g) * 2.0 ** torch.randint(-100, 100, (64, 1), generator=g)
+    assert torch.equal(products(plain, weight, FLOAT32), weight)
+    assert ((products(plain, weight, FLOAT32_HIGH) - weight).abs() <= weight.abs() * 2.0**-16).all()
+    assert torch.equal(products(plain, weight, FLOAT32_MEDIUM), weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("mode", [FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, BFLOAT16, FLOAT16])
+def test_weights_that_are_not_finite(plain: Emulator, mode: int) -> None:
+    """They do what IEEE says: infinities where there is a spike, NaN where there is none."""
+    inf = float("inf")
+    weight = torch.tensor([[inf, 1.0], [-inf, 1.0], [float("nan"), 1.0]]).repeat(3, 1)[:8]
+    dtype = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}.get(mode, torch.float32)
+    spikes = torch.ones(1, 1, 1, 1, 2)
+    layer = Layer(torch.zeros(1, 1, 8), 1, threshold=1e9)
+    out = run(plain, LINEAR, layer, spikes, weight.to(dtype).view(8, 1, 1, 2), mode)
+    assert torch.equal(out["planes"][0, 0] == 1, weight[:, 0] == inf)
+    spikes[..., 0] = 0
+    assert run(plain, LINEAR, layer, spikes, weight.to(dtype).view(8, 1, 1, 2), mode)["v"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "T", "rows", "inputs", "groups", "outputs", "fused"),
+    [
+        (FLOAT16, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT32, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT32_HIGH, 8, 32, 4096, 1, 4096, True),  # bound by the weights
+        (FLOAT32_HIGH, 8, 33, 4096, 1, 4096, False),
+        (FLOAT32_HIGH, 8, 33, 768, 1, 4096, True),  # bound by the currents
+        (FLOAT32_HIGH, 8, 33, 769, 1, 4096, False),
+        (FLOAT32_MEDIUM, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT16, 8, 32, 64, 64, 64, False),  # depthwise
+        (FLOAT16, 8, 32, 64, 4, 64, True),
+        (FLOAT16, 8, 32, 64, 1, 10, True),
+    ],
+)
+def test_where_it_is_favoured(
+    plain: Emulator, mode: int, T: int, rows: int, inputs: int, groups: int, outputs: int, fused: bool
+) -> None:
+    sizes = [rows, 1, 1, inputs, outputs, groups, 1, 1, 1, 1, 0, 0, 1, 1, 1]
+    assert plain.lib.emulated_favours_product_if((ctypes.c_int64 * 15)(*sizes), mode, T) == fused
 
 
 def test_int8_weights(plain: Emulator) -> None:

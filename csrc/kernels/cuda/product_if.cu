@@ -2,6 +2,8 @@
 // the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
 // registers. It turns them over in shared memory: each lane then integrates one neuron, and neighbours store together.
 // Weights and spike planes pass through a ring of stages in shared memory.
+#include <limits>
+
 #include "neurons.cuh"
 #include "product_tile.cuh"
 
@@ -173,7 +175,19 @@ bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronAr
   const bool rows = product.weight_channels_last || product.taps() == 1 || product.group_channels() == 1;
   const bool bytes = neuron.mask == nullptr || product.group_outputs() % 8 == 0;
   const int64_t deepest = weights == Weights::kInt8 ? 1 << 17 : 1 << 24;
-  return rows && bytes && product.inputs() < deepest;
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
+  const bool narrow = product.channels <= kInt && product.height * product.width <= kInt && product.outputs <= kInt &&
+                      product.out_height() * product.out_width() <= kInt && product.groups <= 65535;
+  return rows && bytes && narrow && product.inputs() > 0 && product.inputs() < deepest;
+}
+
+bool favours_product_if(const SpikeProduct& product, Weights weights, int32_t T) {
+  // A tile has at least thirty-two outputs: narrow groups leave it empty.
+  if (product.groups > 1 && product.group_outputs() < 16) return false;
+  // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
+  // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
+  const bool compute_bound = T * product.rows() > 256;
+  return !(weights == Weights::kFloat32High && compute_bound && product.inputs() > 768);
 }
 
 int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron, void* stream) {
@@ -187,9 +201,11 @@ int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<fl
     case Weights::kBFloat16:
       return launch_for<BFloat16Weights>(g, product, neuron, on);
     case Weights::kFloat32:
-      return launch_for<Float32Weights>(g, product, neuron, on);
-    case Weights::kFloat32AsFloat16:
-      return launch_for<Float32AsFloat16Weights>(g, product, neuron, on);
+      return launch_for<Float32Weights<3>>(g, product, neuron, on);
+    case Weights::kFloat32High:
+      return launch_for<Float32Weights<2>>(g, product, neuron, on);
+    case Weights::kFloat32Medium:
+      return launch_for<Float32Weights<1>>(g, product, neuron, on);
     case Weights::kInt8:
       return launch_for<Int8Weights>(g, product, neuron, on);
   }

@@ -217,13 +217,11 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const
     }
 #pragma unroll
     for (int t = 0; t < S::kSteps; ++t) {
+      uint32_t b[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) b[r] = Operands::spikes_at(spikes[t / kPlaneSteps], t % kPlaneSteps, r);
 #pragma unroll
       for (int term = 0; term < Operands::kTerms; ++term) {
-        uint32_t b[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          b[r] = Operands::spikes_at(spikes[t / kPlaneSteps], t % kPlaneSteps, term, r);
-        }
 #pragma unroll
         for (int tile = 0; tile < S::kTiles; ++tile) Operands::multiply(sums[tile][t], weights[tile][term], b);
       }

@@ -38,7 +38,7 @@ struct Float16Weights {
                                                       uint32_t (&a)[kTerms][4]) {
     load_tile(tile, row_bytes, lane, a[0]);
   }
-  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int /*term*/, int r) {
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.pair[r] & (0x00010001u << t);
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -51,7 +51,7 @@ struct Float16Weights {
 struct BFloat16Weights : Float16Weights {
   using Weight = __nv_bfloat16;
 
-  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int /*term*/, int r) {
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.pair[r] << (14 - t) & 0x40004000u;
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -60,16 +60,12 @@ struct BFloat16Weights : Float16Weights {
   static __device__ __forceinline__ float product(float sum, int /*t*/) { return sum * 0.5f; }
 };
 
-__device__ __forceinline__ uint32_t as_word(__half2 pair) {
-  uint32_t word;
-  memcpy(&word, &pair, sizeof(word));
-  return word;
-}
-
-// Float32 weights, rounded to float16 when they are used. A lane takes four neighbours in depth, one load of weights
-// and one of spikes: any order will do if both operands agree.
-struct Float32AsFloat16Weights : Float16Weights {
+// A float32 weight is the sum of three bfloat16, exactly; the first two hold 16 bits of it, the first one 8. A lane
+// takes four neighbours in depth, one load of weights and one of spikes: any order will do if both operands agree.
+template <int terms>
+struct Float32Weights : BFloat16Weights {
   using Weight = float;
+  static constexpr int kTerms = terms;
   static constexpr int kWeightPad = 64;
 
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
@@ -81,37 +77,25 @@ struct Float32AsFloat16Weights : Float16Weights {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const auto w = load<float4>(tile + (lane / 4 + 8 * r) * row_bytes + lane % 4 * 16);
-      a[0][r] = as_word(__floats2half2_rn(w.x, w.y));
-      a[0][2 + r] = as_word(__floats2half2_rn(w.z, w.w));
+      split(w.x, w.y, a, r);
+      split(w.z, w.w, a, 2 + r);
     }
   }
-};
 
-// 2^6 w = high + low / 2^4, both float16. The spikes of the high part sit four bits further up, which makes them 2^4
-// times as large: both parts end in the same sum.
-struct Float32Weights : Float32AsFloat16Weights {
-  static constexpr int kTerms = 2;
-
-  static __device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t& low) {
-    x *= 64.0f;
-    y *= 64.0f;
-    const __half2 h = __floats2half2_rn(x, y);
-    high = as_word(h);
-    low = as_word(__floats2half2_rn((x - __low2float(h)) * 16.0f, (y - __high2float(h)) * 16.0f));
-  }
-  static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
-                                                      uint32_t (&a)[kTerms][4]) {
+ private:
+  static __device__ __forceinline__ void split(float x, float y, uint32_t (&a)[kTerms][4], int r) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const auto w = load<float4>(tile + (lane / 4 + 8 * r) * row_bytes + lane % 4 * 16);
-      split(w.x, w.y, a[0][r], a[1][r]);
-      split(w.z, w.w, a[0][2 + r], a[1][2 + r]);
+    for (int term = 0; term < kTerms; ++term) {
+      const __nv_bfloat162 part = __floats2bfloat162_rn(x, y);
+      memcpy(&a[term][r], &part, sizeof(part));
+      x -= __low2float(part);
+      y -= __high2float(part);
+      if (term == 0) {  // an infinite weight leaves NaN, which is made a number; no rest is as large
+        x = fminf(x, 1e36f);
+        y = fminf(y, 1e36f);
+      }
     }
   }
-  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int term, int r) {
-    return term == 0 ? s.pair[r] << 4 & (0x00100010u << t) : s.pair[r] & (0x00010001u << t);
-  }
-  static __device__ __forceinline__ float product(float sum, int t) { return sum * static_cast<float>(1 << (14 - t)); }
 };
 
 // Exact integers: a masked byte is 2^t or 0.
@@ -133,7 +117,7 @@ struct Int8Weights {
                                                       uint32_t (&a)[kTerms][4]) {
     load_tile(tile, row_bytes, lane, a[0]);
   }
-  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int /*term*/, int r) {
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.bytes[r] & (0x01010101u << t);
   }
   static __device__ __forceinline__ void multiply(int32_t (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

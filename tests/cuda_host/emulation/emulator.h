@@ -10,6 +10,7 @@
 #include <vector_types.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
