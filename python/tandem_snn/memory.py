@@ -1,12 +1,18 @@
-"""The memory of this process, as Linux counts it."""
+"""The memory of this machine and of this process, as Linux counts it."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from types import TracebackType
 
 import torch
+
+
+def total() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def forget_peak() -> None:

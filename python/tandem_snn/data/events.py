@@ -78,7 +78,7 @@ def bin_recording(
     >>> bin_recording(events, (2, 2), 2, "time", (1, 1)).flatten()  # off at step 1, on at step 0
     tensor([2, 1], dtype=torch.uint8)
     """
-    coordinates = {name: np.asarray(events[name]).astype(np.int64) for name in ("t", "x", "y", "p")}
+    coordinates = {name: _integers(name, events[name]) for name in ("t", "x", "y", "p")}
     for name, limit in ("y", sensor[0]), ("x", sensor[1]):
         values = coordinates[name]
         if len(values) and not 0 <= values.min() <= values.max() < limit:
@@ -91,3 +91,10 @@ def bin_recording(
     window = (0, max(1, len(coordinates["t"]))) if bins == "count" else None
     train = SpikeTrain.from_events(coordinates, (2, *size), T, window=window)
     return train.planes[:, 0].movedim(1, -1).contiguous()
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    numbers = np.asarray(values)
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: expected finite numbers")
+    return numbers.astype(np.int64)

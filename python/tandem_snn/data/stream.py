@@ -71,7 +71,9 @@ class StreamSplit(Split):
         try:
             with extra("PIL.Image", "image files").open(path) as file:
                 image = file.convert("RGB")
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # Pillow has many ways to fail, among them one for images of absurd sizes
             raise damaged(self.name, path, error, "put the whole file there again") from error
         if seed is None:
             return self.evaluation(image), self.targets[index]

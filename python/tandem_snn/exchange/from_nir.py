@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from .. import nn as tnn
-from ..errors import UserError, extra
+from ..errors import extra
+from .nir_file import read_nir
 
 HARD_RESET_SINCE = (1, 0, 8)
 
@@ -48,7 +52,7 @@ def from_nir(
     if reset not in (None, "subtract"):
         raise ValueError(f"reset: expected None or 'subtract', the only reset of these layers, got {reset!r}")
     if isinstance(graph, (str, PathLike)):
-        graph, version = _read(nir, Path(graph))
+        graph, version = read_nir(Path(graph))
         if version < HARD_RESET_SINCE:
             reset = "subtract"
     facts = {} if graph.metadata is dict else {key: _plain(value) for key, value in graph.metadata.items()}
@@ -57,16 +61,6 @@ def from_nir(
         raise ValueError("T: give the number of time steps: the graph does not say it")
     encoder = tnn.Encoder(int(T), mode or facts.get("input", "direct"))
     return _Importer(nir, graph, encoder, float(dt or facts.get("dt", 1.0)), reset).network()
-
-
-def _read(nir: Any, path: Path) -> tuple[Any, tuple[int, ...]]:
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        version = extra("nir.serialization", "the import of NIR").read_version(path)
-        return nir.read(path), tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    except Exception as error:  # h5py and nir raise what they meet
-        raise UserError(f"{path} is not a NIR file that can be read ({type(error).__name__}: {error})") from error
 
 
 def _plain(value: Any) -> Any:
@@ -116,11 +110,15 @@ class _Importer:
         self.values: dict[str, Any] = {}
 
     def network(self) -> fx.GraphModule:
-        for name, node in list(self.nodes.items()):
-            if isinstance(node, self.nir.Threshold):
-                self._collapse(name, node)
-        for name in self._order():
-            self._import(name, self.nodes[name])
+        name = ""
+        try:
+            for name, node in list(self.nodes.items()):
+                if isinstance(node, self.nir.Threshold):
+                    self._collapse(name, node)
+            for name in self._order():
+                self._import(name, self.nodes[name])
+        except (AttributeError, LookupError, TypeError, RuntimeError) as error:  # arrays of other shapes and kinds
+            raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
         return fx.GraphModule(self.root, self.graph, "FromNIR")
 
     def _sources(self, name: str) -> list[str]:
@@ -267,9 +265,23 @@ class _Importer:
         return layer  # type: ignore[no-any-return]
 
     def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
-        name = name.replace(".", "_")
+        name = _identifier(name, self.root)
         self.root[name] = module
         return self.graph.call_module(name, (x,), keywords)
+
+
+def _identifier(name: str, taken: Mapping[str, Any]) -> str:
+    """The name of a module. torch.fx writes it into the source of a program, so that nothing but a name may be in it.
+
+    >>> _identifier('n1") + print("', {})
+    'n1_____print__'
+    """
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    if not name.isidentifier() or keyword.iskeyword(name):
+        name = f"_{name}"
+    while name in taken or hasattr(fx.GraphModule, name):
+        name += "_"
+    return name
 
 
 def _pool(node: Any, spiking: bool) -> tnn.AvgPool2d:

@@ -6,8 +6,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, check_name, extra
+from ..errors import UserError, check_name
 from .recipe import Recipe
+from .values import LARGEST, from_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -61,13 +62,14 @@ def _path(name: str, folder: Path) -> Path:
 def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
     if path in derived:
         raise UserError(f"recipe {path}: its base leads back to itself")
-    yaml = extra("yaml", "a recipe")
+    if path.exists() and not path.is_file():
+        raise UserError(f"recipe {path} is not a file")
     try:
-        values = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not YAML: {error}") from error
+    values = from_yaml(content.decode(errors="replace"), f"recipe {path}")
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"recipe {path}: expected lines `key: value`")

@@ -7,17 +7,21 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import nn
 
+from .. import memory
 from ..data import EVENTS, NAMES, Dataset, load
 from ..data.augment import parse
 from ..data.events import BINS
-from ..errors import UserError, check_name, extra
+from ..errors import UserError, check_name
 from ..models import check_model, create_model, create_twin
 from ..nn.encoder import MODES
+from .values import from_yaml
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
@@ -42,6 +46,9 @@ _NEURON_KEYS = {
     "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
     "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
+
+
+_GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,8 @@ class Recipe:
         check_name("encoding", self.encoding or "direct", MODES)
         check_name("kind of bins", self.bins, BINS)
         parse(self.augment)
+        if self.seed + self.seeds > _GREATEST_SEED:
+            raise UserError(f"seed, seeds: expected seeds up to {_GREATEST_SEED}, got {self.seed + self.seeds - 1}")
         if not 1 <= self.T <= 255:
             raise UserError(f"T: expected 1 to 255 time steps, got {self.T}")
         for name in _POSITIVE:
@@ -198,7 +207,7 @@ class Recipe:
             name, equals, text = setting.partition("=")
             if not equals:
                 raise UserError(f"--set {setting}: expected key=value")
-            value = extra("yaml", "a recipe").safe_load(text)
+            value = from_yaml(text, f"--set {name}")
             group, _, option = name.strip().partition(".")
             if option and group == "options":
                 values["options"] = values["options"] | {option: value}
@@ -227,8 +236,8 @@ class Recipe:
         return replace(self, seed=seed, seeds=1)
 
     @property
-    def all_seeds(self) -> list[int]:
-        return [self.seed + i for i in range(self.seeds)]
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
 
     def order(self, twin: bool) -> Sequence[str]:
         """The kinds of networks that are trained, in turn. The twin is first where the other starts from it.
@@ -257,13 +266,18 @@ class Recipe:
         chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
         if self.progressive:
             chosen["ann_units"] = True
-        build = create_model if kind == "SNN" else create_twin
+        build = partial(
+            create_model if kind == "SNN" else create_twin,
+            self.model, shape=data.shape, classes=data.classes, T=self.T, width=self.width, **chosen, **self.options,
+        )  # fmt: skip
         try:
-            return build(
-                self.model, shape=data.shape, classes=data.classes, T=self.T, width=self.width, **chosen, **self.options
-            )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model {self.model}: {error}") from error
+            with torch.device("meta"):
+                size = sum(p.nbytes for p in build().parameters())
+            if size > memory.total():
+                raise ValueError(f"its weights would take {size:,} bytes, and this machine has {memory.total():,}")
+            return build()
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a size beyond 64 bits
+            raise UserError(f"model {self.model}: {str(error).splitlines()[0]}") from error
 
 
 def _number(value: Any) -> Any:
@@ -274,10 +288,16 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
 def _typed(name: str, kind: str, value: Any) -> Any:
     """``value`` as the field's type, if it can be that."""
     if value is None and "None" in kind:
         return None
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise UserError(f"{name}: a number of {value.bit_length()} bits")
     kind = kind.removesuffix(" | None")
     try:
         if kind == "float" and not isinstance(value, bool):
@@ -288,15 +308,15 @@ def _typed(name: str, kind: str, value: Any) -> Any:
             return tuple(_typed(name, kind[6:9], item) for item in value)
     except (TypeError, ValueError, OverflowError):
         pass
-    if (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
+    if kind == "single" or (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
         return value
-    if kind.startswith("dict") and isinstance(value, Mapping):
-        return {key: _number(item) for key, item in value.items()}
+    if kind.startswith("dict") and isinstance(value, Mapping) and not any(map(_is_collection, value.values())):
+        return {str(key): _typed(str(key), "single", _number(item)) for key, item in value.items()}
     expected = {
         "float": "a number",
         "int": "a whole number",
         "bool": "true or false",
         "str": "a name",
-        "dict": "a mapping",
+        "dict": "a mapping of names to single values",
     }
     raise UserError(f"{name}: expected {expected.get(kind.split('[')[0], 'a list')}, got {value!r}")

@@ -46,15 +46,18 @@ def read_folder(root: Path) -> Images:
 
     def decode() -> dict[str, torch.Tensor]:
         image = extra("torchvision.io", f"the data set {name}")
+        look = extra("PIL.Image", f"the data set {name}").open
         pixels = torch.empty(len(files), 3, 32, 32, dtype=torch.uint8)
         for i, path in enumerate(files):
             try:
-                decoded = image.decode_image(image.read_file(str(path)), image.ImageReadMode.RGB)
-            except RuntimeError as error:
+                with look(path) as header:
+                    size = header.size
+                if size == (32, 32):  # before the pixels of what may be much larger are decoded
+                    pixels[i] = image.decode_image(image.read_file(str(path)), image.ImageReadMode.RGB)
+            except Exception as error:  # Pillow's and torchvision's ways to fail
                 raise damaged(name, path, "not a whole JPEG image", how) from error
-            if decoded.shape != pixels.shape[1:]:
-                raise damaged(name, path, f"its shape is {list(decoded.shape)}, not [3, 32, 32]", how)
-            pixels[i] = decoded
+            if size != (32, 32):
+                raise damaged(name, path, f"its size is {size[0]}×{size[1]}, not 32×32", how)
         return {"pixels": pixels}
 
     pixels = cached(name, {}, files, decode)["pixels"]

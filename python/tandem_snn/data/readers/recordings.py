@@ -78,9 +78,9 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
 def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tuple[int, int]) -> torch.Tensor:
     try:
         return bin_recording(kind.events(path), kind.sensor, T, bins, size)
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # each format's reader fails in its own way on bytes that are not its format
+    except BaseException as error:  # each format's reader fails in its own way; a panic of aedat's is no Exception
         raise damaged(name, path, error, kind.how) from error
 
 
@@ -140,7 +140,7 @@ def _find_gestures(name: str, root: Path, kind: Recordings) -> tuple[Listing, Li
 
 
 def _gesture_events(path: Path) -> Any:
-    rows = np.load(path)
+    rows = np.load(path, mmap_mode="r")  # which compares the sizes that the file declares with its own
     if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
         raise ValueError(f"expected rows of x, y, p and t, got shape {rows.shape}")
     return dict(zip("xypt", rows.T, strict=True))
