@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .inputs import ConstantInput, ImpulseInput
+from .rounding import square_root
 from .train import SpikeTrain
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -251,8 +252,7 @@ def _bn_layer(
         var = ((u * u).mean(0) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
         unit = _unit(threshold, y).flatten()
-        deviation = (g * g * var + eps).double().sqrt().to(y.dtype)  # torch's float32 sqrt is not always the nearest
-        a = gamma / unit * (1 / deviation)
+        a = gamma / unit * (1 / square_root(g * g * var + eps))
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
     train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)

@@ -1,6 +1,7 @@
 // Spike products fused with IF neurons: linear and convolutional layers that read spike planes and write spike planes.
 #pragma once
 
+#include "batch_norm.h"
 #include "if_neuron.h"
 #include "parallel.h"
 
@@ -36,10 +37,7 @@ struct SpikeProduct {
 
 // Batch normalisation of the product by the statistics of the batch. The bias before it cancels and is left out.
 struct BatchNormForward {
-  const float* gain;   // one value or null: the product is seen as gain u
-  const float* gamma;  // [outputs] or null: 1
-  const float* beta;   // [outputs] or null: 0
-  float eps;
+  BatchNorm<float> norm;
   float* product;  // out [rows, outputs], u = sum of y[t] over the window
   float* mean;     // out [outputs], of u
   float* var;      // out [outputs], of u, biased

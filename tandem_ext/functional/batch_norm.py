@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import checks
+from ..rounding import square_root
 from ..train import SpikeTrain
 from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
@@ -295,7 +296,7 @@ class DirectBNIF(Function):
         u = _window_sum(y, source, neurons.settings.T)
         mean, var = _statistics(u)
         g = torch.ones_like(mean) if gain is None else gain.expand_as(mean)
-        rstd = 1 / (g * g * var + eps).double().sqrt().to(mean.dtype)  # torch's float32 sqrt is not always the nearest
+        rstd = 1 / square_root(g * g * var + eps)
         a = rstd if gamma is None else gamma * rstd
         centre = g * mean * a
         outputs = fire_direct(y, source, a * g, -centre if beta is None else beta - centre, neurons, True)

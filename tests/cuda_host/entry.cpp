@@ -1,4 +1,5 @@
 // C entry points to the launchers, for ctypes.
+#include "../../csrc/kernels/batch_norm.h"
 #include "../../csrc/kernels/if_scan.h"
 #include "../../csrc/kernels/spike_bits.h"
 #include "../../csrc/kernels/spike_product.h"
@@ -32,6 +33,22 @@ int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* cou
 int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
                        void* grad_z) {
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
+}
+
+int emulated_batch_norm_statistics(const BatchNormStatistics<float>* args, double* workspace) {
+  return cuda::batch_norm_statistics(*args, workspace, nullptr);
+}
+int emulated_batch_norm_statistics64(const BatchNormStatistics<double>* args, double* workspace) {
+  return cuda::batch_norm_statistics(*args, workspace, nullptr);
+}
+int emulated_batch_norm_grad(const BatchNormGrad<float>* args, double* workspace) {
+  return cuda::batch_norm_grad(*args, workspace, nullptr);
+}
+int emulated_batch_norm_grad64(const BatchNormGrad<double>* args, double* workspace) {
+  return cuda::batch_norm_grad(*args, workspace, nullptr);
+}
+int64_t emulated_batch_norm_workspace(int64_t rows, int64_t channels) {
+  return cuda::batch_norm_workspace(rows, channels);
 }
 
 }  // extern "C"

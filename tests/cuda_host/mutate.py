@@ -29,6 +29,8 @@ FILES = {
     "cuda/product_if.cu": (["product_if"], ["product"]),
     "cuda/product_tile.cuh": (["product_if"], ["product"]),
     "cuda/spike_operands.cuh": (["product_if"], ["product"]),
+    "cuda/batch_norm.cu": (["batch_norm"], ["batch_norm"]),
+    "batch_norm.h": (["batch_norm"], ["batch_norm"]),
     "cuda/neurons.cuh": (["if_scan", "product_if"], ["scan", "product"]),
     "cuda/vec.cuh": (["if_scan", "spike_bits", "product_if"], ["scan", "bits", "product"]),
     "if_neuron.h": (["if_scan", "product_if"], ["scan", "product"]),

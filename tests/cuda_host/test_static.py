@@ -17,7 +17,7 @@ from build_tools.decide import Toolkit
 
 ARCHS = ["80", "90"]
 # By file. In the product it is shared memory that decides how many blocks fit.
-REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168}
+REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "batch_norm": 64}
 
 
 Compiled = dict[str, tuple[str, Path]]  # by file: what ptxas says, and the cubin

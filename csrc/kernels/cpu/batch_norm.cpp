@@ -48,13 +48,29 @@ TANDEM_INLINE void gated_rows(const BatchNormGrad<C>& a, int64_t begin, int64_t 
   }
 }
 
+// What normalise() says of every channel.
 template <class C>
-TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* grad_beta,
-                             double* grad_gamma, C* gates) {
+struct Channels {
+  std::vector<C> gain, rstd, scale;
+
+  explicit Channels(const BatchNormGrad<C>& a) : gain(a.channels), rstd(a.channels), scale(a.channels) {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
+      gain[c] = n.gain;
+      rstd[c] = n.rstd;
+      scale[c] = n.scale;
+    }
+  }
+};
+
+template <class C>
+TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end,
+                             double* grad_beta, double* grad_gamma, C* gates) {
+  const C *gain = n.gain.data(), *rstd = n.rstd.data();
   gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
     const C* u = a.product + r * a.channels;
     for (int64_t c = 0; c < a.channels; ++c) {
-      const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
+      const C xhat = (gain[c] * u[c] - gain[c] * a.mean[c]) * rstd[c];
       grad_beta[c] += gz[c];
       grad_gamma[c] += static_cast<double>(gz[c]) * xhat;
     }
@@ -62,14 +78,15 @@ TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t e
 }
 
 template <class C>
-TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates) {
-  const C n = static_cast<C>(a.rows);
+TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates) {
+  const C rows = static_cast<C>(a.rows);
+  const C *gain = n.gain.data(), *rstd = n.rstd.data(), *scale = n.scale.data();
   gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
     const C* u = a.product + r * a.channels;
     C* out = a.grad_product + r * a.channels;
     for (int64_t c = 0; c < a.channels; ++c) {
-      const C xhat = (a.gain[c] * u[c] - a.gain[c] * a.mean[c]) * a.rstd[c];
-      out[c] = a.gain[c] * a.slope[c] * (gz[c] - a.grad_beta[c] / n - xhat * a.grad_gamma[c] / n);
+      const C xhat = (gain[c] * u[c] - gain[c] * a.mean[c]) * rstd[c];
+      out[c] = scale[c] * (gz[c] - a.grad_beta[c] / rows - xhat * a.grad_gamma[c] / rows);
     }
   });
 }
@@ -82,18 +99,21 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t
   TANDEM_CPU_KERNEL(sum_rows_##suffix,                                                                               \
                     (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),        \
                     (u, channels, begin, end, sum, squares))                                                         \
-  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta,  \
-                                               double* gamma, C* gates) {                                            \
-    sum_grads(a, begin, end, beta, gamma, gates);                                                                    \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,       \
+                                               int64_t end, double* beta, double* gamma, C* gates) {                 \
+    sum_grads(a, n, begin, end, beta, gamma, gates);                                                                 \
   }                                                                                                                  \
   TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                              \
-                    (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* beta, double* gamma, C* gates),  \
-                    (a, begin, end, beta, gamma, gates))                                                             \
-  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates) {  \
-    write_grads(a, begin, end, gates);                                                                               \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, double* beta,      \
+                     double* gamma, C* gates),                                                                       \
+                    (a, n, begin, end, beta, gamma, gates))                                                          \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,     \
+                                                 int64_t end, C* gates) {                                            \
+    write_grads(a, n, begin, end, gates);                                                                            \
   }                                                                                                                  \
-  TANDEM_CPU_KERNEL(write_grads_##suffix, (const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates),         \
-                    (a, begin, end, gates))
+  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                            \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates),         \
+                    (a, n, begin, end, gates))
 
 TANDEM_BATCH_NORM(float, float)
 TANDEM_BATCH_NORM(double, double)
@@ -120,35 +140,42 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
 }
 
 template <class C, class Sum>
-void channel_sums(const C* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel,
-                  Sum kernel) {
-  two_sums(rows, channels, sum, squares, parallel, [&](Slice rows_of, double* first, double* second) {
-    kernel(u, channels, rows_of.begin, rows_of.end, first, second);
+void batch_norm_statistics(const BatchNormStatistics<C>& a, ParallelFor parallel, Sum kernel) {
+  std::vector<double> sum(a.channels), squares(a.channels);
+  two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
+    kernel(a.product, a.channels, rows.begin, rows.end, first, second);
   });
+  for (int64_t c = 0; c < a.channels; ++c) {
+    moments(sum[c], squares[c], a.rows, a.mean[c], a.var[c]);
+    const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
+    a.scale[c] = n.scale;
+    a.shift[c] = n.shift;
+  }
 }
 
 template <class C, class Sum, class Write>
 void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
+  const Channels<C> n(a);
   std::vector<double> beta(a.channels), gamma(a.channels);
   two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel, [&](Slice rows, double* first, double* second) {
     std::vector<C> gates(kRows * a.channels);
-    sum(a, rows.begin, rows.end, first, second, gates.data());
+    sum(a, n, rows.begin, rows.end, first, second, gates.data());
   });
   std::copy(beta.begin(), beta.end(), a.grad_beta);
   std::copy(gamma.begin(), gamma.end(), a.grad_gamma);
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
     std::vector<C> gates(kRows * a.channels);
-    write(a, begin * kRows, std::min(end * kRows, a.rows), gates.data());
+    write(a, n, begin * kRows, std::min(end * kRows, a.rows), gates.data());
   });
 }
 
 }  // namespace
 
-void channel_sums(const float* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel) {
-  channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_float);
+void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) {
+  batch_norm_statistics(args, parallel, sum_rows_float);
 }
-void channel_sums(const double* u, int64_t rows, int64_t channels, double* sum, double* squares, ParallelFor parallel) {
-  channel_sums(u, rows, channels, sum, squares, parallel, sum_rows_double);
+void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) {
+  batch_norm_statistics(args, parallel, sum_rows_double);
 }
 void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) {
   batch_norm_grad(args, parallel, sum_grads_float, write_grads_float);

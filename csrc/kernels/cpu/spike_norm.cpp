@@ -1,7 +1,6 @@
 // Products, statistics, neurons: the sums of all steps of a group of tiles stay in cache between the products and the
 // scan that needs their statistics.
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "capability.h"
@@ -48,20 +47,6 @@ TANDEM_CPU_KERNEL(window_sums,
                   (const int32_t* sums, int T, int64_t rows, int width, const float* unit, int64_t channels, float* u,
                    int64_t stride, double* sum, double* squares),
                   (sums, T, rows, width, unit, channels, u, stride, sum, squares))
-
-// One row of statistics of a channel to its mean and variance, and to the scale and shift of its currents.
-void normalise(const BatchNormForward& norm, int64_t channel, double sum, double squares, int64_t rows, float* scale,
-               float* shift) {
-  const double n = static_cast<double>(rows), mean = sum / n, var = squares / n - mean * mean;
-  const float m = static_cast<float>(mean), v = static_cast<float>(var > 0 ? var : 0);
-  norm.mean[channel] = m;
-  norm.var[channel] = v;
-  const float gain = norm.gain != nullptr ? *norm.gain : 1.f;
-  const float rstd = 1.f / std::sqrt(gain * gain * v + norm.eps);
-  const float slope = norm.gamma != nullptr ? norm.gamma[channel] * rstd : rstd;
-  scale[channel] = slope * gain;
-  shift[channel] = (norm.beta != nullptr ? norm.beta[channel] : 0.f) - gain * m * slope;
-}
 
 struct Layer {
   const SpikeProduct& product;
@@ -126,7 +111,12 @@ void run_tiles(const Layer& layer, int64_t group, int64_t begin, int64_t end, st
         sum += at[c];
         squares += at[width + c];
       }
-      normalise(layer.norm, tile.channel + c, sum, squares, rows, layer.scale, layer.shift);
+      const int64_t channel = tile.channel + c;
+      float &mean = layer.norm.mean[channel], &var = layer.norm.var[channel];
+      moments(sum, squares, rows, mean, var);
+      const Normalised<float> n = normalise(layer.norm.norm, channel, mean, var);
+      layer.scale[channel] = n.scale;
+      layer.shift[channel] = n.shift;
     }
   }
 

@@ -1,0 +1,271 @@
+// Batch normalisation: sums per channel over all rows, in double, and what follows from them. A block takes a slice of
+// the rows and a tile of the channels: a thread kVec neighbouring channels of every n-th row. It leaves its sums in the
+// workspace; a second kernel adds the slices up in order, so that the result depends on no schedule, and finishes.
+#include "../batch_norm.h"
+#include "vec.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMostSlices = 256;
+constexpr int kGroups = 8;  // of slices that are added up side by side
+
+// The threads of a block: `lanes` (a power of two, at most 32) side by side in a row of channels. A block works on
+// `slice` rows.
+struct Tile {
+  int lanes;
+  int64_t slice;
+
+  __device__ __forceinline__ int lane() const { return static_cast<int>(threadIdx.x) % lanes; }
+  __device__ __forceinline__ int row() const { return static_cast<int>(threadIdx.x) / lanes; }
+  __device__ __forceinline__ int rows() const { return kThreads / lanes; }
+};
+
+// Calls visit(n) for the running thread's elements n, n + 1, ... n + kVec - 1 in each row of the block's slice.
+template <class Visit>
+__device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64_t channels, int64_t channel,
+                                           const Visit& visit) {
+  const int64_t begin = blockIdx.x * tile.slice;
+  const int64_t end = min(rows, begin + tile.slice);
+#pragma unroll 4
+  for (int64_t r = begin + tile.row(); r < end; r += tile.rows()) visit(r * channels + channel);
+}
+
+// What is summed: u and its square.
+template <class C>
+struct Moments {
+  const C* product;
+
+  template <int kVec>
+  __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&squares)[kVec]) const {
+    const auto u = load<Vec<C, kVec>>(product + n);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const double wide = u.at[i];
+      sum[i] += wide;
+      squares[i] += wide * wide;
+    }
+  }
+};
+
+// The gradients of kVec neighbours, 0 where the gate is shut.
+template <class C, int kVec>
+__device__ __forceinline__ Vec<C, kVec> gate(const C* grad, const uint8_t* mask, int64_t n) {
+  auto g = load<Vec<C, kVec>>(grad + n);
+  const uint32_t open = mask[n / 8] >> (n % 8);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) g.at[i] = open >> i & 1u ? g.at[i] : C(0);
+  return g;
+}
+
+// What is summed: threshold gz, and this times u, from which follows the sum of gz xhat.
+template <class C>
+struct Gradients {
+  const C* grad;
+  const uint8_t* mask;
+  const C* product;
+
+  template <int kVec>
+  __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&sum_u)[kVec]) const {
+    const auto g = gate<C, kVec>(grad, mask, n);
+    const auto u = load<Vec<C, kVec>>(product + n);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      sum[i] += static_cast<double>(g.at[i]);
+      sum_u[i] += static_cast<double>(g.at[i]) * static_cast<double>(u.at[i]);
+    }
+  }
+};
+
+// partial [slices, 2, channels]
+template <class Terms, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(Terms terms, Tile tile, int64_t rows, int64_t channels, double* __restrict__ partial) {
+  TANDEM_DYNAMIC_SHARED(memory);
+  auto* shared = reinterpret_cast<double*>(memory);  // [2 kVec, threads]
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t channel = (static_cast<int64_t>(blockIdx.y) * tile.lanes + tile.lane()) * kVec;
+  double sums[2][kVec] = {};
+  if (channel < channels) {
+    visit_rows(tile, rows, channels, channel, [&](int64_t n) { terms.add(n, sums[0], sums[1]); });
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] = sums[i / kVec][i % kVec];
+  for (int half = tile.rows() / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (tile.row() < half) {
+#pragma unroll
+      for (int i = 0; i < 2 * kVec; ++i) {
+        shared[i * kThreads + thread] += shared[i * kThreads + thread + half * tile.lanes];
+      }
+    }
+  }
+  if (tile.row() > 0 || channel >= channels) return;
+#pragma unroll
+  for (int i = 0; i < 2 * kVec; ++i) {
+    partial[(2 * blockIdx.x + i / kVec) * channels + channel + i % kVec] = shared[i * kThreads + thread];
+  }
+}
+
+// Adds up the slices of a channel: in each group of slices one after the other, then the groups. finish(channel, first
+// sum, second sum).
+template <class Finish>
+__global__ void __launch_bounds__(32 * kGroups)
+    finish_kernel(Finish finish, int slices, int64_t channels, const double* __restrict__ partial) {
+  TANDEM_DYNAMIC_SHARED(memory);
+  auto* shared = reinterpret_cast<double*>(memory);  // [2, groups, 32]
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int group = static_cast<int>(threadIdx.x) / 32;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  double sums[2] = {};
+  if (channel < channels) {
+#pragma unroll 4
+    for (int slice = group; slice < slices; slice += kGroups) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sums[i] += partial[(2 * slice + i) * channels + channel];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) shared[(i * kGroups + group) * 32 + lane] = sums[i];
+  __syncthreads();
+  if (group > 0 || channel >= channels) return;
+  for (int other = 1; other < kGroups; ++other) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sums[i] += shared[(i * kGroups + other) * 32 + lane];
+  }
+  finish(channel, sums[0], sums[1]);
+}
+
+template <class C>
+struct FinishStatistics {
+  BatchNormStatistics<C> a;
+
+  __device__ __forceinline__ void operator()(int64_t channel, double sum, double squares) const {
+    C mean;
+    C var;
+    moments(sum, squares, a.rows, mean, var);
+    const auto n = normalise(a.norm, channel, mean, var);
+    a.mean[channel] = mean;
+    a.var[channel] = var;
+    a.scale[channel] = n.scale;
+    a.shift[channel] = n.shift;
+  }
+};
+
+template <class C>
+struct FinishGradients {
+  BatchNormGrad<C> a;
+
+  __device__ __forceinline__ void operator()(int64_t channel, double sum, double sum_u) const {
+    const auto n = normalise(a.norm, channel, a.mean[channel], a.var[channel]);
+    const double threshold = a.threshold;
+    const double centred = (sum_u - static_cast<double>(a.mean[channel]) * sum) / threshold;
+    a.grad_beta[channel] = static_cast<C>(sum / threshold);
+    a.grad_gamma[channel] = static_cast<C>(centred * static_cast<double>(n.gain) * static_cast<double>(n.rstd));
+  }
+};
+
+template <class C, int kVec>
+__global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ BatchNormGrad<C> a, Tile tile) {
+  const int64_t channel = (static_cast<int64_t>(blockIdx.y) * tile.lanes + tile.lane()) * kVec;
+  if (channel >= a.channels) return;
+  const C rows = static_cast<C>(a.rows);
+  Normalised<C> norm[kVec];
+  C centre[kVec];
+  C beta_share[kVec];
+  C gamma[kVec];
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    const C mean = a.mean[channel + i];
+    norm[i] = normalise(a.norm, channel + i, mean, a.var[channel + i]);
+    centre[i] = norm[i].gain * mean;
+    beta_share[i] = a.grad_beta[channel + i] / rows;
+    gamma[i] = a.grad_gamma[channel + i];
+  }
+  visit_rows(tile, a.rows, a.channels, channel, [&](int64_t n) {
+    const auto g = gate<C, kVec>(a.grad, a.mask, n);
+    auto out = load<Vec<C, kVec>>(a.product + n);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const C xhat = (norm[i].gain * out.at[i] - centre[i]) * norm[i].rstd;
+      out.at[i] = norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows);
+    }
+    store(a.grad_product + n, out);
+  });
+}
+
+int64_t slices_of(int64_t rows, int64_t channels) {
+  const int64_t tiles = (channels + 127) / 128;
+  const int64_t wanted = std::min<int64_t>(kMostSlices, (1024 + tiles - 1) / tiles);
+  return std::max<int64_t>(1, std::min(wanted, rows / 32));
+}
+
+Tile tile_of(int64_t rows, int64_t channels, int vec) {
+  const int64_t slices = slices_of(rows, channels);
+  Tile tile{1, (rows + slices - 1) / slices};
+  while (tile.lanes < 32 && tile.lanes * vec < channels) tile.lanes *= 2;
+  return tile;
+}
+
+dim3 grid_of(const Tile& tile, int vec, int64_t rows, int64_t channels) {
+  const int64_t width = int64_t{tile.lanes} * vec;
+  return dim3(static_cast<unsigned>(slices_of(rows, channels)), static_cast<unsigned>((channels + width - 1) / width));
+}
+
+template <int kVec, class Terms, class Finish>
+int launch_sums(const Terms& terms, const Finish& finish, int64_t rows, int64_t channels, double* workspace,
+                cudaStream_t stream) {
+  const Tile tile = tile_of(rows, channels, kVec);
+  const int status =
+      TANDEM_LAUNCH((sum_kernel<Terms, kVec>), grid_of(tile, kVec, rows, channels), dim3(kThreads),
+                    2 * kVec * kThreads * sizeof(double), stream, terms, tile, rows, channels, workspace);
+  if (status != cudaSuccess) return status;
+  return TANDEM_LAUNCH((finish_kernel<Finish>), dim3(static_cast<unsigned>((channels + 31) / 32)), dim3(32 * kGroups),
+                       2 * 32 * kGroups * sizeof(double), stream, finish, static_cast<int>(slices_of(rows, channels)),
+                       channels, workspace);
+}
+
+template <int kVec, class C>
+int launch_grad(const BatchNormGrad<C>& a, double* workspace, cudaStream_t stream) {
+  const int status = launch_sums<kVec>(Gradients<C>{a.grad, a.mask, a.product}, FinishGradients<C>{a}, a.rows,
+                                       a.channels, workspace, stream);
+  if (status != cudaSuccess) return status;
+  const Tile tile = tile_of(a.rows, a.channels, kVec);
+  return TANDEM_LAUNCH((grad_kernel<C, kVec>), grid_of(tile, kVec, a.rows, a.channels), dim3(kThreads), 0, stream, a,
+                       tile);
+}
+
+}  // namespace
+
+int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices_of(rows, channels) * channels; }
+
+int batch_norm_statistics(const BatchNormStatistics<float>& a, double* workspace, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const Moments<float> terms{a.product};
+  const FinishStatistics<float> finish{a};
+  if (a.channels % 4 == 0 && is_aligned(a.product, 16)) {
+    return launch_sums<4>(terms, finish, a.rows, a.channels, workspace, on);
+  }
+  return launch_sums<1>(terms, finish, a.rows, a.channels, workspace, on);
+}
+
+int batch_norm_statistics(const BatchNormStatistics<double>& a, double* workspace, void* stream) {
+  return launch_sums<1>(Moments<double>{a.product}, FinishStatistics<double>{a}, a.rows, a.channels, workspace,
+                        static_cast<cudaStream_t>(stream));
+}
+
+int batch_norm_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (a.channels % 4 == 0 && is_aligned(a.grad, 16) && is_aligned(a.product, 16) && is_aligned(a.grad_product, 16)) {
+    return launch_grad<4>(a, workspace, on);
+  }
+  return launch_grad<1>(a, workspace, on);
+}
+
+int batch_norm_grad(const BatchNormGrad<double>& a, double* workspace, void* stream) {
+  return launch_grad<1>(a, workspace, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace tandem::cuda
