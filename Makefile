@@ -13,7 +13,7 @@ help:
 	@echo "make bench     time every op by itself"
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
 	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
-	@echo "make fuzz      hostile calls of every op, other ones each time, for MINUTES (60)"
+	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make lint      ruff, mypy, clang-format"
@@ -51,6 +51,7 @@ performance: $(READY) ext
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
+	python tests/fuzz_kernels.py --minutes $(or $(MINUTES),60)
 
 torture: $(READY) ext
 	python tests/torture.py

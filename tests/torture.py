@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fuzz import fuzz
+from fuzz_kernels import fuzz_kernels
 from torture_page import with_figures
 
 HERE = Path(__file__).parent
@@ -58,20 +59,7 @@ def calls(minutes: float) -> Figures:
 
 
 def arguments(minutes: float) -> Figures:
-    """libFuzzer on the arguments of the kernels, under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
-        status, output = run(*step)
-        if status:
-            raise SystemExit(output)
-    figures = {}
-    targets = sorted((ROOT / "build" / "cmake-fuzz").rglob("fuzz_*"))
-    targets = [target for target in targets if target.is_file() and target.suffix == ""]
-    for target in targets:
-        seconds = int(60 * minutes / len(targets))
-        status, output = run(str(target), f"-max_total_time={seconds}", "-print_final_stats=1", "-verbosity=0")
-        executed = re.search(r"number_of_executed_units: (\d+)", output)
-        figures[target.name] = {"executions": int(executed[1]) if executed else 0, "crashed": status != 0}
-    return figures
+    return fuzz_kernels(minutes)
 
 
 def faults(minutes: float) -> Figures:

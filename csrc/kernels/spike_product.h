@@ -19,7 +19,8 @@ struct SpikeProduct {
   DType weight_dtype;  // not float64
   bool weight_channels_last;
   const int32_t* packed;  // what pack_weights() made, or null: packed anew in this call
-  int32_t bucket_width;   // steps per bucket, 1, 2 or 4; 0: the fastest for this input. It does not change the result
+  int32_t bucket_width;   // steps per bucket, 1, 2 or 4; 8: no buckets, but all inputs times all weights, where the
+                          // processor has a matrix unit; 0: the fastest for this input. It does not change the result
 
   int64_t out_height() const { return extent(height, 0); }
   int64_t out_width() const { return extent(width, 1); }
@@ -28,6 +29,7 @@ struct SpikeProduct {
   int64_t group_outputs() const { return outputs / groups; }
   int64_t taps() const { return kernel[0] * kernel[1]; }
   int64_t inputs() const { return taps() * group_channels(); }  // summands of one current
+  bool is_linear() const { return height * width * taps() == 1 && rows() == batch; }
 
  private:
   int64_t extent(int64_t size, int axis) const {

@@ -1,6 +1,7 @@
 // The four element types, as the tests write and read them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -22,8 +23,13 @@ inline double read(const void* data, DType dtype, int64_t i) {
       return as(double{});
     case DType::kFloat32:
       return as(float{});
-    case DType::kFloat16:
-      return as(_Float16{});
+    case DType::kFloat16: {
+      const int bits = as(uint16_t{}), exponent = bits >> 10 & 31, fraction = bits & 1023;
+      const double size = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
+                          : exponent == 0 ? std::ldexp(fraction, -24)
+                                          : std::ldexp(1024 + fraction, exponent - 25);
+      return bits & 0x8000 ? -size : size;
+    }
     default: {
       const uint32_t bits = static_cast<uint32_t>(as(uint16_t{})) << 16;
       float value;
@@ -33,6 +39,15 @@ inline double read(const void* data, DType dtype, int64_t i) {
   }
 }
 
+// The float16 nearest to a finite value, ties to even.
+inline uint16_t half_of(double value) {
+  const double size = std::fabs(value);
+  const int exponent = size == 0 ? -14 : std::max(-14, std::ilogb(size));
+  const double fraction = std::nearbyint(std::ldexp(size, 10 - exponent));  // 1024..2048, less if subnormal
+  const int bits = (exponent + 14) * 1024 + static_cast<int>(std::min(fraction, 65536.0));
+  return static_cast<uint16_t>(std::min(bits, 31 * 1024) | (std::signbit(value) ? 0x8000 : 0));
+}
+
 // The bytes of `values` in another type; bfloat16 is truncated, which is a value of that type all the same.
 inline std::vector<char> encode(const std::vector<double>& values, DType dtype) {
   std::vector<char> out(values.size() * size_of(dtype));
@@ -40,7 +55,7 @@ inline std::vector<char> encode(const std::vector<double>& values, DType dtype) 
     char* p = out.data() + i * size_of(dtype);
     const double value = values[i];
     const float single = static_cast<float>(value);
-    const _Float16 half = static_cast<_Float16>(single);
+    const uint16_t half = half_of(single);
     uint32_t bits;
     std::memcpy(&bits, &single, sizeof(bits));
     const uint16_t upper = static_cast<uint16_t>(bits >> 16);

@@ -70,10 +70,28 @@ TEST(density_counts_patterns) {
 
 TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
   const Density sparse{{0.24, 0.24, 0.23}}, low{{0.8, 0.76, 0.62}}, middle{{1.43, 1.23, 0.77}}, dense{{4, 3, 1.9}};
-  CHECK(choose_width(linear(800, 800), sparse) == 1, "sparse");
-  CHECK(choose_width(linear(800, 800), middle) == 4, "wide");
-  CHECK(choose_width(conv3x3(16, 128), low) == 1, "narrow");
-  CHECK(choose_width(conv3x3(64, 64), dense) == 4, "dense");
+  CHECK(choose_width(linear(800, 800), sparse, false) == 1, "sparse");
+  CHECK(choose_width(linear(800, 800), middle, false) == 4, "wide");
+  CHECK(choose_width(conv3x3(16, 128), low, false) == 1, "narrow");
+  CHECK(choose_width(conv3x3(64, 64), dense, false) == 4, "dense");
+}
+
+TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
+  const Density low{{0.8, 0.76, 0.62}}, dense{{4, 3, 1.9}};
+  SpikeProduct many = linear(800, 800), line = conv3x3(64, 64);
+  many.batch = 128;
+  CHECK(choose_width(many, dense, true) == kDense, "dense");
+  CHECK(choose_width(many, dense, false) == 4, "no matrix unit");
+  CHECK(choose_width(linear(800, 800), dense, true) == 4, "one row");
+  CHECK(choose_width(line, low, true) == kDense, "an image");
+  line.width = 3;
+  CHECK(dense_cost(line) > dense_cost(conv3x3(64, 64)), "three rows where a tile has sixteen");
+}
+
+TEST(rows_expanded_at_a_time) {
+  CHECK(dense_rows(linear(800, 10), 1) == 64, "one plane");
+  CHECK(dense_rows(linear(4096, 10), 1) == 32, "memory");
+  CHECK(dense_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
 }
 
 // The choice changes exactly where the costs cross.
@@ -81,7 +99,7 @@ TEST(the_cheapest_width_wins) {
   for (const SpikeProduct& product : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
     for (double nibbles = 0; nibbles <= 2; nibbles += 0.01) {
       const Density density{{1.9 * nibbles, 1.5 * nibbles, nibbles}};
-      const int chosen = choose_width(product, density);
+      const int chosen = choose_width(product, density, false);
       for (int width : {1, 2, 4}) {
         CHECK(width_cost(product, chosen, density) <= width_cost(product, width, density), "%g nibbles", nibbles);
       }

@@ -8,11 +8,26 @@ namespace tandem::cpu {
 
 namespace {
 
+#if TANDEM_MULTIVERSION
+#if defined(__clang__)  // which learnt the names of the levels late, in its version 18
+bool has_v3() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
+}
+bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#else
+bool has_v3() { return __builtin_cpu_supports("x86-64-v3"); }
+bool has_v4() { return __builtin_cpu_supports("x86-64-v4"); }
+#endif
+#endif
+
 Capability detect() {
 #if TANDEM_MULTIVERSION
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return Capability::kV4;
-  if (__builtin_cpu_supports("x86-64-v3")) return Capability::kV3;
+  if (has_v4()) return Capability::kV4;
+  if (has_v3()) return Capability::kV3;
 #endif
   return Capability::kDefault;
 }

@@ -1,9 +1,14 @@
 // CPU multiversioning: one always-inline body, compiled once per x86-64 level, chosen once per process.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__)
 #define TANDEM_MULTIVERSION 1
-#define TANDEM_TARGET_V4 [[gnu::target("arch=x86-64-v4,prefer-vector-width=512")]]
+#if defined(__clang__)
+#define TANDEM_WIDE_VECTORS
+#else
+#define TANDEM_WIDE_VECTORS ",prefer-vector-width=512"
+#endif
+#define TANDEM_TARGET_V4 [[gnu::target("arch=x86-64-v4" TANDEM_WIDE_VECTORS)]]
 #define TANDEM_TARGET_V3 [[gnu::target("arch=x86-64-v3")]]
 #else
 #define TANDEM_MULTIVERSION 0

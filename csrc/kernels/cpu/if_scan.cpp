@@ -15,19 +15,9 @@ constexpr int64_t kBlock = kGroups * kLanes;
 // T streams, each a few cache lines at a time, are more than the hardware prefetcher follows: blocks to fetch ahead.
 constexpr int kAhead = 8;
 
-TANDEM_INLINE void widen(const uint16_t* in, DType dtype, float* out) {
-  if (dtype == DType::kBFloat16) {
-    for (int i = 0; i < kBlock; ++i) {
-      const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
-      std::memcpy(out + i, &bits, sizeof(bits));
-    }
-  } else {
-    for (int i = 0; i < kBlock; ++i) {
-      _Float16 half;
-      std::memcpy(&half, in + i, sizeof(half));
-      out[i] = static_cast<float>(half);
-    }
-  }
+template <class Half>
+TANDEM_INLINE void widen(const Half* in, float* out) {
+  for (int i = 0; i < kBlock; ++i) out[i] = to_float(in[i]);
 }
 
 // Where the product y[t] of a block of neurons lies.
@@ -46,10 +36,9 @@ struct Currents {
       return wide;
     }
     if constexpr (sizeof(C) == 4) {
-      if (dtype != DType::kFloat32) {
-        widen(static_cast<const uint16_t*>(data) + offset, dtype, wide);
-        return wide;
-      }
+      if (dtype == DType::kBFloat16) widen(static_cast<const BFloat16*>(data) + offset, wide);
+      if (dtype == DType::kFloat16) widen(static_cast<const Float16*>(data) + offset, wide);
+      if (dtype != DType::kFloat32) return wide;
     }
     return static_cast<const C*>(data) + offset;
   }

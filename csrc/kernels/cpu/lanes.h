@@ -9,6 +9,7 @@
 
 #include "../if_neuron.h"
 #include "capability.h"
+#include "halves.h"
 
 namespace tandem::cpu {
 
@@ -95,7 +96,7 @@ TANDEM_INLINE void store_bits(uint8_t* mask, int64_t n, uint16_t bits) {
   }
 }
 
-// Counts are at most 255, so every type holds them exactly; bfloat16 is the upper half of the float.
+// Counts are at most 255, so every type holds them exactly.
 template <int L = kLanes>
 TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> value) {
   const auto wide = convert<float, int32_t, L>(convert<int32_t, uint8_t, L>(value));
@@ -105,13 +106,11 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> v
     case DType::kFloat64:
       return store(static_cast<double*>(counts) + n, convert<double, float, L>(wide));
     case DType::kBFloat16: {
-      uint16_t halves[2 * L];
-      std::memcpy(halves, &wide, sizeof(halves));
-      for (int i = 0; i < L; ++i) static_cast<uint16_t*>(counts)[n + i] = halves[2 * i + 1];
+      for (int i = 0; i < L; ++i) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(wide[i]);
       return;
     }
     case DType::kFloat16: {
-      for (int i = 0; i < L; ++i) static_cast<_Float16*>(counts)[n + i] = static_cast<_Float16>(wide[i]);
+      for (int i = 0; i < L; ++i) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(wide[i]);
       return;
     }
   }

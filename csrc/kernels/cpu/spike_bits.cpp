@@ -90,31 +90,14 @@ TANDEM_INLINE void unpack_range_body(const uint8_t* planes, int32_t T, int64_t n
   run(uint64_t{});
 }
 
-// bfloat16 and float16 divide in float and round once.
-TANDEM_INLINE float widen(uint16_t bits, DType dtype) {
-  if (dtype == DType::kBFloat16) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float out;
-    std::memcpy(&out, &wide, sizeof(out));
-    return out;
+// They divide in float and round once.
+template <class Half>
+TANDEM_INLINE void gate_halves(const Half* grad, const uint8_t* mask, float threshold, Half* grad_z, int64_t begin,
+                               int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    const bool open = (mask[n / 8] >> (n % 8)) & 1;
+    grad_z[n] = open ? from_float<Half>(to_float(grad[n]) / threshold) : Half{0};
   }
-  _Float16 half;
-  std::memcpy(&half, &bits, sizeof(half));
-  return static_cast<float>(half);
-}
-
-TANDEM_INLINE uint16_t narrow(float value, DType dtype) {
-  uint16_t out;
-  if (dtype == DType::kBFloat16) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    out = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  } else {
-    const _Float16 half = static_cast<_Float16>(value);
-    std::memcpy(&out, &half, sizeof(out));
-  }
-  return out;
 }
 
 TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t* mask, double threshold, void* grad_z,
@@ -125,12 +108,12 @@ TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t*
                            static_cast<float*>(grad_z), begin, end);
     case DType::kFloat64:
       return gate_elements(static_cast<const double*>(grad), mask, threshold, static_cast<double*>(grad_z), begin, end);
-    default:
-      for (int64_t n = begin; n < end; ++n) {
-        const bool open = (mask[n / 8] >> (n % 8)) & 1;
-        const float value = widen(static_cast<const uint16_t*>(grad)[n], dtype) / static_cast<float>(threshold);
-        static_cast<uint16_t*>(grad_z)[n] = open ? narrow(value, dtype) : 0;
-      }
+    case DType::kBFloat16:
+      return gate_halves(static_cast<const BFloat16*>(grad), mask, static_cast<float>(threshold),
+                         static_cast<BFloat16*>(grad_z), begin, end);
+    case DType::kFloat16:
+      return gate_halves(static_cast<const Float16*>(grad), mask, static_cast<float>(threshold),
+                         static_cast<Float16*>(grad_z), begin, end);
   }
 }
 

@@ -43,9 +43,11 @@ void pack_gates(const uint8_t* gates, const NeuronArgs<float>& neuron, ParallelF
 }  // namespace
 
 Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel)
-    : tiling(product), packed(nullptr), width(product.bucket_width), gates(nullptr) {
+    : tiling(product), packed(nullptr), width(product.bucket_width), dense(nullptr), gates(nullptr) {
   thread_local Scratch<int32_t> packed_memory;
+  thread_local DenseWeights dense_weights;
   thread_local Scratch<uint8_t> gates_memory;
+  const bool can_multiply = has_matrix_unit() && product.inputs() > 0 && product.inputs() <= kMaxInputs;
   if (product.taps() > kMaxInputs) return;
   packed = product.packed;
   if (packed == nullptr) {
@@ -55,7 +57,14 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
   }
   if (width == 0) {
     const int64_t bytes = product.batch * product.height * product.width * product.channels * ((neuron.T + 7) / 8);
-    width = choose_width(product, Density::measure(product.planes, bytes));
+    width = choose_width(product, Density::measure(product.planes, bytes), can_multiply);
+  }
+  if (width == kDense) {
+    if (can_multiply) {
+      dense_weights.pack(product, tiling, packed, parallel);
+      dense = &dense_weights;
+    }
+    width = 4;
   }
   const bool needs_gates = neuron.mask != nullptr && product.group_outputs() % 8 != 0;
   if (needs_gates) gates = gates_memory.reserve(neuron.neurons);
@@ -63,6 +72,11 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
 
 void Prepared::finish(const NeuronArgs<float>& neuron, ParallelFor parallel) const {
   if (gates != nullptr) pack_gates(gates, neuron, parallel);
+}
+
+void Prepared::dense_sums(int T, int64_t group, int64_t i, const DenseInputs& inputs, int32_t* sums) const {
+  const int64_t tile = group * tiling.tiles_per_group + i;
+  dense_tile(inputs, T, dense->columns.data() + tile * tiling.registers, tiling.registers, sums);
 }
 
 Tile Prepared::tile(const SpikeProduct& product, int planes, int64_t group, int64_t i, int64_t q,

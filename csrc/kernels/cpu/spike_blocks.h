@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../spike_product.h"
+#include "spike_dense.h"
 #include "spike_lists.h"
 #include "spike_rule.h"
 #include "spike_tile.h"
@@ -23,14 +24,18 @@ struct Blocks {
 // A layer ready to run. What it points to is this thread's and lasts until its next layer.
 struct Prepared {
   Tiling tiling;
-  const int32_t* packed;  // null: this layer is turned down (product_if)
-  int width;              // of the buckets
-  uint8_t* gates;         // null or a byte per neuron, where channels do not fill the bytes of the mask
+  const int32_t* packed;      // null: this layer is turned down (product_if)
+  int width;                  // of the buckets
+  const DenseWeights* dense;  // those of the matrix unit, or null
+  uint8_t* gates;             // null or a byte per neuron, where channels do not fill the bytes of the mask
 
   Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel);
 
   // Packs the gates into the bits of the mask.
   void finish(const NeuronArgs<float>& neuron, ParallelFor parallel) const;
+
+  // Sums of tile i of a group by the matrix unit.
+  void dense_sums(int T, int64_t group, int64_t i, const DenseInputs& inputs, int32_t* sums) const;
 
   // Tile i of a group, K-block q, for `rows` rows from `row` on.
   Tile tile(const SpikeProduct& product, int planes, int64_t group, int64_t i, int64_t q, const SpikeLists& lists,

@@ -122,7 +122,7 @@ struct TableCollector {
 };
 
 #if TANDEM_MULTIVERSION
-#define TANDEM_TARGET_VBMI2 [[gnu::target("arch=x86-64-v4,avx512vbmi,avx512vbmi2,prefer-vector-width=512")]]
+#define TANDEM_TARGET_VBMI2 [[gnu::target("arch=x86-64-v4,avx512vbmi,avx512vbmi2" TANDEM_WIDE_VECTORS)]]
 
 // One run after the other: compare 64 bytes, compress the positions that match.
 struct CompressCollector {

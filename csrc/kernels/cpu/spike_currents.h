@@ -40,7 +40,7 @@ struct Sums {
 
  private:
   TANDEM_INLINE static Int<float, L> in_place(Int<float, L> x) {
-#if TANDEM_MULTIVERSION
+#if TANDEM_MULTIVERSION && !defined(__clang__)
     asm("" : "+v"(x));
 #endif
     return x;

@@ -10,6 +10,7 @@ inline bool is_depthwise(const SpikeProduct& product) { return product.groups > 
 // The same weights, [outputs, 1, kernel], as those of a product of one channel: so they are packed.
 inline SpikeProduct single_channel(SpikeProduct product) {
   product.channels = product.groups = 1;
+  product.bucket_width = 1;  // of no meaning here
   return product;
 }
 

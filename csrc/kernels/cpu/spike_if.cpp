@@ -26,6 +26,7 @@ struct Layer {
 // What a thread keeps.
 struct Workspace {
   std::vector<SpikeLists> lists = std::vector<SpikeLists>(1);  // by K-block
+  DenseInputs inputs;
 };
 
 Workspace& workspace() {
@@ -33,11 +34,15 @@ Workspace& workspace() {
   return own;
 }
 
-// A block of rows: every group's lists, then every tile of the group.
+// A block of rows: every group's lists or expanded inputs, then every tile of the group.
 void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelFor parallel) {
   const SpikeProduct& product = layer.product;
-  const Tiling& tiling = layer.prepared.tiling;
+  const Prepared& prepared = layer.prepared;
+  const Tiling& tiling = prepared.tiling;
+  const int planes = layer.planes();
+  const bool dense = prepared.dense != nullptr;
   std::vector<SpikeLists>& lists = workspace().lists;
+  DenseInputs& inputs = workspace().inputs;
   if (static_cast<int64_t>(lists.size()) < tiling.blocks) lists.resize(tiling.blocks);
   int64_t rows = 0;
   for (int64_t i = 0; i < count; ++i) rows += strips[i].x1 - strips[i].x0;
@@ -45,29 +50,37 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
 
   for (int64_t group = 0; group < product.groups; ++group) {
     const int64_t channel = group * product.group_channels();
-    for (int64_t q = 0; q < tiling.blocks; ++q) {
-      build_lists(product, layer.planes(), layer.prepared.width, channel + tiling.first_channel(q),
+    if (dense) inputs.expand(product, planes, channel, strips, count);
+    for (int64_t q = 0; !dense && q < tiling.blocks; ++q) {
+      build_lists(product, planes, prepared.width, channel + tiling.first_channel(q),
                   channel + tiling.last_channel(product, q), strips, count, lists[q], parallel);
     }
     constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
-    const int64_t grain = 1 + kGrain / (rows * layer.planes() * product.inputs() + 1);
+    const int64_t grain = 1 + kGrain / (rows * planes * product.inputs() + 1);
     parallel_ranges(parallel, tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
       thread_local Scratch<int32_t> sums_memory;
       for (int64_t i = begin; i < end; ++i) {
         const auto tile = [&](int64_t q) {
-          return layer.prepared.tile(product, layer.planes(), group, i, q, lists[q], rows, first_row);
+          return prepared.tile(product, planes, group, i, q, lists[q], rows, first_row);
         };
         const int64_t last = tiling.blocks - 1;
-        int32_t* sums = last == 0 ? nullptr : sums_memory.reserve(rows * layer.planes() * 8 * tiling.width());
-        for (int64_t q = 0; q < last; ++q) product_tile(tile(q), sums, q == 0);
-        fused_tile(tile(last), sums, layer.neuron, layer.prepared.gates);
+        int32_t* sums = dense || last > 0 ? sums_memory.reserve(rows * planes * 8 * tiling.width()) : nullptr;
+        if (dense) {
+          prepared.dense_sums(layer.neuron.T, group, i, inputs, sums);
+          scan_tile(tile(0), sums, layer.neuron, prepared.gates);
+        } else {
+          for (int64_t q = 0; q < last; ++q) product_tile(tile(q), sums, q == 0);
+          fused_tile(tile(last), sums, layer.neuron, prepared.gates);
+        }
       }
     });
   }
 }
 
 void run_layer(const Layer& layer, ParallelFor parallel) {
-  const int64_t rows = block_rows(layer.product, layer.prepared.tiling, layer.planes());
+  const int64_t rows = layer.prepared.dense != nullptr
+                           ? dense_rows(layer.product, layer.planes())
+                           : block_rows(layer.product, layer.prepared.tiling, layer.planes());
   const Blocks blocks(layer.product, rows);
   // Whole blocks are the better work for a thread; few blocks are divided among threads one by one.
   constexpr int64_t kManyBlocks = 8;

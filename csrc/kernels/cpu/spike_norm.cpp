@@ -84,16 +84,23 @@ void run_tiles(const Layer& layer, int64_t group, int64_t begin, int64_t end, st
   statistics.resize(layer.blocks.size() * tiles * 2 * width);
 
   parallel_ranges(parallel, layer.blocks.size(), 1, [&](int64_t first, int64_t last) {
+    thread_local DenseInputs inputs;
+    const bool dense = layer.prepared.dense != nullptr;
     for (int64_t block = first; block < last; ++block) {
-      for (int64_t q = 0; build && q < tiling.blocks; ++q) {
-        const int64_t channel = group * product.group_channels(), strip = layer.blocks.first[block];
+      const int64_t channel = group * product.group_channels(), strip = layer.blocks.first[block];
+      if (dense) {
+        inputs.expand(product, layer.planes(), channel, layer.blocks.strips.data() + strip,
+                      layer.blocks.first[block + 1] - strip);
+      }
+      for (int64_t q = 0; build && !dense && q < tiling.blocks; ++q) {
         build_lists(product, layer.planes(), layer.prepared.width, channel + tiling.first_channel(q),
                     channel + tiling.last_channel(product, q), layer.blocks.strips.data() + strip,
                     layer.blocks.first[block + 1] - strip, lists[block * tiling.blocks + q], serial_for);
       }
       for (int64_t i = begin; i < end; ++i) {
         int32_t* out = sums_of(i, block);
-        for (int64_t q = 0; q < tiling.blocks; ++q) product_tile(tile_of(i, q, block), out, q == 0);
+        if (dense) layer.prepared.dense_sums(layer.neuron.T, group, i, inputs, out);
+        for (int64_t q = 0; !dense && q < tiling.blocks; ++q) product_tile(tile_of(i, q, block), out, q == 0);
         const Tile tile = tile_of(i, 0, block);
         double* at = statistics.data() + (block * tiles + i - begin) * 2 * width;
         window_sums(out, layer.neuron.T, tile.rows, static_cast<int>(width), tile.unit, tile.channels,

@@ -13,23 +13,14 @@ namespace tandem::cpu {
 
 namespace {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
 template <int L>
 TANDEM_INLINE Vec<float, L> load_floats(const float* p) {
   return load<Vec<float, L>>(p);
 }
-template <int L>
-TANDEM_INLINE Vec<float, L> load_floats(const BFloat16* p) {
-  const auto bits = convert<int32_t, uint16_t, L>(load<typename Simd<uint16_t, L>::type>(p));
-  return reinterpret_cast<Vec<float, L>>(bits << 16);
-}
-template <int L>
-TANDEM_INLINE Vec<float, L> load_floats(const _Float16* p) {
+template <int L, class Half>
+TANDEM_INLINE Vec<float, L> load_floats(const Half* p) {
   float out[L];
-  for (int i = 0; i < L; ++i) out[i] = static_cast<float>(p[i]);
+  for (int i = 0; i < L; ++i) out[i] = to_float(p[i]);
   return load<Vec<float, L>>(out);
 }
 
@@ -152,7 +143,7 @@ TANDEM_INLINE void pack_range_body(const SpikeProduct& product, const Tiling& ti
       *finite = pack_typed<L, BFloat16>(product, tiling, position, packed, begin, end);
       return;
     case DType::kFloat16:
-      *finite = pack_typed<L, _Float16>(product, tiling, position, packed, begin, end);
+      *finite = pack_typed<L, Float16>(product, tiling, position, packed, begin, end);
       return;
     default:
       *finite = pack_typed<L, float>(product, tiling, position, packed, begin, end);

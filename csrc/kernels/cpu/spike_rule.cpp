@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "lanes.h"
+#include "spike_dense.h"
 #include "spike_lists.h"
 
 namespace tandem::cpu {
@@ -33,6 +34,11 @@ int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes
   constexpr int64_t kMaxBytes = 1 << 22;  // input bytes listed at a time: lists take up to 16 times as much
   const int64_t rows = kMaxBytes / (planes * std::max<int64_t>(product.inputs(), 1));
   return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
+}
+
+int64_t dense_rows(const SpikeProduct& product, int planes) {
+  constexpr int64_t kMaxBytes = 1 << 20;  // spikes expanded at a time
+  return std::clamp<int64_t>(kMaxBytes / (8 * planes * std::max<int64_t>(product.inputs(), 1)), 16, 64);
 }
 
 namespace {
@@ -76,12 +82,24 @@ double width_cost(const SpikeProduct& product, int width, const Density& density
          8.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
 }
 
-int choose_width(const SpikeProduct& product, const Density& density) {
+double dense_cost(const SpikeProduct& product) {
+  const DenseShape shape(product);
+  const double tiles = static_cast<double>(product.group_outputs()) / 16;
+  const int64_t line = product.is_linear() ? product.batch : product.out_width();
+  const double idle = static_cast<double>((line + 15) / 16 * 16) / static_cast<double>(line);  // rows of a tile
+  const double multiply = 43.0 * idle * static_cast<double>(shape.chunks()), fire = 150;
+  const double expand = 1.3 * static_cast<double>(product.kernel[0] * product.stride[1] * product.group_channels());
+  const double pack =
+      2.0 * static_cast<double>(product.inputs() * product.group_outputs()) / static_cast<double>(product.rows());
+  return tiles * (multiply + fire) + expand + pack;
+}
+
+int choose_width(const SpikeProduct& product, const Density& density, bool matrix_unit) {
   int best = 1;
   for (int width : {2, 4}) {
     if (width_cost(product, width, density) < width_cost(product, best, density)) best = width;
   }
-  return best;
+  return matrix_unit && dense_cost(product) < width_cost(product, best, density) ? kDense : best;
 }
 
 }  // namespace tandem::cpu

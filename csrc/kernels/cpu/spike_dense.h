@@ -1,0 +1,59 @@
+// Products without lists: every input, active or not, times every weight, by the processor's matrix unit (AMX).
+//
+// The unit multiplies bytes. Weights, int32 in fixed point, are cut into signed digits to the base 256, three for most
+// layers; a step's spikes are bytes of 0 and 1. Sums of digits are exact and add up to the very integers that lists
+// give.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../spike_product.h"
+#include "scratch.h"
+#include "spike_lists.h"
+#include "spike_rule.h"
+
+namespace tandem::cpu {
+
+// Is there a matrix unit, does the system let us use it, and is the capability in use high enough?
+bool has_matrix_unit();
+
+// Inputs of one output as the unit takes them: `segments` runs of bytes that adjoin in memory, each filled up to whole
+// chunks of 64.
+struct DenseShape {
+  int64_t segments, length, chunks_per_segment;
+
+  explicit DenseShape(const SpikeProduct& product);
+  int64_t chunks() const { return segments * chunks_per_segment; }
+};
+
+// The weights of 16 outputs: digits [chunks, count, 16, 16 outputs, 4 inputs], to be shifted left by 8 d + shift.
+struct DenseColumn {
+  int count, shift;
+  const int8_t* digits;
+};
+
+// The columns of all tiles of a layer, from its packed weights.
+struct DenseWeights {
+  Scratch<int8_t> memory;
+  std::vector<DenseColumn> columns;
+
+  void pack(const SpikeProduct& product, const Tiling& tiling, const int32_t* packed, ParallelFor parallel);
+};
+
+// The spikes that a block of rows reads, a byte per step, from input channel `first` on: one after another those of
+// each strip and plane, [8, lines, pixels, group channels], silent where they lie outside of the image.
+struct DenseInputs {
+  SpikeProduct product;  // of the rows as this has them: the samples of a linear layer make one line
+  std::vector<Strip> strips;
+  Scratch<uint8_t> bytes;
+  std::vector<int64_t> start;
+
+  void expand(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count);
+};
+
+// The sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]. Those beyond step T are not
+// written.
+void dense_tile(const DenseInputs& inputs, int T, const DenseColumn* columns, int registers, int32_t* sums);
+
+}  // namespace tandem::cpu

@@ -1,0 +1,93 @@
+// Neurons one at a time, step by step: what every kernel is compared with.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/if_neuron.h"
+#include "numbers.h"
+
+namespace tandem::test {
+
+// Outputs of exactly the right size, full of ones: what is not written shows.
+template <class C>
+struct Outputs {
+  std::vector<uint8_t> planes, mask;
+  std::vector<char> counts;
+  std::vector<C> v;
+
+  explicit Outputs(NeuronArgs<C>& args)
+      : planes((args.T + 7) / 8 * args.neurons, 255),
+        mask((args.neurons + 7) / 8, 255),
+        counts(args.neurons * size_of(args.counts_dtype), '\xff'),
+        v(args.neurons, C(-77)) {
+    args.planes = planes.data();
+    args.mask = mask.data();
+    args.counts = counts.data();
+    args.v = v.data();
+  }
+
+  friend bool operator==(const Outputs& a, const Outputs& b) {
+    return a.planes == b.planes && a.mask == b.mask && a.counts == b.counts && a.v == b.v;
+  }
+};
+
+template <class C>
+struct Neuron {
+  std::vector<uint8_t> train;
+  int count = 0;
+  bool open = false;
+  C v = 0;
+};
+
+// Neuron n of a layer, whose product at step t is y(t).
+template <class C, class Y>
+Neuron<C> plain_neuron(const NeuronArgs<C>& a, int64_t n, const Y& y) {
+  const int64_t channel = n % a.channels;
+  const C k = a.shift ? a.shift[channel] / static_cast<C>(a.steps) : C(0);
+  const C residual_scale = a.residual_scale ? a.residual_scale[channel] : C(1);
+  Neuron<C> out;
+  out.train.resize((a.T + 7) / 8);
+  out.v = a.v_init ? a.v_init[n % a.v_init_size] : C(0);
+  C z = 0;
+  for (int t = 0; t < a.T; ++t) {
+    C current = input_current(y(t), a.scale ? a.scale[channel] : C(1), k);
+    if (a.residual_planes) {
+      const int bit = (a.residual_planes[t / 8 * a.neurons + n] >> (t % 8)) & 1;
+      current = rounded_add(current, rounded_mul(residual_scale, static_cast<C>(bit)));
+    }
+    if (a.residual_currents) {
+      current = rounded_add(current, rounded_mul(residual_scale, a.residual_currents[t * a.neurons + n]));
+    }
+    z = rounded_add(z, current);
+    if (step(out.v, current, a.threshold, a.leak)) {
+      out.train[t / 8] |= static_cast<uint8_t>(1 << (t % 8));
+      ++out.count;
+    }
+  }
+  out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
+  if (a.gate == Gate::kResu && !out.open) {
+    std::fill(out.train.begin(), out.train.end(), uint8_t{0});
+    out.count = 0;
+  }
+  return out;
+}
+
+// Is this what a kernel has written for neuron n?
+template <class C>
+bool agrees(const NeuronArgs<C>& a, int64_t n, const Neuron<C>& want) {
+  bool equal = true;
+  for (size_t p = 0; p < want.train.size(); ++p) equal = equal && want.train[p] == a.planes[p * a.neurons + n];
+  if (a.counts != nullptr) equal = equal && read(a.counts, a.counts_dtype, n) == want.count;
+  if (a.mask != nullptr) equal = equal && ((a.mask[n / 8] >> (n % 8)) & 1) == want.open;
+  if (a.v != nullptr) equal = equal && same(a.v[n], want.v);
+  return equal;
+}
+
+// Are the unused bits of the mask zero?
+template <class C>
+bool mask_ends(const NeuronArgs<C>& a) {
+  return a.mask == nullptr || a.neurons % 8 == 0 || a.mask[a.neurons / 8] >> (a.neurons % 8) == 0;
+}
+
+}  // namespace tandem::test

@@ -1,0 +1,150 @@
+// A layer of spike products, drawn from a seed. Weights are multiples of 1/64, so every sum is exact.
+#pragma once
+
+#include <random>
+
+#include "kernels/spike_product.h"
+#include "plain.h"
+
+namespace tandem::test {
+
+struct Shape {
+  int64_t batch = 2, height = 1, width = 1, channels = 24, outputs = 20, groups = 1;
+  int64_t kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
+
+  SpikeProduct product() const {
+    SpikeProduct out{};
+    out.batch = batch;
+    out.height = height;
+    out.width = width;
+    out.channels = channels;
+    out.outputs = outputs;
+    out.groups = groups;
+    for (int i = 0; i < 2; ++i) {
+      out.kernel[i] = kernel[i];
+      out.stride[i] = stride[i];
+      out.padding[i] = padding[i];
+      out.dilation[i] = dilation[i];
+    }
+    return out;
+  }
+};
+
+// A layer with everything that a neuron may have.
+struct ProductLayer {
+  Shape shape;
+  int32_t T;
+  DType dtype = DType::kFloat32;
+  bool channels_last = false;
+  bool plain = false;  // no scale, shift, residual, v_init
+
+  SpikeProduct product;
+  NeuronArgs<float> args{};
+  std::vector<uint8_t> planes, residual;
+  std::vector<double> weights;
+  std::vector<char> encoded;
+  std::vector<float> scale, shift, residual_scale, v_init;
+
+  ProductLayer(const Shape& s, int32_t steps, double rate, unsigned seed) : shape(s), T(steps), product(s.product()) {
+    std::mt19937 random(seed);
+    const auto dyadic = [&](int64_t n, int range, double unit) {
+      std::vector<float> out(n);
+      for (float& x : out) x = static_cast<float>((static_cast<int>(random() % (2 * range + 1)) - range) * unit);
+      return out;
+    };
+    const auto trains = [&](int64_t n, double p) {
+      std::bernoulli_distribution fires(p);
+      std::vector<uint8_t> out((T + 7) / 8 * n);
+      for (int t = 0; t < T; ++t) {
+        for (int64_t i = 0; i < n; ++i) out[t / 8 * n + i] |= static_cast<uint8_t>(fires(random) << (t % 8));
+      }
+      return out;
+    };
+    planes = trains(s.batch * s.height * s.width * s.channels, rate);
+    const auto w = dyadic(s.outputs * product.inputs(), 64, 1.0 / 64);
+    weights.assign(w.begin(), w.end());
+    args.neurons = product.rows() * s.outputs;
+    args.channels = s.outputs;
+    args.T = T;
+    args.steps = T;
+    args.threshold = 1;
+    args.leak = 1;
+    residual = trains(args.neurons, 0.3);
+    scale = dyadic(s.outputs, 8, 0.25);
+    shift = dyadic(s.outputs, 16, 0.5);
+    residual_scale = dyadic(s.outputs, 4, 0.5);
+    v_init = dyadic(args.neurons, 4, 0.125);
+  }
+
+  void finish() {
+    encoded = encode(weights, dtype);
+    product.planes = planes.data();
+    product.weight = encoded.data();
+    product.weight_dtype = dtype;
+    product.weight_channels_last = channels_last;
+    if (plain) return;
+    args.scale = scale.data();
+    args.shift = shift.data();
+    args.residual_planes = residual.data();
+    args.residual_scale = residual_scale.data();
+    args.v_init = v_init.data();
+    args.v_init_size = args.neurons;
+  }
+
+  double weight(int64_t output, int64_t tap, int64_t channel) const {
+    const int64_t within = channels_last ? tap * product.group_channels() + channel : channel * product.taps() + tap;
+    return weights[output * product.inputs() + within];
+  }
+
+  // y[t] of neuron n.
+  float current(int t, int64_t n) const {
+    const int64_t output = n % shape.outputs, row = n / shape.outputs;
+    const int64_t height = product.out_height(), width = product.out_width();
+    return static_cast<float>(current(t, row / (height * width), row / width % height, row % width, output));
+  }
+  double current(int t, int64_t b, int64_t y, int64_t x, int64_t output) const {
+    const int64_t group = output / product.group_outputs(), pixels = shape.batch * shape.height * shape.width;
+    double sum = 0;
+    for (int64_t tap = 0; tap < product.taps(); ++tap) {
+      const int64_t iy = y * shape.stride[0] - shape.padding[0] + tap / shape.kernel[1] * shape.dilation[0];
+      const int64_t ix = x * shape.stride[1] - shape.padding[1] + tap % shape.kernel[1] * shape.dilation[1];
+      if (iy < 0 || iy >= shape.height || ix < 0 || ix >= shape.width) continue;
+      for (int64_t c = 0; c < product.group_channels(); ++c) {
+        const int64_t pixel = t / 8 * pixels + (b * shape.height + iy) * shape.width + ix;
+        const int byte = planes[pixel * shape.channels + group * product.group_channels() + c];
+        if (byte >> (t % 8) & 1) sum += weight(output, tap, c);
+      }
+    }
+    return sum;
+  }
+
+  std::vector<Neuron<float>> expected() const {
+    std::vector<Neuron<float>> out;
+    for (int64_t n = 0; n < args.neurons; ++n) {
+      out.push_back(plain_neuron(args, n, [&](int t) { return current(t, n); }));
+    }
+    return out;
+  }
+};
+
+// The weights of a layer, packed.
+struct PackedWeights {
+  std::vector<int32_t> memory;
+  int32_t* data;
+  bool finite;
+
+  explicit PackedWeights(const SpikeProduct& product) : memory(cpu::packed_size(product) + 16) {
+    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(int32_t);
+    finite = cpu::pack_weights(product, data, serial_for);
+  }
+};
+
+// Are these the outputs of a layer of neurons?
+inline bool agree(const NeuronArgs<float>& args, const std::vector<Neuron<float>>& want) {
+  for (int64_t n = 0; n < args.neurons; ++n) {
+    if (!agrees(args, n, want[n])) return false;
+  }
+  return mask_ends(args);
+}
+
+}  // namespace tandem::test

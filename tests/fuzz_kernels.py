@@ -1,0 +1,70 @@
+"""Runs libFuzzer on the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer; needs clang.
+
+python tests/fuzz_kernels.py [--minutes 60] [--json FILE]
+
+What it has found worth keeping stays in build/cmake-fuzz/corpus for the next time; a case that fails is left in the
+repository's root as crash-*, and the program that found it runs it again when given its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "cmake-fuzz"
+TARGETS = ["fuzz_bits", "fuzz_norm", "fuzz_product", "fuzz_scan"]
+LEVELS = ["default", "v3", "v4"]
+LACKED = 77  # exit status of a program that asks for a level that the processor lacks
+
+
+def fuzz_target(name: str, level: str, minutes: float) -> tuple[int, bool]:
+    """(cases tried, whether one was wrong)."""
+    corpus = BUILD / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(BUILD / "tests" / "cpp" / name), str(corpus), f"-max_total_time={max(1, round(60 * minutes))}",
+        "-print_final_stats=1", "-verbosity=0", "-timeout=60",
+    ]  # fmt: skip
+    env = {**os.environ, "TANDEM_CPU_CAPABILITY": level}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    tried = re.search(r"number_of_executed_units: (\d+)", result.stderr)
+    wrong = result.returncode not in (0, LACKED)
+    print(f"{name}, {level}: {tried[1] if tried else 0} cases", flush=True)
+    if wrong:
+        print(result.stdout, result.stderr, sep="\n", flush=True)
+    return int(tried[1]) if tried else 0, wrong
+
+
+def fuzz_kernels(minutes: float) -> dict[str, dict[str, object]]:
+    """Figures of every target, which share the time."""
+    if shutil.which("clang++") is None:
+        raise SystemExit("libFuzzer comes with clang, and there is no clang++")
+    for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
+        subprocess.run(step, cwd=ROOT, check=True)
+    figures: dict[str, dict[str, object]] = {}
+    for name in TARGETS:
+        runs = [fuzz_target(name, level, minutes / len(TARGETS) / len(LEVELS)) for level in LEVELS]
+        figures[name] = {"executions": sum(tried for tried, _ in runs), "crashed": any(wrong for _, wrong in runs)}
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    arguments = parser.parse_args()
+    figures = fuzz_kernels(arguments.minutes)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(any(target["crashed"] for target in figures.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
