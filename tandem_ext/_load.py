@@ -13,7 +13,7 @@ import torch  # before _C, which links against its libraries
 
 def _load(library: str | None) -> dict[str, Any]:
     if library is not None:
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(library)
         cuda = torch._C._dispatch_has_kernel_for_dispatch_key("tandem::if_scan", "CUDA")
         return {"library": library, "cuda_archs": ["unknown"] if cuda else None}
     try:

@@ -159,7 +159,7 @@ class _Tandem(torch.autograd.Function):
         return counts.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, counts, gate = ctx.saved_tensors
         grad_z = torch.where(gate, grad / theta, 0)
         return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None

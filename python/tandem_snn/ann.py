@@ -60,7 +60,7 @@ class _Activated(nn.Module):
         self.units = None
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        z: Tensor = super().forward(x)  # type: ignore[misc]
+        z: Tensor = super().forward(x)
         z = z if self.norm is None else self.norm(z)
         return z if residual is None else z + residual
 

@@ -31,7 +31,7 @@ def apply(function: type[Function], *arguments: Any) -> Any:
         # Dynamo takes an argument of torch.func.grad for a constant, and leaves out the backward pass, but not a view.
         arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
     if torch.compiler.is_compiling() or transformed:
-        return function.apply(*arguments)  # type: ignore[no-untyped-call]
+        return function.apply(*arguments)
     return super(Function, function).apply(*arguments)  # type: ignore[misc]
 
 
@@ -112,7 +112,7 @@ class ProductIF(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         edge: Tensor | None,
         weight: Tensor,
         scale: Tensor | None,
@@ -136,7 +136,7 @@ class ProductIF(Function):
         keep(ctx, Neurons(*neurons), output, planes, weight, scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 12
@@ -174,7 +174,7 @@ class ScanIF(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         y: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
@@ -196,7 +196,7 @@ class ScanIF(Function):
         keep(ctx, Neurons(*neurons), output, y if ctx.needs_input_grad[1] else None, scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 10

@@ -231,7 +231,7 @@ class ProductBNIF(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         edge: Tensor | None,
         weight: Tensor,
         gain: Tensor | None,
@@ -258,7 +258,7 @@ class ProductBNIF(Function):
         keep(ctx, Neurons(*neurons), output, planes, weight, u, mean, var, gain, gamma)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 14
@@ -278,7 +278,7 @@ class DirectBNIF(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         y: Tensor,
         gain: Tensor | None,
         gamma: Tensor | None,
@@ -310,7 +310,7 @@ class DirectBNIF(Function):
         keep(ctx, Neurons(*neurons), output, y, mean, var, gain, gamma)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
         if grad is None:
             return (None,) * 12

@@ -61,7 +61,7 @@ class Couple(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, theta: float | Tensor, counts: Tensor, open_: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(z: Tensor, theta: float | Tensor, counts: Tensor, open_: Tensor) -> Tensor:
         return counts.view_as(counts)
 
     @staticmethod
@@ -73,7 +73,7 @@ class Couple(Function):
         ctx.save_for_backward(open_, saved_theta, counts if needs_theta else None)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         open_, theta, counts = ctx.saved_tensors
         grad_z = torch.where(open_, grad / (ctx.theta if theta is None else theta), 0)

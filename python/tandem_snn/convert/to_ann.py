@@ -107,4 +107,4 @@ def _activated(layer: Any) -> nn.Module:
     twin.weight, twin.bias, twin.norm = layer.weight, layer.bias, layer.norm
     follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
     twin.units = None if follows else Units(layer)
-    return twin  # type: ignore[no-any-return]
+    return twin

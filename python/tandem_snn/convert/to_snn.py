@@ -146,7 +146,7 @@ class Lowering:
         given = [self.env[value] for value in role.inputs if isinstance(value, fx.Node)]
         if all(value.kind in ("image", "answer") for value in given) and not self._wants_neurons(node, role):
             return Value(given[0].kind if given else "image", self._copy(node))
-        return getattr(self, f"_{role.kind}")(node, role, given)  # type: ignore[no-any-return]
+        return getattr(self, f"_{role.kind}")(node, role, given)
 
     def _wants_neurons(self, node: fx.Node, role: Role) -> bool:
         return role.kind == "synapses" and node in self.before_neurons

@@ -262,7 +262,7 @@ class _Importer:
             layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
         layer.weight = _parameter(weight * factor)
         layer.bias = _parameter(_bias(node) * factor * self.T)
-        return layer  # type: ignore[no-any-return]
+        return layer
 
     def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
         name = _identifier(name, self.root)
@@ -289,7 +289,7 @@ def _pool(node: Any, spiking: bool) -> tnn.AvgPool2d:
 
 
 def _bias(node: Any) -> np.ndarray:
-    return getattr(node, "bias", np.zeros(node.weight.shape[0], node.weight.dtype))  # type: ignore[no-any-return]
+    return getattr(node, "bias", np.zeros(node.weight.shape[0], node.weight.dtype))
 
 
 def _tensor(values: Any) -> Tensor:

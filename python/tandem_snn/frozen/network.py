@@ -42,7 +42,7 @@ class _Program:
             x = layer(x)
         source = x.planes if isinstance(x, SpikeTrain) else x.x
         source = F.pad(source, self.padding) if self.padding else source
-        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step)  # type: ignore[no-any-return]
+        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step)
 
     def first_state(self, batch: int) -> Tensor:
         return torch.zeros(sum(self.segments) * batch)

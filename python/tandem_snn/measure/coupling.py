@@ -95,7 +95,7 @@ def _product(layer: Any, counts: Tensor) -> Tensor:
     """W·counts, without the bias."""
     product = nn.functional.linear if isinstance(layer, tnn.Readout) else layer._product
     geometry = () if isinstance(layer, tnn.Readout) else layer._geometry()
-    return product(counts.to(layer.weight.dtype), layer.used_weight(), None, *geometry)  # type: ignore[no-any-return]
+    return product(counts.to(layer.weight.dtype), layer.used_weight(), None, *geometry)
 
 
 def _compare(layer: Activation) -> Mismatch:

@@ -63,7 +63,7 @@ class Plan:
 
     def encoder(self) -> nn.Module:
         gain = 1 / self.T if self.ann_units and self.encoding == "direct" else 1.0
-        return self.layers.Encoder(self.T, self.encoding, gain=gain)  # type: ignore[no-any-return]
+        return self.layers.Encoder(self.T, self.encoding, gain=gain)
 
     def channels(self, base: int) -> int:
         """``base`` channels times the width."""
@@ -93,7 +93,7 @@ class Plan:
         }
 
     def readout(self, features: int) -> nn.Module:
-        return self.layers.Readout(features, self.classes, weight_bits=self.weight_bits)  # type: ignore[no-any-return]
+        return self.layers.Readout(features, self.classes, weight_bits=self.weight_bits)
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Module:
         padding = kernel // 2 if padding is None else padding

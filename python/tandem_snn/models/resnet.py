@@ -43,4 +43,4 @@ def _block(plan: Plan, inputs: int, outputs: int, stride: int) -> nn.Module:
     body = nn.Sequential(plan.conv(inputs, outputs, 3, stride), plan.conv(outputs, outputs, 3))
     same = inputs == outputs and stride == 1
     shortcut = None if same else plan.conv(inputs, outputs, 1, stride)
-    return plan.layers.Residual(body, shortcut)  # type: ignore[no-any-return]
+    return plan.layers.Residual(body, shortcut)

@@ -96,7 +96,7 @@ class _Normalise(torch.autograd.Function):
     """The statistics' sums are added over the processes; so are, backward, those of the gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, u: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, group: Any
     ) -> tuple[Tensor, ...]:
         dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -118,7 +118,7 @@ class _Normalise(torch.autograd.Function):
         return z, scale, shift, mean, var, n
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         u, mean, rstd, scale, n = ctx.saved_tensors
         dims = [d for d in range(u.dim()) if d != 1]

@@ -36,7 +36,7 @@ def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int]
             currents = current.expand(x.T, *current.shape)
         else:
             currents = torch.stack([potential(step_of(x, t), x.T) for t in range(x.T)])
-    return currents if z is None else apply(_Spread, z, currents)  # type: ignore[no-any-return]
+    return currents if z is None else apply(_Spread, z, currents)
 
 
 def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:
@@ -70,5 +70,5 @@ class _Spread(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.mean(0), None

@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def forward(self, x: X) -> X:  # type: ignore[override]
+    def forward(self, x: X) -> X:
         check_input(x, "Dropout")
         if not self.training or self.p == 0:
             return x

@@ -133,7 +133,7 @@ class SpikingLayer(nn.Module):
         """What the product takes after weight and bias."""
         return ()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
     ) -> SpikeTrain | Tensor:
         """The layer's spikes.
@@ -253,7 +253,7 @@ class SpikingLayer(nn.Module):
                 step, weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
                 return_v=True,
             )  # fmt: skip
-            return v  # type: ignore[no-any-return]
+            return v
 
         return step_currents(x, z, potential)
 

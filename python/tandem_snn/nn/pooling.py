@@ -209,7 +209,7 @@ class _ToWinner(torch.autograd.Function):
         ctx.space = counts.shape[-2:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (winners,) = ctx.saved_tensors
         flat = grad.new_zeros((*grad.shape[:-2], ctx.space[0] * ctx.space[1]))
         flat = flat.scatter_add(-1, winners.flatten(-2), grad.flatten(-2))

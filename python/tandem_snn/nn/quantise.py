@@ -36,7 +36,7 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
     >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # of -1, 0 and 1 times the largest; a half rounds to even
     tensor([[ 0., -1.]])
     """
-    return weight if bits is None else apply(_StraightThrough, weight, bits)  # type: ignore[no-any-return]
+    return weight if bits is None else apply(_StraightThrough, weight, bits)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -52,5 +52,5 @@ class _StraightThrough(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None

@@ -22,7 +22,7 @@ class Flatten(nn.Flatten):
             raise ValueError("start_dim: the batch (dimension 0) cannot be flattened into the features")
         super().__init__(start_dim, end_dim)
 
-    def forward(self, x: X) -> X:  # type: ignore[override]
+    def forward(self, x: X) -> X:
         check_input(x, "Flatten")
         dims = len(x.shape)
         if dims == 1:

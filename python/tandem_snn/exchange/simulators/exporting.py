@@ -92,7 +92,7 @@ def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
         size = (layer.in_channels, layer.out_channels, layer.kernel_size)
         synapses = cls(*size, layer.stride, layer.padding, layer.dilation, layer.groups, device="meta")
     synapses.weight, synapses.bias = nn.Parameter(weight), nn.Parameter(bias + offset)
-    return synapses  # type: ignore[no-any-return]
+    return synapses
 
 
 def _without_weights(stage: Stage) -> nn.Module:

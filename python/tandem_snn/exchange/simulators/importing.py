@@ -80,7 +80,7 @@ def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> nn.Module
         return None  # not a version of torch's layer: what it does is not known
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
-    return twin  # type: ignore[no-any-return]
+    return twin
 
 
 def _forget_state(traced: fx.GraphModule) -> None:
@@ -136,7 +136,7 @@ class _Importing(Lowering):
         """That which the currents of ``node`` reach."""
         while not _is_firing(node, self.modules):
             (node,) = node.users
-        return self.modules[str(node.target)].neuron  # type: ignore[return-value]
+        return self.modules[str(node.target)].neuron
 
     def _relu(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
