@@ -30,6 +30,9 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
   m.def("gate_grad(Tensor grad, Tensor mask, float threshold) -> Tensor");
   m.def(
+      "bn_statistics(Tensor product, float factor, Tensor? gain, Tensor? gamma, Tensor? beta, float eps) -> "
+      "(Tensor mean, Tensor var, Tensor scale, Tensor shift)");
+  m.def(
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_fields() -> str");

@@ -135,6 +135,11 @@ def _once_per_element(op: Any, info: Any, in_dims: Sequence[Any], args: Sequence
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0,) * len(outputs[0])
 
 
+def _register_vmap_per_element(name: str) -> None:
+    op = getattr(torch.ops.tandem, name).default
+    register_vmap(f"tandem::{name}", lambda info, in_dims, *args: _once_per_element(op, info, in_dims, args))
+
+
 def _join(value: Tensor, mapped: int | None, size: int, batch: int) -> Tensor:
     """Fold the mapped dimension (a new one, where there is none) into the batch."""
     value = value.unsqueeze(0).expand(size, *value.shape) if mapped is None else value.movedim(mapped, 0)
@@ -156,7 +161,6 @@ _register_neurons("conv_if", _conv_shape, batch=1, product=True)
 
 
 def _register_bn_neurons(name: str, shape_of: Callable[..., Shape]) -> None:
-    op = getattr(torch.ops.tandem, name).default
 
     def fake(planes: Tensor, T: int, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         shape, compute_dtype = shape_of(planes, T, weight, *args), _compute_dtype(weight.dtype)
@@ -165,7 +169,7 @@ def _register_bn_neurons(name: str, shape_of: Callable[..., Shape]) -> None:
         return *outputs, _empty(planes, [], shape, compute_dtype), mean, var
 
     _register_fake(name, fake)
-    register_vmap(f"tandem::{name}", lambda info, in_dims, *args: _once_per_element(op, info, in_dims, args))
+    _register_vmap_per_element(name)
 
 
 _register_bn_neurons("linear_bn_if", _linear_shape)
@@ -228,6 +232,13 @@ def _(info: Any, in_dims: Sequence[Any], grad: Tensor, mask: Tensor, threshold: 
     return _split(op(joined, _join(mask, in_dims[1], size, 0), threshold), size, 0), 0
 
 
+def _fake_bn_statistics(product: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(product.new_empty(product.shape[1]) for _ in range(4))
+
+
+_register_fake("bn_statistics", _fake_bn_statistics)
+
+
 def _fake_bn_grad(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(grad, [], product.shape, product.dtype), torch.empty_like(mean), torch.empty_like(mean)
 
@@ -235,6 +246,5 @@ def _fake_bn_grad(grad: Tensor, mask: Tensor, product: Tensor, mean: Tensor, *_:
 _register_fake("bn_grad", _fake_bn_grad)
 
 
-@register_vmap("tandem::bn_grad")  # type: ignore[untyped-decorator]
-def _(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-    return _once_per_element(torch.ops.tandem.bn_grad.default, info, in_dims, args)
+_register_vmap_per_element("bn_statistics")
+_register_vmap_per_element("bn_grad")

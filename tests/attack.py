@@ -122,6 +122,14 @@ def gradient(draw, norm):
     return call | {"threshold": 0.5}
 
 
+@st.composite
+def statistics(draw):
+    shape, C = (draw(st.integers(1, 9)), draw(sizes.filter(bool)), *draw(features())), torch.float32
+    rest = draw(neuron(1, shape, C, norm=True))
+    norm = {name: rest[name] for name in ("gain", "gamma", "beta", "eps")}
+    return {"product": dyadic(*shape, dtype=C), "factor": float(draw(windows)), **norm}
+
+
 CALLS = {
     "if_scan": scan("train"),
     "constant_if": scan("constant"),
@@ -134,6 +142,7 @@ CALLS = {
     "unpack": bits("unpack"),
     "counts": bits("counts"),
     "gate_grad": gradient(False),
+    "bn_statistics": statistics(),
     "bn_grad": gradient(True),
 }
 

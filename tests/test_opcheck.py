@@ -117,6 +117,8 @@ def test_gradients(layout, dtype, shape):
     gain, gamma, mean, eps = norm(shape[1], dtype, True)
     check(layout, ops.bn_grad, grad, mask, product, mean, mean.abs(), gain, gamma, eps, 0.5)
     check(layout, ops.bn_grad, grad, mask, product, mean, mean.abs(), None, None, eps, 0.5)
+    if layout != "empty":
+        check(layout, ops.bn_statistics, product, 3.0, gain, gamma, None, eps)
 
 
 def test_every_op_is_checked_here():

@@ -51,7 +51,8 @@ TANDEM_HOST_DEVICE void moments(double sum, double squares, int64_t rows, C& mea
 template <class C>
 struct BatchNormStatistics {
   int64_t rows, channels;
-  const C* product;  // u [rows, channels]
+  const C* product;  // [rows, channels]
+  C factor;          // u = factor product
   BatchNorm<C> norm;
   C* mean;   // out [channels], of u
   C* var;    // out [channels], of u, biased

@@ -64,11 +64,13 @@ struct Statistics {
   Tensor mean, var, scale, shift;  // [channels]
 };
 
+// Of factor u.
 template <class C>
-void measure(const Tensor& u, const NormParameters& norm, const Statistics& out) {
+void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
   const int64_t channels = u.size(1);
-  const BatchNormStatistics<C> args{u.numel() / channels, channels,         data<C>(u),         norm.args<C>(),
-                                    data<C>(out.mean),    data<C>(out.var), data<C>(out.scale), data<C>(out.shift)};
+  const BatchNormStatistics<C> args{u.numel() / channels,   channels,           data<C>(u),
+                                    static_cast<C>(factor), norm.args<C>(),     data<C>(out.mean),
+                                    data<C>(out.var),       data<C>(out.scale), data<C>(out.shift)};
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(u)) {
     const Tensor workspace = workspace_for(u);
@@ -116,8 +118,8 @@ NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, co
       currents = synapses.currents();
       torch::stable::copy_(product, aten::sum(currents, {0}));
     }
-    compute == ScalarType::Double ? measure<double>(product, norm, statistics)
-                                  : measure<float>(product, norm, statistics);
+    compute == ScalarType::Double ? measure<double>(product, 1.0, norm, statistics)
+                                  : measure<float>(product, 1.0, norm, statistics);
     layer.set_affine(statistics.scale, statistics.shift);
     if (!by_counts || !fused.fire(layer)) run_scan(currents, Source::kTrain, layer);
   }
@@ -141,6 +143,21 @@ NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, std::string prec
   return layer_bn_if(
       {planes, T, weight, precision, stride, padding, dilation, groups}, gain, gamma, beta, eps,
       {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
+                                                         OptionalTensor gamma, OptionalTensor beta, double eps) {
+  const ScalarType compute = product.scalar_type();
+  TANDEM_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "product must be float32 or float64");
+  TANDEM_CHECK(product.dim() >= 2 && product.numel() > 0,
+               "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
+               shape_text(shape_of(product)));
+  const NormParameters norm(gain, gamma, beta, eps, product.size(1), product);
+  const auto vector = [&] { return empty({product.size(1)}, compute, product); };
+  const Statistics out{vector(), vector(), vector(), vector()};
+  const auto run = compute == ScalarType::Double ? &measure<double> : &measure<float>;
+  run(to_channels_last(product, 1), factor, norm, out);
+  return {out.mean, out.var, out.scale, out.shift};
 }
 
 template <class C>
@@ -206,11 +223,12 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                         \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {         \
-    m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if)); \
-    m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));     \
-    m.impl("bn_grad", TORCH_BOX(&bn_grad));           \
+#define TANDEM_IMPLEMENT(key)                           \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {           \
+    m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if));   \
+    m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));       \
+    m.impl("bn_statistics", TORCH_BOX(&bn_statistics)); \
+    m.impl("bn_grad", TORCH_BOX(&bn_grad));             \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

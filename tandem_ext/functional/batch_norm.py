@@ -15,7 +15,6 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import checks
-from ..rounding import square_root
 from ..train import SpikeTrain
 from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
@@ -293,14 +292,10 @@ class DirectBNIF(Function):
         settings: Settings,
     ) -> tuple[Tensor, ...]:
         neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
-        u = _window_sum(y, source, neurons.settings.T)
-        mean, var = _statistics(u)
-        g = torch.ones_like(mean) if gain is None else gain.expand_as(mean)
-        rstd = 1 / square_root(g * g * var + eps)
-        a = rstd if gamma is None else gamma * rstd
-        centre = g * mean * a
-        outputs = fire_direct(y, source, a * g, -centre if beta is None else beta - centre, neurons, True)
-        return *outputs, mean, var
+        mean, var, scale, shift = torch.ops.tandem.bn_statistics.default(
+            cast(y, compute_dtype(y.dtype)), _steps(source, neurons.settings.T), gain, gamma, beta, eps
+        )
+        return *fire_direct(y, source, scale, shift, neurons, True), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -315,23 +310,17 @@ class DirectBNIF(Function):
         if grad is None:
             return (None,) * 12
         saved, (y, mean, var, gain, gamma) = kept(ctx)
-        T = ctx.settings.T
-        u = _window_sum(y, ctx.source, T)
+        # u = k·y, so gain·u is a product of y with the gain k·gain.
+        k = _steps(ctx.source, ctx.settings.T)
+        wide, total_gain = cast(y, compute_dtype(y.dtype)), torch.full_like(mean, k) if gain is None else k * gain
         needs = ctx.needs_input_grad[1:4]
-        grad_u, grad_gain, grad_gamma, grad_beta = _bn_gradients(ctx, saved, grad, u, mean, var, gain, gamma, needs)
-        grad_y = cast(T * grad_u if ctx.source == "constant" else grad_u, y.dtype)
+        grad_y, grad_gain, grad_gamma, grad_beta = _bn_gradients(
+            ctx, saved, grad, wide, mean / k, var / k**2, total_gain, gamma, needs
+        )
+        grad_y, grad_gain = cast(grad_y, y.dtype), None if grad_gain is None else k * grad_gain
         return grad_y, grad_gain, grad_gamma, grad_beta, None, None, *_neuron_gradients(ctx, saved, grad)
 
 
-def _window_sum(y: Tensor, source: str, T: int) -> Tensor:
-    y = cast(y, compute_dtype(y.dtype))
-    return T * y if source == "constant" else y
-
-
-def _statistics(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, summed in double as the kernels do."""
-    dims = [d for d in range(u.dim()) if d != 1]
-    wide = u.double()
-    mean = wide.mean(dims)
-    var = ((wide * wide).mean(dims) - mean * mean).clamp_min(0)
-    return mean.to(u.dtype), var.to(u.dtype)
+def _steps(source: str, T: int) -> int:
+    """How often a current flows."""
+    return T if source == "constant" else 1

@@ -88,7 +88,7 @@ class Conv(NamedTuple):
 
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
         conv = _CONV[weight.dim() - 2]
-        return conv(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return conv(x, channels_last(weight), None, self.stride, self.padding, self.dilation, self.groups)
 
     def fire(
         self, planes: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
@@ -136,6 +136,17 @@ class Conv(NamedTuple):
 
 
 Product = Linear | Conv
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    """A convolution's weight with the strides from which torch takes it that the result's channels are innermost.
+
+    ``contiguous(memory_format=torch.channels_last)`` leaves a weight with one input channel as it is, and the result
+    then has another layout than the neurons, which is several times slower on the CPU.
+    """
+    if weight.dim() != 4:
+        return weight
+    return weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def conv_product(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any) -> tuple[Conv, list[int]]:

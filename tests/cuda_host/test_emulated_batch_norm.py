@@ -80,10 +80,10 @@ class Problem:
         assert status == 0, reports
         assert not reports
 
-    def expected(self) -> dict[str, Tensor]:
+    def expected(self, factor: float = 1.0) -> dict[str, Tensor]:
         """Moments, and scale and shift, with the roundings of the definition."""
         one = torch.ones(self.channels, dtype=self.dtype)
-        wide = self.u.double()
+        wide = (factor * self.u).double()
         mean = wide.sum(0) / self.rows
         var = ((wide * wide).sum(0) / self.rows - mean * mean).clamp_min(0)
         mean, var = mean.to(self.dtype), var.to(self.dtype)
@@ -107,10 +107,13 @@ def test_statistics(emulator: Emulator, dtype: torch.dtype, offset: int) -> None
     for seed, (rows, channels) in enumerate(SHAPES):
         p = Problem(emulator, rows, channels, dtype, seed, offset)
         out = p.outputs("mean", "var", "scale", "shift")
-        fields = {"product": ctypes.c_void_p, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
-        args = structure(p.real, **fields)(rows, channels, pointer(p.placed_u), p.norm, *map(pointer, out.values()))
+        fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
+        factor = 1.0 + 2 * (seed % 3)
+        args = structure(p.real, **fields)(
+            rows, channels, pointer(p.placed_u), factor, p.norm, *map(pointer, out.values())
+        )
         p.run("batch_norm_statistics", args)
-        want = p.expected()
+        want = p.expected(factor)
         for name, got in out.items():
             assert torch.equal(got, want[name]), f"{name} of {rows} x {channels}"
         if emulator.checked:
@@ -161,8 +164,8 @@ def test_traffic(checked: Emulator) -> None:
     rows, channels = 256, 64
     p = Problem(checked, rows, channels, torch.float32, 0, 0)
     out = p.outputs("mean", "var", "scale", "shift")
-    fields = {"product": ctypes.c_void_p, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
-    args = structure(p.real, **fields)(rows, channels, pointer(p.placed_u), p.norm, *map(pointer, out.values()))
+    fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
+    args = structure(p.real, **fields)(rows, channels, pointer(p.placed_u), 1.0, p.norm, *map(pointer, out.values()))
     p.run("batch_norm_statistics", args)
     read = checked.traffic("u")
     assert read.bytes == 4 * rows * channels
@@ -181,8 +184,8 @@ def test_the_sums_do_not_depend_on_the_schedule(plain: Emulator) -> None:
         p.placed_u.copy_(u)
         plain.lib.emulation_begin(ctypes.c_uint64(seed))
         out = p.outputs("mean", "var", "scale", "shift")
-        fields = {"product": ctypes.c_void_p, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
-        args = structure(p.real, **fields)(500, 12, pointer(p.placed_u), p.norm, *map(pointer, out.values()))
+        fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
+        args = structure(p.real, **fields)(500, 12, pointer(p.placed_u), 1.0, p.norm, *map(pointer, out.values()))
         p.run("batch_norm_statistics", args)
         results.append(torch.cat([t.clone() for t in out.values()]))
     assert torch.equal(results[0], results[1])

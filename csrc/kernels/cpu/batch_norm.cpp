@@ -26,12 +26,12 @@ Slice slice_of(int64_t rows, int64_t i) {
 }
 
 template <class C>
-TANDEM_INLINE void sum_rows(const C* u, int64_t channels, int64_t begin, int64_t end, double* sum,
+TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum,
                             double* sum_of_squares) {
   for (int64_t r = begin; r < end; ++r) {
-    const C* row = u + r * channels;
+    const C* row = product + r * channels;
     for (int64_t c = 0; c < channels; ++c) {
-      const double x = row[c];
+      const double x = factor * row[c];
       sum[c] += x;
       sum_of_squares[c] += x * x;
     }
@@ -91,28 +91,29 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, 
   });
 }
 
-#define TANDEM_BATCH_NORM(suffix, C)                                                                                 \
-  TANDEM_INLINE void sum_rows_##suffix##_body(const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, \
-                                              double* squares) {                                                     \
-    sum_rows(u, channels, begin, end, sum, squares);                                                                 \
-  }                                                                                                                  \
-  TANDEM_CPU_KERNEL(sum_rows_##suffix,                                                                               \
-                    (const C* u, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),        \
-                    (u, channels, begin, end, sum, squares))                                                         \
-  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,       \
-                                               int64_t end, double* beta, double* gamma, C* gates) {                 \
-    sum_grads(a, n, begin, end, beta, gamma, gates);                                                                 \
-  }                                                                                                                  \
-  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                              \
-                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, double* beta,      \
-                     double* gamma, C* gates),                                                                       \
-                    (a, n, begin, end, beta, gamma, gates))                                                          \
-  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,     \
-                                                 int64_t end, C* gates) {                                            \
-    write_grads(a, n, begin, end, gates);                                                                            \
-  }                                                                                                                  \
-  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                            \
-                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates),         \
+#define TANDEM_BATCH_NORM(suffix, C)                                                                             \
+  TANDEM_INLINE void sum_rows_##suffix##_body(const C* product, C factor, int64_t channels, int64_t begin,       \
+                                              int64_t end, double* sum, double* squares) {                       \
+    sum_rows(product, factor, channels, begin, end, sum, squares);                                               \
+  }                                                                                                              \
+  TANDEM_CPU_KERNEL(                                                                                             \
+      sum_rows_##suffix,                                                                                         \
+      (const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),  \
+      (product, factor, channels, begin, end, sum, squares))                                                     \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,   \
+                                               int64_t end, double* beta, double* gamma, C* gates) {             \
+    sum_grads(a, n, begin, end, beta, gamma, gates);                                                             \
+  }                                                                                                              \
+  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                          \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, double* beta,  \
+                     double* gamma, C* gates),                                                                   \
+                    (a, n, begin, end, beta, gamma, gates))                                                      \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, \
+                                                 int64_t end, C* gates) {                                        \
+    write_grads(a, n, begin, end, gates);                                                                        \
+  }                                                                                                              \
+  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                        \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates),     \
                     (a, n, begin, end, gates))
 
 TANDEM_BATCH_NORM(float, float)
@@ -143,7 +144,7 @@ template <class C, class Sum>
 void batch_norm_statistics(const BatchNormStatistics<C>& a, ParallelFor parallel, Sum kernel) {
   std::vector<double> sum(a.channels), squares(a.channels);
   two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
-    kernel(a.product, a.channels, rows.begin, rows.end, first, second);
+    kernel(a.product, a.factor, a.channels, rows.begin, rows.end, first, second);
   });
   for (int64_t c = 0; c < a.channels; ++c) {
     moments(sum[c], squares[c], a.rows, a.mean[c], a.var[c]);

@@ -37,13 +37,14 @@ __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64
 template <class C>
 struct Moments {
   const C* product;
+  C factor;
 
   template <int kVec>
   __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&squares)[kVec]) const {
     const auto u = load<Vec<C, kVec>>(product + n);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      const double wide = u.at[i];
+      const double wide = rounded_mul(factor, u.at[i]);
       sum[i] += wide;
       squares[i] += wide * wide;
     }
@@ -243,7 +244,7 @@ int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices
 
 int batch_norm_statistics(const BatchNormStatistics<float>& a, double* workspace, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  const Moments<float> terms{a.product};
+  const Moments<float> terms{a.product, a.factor};
   const FinishStatistics<float> finish{a};
   if (a.channels % 4 == 0 && is_aligned(a.product, 16)) {
     return launch_sums<4>(terms, finish, a.rows, a.channels, workspace, on);
@@ -252,8 +253,8 @@ int batch_norm_statistics(const BatchNormStatistics<float>& a, double* workspace
 }
 
 int batch_norm_statistics(const BatchNormStatistics<double>& a, double* workspace, void* stream) {
-  return launch_sums<1>(Moments<double>{a.product}, FinishStatistics<double>{a}, a.rows, a.channels, workspace,
-                        static_cast<cudaStream_t>(stream));
+  return launch_sums<1>(Moments<double>{a.product, a.factor}, FinishStatistics<double>{a}, a.rows, a.channels,
+                        workspace, static_cast<cudaStream_t>(stream));
 }
 
 int batch_norm_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {

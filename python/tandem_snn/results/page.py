@@ -44,6 +44,8 @@ wrote them, and the command of a run, below, makes it again.
   samples in the same order. Runs that differ only in their neurons have the same twin.
 - **Selection**: the weights of the epoch that did best on a fixed twelfth of the training samples. The test samples are
   looked at once, at the end.
+- **init_from twin**: the spiking network starts from its trained twin, so that it has had twice the twin's epochs in
+  all, half of them as an ANN.
 - **±**: standard deviation over the seeds, where there are several.
 - **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin. The
   first layer sees real numbers, and costs its multiply-accumulates once. Counted on 1000 test samples.

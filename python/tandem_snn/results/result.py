@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -100,8 +100,8 @@ class Result:
         return ", ".join(f"{key} {value}" for key, value in self["machine"].items())
 
     def family(self) -> Recipe:
-        """The recipe but for T and its seeds: results of one family differ in T alone."""
-        return Recipe.from_dict({**self.recipe.to_dict(), "T": 1, "seed": 0, "seeds": 1})
+        """The recipe but for its seeds, T, and the start, which depends on T: results of one family differ in these."""
+        return replace(self.recipe, T=1, init_gain=1.0, v_init=None, seed=0, seeds=1)
 
 
 _DESCRIBED = {
