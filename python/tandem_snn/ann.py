@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
 
 from tandem_ext import SpikeTrain
-from tandem_ext.functional.products import channels_last
 
 from .nn.residual import Residual
 from .nn.signals import effective_counts
@@ -138,6 +137,3 @@ class Conv2d(_Activated, nn.Conv2d):
         factory = (options.get("device"), options.get("dtype"))
         nn.Conv2d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
         self._add_norm(_norm(nn.BatchNorm2d, out_channels, norm, options))
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(x, channels_last(weight), bias)  # as the spiking one: the twin is no slower

@@ -138,15 +138,15 @@ class Conv(NamedTuple):
 Product = Linear | Conv
 
 
-def channels_last(weight: Tensor) -> Tensor:
-    """A convolution's weight with the strides from which torch takes it that the result's channels are innermost.
+def channels_last(x: Tensor) -> Tensor:
+    """A convolution's input or weight [B, C, H, W], laid out so that the channels of its result are innermost too.
 
-    ``contiguous(memory_format=torch.channels_last)`` leaves a weight with one input channel as it is, and the result
-    then has another layout than the neurons, which is several times slower on the CPU.
+    ``contiguous(memory_format=torch.channels_last)`` leaves a tensor with one channel as it is, and torch then gives
+    the result another layout than neurons have, several times slower on the CPU.
     """
-    if weight.dim() != 4:
-        return weight
-    return weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    if x.dim() != 4:
+        return x
+    return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def conv_product(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any) -> tuple[Conv, list[int]]:

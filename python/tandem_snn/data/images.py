@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tandem_ext.functional.products import channels_last
+
 from .augment import Augmentation, augment
 from .split import Chance, Split
 
@@ -38,7 +40,8 @@ class ImageSplit(Split):
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
         chosen = chosen.to(self.device)
-        x = augment(self.images[chosen], self.augmentations, chance).float()
+        # In this layout torch's convolutions are faster than in the images' own, for the ANN twin too.
+        x = channels_last(augment(self.images[chosen], self.augmentations, chance)).float()
         x.mul_(self.scale.view(-1, 1, 1)).add_(self.offset.view(-1, 1, 1))
         return x, x.flatten(1) if self.targets is None else self.targets[chosen]
 
