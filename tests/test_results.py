@@ -145,7 +145,7 @@ def test_committed_results_are_consistent(path):
     one = json.loads(path.read_text())
     recipe = Recipe.from_dict(one["recipe"])
     metric = "test_accuracy" if recipe.task == "classification" else "test_mse"
-    assert [seed["seed"] for seed in one["per_seed"]] == recipe.all_seeds
+    assert [seed["seed"] for seed in one["per_seed"]] == list(recipe.all_seeds)
     for prefix in "", "ann_":
         values = [seed[prefix + metric] for seed in one["per_seed"]]
         assert one[prefix + metric] == pytest.approx(sum(values) / len(values), rel=1e-4)
