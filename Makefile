@@ -16,6 +16,8 @@ help:
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
+	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
+	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site in build/site"
 	@echo "make wheel     a manylinux wheel in dist/"
@@ -69,6 +71,13 @@ coverage: $(READY)
 results: $(READY) ext
 	python -m tandem_snn.results docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
 
+gpu-check: $(READY) ext
+	python tests/gpu/check.py
+
+gpu-libraries: $(READY)
+	TANDEM_CUDA=1 python setup.py -q build_ext --inplace
+	python tests/gpu/check.py --build
+
 lint: $(READY)
 	ruff check
 	ruff format --check
@@ -103,4 +112,4 @@ COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz torture coverage results lint docs wheel clean
+.PHONY: help train test test-all ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean

@@ -42,6 +42,9 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "(Tensor readout, Tensor state)");
 }
 
+// Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
+#pragma weak _PyThreadState_UncheckedGet
+
 namespace {
 
 namespace py = pybind11;

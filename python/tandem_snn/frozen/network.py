@@ -14,6 +14,7 @@ from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
 from ..nn.quantise import check_bits
+from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .program import Builder
 from .quantise import quantise_
 from .trace import CannotLower, trace
@@ -75,6 +76,7 @@ class FrozenNetwork(nn.Module):
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
         self._programs: dict[Any, _Program | CannotLower] = {}
+        self._graphs: dict[Any, Graph | None] = {}
         self.reset()
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
@@ -84,15 +86,32 @@ class FrozenNetwork(nn.Module):
                 return self.forward(x)
         if isinstance(x, SpikeTrain) and x.T != self.T:
             self.T = x.T
+        if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            return self._replay(x)
         program = self._program(x)
         if isinstance(program, CannotLower) or x.device.type != "cpu":
             answer: Tensor = self.net(x)
             return answer
         return program.run(x)[0]
 
+    def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
+        """On a GPU: the kernels of the layers as one CUDA graph, or one by one where there can be none."""
+        key = key_of(x)
+        if key is not None and key not in self._graphs:
+            if len(self._graphs) == MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = capture(self.net, x)
+        graph = self._graphs.get(key)
+        answer: Tensor = self.net(x) if graph is None else graph(x)
+        return answer
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
+        self._graphs.clear()  # they read the weights where they were
+        return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
+
     def __getstate__(self) -> dict[str, Any]:
-        """Without the programs: another version or machine may pack weights in another way."""
-        return self.__dict__ | {"_programs": {}}
+        """Without the programs: another version or machine may pack weights in another way. Graphs are not data."""
+        return self.__dict__ | {"_programs": {}, "_graphs": {}}
 
     def example(self) -> Any:
         """A sample [1, *features] of zeros of what the network takes.
@@ -231,7 +250,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
     Sums are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the batch, the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A network that has no program
-    (other modules between the layers, float64, CUDA) runs layer by layer instead.
+    (other modules between the layers, float64) runs layer by layer instead. On a GPU the kernels of the layers are
+    captured in one CUDA graph for each shape of batch, the last eight of which are kept; sums there are float32.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.

@@ -1,0 +1,60 @@
+"""A frozen network on a GPU: the kernels of its layers as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+MOST_GRAPHS = 8  # each keeps the memory of one evaluation
+
+
+def key_of(x: Tensor | SpikeTrain) -> Hashable:
+    """Inputs with the same key can take the same graph. None: no graph can take x."""
+    if not isinstance(x, SpikeTrain):
+        return x.device, tuple(x.shape), x.dtype
+    return None if isinstance(x.gain, Tensor) else (x.device, tuple(x.shape), x.T, x.gain)
+
+
+class Graph:
+    """The network's evaluation of inputs like x.
+
+    To be called under ``torch.inference_mode``, and on one stream at a time: calls share the memory of the graph.
+    """
+
+    def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
+        self._x = _copy_of(x)
+        self._planes = self._x.planes if isinstance(self._x, SpikeTrain) else self._x
+        now, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(now)
+        with torch.cuda.stream(side):  # what libraries choose and allocate at a first call is no part of the graph
+            net(self._x)
+        now.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._answer: Tensor = net(self._x)
+
+    def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
+        self._planes.copy_(x.planes if isinstance(x, SpikeTrain) else x)
+        self._graph.replay()
+        return self._answer.clone()
+
+
+def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
+    """The graph, or None for a network that waits for the GPU or otherwise cannot be captured."""
+    for parameter in net.parameters():
+        if parameter.dim() == 4:  # as the kernels read them, and would else make them at every replay
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        return Graph(net, x)
+    except RuntimeError:
+        return None
+
+
+def _copy_of(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
+    if isinstance(x, SpikeTrain):
+        return SpikeTrain.unchecked(x.planes.clone(memory_format=torch.preserve_format), x.T, None, x.gain)
+    return x.clone(memory_format=torch.preserve_format)

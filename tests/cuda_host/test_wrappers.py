@@ -1,0 +1,36 @@
+"""The instructions of ptx.cuh: their twins in the emulation do what `make gpu-check` asks of the hardware."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from harness import ROOT, build, emulation_parts
+
+from build_tools.decide import Toolkit
+from tests.gpu import check, golden
+
+
+@pytest.fixture(scope="module")
+def library(toolkit: Toolkit) -> Path:
+    return build("wrappers", emulation_parts([ROOT / "tests" / "gpu" / "wrappers.cu"], checked=False), toolkit.include)
+
+
+@pytest.mark.parametrize("name", golden.GOLDEN)
+def test_golden(library: Path, name: str) -> None:
+    golden.check(library, name, torch.device("cpu"))
+
+
+def test_every_wrapper_has_one() -> None:
+    text = (ROOT / "csrc" / "kernels" / "cuda" / "ptx.cuh").read_text()
+    for name in ("cp_async_16", "ldmatrix_x4", "mma_f16", "mma_bf16", "mma_s8_u8"):
+        assert f" {name}(" in text
+    assert text.count("asm volatile") == 7  # three of them make up cp.async
+    assert sorted(golden.GOLDEN) == ["cp_async", "ldmatrix", "mma_bf16", "mma_f16", "mma_s8_u8"]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_they_compile_for_gpus(tmp_path: Path) -> None:
+    assert check.build_wrappers(tmp_path / "wrappers.so") is None

@@ -1,0 +1,71 @@
+"""What the instructions wrapped in csrc/kernels/cuda/ptx.cuh must do with given operands."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Operands = tuple[Tensor, Tensor, Tensor, Tensor]  # A, B, what D holds before, what it must hold after
+
+
+def _products(A: Tensor, B: Tensor, dtype: torch.dtype) -> Operands:
+    """D = A Bᵀ + C with sums that fit the type without rounding."""
+    C = torch.arange(128).view(16, 8).to(dtype)
+    D = (A.double() @ B.double().t() + C.double()).to(dtype)
+    return A, B, C, D
+
+
+def mma_f16(g: torch.Generator) -> Operands:
+    """Among the columns are spikes as the kernel makes them, subnormal numbers from 2^-24 on."""
+    A = (torch.randint(-2047, 2048, (16, 16), generator=g) / 2.0**8).half()
+    B = torch.randint(0, 2, (8, 16), generator=g) * 2.0 ** (torch.arange(8).view(8, 1) - 24)
+    A, B, C, _ = _products(A, B.half(), torch.float32)
+    C.zero_()
+    return A, B, C, (A.double() @ B.double().t()).float()
+
+
+def mma_bf16(g: torch.Generator) -> Operands:
+    A = (torch.randint(-255, 256, (16, 16), generator=g) / 2.0**4).bfloat16()
+    return _products(A, (torch.randint(0, 2, (8, 16), generator=g) * 2.0).bfloat16(), torch.float32)
+
+
+def mma_s8_u8(g: torch.Generator) -> Operands:
+    A = torch.randint(-128, 128, (16, 32), generator=g).to(torch.int8)
+    return _products(A, torch.randint(0, 256, (8, 32), generator=g).to(torch.uint8), torch.int32)
+
+
+def cp_async(g: torch.Generator) -> Operands:
+    A = torch.randint(1, 256, (32, 16), generator=g).to(torch.uint8)
+    want = A.clone()
+    want[1::2] = 0
+    return A, A, torch.full_like(A, 7), want
+
+
+def ldmatrix(g: torch.Generator) -> Operands:
+    """Lane 4 r + w gets word w of row r of each matrix."""
+    A = torch.randint(0, 256, (4, 8, 16), generator=g).to(torch.uint8)
+    words = A.view(torch.int32)  # [matrix, row, word]
+    return A, A, torch.zeros(32, 4, dtype=torch.int32), words.permute(1, 2, 0).reshape(32, 4).clone()
+
+
+GOLDEN: dict[str, Callable[[torch.Generator], Operands]] = {
+    f.__name__: f for f in (mma_f16, mma_bf16, mma_s8_u8, cp_async, ldmatrix)
+}
+
+
+def check(library: Path, name: str, device: torch.device) -> None:
+    """Runs one wrapper of ``library``, built from wrappers.cu. Raises AssertionError where it does something else."""
+    function = getattr(ctypes.CDLL(str(library)), f"wrapper_{name}")
+    for seed in range(3):
+        A, B, C, want = GOLDEN[name](torch.Generator().manual_seed(seed))
+        a, b, d = (t.contiguous().to(device) for t in (A, B, C.clone()))
+        status = function(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)))
+        assert status == 0, f"{name}: CUDA error {status}"
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        differing = (d.cpu() != want).sum().item()
+        assert differing == 0, f"{name}: {differing} of {want.numel()} differ"

@@ -1,0 +1,138 @@
+"""What only a GPU can show: more than 2^31 elements, CUDA graphs, other streams, the same bits every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn
+import tandem_snn.nn as tnn
+
+from .correctness import Case, dyadic, equal, random_train
+
+BIG = 2**31 + 4096
+
+
+def big_scan(device: torch.device) -> None:
+    """One step: a spike wherever the current reaches the threshold. In pieces, because a check takes memory too."""
+    currents = torch.empty(1, 1, BIG, dtype=torch.float16, device=device)
+    for piece in currents.view(-1).split(2**28):
+        piece.copy_(torch.arange(len(piece), device=device) % 3 - 0.5)
+    train = te.functional.if_scan(currents)
+    total = 0
+    for spikes, piece in zip(train.planes.view(-1).split(2**28), currents.view(-1).split(2**28), strict=True):
+        assert torch.equal(spikes, (piece >= 1).to(torch.uint8))
+        total += int(spikes.sum(dtype=torch.int64))
+    assert 0 < total < BIG
+
+
+def big_product(device: torch.device) -> None:
+    """More than 2^31 neurons; each sample is one of sixteen."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = random_train(g, 8, 16, 16), dyadic(g, 1024, 16)
+    samples = BIG // 1024 + 16
+    samples -= samples % 16
+    planes = x.planes.to(device).repeat(1, samples // 16, 1)
+    got = te.functional.linear_if(te.SpikeTrain.unchecked(planes, 8), weight.to(device)).planes
+    want = te.reference.linear_if(x, weight).planes.to(device)
+    for piece in got.view(-1, 16, 1024).split(4096):
+        assert torch.equal(piece, want.expand_as(piece))
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        tnn.Conv2d(8, 32, 3, padding=1, norm=True), tnn.MaxPool2d(2), tnn.Conv2d(32, 64, 3, stride=2, norm=True),
+        tnn.Flatten(), tnn.Linear(64 * 9, 48, norm=True), tnn.Readout(48, 10),
+    )  # fmt: skip
+
+
+def step_of(net: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """A training step on planes; what comes of it."""
+
+    def step(planes: Tensor) -> list[Tensor]:
+        for p in net.parameters():
+            p.grad = None
+        answer = net(te.SpikeTrain.unchecked(planes, 8))
+        answer.square().mean().backward()
+        return [answer.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
+
+    return step
+
+
+def captured_step(device: torch.device) -> None:
+    """A training step as a CUDA graph gives the bits of the step itself, on inputs it has not seen."""
+    net = layers().to(device)
+    step = step_of(net)
+    g = torch.Generator().manual_seed(0)
+    inputs = [random_train(g, 8, 4, 8, 16, 16).planes.to(device) for _ in range(3)]
+    static = inputs[0].clone(memory_format=torch.preserve_format)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        step(static)
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step(static)
+    for planes in inputs:
+        static.copy_(planes)
+        graph.replay()
+        got = [t.clone() for t in outputs]
+        for i, (a, b) in enumerate(zip(got, step(planes), strict=True)):
+            equal(f"result {i}", a, b.cpu())
+
+
+def other_streams(device: torch.device) -> None:
+    """Work is done on the stream that is current: behind what delays it, and not before."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = random_train(g, 8, 33, 100), dyadic(g, 64, 100)
+    want = te.reference.linear_if(x, weight).planes
+    late, on_device = torch.zeros_like(x.planes, device=device), x.planes.to(device)
+    weight = weight.to(device)
+    torch.cuda.synchronize(device)
+    streams = [torch.cuda.Stream(device) for _ in range(4)]
+    results = []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)
+            mine = late.clone()
+            mine.copy_(on_device)
+            results.append(te.functional.linear_if(te.SpikeTrain.unchecked(mine, 8), weight).planes)
+    torch.cuda.synchronize(device)
+    for got in results:
+        equal("spikes", got, want)
+
+
+def same_every_time(device: torch.device) -> None:
+    """On random weights, whose sums do round: every run rounds alike."""
+    net = layers().to(device)
+    step = step_of(net)
+    planes = random_train(torch.Generator().manual_seed(0), 8, 16, 8, 16, 16).planes.to(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first = [t.clone() for t in step(planes)]
+        for _ in range(5):
+            for i, (a, b) in enumerate(zip(step(planes), first, strict=True)):
+                equal(f"result {i}", a, b.cpu())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def frozen_graph(device: torch.device) -> None:
+    """A frozen network is one CUDA graph, and answers as the network does."""
+    net = layers().eval().to(device)
+    frozen = tandem_snn.freeze(net)
+    g = torch.Generator().manual_seed(0)
+    for batch in (4, 1, 4):
+        x = random_train(g, 8, batch, 8, 16, 16).to(device)
+        equal("readout", frozen(x), net(x).cpu())
+
+
+def cases(small: bool) -> list[Case]:
+    """``small``: without those that need 20 GB."""
+    found = [captured_step, other_streams, same_every_time, frozen_graph]
+    return [Case(f.__name__.replace("_", " "), f) for f in ([] if small else [big_scan, big_product]) + found]

@@ -1,0 +1,74 @@
+"""What a check found, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from .timing import Row
+
+
+def file_name(card: str, commit: str) -> str:
+    """gpu-<card>-<commit>.json, without what a file name had better not hold."""
+    return f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{commit[:8]}.json"
+
+
+def row_of(row: Row, peaks: dict[str, float]) -> dict[str, Any]:
+    """A row as JSON: with its floor, and how near it comes to the measured bandwidth and rate, where they are known."""
+    out: dict[str, Any] = {"case": row.case, "way": row.way}
+    if row.note:
+        return out | {"note": row.note}
+    out |= {"microseconds": 1e6 * row.seconds, "memory": row.memory}
+    if floor := row.floor(peaks):
+        out["floor"] = 1e6 * floor
+    if row.bytes:
+        out |= {"bytes": row.bytes, "bandwidth": row.bytes / row.seconds / peaks["copy"]}
+    if row.rate:
+        out |= {"operations": row.operations, "matrix": row.operations / row.seconds / peaks[row.rate]}
+    return out
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows in Markdown."""
+    peaks = result["peaks"]
+    lines = [
+        f"# {result['card']}, commit {result['commit']}",
+        "",
+        f"torch {result['torch']}, CUDA {result['cuda']}, driver {result['driver']}. "
+        f"Copy {peaks['copy'] / 1e9:.0f} GB/s; "
+        + ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in peaks.items() if name != "copy")
+        + ", measured. Medians, caches cold.",
+        "",
+        "| case | way | µs | floor µs | % of copy | % of matrix | MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        if "note" in row:
+            lines.append(f"| {row['case']} | {row['way']} | {row['note']} | | | | |")
+            continue
+        shares = (f"{100 * row[k]:.0f}" if k in row else "" for k in ("bandwidth", "matrix"))
+        floor = f"{row['floor']:.1f}" if "floor" in row else ""
+        cells = [row["case"], row["way"], f"{row['microseconds']:.1f}", floor, *shares, f"{row['memory'] / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Writes the JSON and, beside it, the table. Gives the path of the JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(result["card"], result["commit"])
+    path.write_text(json.dumps(_finite(result), indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(result))
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

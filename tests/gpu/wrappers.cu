@@ -1,0 +1,83 @@
+// One kernel around each instruction that csrc/kernels/cuda/ptx.cuh wraps, its operands laid out as the PTX manual
+// says. golden.py knows the results.
+#include "../../csrc/kernels/cuda/vec.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+// Row g (+ 8), depths k, k + 1, ... of A [16][depth]; column g of B [8][depth]; D [16][8].
+template <class E, class Sum, int kDepth, class Multiply>
+__device__ __forceinline__ void product(const E* a, const void* b, Sum* d, const Multiply& multiply) {
+  constexpr int kPacked = kDepth / 8;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int g = lane / 4;
+  const int q = lane % 4;
+  const auto* columns = static_cast<const E*>(b);
+  uint32_t fragment_a[4];
+  uint32_t fragment_b[2];
+  Sum sum[4];
+  for (int r = 0; r < 4; ++r) {
+    fragment_a[r] = load<uint32_t>(a + (g + r % 2 * 8) * kDepth + r / 2 * kDepth / 2 + q * kPacked);
+    sum[r] = d[(g + r / 2 * 8) * 8 + 2 * q + r % 2];
+  }
+  for (int r = 0; r < 2; ++r) fragment_b[r] = load<uint32_t>(columns + g * kDepth + r * kDepth / 2 + q * kPacked);
+  multiply(sum, fragment_a, fragment_b);
+  for (int r = 0; r < 4; ++r) d[(g + r / 2 * 8) * 8 + 2 * q + r % 2] = sum[r];
+}
+
+__global__ void mma_f16_kernel(const __half* a, const void* b, float* d) {
+  product<__half, float, 16>(a, b, d, [](float (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_f16(s, x, y); });
+}
+__global__ void mma_bf16_kernel(const __nv_bfloat16* a, const void* b, float* d) {
+  product<__nv_bfloat16, float, 16>(a, b, d,
+                                    [](float (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_bf16(s, x, y); });
+}
+__global__ void mma_s8_u8_kernel(const int8_t* a, const void* b, int32_t* d) {
+  product<int8_t, int32_t, 32>(a, b, d,
+                               [](int32_t (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_s8_u8(s, x, y); });
+}
+
+// Sixteen bytes a lane by way of shared memory; those of odd lanes are not valid.
+__global__ void cp_async_kernel(const uint8_t* from, uint8_t* to) {
+  TANDEM_DYNAMIC_SHARED(memory);
+  const int at = 16 * static_cast<int>(threadIdx.x);
+  cp_async_16(memory + at, from + at, threadIdx.x % 2 == 0);
+  cp_async_commit();
+  cp_async_wait<0>();
+  for (int i = 0; i < 16; ++i) to[at + i] = memory[at + i];
+}
+
+// Four matrices of 8 x 16 bytes, one after the other; out [lane][matrix].
+__global__ void ldmatrix_kernel(const uint8_t* from, uint32_t* out) {
+  TANDEM_DYNAMIC_SHARED(memory);
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
+  __syncthreads();
+  uint32_t r[4];
+  ldmatrix_x4(r, memory + 16 * lane);
+  for (int i = 0; i < 4; ++i) out[4 * lane + i] = r[i];
+}
+
+}  // namespace
+
+}  // namespace tandem::cuda
+
+using namespace tandem::cuda;
+
+#define WRAPPER(name, In, Out)                                                                       \
+  extern "C" int wrapper_##name(const void* a, const void* b, void* d) {                             \
+    return TANDEM_LAUNCH(name##_kernel, dim3(1), dim3(32), 0, nullptr, static_cast<const In*>(a), b, \
+                         static_cast<Out*>(d));                                                      \
+  }
+#define MOVER(name, Out)                                                                                 \
+  extern "C" int wrapper_##name(const void* a, const void*, void* d) {                                   \
+    return TANDEM_LAUNCH(name##_kernel, dim3(1), dim3(32), 512, nullptr, static_cast<const uint8_t*>(a), \
+                         static_cast<Out*>(d));                                                          \
+  }
+
+WRAPPER(mma_f16, __half, float)
+WRAPPER(mma_bf16, __nv_bfloat16, float)
+WRAPPER(mma_s8_u8, int8_t, int32_t)
+MOVER(cp_async, uint8_t)
+MOVER(ldmatrix, uint32_t)

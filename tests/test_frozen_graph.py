@@ -1,0 +1,141 @@
+"""Frozen networks as CUDA graphs, with a graph that can do without a GPU: it remembers the calls of operators, and does
+them again in the same memory when it is replayed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import train
+from networks import conv, lif, line, mlp, projection, residual, trained
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import tandem_snn
+import tandem_snn.nn as tnn
+from tandem_ext import checks
+from tandem_snn.frozen.graph import MOST_GRAPHS, Graph
+
+# What a capture does not allow: to wait for a value, or to bring one from the host.
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in func.name() for name in FORBIDDEN):
+            raise RuntimeError(f"{func.name()} is not permitted when stream is capturing")
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+
+class FakeGraph:
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.recorder.calls:
+            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+            again = func(*args, **kwargs)
+            for old, new in zip(tensors(out), tensors(again), strict=True):
+                if old.untyped_storage().data_ptr() not in given:  # else a view, or written in place
+                    old.copy_(new)
+
+
+def tensors(*values: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+class FakeStream:
+    def wait_stream(self, other: FakeStream) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph.recorder)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+
+
+@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
+def test_a_graph_is_the_evaluation(make: Any) -> None:
+    """On inputs it has not seen: nothing of the first one is left in it."""
+    torch.manual_seed(0)
+    net, x = make()
+    trained(net, x)
+    frozen = tandem_snn.freeze(net)
+    with torch.inference_mode():
+        for seen in (x, x.flip(0), torch.zeros_like(x), x):
+            assert torch.equal(frozen._replay(seen), net(seen))
+    (graph,) = frozen._graphs.values()
+    assert isinstance(graph, Graph)
+    assert graph._graph.replays == 4
+
+
+def test_trains_have_graphs_too() -> None:
+    net = nn.Sequential(tnn.Linear(30, 60), tnn.Linear(60, 20), tnn.Readout(20, 5)).eval()
+    frozen = tandem_snn.freeze(net)
+    with torch.inference_mode():
+        for T in (8, 11, 8):
+            x = train(T, 7, 30)
+            assert torch.equal(frozen._replay(x), net(x))
+            half = type(x)(x.planes, T, gain=0.5)
+            assert torch.equal(frozen._replay(half), net(half))
+    assert len(frozen._graphs) == 4
+
+
+def test_an_answer_is_the_callers() -> None:
+    """A later call does not change it."""
+    frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
+    with torch.inference_mode():
+        first = frozen._replay(torch.ones(2, 3))
+        kept = first.clone()
+        frozen._replay(torch.zeros(2, 3))
+    assert torch.equal(first, kept)
+
+
+def test_shapes_do_not_pile_up() -> None:
+    frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
+    with torch.inference_mode():
+        for batch in range(1, MOST_GRAPHS + 4):
+            assert frozen._replay(torch.rand(batch, 3)).shape == (batch, 2)
+    assert len(frozen._graphs) == MOST_GRAPHS
+
+
+class Waits(nn.Module):
+    """A module that reads a value back, as a capture does not allow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum().item() > 1e9 else x + 0
+
+
+def test_what_cannot_be_captured_runs_layer_by_layer() -> None:
+    net = nn.Sequential(Waits(), tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
+    frozen = tandem_snn.freeze(net)
+    x = torch.rand(2, 3)
+    with torch.inference_mode():
+        for _ in range(2):
+            assert torch.equal(frozen._replay(x), net(x))
+    assert list(frozen._graphs.values()) == [None]
+
+
+def test_copies_and_moves_leave_the_graphs_behind() -> None:
+    frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
+    with torch.inference_mode():
+        frozen._replay(torch.rand(2, 3))
+    assert not copy.deepcopy(frozen)._graphs
+    frozen.float()
+    assert not frozen._graphs

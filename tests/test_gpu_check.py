@@ -1,0 +1,119 @@
+"""`make gpu-check`, as far as it goes without a GPU: its cases on the CPU, timings and table on small shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu import check, correctness, on_device, report, timing
+
+CPU = torch.device("cpu")
+CASES = {case.name: case for case in correctness.cases(small=True)}
+
+
+def test_it_says_that_there_is_no_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run([sys.executable, check.__file__], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.startswith("gpu-check: torch ")
+    assert done.stdout.count("\n") == 1
+    assert not done.stderr
+
+
+def test_arguments():
+    assert check.parse([]).only == check.STAGES
+    options = check.parse(["--only", "bits", "timings", "--library", "x.so", "--small"])
+    assert (options.only, options.library, options.small) == (["bits", "timings"], Path("x.so"), True)
+    with pytest.raises(SystemExit):
+        check.parse(["--only", "everything"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_hold(name):
+    """Where the kernels are right, as they are on the CPU."""
+    if name.startswith("precision"):
+        pytest.skip("on the CPU the precision changes nothing: test_precision.py, in the emulation too")
+    CASES[name].run(CPU)
+
+
+def test_cases_can_fail(monkeypatch):
+    """Not one of the kinds passes with kernels that spike once too often."""
+    wrong = correctness.F.linear_if
+
+    def once_more(*arguments, **keywords):
+        train, v = wrong(*arguments, **keywords)
+        train.planes[0, 0, 0] ^= 1
+        return train, v
+
+    monkeypatch.setattr(correctness.F, "linear_if", once_more)
+    with pytest.raises(AssertionError, match="spikes: 1 of"):
+        CASES["linear float32 T=8"].run(CPU)
+
+
+def test_the_large_list_is_the_small_one_and_more():
+    full = {case.name for case in correctness.cases()}
+    assert len(full) == len(correctness.cases()) > 2 * len(CASES)
+
+
+@pytest.mark.parametrize("run", [on_device.same_every_time, on_device.frozen_graph])
+def test_what_does_not_need_a_gpu(run):
+    run(CPU)
+
+
+def test_a_stage_goes_on_after_a_failure(capsys):
+    log = check.Log()
+
+    def bad():
+        raise AssertionError("3 of 4 differ")
+
+    log.stage("bits", [("good", lambda: None), ("bad", bad), ("good too", lambda: None)])
+    assert log.results["bits"] == {"passed": 2, "failures": {"bad": "AssertionError: 3 of 4 differ"}}
+    assert log.failed
+    assert "bad FAILS: 3 of 4 differ" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def measured():
+    bench = timing.Bench(CPU, small=True)
+    return timing.measure(bench, lambda _: None), timing.peaks(bench)
+
+
+def test_timings_run(measured):
+    rows, peaks = measured
+    assert {row.case.split()[0] for row in rows} >= {"scan", "linear", "conv", "precision", "cifarnet"}
+    assert len({(row.case, row.way) for row in rows}) == len(rows)
+    for row in rows:
+        assert row.note or row.seconds > 0, row
+        assert row.rate in ("", *peaks)
+        if row.way.startswith("tandem"):
+            assert not row.note, row
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_floor():
+    peaks = {"copy": 1e12, "float16": 1e15}
+    assert timing.Row("a", "tandem", 1.0, bytes=2 * 10**12, operations=10**15, rate="float16").floor(peaks) == 2.0
+    assert timing.Row("a", "tandem", 1.0, bytes=1, operations=3 * 10**15, rate="float16").floor(peaks) == 3.0
+    assert timing.Row("a", "tandem", 1.0).floor(peaks) == 0.0
+
+
+def test_report(measured, tmp_path):
+    rows, peaks = measured
+    rows = [*rows, timing.Row("a", "other", math.nan, note="out of memory")]
+    result = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789abcdef", "torch": "2.13", "cuda": "13.0",
+              "driver": "580", "peaks": peaks, "rows": [report.row_of(row, peaks) for row in rows]}  # fmt: skip
+    path = report.write(result, tmp_path / "results")
+    assert path.name == "gpu-nvidia-h100-80gb-hbm3-01234567.json"
+    assert json.loads(path.read_text())["rows"] == result["rows"]
+    lines = path.with_suffix(".md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == len(rows) + 2
+    assert lines[-1] == "| a | other | out of memory | | | | |"
+    columns = {line.count("|") for line in lines if line.startswith("| ")}
+    assert columns == {8}
