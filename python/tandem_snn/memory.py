@@ -9,6 +9,8 @@ from types import TracebackType
 
 import torch
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
 
 def total() -> int:
     """Bytes of this machine."""
@@ -30,12 +32,14 @@ def resident(key: str = "VmRSS") -> int:
     raise OSError(f"/proc/self/status does not tell {key}")
 
 
-def _return_freed() -> None:
-    """Gives freed memory, which glibc keeps for later, back to the system: growth into it would not be seen."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def return_freed() -> None:
+    """Gives freed memory, which glibc keeps for later, back to the system.
+
+    glibc seldom finds it again for aligned blocks, as torch's tensors are (its bug 14581): the holes that a training
+    step leaves can grow to gigabytes within minutes.
+    """
+    if _trim is not None:
+        _trim(0)
 
 
 class PeakMemory:
@@ -59,7 +63,8 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(self.device)
         else:
             try:
-                _return_freed()
+                gc.collect()
+                return_freed()  # growth into it would not be seen
                 forget_peak()
                 self._before = resident()
             except OSError:

@@ -16,12 +16,14 @@ from ..data import Dataset, Split
 from ..errors import UserError
 from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
+from ..memory import return_freed
 from .optim import learning_rate, make_optimizer
 from .progressive import Progressive
 from .recipe import Recipe
 from .task import Task, make_task
 from .world import World
 
+TIDY_STEPS = 64  # between returns of freed memory, which take milliseconds
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -120,6 +122,8 @@ class Trainer:
         start = time.perf_counter()
         for inputs, targets in batches:
             self.train_step(inputs, targets)
+            if self.step % TIDY_STEPS == 0:
+                return_freed()
             self.totals.seconds += time.perf_counter() - start
             yield self.step
             start = time.perf_counter()
