@@ -57,6 +57,8 @@ def tensors(*values: Any) -> list[torch.Tensor]:
 
 
 class FakeStream:
+    def __init__(self, device: torch.device) -> None: ...
+
     def wait_stream(self, other: FakeStream) -> None: ...
 
 
@@ -64,7 +66,7 @@ class FakeStream:
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph.recorder)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph.recorder)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())

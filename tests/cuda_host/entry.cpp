@@ -84,6 +84,14 @@ int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t
   return cuda::product_if(product, weights, *args, nullptr);
 }
 
+// With a mask.
+int emulated_has_product_if(const int64_t* sizes, cuda::Weights weights) {
+  uint8_t mask = 0;
+  NeuronArgs<float> neuron{};
+  neuron.mask = &mask;
+  return cuda::has_product_if(product_of(sizes), weights, neuron);
+}
+
 int emulated_favours_product_if(const int64_t* sizes, cuda::Weights weights, int32_t T) {
   return cuda::favours_product_if(product_of(sizes), weights, T);
 }

@@ -208,10 +208,34 @@ def test_int8_weights(plain: Emulator) -> None:
     assert torch.equal(products(plain, weight, WEIGHTS[torch.int8]), weight.float())
 
 
-@pytest.mark.parametrize(("outputs", "kernel", "last"), [(12, 1, 1), (16, 3, 0)], ids=["mask by the byte", "order"])
-def test_what_it_does_not_take(plain: Emulator, outputs: int, kernel: int, last: int) -> None:
-    plain.begin()
-    layer = random_layer(0, 8, (2, outputs), torch.float32, TRAIN, None)
-    args, _ = place_neurons(plain, layer)
-    sizes = [2, kernel, kernel, 16, outputs, 1, kernel, kernel, 1, 1, 0, 0, 1, 1, last]
-    assert plain.lib.emulated_product_if(None, None, (ctypes.c_int64 * 15)(*sizes), 0, ctypes.byref(args)) != 0
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [
+        ({}, FLOAT16),
+        ({"outputs": 12}, None),  # the mask is by the byte
+        ({"kernel": (3, 3), "height": 3, "width": 3, "last": 0}, None),  # the order of the weights
+        ({"channels": 0}, None),
+        ({"channels": 2**17}, FLOAT16),
+        ({"channels": 2**17}, -INT8),  # sums beyond 2^31
+        ({"channels": 2**17 - 16}, INT8),
+        ({"channels": 2**24}, None),
+        ({"height": 2**16, "width": 2**15}, None),
+        ({"height": 2**16, "width": 2**15 - 1}, FLOAT16),
+        ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, None),
+        ({"channels": 2**20, "outputs": 2**19, "groups": 2**15}, FLOAT16),
+        ({"outputs": 2**31}, None),
+    ],
+)
+def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | None) -> None:
+    """``mode``: weights it takes, negative or None: does not take."""
+    shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1), "last": 1}
+    height, width, channels, outputs, groups, kernel, last = (shape | change).values()
+    sizes = [2, height, width, channels, outputs, groups, *kernel, 1, 1, 0, 0, 1, 1, last]
+    weights = FLOAT16 if mode is None else abs(mode)
+    given = (ctypes.c_int64 * 15)(*sizes)
+    taken = plain.lib.emulated_has_product_if(given, weights)
+    assert taken == (mode is not None and mode >= 0)
+    if not taken:
+        plain.begin()
+        args, _ = place_neurons(plain, random_layer(0, 8, (2, 12), torch.float32, TRAIN, None))
+        assert plain.lib.emulated_product_if(None, None, given, weights, ctypes.byref(args)) != 0

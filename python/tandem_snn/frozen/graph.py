@@ -28,13 +28,13 @@ class Graph:
     def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
         self._x = _copy_of(x)
         self._planes = self._x.planes if isinstance(self._x, SpikeTrain) else self._x
-        now, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        now, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
         side.wait_stream(now)
         with torch.cuda.stream(side):  # what libraries choose and allocate at a first call is no part of the graph
             net(self._x)
         now.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=side):
             self._answer: Tensor = net(self._x)
 
     def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
