@@ -25,14 +25,13 @@ struct PlainNorm {
         sum += u;
         squares += u * u;
       }
-      const double m = sum / static_cast<double>(rows), variance = squares / static_cast<double>(rows) - m * m;
-      mean.push_back(static_cast<float>(m));
-      var.push_back(static_cast<float>(std::max(variance, 0.0)));
-      const float gain = norm.gain ? *norm.gain : 1.f;
-      const float rstd = 1.f / std::sqrt(gain * gain * var[c] + norm.eps);
-      const float slope = norm.gamma ? norm.gamma[c] * rstd : rstd;
-      scale.push_back(slope * gain);
-      shift.push_back((norm.beta ? norm.beta[c] : 0.f) - gain * mean[c] * slope);
+      float m = 0, v = 0;
+      moments(sum, squares, rows, m, v);
+      const Normalised<float> n = normalise(norm.norm, c, m, v);
+      mean.push_back(m);
+      var.push_back(v);
+      scale.push_back(n.scale);
+      shift.push_back(n.shift);
     }
   }
 };
@@ -46,43 +45,78 @@ std::vector<float> multiples(int64_t n, float unit, int period) {
 // All operands are small multiples of powers of two, so that no order of additions shows.
 void backward(Input& in, int64_t rows, int64_t channels) {
   const auto grad = multiples(rows * channels, 0.25f, 13), product = multiples(rows * channels, 0.5f, 11);
-  const auto mean = multiples(channels, 0.5f, 5), rstd = multiples(channels, 0.25f, 3);
-  const auto slope = multiples(channels, 0.5f, 7), gain = multiples(channels, 1, 3);
+  const auto mean = multiples(channels, 0.5f, 5), gamma = multiples(channels, 0.5f, 7);
+  std::vector<float> gain(channels), var(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    gain[c] = std::ldexp(1.f, static_cast<int>(c % 3) - 1);
+    var[c] = std::ldexp(1.f, 2 * static_cast<int>(c % 4) - 2);
+  }
+  const int64_t gain_size = in.pick({int64_t{1}, channels});
+  const BatchNorm<float> norm{in.maybe(gain.data()), gain_size, in.maybe(gamma.data()), nullptr, 0};
   std::vector<uint8_t> mask((rows * channels + 7) / 8);
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(in.range(0, 255) + 37 * i);
   std::vector<float> grad_product(rows * channels, -77), grad_gamma(channels, -77), grad_beta(channels, -77);
-  const BatchNormGrad<float> a{
-      rows,         channels,    grad.data(), mask.data(),         product.data(),    mean.data(),     rstd.data(),
-      slope.data(), gain.data(), 2,           grad_product.data(), grad_gamma.data(), grad_beta.data()};
+  BatchNormGrad<float> a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.grad = grad.data();
+  a.mask = mask.data();
+  a.product = product.data();
+  a.mean = mean.data();
+  a.var = var.data();
+  a.norm = norm;
+  a.threshold = 2;
+  a.grad_product = grad_product.data();
+  a.grad_gamma = grad_gamma.data();
+  a.grad_beta = grad_beta.data();
   cpu::batch_norm_grad(a, cut_for);
-  const auto gz = [&](int64_t i) { return mask[i / 8] >> (i % 8) & 1 ? grad[i] / 2 : 0.f; };
-  const auto xhat = [&](int64_t i) {
-    const int64_t c = i % channels;
-    return (gain[c] * product[i] - gain[c] * mean[c]) * rstd[c];
-  };
+  const float n = static_cast<float>(rows);
   for (int64_t c = 0; c < channels; ++c) {
-    double beta = 0, gamma = 0;
+    const Normalised<float> of = normalise(norm, c, mean[c], var[c]);
+    const auto gz = [&](int64_t i) { return mask[i / 8] >> (i % 8) & 1 ? grad[i] / 2 : 0.f; };
+    const auto xhat = [&](int64_t i) { return (of.gain * product[i] - of.gain * mean[c]) * of.rstd; };
+    double beta_sum = 0, gamma_sum = 0;
     for (int64_t i = c; i < rows * channels; i += channels) {
-      beta += gz(i);
-      gamma += gz(i) * xhat(i);
+      beta_sum += gz(i);
+      gamma_sum += gz(i) * xhat(i);
     }
-    REQUIRE(grad_beta[c] == static_cast<float>(beta), "channel %ld of %ld", long(c), long(channels));
-    REQUIRE(grad_gamma[c] == static_cast<float>(gamma), "channel %ld of %ld", long(c), long(channels));
-    const float n = static_cast<float>(rows);
+    REQUIRE(grad_beta[c] == static_cast<float>(beta_sum), "channel %ld of %ld", long(c), long(channels));
+    REQUIRE(grad_gamma[c] == static_cast<float>(gamma_sum), "channel %ld of %ld", long(c), long(channels));
     for (int64_t i = c; i < rows * channels; i += channels) {
-      const float want = gain[c] * slope[c] * (gz(i) - grad_beta[c] / n - xhat(i) * grad_gamma[c] / n);
+      const float want = of.scale * (gz(i) - grad_beta[c] / n - xhat(i) * grad_gamma[c] / n);
       REQUIRE(grad_product[i] == want, "row %ld of %ld", long(i / channels), long(rows));
     }
   }
-  std::vector<double> sum(channels, -77), squares(channels, -77);
-  cpu::channel_sums(product.data(), rows, channels, sum.data(), squares.data(), cut_for);
+}
+
+// Statistics by themselves, of factor times the product.
+void statistics(Input& in, int64_t rows, int64_t channels) {
+  const auto product = multiples(rows * channels, 0.5f, 11);
+  const float factor = in.pick({1.f, 4.f});
+  std::vector<float> mean(channels, -77), var(channels, -77), scale(channels, -77), shift(channels, -77);
+  BatchNormStatistics<float> a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.product = product.data();
+  a.factor = factor;
+  a.norm.eps = 1e-3f;
+  a.mean = mean.data();
+  a.var = var.data();
+  a.scale = scale.data();
+  a.shift = shift.data();
+  cpu::batch_norm_statistics(a, cut_for);
   for (int64_t c = 0; c < channels; ++c) {
-    double want = 0, want_squares = 0;
+    double sum = 0, squares = 0;
     for (int64_t i = c; i < rows * channels; i += channels) {
-      want += product[i];
-      want_squares += product[i] * product[i];
+      const double u = factor * product[i];
+      sum += u;
+      squares += u * u;
     }
-    REQUIRE(sum[c] == want && squares[c] == want_squares, "channel %ld of %ld", long(c), long(channels));
+    float m = 0, v = 0;
+    moments(sum, squares, rows, m, v);
+    const Normalised<float> n = normalise(a.norm, c, m, v);
+    REQUIRE(mean[c] == m && var[c] == v, "channel %ld of %ld", long(c), long(channels));
+    REQUIRE(scale[c] == n.scale && shift[c] == n.shift, "channel %ld of %ld", long(c), long(channels));
   }
 }
 
@@ -97,8 +131,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
   const float gain = in.pick({1.f, 0.5f, 3.f});
   std::vector<float> product(a.neurons, -77), mean(channels, -77), var(channels, -77);
-  const BatchNormForward norm{
-      in.maybe(&gain), in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f, product.data(), mean.data(), var.data()};
+  const BatchNorm<float> affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
+  const BatchNormForward norm{affine, product.data(), mean.data(), var.data()};
   const Outputs<float> out(a);
   REQUIRE(cpu::product_norm_if(layer->product, norm, a, cut_for), "%s", text(*layer).c_str());
 
@@ -110,5 +144,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   a.shift = want.shift.data();
   REQUIRE(agree(a, layer->expected()), "%s", text(*layer).c_str());
   backward(in, a.neurons / channels, channels);
+  statistics(in, a.neurons / channels, channels);
   return 0;
 }

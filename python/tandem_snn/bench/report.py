@@ -38,7 +38,15 @@ be measured again with the command that stands above its table.
   through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation recommends.
   A training step is forward, loss and backward. Python calls and packing of weights are included everywhere, except
   for **frozen**, which packs once.
-- Limits hold on a machine with AVX-512. The portable path may take 1.5 times as long.
+- Limits hold on a machine with AVX-512. The portable path may take 1.5 times as long. With AMX, layers that are dense
+  enough are multiplied as a whole, at a cost that does not depend on the rate ([design](design.md)).
+
+## What a training step cannot save
+
+Most of a convolution's step is torch's `convolution_backward`, the same call as the ANN's; the gradient of an input
+that needs none is left out. Two ways round it were measured and dropped (`tests/benchmarks/convolution_backward.py`,
+64→128 3×3 s2 on 32×32, a Xeon with AMX). The weight's gradient takes 0.56 of the whole call. Counts are exact in
+bfloat16 and a gradient is the sum of three bfloat16, but their three products take 0.80; unfolded windows take 3.2.
 
 ## Pitfalls, each of which has produced wrong numbers
 
