@@ -61,6 +61,7 @@ template <class C>
 template <class C, int L = kLanes>
 TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
   if (p == nullptr) return Vec<C, L>{} + neutral;
+  if (period == 1) return Vec<C, L>{} + *p;
   const int64_t first = n % period;
   if (first + L <= period) return load<Vec<C, L>>(p + first);
   C out[L];
