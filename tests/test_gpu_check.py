@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.gpu import check, correctness, on_device, report, timing
+from gpu import check, correctness, on_device, report, timing
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in correctness.cases(small=True)}
@@ -25,6 +24,17 @@ def test_it_says_that_there_is_no_gpu():
     assert done.stdout.startswith("gpu-check: torch ")
     assert done.stdout.count("\n") == 1
     assert not done.stderr
+
+
+def test_the_whole_program(tmp_path):
+    """On a CPU, where nothing but the GPU's precisions is missing."""
+    arguments = ["--device", "cpu", "--small", "--only", "bits", "timings", "--out", str(tmp_path)]
+    assert check.main(arguments) == 1
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())
+    assert sorted(found["checks"]["bits"]["failures"]) == ["precision high", "precision medium"]
+    assert found["checks"]["bits"]["passed"] == len(CASES) - 2
+    assert found["rows"]
 
 
 def test_arguments():

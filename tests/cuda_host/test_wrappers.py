@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu import check, golden
 from harness import ROOT, build, emulation_parts
 
 from build_tools.decide import Toolkit
-from tests.gpu import check, golden
 
 
 @pytest.fixture(scope="module")

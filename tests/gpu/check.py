@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--build", action="store_true", help="build the wrappers, for another machine, and nothing else"
     )
+    parser.add_argument("--device", default="cuda", help="cpu tries this program out, and shows nothing else")
     parser.add_argument("--small", action="store_true", help="few and small cases, as the sanitizer runs them")
     return parser.parse_args(arguments)
 
@@ -109,7 +111,7 @@ def run_tests(log: Log) -> None:
     command += ["-k", " and ".join(f"not {name}" for name in NOT_ON_A_GPU)]
 
     def run() -> None:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout[-2000:]
 
     return log.stage("tests", [("pytest --device=cuda", run)])
@@ -130,7 +132,9 @@ def run_sanitizer(log: Log) -> None:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
 
-    return log.stage("sanitizer", [(name, lambda name=name: run(name)) for name in TOOLS])
+    with ThreadPoolExecutor(len(TOOLS)) as pool:  # each takes a minute, most of it on the host
+        running = {name: pool.submit(run, name) for name in TOOLS}
+        return log.stage("sanitizer", [(name, done.result) for name, done in running.items()])
 
 
 def commit() -> str:
@@ -155,27 +159,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if why else 0
     if options.library is not None:
         os.environ["TANDEM_LIBRARY"] = str(options.library.resolve())
-    sys.path[:0] = [str(ROOT), str(ROOT / "python")]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    folders = [str(ROOT), str(ROOT / "python"), str(ROOT / "tests")]
+    sys.path[:0] = folders
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     try:
         import torch
     except ImportError:
         print(f"gpu-check: {sys.executable} has no torch")
         return 2
-    if not torch.cuda.is_available():
+    device = torch.device("cuda:0" if options.device == "cuda" else options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         print(f"gpu-check: torch {torch.__version__} sees no CUDA GPU on this machine; nothing was checked")
         return 2
     import tandem_ext as te
 
-    if te.build_info()["cuda_archs"] is None:
+    if device.type == "cuda" and te.build_info()["cuda_archs"] is None:
         print("gpu-check: this build of tandem_ext has no CUDA kernels; build it with TANDEM_CUDA=1")
         return 1
-    from tests.gpu import correctness, golden, on_device, report, timing
+    from gpu import correctness, golden, on_device, report, timing
 
     # The CPU's exact sums are the measure: no TensorFloat-32, here or in the tests that this starts.
     torch.backends.cudnn.allow_tf32 = False
-    device, log = torch.device("cuda", 0), Log()
-    card = torch.cuda.get_device_name(device)
+    log = Log()
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     log.say(f"{card}, driver {driver()}, torch {torch.__version__}, commit {commit()[:8]}")
     if "bits" in options.only:
         log.stage("bits", [(c.name, lambda c=c: c.run(device)) for c in correctness.cases(options.small)])

@@ -189,7 +189,8 @@ def products(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, neurons:
         yield bench.row(of, "the bare product", partial(product, dense, w), **known)
         yield bench.row(of, "torch's product, our scan", partial(product_and_scan, x, w))
         yield bench.row(of, "torch, loop", partial(product_and_loop, dense, w))
-        yield bench.row(of, "torch, compiled", partial(compiled, dense, w))
+        if dtype == torch.float16:  # compiling takes ten seconds
+            yield bench.row(of, "torch, compiled", partial(compiled, dense, w))
     for allowed, rate in (("highest", "float32"), ("high", "tf32"), ("medium", "bfloat16")):
         of, known = f"{case} float32 {allowed}", {"operations": operations, "rate": rate}
         with precision(allowed):
