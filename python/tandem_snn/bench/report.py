@@ -97,6 +97,7 @@ def _section(result: dict[str, Any], picture: str) -> str:
         + ", ".join([f"Python {versions['python']}", *others])
         + ".",
         "",
+        *([result["remark"], ""] if "remark" in result else []),
         f"![Every case, relative to the ANN]({picture})",
         "",
         "| case | what | ours | must reach | others, relative to the base |",
