@@ -84,7 +84,13 @@ def judge(limit: Limit, values: dict[str, list[float]], quantity: str) -> dict[s
     portable = quantity == "time" and build_info()["cpu_capability"] != "v4"
     at_most = limit.at_most * (PORTABLE if portable else 1)
     ours = next((name for name in OURS if name in values), None)
-    verdict: dict[str, Any] = {"text": limit.text, "of": limit.of, "ours": ours, "at_most": at_most}
+    verdict: dict[str, Any] = {
+        "text": limit.text,
+        "of": limit.of,
+        "ours": ours,
+        "at_most": at_most,
+        "quantity": quantity,
+    }
     verdict["portable"] = portable
     if ours is None or (limit.of is not None and limit.of not in values):
         return verdict | {"reached": None, "met": None}

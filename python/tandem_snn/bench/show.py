@@ -61,7 +61,10 @@ def verdict(limit: dict[str, Any]) -> str:
     if limit["met"] is None:
         return f"{text}: not measured"
     reached = limit["reached"]
-    shown = f"{1 / reached:.1f}×" if "faster" in text else f"{reached:.2f}" + "×" * (limit["of"] is not None)
+    if limit["of"] is None and limit["quantity"] == "time":
+        shown = amount(reached, "time")
+    else:
+        shown = f"{1 / reached:.1f}×" if "faster" in text else f"{reached:.2f}" + "×" * (limit["of"] is not None)
     return f"{text}: {shown} {'met' if limit['met'] else 'MISSED'}"
 
 
