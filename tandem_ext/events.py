@@ -23,7 +23,7 @@ def bin_events(
     frames, inside = _frames(times, T, window)
     spikes = np.zeros((T, math.prod(shape)), dtype=bool)
     spikes[frames[inside], neurons[inside]] = True
-    return np.packbits(spikes, axis=0, bitorder="little").reshape(-1, *shape)
+    return np.packbits(spikes, axis=0, bitorder="little").reshape((T + 7) // 8, *shape)
 
 
 def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

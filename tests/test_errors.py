@@ -43,7 +43,7 @@ CASES = [
     (lambda: te.SpikeTrain(PLANES[0, 0], 8), ValueError, "planes: expected at least two dimensions"),
     (lambda: te.SpikeTrain(PLANES, 8, X.counts[0]), ValueError, "counts: expected shape [3, 7]"),
     (lambda: te.SpikeTrain(PLANES, 8, PLANES[0]), TypeError, "counts: expected floating-point"),
-    (lambda: te.SpikeTrain(PLANES, 8, X.counts.to("meta")), ValueError, "counts is on meta"),
+    (lambda: te.SpikeTrain(PLANES, 8, X.counts.to("meta")), ValueError, "counts is on meta, but planes is on cpu"),
     (lambda: te.SpikeTrain(PLANES, 8, gain="1"), TypeError, "gain: expected"),
     (lambda: te.SpikeTrain(PLANES, 8, gain=nan), ValueError, "gain: expected a finite"),
     (lambda: te.SpikeTrain(PLANES, 8, gain=torch.ones(3)), ValueError, "gain: expected"),
@@ -157,7 +157,15 @@ CASES = [
     (lambda: f.couple(X, dyadic(3, 6)), ValueError, "z: expected shape [3, 7]"),
     (lambda: f.couple(X, PLANES[0]), TypeError, "z: expected a floating-point"),
     (lambda: f.couple(X, dyadic(3, 7), gate="x"), ValueError, "gate: expected"),
-]
+    # devices
+    (linear(weight=W.to("meta")), ValueError, "x is on cpu, but weight is on meta: move one of them"),
+    (conv(weight=KERNEL.to("meta")), ValueError, "x is on cpu, but weight is on meta"),
+    *((linear(**{name: torch.ones(5, device="meta")}), ValueError, f"{name} is on meta, but the layer is on cpu")
+      for name in ("bias", "scale", "shift", "threshold", "v_init")),
+    (linear(residual=train(8, 3, 5).to("meta")), ValueError, "residual is on meta, but the layer is on cpu"),
+    (linear(residual=dyadic(8, 3, 5).to("meta")), ValueError, "residual is on meta, but the layer is on cpu"),
+    (lambda: f.couple(X, dyadic(3, 7).to("meta")), ValueError, "z is on meta, but train is on cpu"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,22 @@ def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
         checks.device("weight", OnCuda)
     monkeypatch.setattr(checks, "CUDA_ARCHS", ["9.0"])
     checks.device("weight", OnCuda)
+
+
+NAMES = [
+    (lambda: te.SpikeTrain(PLANES, 8), {"planes"}), (lambda: te.unpack(PLANES, 8), {"planes"}),
+    (lambda: te.pack(torch.zeros(8, 3)), {"spikes"}), (lambda: te.counts(PLANES), {"planes"}),
+    (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3)), {"spikes"}), (linear(), {"weight"}), (conv(), {"weight"}),
+    (bn(), {"weight"}), (lambda: f.if_scan(torch.zeros(8, 3, 5)), {"currents"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "names"), NAMES)
+def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checks, "device", lambda name, tensor: seen.append(name))
+    call()
+    assert set(seen) == names
 
 
 BAD_OP_CALLS = {

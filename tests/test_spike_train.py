@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -260,23 +261,34 @@ def test_narrow_time_types_do_not_overflow():
 
 
 def test_no_events():
-    assert te.SpikeTrain.from_events(([], []), [4], 8).counts.sum() == 0
+    silent = te.SpikeTrain.from_events(([], []), [4], 8)
+    assert silent.counts.sum() == 0
+    assert silent.gain == 1.0
+    assert te.SpikeTrain.from_events(([], []), [4], 8, gain=0.5).gain == 0.5
+    assert te.SpikeTrain.from_events(([], []), [2, 0], 8).shape == (1, 2, 0)
 
 
 @pytest.mark.parametrize(("events", "shape", "options", "error", "match"), [
-    ({"t": [0]}, [4], {}, ValueError, "x"),
-    ({"t": [0], "x": [4]}, [4], {}, ValueError, "x: expected addresses in 0..3"),
-    ({"t": [0], "x": [-1]}, [4], {}, ValueError, "x: expected addresses"),
-    ({"t": [0, 1], "x": [1]}, [4], {}, ValueError, "x: expected 2 values"),
-    (([math.nan], [1]), [4], {}, ValueError, "NaN"),
-    (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window"),
-    (([0.0], ["a"]), [4], {}, TypeError, "neurons"),
-    (([[0.0]], [1]), [4], {}, ValueError, "times"),
-    (torch.zeros(3), [4], {}, TypeError, "recording"),
-    ({"t": [0], "x": [0]}, [1, 2, 3, 4], {}, ValueError, "shape"),
-    (([0], [0]), [], {}, ValueError, "shape"),
-    ({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4], {}, ValueError, "p: expected addresses"),
+    ({"t": [0]}, [4], {}, ValueError, "recording: features (4,) need the fields t, x; missing: {'x'}"),
+    ({"x": [0]}, [4], {}, ValueError, "missing: {'t'}"),
+    ({"t": [0], "x": [0]}, [2, 4], {}, ValueError, "features (2, 4) need the fields t, p, x; missing: {'p'}"),
+    ({"t": [0], "x": [4]}, [4], {}, ValueError, "x: expected addresses in 0..3, got 4..4"),
+    ({"t": [0], "x": [-1]}, [4], {}, ValueError, "x: expected addresses in 0..3, got -1..-1"),
+    ({"t": [0, 1], "x": [1]}, [4], {}, ValueError, "x: expected 2 values, as many as there are times, got 1"),
+    ({"t": [[0]], "x": [1]}, [4], {}, ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
+    (([math.nan], [1]), [4], {}, ValueError, "recording: a time is NaN"),
+    (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window: expected (start, stop) with start < stop, got (1, 1)"),
+    (([0.0], ["a"]), [4], {}, TypeError, "neurons: expected numbers, got <U1"),
+    (([0.0], [4]), [4], {}, ValueError, "neurons: expected addresses in 0..3, got 4..4"),
+    (([[0.0]], [1]), [4], {}, ValueError, "times: expected a 1-d array"),
+    (torch.zeros(3), [4], {}, TypeError, "recording: expected a structured array, a mapping with t, x, y, p"),
+    ({"t": [0], "x": [0]}, [1, 2, 3, 4], {}, ValueError, "shape: expected [neurons], [p, x] or [p, y, x] for events"),
+    (([0], [0]), [], {}, ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got ()"),
+    (([0], [0]), [-1], {}, ValueError, "shape: expected the sizes of the features"),
+    (([0], [0]), [4.0], {}, ValueError, "shape: expected the sizes of the features"),
+    ({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4], {}, ValueError, "p: expected addresses in 0..1"),
+    ({"t": [0], "x": [0], "y": [0], "p": [-1]}, [3, 4, 4], {}, ValueError, "p: expected addresses in 0..2"),
 ])  # fmt: skip
 def test_bad_events(events, shape, options, error, match):
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=re.escape(match)):
         te.SpikeTrain.from_events(events, shape, 8, **options)
