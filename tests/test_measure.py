@@ -125,7 +125,6 @@ def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
     net(x)
     value = penalty()
     ops = measure.synops(net, x)
-    penalty()
     assert value.item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
     (grad,) = torch.autograd.grad(value, net[1].weight)
     open_ = net[1].preactivation(net[0](x)) > 0
@@ -140,6 +139,19 @@ def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
         measure.synops_penalty(nn.Linear(2, 2))
 
 
+def test_synops_penalty_does_not_mind_inference_in_between():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.Conv2d(2, 2, 3), tnn.Flatten(), tnn.Readout(2, 2))
+    penalty = measure.synops_penalty(net)
+    x = torch.rand(3, 1, 5, 5)
+    net(x)
+    with torch.inference_mode():
+        net(x[:1])
+        assert measure.synops(net, x).ratio > 0
+    penalty().backward()
+    assert net[1].weight.grad is not None
+    freeze(net)(x)
+
+
 def test_synops_penalty_counts_like_synops_in_every_layer():
     """Convolutions with borders, strides, dilation and groups, pooling, residuals."""
     net = nn.Sequential(
@@ -149,6 +161,7 @@ def test_synops_penalty_counts_like_synops_in_every_layer():
     )  # fmt: skip
     x = torch.rand(5, 2, 12, 12)
     penalty = measure.synops_penalty(net)
+    net(x)
     ops = measure.synops(net, x)
     assert penalty().item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
 

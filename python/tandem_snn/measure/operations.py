@@ -165,9 +165,9 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
     tensor([2., 3., 3., 2.], dtype=torch.float64)
     """
     conv = nn.functional.conv1d if len(space) == 1 else nn.functional.conv2d
-    ones = torch.ones(1, 1, *space, dtype=torch.float64, requires_grad=True)
-    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        ones = torch.ones(1, 1, *space, dtype=torch.float64, requires_grad=True)
+        kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
         reached = conv(ones, kernel, None, layer.stride, layer.padding, getattr(layer, "dilation", 1)).sum()
     (gradient,) = torch.autograd.grad(reached, ones)
     return gradient[0, 0]

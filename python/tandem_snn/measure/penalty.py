@@ -14,7 +14,7 @@ from .operations import acs, ann_macs, neurons
 
 
 class synops_penalty:  # used like a function: penalty = synops_penalty(net)
-    """A regulariser on the synaptic operations of a network's last forward pass.
+    """A regulariser on the synaptic operations of a network's last forward pass with gradients.
 
         penalty = Σ_l Σ_j fan-out_j · c_j  /  Σ_l MACs_l
 
@@ -44,7 +44,7 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
 
     def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         outputs = neurons(layer, output)
-        if outputs is None:
+        if outputs is None or not torch.is_grad_enabled():
             return
         x, residual = args[0], kwargs.get("residual")
         spent = acs(layer, x.counts, outputs) if isinstance(x, SpikeTrain) else 0.0
