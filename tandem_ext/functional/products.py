@@ -15,14 +15,17 @@ from .neuron import Neurons
 _CONV = {1: F.conv1d, 2: F.conv2d}
 
 
-# Dynamo traces no string; a change of the setting makes it compile anew.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def float32_precision() -> str:
     """How float32 weights are multiplied on a GPU: what torch is told by ``set_float32_matmul_precision``."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # it was told by its newer setting, and knows no one word for it
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
+# Dynamo traces no string; a change of the setting makes it compile anew. This is torch.compiler.assume_constant_result,
+# without the import of Dynamo, which costs most of a second.
+float32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Linear(NamedTuple):
