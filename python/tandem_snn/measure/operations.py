@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -69,13 +70,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     layers: dict[str, LayerOps] = {}
 
     def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
-        macs = ann_macs(layer, outputs)
-        spiking = isinstance(x, SpikeTrain)
-        ops = LayerOps(macs, 0.0, acs(layer, x.counts, outputs).item()) if spiking else LayerOps(macs, macs, 0.0)
-        if isinstance(residual, SpikeTrain):
-            spikes = residual.counts.double().sum().item() / len(residual)
-            ops = LayerOps(ops.ann_macs + outputs.numel(), ops.macs, ops.acs + spikes)
-        layers[name] = ops
+        macs, acs = costs(layer, x, residual, outputs)
+        layers[name] = LayerOps(macs, 0.0 if isinstance(x, SpikeTrain) else _macs(layer, outputs), acs.item())
 
     _watch_synapses(net, x, record)
     return SynOps(layers)
@@ -98,11 +94,11 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
     def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
         nonlocal first
         if isinstance(x, SpikeTrain):
-            later.append([acs(layer, spikes, outputs).item() for spikes in _steps(x)])
+            later.append([_acs(layer, spikes, outputs).item() for spikes in _steps(x)])
         else:
-            first += ann_macs(layer, outputs)
+            first += _macs(layer, outputs)
         if isinstance(residual, SpikeTrain):
-            later.append([spikes.double().sum().item() / len(residual) for spikes in _steps(residual)])
+            later.append([_per_sample(spikes).item() for spikes in _steps(residual)])
 
     _watch_synapses(net, x, record)
     return [first + spent for spent in accumulate(map(sum, zip(*later, strict=True)))]
@@ -137,15 +133,30 @@ def neurons(layer: nn.Module, output: Any) -> torch.Size | None:
     return output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
 
 
-def ann_macs(layer: Any, outputs: torch.Size) -> float:
+def costs(layer: Any, x: Any, residual: Any, outputs: torch.Size) -> tuple[float, Tensor]:
+    """Per sample, the ANN's MACs for ``outputs`` values of a layer, and the ACs of the spikes of x and of the residual:
+    float64 [], differentiable.
+    """
+    macs = _macs(layer, outputs)
+    acs = _acs(layer, x.counts, outputs) if isinstance(x, SpikeTrain) else torch.zeros((), dtype=torch.float64)
+    if isinstance(residual, SpikeTrain):
+        return macs + outputs.numel(), acs + _per_sample(residual.counts)
+    return macs, acs
+
+
+def _per_sample(spikes: Tensor) -> Tensor:
+    return spikes.sum(dtype=torch.float64) / len(spikes)
+
+
+def _macs(layer: Any, outputs: torch.Size) -> float:
     """The products, per sample, by which an ANN computes ``outputs`` values of a layer."""
     pool = isinstance(layer, tnn.AvgPool2d)
     fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
     return float(fan_in * outputs.numel())
 
 
-def acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
-    """The synapses, per sample, that these numbers of spikes [B, *features] reach: float64, differentiable."""
+def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
+    """The synapses, per sample, that these numbers of spikes [B, *features] reach."""
     # The sum over samples as a product: exact, as numbers of spikes are, and faster than torch's own.
     innermost = spikes.movedim(1, -1).float()
     total = (innermost.new_ones(len(spikes)) @ innermost.flatten(1)).double().view(innermost.shape[1:])  # [*space, C]
@@ -164,10 +175,14 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
     >>> fan_out(tnn.Conv1d(1, 1, 3, padding=1), torch.Size([4]))
     tensor([2., 3., 3., 2.], dtype=torch.float64)
     """
+    return _fan_out(space, layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1)).clone()
+
+
+@lru_cache(256)  # a penalty asks at every training step
+def _fan_out(space: torch.Size, kernel: tuple[int, ...], *window: Any) -> Tensor:
     conv = nn.functional.conv1d if len(space) == 1 else nn.functional.conv2d
     with torch.inference_mode(False), torch.enable_grad():
         ones = torch.ones(1, 1, *space, dtype=torch.float64, requires_grad=True)
-        kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
-        reached = conv(ones, kernel, None, layer.stride, layer.padding, getattr(layer, "dilation", 1)).sum()
-    (gradient,) = torch.autograd.grad(reached, ones)
+        reached = conv(ones, torch.ones(1, 1, *kernel, dtype=torch.float64), None, *window).sum()
+        (gradient,) = torch.autograd.grad(reached, ones)
     return gradient[0, 0]

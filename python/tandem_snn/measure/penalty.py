@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
-
 from .hooks import SYNAPTIC
-from .operations import acs, ann_macs, neurons
+from .operations import costs, neurons
 
 
 class synops_penalty:  # used like a function: penalty = synops_penalty(net)
@@ -36,7 +34,7 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._spent: dict[nn.Module, tuple[Tensor | float, float]] = {}
+        self._spent: dict[nn.Module, tuple[float, Tensor]] = {}
         layers = [m for m in net.modules() if isinstance(m, SYNAPTIC)]
         if not layers:
             raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
@@ -46,21 +44,15 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
         outputs = neurons(layer, output)
         if outputs is None or not torch.is_grad_enabled():
             return
-        x, residual = args[0], kwargs.get("residual")
-        spent = acs(layer, x.counts, outputs) if isinstance(x, SpikeTrain) else 0.0
-        macs = ann_macs(layer, outputs)
-        if isinstance(residual, SpikeTrain):
-            spent = spent + residual.counts.sum(dtype=torch.float64) / len(residual)
-            macs += outputs.numel()
-        self._spent[layer] = spent, macs
+        self._spent[layer] = costs(layer, args[0], kwargs.get("residual"), outputs)
 
     def __call__(self) -> Tensor:
         """The penalty of the last forward pass, a 0-dim tensor. It can be taken once per pass."""
         if not self._spent:
             raise RuntimeError("synops_penalty: run the network forward first; each pass gives one penalty")
         spent, self._spent = self._spent, {}
-        macs = sum(macs for _, macs in spent.values())
-        return torch.as_tensor(sum(acs for acs, _ in spent.values())) / macs
+        macs, acs = zip(*spent.values(), strict=True)
+        return sum(acs, torch.zeros((), dtype=torch.float64)) / sum(macs)
 
     def remove(self) -> None:
         """Stops watching the network."""
