@@ -1,6 +1,7 @@
 #include "../batch_norm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "capability.h"
@@ -25,96 +26,132 @@ Slice slice_of(int64_t rows, int64_t i) {
   return {cut(i), cut(i + 1)};
 }
 
-template <class C>
+// One element or H, to doubles.
+template <int H>
+struct Widen {
+  TANDEM_INLINE static Vec<double, H> of(Vec<float, H> x) { return __builtin_convertvector(x, Vec<double, H>); }
+  TANDEM_INLINE static Vec<double, H> of(Vec<double, H> x) { return x; }
+  TANDEM_INLINE static double of(double x) { return x; }
+};
+
+// Adds up two terms of every row per channel, sixteen channels at a time in registers of H doubles: add(x, y, sum,
+// other) adds those of the elements x and y of the rows a and b.
+template <int H, class C, class Add>
+TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, double* sum, double* other,
+                            const Add& add) {
+  constexpr int S = kLanes / H;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vec<double, H> total[S], others[S];
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      total[s] = load<Vec<double, H>>(sum + c + s * H);
+      others[s] = load<Vec<double, H>>(other + c + s * H);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        const int64_t n = r * channels + c + s * H;
+        add(load<Vec<C, H>>(a + n), load<Vec<C, H>>(b + n), total[s], others[s]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      store(sum + c + s * H, total[s]);
+      store(other + c + s * H, others[s]);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = c; i < channels; ++i) {
+      const int64_t n = r * channels + i;
+      add(a[n], b[n], sum[i], other[i]);
+    }
+  }
+}
+
+template <int H, class C>
 TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum,
                             double* sum_of_squares) {
-  for (int64_t r = begin; r < end; ++r) {
-    const C* row = product + r * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double x = factor * row[c];
-      sum[c] += x;
-      sum_of_squares[c] += x * x;
-    }
-  }
+  const C* u = product + begin * channels;
+  add_rows<H>(u, u, end - begin, channels, sum, sum_of_squares,
+              [factor](const auto& x, const auto&, auto& total, auto& squares) TANDEM_INLINE_LAMBDA {
+                const auto scaled = Widen<H>::of(x * factor);
+                total += scaled;
+                squares += scaled * scaled;
+              });
 }
 
-// Calls row(r, gz) for rows [begin, end), begin a multiple of kRows; gates is scratch for kRows rows.
-template <class C, class Row>
-TANDEM_INLINE void gated_rows(const BatchNormGrad<C>& a, int64_t begin, int64_t end, C* gates, const Row& row) {
+// The gradients of rows [first, first + rows), first a multiple of kRows, zero where the gate is shut.
+template <class C>
+TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
+  const int64_t at = first * a.channels;
+  gate_elements(a.grad + at, a.mask + at / 8, gated, 0, rows * a.channels,
+                [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
+}
+
+// The sums of g = threshold gz and of g u; gated is scratch for kRows rows.
+template <int H, class C>
+TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u,
+                             C* gated) {
   for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t rows = std::min(kRows, end - first), at = first * a.channels;
-    gate_elements(a.grad + at, a.mask + at / 8, a.threshold, gates, 0, rows * a.channels);
-    for (int64_t r = 0; r < rows; ++r) row(first + r, gates + r * a.channels);
+    const int64_t rows = std::min(kRows, end - first);
+    gate_rows(a, first, rows, gated);
+    add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, sum, sum_u,
+                [](const auto& g, const auto& u, auto& total, auto& total_u) TANDEM_INLINE_LAMBDA {
+                  const auto wide = Widen<H>::of(g);
+                  total += wide;
+                  total_u += wide * Widen<H>::of(u);
+                });
   }
 }
 
-// What normalise() says of every channel.
+// What the gradient of a channel's product is made of: slope g - shift - (u - mean) tilt.
 template <class C>
 struct Channels {
-  std::vector<C> gain, rstd, scale;
-
-  explicit Channels(const BatchNormGrad<C>& a) : gain(a.channels), rstd(a.channels), scale(a.channels) {
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
-      gain[c] = n.gain;
-      rstd[c] = n.rstd;
-      scale[c] = n.scale;
-    }
-  }
+  std::vector<C> slope, shift, tilt;
 };
 
 template <class C>
-TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end,
-                             double* grad_beta, double* grad_gamma, C* gates) {
-  const C *gain = n.gain.data(), *rstd = n.rstd.data();
-  gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
-    const C* u = a.product + r * a.channels;
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const C xhat = (gain[c] * u[c] - gain[c] * a.mean[c]) * rstd[c];
-      grad_beta[c] += gz[c];
-      grad_gamma[c] += static_cast<double>(gz[c]) * xhat;
+TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated) {
+  const C *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
+  const int64_t channels = a.channels;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = std::min(kRows, end - first);
+    gate_rows(a, first, rows, gated);
+    for (int64_t r = 0; r < rows; ++r) {
+      const C *g = gated + r * channels, *u = a.product + (first + r) * channels;
+      C* __restrict__ out = a.grad_product + (first + r) * channels;
+      for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
     }
-  });
+  }
 }
 
-template <class C>
-TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates) {
-  const C rows = static_cast<C>(a.rows);
-  const C *gain = n.gain.data(), *rstd = n.rstd.data(), *scale = n.scale.data();
-  gated_rows(a, begin, end, gates, [&](int64_t r, const C* gz) TANDEM_INLINE_LAMBDA {
-    const C* u = a.product + r * a.channels;
-    C* out = a.grad_product + r * a.channels;
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const C xhat = (gain[c] * u[c] - gain[c] * a.mean[c]) * rstd[c];
-      out[c] = scale[c] * (gz[c] - a.grad_beta[c] / rows - xhat * a.grad_gamma[c] / rows);
-    }
-  });
-}
-
-#define TANDEM_BATCH_NORM(suffix, C)                                                                             \
-  TANDEM_INLINE void sum_rows_##suffix##_body(const C* product, C factor, int64_t channels, int64_t begin,       \
-                                              int64_t end, double* sum, double* squares) {                       \
-    sum_rows(product, factor, channels, begin, end, sum, squares);                                               \
-  }                                                                                                              \
-  TANDEM_CPU_KERNEL(                                                                                             \
-      sum_rows_##suffix,                                                                                         \
-      (const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),  \
-      (product, factor, channels, begin, end, sum, squares))                                                     \
-  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,   \
-                                               int64_t end, double* beta, double* gamma, C* gates) {             \
-    sum_grads(a, n, begin, end, beta, gamma, gates);                                                             \
-  }                                                                                                              \
-  TANDEM_CPU_KERNEL(sum_grads_##suffix,                                                                          \
-                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, double* beta,  \
-                     double* gamma, C* gates),                                                                   \
-                    (a, n, begin, end, beta, gamma, gates))                                                      \
-  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, \
-                                                 int64_t end, C* gates) {                                        \
-    write_grads(a, n, begin, end, gates);                                                                        \
-  }                                                                                                              \
-  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                        \
-                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gates),     \
-                    (a, n, begin, end, gates))
+#define TANDEM_BATCH_NORM(suffix, C)                                                                               \
+  template <int L>                                                                                                 \
+  TANDEM_INLINE void sum_rows_##suffix##_body(const C* product, C factor, int64_t channels, int64_t begin,         \
+                                              int64_t end, double* sum, double* squares) {                         \
+    sum_rows<L / 2>(product, factor, channels, begin, end, sum, squares);                                          \
+  }                                                                                                                \
+  TANDEM_CPU_LANES_KERNEL(                                                                                         \
+      sum_rows_##suffix,                                                                                           \
+      (const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum, double* squares),    \
+      (product, factor, channels, begin, end, sum, squares))                                                       \
+  template <int L>                                                                                                 \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, \
+                                               double* sum_u, C* gated) {                                          \
+    sum_grads<L / 2>(a, begin, end, sum, sum_u, gated);                                                            \
+  }                                                                                                                \
+  TANDEM_CPU_LANES_KERNEL(                                                                                         \
+      sum_grads_##suffix,                                                                                          \
+      (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u, C* gated),               \
+      (a, begin, end, sum, sum_u, gated))                                                                          \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,   \
+                                                 int64_t end, C* gated) {                                          \
+    write_grads(a, n, begin, end, gated);                                                                          \
+  }                                                                                                                \
+  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                          \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated),       \
+                    (a, n, begin, end, gated))
 
 TANDEM_BATCH_NORM(float, float)
 TANDEM_BATCH_NORM(double, double)
@@ -156,17 +193,26 @@ void batch_norm_statistics(const BatchNormStatistics<C>& a, ParallelFor parallel
 
 template <class C, class Sum, class Write>
 void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
-  const Channels<C> n(a);
-  std::vector<double> beta(a.channels), gamma(a.channels);
-  two_sums(a.rows, a.channels, beta.data(), gamma.data(), parallel, [&](Slice rows, double* first, double* second) {
-    std::vector<C> gates(kRows * a.channels);
-    sum(a, n, rows.begin, rows.end, first, second, gates.data());
+  std::vector<double> sums(a.channels), sums_u(a.channels);
+  two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel, [&](Slice rows, double* first, double* second) {
+    std::vector<C> gated(kRows * a.channels);
+    sum(a, rows.begin, rows.end, first, second, gated.data());
   });
-  std::copy(beta.begin(), beta.end(), a.grad_beta);
-  std::copy(gamma.begin(), gamma.end(), a.grad_gamma);
+  Channels<C> n{std::vector<C>(a.channels), std::vector<C>(a.channels), std::vector<C>(a.channels)};
+  const double threshold = a.threshold, rows = static_cast<double>(a.rows);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const Normalised<C> norm = normalise(a.norm, c, a.mean[c], a.var[c]);
+    const double scale = norm.scale, spread = static_cast<double>(norm.gain) * norm.rstd;
+    const double beta = sums[c] / threshold, gamma = (sums_u[c] - a.mean[c] * sums[c]) / threshold * spread;
+    a.grad_beta[c] = static_cast<C>(beta);
+    a.grad_gamma[c] = static_cast<C>(gamma);
+    n.slope[c] = static_cast<C>(scale / threshold);
+    n.shift[c] = static_cast<C>(scale * beta / rows);
+    n.tilt[c] = static_cast<C>(scale * gamma / rows * spread);
+  }
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
-    std::vector<C> gates(kRows * a.channels);
-    write(a, n, begin * kRows, std::min(end * kRows, a.rows), gates.data());
+    std::vector<C> gated(kRows * a.channels);
+    write(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
   });
 }
 

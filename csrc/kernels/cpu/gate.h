@@ -2,30 +2,25 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "lanes.h"
 
 namespace tandem::cpu {
 
-// grad_z = open ? grad / threshold : 0 of neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their
-// bits of the mask become masks of whole elements.
-template <class C>
-TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C threshold, C* grad_z, int64_t begin,
-                                 int64_t end) {
-  using Word = std::conditional_t<sizeof(C) == 4, uint32_t, uint64_t>;
+// out = open ? of(grad) : 0 of neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their bits of
+// the mask become masks of whole elements.
+template <class C, class Of>
+TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C* out, int64_t begin, int64_t end, const Of& of) {
+  Int<C> lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
   int64_t n = begin;
   for (; n + kLanes <= end; n += kLanes) {
     uint16_t open;
     std::memcpy(&open, mask + n / 8, sizeof(open));
-    C quotient[kLanes];
-    Word bits[kLanes];
-    for (int i = 0; i < kLanes; ++i) quotient[i] = grad[n + i] / threshold;
-    std::memcpy(bits, quotient, sizeof(bits));
-    for (int i = 0; i < kLanes; ++i) bits[i] &= Word{0} - (Word{open} >> i & 1);
-    std::memcpy(grad_z + n, bits, sizeof(bits));
+    const Int<C> shut = ((Int<C>{} + open) >> lane & 1) - 1;
+    store(out + n, reinterpret_cast<Int<C>>(of(load<Vec<C>>(grad + n))) & ~shut);
   }
-  for (; n < end; ++n) grad_z[n] = (mask[n / 8] >> (n % 8)) & 1 ? grad[n] / threshold : C(0);
+  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? of(grad[n]) : C(0);
 }
 
 }  // namespace tandem::cpu

@@ -90,13 +90,23 @@ TANDEM_INLINE void unpack_range_body(const uint8_t* planes, int32_t T, int64_t n
   run(uint64_t{});
 }
 
+template <class C>
+TANDEM_INLINE void gate_floats(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
+                               int64_t end) {
+  const C theta = static_cast<C>(threshold);
+  gate_elements(static_cast<const C*>(grad), mask, static_cast<C*>(grad_z), begin, end,
+                [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
+}
+
 // They divide in float and round once.
 template <class Half>
-TANDEM_INLINE void gate_halves(const Half* grad, const uint8_t* mask, float threshold, Half* grad_z, int64_t begin,
+TANDEM_INLINE void gate_halves(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
                                int64_t end) {
+  const float theta = static_cast<float>(threshold);
   for (int64_t n = begin; n < end; ++n) {
     const bool open = (mask[n / 8] >> (n % 8)) & 1;
-    grad_z[n] = open ? from_float<Half>(to_float(grad[n]) / threshold) : Half{0};
+    const float g = to_float(static_cast<const Half*>(grad)[n]);
+    static_cast<Half*>(grad_z)[n] = open ? from_float<Half>(g / theta) : Half{0};
   }
 }
 
@@ -104,16 +114,13 @@ TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t*
                                    int64_t begin, int64_t end) {
   switch (dtype) {
     case DType::kFloat32:
-      return gate_elements(static_cast<const float*>(grad), mask, static_cast<float>(threshold),
-                           static_cast<float*>(grad_z), begin, end);
+      return gate_floats<float>(grad, mask, threshold, grad_z, begin, end);
     case DType::kFloat64:
-      return gate_elements(static_cast<const double*>(grad), mask, threshold, static_cast<double*>(grad_z), begin, end);
+      return gate_floats<double>(grad, mask, threshold, grad_z, begin, end);
     case DType::kBFloat16:
-      return gate_halves(static_cast<const BFloat16*>(grad), mask, static_cast<float>(threshold),
-                         static_cast<BFloat16*>(grad_z), begin, end);
+      return gate_halves<BFloat16>(grad, mask, threshold, grad_z, begin, end);
     case DType::kFloat16:
-      return gate_halves(static_cast<const Float16*>(grad), mask, static_cast<float>(threshold),
-                         static_cast<Float16*>(grad_z), begin, end);
+      return gate_halves<Float16>(grad, mask, threshold, grad_z, begin, end);
   }
 }
 
