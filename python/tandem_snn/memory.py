@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+_option = getattr(ctypes.CDLL(None), "mallopt", None)
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of malloc.h
 
 
 def total() -> int:
@@ -40,6 +44,29 @@ def return_freed() -> None:
     """
     if _trim is not None:
         _trim(0)
+
+
+@contextmanager
+def freed_is_kept() -> Iterator[None]:
+    """Within this context freed memory stays with the process until :func:`return_freed` or the end.
+
+    Otherwise glibc gives large blocks back at once, and every training step has the system clear the same pages anew:
+    a seventh of the time of a step of a small convolutional network.
+
+    >>> with freed_is_kept():
+    ...     for _ in range(3):
+    ...         _ = torch.ones(1 << 24).sum()
+    """
+    if _option is not None:
+        _option(_MMAP_MAX, 0)
+        _option(_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        if _option is not None:
+            _option(_MMAP_MAX, 1 << 16)  # glibc's own
+            _option(_TRIM_THRESHOLD, 1 << 26)  # and the most to which it grows by itself
+            return_freed()
 
 
 class PeakMemory:

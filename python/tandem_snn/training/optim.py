@@ -26,8 +26,9 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return (torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW)(groups, lr=recipe.lr)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, lr=recipe.lr, fused=True)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
