@@ -40,6 +40,19 @@ def test_is_the_reference(data, name, T, dtype, seed, affine, kind, device):
     assert_same(layer(x, weight.requires_grad_(), **arguments), expected)
 
 
+@pytest.mark.parametrize("kind", ["train", "constant"])
+@pytest.mark.parametrize("name", ["conv1d", "conv2d"])
+def test_padding_that_differs_from_side_to_side(name, kind, device):
+    layer, expected_layer, shape, _ = LAYERS[name]
+    kernel = {"conv1d": (4,), "conv2d": (3, 2)}[name]
+    gain = torch.tensor(0.5, device=device)
+    x = train(9, *shape, gain=gain, device=device)
+    if kind == "constant":
+        x = te.ConstantInput(dyadic(*shape, device=device), 8, gain)
+    weight = dyadic(7, shape[1], *kernel, device=device)
+    assert_same(layer(x, weight, padding="same"), expected_layer(x, weight, padding="same"))
+
+
 def test_tensor_threshold_is_the_reference(device):
     x, weight = train(8, 6, 11, device=device), dyadic(7, 11, device=device)
     for affine in ({}, {"gamma": dyadic(7, device=device), "beta": dyadic(7, device=device)}):

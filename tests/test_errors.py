@@ -152,6 +152,12 @@ CASES = [
     (bn(bias=torch.ones(4)), ValueError, "bias: expected shape [5]"),
     (bn(eps=-1.0), ValueError, "eps: expected"),
     (bn(eps=nan), ValueError, "eps: expected"),
+    (lambda: f.linear_bn_if(X.counts, W), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
+    (lambda: f.conv1d_bn_if(X.counts, dyadic(6, 4, 3)), TypeError, "x: expected a SpikeTrain"),
+    (lambda: f.conv2d_bn_if(IMAGE.counts, KERNEL), TypeError, "x: expected a SpikeTrain"),
+    (lambda: f.conv1d_bn_if(IMAGE, KERNEL), ValueError, "weight: expected [N, K/groups, k]"),
+    (lambda: f.conv2d_bn_if(IMAGE, W), ValueError, "weight: expected [N, K/groups, kh, kw]"),
+    (lambda: f.linear_bn_if(X, KERNEL), ValueError, "weight: expected [N, K]"),
     # couple
     (lambda: f.couple(PLANES, dyadic(3, 7)), TypeError, "train: expected a SpikeTrain"),
     (lambda: f.couple(X, dyadic(3, 6)), ValueError, "z: expected shape [3, 7]"),

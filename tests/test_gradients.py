@@ -111,23 +111,50 @@ def test_plain_layer_and_residual_currents(name, device):
     assert all(torch.equal(step, grad_z) for step in currents.grad)
 
 
-@pytest.mark.parametrize("needed", ["weight", "counts", "bias", "scale", "shift", "gain", "theta", "residual"])
-def test_each_gradient_alone(needed, device):
+def spiking(v):
+    return te.SpikeTrain(v["planes"], 8, v["counts"], v["gain"])
+
+
+def constant(v):
+    return te.ConstantInput(v["counts"], 8, v["gain"])
+
+
+# By name: the layer, seven neurons of it, and the arguments that a gradient flows to.
+LAYERS = {
+    "linear": (lambda v, **k: f.linear_if(spiking(v), v["weight"], v["bias"], scale=v["scale"], shift=v["shift"], **k),
+               {"weight", "counts", "gain", "bias", "scale", "shift"}),
+    "scan": (lambda v, **k: f.if_scan(v["currents"], scale=v["scale"], shift=v["shift"], **k),
+             {"currents", "scale", "shift"}),
+    "direct": (lambda v, **k: f.linear_if(constant(v), v["weight"], v["bias"], scale=v["scale"], **k),
+               {"weight", "counts", "gain", "bias", "scale"}),
+    "norm": (lambda v, **k: f.linear_bn_if(spiking(v), v["weight"], None, v["gamma"], v["beta"], **k)[0],
+             {"weight", "counts", "gain", "gamma", "beta"}),
+    "direct norm": (lambda v, **k: f.linear_bn_if(constant(v), v["weight"], None, v["gamma"], v["beta"], **k)[0],
+                    {"weight", "counts", "gain", "gamma", "beta"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "needed"), [
+    (layer, needed) for layer, (_, names) in LAYERS.items()
+    for needed in [*sorted(names), "theta", "residual", "residual gain"]
+])  # fmt: skip
+def test_each_gradient_alone(layer, needed, device):
     """What is asked for does not depend on what else is."""
-    T = 8
+    T, call = 8, LAYERS[layer][0]
     x, r = train(T, 6, 11, device=device), train(T, 6, 7, device=device)
     values = {
         "weight": dyadic(7, 11, device=device), "counts": x.counts, "bias": dyadic(7, device=device),
         "scale": dyadic(7, low=1, device=device), "shift": dyadic(7, device=device),
-        "gain": torch.tensor(0.5, device=device), "theta": torch.rand(7, device=device) + 0.5, "residual": r.counts,
+        "gain": torch.tensor(0.5, device=device), "currents": dyadic(T, 6, 7, device=device),
+        "gamma": dyadic(7, low=1, device=device), "beta": dyadic(7, low=1, device=device),
+        "theta": torch.rand(7, device=device) + 0.5, "residual": r.counts,
+        "residual gain": torch.tensor(0.5, device=device),
     }  # fmt: skip
 
     def gradient(names):
         v = {key: leaf(value) if key in names else value for key, value in values.items()}
-        y = f.linear_if(
-            te.SpikeTrain(x.planes, T, v["counts"], v["gain"]), v["weight"], v["bias"], scale=v["scale"],
-            shift=v["shift"], threshold=v["theta"], residual=te.SpikeTrain(r.planes, T, v["residual"]),
-        )  # fmt: skip
+        residual = te.SpikeTrain(r.planes, T, v["residual"], v["residual gain"])
+        y = call(v | {"planes": x.planes}, threshold=v["theta"], residual=residual)
         (y.counts * torch.arange(7, device=device)).sum().backward()
         return v[needed].grad
 
