@@ -12,8 +12,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+Figures = dict[str, Any]
 HERE = Path(__file__).parent
 TESTS = ["test_attack.py", "test_if_scan.py", "test_linear_if.py", "test_conv_if.py", "test_batch_norm.py"]
 
@@ -29,7 +32,7 @@ def round_of(seed: int) -> tuple[int, str | None]:
     return tried, None if result.returncode == 0 else f"{result.stdout}\n{result.stderr}\nexit {result.returncode}"
 
 
-def fuzz(minutes: float) -> dict[str, object]:
+def fuzz(minutes: float) -> Figures:
     """Figures of as many rounds as end within the time, at least one."""
     end, rounds, cases, failure, seed = time.monotonic() + 60 * minutes, 0, 0, None, 0
     while failure is None and (rounds == 0 or time.monotonic() < end):
@@ -42,16 +45,19 @@ def fuzz(minutes: float) -> dict[str, object]:
     return {"minutes": minutes, "rounds": rounds, "cases": cases, "failed_seed": seed if failure else None}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def command_line(
+    description: str | None, attack: Callable[[float], Figures], has_failed: Callable[[Figures], bool]
+) -> int:
+    """The exit status of an attack that lasts as long as the command line says and writes its figures there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
-    figures = fuzz(arguments.minutes)
+    figures = attack(arguments.minutes)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return int(figures["failed_seed"] is not None)
+    return int(has_failed(figures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, fuzz, lambda figures: figures["failed_seed"] is not None))

@@ -8,14 +8,14 @@ repository's root as crash-*, and the program that found it runs it again when g
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from fuzz import Figures, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cmake-fuzz"
@@ -42,29 +42,18 @@ def fuzz_target(name: str, level: str, minutes: float) -> tuple[int, bool]:
     return int(tried[1]) if tried else 0, wrong
 
 
-def fuzz_kernels(minutes: float) -> dict[str, dict[str, object]]:
+def fuzz_kernels(minutes: float) -> Figures:
     """Figures of every target, which share the time."""
     if shutil.which("clang++") is None:
         raise SystemExit("libFuzzer comes with clang, and there is no clang++")
     for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
         subprocess.run(step, cwd=ROOT, check=True)
-    figures: dict[str, dict[str, object]] = {}
+    figures: Figures = {}
     for name in TARGETS:
         runs = [fuzz_target(name, level, minutes / len(TARGETS) / len(LEVELS)) for level in LEVELS]
         figures[name] = {"executions": sum(tried for tried, _ in runs), "crashed": any(wrong for _, wrong in runs)}
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    arguments = parser.parse_args()
-    figures = fuzz_kernels(arguments.minutes)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return int(any(target["crashed"] for target in figures.values()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, fuzz_kernels, lambda figures: any(f["crashed"] for f in figures.values())))
