@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "kernels"
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc" / "kernels"
 SWAPS = {
     r" < ": " <= ", r" <= ": " < ", r" > ": " >= ", r" >= ": " > ", r" == ": " != ", r" != ": " == ",
     r" \+ ": " - ", r" - ": " + ", r" \* ": " + ", r" / ": " * ", r" % ": " / ", r" & ": " | ", r" \| ": " & ",
@@ -51,6 +54,14 @@ def mutants(files: Iterable[str]) -> list[Mutant]:
                 places = re.finditer(pattern, code)
                 found += [Mutant(file, number, line[: m.start()] + swap + line[m.end() :]) for m in places]
     return found
+
+
+def copy_sources(to: Path) -> None:
+    """The files that git knows, as they are now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for path in filter(None, listed.decode().split("\0")):
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, to / path)
 
 
 def options(description: str | None) -> argparse.Namespace:

@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mutation import KERNELS, Mutant, chosen, measure, options
+from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 
-ROOT = KERNELS.parents[1]
 PYTHON_TESTS = ["if_scan", "linear_if", "conv_if", "batch_norm", "determinism", "spike_train", "gradients", "frozen"]
 
 
@@ -56,10 +55,7 @@ def main() -> None:
     files = [path.relative_to(KERNELS).as_posix() for path in [*KERNELS.glob("cpu/*"), *KERNELS.glob("*.h")]]
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-        for path in filter(None, listed.decode().split("\0")):
-            (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, tree / path)
+        copy_sources(tree)
         if not (run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug") and run(tree, "ninja", "--version")):
             raise SystemExit("needs CMake and Ninja")
         figures = measure(chosen(sorted(files), arguments.sample, arguments.seed), lambda m: verdict(m, tree))
