@@ -59,14 +59,8 @@ torture: $(READY) ext
 	python tests/torture.py
 	python tests/torture.py --page docs/reliability.md
 
-# In a copy of the sources, whose compiled part counts what it runs.
 coverage: $(READY)
-	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
-	git ls-files -z | xargs -0 cp --parents -t $(COVERAGE)
-	cd $(COVERAGE) && export PYTHONPATH=.:python TANDEM_CUDA=0 CXXFLAGS="--coverage -O1 -fprofile-update=atomic" LDFLAGS=--coverage && \
-	    python setup.py -q build_ext --inplace && \
-	    python -m pytest -q --cov --cov-report=term --cov-report=json:python.json && \
-	    gcovr --json-summary cpp.json --txt cpp.txt && cat cpp.txt
+	python tests/measure_coverage.py
 
 results: $(READY) ext
 	python -m tandem_snn.results docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
@@ -107,8 +101,6 @@ $(READY): pyproject.toml
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.
 quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776
-
-COVERAGE = build/coverage
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 

@@ -48,12 +48,13 @@ def fuzz_kernels(minutes: float) -> Figures:
         raise SystemExit("libFuzzer comes with clang, and there is no clang++")
     for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
         subprocess.run(step, cwd=ROOT, check=True)
-    figures: Figures = {}
+    targets = []
     for name in TARGETS:
         runs = [fuzz_target(name, level, minutes / len(TARGETS) / len(LEVELS)) for level in LEVELS]
-        figures[name] = {"executions": sum(tried for tried, _ in runs), "crashed": any(wrong for _, wrong in runs)}
-    return figures
+        tried, wrong = zip(*runs, strict=True)
+        targets.append({"name": name, "executions": sum(tried), "crashed": any(wrong)})
+    return {"minutes": minutes, "targets": targets}
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(__doc__, fuzz_kernels, lambda figures: any(f["crashed"] for f in figures.values())))
+    sys.exit(command_line(__doc__, fuzz_kernels, lambda figures: any(t["crashed"] for t in figures["targets"])))

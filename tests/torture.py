@@ -22,12 +22,18 @@ from typing import Any
 
 from fuzz import fuzz
 from fuzz_kernels import fuzz_kernels
+from measure_coverage import coverage
 from torture_page import with_figures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "python"))
 Figures = dict[str, Any]
+OPS = [
+    "attack", "batch_norm", "compile", "conv_if", "couple", "determinism", "errors", "examples", "frozen", "golden",
+    "gradients", "hybrid", "if_scan", "linear_if", "load", "memory", "opcheck", "precision", "processes", "reference",
+    "rounding", "spike_train",
+]  # fmt: skip
 
 
 def run(*command: str) -> tuple[int, str]:
@@ -64,7 +70,7 @@ def arguments(minutes: float) -> Figures:
 
 def faults(minutes: float) -> Figures:
     return tests("test_faults.py", "test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py",
-                 "test_data.py", "test_data_events.py", "test_nir.py", "test_cli.py")  # fmt: skip
+                 "test_data.py", "test_data_events.py", "test_nir.py", "test_untrusted.py", "test_cli.py")  # fmt: skip
 
 
 def threads(minutes: float) -> Figures:
@@ -86,15 +92,23 @@ def sanitizers(minutes: float) -> Figures:
     return figures
 
 
-def mutants(minutes: float) -> Figures:
-    """A sample of the changes that the scripts know; one takes between ten seconds and two minutes."""
-    figures = {}
-    for name, sample in (("cpp", 40), ("cuda_host", 40)):
+def mutants(script: str, sample: int) -> Callable[[float], Figures]:
+    """A sample of the changes that a script knows; one takes between seconds and two minutes."""
+
+    def stage(minutes: float) -> Figures:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "figures.json"
-            run(sys.executable, f"tests/{name}/mutate.py", "--sample", str(sample), "--json", str(path))
-            figures[name] = json.loads(path.read_text())
-    return figures
+            run(sys.executable, f"tests/{script}.py", "--sample", str(sample), "--json", str(path))
+            figures: Figures = json.loads(path.read_text())
+        return figures
+
+    return stage
+
+
+def reached(minutes: float) -> Figures:
+    """By the tests of the ops, of what is below them; `make coverage` runs all tests."""
+    figures = coverage(*(f"tests/test_{name}.py" for name in OPS))
+    return {folder: figures[folder] for folder in ("tandem_ext", "csrc/ops", "csrc/kernels")}
 
 
 STAGES: dict[str, Callable[[float], Figures]] = {
@@ -104,7 +118,10 @@ STAGES: dict[str, Callable[[float], Figures]] = {
     "threads": threads,
     "numbers": numbers,
     "sanitizers": sanitizers,
-    "mutants": mutants,
+    "mutants-python": mutants("mutate_python", 80),
+    "mutants-cpp": mutants("cpp/mutate", 40),
+    "mutants-cuda": mutants("cuda_host/mutate", 40),
+    "coverage": reached,
 }
 
 
@@ -117,18 +134,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "reliability.json")
     parser.add_argument("--page", type=Path, help="write the page from the JSON file, run nothing")
     options = parser.parse_args()
-    figures = json.loads(options.json.read_text()) if options.json.exists() else {}
     if options.page:
-        options.page.write_text(with_figures(options.page.read_text(), figures))
+        options.page.write_text(with_figures(options.page.read_text(), json.loads(options.json.read_text())))
         return
     for name in options.stage or STAGES:
         start = time.monotonic()
         result = STAGES[name](options.minutes)
-        figures[name] = {
+        figures = {
             "result": result, "seconds": round(time.monotonic() - start), "commit": commit(),
             "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(),
         }  # fmt: skip
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        known = json.loads(options.json.read_text()) if options.json.exists() else {}
+        options.json.write_text(json.dumps(known | {name: figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def with_figures(text: str, figures: dict[str, Any]) -> str:
 def table(figures: dict[str, Any]) -> str:
     """Markdown."""
     rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
-    for name, stage in figures.items():
+    for name in filter(figures.get, _TITLE):
+        stage = figures[name]
         commit = (stage["commit"] or "unknown")[:10]
         minutes = f"{stage['seconds'] / 60:.0f} min"
         rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")
@@ -27,14 +28,15 @@ def table(figures: dict[str, Any]) -> str:
 def _calls(result: dict[str, Any]) -> str:
     seed = result["failed_seed"]
     end = "all refused by name or equal to the reference" if seed is None else f"**one was wrong, seed {seed}**"
-    return f"{result['cases']:,} calls in {result['rounds']} rounds, {end}"
+    return f"{result['cases']:,} calls in {result['rounds']} rounds, {end}; {result['minutes']:g} minutes"
 
 
 def _arguments(result: dict[str, Any]) -> str:
-    return "; ".join(
-        f"`{name}`: {target['executions']:,} calls, {'**a crash**' if target['crashed'] else 'no crash'}"
-        for name, target in result.items()
+    targets = "; ".join(
+        f"`{target['name']}`: {target['executions']:,} calls, {'**a crash**' if target['crashed'] else 'no crash'}"
+        for target in result["targets"]
     )
+    return f"{targets}; {result['minutes']:g} minutes"
 
 
 def _tests(result: dict[str, Any]) -> str:
@@ -50,9 +52,13 @@ def _sanitizers(result: dict[str, Any]) -> str:
 
 
 def _mutants(result: dict[str, Any]) -> str:
+    share = 100 * result["killed"] / max(result["tried"], 1)
+    return f"{result['killed']} of {result['tried']} changes, drawn at random ({share:.1f} %)"
+
+
+def _coverage(result: dict[str, Any]) -> str:
     return "; ".join(
-        f"{name}: {part['killed']} of {part['tried']} changes ({100 * part['killed'] / max(part['tried'], 1):.0f} %)"
-        for name, part in result.items()
+        f"`{folder}`: {part['lines']} % of lines, {part['branches']} % of branches" for folder, part in result.items()
     )
 
 
@@ -63,7 +69,10 @@ _TITLE = {
     "threads": "threads and processes",
     "numbers": "equal numbers, 2,000-step soak",
     "sanitizers": "the kernels' C++ tests under sanitizers",
-    "mutants": "changes of the code that tests notice",
+    "mutants-python": "changes of the Python code that tests notice",
+    "mutants-cpp": "changes of the CPU kernels that tests notice",
+    "mutants-cuda": "changes of the CUDA kernels that tests of the emulation notice",
+    "coverage": "lines and branches that the tests of the ops reach",
 }
 _TEXT = {
     "calls": _calls,
@@ -72,5 +81,8 @@ _TEXT = {
     "threads": _tests,
     "numbers": _tests,
     "sanitizers": _sanitizers,
-    "mutants": _mutants,
+    "mutants-python": _mutants,
+    "mutants-cpp": _mutants,
+    "mutants-cuda": _mutants,
+    "coverage": _coverage,
 }
