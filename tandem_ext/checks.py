@@ -175,7 +175,10 @@ def per_channel(name: str, value: object, channels: int, expected: torch.device)
 
 
 def threshold(value: object, channels: int, expected: torch.device) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not 0 < value < math.inf:
+            raise ValueError(f"threshold: expected a positive finite number, got {value}")
+    elif isinstance(value, Tensor):
         if value.dim() != 0:
             per_channel("threshold", value, channels, expected)
         elif not value.is_floating_point():
@@ -183,12 +186,10 @@ def threshold(value: object, channels: int, expected: torch.device) -> None:
         same_device("threshold", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and not bool((value > 0).all()):
             raise ValueError(f"threshold: expected positive values, got {value.detach()}")
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+    else:
         raise TypeError(
             f"threshold: expected a positive float or a tensor of shape [{channels}], got {_describe(value)}"
         )
-    elif not 0 < value < math.inf:
-        raise ValueError(f"threshold: expected a positive finite number, got {value}")
 
 
 def leak(value: object) -> None:
@@ -212,7 +213,10 @@ def steps(value: object) -> None:
 
 def v_init(value: object, shape: tuple[int, ...], expected: torch.device) -> None:
     """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"v_init: expected a finite number, got {value}")
+    elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
         if value.dim() != 0 and value.shape not in (shape, shape[1:]):
@@ -223,10 +227,8 @@ def v_init(value: object, shape: tuple[int, ...], expected: torch.device) -> Non
         same_device("v_init", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):
             raise ValueError("v_init: expected numbers, got NaN")
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+    else:
         raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
-    elif not math.isfinite(value):
-        raise ValueError(f"v_init: expected a finite number, got {value}")
 
 
 def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device) -> None:

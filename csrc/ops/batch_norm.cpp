@@ -46,7 +46,7 @@ class NormParameters {
     check_same_device(*tensor, like, name);
     TANDEM_CHECK(tensor->numel() == channels_ || (or_one && tensor->numel() == 1), name,
                  " must hold one value per channel (", channels_, "), got shape ", shape_text(shape_of(*tensor)));
-    return torch::stable::contiguous(aten::to_type(*tensor, like.scalar_type()));
+    return to_contiguous(aten::to_type(*tensor, like.scalar_type()));
   }
 
   int64_t channels_;
@@ -56,7 +56,7 @@ class NormParameters {
 
 #ifdef TANDEM_WITH_CUDA
 Tensor workspace_for(const Tensor& u) {
-  return empty({cuda::batch_norm_workspace(u.numel() / u.size(1), u.size(1))}, ScalarType::Double, u);
+  return empty(cuda::batch_norm_workspace(u.numel() / u.size(1), u.size(1)), ScalarType::Double, u);
 }
 #endif
 
@@ -64,9 +64,8 @@ struct Statistics {
   Tensor mean, var, scale, shift;  // [channels]
 };
 
-// Of factor u.
 template <class C>
-void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
+void measure_as(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
   const int64_t channels = u.size(1);
   const BatchNormStatistics<C> args{u.numel() / channels,   channels,           data<C>(u),
                                     static_cast<C>(factor), norm.args<C>(),     data<C>(out.mean),
@@ -82,6 +81,12 @@ void measure(const Tensor& u, double factor, const NormParameters& norm, const S
   cpu::batch_norm_statistics(args, torch_parallel);
 }
 
+// Of factor u.
+void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
+  const auto run = u.scalar_type() == ScalarType::Double ? &measure_as<double> : &measure_as<float>;
+  run(u, factor, norm, out);
+}
+
 using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Product, statistics and neurons in one go.
@@ -95,6 +100,28 @@ bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const Neu
       layer.args<float>(), torch_parallel);
 }
 
+// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory.
+bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
+                 const Statistics& statistics) {
+  if (!on_gpu(product)) return false;
+  FusedSynapses fused(synapses);
+  if (!fused.suit(layer)) return false;
+  product = view_channels_last(synapses.window_sum(), shape_of(product), 1);
+  measure(product, 1.0, norm, statistics);
+  layer.set_affine(statistics.scale, statistics.shift);
+  return fused.fire(layer);
+}
+
+// By torch's own product of every step.
+void fire_by_currents(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
+                      const Statistics& statistics) {
+  const Tensor currents = synapses.currents();
+  torch::stable::copy_(product, aten::sum(currents, {0}));
+  measure(product, 1.0, norm, statistics);
+  layer.set_affine(statistics.scale, statistics.shift);
+  run_scan(currents, Source::kTrain, layer);
+}
+
 NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
   synapses.check();
@@ -103,25 +130,13 @@ NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, co
   const ScalarType compute = compute_type(synapses.weight.scalar_type());
   Tensor product = empty_channels_last(shape, 1, compute, synapses.planes);
   const NormParameters norm(gain, gamma, beta, eps, shape[1], product);
-  const auto vector = [&] { return empty({shape[1]}, compute, product); };
+  const auto vector = [&] { return empty(shape[1], compute, product); };
   const Statistics statistics{vector(), vector(), vector(), vector()};
   TANDEM_CHECK(layer.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (layer.neurons() > 0 && !fire_on_cpu(synapses, norm, layer, product, statistics)) {
-    // On a GPU the product of the counts is the cheapest way to the statistics: currents then never are in memory.
-    FusedSynapses fused(synapses);
-    const bool by_counts = on_gpu(product) && fused.suit(layer);
-    Tensor currents;
-    if (by_counts) {
-      product = view_channels_last(synapses.window_sum(), shape, 1);
-    } else {
-      currents = synapses.currents();
-      torch::stable::copy_(product, aten::sum(currents, {0}));
-    }
-    compute == ScalarType::Double ? measure<double>(product, 1.0, norm, statistics)
-                                  : measure<float>(product, 1.0, norm, statistics);
-    layer.set_affine(statistics.scale, statistics.shift);
-    if (!by_counts || !fused.fire(layer)) run_scan(currents, Source::kTrain, layer);
+  if (layer.neurons() > 0 && !fire_on_cpu(synapses, norm, layer, product, statistics) &&
+      !fire_on_gpu(synapses, norm, layer, product, statistics)) {
+    fire_by_currents(synapses, norm, layer, product, statistics);
   }
   const auto [planes, counts, mask, v] = layer.outputs();
   return {planes, counts, mask, v, product, statistics.mean, statistics.var};
@@ -153,10 +168,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
   const NormParameters norm(gain, gamma, beta, eps, product.size(1), product);
-  const auto vector = [&] { return empty({product.size(1)}, compute, product); };
+  const auto vector = [&] { return empty(product.size(1), compute, product); };
   const Statistics out{vector(), vector(), vector(), vector()};
-  const auto run = compute == ScalarType::Double ? &measure<double> : &measure<float>;
-  run(to_channels_last(product, 1), factor, norm, out);
+  measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
 }
 
@@ -207,17 +221,15 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   }
   const NormParameters norm(gain, gamma, std::nullopt, eps, product.size(1), product);
   Tensor grad_product = empty_channels_last(shape_of(product), 1, compute, product);
-  Tensor grad_gamma = empty({product.size(1)}, compute, product),
-         grad_beta = empty({product.size(1)}, compute, product);
+  Tensor grad_gamma = empty(product.size(1), compute, product), grad_beta = empty(product.size(1), compute, product);
   if (product.numel() == 0) {
     torch::stable::zero_(grad_gamma);
     torch::stable::zero_(grad_beta);
     return {grad_product, grad_gamma, grad_beta};
   }
   const auto run = compute == ScalarType::Double ? &differentiate<double> : &differentiate<float>;
-  run(to_channels_last(aten::to_type(grad, compute), 1), torch::stable::contiguous(mask), to_channels_last(product, 1),
-      torch::stable::contiguous(mean), torch::stable::contiguous(var), norm, threshold, grad_product, grad_gamma,
-      grad_beta);
+  run(to_channels_last(aten::to_type(grad, compute), 1), to_contiguous(mask), to_channels_last(product, 1),
+      to_contiguous(mean), to_contiguous(var), norm, threshold, grad_product, grad_gamma, grad_beta);
   return {grad_product, grad_gamma, grad_beta};
 }
 

@@ -102,7 +102,7 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   const Tensor dense = to_channels_last(grad, 1);
   Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  const Tensor bits = torch::stable::contiguous(mask);
+  const Tensor bits = to_contiguous(mask);
   const auto* bytes = static_cast<const uint8_t*>(bits.data_ptr());
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(grad)) {

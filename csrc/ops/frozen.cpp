@@ -43,7 +43,7 @@ class Run {
     batch_ = input.size(spikes_in_ ? 1 : 0);
     thread_local cpu::Scratch<uint8_t> workspace;
     workspace_ = workspace.reserve(header_.workspace * batch_ * planes_);
-    state_ = empty({streaming_ ? batch_ * header_.state : 0}, ScalarType::Float, input);
+    state_ = empty(streaming_ ? batch_ * header_.state : 0, ScalarType::Float, input);
     if (streaming_) {
       TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float, "state must hold ",
                    state_.numel(), " float32, got ", state->numel());
@@ -168,7 +168,7 @@ class Run {
     const NeuronArgs<float> args = neurons(i);
     Tensor y;
     if (i.kind == kImpulse && streaming_ && step_ > 0) {
-      y = empty({args.neurons}, ScalarType::Float, input_);
+      y = empty(args.neurons, ScalarType::Float, input_);
       torch::stable::zero_(y);
     } else {
       y = to_channels_last(direct_product(i), 1);
@@ -186,8 +186,8 @@ class Run {
     NeuronArgs<float> a = layer(i);
     a.T = 1;
     const int64_t inputs = batch_ * i.height * i.width * i.channels;
-    const Tensor steps = empty({T_ * inputs}, ScalarType::Byte, input_);
-    const Tensor silence = empty({a.neurons}, ScalarType::Byte, input_);
+    const Tensor steps = empty(T_ * inputs, ScalarType::Byte, input_);
+    const Tensor silence = empty(a.neurons, ScalarType::Byte, input_);
     auto* spikes = static_cast<uint8_t*>(steps.data_ptr());
     cpu::split_steps(source(i.input), static_cast<int32_t>(T_), inputs, spikes, torch_parallel);
     a.planes = static_cast<uint8_t*>(silence.data_ptr());
@@ -245,7 +245,7 @@ class Run {
     const int64_t features = i.height * i.width * i.channels;
     const bool spatial = i.kernel_h > 0;
     Tensor counts = spatial ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
-                            : empty({batch_, features}, ScalarType::Float, input_);
+                            : empty_channels_last({batch_, features}, 1, ScalarType::Float, input_);
     cpu::counts(source(i.input), static_cast<int32_t>(planes_), batch_ * features, counts.data_ptr(), DType::kFloat32,
                 torch_parallel);
     const float* bias = floats(i.shift);
@@ -306,7 +306,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob,
 Tensor frozen_pack(Tensor weight, int64_t groups) {
   TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2 && weight.dim() <= 4,
                "weight must be float32 [N, C / groups, *kernel], got ", shape_text(shape_of(weight)));
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   SpikeProduct p{};
   p.channels = weight.size(1) * groups;
   p.outputs = weight.size(0);
@@ -314,7 +314,7 @@ Tensor frozen_pack(Tensor weight, int64_t groups) {
   p.kernel[0] = weight.dim() == 4 ? weight.size(2) : 1;
   p.kernel[1] = weight.dim() >= 3 ? weight.size(weight.dim() - 1) : 1;
   p.weight = dense.data_ptr();
-  Tensor packed = empty({cpu::packed_size(p)}, ScalarType::Int, weight);
+  Tensor packed = empty(cpu::packed_size(p), ScalarType::Int, weight);
   TANDEM_CHECK(cpu::pack_weights(p, static_cast<int32_t*>(packed.data_ptr()), torch_parallel),
                "weight has values that are not finite");
   return packed;

@@ -25,7 +25,7 @@ DType counts_dtype(ScalarType type) {
 }
 
 template <class E>
-E* data(const OptionalTensor& tensor) {
+E* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->numel() > 0 ? static_cast<E*>(tensor->data_ptr()) : nullptr;
 }
 
@@ -49,12 +49,10 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   prepare_residual(inputs.residual);
   prepare_v_init(inputs.v_init);
 
-  Shape planes_shape{(T + 7) / 8};
-  planes_shape.insert(planes_shape.end(), shape.begin(), shape.end());
-  planes_ = empty_channels_last(planes_shape, 2, ScalarType::Byte, device_of);
-  counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty({0}, counts_type, device_of);
-  mask_ = empty({inputs.train ? (neurons_ + 7) / 8 : 0}, ScalarType::Byte, device_of);
-  v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty({0}, compute_, device_of);
+  planes_ = empty_channels_last(prepend((T + 7) / 8, shape), 2, ScalarType::Byte, device_of);
+  counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
+  mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
+  v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty(0, compute_, device_of);
 
   if (compute_ == ScalarType::Double) {
     fill(double_args_, inputs);
@@ -77,10 +75,10 @@ const NeuronArgs<double>& NeuronLayer::args() const {
 void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {
   scale_ = per_channel(scale, "scale");
   shift_ = per_channel(shift, "shift");
-  float_args_.scale = data<const float>(scale_);
-  float_args_.shift = data<const float>(shift_);
-  double_args_.scale = data<const double>(scale_);
-  double_args_.shift = data<const double>(shift_);
+  float_args_.scale = pointer<const float>(scale_);
+  float_args_.shift = pointer<const float>(shift_);
+  double_args_.scale = pointer<const double>(scale_);
+  double_args_.shift = pointer<const double>(shift_);
 }
 
 template <class C>
@@ -93,17 +91,17 @@ void NeuronLayer::fill(NeuronArgs<C>& args, const NeuronInputs& inputs) {
   args.threshold = static_cast<C>(inputs.threshold);
   args.leak = static_cast<C>(inputs.leak);
   args.gate = parse_gate(inputs.gate);
-  args.scale = data<const C>(scale_);
-  args.shift = data<const C>(shift_);
-  args.residual_planes = spikes ? data<const uint8_t>(residual_) : nullptr;
-  args.residual_currents = spikes ? nullptr : data<const C>(residual_);
-  args.residual_scale = data<const C>(residual_scale_);
-  args.v_init = data<const C>(v_init_);
+  args.scale = pointer<const C>(scale_);
+  args.shift = pointer<const C>(shift_);
+  args.residual_planes = spikes ? pointer<const uint8_t>(residual_) : nullptr;
+  args.residual_currents = spikes ? nullptr : pointer<const C>(residual_);
+  args.residual_scale = pointer<const C>(residual_scale_);
+  args.v_init = pointer<const C>(v_init_);
   args.v_init_size = v_init_.has_value() ? v_init_->numel() : 1;
-  args.planes = data<uint8_t>(planes_);
-  args.counts = data<void>(counts_);
-  args.mask = data<uint8_t>(mask_);
-  args.v = data<C>(v_);
+  args.planes = pointer<uint8_t>(planes_);
+  args.counts = pointer<void>(counts_);
+  args.mask = pointer<uint8_t>(mask_);
+  args.v = pointer<C>(v_);
 }
 
 OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char* name) const {
@@ -113,15 +111,14 @@ OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char
                compute_ == ScalarType::Double ? "float64" : "float32");
   TANDEM_CHECK(tensor->numel() == channels_, name, " must hold one value per channel (", channels_, "), got shape ",
                shape_text(shape_of(*tensor)));
-  return torch::stable::contiguous(*tensor);
+  return to_contiguous(*tensor);
 }
 
 void NeuronLayer::prepare_residual(const OptionalTensor& residual) {
   if (!residual.has_value()) return;
   check_same_device(*residual, device_of_, "residual");
   const bool spikes = residual->scalar_type() == ScalarType::Byte;
-  Shape wanted{spikes ? (T_ + 7) / 8 : T_};
-  wanted.insert(wanted.end(), shape_.begin(), shape_.end());
+  const Shape wanted = prepend(spikes ? (T_ + 7) / 8 : T_, shape_);
   TANDEM_CHECK(shape_of(*residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(*residual)));
   TANDEM_CHECK(spikes || residual->scalar_type() == compute_, "residual must be uint8 planes or ",

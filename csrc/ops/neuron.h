@@ -28,7 +28,7 @@ class NeuronLayer {
   const NeuronArgs<C>& args() const;
 
   int64_t neurons() const { return neurons_; }
-  NeuronOutputs outputs() const { return {planes_, counts_, mask_, v_}; }
+  NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_}; }
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
@@ -45,7 +45,7 @@ class NeuronLayer {
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
-  Tensor planes_, counts_, mask_, v_;
+  OptionalTensor planes_, counts_, mask_, v_;  // never absent; a Tensor cannot be made without an allocation
   NeuronArgs<float> float_args_{};
   NeuronArgs<double> double_args_{};
 };

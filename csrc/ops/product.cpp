@@ -72,9 +72,7 @@ Tensor Synapses::currents() const {
   Shape batched = shape_of(spikes);
   batched.erase(batched.begin());
   batched[0] *= T;
-  Shape shape = output_shape();
-  shape.insert(shape.begin(), T);
-  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), shape, 2);
+  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
 }
 
 Tensor Synapses::window_sum() const { return product_of(count_spikes(planes, compute_type(weight.scalar_type()))); }
@@ -119,7 +117,7 @@ FusedSynapses::FusedSynapses(const Synapses& s)
 
 const SpikeProduct& FusedSynapses::product() {
   const bool in_rows = product_.weight_channels_last && weight_.dim() > 2;
-  weight_ = in_rows ? to_channels_last(weight_, 1) : torch::stable::contiguous(weight_);
+  weight_ = in_rows ? to_channels_last(weight_, 1) : to_contiguous(weight_);
   product_.weight = weight_.data_ptr();
   return product_;
 }

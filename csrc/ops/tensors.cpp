@@ -32,15 +32,19 @@ Shape channels_last_strides(const Shape& shape, int lead) {
   return strides;
 }
 
-Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, const Tensor& device_of) {
+Tensor allocate(int64_t dims, const int64_t* shape, const int64_t* strides, ScalarType dtype, const Tensor& device_of) {
   AtenTensorHandle handle = nullptr;
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  const AOTITorchError status =
-      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               static_cast<int32_t>(dtype), device_type, device_of.get_device_index(), &handle);
-  TANDEM_CHECK(status == 0, "could not allocate ", product(shape), " elements of shape ", shape_text(shape));
+  const AOTITorchError status = aoti_torch_empty_strided(dims, shape, strides, static_cast<int32_t>(dtype), device_type,
+                                                         device_of.get_device_index(), &handle);
+  TANDEM_CHECK(status == 0, "could not allocate ", product({shape, shape + dims}), " elements of shape ",
+               shape_text({shape, shape + dims}));
   return Tensor(handle);
+}
+
+Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, const Tensor& device_of) {
+  return allocate(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, device_of);
 }
 
 Tensor restride(const Tensor& tensor, const Shape& shape, const Shape& strides) {
@@ -65,6 +69,14 @@ Shape shape_of(const Tensor& tensor) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+Shape prepend(int64_t first, const Shape& rest) {
+  Shape shape;
+  shape.reserve(rest.size() + 1);
+  shape.push_back(first);
+  shape.insert(shape.end(), rest.begin(), rest.end());
+  return shape;
+}
+
 int64_t product(const Shape& shape, size_t first) {
   int64_t out = 1;
   bool overflow = false, empty = false;
@@ -80,8 +92,13 @@ Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const
   return allocate(shape, channels_last_strides(shape, lead), dtype, device_of);
 }
 
-Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of) {
-  return empty_channels_last(shape, static_cast<int>(shape.size()), dtype, device_of);
+Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of) {
+  const int64_t stride = 1;
+  return allocate(1, &size, &stride, dtype, device_of);
+}
+
+Tensor to_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 bool is_channels_last(const Tensor& tensor, int lead) {

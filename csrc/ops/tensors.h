@@ -26,6 +26,7 @@ using Shape = std::vector<int64_t>;
 
 std::string shape_text(const Shape& shape);
 Shape shape_of(const Tensor& tensor);
+Shape prepend(int64_t first, const Shape& rest);
 int64_t product(const Shape& shape, size_t first = 0);
 
 // A tensor [lead..., C, spatial...] whose memory has the channel innermost, `lead` dimensions outermost. The one
@@ -40,7 +41,11 @@ Tensor to_channels_last(const Tensor& tensor, int lead);
 // The same memory under another shape, for tensors that are dense in the layout of `shape`.
 Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead);
 
-Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& device_of);
+// A vector of so many elements.
+Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of);
+
+// The tensor itself where it is contiguous, else a copy. torch's own goes through the dispatcher to find that out.
+Tensor to_contiguous(const Tensor& tensor);
 
 // dtype of a floating tensor, checked: float32, bfloat16, float16 or float64.
 DType kernel_dtype(const Tensor& tensor, const char* name);

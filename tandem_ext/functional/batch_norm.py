@@ -20,7 +20,7 @@ from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kep
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
 from .neuron import Neurons, Settings, cast, compute_dtype, make_neurons, needs_grad, train_of
-from .products import Linear, Product, conv_product
+from .products import LINEAR, Product, conv_product
 
 
 def linear_bn_if(
@@ -67,9 +67,8 @@ def linear_bn_if(
     checks.signal("x", x)
     checks.weight("weight", weight, 2, "[N, K]")
     return _bn_layer(
-        x, Linear(), weight, bias, gamma, beta, eps, threshold=threshold, leak=leak, v_init=v_init, residual=residual,
-        gate=gate, steps=steps, return_v=return_v,
-    )  # fmt: skip
+        x, LINEAR, weight, bias, gamma, beta, eps, residual, threshold, leak, v_init, gate, steps, return_v
+    )
 
 
 def conv1d_bn_if(
@@ -103,8 +102,8 @@ def conv1d_bn_if(
     checks.weight("weight", weight, 3, "[N, K/groups, k]")
     product, sides = conv_product(weight, stride, padding, dilation, groups)
     return _bn_layer(
-        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps, threshold=threshold, leak=leak,
-        v_init=v_init, residual=residual, gate=gate, steps=steps, return_v=return_v,
+        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps,
+        residual, threshold, leak, v_init, gate, steps, return_v,
     )  # fmt: skip
 
 
@@ -139,8 +138,8 @@ def conv2d_bn_if(
     checks.weight("weight", weight, 4, "[N, K/groups, kh, kw]")
     product, sides = conv_product(weight, stride, padding, dilation, groups)
     return _bn_layer(
-        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps, threshold=threshold, leak=leak,
-        v_init=v_init, residual=residual, gate=gate, steps=steps, return_v=return_v,
+        pad(x, sides) if sides else x, product, weight, bias, gamma, beta, eps,
+        residual, threshold, leak, v_init, gate, steps, return_v,
     )  # fmt: skip
 
 
@@ -152,7 +151,8 @@ def _bn_layer(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
-    **neuron: Any,
+    residual: SpikeTrain | Tensor | None,
+    *neuron: Any,
 ) -> tuple[Result, Tensor, Tensor]:
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
@@ -162,9 +162,9 @@ def _bn_layer(
         if value is not None:
             checks.per_channel(name, value, channels, device)
     weight = autocast(weight)
-    if neuron["residual"] is x:  # Dynamo wants the arguments of a Function to be different tensors
-        neuron["residual"] = x.map(lambda t: t.view_as(t))
-    neurons = make_neurons(weight, x.T, shape, **neuron)
+    if residual is x:  # Dynamo wants the arguments of a Function to be different tensors
+        residual = x.map(lambda t: t.view_as(t))
+    neurons = make_neurons(weight, x.T, shape, residual, *neuron)
     gamma = None if gamma is None else cast(gamma, dtype)
     beta = None if beta is None else cast(beta, dtype)
     if neurons.theta is not None:
@@ -178,7 +178,7 @@ def _bn_layer(
         gain = torch.full((), x.gain, dtype=dtype, device=device)
 
     if isinstance(x, SpikeTrain):
-        edge = x.edge
+        edge = x.edge if torch.is_grad_enabled() else None
         if grad := needs_grad(edge, weight, gain, gamma, beta, *neurons[:4]):
             outputs = apply(ProductBNIF, edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons)
         else:

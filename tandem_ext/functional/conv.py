@@ -52,8 +52,8 @@ def conv1d_if(
     checks.signal("x", x)
     checks.weight("weight", weight, 3, "[N, K/groups, k]")
     return _conv_if(
-        x, weight, bias, stride, padding, dilation, groups, scale, shift, threshold=threshold, leak=leak, v_init=v_init,
-        residual=residual, gate=gate, steps=steps, return_v=return_v,
+        x, weight, bias, stride, padding, dilation, groups, scale, shift,
+        residual, threshold, leak, v_init, gate, steps, return_v,
     )  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def conv2d_if(
     checks.signal("x", x)
     checks.weight("weight", weight, 4, "[N, K/groups, kh, kw]")
     return _conv_if(
-        x, weight, bias, stride, padding, dilation, groups, scale, shift, threshold=threshold, leak=leak, v_init=v_init,
-        residual=residual, gate=gate, steps=steps, return_v=return_v,
+        x, weight, bias, stride, padding, dilation, groups, scale, shift,
+        residual, threshold, leak, v_init, gate, steps, return_v,
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def _conv_if(
     groups: Any,
     scale: Tensor | None,
     shift: Tensor | None,
-    **neuron: Any,
+    *neuron: Any,
 ) -> Result:
     product, sides = conv_product(weight, stride, padding, dilation, groups)
-    return product_layer(pad(x, sides) if sides else x, product, weight, bias, scale, shift, **neuron)
+    return product_layer(pad(x, sides) if sides else x, product, weight, bias, scale, shift, *neuron)

@@ -44,21 +44,25 @@ def product_layer(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    **neuron: Any,
+    residual: SpikeTrain | Tensor | None,
+    *neuron: Any,
 ) -> Result:
-    """Neurons driven by ``product`` of ``weight`` with x. The weight's kind and the class of x are checked already."""
+    """Neurons driven by ``product`` of ``weight`` with x. The weight's kind and the class of x are checked already.
+
+    ``neuron`` are the further arguments of :func:`make_neurons`.
+    """
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
     weight = autocast(weight)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
         y = product.direct(x.x, weight)
-        return scan_layer(y, source_of(x), x.T, x.gain, bias, scale, shift, **neuron)
-    if neuron["residual"] is x:  # Dynamo wants the arguments of a Function to be different tensors
-        neuron["residual"] = x.map(lambda t: t.view_as(t))
-    neurons = make_neurons(weight, x.T, shape, **neuron)
+        return scan_layer(y, source_of(x), x.T, x.gain, bias, scale, shift, residual, *neuron)
+    if residual is x:  # Dynamo wants the arguments of a Function to be different tensors
+        residual = x.map(lambda t: t.view_as(t))
+    neurons = make_neurons(weight, x.T, shape, residual, *neuron)
     scale, shift = fold(neurons, bias, scale, shift, x.gain, shape[1], weight)
-    edge = x.edge
+    edge = x.edge if torch.is_grad_enabled() else None
     if grad := needs_grad(edge, weight, scale, shift, *neurons[:4]):
         outputs = apply(ProductIF, edge, weight, scale, shift, x.planes, product, *neurons)
     else:
@@ -74,11 +78,12 @@ def scan_layer(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    **neuron: Any,
+    residual: SpikeTrain | Tensor | None,
+    *neuron: Any,
 ) -> Result:
     """Neurons driven by currents y: [T, B, *features] for the source "train", else [B, *features]."""
     shape = tuple(y.shape[1:] if source == "train" else y.shape)
-    neurons = make_neurons(y, T, shape, **neuron)
+    neurons = make_neurons(y, T, shape, residual, *neuron)
     scale, shift = fold(neurons, bias, scale, shift, gain, shape[1] if len(shape) > 1 else 1, y)
     if grad := needs_grad(y, scale, shift, *neurons[:4]):
         outputs = apply(ScanIF, y, scale, shift, source, *neurons)

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import checks
 from ..train import SpikeTrain
 from .layer import Input, Result, product_layer
-from .products import Linear
+from .products import LINEAR
 
 
 def linear_if(
@@ -74,6 +74,5 @@ def linear_if(
     checks.signal("x", x)
     checks.weight("weight", weight, 2, "[N, K]")
     return product_layer(
-        x, Linear(), weight, bias, scale, shift, threshold=threshold, leak=leak, v_init=v_init, residual=residual,
-        gate=gate, steps=steps, return_v=return_v,
-    )  # fmt: skip
+        x, LINEAR, weight, bias, scale, shift, residual, threshold, leak, v_init, gate, steps, return_v
+    )

@@ -59,13 +59,13 @@ def make_neurons(
     like: Tensor,
     T: int,
     shape: tuple[int, ...],
-    threshold: float | Tensor,
-    leak: float,
-    v_init: float | Tensor,
-    residual: SpikeTrain | Tensor | None,
-    gate: str,
-    steps: int | None,
-    return_v: bool,
+    residual: SpikeTrain | Tensor | None = None,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
 ) -> Neurons:
     """Checks and folds what concerns neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype."""
     device, dtype = like.device, compute_dtype(like.dtype)
@@ -88,22 +88,23 @@ def make_neurons(
                 residual_scale = spread(residual.gain, channels, dtype, device)
             residual = residual.planes
 
-    if isinstance(v_init, Tensor):
-        v_init = cast(v_init, dtype)
+    start = None
+    if not isinstance(v_init, (int, float)):
+        start = cast(v_init, dtype)
     elif v_init != 0.0:
-        v_init = torch.full((), v_init, dtype=dtype, device=device)
+        start = torch.full((), v_init, dtype=dtype, device=device)
 
     theta = None
-    if isinstance(threshold, Tensor):
+    if not isinstance(threshold, (int, float)):
         theta = spread(threshold, channels, dtype, device)
         unit = theta.detach()
         if residual is not None:
             residual_scale = 1 / unit if residual_scale is None else residual_scale / unit
-        if isinstance(v_init, Tensor):
-            v_init = (v_init / over_space(unit, shape)).expand(shape if v_init.dim() == len(shape) else shape[1:])
+        if start is not None:
+            start = (start / over_space(unit, shape)).expand(shape if start.dim() == len(shape) else shape[1:])
         threshold = 1.0
     settings = Settings(T, steps or T, float(threshold), float(leak), gate, return_v)
-    return Neurons(residual, edge, residual_scale, theta, v_init if isinstance(v_init, Tensor) else None, settings)
+    return Neurons(residual, edge, residual_scale, theta, start, settings)
 
 
 def fold(
@@ -144,17 +145,22 @@ def fold(
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Must the op run inside its Function?"""
-    return torch.is_grad_enabled() and any(t is not None and may_need_grad(t) for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and may_need_grad(tensor):
+                return True
+    return False
 
 
 def train_of(
     outputs: tuple[Tensor, ...], neurons: Neurons, dtype: torch.dtype, has_counts: bool
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """What a layer returns, from what its op or Function returned: (planes, counts, mask, v, ...)."""
-    planes, counts, _, v, *_ = outputs
-    train = SpikeTrain.unchecked(planes, neurons.settings.T, counts if has_counts else None, 1.0, dtype)
-    if not neurons.settings.return_v:
+    settings = neurons.settings
+    train = SpikeTrain.unchecked(outputs[0], settings.T, outputs[1] if has_counts else None, 1.0, dtype)
+    if not settings.return_v:
         return train
+    v = outputs[3]
     return train, v if neurons.theta is None else v * over_space(neurons.theta.detach(), v.shape)
 
 

@@ -13,6 +13,11 @@ from .. import checks
 from .neuron import Neurons
 
 _CONV = {1: F.conv1d, 2: F.conv2d}
+_linear_if = torch.ops.tandem.linear_if.default
+_conv_if = torch.ops.tandem.conv_if.default
+_linear_bn_if = torch.ops.tandem.linear_bn_if.default
+_conv_bn_if = torch.ops.tandem.conv_bn_if.default
+_counts = torch.ops.tandem.counts.default
 
 
 def float32_precision() -> str:
@@ -42,7 +47,7 @@ class Linear(NamedTuple):
         self, planes: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
-        return torch.ops.tandem.linear_if.default(  # type: ignore[no-any-return]
+        return _linear_if(  # type: ignore[no-any-return]
             planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, steps, threshold,
             leak, gate, train, return_v,
         )  # fmt: skip
@@ -58,7 +63,7 @@ class Linear(NamedTuple):
         neurons: Neurons,
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
-        return torch.ops.tandem.linear_bn_if.default(  # type: ignore[no-any-return]
+        return _linear_bn_if(  # type: ignore[no-any-return]
             planes, T, weight, float32_precision(), gain, gamma, beta, eps, residual, residual_scale, v_init, steps,
             threshold, leak, gate, return_v,
         )  # fmt: skip
@@ -68,7 +73,7 @@ class Linear(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The ANN's gradients, at the real counts of the input."""
         grad_input = grad @ weight if needs_input else None
-        grad_weight = grad.t() @ torch.ops.tandem.counts.default(planes, weight.dtype) if needs_weight else None
+        grad_weight = grad.t() @ _counts(planes, weight.dtype) if needs_weight else None
         return grad_input, grad_weight
 
 
@@ -97,7 +102,7 @@ class Conv(NamedTuple):
         self, planes: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
-        return torch.ops.tandem.conv_if.default(  # type: ignore[no-any-return]
+        return _conv_if(  # type: ignore[no-any-return]
             planes, T, weight, float32_precision(), self.stride, self.padding, self.dilation, self.groups, scale, shift,
             residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v,
         )  # fmt: skip
@@ -113,7 +118,7 @@ class Conv(NamedTuple):
         neurons: Neurons,
     ) -> tuple[Tensor, ...]:
         residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
-        return torch.ops.tandem.conv_bn_if.default(  # type: ignore[no-any-return]
+        return _conv_bn_if(  # type: ignore[no-any-return]
             planes, T, weight, float32_precision(), self.stride, self.padding, self.dilation, self.groups, gain, gamma,
             beta, eps, residual, residual_scale, v_init, steps, threshold, leak, gate, return_v,
         )  # fmt: skip
@@ -126,7 +131,7 @@ class Conv(NamedTuple):
             zeros = planes.new_zeros(planes.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if needs_weight:
-            counts = torch.ops.tandem.counts.default(planes, weight.dtype)
+            counts = _counts(planes, weight.dtype)
         elif needs_input:
             counts = weight.new_empty(()).expand(planes.shape[1:])  # only its shape is looked at
         else:
@@ -139,6 +144,7 @@ class Conv(NamedTuple):
 
 
 Product = Linear | Conv
+LINEAR = Linear()
 
 
 def channels_last(x: Tensor) -> Tensor:

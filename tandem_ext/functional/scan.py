@@ -41,12 +41,9 @@ def if_scan(
     >>> train.to_dense(torch.int).flatten().tolist(), v.item()
     ([0, 0, 1, 0], 0.5)
     """
-    neuron = {
-        "threshold": threshold, "leak": leak, "v_init": v_init, "residual": residual, "gate": gate, "steps": steps,
-        "return_v": return_v,
-    }  # fmt: skip
+    neuron = residual, threshold, leak, v_init, gate, steps, return_v
     if isinstance(currents, (ConstantInput, ImpulseInput)):
         checks.device("currents", currents.x)
-        return scan_layer(currents.x, source_of(currents), currents.T, currents.gain, None, scale, shift, **neuron)
+        return scan_layer(currents.x, source_of(currents), currents.T, currents.gain, None, scale, shift, *neuron)
     checks.currents("currents", currents)
-    return scan_layer(currents, "train", currents.shape[0], 1.0, None, scale, shift, **neuron)
+    return scan_layer(currents, "train", currents.shape[0], 1.0, None, scale, shift, *neuron)

@@ -84,6 +84,14 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
   }
 }
 
+// 2^n, for the n of a normal number.
+TANDEM_INLINE float power_of_two(int n) {
+  const int32_t bits = (n + 127) << 23;
+  float out;
+  std::memcpy(&out, &bits, sizeof(out));
+  return out;
+}
+
 // Packs tiles [begin, end). position[j] is the row, within a tile, of the j-th weight of an output. False: some weight
 // is not finite.
 template <int L, class E>
@@ -113,8 +121,8 @@ TANDEM_INLINE bool pack_typed(const SpikeProduct& product, const Tiling& tiling,
         int exponent = 0;
         std::frexp(std::isfinite(sum) ? sum : 0.f, &exponent);
         exponent = std::max(exponent, -30);
-        factor[i] = exists ? std::ldexp(1.f, 30 - exponent) : 0.f;
-        unit[lane + i] = std::ldexp(1.f, exponent - 30);
+        factor[i] = exists ? power_of_two(30 - exponent) : 0.f;
+        unit[lane + i] = power_of_two(exponent - 30);
       }
       int64_t j = 0;
       for (; j + L <= inputs; j += L) {

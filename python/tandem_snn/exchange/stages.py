@@ -136,9 +136,7 @@ class _Reader:
         stage.fires = call.fire
         train = y.shape if call.fire else y.shape[1:]
         threshold, leak, v_init = (layer.threshold, layer.leak, layer.v_init) if call.fire else (1.0, 1.0, 0.0)
-        neurons = make_neurons(
-            layer.weight, x.T, tuple(train), threshold, leak, v_init, residual, layer.gate, None, False
-        )  # fmt: skip
+        neurons = make_neurons(layer.weight, x.T, tuple(train), residual, threshold, leak, v_init, layer.gate)
         stage.scale, stage.shift = fold(neurons, layer.bias, scale, shift, x.gain, train[1], layer.weight)
         stage.threshold, stage.leak = neurons.settings.threshold, neurons.settings.leak
         stage.v_init, stage.residual_scale = neurons.v_init, neurons.residual_scale

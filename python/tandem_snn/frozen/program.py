@@ -158,7 +158,7 @@ class Builder:
                 raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
             self.currents.add(id(y))
             channels = y.shape[2]
-            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), NEVER, 1.0, 0.0, None, "relu", None, False)
+            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), threshold=NEVER)
             scale, shift = fold(unit, layer.bias, scale, shift, x.gain, channels, layer.weight)
             self._emit(
                 kind=CURRENTS,
@@ -169,9 +169,8 @@ class Builder:
             )
             return
         neurons = make_neurons(
-            layer.weight, y.T, tuple(y.shape), layer.threshold, layer.leak, layer.v_init, call.residual, layer.gate,
-            None, False,
-        )  # fmt: skip
+            layer.weight, y.T, tuple(y.shape), call.residual, layer.threshold, layer.leak, layer.v_init, layer.gate
+        )
         scale, shift = fold(neurons, layer.bias, scale, shift, x.gain, y.shape[1], layer.weight)
         kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
         self._fire(call, neurons, now, kind=kind, **self._synapses(call, now, scale, shift))
@@ -248,7 +247,7 @@ class Builder:
         layer, x, y = call.layer, call.x, call.y
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = make_neurons(weight, y.T, tuple(y.shape), 1.0, 1.0, 0.0, None, "relu", None, False)
+        neurons = make_neurons(weight, y.T, tuple(y.shape))
         packed = torch.ops.tandem.frozen_pack.default(weight, channels)
         self._fire(
             call,
