@@ -53,6 +53,22 @@ def test_padding_that_differs_from_side_to_side(name, kind, device):
     assert_same(layer(x, weight, padding="same"), expected_layer(x, weight, padding="same"))
 
 
+@pytest.mark.parametrize("T, groups, width", [(8, 1, 24), (255, 1, 5), (40, 2, 12), (3, 4, 25)])
+def test_many_rows_are_the_reference(T, groups, width, device):
+    """So many that the sums of all steps leave the cache: their statistics come from the counts where that is cheap."""
+    x = train(T, 2, 8 * groups, width, width, device=device)
+    weight = dyadic(21 * groups, 8, 3, 3, device=device)
+    arguments = {
+        "groups": groups,
+        "padding": 2,
+        "dilation": 2,
+        "return_v": True,
+        "gamma": dyadic(21 * groups, device=device),
+    }
+    with torch.no_grad():
+        assert_same(f.conv2d_bn_if(x, weight, **arguments), ref.conv2d_bn_if(x, weight, **arguments))
+
+
 def test_tensor_threshold_is_the_reference(device):
     x, weight = train(8, 6, 11, device=device), dyadic(7, 11, device=device)
     for affine in ({}, {"gamma": dyadic(7, device=device), "beta": dyadic(7, device=device)}):

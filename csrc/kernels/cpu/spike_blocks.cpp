@@ -42,8 +42,8 @@ void pack_gates(const uint8_t* gates, const NeuronArgs<float>& neuron, ParallelF
 
 }  // namespace
 
-Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel)
-    : tiling(product), packed(nullptr), width(product.bucket_width), dense(nullptr), gates(nullptr) {
+Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel, bool windows)
+    : tiling(product), packed(nullptr), width(product.bucket_width), dense(false), digits(nullptr), gates(nullptr) {
   thread_local Scratch<int32_t> packed_memory;
   thread_local DenseWeights dense_weights;
   thread_local Scratch<uint8_t> gates_memory;
@@ -60,11 +60,12 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
     width = choose_width(product, Density::measure(product.planes, bytes), can_multiply);
   }
   if (width == kDense) {
-    if (can_multiply) {
-      dense_weights.pack(product, tiling, packed, parallel);
-      dense = &dense_weights;
-    }
+    dense = can_multiply;
     width = 4;
+  }
+  if (dense || (windows && can_multiply)) {
+    dense_weights.pack(product, tiling, packed, parallel);
+    digits = &dense_weights;
   }
   const bool needs_gates = neuron.mask != nullptr && product.group_outputs() % 8 != 0;
   if (needs_gates) gates = gates_memory.reserve(neuron.neurons);
@@ -72,11 +73,6 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
 
 void Prepared::finish(const NeuronArgs<float>& neuron, ParallelFor parallel) const {
   if (gates != nullptr) pack_gates(gates, neuron, parallel);
-}
-
-void Prepared::dense_sums(int T, int64_t group, int64_t i, const DenseInputs& inputs, int32_t* sums) const {
-  const int64_t tile = group * tiling.tiles_per_group + i;
-  dense_tile(inputs, T, dense->columns.data() + tile * tiling.registers, tiling.registers, sums);
 }
 
 Tile Prepared::tile(const SpikeProduct& product, int planes, int64_t group, int64_t i, int64_t q,

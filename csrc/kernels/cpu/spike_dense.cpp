@@ -134,6 +134,23 @@ TANDEM_TARGET_AMX void split_bits(const uint8_t* in, int64_t n, uint8_t* out, in
   }
 }
 
+// Spikes of `n` bytes in all planes, which lie `plane_bytes` apart.
+TANDEM_TARGET_AMX void add_counts(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
+  const __m512i nibble = _mm512_set1_epi8(0x0f);
+  const __m512i ones = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
+    __m512i count = _mm512_setzero_si512();
+    for (int p = 0; p < planes; ++p) {
+      const __m512i bytes = _mm512_maskz_loadu_epi8(lanes, in + p * plane_bytes + i);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, _mm512_and_si512(bytes, nibble)));
+      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, high));
+    }
+    _mm512_mask_storeu_epi8(out + i, lanes, count);
+  }
+}
+
 // What a pass over the rows multiplies: some chunks of some digits of a column.
 struct Pass {
   const int64_t* offsets;  // of the chunks within the spikes of a row
@@ -151,8 +168,9 @@ struct Rows {
   int steps;
 };
 
-// Two steps of 16 rows times N digits of 16 outputs. Tile registers: a sum for each step and digit, spikes, digits.
-template <int N>
+// One or two steps of 16 rows times N digits of 16 outputs. Tile registers: a sum for each step and digit, spikes,
+// digits.
+template <int N, int Steps>
 TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows, const uint8_t* spikes,
                                               int32_t (*sums)[256]) {
   _tile_zero(0);
@@ -175,6 +193,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
       _tile_loadd(7, digits + 2 * kTileBytes, 64);
       _tile_dpbusd(2, 6, 7);
     }
+    if constexpr (Steps == 1) continue;
     _tile_loadd(6, first + rows.step_bytes, rows.row_bytes);
     if constexpr (N > 2) {
       _tile_dpbusd(5, 6, 7);
@@ -187,41 +206,172 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
     _tile_dpbusd(3, 6, 7);
   }
   _tile_stored(0, sums[0], 64);
+  if constexpr (N > 1) _tile_stored(1, sums[1], 64);
+  if constexpr (N > 2) _tile_stored(2, sums[2], 64);
+  if constexpr (Steps == 1) return;
   _tile_stored(3, sums[3], 64);
-  if constexpr (N > 1) {
-    _tile_stored(1, sums[1], 64);
-    _tile_stored(4, sums[4], 64);
-  }
-  if constexpr (N > 2) {
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(5, sums[5], 64);
-  }
+  if constexpr (N > 1) _tile_stored(4, sums[4], 64);
+  if constexpr (N > 2) _tile_stored(5, sums[5], 64);
 }
 
-// The digits' sums of one step to those of the weights; `row_ints` from row to row.
+// The digits' sums of one step to those of the weights; `stride` from row to row.
 template <int N>
 TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
-                                             int32_t* out, int64_t row_ints) {
+                                             int32_t* out, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
     __m512i sum = _mm512_loadu_si512(digit_sums[N - 1] + r * 16);
     for (int d = N - 2; d >= 0; --d) {
       sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_loadu_si512(digit_sums[d] + r * 16));
     }
     if (pass.shift != 0) sum = _mm512_sll_epi32(sum, _mm_cvtsi32_si128(pass.shift));
-    int32_t* target = out + r * row_ints;
+    int32_t* target = out + r * stride;
     _mm512_storeu_si512(target, pass.first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(target)));
   }
 }
 
-// All steps of the rows.
+TANDEM_TARGET_AMX TANDEM_INLINE __m512d load_wide(const int32_t* p) {
+  return _mm512_cvtepi32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// The same for the sums of counts, which may be as large as 255 * 2^30.
 template <int N>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, int32_t* out, int64_t step_ints,
-                                              int64_t row_ints) {
+TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
+                                             double* out, int64_t stride) {
+  const __m512d base = _mm512_set1_pd(256), unit = _mm512_set1_pd(static_cast<double>(int64_t{1} << pass.shift));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int half = 0; half < 16; half += 8) {
+      __m512d sum = load_wide(digit_sums[N - 1] + r * 16 + half);
+      for (int d = N - 2; d >= 0; --d) {
+        sum = _mm512_fmadd_pd(sum, base, load_wide(digit_sums[d] + r * 16 + half));
+      }
+      double* target = out + r * stride + half;
+      sum = _mm512_mul_pd(sum, unit);
+      _mm512_storeu_pd(target, pass.first ? sum : _mm512_add_pd(sum, _mm512_loadu_pd(target)));
+    }
+  }
+}
+
+// All steps of the rows.
+template <int N, class Sum>
+TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t step_stride,
+                                              int64_t row_stride) {
   alignas(64) int32_t digit_sums[6][256];
-  for (int t = 0; t < rows.steps; t += 2) {
-    multiply<N>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
-    combine<N>(pass, digit_sums, rows.count, out + t * step_ints, row_ints);
-    if (t + 1 < rows.steps) combine<N>(pass, digit_sums + 3, rows.count, out + (t + 1) * step_ints, row_ints);
+  int t = 0;
+  for (; t + 1 < rows.steps; t += 2) {
+    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
+    combine<N>(pass, digit_sums + 3, rows.count, out + (t + 1) * step_stride, row_stride);
+  }
+  if (t < rows.steps) {
+    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
+  }
+}
+
+// The sums of a tile of R columns, [rows, planes, steps of a plane, 16 R].
+template <class Sum>
+TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const DenseInputs& inputs, int T, const DenseColumn* columns,
+                                              int registers, Sum* sums) {
+  const SpikeProduct& product = inputs.product;
+  const DenseShape shape(product);
+  const int planes = (T + inputs.steps - 1) / inputs.steps;
+  const int64_t width = 16 * registers, row_stride = planes * inputs.steps * width;
+  const int64_t pixel_bytes = pitch(product), row_bytes = product.stride[1] * pixel_bytes;
+  const int64_t passes = (shape.chunks() + kPassChunks - 1) / kPassChunks;
+  std::vector<int64_t> offsets(shape.chunks());
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  for (int r = 0; r < registers; ++r) {
+    const DenseColumn& column = columns[r];
+    const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
+    for (int64_t i = 0; i < passes * groups; ++i) {
+      const int64_t begin = shape.chunks() * (i / groups) / passes, end = shape.chunks() * (i / groups + 1) / passes;
+      const int digit = static_cast<int>(i % groups) * digits;
+      Pass pass{nullptr,
+                end - begin,
+                column.digits + (begin * column.count + digit) * kTileBytes,
+                column.count * kTileBytes,
+                column.shift + 8 * digit,
+                i == 0};
+      Sum* out = sums + r * 16;
+      for (size_t j = 0; j < inputs.strips.size(); ++j) {
+        const Strip& strip = inputs.strips[j];
+        const Region region(product, strip);
+        for (int64_t c = begin; c < end; ++c) {
+          const int64_t segment = c / shape.chunks_per_segment;
+          const int64_t line = adjoin(product) ? segment : segment / product.kernel[1];
+          const int64_t pixel = adjoin(product) ? 0 : segment % product.kernel[1] * product.dilation[1];
+          offsets[c] = (line * region.pixels + pixel) * pixel_bytes + c % shape.chunks_per_segment * kChunk;
+        }
+        pass.offsets = offsets.data() + begin;
+        const int64_t size = strip.x1 - strip.x0;
+        for (int64_t x = 0; x < size; x += kTileRows) {
+          const int64_t count = std::min(kTileRows, size - x);
+          for (int p = 0; p < planes; ++p) {
+            const Rows rows{inputs.bytes.data() + inputs.start[j * planes + p] + x * row_bytes, count,
+                            region.step_bytes, row_bytes, std::min(inputs.steps, T - inputs.steps * p)};
+            Sum* plane = out + p * inputs.steps * width;
+            if (digits == 1) run_pass<1>(pass, rows, plane, width, row_stride);
+            if (digits == 2) run_pass<2>(pass, rows, plane, width, row_stride);
+            if (digits == 3) run_pass<3>(pass, rows, plane, width, row_stride);
+          }
+          out += count * row_stride;
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+// Lays out the inputs of the strips and calls fill(from, n, to, step_bytes) for each run of n bytes of plane p, from
+// the address `from` on, that lies inside the image.
+template <class Fill>
+void fill_inputs(DenseInputs& inputs, const SpikeProduct& of, int planes, int64_t first, const Strip* block,
+                 int64_t count, const Fill& fill) {
+  SpikeProduct& product = inputs.product;
+  std::vector<Strip>& strips = inputs.strips;
+  const int steps = inputs.steps;
+  product = of;
+  strips.assign(block, block + count);
+  if (of.is_linear()) {
+    std::swap(product.batch, product.width);
+    product.stride[1] = 1;
+    strips.assign(1, Strip{0, 0, block[0].b, block[count - 1].b + 1});
+  }
+  inputs.start.clear();
+  int64_t size = 0;
+  for (const Strip& strip : strips) {
+    for (int p = 0; p < planes; ++p, size += steps * Region(product, strip).step_bytes) inputs.start.push_back(size);
+  }
+  uint8_t* memory = inputs.bytes.reserve(size);
+  const int64_t channels = product.group_channels(), step = pitch(product);
+  for (size_t i = 0; i < strips.size(); ++i) {
+    const Region region(product, strips[i]);
+    const int64_t begin = std::clamp<int64_t>(-region.x, 0, region.pixels);
+    const int64_t end = std::clamp<int64_t>(product.width - region.x, begin, region.pixels);
+    for (int p = 0; p < planes; ++p) {
+      uint8_t* to = memory + inputs.start[i * planes + p];
+      for (int64_t line = 0; line < region.lines; ++line, to += region.pixels * step) {
+        const int64_t y = region.y + line * product.dilation[0];
+        const bool inside = y >= 0 && y < product.height;
+        const int64_t from = inside ? begin : region.pixels, until = inside ? end : region.pixels;
+        for (int t = 0; t < steps; ++t) {
+          uint8_t* plane = to + t * region.step_bytes;
+          std::fill_n(plane, from * step, uint8_t{0});
+          std::fill_n(plane + until * step, (region.pixels - until) * step, uint8_t{0});
+        }
+        if (from >= until) continue;
+        const int64_t pixel = ((p * product.batch + strips[i].b) * product.height + y) * product.width + region.x;
+        const uint8_t* in = product.planes + pixel * product.channels + first;
+        if (step == product.channels) {
+          fill(in + from * channels, (until - from) * channels, to + from * channels, region.step_bytes);
+        } else {
+          for (int64_t x = from; x < until; ++x) {
+            fill(in + x * product.channels, channels, to + x * step, region.step_bytes);
+          }
+        }
+      }
+    }
   }
 }
 
@@ -248,100 +398,26 @@ void DenseWeights::pack(const SpikeProduct& product, const Tiling& tiling, const
 }
 
 void DenseInputs::expand(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count) {
-  product = of;
-  strips.assign(block, block + count);
-  if (of.is_linear()) {
-    std::swap(product.batch, product.width);
-    product.stride[1] = 1;
-    strips.assign(1, Strip{0, 0, block[0].b, block[count - 1].b + 1});
-  }
-  start.clear();
-  int64_t size = 0;
-  for (const Strip& strip : strips) {
-    for (int p = 0; p < planes; ++p, size += 8 * Region(product, strip).step_bytes) start.push_back(size);
-  }
-  uint8_t* memory = bytes.reserve(size);
-  const int64_t channels = product.group_channels(), step = pitch(product);
-  for (size_t i = 0; i < strips.size(); ++i) {
-    const Region region(product, strips[i]);
-    const int64_t begin = std::clamp<int64_t>(-region.x, 0, region.pixels);
-    const int64_t end = std::clamp<int64_t>(product.width - region.x, begin, region.pixels);
-    for (int p = 0; p < planes; ++p) {
-      uint8_t* to = memory + start[i * planes + p];
-      for (int64_t line = 0; line < region.lines; ++line, to += region.pixels * step) {
-        const int64_t y = region.y + line * product.dilation[0];
-        const bool inside = y >= 0 && y < product.height;
-        const int64_t from = inside ? begin : region.pixels, until = inside ? end : region.pixels;
-        for (int t = 0; t < 8; ++t) {
-          uint8_t* plane = to + t * region.step_bytes;
-          std::fill_n(plane, from * step, uint8_t{0});
-          std::fill_n(plane + until * step, (region.pixels - until) * step, uint8_t{0});
-        }
-        if (from >= until) continue;
-        const int64_t pixel = ((p * product.batch + strips[i].b) * product.height + y) * product.width + region.x;
-        const uint8_t* in = product.planes + pixel * product.channels + first;
-        if (step == product.channels) {
-          split_bits(in + from * channels, (until - from) * channels, to + from * channels, region.step_bytes);
-        } else {
-          for (int64_t x = from; x < until; ++x) {
-            split_bits(in + x * product.channels, channels, to + x * step, region.step_bytes);
-          }
-        }
-      }
-    }
-  }
+  steps = 8;
+  fill_inputs(*this, of, planes, first, block, count, split_bits);
+}
+
+void DenseInputs::count_spikes(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count) {
+  steps = 1;
+  const int64_t plane_bytes = of.batch * of.height * of.width * of.channels;
+  fill_inputs(*this, of, 1, first, block, count, [&](const uint8_t* in, int64_t n, uint8_t* out, int64_t) {
+    add_counts(in, n, planes, plane_bytes, out);
+  });
 }
 
 TANDEM_TARGET_AMX void dense_tile(const DenseInputs& inputs, int T, const DenseColumn* columns, int registers,
                                   int32_t* sums) {
-  const SpikeProduct& product = inputs.product;
-  const DenseShape shape(product);
-  const int planes = (T + 7) / 8;
-  const int64_t width = 16 * registers, row_ints = planes * 8 * width;
-  const int64_t pixel_bytes = pitch(product), row_bytes = product.stride[1] * pixel_bytes;
-  const int64_t passes = (shape.chunks() + kPassChunks - 1) / kPassChunks;
-  std::vector<int64_t> offsets(shape.chunks());
-  const TileConfig config;
-  _tile_loadconfig(&config);
-  for (int r = 0; r < registers; ++r) {
-    const DenseColumn& column = columns[r];
-    const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
-    for (int64_t i = 0; i < passes * groups; ++i) {
-      const int64_t begin = shape.chunks() * (i / groups) / passes, end = shape.chunks() * (i / groups + 1) / passes;
-      const int digit = static_cast<int>(i % groups) * digits;
-      Pass pass{nullptr,
-                end - begin,
-                column.digits + (begin * column.count + digit) * kTileBytes,
-                column.count * kTileBytes,
-                column.shift + 8 * digit,
-                i == 0};
-      int32_t* out = sums + r * 16;
-      for (size_t j = 0; j < inputs.strips.size(); ++j) {
-        const Strip& strip = inputs.strips[j];
-        const Region region(product, strip);
-        for (int64_t c = begin; c < end; ++c) {
-          const int64_t segment = c / shape.chunks_per_segment;
-          const int64_t line = adjoin(product) ? segment : segment / product.kernel[1];
-          const int64_t pixel = adjoin(product) ? 0 : segment % product.kernel[1] * product.dilation[1];
-          offsets[c] = (line * region.pixels + pixel) * pixel_bytes + c % shape.chunks_per_segment * kChunk;
-        }
-        pass.offsets = offsets.data() + begin;
-        const int64_t size = strip.x1 - strip.x0;
-        for (int64_t x = 0; x < size; x += kTileRows) {
-          for (int p = 0; p < planes; ++p) {
-            const Rows rows{inputs.bytes.data() + inputs.start[j * planes + p] + x * row_bytes,
-                            std::min(kTileRows, size - x), region.step_bytes, row_bytes, std::min(8, T - 8 * p)};
-            int32_t* plane = out + p * 8 * width;
-            if (digits == 1) run_pass<1>(pass, rows, plane, width, row_ints);
-            if (digits == 2) run_pass<2>(pass, rows, plane, width, row_ints);
-            if (digits == 3) run_pass<3>(pass, rows, plane, width, row_ints);
-          }
-          out += std::min(kTileRows, size - x) * row_ints;
-        }
-      }
-    }
-  }
-  _tile_release();
+  run_tile(inputs, T, columns, registers, sums);
+}
+
+TANDEM_TARGET_AMX void dense_windows(const DenseInputs& inputs, const DenseColumn* columns, int registers,
+                                     double* sums) {
+  run_tile(inputs, 1, columns, registers, sums);
 }
 
 #else
@@ -349,6 +425,8 @@ TANDEM_TARGET_AMX void dense_tile(const DenseInputs& inputs, int T, const DenseC
 bool has_matrix_unit() { return false; }
 void DenseWeights::pack(const SpikeProduct&, const Tiling&, const int32_t*, ParallelFor) {}
 void DenseInputs::expand(const SpikeProduct&, int, int64_t, const Strip*, int64_t) {}
+void DenseInputs::count_spikes(const SpikeProduct&, int, int64_t, const Strip*, int64_t) {}
+void dense_windows(const DenseInputs&, const DenseColumn*, int, double*) {}
 void dense_tile(const DenseInputs&, int, const DenseColumn*, int, int32_t*) {}
 
 #endif

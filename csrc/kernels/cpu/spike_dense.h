@@ -41,19 +41,25 @@ struct DenseWeights {
   void pack(const SpikeProduct& product, const Tiling& tiling, const int32_t* packed, ParallelFor parallel);
 };
 
-// The spikes that a block of rows reads, a byte per step, from input channel `first` on: one after another those of
-// each strip and plane, [8, lines, pixels, group channels], silent where they lie outside of the image.
+// What a block of rows reads, from input channel `first` on: one after another for each strip and plane [steps, lines,
+// pixels, group channels], silent where they lie outside of the image.
 struct DenseInputs {
   SpikeProduct product;  // of the rows as this has them: the samples of a linear layer make one line
   std::vector<Strip> strips;
+  int steps;  // bytes of an input: one for each of the eight steps of a plane, or its spike count
   Scratch<uint8_t> bytes;
   std::vector<int64_t> start;
 
   void expand(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count);
+  // One plane of counts.
+  void count_spikes(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count);
 };
 
 // The sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]. Those beyond step T are not
 // written.
 void dense_tile(const DenseInputs& inputs, int T, const DenseColumn* columns, int registers, int32_t* sums);
+
+// Their sums over all steps, from counts: [rows, 16 R], exact integers.
+void dense_windows(const DenseInputs& inputs, const DenseColumn* columns, int registers, double* sums);
 
 }  // namespace tandem::cpu

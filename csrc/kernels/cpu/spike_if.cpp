@@ -40,7 +40,7 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
   const Prepared& prepared = layer.prepared;
   const Tiling& tiling = prepared.tiling;
   const int planes = layer.planes();
-  const bool dense = prepared.dense != nullptr;
+  const bool dense = prepared.dense;
   std::vector<SpikeLists>& lists = workspace().lists;
   DenseInputs& inputs = workspace().inputs;
   if (static_cast<int64_t>(lists.size()) < tiling.blocks) lists.resize(tiling.blocks);
@@ -66,7 +66,7 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
         const int64_t last = tiling.blocks - 1;
         int32_t* sums = dense || last > 0 ? sums_memory.reserve(rows * planes * 8 * tiling.width()) : nullptr;
         if (dense) {
-          prepared.dense_sums(layer.neuron.T, group, i, inputs, sums);
+          dense_tile(inputs, layer.neuron.T, prepared.columns(group, i), tiling.registers, sums);
           scan_tile(tile(0), sums, layer.neuron, prepared.gates);
         } else {
           for (int64_t q = 0; q < last; ++q) product_tile(tile(q), sums, q == 0);
@@ -77,11 +77,14 @@ void run_block(const Layer& layer, const Strip* strips, int64_t count, ParallelF
   }
 }
 
-void run_layer(const Layer& layer, ParallelFor parallel) {
-  const int64_t rows = layer.prepared.dense != nullptr
-                           ? dense_rows(layer.product, layer.planes())
-                           : block_rows(layer.product, layer.prepared.tiling, layer.planes());
-  const Blocks blocks(layer.product, rows);
+}  // namespace
+
+void run_layer(const SpikeProduct& product, const NeuronArgs<float>& neuron, const Prepared& prepared,
+               ParallelFor parallel) {
+  const Layer layer{product, neuron, prepared};
+  const int64_t rows =
+      prepared.dense ? dense_rows(product, layer.planes()) : block_rows(product, prepared.tiling, layer.planes());
+  const Blocks blocks(product, rows);
   // Whole blocks are the better work for a thread; few blocks are divided among threads one by one.
   constexpr int64_t kManyBlocks = 8;
   const auto run = [&](int64_t i, ParallelFor inner) {
@@ -96,8 +99,6 @@ void run_layer(const Layer& layer, ParallelFor parallel) {
   }
 }
 
-}  // namespace
-
 int64_t packed_size(const SpikeProduct& product) {
   return tiles_size(is_depthwise(product) ? single_channel(product) : product);
 }
@@ -111,7 +112,7 @@ bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, Pa
   if (is_depthwise(product)) return depthwise_if(product, neuron, parallel);
   const Prepared prepared(product, neuron, parallel);
   if (prepared.packed == nullptr) return false;
-  run_layer(Layer{product, neuron, prepared}, parallel);
+  run_layer(product, neuron, prepared, parallel);
   prepared.finish(neuron, parallel);
   return true;
 }
