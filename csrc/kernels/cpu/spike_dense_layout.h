@@ -1,0 +1,41 @@
+// How weights and inputs lie in memory for the matrix unit: what packing and multiplying agree on.
+#pragma once
+
+#include "capability.h"
+#include "spike_dense.h"
+
+#define TANDEM_TARGET_AMX [[gnu::target("arch=x86-64-v4,amx-tile,amx-int8" TANDEM_WIDE_VECTORS)]]
+
+namespace tandem::cpu {
+
+constexpr int64_t kChunk = 64;     // inputs per product of tiles
+constexpr int64_t kTileRows = 16;  // rows of the layer per tile
+constexpr int64_t kTileBytes = 1024;
+constexpr int kMostDigits = 4;
+
+inline bool adjoin(const SpikeProduct& product) { return product.dilation[1] == 1; }
+
+inline int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
+
+// Bytes from pixel to pixel. Rows of a product should begin at cache lines, but where they take several pixels these
+// have to adjoin.
+inline int64_t pitch(const SpikeProduct& product) {
+  return product.kernel[1] == 1 ? whole_chunks(product.group_channels()) : product.group_channels();
+}
+
+// What a strip reads: `pixels` of each of the kernel's lines, from (y, x) of the image on.
+struct Region {
+  int64_t y, x, lines, pixels, step_bytes;
+
+  Region(const SpikeProduct& p, const Strip& s) {
+    // Tiles have all their rows, also where the strip ends before.
+    const int64_t rows = (s.x1 - s.x0 + kTileRows - 1) / kTileRows * kTileRows;
+    y = s.y * p.stride[0] - p.padding[0];
+    x = s.x0 * p.stride[1] - p.padding[1];
+    lines = p.kernel[0];
+    pixels = (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1;
+    step_bytes = whole_chunks(lines * pixels * pitch(p)) + kChunk;  // the last chunk may end behind the last pixel
+  }
+};
+
+}  // namespace tandem::cpu
