@@ -53,7 +53,7 @@ def test_padding_that_differs_from_side_to_side(name, kind, device):
     assert_same(layer(x, weight, padding="same"), expected_layer(x, weight, padding="same"))
 
 
-@pytest.mark.parametrize("T, groups, width", [(8, 1, 24), (255, 1, 5), (40, 2, 12), (3, 4, 25)])
+@pytest.mark.parametrize(("T", "groups", "width"), [(8, 1, 24), (255, 1, 5), (40, 2, 12), (3, 4, 25)])
 def test_many_rows_are_the_reference(T, groups, width, device):
     """So many that the sums of all steps leave the cache: their statistics come from the counts where that is cheap."""
     x = train(T, 2, 8 * groups, width, width, device=device)
