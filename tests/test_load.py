@@ -28,3 +28,15 @@ def test_load_by_path():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert output.stdout.split() == [str(library), "3"]
+
+
+def test_an_import_brings_nothing_that_only_some_need():
+    """Optional packages, and Dynamo, which costs most of a second, are imported where they are used."""
+    rare = {
+        "aedat", "matplotlib", "nir", "onnx", "onnxruntime", "rich", "safetensors", "sklearn", "tensorboard", "tonic",
+        "torch._dynamo", "torch._inductor", "torchvision", "typer", "yaml",
+    }  # fmt: skip
+    program = "import sys, tandem_ext, tandem_snn, tandem_snn.nn; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "tandem_snn" in output.stdout.split()
+    assert not rare & set(output.stdout.split())
