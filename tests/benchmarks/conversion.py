@@ -109,7 +109,7 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{fmean(run['T'][str(T)][name] for run in runs):.2f}" for T in WINDOWS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
-        lines.append(f"| {label} | {fmean(run[name] for run in runs):.2f} " + "| " * len(WINDOWS) + "|")
+        lines.append(f"| {label} | {fmean(run[name] for run in runs):.2f} " + "| " * (len(WINDOWS) - 1) + "|")
     return "\n".join(lines)
 
 
