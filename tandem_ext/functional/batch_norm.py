@@ -178,15 +178,15 @@ def _bn_layer(
         gain = torch.full((), x.gain, dtype=dtype, device=device)
 
     if isinstance(x, SpikeTrain):
-        edge = x.edge if torch.is_grad_enabled() else None
-        if grad := needs_grad(edge, weight, gain, gamma, beta, *neurons[:4]):
-            outputs = apply(ProductBNIF, edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons)
+        grad = torch.is_grad_enabled() and needs_grad(x.edge, weight, gain, gamma, beta, *neurons[:4])
+        if grad:
+            outputs = apply(ProductBNIF, x.edge, weight, gain, gamma, beta, eps, x.planes, product, *neurons)
         else:
             outputs = product.fire_bn(x.planes, weight, gain, gamma, beta, eps, neurons)
     else:
         checks.direct_dtype(x.x, weight)
         y = product.direct(x.x, weight)
-        grad = needs_grad(y, gain, gamma, beta, *neurons[:4])
+        grad = torch.is_grad_enabled() and needs_grad(y, gain, gamma, beta, *neurons[:4])
         outputs = apply(DirectBNIF, y, gain, gamma, beta, eps, source_of(x), *neurons)
     *_, mean, var = outputs
     with torch.no_grad():

@@ -62,9 +62,9 @@ def product_layer(
         residual = x.map(lambda t: t.view_as(t))
     neurons = make_neurons(weight, x.T, shape, residual, *neuron)
     scale, shift = fold(neurons, bias, scale, shift, x.gain, shape[1], weight)
-    edge = x.edge if torch.is_grad_enabled() else None
-    if grad := needs_grad(edge, weight, scale, shift, *neurons[:4]):
-        outputs = apply(ProductIF, edge, weight, scale, shift, x.planes, product, *neurons)
+    grad = torch.is_grad_enabled() and needs_grad(x.edge, weight, scale, shift, *neurons[:4])
+    if grad:
+        outputs = apply(ProductIF, x.edge, weight, scale, shift, x.planes, product, *neurons)
     else:
         outputs = product.fire(x.planes, weight, scale, shift, neurons, False)
     return train_of(outputs, neurons, weight.dtype, grad)
@@ -85,7 +85,8 @@ def scan_layer(
     shape = tuple(y.shape[1:] if source == "train" else y.shape)
     neurons = make_neurons(y, T, shape, residual, *neuron)
     scale, shift = fold(neurons, bias, scale, shift, gain, shape[1] if len(shape) > 1 else 1, y)
-    if grad := needs_grad(y, scale, shift, *neurons[:4]):
+    grad = torch.is_grad_enabled() and needs_grad(y, scale, shift, *neurons[:4])
+    if grad:
         outputs = apply(ScanIF, y, scale, shift, source, *neurons)
     else:
         outputs = fire_direct(y, source, scale, shift, neurons, False)

@@ -144,12 +144,8 @@ def fold(
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Must the op run inside its Function?"""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and may_need_grad(tensor):
-                return True
-    return False
+    """Where gradients are enabled: must the op run inside its Function?"""
+    return any(tensor is not None and may_need_grad(tensor) for tensor in tensors)
 
 
 def train_of(
