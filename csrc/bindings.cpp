@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_fields() -> str");
-  m.def("frozen_pack(Tensor weight, int groups) -> Tensor");
+  m.def("frozen_pack(Tensor weight, int groups, int dilation) -> Tensor");
   m.def(
       "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step) -> "
       "(Tensor readout, Tensor state)");

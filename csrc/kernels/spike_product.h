@@ -50,8 +50,8 @@ namespace cpu {
 // Sums are exact, so the result depends on nothing but the arguments: weights are rounded to fixed point, 31 bits of
 // the absolute sum of their output's weights, and added as int32.
 //
-// Packing makes these integers, `packed_size` of them, 64-byte aligned; it depends on the layer's shape and weights
-// alone. False: some weight is not finite, and `packed` is not usable.
+// Packing makes these integers, `packed_size` of them, 64-byte aligned; they depend on the layer's shape and weights and
+// on the processor. False: some weight is not finite, and `packed` is not usable.
 int64_t packed_size(const SpikeProduct& product);
 bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel);
 

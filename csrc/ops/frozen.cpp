@@ -302,8 +302,8 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob,
   return Run(dense, program, blob, state, step)();
 }
 
-// weight [N, C / groups, *kernel] -> int32, the packed layout of the product kernel.
-Tensor frozen_pack(Tensor weight, int64_t groups) {
+// weight [N, C / groups, *kernel] -> int32, the packed layout of the product kernel, for this horizontal dilation.
+Tensor frozen_pack(Tensor weight, int64_t groups, int64_t dilation) {
   TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2 && weight.dim() <= 4,
                "weight must be float32 [N, C / groups, *kernel], got ", shape_text(shape_of(weight)));
   const Tensor dense = to_contiguous(weight);
@@ -313,6 +313,7 @@ Tensor frozen_pack(Tensor weight, int64_t groups) {
   p.groups = groups;
   p.kernel[0] = weight.dim() == 4 ? weight.size(2) : 1;
   p.kernel[1] = weight.dim() >= 3 ? weight.size(weight.dim() - 1) : 1;
+  p.dilation[0] = p.dilation[1] = dilation;
   p.weight = dense.data_ptr();
   Tensor packed = empty(cpu::packed_size(p), ScalarType::Int, weight);
   TANDEM_CHECK(cpu::pack_weights(p, static_cast<int32_t*>(packed.data_ptr()), torch_parallel),

@@ -47,24 +47,26 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
   thread_local Scratch<int32_t> packed_memory;
   thread_local DenseWeights dense_weights;
   thread_local Scratch<uint8_t> gates_memory;
-  const bool can_multiply = has_matrix_unit() && product.inputs() > 0 && product.inputs() <= kMaxInputs;
   if (product.taps() > kMaxInputs) return;
-  packed = product.packed;
-  if (packed == nullptr) {
-    int32_t* own = packed_memory.reserve(tiles_size(product));
-    if (!pack_tiles(product, own, parallel)) return;
-    packed = own;
-  }
+  const int64_t digits_size = DenseWeights::size(product, tiling);
   if (width == 0) {
     const int64_t bytes = product.batch * product.height * product.width * product.channels * ((neuron.T + 7) / 8);
-    width = choose_width(product, Density::measure(product.planes, bytes), can_multiply);
+    width = choose_width(product, Density::measure(product.planes, bytes), digits_size > 0);
   }
   if (width == kDense) {
-    dense = can_multiply;
+    dense = digits_size > 0;
     width = 4;
   }
-  if (dense || (windows && can_multiply)) {
-    dense_weights.pack(product, tiling, packed, parallel);
+  const bool needs_digits = dense || (windows && digits_size > 0);
+  if (product.packed != nullptr) {
+    packed = product.packed;
+  } else {
+    int32_t* own = packed_memory.reserve(tiles_size(product) + (needs_digits ? digits_size : 0));
+    if (!pack_tiles(product, own, needs_digits ? own + tiles_size(product) : nullptr, parallel)) return;
+    packed = own;
+  }
+  if (needs_digits) {
+    dense_weights.read(product, tiling, packed + tiles_size(product));
     digits = &dense_weights;
   }
   const bool needs_gates = neuron.mask != nullptr && product.group_outputs() % 8 != 0;

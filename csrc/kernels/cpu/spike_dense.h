@@ -33,12 +33,28 @@ struct DenseColumn {
   const int8_t* digits;
 };
 
-// The columns of all tiles of a layer, from its packed weights.
+// The columns of all tiles of a layer, in memory of somebody else: for each its count and shift, then all digits.
 struct DenseWeights {
-  Scratch<int8_t> memory;
   std::vector<DenseColumn> columns;
 
-  void pack(const SpikeProduct& product, const Tiling& tiling, const int32_t* packed, ParallelFor parallel);
+  // The int32 of memory, 64-byte aligned, that DensePacker needs; 0 where the unit cannot multiply the layer.
+  static int64_t size(const SpikeProduct& product, const Tiling& tiling);
+  // What DensePacker wrote.
+  void read(const SpikeProduct& product, const Tiling& tiling, const int32_t* memory);
+};
+
+// Cuts the weights of tiles into digits, one tile as soon as it is packed.
+class DensePacker {
+ public:
+  DensePacker(const SpikeProduct& product, const Tiling& tiling, int32_t* memory);
+  void pack(int64_t i, const int32_t* tile) const;
+
+ private:
+  std::vector<int64_t> position_;  // where each input of a column lies within a tile
+  int registers_;
+  int64_t column_bytes_;
+  int32_t* header_;
+  int8_t* digits_;
 };
 
 // What a block of rows reads, from input channel `first` on: one after another for each strip and plane [steps, lines,

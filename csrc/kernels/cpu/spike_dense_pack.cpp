@@ -14,8 +14,6 @@ DenseShape::DenseShape(const SpikeProduct& product)
       length(adjoin(product) ? product.kernel[1] * product.group_channels() : product.group_channels()),
       chunks_per_segment((length + kChunk - 1) / kChunk) {}
 
-#if TANDEM_MULTIVERSION
-
 namespace {
 
 // Where each input of a column lies within a tile; padding is the tile's first row of zeros.
@@ -34,6 +32,49 @@ std::vector<int64_t> input_positions(const SpikeProduct& product, const Tiling& 
   return position;
 }
 
+struct ColumnMemory {
+  int64_t columns, header;  // int32 of counts and shifts, filled up to a cache line
+  int64_t column_bytes;
+
+  ColumnMemory(const SpikeProduct& product, const Tiling& tiling)
+      : columns(product.groups * tiling.tiles_per_group * tiling.registers),
+        header((2 * columns + 15) / 16 * 16),
+        column_bytes(DenseShape(product).chunks() * kMostDigits * kTileBytes) {}
+};
+
+}  // namespace
+
+int64_t DenseWeights::size(const SpikeProduct& product, const Tiling& tiling) {
+  if (!has_matrix_unit() || product.inputs() == 0 || product.inputs() > kMaxInputs) return 0;
+  const ColumnMemory at(product, tiling);
+  return at.header + at.columns * at.column_bytes / 4;
+}
+
+void DenseWeights::read(const SpikeProduct& product, const Tiling& tiling, const int32_t* memory) {
+  const ColumnMemory at(product, tiling);
+  columns.clear();
+  for (int64_t i = 0; i < at.columns; ++i) {
+    const auto* digits = reinterpret_cast<const int8_t*>(memory + at.header) + i * at.column_bytes;
+    columns.push_back({memory[2 * i], memory[2 * i + 1], digits});
+  }
+}
+
+DensePacker::DensePacker(const SpikeProduct& product, const Tiling& tiling, int32_t* memory)
+    : position_(input_positions(product, tiling)), registers_(tiling.registers), header_(memory) {
+  const ColumnMemory at(product, tiling);
+  column_bytes_ = at.column_bytes;
+  digits_ = reinterpret_cast<int8_t*>(memory + at.header);
+}
+
+#if TANDEM_MULTIVERSION
+
+namespace {
+
+// Bits of a where the mask has ones, of b elsewhere.
+TANDEM_TARGET_AMX TANDEM_INLINE __m512i choose(__m512i mask, __m512i a, __m512i b) {
+  return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
+}
+
 TANDEM_TARGET_AMX DenseColumn pack_column(const int32_t* weights, const std::vector<int64_t>& position,
                                           int8_t* digits) {
   __m512i bits = _mm512_setzero_si512(), most = bits;
@@ -47,18 +88,23 @@ TANDEM_TARGET_AMX DenseColumn pack_column(const int32_t* weights, const std::vec
   const uint32_t largest = _mm512_reduce_max_epu32(most) >> shift;
   const int count = largest <= 0x7f ? 1 : largest <= 0x7f7f ? 2 : largest <= 0x7f7f7f ? 3 : kMostDigits;
 
-  const __m512i byte = _mm512_set1_epi32(0xff), half = _mm512_set1_epi32(0x80);
+  // The bytes of w + 0x80808080 are its digits plus 128, and four inputs' words of four bytes are transposed.
+  const __m512i bias = _mm512_set1_epi32(static_cast<int>(0x80808080u));
+  const __m512i even = _mm512_set1_epi32(0x00ff00ff), low = _mm512_set1_epi32(0x0000ffff);
   for (size_t k = 0; k < position.size(); k += 4) {
     __m512i w[4];
-    for (int j = 0; j < 4; ++j) w[j] = _mm512_srai_epi32(_mm512_loadu_si512(weights + position[k + j]), shift);
+    for (int j = 0; j < 4; ++j) {
+      w[j] = _mm512_add_epi32(_mm512_srai_epi32(_mm512_loadu_si512(weights + position[k + j]), shift), bias);
+    }
+    const __m512i first[2] = {choose(even, w[0], _mm512_slli_epi32(w[1], 8)),
+                              choose(even, _mm512_srli_epi32(w[0], 8), w[1])};
+    const __m512i last[2] = {choose(even, w[2], _mm512_slli_epi32(w[3], 8)),
+                             choose(even, _mm512_srli_epi32(w[2], 8), w[3])};
     int8_t* out = digits + k / kChunk * count * kTileBytes + k % kChunk * 16;
     for (int d = 0; d < count; ++d, out += kTileBytes) {
-      __m512i four = _mm512_setzero_si512();
-      for (int j = 0; j < 4; ++j) {
-        four = _mm512_or_si512(four, _mm512_slli_epi32(_mm512_and_si512(w[j], byte), 8 * j));
-        w[j] = _mm512_srai_epi32(_mm512_add_epi32(w[j], half), 8);
-      }
-      _mm512_storeu_si512(out, four);
+      const __m512i a = first[d % 2], b = last[d % 2];
+      const __m512i four = d < 2 ? choose(low, a, _mm512_slli_epi32(b, 16)) : choose(low, _mm512_srli_epi32(a, 16), b);
+      _mm512_storeu_si512(out, _mm512_xor_si512(four, bias));
     }
   }
   return {count, shift, digits};
@@ -147,19 +193,13 @@ void fill_inputs(DenseInputs& inputs, const SpikeProduct& of, int planes, int64_
 
 }  // namespace
 
-void DenseWeights::pack(const SpikeProduct& product, const Tiling& tiling, const int32_t* packed,
-                        ParallelFor parallel) {
-  const std::vector<int64_t> position = input_positions(product, tiling);
-  const int64_t count = product.groups * tiling.tiles_per_group * tiling.registers;
-  const int64_t size = static_cast<int64_t>(position.size()) * 16 * kMostDigits;
-  int8_t* digits = memory.reserve(count * size);
-  columns.resize(count);
-  parallel_ranges(parallel, count, 1 + (int64_t{1} << 20) / (size + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int32_t* tile = packed + i / tiling.registers * tiling.tile_size;
-      columns[i] = pack_column(tile + i % tiling.registers * 16, position, digits + i * size);
-    }
-  });
+void DensePacker::pack(int64_t i, const int32_t* tile) const {
+  for (int r = 0; r < registers_; ++r) {
+    const int64_t column = i * registers_ + r;
+    const DenseColumn packed = pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_);
+    header_[2 * column] = packed.count;
+    header_[2 * column + 1] = packed.shift;
+  }
 }
 
 void DenseInputs::expand(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count) {
@@ -177,7 +217,7 @@ void DenseInputs::count_spikes(const SpikeProduct& of, int planes, int64_t first
 
 #else
 
-void DenseWeights::pack(const SpikeProduct&, const Tiling&, const int32_t*, ParallelFor) {}
+void DensePacker::pack(int64_t, const int32_t*) const {}
 void DenseInputs::expand(const SpikeProduct&, int, int64_t, const Strip*, int64_t) {}
 void DenseInputs::count_spikes(const SpikeProduct&, int, int64_t, const Strip*, int64_t) {}
 

@@ -100,11 +100,14 @@ void run_layer(const SpikeProduct& product, const NeuronArgs<float>& neuron, con
 }
 
 int64_t packed_size(const SpikeProduct& product) {
-  return tiles_size(is_depthwise(product) ? single_channel(product) : product);
+  if (is_depthwise(product)) return tiles_size(single_channel(product));
+  return tiles_size(product) + DenseWeights::size(product, Tiling(product));
 }
 
 bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
-  return pack_tiles(is_depthwise(product) ? single_channel(product) : product, packed, parallel);
+  if (is_depthwise(product)) return pack_tiles(single_channel(product), packed, nullptr, parallel);
+  const bool digits = DenseWeights::size(product, Tiling(product)) > 0;
+  return pack_tiles(product, packed, digits ? packed + tiles_size(product) : nullptr, parallel);
 }
 
 bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel) {

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "../spike_product.h"
 #include "lanes.h"
 #include "scratch.h"
+#include "spike_dense.h"
 
 namespace tandem::cpu {
 
@@ -182,18 +184,23 @@ int64_t tiles_size(const SpikeProduct& product) {
   return product.groups * tiling.tiles_per_group * tiling.tile_size;
 }
 
-bool pack_tiles(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
+bool pack_tiles(const SpikeProduct& product, int32_t* packed, int32_t* digits, ParallelFor parallel) {
   const Tiling tiling(product);
   thread_local Scratch<int64_t> positions;
   int64_t* position = positions.reserve(product.inputs());
   fill_positions(product, tiling, position);
+  std::optional<DensePacker> packer;
+  if (digits != nullptr) packer.emplace(product, tiling, digits);
   std::atomic<bool> all_finite{true};
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
   parallel_ranges(parallel, product.groups * tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
-    bool finite;
-    pack_range(product, tiling, position, packed, begin, end, &finite);
-    if (!finite) all_finite = false;
+    for (int64_t i = begin; i < end; ++i) {
+      bool finite;
+      pack_range(product, tiling, position, packed, i, i + 1, &finite);
+      if (!finite) all_finite = false;
+      if (packer) packer->pack(i, packed + i * tiling.tile_size);
+    }
   });
   return all_finite;
 }

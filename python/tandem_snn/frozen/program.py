@@ -180,8 +180,8 @@ class Builder:
         layer, x = call.layer, call.x
         weight, groups = layer.weight.detach().float(), getattr(layer, "groups", 1)
         spikes = isinstance(x, SpikeTrain)
-        stored = torch.ops.tandem.frozen_pack.default(weight, groups) if spikes else weight
         geometry, sides = _geometry(x.shape, layer)
+        stored = torch.ops.tandem.frozen_pack.default(weight, groups, geometry["dilation_w"]) if spikes else weight
         source = self._value(x) if spikes else NETWORK_INPUT
         if sides:
             source = self._pad(call, now, source, geometry, sides)
@@ -248,7 +248,7 @@ class Builder:
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
         neurons = make_neurons(weight, y.T, tuple(y.shape))
-        packed = torch.ops.tandem.frozen_pack.default(weight, channels)
+        packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
         self._fire(
             call,
             neurons,
