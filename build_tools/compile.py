@@ -25,6 +25,7 @@ from .decide import Plan, decide, default_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_LIST = "csrc/sources.txt"
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # what may stand before the compiler in CXX
 TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch whose stable ABI has all we use
 
 # No product may fuse with a sum, and no rounding may change: the same bits on every processor. The other two flags let
@@ -157,8 +158,9 @@ def nvcc_flags(plan: Plan) -> list[str]:
     host = ",".join(["-fPIC", "-fvisibility=hidden", *NUMERICS])
     flags = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-Xcompiler={host}", *plan.gencode()]
     flags.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage")
-    if os.environ.get("CXX") and not os.environ.get("NVCC_CCBIN"):
-        flags.append(f"-ccbin={shlex.split(os.environ['CXX'])[0]}")
+    chosen = [word for word in shlex.split(os.environ.get("CXX", "")) if Path(word).name not in LAUNCHERS]
+    if chosen and not os.environ.get("NVCC_CCBIN"):
+        flags.append(f"-ccbin={chosen[0]}")
     return flags
 
 

@@ -140,6 +140,16 @@ def test_both_builds_have_the_same_rules_of_rounding() -> None:
     assert not re.search("fast-math|march=native", cmake + (ROOT / "build_tools/compile.py").read_text())
 
 
+@pytest.mark.parametrize(
+    ("cxx", "expected"), [("", []), ("clang++ -m64", ["-ccbin=clang++"]), ("/opt/bin/ccache g++", ["-ccbin=g++"])]
+)
+def test_nvcc_is_told_the_host_compiler(cxx: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    flags = compile.nvcc_flags(Machine.with_toolkit("/opt/cuda").decide())
+    assert [flag for flag in flags if flag.startswith("-ccbin")] == expected
+
+
 def test_module_needs_libtorch_and_no_cuda_library() -> None:
     module = te._C.__file__
     text = subprocess.run(["readelf", "-d", module], capture_output=True, text=True, check=True).stdout
