@@ -38,32 +38,48 @@ FILES = {
 BUILDS: dict[str, list[str]] = {"plain": [], "checked": WATCHED}
 
 
+def compiles(library: Path, flags: list[str], changed: list[str], include: Path) -> bool:
+    """Builds ``library`` with the kernels beside it in the place of the repository's ``changed`` ones."""
+    parts = library_parts(bool(flags))
+    objects = [to for _, source, to in parts if Path(source).stem not in changed or source.endswith(".cpp")]
+    for stem in changed:
+        objects.append(library.with_name(f"{library.stem}_{stem}.o"))
+        source = library.parent / "csrc" / "kernels" / "cuda" / f"{stem}.cu"
+        command = [*emulated(include), *flags, "-x", "c++", "-c", source, "-o", objects[-1]]
+        if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
+            return False
+    subprocess.run(["g++", *map(str, objects), *LINK, "-o", str(library)], cwd=ROOT, check=True)
+    return True
+
+
+def failure(libraries: Path, tests: list[str]) -> str | None:
+    """What notices the change: a test, a time limit or a crash. Tests of a build that is not there are skipped."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
+    env = {**os.environ, "TANDEM_EMULATED": str(libraries)}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else "crashes"
+
+
 def verdict(mutant: Mutant, include: Path, folder: Path) -> str:
     """What becomes of a mutant: it does not compile, a test notices it, or it survives."""
     shutil.copytree(KERNELS, folder / "csrc" / "kernels")
     mutant.write(folder / "csrc" / "kernels")
     changed, tests = FILES[mutant.file]
     for name, flags in BUILDS.items():
-        parts = library_parts(name == "checked")
-        objects = [to for _, source, to in parts if Path(source).stem not in changed or source.endswith(".cpp")]
-        for stem in changed:
-            objects.append(folder / f"{name}_{stem}.o")
-            source = folder / "csrc" / "kernels" / "cuda" / f"{stem}.cu"
-            command = [*emulated(include), *flags, "-x", "c++", "-c", source, "-o", objects[-1]]
-            if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
-                return "does not compile"
-        subprocess.run(["g++", *map(str, objects), *LINK, "-o", str(folder / f"{name}.so")], cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-    command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
-    env = {**os.environ, "TANDEM_EMULATED": str(folder)}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    except subprocess.TimeoutExpired:
-        return "hangs"
-    if done.returncode == 0:
-        return "SURVIVES"
-    failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
-    return failed[1] if failed else "crashes"
+        library = folder / f"{name}.so"
+        if not compiles(library, flags, changed, include):
+            return "does not compile"
+        if found := failure(folder, tests):
+            return found
+        library.unlink()
+    return "SURVIVES"
 
 
 def main() -> None:
