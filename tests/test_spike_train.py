@@ -90,6 +90,11 @@ def test_the_type_of_counts_that_are_yet_to_be_made():
     assert train(8, 3, 5).counts.dtype == torch.float32
 
 
+def test_a_map_of_the_counts_to_another_type_is_the_type_of_the_train():
+    x = train_with_edge(8, 4, 5).map(lambda t: t.double() if t.is_floating_point() else t)
+    assert (x.counts.dtype, x.to_dense().dtype) == (torch.float64, torch.float64)
+
+
 def test_edge():
     assert train(8, 3, 5).edge is None
     x = train_with_edge(8, 3, 5)
