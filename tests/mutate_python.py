@@ -27,7 +27,7 @@ TESTS = [
     "reference", "precision", "rounding", "few_bits", "layers", "layers_norm", "layers_shape", "layers_examples",
     "models", "examples", "opcheck", "compile",
 ]  # fmt: skip
-TRACED = "test_compile_ or compiled or recompile or export"
+TRACED = "test_compile_ or compiled or compiles or recompile or export"
 CONFIG = f"""
 [tool.mutmut]
 source_paths = ["tandem_ext", "tandem_snn"]
