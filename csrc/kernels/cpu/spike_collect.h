@@ -69,7 +69,7 @@ struct TableCollector {
       if constexpr (G == 1) {
         uint16_t* end = out;
         for (int i = 0; i < count; ++i) end = positions<G>(blocks[i], g, blocks[i].entry, end);
-        out = finish<Q>(out, end, zero, sizes++);
+        out = finish<Q>(out, end, zero, sizes);
       } else {
         uint16_t* ends[patterns + 1];
         for (int c = 0; c <= patterns; ++c) ends[c] = buckets + (c - 1) * capacity;
@@ -85,7 +85,7 @@ struct TableCollector {
           const uint16_t* bucket = buckets + (c - 1) * capacity;
           const int64_t n = ends[c] - bucket;
           for (int64_t j = 0; j < n; j += 16) std::memcpy(out + j, bucket + j, 32);
-          out = finish<Q>(out, out + n, zero, sizes++);
+          out = finish<Q>(out, out + n, zero, sizes);
         }
       }
     }
@@ -94,9 +94,9 @@ struct TableCollector {
 
  private:
   template <int Q>
-  TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t* size) {
+  TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t*& sizes) {
     if constexpr (Q > 0) return end_run<Q>(begin, end, zero);
-    *size = static_cast<uint16_t>(end - begin);
+    *sizes++ = static_cast<uint16_t>(end - begin);
     return end;
   }
 
