@@ -87,11 +87,11 @@ double dense_cost(const SpikeProduct& product) {
   const double tiles = static_cast<double>(product.group_outputs()) / 16;
   const int64_t line = product.is_linear() ? product.batch : product.out_width();
   const double idle = static_cast<double>((line + 15) / 16 * 16) / static_cast<double>(line);  // rows of a tile
-  const double multiply = 43.0 * idle * static_cast<double>(shape.chunks()), fire = 150;
+  const double multiply = 39.0 * idle * static_cast<double>(shape.chunks()), fire = 140;
   const double expand = 1.3 * static_cast<double>(product.kernel[0] * product.stride[1] * product.group_channels());
   const double weights =
       product.packed == nullptr ? static_cast<double>(product.inputs() * product.group_outputs()) : 0;
-  return tiles * (multiply + fire) + expand + 2.0 * weights / static_cast<double>(product.rows());
+  return tiles * (multiply + fire) + expand + 1.7 * weights / static_cast<double>(product.rows());
 }
 
 int choose_width(const SpikeProduct& product, const Density& density, bool matrix_unit) {

@@ -47,8 +47,9 @@ struct Density {
 // 25%), in which the cheapest width cost at most 3% more time than the fastest one.
 double width_cost(const SpikeProduct& product, int width, const Density& density);
 
-// The same by the matrix unit, in the same unit of time: in 36 cases on a Xeon with AMX (linear and 3 x 3, K = 288 ..
-// 2304, N = 32 .. 800, rates 5 .. 25%) the cheaper of the two was the faster one, or within 20% of it.
+// The same by the matrix unit, in the same unit of time: in 35 cases on a Xeon with AMX (linear and 3 x 3, K = 256 ..
+// 2304, N = 64 .. 2048, rates 5 .. 25%) the ratio of the two costs was that of the times within a fifth, but for layers
+// that are mostly packed, to which it is harder than need be; they are better listed all the same.
 double dense_cost(const SpikeProduct& product);
 
 // The bucket width of least cost, kDense among them where there is a matrix unit.
