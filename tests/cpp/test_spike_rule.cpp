@@ -66,6 +66,14 @@ TEST(density_counts_patterns) {
   CHECK(density.adds[1] == 11 / 8.0, "%g", density.adds[1]);
   CHECK(density.adds[2] == 8 / 8.0, "%g", density.adds[2]);
   CHECK(Density::measure(bytes.data(), 0).adds[0] == 0, "nothing to measure");
+
+  // A quarter of the channels always fires: whatever the sample skips, it has to see them in proportion.
+  for (int64_t channels : {24, 64, 128, 256, 1024}) {
+    std::vector<uint8_t> image(int64_t{1} << 20);
+    for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<int64_t>(i) % channels < channels / 4 ? 0xff : 0;
+    const double adds = Density::measure(image.data(), static_cast<int64_t>(image.size())).adds[2];
+    CHECK(adds > 0.4 && adds < 0.6, "%ld channels: %g", long(channels), adds);
+  }
 }
 
 TEST(sparse_or_narrow_layers_take_steps_one_by_one) {

@@ -1,6 +1,7 @@
 #include "spike_rule.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "lanes.h"
@@ -43,28 +44,30 @@ int64_t dense_rows(const SpikeProduct& product, int planes) {
 
 namespace {
 
-// Bits, nonzero pairs and nonzero nibbles of every step-th word; a kernel for the sake of its popcounts.
-TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, int64_t words, int64_t step, int64_t* counts) {
-  for (int64_t i = 0; i < words; i += step) {
+// Bits, nonzero pairs and nonzero nibbles of some words; a kernel for the sake of its popcounts. A regular distance
+// between them would meet the same channels again and again, so they lie at the multiples of the golden ratio.
+TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
+  for (int64_t i = 0; i < samples; ++i) {
+    const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;
     uint64_t word;
-    std::memcpy(&word, bytes + 8 * i, sizeof(word));
+    std::memcpy(&word, bytes + 8 * (fraction * words >> 32), sizeof(word));
     const uint64_t pair = (word | word >> 1) & 0x5555555555555555ull;
     counts[0] += __builtin_popcountll(word);
     counts[1] += __builtin_popcountll(pair);
     counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
   }
 }
-TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, int64_t words, int64_t step, int64_t* counts),
-                  (bytes, words, step, counts))
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
+                  (bytes, words, samples, counts))
 
 }  // namespace
 
 Density Density::measure(const uint8_t* bytes, int64_t size) {
   constexpr int64_t kSamples = 512;
-  const int64_t words = size / 8, step = std::max<int64_t>(1, words / kSamples);
+  const int64_t words = std::min<int64_t>(size / 8, UINT32_MAX), samples = std::min(words, kSamples);
   int64_t counts[3] = {};
-  count_patterns(bytes, words, step, counts);
-  const double seen = 8.0 * static_cast<double>(std::max<int64_t>((words + step - 1) / step, 1));
+  count_patterns(bytes, words, samples, counts);
+  const double seen = 8.0 * static_cast<double>(std::max<int64_t>(samples, 1));
   return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
 }
 
