@@ -33,6 +33,16 @@ def test_conv_is_the_reference(data, dims, T, dtype, seed, rate, device):
     assert_same(layer(x, weight.requires_grad_(), **arguments), expected)
 
 
+@pytest.mark.parametrize("T", [1, 8, 20])
+@pytest.mark.parametrize(("channels", "groups", "kernel", "stride"), [(64, 1, 3, 1), (128, 2, 3, 2), (20, 1, 1, 1)])
+def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, device):
+    """So dense that every input is multiplied, where the processor can: rows of several lines then share a tile."""
+    x = train(T, 5, channels, 7, 9, rate=0.6, device=device)
+    weight = dyadic(48 * groups, channels // groups, kernel, kernel, device=device)
+    arguments = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": dyadic(48 * groups, device=device)}
+    assert_same(f.conv2d_if(x, weight, **arguments), ref.conv2d_if(x, weight, **arguments))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 4), (1, 5)])
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -21,7 +21,8 @@ inline Shape any_linear(Input& in) {
 inline Shape any_image(Input& in) {
   Shape s;
   s.groups = in.range(1, 20);
-  s.channels = s.groups * (in.flag() ? 1 : in.range(1, 300));  // depthwise is a kernel of its own
+  s.channels =
+      s.groups * in.pick<int64_t>({1, 64, 128, in.range(1, 300)});  // depthwise has its kernel, whole chunks their way
   s.outputs = s.groups * in.range(1, 40);
   s.batch = in.range(0, 3);
   int64_t* size[] = {&s.height, &s.width};

@@ -157,20 +157,16 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows
 template <class Sum>
 TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const DenseInputs& inputs, int T, const DenseColumn* columns,
                                               int registers, Sum* sums) {
-  const SpikeProduct& product = inputs.product;
-  const DenseShape shape(product);
   const int planes = (T + inputs.steps - 1) / inputs.steps;
   const int64_t width = 16 * registers, row_stride = planes * inputs.steps * width;
-  const int64_t pixel_bytes = pitch(product), row_bytes = product.stride[1] * pixel_bytes;
-  const int64_t passes = (shape.chunks() + kPassChunks - 1) / kPassChunks;
-  std::vector<int64_t> offsets(shape.chunks());
+  const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
   const TileConfig config;
   _tile_loadconfig(&config);
   for (int r = 0; r < registers; ++r) {
     const DenseColumn& column = columns[r];
     const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
     for (int64_t i = 0; i < passes * groups; ++i) {
-      const int64_t begin = shape.chunks() * (i / groups) / passes, end = shape.chunks() * (i / groups + 1) / passes;
+      const int64_t begin = inputs.chunks * (i / groups) / passes, end = inputs.chunks * (i / groups + 1) / passes;
       const int digit = static_cast<int>(i % groups) * digits;
       Pass pass{nullptr,
                 end - begin,
@@ -179,22 +175,14 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const DenseInputs& inputs, int T, 
                 column.shift + 8 * digit,
                 i == 0};
       Sum* out = sums + r * 16;
-      for (size_t j = 0; j < inputs.strips.size(); ++j) {
-        const Strip& strip = inputs.strips[j];
-        const Region region(product, strip);
-        for (int64_t c = begin; c < end; ++c) {
-          const int64_t segment = c / shape.chunks_per_segment;
-          const int64_t line = adjoin(product) ? segment : segment / product.kernel[1];
-          const int64_t pixel = adjoin(product) ? 0 : segment % product.kernel[1] * product.dilation[1];
-          offsets[c] = (line * region.pixels + pixel) * pixel_bytes + c % shape.chunks_per_segment * kChunk;
-        }
-        pass.offsets = offsets.data() + begin;
-        const int64_t size = strip.x1 - strip.x0;
-        for (int64_t x = 0; x < size; x += kTileRows) {
-          const int64_t count = std::min(kTileRows, size - x);
-          for (int p = 0; p < planes; ++p) {
-            const Rows rows{inputs.bytes.data() + inputs.start[j * planes + p] + x * row_bytes, count,
-                            region.step_bytes, row_bytes, std::min(inputs.steps, T - inputs.steps * p)};
+      for (const DensePiece& piece : inputs.pieces) {
+        pass.offsets = piece.offsets + begin;
+        for (int64_t row = 0; row < piece.rows; row += kTileRows) {
+          const int64_t count = std::min(kTileRows, piece.rows - row);
+          const uint8_t* spikes = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes;
+          for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
+            const Rows rows{spikes, count, piece.step_bytes, piece.row_bytes,
+                            std::min(inputs.steps, T - inputs.steps * p)};
             Sum* plane = out + p * inputs.steps * width;
             if (digits == 1) run_pass<1>(pass, rows, plane, width, row_stride);
             if (digits == 2) run_pass<2>(pass, rows, plane, width, row_stride);

@@ -57,14 +57,33 @@ class DensePacker {
   int8_t* digits_;
 };
 
-// What a block of rows reads, from input channel `first` on: one after another for each strip and plane [steps, lines,
-// pixels, group channels], silent where they lie outside of the image.
+// How the inputs of a block of rows are laid out. Those of a line are kept as the image has them, one row shifted
+// against the next. Where lines are so short that rows of a tile would often be idle, the inputs of every row are
+// gathered instead.
+struct DenseRows {
+  bool gathered;
+  int64_t pixels;  // input pixels laid out for a row
+  double idle;     // rows that are multiplied for each one that exists
+
+  explicit DenseRows(const SpikeProduct& product);
+};
+
+// Rows of a block that lie in one order in the expanded inputs.
+struct DensePiece {
+  int64_t rows;
+  int64_t row_bytes, tile_bytes;  // from row to row of a tile, and from tile to tile
+  int64_t step_bytes;             // from step to step; a plane has all its steps
+  int64_t start;                  // of the first plane
+  const int64_t* offsets;         // of the chunks within the spikes of a row
+};
+
+// What a block of rows reads, from input channel `first` on, zero outside of the image.
 struct DenseInputs {
-  SpikeProduct product;  // of the rows as this has them: the samples of a linear layer make one line
-  std::vector<Strip> strips;
   int steps;  // bytes of an input: one for each of the eight steps of a plane, or its spike count
+  int64_t chunks;
+  std::vector<DensePiece> pieces;
+  std::vector<int64_t> offsets;  // [pieces, chunks]
   Scratch<uint8_t> bytes;
-  std::vector<int64_t> start;
 
   void expand(const SpikeProduct& of, int planes, int64_t first, const Strip* block, int64_t count);
   // One plane of counts.

@@ -15,6 +15,8 @@ constexpr int kMostDigits = 4;
 
 inline bool adjoin(const SpikeProduct& product) { return product.dilation[1] == 1; }
 
+inline int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
 inline int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
 
 // Bytes from pixel to pixel. Rows of a product should begin at cache lines, but where they take several pixels these
@@ -22,20 +24,5 @@ inline int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChu
 inline int64_t pitch(const SpikeProduct& product) {
   return product.kernel[1] == 1 ? whole_chunks(product.group_channels()) : product.group_channels();
 }
-
-// What a strip reads: `pixels` of each of the kernel's lines, from (y, x) of the image on.
-struct Region {
-  int64_t y, x, lines, pixels, step_bytes;
-
-  Region(const SpikeProduct& p, const Strip& s) {
-    // Tiles have all their rows, also where the strip ends before.
-    const int64_t rows = (s.x1 - s.x0 + kTileRows - 1) / kTileRows * kTileRows;
-    y = s.y * p.stride[0] - p.padding[0];
-    x = s.x0 * p.stride[1] - p.padding[1];
-    lines = p.kernel[0];
-    pixels = (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1;
-    step_bytes = whole_chunks(lines * pixels * pitch(p)) + kChunk;  // the last chunk may end behind the last pixel
-  }
-};
 
 }  // namespace tandem::cpu

@@ -39,7 +39,8 @@ int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes
 
 int64_t dense_rows(const SpikeProduct& product, int planes) {
   constexpr int64_t kMaxBytes = 1 << 20;  // spikes expanded at a time
-  return std::clamp<int64_t>(kMaxBytes / (8 * planes * std::max<int64_t>(product.inputs(), 1)), 16, 64);
+  const int64_t rows = kMaxBytes / (8 * planes * std::max<int64_t>(product.inputs(), 1));
+  return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 64);
 }
 
 namespace {
@@ -86,12 +87,10 @@ double width_cost(const SpikeProduct& product, int width, const Density& density
 }
 
 double dense_cost(const SpikeProduct& product) {
-  const DenseShape shape(product);
+  const DenseRows rows(product);
   const double tiles = static_cast<double>(product.group_outputs()) / 16;
-  const int64_t line = product.is_linear() ? product.batch : product.out_width();
-  const double idle = static_cast<double>((line + 15) / 16 * 16) / static_cast<double>(line);  // rows of a tile
-  const double multiply = 39.0 * idle * static_cast<double>(shape.chunks()), fire = 140;
-  const double expand = 1.3 * static_cast<double>(product.kernel[0] * product.stride[1] * product.group_channels());
+  const double multiply = 39.0 * rows.idle * static_cast<double>(DenseShape(product).chunks()), fire = 140;
+  const double expand = 1.3 * static_cast<double>(rows.pixels * product.group_channels());
   const double weights =
       product.packed == nullptr ? static_cast<double>(product.inputs() * product.group_outputs()) : 0;
   return tiles * (multiply + fire) + expand + 1.7 * weights / static_cast<double>(product.rows());
