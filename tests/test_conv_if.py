@@ -34,12 +34,14 @@ def test_conv_is_the_reference(data, dims, T, dtype, seed, rate, device):
 
 
 @pytest.mark.parametrize("T", [1, 8, 20])
-@pytest.mark.parametrize(("channels", "groups", "kernel", "stride"), [(64, 1, 3, 1), (128, 2, 3, 2), (20, 1, 1, 1)])
-def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, device):
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride", "dilation"), [(64, 1, 3, 1, (2, 1)), (128, 2, 3, 2, 1), (20, 1, 1, 1, 1)]
+)
+def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, dilation, device):
     """So dense that every input is multiplied, where the processor can: rows of several lines then share a tile."""
     x = train(T, 5, channels, 7, 9, rate=0.6, device=device)
     weight = dyadic(48 * groups, channels // groups, kernel, kernel, device=device)
-    arguments = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": dyadic(48 * groups, device=device)}
+    arguments = {"stride": stride, "padding": kernel // 2, "dilation": dilation, "groups": groups}
     assert_same(f.conv2d_if(x, weight, **arguments), ref.conv2d_if(x, weight, **arguments))
 
 

@@ -138,7 +138,8 @@ void gather_rows(DenseInputs& inputs, const SpikeProduct& product, int planes, i
       for (int64_t x = strip->x0; x < strip->x1; ++x, ++row) {
         uint8_t* out = to + row / kTileRows * tile_bytes + row % kTileRows * kChunk;
         for (int64_t tap = 0; tap < product.taps(); ++tap) {
-          const int64_t in_y = strip->y * product.stride[0] - product.padding[0] + tap / product.kernel[1];
+          const int64_t line = tap / product.kernel[1];
+          const int64_t in_y = strip->y * product.stride[0] - product.padding[0] + line * product.dilation[0];
           const int64_t in_x = x * product.stride[1] - product.padding[1] + tap % product.kernel[1];
           const bool inside = in_y >= 0 && in_y < product.height && in_x >= 0 && in_x < product.width;
           const uint8_t* in = inside ? pixel(product, p, strip->b, in_y, in_x, first) : nullptr;
