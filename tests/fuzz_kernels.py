@@ -30,7 +30,7 @@ def fuzz_target(name: str, level: str, minutes: float) -> tuple[int, bool]:
     corpus.mkdir(parents=True, exist_ok=True)
     command = [
         str(BUILD / "tests" / "cpp" / name), str(corpus), f"-max_total_time={max(1, round(60 * minutes))}",
-        "-print_final_stats=1", "-verbosity=0", "-timeout=60",
+        "-max_len=128", "-len_control=0", "-print_final_stats=1", "-verbosity=0", "-timeout=60",
     ]  # fmt: skip
     env = {**os.environ, "TANDEM_CPU_CAPABILITY": level}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
