@@ -1,6 +1,6 @@
 """Everything that tries to break the product, one stage after another; the figures go to a JSON file and a page.
 
-    python tests/torture.py [--stage NAME ...] [--minutes 60] [--json docs/results/reliability.json]
+    python tests/torture.py [--stage NAME ...] [--minutes 30] [--sample 40] [--json docs/results/reliability.json]
     python tests/torture.py --page docs/reliability.md
 
 A stage that is run again replaces its figures and leaves those of the others.
@@ -60,28 +60,28 @@ def tests(*files: str) -> Figures:
     return {"passed": count["tests"] - bad - count["skipped"], "skipped": count["skipped"], "failed": failed}
 
 
-def calls(minutes: float) -> Figures:
-    return fuzz(minutes)
+def calls(options: argparse.Namespace) -> Figures:
+    return fuzz(options.minutes)
 
 
-def arguments(minutes: float) -> Figures:
-    return fuzz_kernels(minutes)
+def arguments(options: argparse.Namespace) -> Figures:
+    return fuzz_kernels(options.minutes)
 
 
-def faults(minutes: float) -> Figures:
+def faults(options: argparse.Namespace) -> Figures:
     return tests("test_faults.py", "test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py",
                  "test_data.py", "test_data_events.py", "test_nir.py", "test_untrusted.py", "test_cli.py")  # fmt: skip
 
 
-def threads(minutes: float) -> Figures:
+def threads(options: argparse.Namespace) -> Figures:
     return tests("test_processes.py")
 
 
-def numbers(minutes: float) -> Figures:
+def numbers(options: argparse.Namespace) -> Figures:
     return tests("test_trained.py", "test_determinism.py", "test_golden.py")
 
 
-def sanitizers(minutes: float) -> Figures:
+def sanitizers(options: argparse.Namespace) -> Figures:
     figures = {}
     for preset in ("asan", "ubsan", "tsan"):
         for step in (["cmake", "--preset", preset], ["cmake", "--build", "--preset", preset]):
@@ -92,35 +92,35 @@ def sanitizers(minutes: float) -> Figures:
     return figures
 
 
-def mutants(script: str, sample: int) -> Callable[[float], Figures]:
+def mutants(script: str) -> Callable[[argparse.Namespace], Figures]:
     """A sample of the changes that a script knows; one takes between seconds and two minutes."""
 
-    def stage(minutes: float) -> Figures:
+    def stage(options: argparse.Namespace) -> Figures:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "figures.json"
-            run(sys.executable, f"tests/{script}.py", "--sample", str(sample), "--json", str(path))
+            run(sys.executable, f"tests/{script}.py", "--sample", str(options.sample), "--json", str(path))
             figures: Figures = json.loads(path.read_text())
         return figures
 
     return stage
 
 
-def reached(minutes: float) -> Figures:
+def reached(options: argparse.Namespace) -> Figures:
     """By the tests of the ops, of what is below them; `make coverage` runs all tests."""
     figures = coverage(*(f"tests/test_{name}.py" for name in OPS))
     return {folder: figures[folder] for folder in ("tandem_ext", "csrc/ops", "csrc/kernels")}
 
 
-STAGES: dict[str, Callable[[float], Figures]] = {
+STAGES: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "calls": calls,
     "arguments": arguments,
     "faults": faults,
     "threads": threads,
     "numbers": numbers,
     "sanitizers": sanitizers,
-    "mutants-python": mutants("mutate_python", 80),
-    "mutants-cpp": mutants("cpp/mutate", 40),
-    "mutants-cuda": mutants("cuda_host/mutate", 40),
+    "mutants-python": mutants("mutate_python"),
+    "mutants-cpp": mutants("cpp/mutate"),
+    "mutants-cuda": mutants("cuda_host/mutate"),
     "coverage": reached,
 }
 
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be given several times")
     parser.add_argument("--minutes", type=float, default=30, help="of each of the two stages of hostile arguments")
+    parser.add_argument("--sample", type=int, default=40, help="changes of the code that each stage of mutation tries")
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "reliability.json")
     parser.add_argument("--page", type=Path, help="write the page from the JSON file, run nothing")
     options = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
         return
     for name in options.stage or STAGES:
         start = time.monotonic()
-        result = STAGES[name](options.minutes)
+        result = STAGES[name](options)
         figures = {
             "result": result, "seconds": round(time.monotonic() - start), "commit": commit(),
             "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(),
