@@ -55,13 +55,15 @@ inline std::vector<char> encode(const std::vector<double>& values, DType dtype) 
     char* p = out.data() + i * size_of(dtype);
     const double value = values[i];
     const float single = static_cast<float>(value);
-    const uint16_t half = half_of(single);
     uint32_t bits;
     std::memcpy(&bits, &single, sizeof(bits));
     const uint16_t upper = static_cast<uint16_t>(bits >> 16);
     if (dtype == DType::kFloat64) std::memcpy(p, &value, sizeof(value));
     if (dtype == DType::kFloat32) std::memcpy(p, &single, sizeof(single));
-    if (dtype == DType::kFloat16) std::memcpy(p, &half, sizeof(half));
+    if (dtype == DType::kFloat16) {
+      const uint16_t half = half_of(single);
+      std::memcpy(p, &half, sizeof(half));
+    }
     if (dtype == DType::kBFloat16) std::memcpy(p, &upper, sizeof(upper));
   }
   return out;
