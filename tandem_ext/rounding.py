@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,8 @@ from torch import Tensor
 def square_root(x: Tensor) -> Tensor:
     """The square root of x, float32 or float64, as every processor has it; torch's own may be a neighbour.
 
-    One step of Newton's method from torch's root. Its remainder x - root² is exact: the square's error is found by
-    splitting the root into two halves (Dekker, Numerische Mathematik 18, 1971).
+    A neighbour of torch's root, g away from it, is nearer where the remainder x - root² is beyond g·root. It is exact:
+    the error of the square is found by splitting the root into two halves (Dekker, Numerische Mathematik 18, 1971).
 
     >>> square_root(torch.tensor([4.0, 0.0]))
     tensor([2., 0.])
@@ -23,5 +25,7 @@ def square_root(x: Tensor) -> Tensor:
     low = root - high
     square = root * root
     error = ((high * high - square) + 2 * high * low) + low * low
-    step = ((x - square) - error) / (2 * root)
-    return root + torch.where(step.isfinite(), step, torch.zeros_like(step))
+    rest = (x - square) - error
+    above, below = root.nextafter(torch.full_like(root, math.inf)), root.nextafter(torch.zeros_like(root))
+    root = torch.where(rest > (above - root) * root, above, root)
+    return torch.where((rest < 0) & (-rest >= (root - below) * root), below, root)

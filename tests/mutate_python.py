@@ -22,18 +22,19 @@ from typing import Any
 
 from mutation import ROOT, copy_sources, options
 
-TESTS = [
+FILES = [
     "errors", "spike_train", "if_scan", "linear_if", "conv_if", "batch_norm", "gradients", "couple", "hybrid", "golden",
     "reference", "precision", "rounding", "few_bits", "layers", "layers_norm", "layers_shape", "layers_examples",
     "models", "examples", "opcheck", "compile",
 ]  # fmt: skip
 TRACED = "test_compile_ or compiled or compiles or recompile or export"
+TESTS = [*(f"tests/test_{name}.py" for name in FILES), "tests/test_distributed.py::test_alone_it_is_batch_norm"]
 CONFIG = f"""
 [tool.mutmut]
 source_paths = ["tandem_ext", "tandem_snn"]
 only_mutate = ["tandem_ext/*", "tandem_snn/nn/*"]
 pytest_add_cli_args = ["-x", "-p", "no:cacheprovider", "-k", "not ({TRACED})"]
-pytest_add_cli_args_test_selection = {[f"tests/test_{name}.py" for name in TESTS]}
+pytest_add_cli_args_test_selection = {TESTS}
 """
 AT_IMPORT = ("tandem_ext._load.", "x_register_pytree__", "ops.x__register_")
 SURVIVED = {0, 33}  # no test failed; no test comes by

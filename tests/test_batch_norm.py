@@ -69,6 +69,23 @@ def test_many_rows_are_the_reference(T, groups, width, device):
         assert_same(f.conv2d_bn_if(x, weight, **arguments), ref.conv2d_bn_if(x, weight, **arguments))
 
 
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_gradients_are_the_references(name, device):
+    layer, expected_layer, shape, weight_shape = LAYERS[name]
+    x = train_with_edge(8, *shape, gain=torch.tensor(0.5, requires_grad=True), dtype=torch.float64, device=device)
+    weight, *vectors = (dyadic(*s, low=1, dtype=torch.float64, device=device) for s in (weight_shape, (7,), (7,), (7,)))
+    arguments = [t.requires_grad_() for t in (weight, *vectors)]
+    grads = []
+    for rule in (layer, expected_layer):
+        weight, gamma, beta, theta = arguments
+        y, *_ = rule(x, weight, None, gamma, beta, threshold=theta)
+        total = (y.counts * torch.arange(y.counts.numel(), device=device).view_as(y.counts)).sum()
+        grads.append(torch.autograd.grad(total, [x.counts, x.gain, *arguments]))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+        assert want.abs().sum() > 0
+
+
 def test_tensor_threshold_is_the_reference(device):
     x, weight = train(8, 6, 11, device=device), dyadic(7, 11, device=device)
     for affine in ({}, {"gamma": dyadic(7, device=device), "beta": dyadic(7, device=device)}):

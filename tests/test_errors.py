@@ -142,7 +142,8 @@ CASES = [
     (lambda: f.conv1d_if(IMAGE, dyadic(6, 4, 3)), ValueError, "x: expected shape [B, C, H]"),
     # scan
     (lambda: f.if_scan(X), TypeError, "currents: expected a floating-point tensor"),
-    (lambda: f.if_scan(torch.zeros(8, 3, 5, dtype=torch.int32)), TypeError, "currents: expected"),
+    (lambda: f.if_scan(torch.zeros(8, 3, 5, dtype=torch.int32)), TypeError,
+     "a ConstantInput or an ImpulseInput, got a torch.int32 tensor of shape [8, 3, 5] on cpu"),
     (lambda: f.if_scan(torch.zeros(8)), ValueError, "currents: expected at least two dimensions"),
     (lambda: f.if_scan(torch.zeros(256, 3, 5)), ValueError, "currents: expected T from 1 to 255"),
     (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),

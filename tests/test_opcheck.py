@@ -94,6 +94,15 @@ def test_batch_norm(layout, dtype, full):
     check(layout, ops.conv_bn_if, *layer, *norm(4, dtype, full), *arguments((2, 4, 6, 5)))
 
 
+@pytest.mark.parametrize("T", [1, 7, 8, 16, 17, 255])
+def test_windows(T):
+    """How many planes a window takes."""
+    check("transposed", ops.pack, spikes(T, 3, 5))
+    check("transposed", ops.if_scan, dyadic(T, 3, 5), *neuron((3, 5), T, torch.float32))
+    layer = train(T, 3, 7).planes, T, dyadic(5, 7), "highest"
+    check("transposed", ops.linear_if, *layer, *neuron((3, 5), T, torch.float32))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5)])
 def test_planes(layout, shape):

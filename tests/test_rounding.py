@@ -15,6 +15,21 @@ def test_square_root(dtype):
     assert square_root(x).tolist() == torch.tensor(want, dtype=torch.float64).to(dtype).tolist()
 
 
+def test_roots_in_the_middle_of_two_numbers_but_for_their_last_bits():
+    """Of squares and their neighbours; of 1 - 2^-53, whose root is 2^-109 below the middle of two numbers."""
+    near = [1 + k * 2.0**-52 for k in range(200)] + [1 - k * 2.0**-53 for k in range(200)]
+    x = torch.tensor([scale * v for scale in (0.25, 1.0, 2.0, 4.0, 9.0) for v in near], dtype=torch.float64)
+    assert square_root(x).tolist() == [math.sqrt(v) for v in x.tolist()]
+
+
+@pytest.mark.parametrize("towards", [0.0, math.inf])
+def test_a_root_that_is_off_by_one_is_mended(towards, monkeypatch):
+    x = torch.rand(20000, dtype=torch.float64) + 0.5
+    exact = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64)
+    monkeypatch.setattr(torch.Tensor, "sqrt", lambda _: exact.nextafter(torch.full_like(exact, towards)))
+    assert torch.equal(square_root(x), exact)
+
+
 def test_special_values():
     x = torch.tensor([0.0, math.inf, 1e308, 5e-324, -1.0, math.nan], dtype=torch.float64)
     root = square_root(x)
