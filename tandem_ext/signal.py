@@ -111,7 +111,8 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
     def unflatten(children: Iterable[Any], context: Any) -> S:
         names, rest = context
         signal = object.__new__(cls)
-        signal.__dict__.update(zip(names, children, strict=True), **dict(rest))
+        for name, value in (*zip(names, children, strict=True), *rest):
+            setattr(signal, name, value)
         return signal
 
     torch.serialization.add_safe_globals([cls])  # for torch.load, by which exported programs load their example inputs

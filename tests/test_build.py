@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,17 @@ def test_nvcc_is_told_the_host_compiler(cxx: str, expected: list[str], monkeypat
     monkeypatch.delenv("NVCC_CCBIN", raising=False)
     flags = compile.nvcc_flags(Machine.with_toolkit("/opt/cuda").decide())
     assert [flag for flag in flags if flag.startswith("-ccbin")] == expected
+
+
+def test_source_archive_has_every_file(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    assert not {name for name in listed if not name.startswith(".")} - packed
 
 
 def test_module_needs_libtorch_and_no_cuda_library() -> None:

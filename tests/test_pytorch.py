@@ -84,6 +84,7 @@ def training_step(net, lr):
     return step
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="Dynamo took no autograd.Function inside torch.func.grad")
 @pytest.mark.parametrize("make", [dense, everything])
 def test_a_whole_training_step_is_one_graph(make):
     nets = [make()]
