@@ -1,10 +1,11 @@
 """Sweeps: one result per run, finished runs left alone, shared twins, going on after an interruption."""
 
 import json
+import signal
 
 import pytest
 
-from tandem_snn.cli import main
+from tandem_snn.cli import job, main
 from tandem_snn.training import Recipe
 
 SMALL = "data: digits\nmodel: mlp\nwidth: 0.1\nepochs: 2\n"
@@ -72,6 +73,20 @@ def test_a_sweep_goes_on_after_an_interruption(recipe, monkeypatch, capsys, tmp_
     assert again["per_seed"][0] == results(tmp_path / "whole/results")["small.json"]["per_seed"][0]
     assert again["test_accuracy_std"] >= 0
     assert again["seeds"] == [0, 1]
+
+
+def test_a_wish_to_stop_while_a_run_is_measured_stops_the_sweep(recipe, monkeypatch, capsys, tmp_path):
+    compare = job.compare
+
+    def compare_and_be_stopped(*arguments, **keywords):
+        result = compare(*arguments, **keywords)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(job, "compare", compare_and_be_stopped)
+    assert main(["sweep", recipe, "--vary", "T=2,4"]) == 130
+    assert "stopped before small+T=4" in capsys.readouterr().err
+    assert list(results(tmp_path / "runs/results")) == ["small+T=2.json"]
 
 
 def test_one_that_fails_is_reported_and_the_others_run(recipe, tmp_path, capsys):

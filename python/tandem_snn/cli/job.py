@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -77,15 +77,20 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def run(job: Job) -> Comparison:
-    """Trains, measures and writes the results. Of several processes the main one alone writes."""
+def run(job: Job, interruption: Interruption | None = None) -> Comparison:
+    """Trains, measures and writes the results. Of several processes the main one alone writes.
+
+    Args:
+        interruption: that of the caller, who looks at it after the run: a wish to stop that comes during the last
+            measurements stops nothing any more.
+    """
     if job.threads:
         torch.set_num_threads(job.threads)
     started = datetime.now(timezone.utc)
     with join(job.device) as (world, device):
         data = job.recipe.load(job.data_dir).to(device)
         with (
-            Interruption() as interruption,
+            Interruption() if interruption is None else nullcontext(interruption) as interruption,
             _holding(job, world.is_main),
             _progress(job, data, world.is_main) as on_step,
         ):

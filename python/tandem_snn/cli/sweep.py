@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from .train import DataDir, Device, Seeds, Settings, Threads, Twin
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def sweep(
     """
     from ..container import atomically
     from ..training.distributed import launched
+    from ..training.interruption import Interruption
     from ..training.library import load_recipe
     from .job import SUMMARY, Job, run
 
@@ -96,19 +97,22 @@ def sweep(
     ]  # fmt: skip
     kept = out / RESULTS if results is None else results
     failed = []
-    for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
-        try:
-            finished = _finished(job.folder / SUMMARY, job)
-            typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
-            if list_runs:
-                continue
-            if not finished:
-                run(job)
-            kept.mkdir(parents=True, exist_ok=True)
-            atomically(kept / f"{entry.name}.json", partial(shutil.copyfile, job.folder / SUMMARY))
-        except UserError as error:
-            failed.append(entry.name)
-            typer.echo(f"{entry.name}: {error}", err=True)
+    with Interruption() as interruption:
+        for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
+            if interruption.signal is not None:
+                raise Interrupted(f"stopped before {entry.name}: the same command goes on", interruption.signal)
+            try:
+                finished = _finished(job.folder / SUMMARY, job)
+                typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
+                if list_runs:
+                    continue
+                if not finished:
+                    run(job, interruption)
+                kept.mkdir(parents=True, exist_ok=True)
+                atomically(kept / f"{entry.name}.json", partial(shutil.copyfile, job.folder / SUMMARY))
+            except UserError as error:
+                failed.append(entry.name)
+                typer.echo(f"{entry.name}: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
 
