@@ -30,9 +30,8 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "python"))
 Figures = dict[str, Any]
 OPS = [
-    "attack", "batch_norm", "compile", "conv_if", "couple", "determinism", "errors", "examples", "frozen", "golden",
-    "gradients", "hybrid", "if_scan", "linear_if", "load", "memory", "opcheck", "precision", "processes", "reference",
-    "rounding", "spike_train",
+    "batch_norm", "compile", "conv_if", "couple", "determinism", "errors", "frozen", "golden", "gradients", "hybrid",
+    "if_scan", "linear_if", "load", "opcheck", "precision", "reference", "rounding", "spike_train",
 ]  # fmt: skip
 
 
