@@ -103,7 +103,7 @@ CASES = [
     (linear(leak=0.0), ValueError, "leak: expected a float in (0, 1]"),
     (linear(leak=1.5), ValueError, "leak: expected"),
     (linear(leak=nan), ValueError, "leak: expected"),
-    (linear(leak=None), TypeError, "leak: expected"),
+    (linear(leak=None), TypeError, "leak: expected a float in (0, 1], got None (NoneType)"),
     (linear(v_init=nan), ValueError, "v_init: expected a finite number"),
     (linear(v_init=torch.tensor(nan)), ValueError, "v_init: expected numbers, got NaN"),
     (linear(v_init=torch.ones(4)), ValueError, "v_init: expected"),
@@ -179,8 +179,9 @@ CASES = [
     ("call", "error", "message"), CASES, ids=[f"{i}-{m[:24]}" for i, (_, _, m) in enumerate(CASES)]
 )
 def test_bad_arguments(call, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=re.escape(message)) as caught:
         call()
+    assert ("NoneType" in str(caught.value)) == ("NoneType" in message)  # it says what the value was
 
 
 class OnCuda:

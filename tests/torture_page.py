@@ -18,11 +18,14 @@ def table(figures: dict[str, Any]) -> str:
     rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
     for name in filter(figures.get, _TITLE):
         stage = figures[name]
-        commit = (stage["commit"] or "unknown")[:10]
+        commit = stage["commit"] or "unknown"
+        commit = commit[:7] + "+" * commit.endswith("+")
         minutes = f"{stage['seconds'] / 60:.0f} min"
         rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")
     machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
-    return "\n".join([*rows, "", f"On {'; '.join(machines)}."])
+    left_out = [title for name, title in _TITLE.items() if name not in figures]
+    not_run = f" Not run: {'; '.join(left_out)}." if left_out else ""
+    return "\n".join([*rows, "", f"On {'; '.join(machines)}.{not_run}"])
 
 
 def _calls(result: dict[str, Any]) -> str:
