@@ -198,7 +198,7 @@ pool = ThreadPoolExecutor(3)
 expected = te.functional.linear_if(x, weight).counts
 for _ in range(6):
     work = pool.submit(lambda: torch.equal(te.functional.linear_if(x, weight).counts, expected))
-    work.add_done_callback(lambda done: print(done.result(), flush=True))
+    work.add_done_callback(lambda done: print(f"{done.result()}\\n", end="", flush=True))  # as one piece
 """
     process = script(BUSY.format(body=body))
     out, err = process.communicate(timeout=120)
@@ -211,6 +211,7 @@ def test_a_signal_during_a_kernel(number):
     body = """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
 print("ready", flush=True)
 try:
     work()
