@@ -20,7 +20,8 @@ def table(figures: dict[str, Any]) -> str:
         stage = figures[name]
         commit = stage["commit"] or "unknown"
         commit = commit[:7] + "+" * commit.endswith("+")
-        minutes = f"{stage['seconds'] / 60:.0f} min"
+        # A stage whose parts were run one by one has no time of its own.
+        minutes = f"{stage['seconds'] / 60:.0f} min" if "seconds" in stage else ""
         rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")
     machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
     left_out = [title for name, title in _TITLE.items() if name not in figures]
