@@ -54,15 +54,15 @@ The limits were set on a Zen 5, whose float product issues one multiply-add a cy
 a core. The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s: the ANN is quicker, the sparse sums,
 which take a load for each addition, are not.
 
-- **MLP at batch 128, inference and training.** Sums of listed weights run at 0.95 cycles for each 64 bytes, which come
-  from the L2 cache: its bandwidth is used up. The matrix unit needs 24 byte products for 8 steps of a float weight; at
-  its own rate (`tests/benchmarks/matrix_unit.cpp`: 4.3 ns for 16 × 16 × 64) that is 0.55 of the ANN's time, and the
-  layer reaches 1.4 times that, because sums leave the unit through memory. Tried: other shapes of the register block
-  (two steps × three digits, one × six, two × two: equal), passes over more inputs at a time (slower: the digits leave
-  the L1 cache), digits packed once in frozen networks (1.4 → 1.0, kept), packing digits while a tile's weights are in
-  the cache (kept). A training step packs the weights anew, which takes 0.35 of the ANN's product.
-- **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at nearly its bandwidth.
-  Tried: asking for them ahead, and large pages; neither changes the time.
+- **MLP at batch 128, inference and training.** Sums of listed weights take 0.36 ns for each 64 bytes, folding and
+  firing included, and these come from the L2 cache: a load for each addition. The matrix unit needs 24 byte products
+  for 8 steps of a float weight; at its own rate (`tests/benchmarks/matrix_unit.cpp`: 4.3 ns for 16 × 16 × 64) that is
+  0.55 of the ANN's time, and the layer reaches 1.4 times that, because sums leave the unit through memory. Tried:
+  other shapes of the register block (two steps × three digits, one × six, two × two: equal), passes over more inputs
+  at a time (slower), digits packed once in frozen networks (1.4 → 1.0, kept), packing digits while a tile's weights
+  are in the cache (kept). A training step packs the weights anew, which takes 0.35 of the ANN's product.
+- **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at some two thirds of its
+  bandwidth. Tried: asking for them ahead, and large pages; neither changes the time.
 - **Steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of the work
   (1.5 → 1.1, kept); the backward pass makes its divisions once for a channel (a third of its time before, kept). A
   linear layer's step remains bound by its forward product, as the MLP's.
