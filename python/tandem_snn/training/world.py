@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# gloo's threads outlive their group. One of them that were the last to hold a sum would need Python's lock to free it,
+# and dies for it, with the process, where Python is already ending: the last sum is held here instead.
+_kept: list[Any] = []
+
 
 @dataclass(frozen=True)
 class World:
@@ -29,7 +33,9 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """``values`` summed over the processes, in place."""
         if self.size > 1:
-            torch.distributed.all_reduce(values)
+            work: Any = torch.distributed.all_reduce(values, async_op=True)
+            work.wait()
+            _kept[:] = [work]
         return values
 
     def wrap(self, net: nn.Module) -> nn.Module:
