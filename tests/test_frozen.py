@@ -124,8 +124,50 @@ def test_a_network_without_a_program_runs_layer_by_layer() -> None:
         frozen.step(torch.ones(2, 4))
 
 
+def averaged() -> tuple[nn.Module, Tensor]:
+    layers = tnn.Encoder(T=8), tnn.Conv2d(1, 4, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(4, 3)
+    return nn.Sequential(*layers), torch.rand(2, 1, 6, 6)
+
+
+@pytest.mark.parametrize("make", [mlp, conv, averaged])
+@pytest.mark.parametrize("warm", [True, False])
+def test_an_empty_batch(make: object, warm: bool) -> None:
+    net, x = make()  # type: ignore[operator]
+    frozen = freeze(net.eval())
+    if warm:
+        frozen(x)
+    outputs = net(x).shape[1]
+    assert frozen(x[:0]).shape == (0, outputs)
+    assert frozen.step(x[:0]).shape == (0, outputs)
+    logits, steps = frozen.anytime(x[:0])
+    assert logits.shape == (0, outputs)
+    assert steps.shape == (0,)
+
+
+def test_an_empty_batch_of_trains() -> None:
+    frozen = freeze(spiking_net())
+    x = te.SpikeTrain.from_dense(torch.ones(9, 0, 30))
+    assert frozen(x).shape == (0, 5)
+    assert frozen.anytime(x)[0].shape == (0, 5)
+
+
 def test_errors() -> None:
     net, x = mlp()
+    with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
+        freeze("net.tandem")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="T: expected an int from 1 to 255"):
+        freeze(net, T=2.5)  # type: ignore[arg-type]
+    for call in (freeze(net), freeze(net).anytime):
+        with pytest.raises(TypeError, match=r"x: expected a tensor \[B, \*features\] or a SpikeTrain, got ndarray"):
+            call(x.numpy())
+        with pytest.raises(ValueError, match="x: expected a batch"):
+            call(torch.tensor(1.0))
+    with pytest.raises(TypeError, match=r"x_t: expected a tensor \[B, \*features\], got SpikeTrain"):
+        freeze(spiking_net(), T=8).step(te.SpikeTrain.from_dense(torch.ones(1, 1, 30)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x_t: expected only 0 and 1"):
+        freeze(spiking_net(), T=8).step(torch.full((1, 30), 0.3))
+    with pytest.raises(TypeError, match="confidence: expected a number"):
+        freeze(net).anytime(x, "0.9")  # type: ignore[arg-type]
     for bits in (1, 9, 4.0):
         with pytest.raises(ValueError, match="weight_bits"):
             freeze(net, weight_bits=bits)  # type: ignore[arg-type]

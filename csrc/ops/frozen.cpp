@@ -270,8 +270,8 @@ class Run {
       counts = i.stride_h > 0 ? aten::avg_pool(counts, {i.kernel_h, i.kernel_w}, {i.stride_h, i.stride_w},
                                                {i.padding_h, i.padding_w})
                               : aten::adaptive_avg_pool(counts, {i.kernel_h, i.kernel_w});
-      counts = torch::stable::reshape(counts, {batch_, counts.numel() / batch_});
-      inputs = counts.size(1);
+      inputs = i.channels * counts.size(2) * counts.size(3);
+      counts = torch::stable::reshape(counts, {batch_, inputs});
     }
     OptionalTensor bias_tensor;
     if (bias != nullptr) {

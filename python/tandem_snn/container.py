@@ -27,8 +27,14 @@ def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None
 
     Args:
         keep: where the old file goes, if there is one, once the new one is complete.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:

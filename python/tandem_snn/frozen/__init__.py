@@ -1,6 +1,5 @@
 """Frozen networks: a network's evaluation as one call, step by step, and as one file."""
 
-from .file import load_frozen
-from .network import FrozenNetwork, freeze
+from .network import FrozenNetwork, freeze, load_frozen
 
 __all__ = ["FrozenNetwork", "freeze", "load_frozen"]

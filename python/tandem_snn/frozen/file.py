@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from ..container import atomically, pack, unpack
 from ..errors import UserError
 from ..nn.quantise import check_bits
 from .layers import layer_of, settings_of
-from .network import FrozenNetwork
 from .quantise import Grid
 from .wiring import INPUT, Use, Wired, wiring
 
@@ -28,13 +28,28 @@ _NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _STEP = ".step"  # of weights on a grid: the file has their integers, and one step per output channel
 
 
-def save_frozen(frozen: FrozenNetwork, path: str | PathLike[str]) -> None:
-    """See :meth:`FrozenNetwork.save`."""
-    uses = wiring(frozen.net)
+@dataclass(frozen=True)
+class Contents:
+    """What the file holds; see :class:`tandem_snn.FrozenNetwork`."""
+
+    net: nn.Module
+    T: int | None
+    shape: tuple[int, ...] | None
+    weight_bits: int | None
+    grids: Mapping[str, Grid]
+
+
+def write(path: str | PathLike[str], contents: Contents) -> None:
+    """Writes the file, whole or not at all.
+
+    Raises:
+        ValueError: a file cannot hold the network; the message names the layer.
+    """
+    uses = wiring(contents.net)
     layers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name in dict.fromkeys(use.layer for use in uses):
-        layer = frozen.net.get_submodule(name)
+        layer = contents.net.get_submodule(name)
         own = {key: value.detach().cpu() for key, value in (*layer.named_parameters(), *layer.named_buffers())}
         own = {key: own[key] for key in layer.state_dict()}
         try:
@@ -42,51 +57,36 @@ def save_frozen(frozen: FrozenNetwork, path: str | PathLike[str]) -> None:
             layer_of(layers[name], own)  # what cannot be read shall not be written
         except (TypeError, ValueError) as error:
             raise ValueError(f"net: layer {name!r} cannot be saved: {error}") from error
-        if name in frozen.grids:
-            grid = frozen.grids[name]
+        if name in contents.grids:
+            grid = contents.grids[name]
             own |= {"weight": grid.q.to(torch.int8), "weight" + _STEP: grid.step}
         tensors |= {f"{name}.{key}": value for key, value in own.items()}
     facts = {
         "layers": layers,
         "uses": [[use.layer, use.x, use.residual, use.fire] for use in uses],
-        "T": frozen.T,
-        "shape": frozen.shape,
-        "weight_bits": frozen.weight_bits,
+        "T": contents.T,
+        "shape": contents.shape,
+        "weight_bits": contents.weight_bits,
     }
     content = pack(tensors, facts, FORMAT)
     atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
-def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
-    """A frozen network from the file that :meth:`FrozenNetwork.save` wrote: its answers are bit for bit the same.
-
-    The file may come from anyone. It holds numbers, never code, and is read with its sizes checked before anything is
-    allocated, its checksum compared, and every setting of every layer checked. What a network then costs to run is what
-    its layers cost.
-
-    Args:
-        path: the file.
+def read(path: str | PathLike[str]) -> Contents:
+    """What a file holds, after its sizes, its checksum and every setting were checked.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, written by another version of the format, or a network
-            that cannot be. It is a ValueError.
-
-    >>> from tandem_snn import freeze, load_frozen, nn as tnn
-    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
-    >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
-    >>> frozen.save("net.tandem")
-    >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
-    True
+        UserError: no such file, not a frozen network, damaged, of another version, or a network that cannot be.
     """
     path = Path(path)
     tensors, facts = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
     try:
-        return _network(facts, tensors)
+        return _contents(facts, tensors)
     except Exception as error:  # a hostile file may fail in ways that torch's constructors choose
         raise UserError(f"{path} is not a frozen network that can be: {error}") from error
 
 
-def _network(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> FrozenNetwork:
+def _contents(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Contents:
     T, bits = facts["T"], facts["weight_bits"]
     check_bits(bits)
     if T is not None and (type(T) is not int or not 1 <= T <= 255):
@@ -107,9 +107,7 @@ def _network(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> FrozenNetw
             raise ValueError(f"layer {name!r}: {error}") from error
     if tensors:
         raise ValueError(f"tensor {min(tensors)!r:.80} belongs to no layer")
-    frozen = FrozenNetwork(Wired(layers, _uses(facts["uses"], layers)), T=T)
-    frozen.weight_bits, frozen.grids, frozen.shape = bits, grids, _shape(facts["shape"])
-    return frozen
+    return Contents(Wired(layers, _uses(facts["uses"], layers)), T, _shape(facts["shape"]), bits, grids)
 
 
 def _shape(sizes: Any) -> tuple[int, ...] | None:

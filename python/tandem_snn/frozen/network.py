@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 
 from .. import nn as tnn
 from ..nn.quantise import check_bits
+from ..nn.signals import describe
+from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .program import Builder
 from .quantise import quantise_
@@ -84,6 +87,7 @@ class FrozenNetwork(nn.Module):
         if not torch.is_inference_mode_enabled():  # to enter it anew takes as long as a small layer
             with torch.inference_mode():
                 return self.forward(x)
+        _check_batch("x", x)
         if isinstance(x, SpikeTrain) and x.T != self.T:
             self.T = x.T
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
@@ -140,8 +144,9 @@ class FrozenNetwork(nn.Module):
             window.
 
         Raises:
+            TypeError: x_t is not a tensor.
             ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; a network that
-                has no program; a batch that changed without :meth:`reset`.
+                has no program; spikes other than 0 and 1; a batch that changed without :meth:`reset`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -151,6 +156,9 @@ class FrozenNetwork(nn.Module):
         >>> torch.equal(so_far, frozen(x))
         True
         """
+        _check_batch("x_t", x_t, trains=False)
+        if not self._takes_images:
+            checks.binary("x_t", x_t)
         program = self._streaming_program(x_t)
         if self._state is None:
             self._state = program.first_state(len(x_t))
@@ -172,6 +180,7 @@ class FrozenNetwork(nn.Module):
             The readouts [B, outputs] at those steps, and the numbers of steps [B] (int64) they took.
 
         Raises:
+            TypeError: x is no batch, or confidence no number.
             ValueError: confidence out of range, or a network that cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
@@ -179,6 +188,9 @@ class FrozenNetwork(nn.Module):
         >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
         (torch.Size([6, 2]), True)
         """
+        _check_batch("x", x)
+        if not isinstance(confidence, Real):
+            raise TypeError(f"confidence: expected a number in (0, 1], got {describe(confidence)}")
         if not 0.0 < confidence <= 1.0:
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
         if isinstance(x, SpikeTrain):
@@ -189,13 +201,13 @@ class FrozenNetwork(nn.Module):
         logits = torch.empty(batch, program.outputs)
         steps = torch.zeros(batch, dtype=torch.int64)
         for t in range(program.T):
+            if not len(active):
+                break
             answer, state = program.run(self._signal(_step_of(x, t)[active]), state, t)
             sure = answer.softmax(1).amax(1) >= confidence
             done = sure if t < program.T - 1 else torch.ones_like(sure)
             logits[active[done]], steps[active[done]] = answer[done], t + 1
             active, state = active[~done], program.keep(state, ~done)
-            if not len(active):
-                break
         return logits, steps
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -212,9 +224,7 @@ class FrozenNetwork(nn.Module):
                 holds no code. The message names it.
             UserError: the package safetensors is not installed.
         """
-        from .file import save_frozen
-
-        save_frozen(self, path)
+        file.write(path, file.Contents(self.net, self.T, self.shape, self.weight_bits, self.grids))
 
     def _signal(self, x_t: Tensor) -> Any:
         return x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
@@ -238,7 +248,7 @@ class FrozenNetwork(nn.Module):
         if key not in self._programs:
             self.shape = tuple(x.shape[1:])
             try:
-                self._programs[key] = _Program(self.net, x[:1])
+                self._programs[key] = _Program(self.net, x[:1] if len(x) else _silence(x))
             except CannotLower as reason:
                 self._programs[key] = reason
         return self._programs[key]
@@ -250,8 +260,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
     Sums are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the batch, the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A network that has no program
-    (other modules between the layers, float64) runs layer by layer instead. On a GPU the kernels of the layers are
-    captured in one CUDA graph for each shape of batch, the last eight of which are kept; sums there are float32.
+    (other modules between the layers, weights other than float32) runs layer by layer instead. On a GPU the kernels of
+    the layers are captured in one CUDA graph for each shape of batch, the last eight of which are kept; sums there are
+    float32.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
@@ -260,6 +271,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
         T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
 
     Raises:
+        TypeError: net is no module, or T no int.
         ValueError: weight_bits or T out of range.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
@@ -267,14 +279,58 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     >>> torch.equal(freeze(net)(x), net(x))
     True
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {describe(net)}")
     check_bits(weight_bits)
-    if T is not None and (not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= 255):
-        raise ValueError(f"T: expected an int from 1 to 255, got {T!r}")
+    if T is not None:
+        checks.T("T", T)
     return FrozenNetwork(net, weight_bits, T)
+
+
+def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
+    """A frozen network from the file that :meth:`FrozenNetwork.save` wrote: its answers are bit for bit the same.
+
+    The file may come from anyone. It holds numbers, never code, and is read with its sizes checked before anything is
+    allocated, its checksum compared, and every setting of every layer checked. What a network then costs to run is what
+    its layers cost.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: no such file, not a frozen network, damaged, written by another version of the format, or a network
+            that cannot be. It is a ValueError.
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
+    >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
+    >>> frozen.save("net.tandem")
+    >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
+    True
+    """
+    contents = file.read(path)
+    frozen = FrozenNetwork(contents.net, T=contents.T)
+    frozen.weight_bits, frozen.grids, frozen.shape = contents.weight_bits, dict(contents.grids), contents.shape
+    return frozen
 
 
 def _names(dtypes: set[torch.dtype]) -> str:
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _check_batch(name: str, x: object, trains: bool = True) -> None:
+    if isinstance(x, Tensor):
+        if not x.dim():
+            raise ValueError(f"{name}: expected a batch [B, *features], got {describe(x)}")
+    elif not trains or not isinstance(x, SpikeTrain):
+        expected = "a tensor [B, *features]" + " or a SpikeTrain" * trains
+        raise TypeError(f"{name}: expected {expected}, got {describe(x)}")
+
+
+def _silence(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
+    """One sample like those of an empty batch."""
+    if isinstance(x, SpikeTrain):
+        return SpikeTrain.unchecked(x.planes.new_zeros(len(x.planes), 1, *x.shape[1:]), x.T, None, x.gain)
+    return x.new_zeros(1, *x.shape[1:])
 
 
 def _step_of(x: Tensor | SpikeTrain, t: int) -> Tensor:
