@@ -223,14 +223,19 @@ def test_int8_weights(plain: Emulator) -> None:
         ({"height": 2**16, "width": 2**15 - 1}, FLOAT16),
         ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, None),
         ({"channels": 2**20, "outputs": 2**19, "groups": 2**15}, FLOAT16),
-        ({"outputs": 2**31}, None),
+        ({"outputs": 2**31, "groups": 2**12}, None),
+        ({"outputs": 16 * 65535 + 8}, None),  # more blocks than a launch can have
+        ({"outputs": 16 * 65535}, FLOAT16),
+        ({"width": 2, "stride": 4, "padding": 2**30 - 1}, None),  # positions beyond 2^31
+        ({"width": 1, "stride": 4, "padding": 2**30 - 1}, FLOAT16),
     ],
 )
 def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | None) -> None:
     """``mode``: weights it takes, negative or None: does not take."""
-    shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1), "last": 1}
-    height, width, channels, outputs, groups, kernel, last = (shape | change).values()
-    sizes = [2, height, width, channels, outputs, groups, *kernel, 1, 1, 0, 0, 1, 1, last]
+    shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1)}
+    shape |= {"stride": 1, "padding": 0, "last": 1}
+    height, width, channels, outputs, groups, kernel, stride, padding, last = (shape | change).values()
+    sizes = [2, height, width, channels, outputs, groups, *kernel, 1, stride, 0, padding, 1, 1, last]
     weights = FLOAT16 if mode is None else abs(mode)
     given = (ctypes.c_int64 * 15)(*sizes)
     taken = plain.lib.emulated_has_product_if(given, weights)

@@ -27,7 +27,7 @@ struct Tile {
 template <class Visit>
 __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64_t channels, int64_t channel,
                                            const Visit& visit) {
-  const int64_t begin = blockIdx.x * tile.slice;
+  const int64_t begin = blockIdx.y * tile.slice;
   const int64_t end = min(rows, begin + tile.slice);
 #pragma unroll 4
   for (int64_t r = begin + tile.row(); r < end; r += tile.rows()) visit(r * channels + channel);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
   TANDEM_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<double*>(memory);  // [2 kVec, threads]
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t channel = (static_cast<int64_t>(blockIdx.y) * tile.lanes + tile.lane()) * kVec;
+  const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
   double sums[2][kVec] = {};
   if (channel < channels) {
     visit_rows(tile, rows, channels, channel, [&](int64_t n) { terms.add(n, sums[0], sums[1]); });
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
   if (tile.row() > 0 || channel >= channels) return;
 #pragma unroll
   for (int i = 0; i < 2 * kVec; ++i) {
-    partial[(2 * blockIdx.x + i / kVec) * channels + channel + i % kVec] = shared[i * kThreads + thread];
+    partial[(2 * blockIdx.y + i / kVec) * channels + channel + i % kVec] = shared[i * kThreads + thread];
   }
 }
 
@@ -170,7 +170,7 @@ struct FinishGradients {
 
 template <class C, int kVec>
 __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ BatchNormGrad<C> a, Tile tile) {
-  const int64_t channel = (static_cast<int64_t>(blockIdx.y) * tile.lanes + tile.lane()) * kVec;
+  const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
   if (channel >= a.channels) return;
   const C rows = static_cast<C>(a.rows);
   Normalised<C> norm[kVec];
@@ -212,7 +212,7 @@ Tile tile_of(int64_t rows, int64_t channels, int vec) {
 
 dim3 grid_of(const Tile& tile, int vec, int64_t rows, int64_t channels) {
   const int64_t width = int64_t{tile.lanes} * vec;
-  return dim3(static_cast<unsigned>(slices_of(rows, channels)), static_cast<unsigned>((channels + width - 1) / width));
+  return dim3(static_cast<unsigned>((channels + width - 1) / width), static_cast<unsigned>(slices_of(rows, channels)));
 }
 
 template <int kVec, class Terms, class Finish>

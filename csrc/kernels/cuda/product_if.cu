@@ -176,9 +176,13 @@ bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronAr
   const bool bytes = neuron.mask == nullptr || product.group_outputs() % 8 == 0;
   const int64_t deepest = weights == Weights::kInt8 ? 1 << 17 : 1 << 24;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  const bool narrow = product.channels <= kInt && product.height * product.width <= kInt && product.outputs <= kInt &&
-                      product.out_height() * product.out_width() <= kInt && product.groups <= 65535;
-  return rows && bytes && narrow && product.inputs() > 0 && product.inputs() < deepest;
+  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
+  const bool narrow = product.channels <= kInt && product.height * product.width <= kInt &&
+                      product.height + 2 * product.padding[0] <= kInt &&
+                      product.width + 2 * product.padding[1] <= kInt && product.outputs <= kInt &&
+                      product.out_height() * product.out_width() <= kInt;
+  const bool launchable = product.group_outputs() <= 16 * kGrid && product.groups <= kGrid;
+  return rows && bytes && narrow && launchable && product.inputs() > 0 && product.inputs() < deepest;
 }
 
 bool favours_product_if(const SpikeProduct& product, Weights weights, int32_t T) {
