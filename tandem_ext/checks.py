@@ -157,9 +157,10 @@ def currents(name: str, value: object) -> None:
     device(name, value)
 
 
-def weight(name: str, value: object, dim: int, layout: str) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {_describe(value)}")
+def weight(name: str, value: object, dim: int, layout: str, or_int8: bool = False) -> None:
+    if not isinstance(value, Tensor) or not (value.dtype in _FLOATS or (or_int8 and value.dtype == torch.int8)):
+        allowed = "float32, bfloat16, float16, float64 or int8" if or_int8 else "float32, bfloat16, float16 or float64"
+        raise TypeError(f"{name}: expected a {allowed} tensor, got {_describe(value)}")
     if value.dim() != dim:
         raise ValueError(f"{name}: expected {layout}, got {_describe(value)}")
     device(name, value)
@@ -288,7 +289,11 @@ def kernel(size: int, kernel_size: int, padding: int, dilation: int) -> None:
 
 
 def direct_dtype(x: Tensor, weight_: Tensor) -> None:
-    """The first layer's product is torch's own, which takes one type."""
+    """The first layer's product is torch's own, which takes one floating-point type."""
+    if weight_.dtype == torch.int8:
+        raise TypeError(
+            "weight: int8 weights multiply spikes; a ConstantInput or ImpulseInput needs floating-point ones"
+        )
     if x.dtype != weight_.dtype and not torch._C._is_any_autocast_enabled():
         raise TypeError(f"x is {x.dtype}, but weight is {weight_.dtype}: cast one of them, or use torch.autocast")
 

@@ -90,7 +90,7 @@ def _register_neurons(name: str, shape_of: Callable[..., Shape], batch: int, pro
 
     def fake(data: Tensor, *args: Any) -> tuple[Tensor, ...]:
         T = data.shape[0] if name == "if_scan" else args[0]
-        dtype = args[1].dtype if product else data.dtype
+        dtype = data.dtype if not product else torch.float32 if args[1].dtype == torch.int8 else args[1].dtype
         return _neurons(data, T, shape_of(data, *args), dtype, args[_TRAIN], args[_RETURN_V])
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:

@@ -25,7 +25,8 @@ def linear_if(
     x: Input, weight: Tensor, bias: Tensor | None = None, *, return_v: bool = False, **neuron: Any
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
-    return _layer(*_currents(x, _linear(weight), weight.dtype), bias, weight.dtype, return_v, **neuron)
+    dtype = _counts_dtype(weight)
+    return _layer(*_currents(x, _linear(weight), dtype), bias, dtype, return_v, **neuron)
 
 
 def conv1d_if(
@@ -42,7 +43,8 @@ def conv1d_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by a 1-d convolution; see :func:`tandem_ext.functional.conv1d_if`."""
     product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
-    return _layer(*_currents(x, product, weight.dtype), bias, weight.dtype, return_v, **neuron)
+    dtype = _counts_dtype(weight)
+    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
 
 
 def conv2d_if(
@@ -59,7 +61,8 @@ def conv2d_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by a 2-d convolution; see :func:`tandem_ext.functional.conv2d_if`."""
     product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
-    return _layer(*_currents(x, product, weight.dtype), bias, weight.dtype, return_v, **neuron)
+    dtype = _counts_dtype(weight)
+    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
 
 
 def if_scan(
@@ -297,6 +300,10 @@ def _linear(weight: Tensor) -> Product:
 
 def _conv(conv: Callable[..., Tensor], weight: Tensor, *arguments: Any) -> Product:
     return lambda a: conv(a, weight.to(a.dtype), None, *arguments)
+
+
+def _counts_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float32 if weight.dtype == torch.int8 else weight.dtype
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

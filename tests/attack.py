@@ -70,10 +70,16 @@ def scan(draw, source):
     return {"current": dyadic(*shape, dtype=dtype), "T": T, **rest}
 
 
+def few_bits(norm, dtype):
+    """Is the weight of a layer that computes in the type int8?"""
+    return st.booleans() if dtype != torch.float64 and not norm else st.just(False)
+
+
 @st.composite
 def linear(draw, norm):
     T, dtype, B, K, N = draw(windows), draw(dtypes), draw(sizes), draw(sizes), draw(sizes)
-    x = {"planes": train(T, B, K).planes, "T": T, "weight": dyadic(N, K, dtype=dtype), "precision": draw(precisions)}
+    weight = dyadic(N, K, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
+    x = {"planes": train(T, B, K).planes, "T": T, "weight": weight, "precision": draw(precisions)}
     return {**x, **draw(neuron(T, (B, N), dtype, norm))}
 
 
@@ -93,7 +99,7 @@ def conv(draw, norm):
         for n, k, s, p, d in zip(space, kernel, *(window[i] for i in ("stride", "padding", "dilation")), strict=True)
     ]
     x = {"planes": train(T, B, inputs * groups, *space).planes, "T": T}
-    weight = dyadic(outputs * groups, inputs, *kernel, dtype=dtype)
+    weight = dyadic(outputs * groups, inputs, *kernel, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
     rest = draw(neuron(T, (B, outputs * groups, *out), dtype, norm))
     return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest}
 

@@ -60,6 +60,15 @@ def test_linear(layout, dtype):
     check(layout, ops.linear_if, *layer, *neuron((B, 5), 9, dtype, train_mode=False, return_v=False, full=False))
 
 
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_int8_weights_as_float32(train_mode):
+    weight = torch.randint(-128, 128, (5, 7), dtype=torch.int8)
+    layer = train(9, 3, 7).planes, 9, weight, "highest"
+    check("contiguous", ops.linear_if, *layer, *neuron((3, 5), 9, torch.float32, train_mode))
+    layer = train(9, 3, 7, 4).planes, 9, weight.view(5, 7, 1), "highest", [1], [0], [1], 1
+    check("contiguous", ops.conv_if, *layer, *neuron((3, 5, 4), 9, torch.float32, train_mode))
+
+
 @pytest.mark.parametrize(("layout", "dtype"), GRID)
 @pytest.mark.parametrize("space", [(9,), (6, 5)])
 def test_conv(layout, dtype, space):

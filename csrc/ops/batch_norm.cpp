@@ -125,6 +125,7 @@ void fire_by_currents(const Synapses& synapses, const NormParameters& norm, Neur
 NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
   synapses.check();
+  kernel_dtype(synapses.weight, "weight");
   const Shape shape = synapses.output_shape();
   NeuronLayer layer(inputs, shape, synapses.T, synapses.weight.scalar_type(), synapses.planes);
   const ScalarType compute = compute_type(synapses.weight.scalar_type());

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // sizes of windows are computed without a thought of overflow
 
+bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }
+
 void check_range(int64_t value, int64_t least, const char* name) {
   TANDEM_CHECK(value >= least && value <= kMostPixels, name, " must be ", least, "..", kMostPixels, ", got ", value);
 }
@@ -23,7 +25,7 @@ void Synapses::check() const {
   TANDEM_CHECK(precision == "highest" || precision == "high" || precision == "medium",
                "precision must be \"highest\", \"high\" or \"medium\", got \"", precision, "\"");
   check_planes(planes, T, "planes");
-  kernel_dtype(weight, "weight");
+  if (!is_integer(weight)) kernel_dtype(weight, "weight");
   check_same_device(weight, planes, "weight");
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
                "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
@@ -54,6 +56,8 @@ Shape Synapses::output_shape() const {
   return shape;
 }
 
+ScalarType Synapses::counts_type() const { return is_integer(weight) ? ScalarType::Float : weight.scalar_type(); }
+
 Tensor Synapses::product_of(const Tensor& images) const {
   const Tensor wide = aten::to_type(weight, images.scalar_type());
   if (is_linear()) return aten::linear(images, wide);
@@ -82,6 +86,7 @@ namespace {
 cuda::Weights weights_of(ScalarType type, const std::string& precision) {
   if (type == ScalarType::Half) return cuda::Weights::kFloat16;
   if (type == ScalarType::BFloat16) return cuda::Weights::kBFloat16;
+  if (type == ScalarType::Char) return cuda::Weights::kInt8;
   if (precision == "high") return cuda::Weights::kFloat32High;
   return precision == "medium" ? cuda::Weights::kFloat32Medium : cuda::Weights::kFloat32;
 }
@@ -90,7 +95,7 @@ cuda::Weights weights_of(ScalarType type, const std::string& precision) {
 
 FusedSynapses::FusedSynapses(const Synapses& s)
     : planes_(to_channels_last(s.planes, 2)),
-      weight_(s.weight),
+      weight_(on_gpu(s.weight) ? s.weight : aten::to_type(s.weight, s.counts_type())),
       weights_(weights_of(s.weight.scalar_type(), s.precision)) {
   const auto spatial = static_cast<int>(s.stride.size());
   product_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
@@ -98,7 +103,7 @@ FusedSynapses::FusedSynapses(const Synapses& s)
   product_.channels = s.planes.size(2);
   product_.outputs = s.weight.size(0);
   product_.groups = s.groups;
-  product_.weight_dtype = kernel_dtype(s.weight, "weight");
+  if (!on_gpu(weight_)) product_.weight_dtype = kernel_dtype(weight_, "weight");
   // On the CPU a weight that is channels-last already is taken as it is, any other as contiguous.
   product_.weight_channels_last =
       on_gpu(weight_) || (!s.is_linear() && s.weight.size(1) > 1 && is_channels_last(weight_, 1));
@@ -150,7 +155,7 @@ namespace {
 
 NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
   synapses.check();
-  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.weight.scalar_type(), synapses.planes);
+  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.counts_type(), synapses.planes);
   if (layer.neurons() > 0 && !FusedSynapses(synapses).fire(layer)) {
     run_scan(synapses.currents(), Source::kTrain, layer);
   }

@@ -10,7 +10,7 @@ namespace tandem::ops {
 struct Synapses {
   Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]
   int64_t T;
-  Tensor weight;          // [N, K] or [N, C / groups, kernel...]
+  Tensor weight;          // [N, K] or [N, C / groups, kernel...], floating or int8
   std::string precision;  // "highest", "high" or "medium": how a GPU multiplies float32 weights
   Shape stride, padding, dilation;
   int64_t groups = 1;
@@ -18,6 +18,7 @@ struct Synapses {
   void check() const;
   bool is_linear() const { return weight.dim() == 2; }
   Shape output_shape() const;  // [B, N, spatial...]
+  ScalarType counts_type() const;
 
   // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product.
   Tensor currents() const;

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .neuron import Neurons, Settings, compute_dtype, over_space
+from .neuron import Neurons, Settings, cast, compute_dtype, over_space
 from .products import Product
 
 Gradients = tuple[Tensor | None, ...]
@@ -141,6 +141,7 @@ class ProductIF(Function):
         if grad is None:
             return (None,) * 12
         saved, (planes, weight, scale) = kept(ctx)
+        weight = cast(weight, grad.dtype)  # int8
         needs_edge, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
         grad_z = gate_grad(ctx, saved, grad)
         grad_scale = None

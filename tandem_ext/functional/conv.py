@@ -50,7 +50,7 @@ def conv1d_if(
              [2., 3., 3., 3., 2.]]])
     """
     checks.signal("x", x)
-    checks.weight("weight", weight, 3, "[N, K/groups, k]")
+    checks.weight("weight", weight, 3, "[N, K/groups, k]", or_int8=True)
     return _conv_if(
         x, weight, bias, stride, padding, dilation, groups, scale, shift,
         residual, threshold, leak, v_init, gate, steps, return_v,
@@ -93,7 +93,7 @@ def conv2d_if(
               [2., 3., 2.]]]])
     """
     checks.signal("x", x)
-    checks.weight("weight", weight, 4, "[N, K/groups, kh, kw]")
+    checks.weight("weight", weight, 4, "[N, K/groups, kh, kw]", or_int8=True)
     return _conv_if(
         x, weight, bias, stride, padding, dilation, groups, scale, shift,
         residual, threshold, leak, v_init, gate, steps, return_v,

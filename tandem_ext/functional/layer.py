@@ -12,7 +12,7 @@ from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..train import SpikeTrain
 from .autograd import ProductIF, ScanIF, apply, fire_direct
-from .neuron import fold, make_neurons, needs_grad, train_of
+from .neuron import counts_dtype, fold, make_neurons, needs_grad, train_of
 from .products import Product
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -21,7 +21,7 @@ Result = SpikeTrain | tuple[SpikeTrain, Tensor]
 
 def autocast(weight: Tensor) -> Tensor:
     """The weight in the type that torch.autocast gives to products."""
-    if torch._C._is_any_autocast_enabled() and weight.dtype != torch.float64:
+    if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
         device = weight.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return weight.to(torch.get_autocast_dtype(device))
@@ -67,7 +67,7 @@ def product_layer(
         outputs = apply(ProductIF, x.edge, weight, scale, shift, x.planes, product, *neurons)
     else:
         outputs = product.fire(x.planes, weight, scale, shift, neurons, False)
-    return train_of(outputs, neurons, weight.dtype, grad)
+    return train_of(outputs, neurons, counts_dtype(weight), grad)
 
 
 def scan_layer(

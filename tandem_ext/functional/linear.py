@@ -41,6 +41,7 @@ def linear_if(
         x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product
             is computed once.
         weight: [N, K]; float32, bfloat16, float16 or float64. Low precisions are multiplied and integrated in float32.
+            Or int8, which has no gradient and whose sums are exact: scale then says what a unit of a row is worth.
         bias: [N], for the whole window: each step receives 1/T of it.
         threshold: θ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
@@ -54,8 +55,8 @@ def linear_if(
         return_v: also return the potential after the last step, [B, N], in float32 (float64 for float64 weights).
 
     Returns:
-        The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight; with ``return_v`` a
-        pair (train, v). v has no gradient.
+        The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;
+        with ``return_v`` a pair (train, v). v has no gradient.
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
@@ -72,7 +73,7 @@ def linear_if(
     tensor([[4., 4.]])
     """
     checks.signal("x", x)
-    checks.weight("weight", weight, 2, "[N, K]")
+    checks.weight("weight", weight, 2, "[N, K]", or_int8=True)
     return product_layer(
         x, LINEAR, weight, bias, scale, shift, residual, threshold, leak, v_init, gate, steps, return_v
     )

@@ -43,6 +43,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def counts_dtype(weight: Tensor) -> torch.dtype:
+    """The type of the counts of a layer with this weight."""
+    return torch.float32 if weight.dtype == torch.int8 else weight.dtype
+
+
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """tensor.to(dtype), free where nothing is to do, in exported graphs too."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

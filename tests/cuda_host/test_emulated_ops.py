@@ -20,7 +20,7 @@ from build_tools.decide import Toolkit
 
 TESTS = {
     "scan": ["if_scan", "spike_train", "golden", "couple"],
-    "products": ["linear_if", "conv_if", "batch_norm", "precision"],
+    "products": ["linear_if", "conv_if", "int8_weights", "batch_norm", "precision"],
     "gradients": ["gradients"],
     "opcheck": ["opcheck"],
     "layers": ["layers", "layers_norm", "layers_shape"],

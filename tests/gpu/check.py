@@ -32,7 +32,17 @@ STAGES = ("bits", "wrappers", "device", "tests", "sanitizer", "timings")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # On a GPU sums of random weights depend on the shape of the batch, as in any library.
 NOT_ON_A_GPU = ("test_an_answer_does_not_depend_on_batch_mates",)
-TESTS = ("if_scan", "spike_train", "golden", "linear_if", "conv_if", "batch_norm", "gradients", "layers")
+TESTS = (
+    "if_scan",
+    "spike_train",
+    "golden",
+    "linear_if",
+    "conv_if",
+    "int8_weights",
+    "batch_norm",
+    "gradients",
+    "layers",
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
