@@ -31,7 +31,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     SpikeTrain(T=8, shape=[3, 3], gain=1.0, device=cpu)
     """
     if not isinstance(signals, (list, tuple)) or not all(isinstance(s, Signal) for s in signals):
-        raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {signals!r}")
+        found = [type(s).__name__ for s in signals] if isinstance(signals, (list, tuple)) else type(signals).__name__
+        raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {found}")
     if not signals:
         raise ValueError("signals: expected at least one, got an empty sequence")
     first = signals[0]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -24,7 +25,9 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array of {value.dtype} and shape {list(value.shape)}"
+    return f"{value!r:.80} ({type(value).__name__})"
 
 
 def _readable(*tensors: Tensor) -> bool:
@@ -95,6 +98,11 @@ def high_bits(name: str, value: Tensor, steps: int) -> None:
         raise ValueError(
             f"{name}: a bit is set beyond T={steps}: the planes belong to a longer train, or are not packed"
         )
+
+
+def dtype(name: str, value: object) -> None:
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"{name}: expected a torch.dtype, such as torch.float32, got {_describe(value)}")
 
 
 def counts(name: str, value: object, planes_: Tensor) -> None:

@@ -38,7 +38,7 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
     """Planes into spikes [T, B, *features] of 0 and 1. The inverse of :func:`pack`.
 
     Raises:
-        TypeError: planes are not uint8.
+        TypeError: planes are not uint8, or dtype is no type.
         ValueError: planes are not [ceil(T/8), B, *features], or T is out of range.
 
     >>> te.unpack(torch.tensor([[[3, 2]]], dtype=torch.uint8), T=2)
@@ -47,6 +47,7 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
             [[1., 1.]]])
     """
     checks.planes("planes", planes, T)
+    checks.dtype("dtype", dtype)
     result: Tensor = torch.ops.tandem.unpack.default(planes, T, dtype)
     return result
 
@@ -55,12 +56,13 @@ def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The number of spikes of every neuron, [B, *features]: the popcounts of its planes, summed.
 
     Raises:
-        TypeError: planes are not uint8.
+        TypeError: planes are not uint8, or dtype is no type.
         ValueError: planes have fewer than two dimensions.
 
     >>> te.counts(torch.tensor([[[3, 2]]], dtype=torch.uint8))
     tensor([[2., 1.]])
     """
     checks.planes("planes", planes)
+    checks.dtype("dtype", dtype)
     result: Tensor = torch.ops.tandem.counts.default(planes, dtype)
     return result

@@ -180,7 +180,9 @@ class SpikeTrain(_Remembers):
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: that of the counts)."""
-        spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype or self._dtype)
+        dtype = self._dtype if dtype is None else dtype
+        checks.dtype("dtype", dtype)
+        spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype)
         return spikes
 
     @classmethod

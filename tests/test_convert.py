@@ -337,6 +337,7 @@ class Branching(nn.Module):
 
 REFUSED = {
     "GELU": (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*no spiking counterpart"),
+    "no ReLU": (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)), "nothing in the network would spike"),
     "two in a row": (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*without a ReLU"),
     "norm after": (
         nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU()),
@@ -378,6 +379,10 @@ def test_arguments() -> None:
     for keywords, message in ({"T": 0}, "T"), ({"mode": "rate"}, "mode"), ({"threshold": -1.0}, "threshold"):
         with pytest.raises(ValueError, match=message):
             convert(net, **{"T": 8, **keywords})
+    with pytest.raises(TypeError, match=r"ann: expected a torch\.nn\.Module, got str"):
+        convert("resnet18", T=8)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
+        to_ann("resnet18")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gain: spikes can be worth"):
         tnn.Linear(3, 2, threshold=torch.ones(2), gain="threshold")
 

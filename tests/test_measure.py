@@ -102,9 +102,10 @@ def test_synops_after_pooling_to_counts():
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
 
 
-def test_synops_of_an_ann_are_refused():
-    with pytest.raises(ValueError, match=r"tandem_snn\.nn"):
-        measure.synops(nn.Linear(3, 2), torch.rand(1, 3))
+@pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])
+def test_an_ann_is_refused(function):
+    with pytest.raises(ValueError, match=r"expected a network of layers of tandem_snn\.nn, found none"):
+        function(nn.Linear(3, 2), torch.rand(1, 3))
 
 
 def test_firing_rates():

@@ -151,6 +151,11 @@ def test_what_cannot_be_built(name, shape, message):
         create_model(name, shape=shape, classes=10, T=4)
     with pytest.raises(UserError, match="width"):
         create_model("cnn", **{**options("cnn"), "width": 0})
+    for width in (-1.0, "wide"):
+        with pytest.raises(UserError, match="width: expected a positive number"):
+            create_model("cnn", **{**options("cnn"), "width": width})
+    with pytest.raises(UserError, match="classes: expected at least 1, got 0"):
+        create_model("cnn", **{**options("cnn"), "classes": 0})
     with pytest.raises(TypeError, match="leek"):
         create_model("cnn", **options("cnn"), leek=0.9)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import ann
 from .. import nn as tnn
+from ..nn.signals import describe
 
 
 class Units(nn.Module):
@@ -56,12 +57,17 @@ def to_ann(net: nn.Module) -> nn.Module:
     Args:
         net: a network of layers of ``tandem_snn.nn``, whose own modules take tensors too.
 
+    Raises:
+        TypeError: net is no module.
+
     >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> x = torch.rand(2, 6)
     >>> torch.equal(to_ann(convert(ann, T=8))(x), ann(x))
     True
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {describe(net)}")
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
     for module in net.modules():
         twin = _twin(module)

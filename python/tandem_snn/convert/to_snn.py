@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from .. import nn as tnn
+from ..nn.signals import describe
 from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
 
 
@@ -50,8 +51,9 @@ def convert(
         names of the ANN's synapses.
 
     Raises:
-        CannotConvert: torch.fx cannot trace the ANN, or a node has no spiking counterpart; the message names it and
-            says what to use instead. It is a ValueError.
+        CannotConvert: torch.fx cannot trace the ANN, a node has no spiking counterpart, or nothing would spike; the
+            message names the node and says what to use instead. It is a ValueError.
+        TypeError: ann is no module, or T no int.
         ValueError: T, mode, threshold or v_init out of range.
 
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -59,6 +61,8 @@ def convert(
     >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
     (torch.Size([2, 3]), True)
     """
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"ann: expected a torch.nn.Module, got {describe(ann)}")
     encoder = tnn.Encoder(T, mode)
     if mode == "direct":
         encoder.gain = 1 / T
@@ -117,6 +121,8 @@ class Lowering:
     def run(self, name: str) -> fx.GraphModule:
         for node in self.ann.graph.nodes:
             self.env[node] = self._lower(node)
+        if not any(isinstance(layer, tnn.SpikingLayer) for layer in self.root.values()):
+            raise CannotConvert("nothing in the network would spike: no nn.Linear or convolution has a ReLU behind it")
         self.graph.lint()
         snn = fx.GraphModule(self.root, self.graph, f"Spiking{name}")
         snn.training = self.ann.training

@@ -13,7 +13,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn.signals import effective_counts
-from .hooks import evaluating, watching
+from .hooks import check_layers, evaluating, watching
 
 _PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
 _READING = (tnn.SpikingLayer, tnn.Readout)
@@ -57,6 +57,9 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
         net: a network of layers of ``tandem_snn.nn``.
         x: a batch of what ``net`` takes.
 
+    Raises:
+        ValueError: there are no such layers.
+
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, norm=True), tnn.Readout(32, 2))
     >>> result = mismatch(net, torch.rand(5, 64))["1"]
     >>> result.cosine > 0.8, result.correlation > 0.8
@@ -67,6 +70,7 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
 
 def activations(net: nn.Module, x: Any) -> list[Activation]:
     """Each layer of IF neurons at work, in the order of execution, in evaluation mode."""
+    check_layers(net, (tnn.SpikingLayer,))
     found: list[Activation] = []
     # What a train would be if neurons were ideal, by the train's identity: (train, activation, where it came from).
     ideal: dict[int, tuple[Any, Tensor, Activation]] = {}

@@ -16,6 +16,12 @@ SYNAPTIC = (tnn.SpikingLayer, tnn.Readout, tnn.AvgPool2d)
 FIRING = (tnn.SpikingLayer, tnn.AvgPool2d)
 
 
+def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Raises ValueError unless the network has layers of these kinds."""
+    if not any(isinstance(layer, kinds) for layer in net.modules()):
+        raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
+
+
 @contextmanager
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
     """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds."""

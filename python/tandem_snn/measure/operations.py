@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
-from .hooks import SYNAPTIC, evaluating, watching
+from .hooks import SYNAPTIC, check_layers, evaluating, watching
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     Args:
         net: a network of layers of ``tandem_snn.nn``.
         x: a batch of what ``net`` takes.
+
+    Raises:
+        ValueError: there are no such layers.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -111,19 +114,15 @@ def _steps(train: SpikeTrain) -> Iterator[Tensor]:
 
 def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:
     """Calls ``record(name, layer, input, residual, shape of the output per sample)`` for each layer with synapses."""
-    found = False
 
     def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal found
-        found = True
         outputs = neurons(layer, output)
         if outputs is not None:
             record(name, layer, x, kwargs.get("residual"), outputs)
 
+    check_layers(net, SYNAPTIC)
     with evaluating(net), watching(net, SYNAPTIC, watch):
         net(x)
-    if not found:
-        raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
 
 
 def neurons(layer: nn.Module, output: Any) -> torch.Size | None:

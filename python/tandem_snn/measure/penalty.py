@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import SYNAPTIC
+from .hooks import SYNAPTIC, check_layers
 from .operations import costs, neurons
 
 
@@ -35,9 +35,8 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
 
     def __init__(self, net: nn.Module) -> None:
         self._spent: dict[nn.Module, tuple[float, Tensor]] = {}
+        check_layers(net, SYNAPTIC)
         layers = [m for m in net.modules() if isinstance(m, SYNAPTIC)]
-        if not layers:
-            raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
         self._handles = [m.register_forward_hook(self._record, with_kwargs=True) for m in layers]
 
     def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from tandem_ext import SpikeTrain
 
-from .hooks import FIRING, evaluating, watching
+from .hooks import FIRING, check_layers, evaluating, watching
 
 
 def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
@@ -21,6 +21,9 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
     Returns:
         The rate by the layer's name, in the order of execution.
 
+    Raises:
+        ValueError: there are no such layers.
+
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
     >>> list(firing_rates(net, torch.rand(5, 4)))
     ['1']
@@ -31,6 +34,7 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
         if isinstance(train, SpikeTrain):
             rates[name] = (train.counts.double().mean() / train.T).item()
 
+    check_layers(net, FIRING)
     with evaluating(net), watching(net, FIRING, record):
         net(x)
     return rates

@@ -58,8 +58,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.learn_threshold is not None:
             check_name("learn_threshold", self.learn_threshold, LEARNED)
-        if not self.width > 0:
-            raise UserError(f"width: expected a positive number, got {self.width}")
+        if not isinstance(self.width, (int, float)) or not self.width > 0:
+            raise UserError(f"width: expected a positive number, got {self.width!r}")
+        if self.classes < 1:
+            raise UserError(f"classes: expected at least 1, got {self.classes}")
 
     def encoder(self) -> nn.Module:
         gain = 1 / self.T if self.ann_units and self.encoding == "direct" else 1.0

@@ -98,7 +98,11 @@ class SpikingLayer(nn.Module):
         bn_stats: str = "batch",
         gamma: float | None = None,
         weight_bits: int | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            options = ", ".join(NeuronOptions.__annotations__)
+            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {options}")
         checks.threshold(threshold, channels, self.weight.device)
         checks.leak(leak)
         checks.gate(gate)
@@ -108,6 +112,8 @@ class SpikingLayer(nn.Module):
             checks.gain("gain", gain)
         elif isinstance(threshold, Tensor) and threshold.dim():
             raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
+        if not isinstance(v_init, Tensor):
+            checks.v_init(v_init, (), self.weight.device)
         check_bits(weight_bits)
         self.weight_bits = weight_bits
         self.leak = leak

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 import tandem_ext as te
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
 from .currents import potential_trace
@@ -49,9 +48,9 @@ class AvgPool2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size: tuple[int, int] = _pair(kernel_size)
-        self.stride: tuple[int, int] = _pair(kernel_size if stride is None else stride)
-        self.padding: tuple[int, int] = _pair(padding)
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
         self.spiking = spiking
         self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
@@ -142,10 +141,10 @@ class MaxPool2d(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size: tuple[int, int] = _pair(kernel_size)
-        self.stride: tuple[int, int] = _pair(kernel_size if stride is None else stride)
-        self.padding: tuple[int, int] = _pair(padding)
-        self.dilation: tuple[int, int] = _pair(dilation)
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
+        self.dilation = _pair("dilation", dilation, 1)
         self.ceil_mode = ceil_mode
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
@@ -173,6 +172,12 @@ class MaxPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
+    """Vertical and horizontal."""
+    height, width = checks.ints(name, size, 2, least)
+    return height, width
 
 
 def _windows(
