@@ -59,7 +59,7 @@ def test_help_and_info():
     assert result.exit_code == 0
     assert "--seeds" in result.output
     result = CliRunner().invoke(app, ["train", "--list"])
-    assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {"recipe", *list_recipes()}
+    assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {*list_recipes()}
     result = CliRunner().invoke(app, ["info"])
     assert "cpu_capability" in result.output
     assert "torch" in result.output

@@ -43,15 +43,14 @@ def compared(metric: str, snn: float, ann: float | None) -> tuple[str, str, str,
 
 def show_recipes() -> None:
     """The recipes of the package."""
-    table = Table(box=None)
-    table.add_column("recipe", no_wrap=True)
-    for column in ("data", "network", "T", "epochs", "seeds", "what"):
-        table.add_column(column)
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name in list_recipes():
         recipe = load_recipe(name)
         network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
-        numbers = (str(number) for number in (recipe.T, recipe.epochs, recipe.seeds))
-        table.add_row(name, recipe.data, network, *numbers, describe(name))
+        numbers = f"T={recipe.T}, {recipe.epochs} epochs, {recipe.seeds} seed{'s' * (recipe.seeds > 1)}"
+        table.add_row(name, f"{describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
     Console().print(table)
 
 

@@ -27,9 +27,9 @@ Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")] = "digits",
     settings: Settings = None,
-    data: Annotated[Optional[str], typer.Option(help="The data set.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="The data set's name, such as mnist.")] = None,
     data_dir: DataDir = None,
-    model: Annotated[Optional[str], typer.Option(help="The network.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="The network's name, or its layers, such as 32C3-FC256.")] = None,
     time_steps: Annotated[Optional[int], typer.Option("--T", help="Number of time steps, 1 to 255.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Passes over the training samples.")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Samples per training step.")] = None,
