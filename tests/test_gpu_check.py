@@ -97,14 +97,30 @@ def measured():
 
 def test_timings_run(measured):
     rows, peaks = measured
-    assert {row.case.split()[0] for row in rows} >= {"scan", "linear", "conv", "precision", "cifarnet"}
+    kinds = {"scan", "linear", "conv", "precision", "cifarnet", "pack", "unpack", "counts", "gate", "batch"}
+    assert {row.case.split()[0] for row in rows} == kinds
+    assert {row.rate for row in rows} == {"", *peaks} - {"copy"}
     assert len({(row.case, row.way) for row in rows}) == len(rows)
     for row in rows:
         assert row.note or row.seconds > 0, row
-        assert row.rate in ("", *peaks)
         if row.way.startswith("tandem"):
             assert not row.note, row
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_it_ends_in_time():
+    bench = timing.Bench(CPU, small=True, until=0.0)
+    rows = timing.measure(bench, lambda _: None)
+    assert {row.note for row in rows} == {"out of time"}
+
+
+@pytest.mark.parametrize("tool", check.TOOLS)
+@pytest.mark.parametrize("options", ["", "--initcheck-track-filtered-global-memory arg (=yes)"])
+def test_the_sanitizer_looks_at_our_kernels(tool, options):
+    command = check.sanitizer_command("compute-sanitizer", tool, options)
+    assert command[:3] == ["compute-sanitizer", "--tool", tool]
+    assert ("kns=tandem" in command) == (tool != "initcheck" or bool(options))
+    assert ("--report-api-errors" in command) == (tool == "memcheck")
 
 
 def test_the_floor():

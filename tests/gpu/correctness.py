@@ -13,6 +13,7 @@ import tandem_ext as te
 
 F, REFERENCE = te.functional, te.reference
 DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
+WEIGHTS = *DTYPES, torch.int8
 
 
 class Case(NamedTuple):
@@ -24,6 +25,14 @@ class Case(NamedTuple):
 
 def dyadic(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (torch.randint(-64, 65, shape, generator=g) / 64).to(dtype)
+
+
+def weights(g: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    return (
+        torch.randint(-128, 128, shape, generator=g).to(dtype)
+        if dtype == torch.int8
+        else dyadic(g, *shape, dtype=dtype)
+    )
 
 
 def random_train(g: torch.Generator, T: int, *shape: int) -> te.SpikeTrain:
@@ -76,7 +85,7 @@ def compare(name: str, x: object, weight: Tensor | None, device: torch.device, *
         same(layer(moved(x, device), **given), want_of(x, **arguments))
         return
     want = want_of(x, weight, **arguments)
-    for needs_grad in (False, True):
+    for needs_grad in (False, True) if weight.is_floating_point() else (False,):
         leaf = weight.detach().clone().to(device).requires_grad_(needs_grad)
         same(layer(moved(x, device), leaf, **given), want, f"{needs_grad=}: ")
 
@@ -107,10 +116,10 @@ def linears(small: bool) -> Iterator[Case]:
     def run(device: torch.device, dtype: torch.dtype, T: int) -> None:
         g = torch.Generator().manual_seed(T)
         for i, (B, K, N) in enumerate(shapes):
-            x, weight = random_train(g, T, B, K), dyadic(g, N, K, dtype=dtype)
+            x, weight = random_train(g, T, B, K), weights(g, N, K, dtype=dtype)
             compare("linear_if", x, weight, device, bias=dyadic(g, N), **neurons(g, i + T, T, (B, N), dtype))
 
-    for dtype, T in itertools.product(DTYPES, (8,) if small else (1, 4, 8, 16, 21)):
+    for dtype, T in itertools.product(WEIGHTS, (8,) if small else (1, 4, 8, 16, 21)):
         yield Case(f"linear {str(dtype)[6:]} T={T}", lambda d, dtype=dtype, T=T: run(d, dtype, T))
 
 
@@ -129,11 +138,11 @@ def convolutions(small: bool) -> Iterator[Case]:
         g = torch.Generator().manual_seed(T)
         for i, (C, N, size, kernel, window) in enumerate(windows):
             x = random_train(g, T, 2, C, *size)
-            weight = dyadic(g, N, C // int(window.get("groups", 1)), *kernel, dtype=dtype)
+            weight = weights(g, N, C // int(window.get("groups", 1)), *kernel, dtype=dtype)
             shape = tuple(REFERENCE.conv2d_if(x, weight, **window).shape)
             compare("conv2d_if", x, weight, device, **window, **neurons(g, i + T, T, shape, dtype))
 
-    for dtype, T in itertools.product(DTYPES, (8,) if small else (4, 8, 18)):
+    for dtype, T in itertools.product(WEIGHTS, (8,) if small else (4, 8, 18)):
         yield Case(f"conv {str(dtype)[6:]} T={T}", lambda d, dtype=dtype, T=T: run(d, dtype, T))
 
 

@@ -29,6 +29,24 @@ def big_scan(device: torch.device) -> None:
     assert 0 < total < BIG
 
 
+def big_planes(device: torch.device) -> None:
+    """Counts, spikes, planes again, and gradients of more than 2^31 neurons."""
+    planes = torch.empty(1, 1, BIG, dtype=torch.uint8, device=device)
+    for piece in planes.view(-1).split(2**28):
+        piece.copy_(torch.arange(len(piece), device=device) % 5 < 2)
+    spikes = torch.ops.tandem.unpack(planes, 1, torch.bool)
+    assert torch.equal(spikes.view(torch.uint8), planes)
+    assert torch.equal(torch.ops.tandem.pack(spikes), planes)
+    counts = torch.ops.tandem.counts(planes, torch.float16)
+    mask = torch.full(((BIG + 7) // 8,), 0b10010110, dtype=torch.uint8, device=device)
+    gates = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1], dtype=torch.float16, device=device)
+    grad = torch.ops.tandem.gate_grad(counts, mask, 0.5)
+    pieces = (t.view(-1).split(2**28) for t in (planes, counts, grad))
+    for plane, count, gated in zip(*pieces, strict=True):
+        assert torch.equal(count, plane.half())
+        assert torch.equal(gated.view(-1, 8), 2 * plane.half().view(-1, 8) * gates)
+
+
 def big_product(device: torch.device) -> None:
     """More than 2^31 neurons; each sample is one of sixteen."""
     g = torch.Generator().manual_seed(0)
@@ -135,4 +153,6 @@ def frozen_graph(device: torch.device) -> None:
 def cases(small: bool) -> list[Case]:
     """``small``: without those that need 20 GB."""
     found = [captured_step, other_streams, same_every_time, frozen_graph]
-    return [Case(f.__name__.replace("_", " "), f) for f in ([] if small else [big_scan, big_product]) + found]
+    return [
+        Case(f.__name__.replace("_", " "), f) for f in ([] if small else [big_scan, big_planes, big_product]) + found
+    ]

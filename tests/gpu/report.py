@@ -39,8 +39,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"torch {result['torch']}, CUDA {result['cuda']}, driver {result['driver']}. "
         f"Copy {peaks['copy'] / 1e9:.0f} GB/s; "
-        + ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in peaks.items() if name != "copy")
-        + ", measured. Medians, caches cold.",
+        + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in peaks.items() if name != "copy")
+        + " times 10^12 operations a second, measured. Medians, caches cold.",
         "",
         "| case | way | µs | floor µs | % of copy | % of matrix | MB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tandem_ext as te
+from tandem_snn import freeze
 from tandem_snn.bench.rivals.plain import if_loop
 from tandem_snn.models import create_model, create_twin
 
+OPS = torch.ops.tandem
 T = 8
 
 
@@ -84,10 +86,11 @@ class Clock:
 
 @dataclass
 class Bench:
-    """Where to measure, and how large: ``small`` is for trying the code itself out."""
+    """Where to measure; how large (``small`` is for trying the code itself out); until when, by time.monotonic()."""
 
     device: torch.device
     small: bool = False
+    until: float = math.inf
     clock: Clock = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +106,8 @@ class Bench:
         return te.SpikeTrain.from_dense((torch.rand(T, *shape, device=self.device) < rate).float())
 
     def row(self, case: str, way: str, call: Callable[[], Any], **known: Any) -> Row:
+        if time.monotonic() > self.until:
+            return Row(case, way, float("nan"), note="out of time")
         try:
             return Row(case, way, self.clock(call), memory=self.clock.memory(call), **known)
         except torch.OutOfMemoryError:
@@ -138,6 +143,8 @@ def peaks(bench: Bench) -> dict[str, float]:
     ):
         with precision(allowed):
             found[name] = 2 * n**3 / bench.clock(partial(torch.mm, x.to(dtype), y.to(dtype)))
+    x, y = torch.randint(-128, 128, (2, n, n), dtype=torch.int8, device=bench.device)
+    found["int8"] = 2 * n**3 / bench.clock(partial(torch._int_mm, x, y.t()))
     return found
 
 
@@ -154,6 +161,49 @@ def scans(bench: Bench) -> Iterator[Row]:
         yield bench.row(case, "tandem", partial(te.functional.if_scan, currents), bytes=needed)
         yield bench.row(case, "torch, loop", partial(if_loop, currents))
         yield bench.row(case, "torch, loop compiled", partial(loop, currents))
+    neurons = (*[None] * 5, T, 1.0, 1.0, "relu", True, False)
+    currents = torch.randn(T, 1, n, device=bench.device)
+    needed = 4 * T * n + 5 * n + n // 8
+    yield bench.row(
+        f"scan [{T}, {n}] float32, training", "tandem", partial(OPS.if_scan, currents, *neurons), bytes=needed
+    )
+    constant = partial(OPS.constant_if, currents[0], T, *neurons)
+    yield bench.row(f"scan of a constant current [{n}], training", "tandem", constant, bytes=9 * n + n // 8)
+
+
+@torch.inference_mode()
+def elementwise(bench: Bench) -> Iterator[Row]:
+    """What goes over planes and gradients once."""
+    n = bench.size(2**24, 2**10)
+    planes = bench.train(1, n).planes
+    spikes = OPS.unpack(planes, T, torch.bool)
+    grad, mask = torch.randn(1, n, device=bench.device), OPS.pack(torch.rand(8, 1, n // 8, device=bench.device) < 0.5)
+    z = torch.randn_like(grad)
+    for case, call, needed in (
+        (f"pack [{T}, {n}] bool", partial(OPS.pack, spikes), (T + 1) * n),
+        (f"unpack [{T}, {n}] float16", partial(OPS.unpack, planes, T, torch.float16), (1 + 2 * T) * n),
+        (f"counts [{n}] float32", partial(OPS.counts, planes, torch.float32), 5 * n),
+        (f"gate of the gradient [{n}] float32", partial(OPS.gate_grad, grad, mask.flatten(), 1.0), 8 * n + n // 8),
+    ):
+        yield bench.row(case, "tandem", call, bytes=needed)
+    yield bench.row(f"gate of the gradient [{n}] float32", "torch.where", lambda: torch.where(z > 0, grad, 0.0))
+
+
+@torch.inference_mode()
+def norms(bench: Bench) -> Iterator[Row]:
+    rows, channels = bench.size(2**17, 2**4), 128
+    u, grad = torch.randn(2, rows, channels, device=bench.device)
+    gamma, beta = torch.rand(2, channels, device=bench.device)
+    mask = OPS.pack(torch.rand(8, 1, rows * channels // 8, device=bench.device) < 0.5).flatten()
+    case, moments = f"batch norm [{rows}, {channels}]", partial(OPS.bn_statistics, u, 1.0, None, gamma, beta, 1e-5)
+    yield bench.row(f"{case}, statistics", "tandem", moments, bytes=4 * u.numel())
+    yield bench.row(f"{case}, statistics", "torch.var_mean", partial(torch.var_mean, u, 0))
+    mean, var = (t.contiguous() for t in moments()[:2])
+    backward = partial(OPS.bn_grad, grad, mask, u, mean, var, None, gamma, 1e-5, 1.0)
+    yield bench.row(f"{case}, backward", "tandem", backward, bytes=20 * u.numel() + u.numel() // 4)
+    theirs = partial(torch.ops.aten.native_batch_norm_backward, grad, u, gamma, None, None, mean, (var + 1e-5).rsqrt(),
+                     True, 1e-5, [True] * 3)  # fmt: skip
+    yield bench.row(f"{case}, backward", "torch, without gates", theirs)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -172,10 +222,10 @@ def product_and_loop(x: Tensor, weight: Tensor) -> Any:
     return if_loop(product(x, weight))
 
 
-def layer(x: te.SpikeTrain, weight: Tensor) -> te.SpikeTrain:
+def layer(x: te.SpikeTrain, weight: Tensor, scale: Tensor | None = None) -> te.SpikeTrain:
     if weight.dim() == 2:
-        return te.functional.linear_if(x, weight)
-    return te.functional.conv2d_if(x, weight, padding=1)
+        return te.functional.linear_if(x, weight, scale=scale)
+    return te.functional.conv2d_if(x, weight, padding=1, scale=scale)
 
 
 def products(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, neurons: int) -> Iterator[Row]:
@@ -191,6 +241,14 @@ def products(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, neurons:
         yield bench.row(of, "torch, loop", partial(product_and_loop, dense, w))
         if dtype == torch.float16:  # compiling takes ten seconds
             yield bench.row(of, "torch, compiled", partial(compiled, dense, w))
+    w = (weight / weight.abs().max() * 127).round().to(torch.int8)
+    of, known = f"{case} int8", {"operations": operations, "rate": "int8"}
+    scale = torch.full((len(w),), weight.abs().max().item() / 127, device=bench.device)
+    yield bench.row(of, "tandem", partial(layer, x, w, scale), bytes=w.numel() + fixed, **known)
+    if w.dim() == 2:
+        dense = x.to_dense(torch.int8).flatten(0, 1)
+        if len(dense) > 16:  # the least it takes
+            yield bench.row(of, "the bare product", partial(torch._int_mm, dense, w.t()), **known)
     for allowed, rate in (("highest", "float32"), ("high", "tf32"), ("medium", "bfloat16")):
         of, known = f"{case} float32 {allowed}", {"operations": operations, "rate": rate}
         with precision(allowed):
@@ -271,6 +329,24 @@ def training(bench: Bench) -> Iterator[Row]:
             )
 
 
+@torch.inference_mode()
+def inference(bench: Bench) -> Iterator[Row]:
+    """CifarNet's answers, layer by layer and frozen, which on a GPU is one CUDA graph."""
+    width = bench.size(1, 0) or 1 / 16
+    options = {"shape": (3, 32, 32), "classes": 10, "T": T, "width": width}
+    net, twin = (
+        create("cifarnet", **options).eval().to(bench.device, memory_format=torch.channels_last)
+        for create in (create_model, create_twin)
+    )
+    frozen = freeze(net)
+    for B in (2,) if bench.small else (1, 128):
+        x = torch.rand(B, 3, 32, 32, device=bench.device).contiguous(memory_format=torch.channels_last)
+        case = f"cifarnet inference, B={B}"
+        yield bench.row(case, "tandem, frozen", partial(frozen, x))
+        yield bench.row(case, "tandem, layer by layer", partial(net, x))
+        yield bench.row(case, "ANN twin", partial(twin, x))
+
+
 def spikingjelly(bench: Bench, case: str, twin: Callable[[], nn.Sequential], step: Callable[..., Any]) -> Iterator[Row]:
     """By each of its backends; from version 2 on, which chooses its kernels itself, also compiled."""
     from spikingjelly.activation_based import functional, neuron
@@ -316,7 +392,10 @@ def spikingjelly_net(twin: nn.Sequential, **backend: str) -> nn.Module:
     return net
 
 
-CASES = {"scan": scans, "linear": linears, "conv": convolutions, "crossing": crossing, "training": training}
+CASES = {
+    "scan": scans, "linear": linears, "conv": convolutions, "training": training, "frozen": inference,
+    "elementwise": elementwise, "norms": norms, "crossing": crossing,
+}  # fmt: skip
 
 
 def measure(bench: Bench, say: Callable[[Row], None]) -> list[Row]:
