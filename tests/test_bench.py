@@ -202,6 +202,16 @@ def test_difference_counts_unequal_answers_and_scales_gradients():
     assert worker.difference(answer, expected) == {"spikes": 0.25, "gradient": pytest.approx(0.1)}
 
 
+def test_without_the_naive_rule_answers_are_compared_with_ours():
+    _, problem = next(problems())
+    names = ("ANN", "BPTT", "tandem")
+    candidates = {name: MAKERS[name](problem.network).training_step(problem.batches) for name in names}
+    assert worker.compare(candidates) == {"BPTT": {"spikes": 0.0}}
+    other = worker.Candidate(candidates["ANN"].run, lambda i: [1 + candidates["tandem"].answer(i)[0]])
+    assert worker.compare({"other": other, **candidates})["other"]["spikes"] == 1
+    assert worker.compare({"ANN": candidates["ANN"]}) == {}
+
+
 def test_bytes_kept_for_backward():
     weight = torch.randn(30, 20, requires_grad=True)
     x = torch.randn(4, 20)

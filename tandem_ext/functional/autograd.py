@@ -1,6 +1,6 @@
 """The tandem rule's backward pass, as autograd Functions around the ops.
 
-Nothing is kept over time. A layer keeps the planes of its input, its weight and one bit per neuron, the gate; from the
+A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. From the
 gradient of the counts, grad_z = gate·grad/θ takes the place of the gradient of the ANN's pre-activation, and the rest
 is the ordinary backward pass of that ANN at the real counts of the input.
 

@@ -35,7 +35,7 @@ def linear_if(
 
     so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
     spike counts c. In the backward pass the output's counts have the gradient of ρ(z)/θ, taken at the real counts:
-    nothing flows through the spikes, and nothing is stored over time.
+    nothing flows through the spikes, and of the steps nothing is stored but their bits.
 
     Args:
         x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product

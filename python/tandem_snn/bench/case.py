@@ -14,7 +14,7 @@ from .spikes import Rate
 Quantity = Literal["time", "kept", "peak"]
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
-REFERENCE = "naive"  # the competitor with whose answers the others' are compared
+REFERENCES = ("naive", "tandem")  # with whichever's answers a case has first, the others' are compared
 COMPILED = "compiled"  # in the name of those that torch.compile
 
 

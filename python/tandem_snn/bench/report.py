@@ -28,7 +28,8 @@ be measured again with the command that stands above its table.
 - **Warm, with rotating inputs.** Untimed calls precede every sample, and consecutive calls have different inputs.
 - **Answers first.** Weights, biases and inputs are multiples of 2⁻¹⁰ or coarser and T is a power of two, so that sums
   are exact in any order: without batch norm, all competitors' spikes must be *equal*, and are compared before anything
-  is timed. With batch norm, statistics are rounded differently; the fraction of counts that differ is stated.
+  is timed. With batch norm, statistics are rounded differently; the fraction of counts that differ is stated. Where
+  a table says *not compared*, nobody else computes the same, or `tests/test_bench.py` compares a smaller network.
 - **Spikes decide the cost**, so their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are
   stated for every train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
   *iid*: independent of each other, the worst case at a given rate.

@@ -45,7 +45,7 @@ def rates(row: dict[str, Any]) -> str:
 
 
 def answers(row: dict[str, Any]) -> str:
-    """How far the answers differ from the naive ones."""
+    """How far the answers differ from those of the reference."""
     compared = row.get("answers", {})
     if not compared:
         return "not compared"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .case import REFERENCE, Case
+from .case import REFERENCES, Case
 from .cases import CASES
 from .measure import QUICK, Protocol, QuietWait, interleave
 from .rivals import Candidate
@@ -48,14 +48,15 @@ def compare(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:
     spikes: the fraction of counts, or logits, that are not equal. gradient: the largest difference of a gradient, as a
     fraction of that gradient's largest entry.
     """
-    reference = candidates.get(REFERENCE)
-    if reference is None or reference.answer is None:
+    reference = next((name for name in REFERENCES if name in candidates), None)
+    answer = None if reference is None else candidates[reference].answer
+    if answer is None:
         return {}
-    expected = reference.answer(0)
+    expected = answer(0)
     return {
         name: difference(candidate.answer(0), expected)
         for name, candidate in candidates.items()
-        if candidate.answer is not None and name != REFERENCE
+        if candidate.answer is not None and name != reference
     }
 
 
