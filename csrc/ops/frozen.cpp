@@ -306,6 +306,9 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob,
 Tensor frozen_pack(Tensor weight, int64_t groups, int64_t dilation) {
   TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2 && weight.dim() <= 4,
                "weight must be float32 [N, C / groups, *kernel], got ", shape_text(shape_of(weight)));
+  TANDEM_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the ", weight.size(0), " outputs, got ",
+               groups);
+  TANDEM_CHECK(dilation >= 1, "dilation must be at least 1, got ", dilation);
   const Tensor dense = to_contiguous(weight);
   SpikeProduct p{};
   p.channels = weight.size(1) * groups;
