@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 from ._load import CUDA_ARCHS
 from .signal import Signal
 
-GATES = ("relu", "clip", "resu")
+GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -45,7 +45,8 @@ def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tenso
     return like.new_empty((*lead, batch, *space, channels), dtype=dtype).movedim(-1, len(lead) + 1)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that a layer of this type integrates in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -78,7 +79,7 @@ def _neurons(
     planes = _empty(like, [(T + 7) // 8], shape, torch.uint8)
     counts = _empty(like, [], shape if train else [0], dtype)
     mask = like.new_empty((math.prod(shape) + 7) // 8 if train else 0, dtype=torch.uint8)
-    return planes, counts, mask, _empty(like, [], shape if return_v else [0], _compute_dtype(dtype))
+    return planes, counts, mask, _empty(like, [], shape if return_v else [0], compute_dtype(dtype))
 
 
 def _register_neurons(name: str, shape_of: Callable[..., Shape], batch: int, product: bool) -> None:
@@ -163,10 +164,10 @@ _register_neurons("conv_if", _conv_shape, batch=1, product=True)
 def _register_bn_neurons(name: str, shape_of: Callable[..., Shape]) -> None:
 
     def fake(planes: Tensor, T: int, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        shape, compute_dtype = shape_of(planes, T, weight, *args), _compute_dtype(weight.dtype)
+        shape, dtype = shape_of(planes, T, weight, *args), compute_dtype(weight.dtype)
         outputs = _neurons(planes, T, shape, weight.dtype, True, args[_RETURN_V])
-        mean, var = (planes.new_empty(shape[1], dtype=compute_dtype) for _ in range(2))
-        return *outputs, _empty(planes, [], shape, compute_dtype), mean, var
+        mean, var = (planes.new_empty(shape[1], dtype=dtype) for _ in range(2))
+        return *outputs, _empty(planes, [], shape, dtype), mean, var
 
     _register_fake(name, fake)
     _register_vmap_per_element(name)

@@ -52,6 +52,15 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
     return result
 
 
+def spikes_at(planes: Tensor, t: int) -> Tensor:
+    """The spikes of step t, uint8 [B, *features] of 0 and 1. Nothing is checked.
+
+    >>> spikes_at(torch.tensor([[[3, 2]]], dtype=torch.uint8), 0)
+    tensor([[1, 0]], dtype=torch.uint8)
+    """
+    return planes[t // 8] >> t % 8 & 1
+
+
 def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The number of spikes of every neuron, [B, *features]: the popcounts of its planes, summed.
 

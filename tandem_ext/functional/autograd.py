@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .neuron import Neurons, Settings, cast, compute_dtype, over_space
+from ..ops import compute_dtype
+from .neuron import Neurons, Settings, cast, over_inputs, over_space
 from .products import Product
 
 Gradients = tuple[Tensor | None, ...]
@@ -148,7 +149,7 @@ class ProductIF(Function):
         if needs_scale:
             _, raw = ctx.product.gradients(grad_z, planes, weight, False, True)
             grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
-            grad_weight = (raw * scale.view(-1, *[1] * (raw.dim() - 1))).to(raw.dtype) if needs_weight else None
+            grad_weight = (raw * over_inputs(scale, raw)).to(raw.dtype) if needs_weight else None
             grad_edge, _ = ctx.product.gradients(scaled(grad_z, scale), planes, weight, needs_edge, False)
         else:
             grad_product = scaled(grad_z, scale)

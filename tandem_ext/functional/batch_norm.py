@@ -15,11 +15,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import checks
+from ..ops import compute_dtype
 from ..train import SpikeTrain
 from .autograd import Gradients, Saved, apply, fire_direct, gate_grad, keep, kept, neuron_gradients
 from .conv import Size1, Size2
 from .layer import Input, Result, autocast, pad, source_of
-from .neuron import Neurons, Settings, cast, compute_dtype, make_neurons, needs_grad, train_of
+from .neuron import Neurons, Settings, cast, make_neurons, needs_grad, train_of
 from .products import LINEAR, Product, conv_product
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..ops import compute_dtype
 from ..signal import may_need_grad
 from ..train import SpikeTrain
 
@@ -36,11 +37,6 @@ class Neurons(NamedTuple):
     theta: Tensor | None  # [C], a tensor threshold: the neurons' unit of potential, in which they fire at 1
     v_init: Tensor | None
     settings: Settings
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type a layer integrates in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def counts_dtype(weight: Tensor) -> torch.dtype:
@@ -168,3 +164,8 @@ def train_of(
 def over_space(per_channel: Tensor, shape: tuple[int, ...]) -> Tensor:
     """[C] so that it broadcasts against [B, C, *space]."""
     return per_channel.view(-1, *[1] * (len(shape) - 2)) if len(shape) > 2 else per_channel
+
+
+def over_inputs(per_output: Tensor, weight: Tensor) -> Tensor:
+    """[N] so that it broadcasts against a weight [N, ...]."""
+    return per_output.view(-1, *[1] * (weight.dim() - 1))

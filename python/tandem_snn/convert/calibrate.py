@@ -14,10 +14,8 @@ from .. import ann
 from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
 from ..nn.signals import effective_counts
-from ..nn.threshold import percentile_of, set_threshold
+from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .to_ann import to_ann
-
-SAMPLE = 2**20  # activations of one layer that are kept from one batch
 
 
 @torch.no_grad()
@@ -56,9 +54,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
         if name in seen and keywords.get("fire", True):
-            values = activation.flatten()
-            values = values[:: 1 + values.numel() // SAMPLE]
-            seen[name].append(values[values > 0].float().cpu())
+            seen[name].append(positive_sample(activation))
 
     twin = to_ann(net)
     with evaluating(net), evaluating(twin), watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d), keep):

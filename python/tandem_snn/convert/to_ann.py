@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tandem_ext.functional.neuron import over_space
+
 from .. import ann
 from .. import nn as tnn
 from ..nn.signals import describe
@@ -31,8 +33,9 @@ class Units(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         threshold = self.threshold
-        per_channel = isinstance(threshold, Tensor) and threshold.dim() > 0
-        return a * self.gain / (threshold.view(-1, *[1] * (a.dim() - 2)) if per_channel else threshold)  # type: ignore[union-attr]
+        if isinstance(threshold, Tensor) and threshold.dim():
+            threshold = over_space(threshold, a.shape)
+        return a * self.gain / threshold
 
 
 class Scale(nn.Module):

@@ -5,10 +5,21 @@ kept in a cache on disk.
 """
 
 from .augment import AUGMENTATIONS
-from .catalogue import EVENTS, NAMES, Dataset, load
+from .catalogue import EVENTS, NAMES, TASKS, Dataset, load
 from .events import EventSplit
 from .images import ImageSplit
 from .split import Split
 from .stream import StreamSplit
 
-__all__ = ["AUGMENTATIONS", "EVENTS", "NAMES", "Dataset", "EventSplit", "ImageSplit", "Split", "StreamSplit", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "EVENTS",
+    "NAMES",
+    "TASKS",
+    "Dataset",
+    "EventSplit",
+    "ImageSplit",
+    "Split",
+    "StreamSplit",
+    "load",
+]

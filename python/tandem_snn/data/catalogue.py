@@ -18,6 +18,7 @@ from .readers.parts import Images
 from .split import Split
 
 EVENTS = tuple(recordings.SETS)
+TASKS = ("classification", "regression")
 NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
@@ -109,7 +110,7 @@ def load(
     ((1, 8, 8), 1234, 113, 450)
     """
     check_name("data set", name, NAMES)
-    check_name("task", task, ("classification", "regression"))
+    check_name("task", task, TASKS)
     check_name("kind of bins", bins, BINS)
     augmentations = parse(augment)
     common: dict[str, Any] = {"name": name, "kind": "images", "task": task}

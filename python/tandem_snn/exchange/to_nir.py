@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tandem_ext.functional.neuron import over_inputs
+
 from .. import nn as tnn
 from ..errors import extra
 from ..frozen.trace import CannotLower
@@ -106,7 +108,7 @@ class _Writer:
         weight = stage.layer.used_weight() if isinstance(stage.layer, tnn.SpikingLayer) else stage.layer.weight
         weight = weight.detach().float()
         if stage.scale is not None:
-            weight = weight * stage.scale.view(-1, *[1] * (weight.dim() - 1))
+            weight = weight * over_inputs(stage.scale, weight)
         shift = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / self.network.T
         return weight.cpu().numpy(), shift.cpu().numpy()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tandem_ext import checks
 
 from .. import nn as tnn
+from ..nn.encoder import MODES
 
 Settings = dict[str, Any]
 Check = Callable[[Any], Any]
@@ -75,7 +76,7 @@ _POSITIVE = 1, 65535
 _NEURONS: dict[str, Check] = {
     "leak": _number,
     "gain": _gain,
-    "gate": _one_of("relu", "clip", "resu"),
+    "gate": _one_of(*checks.GATES),
     "analog": _bool,
 }
 _POOL: dict[str, Check] = {
@@ -94,7 +95,7 @@ def _conv(dims: int) -> dict[str, Check]:
 KINDS: dict[str, tuple[type[nn.Module], dict[str, Check]]] = {
     "Encoder": (
         tnn.Encoder,
-        {"T": _whole(1, 255), "mode": _one_of("direct", "zero_expand", "events"), "gain": _number},
+        {"T": _whole(1, 255), "mode": _one_of(*MODES), "gain": _number},
     ),
     "Linear": (tnn.Linear, _NEURONS),
     "Conv1d": (tnn.Conv1d, _conv(1)),

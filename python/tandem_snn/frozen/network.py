@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from ..nn.quantise import check_bits
@@ -334,4 +335,4 @@ def _silence(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
 
 
 def _step_of(x: Tensor | SpikeTrain, t: int) -> Tensor:
-    return x.planes[t // 8] >> t % 8 & 1 if isinstance(x, SpikeTrain) else x
+    return spikes_at(x.planes, t) if isinstance(x, SpikeTrain) else x

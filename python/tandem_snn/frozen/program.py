@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext import ConstantInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import Neurons, fold, make_neurons
 from tandem_ext.functional.products import conv_product
 
@@ -20,7 +20,6 @@ from .trace import Call, CannotLower, Trace
 FIELDS: list[str] = torch.ops.tandem.frozen_fields.default().split()
 DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, PAD, CURRENTS, READOUT = range(8)
 ABSENT, NETWORK_INPUT = -1, -2
-GATES = {"relu": 0, "clip": 1, "resu": 2}
 OPTIONAL = ("shift", "scale", "residual", "currents", "residual_scale", "v_init", "constants", "state")
 CURRENTS_SIZE = 4 * 8  # bytes per neuron and plane
 ALIGNMENT = 64
@@ -228,7 +227,7 @@ class Builder:
             v_init=self._put(v_init),
             v_init_size=1 if v_init is None else v_init.numel(),
             constants=self.blob.put(torch.tensor([settings.threshold, settings.leak])),
-            gate=GATES[settings.gate],
+            gate=checks.GATES.index(settings.gate),
             state=self._segment(features),
             output=self._take(y, now),
         )
@@ -308,7 +307,7 @@ class Builder:
         layer = call.layer
         x = call.x if self.pool is None else self.pool.x
         if not isinstance(x, SpikeTrain):
-            raise CannotLower(f"{call.name}: its input are not spikes")
+            raise CannotLower(f"{call.name}: its input is not spikes")
         weight = layer.weight.detach().float()
         window: dict[str, int] = {}
         if self.pool is not None:
@@ -334,7 +333,7 @@ class Builder:
         )
 
     def _put(self, values: Tensor | None) -> int:
-        return -1 if values is None else self.blob.put(values.detach().float())
+        return ABSENT if values is None else self.blob.put(values.detach().float())
 
 
 def _is_view(call: Call) -> bool:

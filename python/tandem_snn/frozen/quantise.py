@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tandem_ext.functional.neuron import over_inputs
+
 from .. import nn as tnn
 from ..nn.quantise import quantise
 
@@ -27,7 +29,7 @@ class Grid:
         """The weights step·q."""
         if self.q.dim() < 2 or self.step.shape != self.q.shape[:1]:
             raise ValueError(f"steps of shape {list(self.step.shape)} for weights of shape {list(self.q.shape)}")
-        return self.q.to(self.step.dtype) * self.step.view(-1, *[1] * (self.q.dim() - 1))
+        return self.q.to(self.step.dtype) * over_inputs(self.step, self.q)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from .hooks import SYNAPTIC, check_layers, evaluating, watching
@@ -109,7 +110,7 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
 
 def _steps(train: SpikeTrain) -> Iterator[Tensor]:
     """The spikes of each step, [B, *features]."""
-    return (train.planes[t // 8] >> t % 8 & 1 for t in range(train.T))
+    return (spikes_at(train.planes, t) for t in range(train.T))
 
 
 def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.neuron import over_space
+from tandem_ext.ops import compute_dtype
 
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, u: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, group: Any
     ) -> tuple[Tensor, ...]:
-        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(u.dtype)
         dims = [d for d in range(u.dim()) if d != 1]
         wide = u.double()
         count = wide.new_full((1,), u.numel() // u.shape[1])
@@ -111,7 +113,7 @@ class _Normalise(torch.autograd.Function):
         rstd = 1 / (var + eps).double().sqrt().to(dtype)
         scale = rstd if gamma is None else gamma.to(dtype) * rstd
         shift = -mean * scale if beta is None else beta.to(dtype) - mean * scale
-        z = (u.to(dtype) * _over(scale, u) + _over(shift, u)).to(u.dtype)
+        z = (u.to(dtype) * over_space(scale, u.shape) + over_space(shift, u.shape)).to(u.dtype)
         ctx.save_for_backward(u, mean, rstd, scale, n)
         ctx.group = group
         ctx.mark_non_differentiable(scale, shift, mean, var, n)
@@ -123,12 +125,12 @@ class _Normalise(torch.autograd.Function):
         u, mean, rstd, scale, n = ctx.saved_tensors
         dims = [d for d in range(u.dim()) if d != 1]
         grad_z = grad.to(scale.dtype)
-        xhat = (u.to(scale.dtype) - _over(mean, u)) * _over(rstd, u)
+        xhat = (u.to(scale.dtype) - over_space(mean, u.shape)) * over_space(rstd, u.shape)
         grad_beta = grad_z.sum(dims)
         grad_gamma = (grad_z * xhat).sum(dims)
         total = _total(torch.stack([grad_beta, grad_gamma]).double(), ctx.group) / n
-        to_mean, to_var = (_over(part.to(scale.dtype), u) for part in total)
-        grad_u = _over(scale, u) * (grad_z - to_mean - xhat * to_var)
+        to_mean, to_var = (over_space(part.to(scale.dtype), u.shape) for part in total)
+        grad_u = over_space(scale, u.shape) * (grad_z - to_mean - xhat * to_var)
         needs_gamma, needs_beta = ctx.needs_input_grad[1:3]
         return (
             grad_u.to(u.dtype),
@@ -143,7 +145,3 @@ def _total(sums: Tensor, group: Any) -> Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums, group=group)
     return sums
-
-
-def _over(per_channel: Tensor, u: Tensor) -> Tensor:
-    return per_channel.view(-1, *[1] * (u.dim() - 2))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional.autograd import apply
+from tandem_ext.planes import spikes_at
 
 from .signals import Signal, effective_counts
 
@@ -51,7 +52,7 @@ def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Ten
 def step_of(x: Signal, t: int) -> Signal:
     """Step t of a signal, as a signal of one step."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes[t // 8 : t // 8 + 1] >> t % 8 & 1, 1, None, x.gain, x._dtype)
+        return SpikeTrain.unchecked(spikes_at(x.planes, t).unsqueeze(0), 1, None, x.gain, x._dtype)
     silent = t > 0 and not isinstance(x, ConstantInput)
     return ConstantInput.unchecked(torch.zeros_like(x.x) if silent else x.x, 1, x.gain)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.neuron import over_inputs
 
 
 def check_bits(bits: object) -> None:
@@ -26,7 +27,7 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     rows = weight.flatten(1)
     peak = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     step = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
-    q = (weight / step.view(-1, *[1] * (weight.dim() - 1))).round().clamp(-largest, largest)
+    q = (weight / over_inputs(step, weight)).round().clamp(-largest, largest)
     return q, step
 
 
@@ -45,7 +46,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, bits: int) -> Tensor:
         q, step = quantise(weight, bits)
-        return q * step.view(-1, *[1] * (q.dim() - 1))
+        return q * over_inputs(step, q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:

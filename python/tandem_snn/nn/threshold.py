@@ -6,6 +6,15 @@ from torch import Tensor
 
 from .neuron import SpikingLayer
 
+_SAMPLE = 2**20  # activations that are kept of one batch
+
+
+def positive_sample(activations: Tensor) -> Tensor:
+    """The positive ones among a million activations at most, evenly spaced: float32 [N] on the CPU."""
+    values = activations.flatten()
+    values = values[:: 1 + values.numel() // _SAMPLE]
+    return values[values > 0].float().cpu()
+
 
 def percentile_of(values: Tensor, percentile: float) -> float:
     """The value that ``percentile`` per cent of the values [N] do not exceed.

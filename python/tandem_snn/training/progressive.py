@@ -12,12 +12,11 @@ from .. import nn as tnn
 from ..data import Dataset
 from ..errors import UserError
 from ..measure.hooks import evaluating, watching
-from ..nn.threshold import percentile_of, set_threshold
+from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .recipe import Recipe
 
 SAMPLES = 1000  # of the training split, not augmented, by which thresholds are measured
 _BATCH = 250
-_KEPT = 2**20  # activations of one batch
 
 
 class Progressive:
@@ -133,9 +132,7 @@ class Progressive:
 
         def keep(name: str, module: nn.Module, x: Any, keywords: dict[str, Any], activation: Any) -> None:
             if module is layer:
-                values = activation.flatten()
-                values = values[:: 1 + values.numel() // _KEPT]
-                seen.append(values[values > 0].float().cpu())
+                seen.append(positive_sample(activation))
 
         with evaluating(self.net), watching(self.net, (tnn.SpikingLayer,), keep):
             for x in self._samples(SAMPLES, _BATCH):

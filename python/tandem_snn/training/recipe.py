@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tandem_ext.checks import GATES
+
 from .. import memory
-from ..data import EVENTS, NAMES, Dataset, load
+from ..data import EVENTS, NAMES, TASKS, Dataset, load
 from ..data.augment import parse
 from ..data.events import BINS
 from ..errors import UserError, check_name
@@ -26,8 +28,6 @@ from .values import from_yaml
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-GATES = ("relu", "clip", "resu")
-TASKS = ("classification", "regression")
 KINDS = ("SNN", "ANN")
 TWIN = "twin"  # as a value of init_from
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data import TASKS
 from ..errors import check_name
 
 
@@ -66,9 +67,6 @@ class Regression:
 
     def total(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.flatten(1) - target.flatten(1)).square().double().mean(1).sum()
-
-
-TASKS = ("classification", "regression")
 
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tandem_ext.functional.neuron import over_inputs
+
 from .. import nn as tnn
 from ..errors import UserError
 from .checkpoint import load_weights, recipe_of, unpack
@@ -72,7 +74,7 @@ def start_from(
         threshold = torch.as_tensor(layer.threshold, dtype=layer.weight.dtype).detach()
         scale = gain * threshold
         if layer.norm is None:
-            layer.weight.mul_(_rows(scale / k, layer.weight))
+            layer.weight.mul_(over_inputs(scale / k, layer.weight))
             if layer.bias is not None:
                 layer.bias.mul_(scale)
             continue
@@ -99,8 +101,3 @@ def _steps(net: nn.Module, source_T: int) -> float:
     """How much larger the first layer's input is than in the trained network: only a direct encoder's grows with T."""
     encoders = [module for module in net.modules() if isinstance(module, tnn.Encoder) and module.mode == "direct"]
     return encoders[0].T / source_T if encoders else 1.0
-
-
-def _rows(scale: Tensor, weight: Tensor) -> Tensor:
-    """One factor, or one per output channel, for a layer's weight."""
-    return scale.view(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext.functional.neuron import over_inputs
+
 from ... import nn as tnn
 from ...frozen.network import FrozenNetwork
 from ...frozen.trace import CannotLower
@@ -83,7 +85,7 @@ def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     layer = stage.layer
     weight = layer.used_weight().detach().float()
     if stage.scale is not None:
-        weight = weight * stage.scale.view(-1, *[1] * (weight.dim() - 1))
+        weight = weight * over_inputs(stage.scale, weight)
     bias = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / T
     if weight.dim() == 2:
         synapses: Any = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
