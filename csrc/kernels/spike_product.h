@@ -47,8 +47,8 @@ struct BatchNormForward {
 
 namespace cpu {
 
-// Sums are exact, so the result depends on nothing but the arguments: weights are rounded to fixed point, 31 bits of
-// the absolute sum of their output's weights, and added as int32.
+// Sums are exact, so the result depends on nothing but the arguments: weights are rounded to fixed point, 29 to 31 bits
+// of the absolute sum of their output's weights, and added as int32.
 //
 // Packing makes these integers, `packed_size` of them, 64-byte aligned; they depend on the layer's shape and weights and
 // on the processor. False: some weight is not finite, and `packed` is not usable.

@@ -1,4 +1,6 @@
 // The rules by which a product is cut up, at their borders.
+#include <cstring>
+
 #include "check.h"
 #include "kernels/cpu/spike_lists.h"
 #include "kernels/cpu/spike_rule.h"
@@ -96,8 +98,30 @@ TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
   CHECK(dense_cost(line) > dense_cost(conv3x3(64, 64)), "three rows where a tile has sixteen");
 }
 
+// Equal weights that add up to one: with 31 bits for their sum, the largest takes 31 - log2(inputs).
+TEST(units_are_larger_where_that_saves_a_digit) {
+  const struct {
+    int64_t inputs;
+    float unit;
+  } cases[] = {{16, 0x1p-29f}, {32, 0x1p-27f}, {64, 0x1p-28f}, {128, 0x1p-29f}, {256, 0x1p-29f}};
+  for (const auto& c : cases) {
+    SpikeProduct product = linear(c.inputs, 16);
+    const std::vector<float> weights(c.inputs * 16, 1.f / static_cast<float>(c.inputs));
+    product.weight = weights.data();
+    std::vector<int32_t> packed(packed_size(product) + 16);
+    int32_t* aligned = packed.data();
+    while (reinterpret_cast<uintptr_t>(aligned) % 64 != 0) ++aligned;
+    CHECK(pack_weights(product, aligned, serial_for), "%ld inputs", long(c.inputs));
+    const Tiling tiling(product);
+    float unit;
+    std::memcpy(&unit, aligned + tiling.tile_size - tiling.width(), sizeof(unit));
+    CHECK(unit == c.unit, "%ld inputs: %g", long(c.inputs), unit);
+    CHECK(static_cast<float>(aligned[0]) * unit == weights[0], "%ld inputs: %d", long(c.inputs), aligned[0]);
+  }
+}
+
 TEST(rows_expanded_at_a_time) {
-  CHECK(dense_rows(linear(800, 10), 1) == 64, "one plane");
+  CHECK(dense_rows(linear(800, 10), 1) == 128, "one plane");
   CHECK(dense_rows(linear(4096, 10), 1) == 32, "memory");
   CHECK(dense_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
 }

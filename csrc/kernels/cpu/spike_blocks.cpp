@@ -62,7 +62,8 @@ Prepared::Prepared(const SpikeProduct& product, const NeuronArgs<float>& neuron,
     packed = product.packed;
   } else {
     int32_t* own = packed_memory.reserve(tiles_size(product) + (needs_digits ? digits_size : 0));
-    if (!pack_tiles(product, own, needs_digits ? own + tiles_size(product) : nullptr, parallel)) return;
+    int32_t* own_digits = needs_digits ? own + tiles_size(product) : nullptr;
+    if (!pack_tiles(product, own, own_digits, dense, parallel)) return;
     packed = own;
   }
   if (needs_digits) {

@@ -17,8 +17,8 @@ namespace tandem::cpu {
 
 namespace {
 
-// Chunks whose digits, 27 KB for three, stay in the L1 cache while the spikes of many rows pass by.
-constexpr int64_t kPassChunks = 9;
+// Chunks whose digits, 39 KB for three, stay in the L1 cache while the spikes of many rows stream by.
+constexpr int64_t kPassChunks = 13;
 
 bool permitted() {
   constexpr int kFirstLeaf = 7, kTileBit = 24, kInt8Bit = 25;
@@ -46,6 +46,18 @@ struct Pass {
   bool first;  // nothing to add to
 };
 
+// Digits on their way into the L2 cache, some lines with every chunk: the L3 cache is slower than the unit.
+struct Fetch {
+  const int8_t *at, *end;
+  int64_t lines;
+
+  TANDEM_INLINE void advance() {
+    if (at >= end) return;
+    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at + i * 64, 0, 2);
+    at += lines * 64;
+  }
+};
+
 // Rows, at most 16, of a strip and a plane.
 struct Rows {
   const uint8_t* spikes;
@@ -54,10 +66,10 @@ struct Rows {
 };
 
 // One or two steps of 16 rows times N digits of 16 outputs. Tile registers: a sum for each step and digit, spikes,
-// digits.
+// digits. Spikes are loaded as what is needed once, lest they take the digits' place in the L1 cache.
 template <int N, int Steps>
 TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows, const uint8_t* spikes,
-                                              int32_t (*sums)[256]) {
+                                              int32_t (*sums)[256], Fetch& fetch) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -67,7 +79,8 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
     const uint8_t* first = spikes + pass.offsets[c];
-    _tile_loadd(6, first, rows.row_bytes);
+    fetch.advance();
+    _tile_stream_loadd(6, first, rows.row_bytes);
     _tile_loadd(7, digits, 64);
     _tile_dpbusd(0, 6, 7);
     if constexpr (N > 1) {
@@ -79,7 +92,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
       _tile_dpbusd(2, 6, 7);
     }
     if constexpr (Steps == 1) continue;
-    _tile_loadd(6, first + rows.step_bytes, rows.row_bytes);
+    _tile_stream_loadd(6, first + rows.step_bytes, rows.row_bytes);
     if constexpr (N > 2) {
       _tile_dpbusd(5, 6, 7);
       _tile_loadd(7, digits + kTileBytes, 64);
@@ -139,16 +152,16 @@ TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*d
 // All steps of the rows.
 template <int N, class Sum>
 TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t step_stride,
-                                              int64_t row_stride) {
+                                              int64_t row_stride, Fetch& fetch) {
   alignas(64) int32_t digit_sums[6][256];
   int t = 0;
   for (; t + 1 < rows.steps; t += 2) {
-    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
     combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
     combine<N>(pass, digit_sums + 3, rows.count, out + (t + 1) * step_stride, row_stride);
   }
   if (t < rows.steps) {
-    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
     combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
   }
 }
@@ -160,11 +173,16 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const DenseInputs& inputs, int T, 
   const int planes = (T + inputs.steps - 1) / inputs.steps;
   const int64_t width = 16 * registers, row_stride = planes * inputs.steps * width;
   const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
+  int64_t tiles = 0;
+  for (const DensePiece& piece : inputs.pieces) tiles += whole_tiles(piece.rows) / kTileRows;
+  const int64_t turns = tiles * ((T + 1) / 2);  // of a pass
   const TileConfig config;
   _tile_loadconfig(&config);
   for (int r = 0; r < registers; ++r) {
     const DenseColumn& column = columns[r];
     const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
+    const int64_t lines = column.count * kTileBytes / 64;
+    Fetch fetch{column.next, column.next + inputs.chunks * lines * 64, (lines + turns * groups - 1) / (turns * groups)};
     for (int64_t i = 0; i < passes * groups; ++i) {
       const int64_t begin = inputs.chunks * (i / groups) / passes, end = inputs.chunks * (i / groups + 1) / passes;
       const int digit = static_cast<int>(i % groups) * digits;
@@ -184,9 +202,9 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const DenseInputs& inputs, int T, 
             const Rows rows{spikes, count, piece.step_bytes, piece.row_bytes,
                             std::min(inputs.steps, T - inputs.steps * p)};
             Sum* plane = out + p * inputs.steps * width;
-            if (digits == 1) run_pass<1>(pass, rows, plane, width, row_stride);
-            if (digits == 2) run_pass<2>(pass, rows, plane, width, row_stride);
-            if (digits == 3) run_pass<3>(pass, rows, plane, width, row_stride);
+            if (digits == 1) run_pass<1>(pass, rows, plane, width, row_stride, fetch);
+            if (digits == 2) run_pass<2>(pass, rows, plane, width, row_stride, fetch);
+            if (digits == 3) run_pass<3>(pass, rows, plane, width, row_stride, fetch);
           }
           out += count * row_stride;
         }

@@ -31,6 +31,7 @@ struct DenseShape {
 struct DenseColumn {
   int count, shift;
   const int8_t* digits;
+  const int8_t* next;  // digits of the column after it
 };
 
 // The columns of all tiles of a layer, in memory of somebody else: for each its count and shift, then all digits.

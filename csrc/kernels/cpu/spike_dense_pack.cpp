@@ -53,7 +53,8 @@ void DenseWeights::read(const SpikeProduct& product, const Tiling& tiling, const
   columns.clear();
   for (int64_t i = 0; i < at.columns; ++i) {
     const auto* digits = reinterpret_cast<const int8_t*>(memory + at.header) + i * at.column_bytes;
-    columns.push_back({memory[2 * i], memory[2 * i + 1], digits});
+    const int64_t next = i + 1 < at.columns ? at.column_bytes : 0;
+    columns.push_back({memory[2 * i], memory[2 * i + 1], digits, digits + next});
   }
 }
 
@@ -73,8 +74,11 @@ TANDEM_TARGET_AMX TANDEM_INLINE __m512i choose(__m512i mask, __m512i a, __m512i 
   return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
 }
 
-TANDEM_TARGET_AMX DenseColumn pack_column(const int32_t* weights, const std::vector<int64_t>& position,
-                                          int8_t* digits) {
+struct Digits {
+  int count, shift;
+};
+
+TANDEM_TARGET_AMX Digits pack_column(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits) {
   __m512i bits = _mm512_setzero_si512(), most = bits;
   for (const int64_t p : position) {
     const __m512i w = _mm512_loadu_si512(weights + p);
@@ -105,7 +109,7 @@ TANDEM_TARGET_AMX DenseColumn pack_column(const int32_t* weights, const std::vec
       _mm512_storeu_si512(out, _mm512_xor_si512(four, bias));
     }
   }
-  return {count, shift, digits};
+  return {count, shift};
 }
 
 }  // namespace
@@ -113,7 +117,7 @@ TANDEM_TARGET_AMX DenseColumn pack_column(const int32_t* weights, const std::vec
 void DensePacker::pack(int64_t i, const int32_t* tile) const {
   for (int r = 0; r < registers_; ++r) {
     const int64_t column = i * registers_ + r;
-    const DenseColumn packed = pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_);
+    const Digits packed = pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_);
     header_[2 * column] = packed.count;
     header_[2 * column + 1] = packed.shift;
   }

@@ -105,9 +105,9 @@ int64_t packed_size(const SpikeProduct& product) {
 }
 
 bool pack_weights(const SpikeProduct& product, int32_t* packed, ParallelFor parallel) {
-  if (is_depthwise(product)) return pack_tiles(single_channel(product), packed, nullptr, parallel);
+  if (is_depthwise(product)) return pack_tiles(single_channel(product), packed, nullptr, false, parallel);
   const bool digits = DenseWeights::size(product, Tiling(product)) > 0;
-  return pack_tiles(product, packed, digits ? packed + tiles_size(product) : nullptr, parallel);
+  return pack_tiles(product, packed, digits ? packed + tiles_size(product) : nullptr, false, parallel);
 }
 
 bool product_if(const SpikeProduct& product, const NeuronArgs<float>& neuron, ParallelFor parallel) {

@@ -6,8 +6,8 @@
 namespace tandem::cpu {
 
 // The tiles of every group, one after another, as Tiling describes them, and their digits, unless `digits` is null.
-// False: some weight is not finite.
+// `units_only`: of the tiles, which will not be read then, the units alone. False: some weight is not finite.
 int64_t tiles_size(const SpikeProduct& product);
-bool pack_tiles(const SpikeProduct& product, int32_t* packed, int32_t* digits, ParallelFor parallel);
+bool pack_tiles(const SpikeProduct& product, int32_t* packed, int32_t* digits, bool units_only, ParallelFor parallel);
 
 }  // namespace tandem::cpu

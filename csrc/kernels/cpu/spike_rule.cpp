@@ -40,7 +40,7 @@ int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes
 int64_t dense_rows(const SpikeProduct& product, int planes) {
   constexpr int64_t kMaxBytes = 1 << 20;  // spikes expanded at a time
   const int64_t rows = kMaxBytes / (8 * planes * std::max<int64_t>(product.inputs(), 1));
-  return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 64);
+  return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
 }
 
 namespace {
@@ -89,7 +89,7 @@ double width_cost(const SpikeProduct& product, int width, const Density& density
 double dense_cost(const SpikeProduct& product) {
   const DenseRows rows(product);
   const double tiles = static_cast<double>(product.group_outputs()) / 16;
-  const double multiply = 39.0 * rows.idle * static_cast<double>(DenseShape(product).chunks()), fire = 140;
+  const double multiply = 31.0 * rows.idle * static_cast<double>(DenseShape(product).chunks()), fire = 140;
   const double expand = 1.3 * static_cast<double>(rows.pixels * product.group_channels());
   const double weights =
       product.packed == nullptr ? static_cast<double>(product.inputs() * product.group_outputs()) : 0;
