@@ -22,6 +22,29 @@ def test_roots_in_the_middle_of_two_numbers_but_for_their_last_bits():
     assert square_root(x).tolist() == [math.sqrt(v) for v in x.tolist()]
 
 
+def near_middles():
+    """Integers, float64 too, whose roots are beside the middle of two numbers, nearer than 2^-47 of their distance.
+
+    The root of r² + r - d is d / 2r below r + 1/2. For every even d there is an even and an odd r, modulo 2^53, for
+    which it is a multiple of 2^53, and so a float64: Newton's step finds them, for the slope 2r + 1 has an inverse.
+    """
+    found = []
+    for d in range(-40, 42, 2):
+        for r in (0, 1):
+            for _ in range(6):
+                r = (r - (r * r + r - d) * pow(2 * r + 1, -1, 2**53)) % 2**53
+            if r >= 2**52:
+                found.append(r * r + r - d)
+    return found
+
+
+def test_roots_beside_the_middle_of_two_numbers():
+    squares = near_middles()
+    x = torch.tensor(squares, dtype=torch.float64)
+    assert [int(v) for v in x.tolist()] == squares
+    assert square_root(x).tolist() == [math.sqrt(v) for v in squares]
+
+
 @pytest.mark.parametrize("towards", [0.0, math.inf])
 def test_a_root_that_is_off_by_one_is_mended(towards, monkeypatch):
     x = torch.rand(20000, dtype=torch.float64) + 0.5
