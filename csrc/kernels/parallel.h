@@ -7,7 +7,7 @@ namespace tandem {
 
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
 
-// Calls body on disjoint ranges that cover [0, n), none shorter than `grain` unless n is.
+// Calls body on disjoint ranges that cover [0, n), none shorter than `grain` >= 1 unless n is.
 using ParallelFor = void (*)(int64_t n, int64_t grain, RangeBody body, void* context);
 
 inline void serial_for(int64_t n, int64_t /*grain*/, RangeBody body, void* context) {

@@ -11,6 +11,16 @@
 #include "kernels/cpu/capability.h"
 #include "kernels/parallel.h"
 
+#define REQUIRE(condition, ...)                                            \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                   \
+      std::fprintf(stderr, "\n");                                          \
+      std::abort();                                                        \
+    }                                                                      \
+  } while (false)
+
 namespace tandem::test {
 
 class Input {
@@ -42,21 +52,12 @@ class Input {
 // Ranges in so many parts, the last one first.
 inline int64_t parts = 1;
 inline void cut_for(int64_t n, int64_t grain, RangeBody body, void* context) {
+  REQUIRE(grain > 0, "%ld pieces", long(n));
   const int64_t count = std::clamp<int64_t>(n / grain, 1, parts);
   for (int64_t i = count; i-- > 0;) body(n * i / count, n * (i + 1) / count, context);
 }
 
 }  // namespace tandem::test
-
-#define REQUIRE(condition, ...)                                            \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, __VA_ARGS__);                                   \
-      std::fprintf(stderr, "\n");                                          \
-      std::abort();                                                        \
-    }                                                                      \
-  } while (false)
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 

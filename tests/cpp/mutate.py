@@ -25,11 +25,14 @@ from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 # By family: the C++ tests, the quick ones first, and the Python tests.
 TESTS = {
     "rule": (["test_spike_rule"], []),
-    "window": (["fuzz_bits"], ["frozen"]),
-    "bits": (["fuzz_bits", "test_spike_bits"], ["spike_train", "gradients"]),
-    "scan": (["fuzz_scan", "test_if_scan"], ["if_scan"]),
-    "norm": (["fuzz_norm"], ["batch_norm"]),
-    "product": (["fuzz_product", "test_spike_product"], ["linear_if", "conv_if", "frozen", "determinism"]),
+    "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
+    "bits": (["test_parallel", "fuzz_bits", "test_spike_bits"], ["spike_train", "gradients"]),
+    "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
+    "norm": (["test_parallel", "fuzz_norm"], ["batch_norm"]),
+    "product": (
+        ["test_parallel", "fuzz_product", "test_spike_product"],
+        ["linear_if", "conv_if", "frozen", "determinism"],
+    ),
 }
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.
 FAMILIES = {

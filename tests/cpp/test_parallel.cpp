@@ -1,0 +1,149 @@
+// How kernels divide their work: a range is worth a thread's start, and large work has more of them than one.
+#include "check.h"
+#include "kernels/batch_norm.h"
+#include "kernels/if_scan.h"
+#include "kernels/spike_bits.h"
+#include "kernels/spike_window.h"
+#include "product_layer.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+struct Call {
+  int64_t pieces, grain;
+};
+std::vector<Call> calls;
+
+void record(int64_t n, int64_t grain, RangeBody body, void* context) {
+  calls.push_back({n, grain});
+  body(0, n, context);
+}
+
+// What `work` has asked for.
+template <class F>
+std::vector<Call> calls_of(const F& work) {
+  calls.clear();
+  work();
+  return calls;
+}
+
+// So many pieces of `size` each, of which a range has about as many as are worth `least` together.
+bool divides(const Call& call, int64_t pieces, int64_t size, int64_t least) {
+  const int64_t range = call.grain * size;
+  return call.pieces == pieces && 10 * range >= 9 * least && 10 * range <= 11 * least;
+}
+
+// Each piece is a range of its own.
+bool divides(const Call& call, int64_t pieces) { return call.pieces == pieces && call.grain == 1; }
+
+std::vector<Call> calls_of_product(const Shape& s, int32_t T) {
+  ProductLayer layer(s, T, 0.2, 1);
+  layer.product.bucket_width = 1;
+  layer.finish();
+  const PackedWeights packed(layer.product);
+  layer.product.packed = packed.data;
+  const Outputs<float> out(layer.args);
+  return calls_of([&] { cpu::product_if(layer.product, layer.args, record); });
+}
+
+}  // namespace
+
+TEST(scans_and_bits_by_thousands_of_neurons) {
+  constexpr int64_t blocks = 1000, neurons = 64 * blocks;
+  std::vector<float> floats(neurons);
+  std::vector<uint8_t> planes(neurons);
+  NeuronArgs<float> a{};
+  a.neurons = neurons;
+  a.channels = a.T = a.steps = 1;
+  a.planes = planes.data();
+  const auto scan = [&] { cpu::if_scan(floats.data(), DType::kFloat32, Source::kTrain, a, record); };
+  CHECK(divides(calls_of(scan)[0], blocks, 64, 16384), "scan");
+  for (int64_t n : {neurons, neurons - 63}) {
+    const auto pack = [&] { cpu::pack(floats.data(), 4, true, 1, n, planes.data(), record); };
+    CHECK(divides(calls_of(pack)[0], blocks, 64, 16384), "pack %ld", long(n));
+  }
+  const auto split = [&] { cpu::split_steps(planes.data(), 1, neurons, planes.data(), record); };
+  CHECK(divides(calls_of(split)[0], neurons, 1, 16384), "split");
+}
+
+TEST(windows_by_bytes) {
+  for (int64_t channels : {16, 64, 100000}) {
+    PoolWindow w{};
+    w.images = w.height = w.width = 8;
+    w.channels = channels;
+    w.out_height = w.out_width = 4;
+    for (int i = 0; i < 2; ++i) {
+      w.kernel[i] = w.stride[i] = 2;
+      w.dilation[i] = 1;
+    }
+    std::vector<uint8_t> in(8 * 8 * 8 * channels), out(8 * 10 * 11 * channels);
+    const Call pool = calls_of([&] { cpu::max_pool(w, in.data(), out.data(), record); })[0];
+    const Call first = calls_of([&] { cpu::to_channels_first(in.data(), 8, 64, channels, out.data(), record); })[0];
+    const Call pad = calls_of([&] { cpu::pad_after(in.data(), 8, 8, 8, channels, 2, 3, out.data(), record); })[0];
+    if (channels == 100000) {
+      CHECK(divides(pool, 32) && divides(first, 8) && divides(pad, 8), "large lines and images");
+    } else {
+      CHECK(divides(pool, 32, 4 * 4 * channels, 65536), "%ld channels", long(channels));
+      CHECK(divides(first, 8, 64 * channels, 32768), "%ld channels", long(channels));
+      CHECK(divides(pad, 8, 8 * 11 * channels, 65536), "%ld channels", long(channels));
+    }
+  }
+}
+
+TEST(weights_by_tiles) {
+  Shape s;
+  s.channels = 256;
+  s.outputs = 640;
+  ProductLayer layer(s, 8, 0.2, 1);
+  layer.finish();
+  std::vector<int32_t> packed(cpu::packed_size(layer.product) + 16);
+  int32_t* aligned = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64 / sizeof(int32_t);
+  const Call call = calls_of([&] { cpu::pack_weights(layer.product, aligned, record); })[0];
+  CHECK(divides(call, 20, 32 * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
+}
+
+TEST(products_by_blocks_of_rows_or_within_one) {
+  Shape s;
+  s.channels = 1024;
+  s.outputs = 96;
+  s.batch = 64;
+  const std::vector<Call> one_block = calls_of_product(s, 8);
+  CHECK(one_block.size() == 2, "%zu", one_block.size());
+  CHECK(divides(one_block[0], 64, 1024, 32768), "lists");
+  CHECK(divides(one_block[1], 3, 64 * 1024, 65536), "tiles");
+  s.channels = 8;
+  s.batch = 256 * 7;
+  CHECK(calls_of_product(s, 1)[0].pieces == 256, "seven blocks");
+  s.batch = 256 * 8;
+  CHECK(divides(calls_of_product(s, 1)[0], 8), "eight blocks");
+}
+
+TEST(depthwise_products_by_rows) {
+  Shape s;
+  s.groups = s.channels = s.outputs = 16;
+  s.height = s.width = 64;
+  s.batch = 1;
+  for (int i = 0; i < 2; ++i) {
+    s.kernel[i] = 3;
+    s.padding[i] = 1;
+  }
+  CHECK(divides(calls_of_product(s, 9)[0], 64, 64 * 2 * 9 * 16, 1 << 20), "depthwise");
+}
+
+TEST(gradients_by_rows) {
+  constexpr int64_t rows = 100, channels = 4;
+  std::vector<float> floats(rows * channels, 1), out(rows * channels);
+  std::vector<uint8_t> mask(rows * channels / 8);
+  BatchNormGrad<float> a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.grad = a.product = a.mean = a.var = floats.data();
+  a.mask = mask.data();
+  a.threshold = 1;
+  a.grad_product = a.grad_gamma = a.grad_beta = out.data();
+  const std::vector<Call> both = calls_of([&] { cpu::batch_norm_grad(a, record); });
+  CHECK(divides(both[0], 16), "sums");
+  CHECK(both[1].pieces == 13 && both[1].grain == 8, "rows");
+}
