@@ -1,6 +1,6 @@
 """Everything that tries to break the product, one stage after another; the figures go to a JSON file and a page.
 
-    python tests/torture.py [--stage NAME ...] [--minutes 30] [--sample 40] [--json docs/results/reliability.json]
+    python tests/torture.py [--stage NAME ...] [--minutes 30] [--sample 40] [--seed 0] [--json FILE]
     python tests/torture.py --page docs/reliability.md
 
 A stage that is run again replaces its figures and leaves those of the others.
@@ -95,11 +95,12 @@ def mutants(script: str) -> Callable[[argparse.Namespace], Figures]:
     """A sample of the changes that a script knows; one takes between seconds and two minutes."""
 
     def stage(options: argparse.Namespace) -> Figures:
+        sample = ("--sample", str(options.sample), "--seed", str(options.seed))
         with TemporaryDirectory() as folder:
             path = Path(folder) / "figures.json"
-            run(sys.executable, f"tests/{script}.py", "--sample", str(options.sample), "--json", str(path))
+            run(sys.executable, f"tests/{script}.py", *sample, "--json", str(path))
             figures: Figures = json.loads(path.read_text())
-        return figures
+        return figures | {"seed": options.seed}
 
     return stage
 
@@ -131,17 +132,19 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be given several times")
     parser.add_argument("--minutes", type=float, default=30, help="of each of the two stages of hostile arguments")
     parser.add_argument("--sample", type=int, default=40, help="changes of the code that each stage of mutation tries")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "reliability.json")
     parser.add_argument("--page", type=Path, help="write the page from the JSON file, run nothing")
     options = parser.parse_args()
     if options.page:
         options.page.write_text(with_figures(options.page.read_text(), json.loads(options.json.read_text())))
         return
+    source = commit()  # before the figures change the tree
     for name in options.stage or STAGES:
         start = time.monotonic()
         result = STAGES[name](options)
         figures = {
-            "result": result, "seconds": round(time.monotonic() - start), "commit": commit(),
+            "result": result, "seconds": round(time.monotonic() - start), "commit": source,
             "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(),
         }  # fmt: skip
         known = json.loads(options.json.read_text()) if options.json.exists() else {}
