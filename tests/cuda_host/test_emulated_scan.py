@@ -86,7 +86,8 @@ def test_alignment(checked: Emulator, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
     """Whole sectors, by the widest instructions that four neurons allow."""
-    layer = Layer(torch.randn(T, 16, 64).to(dtype), T)
+    scale, shift, v_init = torch.randn(3, 64).unbind()
+    layer = Layer(torch.randn(T, 16, 64).to(dtype), T, scale=scale, shift=shift, v_init=v_init.clone())
     N, size = 16 * 64, layer.currents.element_size()
     check(checked, layer)
     read = checked.traffic("currents")
@@ -97,6 +98,11 @@ def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
         written = checked.traffic(name, write=True)
         assert written.bytes == bytes_out
         assert written.sectors == written.least_sectors, name
+
+
+def test_potentials_that_begin_anew_within_four_neurons(checked: Emulator) -> None:
+    """Four samples of six features: four neurons at a time would reach over the end of v_init."""
+    check(checked, Layer(torch.randn(8, 4, 6), 8, v_init=torch.randn(6)))
 
 
 def test_special_values(plain: Emulator) -> None:

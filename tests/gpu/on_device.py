@@ -125,6 +125,17 @@ def other_streams(device: torch.device) -> None:
         equal("spikes", got, want)
 
 
+def another_device(device: torch.device) -> None:
+    """Tensors decide where a kernel runs, not the device that is current."""
+    other = torch.device(device.type, 1 - device.index)
+    g = torch.Generator().manual_seed(0)
+    x, weight = random_train(g, 8, 33, 100), dyadic(g, 64, 100)
+    with torch.cuda.device(device):
+        got = te.functional.linear_if(x.to(other), weight.to(other))
+    assert got.device == other
+    equal("spikes", got.planes, te.reference.linear_if(x, weight).planes)
+
+
 def same_every_time(device: torch.device) -> None:
     """On random weights, whose sums do round: every run rounds alike."""
     net = layers().to(device)
@@ -153,6 +164,7 @@ def frozen_graph(device: torch.device) -> None:
 def cases(small: bool) -> list[Case]:
     """``small``: without those that need 20 GB."""
     found = [captured_step, other_streams, same_every_time, frozen_graph]
+    found += [another_device] if torch.cuda.device_count() > 1 else []
     return [
         Case(f.__name__.replace("_", " "), f) for f in ([] if small else [big_scan, big_planes, big_product]) + found
     ]

@@ -38,11 +38,12 @@ __global__ void mma_s8_u8_kernel(const int8_t* a, const void* b, int32_t* d) {
                                [](int32_t (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_s8_u8(s, x, y); });
 }
 
-// Sixteen bytes a lane by way of shared memory; those of odd lanes are not valid.
+// Sixteen bytes a lane by way of shared memory; odd lanes have none to copy, and name no address.
 __global__ void cp_async_kernel(const uint8_t* from, uint8_t* to) {
   TANDEM_DYNAMIC_SHARED(memory);
   const int at = 16 * static_cast<int>(threadIdx.x);
-  cp_async_16(memory + at, from + at, threadIdx.x % 2 == 0);
+  const bool valid = threadIdx.x % 2 == 0;
+  cp_async_16(memory + at, valid ? from + at : nullptr, valid);
   cp_async_commit();
   cp_async_wait<0>();
   for (int i = 0; i < 16; ++i) to[at + i] = memory[at + i];
