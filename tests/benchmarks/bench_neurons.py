@@ -81,10 +81,24 @@ def test_gate_grad(throughput, shape):
     throughput(lambda: OPS.gate_grad(grad, bits, 1.0), 2 * grad.nbytes + bits.nbytes)
 
 
-@pytest.mark.parametrize("shape", [(128, 800), (32, 128, 16, 16)], ids=["linear", "conv"])
+products = pytest.mark.parametrize("shape", [(128, 800), (32, 128, 16, 16)], ids=["linear", "conv"])
+
+
+def channels_last(*shape: int) -> torch.Tensor:
+    return currents(*shape).contiguous(
+        memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    )
+
+
+@products
+def test_bn_statistics(throughput, shape):
+    product = channels_last(*shape)
+    throughput(lambda: OPS.bn_statistics(product, 1.0, None, None, None, 1e-5), product.nbytes)
+
+
+@products
 def test_bn_grad(throughput, shape):
-    channels_last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    grad, product = (currents(*shape).contiguous(memory_format=channels_last) for _ in range(2))
+    grad, product = (channels_last(*shape) for _ in range(2))
     bits, channel = mask(grad.numel()), torch.ones(shape[1])
     call = lambda: OPS.bn_grad(grad, bits, product, channel, channel, None, channel, 1e-5, 1.0)  # noqa: E731
     throughput(call, 5 * grad.nbytes + 2 * bits.nbytes)  # both inputs twice: once for the sums, once for the result
