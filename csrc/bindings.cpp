@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_fields() -> str");
   m.def("frozen_pack(Tensor weight, int groups, int dilation) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step) -> "
+      "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step, bool every_step) -> "
       "(Tensor readout, Tensor state)");
 }
 

@@ -25,9 +25,9 @@ def test_one_call_is_the_evaluation_and_the_stream(make: object) -> None:
     expected = net(x).detach()
     assert torch.equal(frozen(x), expected)
     assert all(not isinstance(p, CannotLower) for p in frozen._programs.values())
-    for _ in range(frozen.T or 0):
-        so_far = frozen.step(x)
-    assert torch.equal(so_far, expected)
+    steps = [frozen.step(x) for _ in range(frozen.T or 0)]
+    assert torch.equal(steps[-1], expected)
+    assert torch.equal(frozen.readouts(x), torch.stack(steps))
     assert torch.equal(frozen(x[2:3]), frozen(x)[2:3]) or torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)
 
 
@@ -42,10 +42,19 @@ def test_spikes_in(T: int) -> None:
     spikes = torch.rand(T, 7, 30).lt(0.4).float()
     x = te.SpikeTrain.from_dense(spikes)
     frozen = freeze(net, T=T)
-    for t in range(T):
-        so_far = frozen.step(spikes[t])
-    assert torch.equal(so_far, frozen(x))
+    steps = [frozen.step(spikes[t]) for t in range(T)]
+    assert torch.equal(steps[-1], frozen(x))
+    assert torch.equal(frozen.readouts(x), torch.stack(steps))
     assert torch.equal(frozen(x), net(x))
+
+
+@pytest.mark.parametrize("net", [spiking_net(), nn.Sequential(tnn.Residual(tnn.Linear(30, 30)), tnn.Readout(30, 5))])
+def test_what_a_spike_of_the_input_is_worth(net: nn.Module) -> None:
+    frozen, spikes = freeze(net), torch.rand(8, 7, 30).lt(0.4).float()
+    for gain in (1.0, 0.5, torch.tensor(2.0)):
+        x = te.SpikeTrain.from_dense(spikes, gain=gain)
+        assert torch.equal(frozen(x), net(x))
+        assert torch.equal(frozen.readouts(x)[-1], net(x))
 
 
 def test_the_input_itself_as_residual() -> None:
@@ -142,6 +151,7 @@ def test_an_empty_batch(make: object, warm: bool) -> None:
     logits, steps = frozen.anytime(x[:0])
     assert logits.shape == (0, outputs)
     assert steps.shape == (0,)
+    assert frozen.readouts(x[:0]).shape == (frozen.T, 0, outputs)
 
 
 def test_an_empty_batch_of_trains() -> None:

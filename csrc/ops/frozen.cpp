@@ -24,11 +24,16 @@ struct Header {
 };
 
 // One run of a program on a batch: the whole window, or in a stream one step, whose membrane potentials come from and
-// go back to `state`.
+// go back to `state`. With `every_step` the readout of a window is that after each of its steps.
 class Run {
  public:
-  Run(const Tensor& input, const Tensor& program, const Tensor& blob, const OptionalTensor& state, int64_t step)
-      : input_(input), blob_(static_cast<const char*>(blob.data_ptr())), blob_size_(blob.numel()), step_(step) {
+  Run(const Tensor& input, const Tensor& program, const Tensor& blob, const OptionalTensor& state, int64_t step,
+      bool every_step)
+      : input_(input),
+        blob_(static_cast<const char*>(blob.data_ptr())),
+        blob_size_(blob.numel()),
+        step_(step),
+        every_step_(every_step) {
     const auto* words = static_cast<const int64_t*>(program.data_ptr());
     constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
     TANDEM_CHECK(program.numel() >= header_words, "program is too short");
@@ -82,7 +87,8 @@ class Run {
           TANDEM_CHECK(false, "unknown instruction ", instruction.kind);
       }
     }
-    TANDEM_CHECK(answer.defined() && answer.size(1) == header_.outputs, "program has no readout of its outputs");
+    TANDEM_CHECK(answer.defined() && answer.size(answer.dim() - 1) == header_.outputs,
+                 "program has no readout of its outputs");
     return {answer, state_};
   }
 
@@ -240,33 +246,53 @@ class Run {
                            torch_parallel);
   }
 
-  // The features are the counts [B, C, H, W], averaged over windows where there is a kernel, flattened.
+  // [B, outputs]; of every step [T, B, outputs].
   Tensor readout(const Instruction& i) {
-    const int64_t features = i.height * i.width * i.channels;
-    const bool spatial = i.kernel_h > 0;
-    Tensor counts = spatial ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
-                            : empty_channels_last({batch_, features}, 1, ScalarType::Float, input_);
-    cpu::counts(source(i.input), static_cast<int32_t>(planes_), batch_ * features, counts.data_ptr(), DType::kFloat32,
-                torch_parallel);
+    const int64_t features = i.height * i.width * i.channels, n = batch_ * features;
+    Tensor counts = i.kernel_h > 0
+                        ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
+                        : empty_channels_last({batch_, features}, 1, ScalarType::Float, input_);
+    auto* now = static_cast<float*>(counts.data_ptr());
+    if (every_step_) return readout_of_every_step(i, counts, n);
+    cpu::counts(source(i.input), static_cast<int32_t>(planes_), n, now, DType::kFloat32, torch_parallel);
+    if (!streaming_) return answer(i, counts, header_.T);
+    float* so_far = state_floats(i.state);
+    for (int64_t k = 0; k < n; ++k) now[k] = so_far[k] = (step_ > 0 ? so_far[k] : 0.f) + now[k];
+    return answer(i, counts, step_ + 1);
+  }
+
+  Tensor readout_of_every_step(const Instruction& i, const Tensor& counts, int64_t n) {
+    const Tensor answers = empty_channels_last({T_, batch_, i.outputs}, 2, ScalarType::Float, input_);
+    auto* now = static_cast<float*>(counts.data_ptr());
+    std::vector<float> so_far(n, 0.f);
+    for (int64_t t = 0; t < T_; ++t) {
+      const uint8_t* plane = source(i.input) + t / 8 * n;
+      for (int64_t k = 0; k < n; ++k) now[k] = so_far[k] += static_cast<float>(plane[k] >> (t % 8) & 1);
+      Tensor row =
+          torch::stable::from_blob(static_cast<float*>(answers.data_ptr()) + t * batch_ * i.outputs,
+                                   Shape{batch_, i.outputs}, Shape{i.outputs, 1}, input_.device(), ScalarType::Float);
+      torch::stable::copy_(row, answer(i, counts, t + 1));
+    }
+    return answers;
+  }
+
+  // The readout after `steps` steps. Its features are the counts [B, C, H, W], which it may overwrite, averaged over
+  // windows where there is a kernel, flattened.
+  Tensor answer(const Instruction& i, Tensor counts, int64_t steps) const {
     const float* bias = floats(i.shift);
     std::vector<float> bias_so_far;
-    if (streaming_) {
-      auto* now = static_cast<float*>(counts.data_ptr());
-      float* so_far = state_floats(i.state);
-      for (int64_t n = 0; n < batch_ * features; ++n) now[n] = so_far[n] = (step_ > 0 ? so_far[n] : 0.f) + now[n];
-      if (bias != nullptr) {
-        const float share = static_cast<float>(step_ + 1) / static_cast<float>(header_.T);
-        for (int64_t n = 0; n < i.outputs; ++n) bias_so_far.push_back(bias[n] * share);
-        bias = bias_so_far.data();
-      }
+    if (bias != nullptr && steps != header_.T) {
+      const float share = static_cast<float>(steps) / static_cast<float>(header_.T);
+      for (int64_t n = 0; n < i.outputs; ++n) bias_so_far.push_back(bias[n] * share);
+      bias = bias_so_far.data();
     }
     const float gain = floats(i.constants)[0];
     if (gain != 1.f) {
       auto* c = static_cast<float*>(counts.data_ptr());
-      for (int64_t n = 0; n < batch_ * features; ++n) c[n] *= gain;
+      for (int64_t n = 0; n < counts.numel(); ++n) c[n] *= gain;
     }
-    int64_t inputs = features;
-    if (spatial) {
+    int64_t inputs = i.height * i.width * i.channels;
+    if (i.kernel_h > 0) {
       counts = i.stride_h > 0 ? aten::avg_pool(counts, {i.kernel_h, i.kernel_w}, {i.stride_h, i.stride_w},
                                                {i.padding_h, i.padding_w})
                               : aten::adaptive_avg_pool(counts, {i.kernel_h, i.kernel_w});
@@ -284,6 +310,7 @@ class Run {
   const Tensor& input_;
   const char* blob_;
   int64_t blob_size_, step_;
+  bool every_step_;
   Header header_;
   const Instruction* instructions_;
   bool streaming_, spikes_in_;
@@ -292,14 +319,16 @@ class Run {
   Tensor state_;
 };
 
-std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step) {
+std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step,
+                                      bool every_step) {
   TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
                "program must be contiguous int64");
   TANDEM_CHECK(blob.scalar_type() == ScalarType::Byte && blob.is_contiguous(), "blob must be contiguous uint8");
   const bool spikes = input.scalar_type() == ScalarType::Byte;
   TANDEM_CHECK(spikes || input.scalar_type() == ScalarType::Float, "input must be uint8 planes or float32");
   const Tensor dense = spikes ? to_channels_last(input, 2) : input;
-  return Run(dense, program, blob, state, step)();
+  TANDEM_CHECK(!every_step || !state.has_value(), "every_step is for a whole window, a state for one of its steps");
+  return Run(dense, program, blob, state, step, every_step)();
 }
 
 // weight [N, C / groups, *kernel] -> int32, the packed layout of the product kernel, for this horizontal dilation.

@@ -1,5 +1,7 @@
-"""Frozen networks: a whole window in one call, and one step of a stream. Together they have every instruction of a
-program: direct and impulse inputs, products, maxima, flattening, padding, currents of a projection, readouts.
+"""Frozen networks: a whole window in one call, with every step's readout, and one step of a stream.
+
+Together they have every instruction of a program: direct and impulse inputs, products, maxima, flattening, padding,
+currents of a projection, readouts.
 """
 
 from __future__ import annotations
@@ -62,6 +64,13 @@ def test_window_of_few_bits(benchmark, make):
     frozen, x = frozen_of(benchmark, make, 16, weight_bits=8)
     frozen(x)
     benchmark(frozen, x)
+
+
+@networks
+def test_every_step(benchmark, make):
+    frozen, x = frozen_of(benchmark, make, 16)
+    frozen.readouts(x)
+    benchmark(frozen.readouts, x)
 
 
 @networks

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from ..nn.quantise import check_bits
@@ -41,21 +40,18 @@ class _Program:
         self.segments = builder.segments
         self.outputs = builder.outputs
 
-    def run(self, x: Any, state: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
-        """The readout and the state after the whole window or, given a state, after one step."""
+    def run(
+        self, x: Any, state: Tensor | None = None, step: int = 0, every_step: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
         for layer in self.prefix:
             x = layer(x)
         source = x.planes if isinstance(x, SpikeTrain) else x.x
         source = F.pad(source, self.padding) if self.padding else source
-        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step)
+        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step, every_step)
 
     def first_state(self, batch: int) -> Tensor:
         return torch.zeros(sum(self.segments) * batch)
-
-    def keep(self, state: Tensor, rows: Tensor) -> Tensor:
-        """The state of the samples that ``rows``, a mask over the batch, selects."""
-        parts = state.split([size * len(rows) for size in self.segments])
-        return torch.cat([part.view(len(rows), -1)[rows].flatten() for part in parts])
 
 
 class FrozenNetwork(nn.Module):
@@ -147,7 +143,8 @@ class FrozenNetwork(nn.Module):
         Raises:
             TypeError: x_t is not a tensor.
             ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; a network that
-                has no program; spikes other than 0 and 1; a batch that changed without :meth:`reset`.
+                has no program; x_t is not on the CPU; spikes other than 0 and 1; a batch that changed without
+                :meth:`reset`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -170,8 +167,32 @@ class FrozenNetwork(nn.Module):
         return answer
 
     @torch.inference_mode()
+    def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
+        """What :meth:`step` would return at each step, [T, B, outputs], in one call, at about the price of one.
+
+        Args:
+            x: a batch as for a call.
+
+        Raises:
+            TypeError: x is no batch.
+            ValueError: a network that cannot stream (see :meth:`step`).
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+        >>> frozen, x = freeze(net), torch.rand(6, 3)
+        >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
+        True
+        """
+        _check_batch("x", x)
+        if isinstance(x, SpikeTrain):
+            self.T = x.T
+        return _streaming(self._program(x), x.device).run(x, every_step=True)[0]
+
+    @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Answers each sample as soon as it is sure of it.
+        """Answers each sample as it is as soon as it is sure of it.
+
+        A processor that takes one step after the other may stop there. This one computes all steps together, which
+        takes it less time than a few of them one by one.
 
         Args:
             x: a batch as for a call.
@@ -189,27 +210,15 @@ class FrozenNetwork(nn.Module):
         >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
         (torch.Size([6, 2]), True)
         """
-        _check_batch("x", x)
         if not isinstance(confidence, Real):
             raise TypeError(f"confidence: expected a number in (0, 1], got {describe(confidence)}")
         if not 0.0 < confidence <= 1.0:
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
-        if isinstance(x, SpikeTrain):
-            self.T = x.T
-        batch = x.shape[0]
-        program = self._streaming_program(_step_of(x, 0))
-        active, state = torch.arange(batch), program.first_state(batch)
-        logits = torch.empty(batch, program.outputs)
-        steps = torch.zeros(batch, dtype=torch.int64)
-        for t in range(program.T):
-            if not len(active):
-                break
-            answer, state = program.run(self._signal(_step_of(x, t)[active]), state, t)
-            sure = answer.softmax(1).amax(1) >= confidence
-            done = sure if t < program.T - 1 else torch.ones_like(sure)
-            logits[active[done]], steps[active[done]] = answer[done], t + 1
-            active, state = active[~done], program.keep(state, ~done)
-        return logits, steps
+        answers = self.readouts(x)
+        sure = answers.softmax(2).amax(2) >= confidence
+        sure[-1] = True
+        last = sure.int().argmax(0)  # the first step of those
+        return answers[last, torch.arange(len(last))], last + 1
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the network as one file, for :func:`load_frozen`: its layers, weights, T and weight bits.
@@ -238,14 +247,10 @@ class FrozenNetwork(nn.Module):
         else:
             self.shape = tuple(x_t.shape[1:])
             program = self._program(self.example())
-        if isinstance(program, CannotLower):
-            raise program
-        if not program.streams:
-            raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
-        return program
+        return _streaming(program, x_t.device)
 
     def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
-        key = tuple(x.shape[1:]), self.T, None if isinstance(x, SpikeTrain) else x.dtype
+        key = tuple(x.shape[1:]), self.T, float(x.gain) if isinstance(x, SpikeTrain) else x.dtype
         if key not in self._programs:
             self.shape = tuple(x.shape[1:])
             try:
@@ -318,6 +323,17 @@ def _names(dtypes: set[torch.dtype]) -> str:
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
+def _streaming(program: _Program | CannotLower, device: torch.device) -> _Program:
+    """The program, if it is one that can stream."""
+    if device.type != "cpu":
+        raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
+    if isinstance(program, CannotLower):
+        raise program
+    if not program.streams:
+        raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
+    return program
+
+
 def _check_batch(name: str, x: object, trains: bool = True) -> None:
     if isinstance(x, Tensor):
         if not x.dim():
@@ -332,7 +348,3 @@ def _silence(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
     if isinstance(x, SpikeTrain):
         return SpikeTrain.unchecked(x.planes.new_zeros(len(x.planes), 1, *x.shape[1:]), x.T, None, x.gain)
     return x.new_zeros(1, *x.shape[1:])
-
-
-def _step_of(x: Tensor | SpikeTrain, t: int) -> Tensor:
-    return spikes_at(x.planes, t) if isinstance(x, SpikeTrain) else x

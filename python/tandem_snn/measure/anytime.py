@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tandem_ext import SpikeTrain
-
 if TYPE_CHECKING:
     from ..frozen import FrozenNetwork
 
@@ -50,7 +48,7 @@ def metric_over_time(
     sums: list[float] = []
     samples = 0
     for x, targets in batches:
-        answers = _readouts(frozen, x)
+        answers = frozen.readouts(x)
         parts = [float(total(answer * len(answers) / t, targets)) for t, answer in enumerate(answers, 1)]
         sums = [a + b for a, b in zip(sums or [0.0] * len(parts), parts, strict=True)]
         samples += len(targets)
@@ -91,7 +89,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     sums = torch.zeros(len(confidences), 2, dtype=torch.float64)
     samples = 0
     for x, targets in batches:
-        answers = torch.stack(_readouts(frozen, x))
+        answers = frozen.readouts(x)
         highest = answers.softmax(2).amax(2)
         right = answers.argmax(2) == targets
         for i, confidence in enumerate(confidences):
@@ -102,14 +100,3 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
             sums[i, 1] += (last + 1).sum()
         samples += len(targets)
     return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
-
-
-def _readouts(frozen: FrozenNetwork, x: Any) -> list[Tensor]:
-    """The readout [B, outputs] after each step of a batch."""
-    frozen.reset()
-    if isinstance(x, SpikeTrain):
-        frozen.T = x.T
-    steps = x.to_dense() if isinstance(x, SpikeTrain) else [x] * (frozen.T or 0)
-    answers = [frozen.step(x_t) for x_t in steps]
-    frozen.reset()
-    return answers
