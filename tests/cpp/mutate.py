@@ -30,7 +30,7 @@ TESTS = {
     "norm": (["test_parallel", "fuzz_norm"], ["batch_norm"]),
     "product": (
         ["test_parallel", "fuzz_product", "test_spike_product"],
-        ["linear_if", "conv_if", "frozen", "determinism"],
+        ["linear_if", "conv_if", "int8_weights", "frozen", "determinism"],
     ),
 }
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.

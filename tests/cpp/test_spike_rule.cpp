@@ -1,4 +1,5 @@
 // The rules by which a product is cut up, at their borders.
+#include <cmath>
 #include <cstring>
 
 #include "check.h"
@@ -137,4 +138,59 @@ TEST(the_cheapest_width_wins) {
       }
     }
   }
+}
+
+// Each term of a cost grows with what it stands for, and with nothing else.
+TEST(what_lists_cost) {
+  const auto cost = [](const SpikeProduct& product, int width, double adds) {
+    Density density{{-1, -1, -1}};
+    density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width, and of no other
+    return width_cost(product, width, density);
+  };
+  for (int width : {1, 2, 4}) {
+    const double list = cost(linear(64, 0), width, 1);  // 64 inputs are compared at once
+    CHECK(list > 0 && cost(linear(1, 0), width, 1) == list && cost(linear(65, 0), width, 1) == 2 * list, "%d", width);
+    CHECK(list * runs_per_plane(1) == cost(linear(64, 0), 1, 1) * runs_per_plane(width), "runs of width %d", width);
+    const struct {
+      int64_t channels, stride, columns_and_copies;
+    } cases[] = {{64, 1, 3 + 3}, {64, 2, 2 * 3 + 3}, {64, 3, 9}, {65, 1, 2 * 3 + 3}, {65, 3, 2 * 9}};
+    for (const auto& c : cases) {
+      SpikeProduct product = conv3x3(c.channels, 0);
+      product.stride[0] = product.stride[1] = c.stride;
+      CHECK(cost(product, width, 1) == c.columns_and_copies * list, "%ld channels, stride %ld", long(c.channels),
+            long(c.stride));
+    }
+
+    const double fold = cost(linear(64, 16), width, 0) - cost(linear(64, 0), width, 0);
+    CHECK(fold > 0 && cost(linear(64, 48), width, 0) - list == 3 * fold, "three tiles of width %d", width);
+    CHECK(cost(linear(1025, 16), width, 0) - cost(linear(1025, 0), width, 0) == 2 * fold, "two K-blocks");
+    CHECK(cost(linear(64, 48), width, 2) - cost(linear(64, 48), width, 0) == 3 * 2 * 64, "additions");
+  }
+}
+
+TEST(what_the_matrix_unit_costs) {
+  const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
+  const auto cost = [](SpikeProduct product, int64_t rows, bool packed = true) {
+    const int32_t weights = 0;
+    product.batch = rows;
+    if (packed) product.packed = &weights;
+    return dense_cost(product);
+  };
+  const double expand = cost(linear(64, 0), 16);
+  CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
+  CHECK(near(cost(conv3x3(64, 0), 1), 3 * expand), "lines that rows share");
+
+  // Of a tile: what 64 inputs take, and what firing does.
+  const auto tile = [&](int64_t inputs, int64_t outputs, int64_t rows) {
+    return cost(linear(inputs, outputs), rows) - cost(linear(inputs, 0), rows);
+  };
+  const double multiply = tile(128, 16, 16) - tile(64, 16, 16), fire = tile(64, 16, 16) - multiply;
+  CHECK(near(tile(640, 16, 16), 10 * multiply + fire) && fire > 0, "inputs");
+  CHECK(near(tile(640, 48, 16), 3 * tile(640, 16, 16)), "outputs");
+  CHECK(near(tile(64, 16, 8), 2 * multiply + fire), "eight rows where there is room for sixteen");
+
+  const auto pack = [&](int64_t inputs, int64_t outputs, int64_t rows) {
+    return cost(linear(inputs, outputs), rows, false) - cost(linear(inputs, outputs), rows);
+  };
+  CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
 }
