@@ -127,15 +127,30 @@ TEST(rows_expanded_at_a_time) {
   CHECK(dense_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
 }
 
-// The choice changes exactly where the costs cross.
-TEST(the_cheapest_width_wins) {
+// Sparse to dense, the choice changes, and it does so where the costs of the two widths cross.
+TEST(the_choice_changes_where_costs_cross) {
   for (const SpikeProduct& product : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
-    for (double nibbles = 0; nibbles <= 2; nibbles += 0.01) {
-      const Density density{{1.9 * nibbles, 1.5 * nibbles, nibbles}};
-      const int chosen = choose_width(product, density, false);
-      for (int width : {1, 2, 4}) {
-        CHECK(width_cost(product, chosen, density) <= width_cost(product, width, density), "%g nibbles", nibbles);
+    for (bool matrix_unit : {false, true}) {
+      const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
+      const auto choice = [&](double nibbles) { return choose_width(product, density(nibbles), matrix_unit); };
+      const auto cost = [&](int width, double nibbles) {
+        return width == kDense ? dense_cost(product) : width_cost(product, width, density(nibbles));
+      };
+      int changes = 0;
+      for (int i = 0; i < 200; ++i) {
+        double low = 0.01 * i, high = 0.01 * (i + 1);
+        const int before = choice(low);
+        for (int width : {1, 2, 4}) CHECK(cost(before, low) <= cost(width, low), "%g nibbles, width %d", low, width);
+        if (choice(high) == before) continue;
+        ++changes;
+        for (int step = 0; step < 60; ++step) {
+          const double middle = (low + high) / 2;
+          (choice(middle) == before ? low : high) = middle;
+        }
+        const double left = cost(before, high), right = cost(choice(high), high);
+        CHECK(right < left && left < (1 + 1e-9) * right, "%g nibbles: %g and %g", high, left, right);
       }
+      CHECK(changes > 0, "%ld inputs, matrix unit %d", long(product.inputs()), int(matrix_unit));
     }
   }
 }
