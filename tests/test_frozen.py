@@ -197,6 +197,24 @@ def test_errors() -> None:
         freeze(resu).step(x)
 
 
+def test_other_weights_make_another_program() -> None:
+    (net, x), (other, _) = mlp(), mlp()
+    frozen = freeze(net.eval())
+    frozen(x)
+    frozen.load_state_dict(freeze(other.eval()).state_dict())
+    assert torch.equal(frozen(x), other(x))
+    assert torch.equal(frozen.double()(x.double()), frozen.net(x.double()))
+
+
+def test_programs_of_many_sizes_do_not_pile_up() -> None:
+    net, _ = averaged()
+    frozen = freeze(net.eval())
+    for size in range(4, 16):
+        x = torch.rand(2, 1, size, size)
+        assert torch.equal(frozen(x), net(x))
+    assert len(frozen._programs) == 8
+
+
 def test_state_dict_and_repr() -> None:
     net, _x = mlp()
     frozen = freeze(net)

@@ -187,10 +187,12 @@ class Run {
 
   void product(const Instruction& i) { cpu::product_if(synapses(i, source(i.input)), neurons(i), torch_parallel); }
 
-  // A current is the potential, after one step, of a neuron that begins at 0 and never fires.
+  // A current is the potential, after one step, of a neuron that begins at 0 and never fires: all steps are samples of
+  // one batch.
   void currents(const Instruction& i) {
     NeuronArgs<float> a = layer(i);
     a.T = 1;
+    a.neurons *= T_;
     const int64_t inputs = batch_ * i.height * i.width * i.channels;
     const Tensor steps = empty(T_ * inputs, ScalarType::Byte, input_);
     const Tensor silence = empty(a.neurons, ScalarType::Byte, input_);
@@ -198,9 +200,9 @@ class Run {
     cpu::split_steps(source(i.input), static_cast<int32_t>(T_), inputs, spikes, torch_parallel);
     a.planes = static_cast<uint8_t*>(silence.data_ptr());
     a.v = reinterpret_cast<float*>(value(i.output));
-    for (int64_t t = 0; t < T_; ++t, spikes += inputs, a.v += a.neurons) {
-      cpu::product_if(synapses(i, spikes), a, torch_parallel);
-    }
+    SpikeProduct product = synapses(i, spikes);
+    product.batch *= T_;
+    cpu::product_if(product, a, torch_parallel);
   }
 
   SpikeProduct synapses(const Instruction& i, const uint8_t* planes) const {

@@ -22,6 +22,8 @@ from .program import Builder
 from .quantise import quantise_
 from .trace import CannotLower, trace
 
+MOST_PROGRAMS = 8  # each has its own copy of the packed weights
+
 
 class _Program:
     """The program for inputs of one shape."""
@@ -107,8 +109,17 @@ class FrozenNetwork(nn.Module):
         return answer
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
-        self._graphs.clear()  # they read the weights where they were
+        self._forget_weights()
         return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        self._forget_weights()
+        super()._load_from_state_dict(*arguments, **keywords)
+
+    def _forget_weights(self) -> None:
+        """Programs have a copy of the weights, and graphs read them where they were."""
+        self._programs.clear()
+        self._graphs.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the programs: another version or machine may pack weights in another way. Graphs are not data."""
@@ -252,6 +263,8 @@ class FrozenNetwork(nn.Module):
     def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
         key = tuple(x.shape[1:]), self.T, float(x.gain) if isinstance(x, SpikeTrain) else x.dtype
         if key not in self._programs:
+            if len(self._programs) == MOST_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
             self.shape = tuple(x.shape[1:])
             try:
                 self._programs[key] = _Program(self.net, x[:1] if len(x) else _silence(x))

@@ -32,11 +32,14 @@ def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int]
             window of T steps: the current of that step, by the very kernel that would have fed it to neurons.
     """
     with torch.no_grad():
-        if isinstance(x, ConstantInput):
-            current = potential(step_of(x, 0), x.T)
-            currents = current.expand(x.T, *current.shape)
+        if isinstance(x, SpikeTrain):  # all steps are samples of one batch
+            steps = x.to_dense(torch.uint8).flatten(0, 1).unsqueeze(0)
+            samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
+            currents = samples.unflatten(0, (x.T, x.shape[0]))
         else:
-            currents = torch.stack([potential(step_of(x, t), x.T) for t in range(x.T)])
+            first = potential(step_of(x, 0), x.T)
+            later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)
+            currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
     return currents if z is None else apply(_Spread, z, currents)
 
 
