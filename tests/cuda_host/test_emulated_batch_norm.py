@@ -157,6 +157,10 @@ def test_gradients(emulator: Emulator, dtype: torch.dtype, offset: int) -> None:
         xhat = (gain * p.u - gain * mean) * rstd
         centred = gz - out["grad_beta"] / rows - xhat * out["grad_gamma"] / rows
         assert torch.equal(out["grad_product"], known["scale"] * centred), f"{rows} x {channels}"
+        if emulator.checked:  # once for the sums, once for the gradient
+            for name in ("grad", "u"):
+                touches = emulator.touches(name)
+                assert (touches.least_reads, touches.most_reads) == (2, 2), name
 
 
 def test_traffic(checked: Emulator) -> None:
@@ -170,9 +174,21 @@ def test_traffic(checked: Emulator) -> None:
     read = checked.traffic("u")
     assert read.bytes == 4 * rows * channels
     assert read.sectors == read.least_sectors == read.bytes // 32
+    assert read.requests == read.bytes // 512
     for write in (False, True):
         shared = checked.traffic("shared dynamic shared memory", write)
         assert shared.waves == shared.least_waves
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "slices"),
+    [(1, 1, 1), (63, 8, 1), (64, 8, 2), (1030, 8, 32), (10**6, 128, 256), (10**6, 512, 256), (10**6, 641, 171)],
+)
+def test_slices(plain: Emulator, rows: int, channels: int, slices: int) -> None:
+    """Blocks enough to fill a GPU, each of 32 rows or more."""
+    needed = plain.lib.emulated_batch_norm_workspace
+    needed.restype = ctypes.c_int64
+    assert needed(ctypes.c_int64(rows), ctypes.c_int64(channels)) == 2 * slices * channels
 
 
 def test_the_sums_do_not_depend_on_the_schedule(plain: Emulator) -> None:

@@ -10,6 +10,7 @@ from harness import DTYPES, Emulator, pointer
 from neuron_layers import pack, pack_mask, unpack
 
 SIZES = [1, 7, 32, 100, 1028]
+OFFSETS = [(0, 0), (1, 1), (0, 1), (1, 0)]  # elements that input and output begin past an aligned address
 DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -34,13 +35,15 @@ def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int)
     g = torch.Generator().manual_seed(N + T)
     spikes = (torch.rand(T, N, generator=g) < 0.3).to(dtype)
     values = spikes.clone()
+    if not dtype.is_floating_point and dtype != torch.bool:
+        values[-1] *= torch.iinfo(dtype).min or 128  # the highest bit alone is a spike
     if dtype.is_floating_point:
         values[spikes == 0] = -0.0  # silent, as 0 is
         values[0, spikes[0] != 0] = float("nan")  # not zero: a spike
-    for offset in (0, 1):
+    for offset, to in OFFSETS:
         emulator.begin()
         dense = emulator.place("spikes", values, offset=offset)
-        planes = emulator.output("planes", [(T + 7) // 8, N], torch.uint8, offset)
+        planes = emulator.output("planes", [(T + 7) // 8, N], torch.uint8, to)
         size, is_float = dtype.itemsize, dtype.is_floating_point
         assert emulator.lib.emulated_pack(pointer(dense), size, is_float, T, ctypes.c_int64(N), pointer(planes)) == 0
         once(emulator, "spikes")
@@ -48,7 +51,7 @@ def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int)
 
         emulator.begin()
         planes = emulator.place("planes", planes, offset=offset)
-        out = emulator.output("spikes", [T, N], dtype, offset)
+        out = emulator.output("spikes", [T, N], dtype, to)
         one = int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
         arguments = pointer(planes), T, ctypes.c_int64(N), pointer(out), size, ctypes.c_uint64(one)
         assert emulator.lib.emulated_unpack(*arguments) == 0
@@ -63,10 +66,10 @@ def test_counts(emulator: Emulator, dtype: torch.dtype, P: int, N: int) -> None:
     planes = torch.randint(256, (P, N), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
     planes[:, 0] = 255
     planes[-1] &= 127  # T is at most 255
-    for offset in (0, 1):
+    for offset, to in OFFSETS:
         emulator.begin()
         placed = emulator.place("planes", planes, offset=offset)
-        counts = emulator.output("counts", [N], dtype, offset)
+        counts = emulator.output("counts", [N], dtype, to)
         arguments = pointer(placed), P, ctypes.c_int64(N), pointer(counts), DTYPES[dtype]
         assert emulator.lib.emulated_counts(*arguments) == 0
         once(emulator, "planes")
@@ -81,10 +84,10 @@ def test_gate_grad(emulator: Emulator, dtype: torch.dtype, N: int) -> None:
     open_ = torch.rand(N, generator=g) < 0.5
     grad[~open_] = float("nan")  # a closed gate lets nothing through
     mask = pack_mask(open_)
-    for offset in (0, 1):
+    for offset, to in OFFSETS:
         emulator.begin()
         placed, bits = emulator.place("grad", grad, offset=offset), emulator.place("mask", mask, offset=offset)
-        out = emulator.output("grad_z", [N], dtype, offset)
+        out = emulator.output("grad_z", [N], dtype, to)
         arguments = pointer(placed), DTYPES[dtype], pointer(bits), ctypes.c_double(0.3), ctypes.c_int64(N), pointer(out)
         assert emulator.lib.emulated_gate_grad(*arguments) == 0
         once(emulator, "grad")

@@ -18,6 +18,7 @@ from neuron_layers import (
     Outputs,
     check_outputs,
     expected,
+    pack,
     place_neurons,
     random_layer,
 )
@@ -100,9 +101,11 @@ def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
         assert written.sectors == written.least_sectors, name
 
 
-def test_potentials_that_begin_anew_within_four_neurons(checked: Emulator) -> None:
-    """Four samples of six features: four neurons at a time would reach over the end of v_init."""
-    check(checked, Layer(torch.randn(8, 4, 6), 8, v_init=torch.randn(6)))
+@pytest.mark.parametrize("name", ["scale", "shift", "residual_scale", "v_init"])
+def test_parameters_that_begin_anew_within_four_neurons(checked: Emulator, name: str) -> None:
+    """Four samples of six features: four neurons at a time would reach over the end of one parameter."""
+    residual = pack(torch.rand(8, 4, 6) < 0.5) if name == "residual_scale" else None
+    check(checked, Layer(torch.randn(8, 4, 6), 8, residual=residual, **{name: torch.randn(6)}))
 
 
 def test_special_values(plain: Emulator) -> None:
