@@ -1,8 +1,8 @@
 """The network of a benchmark: plain tensors, from which every competitor builds its own version of the same thing.
 
-Weights are multiples of 2⁻¹⁸, of 2⁻¹⁰ where they meet images, which are multiples of 2⁻⁸, and T is a power of two: every
-sum, below 64, is then exact in float32, in whatever order it is taken, and all versions of a network without batch norm
-must give the same spikes. Weights of 17 bits cost what any float32 weights cost: three bytes on a matrix unit.
+Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ where they meet images, multiples of 2⁻⁸, and T is a power of two: sums, below
+64, are then exact in float32, in whatever order they are taken, and all versions of a network without batch norm must
+give the same spikes. Weights of 17 bits cost what any float32 weights cost: three bytes on a matrix unit.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ be measured again with the command that stands above its table.
 - **Answers first.** Weights are multiples of 2⁻¹⁸ (beside images, whose products with them are floats, of 2⁻¹⁰), biases
   and inputs of coarser steps, and T is a power of two, so that sums are exact in any order: without batch norm, all
   competitors' spikes must be *equal*, and are compared before anything is timed. Weights of so many bits are packed as
-  any float32 weights are, into three bytes on a matrix unit; coarser ones would be cheaper. With batch norm, statistics are rounded differently; the fraction of counts that differ is stated. Where
-  a table says *not compared*, nobody else computes the same, or `tests/test_bench.py` compares a smaller network.
+  any float32 weights are, into three bytes on a matrix unit; coarser ones would be cheaper. With batch norm, statistics
+  are rounded differently; the fraction of counts that differ is stated. Where a table says *not compared*, nobody else
+  computes the same, or `tests/test_bench.py` compares a smaller network.
 - **Spikes decide the cost**, so their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are
   stated for every train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
   *iid*: independent of each other, the worst case at a given rate.
