@@ -124,3 +124,28 @@ def test_autocast(device):
     double = torch.randn(9, 7, dtype=torch.float64, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         assert f.linear_if(x, double).counts.dtype == torch.float64
+
+
+def test_a_change_of_the_weights_by_any_route_is_seen(device):
+    """Nothing of a weight is remembered from call to call, its address and version least of all."""
+    x, weight = train(8, 4, 40, device=device), dyadic(33, 40, device=device)
+
+    def by_numpy():
+        weight.numpy()[:] *= -1
+
+    def by_another_tensor():
+        weight.data = dyadic(33, 40, device=device)
+
+    def by_its_data():
+        weight.data.copy_(dyadic(33, 40, device=device))
+
+    def in_place():
+        weight.neg_()
+
+    routes = [in_place, by_its_data, by_another_tensor, *([by_numpy] if device.type == "cpu" else [])]
+    for change in routes:
+        before = f.linear_if(x, weight).planes
+        change()
+        after = f.linear_if(x, weight)
+        assert_same(after, ref.linear_if(x, weight))
+        assert not torch.equal(after.planes, before), change.__name__

@@ -149,6 +149,25 @@ def test_workers_of_a_data_loader(method):
         assert torch.equal(result, wanted)
 
 
+class NewThreads(Dataset):
+    """How many threads a layer with work for many adds to the process that asks."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        x, weight = train(8, 256, 784), dyadic(800, 784)
+        before = len(os.listdir("/proc/self/task"))
+        f.linear_if(x, weight)
+        return len(os.listdir("/proc/self/task")) - before
+
+
+def test_workers_of_a_data_loader_compute_by_themselves():
+    """torch gives each worker one thread, which our kernels keep to: cores are not asked for twice."""
+    loader = DataLoader(NewThreads(), batch_size=None, num_workers=2, multiprocessing_context="spawn", timeout=120)
+    assert list(loader) == [0, 0]
+
+
 def _send(queue, x, weight):
     queue.put(f.linear_if(x, weight).planes)
     queue.get()  # the receiver has it; the memory is shared until then

@@ -3,19 +3,23 @@
     python tests/benchmarks/nir_consumers.py --data-dir DIR
 
 trains a small convolutional network on 20,000 images of Fashion-MNIST for one epoch (T = 8), exports it, and runs the
-file on 500 test images in each simulator: as its own import has it, and with the neuron put right. docs/nir.md has the
-table it prints.
+file on 500 test images in each simulator: as its own import has it, and with the neuron put right. It writes
+docs/results/nir.json; `--table` writes the table in docs/nir.md from that.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from documents import origin, read, results, write_table
 
 from tandem_snn.data import load
 
@@ -24,34 +28,58 @@ from networks import differing, own_counts, trained_on_fashion_mnist
 from test_nir import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 
 IMAGES, T = 500, 8
+PACKAGES = ("nir", "nirtorch", "norse", "sinabs", "snntorch", "spikingjelly")
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| simulator | neurons with another count, by layer | accuracy |", "| --- | --- | --- |"]
+    for row in result["rows"]:
+        shares = ", ".join(f"{100 * share:.2g} %" for share in row["differing"])
+        lines.append(f"| {row['simulator']} | {shares} | {100 * row['accuracy']:.1f} % |")
+    return "\n".join(lines)
+
+
+def measure(data: Any) -> list[dict[str, Any]]:
+    net = trained_on_fashion_mnist(data, T)
+    x, labels = next(data.test.batches(IMAGES))
+    counts, answer = own_counts(net, x)
+    rows: list[dict[str, Any]] = []
+
+    def add(simulator: str, shares: list[float], theirs: torch.Tensor) -> None:
+        accuracy = (theirs.argmax(1) == labels).double().mean().item()
+        rows.append({"simulator": simulator, "differing": shares, "accuracy": accuracy})
+        print(rows[-1], flush=True)
+
+    def run(simulator: str, consumer: Any) -> None:
+        spikes, theirs = counts_of(*consumer, x)
+        add(simulator, differing(counts, spikes), theirs)
+
+    add("tandem_snn", [], answer)
+    with tempfile.TemporaryDirectory() as folder:
+        run('nirtorch, `neurons="primitives"`', by_nirtorch(file_of(net, x, Path(folder), neurons="primitives")))
+        path = file_of(net, x, Path(folder))
+        run("SpikingJelly, its import, then `v_reset=None`", by_spikingjelly(path))
+        run("sinabs, its import, then `spike_fn=SingleSpike`, `min_v_mem=None`", by_sinabs(path, len(x)))
+        run("snnTorch, its import, then `beta=1`, `reset_delay=True`", by_snntorch(path))
+        alone = by_sinabs(path, len(x), soft=False)
+        run("sinabs, its import alone (several spikes a step, a floor at -ϑ)", alone)
+        run("snnTorch, its import alone (leak of 0.9)", by_snntorch(path, soft=False))
+        run("SpikingJelly, its import alone (hard reset)", by_spikingjelly(path, soft=False))
+        run("Norse, its import (hard reset; its IF has no other)", by_norse(path))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    data = load("fashion-mnist", parser.parse_args().data_dir, validation=False)
-    torch.set_num_threads(1)
-    net = trained_on_fashion_mnist(data, T)
-    x, labels = next(data.test.batches(IMAGES))
-    counts, answer = own_counts(net, x)
-
-    def report(simulator: str, spikes: list[torch.Tensor], theirs: torch.Tensor) -> None:
-        shares = ", ".join(f"{100 * share:.3g} %" for share in differing(counts, spikes))
-        right = 100 * (theirs.argmax(1) == labels).double().mean().item()
-        print(f"| {simulator} | {shares} | {right:.1f} % |", flush=True)
-
-    print("| simulator | neurons with another count, by layer | accuracy |\n| --- | --- | --- |")
-    report("tandem_snn", counts, answer)
-    with tempfile.TemporaryDirectory() as folder:
-        report("nirtorch, primitives", *counts_of(*by_nirtorch(file_of(net, x, Path(folder), neurons="primitives")), x))
-        path = file_of(net, x, Path(folder))
-        report("SpikingJelly, v_reset=None", *counts_of(*by_spikingjelly(path), x))
-        report("snnTorch, beta=1", *counts_of(*by_snntorch(path), x))
-        report("sinabs, single spikes, no floor", *counts_of(*by_sinabs(path, len(x)), x))
-        report("SpikingJelly, its own import", *counts_of(*by_spikingjelly(path, soft=False), x))
-        report("snnTorch, its own import", *counts_of(*by_snntorch(path, soft=False), x))
-        report("sinabs, its own import", *counts_of(*by_sinabs(path, len(x), soft=False), x))
-        report("Norse, its own import", *counts_of(*by_norse(path), x))
+    parser.add_argument("--table", action="store_true", help="only write the table in docs/nir.md")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(1)
+        facts = {**origin(__file__), "packages": {name: version(name) for name in PACKAGES}, "images": IMAGES, "T": T}
+        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
+        results("nir").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    write_table("nir.md", "nir", table(read("nir")))
 
 
 if __name__ == "__main__":

@@ -262,15 +262,17 @@ class FrozenNetwork(nn.Module):
 
     def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
         key = tuple(x.shape[1:]), self.T, float(x.gain) if isinstance(x, SpikeTrain) else x.dtype
-        if key not in self._programs:
-            if len(self._programs) == MOST_PROGRAMS:
-                del self._programs[next(iter(self._programs))]
+        program = self._programs.get(key)
+        if program is None:
             self.shape = tuple(x.shape[1:])
             try:
-                self._programs[key] = _Program(self.net, x[:1] if len(x) else _silence(x))
+                program = _Program(self.net, x[:1] if len(x) else _silence(x))
             except CannotLower as reason:
-                self._programs[key] = reason
-        return self._programs[key]
+                program = reason.with_traceback(None)  # whose frames hold every value of the network
+            if len(self._programs) >= MOST_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)), None)
+            self._programs[key] = program
+        return program
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
