@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from tandem_snn.convert import convert
 from tandem_snn.frozen import FrozenNetwork, freeze
 from tandem_snn.frozen.trace import CannotLower
 from tandem_snn.nn.quantise import quantise
@@ -195,6 +196,12 @@ def test_errors() -> None:
     assert torch.equal(freeze(resu)(x), resu(x))
     with pytest.raises(ValueError, match="cannot stream"):
         freeze(resu).step(x)
+
+
+def test_one_neuron_after_spikes_that_are_worth_a_tensor() -> None:
+    ann = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    net, x = convert(ann, T=8), torch.rand(5, 6)
+    assert torch.equal(freeze(net)(x), net(x))
 
 
 def test_other_weights_make_another_program() -> None:

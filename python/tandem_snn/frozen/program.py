@@ -35,7 +35,8 @@ class Blob:
     def put(self, values: Tensor) -> int:
         """Appends the tensor's bytes and returns their offset."""
         offset = self.size
-        data = values.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        flat = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))  # one number may have stride 0
+        data = flat.view(torch.uint8)
         padding = -data.numel() % ALIGNMENT
         self._pieces += [data, torch.zeros(padding, dtype=torch.uint8)]
         self.size += data.numel() + padding
