@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn.convert import convert
 from tandem_snn.frozen import FrozenNetwork, freeze
 from tandem_snn.frozen.trace import CannotLower
 from tandem_snn.nn.quantise import quantise
@@ -199,8 +198,9 @@ def test_errors() -> None:
 
 
 def test_one_neuron_after_spikes_that_are_worth_a_tensor() -> None:
-    ann = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
-    net, x = convert(ann, T=8), torch.rand(5, 6)
+    worth = tnn.Linear(6, 4, threshold=torch.tensor(0.5), gain="threshold")
+    net = nn.Sequential(tnn.Encoder(T=8), worth, tnn.Linear(4, 1), tnn.Linear(1, 4), tnn.Readout(4, 2)).eval()
+    x = torch.rand(5, 6)
     assert torch.equal(freeze(net)(x), net(x))
 
 
