@@ -38,7 +38,7 @@ int64_t block_rows(const SpikeProduct& product, const Tiling& tiling, int planes
 }
 
 int64_t dense_rows(const SpikeProduct& product, int planes) {
-  constexpr int64_t kMaxBytes = 1 << 20;  // spikes expanded at a time
+  constexpr int64_t kMaxBytes = 3 << 18;  // spikes expanded at a time: beside them the L2 cache holds digits
   const int64_t rows = kMaxBytes / (8 * planes * std::max<int64_t>(product.inputs(), 1));
   return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
 }
