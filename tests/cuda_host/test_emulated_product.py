@@ -185,6 +185,7 @@ def test_weights_that_are_not_finite(plain: Emulator, mode: int) -> None:
     ("mode", "T", "rows", "inputs", "groups", "outputs", "fused"),
     [
         (FLOAT16, 8, 10**6, 4096, 1, 4096, True),
+        (INT8, 8, 10**6, 4096, 1, 4096, True),
         (FLOAT32, 8, 10**6, 4096, 1, 4096, True),
         (FLOAT32_HIGH, 8, 32, 4096, 1, 4096, True),  # bound by the weights
         (FLOAT32_HIGH, 8, 33, 4096, 1, 4096, False),
