@@ -178,7 +178,12 @@ TEST(what_lists_cost) {
 
     const double fold = cost(linear(64, 16), width, 0) - cost(linear(64, 0), width, 0);
     CHECK(fold > 0 && cost(linear(64, 48), width, 0) - list == 3 * fold, "three tiles of width %d", width);
-    CHECK(cost(linear(1025, 16), width, 0) - cost(linear(1025, 0), width, 0) == 2 * fold, "two K-blocks");
+    const auto of_block = [&](int64_t blocks) {
+      const int64_t inputs = 1024 * blocks;
+      return cost(linear(inputs, 16), width, 0) - cost(linear(inputs, 0), width, 0) - fold;
+    };
+    CHECK(of_block(1) == 0 && of_block(2) > 0 && of_block(2) < fold, "a K-block adds up, the last one fires, too");
+    CHECK(of_block(3) == 2 * of_block(2), "three K-blocks");
     CHECK(cost(linear(64, 48), width, 2) - cost(linear(64, 48), width, 0) == 3 * 2 * 64, "additions");
   }
 }

@@ -82,18 +82,18 @@ double width_cost(const SpikeProduct& product, int width, const Density& density
   const double tiles = static_cast<double>(product.group_outputs()) / 16,
                inputs = static_cast<double>(product.inputs());
   const double blocks = static_cast<double>(Tiling(product).blocks);
-  return tiles * (density.adds[index] * inputs + blocks * fold_and_fire[index]) +
+  return tiles * (density.adds[index] * inputs + fold_and_fire[index] + 80 * (blocks - 1)) +
          8.0 * static_cast<double>(runs_per_plane(width) * (compares + copies));
 }
 
 double dense_cost(const SpikeProduct& product) {
   const DenseRows rows(product);
   const double tiles = static_cast<double>(product.group_outputs()) / 16;
-  const double multiply = 31.0 * rows.idle * static_cast<double>(DenseShape(product).chunks()), fire = 140;
-  const double expand = 1.3 * static_cast<double>(rows.pixels * product.group_channels());
+  const double multiply = 31.0 * rows.idle * static_cast<double>(DenseShape(product).chunks()), fire = 190;
+  const double expand = 1.9 * static_cast<double>(rows.pixels * product.group_channels());
   const double weights =
       product.packed == nullptr ? static_cast<double>(product.inputs() * product.group_outputs()) : 0;
-  return tiles * (multiply + fire) + expand + 1.7 * weights / static_cast<double>(product.rows());
+  return tiles * (multiply + fire) + expand + 1.1 * weights / static_cast<double>(product.rows());
 }
 
 int choose_width(const SpikeProduct& product, const Density& density, bool matrix_unit) {

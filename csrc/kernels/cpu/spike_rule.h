@@ -42,14 +42,15 @@ struct Density {
   static Density measure(const uint8_t* bytes, int64_t size);
 };
 
-// Cycles per row and group of channels: additions, folding and firing, making the lists. The constants are rounded from
-// times of 12 layers on an Intel processor with AVX-512 (linear and 3 x 3, K = 576 .. 1152, N = 64 .. 800, rates 10 ..
-// 25%), in which the cheapest width cost at most 3% more time than the fastest one.
+// The time per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding and firing,
+// making the lists. The constants are rounded from times of 12 layers on an Intel processor with AVX-512 (linear and
+// 3 x 3, K = 576 .. 1152, N = 64 .. 800, rates 10 .. 25%), in which the cheapest width cost at most 3% more time than the
+// fastest one; that of K-blocks beyond the first, later, from 3 x 3 layers of 128 channels.
 double width_cost(const SpikeProduct& product, int width, const Density& density);
 
-// The same by the matrix unit, in the same unit of time: in 35 cases on a Xeon with AMX (linear and 3 x 3, K = 256 ..
-// 2304, N = 64 .. 2048, rates 5 .. 25%) the ratio of the two costs was that of the times within a fifth, but for layers
-// that are mostly packed, to which it is harder than need be; they are better listed all the same.
+// The same by the matrix unit, in the same unit of time. On a Xeon with AMX, for five layers (linear and 3 x 3, K = 288 ..
+// 1152, N = 64 .. 800) at rates from 1 to 15%, layers go to the unit where it takes at most a quarter more time than
+// lists, and not before it takes at most a fifth less.
 double dense_cost(const SpikeProduct& product);
 
 // The bucket width of least cost, kDense among them where there is a matrix unit.
