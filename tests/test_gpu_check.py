@@ -108,6 +108,27 @@ def test_timings_run(measured):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("where", ["peaks", "row", "case"])
+def test_what_fails_costs_no_more_than_itself(where, tmp_path, monkeypatch):
+    """What was found before is written all the same."""
+
+    def broken(*_, **__):
+        raise RuntimeError("an illegal memory access was encountered\nmore of it")
+
+    if where == "peaks":
+        monkeypatch.setattr(timing, "peaks", broken)
+    elif where == "row":
+        monkeypatch.setattr(timing.te.functional, "linear_if", broken)
+    else:
+        monkeypatch.setattr(timing, "random_weight", broken)
+    assert check.main(["--device", "cpu", "--small", "--only", "timings", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())
+    assert "an illegal memory access was encountered" in found["checks"]["timings"]["failures"]["all"]
+    assert any(row["case"].startswith("scan") and "microseconds" in row for row in found["rows"]) == (where != "peaks")
+    assert "illegal" in path.with_suffix(".md").read_text() or where == "peaks"
+
+
 def test_it_ends_in_time():
     bench = timing.Bench(CPU, small=True, until=0.0)
     rows = timing.measure(bench, lambda _: None)

@@ -38,7 +38,7 @@ def table(result: dict[str, Any]) -> str:
         f"# {result['card']}, commit {result['commit']}",
         "",
         f"torch {result['torch']}, CUDA {result['cuda']}, driver {result['driver']}. "
-        f"Copy {peaks['copy'] / 1e9:.0f} GB/s; "
+        f"Copy {peaks.get('copy', math.nan) / 1e9:.0f} GB/s; "
         + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in peaks.items() if name != "copy")
         + " times 10^12 operations a second, measured. Medians, caches cold.",
         "",

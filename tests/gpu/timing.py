@@ -45,6 +45,10 @@ class Row:
         return max(self.bytes / peaks["copy"], self.operations / peaks[self.rate] if self.rate else 0.0)
 
 
+def failed(case: str, way: str, error: Exception) -> Row:
+    return Row(case, way, float("nan"), note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}")
+
+
 class Clock:
     """Seconds of a call: the median of several, each after the caches were overwritten; CUDA events, or host time."""
 
@@ -112,10 +116,8 @@ class Bench:
             return Row(case, way, self.clock(call), memory=self.clock.memory(call), **known)
         except torch.OutOfMemoryError:
             return Row(case, way, float("nan"), note="out of memory")
-        except Exception as error:  # of another library, or of a compiler: the other rows are still worth having
-            if way.startswith("tandem"):
-                raise
-            return Row(case, way, float("nan"), note=f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
+        except Exception as error:  # of a kernel, a compiler, another library: the other rows are still worth having
+            return failed(case, way, error)
 
 
 @contextlib.contextmanager
@@ -399,10 +401,17 @@ CASES = {
 }  # fmt: skip
 
 
+def rows_of(name: str, bench: Bench) -> Iterator[Row]:
+    try:
+        yield from CASES[name](bench)
+    except Exception as error:  # between two rows
+        yield failed(name, "tandem", error)
+
+
 def measure(bench: Bench, say: Callable[[Row], None]) -> list[Row]:
     rows = []
-    for case in CASES.values():
-        for row in case(bench):
+    for name in CASES:
+        for row in rows_of(name, bench):
             say(row)
             rows.append(row)
     return rows
