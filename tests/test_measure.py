@@ -102,6 +102,14 @@ def test_synops_after_pooling_to_counts():
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
 
 
+def test_spikes_that_reach_no_synapses_cost_nothing_over_time():
+    net = nn.Sequential(
+        tnn.Encoder(T=8), tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(2, 4)
+    )
+    x = torch.rand(3, 1, 6, 6)
+    assert measure.synops_over_time(net, x) == [measure.synops(net, x).snn] * 8
+
+
 @pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])
 def test_an_ann_is_refused(function):
     with pytest.raises(ValueError, match=r"expected a network of layers of tandem_snn\.nn, found none"):

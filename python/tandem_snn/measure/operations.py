@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
-from .hooks import SYNAPTIC, check_layers, evaluating, watching
+from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, watching
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
     >>> spent[0] >= 12, abs(spent[-1] - synops(net, x).snn) < 1e-9
     (True, True)
     """
-    first = 0.0
+    first, T = 0.0, 0
     later: list[list[float]] = []
 
     def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
@@ -104,8 +104,13 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
         if isinstance(residual, SpikeTrain):
             later.append([_per_sample(spikes).item() for spikes in _steps(residual)])
 
-    _watch_synapses(net, x, record)
-    return [first + spent for spent in accumulate(map(sum, zip(*later, strict=True)))]
+    def note(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal T
+        T = output.T if isinstance(output, SpikeTrain) else T
+
+    with watching(net, FIRING, note):
+        _watch_synapses(net, x, record)
+    return [first + spent for spent in accumulate(map(sum, zip([0.0] * T, *later, strict=True)))]
 
 
 def _steps(train: SpikeTrain) -> Iterator[Tensor]:

@@ -14,10 +14,13 @@ X = TypeVar("X", bound=Signal | Tensor)
 S = TypeVar("S", bound=Signal)
 
 
-def check_signal(x: object, layer: str, hint: str = "put tnn.Encoder(T) before the first layer") -> None:
+def check_signal(x: object, layer: str) -> None:
     """A layer of spiking neurons needs to know when its input comes: a bare tensor will not do."""
     if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput):
-        raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: {hint}")
+        raise TypeError(
+            f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
+            "before the first layer; only a Readout takes mean counts"
+        )
 
 
 def check_input(x: object, layer: str) -> None:
