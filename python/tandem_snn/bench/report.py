@@ -41,8 +41,12 @@ be measured again with the command that stands above its table.
   through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation recommends.
   A training step is forward, loss and backward. Python calls and packing of weights are included everywhere, except
   for **frozen**, which packs once.
-- Limits hold on a machine with AVX-512. The portable path may take 1.5 times as long. With AMX, layers that are dense
-  enough are multiplied as a whole, at a cost that does not depend on the rate ([design](design.md)).
+- Limits hold on a machine with AVX-512. With AMX, layers that are dense enough are multiplied as a whole, at a cost
+  that does not depend on the rate ([design](design.md)).
+- The other paths were to take 1.5 times as long at most, and **take more**. On the Xeon below, in times of the ANN,
+  which keeps its AVX-512, the frozen MLP at batch 128 and the convolutions 128→256 and 64→64 at 10% take 2.3, 3.1 and
+  4.9 with AVX2 (`TANDEM_CPU_CAPABILITY=v3`, [result](results/portable-v3.json)), and with neither 3.7, 3.7 and 5.9
+  (`default`, [result](results/portable-default.json)); few samples.
 
 ## What a training step cannot save
 
