@@ -155,7 +155,8 @@ def test_report(measured, tmp_path):
     rows, peaks = measured
     rows = [*rows, timing.Row("a", "other", math.nan, note="out of memory")]
     result = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789abcdef", "torch": "2.13", "cuda": "13.0",
-              "driver": "580", "peaks": peaks, "rows": [report.row_of(row, peaks) for row in rows]}  # fmt: skip
+              "driver": "580", "peaks": peaks, "targets": [],
+              "rows": [report.row_of(row, peaks) for row in rows]}  # fmt: skip
     path = report.write(result, tmp_path / "results")
     assert path.name == "gpu-nvidia-h100-80gb-hbm3-01234567.json"
     assert json.loads(path.read_text())["rows"] == result["rows"]
@@ -164,3 +165,24 @@ def test_report(measured, tmp_path):
     assert lines[-1] == "| a | other | out of memory | | | | |"
     columns = {line.count("|") for line in lines if line.startswith("| ")}
     assert columns == {8}
+
+
+def test_targets():
+    """Each by the rows it is about; none where they are missing."""
+    scan, linear, step = "scan [8, 16777216] float32", "linear 4096x4096, B=64", "cifarnet training step, B=128"
+    measured = [
+        (scan, "tandem", 2.0, 0.95, 0), (f"{linear} float16", "tandem", 50.0, 0.1, 0),
+        (f"{linear} int8", "tandem", 40.0, 0.1, 0), (f"{linear} float16", "the bare product", 45.0, 0.1, 0),
+        (step, "tandem", 10.0, 0.1, 100),
+        (step, "SpikingJelly, torch", 90.0, 0.1, 700), (step, "SpikingJelly, cupy", 35.0, 0.1, 900),
+    ]  # fmt: skip
+    keys = ("case", "way", "microseconds", "bandwidth", "memory")
+    found = [dict(zip(keys, row, strict=True)) for row in measured]
+    got = {t["target"]: (t["least"], t["reached"]) for t in report.targets(found)}
+    assert list(got.values()) == [(0.9, 0.95), (0.8, 0.9), (1.0, 1.25), (3.0, 3.5), (8.0, 7.0)]
+    assert not report.targets([])
+    assert len(report.targets(found[:-2])) == 3
+    result = {"card": "a", "commit": "b", "torch": "", "cuda": "", "driver": "", "peaks": {}, "rows": []}
+    assert report.table(result | {"targets": report.targets(found)}).endswith(
+        " SpikingJelly's best over ours | 8.0 | 7.00 |\n"
+    )

@@ -240,10 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert not bad, "; ".join(bad)
 
         log.stage("timings", [("all", measure)])
+        as_json = [report.row_of(row, found) for row in rows]
         result = {
             "card": card, "driver": driver(), "torch": torch.__version__, "cuda": torch.version.cuda,
             "commit": commit(), "build": te.build_info(), "peaks": found, "checks": log.results,
-            "seconds": time.monotonic() - log.begin, "rows": [report.row_of(row, found) for row in rows],
+            "seconds": time.monotonic() - log.begin, "targets": report.targets(as_json), "rows": as_json,
         }  # fmt: skip
         path = report.write(result, options.out)
         print(report.table(result))
