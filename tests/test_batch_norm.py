@@ -134,3 +134,16 @@ def test_autocast(device):
 def test_one_value_has_no_variance(shape):
     with pytest.raises(ValueError, match="more than one value"):
         f.linear_bn_if(train(8, *shape), dyadic(7, 11))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_have_no_variance(value, device):
+    """Nor does a running statistic that takes it up, as torch's does not."""
+    weight = dyadic(4, 7, device=device)
+    weight[1, 2] = value
+    x = te.SpikeTrain.from_dense(torch.ones(8, 5, 7, device=device))
+    _, *got = te.functional.linear_bn_if(x, weight)
+    _, *want = te.reference.linear_bn_if(x, weight)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    assert got[1].isnan().tolist() == [False, True, False, False]

@@ -38,14 +38,14 @@ TANDEM_HOST_DEVICE Normalised<C> normalise(const BatchNorm<C>& norm, int64_t cha
   return n;
 }
 
-// From sums in double, rounded once; rounding makes no variance negative.
+// From sums in double, rounded once; rounding makes no variance negative, and NaN stays NaN.
 template <class C>
 TANDEM_HOST_DEVICE void moments(double sum, double squares, int64_t rows, C& mean, C& var) {
   const double n = static_cast<double>(rows);
   const double m = sum / n;
   const double v = rounded_add(squares / n, -rounded_mul(m, m));
   mean = static_cast<C>(m);
-  var = static_cast<C>(v > 0 ? v : 0);
+  var = static_cast<C>(v < 0 ? 0 : v);
 }
 
 template <class C>
