@@ -14,7 +14,7 @@ help:
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
 	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
-	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage"
+	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage; needs clang and LLVM"
 	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
@@ -96,7 +96,7 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs,torture]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.
