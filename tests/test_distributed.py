@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def in_processes(folder, name):
     """What the function of that name in this file returns in each process."""
     torch.multiprocessing.spawn(_work, (free_port(), folder, name), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def _join_twice(rank, port):
+    os.environ |= environment(rank, port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for attempt in range(2):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+        time.sleep(attempt * (1 - rank))  # so that the other one looks for its address before it is there
+        with join("cpu", timedelta(seconds=60)) as (world, _):
+            assert world.sum(torch.ones(1)).item() == WORLD
+
+
+def test_processes_that_are_started_again_do_not_find_the_addresses_of_those_before():
+    """torchrun keeps its store, and what is in it, where it does not negotiate who takes part."""
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(_join_twice, (store.port,), nprocs=WORLD)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------

@@ -149,11 +149,13 @@ def test_signals_are_heard_after_the_step(number, digits, tmp_path):
 
 def test_the_second_signal_acts_at_once():
     before = signal.getsignal(signal.SIGTERM)
+    shells = signal.signal(signal.SIGINT, signal.default_int_handler)  # which in its background ignores the signal
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, shells)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

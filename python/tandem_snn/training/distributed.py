@@ -46,7 +46,12 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        # torchrun may keep what processes told each other before it started them again: each start has its own place.
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         yield World(dist.get_rank(), dist.get_world_size()), device
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
