@@ -27,7 +27,7 @@ TESTS = {
     "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
     "bits": (["test_parallel", "fuzz_bits", "test_spike_bits"], ["spike_train", "gradients"]),
     "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
-    "norm": (["test_parallel", "fuzz_norm"], ["batch_norm"]),
+    "norm": (["test_parallel", "fuzz_norm", "test_spike_norm"], ["batch_norm"]),
     "product": (
         ["test_parallel", "fuzz_product", "test_spike_product"],
         ["linear_if", "conv_if", "int8_weights", "frozen", "determinism"],
