@@ -21,6 +21,7 @@ SWAPS = {
     r"__syncthreads\(\);": "", r"cp_async_wait<.*?>\(\);": "", r"cp_async_commit\(\);": "",
     r"\b1u\b": "2u", r"\b0\.0f\b": "1.0f", r"\b1\.0f\b": "0.0f",
 }  # fmt: skip
+NOT_TRIED = ("does not compile", "changes no code")
 UNTOUCHED = re.compile(r"^\s*(//|#|template|static_assert)|__launch_bounds__|__CUDA_ARCH__|TANDEM_LAUNCH")
 
 
@@ -79,13 +80,13 @@ def chosen(files: Iterable[str], sample: int | None, seed: int) -> list[Mutant]:
 
 
 def measure(tried: Iterable[Mutant], verdict: Callable[[Mutant], str]) -> dict[str, Any]:
-    """Asks for each mutant what became of it: "does not compile", "SURVIVES", or what noticed it; prints and counts."""
+    """Asks for each mutant what became of it: why it was not tried, SURVIVES, or what noticed it; counts."""
     figures: dict[str, Any] = {"tried": 0, "killed": 0, "survivors": []}
     for mutant in tried:
         result = verdict(mutant)
         print(f"{mutant}\n    {result}", flush=True)
-        figures["tried"] += result != "does not compile"
-        figures["killed"] += result not in ("does not compile", "SURVIVES")
+        figures["tried"] += result not in NOT_TRIED
+        figures["killed"] += result not in (*NOT_TRIED, "SURVIVES")
         if result == "SURVIVES":
             figures["survivors"].append(str(mutant))
     print(f"{figures['tried']} changes, {figures['killed']} noticed, {len(figures['survivors'])} survive")

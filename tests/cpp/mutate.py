@@ -59,11 +59,17 @@ def run(folder: Path, *command: str, seconds: int = 600) -> bool:
     return done.returncode == 0
 
 
-def tests_say(families: Iterable[str], tree: Path) -> str:
-    """What becomes of the kernels as they are in ``tree``."""
+def compiled(tree: Path) -> bytes:
+    return (tree / "build" / "cmake-cpu" / "libtandem_kernels.a").read_bytes()
+
+
+def outcome(families: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
+    """What becomes of the kernels as they are in ``tree``, whose code once was ``unchanged``."""
     programs, python = ({test: None for family in families for test in TESTS[family][kind]} for kind in (0, 1))
     if not run(tree, "cmake", "--build", "--preset", "cpu", "--target", *programs):
         return "does not compile"
+    if compiled(tree) == unchanged:
+        return "changes no code"
     for program in programs:
         if not run(tree, "ctest", "--preset", "cpu", "--stop-on-failure", "-R", f"^{program}\\.", seconds=SECONDS):
             return program
@@ -75,14 +81,14 @@ def tests_say(families: Iterable[str], tree: Path) -> str:
     return "SURVIVES"
 
 
-def verdict(mutant: Mutant, tree: Path) -> str:
-    """What becomes of a mutant in ``tree``, a copy of the repository that is configured."""
+def verdict(mutant: Mutant, tree: Path, unchanged: bytes) -> str:
+    """What becomes of a mutant in ``tree``, a copy of the repository that is built."""
     kernels = tree / "csrc" / "kernels"
     before = (kernels / mutant.file).read_text()
     mutant.write(kernels)
     try:
         families = (names for path, names in FAMILIES.items() if mutant.file.startswith(path))
-        return tests_say(next(families, TESTS), tree)
+        return outcome(next(families, TESTS), tree, unchanged)
     finally:
         (kernels / mutant.file).write_text(before)
 
@@ -93,11 +99,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         copy_sources(tree)
-        if not run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug"):
+        if not run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG="):
             raise SystemExit("needs CMake and Ninja")
-        if (said := tests_say(TESTS, tree)) != "SURVIVES":
+        if (said := outcome(TESTS, tree)) != "SURVIVES":
             raise SystemExit(f"nothing was changed, and yet: {said}")
-        figures = measure(chosen(sorted(files), arguments.sample, arguments.seed), lambda m: verdict(m, tree))
+        tried, unchanged = chosen(sorted(files), arguments.sample, arguments.seed), compiled(tree)
+        figures = measure(tried, lambda mutant: verdict(mutant, tree, unchanged))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
