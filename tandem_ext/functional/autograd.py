@@ -72,9 +72,9 @@ def kept(ctx: Any) -> tuple[Saved, tuple[Any, ...]]:
     return Saved(*saved[:5]), saved[5:]
 
 
-def gate_grad(ctx: Any, saved: Saved, grad: Tensor) -> Tensor:
-    """grad_z = gate·grad/θ."""
-    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, saved.mask, ctx.settings.threshold)
+def gate_grad(ctx: Any, saved: Saved, grad: Tensor, times: int = 1) -> Tensor:
+    """grad_z = gate·grad/θ, ``times`` a power of two, which changes no rounding."""
+    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, saved.mask, ctx.settings.threshold / times)
     return grad_z
 
 
@@ -205,16 +205,20 @@ class ScanIF(Function):
         saved, (y, scale) = kept(ctx)
         needs_y, needs_scale, needs_shift = ctx.needs_input_grad[:3]
         T = ctx.settings.T
-        grad_z = gate_grad(ctx, saved, grad)
-        grad_y = grad_scale = None
+        steps = T if ctx.source == "constant" else 1  # in which the one current y arrives
+        times = steps if steps & (steps - 1) == 0 else 1
+        grad_y = grad_scale = grad_shift = None
+        grad_steps = gate_grad(ctx, saved, grad, times)  # times grad_z
         if needs_y:
-            grad_y = scaled(grad_z, scale)
+            grad_y = scaled(grad_steps, scale)
             if ctx.source == "train":
                 grad_y = grad_y.expand(T, *grad_y.shape)
-            elif ctx.source == "constant":
-                grad_y = T * grad_y
+            elif times != steps:
+                grad_y = steps * grad_y
         if needs_scale:
-            total = y.sum(0) if ctx.source == "train" else T * y if ctx.source == "constant" else y
-            grad_scale = channel_sum(grad_z * total)
-        grad_shift = channel_sum(grad_z) if needs_shift else None
+            total = y.sum(0) if ctx.source == "train" else y if times == steps else steps * y
+            grad_scale = channel_sum(grad_steps * total)
+        if needs_shift:
+            grad_shift = channel_sum(grad_steps) / times
+        grad_z = grad_steps / times if times > 1 and any(ctx.needs_input_grad[-6:-2]) else grad_steps
         return grad_y, grad_scale, grad_shift, None, *neuron_gradients(ctx, saved, grad_z)
