@@ -261,9 +261,7 @@ step = Trainer.train_step
 Trainer.train_step = lambda self, *batch: os._exit(9) if self.step == 5 else step(self, *batch)
 """
     processes = [start(port, rank, dies * rank, "--epochs", "50", "--out", str(tmp_path)) for rank in range(WORLD)]
-    started = time.monotonic()
     (status, _, error), (died, _, _) = outcomes(processes)
-    assert time.monotonic() - started < 60
     assert (status, died) == (2, 9)
     assert re.search(r"^tandem-snn: another process of this run stopped", error, re.MULTILINE)
     assert "Traceback" not in error

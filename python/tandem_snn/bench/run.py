@@ -23,6 +23,7 @@ from .measure import Spread
 from .process import in_own_process
 from .rivals import available
 
+DIFFERENT = 1e-3  # of the counts: with batch norm, statistics are rounded differently
 PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
 
 
@@ -70,7 +71,7 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
         **measured,
         "ratios": {r: asdict(spread(values[r], values[case.base])) for r in values},
         "missing": [r for r in case.rivals if r not in values],
-        "limits": [judge(limit, values, case.quantity) for limit in case.limits],
+        "limits": [judge(limit, values, case.quantity, measured.get("answers", {})) for limit in case.limits],
     }
 
 
@@ -79,8 +80,13 @@ def spread(a: Sequence[float], b: Sequence[float]) -> Spread:
     return Spread.of([x / y for x, y in zip(a, b, strict=True)])
 
 
-def judge(limit: Limit, values: dict[str, list[float]], quantity: str) -> dict[str, Any]:
-    """What was reached, and whether that meets the limit: None where a competitor was not measured."""
+def judge(
+    limit: Limit, values: dict[str, list[float]], quantity: str, answers: dict[str, dict[str, float]] | None = None
+) -> dict[str, Any]:
+    """What was reached, and whether that meets the limit: None where a competitor was not measured.
+
+    Whoever gives another answer meets no limit.
+    """
     portable = quantity == "time" and build_info()["cpu_capability"] != "v4"
     at_most = limit.at_most * (PORTABLE if portable else 1)
     ours = next((name for name in OURS if name in values), None)
@@ -95,4 +101,5 @@ def judge(limit: Limit, values: dict[str, list[float]], quantity: str) -> dict[s
     if ours is None or (limit.of is not None and limit.of not in values):
         return verdict | {"reached": None, "met": None}
     reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours])).median
-    return verdict | {"reached": reached, "met": reached <= at_most}
+    alike = all(difference["spikes"] <= DIFFERENT for difference in (answers or {}).values())
+    return verdict | {"reached": reached, "met": reached <= at_most and alike}
