@@ -76,7 +76,7 @@ _TITLE = {
     "mutants-python": "changes of the Python code that tests notice",
     "mutants-cpp": "changes of the CPU kernels that tests notice",
     "mutants-cuda": "changes of the CUDA kernels that tests of the emulation notice",
-    "coverage": "lines and branches that the tests of the ops reach",
+    "coverage": "lines and branches that the C++ tests and those of the ops reach",
 }
 _TEXT = {
     "calls": _calls,
