@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
+from tandem_snn import calibrate, convert, create_model, freeze, from_nir, to_nir
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.trace import CannotLower
 
@@ -34,12 +34,17 @@ def images() -> Tensor:
 @torch.no_grad()
 def dyadic(net: nn.Module) -> nn.Module:
     """Weights in 64ths, so that every sum is exact, and biases that let no potential meet its threshold exactly: there
-    simulators differ, some fire at v ≥ ϑ and others at v > ϑ.
+    simulators differ, some fire at v ≥ ϑ and others at v > ϑ. Batch norms multiply by powers of two.
     """
     for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             layer.weight.copy_((layer.weight * 128).round() / 64)
-            layer.bias.copy_((layer.bias * 64).round() / 64 + 2**-11)
+            if layer.bias is not None:
+                layer.bias.copy_((layer.bias * 64).round() / 64 + 2**-11)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 0.0
+            layer.weight.copy_(2.0 ** torch.randint(-1, 2, layer.weight.shape))
+            layer.bias.copy_(torch.randint(-8, 16, layer.bias.shape) / 64 + 2**-11)
     return net.eval()
 
 
@@ -284,6 +289,135 @@ def test_round_trip(make: Callable[[], tuple[nn.Module, Any]], form: str, tmp_pa
     assert_same(own_counts(net, x), own_counts(back, x))
 
 
+def powers_of_two(*shape: int) -> Tensor:
+    return 2.0 ** torch.randint(-2, 2, shape)
+
+
+def resnet(**options: Any) -> tuple[nn.Module, Any]:
+    net = create_model("resnet18-cifar", shape=(3, 16, 16), classes=5, T=T, width=1 / 16, **options)
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer) and isinstance(layer.threshold, nn.Parameter):
+            layer.threshold.data = powers_of_two(*layer.threshold.shape)
+    return dyadic(net), torch.randint(0, 16, (4, 3, 16, 16)) / 8
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out)
+        projects = channels != out or stride > 1
+        self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out)) if projects else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + (x if self.project is None else self.project(x)))
+
+
+def converted(pool: nn.Module, v_init: float = 0.0) -> tuple[nn.Module, Any]:
+    """An ANN with residual blocks, whose layers have thresholds of their own."""
+    stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+    blocks = Block(8, 8, 1), Block(8, 12, 2), nn.AvgPool2d(2), Block(12, 12, 1)
+    net = convert(dyadic(nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5))), T)
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.threshold = powers_of_two() / 8
+            layer.v_init = v_init * layer.threshold
+    return net, torch.randint(0, 16, (4, 1, 8, 8)) / 8
+
+
+def image_pools() -> tuple[nn.Module, Any]:
+    """Pooling of what is real-valued: the image before and after its encoder, and means of means."""
+    net = nn.Sequential(
+        tnn.AdaptiveAvgPool2d(8),
+        tnn.Encoder(T, gain=0.5),
+        tnn.AvgPool2d(2),
+        tnn.Conv2d(1, 6, 3, padding=1, threshold=0.5, gain="threshold"),
+        tnn.AvgPool2d(2, spiking=False),
+        tnn.AdaptiveAvgPool2d(1),
+        tnn.Flatten(),
+        tnn.Readout(6, 4),
+        tnn.Readout(4, 3),
+    )
+    return dyadic(net), torch.randint(0, 16, (4, 1, 16, 16)) / 8
+
+
+def events() -> tuple[nn.Module, Any]:
+    """Spikes at once into an average, a shortcut, and a projection with thresholds per channel."""
+    body = tnn.Conv2d(2, 2, 3, padding=1, threshold=powers_of_two(2), gain=2.0)
+    grown = nn.Sequential(tnn.Conv2d(2, 4, 3, padding=1, gain=0.25), tnn.Conv2d(4, 4, 1, threshold=powers_of_two(4)))
+    net = nn.Sequential(
+        tnn.Encoder(T, "events"),
+        tnn.AvgPool2d(2),
+        tnn.Residual(body),
+        tnn.Residual(grown, nn.Sequential(tnn.Conv2d(2, 3, 1, gain=4.0), tnn.Conv2d(3, 4, 1))),
+        tnn.Flatten(),
+        tnn.Residual(tnn.Linear(64, 64, threshold=powers_of_two(64), gain=0.5)),
+        tnn.Readout(64, 3),
+    )
+    return dyadic(net), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 8, 8).lt(0.5).float())
+
+
+def few_bits() -> tuple[nn.Module, Any]:
+    """Rounded weights, largest 7/64 in every row."""
+    net = create_model("FC12", shape=(1, 4, 4), classes=3, T=T, norm=False, weight_bits=4)
+    for layer in dyadic(net).modules():
+        if isinstance(layer, (tnn.Linear, tnn.Readout)):
+            layer.weight.data = torch.randint(-12, 13, layer.weight.shape) / 128
+            layer.weight.data[:, 0] = 7 / 64
+    return net, torch.randint(0, 16, (4, 1, 4, 4)) / 4
+
+
+TO_AND_FRO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "resnet": resnet,
+    "resnet, thresholds per channel": lambda: resnet(learn_threshold="channel"),
+    "resnet in the units of an ANN": lambda: resnet(ann_units=True, norm=False, threshold=1 / 8),
+    "converted, mean pooling": lambda: converted(nn.AvgPool2d(2)),
+    "converted, adaptive pooling": lambda: converted(nn.AdaptiveAvgPool2d(1)),
+    "image_pools": image_pools,
+    "events": events,
+    "few_bits": few_bits,
+    "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
+}
+
+
+@pytest.mark.parametrize("form", ["IF", "primitives"])
+@pytest.mark.parametrize("name", TO_AND_FRO)
+def test_every_network_comes_back_and_again(name: str, form: str) -> None:
+    torch.manual_seed(3)
+    net, x = TO_AND_FRO[name]()
+    ours = own_counts(net, x)
+    back = from_nir(to_nir(net, x, neurons=form)).eval()
+    assert_same(ours, own_counts(back, x))
+    assert_same(ours, own_counts(from_nir(to_nir(back, x, neurons=form)), x))
+
+
+def test_initial_potentials_of_a_converted_network_come_back() -> None:
+    torch.manual_seed(4)
+    net, x = converted(nn.AdaptiveAvgPool2d(1), v_init=0.5)
+    back = from_nir(to_nir(net, x, neurons="primitives"))
+    assert_same(own_counts(net, x), own_counts(back, x))
+
+
+def test_nodes_that_would_have_the_name_of_a_layer() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.first = tnn.Encoder(T), tnn.Linear(8, 8, gain=0.5)
+            self.second_shortcut, self.second = tnn.Linear(8, 8), tnn.Linear(8, 8, threshold=powers_of_two(8))
+            self.second_neurons, self.readout = tnn.Linear(8, 8), tnn.Readout(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(self.encoder(x))
+            x = self.second(x, residual=self.second_shortcut(x, fire=False))
+            return self.readout(self.second_neurons(x))
+
+    torch.manual_seed(5)
+    net, x = dyadic(Named()), torch.randint(0, 16, (4, 8)) / 4
+    for form in ("IF", "primitives"):
+        assert_same(own_counts(net, x), own_counts(from_nir(to_nir(net, x, neurons=form)), x))
+
+
 def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> None:
     """A converted ANN: gains, thresholds, batch norm and v_init, all folded; not dyadic, so nearly always equal."""
     layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)]
@@ -309,6 +443,14 @@ def test_dt() -> None:
     assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
 
 
+@pytest.mark.parametrize("form", ["IF", "primitives"])
+def test_a_dt_of_which_the_inverse_is_rounded(form: str) -> None:
+    assert float(np.float32(1 / 0.3)) * 0.3 != 1
+    torch.manual_seed(2)
+    net, x = pooled()
+    assert_same(own_counts(net, x), own_counts(from_nir(to_nir(net, x, neurons=form, dt=0.3)), x))
+
+
 def test_the_reset_is_not_guessed(tmp_path: Path) -> None:
     net, x = vector()
     graph = to_nir(net, x)
@@ -324,6 +466,55 @@ def test_the_reset_is_not_guessed(tmp_path: Path) -> None:
         del file["version"]
         file["version"] = "1.0.4"
     assert_same(own_counts(net, x), own_counts(from_nir(tmp_path / "old.nir"), x))
+
+
+def chain(*nodes: Any, **facts: Any) -> Any:
+    """A graph of nodes one after the other, for spikes of shape [2, 4, 4]."""
+    shape = np.array([2, 4, 4])
+    named = dict(enumerate([nir.Input({"input": shape}), *nodes, nir.Output({"output": shape})]))
+    edges = [(str(i - 1), str(i)) for i in named][1:]
+    named = {str(i): node for i, node in named.items()}
+    return nir.NIRGraph(named, edges, metadata={"T": T, "input": "events", **facts}, type_check=False)
+
+
+def test_scales_and_pools_that_no_layer_has_are_named() -> None:
+    odd = nir.Scale(np.arange(1, 33, dtype=np.float32).reshape(2, 4, 4))
+    pool = nir.AvgPool2d(*(np.array([n, n]) for n in (2, 2, 0)))
+    conv = nir.Conv2d((4, 4), np.ones((2, 2, 1, 1), np.float32), 1, 0, 1, 1, np.zeros(2, np.float32))
+    neurons = nir.IF(*(np.full((2, 4, 4), n, np.float32) for n in (1, 1, 0)), metadata={"reset": "subtract"})
+    for graph, message in (
+        (chain(odd, pool, neurons), "'3': AvgPool2d with neurons of something other than spikes"),
+        (chain(pool, neurons, input="direct"), "'2': AvgPool2d with neurons of something other than spikes"),
+        (chain(odd, pool, conv, neurons), "'2': a Scale before AvgPool2d must be the same for all"),
+        (chain(odd, conv, neurons), "'2': a Scale before a convolution must be the same for all"),
+        (chain(conv, odd, neurons), "'2': a Scale must be the same throughout a channel"),
+        (chain(pool, conv, neurons), "'3': mean counts are for the readout alone"),
+        (chain(conv, conv, neurons), "'2': it follows '1', which is not neurons"),
+        (chain(neurons, odd), "'1': neurons take one or two synaptic paths"),
+        (chain(conv, neurons, odd), "'4': the graph must end in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_nir(graph)
+    for factor, message in (-1.0, "must be positive"), (odd.scale, "must be the same throughout a channel"):
+        graph = chain(conv, neurons)
+        graph.nodes["shortcut"] = nir.Scale(np.full((2, 4, 4), factor, np.float32))
+        graph.edges += [("0", "shortcut"), ("shortcut", "2")]
+        with pytest.raises(ValueError, match=f"'2': .*{message}"):
+            from_nir(graph)
+    means = nn.Sequential(tnn.Encoder(T), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(4, 2))
+    with pytest.raises(CannotLower, match="nothing in the network spikes"):
+        to_nir(means, torch.rand(1, 1, 4, 4))
+
+
+def test_a_scale_before_an_affine_map_is_that_of_its_columns() -> None:
+    torch.manual_seed(7)
+    net, x = network(), images()[:20]
+    graph, factors = to_nir(net, x), powers_of_two(12, 3, 3)
+    graph.nodes["factors"] = nir.Scale(factors.numpy())
+    graph.edges = [("factors", "n4") if edge == ("n2_neurons", "n4") else edge for edge in graph.edges]
+    graph.edges.append(("n2_neurons", "factors"))
+    net[5].weight.data *= factors.flatten()
+    assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
 
 
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+
+from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
 from ..errors import extra
@@ -28,7 +31,8 @@ def from_nir(
     of the loops of primitives that :func:`to_nir` writes in the place of the last two.
 
     The network runs T steps and gives the sum of the graph's output over them, or the spike trains where the graph ends
-    in neurons. The bias of a step, times T, is the bias of the layer.
+    in neurons. The bias of a step, times T, is the bias of the layer; Scale nodes go into weights and thresholds. What
+    :func:`to_nir` wrote comes back to the same spikes, but for rounding where folded factors are no powers of two.
 
     Args:
         graph: a ``nir.NIRGraph`` or the path of a file.
@@ -70,24 +74,39 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class _Signal:
-    """Spikes, or the encoded input; scale is what a Scale node makes of them."""
+    """What a module gives, and what Scale nodes make of it since: one factor for all, or an array of its shape.
+
+    kind: "spikes", "image": real numbers before the first of them, or "counts": such after the last, for the readout.
+    """
 
     node: fx.Node
+    kind: str
     scale: Tensor | None = None
 
 
 @dataclass
 class _Synapses:
-    """A convolution or affine map that waits for its neurons."""
+    """A convolution or affine map, with the bias of a step, that waits for its neurons. ``nir`` has the geometry."""
 
+    name: str
     nir: Any
-    x: fx.Node
+    x: _Signal
+    weight: Tensor
+    bias: Tensor
+
+    def times(self, factor: float | Tensor) -> _Synapses:
+        """Its currents times a factor, or one per channel."""
+        rows = over_inputs(factor, self.weight) if isinstance(factor, Tensor) else factor
+        return replace(self, weight=self.weight * rows, bias=self.bias * factor)
 
 
 @dataclass
 class _Average:
+    """A pooling that may have neurons."""
+
+    name: str
     nir: Any
-    x: fx.Node
+    x: _Signal
 
 
 @dataclass
@@ -103,7 +122,7 @@ class _Neurons:
 
 class _Importer:
     def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
-        self.nir, self.dt, self.reset, self.T = nir, dt, reset, encoder.T
+        self.nir, self.dt, self.reset, self.encoder = nir, dt, reset, encoder
         self.nodes, self.edges = dict(graph.nodes), list(dict.fromkeys(graph.edges))
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {"encoder": encoder}
@@ -117,7 +136,7 @@ class _Importer:
                     self._collapse(name, node)
             for name in self._order():
                 self._import(name, self.nodes[name])
-        except (AttributeError, LookupError, TypeError, RuntimeError) as error:  # arrays of other shapes and kinds
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:  # arrays of any kind
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
         return fx.GraphModule(self.root, self.graph, "FromNIR")
 
@@ -146,14 +165,14 @@ class _Importer:
     def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
         """(factor of the input, leak) of a step, of I, IF, LI and LIF alike."""
         if isinstance(node, (self.nir.I, self.nir.IF)):
-            return _uniform(name, "r", node.r) * self.dt, 1.0
+            return _near_one(_uniform(name, "r", node.r) * self.dt), 1.0
         if isinstance(node, (self.nir.LI, self.nir.LIF)):
             if np.any(node.v_leak != 0):
                 raise ValueError(f"node {name!r}: v_leak other than 0")
             share = self.dt / _uniform(name, "tau", node.tau)
             if not 0 < share < 1:
                 raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
-            return _uniform(name, "r", node.r) * share, 1 - share
+            return _near_one(_uniform(name, "r", node.r) * share), 1 - share
         raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
 
     def _order(self) -> list[str]:
@@ -172,34 +191,34 @@ class _Importer:
     def _import(self, name: str, node: Any) -> None:
         nir, values = self.nir, [self.values[source] for source in self._sources(name)]
         if isinstance(node, nir.Input):
-            image = self.graph.placeholder("x")
-            self.values[name] = _Signal(self.graph.call_module("encoder", (image,)))
+            encoded = self.graph.call_module("encoder", (self.graph.placeholder("x"),))
+            self.values[name] = _Signal(encoded, "spikes" if self.encoder.mode == "events" else "image")
             return
         if isinstance(node, (nir.IF, nir.LIF)):
             self._check_reset(name, node)
             node = _Neurons(_tensor(node.v_threshold), *self._dynamics(name, node))
         if isinstance(node, _Neurons):
-            self.values[name] = _Signal(self._neurons(name, node, values))
+            self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
         if len(values) != 1:
-            raise ValueError(f"node {name!r}: {len(values)} inputs, where only neurons may have more than one")
+            raise ValueError(f"node {name!r}: {len(values)} inputs, where only neurons have other than one")
         (x,) = values
         if isinstance(node, nir.Output):
             self.graph.output(self._answer(name, x))
             return
-        if not isinstance(x, _Signal) or x.scale is not None:
-            x = self._averaged(name, x) if isinstance(x, _Average) else None
-        if x is None:
-            raise ValueError(f"node {name!r}: {type(node).__name__} follows a node that is not neurons")
+        if isinstance(node, nir.Scale) and isinstance(x, _Synapses):
+            self.values[name] = x.times(_per_channel(name, "a Scale", _tensor(node.scale)))
+            return
+        x = self._signal(name, x)
         if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
-            self.values[name] = _Synapses(node, x.node)
+            self.values[name] = self._synapses(name, node, x)
         elif isinstance(node, nir.AvgPool2d):
-            self.values[name] = _Average(node, x.node)
+            self.values[name] = _Average(name, node, x)
         elif isinstance(node, nir.Flatten):
-            start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))
-            self.values[name] = _Signal(self._call(name, tnn.Flatten(start, end), x.node))
+            self.values[name] = self._flatten(name, node, x)
         elif isinstance(node, nir.Scale):
-            self.values[name] = _Signal(x.node, _tensor(node.scale))
+            scale = _compact(_tensor(node.scale))
+            self.values[name] = replace(x, scale=scale if x.scale is None else x.scale * scale)
         else:
             raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
 
@@ -212,56 +231,95 @@ class _Importer:
             )
 
     def _answer(self, name: str, x: Any) -> fx.Node:
-        if isinstance(x, _Synapses) and isinstance(x.nir, (self.nir.Affine, self.nir.Linear)):
-            outputs, inputs = x.nir.weight.shape
-            readout = tnn.Readout(inputs, outputs, device="meta")
-            readout.weight, readout.bias = _parameter(x.nir.weight), _parameter(_bias(x.nir) * self.T)
-            return self._call("readout", readout, x.x)
-        if isinstance(x, _Signal) and x.scale is None:
+        if isinstance(x, _Synapses) and x.weight.dim() == 2:
+            return self._readout("readout", x)
+        if isinstance(x, _Signal) and x.kind == "spikes" and x.scale is None:
             return x.node
         raise ValueError(f"node {name!r}: the graph must end in an Affine or Linear node, or in neurons")
 
-    def _averaged(self, name: str, x: _Average) -> _Signal:
-        """A pooling without neurons: mean counts, as a tensor."""
-        return _Signal(self._call(f"{name}_mean", _pool(x.nir, spiking=False), x.x))
+    def _signal(self, name: str, x: Any) -> _Signal:
+        """x for a node that is not neurons: what waited for some goes without."""
+        if isinstance(x, _Average):
+            if x.x.scale is not None and x.x.scale.dim():
+                raise ValueError(f"node {x.name!r}: a Scale before AvgPool2d must be the same for all neurons")
+            image = x.x.kind == "image"  # of which a layer makes an image, whatever it would make of spikes
+            node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
+            return _Signal(node, "image" if image else "counts", x.x.scale)
+        if isinstance(x, _Synapses):
+            if x.weight.dim() != 2:
+                raise ValueError(f"node {name!r}: it follows {x.name!r}, which is not neurons")
+            return _Signal(self._readout(x.name, x), "counts")
+        assert isinstance(x, _Signal)
+        return x
+
+    def _readout(self, name: str, x: _Synapses) -> fx.Node:
+        outputs, inputs = x.weight.shape
+        readout = tnn.Readout(inputs, outputs, device="meta")
+        readout.weight, readout.bias = torch.nn.Parameter(x.weight), torch.nn.Parameter(x.bias * self.encoder.T)
+        return self._call(name, readout, x.x.node)
+
+    def _flatten(self, name: str, node: Any, x: _Signal) -> _Signal:
+        start, end = int(node.start_dim), int(node.end_dim)
+        layer = tnn.Flatten(*(d + 1 if d >= 0 else d for d in (start, end)))
+        scale = x.scale.flatten(start, end) if x.scale is not None and x.scale.dim() else x.scale
+        return _Signal(self._call(name, layer, x.node), x.kind, scale)
+
+    def _synapses(self, name: str, node: Any, x: _Signal) -> _Synapses:
+        weight = _tensor(node.weight)
+        bias = _tensor(node.bias) if hasattr(node, "bias") else torch.zeros(len(weight))
+        affine = isinstance(node, (self.nir.Affine, self.nir.Linear))
+        if affine and weight.dim() != 2:
+            raise ValueError(f"node {name!r}: a weight of {weight.dim()} dimensions")
+        if x.scale is not None:
+            if x.scale.dim() > affine:
+                raise ValueError(f"node {name!r}: a Scale before a convolution must be the same for all neurons")
+            weight = weight * x.scale
+        return _Synapses(name, node, x, weight, bias)
 
     def _neurons(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node:
         paths = [value for value in values if isinstance(value, _Synapses)]
-        spikes = [value for value in values if isinstance(value, _Signal)]
+        shortcuts = [value for value in values if isinstance(value, _Signal)]
         pools = [value for value in values if isinstance(value, _Average)]
         if len(pools) == 1 and len(values) == 1:
-            plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
-            if not plain or (neurons.v_init is not None and neurons.v_init.any()):
-                raise ValueError(f"node {name!r}: neurons after AvgPool2d must be IF with r = 1 and threshold 1")
-            return self._call(name, _pool(pools[0].nir, spiking=True), pools[0].x)
-        if len(paths) not in (1, 2) or len(spikes) != len(values) - len(paths) or len(values) > 2:
+            return self._pooled(name, neurons, pools[0])
+        if len(paths) not in (1, 2) or len(paths) + len(shortcuts) != len(values) or len(values) > 2:
             raise ValueError(f"node {name!r}: neurons take one or two synaptic paths, or one and a shortcut")
-        unit = 1.0
+        if any(path.x.kind == "counts" for path in paths) or any(shortcut.kind != "spikes" for shortcut in shortcuts):
+            raise ValueError(f"node {name!r}: mean counts are for the readout alone, and a shortcut must be spikes")
+        unit = torch.ones(())
         keywords: dict[str, Any] = {}
         if len(paths) == 2:
-            layer = self._layer(f"{name} path", paths[1], neurons.factor)
-            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x, fire=False)
-        elif spikes:
-            unit = neurons.factor * (1.0 if spikes[0].scale is None else _uniform(name, "Scale", spikes[0].scale))
-            keywords["residual"] = spikes[0].node
-        options = {"threshold": _per_channel(name, neurons.threshold / unit), "leak": neurons.leak}
+            layer = self._layer(paths[1].times(neurons.factor))
+            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
+        elif shortcuts:  # whose spikes are worth one: that is the unit of the potential
+            unit = neurons.factor * (unit if shortcuts[0].scale is None else shortcuts[0].scale)
+            if not bool((unit > 0).all()):
+                raise ValueError(f"node {name!r}: the Scale of a shortcut must be positive")
+            keywords["residual"] = shortcuts[0].node
+        options = {"threshold": _per_channel(name, "v_threshold", neurons.threshold / unit), "leak": neurons.leak}
         if neurons.v_init is not None and neurons.v_init.any():
             options["v_init"] = neurons.v_init / unit
-        return self._call(name, self._layer(name, paths[0], neurons.factor / unit, **options), paths[0].x, **keywords)
+        path = paths[0].times(neurons.factor / _per_channel(name, "a Scale", unit))
+        return self._call(name, self._layer(path, **options), path.x.node, **keywords)
 
-    def _layer(self, name: str, path: _Synapses, factor: float, **options: Any) -> tnn.SpikingLayer:
-        node, weight = path.nir, path.nir.weight
-        if isinstance(node, (self.nir.Affine, self.nir.Linear)):
-            if weight.ndim != 2:
-                raise ValueError(f"node {name!r}: a weight of {weight.ndim} dimensions")
+    def _pooled(self, name: str, neurons: _Neurons, pool: _Average) -> fx.Node:
+        plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
+        if not plain or (neurons.v_init is not None and neurons.v_init.any()):
+            raise ValueError(f"node {name!r}: neurons after AvgPool2d must be IF with r = 1 and threshold 1")
+        if pool.x.kind != "spikes" or pool.x.scale is not None:
+            raise ValueError(f"node {name!r}: AvgPool2d with neurons of something other than spikes")
+        return self._call(name, _pool(pool.nir, spiking=True), pool.x.node)
+
+    def _layer(self, path: _Synapses, **options: Any) -> tnn.SpikingLayer:
+        node, weight = path.nir, path.weight
+        if weight.dim() == 2:
             layer: Any = tnn.Linear(weight.shape[1], weight.shape[0], **options)
         else:
-            cls: Any = tnn.Conv1d if weight.ndim == 3 else tnn.Conv2d
+            cls: Any = tnn.Conv1d if weight.dim() == 3 else tnn.Conv2d
             groups = int(node.groups)
             geometry = (_numbers(node.stride), _numbers(node.padding), _numbers(node.dilation), groups)
             layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
-        layer.weight = _parameter(weight * factor)
-        layer.bias = _parameter(_bias(node) * factor * self.T)
+        layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(path.bias * self.encoder.T)
         return layer
 
     def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
@@ -288,16 +346,8 @@ def _pool(node: Any, spiking: bool) -> tnn.AvgPool2d:
     return tnn.AvgPool2d(*(_numbers(v) for v in (node.kernel_size, node.stride, node.padding)), spiking=spiking)
 
 
-def _bias(node: Any) -> np.ndarray:
-    return getattr(node, "bias", np.zeros(node.weight.shape[0], node.weight.dtype))
-
-
 def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.float32))
-
-
-def _parameter(values: Any) -> torch.nn.Parameter:
-    return torch.nn.Parameter(_tensor(values))
 
 
 def _numbers(value: Any) -> Any:
@@ -314,9 +364,22 @@ def _uniform(name: str, what: str, values: Any) -> float:
     return float(first)
 
 
-def _per_channel(name: str, threshold: Tensor) -> float | Tensor:
-    rows = threshold.flatten(1) if threshold.dim() > 1 else threshold.unsqueeze(1)
+def _near_one(factor: float) -> float:
+    """1 where the file's float32 are the reason that it is not."""
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
+
+
+def _compact(scale: Tensor) -> Tensor:
+    """One factor, 0-dim, where all are the same."""
+    first = scale.flatten()[0]
+    return first if bool((scale == first).all()) else scale
+
+
+def _per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
+    values = _compact(values)
+    if not values.dim():
+        return values.item()
+    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
     if not bool((rows == rows[:, :1]).all()):
-        raise ValueError(f"node {name!r}: v_threshold must be the same throughout a channel")
-    first = rows[:, 0]
-    return first[0].item() if bool((first == first[0]).all()) else first.clone()
+        raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
+    return rows[:, 0].clone()

@@ -80,6 +80,8 @@ def stages_of(net: nn.Module, x: Any, readout: bool = True) -> Stages:
     for call in traced.calls:
         reader.read(call)
     first = traced.calls[0].x
+    if isinstance(first, Tensor):
+        raise CannotLower(f"{traced.calls[0].name}: it reads means of the input: nothing in the network spikes")
     mode = "events" if isinstance(x, SpikeTrain) else "zero_expand" if isinstance(first, ImpulseInput) else "direct"
     return Stages(reader.stages, mode, first.T, tuple(x.shape[1:]))
 
@@ -115,7 +117,7 @@ class _Reader:
         if isinstance(layer, tnn.SpikingLayer):
             self._neurons(stage, call)
         elif isinstance(layer, tnn.Readout):
-            gain = x.gain if isinstance(x, SpikeTrain) else 1.0
+            gain = 1.0 if isinstance(x, Tensor) else x.gain
             if isinstance(gain, Tensor) or gain != 1.0:
                 stage.scale = torch.full((layer.out_features,), float(gain))
             stage.shift = layer.bias

@@ -65,6 +65,7 @@ class _Writer:
         self.nir = extra("nir", "the export to NIR")
         self.network = network
         self.form, self.dt = form, dt
+        self.taken = {"input", "output", *(stage.name for stage in network.stages)}
         self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(network.shape)})}
         self.edges: list[tuple[str, str]] = []
         self.result = {"input": "input"}  # the node that holds a stage's result
@@ -98,6 +99,13 @@ class _Writer:
         self.edges += [(source, name) for source in sources]
         return name
 
+    def _free(self, name: str) -> str:
+        """A name for a node beside a stage's own, which no stage has."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
     def _flattened(self, stage: Stage) -> tuple[int, int]:
         """From the end: NIR does not count the batch, and readers do not agree on whether a positive number does."""
         start, end, dims = stage.layer.start_dim, stage.layer.end_dim, len(stage.in_shape) + 1
@@ -105,10 +113,9 @@ class _Writer:
 
     def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
         """Weights and the bias of one step."""
-        weight = stage.layer.used_weight() if isinstance(stage.layer, tnn.SpikingLayer) else stage.layer.weight
-        weight = weight.detach().float()
+        weight = stage.layer.used_weight().detach().to(torch.float32, copy=True)  # the network may train on
         if stage.scale is not None:
-            weight = weight * over_inputs(stage.scale, weight)
+            weight *= over_inputs(stage.scale, weight)
         shift = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / self.network.T
         return weight.cpu().numpy(), shift.cpu().numpy()
 
@@ -142,7 +149,7 @@ class _Writer:
         if isinstance(layer, tnn.AvgPool2d) and layer.spiking and stage.fires:
             name = self._neurons(stage, name)
         elif stage.scale is not None:
-            name = self._add(f"{name}_gain", self.nir.Scale(_full(stage.shape, stage.scale)), name)
+            name = self._add(self._free(f"{name}_gain"), self.nir.Scale(_full(stage.shape, stage.scale)), name)
         self.result[stage.name] = name
 
     def _neurons(self, stage: Stage, currents: str) -> str:
@@ -151,7 +158,7 @@ class _Writer:
             residual = self.result[stage.residual]
             if stage.residual_scale is not None:
                 scale = self.nir.Scale(_full(stage.shape, stage.residual_scale))
-                residual = self._add(f"{stage.name}_shortcut", scale, residual)
+                residual = self._add(self._free(f"{stage.name}_shortcut"), scale, residual)
             sources.append(residual)
         v_init = stage.v_init
         starts_at_zero = v_init is None or not bool(v_init.any())
@@ -161,15 +168,14 @@ class _Writer:
                 + (', or use neurons="primitives"' if stage.leak == 1 else "")
             )
         if self.form == "IF":
-            return self._add(f"{stage.name}_neurons", self._if(stage), *sources)
+            return self._add(self._free(f"{stage.name}_neurons"), self._if(stage), *sources)
         # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
         above = torch.tensor(stage.threshold) - (0 if v_init is None else v_init)
-        self._add(f"{stage.name}_potential", self._integrator(stage), *sources, f"{stage.name}_reset")
-        spikes = self.nir.Threshold(_full(stage.shape, above))
-        self._add(f"{stage.name}_spikes", spikes, f"{stage.name}_potential")
-        reset = self.nir.Scale(_full(stage.shape, torch.tensor(-stage.threshold)))
-        self._add(f"{stage.name}_reset", reset, f"{stage.name}_spikes")
-        return f"{stage.name}_spikes"
+        potential, spikes, reset = (self._free(f"{stage.name}_{part}") for part in ("potential", "spikes", "reset"))
+        self._add(potential, self._integrator(stage), *sources, reset)
+        self._add(spikes, self.nir.Threshold(_full(stage.shape, above)), potential)
+        self._add(reset, self.nir.Scale(_full(stage.shape, torch.tensor(-stage.threshold))), spikes)
+        return spikes
 
     def _if(self, stage: Stage) -> Any:
         facts = {"reset": "subtract", "fires": "v >= v_threshold"}
