@@ -16,6 +16,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def device(request):
+    torch.backends.cudnn.allow_tf32 = False  # else a GPU's convolutions, unlike its linear layers, round their operands
     return torch.device(request.config.getoption("--device"))
 
 

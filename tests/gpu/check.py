@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from gpu import correctness, golden, on_device, report, timing
 
-    # The CPU's exact sums are the measure: no TensorFloat-32, here or in the tests that this starts.
+    # The CPU's exact sums are the measure: no TensorFloat-32. tests/conftest.py does the same for the tests.
     torch.backends.cudnn.allow_tf32 = False
     log = Log()
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
