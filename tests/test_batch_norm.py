@@ -72,7 +72,9 @@ def test_many_rows_are_the_reference(T, groups, width, device):
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_gradients_are_the_references(name, device):
     layer, expected_layer, shape, weight_shape = LAYERS[name]
-    x = train_with_edge(8, *shape, gain=torch.tensor(0.5, requires_grad=True), dtype=torch.float64, device=device)
+    x = train_with_edge(
+        8, *shape, gain=torch.tensor(0.5, requires_grad=True, device=device), dtype=torch.float64, device=device
+    )
     weight, *vectors = (dyadic(*s, low=1, dtype=torch.float64, device=device) for s in (weight_shape, (7,), (7,), (7,)))
     arguments = [t.requires_grad_() for t in (weight, *vectors)]
     grads = []

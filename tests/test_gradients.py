@@ -58,12 +58,12 @@ def test_product_layer(name, dtype, gate, device):
     T, (x_shape, weight_shape, product, layer, _, conv) = 8, PRODUCTS[name]
     C = torch.float64 if dtype == torch.float64 else torch.float32
     N = weight_shape[0]
-    x = train_with_edge(T, *x_shape, gain=leaf(torch.tensor(0.5, dtype=C)), dtype=dtype, device=device)
+    x = train_with_edge(T, *x_shape, gain=leaf(torch.tensor(0.5, dtype=C, device=device)), dtype=dtype, device=device)
     weight = leaf(dyadic(*weight_shape, dtype=dtype, unit=16, low=-16, high=16, device=device))
     vectors = [leaf(dyadic(N, low=1, unit=16, dtype=C, device=device)) for _ in range(3)]
     bias, scale, shift = vectors
     shape = layer(x, weight, **conv).shape
-    r = train_with_edge(T, *shape, gain=leaf(torch.tensor(0.25, dtype=C)), dtype=dtype, device=device)
+    r = train_with_edge(T, *shape, gain=leaf(torch.tensor(0.25, dtype=C, device=device)), dtype=dtype, device=device)
     theta = leaf(torch.tensor([0.5, 1.0, 2.0, 4.0] * 2, dtype=C, device=device)[:N])
     grad = dyadic(*shape, low=-8, high=8, unit=8, dtype=dtype, device=device)
 
@@ -169,8 +169,8 @@ def test_scan(kind, dtype, device):
     C = torch.float64 if dtype == torch.float64 else torch.float32
     currents = leaf(dyadic(*((T, *shape) if kind == "train" else shape), unit=16, dtype=dtype, device=device))
     scale, shift = (leaf(dyadic(5, low=1, unit=16, dtype=C, device=device)) for _ in range(2))
-    theta, grad = leaf(torch.tensor(0.5, dtype=C)), dyadic(*shape, low=-8, high=8, unit=8, dtype=dtype, device=device)
-    gain = leaf(torch.tensor(0.5, dtype=C))
+    theta, gain = (leaf(torch.tensor(0.5, dtype=C, device=device)) for _ in range(2))
+    grad = dyadic(*shape, low=-8, high=8, unit=8, dtype=dtype, device=device)
     if kind == "train":
         y = f.if_scan(currents, scale=scale, shift=shift, threshold=theta)
     else:

@@ -118,7 +118,18 @@ def run_tests(log: Log) -> None:
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         return log.skip("tests", "no pytest or no hypothesis")
     files = [f"tests/test_{name}.py" for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device=cuda", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "--device=cuda",
+        *files,
+    ]
     command += ["-k", " and ".join(f"not {name}" for name in NOT_ON_A_GPU)]
 
     def run() -> None:
