@@ -23,7 +23,7 @@ from .measure import Spread
 from .process import in_own_process
 from .rivals import available
 
-DIFFERENT = 1e-3  # of the counts: with batch norm, statistics are rounded differently
+DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
 PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
 
 
