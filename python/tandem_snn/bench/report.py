@@ -61,18 +61,23 @@ The limits were set on a Zen 5, whose float product issues one multiply-add a cy
 a core. The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s: the ANN is quicker, the sparse sums,
 which take a load for each addition, are not.
 
-- **MLP at batch 128, inference and training.** Sums of listed weights take 0.36 ns for each 64 bytes, folding and
-  firing included, and these come from the L2 cache: a load for each addition. The matrix unit needs 24 byte products
-  for 8 steps of a float weight; at its own rate (`tests/benchmarks/matrix_unit.cpp`: 4.3 ns for 16 × 16 × 64) that is
-  0.55 of the ANN's time, and the layer reaches 1.4 times that, because sums leave the unit through memory. Tried:
-  other shapes of the register block (two steps × three digits, one × six, two × two: equal), passes over more inputs
-  at a time (slower), digits packed once in frozen networks (1.4 → 1.0, kept), packing digits while a tile's weights
-  are in the cache (kept). A training step packs the weights anew, which takes 0.35 of the ANN's product.
+- **MLP at batch 128, inference and training.** Sums of listed weights take 0.25 to 0.36 ns for each 64 bytes, which
+  come from the L2 cache: a load for each addition. The matrix unit needs 24 byte products for 8 steps of a float
+  weight. At its own rate, 4.3 ns for 16 × 16 × 64, that is 0.5 of the ANN's time, and 0.7 with spikes from the L2
+  cache and sums stored (5.3 to 5.9 ns, `tests/benchmarks/matrix_unit.cpp`). The layer adds up the digits' sums, fires
+  and expands the spikes. Kept: spikes are loaded as what is needed once, so that the digits of 13 × 64 inputs stay in
+  the L1 cache; the next column's digits are fetched ahead, and 128 rows go by at a time (frozen, weights of full
+  precision: 1.3 → 1.1); digits packed once in frozen networks; three digits where trained convolutions took four;
+  tiles of weights that nothing reads are not written (a layer in training: 1.65 → 1.38 ms); the vectors of a row fire
+  side by side. Tried, no faster: other shapes of the register block (one step × six digits, two × two), adding up the
+  digits' sums while the unit multiplies the next rows, asking for spikes ahead, large pages.
 - **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at some two thirds of its
   bandwidth. Tried: asking for them ahead, and large pages; neither changes the time.
 - **Steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of the work
   (1.5 → 1.1, kept); the backward pass makes its divisions once for a channel (a third of its time before, kept). A
   linear layer's step remains bound by its forward product, as the MLP's.
+- **The convolutional network's step.** Two thirds are torch's backward calls, the same as the ANN's. The two layers
+  that see spikes take 31 ms at eight steps, beside the ANN's 29 at one (by torch's profiler).
 
 ## Pitfalls, each of which has produced wrong numbers
 
