@@ -88,11 +88,8 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
     yield f"## {NAMES[data]}{', as its own target' if regression else ''}"
     yield ""
     counts = results[0].get("samples") or {}
-    yield (
-        ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
-        + " samples. "
-        + _REMARKS.get(data, "")
-    )
+    samples = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
+    yield f"{samples} samples. {_REMARKS.get(data, '')}".rstrip()
     yield ""
     difference = "SNN / ANN" if regression else "difference"
     metric = "MSE" if regression else "accuracy"
