@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn.frozen import FrozenNetwork, freeze
+from tandem_snn.frozen import FrozenNetwork, freeze, load_frozen
 from tandem_snn.frozen.trace import CannotLower
 from tandem_snn.nn.quantise import quantise
 
@@ -69,6 +70,26 @@ def test_the_input_itself_as_residual() -> None:
         so_far = frozen.step(spikes[t])
     assert torch.equal(so_far, net(x))
     assert torch.equal(frozen(x), net(x))
+
+
+def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.first = tnn.Encoder(8), tnn.Linear(6, 5)
+            self.second, self.readout = tnn.Linear(5, 5), tnn.Readout(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes = self.first(x=self.encoder(x))
+            return self.readout(self.second(spikes, spikes))
+
+    torch.manual_seed(6)
+    net, x = Net().eval(), torch.rand(4, 6)
+    frozen = freeze(net)
+    frozen.save(tmp_path / "net.tandem")
+    for one in frozen, load_frozen(tmp_path / "net.tandem"):
+        assert torch.equal(one(x), net(x))
+        assert torch.equal(one.readouts(x)[-1], net(x))
 
 
 def test_anytime_ends_where_confidence_says() -> None:

@@ -175,6 +175,28 @@ def test_synops_penalty_counts_like_synops_in_every_layer():
     assert penalty().item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
 
 
+def test_a_residual_counts_with_and_without_its_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.first, self.second = tnn.Encoder(8), tnn.Linear(6, 5), tnn.Linear(5, 5)
+            self.named = True
+
+        def forward(self, x):
+            spikes = self.first(self.encoder(x))
+            return self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes)
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.rand(20, 6)
+    found = []
+    for net.named in True, False:
+        penalty = measure.synops_penalty(net)
+        net(x)
+        found.append((penalty().item(), measure.synops(net, x).snn, measure.mismatch(net, x)["second"].exact))
+        penalty.remove()
+    assert found[0] == found[1]
+
+
 def test_mismatch_of_one_step_is_none():
     """At T = 1 the count is exactly 1[z ≥ ϑ]."""
     net = nn.Sequential(tnn.Encoder(1), tnn.Linear(16, 64), tnn.Linear(64, 64, threshold=torch.full((64,), 0.5)))

@@ -409,7 +409,7 @@ def test_nodes_that_would_have_the_name_of_a_layer() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(self.encoder(x))
-            x = self.second(x, residual=self.second_shortcut(x, fire=False))
+            x = self.second(x, self.second_shortcut(x, fire=False))
             return self.readout(self.second_neurons(x))
 
     torch.manual_seed(5)

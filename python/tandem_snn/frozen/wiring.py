@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..measure.hooks import given
 from .trace import LAYERS
 
 INPUT = -1  # as a value: what the network was given
@@ -91,10 +92,11 @@ def wiring(net: nn.Module) -> list[Use]:
         elif node.op == "output":
             if numbers.get(node.args[0]) != len(uses) - 1 or not uses:
                 raise ValueError("net: it does not end in the answer of its last layer")
-        elif node.op == "call_module" and len(node.args) == 1 and set(node.kwargs) <= {"residual", "fire"}:
-            residual, fire = node.kwargs.get("residual"), node.kwargs.get("fire", True)
+        elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
+            x, further = given(node.args, node.kwargs)
+            residual, fire = further.get("residual"), further.get("fire", True)
             numbers[node] = len(uses)
-            uses.append(Use(str(node.target), numbers[node.args[0]], numbers.get(residual), bool(fire)))
+            uses.append(Use(str(node.target), numbers[x], numbers.get(residual), bool(fire)))
         else:
             what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
             raise ValueError(f"net: {node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +24,16 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 
 @contextmanager
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
-    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds."""
+    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds.
+
+    What a layer was given beside its input is in the keywords, whichever way it was given.
+    """
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args, kwargs, output: watcher(name, layer, args[0], kwargs, output)
+        def call(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            watcher(name, layer, *given(args, kwargs), output)
+
+        return call
 
     handles = [
         layer.register_forward_hook(hook(name), with_kwargs=True)
@@ -39,6 +45,12 @@ def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watche
     finally:
         for handle in handles:
             handle.remove()
+
+
+def given(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A layer's input, and its further arguments by name: of those only the residual may come without."""
+    named = dict(zip(("x", "residual"), args, strict=False)) | dict(kwargs)
+    return named.pop("x"), named
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import SYNAPTIC, check_layers
+from .hooks import SYNAPTIC, check_layers, given
 from .operations import costs, neurons
 
 
@@ -43,7 +43,8 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
         outputs = neurons(layer, output)
         if outputs is None or not torch.is_grad_enabled():
             return
-        self._spent[layer] = costs(layer, args[0], kwargs.get("residual"), outputs)
+        x, further = given(args, kwargs)
+        self._spent[layer] = costs(layer, x, further.get("residual"), outputs)
 
     def __call__(self) -> Tensor:
         """The penalty of the last forward pass, a 0-dim tensor. It can be taken once per pass."""
