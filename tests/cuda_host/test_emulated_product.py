@@ -124,6 +124,15 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
         check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
 
 
+def test_no_stage_is_empty(checked: Emulator) -> None:
+    """Up to 128 depths are one stage of shared memory."""
+    written = []
+    for K in (16, 128, 144):
+        check(checked, 8, 5, 16, K, torch.float16, seed=1)
+        written.append(checked.traffic("shared dynamic shared memory", True).bytes)
+    assert written[0] == written[1] < written[2]
+
+
 def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
     """What the kernel makes of each weight alone: sample k has no spike but that of input k, and nothing fires."""
     N, K = weight.shape
