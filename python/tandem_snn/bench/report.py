@@ -74,8 +74,8 @@ which take a load for each addition, are not.
 - **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at some two thirds of its
   bandwidth. Tried: asking for them ahead, and large pages; neither changes the time.
 - **Steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of the work
-  (1.5 → 1.1, kept); the backward pass makes its divisions once for a channel (a third of its time before, kept). A
-  linear layer's step remains bound by its forward product, as the MLP's.
+  (1.5 → 1.1 when weights took two bytes, kept); the backward pass makes its divisions once for a channel (a third of
+  its time before, kept). A linear layer's step remains bound by its forward product, as the MLP's.
 - **The convolutional network's step.** Two thirds are torch's backward calls, the same as the ANN's. The two layers
   that see spikes take 31 ms at eight steps, beside the ANN's 29 at one (by torch's profiler).
 
