@@ -86,8 +86,9 @@ def sanitizers(options: argparse.Namespace) -> Figures:
         for step in (["cmake", "--preset", preset], ["cmake", "--build", "--preset", preset]):
             run(*step)
         status, output = run("ctest", "--preset", preset)
-        total = re.search(r"tests failed out of (\d+)", output)
-        figures[preset] = {"programs": int(total[1]) if total else 0, "clean": status == 0}
+        total = re.search(r"tests (?:passed|failed) out of (\d+)", output)
+        programs = int(total[1]) if total else 0
+        figures[preset] = {"programs": programs, "clean": status == 0 and programs > 0}
     return figures
 
 
