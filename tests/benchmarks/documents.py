@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tandem_snn.data import load
 from tandem_snn.machine import commit, machine, versions
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +43,25 @@ def with_table(page: str, name: str, table: str) -> str:
 def write_table(document: str, name: str, table: str) -> None:
     path = ROOT / "docs" / document
     path.write_text(with_table(path.read_text(), name, table))
+
+
+def on_fashion_mnist(
+    script: str,
+    description: str | None,
+    document: str,
+    name: str,
+    measure: Callable[[Any], list[dict[str, Any]]],
+    table: Callable[[dict[str, Any]], str],
+    **facts: Any,
+) -> None:
+    """The program ``script``: measures rows on the data, writes them, and the table that follows from them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
+    parser.add_argument("--table", action="store_true", help=f"only write the table in docs/{document}")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(1)
+        facts = {**origin(script), **facts}  # before the measurement, which takes minutes
+        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
+        results(name).write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    write_table(document, name, table(read(name)))

@@ -9,9 +9,6 @@ docs/results/nir.json; `--table` writes the table in docs/nir.md from that.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 from importlib.metadata import version
@@ -19,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from documents import origin, read, results, write_table
-
-from tandem_snn.data import load
+from documents import on_fashion_mnist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
@@ -69,18 +64,6 @@ def measure(data: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    parser.add_argument("--table", action="store_true", help="only write the table in docs/nir.md")
-    arguments = parser.parse_args()
-    if not arguments.table:
-        torch.set_num_threads(1)
-        facts = {**origin(__file__), "packages": {name: version(name) for name in PACKAGES}, "images": IMAGES, "T": T}
-        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
-        results("nir").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    write_table("nir.md", "nir", table(read("nir")))
-
-
 if __name__ == "__main__":
-    main()
+    packages = {name: version(name) for name in PACKAGES}
+    on_fashion_mnist(__file__, __doc__, "nir.md", "nir", measure, table, packages=packages, images=IMAGES, T=T)

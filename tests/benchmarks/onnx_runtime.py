@@ -9,20 +9,15 @@ writes the table in docs/onnx.md from that.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from documents import origin, read, results, write_table
+from documents import on_fashion_mnist
 
 import tandem_snn as ts
-from tandem_snn.data import load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
@@ -61,18 +56,6 @@ def measure(data: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    parser.add_argument("--table", action="store_true", help="only write the table in docs/onnx.md")
-    arguments = parser.parse_args()
-    if not arguments.table:
-        torch.set_num_threads(1)
-        facts = {**origin(__file__), "onnx": version("onnx"), "onnxruntime": version("onnxruntime"), "images": IMAGES}
-        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
-        results("onnx").write_text(json.dumps({**facts, "T": T, "rows": rows}, indent=1) + "\n")
-    write_table("onnx.md", "onnx", table(read("onnx")))
-
-
 if __name__ == "__main__":
-    main()
+    packages = {name: version(name) for name in ("onnx", "onnxruntime")}
+    on_fashion_mnist(__file__, __doc__, "onnx.md", "onnx", measure, table, **packages, images=IMAGES, T=T)

@@ -133,9 +133,10 @@ struct PackedWeights {
   int32_t* data;
   bool finite;
 
-  explicit PackedWeights(const SpikeProduct& product) : memory(cpu::packed_size(product) + 16) {
+  explicit PackedWeights(const SpikeProduct& product, ParallelFor parallel = serial_for)
+      : memory(cpu::packed_size(product) + 16) {
     data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(int32_t);
-    finite = cpu::pack_weights(product, data, serial_for);
+    finite = cpu::pack_weights(product, data, parallel);
   }
 };
 

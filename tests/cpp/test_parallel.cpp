@@ -98,9 +98,7 @@ TEST(weights_by_tiles) {
   s.outputs = 640;
   ProductLayer layer(s, 8, 0.2, 1);
   layer.finish();
-  std::vector<int32_t> packed(cpu::packed_size(layer.product) + 16);
-  int32_t* aligned = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64 / sizeof(int32_t);
-  const Call call = calls_of([&] { cpu::pack_weights(layer.product, aligned, record); })[0];
+  const Call call = calls_of([&] { PackedWeights(layer.product, record); })[0];
   CHECK(divides(call, 20, 32 * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
 }
 

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "kernels/cpu/spike_lists.h"
 #include "kernels/cpu/spike_rule.h"
+#include "product_layer.h"
 
 using namespace tandem;
 using namespace tandem::cpu;
@@ -112,15 +113,13 @@ TEST(units_are_larger_where_that_saves_a_digit) {
     SpikeProduct product = linear(c.inputs, 16);
     const std::vector<float> weights(c.inputs * 16, 1.f / static_cast<float>(c.inputs));
     product.weight = weights.data();
-    std::vector<int32_t> packed(packed_size(product) + 16);
-    int32_t* aligned = packed.data();
-    while (reinterpret_cast<uintptr_t>(aligned) % 64 != 0) ++aligned;
-    CHECK(pack_weights(product, aligned, serial_for), "%ld inputs", long(c.inputs));
+    const test::PackedWeights packed(product);
+    CHECK(packed.finite, "%ld inputs", long(c.inputs));
     const Tiling tiling(product);
     float unit;
-    std::memcpy(&unit, aligned + tiling.tile_size - tiling.width(), sizeof(unit));
+    std::memcpy(&unit, packed.data + tiling.tile_size - tiling.width(), sizeof(unit));
     CHECK(unit == c.unit, "%ld inputs: %g", long(c.inputs), unit);
-    CHECK(static_cast<float>(aligned[0]) * unit == weights[0], "%ld inputs: %d", long(c.inputs), aligned[0]);
+    CHECK(static_cast<float>(packed.data[0]) * unit == weights[0], "%ld inputs: %d", long(c.inputs), packed.data[0]);
   }
 }
 

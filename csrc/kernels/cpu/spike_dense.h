@@ -18,6 +18,9 @@ namespace tandem::cpu {
 // Is there a matrix unit, does the system let us use it, and is the capability in use high enough?
 bool has_matrix_unit();
 
+// The largest sum of three signed digits.
+constexpr int kThreeDigits = 0x7f7f7f;
+
 // Inputs of one output as the unit takes them: `segments` runs of bytes that adjoin in memory, each filled up to whole
 // chunks of 64.
 struct DenseShape {

@@ -88,7 +88,7 @@ TANDEM_TARGET_AMX Digits pack_column(const int32_t* weights, const std::vector<i
   const auto any = static_cast<uint32_t>(_mm512_reduce_or_epi32(bits));
   const int shift = any == 0 ? 0 : __builtin_ctz(any);
   const uint32_t largest = _mm512_reduce_max_epu32(most) >> shift;
-  const int count = largest <= 0x7f ? 1 : largest <= 0x7f7f ? 2 : largest <= 0x7f7f7f ? 3 : kMostDigits;
+  const int count = largest <= 0x7f ? 1 : largest <= 0x7f7f ? 2 : largest <= kThreeDigits ? 3 : kMostDigits;
 
   // The bytes of w + 0x80808080 are its digits plus 128, and four inputs' words of four bytes are transposed.
   const __m512i bias = _mm512_set1_epi32(static_cast<int>(0x80808080u));

@@ -112,7 +112,6 @@ TANDEM_INLINE float power_of_two(int n) {
 // The unit of an output's weights, as the exponent of a power of two: no sum of them may overflow. It is up to four
 // times larger than that where the weights then are three digits to the matrix unit, and not four.
 TANDEM_INLINE int unit_exponent(const Magnitudes& weights) {
-  constexpr float kThreeDigits = 0x7f7f7f;
   int exponent = 0;
   std::frexp(weights.sum, &exponent);
   exponent = std::max(exponent, -30) - 30;

@@ -11,7 +11,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
-from ..nn.signals import describe
+from ..nn.signals import check_network
 
 
 class Units(nn.Module):
@@ -69,8 +69,7 @@ def to_ann(net: nn.Module) -> nn.Module:
     >>> torch.equal(to_ann(convert(ann, T=8))(x), ann(x))
     True
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net: expected a torch.nn.Module, got {describe(net)}")
+    check_network("net", net)
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
     for module in net.modules():
         twin = _twin(module)

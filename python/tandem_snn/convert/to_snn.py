@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from .. import nn as tnn
-from ..nn.signals import describe
+from ..nn.signals import check_network
 from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
 
 
@@ -61,8 +61,7 @@ def convert(
     >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
     (torch.Size([2, 3]), True)
     """
-    if not isinstance(ann, nn.Module):
-        raise TypeError(f"ann: expected a torch.nn.Module, got {describe(ann)}")
+    check_network("ann", ann)
     encoder = tnn.Encoder(T, mode)
     if mode == "direct":
         encoder.gain = 1 / T

@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain, checks
 
 from .. import nn as tnn
 from ..nn.quantise import check_bits
-from ..nn.signals import describe
+from ..nn.signals import check_network, describe
 from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .program import Builder
@@ -300,8 +300,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     >>> torch.equal(freeze(net)(x), net(x))
     True
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net: expected a torch.nn.Module, got {describe(net)}")
+    check_network("net", net)
     check_bits(weight_bits)
     if T is not None:
         checks.T("T", T)

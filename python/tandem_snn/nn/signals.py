@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 
@@ -27,6 +27,11 @@ def check_input(x: object, layer: str) -> None:
     """A layer without neurons takes counts as well."""
     if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput | Tensor):
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
+
+
+def check_network(name: str, value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
 
 
 def describe(x: object) -> str:
