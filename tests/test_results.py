@@ -25,7 +25,7 @@ def result(name, accuracy=90.0, twin=91.0, synops=0.5, **recipe):
         "energy_pj": {"snn": 2.0, "ann": 8.0}, "per_seed": [{"seed": 0}], "command": f"tandem-snn train {name}",
         "commit": "0123456789abcdef", "machine": {"cpu": "abacus"}, "samples": {"train": 5000, "test": 10},
         "test_accuracy": accuracy, "ann_test_accuracy": twin, "test_accuracy_over_time": [50.0, accuracy],
-        "seconds_per_epoch": 3.0, "ann_seconds_per_epoch": 2.0,
+        "step_time_ratio": 1.5,
         "early_exit": [{"confidence": 0.9, "accuracy": 0.875, "steps": 1.5}],
     }  # fmt: skip
     return Result(name, summary)
@@ -49,9 +49,10 @@ def test_tables(tmp_path):
         regression("ae"),
     ]
     runs[0].summary["test_accuracy_std"] = 0.25
+    runs[1].summary["commit"] += "+"
     write(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    row = "| `a` | cnn | 8 | gamma=2 | 1 | 90.00 ± 0.25 | 91.00 | -1.00 | 0.50 | 0.25 | 20.0% | 3.0 / 2.0 |"
+    row = "| `a` | cnn | 8 | gamma=2 | 1 | 90.00 ± 0.25 | 91.00 | -1.00 | 0.50 | 0.25 | 20.0% | 1.50 |"
     assert row in page
     assert "5,000 train, 10 test samples." in page
     assert "| `ae` | cnn | 8 |  | 1 | 0.02000 | 0.01000 | 2.00 |" in page
@@ -59,6 +60,7 @@ def test_tables(tmp_path):
     assert "Within 0.3 points of its twin at the fewest SynOps: `b`." in page
     assert "| `a` | 87.50 (1.5) |" in page
     assert "| `a` | `tandem-snn train a` | 0123456789 |  | M1 |  |" in page
+    assert "| `b` | `tandem-snn train b` | 0123456789+ |  | M1 |  |" in page
     assert "- M1: cpu abacus." in page
     pictures = {path.name for path in (tmp_path / "results/figures").iterdir()}
     assert pictures == {

@@ -53,7 +53,8 @@ wrote them, and the command of a run, below, makes it again.
   floating point, 45 nm; Horowitz, ISSCC 2014), over the same of the twin.
 - **Anytime**: what the readout says after t of T steps, of the frozen network as a stream. **Early exit**: a sample is
   done as soon as the softmax of its readout reaches a confidence; the mean number of steps that takes.
-- **Seconds per epoch** are those of training alone, on the machine named below, which other work may have shared.
+- **Step**: the time of a training step over that of the twin. Both take steps by turns, so that whatever else the
+  machine does meets both; it is the median over 30 rounds. What an epoch takes is [below](#what-training-costs).
 """
 
 
@@ -95,7 +96,7 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
     metric = "MSE" if regression else "accuracy"
     head = (
         "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "SynOps", "energy",
-        "firing rate", "s per epoch, SNN / ANN",
+        "firing rate", "step, SNN / ANN",
     )  # fmt: skip
     yield from _table(head, map(_row, results))
     best = front(results)
@@ -131,7 +132,7 @@ def _row(r: Result) -> list[str]:
         f"{r['synops_ratio']:.2f}",
         f"{r.energy_ratio:.2f}",
         f"{100 * r.firing_rate:.1f}%",
-        " / ".join(f"{r[key]:.1f}" for key in ("seconds_per_epoch", "ann_seconds_per_epoch") if r.get(key)),
+        "" if r.get("step_time_ratio") is None else f"{r['step_time_ratio']:.2f}",
     ]
 
 
@@ -172,6 +173,11 @@ def _published(results: Sequence[Result]) -> Iterator[str]:
             yield ""
 
 
+def _short(commit: str | None) -> str:
+    """Ten digits of a commit, and the + of a tree that differed from it."""
+    return "unknown" if commit is None else commit[:10] + "+" * commit.endswith("+")
+
+
 def _origins(results: Sequence[Result]) -> Iterator[str]:
     """Command, commit, date and machine of each run."""
     yield "## Where they come from"
@@ -184,7 +190,7 @@ def _origins(results: Sequence[Result]) -> Iterator[str]:
         [
             f"`{r.name}`",
             f"`{r['command']}`",
-            (r["commit"] or "unknown")[:10],
+            _short(r["commit"]),
             str(r.get("started") or "")[:10],
             labels[r.machine],
             str(r.get("threads") or ""),
