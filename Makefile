@@ -19,7 +19,7 @@ help:
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make lint      ruff, mypy, clang-format"
-	@echo "make docs      the documentation as a site in build/site"
+	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"
 	@echo "make clean     remove everything that was built, but not $(VENV)"
 

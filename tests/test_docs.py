@@ -9,12 +9,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from tandem_snn.cli import main
+from tandem_snn.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 
@@ -57,9 +59,35 @@ def test_commands_run(page, tmp_path, monkeypatch):
             subprocess.run([*program, *words[1:]], check=True, timeout=300)
 
 
-def test_every_block_says_what_it_is():
-    languages = {language for page in PAGES for _, language, _ in FENCE.findall(page.read_text())}
-    assert languages <= {"python", "sh", "text", "cpp", "cmake"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_says_what_it_is(page):
+    found = FENCE.findall(page.read_text())
+    assert 2 * len(found) == len(re.findall(r"^ *```", page.read_text(), re.MULTILINE))
+    assert {language for _, language, _ in found} <= {"python", "sh", "text", "cmake"}
+    for _, _, code in found:  # what the site's column holds at 1280 pixels
+        assert max(map(len, code.splitlines())) <= 124
+
+
+@having("text")
+def test_commands_with_placeholders_are_true(page, monkeypatch):
+    """They are not run: their command, options and values are parsed."""
+    monkeypatch.setenv("TERM", "dumb")
+    for line in "".join(blocks(page, "text")).splitlines():
+        words = shlex.split(line, comments=True) if re.match(r"(tandem-snn|torchrun) ", line) else []
+        if words:
+            command, *arguments = words[words.index("tandem_snn") + 1 :] if words[0] == "torchrun" else words[1:]
+            get_command(app).commands[command].make_context(command, arguments, resilient_parsing="--help" in arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_the_text_names_is_there(page):
+    """Files, folders and targets of make."""
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
+        for path in re.findall(r"(?<![\w/.-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+", code):
+            assert not {"*", "<"}.isdisjoint(path) or (ROOT / path).exists(), path
+        if target := re.match(r"(?:\w+=\S+ )*make ([\w-]+)", code):
+            assert target[1] in targets
 
 
 def test_the_figures_of_the_rule(tmp_path):
@@ -89,7 +117,7 @@ def site(tmp_path_factory):
 @pytest.mark.parametrize("name", ["tandem_snn", "tandem_snn.nn", "tandem_snn.data", "tandem_snn.training",
                                   "tandem_snn.measure", "tandem_ext", "tandem_ext.functional"])  # fmt: skip
 def test_the_reference_is_complete(site, name):
-    reference = "".join(page.read_text() for page in (site / "api").rglob("index.html"))
+    reference = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     documented = set(re.findall(r'id="(tandem_\w+(?:\.\w+)+)"', reference))
     for public in importlib.import_module(name).__all__:
         thing = getattr(importlib.import_module(name), public)
@@ -98,14 +126,18 @@ def test_the_reference_is_complete(site, name):
             assert documented & ends, public
 
 
-def test_the_site_loads_nothing_from_elsewhere(site):
-    for page in (site / "index.html", site / "api/nn/index.html", site / "rule/index.html"):
-        for source in re.findall(r'<(?:script|img|link)[^>]*?(?:src|href)="([^"]+)"', page.read_text()):
-            assert not source.startswith(("http:", "https:", "//")) or "canonical" in source, source
+def test_the_site_is_whole(site):
+    """It loads nothing from elsewhere; links, pictures, scripts and styles lead to files, so it needs no server."""
+    for page in site.rglob("*.html"):
+        for tag, source in re.findall(r'<(\w+)\b[^>]*?\b(?:src|href)="([^"#?]+)', page.read_text()):
+            if source.startswith(("http:", "https:")):
+                assert tag == "a", source
+            elif page.name != "404.html":  # its links are from the root: a server's page
+                assert (page.parent / source).is_file(), f"{page.name}: {source}"
 
 
 def test_examples_in_docstrings_are_code(site):
-    text = (site / "api/measure/index.html").read_text()
+    text = (site / "api/measure.html").read_text()
     assert "<blockquote>" not in text  # what >>> is to Markdown
     assert ":func:" not in text
     assert ":class:" not in text

@@ -16,7 +16,7 @@ from .show import amount, answers, median, rates, rivals, verdict
 
 _METHOD = """# Performance
 
-This page is generated (`make performance`) from what `tandem-snn bench` wrote to [results](results); every figure can
+This page is generated (`make performance`) from what `tandem-snn bench` wrote to `docs/results`; every figure can
 be measured again with the command that stands above its table.
 
 ## How it is measured
