@@ -7,13 +7,14 @@ import shutil
 import struct
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from tandem_snn.cli import main
-from tandem_snn.report import gather, page
+from tandem_snn.report import figures, gather, page
 
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "$x^{2$", "a & b <b>",
            "'><svg/onload=1>", "${title}", "漢字 \N{SMILING FACE WITH OPEN MOUTH}", "\\alpha", "-->", "7")  # fmt: skip
@@ -78,9 +79,35 @@ def test_what_is_measured(run, contents):
     assert 100 * right == pytest.approx(summary["per_seed"][0]["test_accuracy"], abs=1e-3)
     assert contents.over_time.metric[-1] == pytest.approx(right)
     assert len(contents.over_time.operations) == 4
+    assert contents.twin == summary["per_seed"][0]["ann_test_accuracy"]  # not the mean over the seeds
+    assert contents.over_time.operations[-1] == pytest.approx(contents.operations[0])
     assert [len(h) for h in contents.histories["ANN"]] == [2, 2]
     assert {name: rates.numel() for name, rates in contents.rates.items()} == {"conv1": 128, "fc1": 16}
     assert {name: spikes.shape for name, spikes in contents.rasters.items()} == {"conv1": (4, 128), "fc1": (4, 16)}
+
+
+def test_every_layer_has_its_figures(contents):
+    labels = [value for name, value in Page(page(contents)).attributes if name == "aria-label"]
+    for layer in contents.rates:
+        for figure in (f"Spikes of {layer}", f"Firing rates of {layer}", f"Counts of {layer} against its activations"):
+            assert figure in labels
+    assert len(set(labels)) == len(labels)
+
+
+def test_the_axis_of_accuracies(contents):
+    """Two networks near 100 % are told apart on it; its numbers are in order and do not touch."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    for values in ([10, 60, 99.1, 99.4], [100, 100], [0, 0], [61, 63], [9, 91]):
+        _, axes = plt.subplots(figsize=figures.WIDE)
+        axes.plot(values)
+        figures._percent(axes)
+        places = [axes.transData.transform((0, value))[1] for value in sorted(axes.get_yticks())]
+        assert all(b - a > 12 for a, b in pairwise(places))
+        if values[-1] == 99.4:
+            assert (
+                axes.transData.transform((0, 99.4))[1] - axes.transData.transform((0, 99.1))[1] > 6
+            )  # a plain axis: 0.6
+        plt.close()
 
 
 @pytest.mark.parametrize("classes", [10, 60])
@@ -116,11 +143,12 @@ def test_runs_without_twin_stream_or_accuracy(tmp_path):
 def test_what_is_no_run_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "no run in" in capsys.readouterr().err
-    (tmp_path / "summary.json").write_text('{"T": 8')
-    assert main(["report", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "summary.json is damaged" in error
-    assert error.count("\n") == 1
+    for damaged in ('{"T": 8', '{"T": 8, "recipe": {}, "seeds": [0], "per_seed": []}'):
+        (tmp_path / "summary.json").write_text(damaged)
+        assert main(["report", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "summary.json is damaged" in error
+        assert error.count("\n") == 1
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -60,11 +60,12 @@ class Contents:
         samples: how many test samples the rates are of; ``few`` of them were looked at neuron by neuron.
         confusion: int64 [classes, classes], target by answer, on the test split.
         example: one test sample as an image [H, W] or [H, W, 3] in 0..1.
+        verdict: its class, and the network's answer; None for regression.
         rasters: the spikes [T, neurons] that it causes, by layer.
         rates: each neuron's firing rate, by layer.
         matches: of each layer's counts with the ANN branch.
         points: (activations, counts) of some neurons, by layer.
-        ann_operations: MACs of the twin per sample.
+        operations: synaptic operations per sample of the SNN and, as MACs, of the twin.
         energy: estimated picojoules per sample of the SNN and the twin.
         over_time: None where the network cannot stream; ``no_time`` then says why.
     """
@@ -77,11 +78,12 @@ class Contents:
     few: int = 0
     confusion: Tensor | None = None
     example: Tensor | None = None
+    verdict: tuple[str, str] | None = None
     rasters: dict[str, Tensor] = field(default_factory=dict)
     rates: dict[str, Tensor] = field(default_factory=dict)
     matches: dict[str, Mismatch] = field(default_factory=dict)
     points: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    ann_operations: float = 0.0
+    operations: tuple[float, float] = (0.0, 0.0)
     energy: tuple[float, float] = (0.0, 0.0)
     over_time: OverTime | None = None
     no_time: str = ""
@@ -94,6 +96,12 @@ class Contents:
     @property
     def metric(self) -> str:
         return "accuracy" if "test_accuracy" in self.summary else "mse"
+
+    @property
+    def twin(self) -> float | None:
+        """The metric of the first seed's twin."""
+        found: float | None = self.summary["per_seed"][0].get(f"ann_test_{self.metric}")
+        return found
 
 
 def gather(run: Path, data_dir: Path | None = None) -> Contents:
@@ -123,8 +131,8 @@ def _summary(path: Path) -> dict[str, Any]:
         raise UserError(f"no run in {path.parent}: `tandem-snn train` writes {path.name} when it has finished")
     try:
         summary: dict[str, Any] = json.loads(path.read_text())
-        summary["recipe"], summary["seeds"], summary["T"]
-    except (ValueError, KeyError, TypeError) as error:
+        summary["recipe"], summary["seeds"], summary["T"], summary["per_seed"][0]
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
     return summary
 
@@ -141,14 +149,16 @@ def _histories(run: Path, summary: dict[str, Any]) -> dict[str, list[list[dict[s
 
 def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
     """Rates, rasters and the coupling of the branches, on the first test samples."""
-    x, _ = next(data.test.batches(SAMPLES))
+    x, targets = next(data.test.batches(SAMPLES))
     few = x[:FEW]
     contents.samples, contents.few = len(x), len(few)
     with evaluating(net), Monitor(net, samples=FEW) as monitor:
         net(x)
     contents.rates = {name: layer.rates.flatten() for name, layer in monitor.items()}
     with evaluating(net), Monitor(net, samples=1) as monitor:
-        net(x[:1])
+        answer = net(x[:1])
+    if data.task == "classification":
+        contents.verdict = data.class_names[int(targets[0])], data.class_names[int(answer.argmax())]
     contents.rasters = {name: layer.train.to_dense()[:, 0].flatten(1) for name, layer in monitor.items()}
     contents.example = _image(x[:1])
     contents.matches = mismatch(net, few)
@@ -157,7 +167,7 @@ def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
         contents.points[layer.name] = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
     operations = synops(net, x)
     estimate = energy(operations)
-    contents.ann_operations = operations.ann
+    contents.operations = operations.snn, operations.ann
     contents.energy = estimate.snn, estimate.ann
 
 

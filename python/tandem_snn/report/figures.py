@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from html import escape
 from typing import Any
+
+import numpy as np
 
 from ..errors import extra
 from .contents import Contents
@@ -15,6 +18,8 @@ from .contents import Contents
 _COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--snn)", "#040404": "var(--ann)"}
 INK, LINE, SNN, ANN = _COLOURS
 KINDS = {"SNN": SNN, "ANN": ANN}
+WIDE = (3.9, 2.6)  # inches of one of two figures beside each other
+MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
@@ -39,16 +44,13 @@ _STYLE = {
 }
 
 
-def _svg(title: str, shape: tuple[int, int], size: tuple[float, float], draw: Callable[[Any], None]) -> str:
-    """The figure with ``draw(axes)``, axes being an array of that shape, of ``size`` inches each."""
+def _svg(title: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+    """One pair of axes of ``size`` inches, as ``draw(axes)`` draws them."""
     matplotlib = extra("matplotlib", "the report")
     matplotlib.use("agg")
     plt = extra("matplotlib.pyplot", "the report")
-    rows, columns = shape
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(columns * size[0], rows * size[1]), layout="constrained", squeeze=False
-        )
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
         draw(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -60,8 +62,13 @@ def _svg(title: str, shape: tuple[int, int], size: tuple[float, float], draw: Ca
     # The page has one namespace: names that nothing refers to go, the others are digests of what they name.
     used = set(re.findall(r'#(\w+)[")]', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    widest = f"max-width:{140 * columns * size[0]:.0f}px"  # letters no larger than the text's
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}" style="{widest}"', 1)
+    widest = f"max-width:{140 * size[0]:.0f}px"  # letters no larger than the text's
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{widest}"', 1)
+
+
+def _side_by_side(figures: Iterable[str], kind: str) -> str:
+    """As many in a row as the page is wide for: ``kind`` is "wide", or "layers" for many small ones."""
+    return f'<div class="panels {kind}">{"".join(figures)}</div>'
 
 
 def _log(axes: Any) -> None:
@@ -74,46 +81,53 @@ def _log(axes: Any) -> None:
     axes.yaxis.set_minor_formatter("")
 
 
-def _grid(count: int) -> tuple[int, int]:
-    columns = min(4, count)
-    return math.ceil(count / columns), columns
+def _percent(axes: Any) -> None:
+    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y."""
+
+    def place(percent: Any) -> Any:
+        return -np.log10(101 - np.minimum(percent, 100.9))
+
+    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
+    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
+    ticks: list[float] = []
+    for mark in MARKS:
+        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
+            ticks.append(mark)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)
 
 
-def _panels(axes: Any, names: Sequence[str]) -> list[tuple[Any, str]]:
-    """(axes, layer's name) for each layer; what is left of the grid disappears."""
-    flat = list(axes.flat)
-    for rest in flat[len(names) :]:
-        rest.remove()
-    return list(zip(flat, names, strict=False))
+def _quality(axes: Any, accuracy: bool) -> None:
+    (_percent if accuracy else _log)(axes)
+
+
+def _whole(axes: Any) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def learning_curves(contents: Contents) -> str:
     """Loss, and the metric on the validation split where there is one, by epoch; one line per seed."""
-    metric, validation = contents.metric, contents.recipe["validation"]
-    keys = [("loss", "training loss")]
-    if metric == "accuracy" or validation:
-        split = "validation" if validation else "training"
-        unit = ", %" if metric == "accuracy" else ""
-        keys.append((f"validation_{metric}" if validation else metric, f"{split} {metric}{unit}"))
 
-    def draw(axes: Any) -> None:
-        for ax, (key, label) in zip(axes.flat, keys, strict=True):
-            unit = 100 if label.endswith("%") else 1
+    def panel(key: str, label: str, accuracy: bool) -> str:
+        def draw(axes: Any) -> None:
             for kind, runs in contents.histories.items():
                 for i, history in enumerate(runs):
-                    values = [unit * record[key] for record in history]
+                    values = [record[key] * (100 if accuracy else 1) for record in history]
                     epochs = range(1, len(values) + 1)
-                    ax.plot(epochs, values, color=KINDS[kind], alpha=0.85, label=None if i else kind)
-            ax.set(xlabel="epoch", ylabel=label)
-            if unit == 1:
-                _log(ax)
-                ax.legend()
-            else:
-                low = min(record[key] for runs in contents.histories.values() for h in runs for record in h[-1:])
-                margin = max(0.3, 100 - 100 * low)
-                ax.set_ylim(max(0.0, 100 - 6 * margin), 100 + 0.2 * margin)
+                    axes.plot(epochs, values, color=KINDS[kind], alpha=0.85, label=None if i else kind)
+            axes.set(xlabel="epoch", ylabel=label)
+            _whole(axes)
+            _quality(axes, accuracy)
+            axes.legend()
 
-    return _svg("Learning curves", (1, len(keys)), (3.9, 2.5), draw)
+        return _svg(f"{label} by epoch", WIDE, draw)
+
+    metric, validation = contents.metric, contents.recipe["validation"]
+    panels = [panel("loss", "training loss", False)]
+    if metric == "accuracy" or validation:
+        label = f"{'validation' if validation else 'training'} {metric}{', %' * (metric == 'accuracy')}"
+        panels.append(panel(f"validation_{metric}" if validation else metric, label, metric == "accuracy"))
+    return _side_by_side(panels, "wide")
 
 
 def over_time(contents: Contents) -> str:
@@ -122,87 +136,92 @@ def over_time(contents: Contents) -> str:
     assert found is not None
     accuracy = contents.metric == "accuracy"
     unit, label = (100.0, "test accuracy, %") if accuracy else (1.0, f"test {contents.metric}")
-    twin = contents.summary.get(f"ann_test_{contents.metric}")
-    steps = range(1, len(found.metric) + 1)
     values = [unit * value for value in found.metric]
-    spent = [operations / contents.ann_operations for operations in found.operations]
+    spent = [operations / contents.operations[1] for operations in found.operations]
+    place = "lower right" if accuracy else "upper right"
 
-    def draw(axes: Any) -> None:
-        left, right = axes.flat
-        left.plot(steps, values, "o-", color=SNN, markersize=3.5, label="after so many steps")
-        exits = sorted(found.exits, key=lambda e: e.steps)
-        if exits:
-            left.plot([e.steps for e in exits], [unit * e.accuracy for e in exits], "s--", color=SNN, alpha=0.55,
-                      markersize=3, linewidth=0.9, label="stopping when sure (mean)")  # fmt: skip
-        left.set(xlabel="time steps", ylabel=label)
-        right.plot(spent, values, "o-", color=SNN, markersize=3.5)
-        right.set(xlabel="synaptic operations / the ANN's", ylabel=label, xlim=(0, 1.06 * max(1.0, *spent)))
-        if twin is not None:
-            for ax in (left, right):
-                ax.axhline(twin, color=ANN, linewidth=1.2, label="ANN twin")
-            right.plot([1], [twin], "D", color=ANN, markersize=5)
-        if accuracy:  # closer to the top
-            best = max(*values, twin or 0.0)
-            right.set_ylim(max(0.0, best - 8 * max(1.0, 100 - best)), min(100.5, best + max(1.0, 100 - best)))
-        else:
-            for ax in (left, right):
-                _log(ax)
-        left.legend(loc="lower right" if accuracy else "upper right")
+    def finish(axes: Any, xlabel: str) -> None:
+        if contents.twin is not None:
+            axes.axhline(contents.twin, color=ANN, linewidth=1.2, label="ANN twin")
+        axes.set(xlabel=xlabel, ylabel=label)
+        _quality(axes, accuracy)
 
-    return _svg("Quality against time", (1, 2), (3.9, 2.6), draw)
+    def steps(axes: Any) -> None:
+        axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="after so many steps")
+        if found.exits:
+            exits = sorted((e.steps, unit * e.accuracy) for e in found.exits)
+            axes.plot(*zip(*exits, strict=True), "s--", color=INK, markersize=3, linewidth=0.9,
+                      label="stopping when sure (mean)")  # fmt: skip
+        _whole(axes)
+        finish(axes, "time steps")
+        axes.legend(loc=place)
+
+    def operations(axes: Any) -> None:
+        axes.plot(spent, values, "o-", color=SNN, markersize=3.5)
+        if contents.twin is not None:
+            axes.plot([1], [contents.twin], "D", color=ANN, markersize=5)
+        axes.set_xlim(0, 1.06 * max(1.0, *spent))
+        finish(axes, "synaptic operations / the ANN's")
+
+    return _side_by_side(
+        [_svg(f"{label} by time step", WIDE, steps), _svg(f"{label} by operations", WIDE, operations)], "wide"
+    )
 
 
 def rasters(contents: Contents, neurons: int = 120) -> str:
     """The spikes of one sample: a mark per neuron and step, evenly spaced neurons of each layer."""
 
-    def draw(axes: Any) -> None:
-        for ax, name in _panels(axes, list(contents.rasters)):
+    def panel(name: str) -> str:
+        def draw(axes: Any) -> None:
             spikes = contents.rasters[name]
             T, N = spikes.shape
             shown = spikes[:, :: math.ceil(N / neurons)]
             steps, which = shown.nonzero(as_tuple=True)
-            ax.scatter(steps.tolist(), which.tolist(), s=9, marker="|", color=SNN, linewidths=1.1)
-            ax.set(title=f"{name}, {N:,} neurons", xlabel="step", xlim=(-0.6, T - 0.4), ylim=(-2, shown.shape[1] + 1))
-            ax.set_yticks([])
-            ax.grid(False)
+            axes.scatter(steps.tolist(), which.tolist(), s=9, marker="|", color=SNN, linewidths=1.1)
+            axes.set(title=f"{name}, {N:,} neurons", xlabel="step", ylabel="neurons")
+            axes.set(xlim=(-0.6, T - 0.4), ylim=(-2, shown.shape[1] + 1))
+            axes.set(xticks=range(0, T, math.ceil(T / 5)), yticks=[])
+            axes.grid(False)
 
-    return _svg("Spikes of one sample", _grid(len(contents.rasters)), (2.0, 2.2), draw)
+        return _svg(f"Spikes of {name}", (2.0, 2.2), draw)
+
+    return _side_by_side(map(panel, contents.rasters), "layers")
 
 
 def rate_histograms(contents: Contents) -> str:
     """How many neurons fire how often, by layer."""
 
-    def draw(axes: Any) -> None:
-        for ax, name in _panels(axes, list(contents.rates)):
+    def panel(name: str) -> str:
+        def draw(axes: Any) -> None:
             rates = 100 * contents.rates[name]
             silent = 100 * (rates == 0).double().mean().item()
             share = [100 / len(rates)] * len(rates)
-            ax.hist(rates.tolist(), bins=20, range=(0, max(1.0, rates.max().item())), weights=share, color=SNN)
-            ax.axvline(rates.mean().item(), color=INK, linewidth=0.9)
-            ax.set(title=f"{name}\nmean {rates.mean().item():.1f} %, silent {silent:.0f} %", xlabel="firing rate, %")
-        for row in axes:
-            row[0].set_ylabel("neurons, %")
+            axes.hist(rates.tolist(), bins=20, range=(0, max(1.0, rates.max().item())), weights=share, color=SNN)
+            axes.axvline(rates.mean().item(), color=INK, linewidth=0.9)
+            axes.set(title=f"{name}\nmean {rates.mean().item():.1f} %, silent {silent:.0f} %")
+            axes.set(xlabel="firing rate, %", ylabel="neurons, %")
 
-    return _svg("Firing rates", _grid(len(contents.rates)), (2.0, 1.8), draw)
+        return _svg(f"Firing rates of {name}", (2.0, 1.8), draw)
+
+    return _side_by_side(map(panel, contents.rates), "layers")
 
 
 def coupling(contents: Contents) -> str:
     """Counts against the ANN branch's activations, by layer, with the cosine between them."""
     T = contents.summary["T"]
-    jitter = [0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(max(len(c) for _, c in contents.points.values()))]
 
-    def draw(axes: Any) -> None:
-        for ax, name in _panels(axes, list(contents.points)):
+    def panel(name: str) -> str:
+        def draw(axes: Any) -> None:
             a, counts = (values.tolist() for values in contents.points[name])
-            y = [count + shift for count, shift in zip(counts, jitter, strict=False)]
-            ax.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
-            ax.plot(a, y, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
-            ax.set(title=f"{name}: cosine {contents.matches[name].cosine:.3f}", xlabel="activation ρ(z)/ϑ")
-            ax.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6))
-        for row in axes:
-            row[0].set_ylabel("spike count")
+            jittered = [count + 0.6 * ((i * 0.618034) % 1 - 0.5) for i, count in enumerate(counts)]
+            axes.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
+            axes.plot(a, jittered, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
+            axes.set(title=f"{name}: cosine {contents.matches[name].cosine:.3f}", xlabel="activation ρ(z)/ϑ")
+            axes.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6), ylabel="spike count")
 
-    return _svg("Counts against activations", _grid(len(contents.points)), (2.0, 2.0), draw)
+        return _svg(f"Counts of {name} against its activations", (2.0, 2.0), draw)
+
+    return _side_by_side(map(panel, contents.points), "layers")
 
 
 def example(contents: Contents) -> str:
@@ -210,7 +229,7 @@ def example(contents: Contents) -> str:
 
     def draw(axes: Any) -> None:
         assert contents.example is not None
-        axes[0, 0].imshow(contents.example.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0, 0].axis("off")
+        axes.imshow(contents.example.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.axis("off")
 
-    return _svg("The sample", (1, 1), (1.4, 1.4), draw)
+    return _svg("The sample", (1.4, 1.4), draw)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..container import atomically
+from ..measure.energy import AC_PJ, MAC_PJ
 from . import figures
 from .contents import Contents, gather
 
@@ -55,12 +56,14 @@ def page(contents: Contents) -> str:
 
 def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
     summary = contents.summary
+    mean = f", mean of {len(summary['seeds'])} seeds" if len(summary["seeds"]) > 1 else ""
     if contents.metric == "accuracy":
-        yield f"{summary['test_accuracy']:.2f} %", "test accuracy"
+        yield f"{summary['test_accuracy']:.2f} %", f"test accuracy{mean}"
         if "ann_test_accuracy" in summary:
-            yield f"{summary['test_accuracy'] - summary['ann_test_accuracy']:+.2f}", "points beside the twin"
+            points = f"{summary['test_accuracy'] - summary['ann_test_accuracy']:+.2f}"
+            yield points.replace("-", "\N{MINUS SIGN}"), "points beside the twin"
     else:
-        yield f"{summary['test_mse']:.4g}", "test error (mse)"
+        yield f"{summary['test_mse']:.4g}", f"test error (mse){mean}"
         if "ann_test_mse" in summary:
             yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
     yield f"{summary['synops_ratio']:.2f} ×", "synaptic operations / the ANN's"
@@ -82,25 +85,25 @@ def _sections(contents: Contents) -> Iterable[str]:
     title = ("Accuracy" if contents.metric == "accuracy" else "Error") + " against time and operations"
     found = contents.over_time
     if found is not None:
-        exits = (
-            "Dashed: each sample stops by itself as soon as the softmax of its readout reaches a confidence, 0.5 to 1. "
-        )
-        yield _section(
-            title,
-            f"The first seed's network, stopped after each of its T steps, on {found.samples:,} test samples. "
-            f"{exits if found.exits else ''}The diamond is the twin, which spends all of its operations at once.",
-            figures.over_time(contents),
-        )
+        explanation = f"The first seed's network, stopped after each of its T steps, on {found.samples:,} test samples."
+        if found.exits:
+            explanation += " Dashed: each sample stops by itself as soon as the softmax of its readout reaches a "
+            explanation += "confidence, 0.5 to 1."
+        if contents.twin is not None:
+            explanation += " The diamond is the same seed's twin, which spends all of its operations at once."
+        yield _section(title, explanation, figures.over_time(contents))
     else:
         yield _section(title, contents.no_time, "")
     if contents.confusion is not None:
         yield _confusion(contents)
     if contents.rasters:
-        picture = f"<figure>{figures.example(contents)}</figure>" if contents.example is not None else "<span></span>"
+        told = f"{contents.verdict[0]}, answered {contents.verdict[1]}" if contents.verdict else ""
+        picture = figures.example(contents) if contents.example is not None else ""
         yield _section(
             "Spikes of one sample",
             "The first test sample, and every spike it causes in up to 120 evenly spaced neurons of each layer.",
-            f'<div class="side">{picture}{figures.rasters(contents)}</div>',
+            f'<div class="side"><figure>{picture}<figcaption>{escape(told)}</figcaption></figure>'
+            f"{figures.rasters(contents)}</div>",
         )
     yield _section(
         "Firing rates",
@@ -111,14 +114,19 @@ def _sections(contents: Contents) -> Iterable[str]:
     yield _section(
         "Spike counts against the ANN branch's activations",
         f"The rule learns by the ANN's gradient at the real counts: the closer the dots, neurons of {contents.few} "
-        "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples.",
+        "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples, correlations "
+        "those of the products of counts and of activations with the next layer's weights. Counts are as expected "
+        "where they are ⌊z/ϑ⌋ within 0 and T, as of currents that are the same at every step; neurons with more or "
+        "fewer spikes saw theirs come and go. Spurious are spikes of neurons with z ≤ 0, which no gradient reaches.",
         figures.coupling(contents) + _matches(contents),
     )
     yield _section(
         "Memory and time beside the twin",
         "Training steps were taken alternately, of the first seed's networks; the ratio is the median of ratios. "
-        "Epochs are means over the seeds, memory is the largest.",
-        _costs(contents.summary),
+        "Epochs are means over the seeds. Memory is the largest, beyond what was held before training. Operations and "
+        f"energy are per sample: an addition takes {AC_PJ} pJ, a multiply-accumulate {MAC_PJ} pJ (32-bit floating "
+        "point in 45 nm; memory is left out).",
+        _costs(contents),
     )
     yield _origin(contents.summary)
 
@@ -151,8 +159,13 @@ def _confusion(contents: Contents) -> str:
     for i, name in enumerate(names):
         share = matrix[i] / matrix[i].sum().clamp_min(1)
         cells = "".join(_cell(int(matrix[i, j]), float(share[j]), i == j) for j in range(len(names)))
-        rows.append(f'<tr><th title="{escape(name)}">{escape(name)}</th>{cells}</tr>')
-    body = f"<table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        recall = f"<td>{100 * share[i]:.0f} %</td>"
+        rows.append(f'<tr><th title="{escape(name)}">{escape(name)}</th>{cells}{recall}</tr>')
+    turned = " turned" * (max(map(len, names)) > 3)
+    body = (
+        f'<table class="confusion{turned}"><thead><tr><th>class</th><td colspan={len(names)}>answer</td><td>right</td>'
+        f"</tr><tr><th></th>{head}<td></td></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
     return _section("Confusion matrix", explanation, f'<div class="scroll">{body}</div>')
 
 
@@ -182,19 +195,23 @@ def _matches(contents: Contents) -> str:
     )  # fmt: skip
 
 
-def _costs(summary: dict[str, Any]) -> str:
-    rows = []
+def _costs(contents: Contents) -> str:
+    summary, rows = contents.summary, []
     for key, label, unit, format_ in (
         ("step_time_ms", "one training step", 1.0, "{:.2f} ms"),
         ("seconds_per_epoch", "one epoch", 1.0, "{:.2f} s"),
-        ("peak_memory", "peak memory of training, beyond what was held before", 1 / 2**20, "{:.0f} MiB"),
+        ("peak_memory", "peak memory of training", 1 / 2**20, "{:.0f} MiB"),
     ):
         pair = summary.get(key), summary.get(f"ann_{key}")
         shown = [format_.format(unit * value) if value else "" for value in pair]
         measured = summary.get("step_time_ratio") if key == "step_time_ms" else None
         ratio = f"{measured or pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else ""
         rows.append((label, *shown, ratio))
-    rows.append(("synaptic operations", "", "", f"{summary['synops_ratio']:.2f}"))
+    for label, (snn, ann), unit, format_ in (
+        ("synaptic operations", contents.operations, 1e-6, "{:.3g} million"),
+        ("energy of arithmetic, estimate", contents.energy, 1e-6, "{:.3g} µJ"),
+    ):
+        rows.append((label, format_.format(unit * snn), format_.format(unit * ann), f"{snn / ann:.2f}"))
     return _table(("", "SNN", "ANN twin", "SNN / ANN"), rows)
 
 
