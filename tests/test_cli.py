@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import tandem_ext as te
 import tandem_snn
 from tandem_snn.cli import main
 from tandem_snn.cli.app import app
@@ -60,9 +61,19 @@ def test_help_and_info():
     assert "--seeds" in result.output
     result = CliRunner().invoke(app, ["train", "--list"])
     assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {*list_recipes()}
-    result = CliRunner().invoke(app, ["info"])
-    assert "cpu_capability" in result.output
-    assert "torch" in result.output
+
+
+def test_info_has_what_a_bug_report_needs(monkeypatch, capsys):
+    monkeypatch.setenv("TANDEM_DATA", "/some/folder")
+    assert main(["info"]) == 0
+    rows = dict(re.findall(r"^│ +(\S.*?) +│ +(\S.*?) +│$", capsys.readouterr().out, re.MULTILINE))
+    assert {*te.build_info()} < {*rows}
+    assert rows["folder"] == str(Path(te.__file__).parent)
+    assert rows["torch"].startswith(torch.__version__)
+    assert rows["TANDEM_DATA"] == "/some/folder"
+    assert {"commit", "cpu", "cores", "memory", "system", "Python", "GPU", "numpy"} <= {*rows}
+    extra = re.search(r"^all = \[(.*?)\]", (Path(__file__).parents[1] / "pyproject.toml").read_text(), re.M | re.S)
+    assert {*re.findall(r'"([\w-]+)', extra[1])} <= {*rows}
 
 
 MISTAKES = {
