@@ -154,7 +154,7 @@ def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
 
 
 class _Tandem(torch.autograd.Function):
-    """The counts c, with the gradient of the ANN's activation ρ(z)/θ: ∂c/∂z = gate/θ and ∂c/∂θ = -gate·c/θ."""
+    """The counts c, with the gradient of the ANN's activation ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, counts: Tensor, gate: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -30,7 +31,16 @@ def test_examples(name, tmp_path, monkeypatch):
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("name", [name for name in tnn.__all__ if name != "SpikingLayer"])
-def test_every_layer_has_one(name):
-    tests = doctest.DocTestFinder().find(getattr(tnn, name), name)
-    assert any(test.examples for test in tests)
+PUBLIC = ("ann", "measure", "models", "nn", "training", "")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_that_is_called_has_one(name):
+    """Functions and layers of each module; results and protocols stand in the examples of what gives or takes them."""
+    module = importlib.import_module(f"tandem_snn.{name}".rstrip("."))
+    finder = doctest.DocTestFinder()
+    for public in set(module.__all__) - {"SpikingLayer"}:
+        thing = getattr(module, public)
+        called = inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, torch.nn.Module))
+        if called and not thing.__module__.startswith("torch"):
+            assert any(test.examples for test in finder.find(inspect.unwrap(thing), public)), public

@@ -6,8 +6,6 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:func|class|meth|data|attr|mod):`~?([^`]+)`")
-MATH = re.compile(r"^( *)\.\. math::\n", re.MULTILINE)
-INLINE_MATH = re.compile(r":math:`([^`]+)`")
 EXAMPLE = re.compile(r"(?:^[ ]*(?:>>>|\.\.\.)[^\n]*\n?(?:^[ ]*[^\s>][^\n]*\n?)*)+", re.MULTILINE)
 
 
@@ -20,5 +18,5 @@ class Docstrings(griffe.Extension):
 
 
 def rewritten(text: str) -> str:
-    text = MATH.sub(r"\1", INLINE_MATH.sub(r"`\1`", ROLE.sub(r"`\1`", text)))
+    text = ROLE.sub(r"`\1`", text)
     return EXAMPLE.sub(lambda match: f"\n```python\n{match[0].rstrip()}\n```\n", text)

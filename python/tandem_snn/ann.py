@@ -33,7 +33,12 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity: an ANN has no time. Of a SpikeTrain it sees the counts."""
+    """The identity: an ANN has no time. Of a SpikeTrain it sees the counts.
+
+    >>> from tandem_snn import ann
+    >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
+    tensor([[0.5000]])
+    """
 
     def __init__(self, T: int = 1, mode: str = "direct", *, gain: float = 1.0) -> None:
         super().__init__()
@@ -43,7 +48,12 @@ class Encoder(nn.Module):
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """``nn.AvgPool2d``, with the arguments of the spiking one."""
+    """``nn.AvgPool2d``, with the arguments of the spiking one.
+
+    >>> from tandem_snn import ann
+    >>> ann.AvgPool2d(2)(torch.ones(1, 3, 4, 4)).shape
+    torch.Size([1, 3, 2, 2])
+    """
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **_: Any) -> None:
         super().__init__(kernel_size, stride, padding)
@@ -79,14 +89,25 @@ def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, An
 
 
 class Readout(nn.Linear):
-    """``nn.Linear``, with the arguments of the spiking network's."""
+    """``nn.Linear``, with the arguments of the spiking network's.
+
+    >>> from tandem_snn import ann
+    >>> ann.Readout(3, 2)(torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
         super().__init__(in_features, out_features, bias, options.get("device"), options.get("dtype"))
 
 
 class Linear(_Activated, nn.Linear):
-    """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU."""
+    """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_features] -> [B, out_features].
+
+    >>> from tandem_snn import ann
+    >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # what only neurons have is ignored
+    >>> layer(torch.rand(5, 3)).shape, sorted(layer.state_dict()) == sorted(tnn.Linear(3, 2, norm=True).state_dict())
+    (torch.Size([5, 2]), True)
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, norm: bool = False, **options: Any):
         nn.Linear.__init__(self, in_features, out_features, bias, options.get("device"), options.get("dtype"))
@@ -94,7 +115,12 @@ class Linear(_Activated, nn.Linear):
 
 
 class Conv1d(_Activated, nn.Conv1d):
-    """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU."""
+    """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_channels, L] -> [B, out_channels, L'].
+
+    >>> from tandem_snn import ann
+    >>> ann.Conv1d(1, 4, 3)(torch.rand(5, 1, 8)).shape
+    torch.Size([5, 4, 6])
+    """
 
     def __init__(
         self,
@@ -117,7 +143,12 @@ class Conv1d(_Activated, nn.Conv1d):
 
 
 class Conv2d(_Activated, nn.Conv2d):
-    """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU."""
+    """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU: [B, in_channels, H, W] -> [B, out_channels, H', W'].
+
+    >>> from tandem_snn import ann
+    >>> ann.Conv2d(1, 4, 3, padding=1, norm=True)(torch.rand(5, 1, 8, 8)).shape
+    torch.Size([5, 4, 8, 8])
+    """
 
     def __init__(
         self,

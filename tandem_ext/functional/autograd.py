@@ -1,7 +1,7 @@
 """The tandem rule's backward pass, as autograd Functions around the ops.
 
 A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. From the
-gradient of the counts, grad_z = gate·grad/θ takes the place of the gradient of the ANN's pre-activation, and the rest
+gradient of the counts, grad_z = gate·grad/ϑ takes the place of the gradient of the ANN's pre-activation, and the rest
 is the ordinary backward pass of that ANN at the real counts of the input.
 
 All Functions end with the fields of :class:`Neurons` as arguments, and begin their outputs with (planes, counts, mask,
@@ -73,7 +73,7 @@ def kept(ctx: Any) -> tuple[Saved, tuple[Any, ...]]:
 
 
 def gate_grad(ctx: Any, saved: Saved, grad: Tensor, times: int = 1) -> Tensor:
-    """grad_z = gate·grad/θ, ``times`` a power of two, which changes no rounding."""
+    """grad_z = gate·grad/ϑ, ``times`` a power of two, which changes no rounding."""
     grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, saved.mask, ctx.settings.threshold / times)
     return grad_z
 

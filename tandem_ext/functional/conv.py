@@ -36,7 +36,7 @@ def conv1d_if(
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 1-d convolution.
 
-    As :func:`linear_if`, with y_t = conv1d(s_t, weight) for x [B, K, L] and weight [N, K/groups, k]. ``stride``,
+    As :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k]. ``stride``,
     ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of ``torch.nn.functional.conv1d``;
     bias, threshold, scale and shift are per output channel, [N]. The output is [B, N, L'], channels-last in memory.
 
@@ -78,7 +78,7 @@ def conv2d_if(
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 2-d convolution.
 
-    As :func:`linear_if`, with y_t = conv2d(s_t, weight) for x [B, K, H, W] and weight [N, K/groups, kh, kw].
+    As :func:`linear_if`, with y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight [N, K/groups, kh, kw].
     ``stride``, ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of
     ``torch.nn.functional.conv2d``; bias, threshold, scale and shift are per output channel, [N]. The output is
     [B, N, H', W'], channels-last in memory.

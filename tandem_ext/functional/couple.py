@@ -16,7 +16,7 @@ from .neuron import over_space
 
 
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
-    """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/θ.
+    """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/ϑ.
 
     The layers of this package derive z from the currents that made the spikes. Where an ANN branch is something else,
     such as a batch norm by other statistics than those of the spiking branch, compute the spikes without a gradient
@@ -25,9 +25,9 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     Args:
         train: [B, *features]. Gradients into it end here.
         z: [B, *features], the ANN's pre-activation.
-        threshold: the θ with which the spikes were made, a float, or a 0-dim or per-channel tensor; its gradient is
-            -Σ grad·gate·c/θ.
-        gate: "relu": z > 0 lets gradients pass; "clip": 0 < z < θT; "resu": as "relu", for a train that was silenced.
+        threshold: the ϑ with which the spikes were made, a float, or a 0-dim or per-channel tensor; its gradient is
+            -Σ grad·gate·c/ϑ.
+        gate: "relu": z > 0 lets gradients pass; "clip": 0 < z < ϑT; "resu": as "relu", for a train that was silenced.
 
     Returns:
         A SpikeTrain with the planes and gain of ``train``, and counts whose gradient goes to z.
@@ -56,7 +56,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
 
 
 class Couple(Function):
-    """The counts, with gate·grad/θ as the gradient of z."""
+    """The counts, with gate·grad/ϑ as the gradient of z."""
 
     generate_vmap_rule = True
 

@@ -25,16 +25,14 @@ def linear_if(
     steps: int | None = None,
     return_v: bool = False,
 ) -> Result:
-    r"""A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
+    """A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
 
-    With :math:`y_t = W s_t` and a window of T steps, for every neuron and t = 0 .. T-1:
+    With y[t] = W s_in[t] and a window of T steps, for every neuron and t = 0 .. T-1:
 
-    .. math::
-        v \mathrel{+}= scale \cdot gain \cdot y_t + (scale \cdot bias + shift)/T + residual_t, \quad
-        s_t = [v \ge \theta], \quad v = leak \cdot v - \theta s_t
+        v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = leak·v - ϑ·s[t]
 
     so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
-    spike counts c. In the backward pass the output's counts have the gradient of ρ(z)/θ, taken at the real counts:
+    spike counts c. In the backward pass the output's counts have the gradient of ρ(z)/ϑ, taken at the real counts:
     nothing flows through the spikes, and of the steps nothing is stored but their bits.
 
     Args:
@@ -43,13 +41,13 @@ def linear_if(
         weight: [N, K]; float32, bfloat16, float16 or float64. Low precisions are multiplied and integrated in float32.
             Or int8, which has no gradient and whose sums are exact: scale then says what a unit of a row is worth.
         bias: [N], for the whole window: each step receives 1/T of it.
-        threshold: θ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
+        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
         v_init: the potential before the first step: a float, or a tensor that is 0-dim, [N] or [B, N].
         scale, shift: [N], such as those of a folded batch norm; shift is for the whole window, as bias is.
         residual: added to the currents after scale and shift: a train of the output's shape and T, which counts with
             its gain, or currents [T, B, N].
-        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < θT; "resu": z > 0, and neurons with z ≤ 0 are
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
             silenced.
         steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
         return_v: also return the potential after the last step, [B, N], in float32 (float64 for float64 weights).

@@ -119,7 +119,7 @@ def fold(
 ) -> tuple[Tensor | None, Tensor | None]:
     """scale·gain and scale·bias + shift, in units of a tensor threshold.
 
-    The division sees the threshold detached: its gradient is -gate·c/θ at the real counts c, which the layer's Function
+    The division sees the threshold detached: its gradient is -gate·c/ϑ at the real counts c, which the layer's Function
     gives, and not what the division would give.
     """
     device, dtype = like.device, compute_dtype(like.dtype)

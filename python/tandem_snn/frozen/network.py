@@ -65,6 +65,11 @@ class FrozenNetwork(nn.Module):
         T: the number of time steps; None until it is known (see :func:`freeze`).
         shape: [*features] of its input; None until it has run.
         grids: the integers and steps of the weights that were rounded, by the layer's name.
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
+    >>> frozen = tandem_snn.freeze(net)
+    >>> frozen(torch.rand(4, 3)).shape, frozen.T, frozen.shape
+    (torch.Size([4, 2]), 8, (3,))
     """
 
     def __init__(self, net: nn.Module, weight_bits: int | None = None, T: int | None = None) -> None:

@@ -69,7 +69,19 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
 
 
 def activations(net: nn.Module, x: Any) -> list[Activation]:
-    """Each layer of IF neurons at work, in the order of execution, in evaluation mode."""
+    """Each layer of IF neurons at work, in the order of execution, in evaluation mode.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``.
+        x: a batch of what ``net`` takes.
+
+    Raises:
+        ValueError: there are no such layers.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
+    >>> [(layer.name, layer.counts.shape, layer.a.shape) for layer in activations(net, torch.rand(5, 64))]
+    [('1', torch.Size([5, 32]), torch.Size([5, 32]))]
+    """
     check_layers(net, (tnn.SpikingLayer,))
     found: list[Activation] = []
     # What a train would be if neurons were ideal, by the train's identity: (train, activation, where it came from).

@@ -51,7 +51,13 @@ def list_models() -> list[str]:
 
 
 def check_model(name: str) -> None:
-    """Raises UserError unless :func:`create_model` knows the name or can read it as an architecture."""
+    """Is it a name that :func:`create_model` knows, or can read as an architecture?
+
+    Raises:
+        UserError: it is neither; the message has the nearest name.
+
+    >>> check_model("16C3-MP2-FC100")
+    """
     if not is_notation(name):
         check_name("model", name, list_models())
 

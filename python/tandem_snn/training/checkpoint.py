@@ -34,6 +34,11 @@ def save_checkpoint(path: str | os.PathLike[str], net: nn.Module, recipe: Recipe
     Args:
         path: a file name ending in .safetensors.
         facts: what JSON can hold.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    >>> save_checkpoint("net.safetensors", torch.nn.Linear(3, 2), Recipe(), note="any value that JSON has")
     """
     content = pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts})
     atomically(Path(path), lambda temporary: temporary.write_bytes(content))
@@ -44,6 +49,11 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Raises:
         UserError: no such file, not a checkpoint, or damaged.
+
+    >>> net = torch.nn.Linear(3, 2)
+    >>> save_checkpoint("net.safetensors", net, Recipe(T=4))
+    >>> read_recipe("net.safetensors").T
+    4
     """
     path = Path(path)
     _, facts = unpack(path)
@@ -64,6 +74,12 @@ def load_checkpoint(path: str | os.PathLike[str], net: nn.Module) -> Facts:
 
     Raises:
         UserError: no such file, damaged, or the checkpoint of another model.
+
+    >>> recipe = Recipe(model="FC16")
+    >>> net = recipe.build(recipe.load())
+    >>> save_checkpoint("net.safetensors", net, recipe, epoch=3)
+    >>> load_checkpoint("net.safetensors", net)["epoch"]
+    3
     """
     path = Path(path)
     tensors, facts = unpack(path)

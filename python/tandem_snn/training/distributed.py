@@ -37,6 +37,10 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
 
     Raises:
         UserError: another process stopped or did not come.
+
+    >>> with join("cpu") as (world, device):
+    ...     world.size, world.is_main, device
+    (1, True, 'cpu')
     """
     if not launched():
         yield World(), device
@@ -68,6 +72,14 @@ def synchronised(net: nn.Module, world: World) -> Iterator[None]:
     """Within this context the network's batch norms, spiking layers' and others, use the statistics of all processes.
 
     Afterwards they are torch's own again, with the same parameters and buffers.
+
+    Args:
+        net: the network, not wrapped.
+        world: the processes; of one alone nothing changes.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
+    >>> with synchronised(net, World()):
+    ...     net(torch.rand(5, 4)).sum().backward()
     """
     if world.size == 1:
         yield

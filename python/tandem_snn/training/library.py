@@ -25,8 +25,8 @@ def list_recipes() -> list[str]:
 def describe(name: str) -> str:
     """What a recipe of the package is, in a sentence or two: the comment that its file begins with.
 
-    >>> describe("cifar10")
-    'CifarNet with a quarter of its width on CIFAR-10.'
+    >>> describe("mnist")
+    '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
     """
     lines = _path(name, FOLDER).read_text().splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)

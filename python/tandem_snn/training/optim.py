@@ -18,6 +18,9 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer for the parameters that are trained.
 
     Weight decay is for those of two and more dimensions: biases, γ and β of batch norm, and thresholds are spared.
+
+    >>> [len(group["params"]) for group in make_optimizer(torch.nn.Linear(3, 2), Recipe(weight_decay=0.1)).param_groups]
+    [1, 1]
     """
     trained = [p for p in net.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [

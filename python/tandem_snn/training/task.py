@@ -70,6 +70,13 @@ class Regression:
 
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:
-    """The task by its name, as :class:`tandem_snn.data.Dataset` has it."""
+    """The task by its name, as :class:`tandem_snn.data.Dataset` has it: "classification" or "regression".
+
+    Raises:
+        UserError: another name.
+
+    >>> make_task("regression").metric
+    'mse'
+    """
     check_name("task", name, TASKS)
     return Classification(label_smoothing) if name == "classification" else Regression()
