@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tandem_snn.cli import main
+from tandem_snn.plots import percent_axis
 from tandem_snn.report import figures, gather, page
 
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "$x^{2$", "a & b <b>",
@@ -100,7 +101,7 @@ def test_the_axis_of_accuracies(contents):
     for values in ([10, 60, 99.1, 99.4], [100, 100], [0, 0], [61, 63], [9, 91]):
         _, axes = plt.subplots(figsize=figures.WIDE)
         axes.plot(values)
-        figures._percent(axes)
+        percent_axis(axes)
         places = [axes.transData.transform((0, value))[1] for value in sorted(axes.get_yticks())]
         assert all(b - a > 12 for a, b in pairwise(places))
         if values[-1] == 99.4:

@@ -82,7 +82,8 @@ def test_the_front_is_what_no_other_beats():
 
 def test_curves_against_T_are_of_results_that_differ_in_nothing_else():
     runs = [result(f"T{T}", T=T, seed=T) for T in (8, 2, 4)] + [result("other", T=16, gamma=2)]
-    assert [[r["T"] for r in family] for family in by_T(runs)] == [[2, 4, 8]]
+    runs.append(result("T4+v_init=0.5", T=4, v_init=0.5))  # one of the same T: only the recipe itself is drawn
+    assert [[r.name for r in family] for family in by_T(runs)] == [["T2", "T4", "T8"]]
 
 
 def test_published_figures_say_how_they_came_here(tmp_path):

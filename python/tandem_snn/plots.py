@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .training.comparison import Comparison
 
 SNN, ANN = "tab:blue", "tab:orange"
+MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 
 
 def report(path: Path, result: Comparison, data: Dataset) -> None:
@@ -48,11 +50,10 @@ def learning_curves(axes: Any, result: Comparison) -> None:
             axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)
     label = f"{split} accuracy, %" if metric == "accuracy" else f"{split} {metric}"
     axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
-    final = [unit * run.fitted[kind].history[-1][key] for kind in result.kinds for run in result.runs]
     if metric == "accuracy":
-        axes.set_ylim(bottom=max(0, 100 - 5 * max(0.2, 100 - min(final))), top=100)
+        percent_axis(axes)
     else:
-        axes.set_ylim(bottom=0, top=3 * max(final))
+        axes.set_yscale("log")
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -83,3 +84,19 @@ def count_scatter(axes: Any, net: nn.Module, images: torch.Tensor) -> None:
     axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count (jittered)", title="Counts against activations")
     axes.set_xlim(-0.5, 2 * T)
     axes.legend(markerscale=3)
+
+
+def percent_axis(axes: Any) -> None:
+    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y."""
+
+    def place(percent: Any) -> Any:
+        return -np.log10(101 - np.minimum(percent, 100.9))
+
+    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
+    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
+    ticks: list[float] = []
+    for mark in MARKS:
+        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
+            ticks.append(mark)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from ..errors import extra
+from ..plots import percent_axis
 from .contents import Contents
 
 # Stand-ins that matplotlib draws with, and what they become on the page.
@@ -19,7 +18,6 @@ _COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var
 INK, LINE, SNN, ANN = _COLOURS
 KINDS = {"SNN": SNN, "ANN": ANN}
 WIDE = (3.9, 2.6)  # inches of one of two figures beside each other
-MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
@@ -81,24 +79,8 @@ def _log(axes: Any) -> None:
     axes.yaxis.set_minor_formatter("")
 
 
-def _percent(axes: Any) -> None:
-    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y."""
-
-    def place(percent: Any) -> Any:
-        return -np.log10(101 - np.minimum(percent, 100.9))
-
-    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
-    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
-    ticks: list[float] = []
-    for mark in MARKS:
-        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
-            ticks.append(mark)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_ylim(low, high)
-
-
 def _quality(axes: Any, accuracy: bool) -> None:
-    (_percent if accuracy else _log)(axes)
+    (percent_axis if accuracy else _log)(axes)
 
 
 def _whole(axes: Any) -> None:

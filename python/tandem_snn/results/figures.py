@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import extra
-from ..plots import ANN, SNN
+from ..plots import ANN, SNN, percent_axis
 from .result import Result
 
 _FEW = 3  # points from which on a curve says something
+WIDE = (8.6, 4.2)  # inches, with names beside the axes
 
 
 def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
@@ -35,10 +36,10 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
         add(f"T{i or ''}", "Test metric against the number of time steps", partial(_against_T, family=family))
     classified = [r for r in results if r.metric == "accuracy"]
     if len(classified) >= _FEW:
-        add("synops", "Accuracy against synaptic operations", partial(_against_synops, results=classified))
+        add("synops", "Accuracy against synaptic operations", partial(_against_synops, results=classified), WIDE)
     streamed = [r for r in results if r.over_time]
     if streamed:
-        add("anytime", "The metric after each time step of one network", partial(_anytime, results=streamed))
+        add("anytime", "The metric after each time step of one network", partial(_anytime, results=streamed), WIDE)
     for result in results:
         if result.get("pictures"):
             size = (result["pictures"]["shape"][0] + 1.0, 1.1 * len(_kinds(result)))
@@ -52,11 +53,14 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
 
 
 def by_T(results: Iterable[Result]) -> list[list[Result]]:
-    """Groups of results that differ in T alone, each of at least three T, in their order."""
-    families: dict[str, list[Result]] = {}
-    for result in results:
-        families.setdefault(result.family().digest(), []).append(result)
-    return [sorted(f, key=lambda r: r["T"]) for f in families.values() if len({r["T"] for r in f}) >= _FEW]
+    """Groups of results that differ in T and the start, each of at least three T, in their order.
+
+    Of several with the same T it is the one whose name is the shortest: the package's own recipe.
+    """
+    families: dict[str, dict[int, Result]] = {}
+    for result in sorted(results, key=lambda r: -len(r.name)):
+        families.setdefault(result.family().digest(), {})[result["T"]] = result
+    return [[family[T] for T in sorted(family)] for family in families.values() if len(family) >= _FEW]
 
 
 def front(results: Iterable[Result]) -> list[Result]:
@@ -91,35 +95,44 @@ def _against_T(axes: Any, family: Sequence[Result]) -> None:
 
 
 def _against_synops(axes: Any, results: Sequence[Result]) -> None:
+    """Numbered by operations; the names stand beside the axes."""
+    axes.margins(0.07)
     best = front(results)
-    for result in results:
+    ordered = sorted(results, key=lambda r: (r["synops_ratio"], r.value))
+    for i, result in enumerate(ordered, 1):
         color = SNN if result in best else "tab:gray"
-        axes.errorbar(result["synops_ratio"], result.value, result.std, color=color, marker="o", markersize=4)
-        axes.annotate(result.name, (result["synops_ratio"], result.value), (4, -8), textcoords="offset points", size=6)
+        at = result["synops_ratio"], result.value
+        axes.errorbar(*at, result.std, color=color, marker="o", markersize=4)
+        axes.annotate(str(i), at, (4, -9), textcoords="offset points", size=8, color=color)
+        axes.plot([], [], " ", label=f"{i}  {result.name}")
     axes.plot([r["synops_ratio"] for r in best], [r.value for r in best], color=SNN, linewidth=1, label="front")
     twins = [r.twin for r in results if r.twin is not None]
     if twins:
         axes.axhspan(min(twins), max(twins), color=ANN, alpha=0.4, label="ANN twins")
-    _label(axes, "synaptic operations, SNN / ANN", results[0])
+    _label(axes, "synaptic operations, SNN / ANN", results[0], beside=True)
 
 
 def _anytime(axes: Any, results: Sequence[Result]) -> None:
-    for result in results:
+    for i, result in enumerate(results):
         assert result.over_time is not None
-        axes.plot(range(1, len(result.over_time) + 1), result.over_time, marker=".", label=result.name)
-    lowest = min(result.over_time[0] for result in results if result.over_time)
+        steps = range(1, len(result.over_time) + 1)
+        axes.plot(steps, result.over_time, color=f"C{i % 10}", linestyle=("-", "--", ":")[i // 10 % 3], marker=".",
+                  label=result.name)  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if results[0].metric == "accuracy":
-        axes.set_ylim(bottom=max(lowest, 2 * min(r.value for r in results) - 100))
+        percent_axis(axes)
     else:
         axes.set_yscale("log")
-    _label(axes, "time step t", results[0])
-    axes.legend(fontsize=6)
+    _label(axes, "time step t", results[0], beside=True)
 
 
-def _label(axes: Any, x: str, result: Result) -> None:
+def _label(axes: Any, x: str, result: Result, beside: bool = False) -> None:
     axes.set(xlabel=x, ylabel="test accuracy, %" if result.metric == "accuracy" else "test MSE")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if beside:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, borderaxespad=0.0)
+    else:
+        axes.legend()
 
 
 def _kinds(result: Result) -> list[str]:
