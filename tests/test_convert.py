@@ -301,6 +301,16 @@ def test_the_twin_of_any_spiking_network(options: dict) -> None:
     assert any(isinstance(m, twins.Linear) for m in twin.modules())
 
 
+def test_an_example_moves_no_statistics() -> None:
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 3, 1), nn.ReLU()
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2)).train()
+    before = copy.deepcopy(net.state_dict())
+    snn = convert(net, T=4, example=torch.rand(5, 1, 6, 6))
+    assert snn.training
+    assert net[1].training
+    torch.testing.assert_close(dict(net.state_dict()), dict(before), atol=0, rtol=0)
+
+
 def test_vgg_with_an_adaptive_pooling_in_the_middle() -> None:
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     net = models.vgg11_bn(num_classes=3).eval()
@@ -337,7 +347,12 @@ class Branching(nn.Module):
 
 REFUSED = {
     "GELU": (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*no spiking counterpart"),
-    "no ReLU": (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)), "nothing in the network would spike"),
+    "no ReLU": (
+        nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)),
+        r"'_1' \(call_module 1, Sigmoid\).*nothing would spike",
+    ),
+    "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
+    "ReLU6": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU6()), r"'_2' .*, ReLU6.*put nn.ReLU here"),
     "two in a row": (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*without a ReLU"),
     "norm after": (
         nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU()),

@@ -58,6 +58,8 @@ def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
 
 def refuse(node: fx.Node, why: str) -> CannotConvert:
     what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if node.op == "call_module" and node.graph.owning_module is not None:
+        what = f"{what}, {type(node.graph.owning_module.get_submodule(str(what))).__name__}"
     return CannotConvert(f"node {node.name!r} ({node.op} {what}): {why}")
 
 

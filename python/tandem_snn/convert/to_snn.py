@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from .. import nn as tnn
+from ..measure.hooks import evaluating
 from ..nn.signals import check_network
 from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
 
@@ -73,7 +74,8 @@ def convert(
     except Exception as error:  # whatever the user's forward raises at a value that is not there yet
         raise CannotConvert(f"torch.fx cannot trace the ANN ({type(error).__name__}: {error})") from error
     if example is not None:
-        ShapeProp(traced).propagate(example)
+        with evaluating(traced):  # in training a batch would move the statistics of batch norms
+            ShapeProp(traced).propagate(example)
     return Lowering(traced, encoder, threshold, v_init).run(type(ann).__name__)
 
 
@@ -103,7 +105,13 @@ class Currents(Value):
 
 
 class Lowering:
-    """Builds the spiking network's graph, node by node of the ANN's."""
+    """Builds the spiking network's graph, node by node of the ANN's.
+
+    Attributes:
+        analog: the kinds of values that are worked on as they were.
+    """
+
+    analog: tuple[str, ...] = ("image", "answer")
 
     def __init__(self, ann: fx.GraphModule, encoder: tnn.Encoder, threshold: float, v_init: float) -> None:
         self.ann = ann
@@ -121,11 +129,23 @@ class Lowering:
         for node in self.ann.graph.nodes:
             self.env[node] = self._lower(node)
         if not any(isinstance(layer, tnn.SpikingLayer) for layer in self.root.values()):
-            raise CannotConvert("nothing in the network would spike: no nn.Linear or convolution has a ReLU behind it")
+            raise self._silent()
         self.graph.lint()
         snn = fx.GraphModule(self.root, self.graph, f"Spiking{name}")
         snn.training = self.ann.training
         return snn
+
+    def _silent(self) -> CannotConvert:
+        """Nothing would spike: names what stands behind the first synapses in the place of a ReLU."""
+        why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike: put nn.ReLU"
+        for node in self.ann.graph.nodes:
+            if self.roles[node].kind == "synapses":
+                while self.roles[node].kind in ("synapses", "norm", "layer", "same") and node.users:
+                    node = next(iter(node.users))
+                if node.op != "output":
+                    return refuse(node, f"{why} here")
+                break
+        return CannotConvert(f"{why} between the layers")
 
     def _before_neurons(self) -> set[fx.Node]:
         """The nodes from which some ReLU can be reached."""
@@ -149,7 +169,7 @@ class Lowering:
         if node.op == "output":
             return self._output(node)
         given = [self.env[value] for value in role.inputs if isinstance(value, fx.Node)]
-        if all(value.kind in ("image", "answer") for value in given) and not self._wants_neurons(node, role):
+        if all(value.kind in self.analog for value in given) and not self._wants_neurons(node, role):
             return Value(given[0].kind if given else "image", self._copy(node))
         return getattr(self, f"_{role.kind}")(node, role, given)
 
