@@ -14,7 +14,10 @@ from .signal import Signal, batch_index, may_need_grad, register_pytree
 
 
 class _Counts:
-    """Descriptor of the field ``counts``: the tensor given, else the planes' popcounts, made when first asked for."""
+    """Descriptor of the field ``counts``: the tensor given, else the planes' popcounts, made when first asked for.
+
+    What was made is kept beside the fields: as a pytree a train is the same whether or not anyone has looked.
+    """
 
     @overload
     def __get__(self, train: None, owner: type) -> None: ...
@@ -23,10 +26,11 @@ class _Counts:
     def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
         if train is None:
             return None  # the field's default value
-        if train._counts is None:
-            counts: Tensor = torch.ops.tandem.counts.default(train.planes, train._dtype)
-            train._counts = counts
-        return train._counts
+        if train._counts is not None:
+            return train._counts
+        if train._made is None:
+            train._made = torch.ops.tandem.counts.default(train.planes, train._dtype)
+        return train._made
 
     def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
         train._counts = value
@@ -36,6 +40,7 @@ class _Remembers(Signal):
     """What a train holds besides its fields."""
 
     _counts: Tensor | None
+    _made: Tensor | None = None  # counts that were asked for and not given
     _dtype: torch.dtype  # of counts that are yet to be made
 
 

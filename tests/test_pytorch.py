@@ -133,6 +133,14 @@ def test_a_whole_network_is_exported(dynamic):
         torch.testing.assert_close(loaded(x), net(x))
 
 
+def test_training_mode_is_exported_for_any_batch():
+    net = everything().train()
+    program = torch.export.export(net, (batch(4)[0],), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    exported, (x, _) = program.module(), batch(9)
+    torch.testing.assert_close(exported(x), net(x))
+    torch.testing.assert_close(dict(exported.named_buffers())["1.norm.running_var"], net[1].norm.running_var)
+
+
 # --- precision, memory formats, transforms ----------------------------------------------------------------------------
 
 

@@ -182,6 +182,15 @@ def test_pytree(signal, gain):
     pytree.tree_unflatten([object()] * len(leaves), spec)  # nothing is checked
 
 
+def test_a_look_at_the_counts_changes_no_pytree():
+    """So that a graph exported for a train takes every train of that shape."""
+    x = train(8, 4, 5)
+    spec = pytree.tree_structure(x)
+    counts = x.counts
+    assert x.counts is counts
+    assert pytree.tree_structure(x) == spec
+
+
 def test_flattening_makes_no_counts():
     x = train(8, 4, 5)
     pytree.tree_flatten(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypedDict
 
@@ -196,7 +197,7 @@ class SpikingLayer(nn.Module):
             x, self.used_weight(), self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
         )
         if norm.running_mean is not None:
-            n = train.shape.numel() // norm.num_features
+            n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
             track(norm, mean, var, n / (n - 1))
         return train
 
