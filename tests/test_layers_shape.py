@@ -63,6 +63,16 @@ def test_avg_pool_on_other_inputs(spiking):
     assert not list(pool.state_dict())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_avg_pool_keeps_the_type_of_counts(dtype):
+    layers = tnn.Conv2d(1, 2, 3, padding=1), tnn.AvgPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.Flatten()
+    net = nn.Sequential(tnn.Encoder(T=4), *layers, tnn.Readout(2, 3)).to(dtype)
+    x = torch.rand(2, 1, 8, 8, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(net(x), net.eval()(x))
+    assert net(x).dtype == dtype
+
+
 def test_adaptive_avg_pool_gives_mean_counts():
     pool = tnn.AdaptiveAvgPool2d(1)
     x = train_with_edge(8, 2, 3, 5, 4, gain=0.5)

@@ -90,8 +90,7 @@ class AvgPool2d(nn.Module):
         return inside.to(weight.dtype) * weight
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
-        train = te.functional.if_scan(self._currents(x))
-        assert isinstance(train, SpikeTrain)
+        train = te.functional.if_scan(self._currents(x)).to(x._dtype)  # type: ignore[union-attr]
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
         return with_gain(train, x.gain)
