@@ -72,6 +72,16 @@ def test_the_input_itself_as_residual() -> None:
     assert torch.equal(frozen(x), net(x))
 
 
+def test_two_paths_from_the_image() -> None:
+    """No program, but an answer, and an error that says why there are no steps."""
+    layers = tnn.Residual(tnn.Conv2d(1, 4, 3, padding=1), tnn.Conv2d(1, 4, 1)), tnn.Flatten(), tnn.Readout(64, 3)
+    net, x = nn.Sequential(tnn.Encoder(T=8), *layers).eval(), torch.rand(2, 1, 4, 4)
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    with pytest.raises(CannotLower, match=r"1\.shortcut: currents of a real-valued input"):
+        frozen.step(x)
+
+
 def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

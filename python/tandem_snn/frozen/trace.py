@@ -77,7 +77,7 @@ def trace(net: nn.Module, x: Any, readout: bool = True) -> Trace:
         raise CannotLower("the network does not end in a Readout")
 
     prefix = []
-    while calls and not isinstance(calls[0].y, SpikeTrain) and not isinstance(calls[0].layer, tnn.Readout):
+    while not isinstance(calls[0].layer, tnn.Readout) and not isinstance(calls[0].y, SpikeTrain) and calls[0].fire:
         if calls[0].x is not x:
             raise CannotLower(f"{calls[0].name}: the network branches before its first spikes")
         x = calls[0].y
