@@ -117,6 +117,21 @@ def sj_chain(sj: Any, neuron: Callable[[], nn.Module]) -> nn.Module:
     )
 
 
+class Added(nn.Module):
+    """Spikes plus spikes, which are no spikes."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.fire, self.b, self.fire_b, self.c, self.fire_c = (
+            *(nn.Linear(4, 4), neuron(), nn.Linear(4, 4)),
+            *(neuron(), nn.Linear(4, 4), neuron()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fire(self.a(x))
+        return self.fire_c(self.c(self.fire_b(self.b(x)) + x))
+
+
 NEURONS = {
     "IF": lambda sj: sj.IFNode(0.5, v_reset=None),
     "LIF": lambda sj: sj.LIFNode(2.0, v_threshold=0.5, v_reset=None),
@@ -173,6 +188,63 @@ def test_a_converted_ann_as_spikingjelly(sj: Any) -> None:
     torch.testing.assert_close(other, answer, atol=0.1, rtol=0.01)
 
 
+def test_what_is_done_to_averages_and_answers_adds_up_over_the_steps(sj: Any) -> None:
+    """A second linear map has its bias at every step too; multiples and sums of answers are those of the window."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fire = nn.Conv2d(1, 6, 3), sj.IFNode(0.5, v_reset=None)
+            self.pool, self.flat = nn.AdaptiveAvgPool2d(2), nn.Flatten()
+            self.fc1, self.fc2, self.fc3 = nn.Linear(24, 12), nn.Linear(12, 4), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            means = self.flat(0.5 * self.pool(self.fire(self.conv(x))))
+            return (self.fc2(self.fc1(means)) + self.fc3(means)) / 4
+
+    x, theirs = images(), dyadic(Heads())
+    expected, answer = stepped(theirs, [x] * T, sj_fires)
+    counts, other = own_counts(ts.from_spikingjelly(theirs, T), x)
+    assert torch.equal(counts[0], expected[0])
+    torch.testing.assert_close(other, answer, atol=1e-4, rtol=1e-4)
+
+
+def test_spikingjellys_own_models(sj: Any) -> None:
+    """They ask their layers for the step mode."""
+    models = pytest.importorskip("spikingjelly.activation_based.model.spiking_resnet")
+    theirs = models.spiking_resnet18(num_classes=5, spiking_neuron=sj.IFNode, v_reset=None).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 2.0)
+    x = torch.rand(2, 3, 32, 32)
+    expected, answer = stepped(theirs, [x] * 4, sj_fires)
+    ours = ts.from_spikingjelly(theirs, 4)
+    counts, other = own_counts(ours, x)
+    assert len(counts) == len(expected) == 17
+    for c, d in zip(counts, expected, strict=True):
+        assert (c != d).float().mean() < 1e-3
+    torch.testing.assert_close(other, answer, atol=1e-2, rtol=1e-2)
+
+
+def test_shortcuts_that_are_worth_something(sj: Any) -> None:
+    """Gains, thresholds per channel: in the weights, so that there are only layers and neurons, and the way back."""
+    x = images()
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 6, 3, padding=1, gain=0.5, threshold=0.5),
+        tnn.Residual(tnn.Conv2d(6, 6, 3, padding=1, v_init=0.25, gain=2.0)),
+        tnn.Residual(tnn.Conv2d(6, 8, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 4)), tnn.Conv2d(6, 8, 1, 2)),
+        tnn.AvgPool2d(2, spiking=False),
+        tnn.Flatten(),
+        tnn.Readout(32, 5),
+    )
+    expected = own_counts(dyadic(net), x)
+    theirs = ts.to_spikingjelly(net, x)
+    assert_same(expected, stepped(theirs, [x] * T, sj_fires))
+    sj.functional.reset_net(theirs)
+    assert_same(expected, own_counts(ts.from_spikingjelly(theirs, T), x))
+
+
 def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
     def chain(*modules: nn.Module) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3), *modules)
@@ -186,9 +258,13 @@ def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
         (chain(sj.EIFNode()), "module '1': SpikingJelly's EIFNode is none of"),
         (chain(sj.layer.SynapseFilter()), "module '1': SpikingJelly's SynapseFilter is none of"),
         (chain(nn.ReLU()), "node '_1'.*a ReLU, where spikes are"),
-        (chain(nn.Sigmoid(), plain()), "without a ReLU|no spiking counterpart|not shared"),
+        (chain(nn.Sigmoid(), plain()), "no counterpart"),
         (chain(plain(), plain()), "neurons without synapses"),
         (chain(twice, nn.Linear(3, 3), twice), "module '1': its neurons are used twice"),
+        (nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), plain()), "node '_1' .*put it behind the neurons"),
+        (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "node '_3' .*does not add up over the steps"),
+        (chain(plain(), nn.Softmax(1), nn.Linear(3, 3)), "node '_2' .*no counterpart: one time step consists of"),
+        (Added(plain), "node 'add'.*two activations"),
         (
             nn.Sequential(nn.Conv2d(1, 2, 1), plain(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1), plain()),
             "averages of spikes",
@@ -284,6 +360,11 @@ def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:
             _, mem = self.lif(self.fc(x), mem)
             return 2 * mem
 
+    class New(Potential):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            spikes, _ = self.lif(self.fc(x), self.lif.init_leaky())
+            return spikes
+
     class Loop(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -295,6 +376,8 @@ def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:
 
     with pytest.raises(CannotConvert, match="a membrane potential"):
         ts.from_snntorch(Potential(), T)
+    with pytest.raises(CannotConvert, match=r"its forward makes new potentials.*in and out of it or are hidden"):
+        ts.from_snntorch(New(), T)
     with pytest.raises(CannotConvert, match="without a loop over time"):
         ts.from_snntorch(Loop(), T)
     net = nn.Sequential(tnn.Encoder(T), tnn.Linear(4, 3, v_init=0.5), tnn.Readout(3, 2))

@@ -43,6 +43,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
         root.register_buffer(name, numbers.detach().float().view(-1, *[1] * (dims - 1)))
         return graph.get_attr(name)
 
+    _add_as_they_are(stages.stages)
     for stage in stages.stages:
         x_in, layer, dims = values[stage.x], stage.layer, len(stage.shape)
         if isinstance(layer, tnn.SpikingLayer):
@@ -68,6 +69,32 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
     graph.output(value)
     source = net.net if isinstance(net, FrozenNetwork) else net
     return fx.GraphModule(root, graph, type(source).__name__).eval()
+
+
+def _add_as_they_are(stages: list[Stage]) -> None:
+    """Puts what a shortcut is worth into weights: into its own, or, where spikes are worth one number, that number is
+    the unit of potential. What is left are spikes that are worth something else in each channel.
+    """
+    named = {stage.name: stage for stage in stages}
+    for stage in stages:
+        scale = stage.residual_scale
+        if scale is None:
+            continue
+        path = named.get(str(stage.residual))
+        if path is not None and isinstance(path.layer, tnn.SpikingLayer) and not path.fires:
+            _multiply(path, scale)
+        elif bool((scale == scale[0]).all()):
+            _multiply(stage, 1 / scale)
+            stage.threshold /= scale[0].item()
+            stage.v_init = None if stage.v_init is None else stage.v_init / scale[0]
+        else:
+            continue
+        stage.residual_scale = None
+
+
+def _multiply(stage: Stage, factor: Tensor) -> None:
+    stage.scale = factor if stage.scale is None else stage.scale * factor
+    stage.shift = None if stage.shift is None else stage.shift * factor
 
 
 def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tensor]:

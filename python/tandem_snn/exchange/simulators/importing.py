@@ -16,6 +16,14 @@ from ...convert.nodes import SYNAPSES, CannotConvert, Role, refuse
 from ...convert.to_snn import Currents, Lowering, Value
 from .neurons import Neuron
 
+SUMMED = ("counts", "answer")  # kinds of values that are sums over the steps
+TIMES = (operator.mul, torch.mul, "mul")
+DIVIDED = (operator.truediv, torch.div, "div")
+NOT_LINEAR = "what it gives at each step does not add up over the steps: leave it out, and apply it to the answer"
+NO_COUNTERPART = (
+    "it has no counterpart: one time step consists of nn.Linear, Conv1d/2d, BatchNorm, pooling, Flatten, Dropout, "
+    "additions of currents, and neurons: give that part of the network"
+)
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
@@ -25,6 +33,9 @@ class _Firing(nn.Module):
     def __init__(self, neuron: Neuron) -> None:
         super().__init__()
         self.neuron = neuron
+
+    def init_leaky(self) -> None:
+        raise ValueError("its forward makes new potentials")
 
 
 class _Tracer(fx.Tracer):
@@ -57,20 +68,28 @@ def import_network(
     except Exception as error:  # whatever a forward raises at a value that is not there yet
         raise CannotConvert(
             f"torch.fx cannot trace one time step of the network ({type(error).__name__}: {error}): give a network "
-            "whose forward is one step, without a loop over time"
+            "whose forward is one step, without a loop over time; potentials go in and out of it or are hidden"
         ) from error
     traced = fx.GraphModule(net, graph, type(net).__name__)
     _forget_state(traced)
     return _Importing(traced, encoder).run(type(net).__name__)
 
 
-def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> nn.Module | None:
+def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> Any:
     try:
         neuron = read(module)
     except ValueError as error:
         raise CannotConvert(f"module {name!r}: {error}") from error
-    if neuron is not None:
-        return _Firing(neuron)
+    stand_in = _Firing(neuron) if neuron is not None else _torchs_own(module, plain)
+    if stand_in is not None and plain is not None:
+        stand_in.step_mode = "s"  # which a forward may ask for
+    return stand_in
+
+
+def _torchs_own(module: Any, plain: Any) -> Any:
+    """The layer of torch that a module of the other simulator is, if it is one."""
+    if type(module).__name__ == "SeqToANNContainer":  # SpikingJelly's, for several steps at once
+        return nn.Sequential(*module)
     if plain is None or not isinstance(module, plain):
         return None
     if type(module).__name__ == "Dropout":
@@ -118,10 +137,14 @@ def _is_firing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 class _Importing(Lowering):
-    """As the conversion of an ANN, with neurons in the place of ReLU and per-step biases; it copies its parameters."""
+    """As the conversion of an ANN, with neurons in the place of ReLU and per-step biases; it copies its parameters.
+
+    Averages and answers are summed over the steps here, so what is done to them there at every step must be linear.
+    """
 
     def __init__(self, traced: fx.GraphModule, encoder: tnn.Encoder) -> None:
         self.T = encoder.T
+        self.analog = ("image",) if encoder.mode == "direct" else ()  # else the image is not the same at every step
         self.shortcuts: set[fx.Node] = set()  # currents that leave a layer
         self.current = Neuron()  # which the layer at work feeds
         super().__init__(traced, encoder, 1.0, 0.0)
@@ -135,6 +158,8 @@ class _Importing(Lowering):
     def _neuron(self, node: fx.Node) -> Neuron:
         """That which the currents of ``node`` reach."""
         while not _is_firing(node, self.modules):
+            if len(node.users) != 1:
+                raise refuse(node, "it is read more than once, where currents go into one layer of neurons")
             (node,) = node.users
         return self.modules[str(node.target)].neuron
 
@@ -151,6 +176,8 @@ class _Importing(Lowering):
         return super()._relu(node, role, given)
 
     def _average(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
+        if given[0].kind == "image":
+            return Value("image", self._copy(node))
         if node in self.before_neurons and given[0].kind == "spikes":
             (user, *others) = node.users
             if others or not _is_firing(user, self.modules) or not isinstance(role.module, tnn.AvgPool2d):
@@ -159,9 +186,30 @@ class _Importing(Lowering):
         return super()._average(node, role, given)
 
     def _add(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        if node in self.before_neurons:
+        if node in self.before_neurons and any(isinstance(value, Currents) for value in given):
             self.current = self._neuron(node)
+        if len(given) == 2 and all(value.kind in SUMMED for value in given):
+            return Value("answer", self._copy(node))
         return super()._add(node, role, given)
+
+    def _layer(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
+        if isinstance(role.module, tnn.MaxPool2d) and given[0].kind in SUMMED:
+            raise refuse(node, NOT_LINEAR)
+        if isinstance(role.module, tnn.MaxPool2d) and isinstance(given[0], Currents):  # commutes with ReLU, not with v
+            raise refuse(node, "maximum pooling of currents, which is not that of spikes: put it behind the neurons")
+        return super()._layer(node, role, given)
+
+    def _other(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
+        summed = [value for value in given if value.kind in SUMMED]
+        if not summed:
+            if all(value.kind == "size" for value in given):
+                return super()._other(node, role, given)
+            raise refuse(node, NO_COUNTERPART)
+        first = node.args[0]
+        divided = node.target in DIVIDED and isinstance(first, fx.Node) and self.env[first] is summed[0]
+        if not (node.target in TIMES or divided) or len(summed) > 1 or any(value.kind == "size" for value in given):
+            raise refuse(node, NOT_LINEAR)
+        return Value("answer", self._copy(node))
 
     def _synapses(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         if node in self.before_neurons or not isinstance(role.module, nn.Linear):
