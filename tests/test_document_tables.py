@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tandem_snn.bench.report import document
+from tandem_snn.bench.show import median
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from documents import ROOT, read, with_table
@@ -24,3 +29,47 @@ def test_tables_follow_from_results(page: str, name: str, script: str) -> None:
         pytest.importorskip(name, reason=f"{name} is not installed")
     text = (ROOT / "docs" / page).read_text()
     assert with_table(text, name, importlib.import_module(script).table(read(name))) == text
+
+
+def test_the_table_of_initial_gammas() -> None:
+    table = importlib.import_module("initialisation").table
+    assert (
+        table(json.loads((ROOT / "docs/results/initialisation.json").read_text()))
+        in (ROOT / "docs/initialisation.md").read_text()
+    )
+
+
+def test_the_table_of_the_last_runs() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    with_figures = importlib.import_module("torture_page").with_figures
+    assert with_figures(page, json.loads((ROOT / "docs/results/reliability.json").read_text())) == page
+
+
+def bench(threads: int) -> dict[str, Any]:
+    return json.loads((ROOT / f"docs/results/bench-{threads}.json").read_text())
+
+
+def test_the_performance_page() -> None:
+    page = document({f"results/bench-{threads}.png": bench(threads) for threads in (1, 2)})
+    assert page == (ROOT / "docs/performance.md").read_text()
+
+
+README = {
+    "a conv layer, ": ("conv-128-256-rate-10", "tandem", 1e3),
+    "a training step of a conv net": ("conv-net-train-9", "tandem", 1e3),
+    "its extra memory": ("conv-net-peak", "tandem", 2**-20),
+    "a training step of an MLP": ("mlp-train-T8-rate", "tandem", 1e3),
+    "inference of that MLP": ("mlp-infer-128-rate", "frozen", 1e3),
+}
+
+
+@pytest.mark.parametrize("what", README)
+def test_the_costs_in_the_readme(what: str) -> None:
+    case, ours, unit = README[what]
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {what}"))
+    (row,) = (row for row in bench(1)["rows"] if row["case"] == case)
+    competitors = (ours, "ANN", "naive, loop compiled", "SpikingJelly, compiled", "snnTorch")
+    for cell, competitor in zip(line.split("|")[2:-1], competitors, strict=True):
+        if shown := cell.strip():
+            digits = len(shown.partition(".")[2])
+            assert shown == f"{unit * median(row['values'][competitor]):.{digits}f}", competitor
