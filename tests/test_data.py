@@ -185,6 +185,33 @@ def test_what_is_wrong_with_idx_files_is_said(idx, monkeypatch):
     write_idx(labels, (9,))
     with pytest.raises(UserError, match="10 t10k images but 9 labels"):
         data.load("mnist", idx)
+    write_idx(labels, (10,))
+    good = labels.read_bytes()
+    labels.write_bytes(good[:-1] + b"\x0a")
+    with pytest.raises(UserError, match=r"damaged file .*t10k-labels.*holds the label 10.* DIR being"):
+        data.load("mnist", idx)
+    labels.write_bytes(good)
+    write_idx(images, (10, 28, 27))
+    with pytest.raises(UserError, match=r"t10k-images.*holds \[10, 28, 27\]"):
+        data.load("mnist", idx)
+    images.rename(f"{images}.gz")
+    with pytest.raises(
+        UserError, match=r"no file .*t10k-images-idx3-ubyte: gunzip .*t10k-images-idx3-ubyte.gz makes it$"
+    ):
+        data.load("mnist", idx)
+
+
+def test_too_few_samples_are_refused(idx):
+    for kind, shape in ("images-idx3", (1, 28, 28)), ("labels-idx1", (1,)):
+        write_idx(idx / f"MNIST/raw/train-{kind}-ubyte", shape)
+    with pytest.raises(UserError, match="no training samples are left"):
+        data.load("mnist", idx)
+    assert len(data.load("mnist", idx, validation=False).train) == 1
+
+
+def test_images_in_memory_keep_their_size():
+    with pytest.raises(UserError, match="size: it is for recordings and streams; the images of 'digits' keep theirs"):
+        data.load("digits", size=4)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -237,13 +264,13 @@ def test_what_is_wrong_with_the_batches_is_said(batches):
         data.load("cifar10", batches.parent)
 
 
-def write_images(folder, classes, count, suffix, size=(32, 32)):
+def write_images(folder, classes, count, suffix, size=(32, 32), format="JPEG"):
     image = pytest.importorskip("PIL.Image")
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = torch.randint(256, (*size, 3), dtype=torch.uint8).numpy()
-            image.fromarray(pixels).save(folder / name / f"{i:04}{suffix}", format="JPEG")
+            image.fromarray(pixels).save(folder / name / f"{i:04}{suffix}", format=format)
 
 
 def test_a_folder_of_jpeg_images(tmp_path):
@@ -263,10 +290,22 @@ def test_a_folder_of_jpeg_images(tmp_path):
     with pytest.raises(UserError, match=r"dog/0000.jpg \(its size is 8×8"):
         data.load("cifar10-jpeg", tmp_path)
     (tmp_path / "cifar10-jpeg/train/eel").mkdir()
-    with pytest.raises(UserError, match=r"no \*.jpg in .*train/eel"):
+    with pytest.raises(UserError, match=r"no \*.jpeg or \*.jpg or \*.png in .*train/eel"):
         data.load("cifar10-jpeg", tmp_path)
     with pytest.raises(UserError, match=r"no folder .*elsewhere/cifar10-jpeg/train"):
         data.load("cifar10-jpeg", tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(("name", "test"), [("cifar10-jpeg", "test"), ("imagenet", "val")])
+def test_folders_of_images_of_any_usual_kind(name, test, tmp_path):
+    for part in "train", test:
+        write_images(tmp_path / name / part, ["cat"], 4, ".PNG", format="PNG")
+        write_images(tmp_path / name / part, ["dog"], 4, ".jpg")
+        (tmp_path / name / part / ".thumbnails").mkdir()
+        (tmp_path / name / part / "cat" / "notes.txt").write_text("")
+    loaded = data.load(name, tmp_path, validation=False)
+    assert (len(loaded.train), len(loaded.test), loaded.class_names) == (8, 8, ("cat", "dog"))
+    assert next(loaded.test.batches(8))[1].tolist() == [0] * 4 + [1] * 4
 
 
 def test_imagenet_is_a_stream(tmp_path):

@@ -77,7 +77,7 @@ def load(
     | digits | 1,797 images of 8×8; a fixed stratified quarter is the test set | in scikit-learn |
     | mnist, fashion-mnist | 60,000 + 10,000 images of 28×28 | ``MNIST/raw``, ``FashionMNIST/raw`` |
     | cifar10 | 50,000 + 10,000 colour images of 32×32 | ``cifar-10-batches-py`` |
-    | cifar10-jpeg | the same as JPEG files, which are lossy | ``cifar10-jpeg/{train,test}/CLASS`` |
+    | cifar10-jpeg | the same as image files, PNG or (lossy) JPEG | ``cifar10-jpeg/{train,test}/CLASS`` |
     | imagenet | folders of images, as a stream | ``imagenet/{train,val}/CLASS`` |
     | n-mnist | recordings of 34×34 | ``NMNIST/{Train,Test}/DIGIT`` |
     | dvs-cifar10 | recordings of 128×128; every tenth of a class is a test sample | ``CIFAR10DVS/CLASS`` |
@@ -98,7 +98,7 @@ def load(
         task: "regression": the images are their own targets, flattened; inputs and targets then are in 0..1.
         T: the number of frames of a recording, 1..255. Images have no time and ignore it.
         bins: "time": frames of equal length; "count": frames of equally many events.
-        size: height and width of the samples of recordings (down-sampled) and streams (default 224).
+        size: height and width of the samples of recordings (down-sampled) and streams (default 224), for which it is.
         workers: processes that decode a stream's images.
 
     Raises:
@@ -130,6 +130,8 @@ def load(
         train, test, class_names = imagenet.read(data_root(name, data_dir), shape, workers)
         common |= {"shape": (3, *shape), "class_names": class_names}
     else:
+        if size is not None:
+            raise UserError(f"size: it is for recordings and streams; the images of {name!r} keep theirs")
         images = _read_images(name, data_dir)
         kept = _hold_out(len(images.train.samples))[0] if validation else slice(None)
         scale, offset = _scaling(images, kept, task)
@@ -146,6 +148,9 @@ def load(
     if validation:
         kept, chosen = _hold_out(len(train))
         train, held_out = train.subset(kept), train.subset(chosen).without_augmentation()
+    for part, split in ("training", train), ("test", test):
+        if not len(split):
+            raise UserError(f"data set {name!r}: no {part} samples are left, its files hold too few")
     return Dataset(train=train, validation=held_out, test=test, **common)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import UserError, extra
 from ..cache import cached
-from ..files import class_folders, damaged, missing
+from ..files import IMAGES, class_folders, damaged, missing
 from .parts import Images, Part
 
 
@@ -35,11 +35,11 @@ def read_official(root: Path) -> Images:
 
 
 def read_folder(root: Path) -> Images:
-    """``cifar10-jpeg/{train,test}/<class>/*.jpg``, decoded once and kept in the cache."""
-    name, how = "cifar10-jpeg", "put the images at DIR/cifar10-jpeg/{train,test}/CLASS/*.jpg"
+    """``cifar10-jpeg/{train,test}/CLASS``, JPEG or PNG files, decoded once and kept in the cache."""
+    name, how = "cifar10-jpeg", "put the images at DIR/cifar10-jpeg/{train,test}/CLASS/NAME.jpg"
     folder = root / name
-    classes, train, train_targets = class_folders(name, folder / "train", ".jpg", how)
-    test_classes, test, test_targets = class_folders(name, folder / "test", ".jpg", how)
+    classes, train, train_targets = class_folders(name, folder / "train", IMAGES, how)
+    test_classes, test, test_targets = class_folders(name, folder / "test", IMAGES, how)
     if classes != test_classes:
         raise UserError(f"data set {name!r}: the classes in {folder}/train and {folder}/test differ")
     files = [*train, *test]
@@ -55,7 +55,7 @@ def read_folder(root: Path) -> Images:
                 if size == (32, 32):  # before the pixels of what may be much larger are decoded
                     pixels[i] = image.decode_image(image.read_file(str(path)), image.ImageReadMode.RGB)
             except Exception as error:  # Pillow's and torchvision's ways to fail
-                raise damaged(name, path, "not a whole JPEG image", how) from error
+                raise damaged(name, path, "not a whole image", how) from error
             if size != (32, 32):
                 raise damaged(name, path, f"its size is {size[0]}×{size[1]}, not 32×32", how)
         return {"pixels": pixels}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import UserError, extra
-from ..files import class_folders
+from ..files import IMAGES, class_folders
 from ..stream import StreamSplit
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training images, as published with torchvision
-_HOW = "lay the images out as DIR/imagenet/{train,val}/CLASS/*.JPEG (image-net.org, after registration)"
+_HOW = "lay the images out as DIR/imagenet/{train,val}/CLASS/NAME.JPEG (image-net.org, after registration)"
 
 
 def read(root: Path, size: tuple[int, int], workers: int) -> tuple[StreamSplit, StreamSplit, tuple[str, ...]]:
@@ -20,7 +20,7 @@ def read(root: Path, size: tuple[int, int], workers: int) -> tuple[StreamSplit, 
     resized = tuple(round(n * 256 / 224) for n in size)
     training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *to_tensor])
     evaluation = transforms.Compose([transforms.Resize(min(resized)), transforms.CenterCrop(size), *to_tensor])
-    found = [class_folders(name, root / "imagenet" / part, ".JPEG", _HOW) for part in ("train", "val")]
+    found = [class_folders(name, root / "imagenet" / part, IMAGES, _HOW) for part in ("train", "val")]
     if found[0][0] != found[1][0]:
         raise UserError(f"data set {name!r}: the classes in {root}/imagenet/train and {root}/imagenet/val differ")
     train, test = (

@@ -87,7 +87,7 @@ def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tu
 def _find_n_mnist(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
     found = []
     for part in "Train", "Test":
-        classes, files, targets = class_folders(name, root / "NMNIST" / part, ".bin", kind.how)
+        classes, files, targets = class_folders(name, root / "NMNIST" / part, (".bin",), kind.how)
         if classes != kind.class_names:
             raise UserError(f"data set {name!r}: {root / 'NMNIST' / part} holds {', '.join(classes)}: {kind.how}")
         found.append((files, targets))
@@ -105,7 +105,7 @@ def _n_mnist_events(path: Path) -> Any:
 def _find_cifar10_dvs(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
     """The set has no official test part: it is every tenth recording of each class, in alphabetical order."""
     folder = root / "CIFAR10DVS"
-    classes, files, targets = class_folders(name, folder, ".aedat4", kind.how)
+    classes, files, targets = class_folders(name, folder, (".aedat4",), kind.how)
     if classes != kind.class_names:
         raise UserError(f"data set {name!r}: {folder} holds {', '.join(classes)}: {kind.how}")
     first = [targets.index(c) for c in range(len(classes))]
