@@ -136,11 +136,29 @@ def test_an_architecture_may_be_written_out():
     assert not is_notation("32C3-banana")
 
 
+@pytest.mark.parametrize("name", list_models())
+def test_a_named_network_knows_what_it_is_made_for(name):
+    with torch.device("meta"):
+        net, twin = create_model(name), create_twin(name)
+    assert {key: t.shape for key, t in net.state_dict().items()} == {k: t.shape for k, t in twin.state_dict().items()}
+    assert net.encoder.T == 8
+
+
+def test_shapes_and_classes_of_ones_own():
+    assert create_model("resnet18-cifar", classes=100, width=0.1).readout.out_features == 100
+    assert create_model("cnn", shape=(3, 8, 8)).conv1.in_channels == 3
+    assert create_model("autoencoder", shape=(1, 8, 8)).readout.out_features == 64
+    for known in {}, {"shape": (1, 8, 8)}, {"classes": 3}:
+        with pytest.raises(UserError, match="architecture '8C3' has no defaults, so expected both"):
+            create_model("8C3", **known)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
         ("cmn", (3, 8, 8), "did you mean 'cnn'"),
-        ("32C3-FC", (3, 8, 8), "unknown model '32C3-FC'"),
+        ("32C3-FC", (3, 8, 8), "unknown model '32C3-FC': 'FC' is neither nCk"),
+        ("FC0", (3, 8, 8), "unknown model 'FC0': .known: alexnet"),
         ("8C3-MP2-MP2-MP2-MP2", (3, 8, 8), r"too small: at 'MP2' nothing of \[8, 1, 1\] is left"),
         ("8C3", (64,), r"'8C3' works on images .* shape \[64\]"),
         ("FC8-8C3", (3, 8, 8), r"'8C3' works on images .* shape \[8\]"),

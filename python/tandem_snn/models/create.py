@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -12,9 +13,9 @@ from torch import nn
 
 from .. import ann
 from .. import nn as tnn
-from ..errors import check_name
+from ..errors import UserError, check_name
 from .build import Plan
-from .notation import build, is_notation
+from .notation import build, check_notation, is_notation
 from .resnet import resnet18, resnet18_cifar
 
 _VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
@@ -38,6 +39,23 @@ _BUILDERS: dict[str, Callable[[Plan], nn.Sequential]] = {
     "resnet18-cifar": resnet18_cifar,
 }
 _SPIKES_IN = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
+# What each is made for: the shape of a sample and the number of outputs, None being as many as the sample has values.
+_GREY, _COLOUR, _LARGE = ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 224, 224), 1000)
+_MADE_FOR: dict[str, tuple[Sequence[int], int | None]] = {
+    "alexnet": _LARGE,
+    "alexnet-cifar": _COLOUR,
+    "autoencoder": ((1, 28, 28), None),
+    "cifarnet": _COLOUR,
+    "cnn": _GREY,
+    "dvs-cifar10-net": ((2, 42, 42), 10),
+    "dvs-gesture-net": ((2, 128, 128), 11),
+    "mlp": _GREY,
+    "n-mnist-net": ((2, 34, 34), 10),
+    "resnet18": _LARGE,
+    "resnet18-cifar": _COLOUR,
+    "vgg11": _COLOUR,
+    "vgg16": _COLOUR,
+}
 _PLAN = {field.name for field in fields(Plan)} - {"layers", "neuron"}
 
 
@@ -59,16 +77,20 @@ def check_model(name: str) -> None:
     >>> check_model("16C3-MP2-FC100")
     """
     if not is_notation(name):
+        check_notation(name)
         check_name("model", name, list_models())
 
 
-def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **options: Any) -> nn.Sequential:
+def create_model(
+    name: str, *, shape: Sequence[int] | None = None, classes: int | None = None, T: int = 8, **options: Any
+) -> nn.Sequential:
     """A spiking network, freshly initialised for T steps.
 
     Args:
         name: one of :func:`list_models`, or an architecture such as "32C3-64C3s2-FC256".
         shape: of one input sample, e.g. (1, 28, 28).
-        classes: the number of outputs.
+        classes: the number of outputs. Of a named network both have a default, those of the data it is made for:
+            (3, 32, 32) and 10 for "cifarnet".
         T: the number of time steps.
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
             a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
@@ -79,17 +101,21 @@ def create_model(name: str, *, shape: Sequence[int], classes: int, T: int, **opt
             ``bn_stats``, ``momentum``, ``eps``.
 
     Raises:
-        UserError: an unknown name, an architecture for which the shape is too small.
+        UserError: an unknown name, an architecture for which the shape is too small, or without shape and classes.
         TypeError, ValueError: an option that the layers refuse.
 
     >>> net = create_model("cnn", shape=(1, 8, 8), classes=10, T=8)
     >>> net(torch.rand(2, 1, 8, 8)).shape
     torch.Size([2, 10])
+    >>> create_model("resnet18-cifar", classes=100, width=0.25).readout
+    Readout(in_features=128, out_features=100, bias=True)
     """
-    return _create(tnn, name, shape=shape, classes=classes, T=T, **options)
+    return _create(tnn, name, shape, classes, T=T, **options)
 
 
-def create_twin(name: str, *, shape: Sequence[int], classes: int, T: int = 1, **options: Any) -> nn.Sequential:
+def create_twin(
+    name: str, *, shape: Sequence[int] | None = None, classes: int | None = None, T: int = 1, **options: Any
+) -> nn.Sequential:
     """The ANN twin of :func:`create_model`'s network: same arguments, same state_dict keys; it learns no threshold.
 
     In the place of a SpikeTrain it takes its counts.
@@ -98,11 +124,18 @@ def create_twin(name: str, *, shape: Sequence[int], classes: int, T: int = 1, **
     >>> spiking.load_state_dict(twin.state_dict())
     <All keys matched successfully>
     """
-    return _create(ann, name, shape=shape, classes=classes, T=T, **options)
+    return _create(ann, name, shape, classes, T=T, **options)
 
 
-def _create(layers: ModuleType, name: str, **options: Any) -> nn.Sequential:
+def _create(
+    layers: ModuleType, name: str, shape: Sequence[int] | None, classes: int | None, **options: Any
+) -> nn.Sequential:
     check_model(name)
+    usual_shape, usual_classes = _MADE_FOR.get(name, (None, None))
+    shape = usual_shape if shape is None else shape
+    if shape is None or (classes is None and name not in _MADE_FOR):
+        raise UserError(f"shape, classes: architecture {name!r} has no defaults, so expected both")
+    options |= {"shape": shape, "classes": (usual_classes or math.prod(shape)) if classes is None else classes}
     if name in _SPIKES_IN:
         options.setdefault("encoding", "events")
     known = {key: options.pop(key) for key in _PLAN.intersection(options)}

@@ -25,7 +25,19 @@ def is_notation(text: str) -> bool:
     >>> is_notation("32C3-FC256"), is_notation("cnn")
     (True, False)
     """
-    return all(any(kind.fullmatch(part) for kind in _ALL) for part in text.split("-"))
+    return not _strange(text)
+
+
+def _strange(text: str) -> list[str]:
+    """The parts of the text that name no layer."""
+    return [part for part in text.split("-") if not any(kind.fullmatch(part) for kind in _ALL)]
+
+
+def check_notation(text: str) -> None:
+    """Raises UserError if some parts of the text name layers and others do not: it was meant as an architecture."""
+    strange = _strange(text)
+    if 0 < len(strange) < len(text.split("-")):
+        raise UserError(f"unknown model {text!r}: {strange[0]!r} is neither nCk, FCn, MPk, APk nor DP, such as 32C3s2")
 
 
 def build(notation: str, plan: Plan) -> nn.Sequential:
@@ -62,8 +74,6 @@ def build(notation: str, plan: Plan) -> nn.Sequential:
             shape = (out,)
         elif drop := _DROP.fullmatch(part):
             add("dropout", plan.layers.Dropout(float(drop["p"]) if plan.dropout is None else plan.dropout))
-        else:
-            raise UserError(f"architecture {notation!r}: {part!r} is neither nCk, FCn, MPk, APk nor DP")
     features = flatten()
     modules["readout"] = plan.readout(features)
     return nn.Sequential(modules)
