@@ -306,9 +306,12 @@ def direct_dtype(x: Tensor, weight_: Tensor) -> None:
         raise TypeError(f"x is {x.dtype}, but weight is {weight_.dtype}: cast one of them, or use torch.autocast")
 
 
-def batch_norm(shape: tuple[int, ...], eps: object) -> None:
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps < math.inf:
-        raise ValueError(f"eps: expected a number from 0, got {eps!r}")
+def eps(value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"eps: expected a number from 0, got {value!r}")
+
+
+def batch_norm(shape: tuple[int, ...]) -> None:
     if shape[0] * math.prod(shape[2:]) < 2:
         raise ValueError(f"x: batch norm in training needs more than one value per channel, got outputs {list(shape)}")
 

@@ -1,5 +1,7 @@
 """Recipes: keys and their checks, overriding, files."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,6 +36,7 @@ BAD = {
     "gamma": (0, "gamma"),
     "norm": ("yes", "norm: expected true or false"),
     "momentum": (1, "momentum"),
+    "dropout": (1.5, "dropout: expected 0 or more and less than 1, got 1.5"),
     "label_smoothing": (-0.1, "label_smoothing"),
     "weight_decay": (-1, "weight_decay"),
     "synops_penalty": (-1, "synops_penalty"),
@@ -60,6 +63,11 @@ def test_unknown_names_suggest_the_nearest():
         Recipe.from_dict({"epoch": 3})
     with pytest.raises(UserError, match="unknown recipe 'fashon-mnist': did you mean 'fashion-mnist'"):
         load_recipe("fashon-mnist")
+    for name, near in ("MNIST", "mnist"), ("FashionMNIST", "fashion-mnist"):
+        with pytest.raises(UserError, match=f"unknown data set '{name}': did you mean '{near}'"):
+            data.load(name)
+    with pytest.raises(UserError, match="unknown recipe key 't': did you mean 'T'"):
+        Recipe.from_dict({"t": 3})
     with pytest.raises(UserError, match=r"unknown colour 'zzz': \(known: red\)"):
         check_name("colour", "zzz", ["red"])
     with pytest.raises(UserError, match=r'the test needs no_such_module .*pip install "tandem-ext\[all\]"'):
@@ -96,6 +104,12 @@ def test_files(tmp_path):
         "just words": "expected lines",
         "epoch: 3": "did you mean 'epochs'",
         "base: nowhere": "unknown recipe 'nowhere'",
+        "base: [digits]": r"base: expected a recipe's name or path, got \['digits'\]",
+        "T: 4\nlr: 1\nT: 8": r"bad\.yaml gives T twice",
+        "options: {eps: 1, leak: 1, eps: 2}": "gives eps twice",
+        "augment: [{a: 1, a: 2}]": "gives a twice",
+        "milestones: [1, 2.5]": r"milestones: expected a list of whole numbers, such as \[10, 20\], got \[1, 2.5\]",
+        "augment: flip": r"augment: expected a list of names, such as \[flip\], got 'flip'",
     }.items():
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -117,3 +131,20 @@ def test_keys_reach_the_network():
     assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(UserError, match=r"model mlp: .*epz"):
         Recipe(model="mlp", options={"epz": 1}).build(digits)
+    for options, message in (
+        ({"eps": "small"}, "eps: expected a number from 0"),
+        ({"momentum": 2}, "momentum: expected"),
+    ):
+        with pytest.raises(UserError, match=f"model mlp: {message}"):
+            Recipe(model="mlp", options=options).build(digits)
+
+
+def test_the_encoding_follows_the_data():
+    digits = data.load("digits")
+    events = replace(digits, name="n-mnist", shape=(2, 8, 8), kind="events")
+    assert Recipe(model="mlp").build(digits).encoder.mode == "direct"
+    assert Recipe(model="mlp").build(events).encoder.mode == "events"
+    assert Recipe(model="n-mnist-net", width=0.01).build(digits).encoder.mode == "direct"
+    for name, encoding, held in ("digits", "events", digits), ("n-mnist", "zero_expand", events):
+        with pytest.raises(UserError, match=f"encoding: '{encoding}' does not suit data set '{name}', which holds"):
+            Recipe(model="mlp", encoding=encoding).build(held)

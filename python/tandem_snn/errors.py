@@ -33,8 +33,9 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
     """
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        by_letters = {other.lower(): other for other in known}
+        near = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
+        hint = f"did you mean {by_letters[near[0]]!r}? " if near else ""
         raise UserError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
 
 

@@ -157,7 +157,8 @@ def _bn_layer(
 ) -> tuple[Result, Tensor, Tensor]:
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
-    checks.batch_norm(shape, eps)
+    checks.eps(eps)
+    checks.batch_norm(shape)
     device, dtype, channels = weight.device, compute_dtype(weight.dtype), shape[1]
     for name, value in (("bias", bias), ("gamma", gamma), ("beta", beta)):
         if value is not None:

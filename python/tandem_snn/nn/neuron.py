@@ -115,6 +115,9 @@ class SpikingLayer(nn.Module):
             raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
         if not isinstance(v_init, Tensor):
             checks.v_init(v_init, (), self.weight.device)
+        checks.eps(eps)
+        if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+            raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
         check_bits(weight_bits)
         self.weight_bits = weight_bits
         self.leak = leak

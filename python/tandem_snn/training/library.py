@@ -74,4 +74,8 @@ def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"recipe {path}: expected lines `key: value`")
     base = values.pop("base", None)
-    return values if base is None else _read(_path(str(base), path.parent), (*derived, path)) | values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"recipe {path}: base: expected a recipe's name or path, got {base!r}")
+    return _read(_path(base, path.parent), (*derived, path)) | values

@@ -53,7 +53,8 @@ _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. Two runs of equal recipes on one machine's CPU give equal weights, bit for bit.
+    """A training run. Two runs of equal recipes on one machine's CPU give equal weights, bit for bit, if they have the
+    same number of threads, among which torch splits its own sums.
 
     Attributes:
         data, task, augment, bins, size: the data set's name, what it is used for ("classification" or "regression"),
@@ -63,7 +64,7 @@ class Recipe:
         model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
             multiplier of its channels.
         encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units: see the
-            same function; None is the model's own choice.
+            same function; None is the model's own choice, and for encoding "events" or "direct" by what the data are.
         options: further arguments of the model.
         init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
             the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
@@ -158,9 +159,10 @@ class Recipe:
         for name in ("weight_decay", "synops_penalty", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 0 or more and less than 1, got {getattr(self, name)}")
+        for name in ("momentum", "label_smoothing", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"{name}: expected 0 or more and less than 1, got {value}")
         if self.leak is not None and not 0 < self.leak <= 1:
             raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
         if self.init_from not in (None, TWIN) and not str(self.init_from).endswith(".safetensors"):
@@ -264,6 +266,10 @@ class Recipe:
         """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
         chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        events = data.kind == "events"
+        encoding = chosen.setdefault("encoding", "events" if events else "direct")
+        if (encoding == "events") != events:
+            raise UserError(f"encoding: {encoding!r} does not suit data set {data.name!r}, which holds {data.kind}")
         if self.progressive:
             chosen["ann_units"] = True
         build = partial(
@@ -317,6 +323,8 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         "int": "a whole number",
         "bool": "true or false",
         "str": "a name",
-        "dict": "a mapping of names to single values",
+        "tuple[int, ...]": "a list of whole numbers, such as [10, 20]",
+        "tuple[str, ...]": "a list of names, such as [flip]",
+        "dict[str, Any]": "a mapping of names to single values",
     }
-    raise UserError(f"{name}: expected {expected.get(kind.split('[')[0], 'a list')}, got {value!r}")
+    raise UserError(f"{name}: expected {expected[kind]}, got {value!r}")
