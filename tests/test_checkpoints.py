@@ -1,5 +1,6 @@
 """Checkpoints and stores: damage, exact resumption after any kind of end, what stays when nothing can be written."""
 
+import errno
 import json
 import signal
 from dataclasses import replace
@@ -100,6 +101,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         atomically(path, fail, keep=kept)
+
+    def fill(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*summary\.json'$"):
+        atomically(path, fill)
     assert path.read_text() == "old"
     atomically(path, lambda temporary: temporary.write_text("new"), keep=kept)
     assert (path.read_text(), kept.read_text()) == ("new", "old")

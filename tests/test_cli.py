@@ -100,6 +100,9 @@ MISTAKES = {
     "bits": (["train", "--set", "weight_bits=9"], "weight_bits: expected None or an int from 2 to 8, got 9"),
     "option of the model": (["train", "--set", "options.bn_stats=bach"], "bn_stats: expected one of 'batch'"),
     "stages": (["train", "--set", "progressive=true", "--epochs", "4"], "expected 5 or more, got 4"),
+    "encoding": (["train", "--set", "encoding=events"], "encoding: 'events' does not suit data set 'digits', which"),
+    "workers": (["train", "--workers", "-1"], "workers: expected 0 or more, got -1"),
+    "option of batch norm": (["train", "--set", "options.eps=small"], "eps: expected a number from 0, got 'small'"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
 }
 

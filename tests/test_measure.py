@@ -282,6 +282,9 @@ def test_metric_over_time_and_early_exit(events):
     assert exits[0].accuracy == pytest.approx((logits.argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match=r"confidences: expected numbers in \(0, 1\], got 0"):
         measure.early_exit(frozen, batches, [0])
+    for function in measure.metric_over_time, measure.early_exit:
+        with pytest.raises(TypeError, match=r"expected what tandem_snn.freeze\(net\) gives, got Sequential"):
+            function(net, batches)
 
 
 def test_an_error_over_time_is_that_of_the_readout_scaled_to_the_whole_window():

@@ -13,6 +13,7 @@ from tandem_snn.training import (
     Classification,
     Recipe,
     Regression,
+    Store,
     Trainer,
     compare,
     evaluate,
@@ -92,6 +93,33 @@ def test_a_loss_that_is_not_finite_stops(digits):
         net.readout.weight.fill_(float("nan"))
     with pytest.raises(UserError, match=r"nan after 0 of 2 epochs: try a smaller learning rate"):
         fit(net, digits, SMALL)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_weights_that_are_not_finite_after_the_last_step_are_no_result(validation, tmp_path):
+    recipe = replace(SMALL, validation=validation, epochs=1, batch_size=10_000, lr=1e300)
+    images = recipe.load()
+    with pytest.raises(UserError, match=r"weights became infinite or NaN after 0 of 1 epochs and 1 of 1 steps"):
+        fit(build(recipe, images), images, recipe, store=Store(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_epoch_is_finished_after_all_its_steps(digits):
+    trainer = Trainer(build(SMALL, digits), digits, SMALL)
+    next(trainer.epoch())
+    with pytest.raises(RuntimeError, match="the epoch has steps left after 0 of 2 epochs and 1 of 21 steps"):
+        trainer.finish_epoch()
+    for _ in trainer.epoch():
+        pass
+    assert trainer.finish_epoch()["step"] == 21
+
+
+def test_what_cannot_be_trained_or_measured(digits):
+    nothing = replace(digits, train=digits.train.subset(torch.arange(0)))
+    with pytest.raises(UserError, match="no training samples"):
+        Trainer(build(SMALL, digits), nothing, SMALL)
+    with pytest.raises(UserError, match="unknown precision 'fp8'"):
+        evaluate(build(SMALL, digits), digits.test, make_task("classification"), precision="fp8")
 
 
 def test_gradients_are_clipped(digits):

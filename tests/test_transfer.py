@@ -128,5 +128,9 @@ def test_what_cannot_be(tmp_path):
         Recipe(init_gain=2)
     with pytest.raises(UserError, match="init_gain: expected a positive number"):
         Recipe(init_from="twin", init_gain=0)
+    net, twin = SMALL.build(SMALL.load()), SMALL.build(SMALL.load(), "ANN")
+    for gain in 0, -1.0, float("inf"):
+        with pytest.raises(UserError, match="gain: expected a positive number"):
+            start_from(net, twin.state_dict(), gain)
     with pytest.raises(UserError, match=r"no checkpoint .*absent\.safetensors"):
         compare(replace(SMALL, init_from=str(tmp_path / "absent.safetensors")), SMALL.load(), twin=False)

@@ -32,9 +32,13 @@ def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None
         OSError: it cannot be written; the message names ``path``.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        _atomically(path, write, keep)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise error if error.errno is None else OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _atomically(path: Path, write: Callable[[Path], object], keep: Path | None) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

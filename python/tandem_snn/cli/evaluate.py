@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .train import DataDir, Device
+from .train import DataDir, Device, Workers
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
     data_dir: DataDir = None,
     device: Device = "cpu",
+    workers: Workers = 0,
 ) -> None:
     """Measure the networks of a run again on the test samples: the metric, firing rates, synaptic operations."""
     from ..measure import firing_rates, mismatch, synops
@@ -25,7 +26,7 @@ def evaluate(
 
     check_device(device)
     recipe = read_recipe(run / CHECKPOINT)
-    data = recipe.load(data_dir).to(device)
+    data = recipe.load(data_dir, workers).to(device)
     task = make_task(data.task)
     kinds = {"SNN": CHECKPOINT, "ANN": TWIN} if (run / TWIN).exists() else {"SNN": CHECKPOINT}
     nets, values = {}, {}

@@ -41,6 +41,7 @@ class Job:
         command: what reproduces the result.
         data_dir: where the data set's files are.
         device, threads: where to run; 0 threads leaves their number to torch.
+        workers: see :func:`tandem_snn.data.load`.
         resume: continue what is in the folder. restart: throw it away.
         checkpoint_seconds, checkpoint_steps, tensorboard: see :class:`tandem_snn.training.Store`.
     """
@@ -53,6 +54,7 @@ class Job:
     data_dir: Path | None = None
     device: str = "cpu"
     threads: int = 0
+    workers: int = 0
     resume: bool = False
     restart: bool = False
     checkpoint_seconds: float = 60.0
@@ -60,8 +62,9 @@ class Job:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise UserError(f"threads: expected 0 or more, got {self.threads}")
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.resume and self.restart:
             raise UserError("--resume and --restart exclude each other")
         if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
@@ -88,7 +91,7 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
         torch.set_num_threads(job.threads)
     started = datetime.now(timezone.utc)
     with join(job.device) as (world, device):
-        data = job.recipe.load(job.data_dir).to(device)
+        data = job.recipe.load(job.data_dir, job.workers).to(device)
         with (
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
             _holding(job, world.is_main),
@@ -162,15 +165,17 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    whole = Column(no_wrap=True)  # a narrow terminal takes from the bar, not from the figures
     columns = (
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<21}", table_column=whole),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("steps {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("steps {task.fields[speed]}", table_column=whole),
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left", table_column=whole),
+        TimeRemainingColumn(table_column=whole),
     )
     order = job.recipe.order(job.twin)
     with Progress(*columns) as bar:
@@ -185,7 +190,7 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
                 total=len(order) * job.recipe.seeds * steps,
                 completed=before * steps + trainer.step,
                 description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
-                speed=f"{speed:,.0f}/s" if speed else "",
+                speed=f"{speed:,.0f} images/s" if speed else "",
             )
 
         yield on_step

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import Interrupted, UserError
-from .train import DataDir, Device, Seeds, Settings, Threads, Twin
+from .train import DataDir, Device, Seeds, Settings, Threads, Twin, Workers
 
 if TYPE_CHECKING:
     from .job import Job
@@ -63,6 +63,7 @@ def sweep(
     data_dir: DataDir = None,
     device: Device = "cpu",
     threads: Threads = 0,
+    workers: Workers = 0,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     results: Annotated[
         Optional[Path], typer.Option(help=f"Folder of one JSON file per run (default: OUT/{RESULTS}).")
@@ -91,7 +92,7 @@ def sweep(
         Job(
             recipe=load_recipe(entry.recipe).override(entry.changes), folder=out / entry.name,
             command=entry.command(twin), twin=twin, twins=out / TWINS, data_dir=data_dir, device=device,
-            threads=threads, resume=True,
+            threads=threads, workers=workers, resume=True,
         )
         for entry in entries
     ]  # fmt: skip

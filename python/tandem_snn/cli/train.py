@@ -18,6 +18,7 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode the images of a stream (imagenet); 0: this one.")]
 Seeds = Annotated[
     Optional[int], typer.Option(help="Number of runs, whose seeds count up from the recipe's (default: the recipe's).")
 ]
@@ -40,8 +41,12 @@ def train(
     twin: Twin = True,
     device: Device = "cpu",
     threads: Threads = 0,
+    workers: Workers = 0,
     out: Annotated[Optional[Path], typer.Option(help="Folder of the results (default: runs/RECIPE).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with what is in the folder; by as many threads, to the same weights."),
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
@@ -76,6 +81,7 @@ def train(
         data_dir=data_dir,
         device=device,
         threads=threads,
+        workers=workers,
         resume=resume,
         restart=restart,
         checkpoint_seconds=checkpoint_seconds,

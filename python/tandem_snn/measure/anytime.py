@@ -38,6 +38,7 @@ def metric_over_time(
         total: the metric of (outputs, targets), summed over a batch, such as ``make_task("regression").total``.
 
     Raises:
+        TypeError: the network is not a frozen one.
         ValueError: the network cannot stream.
 
     >>> from tandem_snn import freeze
@@ -45,6 +46,7 @@ def metric_over_time(
     >>> len(metric_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
     4
     """
+    _check_frozen(frozen)
     sums: list[float] = []
     samples = 0
     for x, targets in batches:
@@ -76,6 +78,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
         confidences: each in (0, 1].
 
     Raises:
+        TypeError: the network is not a frozen one.
         ValueError: the network cannot stream, or a confidence is out of range.
 
     >>> from tandem_snn import freeze
@@ -83,6 +86,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     >>> early_exit(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())], [1.0])[0].steps
     4.0
     """
+    _check_frozen(frozen)
     for confidence in confidences:
         if not 0 < confidence <= 1:
             raise ValueError(f"confidences: expected numbers in (0, 1], got {confidence}")
@@ -100,3 +104,8 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
             sums[i, 1] += (last + 1).sum()
         samples += len(targets)
     return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
+
+
+def _check_frozen(net: Any) -> None:
+    if not hasattr(net, "readouts"):
+        raise TypeError(f"frozen: expected what tandem_snn.freeze(net) gives, got {type(net).__name__}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -116,8 +117,8 @@ def compare(
     *,
     twin: bool = True,
     device: torch.device | str = "cpu",
-    folder: Path | None = None,
-    twins: Path | None = None,
+    folder: str | PathLike[str] | None = None,
+    twins: str | PathLike[str] | None = None,
     world: World | None = None,
     on_step: OnStep | None = None,
     interruption: Interruption | None = None,
@@ -162,8 +163,8 @@ def compare(
             if kind == "SNN":
                 _start(own, nets)
             by = own.of_twin() if kind == "ANN" else own
-            shared = None if twins is None or kind == "SNN" else twins / by.digest()
-            place = shared if shared or folder is None else folder / f"seed-{seed}" / kind.lower()
+            shared = None if twins is None or kind == "SNN" else Path(twins) / by.digest()
+            place = shared if shared or folder is None else Path(folder) / f"seed-{seed}" / kind.lower()
             kept = None if place is None else Store(place, writes=world.is_main, **store)
             report = None if on_step is None else partial(on_step, kind, seed)
             with locked(shared, wait=True) if shared and world.is_main else nullcontext():

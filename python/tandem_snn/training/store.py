@@ -42,14 +42,14 @@ class Store:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | os.PathLike[str],
         *,
         seconds: float = 60.0,
         steps: int | None = None,
         tensorboard: bool = False,
         writes: bool = True,
     ) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         self.seconds = seconds
         self.steps = steps
         self.writes = writes
@@ -58,10 +58,10 @@ class Store:
         self._good: str | None = None
         self._tensorboard = None
         if writes:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if tensorboard:
                 board = extra("torch.utils.tensorboard", "--tensorboard")
-                self._tensorboard = board.SummaryWriter(folder / "tensorboard")
+                self._tensorboard = board.SummaryWriter(self.folder / "tensorboard")
 
     def restore(self, trainer: Trainer) -> bool:
         """Puts a trainer where the newest good checkpoint says.

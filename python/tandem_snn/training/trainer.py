@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Dataset, Split
-from ..errors import UserError
+from ..errors import UserError, check_name
 from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
 from ..memory import return_freed
+from .checkpoint import is_finite
 from .optim import learning_rate, make_optimizer
 from .progressive import Progressive
 from .recipe import Recipe
@@ -89,6 +90,8 @@ class Trainer:
         self._penalty = synops_penalty(net) if recipe.synops_penalty and _spikes(net) else None
         self._model = self.world.wrap(net)
         whole = min(recipe.batch_size, len(data.train))
+        if not whole:
+            raise UserError("data: there are no training samples")
         if whole % self.world.size:
             raise UserError(f"batch_size: {whole} samples cannot be shared by {self.world.size} processes evenly")
         self.batch_size = whole // self.world.size
@@ -168,7 +171,15 @@ class Trainer:
     def finish_epoch(self) -> dict[str, Any]:
         """Measures the network on the validation split, remembers it if it is the best so far, and gives the record. In
         progressive training it also begins the next stage when it is time.
+
+        Raises:
+            RuntimeError: steps of the epoch are still to be taken.
+            UserError: a weight is not finite.
         """
+        if self.step != (self.epochs + 1) * self.steps_per_epoch:
+            raise RuntimeError(f"finish_epoch: the epoch has steps left {self.position()}; epoch() takes them")
+        if not is_finite(self.net.state_dict()):
+            raise UserError(f"weights became infinite or NaN {self.position()}: try a smaller learning rate")
         totals, metric = self.totals, self.task.metric
         record: dict[str, Any] = {
             "epoch": self.epochs + 1,
@@ -312,6 +323,7 @@ def _spikes(net: nn.Module) -> bool:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Automatic mixed precision as the recipe names it; nothing for fp32."""
+    check_name("precision", precision, AUTOCAST)
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def start_from(
         source: what ``state`` was read from, for messages.
 
     Raises:
-        UserError: the trained network has other layers, or the gain does not suit.
+        UserError: the trained network has other layers, or the gain is not positive or does not suit.
 
     >>> options = {"shape": (64,), "classes": 10, "T": 8}
     >>> net, twin = (create("mlp", **options) for create in (tandem_snn.create_model, tandem_snn.models.create_twin))
@@ -62,6 +63,8 @@ def start_from(
     >>> torch.equal(net.fc1.norm.weight, 3 * twin.fc1.norm.weight)
     True
     """
+    if not 0 < gain < math.inf:
+        raise UserError(f"gain: expected a positive number, got {gain}")
     own = net.state_dict()
     kept = {name: own[name] for name in own if name.rpartition(".")[2] in ("threshold", "v_init")}
     load_weights(Path(source), {**kept, **{name: value for name, value in state.items() if name not in kept}}, net)
