@@ -152,6 +152,27 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("key", ["synops_ratio", "firing_rates", "test_accuracy", "seeds"])
+def test_what_a_summary_lacks_is_one_line(run, tmp_path, key, capsys):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary[key]
+    if key == "test_accuracy":
+        del summary["per_seed"][0][key]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(tmp_path)]) == 2
+    assert re.fullmatch(
+        rf"tandem-snn: .*summary.json is damaged or of another version: '{key}'\n", capsys.readouterr().err
+    )
+
+
+def test_damaged_records_are_one_line(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    for damage in ('{"epoch"', '{"epoch": 3}', "7"):
+        (tmp_path / "run/seed-0/snn/metrics.jsonl").write_text(damage + "\n")
+        assert main(["report", str(tmp_path / "run")]) == 2
+        assert re.fullmatch(r"tandem-snn: \S*/seed-0/snn/metrics.jsonl is damaged: .*\n", capsys.readouterr().err)
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from ..training.checkpoint import load_checkpoint
 from ..training.recipe import KINDS, Recipe
 from ..training.task import make_task
 
+ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "firing_rates")
 SUMMARY, MODEL, TWIN = "summary.json", "model.safetensors", "twin.safetensors"
 SAMPLES = 1000  # of the test split, for rates and operations
 FEW = 256  # for what is looked at neuron by neuron
@@ -131,7 +132,8 @@ def _summary(path: Path) -> dict[str, Any]:
         raise UserError(f"no run in {path.parent}: `tandem-snn train` writes {path.name} when it has finished")
     try:
         summary: dict[str, Any] = json.loads(path.read_text())
-        summary["recipe"], summary["seeds"], summary["T"], summary["per_seed"][0]
+        [summary[key] for key in ESSENTIAL]
+        summary["per_seed"][0][f"test_{'mse' if 'test_mse' in summary else 'accuracy'}"]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
     return summary
@@ -141,10 +143,19 @@ def _histories(run: Path, summary: dict[str, Any]) -> dict[str, list[list[dict[s
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for kind in KINDS:
         paths = [run / f"seed-{seed}" / kind.lower() / "metrics.jsonl" for seed in summary["seeds"]]
-        records = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths if path.exists()]
+        records = [_records(path) for path in paths if path.exists()]
         if records:
             found[kind] = records
     return found
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+        [record["loss"] for record in records]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return records
 
 
 def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
