@@ -11,6 +11,7 @@ from .dropout import Dropout
 from .encoder import Encoder
 from .gamma import initial_gamma
 from .init import init_gamma_
+from .lazy import LazyConv1d, LazyConv2d, LazyLinear, LazyReadout
 from .linear import Linear
 from .neuron import SpikingLayer
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -26,6 +27,10 @@ __all__ = [
     "Dropout",
     "Encoder",
     "Flatten",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyLinear",
+    "LazyReadout",
     "Linear",
     "MaxPool2d",
     "Readout",

@@ -1,0 +1,136 @@
+"""Layers that take the size of their input from the first batch they see, and then are layers as all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from .conv import Conv1d, Conv2d
+from .linear import Linear
+from .neuron import NeuronOptions
+from .quantise import check_bits
+from .readout import Readout
+from .signals import Signal
+
+Device = torch.device | str | None
+
+
+class _Lazy:
+    """torch's lazy modules ask their input for its shape as a tensor has it, and know of no further arguments."""
+
+    def initialize_parameters(self, x: Signal | Tensor, *_: Any, **__: Any) -> None:
+        super().initialize_parameters(torch.empty(x.shape, device="meta"))  # type: ignore[misc]
+
+
+class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
+    """A :class:`Linear` that takes ``in_features`` from its first input.
+
+    Args:
+        out_features, bias, device, dtype: as ``torch.nn.LazyLinear``; keyword arguments of neurons as :class:`Linear`.
+
+    >>> layer = tnn.LazyLinear(10, norm=True)
+    >>> layer(te.ConstantInput(torch.rand(2, 7), T=8)).shape
+    torch.Size([2, 10])
+    >>> layer
+    Linear(
+      in_features=7, out_features=10, bias=True
+      (norm): BatchNorm1d(10, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    )
+    """
+
+    cls_to_become = Linear  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        nn.LazyLinear.__init__(self, out_features, bias, device, dtype)
+        self._add_neurons(out_features, device, dtype, **neuron)
+
+
+class LazyConv1d(_Lazy, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
+    """A :class:`Conv1d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv1d` without it.
+
+    >>> tnn.LazyConv1d(8, 3)(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
+    torch.Size([2, 8, 18])
+    """
+
+    cls_to_become = Conv1d  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: int | tuple[int] | str = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups)
+        nn.LazyConv1d.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)  # type: ignore[call-arg]
+        self._add_neurons(out_channels, device, dtype, **neuron)
+
+
+class LazyConv2d(_Lazy, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
+    """A :class:`Conv2d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv2d` without it.
+
+    >>> tnn.LazyConv2d(8, 3, padding=1)(te.ConstantInput(torch.rand(2, 4, 5, 5), T=8)).shape
+    torch.Size([2, 8, 5, 5])
+    """
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups)
+        nn.LazyConv2d.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)  # type: ignore[call-arg]
+        self._add_neurons(out_channels, device, dtype, **neuron)
+
+
+class LazyReadout(_Lazy, Readout, nn.LazyLinear):  # type: ignore[misc]
+    """A :class:`Readout` that takes ``in_features`` from its first input.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.LazyConv2d(4, 3), tnn.Flatten(), tnn.LazyReadout(10))
+    >>> net(torch.rand(2, 1, 28, 28)).shape, net[3].in_features
+    (torch.Size([2, 10]), 2704)
+    """
+
+    cls_to_become = Readout  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_bits: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_bits(weight_bits)
+        nn.LazyLinear.__init__(self, out_features, bias, device, dtype)
+        self.weight_bits = weight_bits
