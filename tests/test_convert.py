@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann as twins
-from tandem_snn import calibrate, convert, create_model, freeze, to_ann
+from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
 from tandem_snn.convert import CannotConvert
 
 
@@ -103,7 +103,34 @@ def resnet() -> tuple[nn.Module, Tensor]:
     return models.resnet18(num_classes=10), torch.rand(3, 3, 32, 32)
 
 
-NETWORKS = [sequential, functional, line, resnet]
+class OwnLinear(nn.Linear):
+    pass
+
+
+class Products(nn.Module):
+    """Products as functions of Parameters, and a class of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.offset = nn.Parameter(torch.randn(6, 2, 3, 3) / 3), nn.Parameter(torch.zeros(6))
+        self.bn = nn.BatchNorm2d(6)
+        self.fc1, self.fc2 = OwnLinear(96, 8), OwnLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(F.conv2d(x, self.kernel, self.offset, stride=2, padding=1)))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def products() -> tuple[nn.Module, Tensor]:
+    return Products(), torch.rand(6, 2, 8, 8)
+
+
+def twin() -> tuple[nn.Module, Tensor]:
+    """A network of this package's own ANN layers."""
+    return create_twin("8C3-16C3s2-FC24", shape=(2, 8, 8), classes=5), torch.rand(6, 2, 8, 8)
+
+
+NETWORKS = [sequential, functional, line, products, twin, resnet]
 Maker = Callable[[], tuple[nn.Module, Tensor]]
 
 
@@ -257,6 +284,8 @@ def test_calibration() -> None:
     for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "no batch")):
         with pytest.raises(ValueError, match=message):
             calibrate(snn, **{"loader": [x], **keywords})
+    with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):
+        calibrate(snn, [{"images": x}])
     with pytest.raises(ValueError, match="gain"):
         calibrate(create_model("mlp", shape=(4,), classes=2, T=4), [torch.rand(2, 4)])
 
@@ -276,6 +305,14 @@ def test_zero_expand() -> None:
     assert torch.equal(to_ann(snn)(x), net(x))
     calibrate(snn, [x], percentile=100)
     torch.testing.assert_close(snn(x), net(x), atol=0.1, rtol=0.2)
+
+
+def test_the_twin_computes_with_weights_of_few_bits() -> None:
+    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 16, weight_bits=3), tnn.Readout(16, 3, weight_bits=2))
+    x, twin = torch.rand(5, 6), to_ann(net)
+    a = torch.relu(F.linear(8 * x, net[1].used_weight(), net[1].bias))
+    torch.testing.assert_close(twin(x), F.linear(a, net[2].used_weight(), net[2].bias))
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
 
 
 @pytest.mark.parametrize("options", [{}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}])
@@ -335,6 +372,8 @@ class Branching(nn.Module):
             return self.b(torch.relu(z) + z)
         if self.kind == "two inputs":
             return self.b(torch.relu(z) + y)
+        if self.kind == "computed":
+            return self.b(torch.relu(F.linear(x, self.a.weight * 2)))
         if self.kind == "activations":
             return self.b(torch.relu(z) + torch.relu(self.b(x)))
         if self.kind == "alpha":
@@ -351,6 +390,12 @@ REFUSED = {
         nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)),
         r"'_1' \(call_module 1, Sigmoid\).*nothing would spike",
     ),
+    "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2)), r"LazyLinear\): use nn.Linear itself"),
+    "parametrised": (
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU()),
+        "'_2' .*remove_parametrizations",
+    ),
+    "spiking": (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
     "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
     "ReLU6": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU6()), r"'_2' .*, ReLU6.*put nn.ReLU here"),
     "two in a row": (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*without a ReLU"),
@@ -375,6 +420,7 @@ REFUSED = {
             ("two inputs", r"'y'.*second input"),
             ("activations", "two activations"),
             ("alpha", "alpha"),
+            ("computed", "'linear' .*neither computed nor inputs"),
             ("from the image", "two layers' results"),
             ("concatenated", "cat.*no spiking counterpart"),
         )
@@ -391,7 +437,14 @@ def test_what_cannot_be_converted_is_named(name: str) -> None:
 
 def test_arguments() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    for keywords, message in ({"T": 0}, "T"), ({"mode": "rate"}, "mode"), ({"threshold": -1.0}, "threshold"):
+    for keywords, message in (
+        ({"T": 0}, "T"),
+        ({"mode": "rate"}, "mode"),
+        ({"threshold": -1.0}, "threshold: expected a positive number, got -1.0"),
+        ({"threshold": "1"}, "threshold: expected a positive number, got '1'"),
+        ({"v_init": float("nan")}, "v_init: expected a number, got nan"),
+        ({"example": torch.rand(2, 3)}, "example: the ANN does not take it: mat1 and mat2"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert(net, **{"T": 8, **keywords})
     with pytest.raises(TypeError, match=r"ann: expected a torch\.nn\.Module, got str"):

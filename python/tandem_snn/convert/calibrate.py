@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tandem_ext import SpikeTrain
 from .. import ann
 from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
-from ..nn.signals import effective_counts
+from ..nn.signals import describe, effective_counts
 from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .to_ann import to_ann
 
@@ -36,6 +37,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
         net.
 
     Raises:
+        TypeError: a batch of something else.
         ValueError: percentile out of range, no layer to calibrate, an empty loader, or T unknown.
 
     >>> from tandem_snn import convert
@@ -44,8 +46,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     >>> snn.get_submodule("0").threshold.item() < 0.5
     True
     """
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile: expected a number in (0, 100], got {percentile}")
+    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
+        raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
     layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.gain == "threshold"}
     if not layers:
         raise ValueError('net: no layer has gain="threshold", as those of convert() have')
@@ -59,7 +61,11 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     twin = to_ann(net)
     with evaluating(net), evaluating(twin), watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d), keep):
         for batch in loader:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(x, Tensor | SpikeTrain):
+                raise TypeError(
+                    f"loader: expected tensors or SpikeTrains, or tuples that begin with one, got {describe(x)}"
+                )
             if isinstance(x, SpikeTrain):
                 windows.add(x.T)
                 x = effective_counts(x)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from .. import ann
 from .. import nn as tnn
 
 SYNAPSES: dict[type[nn.Module], type[tnn.SpikingLayer]] = {
@@ -34,11 +35,15 @@ class Role:
         inputs: the values it works on.
         module: the module of "synapses" and "norm", or what stands in a spiking network in the place of a "layer" or an
             "average".
+        name: of the module of "synapses".
+        hint: what to use instead of "other".
     """
 
     kind: str
     inputs: tuple[Any, ...]
     module: Any = None
+    name: str = ""
+    hint: str = ""
 
 
 def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
@@ -69,14 +74,20 @@ def _of_module(node: fx.Node, module: Any) -> Role:
     if kind in SYNAPSES:
         if getattr(module, "padding_mode", "zeros") != "zeros":
             raise refuse(node, f"padding_mode {module.padding_mode!r}: use 'zeros'")
-        return Role("synapses", x, module)
+        return Role("synapses", x, module, str(node.target))
+    if isinstance(module, tuple(SYNAPSES)):
+        torchs = next(cls.__name__ for cls in SYNAPSES if isinstance(module, cls))
+        use = (
+            f"use nn.{torchs} itself: a lazy layer is one after a batch, a parametrised one by remove_parametrizations"
+        )
+        return Role("other", x, hint=use)
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
         if module.weight is None:
             raise refuse(node, "batch norm without γ and β: use affine=True")
         return Role("norm", x, module)
     if kind is nn.ReLU:
         return Role("relu", x)
-    if kind is nn.Identity:
+    if kind in (nn.Identity, ann.Encoder):
         return Role("same", x)
     if kind is nn.Dropout:
         return Role("layer", x, tnn.Dropout(module.p))
@@ -91,6 +102,30 @@ def _of_module(node: fx.Node, module: Any) -> Role:
     if kind is nn.AdaptiveAvgPool2d:
         return Role("average", x, tnn.AdaptiveAvgPool2d(module.output_size))
     return Role("other", tuple(node.all_input_nodes))
+
+
+def _synapses(node: fx.Node, _: Any, values: dict[str, Any]) -> Role:
+    """A product as a function: the module with the same Parameters, under the name of the one that has the weight."""
+    given = {name: values.get(name) for name in ("weight", "bias")}
+    root: Any = node.graph.owning_module
+    found = {n: v for n, v in given.items() if isinstance(v, fx.Node) and v.op == "get_attr"}
+    if "weight" not in found or (given["bias"] is not None and "bias" not in found):
+        hint = "the weight and bias of a product are Parameters here, neither computed nor inputs"
+        return Role("other", tuple(node.all_input_nodes), hint=hint)
+    parameters = {name: attribute(root, str(value.target)) for name, value in found.items()}
+    weight, groups = parameters["weight"], values.get("groups", 1)
+    cls: Any = next(cls for cls, dims in ((nn.Linear, 2), (nn.Conv1d, 3), (nn.Conv2d, 4)) if weight.dim() == dims)
+    geometry = {name: values[name] for name in ("stride", "padding", "dilation", "groups") if name in values}
+    size = (weight.shape[1] * groups, weight.shape[0], *[tuple(weight.shape[2:])] * (cls is not nn.Linear))
+    module = cls(*size, bias="bias" in found, device="meta", **geometry)
+    module.weight, module.bias = weight, parameters.get("bias")
+    return Role("synapses", (values["input"],), module, str(found["weight"].target).rpartition(".")[0] or node.name)
+
+
+def attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def _flatten(node: fx.Node, start: int, end: int) -> tnn.Flatten:
@@ -140,11 +175,14 @@ def _kind(kind: str) -> Callable[..., Role]:
     return lambda node, args, values: Role(kind, (values["input"],))
 
 
+_PRODUCT = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 # target -> (names of its arguments, what reads them); "*" stands for any further ones
 _CALLS: dict[Any, tuple[tuple[str, ...], Callable[..., Role]]] = {
+    F.linear: (_PRODUCT[:3], _synapses),
+    **dict.fromkeys((F.conv1d, F.conv2d), (_PRODUCT, _synapses)),
     **dict.fromkeys((torch.relu, torch.relu_, F.relu, "relu", "relu_"), (("input",), _kind("relu"))),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), (("input", "other"), _add)),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), (_MAX_POOL, _max_pool)),

@@ -6,11 +6,13 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
+from ..nn.quantise import rounded
 from ..nn.signals import check_network
 
 
@@ -36,6 +38,17 @@ class Units(nn.Module):
         if isinstance(threshold, Tensor) and threshold.dim():
             threshold = over_space(threshold, a.shape)
         return a * self.gain / threshold
+
+
+class Rounded(nn.Module):
+    """Weights of few bits, as a parametrisation: what a layer with ``weight_bits`` computes with."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return rounded(weight, self.bits)
 
 
 class Scale(nn.Module):
@@ -100,19 +113,25 @@ def _twin(layer: nn.Module) -> nn.Module | None:
         return nn.Dropout(layer.p)
     if isinstance(layer, tnn.Readout):
         twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        twin.weight, twin.bias = layer.weight, layer.bias
-        return twin
+        return _with_weights(twin, layer)
     return None
 
 
+def _with_weights(twin: Any, layer: Any) -> Any:
+    twin.weight, twin.bias = layer.weight, layer.bias
+    if layer.weight_bits is not None:
+        parametrize.register_parametrization(twin, "weight", Rounded(layer.weight_bits))
+    return twin
+
+
 def _activated(layer: Any) -> nn.Module:
-    cls: Any = getattr(ann, type(layer).__name__)
+    cls: Any = next(getattr(ann, c.__name__) for c in (tnn.Linear, tnn.Conv1d, tnn.Conv2d) if isinstance(layer, c))
     if isinstance(layer, tnn.Linear):
         size: tuple[Any, ...] = (layer.in_features, layer.out_features)
     else:
         size = (layer.in_channels, layer.out_channels, layer.kernel_size, *layer._geometry())
     twin = cls(*size, bias=layer.bias is not None, device="meta")
-    twin.weight, twin.bias, twin.norm = layer.weight, layer.bias, layer.norm
+    twin.norm = layer.norm
     follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
     twin.units = None if follows else Units(layer)
-    return twin
+    return _with_weights(twin, layer)

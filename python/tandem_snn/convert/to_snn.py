@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from .. import ann as twins
 from .. import nn as tnn
 from ..measure.hooks import evaluating
 from ..nn.signals import check_network
-from .nodes import SYNAPSES, CannotConvert, Role, refuse, role_of
+from .nodes import SYNAPSES, CannotConvert, Role, attribute, refuse, role_of
 
 
 def convert(
@@ -27,11 +29,12 @@ def convert(
 ) -> fx.GraphModule:
     """A spiking network that shares the ANN's very Parameters and batch norms: training one trains the other.
 
-    Synapses (``nn.Linear``, ``Conv1d``, ``Conv2d``) with the batch norm and the ReLU that follow become one layer of
-    ``tandem_snn.nn``; additions before a ReLU (residual blocks, with or without a projection) become further currents
-    into the same neurons; pooling, flattening, dropout and the last ``nn.Linear`` become their spiking counterparts.
-    They are found by torch.fx as modules, functions or methods, in nested modules and custom forwards alike. What is
-    done to the image before the first synapses, or to the answer after the last, stays as it is.
+    Synapses (``nn.Linear``, ``Conv1d``, ``Conv2d``, or their functions of Parameters) with the batch norm and the ReLU
+    that follow become one layer of ``tandem_snn.nn``; additions before a ReLU (residual blocks, with or without a
+    projection) become further currents into the same neurons; pooling, flattening, dropout and the last ``nn.Linear``
+    become their spiking counterparts. They are found by torch.fx as modules, functions or methods, in nested modules
+    and custom forwards alike. What is done to the image before the first synapses, or to the answer after the last,
+    stays as it is.
 
     Every layer's spikes are worth its threshold, and the input 1/T per step, so z is the ANN's own pre-activation in
     the ANN's own units: biases and batch-norm statistics hold. A count stands for activations up to ϑT, which is what
@@ -66,17 +69,42 @@ def convert(
     encoder = tnn.Encoder(T, mode)
     if mode == "direct":
         encoder.gain = 1 / T
-    threshold = 4 / T if threshold is None else float(threshold)
-    if not threshold > 0:
-        raise ValueError(f"threshold: expected a positive number, got {threshold}")
+    threshold = 4 / T if threshold is None else threshold
+    for name, value in (("threshold", threshold), ("v_init", v_init)):
+        if not isinstance(value, Real) or not math.isfinite(value) or (name == "threshold" and value <= 0):
+            raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
+    ann = getattr(ann, "_orig_mod", ann)  # of torch.compile
+    for name, module in ann.named_modules():
+        if isinstance(module, (tnn.Encoder, tnn.SpikingLayer)):
+            raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
     try:
-        traced = fx.symbolic_trace(ann)
+        traced = fx.GraphModule(ann, _Tracer().trace(ann), type(ann).__name__)
     except Exception as error:  # whatever the user's forward raises at a value that is not there yet
         raise CannotConvert(f"torch.fx cannot trace the ANN ({type(error).__name__}: {error})") from error
     if example is not None:
-        with evaluating(traced):  # in training a batch would move the statistics of batch norms
-            ShapeProp(traced).propagate(example)
+        _note_shapes(traced, example)
     return Lowering(traced, encoder, threshold, v_init).run(type(ann).__name__)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, twins.Encoder) or super().is_leaf_module(module, name)
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = getattr(value, "shape", None)
+        return value
+
+
+def _note_shapes(traced: fx.GraphModule, example: Any) -> None:
+    """Writes the shape of each value of ``example`` into the nodes' ``meta``."""
+    with evaluating(traced):  # in training a batch would move the statistics of batch norms
+        try:
+            _Shapes(traced).run(example)
+        except Exception as error:  # whatever the ANN says to a batch that it does not take
+            raise ValueError(f"example: the ANN does not take it: {str(error).splitlines()[0]}") from error
 
 
 @dataclass
@@ -130,6 +158,9 @@ class Lowering:
             self.env[node] = self._lower(node)
         if not any(isinstance(layer, tnn.SpikingLayer) for layer in self.root.values()):
             raise self._silent()
+        for node in self.graph.find_nodes(op="get_attr"):
+            if not node.users:  # a Parameter that a layer has now
+                self.graph.erase_node(node)
         self.graph.lint()
         snn = fx.GraphModule(self.root, self.graph, f"Spiking{name}")
         snn.training = self.ann.training
@@ -139,7 +170,9 @@ class Lowering:
         """Nothing would spike: names what stands behind the first synapses in the place of a ReLU."""
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike: put nn.ReLU"
         for node in self.ann.graph.nodes:
-            if self.roles[node].kind == "synapses":
+            if self.roles[node].hint:
+                return refuse(node, self.roles[node].hint)
+            if self.roles[node].kind == "synapses" and node.users:
                 while self.roles[node].kind in ("synapses", "norm", "layer", "same") and node.users:
                     node = next(iter(node.users))
                 if node.op != "output":
@@ -192,11 +225,11 @@ class Lowering:
             if len(node.users) > 1:
                 users = ", ".join(repr(user.name) for user in node.users)
                 raise refuse(node, f"its pre-activation is read by {users}: one ReLU may read it")
-            return Currents(synapses=role.module, name=str(node.target), x=self._signal(x))
+            return Currents(synapses=role.module, name=role.name, x=self._signal(x))
         if not isinstance(role.module, nn.Linear):
             raise refuse(node, "no ReLU follows it, and the network's last map is nn.Linear on flat features")
         readout = _sharing(tnn.Readout, role.module)
-        return Value("answer", self._call(str(node.target), readout, x.node))
+        return Value("answer", self._call(role.name, readout, x.node))
 
     def _norm(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
         (x,) = given
@@ -248,10 +281,10 @@ class Lowering:
 
     def _window(self, node: fx.Node, layer: nn.Module) -> tuple[int, int] | None:
         """The windows of an adaptive pooling, where an example gave the sizes."""
-        before, after = (n.meta.get("tensor_meta") for n in (node.all_input_nodes[0], node))
+        before, after = (n.meta.get("shape") for n in (node.all_input_nodes[0], node))
         if before is None or after is None:
             return None
-        sizes, outputs = before.shape[2:], after.shape[2:] or (1, 1)
+        sizes, outputs = before[2:], after[2:] or (1, 1)
         if any(size % out for size, out in zip(sizes, outputs, strict=True)):
             raise refuse(node, f"adaptive pooling of {tuple(sizes)} to {tuple(outputs)}: its windows differ in size")
         height, width = (size // out for size, out in zip(sizes, outputs, strict=True))
@@ -284,6 +317,8 @@ class Lowering:
             return Value("size")
         if all(value.kind in ("image", "counts", "answer") for value in given):
             return Value("answer", self._copy(node))
+        if role.hint:
+            raise refuse(node, role.hint)
         known = "nn.Linear, Conv1d/2d, BatchNorm, ReLU, Max/Avg/AdaptiveAvgPool2d, Flatten, Dropout and additions"
         raise refuse(node, f"it has no spiking counterpart: between the layers use {known}")
 
@@ -335,7 +370,7 @@ class Lowering:
         if node.op == "call_module":
             self.root[str(node.target)] = self.modules[str(node.target)]
         elif node.op == "get_attr":
-            self.root[str(node.target)] = _attribute(self.ann, str(node.target))
+            self.root[str(node.target)] = attribute(self.ann, str(node.target))
 
         def new(value: fx.Node) -> fx.Node:
             found = self.env[value].node
@@ -356,9 +391,3 @@ def _sharing(cls: Callable[..., Any], module: Any) -> Any:
     layer = cls(*size, bias=module.bias is not None, device="meta")
     layer.weight, layer.bias = module.weight, module.bias
     return layer
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module

@@ -204,7 +204,7 @@ class _Importing(Lowering):
         if not summed:
             if all(value.kind == "size" for value in given):
                 return super()._other(node, role, given)
-            raise refuse(node, NO_COUNTERPART)
+            raise refuse(node, role.hint or NO_COUNTERPART)
         first = node.args[0]
         divided = node.target in DIVIDED and isinstance(first, fx.Node) and self.env[first] is summed[0]
         if not (node.target in TIMES or divided) or len(summed) > 1 or any(value.kind == "size" for value in given):
@@ -220,7 +220,7 @@ class _Importing(Lowering):
         if linear.bias is not None:
             readout.bias = _scaled(linear.bias, self.T)
         (x,) = given
-        return Value("answer", self._call(str(node.target), readout, x.node))
+        return Value("answer", self._call(role.name, readout, x.node))
 
     def _emit(self, x: Currents, fire: bool = True) -> fx.Node:
         neuron = self.current
