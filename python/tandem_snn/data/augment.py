@@ -12,6 +12,7 @@ from ..errors import UserError, check_name
 from .split import Chance
 
 AUGMENTATIONS = ("flip", "shift")
+"""What a recipe's ``augment`` may list: "flip", mirror images; "shift" or "shift:PIXELS", random positions."""
 _DEFAULT_SHIFT = 4
 
 

@@ -18,8 +18,11 @@ from .readers.parts import Images
 from .split import Split
 
 EVENTS = tuple(recordings.SETS)
+"""The names of the data sets of event recordings, whose samples are spike trains."""
 TASKS = ("classification", "regression")
+"""What a network may be trained for: the class of a sample, or the sample itself."""
 NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
+"""The names of all data sets that :func:`load` knows."""
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
 

@@ -12,7 +12,12 @@ AC_PJ = 0.9  # a 32-bit floating-point addition
 
 @dataclass(frozen=True)
 class Energy:
-    """Picojoules per sample: of the network, and of its ANN twin."""
+    """Picojoules per sample.
+
+    Attributes:
+        snn: of the network.
+        ann: of its ANN twin.
+    """
 
     snn: float
     ann: float

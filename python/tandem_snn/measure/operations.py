@@ -20,7 +20,13 @@ from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, watching
 
 @dataclass(frozen=True)
 class LayerOps:
-    """Operations of one layer per sample: the ANN twin's MACs, and the SNN's ACs, or MACs for a real-valued input."""
+    """Operations of one layer per sample.
+
+    Attributes:
+        ann_macs: multiply-accumulates of the ANN twin.
+        macs: the SNN's multiply-accumulates, of a real-valued input; else 0.
+        acs: the SNN's accumulates, one for each spike and each synapse it reaches.
+    """
 
     ann_macs: float
     macs: float
@@ -29,7 +35,11 @@ class LayerOps:
 
 @dataclass(frozen=True)
 class SynOps:
-    """Operations of a network per sample, by layer and in all."""
+    """Operations of a network per sample, by layer and in all.
+
+    Attributes:
+        layers: each layer's, by its name.
+    """
 
     layers: dict[str, LayerOps]
 

@@ -34,6 +34,9 @@ class Task(Protocol):
 class Classification:
     """Cross-entropy of logits [B, classes] and classes [B], int64; the accuracy, 0..1.
 
+    Args:
+        label_smoothing: as in ``torch.nn.functional.cross_entropy``.
+
     >>> task, logits = Classification(), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     >>> task.total(logits, torch.tensor([0, 0])).item()
     1.0
@@ -71,6 +74,10 @@ class Regression:
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:
     """The task by its name, as :class:`tandem_snn.data.Dataset` has it: "classification" or "regression".
+
+    Args:
+        name: one of :data:`tandem_snn.data.TASKS`.
+        label_smoothing: of the cross-entropy.
 
     Raises:
         UserError: another name.

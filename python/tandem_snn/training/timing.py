@@ -23,10 +23,17 @@ def step_times(
 ) -> list[list[float]]:
     """Seconds of a training step (forward, backward, Adam) of each network, on copies of the networks.
 
-    Each round takes one step of each, so that whatever slows the machine down meets all of them.
+    Each round takes one step of each, so that whatever slows the machine down meets all of them: compare networks
+    by the median of the rounds' ratios.
+
+    Args:
+        nets: networks on one device.
+        inputs, targets: a batch of what they take, and what ``loss(output, targets)`` takes.
+        loss: of a batch, 0-dim.
+        rounds, warm_up: how many rounds are timed, and how many go before them.
 
     Returns:
-        For each network the seconds of ``rounds`` steps; compare the networks by :func:`median_ratio`.
+        For each network the seconds of ``rounds`` steps.
 
     >>> nets = [torch.nn.Linear(64, 10), torch.nn.Linear(64, 10)]
     >>> times = step_times(nets, torch.rand(8, 64), torch.zeros(8, dtype=torch.int64), rounds=3)

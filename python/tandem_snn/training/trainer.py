@@ -293,6 +293,7 @@ def evaluate(
         net: the network, on the device where it shall run.
         split: every sample of it is used once.
         task: the loss and the metric.
+        batch_size: samples at a time.
         world: processes that share the samples and all get the result.
         precision: as in a :class:`Recipe`.
 
