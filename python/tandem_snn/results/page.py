@@ -36,7 +36,7 @@ CLOSE = 0.3  # points: what counts as the twin's accuracy
 
 _METHOD = """# Results
 
-This page is generated (`make results`) from [results/training](results/training), one file for each run, which holds
+This page is generated (`make results`) from `docs/results/training`, one file for each run, which holds
 the recipe, the command, the commit, the machine, every seed's result and more than is shown here. `tandem-snn sweep`
 wrote them, and the command of a run, below, makes it again.
 
