@@ -41,7 +41,7 @@ def conv() -> tuple[nn.Module, Tensor]:
         tnn.Conv2d(1, 12, 3, padding=1, norm=True),
         tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
         tnn.Conv2d(12, 24, 3, stride=2, padding=1, norm=True, groups=2, v_init=torch.rand(24, 5, 4)),
-        tnn.AvgPool2d(2),
+        tnn.AvgPool2d(2, v_init=0.5),
         tnn.Dropout(0.2),
         tnn.Flatten(),
         tnn.Linear(24 * 4, 40, norm=True),

@@ -60,7 +60,7 @@ def convolutional() -> tuple[nn.Module, Tensor]:
         tnn.Conv2d(3, 12, 3, padding="same", dilation=2, norm=True),
         tnn.MaxPool2d(3, 2, 1),
         tnn.Conv2d(12, 24, 3, stride=2, padding=(2, 1), groups=3, norm=True, leak=0.75, v_init=0.25),
-        tnn.AvgPool2d(2),
+        tnn.AvgPool2d(2, v_init=0.25),
         tnn.Residual(tnn.Conv2d(24, 24, 3, padding=1, threshold=torch.rand(24) + 0.5, v_init=0.5)),
         tnn.Dropout(),
         tnn.Flatten(),

@@ -47,6 +47,19 @@ def test_avg_pool_of_windows_of_four_is_exact():
     assert torch.equal(tnn.AvgPool2d(2)(x).planes, te.reference.if_scan(currents).planes)
 
 
+def test_avg_pool_from_half_a_threshold_rounds_the_mean():
+    x = train(16, 2, 3, 6, 6)
+    pool = tnn.AvgPool2d(2, v_init=0.5)
+    currents = torch.stack([F.avg_pool2d(s, 2) for s in x.to_dense()])
+    expected, v = te.reference.if_scan(currents, v_init=0.5, return_v=True)
+    assert torch.equal(pool(x).planes, expected.planes)
+    assert torch.equal(pool.potentials(x)[-1], v)
+    assert torch.equal(pool(x).counts, (F.avg_pool2d(x.counts, 2) + 0.5).floor())
+    assert repr(pool).endswith("v_init=0.5)")
+    with pytest.raises(ValueError, match="v_init: expected a finite number"):
+        tnn.AvgPool2d(2, v_init=float("nan"))
+
+
 @pytest.mark.parametrize("spiking", [True, False])
 def test_avg_pool_on_other_inputs(spiking):
     pool = tnn.AvgPool2d(2, spiking=spiking)

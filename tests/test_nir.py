@@ -318,7 +318,8 @@ def converted(pool: nn.Module, v_init: float = 0.0) -> tuple[nn.Module, Any]:
     """An ANN with residual blocks, whose layers have thresholds of their own."""
     stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
     blocks = Block(8, 8, 1), Block(8, 12, 2), nn.AvgPool2d(2), Block(12, 12, 1)
-    net = convert(dyadic(nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5))), T)
+    ann = nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5))
+    net = convert(dyadic(ann), T, v_init=v_init)
     for layer in net.modules():
         if isinstance(layer, tnn.SpikingLayer):
             layer.threshold = powers_of_two() / 8

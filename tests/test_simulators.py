@@ -108,11 +108,19 @@ class SJResidual(nn.Module):
         return self.fc(self.flatten(x))
 
 
+def rounding(sj: Any) -> nn.Module:
+    """Neurons that start at half their threshold."""
+    node = sj.IFNode(v_reset=None)
+    node.set_reset_value("v", 0.5)
+    node.reset()
+    return node
+
+
 def sj_chain(sj: Any, neuron: Callable[[], nn.Module]) -> nn.Module:
     layer = sj.layer
     return nn.Sequential(
         *(layer.Conv2d(1, 8, 3, padding=1, bias=False), layer.BatchNorm2d(8), neuron(), layer.MaxPool2d(2)),
-        *(layer.Conv2d(8, 12, 3, padding=1), neuron(), layer.AvgPool2d(2), sj.IFNode(v_reset=None)),
+        *(layer.Conv2d(8, 12, 3, padding=1), neuron(), layer.AvgPool2d(2), rounding(sj)),
         *(layer.Flatten(), layer.Dropout(0.5), nn.Linear(48, 20), nn.BatchNorm1d(20), neuron()),
     )
 

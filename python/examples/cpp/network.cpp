@@ -99,6 +99,7 @@ Network::Step Network::prepare(const FrozenFile& file, const Json& use) const {
   } else if (step.kind == "AvgPool2d" && step.in.spikes && settings["spiking"].number == 1) {
     add_synapses(file, settings, step);
     step.gain = step.in.gain;
+    if (settings.has("v_init")) step.v_init = {static_cast<float>(settings["v_init"].number)};
   } else if (step.kind == "MaxPool2d" && step.in.spikes && settings["ceil_mode"].number == 0) {
     tandem::PoolWindow& w = step.pool;
     axes(settings["kernel_size"], w.kernel), axes(settings["stride"], w.stride);

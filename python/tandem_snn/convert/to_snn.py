@@ -277,6 +277,7 @@ class Lowering:
             if window == (1, 1):
                 return x
             layer = tnn.AvgPool2d(window)
+        layer.v_init = self.v_init  # its neurons' threshold is 1
         return Value("spikes", self._call(self._name(node), layer, x.node))
 
     def _window(self, node: fx.Node, layer: nn.Module) -> tuple[int, int] | None:

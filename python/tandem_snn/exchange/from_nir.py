@@ -304,11 +304,12 @@ class _Importer:
 
     def _pooled(self, name: str, neurons: _Neurons, pool: _Average) -> fx.Node:
         plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
-        if not plain or (neurons.v_init is not None and neurons.v_init.any()):
+        if not plain:
             raise ValueError(f"node {name!r}: neurons after AvgPool2d must be IF with r = 1 and threshold 1")
         if pool.x.kind != "spikes" or pool.x.scale is not None:
             raise ValueError(f"node {name!r}: AvgPool2d with neurons of something other than spikes")
-        return self._call(name, _pool(pool.nir, spiking=True), pool.x.node)
+        v_init = 0.0 if neurons.v_init is None else _uniform(name, "the initial potential", neurons.v_init)
+        return self._call(name, _pool(pool.nir, spiking=True, v_init=v_init), pool.x.node)
 
     def _layer(self, path: _Synapses, **options: Any) -> tnn.SpikingLayer:
         node, weight = path.nir, path.weight
@@ -342,8 +343,8 @@ def _identifier(name: str, taken: Mapping[str, Any]) -> str:
     return name
 
 
-def _pool(node: Any, spiking: bool) -> tnn.AvgPool2d:
-    return tnn.AvgPool2d(*(_numbers(v) for v in (node.kernel_size, node.stride, node.padding)), spiking=spiking)
+def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:
+    return tnn.AvgPool2d(*(_numbers(v) for v in (node.kernel_size, node.stride, node.padding)), **options)
 
 
 def _tensor(values: Any) -> Tensor:

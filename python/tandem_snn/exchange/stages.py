@@ -121,6 +121,8 @@ class _Reader:
             if isinstance(gain, Tensor) or gain != 1.0:
                 stage.scale = torch.full((layer.out_features,), float(gain))
             stage.shift = layer.bias
+        elif isinstance(layer, tnn.AvgPool2d) and isinstance(y, SpikeTrain):
+            stage.v_init = torch.tensor(layer.v_init)
         elif isinstance(x, SpikeTrain) and not isinstance(y, SpikeTrain):  # mean counts: their gain is in the values
             gain = float(x.gain)
             stage.scale = None if gain == 1.0 else torch.full((in_shape[0],), gain)

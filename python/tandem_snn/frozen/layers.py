@@ -122,6 +122,8 @@ def settings_of(layer: Any) -> Settings:
     if isinstance(layer, tnn.AvgPool2d):
         values["dtype"] = str(layer.weight.dtype).removeprefix("torch.")
     settings: Settings = {"kind": kind, **_checked(kind, values)}
+    if isinstance(layer, tnn.AvgPool2d) and layer.v_init:  # absent from files that are older than it
+        settings["v_init"] = _number(layer.v_init)
     if isinstance(layer, tnn.SpikingLayer):
         for name in ("threshold", "v_init"):
             if not isinstance(getattr(layer, name), Tensor):
@@ -156,9 +158,11 @@ def layer_of(settings: Settings, tensors: Mapping[str, Tensor]) -> nn.Module:
     else:
         if isinstance(checked.get("dtype"), str):
             checked["dtype"] = DTYPES[checked["dtype"]]
-        layer, known = cls(**checked), set()
+        if cls is tnn.AvgPool2d and "v_init" in numbers:
+            checked["v_init"] = numbers.pop("v_init")
         if numbers:
             raise ValueError(f"{kind} has no setting {min(numbers)!r}")
+        layer, known = cls(**checked), set()
     if set(tensors) != known:
         raise ValueError(f"{kind} has no tensor {min(set(tensors) ^ known)!r:.80}, or wants one")
     return layer.eval().requires_grad_(False)

@@ -247,7 +247,7 @@ class Builder:
         layer, x, y = call.layer, call.x, call.y
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = make_neurons(weight, y.T, tuple(y.shape))
+        neurons = make_neurons(weight, y.T, tuple(y.shape), v_init=layer.v_init)
         packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
         self._fire(
             call,

@@ -26,6 +26,7 @@ class AvgPool2d(nn.Module):
     Args:
         kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
+        v_init: the neurons' potential before the first step. 0.5 rounds a mean count where 0 cuts it off.
         device, dtype: of the fixed weight.
 
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
@@ -44,6 +45,7 @@ class AvgPool2d(nn.Module):
         padding: Size = 0,
         *,
         spiking: bool = True,
+        v_init: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -52,6 +54,8 @@ class AvgPool2d(nn.Module):
         self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
         self.padding = _pair("padding", padding, 0)
         self.spiking = spiking
+        checks.v_init(v_init, (), torch.device("cpu"))
+        self.v_init = float(v_init)
         self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
 
@@ -78,7 +82,7 @@ class AvgPool2d(nn.Module):
             _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, return_v=True)  # type: ignore[misc]
             return v
 
-        return potential_trace(x.T, 0.0, after)
+        return potential_trace(x.T, self.v_init, after)
 
     def _currents(self, x: SpikeTrain) -> Tensor:
         """All weights are one, so the spikes of a window are counted first, in integers, and weighted once."""
@@ -90,13 +94,14 @@ class AvgPool2d(nn.Module):
         return inside.to(weight.dtype) * weight
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
-        train = te.functional.if_scan(self._currents(x)).to(x._dtype)  # type: ignore[union-attr]
+        train = te.functional.if_scan(self._currents(x), v_init=self.v_init).to(x._dtype)  # type: ignore[union-attr]
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
         return with_gain(train, x.gain)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
+        shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
+        return shown + (f", v_init={self.v_init}" if self.v_init else "")
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):

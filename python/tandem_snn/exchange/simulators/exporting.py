@@ -61,7 +61,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
         else:
             value = call(stage.name, _without_weights(stage), x_in)
             if isinstance(layer, tnn.AvgPool2d) and layer.spiking and stage.fires:
-                value = call(f"{stage.name}_neurons", write(Neuron())[0], value)
+                value = call(f"{stage.name}_neurons", _written(stage, write)[0], value)
             elif stage.scale is not None:
                 gain = constant(f"{stage.name}_gain", stage.scale, dims)
                 value = graph.call_function(operator.mul, (value, gain))

@@ -6,6 +6,7 @@ import copy
 import operator
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -167,8 +168,9 @@ class _Importing(Lowering):
         (x,) = given
         neuron = self._neuron(node)
         if x.kind == "averages":
-            if not neuron.is_plain:
-                raise refuse(node, "neurons after average pooling must be IF with threshold 1 and v_init 0")
+            if not replace(neuron, v_init=0.0).is_plain or isinstance(neuron.v_init, Tensor):
+                raise refuse(node, "neurons after average pooling must be IF with threshold 1")
+            self.root[str(x.node.target)].v_init = neuron.v_init  # type: ignore[union-attr]
             return Value("spikes", x.node)
         if not isinstance(x, Currents):
             raise refuse(node, "neurons without synapses before them: put nn.Linear or a convolution there")
