@@ -201,6 +201,19 @@ def test_what_is_wrong_with_idx_files_is_said(idx, monkeypatch):
         data.load("mnist", idx)
 
 
+def test_tensors_are_samples(digits):
+    split = data.TensorSplit(torch.arange(20.0).view(10, 2), torch.arange(10) % 3)
+    assert [x.tolist() for x, _ in split.subset([7, 2]).batches(2)] == [[[14.0, 15.0], [4.0, 5.0]]]
+    shuffled = torch.cat([y for _, y in split.batches(5, seed=0)])
+    assert torch.equal(shuffled.sort().values, split.targets.sort().values)
+    halves = [next(split.batches(2, seed=3, rank=rank, world=2))[0] for rank in range(2)]
+    assert torch.equal(torch.cat(halves), next(split.batches(4, seed=3))[0])
+    assert split.without_augmentation() is split
+    assert split.to("meta").device.type == "meta"
+    with pytest.raises(ValueError, match="targets: expected 10, as there are inputs, got 9"):
+        data.TensorSplit(split.inputs, split.targets[1:])
+
+
 def test_too_few_samples_are_refused(idx):
     for kind, shape in ("images-idx3", (1, 28, 28)), ("labels-idx1", (1,)):
         write_idx(idx / f"MNIST/raw/train-{kind}-ubyte", shape)

@@ -10,6 +10,7 @@ from .events import EventSplit
 from .images import ImageSplit
 from .split import Split
 from .stream import StreamSplit
+from .tensors import TensorSplit
 
 __all__ = [
     "AUGMENTATIONS",
@@ -21,5 +22,6 @@ __all__ = [
     "ImageSplit",
     "Split",
     "StreamSplit",
+    "TensorSplit",
     "load",
 ]

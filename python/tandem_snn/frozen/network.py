@@ -293,8 +293,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
-        weight_bits: round the weights to that many bits, 2 to 8, symmetrically, one step per output channel; sums are
-            then of small integers. None rounds as the network itself does (``weight_bits`` of its layers).
+        weight_bits: round the weights to that many bits, 2 to 8, symmetrically: integers times one step per output
+            channel, see ``grids``. None rounds as the network itself does (``weight_bits`` of its layers).
         T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
 
     Raises:
