@@ -9,6 +9,7 @@ import torch
 from tandem_snn import data
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
+from tandem_snn.plots import report
 from tandem_snn.training import (
     Classification,
     Recipe,
@@ -209,6 +210,19 @@ def test_mlp_learns_the_digits(digits):
     assert steps == [(kind, step) for kind in ("SNN", "ANN") for step in range(211)]
     assert json.loads(json.dumps(summary)) == summary
     assert set(summary) >= {"test_accuracy", "ann_test_accuracy", "T", "synops_ratio", "step_time_ratio", "seeds"}
+
+
+def test_own_data_are_compared(tmp_path):
+    pytest.importorskip("matplotlib")
+    inputs = torch.rand(60, 3, 8, 8)
+    for targets, task in (inputs.mean((2, 3)), "regression"), (inputs[:, 0, 0, 0].round().long(), "classification"):
+        split = data.TensorSplit(inputs, targets)
+        classes = 3 if task == "regression" else 2
+        own = data.Dataset("own", split, None, split, (3, 8, 8), classes, ("a", "b")[: 2 * (classes == 2)], task)
+        result = compare(replace(SMALL, validation=True, epochs=1, T=4), own, folder=tmp_path / task)
+        assert result.samples == {"train": 60, "validation": 0, "test": 60}
+        assert "pictures" not in result.summary()
+        report(tmp_path / "report.png", result, own)
 
 
 def test_without_the_twin(digits):

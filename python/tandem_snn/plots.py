@@ -42,8 +42,8 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
 def learning_curves(axes: Any, result: Comparison) -> None:
     """The metric after each epoch, on the validation split where there is one; one line per seed."""
     metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
-    split = "validation" if result.recipe.validation else "training"
-    key = f"validation_{metric}" if result.recipe.validation else metric
+    held_out = f"validation_{metric}" in result.runs[0].fitted["SNN"].history[0]
+    split, key = ("validation", f"validation_{metric}") if held_out else ("training", metric)
     for kind, color in zip(result.kinds, (SNN, ANN), strict=False):
         for i, run in enumerate(result.runs):
             values = [unit * record[key] for record in run.fitted[kind].history]

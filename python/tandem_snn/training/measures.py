@@ -36,7 +36,8 @@ class Measures:
         exits: of the first seed: accuracy and time against the confidence at which a sample is done; None as before,
             and in regression.
         step_times: seconds of a training step by kind. step_time_ratio: SNN over ANN.
-        pictures: of the first seed, in regression: test images as they are and as each kind of network gives them.
+        pictures: of the first seed, where images are their own targets: test images as they are and as each kind of
+            network gives them.
     """
 
     firing_rates: dict[str, float]
@@ -86,8 +87,10 @@ def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[t
     return freeze(net).cpu(), data.test.to("cpu").batches(500)
 
 
-def _pictures(nets: dict[str, nn.Module], data: Dataset) -> dict[str, Any]:
+def _pictures(nets: dict[str, nn.Module], data: Dataset) -> dict[str, Any] | None:
     images, targets = next(data.test.batches(PICTURES))
+    if images.shape[1:].numel() != targets.shape[1:].numel() or len(images.shape) != 4:
+        return None
     made = {"original": targets}
     for kind, net in nets.items():
         with evaluating(net):
