@@ -75,7 +75,7 @@ def gain(name: str, value: object) -> None:
             raise ValueError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
     elif not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
-    elif not math.isfinite(value):
+    elif not -math.inf < value < math.inf:  # not isfinite, which Dynamo does not know of a dynamic float
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
@@ -223,7 +223,7 @@ def steps(value: object) -> None:
 def v_init(value: object, shape: tuple[int, ...], expected: torch.device) -> None:
     """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"v_init: expected a finite number, got {value}")
     elif isinstance(value, Tensor):
         if not value.is_floating_point():

@@ -51,10 +51,13 @@ def batch(size, shape=SHAPE):
 # --- torch.compile and torch.export -----------------------------------------------------------------------------------
 
 
-def test_a_whole_network_compiles_without_a_break():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_whole_network_compiles_without_a_break(dynamic):
     net, (x, y) = everything(), batch(16)
     compiled = copy.deepcopy(net)
-    loss = torch.compile(lambda x, y: F.cross_entropy(compiled(x), y), fullgraph=True, backend="aot_eager")
+    loss = torch.compile(
+        lambda x, y: F.cross_entropy(compiled(x), y), fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
     results = []
     for model, value in (net, lambda: F.cross_entropy(net(x), y)), (compiled, lambda: loss(x, y)):
         value().backward()
