@@ -359,6 +359,12 @@ def events() -> tuple[nn.Module, Any]:
     return dyadic(net), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 8, 8).lt(0.5).float())
 
 
+def two_paths_from_a_pooled_image() -> tuple[nn.Module, Any]:
+    paths = tnn.Residual(tnn.Conv2d(1, 4, 3, padding=1), tnn.Conv2d(1, 4, 1))
+    net = nn.Sequential(tnn.AvgPool2d(2), tnn.Encoder(T), paths, tnn.Flatten(), tnn.Readout(64, 3))
+    return dyadic(net), torch.randint(0, 16, (4, 1, 8, 8)) / 8
+
+
 def few_bits() -> tuple[nn.Module, Any]:
     """Rounded weights, largest 7/64 in every row."""
     net = create_model("FC12", shape=(1, 4, 4), classes=3, T=T, norm=False, weight_bits=4)
@@ -376,6 +382,7 @@ TO_AND_FRO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "converted, mean pooling": lambda: converted(nn.AvgPool2d(2)),
     "converted, adaptive pooling": lambda: converted(nn.AdaptiveAvgPool2d(1)),
     "image_pools": image_pools,
+    "two paths from a pooled image": two_paths_from_a_pooled_image,
     "events": events,
     "few_bits": few_bits,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),

@@ -210,6 +210,8 @@ class _Importer:
             self.values[name] = x.times(_per_channel(name, "a Scale", _tensor(node.scale)))
             return
         x = self._signal(name, x)
+        if x.kind == "image":  # pooled once for all who read it
+            self.values[self._sources(name)[0]] = x
         if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
             self.values[name] = self._synapses(name, node, x)
         elif isinstance(node, nir.AvgPool2d):
