@@ -89,6 +89,10 @@ def test_what_the_text_names_is_there(page):
             assert not {"*", "<"}.isdisjoint(path) or (ROOT / path).exists(), path
         if target := re.match(r"(?:\w+=\S+ )*make ([\w-]+)", code):
             assert target[1] in targets
+    for link in re.findall(
+        r"\]\(([^)#:]+)[)#]", FENCE.sub("", page.read_text())
+    ):  # not to a server, nor within the page
+        assert (page.parent / link).exists(), link
 
 
 def test_the_figures_of_the_rule(tmp_path):

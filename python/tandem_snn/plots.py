@@ -29,7 +29,9 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
     plt = extra("matplotlib.pyplot", "the report")
     figure, (curves, raster, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     recipe, net = result.recipe, result.runs[0].nets["SNN"]
-    figure.suptitle(f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seeds")
+    figure.suptitle(
+        f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
+    )
     learning_curves(curves, result)
     images, _ = next(data.test.batches(64))
     images = images.to(next(net.parameters()).device)
