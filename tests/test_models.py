@@ -153,6 +153,31 @@ def test_shapes_and_classes_of_ones_own():
             create_model("8C3", **known)
 
 
+BAD = {
+    "shape": (28, (0, 28, 28), (1.5, 28, 28), "abc", (1, -3, 5)),
+    "classes": (2.5, "10", True, -1),
+    "width": (float("inf"), float("nan"), "1", 0),
+    "norm": ("no", 1),
+    "threshold": ("a", -1.0),
+    "gamma": ("x",),
+    "v_init": ("x", float("nan")),
+    "dropout": (2, 1.0, -0.1, "x"),
+    "eps": (-1, "x"),
+    "momentum": (2, "x"),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_arguments_are_named_when_they_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"^{key}: expected "):
+        create_model("mlp", **{key: value})
+
+
+def test_a_name_is_text():
+    with pytest.raises(TypeError, match="name: expected a model's name, got None"):
+        create_model(None)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -14,6 +15,10 @@ from ..errors import UserError, check_name
 from ..nn import initial_gamma
 
 LEARNED = ("layer", "channel")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,20 @@ class Plan:
     def __post_init__(self) -> None:
         if self.learn_threshold is not None:
             check_name("learn_threshold", self.learn_threshold, LEARNED)
-        if not isinstance(self.width, (int, float)) or not self.width > 0:
+        if not isinstance(self.shape, Sequence) or not all(map(_is_size, self.shape)):
+            raise UserError(f"shape: expected positive ints, such as (1, 28, 28), got {self.shape!r}")
+        if not _is_size(self.classes):
+            raise UserError(f"classes: expected at least 1, got {self.classes!r}")
+        if not isinstance(self.width, (int, float)) or not 0 < self.width < math.inf:
             raise UserError(f"width: expected a positive number, got {self.width!r}")
-        if self.classes < 1:
-            raise UserError(f"classes: expected at least 1, got {self.classes}")
+        if not isinstance(self.norm, bool):
+            raise UserError(f"norm: expected True or False, got {self.norm!r}")
+        for name in ("threshold", "gamma", "v_init", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float)):
+                raise UserError(f"{name}: expected a number, got {value!r}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected 0 or more and less than 1, got {self.dropout}")
 
     def encoder(self) -> nn.Module:
         gain = 1 / self.T if self.ann_units and self.encoding == "direct" else 1.0

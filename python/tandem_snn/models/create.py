@@ -76,6 +76,8 @@ def check_model(name: str) -> None:
 
     >>> check_model("16C3-MP2-FC100")
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a model's name, got {name!r}")
     if not is_notation(name):
         check_notation(name)
         check_name("model", name, list_models())
