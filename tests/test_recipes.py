@@ -58,7 +58,7 @@ def test_bad_values_are_refused(key):
         Recipe.from_dict({key: value})
 
 
-def test_unknown_names_suggest_the_nearest():
+def test_unknown_names_suggest_the_nearest(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown recipe key 'epoch': did you mean 'epochs'"):
         Recipe.from_dict({"epoch": 3})
     with pytest.raises(UserError, match="unknown recipe 'fashon-mnist': did you mean 'fashion-mnist'"):
@@ -72,6 +72,10 @@ def test_unknown_names_suggest_the_nearest():
         check_name("colour", "zzz", ["red"])
     with pytest.raises(UserError, match=r'the test needs no_such_module .*pip install "tandem-ext\[all\]"'):
         extra("no_such_module", "the test")
+    (tmp_path / "outer_module.py").write_text("import PIL_that_is_not_there.Image")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"the test needs PIL_that_is_not_there \("):
+        extra("outer_module", "the test")
 
 
 def test_settings_override():

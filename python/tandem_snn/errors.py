@@ -44,5 +44,6 @@ def extra(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {"sklearn": "scikit-learn", "yaml": "pyyaml"}.get(module.split(".")[0], module.split(".")[0])
+        absent = (error.name or module).split(".")[0]  # which may be what the module itself imports
+        package = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}.get(absent, absent)
         raise UserError(f'{purpose} needs {package} ({error}): pip install "tandem-ext[all]"') from error
