@@ -137,6 +137,21 @@ def test_the_cost_of_training(tmp_path):
             read_cost(path)
 
 
+def test_what_was_tried_at_each_number_of_steps(tmp_path):
+    runs = [
+        result("a", 90, 91, 0.5),
+        result("b", 88, 91, 0.25, T=4, init_from="twin", init_gain=2),
+        result("c", 90.5, 91, 0.75, init_from="twin", init_gain=3),
+    ]
+    write(runs, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| network | otherwise | T = 4 | T = 8 |" in page
+    assert "| cnn |  |  | -1.00 (0.50) |" in page
+    assert "| cnn | init_from=twin | -3.00 (0.25) | -0.50 (0.75) |" in page
+    write(runs[:1] + runs[2:], tmp_path / "page.md")  # one T
+    assert "by what was tried" not in (tmp_path / "page.md").read_text()
+
+
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed")
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     write([read(path) for path in COMMITTED], tmp_path / "results.md", read_cost(ROOT / "docs/results/cost.json"))

@@ -106,6 +106,8 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         if close:
             yield f"Within {CLOSE} points of its twin at the fewest SynOps: `{close[0].name}`."
         yield ""
+    if not regression:
+        yield from _by_steps(results)
     for picture in pictures:
         yield picture
         yield ""
@@ -116,6 +118,24 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         confidences = [one["confidence"] for one in exits[0]["early_exit"]]
         rows = ([f"`{r.name}`", *(_exit(one) for one in r["early_exit"])] for r in exits)
         yield from _table(["run", *(f"{c:g}" for c in confidences)], rows)
+
+
+def _by_steps(results: Sequence[Result]) -> Iterator[str]:
+    """The difference to the twin by T, where several ways to train were tried at several T."""
+    compared = [r for r in results if r.twin is not None]
+    ways = sorted({(r.recipe.model, r.settings_at_any_T) for r in compared})
+    steps = sorted({r["T"] for r in compared})
+    if min(len(ways), len(steps)) < 2:
+        return
+
+    def cell(way: tuple[str, str], T: int) -> str:
+        here = [r for r in compared if (r.recipe.model, r.settings_at_any_T) == way and r["T"] == T]
+        return "; ".join(f"{r.value - r.twin:+.2f} ({r['synops_ratio']:.2f})" for r in here if r.twin is not None)
+
+    yield "Difference to the twin (SynOps), by what was tried and T:"
+    yield ""
+    head = ("network", "otherwise", *(f"T = {T}" for T in steps))
+    yield from _table(head, ([*way, *(cell(way, T) for T in steps)] for way in ways))
 
 
 def _row(r: Result) -> list[str]:

@@ -80,13 +80,12 @@ class Result:
     @cached_property
     def settings(self) -> str:
         """What the recipe says of its network other than the defaults, beside data, model and T."""
-        changed = []
-        for key in fields(Recipe):
-            value = getattr(self.recipe, key.name)
-            default = {} if key.name == "options" else key.default
-            if key.name in _DESCRIBED and value != default:
-                changed.append(f"{key.name}={value:g}" if isinstance(value, float) else f"{key.name}={value}")
-        return ", ".join(changed)
+        return _settings(self.recipe)
+
+    @cached_property
+    def settings_at_any_T(self) -> str:
+        """The same without the gain of the start, which follows T."""
+        return _settings(replace(self.recipe, init_gain=1.0))
 
     @property
     def error_per_image(self) -> float | None:
@@ -109,6 +108,16 @@ _DESCRIBED = {
     "weight_bits", "ann_units", "options", "synops_penalty", "init_from", "init_gain", "progressive", "percentile",
     "patience",
 }  # fmt: skip
+
+
+def _settings(recipe: Recipe) -> str:
+    changed = []
+    for key in fields(Recipe):
+        value = getattr(recipe, key.name)
+        default = {} if key.name == "options" else key.default
+        if key.name in _DESCRIBED and value != default:
+            changed.append(f"{key.name}={value:g}" if isinstance(value, float) else f"{key.name}={value}")
+    return ", ".join(changed)
 
 
 def read(path: Path) -> Result:
