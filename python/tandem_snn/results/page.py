@@ -46,6 +46,9 @@ wrote them, and the command of a run, below, makes it again.
   looked at once, at the end.
 - **init_from twin**: the spiking network starts from its trained twin, so that it has had twice the twin's epochs in
   all, half of them as an ANN.
+- **gate**: who passes a gradient on. "relu", where nothing is said: z > 0. "clip": nor do neurons that fire at every
+  step. "resu": as "relu", and a neuron whose z is not positive is silenced, for which it must wait for the window's
+  end: such a network runs layer by layer and cannot stream.
 - **±**: standard deviation over the seeds, where there are several.
 - **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin. The
   first layer sees real numbers, and costs its multiply-accumulates once. Counted on 1000 test samples.
