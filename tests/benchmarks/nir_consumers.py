@@ -20,7 +20,7 @@ from documents import on_fashion_mnist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
-from test_nir import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
+from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 
 IMAGES, T = 500, 8
 PACKAGES = ("nir", "nirtorch", "norse", "sinabs", "snntorch", "spikingjelly")

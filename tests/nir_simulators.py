@@ -1,0 +1,206 @@
+"""Simulators that run a NIR file, each behind the lines that put its import right, and a network for them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tandem_snn.nn as tnn
+from tandem_snn import to_nir
+
+nir = pytest.importorskip("nir", reason="the package nir is not installed")
+T = 8
+
+
+def images() -> Tensor:
+    """Handwritten digits, in sixteenths."""
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    return torch.from_numpy(datasets.load_digits().images[:200]).float().unsqueeze(1) / 16
+
+
+@torch.no_grad()
+def dyadic(net: nn.Module) -> nn.Module:
+    """Weights in 64ths, so that every sum is exact, and biases that let no potential meet its threshold exactly: there
+    simulators differ, some fire at v ≥ ϑ and others at v > ϑ. Batch norms multiply by powers of two.
+    """
+    for layer in net.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            layer.weight.copy_((layer.weight * 128).round() / 64)
+            if layer.bias is not None:
+                layer.bias.copy_((layer.bias * 64).round() / 64 + 2**-11)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 0.0
+            layer.weight.copy_(2.0 ** torch.randint(-1, 2, layer.weight.shape))
+            layer.bias.copy_(torch.randint(-8, 16, layer.bias.shape) / 64 + 2**-11)
+    return net.eval()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
+        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0),
+        tnn.Dropout(0.5),
+        tnn.Flatten(),
+        tnn.Linear(12 * 9, 32),
+        tnn.Readout(32, 10),
+    )
+    return dyadic(net)
+
+
+def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor, steps: Callable[[Tensor], Tensor] | None = None):
+    """The same of another tool's model, stepped T times with the image at every step."""
+    spikes = [torch.zeros(()) for _ in neurons]
+
+    def count(i: int) -> Callable[..., None]:
+        def hook(_: object, __: object, y: Any) -> None:
+            spikes[i] = spikes[i] + (y[0] if isinstance(y, tuple) else y)
+
+        return hook
+
+    hooks = [module.register_forward_hook(count(i)) for i, module in enumerate(neurons)]
+    state, answer = None, torch.zeros(())
+    with torch.no_grad():
+        for _ in range(T):
+            y = model(x, state)
+            y, state = y if isinstance(y, tuple) else (y, None)
+            answer = answer + y
+    for hook in hooks:
+        hook.remove()
+    return spikes, answer
+
+
+def assert_same(ours: tuple[list[Tensor], Tensor], theirs: tuple[list[Tensor], Tensor]) -> None:
+    assert len(ours[0]) == len(theirs[0])
+    for c, other in zip(ours[0], theirs[0], strict=True):
+        assert c.sum() > 0
+        assert torch.equal(c, other)
+    assert torch.equal(ours[1], theirs[1])
+
+
+# --- other simulators: their own import of the file, and where it changes the neuron, the neuron put right ------------
+
+
+def file_of(net: nn.Module, x: Any, path: Path, **options: Any) -> str:
+    nir.write(path / "net.nir", to_nir(net, x, **options))
+    return str(path / "net.nir")
+
+
+class Integrator(nn.Module):
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.kept = 1 - 1 / torch.tensor(node.tau) if isinstance(node, nir.LI) else torch.tensor(1.0)
+        self.factor = torch.tensor(node.r) * (1 - self.kept if isinstance(node, nir.LI) else 1)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        v = self.factor * x if state is None else self.kept * state + self.factor * x
+        return v, v
+
+
+class Elementwise(nn.Module):
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+def affine(node: Any) -> nn.Linear:
+    layer = nn.Linear(*node.weight.shape[::-1])
+    layer.weight.data, layer.bias.data = torch.tensor(node.weight), torch.tensor(node.bias)
+    return layer
+
+
+PRIMITIVES = {
+    nir.I: Integrator,
+    nir.LI: Integrator,
+    nir.Threshold: lambda node: Elementwise(lambda v: (v >= torch.tensor(node.threshold)).float()),
+    nir.Scale: lambda node: Elementwise(torch.tensor(node.scale).mul),
+    nir.Affine: affine,  # nirtorch's own leaves out the bias
+}
+
+
+def by_nirtorch(path: str) -> tuple[nn.Module, list[nn.Module]]:
+    nirtorch = pytest.importorskip("nirtorch", reason="nirtorch is not installed")
+    model = nirtorch.nir_to_torch(path, PRIMITIVES)
+    return model, [m for name, m in model.named_modules() if name.endswith("_spikes")]
+
+
+def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
+    exchange = pytest.importorskip(
+        "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly with NIR is not installed"
+    )
+    from spikingjelly.activation_based.neuron import IFNode
+
+    model = exchange.import_from_nir(path, dt=1.0)
+    neurons = [m for m in model.modules() if isinstance(getattr(m, "module", None), IFNode)]
+    for neuron in neurons:
+        if soft:
+            neuron.module.v_reset = None  # SpikingJelly's way to say: subtract
+    return model, neurons
+
+
+def by_snntorch(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
+    module = pytest.importorskip("snntorch.import_nir", reason="snnTorch with NIR is not installed")
+    from snntorch import Leaky
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = module.import_from_nir(nir.read(path))
+    neurons = [m for m in model.modules() if isinstance(m, Leaky)]
+    for neuron in neurons:
+        neuron.init_hidden = True
+        if soft:
+            neuron.beta = torch.tensor(1.0)  # its import gives an IF a leak of 0.9,
+            neuron.reset_delay = True  # and a reset that differs where a potential is left at ϑ or above
+    return model, neurons
+
+
+class Stepped(nn.Module):
+    """A sinabs model, whose layers keep their own state, by steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, state: None) -> Tensor:
+        y = self.model(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
+    sinabs = pytest.importorskip("sinabs.nir", reason="sinabs with NIR is not installed")
+    from sinabs.activation import SingleSpike
+    from sinabs.layers import IAFSqueeze
+
+    graph = nir.read(path)
+    for node in graph.nodes.values():
+        if isinstance(node, nir.IF):
+            node.v_threshold = torch.tensor(node.v_threshold)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sinabs.from_nir(graph, batch_size=batch)
+    neurons = [m for m in model.modules() if isinstance(m, IAFSqueeze)]
+    for neuron in neurons:
+        if soft:
+            neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
+    return Stepped(model), neurons
+
+
+def by_norse(path: str) -> tuple[nn.Module, list[nn.Module]]:
+    module = pytest.importorskip("norse.torch.utils.import_nir", reason="Norse with NIR is not installed")
+    from norse.torch.module.iaf import IAFCell
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = module.from_nir(nir.read(path), ignore_warnings=True)
+    return model, [m for m in model.modules() if isinstance(m, IAFCell)]
