@@ -145,7 +145,8 @@ def test_keys_reach_the_network():
 
 def test_the_encoding_follows_the_data():
     digits = data.load("digits")
-    events = replace(digits, name="n-mnist", shape=(2, 8, 8), kind="events")
+    split = data.EventSplit(torch.zeros(4, 1, 8, 8, 2, dtype=torch.uint8), 8, torch.zeros(4, dtype=torch.int64))
+    events = replace(digits, name="n-mnist", shape=(2, 8, 8), train=split)
     assert Recipe(model="mlp").build(digits).encoder.mode == "direct"
     assert Recipe(model="mlp").build(events).encoder.mode == "events"
     assert Recipe(model="n-mnist-net", width=0.01).build(digits).encoder.mode == "direct"

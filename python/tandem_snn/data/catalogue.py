@@ -37,7 +37,6 @@ class Dataset:
         classes: the number of outputs a network has: classes, or numbers in regression.
         class_names: empty in regression.
         task: "classification" or "regression".
-        kind: what inputs are, "images" or "events".
     """
 
     name: str
@@ -48,7 +47,11 @@ class Dataset:
     classes: int
     class_names: tuple[str, ...]
     task: str = "classification"
-    kind: str = "images"
+
+    @property
+    def kind(self) -> str:
+        """What inputs are, "images" or "events"."""
+        return self.train.kind
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +119,7 @@ def load(
     check_name("task", task, TASKS)
     check_name("kind of bins", bins, BINS)
     augmentations = parse(augment)
-    common: dict[str, Any] = {"name": name, "kind": "images", "task": task}
+    common: dict[str, Any] = {"name": name, "task": task}
     if task == "regression" and (name == "imagenet" or name in recordings.SETS):
         raise UserError(f"data set {name!r}: regression is for images in memory")
     train: Split
@@ -125,7 +128,7 @@ def load(
         frames = recordings.read(name, data_root(name, data_dir), _T(T), bins, _size(name, size))
         train, test = (EventSplit(part.samples, T, part.targets) for part in (frames.train, frames.test))
         train = replace(train, augmentations=augmentations)
-        common |= {"kind": "events", "shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
+        common |= {"shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
     elif name == "imagenet":
         if augment:
             raise UserError("augment: the stream 'imagenet' has its own augmentation")

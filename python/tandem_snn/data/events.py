@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class EventSplit(Split):
         augmentations: what a batch with a seed goes through.
     """
 
+    kind: ClassVar[str] = "events"
     planes: Tensor
     T: int
     targets: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -65,7 +65,13 @@ class Order:
 
 
 class Split(ABC):
-    """One part of a data set."""
+    """One part of a data set.
+
+    Attributes:
+        kind: what inputs are: "images", floating point, or "events", spike trains.
+    """
+
+    kind: ClassVar[str] = "images"
 
     @abstractmethod
     def __len__(self) -> int:
