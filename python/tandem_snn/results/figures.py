@@ -32,8 +32,9 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
         _figure(folder / name, draw, size)
         drawn[name] = caption
 
-    for i, family in enumerate(by_T(results)):
-        add(f"T{i or ''}", "Test metric against the number of time steps", partial(_against_T, family=family))
+    families = by_T(results)
+    if any(len(family) >= _FEW for family in families):
+        add("T", "Test metric against the number of time steps", partial(_against_T, families=families))
     classified = [r for r in results if r.metric == "accuracy"]
     if len(classified) >= _FEW:
         add("synops", "Accuracy against synaptic operations", partial(_against_synops, results=classified), WIDE)
@@ -53,14 +54,15 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
 
 
 def by_T(results: Iterable[Result]) -> list[list[Result]]:
-    """Groups of results that differ in T and the start, each of at least three T, in their order.
+    """Groups of results that differ in T and the start, each of at least two T, in their order; the largest first.
 
     Of several with the same T it is the one whose name is the shortest: the package's own recipe.
     """
     families: dict[str, dict[int, Result]] = {}
     for result in sorted(results, key=lambda r: -len(r.name)):
         families.setdefault(result.family().digest(), {})[result["T"]] = result
-    return [[family[T] for T in sorted(family)] for family in families.values() if len(family) >= _FEW]
+    found = [[family[T] for T in sorted(family)] for family in families.values() if len(family) > 1]
+    return sorted(found, key=lambda family: (-len(family), family[0].settings_at_any_T))
 
 
 def front(results: Iterable[Result]) -> list[Result]:
@@ -83,15 +85,22 @@ def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) 
         plt.close(figure)
 
 
-def _against_T(axes: Any, family: Sequence[Result]) -> None:
-    steps = [r["T"] for r in family]
-    axes.errorbar(steps, [r.value for r in family], [r.std or 0 for r in family], color=SNN, marker="o", label="SNN")
-    twins = [(r["T"], r.twin) for r in family if r.twin is not None]
+def _against_T(axes: Any, families: Sequence[Sequence[Result]]) -> None:
+    """A line for each family, named by what is not said of all."""
+    said = [family[0].settings_at_any_T.split(", ") for family in families]
+    common = set.intersection(*map(set, said))
+    for i, (family, settings) in enumerate(zip(families, said, strict=True)):
+        name = ", ".join(["SNN", *(one for one in settings if one not in common)])
+        steps = [r["T"] for r in family]
+        axes.errorbar(steps, [r.value for r in family], [r.std or 0 for r in family], color=SNN, marker="osD^v"[i % 5],
+                      linestyle=("-", "--", ":", "-.")[i % 4], label=name)  # fmt: skip
+    twins = sorted({(r["T"], r.twin) for family in families for r in family if r.twin is not None})
     if twins:
-        axes.plot(*zip(*twins, strict=True), color=ANN, marker="s", linestyle="--", label="ANN twin")
+        axes.plot(*zip(*twins, strict=True), color=ANN, marker="x", linestyle="", label="ANN twins")
+    every = sorted({r["T"] for family in families for r in family})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(steps, [str(T) for T in steps])
-    _label(axes, "time steps T", family[0])
+    axes.set_xticks(every, [str(T) for T in every])
+    _label(axes, "time steps T", families[0][0])
 
 
 def _against_synops(axes: Any, results: Sequence[Result]) -> None:
