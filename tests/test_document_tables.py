@@ -12,6 +12,7 @@ import pytest
 
 from tandem_snn.bench.report import document
 from tandem_snn.bench.show import median
+from tandem_snn.results.result import read as read_result
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from documents import ROOT, read, with_table
@@ -52,6 +53,18 @@ def bench(threads: int) -> dict[str, Any]:
 def test_the_performance_page() -> None:
     page = document({f"results/bench-{threads}.png": bench(threads) for threads in (1, 2)})
     assert page == (ROOT / "docs/performance.md").read_text()
+
+
+def test_the_accuracies_in_the_readme() -> None:
+    section = (ROOT / "README.md").read_text().partition("## What it reaches")[2].partition("## ")[0]
+    rows = [line.split(" | ")[1:] for line in section.splitlines() if "`" in line and line.startswith("|")]
+    assert len(rows) == 6
+    for name, *shown in rows:
+        run = read_result(ROOT / f"docs/results/training/{name.strip('`')}.json")
+        assert run.twin is not None
+        assert [cell.strip(" |") for cell in shown] == [
+            f"{value:.2f}" for value in (run.value, run.twin, run["synops_ratio"])
+        ]
 
 
 README = {
