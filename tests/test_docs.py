@@ -82,16 +82,15 @@ def test_commands_with_placeholders_are_true(page, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_the_text_names_is_there(page):
-    """Files, folders and targets of make."""
+    """Files, folders and targets of make, and what links lead to that are neither to a server nor within the page."""
+    text = FENCE.sub("", page.read_text())
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
+    for code in re.findall(r"`([^`\n]+)`", text):
         for path in re.findall(r"(?<![\w/.-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+", code):
             assert not {"*", "<"}.isdisjoint(path) or (ROOT / path).exists(), path
         if target := re.match(r"(?:\w+=\S+ )*make ([\w-]+)", code):
             assert target[1] in targets
-    for link in re.findall(
-        r"\]\(([^)#:]+)[)#]", FENCE.sub("", page.read_text())
-    ):  # not to a server, nor within the page
+    for link in re.findall(r"\]\(([^)#:]+)[)#]", text):
         assert (page.parent / link).exists(), link
 
 
