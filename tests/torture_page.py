@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tandem_snn.machine import short
+
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
@@ -18,8 +20,7 @@ def table(figures: dict[str, Any]) -> str:
     rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
     for name in filter(figures.get, _TITLE):
         stage = figures[name]
-        commit = stage["commit"] or "unknown"
-        commit = commit[:7] + "+" * commit.endswith("+")
+        commit = short(stage["commit"], 7)
         # A stage whose parts were run one by one has no time of its own.
         minutes = f"{stage['seconds'] / 60:.0f} min" if "seconds" in stage else ""
         rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")

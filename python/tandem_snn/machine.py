@@ -54,6 +54,15 @@ def commit() -> str | None:
     return head + "+" * bool(changes.strip())
 
 
+def short(commit: str | None, digits: int = 10) -> str:
+    """The first digits of what :func:`commit` gives, and its "+".
+
+    >>> short("0123456789abcdef+")
+    '0123456789+'
+    """
+    return "unknown" if commit is None else commit[:digits] + "+" * commit.endswith("+")
+
+
 def _table(path: Path) -> dict[str, str]:
     """The first value of each name in lines "name : value"."""
     if not path.exists():

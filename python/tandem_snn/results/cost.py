@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import UserError
+from ..machine import short
 
 EPOCH = 60_000  # images
 _CASE = re.compile(r"cost-(time|peak)-T(\d+)")
@@ -59,7 +60,7 @@ def cost_section(result: dict[str, Any]) -> Iterator[str]:
         yield f"| {T} | {' | '.join([*times, *peaks])} |"
     yield ""
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    yield f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}; {machine}."
+    yield f"`{result['command']}` on {result['date'][:10]}, commit {short(result['commit'])}; {machine}."
     yield ""
 
 

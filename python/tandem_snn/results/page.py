@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..machine import short
 from .cost import cost_section
 from .figures import draw_all, front
 from .published import PUBLISHED
@@ -196,11 +197,6 @@ def _published(results: Sequence[Result]) -> Iterator[str]:
             yield ""
 
 
-def _short(commit: str | None) -> str:
-    """Ten digits of a commit, and the + of a tree that differed from it."""
-    return "unknown" if commit is None else commit[:10] + "+" * commit.endswith("+")
-
-
 def _origins(results: Sequence[Result]) -> Iterator[str]:
     """Command, commit, date and machine of each run."""
     yield "## Where they come from"
@@ -213,7 +209,7 @@ def _origins(results: Sequence[Result]) -> Iterator[str]:
         [
             f"`{r.name}`",
             f"`{r['command']}`",
-            _short(r["commit"]),
+            short(r["commit"]),
             str(r.get("started") or "")[:10],
             labels[r.machine],
             str(r.get("threads") or ""),
