@@ -36,10 +36,11 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_fields() -> str");
-  m.def("frozen_pack(Tensor weight, int groups, int dilation) -> Tensor");
+  m.def("frozen_check(Tensor program, Tensor numbers) -> str");
+  m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step, bool every_step) -> "
-      "(Tensor readout, Tensor state)");
+      "frozen_run(Tensor input, int T, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, int step, "
+      "bool every_step) -> (Tensor readout, Tensor state)");
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.

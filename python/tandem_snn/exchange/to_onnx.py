@@ -14,9 +14,8 @@ from .. import nn as tnn
 from ..container import atomically
 from ..errors import extra
 from ..frozen.network import FrozenNetwork, freeze
-from ..frozen.quantise import Grid
-from ..frozen.trace import CannotLower
-from .stages import Stage, Stages, stages_of
+from ..frozen.stages import CannotLower, Layer
+from .listing import Listing, Stage, listing_of
 
 OPSET, IR_VERSION = 21, 10  # the first that have 4-bit integers
 
@@ -49,15 +48,14 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     """
     extra("onnx", "the export to ONNX")
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
-    network = stages_of(frozen, frozen.example() if x is None else x)
-    model = _Writer(network, {frozen.net.get_submodule(name): grid for name, grid in frozen.grids.items()}).model()
+    model = _Writer(listing_of(frozen, frozen.example() if x is None else x)).model()
     atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
 
 
 class _Writer:
-    def __init__(self, network: Stages, grids: dict[nn.Module, Grid]) -> None:
+    def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
-        self.network, self.grids = network, grids
+        self.network = network
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
@@ -129,12 +127,12 @@ class _Writer:
     def _write(self, stage: Stage) -> None:
         layer, source = stage.layer, self.result[stage.x]
         spikes_in = stage.x not in self.fed
-        if isinstance(layer, tnn.SpikingLayer):
-            current = self._affine(stage, self._product(stage, layer, source))
-            self.result[stage.name] = self._neurons(stage, current) if stage.fires else current
-        elif isinstance(layer, tnn.Readout):
+        if stage.is_readout:
             self.result[stage.name] = self._readout(stage, self._counts(stage, source) if spikes_in else source)
-        elif isinstance(layer, tnn.AvgPool2d) and spikes_in and layer.spiking:
+        elif isinstance(layer, Layer):
+            current = self._affine(stage, self._product(stage.name, layer, source))
+            self.result[stage.name] = self._neurons(stage, current) if stage.fires else current
+        elif stage.fires:
             self.result[stage.name] = self._neurons(stage, self._spiking_average(stage, source))
         elif isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)):
             counts = self._counts(stage, source) if spikes_in else source
@@ -145,27 +143,24 @@ class _Writer:
             shape = self._constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape]))
             self.result[stage.name] = self._op("Reshape", source, shape)
         else:
-            raise CannotLower(f"{stage.name}: {type(layer).__name__} has no counterpart in ONNX")
+            raise CannotLower(stage.name, f"{type(layer).__name__} has no counterpart in ONNX")
         counted = isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)) and not getattr(layer, "spiking", False)
-        if counted or (not spikes_in and not isinstance(layer, tnn.SpikingLayer)):
+        if counted or (not spikes_in and not isinstance(layer, Layer)):
             self.fed.add(stage.name)
 
-    def _weight(self, name: str, layer: Any) -> str:
-        grid = self.grids.get(layer)
-        if grid is None:
+    def _weight(self, name: str, layer: Layer) -> str:
+        """Few bits: integers, whose step is in the scale of the currents; a readout's are times their step."""
+        if layer.step is None:
             return self._constant(f"{name}.weight", layer.weight.detach().float())
-        q = self._integers(f"{name}.weight", grid.q, int(grid.q.abs().max()))
-        return self._op("DequantizeLinear", q, self._constant(f"{name}.scale", grid.step.float()), axis=0)
+        q = self._integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
+        step = layer.step.float() if layer.kind == "answer" else torch.ones(len(layer.step))
+        return self._op("DequantizeLinear", q, self._constant(f"{name}.scale", step), axis=0)
 
-    def _linear(self, name: str, layer: Any, x: str) -> str:
-        """Not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
-        return self._op("Gemm", x, self._weight(name, layer), transB=1)
-
-    def _product(self, stage: Stage, layer: Any, x: str) -> str:
-        if isinstance(layer, tnn.Linear):
-            return self._linear(stage.name, layer, x)
-        weight = self._weight(stage.name, layer)
-        pads = _pads(layer)
+    def _product(self, name: str, layer: Layer, x: str) -> str:
+        """Gemm, not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
+        weight = self._weight(name, layer)
+        if layer.weight.dim() == 2:
+            return self._op("Gemm", x, weight, transB=1)
         return self._op(
             "Conv",
             x,
@@ -173,16 +168,16 @@ class _Writer:
             strides=list(layer.stride),
             dilations=list(layer.dilation),
             group=layer.groups,
-            pads=pads,
-            kernel_shape=list(layer.kernel_size),
+            pads=[*layer.padding, *(p + after for p, after in zip(layer.padding, layer.after, strict=True))],
+            kernel_shape=list(layer.weight.shape[2:]),
         )
 
     def _affine(self, stage: Stage, y: str) -> str:
-        dims = len(stage.shape)
-        if stage.scale is not None:
-            y = self._op("Mul", y, self._per_channel(f"{stage.name}.current_scale", stage.scale, dims))
-        if stage.shift is not None:
-            share = stage.shift.detach().float() / self.network.T
+        dims, layer = len(stage.shape), stage.layer
+        if layer.scale is not None:
+            y = self._op("Mul", y, self._per_channel(f"{stage.name}.current_scale", layer.scale, dims))
+        if layer.shift is not None:
+            share = layer.shift.detach().float() / self.network.T
             y = self._op("Add", y, self._per_channel(f"{stage.name}.current_shift", share, dims))
         return y
 
@@ -190,8 +185,8 @@ class _Writer:
         name = stage.name
         if stage.residual is not None:
             residual = self.result[stage.residual]
-            if stage.residual_scale is not None:
-                scale = self._per_channel(f"{name}.residual_scale", stage.residual_scale, len(stage.shape))
+            if stage.layer.residual_scale is not None:
+                scale = self._per_channel(f"{name}.residual_scale", stage.layer.residual_scale, len(stage.shape))
                 residual = self._op("Mul", residual, scale)
             current = self._op("Add", current, residual)
         v = self._input(f"{name}.v", stage.shape)
@@ -200,10 +195,10 @@ class _Writer:
             start = self._constant(f"{name}.v_init", given if given.dim() else given.view(1))
             v = self._op("Where", self._op("Equal", "step", self._number(0.0)), start, v)
         v = self._op("Add", v, current)
-        threshold = self._number(stage.threshold)
+        threshold = self._number(stage.neuron[0])
         spikes = self._op("Cast", self._op("GreaterOrEqual", v, threshold), to=self.onnx.TensorProto.FLOAT)
-        if stage.leak != 1.0:
-            v = self._op("Mul", v, self._number(stage.leak))
+        if stage.neuron[1] != 1.0:
+            v = self._op("Mul", v, self._number(stage.neuron[1]))
         self._output(f"{name}.v.next", self._op("Sub", v, self._op("Mul", spikes, threshold)), stage.shape)
         self._output(f"{name}.spikes", spikes, stage.shape)
         return spikes
@@ -226,35 +221,27 @@ class _Writer:
         if isinstance(layer, tnn.AdaptiveAvgPool2d):
             sizes, outputs = stage.in_shape[1:], stage.shape[1:]
             if any(size % out for size, out in zip(sizes, outputs, strict=True)):
-                raise CannotLower(f"{stage.name}: adaptive pooling with windows of different sizes")
+                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
             kernel = [size // out for size, out in zip(sizes, outputs, strict=True)]
             window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
         else:
             window = _window(layer)
-        if stage.scale is not None:
-            x = self._op("Mul", x, self._per_channel(f"{stage.name}.gain", stage.scale, len(stage.in_shape)))
+        if stage.gain != 1.0:
+            x = self._op("Mul", x, self._number(stage.gain))
         return self._op("AveragePool", x, count_include_pad=1, **window)
 
     def _readout(self, stage: Stage, counts: str) -> str:
-        if stage.scale is not None:
-            counts = self._op("Mul", counts, self._number(float(stage.scale[0])))
-        y = self._linear(stage.name, stage.layer, counts)
-        if stage.shift is None:
+        if stage.gain != 1.0:
+            counts = self._op("Mul", counts, self._number(stage.gain))
+        y = self._product(stage.name, stage.layer, counts)
+        if stage.layer.shift is None:
             return y
         steps = self._op("Add", "step", self._number(1.0))
         share = self._op("Div", steps, self._number(float(self.network.T)))
-        bias = self._constant(f"{stage.name}.bias", stage.shift.detach().float())
+        bias = self._constant(f"{stage.name}.bias", stage.layer.shift.detach().float())
         return self._op("Add", y, self._op("Mul", bias, share))
 
 
 def _window(layer: Any) -> dict[str, Any]:
     window = {"kernel_shape": list(layer.kernel_size), "strides": list(layer.stride), "pads": [*layer.padding] * 2}
     return window | ({"dilations": list(layer.dilation)} if hasattr(layer, "dilation") else {})
-
-
-def _pads(layer: Any) -> list[int]:
-    """ONNX's: before each axis, then after each."""
-    if layer.padding == "same":
-        both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [*(total // 2 for total in both), *(total - total // 2 for total in both)]
-    return [0] * (2 * len(layer.kernel_size)) if layer.padding == "valid" else [*layer.padding] * 2

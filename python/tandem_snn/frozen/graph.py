@@ -45,9 +45,9 @@ class Graph:
 
 def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     """The graph, or None for a network that waits for the GPU or otherwise cannot be captured."""
-    for parameter in net.parameters():
-        if parameter.dim() == 4:  # as the kernels read them, and would else make them at every replay
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.dim() == 4:  # as the kernels read weights, and would else make them at every replay
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     try:
         return Graph(net, x)
     except RuntimeError:

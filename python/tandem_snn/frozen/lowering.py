@@ -1,0 +1,182 @@
+"""From a network to the list of its layers and moves: torch.fx says how they are wired, each layer what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tandem_ext.functional.neuron import fold, make_neurons
+from tandem_ext.functional.products import conv_product
+
+from .. import nn as tnn
+from ..measure.hooks import given
+from ..nn.batch_norm import fold_norm
+from ..nn.quantise import quantise
+from .stages import INPUT, CannotLower, Layer, Move, Stages
+
+_MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
+_LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
+_LEAVES = (*_MOVES, *_LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
+_Gain = float | Tensor
+
+
+@torch.no_grad()
+def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
+    """The evaluation of ``net``, whatever mode it is in, with what a spike of its input is worth.
+
+    Raises:
+        CannotLower: something other than this package's layers works between the input and the answer.
+    """
+    return net if isinstance(net, Stages) else _Lowering(net, gain).stages()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*_LEAVES, tnn.SpikingLayer)) or super().is_leaf_module(module, name)
+
+
+def _trace(net: nn.Module) -> fx.Graph:
+    if isinstance(net, _LEAVES):
+        net = nn.Sequential(net)
+    try:
+        return _Tracer().trace(net)
+    except Exception as error:  # whatever a forward raises at a value that is not there yet
+        why = f"something does not come from a layer of tandem_snn.nn, and torch.fx cannot follow it ({error})"
+        raise CannotLower("net", why) from error
+
+
+class _Lowering:
+    def __init__(self, net: nn.Module, gain: _Gain) -> None:
+        self.net = nn.Sequential(net) if isinstance(net, _LEAVES) else net
+        self.list: list[Layer | Move] = []
+        self.values: dict[Any, int] = {}  # of a node
+        self.gains: dict[Any, _Gain] = {}  # what a spike of it, or a unit, is worth
+        self.images = {INPUT}  # values that are the input, or moves of it
+        self.first_gain = gain
+        self.mode: str | None = None
+        self.T: int | None = None
+
+    def stages(self) -> Stages:
+        for node in _trace(self.net).nodes:
+            if node.op == "placeholder":
+                if self.values:
+                    raise CannotLower("net", f"it has a second input, {node.name!r}")
+                self._same(node, INPUT, self.first_gain)
+            elif node.op == "output":
+                if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
+                    raise CannotLower("net", "it does not end in the answer of its last layer")
+            elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
+                self._call(node, str(node.target), self.net.get_submodule(str(node.target)))
+            else:
+                what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+                raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
+        return Stages(self.list, self.mode or "events", self.T)
+
+    def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
+        self.values[node], self.gains[node] = value, gain
+
+    def _add(self, node: fx.Node, stage: Layer | Move, gain: _Gain) -> None:
+        self.list.append(stage)
+        self._same(node, len(self.list) - 1, gain)
+
+    def _call(self, node: fx.Node, name: str, layer: Any) -> None:
+        x, further = given(node.args, node.kwargs)
+        if x not in self.values:
+            raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
+        value, gain = self.values[x], self.gains[x]
+        if type(layer) in (tnn.Dropout, nn.Identity):
+            self._same(node, value, gain)
+        elif type(layer) is tnn.Encoder:
+            if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
+                raise CannotLower(name, "a second Encoder, of another mode or T")
+            if any(isinstance(stage, Layer) for stage in self.list):
+                raise CannotLower(name, "it encodes what a layer gave")
+            self.mode, self.T = layer.mode, layer.T
+            self._same(node, value, gain if layer.mode == "events" else layer.gain)
+        elif type(layer) in _MOVES:
+            means = isinstance(layer, tnn.AdaptiveAvgPool2d) or not getattr(layer, "spiking", True)
+            if means and self.mode not in (None, "events") and value in self.images:
+                raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
+            self.images |= {len(self.list)} if value in self.images else set()
+            self._add(node, Move(name, value, layer, float(gain) if means else 1.0), 1.0 if means else gain)
+        elif type(layer) in _LAYERS:
+            self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
+        elif type(layer) is tnn.Readout:
+            weight, step = _few_bits(layer)
+            bias = None if layer.bias is None else layer.bias.detach()
+            self._add(node, Layer(name, value, "answer", weight, step, shift=bias, gain=float(gain)), 1.0)
+        else:
+            raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
+
+    def _layer(
+        self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
+    ) -> None:
+        weight, step = _few_bits(layer)
+        stage = Layer(name, x, "neurons" if fire else "currents", weight, step)
+        if layer.weight.dim() > 2:
+            product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+            stage.stride, stage.padding, stage.dilation, stage.groups = product
+            stage.after = tuple(reversed(sides[1::2])) or (0,) * len(product.stride)
+        worth: _Gain = 1.0
+        if residual is not None:
+            stage.residual, worth = self.values[residual], self.gains[residual]
+        if layer.analog:
+            stage.kind = "activation" if fire else "preactivation"
+            stage.gain = float(gain)
+            self._fold(stage, layer, 1.0, worth, fire)
+            factor = _activation_worth(layer) if fire else None
+            if factor is not None:
+                for key, neutral in ("scale", True), ("shift", False), ("residual_scale", residual is not None):
+                    numbers = getattr(stage, key)
+                    if numbers is not None or neutral:
+                        ones = layer.weight.new_ones(len(layer.weight))
+                        setattr(stage, key, (ones if numbers is None else numbers) * factor)
+            self._add(node, stage, 1.0)
+            return
+        self._fold(stage, layer, gain, worth, fire)
+        result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
+        self._add(node, stage, result if fire else 1.0)
+
+    def _fold(self, stage: Layer, layer: Any, gain: _Gain, worth: _Gain, fire: bool) -> None:
+        """Everything that is one number per channel, in the order in which a layer folds it in evaluation."""
+        like, channels = layer.weight.detach(), len(layer.weight)
+        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
+        options: dict[str, Any] = {}
+        spiking = fire and not layer.analog
+        if spiking:
+            options = {"threshold": layer.threshold, "leak": layer.leak, "v_init": layer.v_init, "gate": layer.gate}
+        v_init = options.get("v_init", 0.0)
+        given_shape = tuple(v_init.shape) if isinstance(v_init, Tensor) and v_init.dim() else None
+        shape = given_shape or (channels, *[1] * (like.dim() - 2))
+        neurons = make_neurons(like, 1, (1, *shape), **options)
+        stepped = scale if stage.step is None else stage.step if scale is None else scale * stage.step
+        numbers = {
+            "scale": fold(neurons, None, stepped, None, gain, channels, like)[0],
+            "shift": fold(neurons, layer.bias, scale, shift, 1.0, channels, like)[1],
+            "v_init": neurons.v_init,
+            "residual_scale": None,
+        }
+        if stage.residual is not None:
+            numbers["residual_scale"] = fold(neurons, None, None, None, worth, channels, like)[0]
+        for name, values in numbers.items():
+            if values is not None:
+                setattr(stage, name, values.detach().clone())
+        settings = neurons.settings
+        stage.threshold, stage.leak, stage.gate = settings.threshold, settings.leak, settings.gate
+
+
+def _few_bits(layer: Any) -> tuple[Tensor, Tensor | None]:
+    weight = layer.weight.detach()
+    if layer.weight_bits is None:
+        return weight, None
+    q, step = quantise(weight, layer.weight_bits)
+    return q.to(torch.int8), step
+
+
+def _activation_worth(layer: Any) -> _Gain | None:
+    """What ρ(z) of an analog layer is multiplied by, or None."""
+    if layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.threshold == layer.gain):
+        return None
+    return layer.gain / layer.threshold  # type: ignore[no-any-return]
