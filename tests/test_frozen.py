@@ -269,7 +269,7 @@ def test_a_kernel_with_more_taps_than_the_kernels_take() -> None:
     frozen = freeze(net)
     assert torch.equal(frozen(x), net(x))
     if isinstance(frozen._programs[1.0], CannotLower):
-        with pytest.raises(CannotLower, match="^0: its kernel has 8200 taps"):
+        with pytest.raises(CannotLower, match=r"^0: its kernel has 8200 taps"):
             frozen.readouts(x)
 
 
@@ -279,7 +279,7 @@ def test_weights_that_are_not_finite_run_layer_by_layer() -> None:
         net.eval()[2].weight[0, 0] = torch.nan
     frozen = freeze(net)
     assert torch.equal(frozen(x), net(x))
-    with pytest.raises(CannotLower, match="^2: a weight is not finite"):
+    with pytest.raises(CannotLower, match=r"^2: a weight is not finite"):
         frozen.step(x)
 
 

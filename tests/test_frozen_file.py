@@ -23,7 +23,7 @@ from tandem_snn import container
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.file import FORMAT
 from tandem_snn.frozen.lowering import lower
-from tandem_snn.frozen.program import _FIELDS, _HEADER, _KINDS
+from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 NETWORKS = [mlp, lif, conv, residual, projection, line]
@@ -208,8 +208,8 @@ def bits(value: float) -> int:
 
 def changed(program: Tensor, instruction: int | None, field: str, to: int) -> Tensor:
     program = program.clone()
-    offset = 0 if instruction is None else len(_HEADER) + instruction * len(_FIELDS)
-    program[offset + (_HEADER if instruction is None else _FIELDS).index(field)] = to
+    offset = 0 if instruction is None else len(HEADER) + instruction * len(FIELDS)
+    program[offset + (HEADER if instruction is None else FIELDS).index(field)] = to
     return program
 
 
@@ -227,7 +227,7 @@ HOSTILE: list[tuple[int | None, str, int, str]] = [
     (None, "instructions", 0, "instructions"),
     (None, "instructions", 2**62, "instructions"),
     (None, "instructions", 2, "length"),
-    (0, "kind", len(_KINDS), "layer '1': kind"),
+    (0, "kind", len(KINDS), "layer '1': kind"),
     (0, "kind", -1, "kind"),
     (0, "axes", 3, "axes"),
     (0, "axes", -1, "axes"),

@@ -28,46 +28,73 @@ class Checker {
 
   Value check() const {
     check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::readout));
+    const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
-    const Value x = program_.value(i_.input);
+    if (i_.residual != kAbsent) check_value("residual", i_.residual);
+    check_range("fires", i_.fires, 0, 1);
+    check_range("analog", i_.analog, 0, 1);
+    check_range("ceil", i_.ceil, 0, 1);
+    check_range("few_bits", i_.few_bits, 0, 1);
+    check_range("axes", i_.axes, 0, 2);
+    check_window();
+    check_range("start_dim", i_.first, -8, 8);
+    check_range("end_dim", i_.last, -8, 8);
+    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kResu));
+    check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
+    check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
+    check_double("gain", i_.gain, -kLargest, kLargest);
+    if (kind == Kind::layer || kind == Kind::readout) {
+      check_weights();
+    } else {
+      for (const int64_t numbers : {i_.weight, i_.step, i_.scale, i_.shift, i_.residual_scale, i_.residual}) {
+        if (numbers != kAbsent) refuse("a move with weights");
+      }
+      check_range("outputs", i_.outputs, 0, 0);
+    }
+    check_v_init();
+    return value(kind, program_.value(i_.input));
+  }
+
+ private:
+  // What it makes of x.
+  Value value(Kind kind, Value x) const {
     if (x == Value::kAnswer || x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
-    switch (static_cast<Kind>(i_.kind)) {
+    switch (kind) {
       case Kind::layer:
-        check_weights(2);
-        check_range("analog", i_.analog, 0, 1);
-        if (i_.analog != 0) return check_analog();
-        if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
-        return check_neurons(x);
+        return check_layer(x);
       case Kind::average:
-        check_window();
-        checked_product(i_.kernel_h, i_.kernel_w, kLargestWindow);
-        return x == Value::kSpikes ? check_neurons(x) : x;
+      case Kind::flatten:
+        return x;
       case Kind::max_pool:
-        check_window();
-        check_range("ceil", i_.ceil, 0, 1);
         if (x == Value::kMeans) not_run("a maximum of mean counts");
         return x;
       case Kind::mean:
-        check_window();
-        return check_mean(x);
       case Kind::adaptive_mean:
-        check_range("output_size", i_.kernel_h, 1, kLargestWindow);
-        check_range("output_size", i_.kernel_w, 1, kLargestWindow);
-        return check_mean(x);
-      case Kind::flatten:
-        check_range("start_dim", i_.first, -8, 8);
-        check_range("end_dim", i_.last, -8, 8);
-        return x;
+        return x == Value::kReal ? x : Value::kMeans;
       default:
+        if (i_.axes != 0) refuse("a readout over space");
         if (x == Value::kReal) not_run("nothing in the network spikes");
-        check_weights(0);
-        check_gain();
-        check_numbers("shift", i_.shift, i_.outputs);
         return number_ + 1 == program_.header.instructions ? Value::kAnswer : Value::kMeans;
     }
   }
 
- private:
+  Value check_layer(Value x) const {
+    if (i_.analog != 0) {
+      not_run("it is analog, and has no spikes");
+      return Value::kMeans;
+    }
+    if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
+    if (i_.fires == 0) {
+      if (x == Value::kReal) not_run("currents of a real-valued input that leave a layer");
+      return Value::kCurrents;
+    }
+    if (i_.residual != kAbsent) {
+      const Value residual = program_.value(i_.residual);
+      if (residual != Value::kSpikes && residual != Value::kCurrents) not_run("a residual of real numbers");
+    }
+    return Value::kSpikes;
+  }
+
   void not_run(const char* why) const {
     if (program_.not_run.empty()) program_.not_run = "instruction " + std::to_string(number_) + ": " + why;
   }
@@ -95,13 +122,6 @@ class Checker {
 
   DType dtype() const { return static_cast<DType>(program_.header.dtype); }
 
-  void check_gain() const { check_double("gain", i_.gain, -kLargest, kLargest); }
-
-  Value check_mean(Value x) const {
-    check_gain();
-    return x == Value::kReal ? x : Value::kMeans;
-  }
-
   void check_window() const {
     check_range("kernel_size", i_.kernel_h, 1, kLargestWindow);
     check_range("kernel_size", i_.kernel_w, 1, kLargestWindow);
@@ -118,13 +138,9 @@ class Checker {
     check_range("padding", padding, 0, padding <= reach ? kLargestSize : kLargestPadding);
   }
 
-  void check_weights(int64_t most_axes) const {
-    check_range("axes", i_.axes, 0, most_axes);
-    check_window();
-    const int64_t taps = i_.kernel_h * i_.kernel_w;
-    if ((i_.axes < 2 && i_.kernel_h * i_.stride_h * i_.dilation_h != 1) ||
-        (i_.axes < 1 && i_.kernel_w * i_.stride_w * i_.dilation_w != 1) ||
-        (i_.axes < 2 && i_.padding_h + i_.after_h != 0) || (i_.axes < 1 && i_.padding_w + i_.after_w != 0)) {
+  void check_weights() const {
+    if ((i_.axes < 2 && (i_.kernel_h * i_.stride_h * i_.dilation_h != 1 || i_.padding_h + i_.after_h != 0)) ||
+        (i_.axes < 1 && (i_.kernel_w * i_.stride_w * i_.dilation_w != 1 || i_.padding_w + i_.after_w != 0))) {
       refuse("a window over more axes than there are");
     }
     check_range("groups", i_.groups, 1, i_.axes == 0 ? 1 : kLargestSize);
@@ -132,49 +148,23 @@ class Checker {
     check_range("channels", i_.channels, 1, kLargestSize);
     checked_product(i_.channels, i_.groups, kLargestSize);
     if (i_.outputs % i_.groups != 0) refuse("groups: they do not divide the outputs");
-    check_range("few_bits", i_.few_bits, 0, 1);
-    const int64_t inputs = checked_product(i_.channels, taps, bytes_);
     if (i_.weight == kAbsent) refuse("weight: there is none");
+    if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
+    const int64_t inputs = checked_product(i_.channels, i_.kernel_h * i_.kernel_w, bytes_);
     check_numbers("weight", i_.weight, checked_product(i_.outputs, inputs, bytes_),
                   i_.few_bits != 0 ? 1 : size_of(dtype()));
-    if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
     check_numbers("step", i_.step, i_.outputs);
-  }
-
-  void check_affine() const {
     check_numbers("scale", i_.scale, i_.outputs);
     check_numbers("shift", i_.shift, i_.outputs);
     check_numbers("residual_scale", i_.residual_scale, i_.outputs);
-    if (i_.residual != kAbsent) check_value("residual", i_.residual);
-    check_range("fires", i_.fires, 0, 1);
   }
 
-  Value check_analog() const {
-    check_affine();
-    check_gain();
-    not_run("it is analog, and has no spikes");
-    return Value::kMeans;
-  }
-
-  Value check_neurons(Value x) const {
-    const bool is_layer = static_cast<Kind>(i_.kind) == Kind::layer;
-    if (is_layer) check_affine();
-    if (is_layer && i_.fires == 0) {
-      if (x == Value::kReal) not_run("currents of a real-valued input that leave a layer");
-      return Value::kCurrents;
-    }
-    if (is_layer && i_.residual != kAbsent) {
-      const Value residual = program_.value(i_.residual);
-      if (residual != Value::kSpikes && residual != Value::kCurrents) not_run("a residual of real numbers");
-    }
-    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kResu));
-    check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
-    check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
-    check_range("v_init", i_.v_height, 0, is_layer ? kLargestSize : 0);
+  void check_v_init() const {
+    check_range("v_init", i_.v_height, 0, i_.outputs > 0 ? kLargestSize : 0);
     check_range("v_init", i_.v_width, i_.v_height == 0 ? 0 : 1, i_.v_height == 0 ? 0 : kLargestSize);
+    if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1)) refuse("v_init: too many sizes");
     const int64_t pixels = checked_product(i_.v_height, i_.v_width, kMostFeatures);
     check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : checked_product(pixels, i_.outputs, kMostFeatures));
-    return Value::kSpikes;
   }
 
   Program& program_;

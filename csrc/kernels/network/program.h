@@ -31,7 +31,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(dims) X(channels) X(height) X(width)  /* of a sample; dims 0: not known */                  \
   X(instructions)
 
-// Fields that an instruction does not use are not looked at. Offsets are in bytes; geometry is vertical, horizontal.
+// Fields that an instruction does not use have neutral values. Offsets are in bytes; windows are vertical, horizontal.
 #define TANDEM_INSTRUCTION_FIELDS(X)                                                            \
   X(kind)                                                                                       \
   X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */   \

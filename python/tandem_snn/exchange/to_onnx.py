@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import nn as tnn
 from ..container import atomically
 from ..errors import extra
 from ..frozen.network import FrozenNetwork, freeze
-from ..frozen.stages import CannotLower, Layer
+from ..frozen.stages import CannotLower
+from ..frozen.stages import Stage as Layer
 from .listing import Listing, Stage, listing_of
 
 OPSET, IR_VERSION = 21, 10  # the first that have 4-bit integers
@@ -126,50 +126,46 @@ class _Writer:
 
     def _write(self, stage: Stage) -> None:
         layer, source = stage.layer, self.result[stage.x]
-        spikes_in = stage.x not in self.fed
-        if stage.is_readout:
-            self.result[stage.name] = self._readout(stage, self._counts(stage, source) if spikes_in else source)
-        elif isinstance(layer, Layer):
+        kind, spikes_in = layer.kind, stage.x not in self.fed
+        if kind == "readout":
+            result = self._readout(stage, self._counts(stage, source) if spikes_in else source)
+        elif kind == "layer":
             current = self._affine(stage, self._product(stage.name, layer, source))
-            self.result[stage.name] = self._neurons(stage, current) if stage.fires else current
+            result = self._neurons(stage, current) if stage.fires else current
         elif stage.fires:
-            self.result[stage.name] = self._neurons(stage, self._spiking_average(stage, source))
-        elif isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)):
-            counts = self._counts(stage, source) if spikes_in else source
-            self.result[stage.name] = self._average(stage, counts)
-        elif isinstance(layer, tnn.MaxPool2d):
-            self.result[stage.name] = self._op("MaxPool", source, **_window(layer), ceil_mode=int(layer.ceil_mode))
-        elif isinstance(layer, tnn.Flatten):
-            shape = self._constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape]))
-            self.result[stage.name] = self._op("Reshape", source, shape)
+            result = self._neurons(stage, self._spiking_average(stage, source))
+        elif kind in ("average", "mean", "adaptive_mean"):
+            result = self._average(stage, self._counts(stage, source) if spikes_in else source)
+        elif kind == "max_pool":
+            result = self._op("MaxPool", source, **_window(layer), ceil_mode=int(layer.ceil))
         else:
-            raise CannotLower(stage.name, f"{type(layer).__name__} has no counterpart in ONNX")
-        counted = isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)) and not getattr(layer, "spiking", False)
-        if counted or (not spikes_in and not isinstance(layer, Layer)):
+            result = self._op(
+                "Reshape", source, self._constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape]))
+            )
+        self.result[stage.name] = result
+        if kind in ("mean", "adaptive_mean") or (not spikes_in and kind != "layer"):
             self.fed.add(stage.name)
 
     def _weight(self, name: str, layer: Layer) -> str:
         """Few bits: integers, whose step is in the scale of the currents; a readout's are times their step."""
+        assert layer.weight is not None
         if layer.step is None:
             return self._constant(f"{name}.weight", layer.weight.detach().float())
         q = self._integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
-        step = layer.step.float() if layer.kind == "answer" else torch.ones(len(layer.step))
+        step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
         return self._op("DequantizeLinear", q, self._constant(f"{name}.scale", step), axis=0)
 
     def _product(self, name: str, layer: Layer, x: str) -> str:
         """Gemm, not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
         weight = self._weight(name, layer)
-        if layer.weight.dim() == 2:
+        if layer.axes == 0:
             return self._op("Gemm", x, weight, transB=1)
         return self._op(
             "Conv",
             x,
             weight,
-            strides=list(layer.stride),
-            dilations=list(layer.dilation),
             group=layer.groups,
-            pads=[*layer.padding, *(p + after for p, after in zip(layer.padding, layer.after, strict=True))],
-            kernel_shape=list(layer.weight.shape[2:]),
+            **_window(layer),
         )
 
     def _affine(self, stage: Stage, y: str) -> str:
@@ -182,23 +178,23 @@ class _Writer:
         return y
 
     def _neurons(self, stage: Stage, current: str) -> str:
-        name = stage.name
+        name, layer = stage.name, stage.layer
         if stage.residual is not None:
             residual = self.result[stage.residual]
-            if stage.layer.residual_scale is not None:
-                scale = self._per_channel(f"{name}.residual_scale", stage.layer.residual_scale, len(stage.shape))
+            if layer.residual_scale is not None:
+                scale = self._per_channel(f"{name}.residual_scale", layer.residual_scale, len(stage.shape))
                 residual = self._op("Mul", residual, scale)
             current = self._op("Add", current, residual)
         v = self._input(f"{name}.v", stage.shape)
-        if stage.v_init is not None and bool(stage.v_init.any()):
-            given = stage.v_init.detach().float()
+        if layer.v_init is not None and bool(layer.v_init.any()):
+            given = layer.v_init.detach().float()
             start = self._constant(f"{name}.v_init", given if given.dim() else given.view(1))
             v = self._op("Where", self._op("Equal", "step", self._number(0.0)), start, v)
         v = self._op("Add", v, current)
-        threshold = self._number(stage.neuron[0])
+        threshold = self._number(layer.threshold)
         spikes = self._op("Cast", self._op("GreaterOrEqual", v, threshold), to=self.onnx.TensorProto.FLOAT)
-        if stage.neuron[1] != 1.0:
-            v = self._op("Mul", v, self._number(stage.neuron[1]))
+        if layer.leak != 1.0:
+            v = self._op("Mul", v, self._number(layer.leak))
         self._output(f"{name}.v.next", self._op("Sub", v, self._op("Mul", spikes, threshold)), stage.shape)
         self._output(f"{name}.spikes", spikes, stage.shape)
         return spikes
@@ -212,13 +208,13 @@ class _Writer:
     def _spiking_average(self, stage: Stage, spikes: str) -> str:
         """The spikes of each window are counted, which is exact, and weighted once."""
         layer, channels = stage.layer, stage.in_shape[0]
-        ones = self._constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel_size))
+        ones = self._constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
         inside = self._op("Conv", spikes, ones, group=channels, **_window(layer))
-        return self._op("Mul", inside, self._number(float(layer.weight)))
+        return self._op("Mul", inside, self._number(1 / (layer.kernel[0] * layer.kernel[1])))
 
     def _average(self, stage: Stage, x: str) -> str:
         layer = stage.layer
-        if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        if layer.kind == "adaptive_mean":
             sizes, outputs = stage.in_shape[1:], stage.shape[1:]
             if any(size % out for size, out in zip(sizes, outputs, strict=True)):
                 raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
@@ -226,22 +222,26 @@ class _Writer:
             window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
         else:
             window = _window(layer)
-        if stage.gain != 1.0:
-            x = self._op("Mul", x, self._number(stage.gain))
+        if layer.gain != 1.0:
+            x = self._op("Mul", x, self._number(layer.gain))
         return self._op("AveragePool", x, count_include_pad=1, **window)
 
     def _readout(self, stage: Stage, counts: str) -> str:
-        if stage.gain != 1.0:
-            counts = self._op("Mul", counts, self._number(stage.gain))
-        y = self._product(stage.name, stage.layer, counts)
-        if stage.layer.shift is None:
+        layer = stage.layer
+        if layer.gain != 1.0:
+            counts = self._op("Mul", counts, self._number(layer.gain))
+        y = self._product(stage.name, layer, counts)
+        if layer.shift is None:
             return y
         steps = self._op("Add", "step", self._number(1.0))
         share = self._op("Div", steps, self._number(float(self.network.T)))
-        bias = self._constant(f"{stage.name}.bias", stage.layer.shift.detach().float())
+        bias = self._constant(f"{stage.name}.bias", layer.shift.detach().float())
         return self._op("Add", y, self._op("Mul", bias, share))
 
 
-def _window(layer: Any) -> dict[str, Any]:
-    window = {"kernel_shape": list(layer.kernel_size), "strides": list(layer.stride), "pads": [*layer.padding] * 2}
-    return window | ({"dilations": list(layer.dilation)} if hasattr(layer, "dilation") else {})
+def _window(layer: Layer) -> dict[str, Any]:
+    kernel, strides, padding, after = map(layer.over_axes, (layer.kernel, layer.stride, layer.padding, layer.after))
+    window = {"kernel_shape": kernel, "strides": strides}
+    window["pads"] = (*padding, *(p + more for p, more in zip(padding, after, strict=True)))
+    dilates = layer.kind in ("layer", "max_pool")
+    return window | ({"dilations": layer.over_axes(layer.dilation)} if dilates else {})

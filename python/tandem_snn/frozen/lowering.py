@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .. import nn as tnn
 from ..measure.hooks import given
 from ..nn.batch_norm import fold_norm
 from ..nn.quantise import quantise
-from .stages import INPUT, CannotLower, Layer, Move, Stages
+from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
 
 _MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
 _LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -50,7 +51,7 @@ def _trace(net: nn.Module) -> fx.Graph:
 class _Lowering:
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
         self.net = nn.Sequential(net) if isinstance(net, _LEAVES) else net
-        self.list: list[Layer | Move] = []
+        self.list: list[Stage] = []
         self.values: dict[Any, int] = {}  # of a node
         self.gains: dict[Any, _Gain] = {}  # what a spike of it, or a unit, is worth
         self.images = {INPUT}  # values that are the input, or moves of it
@@ -66,7 +67,7 @@ class _Lowering:
                 self._same(node, INPUT, self.first_gain)
             elif node.op == "output":
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
-                    raise CannotLower("net", "it does not end in the answer of its last layer")
+                    raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
                 self._call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
@@ -77,7 +78,7 @@ class _Lowering:
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
 
-    def _add(self, node: fx.Node, stage: Layer | Move, gain: _Gain) -> None:
+    def _add(self, node: fx.Node, stage: Stage, gain: _Gain) -> None:
         self.list.append(stage)
         self._same(node, len(self.list) - 1, gain)
 
@@ -91,39 +92,36 @@ class _Lowering:
         elif type(layer) is tnn.Encoder:
             if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
                 raise CannotLower(name, "a second Encoder, of another mode or T")
-            if any(isinstance(stage, Layer) for stage in self.list):
+            if any(stage.weight is not None for stage in self.list):
                 raise CannotLower(name, "it encodes what a layer gave")
             self.mode, self.T = layer.mode, layer.T
             self._same(node, value, gain if layer.mode == "events" else layer.gain)
         elif type(layer) in _MOVES:
-            means = isinstance(layer, tnn.AdaptiveAvgPool2d) or not getattr(layer, "spiking", True)
+            stage = _move(name, value, layer)
+            means = stage.kind in ("mean", "adaptive_mean")
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
-            self._add(node, Move(name, value, layer, float(gain) if means else 1.0), 1.0 if means else gain)
+            stage.gain = float(gain) if means else 1.0
+            self._add(node, stage, 1.0 if means else gain)
         elif type(layer) in _LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:
-            weight, step = _few_bits(layer)
-            bias = None if layer.bias is None else layer.bias.detach()
-            self._add(node, Layer(name, value, "answer", weight, step, shift=bias, gain=float(gain)), 1.0)
+            stage = _synapses(name, "readout", value, layer)
+            stage.shift, stage.gain = None if layer.bias is None else layer.bias.detach(), float(gain)
+            self._add(node, stage, 1.0)
         else:
             raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
 
     def _layer(
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
-        weight, step = _few_bits(layer)
-        stage = Layer(name, x, "neurons" if fire else "currents", weight, step)
-        if layer.weight.dim() > 2:
-            product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-            stage.stride, stage.padding, stage.dilation, stage.groups = product
-            stage.after = tuple(reversed(sides[1::2])) or (0,) * len(product.stride)
+        stage = _synapses(name, "layer", x, layer)
+        stage.fires, stage.analog = fire, layer.analog
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
         if layer.analog:
-            stage.kind = "activation" if fire else "preactivation"
             stage.gain = float(gain)
             self._fold(stage, layer, 1.0, worth, fire)
             factor = _activation_worth(layer) if fire else None
@@ -139,7 +137,7 @@ class _Lowering:
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
         self._add(node, stage, result if fire else 1.0)
 
-    def _fold(self, stage: Layer, layer: Any, gain: _Gain, worth: _Gain, fire: bool) -> None:
+    def _fold(self, stage: Stage, layer: Any, gain: _Gain, worth: _Gain, fire: bool) -> None:
         """Everything that is one number per channel, in the order in which a layer folds it in evaluation."""
         like, channels = layer.weight.detach(), len(layer.weight)
         scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
@@ -158,7 +156,7 @@ class _Lowering:
             "v_init": neurons.v_init,
             "residual_scale": None,
         }
-        if stage.residual is not None:
+        if stage.residual != ABSENT:
             numbers["residual_scale"] = fold(neurons, None, None, None, worth, channels, like)[0]
         for name, values in numbers.items():
             if values is not None:
@@ -167,16 +165,45 @@ class _Lowering:
         stage.threshold, stage.leak, stage.gate = settings.threshold, settings.leak, settings.gate
 
 
-def _few_bits(layer: Any) -> tuple[Tensor, Tensor | None]:
-    weight = layer.weight.detach()
-    if layer.weight_bits is None:
-        return weight, None
-    q, step = quantise(weight, layer.weight_bits)
-    return q.to(torch.int8), step
+def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
+    weight, step = layer.weight.detach(), None
+    if layer.weight_bits is not None:
+        q, step = quantise(weight, layer.weight_bits)
+        weight = q.to(torch.int8)
+    stage = Stage(name, kind, x, weight=weight, step=step)
+    if weight.dim() > 2:
+        product, sides = conv_product(weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+        stage.groups, stage.kernel = product.groups, _pair(weight.shape[2:], 1)
+        stage.stride, stage.padding = _pair(product.stride, 1), _pair(product.padding, 0)
+        stage.dilation, stage.after = _pair(product.dilation, 1), _pair(sides[1::2][::-1], 0)
+    return stage
+
+
+def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
+    """Vertical and horizontal."""
+    vertical, horizontal = (neutral, neutral, *sizes)[-2:]
+    return vertical, horizontal
+
+
+def _move(name: str, x: int, layer: Any) -> Stage:
+    if isinstance(layer, tnn.Flatten):
+        return Stage(name, "flatten", x, first=layer.start_dim, last=layer.end_dim)
+    if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
+        if None in size:
+            raise CannotLower(name, f"output_size: expected two sizes, got {size}")
+        return Stage(name, "adaptive_mean", x, kernel=_pair(size, 1))
+    window = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+    if isinstance(layer, tnn.MaxPool2d):
+        return Stage(name, "max_pool", x, dilation=layer.dilation, ceil=layer.ceil_mode, **window)
+    if not layer.spiking:
+        return Stage(name, "mean", x, **window)
+    start = torch.full_like(layer.weight, layer.v_init)  # of the weight's type, in which 1/k² is rounded
+    return Stage(name, "average", x, v_init=start, **window)
 
 
 def _activation_worth(layer: Any) -> _Gain | None:
     """What ρ(z) of an analog layer is multiplied by, or None."""
     if layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.threshold == layer.gain):
         return None
-    return layer.gain / layer.threshold  # type: ignore[no-any-return]
+    return layer.gain / layer.threshold

@@ -32,7 +32,7 @@ class _Program:
     def __init__(self, stages: Stages) -> None:
         self.words, self.numbers = encode(stages)
         self.prepared = prepare(self.words, self.numbers, [stage.name for stage in stages.stages])
-        self.streams = not any(getattr(stage, "gate", None) == "resu" for stage in stages.stages)
+        self.streams = all(stage.gate != "resu" for stage in stages.stages)
 
     def run(
         self, x: Any, T: int | None, state: Tensor | None = None, step: int = 0, every_step: bool = False

@@ -47,8 +47,7 @@ def round_(net: nn.Module, bits: int | None) -> None:
 def grids_of(net: nn.Module) -> dict[str, Grid]:
     """The grids of the layers whose weights have few bits, by name."""
     if isinstance(net, Stages):
-        few = [stage for stage in net.stages if getattr(stage, "step", None) is not None]
-        return {stage.name: Grid(stage.weight, stage.step) for stage in few}
+        return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
     grids = {}
     for name, layer in net.named_modules():
         if getattr(layer, "weight_bits", None) is not None:

@@ -1,4 +1,4 @@
-"""A network's evaluation as a list of layers and moves: the one form that runs, is saved, and is exported.
+"""A network's evaluation as a list of stages: the one form that runs, is saved, and is exported.
 
 Gains, biases, batch norm, thresholds per channel and the steps of weights of few bits are folded into one affine map
 per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs here, layer by layer on any device; as a program
@@ -7,7 +7,7 @@ per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs here, layer by lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,11 +19,17 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 from tandem_ext.functional.neuron import over_inputs, over_space
 from tandem_ext.functional.products import LINEAR, Conv, float32_precision
 
+from .. import nn as tnn
 from ..nn.currents import NEVER, residual_total, step_currents
 from ..nn.signals import describe, effective_counts, with_gain
 
-INPUT = -1  # as a value: what the network was given
-SIGNALS = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
+_ops = torch.ops.tandem
+# What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
+HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
+CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
+ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and what the network was given
+SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
+Pair = tuple[int, int]
 _CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 
 
@@ -35,18 +41,52 @@ class CannotLower(ValueError):
         self.layer, self.why = layer, why
 
 
+@dataclass(eq=False, repr=False)
 class Stage(nn.Module):
-    """A layer or a move: a dataclass whose tensors are buffers.
+    """One layer or move: the fields of the executor's instruction (``csrc/kernels/network/program.h``).
+
+    Tensors are buffers, and have no plain default, which would hide them.
 
     Attributes:
         name: the layer's name in its network; it may come again.
-        x: the value it reads: the number of an earlier stage, or INPUT.
+        input, residual: the values it reads: numbers of earlier stages, or INPUT.
+        fires: False: the currents of every step are wanted, for another layer's residual.
+        analog: a layer of the ANN, which reads and makes counts.
+        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
+            readout's weights are step·weight.
+        scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias.
+        v_init: 0-dim, [N], or [N, *space] where space may be 1.
+        kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
+        ceil: of a max_pool. first, last: the dimensions of a flatten.
         gain: what a unit of the counts is worth that it reads, where it reads counts and not spikes.
+        move: the pooling or Flatten that a stage without weights is.
     """
 
     name: str
-    x: int
-    gain: float
+    kind: str
+    input: int
+    residual: int = ABSENT
+    fires: bool = True
+    analog: bool = False
+    groups: int = 1
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    after: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil: bool = False
+    first: int = 1
+    last: int = -1
+    weight: Tensor | None = field(default_factory=type(None))
+    step: Tensor | None = field(default_factory=type(None))
+    scale: Tensor | None = field(default_factory=type(None))
+    shift: Tensor | None = field(default_factory=type(None))
+    residual_scale: Tensor | None = field(default_factory=type(None))
+    v_init: Tensor | None = field(default_factory=type(None))
+    threshold: float = 1.0
+    leak: float = 1.0
+    gain: float = 1.0
+    gate: str = "relu"
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         stage = super().__new__(cls)
@@ -54,88 +94,58 @@ class Stage(nn.Module):
         return stage
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
+        for each in fields(self):
             if "Tensor" in str(each.type):
                 self.register_buffer(each.name, self.__dict__.pop(each.name))
+        self.move = self._move() if self.weight is None else None
 
+    @property
+    def axes(self) -> int:
+        """Dimensions of space."""
+        return 2 if self.weight is None else self.weight.dim() - 2
 
-@dataclass(eq=False, repr=False)
-class Move(Stage):
-    """What has no synapses.
-
-    Attributes:
-        layer: a MaxPool2d, AvgPool2d, AdaptiveAvgPool2d or Flatten.
-    """
-
-    name: str
-    x: int
-    layer: nn.Module
-    gain: float = 1.0
-
-    def forward(self, x: Any) -> Any:
-        if isinstance(x, (ConstantInput, ImpulseInput)):
-            return x.unchecked(self.layer(x.x), x.T)
-        return self.layer(x if isinstance(x, Tensor) or self.gain == 1.0 else with_gain(x, self.gain))
-
-
-@dataclass(eq=False, repr=False)
-class Layer(Stage):
-    """Synapses, and what their currents go into. Tensors have no plain default, which would hide the buffer.
-
-    Attributes:
-        kind: "neurons"; "currents" of every step, for another layer's residual; "answer", of a readout; "activation" or
-            "preactivation" of an analog layer, which has no spikes.
-        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
-            readout's weights are step·weight.
-        scale, shift: [N], None where neutral. A readout's shift is its bias.
-        residual, residual_scale: the value added to the currents, and what it is worth, [N].
-        v_init: 0-dim, [N], or [N, *space] where space may be 1.
-        stride, padding, after, dilation: by dimension of space; ``after`` is further padding at the end.
-    """
-
-    name: str
-    x: int
-    kind: str
-    weight: Tensor
-    step: Tensor | None = field(default_factory=type(None))
-    scale: Tensor | None = field(default_factory=type(None))
-    shift: Tensor | None = field(default_factory=type(None))
-    residual: int | None = None
-    residual_scale: Tensor | None = field(default_factory=type(None))
-    threshold: float = 1.0
-    leak: float = 1.0
-    v_init: Tensor | None = field(default_factory=type(None))
-    gate: str = "relu"
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-    gain: float = 1.0
+    def over_axes(self, sizes: Pair) -> tuple[int, ...]:
+        return sizes[2 - self.axes :]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight.dtype if self.step is None else self.step.dtype
+        """Of what it computes with where it has weights."""
+        numbers = self.weight if self.step is None else self.step
+        assert numbers is not None
+        return numbers.dtype
 
     def real_weight(self) -> Tensor:
         """The weights that real numbers are multiplied by."""
+        assert self.weight is not None
         if self.step is None:
             return self.weight
         q = self.weight.to(self.step.dtype)
-        return q * over_inputs(self.step, q) if self.kind == "answer" else q
+        return q * over_inputs(self.step, q) if self.kind == "readout" else q
 
     def forward(self, x: Any, residual: Any = None) -> Any:
-        if self.kind == "answer":
+        if self.move is not None:
+            if isinstance(x, (ConstantInput, ImpulseInput)):
+                return x.unchecked(self.move(x.x), x.T)
+            return self.move(with_gain(x, self.gain) if isinstance(x, SpikeTrain) else x)
+        if self.kind == "readout":
             return self._product(self._counts(x), self.shift)
-        if self.kind in ("activation", "preactivation"):
+        if self.analog:
             return self._activation(x, residual)
+        return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current)
+
+    def _move(self) -> nn.Module:
+        if self.kind == "flatten":
+            return tnn.Flatten(self.first, self.last)
+        if self.kind == "adaptive_mean":
+            return tnn.AdaptiveAvgPool2d(self.kernel)
+        if self.kind == "max_pool":
+            return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
+        start = torch.zeros(()) if self.v_init is None else self.v_init
+        options: dict[str, Any] = {"v_init": float(start), "device": start.device, "dtype": start.dtype}
+        return tnn.AvgPool2d(self.kernel, self.stride, self.padding, spiking=self.kind == "average", **options)
+
+    def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))
-        if self.kind == "currents":
-
-            def potential(step: Any, T: int) -> Tensor:
-                return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
-
-            return step_currents(x, None, potential)
         v_init = self.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
@@ -146,32 +156,37 @@ class Layer(Stage):
         )[0]  # fmt: skip
         return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype)
 
+    def _current(self, step: Any, T: int) -> Tensor:
+        self._output_shape(tuple(step.shape))
+        return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
+
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """(planes, counts, mask, v) of neurons, by the op."""
         neutral = {"residual": None, "residual_scale": None, "v_init": None, "leak": 1.0, "gate": "relu"}
         settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
-        ops = torch.ops.tandem
         if not isinstance(x, SpikeTrain):
-            op = ops.constant_if if isinstance(x, ConstantInput) else ops.impulse_if
-            return op.default(self._product(x.x), x.T, **settings)  # type: ignore[no-any-return]
+            op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
+            return op.default(self._product(x.x), x.T, **settings)
         synapses = (self._padded(x.planes), x.T, self.weight, float32_precision())
-        if self.weight.dim() == 2:
-            return ops.linear_if.default(*synapses, **settings)  # type: ignore[no-any-return]
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return ops.conv_if.default(*synapses, *geometry, **settings)  # type: ignore[no-any-return]
+        if self.axes == 0:
+            return _ops.linear_if.default(*synapses, **settings)
+        return _ops.conv_if.default(*synapses, *self._geometry(), **settings)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return *(self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation)), self.groups
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
-        if weight.dim() == 2:
+        if self.axes == 0:
             return F.linear(x, weight, bias)
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return _CONV[weight.dim()](self._padded(x), weight, bias, *geometry)
+        return _CONV[weight.dim()](self._padded(x), weight, bias, *self._geometry())
 
     def _padded(self, x: Tensor) -> Tensor:
-        return F.pad(x, [side for after in reversed(self.after) for side in (0, after)]) if any(self.after) else x
+        below, right = self.after
+        return F.pad(x, (0, right, 0, below)[: 2 * self.axes]) if below or right else x
 
     def _counts(self, x: Any) -> Tensor:
-        counts = (x if isinstance(x, Tensor) else effective_counts(x)).to(self.dtype)
+        counts = effective_counts(x).to(self.dtype)
         return counts if self.gain == 1.0 else counts * self.gain
 
     def _activation(self, x: Any, residual: Any) -> Tensor:
@@ -182,15 +197,15 @@ class Layer(Stage):
         if residual is not None:
             more = residual_total(residual, u)
             u = u + (more if self.residual_scale is None else more * over_space(self.residual_scale, u.shape))
-        return torch.relu(u) if self.kind == "activation" else u
+        return torch.relu(u) if self.fires else u
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of neurons, [B, N, *space]; raises ValueError for an input that does not fit."""
-        if self.weight.dim() == 2:
+        assert self.weight is not None
+        if self.axes == 0:
             return LINEAR.output_shape(shape, self.weight)
-        space = (size + after for size, after in zip(shape[2:], self.after, strict=False))
-        product = Conv(self.stride, self.padding, self.dilation, self.groups)
-        return product.output_shape((*shape[:2], *space), self.weight)
+        space = (size + after for size, after in zip(shape[2:], self.over_axes(self.after), strict=False))
+        return Conv(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
 
 
 class Stages(nn.Module):
@@ -201,12 +216,12 @@ class Stages(nn.Module):
         T: the number of time steps, or None: those of the train it is given.
     """
 
-    def __init__(self, stages: list[Layer | Move], mode: str, T: int | None) -> None:
+    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
         self.mode, self.T = mode, T
-        readers = {value: number for number, stage in enumerate(stages) for value in _reads(stage)}
-        self._done = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
+        readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
+        self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
 
     def signal(self, x: Any) -> Any:
         """x as what it is to the first stages.
@@ -225,17 +240,11 @@ class Stages(nn.Module):
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
         """The answer; ``watch(number, x, y)`` sees what each stage reads and makes."""
-        values = {INPUT: self.signal(x)}
+        values = {ABSENT: None, INPUT: self.signal(x)}
         for number, stage in enumerate(self.stages):
-            more = () if getattr(stage, "residual", None) is None else (values[stage.residual],)
-            y = values[number] = stage(values[stage.x], *more)
+            y = values[number] = stage(values[stage.input], values[stage.residual])
             if watch is not None:
-                watch(number, values[stage.x], y)
+                watch(number, values[stage.input], y)
             for value in self._done.get(number, ()):
                 del values[value]
         return y
-
-
-def _reads(stage: Layer | Move) -> tuple[int, ...]:
-    residual = stage.residual if isinstance(stage, Layer) else None
-    return (stage.x,) if residual is None else (stage.x, residual)

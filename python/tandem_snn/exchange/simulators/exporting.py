@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from tandem_ext.functional.neuron import over_inputs
 
-from ... import nn as tnn
 from ...frozen.network import FrozenNetwork
-from ...frozen.stages import CannotLower, Layer
+from ...frozen.stages import CannotLower
+from ...frozen.stages import Stage as Layer
 from ..listing import Stage, listing_of
 from .neurons import Neuron
 
@@ -46,7 +46,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
     _add_as_they_are(network.stages)
     for stage in network.stages:
         x_in, layer, dims = values[stage.x], stage.layer, len(stage.shape)
-        if isinstance(layer, Layer):
+        if layer.weight is not None:
             neurons, offset = _written(stage, write) if stage.fires else (None, 0.0)
             value = call(stage.name, _synapses(stage, network.T, offset), x_in)
             if stage.residual is not None:
@@ -60,8 +60,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
             value = call(stage.name, _without_weights(stage), x_in)
             if stage.fires:
                 value = call(f"{stage.name}_neurons", _written(stage, write)[0], value)
-            elif stage.gain != 1.0:
-                value = graph.call_function(operator.mul, (value, stage.gain))
+            elif layer.gain != 1.0:
+                value = graph.call_function(operator.mul, (value, layer.gain))
         values[stage.name] = value
     graph.output(value)
     source = net.net if isinstance(net, FrozenNetwork) else net
@@ -75,11 +75,11 @@ def _add_as_they_are(stages: list[Stage]) -> None:
     named = {stage.name: stage.layer for stage in stages}
     for stage in stages:
         layer = stage.layer
-        scale = layer.residual_scale if isinstance(layer, Layer) else None
+        scale = layer.residual_scale
         if scale is None:
             continue
         path = named.get(str(stage.residual))
-        if isinstance(path, Layer) and path.kind == "currents":
+        if path is not None and not path.fires:
             _multiply(path, scale)
         elif bool((scale == scale[0]).all()):
             _multiply(layer, 1 / scale)
@@ -96,11 +96,11 @@ def _multiply(layer: Layer, factor: Tensor) -> None:
 
 
 def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tensor]:
-    v_init = 0.0 if stage.v_init is None else stage.v_init.detach().float()
+    v_init = 0.0 if stage.layer.v_init is None else stage.layer.v_init.detach().float()
     if isinstance(v_init, Tensor) and (v_init.dim() == 0 or bool((v_init == v_init.flatten()[0]).all())):
         v_init = v_init.flatten()[0].item()
     try:
-        return write(Neuron(*stage.neuron, v_init))
+        return write(Neuron(stage.layer.threshold, stage.layer.leak, v_init))
     except ValueError as error:
         raise CannotLower(stage.name, str(error)) from error
 
@@ -108,7 +108,7 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     """torch's layer with the currents of one step: gains and batch norm in its weights, bias/T as its bias."""
     layer = stage.layer
-    weight = layer.real_weight().detach().float() * stage.gain
+    weight = layer.real_weight().detach().float() * layer.gain
     if layer.scale is not None:
         weight = weight * over_inputs(layer.scale, weight)
     bias = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
@@ -117,21 +117,19 @@ def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     else:
         cls: Any = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
         size = (weight.shape[1] * layer.groups, len(weight), tuple(weight.shape[2:]))
-        padding = "same" if any(layer.after) else layer.padding
-        synapses = cls(*size, layer.stride, padding, layer.dilation, layer.groups, device="meta")
+        stride, padding, dilation = map(layer.over_axes, (layer.stride, layer.padding, layer.dilation))
+        both = "same" if any(layer.after) else padding
+        synapses = cls(*size, stride, both, dilation, layer.groups, device="meta")
     synapses.weight, synapses.bias = nn.Parameter(weight), nn.Parameter(bias + offset)
     return synapses
 
 
 def _without_weights(stage: Stage) -> nn.Module:
     layer = stage.layer
-    if isinstance(layer, tnn.Flatten):
-        return nn.Flatten(layer.start_dim, layer.end_dim)
-    if isinstance(layer, tnn.MaxPool2d):
-        geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        return nn.MaxPool2d(*geometry, ceil_mode=layer.ceil_mode)
-    if isinstance(layer, tnn.AvgPool2d):
-        return nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding)
-    if isinstance(layer, tnn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool2d(layer.output_size)
-    raise CannotLower(stage.name, f"{type(layer).__name__} has no counterpart")
+    if layer.kind == "flatten":
+        return nn.Flatten(layer.first, layer.last)
+    if layer.kind == "max_pool":
+        return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, layer.dilation, ceil_mode=layer.ceil)
+    if layer.kind == "adaptive_mean":
+        return nn.AdaptiveAvgPool2d(layer.kernel)
+    return nn.AvgPool2d(layer.kernel, layer.stride, layer.padding)
