@@ -31,8 +31,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     nothing unless they are asked for. The batch is free; T and the kind of input stand in the model's metadata.
 
     Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, in a DequantizeLinear node; their
-    step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in float32: a potential within rounding of
-    its threshold may fall on the other side.
+    step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in
+    float32: a potential within rounding of its threshold may fall on the other side.
 
     Args:
         net: a frozen network, or one to freeze.

@@ -121,29 +121,20 @@ class _Lowering:
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        if layer.analog:
-            stage.gain = float(gain)
-            self._fold(stage, layer, 1.0, worth, fire)
-            factor = _activation_worth(layer) if fire else None
-            if factor is not None:
-                for key, neutral in ("scale", True), ("shift", False), ("residual_scale", residual is not None):
-                    numbers = getattr(stage, key)
-                    if numbers is not None or neutral:
-                        ones = layer.weight.new_ones(len(layer.weight))
-                        setattr(stage, key, (ones if numbers is None else numbers) * factor)
-            self._add(node, stage, 1.0)
-            return
-        self._fold(stage, layer, gain, worth, fire)
+        self._fold(stage, layer, 1.0 if layer.analog else gain, worth)
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
+        if layer.analog:
+            stage.gain, result = float(gain), 1.0
+            if fire and layer.gain != "threshold":
+                _multiply(stage, torch.as_tensor(layer.gain / layer.threshold).expand(len(layer.weight)))
         self._add(node, stage, result if fire else 1.0)
 
-    def _fold(self, stage: Stage, layer: Any, gain: _Gain, worth: _Gain, fire: bool) -> None:
+    def _fold(self, stage: Stage, layer: Any, gain: _Gain, worth: _Gain) -> None:
         """Everything that is one number per channel, in the order in which a layer folds it in evaluation."""
         like, channels = layer.weight.detach(), len(layer.weight)
         scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
         options: dict[str, Any] = {}
-        spiking = fire and not layer.analog
-        if spiking:
+        if stage.fires and not stage.analog:
             options = {"threshold": layer.threshold, "leak": layer.leak, "v_init": layer.v_init, "gate": layer.gate}
         v_init = options.get("v_init", 0.0)
         given_shape = tuple(v_init.shape) if isinstance(v_init, Tensor) and v_init.dim() else None
@@ -202,8 +193,10 @@ def _move(name: str, x: int, layer: Any) -> Stage:
     return Stage(name, "average", x, v_init=start, **window)
 
 
-def _activation_worth(layer: Any) -> _Gain | None:
-    """What ρ(z) of an analog layer is multiplied by, or None."""
-    if layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.threshold == layer.gain):
-        return None
-    return layer.gain / layer.threshold
+def _multiply(stage: Stage, factor: Tensor) -> None:
+    """The activations of an analog layer, which are ρ(z)."""
+    if not bool((factor == 1).all()):
+        stage.scale = factor if stage.scale is None else stage.scale * factor
+        stage.shift = None if stage.shift is None else stage.shift * factor
+        if stage.residual != ABSENT:
+            stage.residual_scale = factor if stage.residual_scale is None else stage.residual_scale * factor

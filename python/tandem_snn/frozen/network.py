@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -27,20 +27,39 @@ MOST_PROGRAMS = 8  # each has its own copy of the packed weights
 
 
 class _Program:
-    """A list of stages as one call of the executor."""
+    """A network, for trains whose spikes are worth so much, as a list of stages and as one call of the executor.
 
-    def __init__(self, stages: Stages) -> None:
-        self.words, self.numbers = encode(stages)
-        self.prepared = prepare(self.words, self.numbers, [stage.name for stage in stages.stages])
-        self.streams = all(stage.gate != "resu" for stage in stages.stages)
+    Attributes:
+        layers: what runs layer by layer: the list, or the network itself where it has none.
+    """
+
+    def __init__(self, net: nn.Module, gain: float) -> None:
+        self.layers, self._reason = net, None
+        try:
+            self.layers = lower(net, gain)
+        except CannotLower as reason:
+            self._reason = reason.with_traceback(None)  # whose frames hold every value of the network
+
+    @functools.cached_property
+    def refusal(self) -> CannotLower | None:
+        """Why the executor does not run it, or None once it is prepared."""
+        if isinstance(self.layers, Stages):
+            stages = self.layers.stages
+            try:
+                self.words, self.numbers = encode(self.layers)
+                self.prepared = prepare(self.words, self.numbers, [stage.name for stage in stages])
+                self.streams = all(stage.gate != "resu" for stage in stages)
+            except CannotLower as reason:
+                self._reason = reason.with_traceback(None)
+        return self._reason
 
     def run(
-        self, x: Any, T: int | None, state: Tensor | None = None, step: int = 0, every_step: bool = False
+        self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
         source = x.planes if isinstance(x, SpikeTrain) else x
         return torch.ops.tandem.frozen_run.default(
-            source, T, self.words, self.numbers, self.prepared, state, step, every_step
+            source, T, self.words, self.numbers, self.prepared, state, step, every
         )
 
 
@@ -72,8 +91,7 @@ class FrozenNetwork(nn.Module):
             windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._lists: dict[float, Stages | CannotLower] = {}
-        self._programs: dict[float, _Program | CannotLower] = {}
+        self._programs: dict[float, _Program] = {}  # by what a spike of the input is worth
         self._graphs: dict[Any, Graph | None] = {}
         self.reset()
 
@@ -92,20 +110,15 @@ class FrozenNetwork(nn.Module):
             self.T = x.T
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
-        program = self._program(x) if x.device.type == "cpu" else None
-        if isinstance(program, _Program):
+        program = self._program(x)
+        if x.device.type == "cpu" and program.refusal is None:
             try:
                 return program.run(x, self.T)[0]
             except (RuntimeError, ValueError) as error:  # the layers may do better, or say what is wrong with x
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
-        answer: Tensor = self._by_layers(x)(x)
+        answer: Tensor = program.layers(x)
         return answer
-
-    def _by_layers(self, x: Tensor | SpikeTrain) -> nn.Module:
-        """What runs layer by layer: the list, or the network itself where it has none."""
-        stages = self._list(x)
-        return self.net if isinstance(stages, CannotLower) else stages
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
         """On a GPU: the kernels of the layers as one CUDA graph, or one by one where there can be none."""
@@ -113,9 +126,9 @@ class FrozenNetwork(nn.Module):
         if key is not None and key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = capture(self._by_layers(x), x)
+            self._graphs[key] = capture(self._program(x).layers, x)
         graph = self._graphs.get(key)
-        answer: Tensor = self._by_layers(x)(x) if graph is None else graph(x)
+        answer: Tensor = self._program(x).layers(x) if graph is None else graph(x)
         return answer
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
@@ -127,14 +140,13 @@ class FrozenNetwork(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
 
     def _forget_weights(self) -> None:
-        """Lists and programs have a copy of the weights, and graphs read them where they were."""
-        self._lists.clear()
+        """Programs have a copy of the weights, and graphs read them where they were."""
         self._programs.clear()
         self._graphs.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the programs: another version or machine may pack weights in another way. Graphs are not data."""
-        return self.__dict__ | {"_lists": {}, "_programs": {}, "_graphs": {}}
+        return self.__dict__ | {"_programs": {}, "_graphs": {}}
 
     def example(self) -> Any:
         """A sample [1, *features] of zeros of what the network takes.
@@ -213,7 +225,7 @@ class FrozenNetwork(nn.Module):
         _check_batch("x", x)
         if isinstance(x, SpikeTrain):
             self.T = x.T
-        return _streaming(self._program(x), x.device).run(x, self.T, every_step=True)[0]
+        return _streaming(self._program(x), x.device).run(x, self.T, every=True)[0]
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -267,18 +279,14 @@ class FrozenNetwork(nn.Module):
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
 
-    def _list(self, x: Tensor | SpikeTrain) -> Stages | CannotLower:
-        gain = float(x.gain) if isinstance(x, SpikeTrain) else 1.0
-        return _kept(self._lists, gain, lambda: lower(self.net, gain))
-
-    def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
-        """For what a spike of x is worth: its size does not matter."""
+    def _program(self, x: Tensor | SpikeTrain) -> _Program:
         self.shape = tuple(x.shape[1:])
-        stages = self._list(x)
-        if isinstance(stages, CannotLower):
-            return stages
         gain = float(x.gain) if isinstance(x, SpikeTrain) else 1.0
-        return _kept(self._programs, gain, lambda: _Program(stages))
+        if gain not in self._programs:
+            if len(self._programs) == MOST_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[gain] = _Program(self.net, gain)
+        return self._programs[gain]
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
@@ -340,25 +348,12 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     return frozen
 
 
-def _kept(made: dict[float, Any], key: float, make: Callable[[], Any]) -> Any:
-    """What is there under the key, made where it is not: the last few, or why there is none."""
-    if key not in made:
-        try:
-            value = make()
-        except CannotLower as reason:
-            value = reason.with_traceback(None)  # whose frames hold every value of the network
-        if len(made) >= MOST_PROGRAMS:
-            made.pop(next(iter(made)), None)
-        made[key] = value
-    return made[key]
-
-
-def _streaming(program: _Program | CannotLower, device: torch.device) -> _Program:
+def _streaming(program: _Program, device: torch.device) -> _Program:
     """The program, if it is one that can stream."""
     if device.type != "cpu":
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
-    if isinstance(program, CannotLower):
-        raise program
+    if program.refusal is not None:
+        raise program.refusal
     if not program.streams:
         raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
     return program
