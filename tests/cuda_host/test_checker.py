@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from harness import HERE, Emulator, build, emulation_parts, pointer
+from harness import HERE, Emulator, build, machine_parts, pointer
 
 from build_tools.decide import Toolkit
 
@@ -32,7 +32,7 @@ TWINS = {
 
 @pytest.fixture(scope="module")
 def twins(toolkit: Toolkit) -> Emulator:
-    return Emulator(build("twins", emulation_parts([HERE / "twins.cu"], True), toolkit.include), checked=True)
+    return Emulator(build("twins", machine_parts([HERE / "twins.cu"]), toolkit), checked=True)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

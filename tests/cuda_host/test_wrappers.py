@@ -1,26 +1,29 @@
-"""The instructions of ptx.cuh: their twins in the emulation do what `make gpu-check` asks of the hardware."""
+"""The instructions of ptx.cuh: on the machine they do what `make gpu-check` asks of the hardware."""
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from gpu import check, golden
-from harness import ROOT, build, emulation_parts
+from harness import ROOT, build, machine_parts
 
 from build_tools.decide import Toolkit
 
 
 @pytest.fixture(scope="module")
 def library(toolkit: Toolkit) -> Path:
-    return build("wrappers", emulation_parts([ROOT / "tests" / "gpu" / "wrappers.cu"], checked=False), toolkit.include)
+    return build("wrappers", machine_parts([ROOT / "tests" / "gpu" / "wrappers.cu"]), toolkit)
 
 
 @pytest.mark.parametrize("name", golden.GOLDEN)
 def test_golden(library: Path, name: str) -> None:
-    golden.check(library, name, torch.device("cpu"))
+    stream = ctypes.CDLL(str(library)).emulation_stream
+    stream.restype = ctypes.c_void_p
+    golden.check(library, name, torch.device("cpu"), stream())
 
 
 def test_every_wrapper_has_one() -> None:

@@ -1,5 +1,9 @@
 // Small kernels in pairs, a right one and one with a typical mistake: the checker has to tell them apart.
-#include "../../csrc/kernels/cuda/port.cuh"
+#include <cuda_runtime_api.h>
+
+#include "../../csrc/kernels/cuda/ptx.cuh"
+
+extern "C" void* emulation_stream();
 
 namespace {
 
@@ -30,7 +34,7 @@ __global__ void write_all(const float* in, float* out, int n) {
 
 template <bool bad>
 __global__ void shared_uninitialised(const float* in, float* out, int n) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (!bad || i < n - 1) tile[i] = in[i];
   __syncthreads();
@@ -39,7 +43,7 @@ __global__ void shared_uninitialised(const float* in, float* out, int n) {
 
 template <bool bad>
 __global__ void shared_reverse(const float* in, float* out, int n) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   tile[i] = in[i];
   if (!bad) __syncthreads();
@@ -49,7 +53,7 @@ __global__ void shared_reverse(const float* in, float* out, int n) {
 // The mistake gives right values under most schedules: a thread refills the tile while another may still read it.
 template <bool bad>
 __global__ void shared_refill(const float* in, float* out, int n) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   float sum = 0.0f;
   for (int round = 0; round < 2; ++round) {
@@ -63,7 +67,7 @@ __global__ void shared_refill(const float* in, float* out, int n) {
 
 template <bool bad>
 __global__ void warp_reverse(const float* in, float* out, int) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const unsigned i = threadIdx.x;
   tile[i] = in[i];
   if (!bad) __syncwarp();
@@ -72,8 +76,8 @@ __global__ void warp_reverse(const float* in, float* out, int) {
 
 template <bool bad>
 __global__ void shared_overrun(const float* in, float* out, int) {
-  TANDEM_SHARED(float, first, [64]);
-  TANDEM_SHARED(float, second, [64]);
+  __shared__ float first[64];
+  __shared__ float second[64];
   const unsigned i = threadIdx.x;
   second[i] = 0.0f;
   first[i + (bad ? 1 : 0)] = in[i];
@@ -113,7 +117,7 @@ __global__ void shuffle_outside(const float* in, float* out, int) {
 // The second copy is still in flight where the first alone was waited for.
 template <bool bad>
 __global__ void async_copy(const float* in, float* out, int n) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
   tandem::cuda::cp_async_commit();
@@ -127,7 +131,7 @@ __global__ void async_copy(const float* in, float* out, int n) {
 // Only the thread that copies may read what has landed before a barrier.
 template <bool bad>
 __global__ void async_copy_to_others(const float* in, float* out, int n) {
-  TANDEM_SHARED(float, tile, [64]);
+  __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 16) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
   tandem::cuda::cp_async_commit();
@@ -136,10 +140,13 @@ __global__ void async_copy_to_others(const float* in, float* out, int n) {
   out[i] = tile[n - 1 - i];
 }
 
+cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
+
 template <bool bad>
 int run(int which, const float* in, float* out, int n) {
   const auto launch = [&](auto kernel, unsigned blocks, unsigned threads) {
-    return TANDEM_LAUNCH(*kernel, dim3(blocks), dim3(threads), 0, nullptr, in, out, n);
+    kernel<<<blocks, threads, 0, stream()>>>(in, out, n);
+    return cudaGetLastError();
   };
   const auto threads = static_cast<unsigned>(n);
   switch (which) {
@@ -184,9 +191,10 @@ __global__ void column_read(const float* in, float* out, int stride) {
 }
 
 __global__ void bank_conflict(const float* in, float* out, int stride) {
-  TANDEM_SHARED(float, tile, [32 * 33]);
+  __shared__ float tile[32 * 33];
   const unsigned i = threadIdx.x * static_cast<unsigned>(stride);
   tile[i] = in[threadIdx.x];
+  __syncthreads();  // else the compiler has no need of the tile
   out[threadIdx.x] = tile[i];
 }
 
@@ -199,8 +207,9 @@ int twin(int which, bool bad, const float* in, float* out, int n) {
 }
 
 int strided(bool shared, const float* in, float* out, int stride) {
-  return shared ? TANDEM_LAUNCH(bank_conflict, dim3(1), dim3(32), 0, nullptr, in, out, stride)
-                : TANDEM_LAUNCH(column_read, dim3(1), dim3(32), 0, nullptr, in, out, stride);
+  const auto kernel = shared ? bank_conflict : column_read;
+  kernel<<<1, 32, 0, stream()>>>(in, out, stride);
+  return cudaGetLastError();
 }
 
 }  // extern "C"
