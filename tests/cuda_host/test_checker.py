@@ -27,6 +27,12 @@ TWINS = {
     "shuffle_outside": ("which takes no part", 64),
     "async_copy": ("cp.async in flight", 64),
     "async_copy_to_others": ("race: read after write|uninitialised read", 64),
+    "unread_accumulator": ("a register is read that was never written", 64),
+    "diverged_mma": ("names a lane that has exited", 64),
+    "launch_bounds": ("CUDA error 701", 64),
+    "fused": ("the machine does not know 'fma", 64),
+    "much_shared": ("CUDA error 1$", 64),
+    "stream": ("another stream", 64),
 }
 
 
@@ -44,8 +50,8 @@ def test_twins(twins: Emulator, name: str, seed: int) -> None:
         twins.begin(seed)
         source = twins.place("in", torch.rand(n + 4))
         out = twins.output("out", [size], torch.float32)
-        twins.lib.twin(list(TWINS).index(name), bad, pointer(source), pointer(out), n)
-        reports = twins.reports()
+        status = twins.lib.twin(list(TWINS).index(name), bad, pointer(source), pointer(out), n)
+        reports = twins.reports() + ([f"CUDA error {status}"] if status else [])
         assert bool(reports) == bad, reports
         if bad:
             assert any(re.search(expected, text) for text in reports), reports

@@ -7,6 +7,8 @@ extern "C" void* emulation_stream();
 
 namespace {
 
+cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
+
 template <bool bad>
 __global__ void tail(const float* in, float* out, int n) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -140,7 +142,62 @@ __global__ void async_copy_to_others(const float* in, float* out, int n) {
   out[i] = tile[n - 1 - i];
 }
 
-cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
+// An accumulator that is written ("=f") where it should be read too ("+f").
+template <bool bad>
+__global__ void unread_accumulator(const float* in, float* out, int) {
+  const unsigned i = threadIdx.x;
+  float sum = in[i];
+  if (bad) {
+    asm volatile("add.rn.f32 %0, %0, %1;" : "=f"(sum) : "f"(in[i]));
+  } else {
+    asm volatile("add.rn.f32 %0, %0, %1;" : "+f"(sum) : "f"(in[i]));
+  }
+  out[i] = sum;
+}
+
+template <bool bad>
+__global__ void diverged_mma(const float* in, float* out, int) {
+  const unsigned i = threadIdx.x;
+  float sum[4] = {in[i], 0.0f, 0.0f, 0.0f};
+  const uint32_t zeros[4] = {};
+  const uint32_t spikes[2] = {};
+  if (!bad || i % 32 != 5) {
+    tandem::cuda::mma_f16(sum, zeros, spikes);
+    out[i] = sum[0];
+  } else {
+    out[i] = 0.0f;
+    return;
+  }
+}
+
+template <bool bad>
+__global__ void __launch_bounds__(bad ? 32 : 64) launch_bounds(const float* in, float* out, int) {
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+template <bool bad>
+__global__ void fused(const float* in, float* out, int) {
+  const float x = in[threadIdx.x];
+  out[threadIdx.x] = bad ? __fmaf_rn(x, x, x) : __fadd_rn(__fmul_rn(x, x), x);
+}
+
+__global__ void much_shared(const float* in, float* out, int) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  memory[threadIdx.x] = 1;
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+// Shared memory above 48 KB, for which the bad twin has asked sixteen bytes less. The error stays with the call it
+// belongs to.
+template <bool bad>
+int launch_much_shared(const float* in, float* out, int n) {
+  constexpr int kBytes = 96 * 1024;
+  const int asked = bad ? kBytes - 16 : kBytes;
+  const auto status = cudaFuncSetAttribute(&much_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, asked);
+  if (status != cudaSuccess) return status;
+  much_shared<<<1, static_cast<unsigned>(n), kBytes, stream()>>>(in, out, n);
+  return cudaGetLastError();
+}
 
 template <bool bad>
 int run(int which, const float* in, float* out, int n) {
@@ -180,6 +237,20 @@ int run(int which, const float* in, float* out, int n) {
       return launch(async_copy<bad>, 1, threads);
     case 14:
       return launch(async_copy_to_others<bad>, 1, threads);
+    case 15:
+      return launch(unread_accumulator<bad>, 1, threads);
+    case 16:
+      return launch(diverged_mma<bad>, 1, threads);
+    case 17:
+      return launch(launch_bounds<bad>, 1, threads);
+    case 18:
+      return launch(fused<bad>, 1, threads);
+    case 19:
+      return launch_much_shared<bad>(in, out, n);
+    case 20: {
+      launch_bounds<false><<<1, threads, 0, bad ? nullptr : stream()>>>(in, out, n);
+      return cudaGetLastError();
+    }
     default:
       return -1;
   }

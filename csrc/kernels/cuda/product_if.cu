@@ -118,7 +118,7 @@ int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, 
   const int shared_bytes = S::kSharedBytes + (g.P > 1 ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (status != cudaSuccess) return status;
+  if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
   g.weight_aligned = g.depth * sizeof(typename S::Weight) % 16 == 0 && is_aligned(g.weight, 16);
   g.spikes_aligned = g.group_channels % 16 == 0 && is_aligned(g.planes, 16);
   // Blocks that share weights run side by side.

@@ -40,13 +40,14 @@ int exponent_of(double x, Type type) {
 }
 
 // What Hopper's tensor cores make of c + sum of a[k] b[k], after MMA-Sim (arXiv 2511.10909): every term is cut to 25
-// bits below the largest exponent of all, zeros' included, and the sum is rounded towards zero.
+// bits below the largest exponent of all, and the sum is rounded towards zero.
 float truncating_sum(const double* a, const double* b, int depth, Type type, float c) {
+  constexpr int kZero = -133;  // the exponent of zero
   double exact = c;
-  int largest = std::max(c == 0 ? -126 : std::ilogb(c), -126);
+  int largest = c == 0 ? kZero : std::max(std::ilogb(c), -126);
   for (int k = 0; k < depth; ++k) {
     exact += a[k] * b[k];
-    if (a[k] * b[k] != 0) largest = std::max(largest, exponent_of(a[k], type) + exponent_of(b[k], type));
+    largest = std::max(largest, a[k] * b[k] == 0 ? kZero : exponent_of(a[k], type) + exponent_of(b[k], type));
   }
   if (!std::isfinite(exact)) return static_cast<float>(exact);
   const auto cut = [&](double x) { return std::trunc(std::ldexp(x, 25 - largest)); };
@@ -54,7 +55,7 @@ float truncating_sum(const double* a, const double* b, int depth, Type type, flo
   for (int k = 0; k < depth; ++k) sum += cut(a[k] * b[k]);
   sum = std::ldexp(sum, largest - 25);
   const auto nearest = static_cast<float>(sum);
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest;
+  return (std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest) + 0.0f;
 }
 
 // Sums that fit 53 bits are exact before they are rounded to float.

@@ -21,7 +21,7 @@ enum Status : int {
 };
 
 constexpr int kStaticLimit = 48 * 1024;  // bytes of shared memory a kernel may have unless it asks for more
-constexpr int kOptInLimit = 99 * 1024;   // what it may ask for on every GPU since Ampere
+int opt_in_limit = 99 * 1024;            // what it may ask for on every GPU since Ampere
 constexpr int kMaxDynamicSharedMemorySize = 8;
 
 struct Function {
@@ -146,7 +146,7 @@ int cudaLaunchKernel(const void* host, Dim grid, Dim block, void** arguments, si
 int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   const auto f = functions().find(host);
   if (f == functions().end()) return fails(kInvalidDeviceFunction);
-  if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > kOptInLimit) return fails(kInvalidValue);
+  if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > opt_in_limit) return fails(kInvalidValue);
   f->second.most_shared = std::max(kStaticLimit, value);
   return kSuccess;
 }
@@ -179,6 +179,8 @@ const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
 
 // Tensor cores that truncate as Hopper's do.
 void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating : Mma::kExact; }
+// What a kernel may ask for of shared memory; returns what it was.
+int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
 // Only these blocks of a grid are run.
 void emulation_only_blocks(uint64_t first, uint64_t count) {
   machine().options.first_block = first;
