@@ -12,6 +12,8 @@ import pytest
 import torch
 from gpu import check, correctness, on_device, report, timing
 
+import tandem_snn
+
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in correctness.cases(small=True)}
 
@@ -75,6 +77,31 @@ def test_the_large_list_is_the_small_one_and_more():
 @pytest.mark.parametrize("run", [on_device.same_every_time, on_device.frozen_graph])
 def test_what_does_not_need_a_gpu(run):
     run(CPU)
+
+
+def test_other_than_graphs_are_noticed():
+    """A network that ran layer by layer gives the right answers too."""
+    frozen = tandem_snn.freeze(on_device.layers().eval())
+    frozen._graphs["a"] = None
+    with pytest.raises(AssertionError, match="1 without a graph"):
+        on_device.has_graphs(frozen, 1)
+
+
+USES = (
+    "layers.py::test_encoder_modes",
+    "layers_shape.py::test_avg_pool_of_windows_of_four_is_exact",
+    "layers_norm.py::test_the_release_fires_by_the_running_statistics_in_training",
+    "spike_train.py::test_unused_high_bits_are_zero",
+)
+
+
+def test_the_tests_use_the_device():
+    """Those that compare values cannot pass where tensors have none."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device=meta"]
+    done = subprocess.run(
+        [*command, *(f"tests/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
+    )
+    assert f"{len(USES)} failed" in done.stdout
 
 
 def test_a_stage_goes_on_after_a_failure(capsys):

@@ -171,7 +171,9 @@ void launch(const Tensor& tensor, const char* kernel, const std::function<int(vo
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   const int status = launcher(stream);
-  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status));
+  constexpr int kNoKernelImage = 209;
+  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status),
+               status == kNoKernelImage ? "; the kernels were built for " TANDEM_CUDA_ARCHS : "");
 }
 #endif
 

@@ -18,8 +18,8 @@ __device__ __forceinline__ uint32_t spread(uint32_t bytes, bool upper) {
 }
 
 // One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
-// they make of subnormal ones. Moved up by ten places, bits 0 to 3 of a byte are there; by seven, bits 4 to 7. So
-// masking bit t out is all the conversion there is: it leaves 2^(exponent(t) - 15) or 0.
+// they make of subnormal ones. With a byte twice in sixteen bits, steps 2 to 6 lie in the exponent; three places
+// further up, steps 7, 0 and 1 do. So masking a bit out is all the conversion there is.
 struct Float16Weights {
   using Weight = __half;
   using Sum = float;
@@ -28,28 +28,29 @@ struct Float16Weights {
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 
   struct Spikes {
-    uint32_t early[2], late[2];  // steps 0 to 3, steps 4 to 7
+    uint32_t twice[2], moved[2];
   };
 
   // `row` is sample g's, at its first depth.
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
-    const uint32_t first = spread(load<uint16_t>(row + 2 * q), false);
-    const uint32_t second = spread(load<uint16_t>(row + 8 + 2 * q), false);
-    return {{first << 10, second << 10}, {first << 7, second << 7}};
+    const uint32_t first = __byte_perm(load<uint16_t>(row + 2 * q), 0, 0x1100);
+    const uint32_t second = __byte_perm(load<uint16_t>(row + 8 + 2 * q), 0, 0x1100);
+    return {{first, second}, {first << 3, second << 3}};
   }
   static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
                                                       uint32_t (&a)[kTerms][4]) {
     load_tile(tile, row_bytes, lane, a[0]);
   }
+  static __device__ __forceinline__ bool is_moved(int t) { return t < 2 || t > 6; }
+  static __device__ __forceinline__ int exponent_bit(int t) { return is_moved(t) ? (t + 1) % 8 : t - 2; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
-    return t < 4 ? s.early[r] & 0x04000400u << t : s.late[r] & 0x00800080u << t;
+    return (is_moved(t) ? s.moved[r] : s.twice[r]) & 0x04000400u << exponent_bit(t);
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_f16(sum, a, b);
   }
   static __device__ __forceinline__ float product(float sum, int t) {
-    const int exponent = t < 4 ? 1 << t : 1 << (t - 3);
-    return sum * __int_as_float((127 + 15 - exponent) << 23);
+    return sum * __int_as_float((127 + 15 - (1 << exponent_bit(t))) << 23);
   }
 };
 

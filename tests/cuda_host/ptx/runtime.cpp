@@ -43,6 +43,7 @@ std::map<const void*, Function>& functions() {
 }
 Configuration pushed;
 int last_error = kSuccess;
+int next_failure = kSuccess;  // that a test wants of the next launch
 char stream_of_the_caller;
 
 int fails(int status) { return last_error = status; }
@@ -72,6 +73,7 @@ std::string ptx_of(const uint8_t* data) {
 }
 
 int launch(Function& f, const Configuration& c, void** arguments) {
+  if (next_failure != kSuccess) return fails(std::exchange(next_failure, kSuccess));
   if (c.stream != &stream_of_the_caller) {
     machine().reports.push_back("a launch on another stream than the caller's: " + f.name);
     return fails(kLaunchFailure);
@@ -150,6 +152,10 @@ int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   f->second.most_shared = std::max(kStaticLimit, value);
   return kSuccess;
 }
+int cudaDriverGetVersion(int* version) {
+  *version = 0;
+  return kSuccess;
+}
 int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
 int cudaPeekAtLastError() { return last_error; }
 const char* cudaGetErrorString(int status) {
@@ -179,6 +185,7 @@ const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
 
 // Tensor cores that truncate as Hopper's do.
 void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating : Mma::kExact; }
+void emulation_fail(int status) { next_failure = status; }
 // What a kernel may ask for of shared memory; returns what it was.
 int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
 // Only these blocks of a grid are run.
