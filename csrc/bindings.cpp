@@ -3,6 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
+#ifdef TANDEM_WITH_CUDA
+#include "kernels/cuda/error.h"
+#endif
 
 #define NEURON                                                                                          \
   "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
@@ -58,6 +61,15 @@ py::object cuda_archs() {
 #endif
 }
 
+// Of the toolkit and of the driver; none without CUDA kernels.
+py::object cuda_versions() {
+#ifdef TANDEM_WITH_CUDA
+  return py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
+#else
+  return py::none();
+#endif
+}
+
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -74,6 +86,7 @@ py::dict build_info() {
   info["version"] = TANDEM_VERSION;
   info["torch_target"] = std::to_string(version_part(56)) + "." + std::to_string(version_part(48));
   info["cuda_archs"] = cuda_archs();
+  info["cuda_versions"] = cuda_versions();
   info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
   info["compiler"] = compiler();
   return info;

@@ -8,44 +8,46 @@ using namespace tandem;
 
 extern "C" {
 
+void* emulation_stream();
+
 int emulated_if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>* args) {
-  return cuda::if_scan(currents, dtype, source, *args, nullptr);
+  return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
 }
 
 int emulated_if_scan64(const void* currents, DType dtype, Source source, const NeuronArgs<double>* args) {
-  return cuda::if_scan(currents, dtype, source, *args, nullptr);
+  return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
 }
 
 int emulated_pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons,
                   uint8_t* planes) {
-  return cuda::pack(spikes, element_size, is_float, T, neurons, planes, nullptr);
+  return cuda::pack(spikes, element_size, is_float, T, neurons, planes, emulation_stream());
 }
 
 int emulated_unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size,
                     uint64_t one) {
-  return cuda::unpack(planes, T, neurons, spikes, element_size, one, nullptr);
+  return cuda::unpack(planes, T, neurons, spikes, element_size, one, emulation_stream());
 }
 
 int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype) {
-  return cuda::counts(planes, P, neurons, counts, dtype, nullptr);
+  return cuda::counts(planes, P, neurons, counts, dtype, emulation_stream());
 }
 
 int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
                        void* grad_z) {
-  return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, nullptr);
+  return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, emulation_stream());
 }
 
 int emulated_batch_norm_statistics(const BatchNormStatistics<float>* args, double* workspace) {
-  return cuda::batch_norm_statistics(*args, workspace, nullptr);
+  return cuda::batch_norm_statistics(*args, workspace, emulation_stream());
 }
 int emulated_batch_norm_statistics64(const BatchNormStatistics<double>* args, double* workspace) {
-  return cuda::batch_norm_statistics(*args, workspace, nullptr);
+  return cuda::batch_norm_statistics(*args, workspace, emulation_stream());
 }
 int emulated_batch_norm_grad(const BatchNormGrad<float>* args, double* workspace) {
-  return cuda::batch_norm_grad(*args, workspace, nullptr);
+  return cuda::batch_norm_grad(*args, workspace, emulation_stream());
 }
 int emulated_batch_norm_grad64(const BatchNormGrad<double>* args, double* workspace) {
-  return cuda::batch_norm_grad(*args, workspace, nullptr);
+  return cuda::batch_norm_grad(*args, workspace, emulation_stream());
 }
 int64_t emulated_batch_norm_workspace(int64_t rows, int64_t channels) {
   return cuda::batch_norm_workspace(rows, channels);
@@ -81,7 +83,7 @@ int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t
   SpikeProduct product = product_of(sizes);
   product.planes = planes;
   product.weight = weight;
-  return cuda::product_if(product, weights, *args, nullptr);
+  return cuda::product_if(product, weights, *args, emulation_stream());
 }
 
 // With a mask.

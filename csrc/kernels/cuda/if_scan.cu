@@ -93,8 +93,9 @@ template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 int launch(const In* currents, Source source, const NeuronArgs<Compute<In>>& a, void* stream) {
   const int64_t per_block = int64_t{kThreads} * kVec;
   const auto blocks = static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
-  return TANDEM_LAUNCH((if_scan_kernel<In, kHeld, kResidual, kT, kVec>), dim3(blocks), dim3(kThreads), 0,
-                       static_cast<cudaStream_t>(stream), currents, source, a);
+  if_scan_kernel<In, kHeld, kResidual, kT, kVec>
+      <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
+  return cudaGetLastError();
 }
 
 template <class In, int kVec>

@@ -76,7 +76,7 @@ __device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     product_if_kernel(const __grid_constant__ Geometry g, const __grid_constant__ NeuronArgs<float> a) {
-  TANDEM_DYNAMIC_SHARED(memory);
+  extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
   const int stages = (g.depth + kTileDepth - 1) / kTileDepth;
   auto* tile_sums = reinterpret_cast<typename S::Sum*>(memory) + at.tile * S::kSumWarp;
@@ -118,14 +118,15 @@ int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, 
   const int shared_bytes = S::kSharedBytes + (g.P > 1 ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (status != cudaSuccess) return status;
+  if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
   g.weight_aligned = g.depth * sizeof(typename S::Weight) % 16 == 0 && is_aligned(g.weight, 16);
   g.spikes_aligned = g.group_channels % 16 == 0 && is_aligned(g.planes, 16);
   // Blocks that share weights run side by side.
   const dim3 grid(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
                   static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs),
                   static_cast<unsigned>(product.groups));
-  return TANDEM_LAUNCH(product_if_kernel<S>, grid, dim3(S::kThreads), shared_bytes, stream, g, a);
+  product_if_kernel<S><<<grid, S::kThreads, shared_bytes, stream>>>(g, a);
+  return cudaGetLastError();
 }
 
 // Few pixels: the warps of a block share the depth, so that there are blocks enough. Else four times eight pixels share
