@@ -6,28 +6,25 @@
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"
 #endif
+#include "ops/fields.h"
 
-#define NEURON                                                                                          \
-  "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
-  "float threshold, float leak, str gate, bool train, bool return_v"
-#define NORM                                                                                         \
-  "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, " \
-  "Tensor? v_init, int steps, float threshold, float leak, str gate, bool return_v"
-// precision: how float32 weights are multiplied on a GPU, as torch.set_float32_matmul_precision names it.
-#define PRODUCT "Tensor planes, int T, Tensor weight, str precision"
-#define WINDOW "int[] stride, int[] padding, int[] dilation, int groups"
+#define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
+#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
+#define NORM TANDEM_NORM_FIELDS(TANDEM_SCHEMA) TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA)
+#define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
 #define SPIKES_AND_MOMENTS \
   "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
-  m.def("if_scan(Tensor currents, " NEURON ") -> " SPIKES);
-  m.def("constant_if(Tensor current, int T, " NEURON ") -> " SPIKES);
-  m.def("impulse_if(Tensor current, int T, " NEURON ") -> " SPIKES);
-  m.def("linear_if(" PRODUCT ", " NEURON ") -> " SPIKES);
-  m.def("conv_if(" PRODUCT ", " WINDOW ", " NEURON ") -> " SPIKES);
-  m.def("linear_bn_if(" PRODUCT ", " NORM ") -> " SPIKES_AND_MOMENTS);
-  m.def("conv_bn_if(" PRODUCT ", " WINDOW ", " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);
+  m.def("constant_if(Tensor current, int T" NEURON ") -> " SPIKES);
+  m.def("impulse_if(Tensor current, int T" NEURON ") -> " SPIKES);
+  m.def("linear_if(" PRODUCT NEURON ") -> " SPIKES);
+  m.def("conv_if(" PRODUCT WINDOW NEURON ") -> " SPIKES);
+  m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("window_product(" PRODUCT WINDOW ") -> Tensor");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");

@@ -105,11 +105,11 @@ std::string frozen_check(Tensor program, Tensor numbers) {
   return network::read(static_cast<const int64_t*>(program.data_ptr()), program.numel(), numbers.numel()).not_run;
 }
 
-// int32, weights as this processor's kernels want them.
+// Bytes: weights as this processor's kernels want them.
 Tensor frozen_prepare(Tensor program, Tensor numbers) {
   const Network net = network_of(program, numbers);
-  Tensor prepared = empty(net.prepared_size(), ScalarType::Int, numbers);
-  net.prepare(static_cast<int32_t*>(prepared.data_ptr()), torch_parallel);
+  Tensor prepared = empty(net.prepared_size(), ScalarType::Byte, numbers);
+  net.prepare(static_cast<uint8_t*>(prepared.data_ptr()), torch_parallel);
   return prepared;
 }
 
@@ -118,9 +118,9 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, Tensor numbers, Tensor prepared,
                                       OptionalTensor state, int64_t step, bool every_step) {
   const Network net = network_of(program, numbers);
-  TANDEM_CHECK(
-      prepared.scalar_type() == ScalarType::Int && prepared.is_contiguous() && prepared.numel() == net.prepared_size(),
-      "prepared must be what frozen_prepare gives");
+  TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
+                   net.is_prepared(static_cast<const uint8_t*>(prepared.data_ptr()), prepared.numel()),
+               "prepared must be what frozen_prepare gives");
   const network::Header& header = net.program().header;
   TANDEM_CHECK(T >= 1 && T <= network::kMostSteps && (header.any_T != 0 || header.T == T), "T must be ",
                header.any_T != 0 ? "1..255" : std::to_string(header.T), ", got ", T);
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, T
   if (every_step) out.insert(out.begin(), T);
   const Tensor answer = empty_channels_last(out, 2, ScalarType::Float, input);
   TorchNumbers host(dense);
-  net.run(plan, {dense.data_ptr(), T, static_cast<const int32_t*>(prepared.data_ptr()), every_step,
+  net.run(plan, {dense.data_ptr(), T, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
                  state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
                  static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
   return {answer, after};

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/if_neuron.h"
+#include "../kernels/neuron/if_neuron.h"
 #include "../kernels/parallel.h"
 
 namespace tandem::ops {

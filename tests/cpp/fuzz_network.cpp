@@ -39,10 +39,10 @@ std::string signed_anew(std::string content) {
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
-  std::vector<int32_t> memory(network.prepared_size() + 16);
+  std::vector<uint8_t> memory(network.prepared_size() + 64);
   void* start = memory.data();
-  size_t room = memory.size() * sizeof(int32_t);
-  auto* prepared = static_cast<int32_t*>(std::align(64, network.prepared_size() * sizeof(int32_t), start, room));
+  size_t room = memory.size();
+  auto* prepared = static_cast<uint8_t*>(std::align(64, network.prepared_size(), start, room));
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/if_neuron.h"
+#include "kernels/neuron/if_neuron.h"
 
 namespace tandem::test {
 

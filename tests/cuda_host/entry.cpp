@@ -1,8 +1,8 @@
 // C entry points to the launchers, for ctypes.
-#include "../../csrc/kernels/batch_norm.h"
-#include "../../csrc/kernels/if_scan.h"
-#include "../../csrc/kernels/spike_bits.h"
-#include "../../csrc/kernels/spike_product.h"
+#include "../../csrc/kernels/norm/batch_norm.h"
+#include "../../csrc/kernels/neuron/scan.h"
+#include "../../csrc/kernels/planes/bits.h"
+#include "../../csrc/kernels/layer.h"
 
 using namespace tandem;
 
@@ -10,11 +10,11 @@ extern "C" {
 
 void* emulation_stream();
 
-int emulated_if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>* args) {
+int emulated_if_scan(const void* currents, DType dtype, Source source, const Neuron<float>* args) {
   return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
 }
 
-int emulated_if_scan64(const void* currents, DType dtype, Source source, const NeuronArgs<double>* args) {
+int emulated_if_scan64(const void* currents, DType dtype, Source source, const Neuron<double>* args) {
   return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
 }
 
@@ -59,43 +59,46 @@ namespace {
 
 // sizes: batch, height, width, channels, outputs, groups; kernel, stride, padding, dilation, two of each; are the
 // weights channels last.
-SpikeProduct product_of(const int64_t* sizes) {
-  SpikeProduct product{};
-  product.weight_channels_last = sizes[14] != 0;
-  int64_t* const fields[] = {&product.batch,    &product.height,  &product.width,
-                             &product.channels, &product.outputs, &product.groups};
+Layer layer_of(const int64_t* sizes, int32_t T) {
+  Layer layer{};
+  Geometry& geometry = layer.geometry;
+  layer.weights.channels_last = sizes[14] != 0;
+  layer.neuron.T = T;
+  int64_t* const fields[] = {&geometry.batch,    &geometry.height,  &geometry.width,
+                             &geometry.channels, &geometry.outputs, &geometry.groups};
   for (int i = 0; i < 6; ++i) *fields[i] = sizes[i];
   for (int axis = 0; axis < 2; ++axis) {
-    product.kernel[axis] = sizes[6 + axis];
-    product.stride[axis] = sizes[8 + axis];
-    product.padding[axis] = sizes[10 + axis];
-    product.dilation[axis] = sizes[12 + axis];
+    geometry.kernel[axis] = sizes[6 + axis];
+    geometry.stride[axis] = sizes[8 + axis];
+    geometry.padding[axis] = sizes[10 + axis];
+    geometry.dilation[axis] = sizes[12 + axis];
   }
-  return product;
+  return layer;
 }
 
 }  // namespace
 
 extern "C" {
 
-int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Weights weights,
-                        const NeuronArgs<float>* args) {
-  SpikeProduct product = product_of(sizes);
-  product.planes = planes;
-  product.weight = weight;
-  return cuda::product_if(product, weights, *args, emulation_stream());
+int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Operand operand,
+                        const Neuron<float>* args) {
+  Layer layer = layer_of(sizes, args->T);
+  layer.planes = planes;
+  layer.weights.data = weight;
+  layer.neuron = *args;
+  return cuda::run(layer, operand, emulation_stream());
 }
 
 // With a mask.
-int emulated_has_product_if(const int64_t* sizes, cuda::Weights weights) {
+int emulated_has_product_if(const int64_t* sizes, cuda::Operand operand) {
   uint8_t mask = 0;
-  NeuronArgs<float> neuron{};
-  neuron.mask = &mask;
-  return cuda::has_product_if(product_of(sizes), weights, neuron);
+  Layer layer = layer_of(sizes, 1);
+  layer.neuron.mask = &mask;
+  return cuda::can_run(layer, operand);
 }
 
-int emulated_favours_product_if(const int64_t* sizes, cuda::Weights weights, int32_t T) {
-  return cuda::favours_product_if(product_of(sizes), weights, T);
+int emulated_favours_product_if(const int64_t* sizes, cuda::Operand operand, int32_t T) {
+  return cuda::prefers_run(layer_of(sizes, T), operand);
 }
 
 }  // extern "C"

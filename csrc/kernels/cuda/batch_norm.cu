@@ -1,7 +1,7 @@
 // Batch normalisation: sums per channel over all rows, in double, and what follows from them. A block takes a slice of
 // the rows and a tile of the channels: a thread kVec neighbouring channels of every n-th row. It leaves its sums in the
 // workspace; a second kernel adds the slices up in order, so that the result depends on no schedule, and finishes.
-#include "../batch_norm.h"
+#include "../norm/batch_norm.h"
 #include "vec.cuh"
 
 namespace tandem::cuda {

@@ -1,5 +1,5 @@
 // A thread owns four neighbouring neurons, or one where the arrays are not aligned for four, at all steps.
-#include "../spike_bits.h"
+#include "../planes/bits.h"
 #include "vec.cuh"
 
 namespace tandem::cuda {

@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-#include "../if_neuron.h"
+#include "../neuron/if_neuron.h"
 #include "ptx.cuh"
 
 namespace tandem::cuda {

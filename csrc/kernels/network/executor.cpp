@@ -6,10 +6,9 @@
 #include <stdexcept>
 
 #include "../cpu/scratch.h"
-#include "../cpu/spike_lists.h"
-#include "../if_scan.h"
-#include "../spike_bits.h"
-#include "../spike_window.h"
+#include "../neuron/scan.h"
+#include "../planes/bits.h"
+#include "../planes/moves.h"
 
 namespace tandem::network {
 
@@ -19,30 +18,37 @@ namespace {
   throw std::invalid_argument("instruction " + std::to_string(i) + ": " + why);
 }
 
-constexpr int64_t kAlignment = 16;  // int32, of the parts of what is prepared
+constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
 
 }  // namespace
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
     : program_(read(words, count, bytes)), numbers_(numbers) {
   if (!program_.not_run.empty()) throw std::invalid_argument(program_.not_run);
-  int64_t size = 0;
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
-    prepared_.push_back(size);
-    if (is_packed(i)) {
-      const SpikeProduct p = synapses(i);
-      if (p.taps() > cpu::kMaxInputs) {
-        refuse(i,
-               "its kernel has " + std::to_string(p.taps()) + " taps, the most is " + std::to_string(cpu::kMaxInputs));
-      }
-      size += cpu::packed_size(p);
-    } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
-      size += weights(i);
-    }
+}
+
+// Where each instruction's part of the prepared weights begins, and their size.
+std::vector<int64_t> Network::parts() const {
+  const auto n = static_cast<int64_t>(program_.instructions.size());
+  std::vector<int64_t> offsets;
+  int64_t size = (n + 1) * static_cast<int64_t>(sizeof(int64_t));
+  for (int64_t i = 0; i < n; ++i) {
     size += -size & (kAlignment - 1);
+    offsets.push_back(size);
+    if (is_packed(i)) {
+      size += cpu::prepared_size(geometry(i), weights_of(i));
+    } else if (has_weights(i) && program_.instructions[i].few_bits != 0) {
+      size += weights(i) * static_cast<int64_t>(sizeof(float));
+    }
   }
-  prepared_.push_back(size);
+  offsets.push_back(size);
+  return offsets;
+}
+
+bool Network::is_prepared(const uint8_t* prepared, int64_t size) const {
+  const auto n = static_cast<int64_t>(program_.instructions.size());
+  if (size < (n + 1) * static_cast<int64_t>(sizeof(int64_t))) return false;
+  return reinterpret_cast<const int64_t*>(prepared)[n] == size;
 }
 
 // Their number.
@@ -55,51 +61,48 @@ const float* Network::floats(int64_t offset) const {
   return offset == kAbsent ? nullptr : reinterpret_cast<const float*>(numbers_ + offset);
 }
 
-// The geometry, without an image.
-SpikeProduct Network::synapses(int64_t number) const {
+// Without an image.
+Geometry Network::geometry(int64_t number) const {
   const Instruction& i = program_.instructions[number];
-  SpikeProduct p{};
-  p.outputs = i.outputs;
-  p.groups = i.groups;
-  p.channels = i.channels * i.groups;
-  p.kernel[0] = i.kernel_h, p.kernel[1] = i.kernel_w;
-  p.stride[0] = i.stride_h, p.stride[1] = i.stride_w;
-  p.padding[0] = i.padding_h, p.padding[1] = i.padding_w;
-  p.dilation[0] = i.dilation_h, p.dilation[1] = i.dilation_w;
-  return p;
+  Geometry g{};
+  g.outputs = i.outputs;
+  g.groups = i.groups;
+  g.channels = i.channels * i.groups;
+  g.kernel[0] = i.kernel_h, g.kernel[1] = i.kernel_w;
+  g.stride[0] = i.stride_h, g.stride[1] = i.stride_w;
+  g.padding[0] = i.padding_h, g.padding[1] = i.padding_w;
+  g.dilation[0] = i.dilation_h, g.dilation[1] = i.dilation_w;
+  return g;
 }
 
-// Weights of few bits: the integers, which for a readout are times their step.
-std::vector<float> Network::few_bits(int64_t number) const {
+Weights Network::weights_of(int64_t number) const {
+  const Instruction& i = program_.instructions[number];
+  return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : DType::kFloat32, false};
+}
+
+// Weights of few bits as floats: the integers, which for a readout are times their step.
+void Network::widen(int64_t number, float* to) const {
   const Instruction& i = program_.instructions[number];
   const int64_t n = weights(number);
   const auto* q = reinterpret_cast<const int8_t*>(numbers_ + i.weight);
-  std::vector<float> wide(q, q + n);
-  if (program_.kind(number) == Kind::readout) {
-    const float* step = floats(i.step);
-    for (int64_t k = 0; k < n; ++k) wide[k] *= step[k / (n / i.outputs)];
-  }
-  return wide;
+  std::copy_n(q, n, to);
+  if (program_.kind(number) != Kind::readout) return;
+  const float* step = floats(i.step);
+  for (int64_t k = 0; k < n; ++k) to[k] *= step[k / (n / i.outputs)];
 }
 
-void Network::pack(int64_t number, int32_t* to, ParallelFor parallel) const {
-  const Instruction& i = program_.instructions[number];
-  SpikeProduct p = synapses(number);
-  std::vector<float> wide;
-  if (i.few_bits != 0) wide = few_bits(number);
-  p.weight = wide.empty() ? floats(i.weight) : wide.data();
-  if (!cpu::pack_weights(p, to, parallel)) refuse(number, "a weight is not finite");
-}
-
-void Network::prepare(int32_t* prepared, ParallelFor parallel) const {
+void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
+  const std::vector<int64_t> offsets = parts();
+  std::memcpy(prepared, offsets.data(), offsets.size() * sizeof(int64_t));
   for (size_t n = 0; n < program_.instructions.size(); ++n) {
     const auto i = static_cast<int64_t>(n);
-    if (prepared_[n] == prepared_[n + 1]) continue;
+    uint8_t* part = prepared + offsets[n];
     if (is_packed(i)) {
-      pack(i, prepared + prepared_[n], parallel);
-    } else {
-      const std::vector<float> wide = few_bits(i);
-      std::memcpy(prepared + prepared_[n], wide.data(), wide.size() * sizeof(float));
+      if (cpu::prepare(geometry(i), weights_of(i), part, parallel) != cpu::Refusal::kNone) {
+        refuse(i, "a weight is not finite");
+      }
+    } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
+      widen(i, reinterpret_cast<float*>(part));
     }
   }
 }
@@ -174,9 +177,9 @@ class Run {
   }
 
   // Neurons without their state.
-  NeuronArgs<float> neurons(int64_t i) const {
+  Neuron<float> neurons(int64_t i) const {
     const Instruction& in = at(i);
-    NeuronArgs<float> a{};
+    Neuron<float> a{};
     a.neurons = plan_.batch * plan_.steps[i].out.features();
     a.channels = plan_.steps[i].out.channels;
     a.T = static_cast<int32_t>(T_);
@@ -190,9 +193,9 @@ class Run {
     return a;
   }
 
-  NeuronArgs<float> firing(int64_t i) const {
+  Neuron<float> firing(int64_t i) const {
     const Instruction& in = at(i);
-    NeuronArgs<float> a = neurons(i);
+    Neuron<float> a = neurons(i);
     a.threshold = static_cast<float>(network::real(in.threshold));
     a.leak = static_cast<float>(network::real(in.leak));
     a.gate = static_cast<Gate>(in.gate);
@@ -217,29 +220,28 @@ class Run {
   }
 
   void product(int64_t i) {
-    const NeuronArgs<float> a = firing(i);
-    SpikeProduct p = synapses(i);
+    Layer of = layer(i, firing(i));
     std::vector<float> shares;
-    if (program_.kind(i) == Kind::average) {  // whose channels are known only now: packed in this call
-      p.outputs = p.channels = p.groups = a.channels;
-      shares.assign(p.outputs * p.taps(), static_cast<float>(1.0 / static_cast<double>(p.taps())));
-      p.weight = shares.data();
-    } else {
-      p.packed = call_.prepared + network_.prepared_[i];
+    if (program_.kind(i) == Kind::average) {  // whose channels are known only now: prepared in this call
+      Geometry& g = of.geometry;
+      g.outputs = g.channels = g.groups = of.neuron.channels;
+      shares.assign(g.outputs * g.taps(), static_cast<float>(1.0 / static_cast<double>(g.taps())));
+      of.weights = {shares.data(), DType::kFloat32, false};
+      of.prepared = nullptr;
     }
-    multiply(i, p, a);
-    call_.host->fired(i, a.planes, a.neurons * plan_.planes);
+    multiply(i, of);
+    call_.host->fired(i, of.neuron.planes, of.neuron.neurons * plan_.planes);
   }
 
-  void multiply(int64_t i, const SpikeProduct& p, const NeuronArgs<float>& a) const {
-    if (!cpu::product_if(p, a, call_.parallel)) refuse(i, "the kernels turned it down");
+  void multiply(int64_t i, const Layer& of) const {
+    if (cpu::run(of, call_.parallel) != cpu::Refusal::kNone) refuse(i, "a weight is not finite");
   }
 
   void direct(int64_t i) {
     const Instruction& in = at(i);
-    const NeuronArgs<float> a = firing(i);
+    const Neuron<float> a = firing(i);
     const bool impulse = static_cast<Source>(program_.header.source) == Source::kImpulse;
-    const float* weight = in.few_bits != 0 ? prepared(i) : floats(in.weight);
+    const float* weight = weights(i);
     std::vector<float> silence;
     const float* y = nullptr;
     if (impulse && call_.state != nullptr && call_.step > 0) {
@@ -255,37 +257,35 @@ class Run {
   // A current is the potential, after one step, of a neuron that begins at 0 and never fires: all steps are samples of
   // one batch.
   void currents(int64_t i) {
-    SpikeProduct p = synapses(i);
-    NeuronArgs<float> a = neurons(i);
-    a.T = 1;
-    a.neurons *= T_;
-    const int64_t inputs = p.batch * p.height * p.width * p.channels;
+    Layer of = layer(i, neurons(i));
+    Geometry& g = of.geometry;
+    of.neuron.T = 1;
+    of.neuron.neurons *= T_;
+    const int64_t inputs = g.batch * g.height * g.width * g.channels;
     thread_local cpu::Scratch<uint8_t> memory;
-    uint8_t* steps = memory.reserve(T_ * inputs + a.neurons);
-    cpu::split_steps(p.planes, static_cast<int32_t>(T_), inputs, steps, call_.parallel);
-    a.planes = steps + T_ * inputs;  // silence
-    a.v = reinterpret_cast<float*>(place(plan_.steps[i].place));
-    p.planes = steps;
-    p.batch *= T_;
-    p.packed = call_.prepared + network_.prepared_[i];
-    multiply(i, p, a);
+    uint8_t* steps = memory.reserve(T_ * inputs + of.neuron.neurons);
+    cpu::split_steps(of.planes, static_cast<int32_t>(T_), inputs, steps, call_.parallel);
+    of.neuron.planes = steps + T_ * inputs;  // silence
+    of.neuron.v = reinterpret_cast<float*>(place(plan_.steps[i].place));
+    of.planes = steps;
+    g.batch *= T_;
+    multiply(i, of);
   }
 
-  SpikeProduct synapses(int64_t i) const {
-    SpikeProduct p = network_.synapses(i);
+  Layer layer(int64_t i, const Neuron<float>& neuron) const {
     const Instruction& in = at(i);
     const Shape& image = plan_.steps[i].in;
-    p.planes = spikes(in.input);
-    p.batch = plan_.batch;
-    p.height = image.height + in.after_h;
-    p.width = image.width + in.after_w;
+    Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), spikes(in.input), neuron, Way::kFastest};
+    of.geometry.batch = plan_.batch;
+    of.geometry.height = image.height + in.after_h;
+    of.geometry.width = image.width + in.after_w;
     if (in.after_h + in.after_w > 0) {
       uint8_t* padded = place(plan_.steps[i].padded);
-      cpu::pad_after(p.planes, plan_.batch * plan_.planes, image.height, image.width, image.channels, in.after_h,
+      cpu::pad_after(of.planes, plan_.batch * plan_.planes, image.height, image.width, image.channels, in.after_h,
                      in.after_w, padded, call_.parallel);
-      p.planes = padded;
+      of.planes = padded;
     }
-    return p;
+    return of;
   }
 
   void max_pool(int64_t i, int64_t images, const Shape& in, const Shape& out) const {
@@ -303,8 +303,12 @@ class Run {
     cpu::max_pool(pool, spikes(w.input), place(plan_.steps[i].place), call_.parallel);
   }
 
-  const float* prepared(int64_t i) const {
-    return reinterpret_cast<const float*>(call_.prepared + network_.prepared_[i]);
+  const uint8_t* prepared(int64_t i) const {
+    return call_.prepared + reinterpret_cast<const int64_t*>(call_.prepared)[i];
+  }
+  // Of a product of real numbers.
+  const float* weights(int64_t i) const {
+    return at(i).few_bits != 0 ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
   }
 
   // What reads counts, after step t of this run, which is the stream's last of `steps`.
@@ -324,7 +328,7 @@ class Run {
         for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
         bias = bias_so_far.data();
       }
-      const float* y = call_.host->product(window(i), in.few_bits != 0 ? prepared(i) : floats(in.weight), bias, x);
+      const float* y = call_.host->product(window(i), weights(i), bias, x);
       std::copy_n(y, plan_.batch * in.outputs, to);
     }
   }

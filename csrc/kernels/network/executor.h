@@ -9,9 +9,8 @@
 // is computed by the caller's functions, so that it has the bits of the caller's own.
 #pragma once
 
-#include "../if_neuron.h"
+#include "../layer.h"
 #include "../parallel.h"
-#include "../spike_product.h"
 #include "program.h"
 
 namespace tandem::network {
@@ -62,7 +61,7 @@ struct Plan {
 struct Call {
   const void* input;  // spike planes [P, batch, height, width, channels], or what Host takes
   int64_t T;          // of the window
-  const int32_t* prepared;
+  const uint8_t* prepared;
   bool every_step;
   float* state;  // null: the whole window; else one step of a stream, read where step > 0, and written
   int64_t step;
@@ -80,9 +79,12 @@ class Network {
   const Program& program() const { return program_; }
   int64_t outputs() const { return program_.instructions.back().outputs; }
 
-  // `prepared` has that many elements and is aligned to 64 bytes.
-  int64_t prepared_size() const { return prepared_.back(); }
-  void prepare(int32_t* prepared, ParallelFor parallel) const;
+  // Weights as the kernels want them: so many bytes, aligned to 64, which begin with the offset of each instruction's
+  // part and the size.
+  int64_t prepared_size() const { return parts().back(); }
+  void prepare(uint8_t* prepared, ParallelFor parallel) const;
+  // Are these bytes of that size the result of prepare()?
+  bool is_prepared(const uint8_t* prepared, int64_t size) const;
 
   Plan plan(const Shape& sample, int64_t batch, int64_t planes) const;
   void run(const Plan& plan, const Call& call) const;
@@ -97,14 +99,14 @@ class Network {
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_spikes(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }
   int64_t weights(int64_t i) const;
-  SpikeProduct synapses(int64_t i) const;
+  Geometry geometry(int64_t i) const;
+  Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
-  std::vector<float> few_bits(int64_t i) const;
-  void pack(int64_t i, int32_t* to, ParallelFor parallel) const;
+  void widen(int64_t i, float* to) const;
+  std::vector<int64_t> parts() const;
 
   Program program_;
   const uint8_t* numbers_;
-  std::vector<int64_t> prepared_;  // where each instruction's part begins, and the size
 };
 
 }  // namespace tandem::network

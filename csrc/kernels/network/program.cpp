@@ -4,7 +4,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "../if_neuron.h"
+#include "../neuron/if_neuron.h"
 
 namespace tandem::network {
 

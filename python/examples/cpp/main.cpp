@@ -65,10 +65,10 @@ class CountingNumbers : public PlainNumbers {
 void classify(const char* path, const char* input, bool answers) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
-  std::vector<int32_t> memory(network.prepared_size() + 16);
+  std::vector<uint8_t> memory(network.prepared_size() + 64);
   void* start = memory.data();
-  size_t room = memory.size() * sizeof(int32_t);
-  auto* prepared = static_cast<int32_t*>(std::align(64, network.prepared_size() * sizeof(int32_t), start, room));
+  size_t room = memory.size();
+  auto* prepared = static_cast<uint8_t*>(std::align(64, network.prepared_size(), start, room));
   network.prepare(prepared, tandem::serial_for);
 
   const Header& header = network.program().header;
