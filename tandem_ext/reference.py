@@ -216,16 +216,17 @@ def _layer(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    step: Tensor | None = None,
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """z = scale·(gain·W c + bias) + shift, spread over the steps."""
-    w, g = _per_channel(scale, 1.0, y), _per_channel(gain, 1.0, y)
+    """z = scale·(gain·step·W c + bias) + shift, spread over the steps; ``step`` [N] is the unit of few-bit weights."""
+    w, s, g = _per_channel(scale, 1.0, y), _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y)
     b, k = _per_channel(bias, 0.0, y), _per_channel(shift, 0.0, y)
-    ann = w * (g * total + b) + k
+    ann = w * (g * s * total + b) + k
     unit = _unit(threshold, y)
     with torch.no_grad():
-        scale, shift = w * g / unit, (w * b + k) / unit
+        scale, shift = w * s * g / unit, (w * b + k) / unit
     train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
     return (train, v) if return_v else train
 
@@ -241,20 +242,21 @@ def _bn_layer(
     return_v: bool,
     *,
     eps: float = 1e-5,
+    step: Tensor | None = None,
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """z = batch norm of gain·W c, by the statistics of this batch, in the currents and in the ANN branch alike."""
-    g = torch.as_tensor(gain, dtype=y.dtype, device=y.device)
+    """z = batch norm of gain·step·W c, by this batch's statistics, in the currents and in the ANN branch alike."""
+    worth = _per_channel(step, 1.0, y) * _per_channel(gain, 1.0, y)
     gamma = y.new_ones(y.shape[2]) if gamma is None else gamma.to(y.dtype)
     beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
-    ann = F.batch_norm(g * total, None, None, gamma, beta, True, 0.0, eps)
+    ann = F.batch_norm(worth * total, None, None, gamma, beta, True, 0.0, eps)
     with torch.no_grad():
         u = total.double().movedim(1, -1).flatten(0, -2)
         mean = u.mean(0)
         var = ((u * u).mean(0) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
-        unit = _unit(threshold, y).flatten()
+        unit, g = _unit(threshold, y).flatten(), worth.flatten()
         a = gamma / unit * (1 / square_root(g * g * var + eps))
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var

@@ -291,7 +291,7 @@ def test_names_in_a_profile():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.cross_entropy(net(x), y).backward()
     names = {event.key for event in profile.key_averages()}
-    assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "ProductBNIFBackward"} <= names
+    assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names
 
 
 def test_the_import_costs_little():

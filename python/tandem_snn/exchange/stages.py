@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import ImpulseInput, SpikeTrain
-from tandem_ext.functional.neuron import fold, make_neurons
 
 from .. import nn as tnn
 from ..frozen.network import FrozenNetwork
 from ..frozen.trace import CannotLower, trace
-from ..nn.batch_norm import fold_norm
 
 
 @dataclass
@@ -135,14 +133,11 @@ class _Reader:
             raise CannotLower(f"{call.name}: it is analog, and has no spikes")
         if layer.gate == "resu":
             raise CannotLower(f'{call.name}: its gate "resu" needs the end of the window, so it has no step')
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
         residual = call.residual
         stage.fires = call.fire
-        train = y.shape if call.fire else y.shape[1:]
-        threshold, leak, v_init = (layer.threshold, layer.leak, layer.v_init) if call.fire else (1.0, 1.0, 0.0)
-        neurons = make_neurons(layer.weight, x.T, tuple(train), residual, threshold, leak, v_init, layer.gate)
-        stage.scale, stage.shift = fold(neurons, layer.bias, scale, shift, x.gain, train[1], layer.weight)
-        stage.threshold, stage.leak = neurons.settings.threshold, neurons.settings.leak
+        shape = tuple(y.shape if call.fire else y.shape[1:])
+        static, neurons, _, stage.scale, stage.shift = layer.lowered(x, shape, residual, fire=call.fire)
+        stage.threshold, stage.leak = (static.threshold, static.leak) if call.fire else (1.0, 1.0)
         stage.v_init, stage.residual_scale = neurons.v_init, neurons.residual_scale
         if residual is not None:
             stage.residual = self.values.get(id(residual), self.source)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import Neurons, fold, make_neurons
-from tandem_ext.functional.products import conv_product
+from tandem_ext.functional.neuron import Static, Tensors, tensors_of
 
 from .. import nn as tnn
-from ..nn.batch_norm import fold_norm
 from ..nn.currents import NEVER
 from .trace import Call, CannotLower, Trace
 
@@ -151,29 +149,25 @@ class Builder:
 
     def _neurons(self, call: Call, now: int) -> None:
         layer, x, y = call.layer, call.x, call.y
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
         direct = not isinstance(x, SpikeTrain)
         if not call.fire:
             if direct:
                 raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
             self.currents.add(id(y))
             channels = y.shape[2]
-            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), threshold=NEVER)
-            scale, shift = fold(unit, layer.bias, scale, shift, x.gain, channels, layer.weight)
+            lowered = layer.lowered(x, tuple(y.shape[1:]), fire=False)
             self._emit(
                 kind=CURRENTS,
                 outputs=channels,
                 constants=self.blob.put(torch.tensor([NEVER, 1.0])),
                 output=self.places.take(id(y), CURRENTS_SIZE * (y[0].numel() // y.shape[1]), now),
-                **self._synapses(call, now, scale, shift),
+                **self._synapses(call, now, lowered.scale, lowered.shift),
             )
             return
-        neurons = make_neurons(
-            layer.weight, y.T, tuple(y.shape), call.residual, layer.threshold, layer.leak, layer.v_init, layer.gate
-        )
-        scale, shift = fold(neurons, layer.bias, scale, shift, x.gain, y.shape[1], layer.weight)
+        lowered = layer.lowered(x, tuple(y.shape), call.residual)
         kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
-        self._fire(call, neurons, now, kind=kind, **self._synapses(call, now, scale, shift))
+        synapses = self._synapses(call, now, lowered.scale, lowered.shift)
+        self._fire(call, lowered.static, lowered.tensors, now, kind=kind, **synapses)
 
     def _synapses(self, call: Call, now: int, scale: Tensor | None, shift: Tensor | None) -> dict[str, int]:
         """The fields of a layer's input, geometry, weights and affine map."""
@@ -212,10 +206,9 @@ class Builder:
         )  # fmt: skip
         return padded
 
-    def _fire(self, call: Call, neurons: Neurons, now: int, **fields: int) -> None:
+    def _fire(self, call: Call, settings: Static, neurons: Tensors, now: int, **fields: int) -> None:
         """Emits a layer with neurons."""
-        y, settings = call.y, neurons.settings
-        v_init = neurons.v_init
+        y, v_init = call.y, neurons.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.movedim(0, -1)
         self.streams &= settings.gate != "resu"
@@ -247,10 +240,11 @@ class Builder:
         layer, x, y = call.layer, call.x, call.y
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = make_neurons(weight, y.T, tuple(y.shape), v_init=layer.v_init)
+        neurons = tensors_of(weight, y.T, tuple(y.shape), v_init=layer.v_init)
         packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
         self._fire(
             call,
+            Static("train", y.T, y.T, 1.0, 1.0, "relu"),
             neurons,
             now,
             kind=PRODUCT,
@@ -377,5 +371,5 @@ def _geometry(shape: Sequence[int], layer: Any) -> tuple[dict[str, int], list[in
     fields = {"channels": shape[1], **_image(shape)}
     if isinstance(layer, tnn.Linear):
         return fields | _window((1, 1), (1, 1), (0, 0), (1, 1)), []
-    product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), sides
+    product = layer.synapses()
+    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), list(product.sides)

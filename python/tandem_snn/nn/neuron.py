@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.couple import couple
+from tandem_ext.functional.layer import norm_layer, product_layer, window_product
+from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
+from tandem_ext.functional.products import LINEAR, Product
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
-from .quantise import check_bits, rounded
+from .quantise import check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
@@ -38,6 +40,16 @@ class NeuronOptions(TypedDict, total=False):
     bn_stats: str
     gamma: float | None
     weight_bits: int | None
+
+
+class Lowered(NamedTuple):
+    """A layer in evaluation as its op takes it: I[t] = scale·(weight s_in[t]) + shift/T into neurons."""
+
+    static: Static
+    tensors: Tensors
+    weight: Tensor  # of integers, where ``static.few_bits``; their steps are in scale
+    scale: Tensor | None
+    shift: Tensor | None
 
 
 class SpikingLayer(nn.Module):
@@ -63,13 +75,13 @@ class SpikingLayer(nn.Module):
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
 
+    Attributes may be set anew, and are checked then.
+
     Attributes:
         analog: True makes the layer what it is in the ANN, without spikes: it takes signals and tensors and returns the
             tensor ρ(z)/ϑ, times what a spike is worth. So a network can be part spiking, part ANN.
     """
 
-    _if: ClassVar[Callable[..., Any]]
-    _bn_if: ClassVar[Callable[..., Any]]
     _product: ClassVar[Callable[..., Tensor]]
     _norm_class: ClassVar[type[_BatchNorm]]
 
@@ -77,8 +89,11 @@ class SpikingLayer(nn.Module):
     bias: Tensor | None
     norm: _BatchNorm | None
     threshold: float | Tensor
+    leak: float
     v_init: float | Tensor
     gain: float | str
+    gate: str
+    bn_stats: str
     weight_bits: int | None
     analog: bool = False
 
@@ -105,27 +120,17 @@ class SpikingLayer(nn.Module):
             options = ", ".join(NeuronOptions.__annotations__)
             raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {options}")
         checks.threshold(threshold, channels, self.weight.device)
-        checks.leak(leak)
-        checks.gate(gate)
-        if bn_stats not in BN_STATS:
-            raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
-        if gain != "threshold":
-            checks.gain("gain", gain)
-        elif isinstance(threshold, Tensor) and threshold.dim():
-            raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
-        if not isinstance(v_init, Tensor):
-            checks.v_init(v_init, (), self.weight.device)
         checks.eps(eps)
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
-        check_bits(weight_bits)
-        self.weight_bits = weight_bits
+        self._channels = channels
+        self._add_number("threshold", threshold)
+        self._add_number("v_init", v_init)
         self.leak = leak
         self.gain = gain
         self.gate = gate
         self.bn_stats = bn_stats
-        self._add_number("threshold", threshold)
-        self._add_number("v_init", v_init)
+        self.weight_bits = weight_bits
         self.norm = None
         if norm:
             momentum = MOMENTUM[bn_stats] if momentum is None else momentum
@@ -139,9 +144,19 @@ class SpikingLayer(nn.Module):
         else:
             setattr(self, name, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
+        if name in _CHECKS and not isinstance(value, Tensor):
+            _CHECKS[name](self, value)
+        super().__setattr__(name, value)
+
     def _geometry(self) -> tuple[Any, ...]:
         """What the product takes after weight and bias."""
         return ()
+
+    def synapses(self) -> Product:
+        """The product of the weights with spikes."""
+        return LINEAR
 
     def forward(
         self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
@@ -162,7 +177,15 @@ class SpikingLayer(nn.Module):
             if residual is not None:
                 raise ValueError("residual: with fire=False there are no neurons to receive it")
             return self._currents(x)
-        train = self._fire(x, residual)
+        norm = self.norm
+        if norm is None:
+            train = self._run(x, None, None, residual)
+        elif not self._uses_batch(norm):
+            train = self._run(x, *fold_norm(norm), residual)
+        elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
+            train = self._coupled(x, norm, residual)
+        else:
+            train = self._normed(x, norm, residual)
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
 
@@ -178,31 +201,68 @@ class SpikingLayer(nn.Module):
             threshold = over_space(threshold, tuple(activation.shape))
         return activation / threshold * self.gain
 
-    def _fire(self, x: Signal, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        neuron = {
-            "threshold": self.threshold,
-            "leak": self.leak,
-            "v_init": self.v_init,
-            "gate": self.gate,
-            "residual": residual,
-        }
-        norm = self.norm
-        if norm is None:
-            return self._if(x, self.used_weight(), self.bias, *self._geometry(), **neuron)
-        if not self._uses_batch(norm):
-            scale, shift = fold_norm(norm)
-            return self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        if self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
-            return self._coupled(x, norm, neuron)
+    def _static(self, T: int, eps: float | None = None) -> Static:
+        """What an op takes of this layer besides tensors."""
+        threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
+        few_bits = self.weight_bits is not None
+        return Static(self.synapses(), T, T, threshold, float(self.leak), self.gate, False, eps, few_bits)
+
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
+        return (self.weight, None) if self.weight_bits is None else integers(self.weight, self.weight_bits)
+
+    def _run(
+        self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
+    ) -> SpikeTrain:
+        """The spikes, with a batch norm that is a scale and a shift."""
+        weight, step = self._weights()
+        return product_layer(  # type: ignore[return-value]
+            x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
+        )
+
+    def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+        """The spikes, with batch norm by the statistics of this batch."""
         # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
-        train, mean, var = self._bn_if(
-            x, self.used_weight(), self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
+        weight, step = self._weights()
+        static = self._static(x.T, norm.eps)
+        train, mean, var = norm_layer(
+            x, weight, self.bias, norm.weight, beta, step, residual, self.threshold, self.v_init, static
         )
+        assert isinstance(train, SpikeTrain)
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
             track(norm, mean, var, n / (n - 1))
         return train
+
+    def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
+        z, scale, shift = self._normalised(norm, self._window_product(x))
+        z = z if residual is None else z + residual_total(residual, z)
+        with torch.no_grad():
+            train = self._run(x, scale, shift, residual)
+        return couple(train, z, threshold=self.threshold, gate=self.gate)
+
+    def lowered(
+        self, x: Signal, shape: tuple[int, ...], residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
+    ) -> Lowered:
+        """The layer in evaluation: what frozen networks and exports are made of.
+
+        Args:
+            x: an input, whose values do not matter.
+            shape: of its output, [B, N, *space].
+            residual: as of :meth:`forward`.
+            fire: False for the currents alone, into neurons that never fire.
+        """
+        weight, step = self._weights()
+        scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
+        static, tensors = self._static(x.T), Tensors()
+        if fire:
+            tensors = tensors_of(weight, x.T, shape, residual, self.threshold, self.v_init)
+        else:
+            static = static._replace(threshold=NEVER, leak=1.0, gate="relu")
+        scale, shift = fold(tensors.theta, self.bias, scale, shift, step, x.gain, shape[1], weight)
+        return Lowered(static, tensors, weight, scale, shift)
 
     def used_weight(self) -> Tensor:
         """The weights the layer computes with: rounded where it has ``weight_bits``."""
@@ -230,16 +290,16 @@ class SpikingLayer(nn.Module):
             if self._uses_batch(norm):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
-        weight = self.used_weight()
+        weight, step = self._weights()
+        static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
 
         def after(t: int, v: float | Tensor) -> Tensor:
             more = step_of(residual, t) if isinstance(residual, SpikeTrain) else residual
-            _, v = self._if(
-                step_of(x, t), weight, self.bias, *self._geometry(), scale=scale, shift=shift, steps=x.T, v_init=v,
-                residual=more[t : t + 1] if isinstance(more, Tensor) else more, threshold=self.threshold,
-                leak=self.leak, return_v=True,
-            )  # fmt: skip
-            return v  # type: ignore[return-value]
+            more = more[t : t + 1] if isinstance(more, Tensor) else more
+            _, v = product_layer(
+                step_of(x, t), weight, self.bias, scale, shift, step, more, self.threshold, v, static
+            )  # type: ignore[misc]
+            return v
 
         return potential_trace(x.T, self.v_init, after)
 
@@ -247,33 +307,35 @@ class SpikingLayer(nn.Module):
         counts = effective_counts(x).to(self.weight.dtype)
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
+    def _window_product(self, x: Signal) -> Tensor:
+        """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
+        if not isinstance(x, SpikeTrain):
+            return self._ann_product(x)
+        weight, step = self._weights()
+        u = window_product(x, weight, self.synapses()).to(self.weight.dtype)
+        worth = x.gain if step is None else step * x.gain
+        if isinstance(worth, Tensor) or worth != 1.0:
+            u = u * (over_space(worth, u.shape) if isinstance(worth, Tensor) and worth.dim() else worth)
+        return u if self.bias is None else u + over_space(self.bias, u.shape)
+
     def _currents(self, x: Signal) -> Tensor:
+        """The currents of each step, with the gradient of their sum."""
         norm = self.norm
         batch = norm is not None and self._uses_batch(norm)
-        z = self._ann_product(x) if batch or torch.is_grad_enabled() else None
+        z = self._window_product(x) if batch or torch.is_grad_enabled() else None
         scale = shift = None
         if norm is not None and z is not None:
             z, scale, shift = self._normalised(norm, z)
         elif norm is not None:
             scale, shift = fold_norm(norm)
-        weight = self.used_weight()
+        weight, step = self._weights()
 
-        def potential(step: Signal, T: int) -> Tensor:
-            _, v = self._if(
-                step, weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
-                return_v=True,
-            )  # fmt: skip
+        def potential(signal: Signal, T: int) -> Tensor:
+            static = Static(self.synapses(), signal.T, T, NEVER, 1.0, "relu", True, None, step is not None)
+            _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
         return step_currents(x, z, potential)
-
-    def _coupled(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
-        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
-        z, scale, shift = self._normalised(norm, self._ann_product(x))
-        z = z if neuron["residual"] is None else z + residual_total(neuron["residual"], z)
-        with torch.no_grad():
-            train = self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        return te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z of the product u, and the scale and shift of the currents, without a gradient."""
@@ -305,3 +367,26 @@ class SpikingLayer(nn.Module):
             elif value != default:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
+
+
+def _check_gain(layer: SpikingLayer, gain: object) -> None:
+    if gain != "threshold":
+        checks.gain("gain", gain)
+    elif isinstance(layer.threshold, Tensor) and layer.threshold.dim():
+        raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
+
+
+def _check_bn_stats(bn_stats: object) -> None:
+    if bn_stats not in BN_STATS:
+        raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
+
+
+_CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
+    "threshold": lambda layer, value: checks.threshold(value, layer._channels),
+    "v_init": lambda layer, value: checks.v_init(value),
+    "leak": lambda layer, value: checks.leak(value),
+    "gate": lambda layer, value: checks.gate(value),
+    "gain": _check_gain,
+    "bn_stats": lambda layer, value: _check_bn_stats(value),
+    "weight_bits": lambda layer, value: check_bits(value),
+}
