@@ -19,6 +19,7 @@ from ._load import CUDA_ARCHS
 from .signal import Signal
 
 GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
+_CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -183,8 +184,8 @@ def per_channel(name: str, value: object, channels: int, expected: torch.device)
     same_device(name, value, "the layer", expected)
 
 
-def threshold(value: object, channels: int, expected: torch.device | None = None) -> None:
-    """A number, or a tensor that is 0-dim or [channels], on the device where one is given."""
+def threshold(value: object, channels: int, expected: torch.device = _CPU) -> None:
+    """A number, or a tensor that is 0-dim or [channels]."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not 0 < value < math.inf:
             raise ValueError(f"threshold: expected a positive finite number, got {value}")
@@ -193,7 +194,7 @@ def threshold(value: object, channels: int, expected: torch.device | None = None
             per_channel("threshold", value, channels, expected)
         elif not value.is_floating_point():
             raise TypeError(f"threshold: expected a floating-point tensor, got {_describe(value)}")
-        same_device("threshold", value, "the layer", expected or value.device)
+        same_device("threshold", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and not bool((value > 0).all()):
             raise ValueError(f"threshold: expected positive values, got {value.detach()}")
     else:
@@ -221,7 +222,7 @@ def steps(value: object) -> None:
         raise ValueError(f"steps: expected a positive int, the length of the window, got {value}")
 
 
-def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device | None = None) -> None:
+def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not -math.inf < value < math.inf:
@@ -234,7 +235,7 @@ def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device | 
                 f"v_init: expected a float, a 0-dim tensor, or shape {list(shape[1:])} or {list(shape)}, "
                 f"got {list(value.shape)}"
             )
-        same_device("v_init", value, "the layer", expected or value.device)
+        same_device("v_init", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):
             raise ValueError("v_init: expected numbers, got NaN")
     else:

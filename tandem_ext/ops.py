@@ -149,24 +149,24 @@ def _split(value: Tensor, size: int, batch: int) -> Tensor:
 
 
 def _register_vmap(
-    name: str, inputs: dict[str, int] | None = None, outputs: Callable[[Arguments], Sequence[int | None]] | None = None
+    name: str, inputs: dict[str, int], outputs: Sequence[int | None] | Callable[[Arguments], Any]
 ) -> None:
     """One call for all where only samples are mapped, which then join the batch; otherwise one call per element.
 
     Args:
         inputs: the arguments that hold samples, each with its batch dimension.
-        outputs: the batch dimension of each output, None for one that is empty; from the arguments of one element.
-            None: these arguments do not allow one call.
+        outputs: the batch dimension of each output, None for one that is empty; or a function that tells them from the
+            arguments of one element. Empty: one call cannot do.
     """
     op, names = getattr(torch.ops.tandem, name).default, _names(name)
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         dims, size = dict(zip(names, in_dims, strict=True)), info.batch_size
-        joins = inputs is not None and all(n in inputs for n, dim in dims.items() if _is_mapped(dim))
-        batches = outputs(dict(zip(names, _element(args, in_dims, 0), strict=True))) if joins and outputs else ()
+        batches = outputs if all(n in inputs for n, dim in dims.items() if _is_mapped(dim)) else ()
+        if callable(batches):
+            batches = batches(dict(zip(names, _element(args, in_dims, 0), strict=True)))
         if not batches:
             return _once_per_element(op, info, in_dims, args)
-        assert inputs is not None
         joined = [_join(a, dims[n], size, inputs[n]) if n in inputs else a for n, a in zip(names, args, strict=True)]
         results = op(*joined)
         if isinstance(results, Tensor):
@@ -185,24 +185,20 @@ def _neurons_batches(a: Arguments) -> Sequence[int | None]:
     return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None
 
 
+def _register(name: str, fake: Callable[[Arguments], Any], inputs: dict[str, int], outputs: Any) -> None:
+    _register_fake(name, fake)
+    _register_vmap(name, inputs, outputs)
+
+
 for _name, _batch in {"if_scan": 1, "constant_if": 0, "impulse_if": 0, "linear_if": 1, "conv_if": 1}.items():
-    _register_fake(_name, _fake_neurons)
-    _register_vmap(_name, {_names(_name)[0]: _batch, "residual": 1}, _neurons_batches)
-for _name in ("linear_bn_if", "conv_bn_if"):  # statistics tie the samples of a batch together
-    _register_fake(_name, _fake_neurons)
-    _register_vmap(_name)
-_register_fake("window_product", _fake_window_product)
-_register_vmap("window_product", {"planes": 1}, lambda a: (0,))
-for _name, _data, _batch, _fake in (
-    ("pack", "spikes", 1, _fake_pack),
-    ("unpack", "planes", 1, _fake_unpack),
-    ("counts", "planes", 0, _fake_counts),
-):
-    _register_fake(_name, _fake)
-    _register_vmap(_name, {_data: 1}, lambda a, batch=_batch: (batch,))
-_register_fake("gate_grad", _fake_gate_grad)
-_register_vmap("gate_grad", {"grad": 0, "mask": 0}, lambda a: () if a["grad"].numel() % 8 else (0,))
-_register_fake("bn_statistics", _fake_bn_statistics)
-_register_vmap("bn_statistics")
-_register_fake("bn_grad", _fake_bn_grad)
-_register_vmap("bn_grad")
+    _register(_name, _fake_neurons, {_names(_name)[0]: _batch, "residual": 1}, _neurons_batches)
+# Statistics tie the samples of a batch together.
+_register("linear_bn_if", _fake_neurons, {}, ())
+_register("conv_bn_if", _fake_neurons, {}, ())
+_register("bn_statistics", _fake_bn_statistics, {}, ())
+_register("bn_grad", _fake_bn_grad, {}, ())
+_register("window_product", _fake_window_product, {"planes": 1}, (0,))
+_register("pack", _fake_pack, {"spikes": 1}, (1,))
+_register("unpack", _fake_unpack, {"planes": 1}, (1,))
+_register("counts", _fake_counts, {"planes": 1}, (0,))
+_register("gate_grad", _fake_gate_grad, {"grad": 0, "mask": 0}, lambda a: () if a["grad"].numel() % 8 else (0,))

@@ -176,7 +176,8 @@ def test_channels_last_is_the_same_network():
     for images in x, x.to(memory_format=torch.channels_last):
         torch.testing.assert_close(last(images), expected)
     grads = []
-    for module, images in (net, x), (last, x.to(memory_format=torch.channels_last)):
+    x = x.double()
+    for module, images in (net.double(), x), (last.double(), x.to(memory_format=torch.channels_last)):
         module(images).square().sum().backward()
         grads.append([p.grad for p in module.parameters()])
     torch.testing.assert_close(*grads)

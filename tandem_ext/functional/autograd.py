@@ -53,20 +53,20 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs. None where no gradient asks for it."""
+    """What the backward pass needs, None where no gradient asks for it."""
 
     mask: Tensor
-    planes: Tensor | None
-    weight: Tensor | None
-    scale: Tensor | None
-    gamma: Tensor | None
-    product: Tensor | None  # u = W c of batch norm; or the given currents
-    mean: Tensor | None
-    var: Tensor | None
-    residual: Tensor | None
-    residual_scale: Tensor | None
-    theta: Tensor | None
-    spikes: Tensor | None
+    planes: Any
+    weight: Any
+    scale: Any  # with batch norm: the gain
+    gamma: Any
+    u: Any  # what batch norm normalises, W c; or the given currents
+    mean: Any
+    var: Any
+    residual: Any
+    residual_scale: Any
+    theta: Any
+    spikes: Any
 
 
 def run(
@@ -195,7 +195,8 @@ def gate_grad(saved: Saved, static: Static, grad: Tensor) -> Tensor:
 
 def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
     """The gradients of scale·(W c) + shift."""
-    product, planes, scale = static.source, saved.planes, saved.scale
+    product: Any = static.source
+    planes, scale = saved.planes, saved.scale
     weight = cast(saved.weight, grad_z.dtype)  # int8
     grad_shift = channel_sum(grad_z) if needs.shift else None
     if not needs.scale:
@@ -211,13 +212,12 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
 
 def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
     """The gradients of scale·Σ y + shift; those of the steps are one, expanded over time."""
-    y, scale, times = saved.product, saved.scale, _times(static)
+    y, scale, times = saved.u, saved.scale, _times(static)
     grad_y = grad_scale = None
     if needs.edge:
         grad_y = scaled(grad_z, scale, times)
         grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
     if needs.scale:
-        assert y is not None
         total = y.sum(0) if static.source == "train" else times * y
         grad_scale = channel_sum(grad_z * total)
     return Inputs(grad_y, None, grad_scale, channel_sum(grad_z) if needs.shift else None)
@@ -225,15 +225,11 @@ def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tenso
 
 def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
     """The gradients of batch norm of gain·u by the statistics of the batch: u = W c, or as often as it flows, y."""
-    u, mean, var, gain = saved.product, saved.mean, saved.var, saved.scale
-    assert u is not None
-    assert mean is not None
-    given = u if not isinstance(static.source, Product) else None
-    times = _times(static)
+    mean, var, gain, times = saved.mean, saved.var, saved.scale, _times(static)
     if times > 1:  # gain·u is a product of y with the gain times·gain
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
-    u = cast(u, mean.dtype)
+    u = cast(saved.u, mean.dtype)
     grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
         grad, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
     )
@@ -241,12 +237,11 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
     if needs.scale:  # both factors of gain·u see its gradient, grad_u / gain
         grad_gain = grad_u * u
         grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
-    if given is not None:
-        grad_edge, grad_weight = cast(grad_u, given.dtype), None
-    else:
-        weight = cast(saved.weight, grad.dtype)
-        grad_u = cast(grad_u, grad.dtype)
+    if isinstance(static.source, Product):
+        weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
         grad_edge, grad_weight = static.source.gradients(grad_u, saved.planes, weight, needs.edge, needs.weight)
+    else:
+        grad_edge, grad_weight = cast(grad_u, saved.u.dtype), None
     return Inputs(
         grad_edge, grad_weight, grad_gain, grad_gamma if needs.shift else None, grad_beta if needs.beta else None
     )
@@ -262,9 +257,7 @@ def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static
         residual_scale = channel_sum(grad_z * _ops.counts.default(saved.residual, grad_z.dtype))
     if needs.theta:
         theta = -channel_sum(grad_z * _ops.counts.default(saved.spikes, grad_z.dtype)) / saved.theta
-    return Inputs(
-        *gradients[:6], residual, edge if needs.residual_edge else None, residual_scale, theta
-    )
+    return Inputs(*gradients[:6], residual, edge if needs.residual_edge else None, residual_scale, theta)
 
 
 class WindowProduct(Function):
@@ -278,7 +271,7 @@ class WindowProduct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        edge, weight, planes, _, ctx.product = inputs
+        _, weight, planes, _, ctx.product = inputs
         ctx.save_for_backward(weight, planes)
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..ops import compute_dtype
 from ..train import SpikeTrain
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import Static, Tensors, cast, channels_of, fold, over_space, per_channel, spread, tensors_of
+from .neuron import Static, Tensors, channels_of, fold, over_space, per_channel, spread, tensors_of
 from .products import Product
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -141,7 +143,7 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     return product.window(x.planes, x.T, weight)
 
 
-def fitted(x: Input, weight: Tensor, product: Product) -> tuple[Input, Tensor, tuple[int, ...]]:
+def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
     """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output."""
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a gain has no space
@@ -167,7 +169,7 @@ def source_of(x: ConstantInput | ImpulseInput) -> str:
 
 def distinct(residual: SpikeTrain | Tensor | None, x: Input) -> SpikeTrain | Tensor | None:
     """Dynamo wants the arguments of a Function to be different tensors."""
-    return residual.map(lambda t: t.view_as(t)) if residual is x else residual  # type: ignore[union-attr]
+    return residual.map(lambda t: t.view_as(t)) if residual is x else residual
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

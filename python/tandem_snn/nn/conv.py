@@ -64,7 +64,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     torch.Size([2, 8, 20])
     """
 
-    _torch = nn.Conv1d
+    _torch: ClassVar[Any] = nn.Conv1d
     _product = staticmethod(F.conv1d)
     _norm_class = nn.BatchNorm1d
 
@@ -83,6 +83,6 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     torch.Size([2, 8, 14, 14])
     """
 
-    _torch = nn.Conv2d
+    _torch: ClassVar[Any] = nn.Conv2d
     _product = staticmethod(F.conv2d)
     _norm_class = nn.BatchNorm2d

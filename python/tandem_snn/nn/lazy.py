@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
 
 
 class _LazyConv(_Lazy):
-    _torch: Any
+    _torch: ClassVar[Any]
     _add_neurons: Any
 
     def __init__(
@@ -86,7 +86,7 @@ class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
     torch.Size([2, 8, 18])
     """
 
-    _torch = nn.LazyConv1d
+    _torch: ClassVar[Any] = nn.LazyConv1d
     cls_to_become = Conv1d  # type: ignore[assignment]
 
 
@@ -97,7 +97,7 @@ class LazyConv2d(_LazyConv, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
     torch.Size([2, 8, 5, 5])
     """
 
-    _torch = nn.LazyConv2d
+    _torch: ClassVar[Any] = nn.LazyConv2d
     cls_to_become = Conv2d  # type: ignore[assignment]
 
 

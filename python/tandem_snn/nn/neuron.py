@@ -294,11 +294,10 @@ class SpikingLayer(nn.Module):
         static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
 
         def after(t: int, v: float | Tensor) -> Tensor:
-            more = step_of(residual, t) if isinstance(residual, SpikeTrain) else residual
-            more = more[t : t + 1] if isinstance(more, Tensor) else more
-            _, v = product_layer(
-                step_of(x, t), weight, self.bias, scale, shift, step, more, self.threshold, v, static
-            )  # type: ignore[misc]
+            more: Any = residual
+            if residual is not None:
+                more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
+            _, v = product_layer(step_of(x, t), weight, self.bias, scale, shift, step, more, self.threshold, v, static)  # type: ignore[misc]
             return v
 
         return potential_trace(x.T, self.v_init, after)
