@@ -26,28 +26,10 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, _linear(weight), dtype), bias, dtype, return_v, **neuron)
+    return _layer(*_currents(x, _product(weight), dtype), bias, dtype, return_v, **neuron)
 
 
-def conv1d_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 1,
-    padding: Any = 0,
-    dilation: int = 1,
-    groups: int = 1,
-    *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by a 1-d convolution; see :func:`tandem_ext.functional.conv1d_if`."""
-    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
-    dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
-
-
-def conv2d_if(
+def conv_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -59,9 +41,9 @@ def conv2d_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by a 2-d convolution; see :func:`tandem_ext.functional.conv2d_if`."""
-    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
+    """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
+    product = _product(weight, stride, padding, dilation, groups)
     return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
 
 
@@ -87,29 +69,11 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    return _bn_layer(*_currents(x, _linear(weight), weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight), weight.dtype)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
 
-def conv1d_bn_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    stride: int = 1,
-    padding: Any = 0,
-    dilation: int = 1,
-    groups: int = 1,
-    *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`conv1d_if` with training batch norm; see :func:`tandem_ext.functional.conv1d_bn_if`."""
-    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
-    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
-
-
-def conv2d_bn_if(
+def conv_bn_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -123,9 +87,13 @@ def conv2d_bn_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`conv2d_if` with training batch norm; see :func:`tandem_ext.functional.conv2d_bn_if`."""
-    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
-    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+    """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+
+
+conv1d_if = conv2d_if = conv_if
+conv1d_bn_if = conv2d_bn_if = conv_bn_if
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -296,12 +264,9 @@ def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, T
     return torch.cat([y[:1], torch.zeros_like(y[1:])]), current, x.gain
 
 
-def _linear(weight: Tensor) -> Product:
-    return lambda a: F.linear(a, weight.to(a.dtype))
-
-
-def _conv(conv: Callable[..., Tensor], weight: Tensor, *arguments: Any) -> Product:
-    return lambda a: conv(a, weight.to(a.dtype), None, *arguments)
+def _product(weight: Tensor, *geometry: Any) -> Product:
+    product: Any = {2: F.linear, 3: F.conv1d, 4: F.conv2d}[weight.dim()]
+    return lambda a: product(a, weight.to(a.dtype), None, *geometry)
 
 
 def _counts_dtype(weight: Tensor) -> torch.dtype:

@@ -82,23 +82,21 @@ def run(
 ) -> tuple[Tensor, ...]:
     """The layer's op: (planes, counts, mask, v), with batch norm (..., product, mean, var) or (..., mean, var)."""
     residual, _, residual_scale, _, v_init = tensors
-    source, T, steps, threshold, leak, gate, return_v, eps, few_bits = static
-    neurons = residual, residual_scale, v_init, steps, threshold, leak, gate
+    source, T, eps, return_v = static.source, static.T, static.eps, static.return_v
+    neurons = residual, residual_scale, v_init, *static.neuron
     if isinstance(source, Product):
         assert weight is not None
         if eps is not None and weight.dtype == torch.int8:
             weight = weight.float()  # until the ops with batch norm take int8
-        elif few_bits and weight.dtype == torch.float32 and eps is None:
+        elif static.few_bits and weight.dtype == torch.float32 and eps is None:
             weight = weight.to(torch.int8)
-        precision = float32_precision()
-        if eps is None and not source.stride:
-            return _linear_if(planes, T, weight, precision, scale, shift, *neurons, train, return_v)  # type: ignore[no-any-return]
+        linear = not source.stride
+        product = (planes, T, weight, float32_precision(), *(() if linear else source[:4]))
         if eps is None:
-            return _conv_if(planes, T, weight, precision, *source[:4], scale, shift, *neurons, train, return_v)  # type: ignore[no-any-return]
-        norm = scale, shift, beta, eps
-        if not source.stride:
-            return _linear_bn_if(planes, T, weight, precision, *norm, *neurons, return_v)  # type: ignore[no-any-return]
-        return _conv_bn_if(planes, T, weight, precision, *source[:4], *norm, *neurons, return_v)  # type: ignore[no-any-return]
+            op: Any = _linear_if if linear else _conv_if
+            return op(*product, scale, shift, *neurons, train, return_v)  # type: ignore[no-any-return]
+        op = _linear_bn_if if linear else _conv_bn_if
+        return op(*product, scale, shift, beta, eps, *neurons, return_v)  # type: ignore[no-any-return]
     assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:

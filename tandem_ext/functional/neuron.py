@@ -30,6 +30,11 @@ class Static(NamedTuple):
     eps: float | None = None  # of batch norm by the statistics of the batch; None without
     few_bits: bool = False  # the weights are integers that fit into int8
 
+    @property
+    def neuron(self) -> tuple[int, float, float, str]:
+        """What the ops of all layers take, in their order."""
+        return self.steps, self.threshold, self.leak, self.gate
+
 
 class Tensors(NamedTuple):
     """The tensors of a layer's neurons, ready for an op. None stands for the neutral value."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
@@ -40,6 +41,12 @@ class NeuronOptions(TypedDict, total=False):
     bn_stats: str
     gamma: float | None
     weight_bits: int | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
+    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None,
+}  # fmt: skip
 
 
 class Lowered(NamedTuple):
@@ -95,47 +102,34 @@ class SpikingLayer(nn.Module):
     gate: str
     bn_stats: str
     weight_bits: int | None
+    _channels: int
     analog: bool = False
 
     def _add_neurons(
         self,
         channels: int,
-        device: Any = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        norm: bool = False,
-        threshold: float | Tensor = 1.0,
-        leak: float = 1.0,
-        v_init: float | Tensor = 0.0,
-        gain: float | str = 1.0,
-        gate: str = "relu",
-        eps: float = 1e-5,
-        momentum: float | None = None,
-        bn_stats: str = "batch",
-        gamma: float | None = None,
-        weight_bits: int | None = None,
-        **unknown: Any,
+        **given: Unpack[NeuronOptions],
     ) -> None:
+        unknown = given.keys() - DEFAULTS.keys()
         if unknown:
-            options = ", ".join(NeuronOptions.__annotations__)
-            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {options}")
-        checks.threshold(threshold, channels, self.weight.device)
-        checks.eps(eps)
+            known = ", ".join(DEFAULTS)
+            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {known}")
+        options: Any = DEFAULTS | given
+        checks.threshold(options["threshold"], channels, self.weight.device)
+        checks.eps(options["eps"])
+        momentum = options["momentum"]
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
         self._channels = channels
-        self._add_number("threshold", threshold)
-        self._add_number("v_init", v_init)
-        self.leak = leak
-        self.gain = gain
-        self.gate = gate
-        self.bn_stats = bn_stats
-        self.weight_bits = weight_bits
+        for name in _CHECKS:
+            self._add_number(name, options[name])
         self.norm = None
-        if norm:
-            momentum = MOMENTUM[bn_stats] if momentum is None else momentum
-            self.norm = self._norm_class(channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, initial_gamma(8) if gamma is None else gamma)
+        if options["norm"]:
+            momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
+            self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
+            nn.init.constant_(self.norm.weight, initial_gamma(8) if options["gamma"] is None else options["gamma"])
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
@@ -349,21 +343,12 @@ class SpikingLayer(nn.Module):
         return norm.training or norm.running_mean is None
 
     def extra_repr(self) -> str:
-        defaults = {
-            "threshold": 1.0,
-            "leak": 1.0,
-            "v_init": 0.0,
-            "gain": 1.0,
-            "gate": "relu",
-            "bn_stats": "batch",
-            "weight_bits": None,
-        }
         shown = [super().extra_repr()]
-        for name, default in defaults.items():
+        for name in _CHECKS:
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
-            elif value != default:
+            elif value != DEFAULTS[name]:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
 
@@ -380,12 +365,13 @@ def _check_bn_stats(bn_stats: object) -> None:
         raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
 
 
+# In the order in which they are shown.
 _CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "v_init": lambda layer, value: checks.v_init(value),
     "leak": lambda layer, value: checks.leak(value),
-    "gate": lambda layer, value: checks.gate(value),
+    "v_init": lambda layer, value: checks.v_init(value),
     "gain": _check_gain,
+    "gate": lambda layer, value: checks.gate(value),
     "bn_stats": lambda layer, value: _check_bn_stats(value),
     "weight_bits": lambda layer, value: check_bits(value),
 }
