@@ -142,7 +142,7 @@ def test_in_evaluation_the_step_is_a_part_of_the_scale():
     norm, x = layer.norm, train(8, 3, *features)
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     folded = {"scale": scale, "shift": norm.bias - norm.running_mean * scale, "step": step}
-    lowered = layer.lowered(x, (3, 7))
+    lowered = layer.lowered()
     with torch.no_grad():
         assert torch.equal(layer(x).planes, te.reference.linear_if(x, q, layer.bias, **folded).planes)
         assert torch.equal(lowered.scale, scale * step)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import Static, Tensors, tensors_of
 
 from .. import nn as tnn
 from ..nn.currents import NEVER
@@ -155,7 +154,7 @@ class Builder:
                 raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
             self.currents.add(id(y))
             channels = y.shape[2]
-            lowered = layer.lowered(x, tuple(y.shape[1:]), fire=False)
+            lowered = layer.lowered(x.gain, fire=False)
             self._emit(
                 kind=CURRENTS,
                 outputs=channels,
@@ -164,10 +163,13 @@ class Builder:
                 **self._synapses(call, now, lowered.scale, lowered.shift),
             )
             return
-        lowered = layer.lowered(x, tuple(y.shape), call.residual)
+        lowered = layer.lowered(x.gain, getattr(call.residual, "gain", 1.0))
         kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
         synapses = self._synapses(call, now, lowered.scale, lowered.shift)
-        self._fire(call, lowered.static, lowered.tensors, now, kind=kind, **synapses)
+        static = lowered.static
+        worth = ABSENT if call.residual is None else self._put(lowered.residual_scale)
+        fields = {"kind": kind, "residual_scale": worth, **synapses}
+        self._fire(call, now, lowered.v_init, (static.threshold, static.leak), static.gate, **fields)
 
     def _synapses(self, call: Call, now: int, scale: Tensor | None, shift: Tensor | None) -> dict[str, int]:
         """The fields of a layer's input, geometry, weights and affine map."""
@@ -206,22 +208,23 @@ class Builder:
         )  # fmt: skip
         return padded
 
-    def _fire(self, call: Call, settings: Static, neurons: Tensors, now: int, **fields: int) -> None:
-        """Emits a layer with neurons."""
-        y, v_init = call.y, neurons.v_init
-        if v_init is not None and v_init.dim() > 1:
-            v_init = v_init.movedim(0, -1)
-        self.streams &= settings.gate != "resu"
+    def _fire(
+        self, call: Call, now: int, v_init: Tensor | None, constants: tuple[float, float], gate: str, **fields: int
+    ) -> None:
+        """Emits a layer with neurons; the constants are their threshold and leak."""
+        y = call.y
+        if v_init is not None and v_init.dim():
+            v_init = v_init.expand(y.shape[1:]).movedim(0, -1)
+        self.streams &= gate != "resu"
         features = y.shape.numel() // y.shape[0]
         self._emit(
             **fields,
             outputs=y.shape[1],
             **self._residual(call),
-            residual_scale=self._put(neurons.residual_scale),
             v_init=self._put(v_init),
             v_init_size=1 if v_init is None else v_init.numel(),
-            constants=self.blob.put(torch.tensor([settings.threshold, settings.leak])),
-            gate=checks.GATES.index(settings.gate),
+            constants=self.blob.put(torch.tensor(constants)),
+            gate=checks.GATES.index(gate),
             state=self._segment(features),
             output=self._take(y, now),
         )
@@ -237,16 +240,16 @@ class Builder:
         return {"currents": self._value(residual)}
 
     def _avg_pool(self, call: Call, now: int) -> None:
-        layer, x, y = call.layer, call.x, call.y
+        layer, x = call.layer, call.x
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = tensors_of(weight, y.T, tuple(y.shape), v_init=layer.v_init)
         packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
         self._fire(
             call,
-            Static("train", y.T, y.T, 1.0, 1.0, "relu"),
-            neurons,
             now,
+            torch.tensor(layer.v_init) if layer.v_init else None,
+            (1.0, 1.0),
+            "relu",
             kind=PRODUCT,
             input=self._value(x),
             weight=self.blob.put(packed),

@@ -50,13 +50,17 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Lowered(NamedTuple):
-    """A layer in evaluation as its op takes it: I[t] = scale·(weight s_in[t]) + shift/T into neurons."""
+    """A layer in evaluation, with everything folded as its op takes it. None stands for the neutral value.
 
-    static: Static
-    tensors: Tensors
-    weight: Tensor  # of integers, where ``static.few_bits``; their steps are in scale
+    I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t] into neurons that begin at v_init.
+    """
+
+    static: Static  # of one step
+    weight: Tensor  # integers, where ``static.few_bits``; what a unit of a row is worth is a part of scale
     scale: Tensor | None
     shift: Tensor | None
+    residual_scale: Tensor | None
+    v_init: Tensor | None  # broadcasts against [*features]
 
 
 class SpikingLayer(nn.Module):
@@ -237,26 +241,25 @@ class SpikingLayer(nn.Module):
             train = self._run(x, scale, shift, residual)
         return couple(train, z, threshold=self.threshold, gate=self.gate)
 
-    def lowered(
-        self, x: Signal, shape: tuple[int, ...], residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
-    ) -> Lowered:
+    def lowered(self, gain: float | Tensor = 1.0, residual_gain: float | Tensor = 1.0, *, fire: bool = True) -> Lowered:
         """The layer in evaluation: what frozen networks and exports are made of.
 
         Args:
-            x: an input, whose values do not matter.
-            shape: of its output, [B, N, *space].
-            residual: as of :meth:`forward`.
+            gain, residual_gain: what a spike of the input, and of a residual, is worth.
             fire: False for the currents alone, into neurons that never fire.
         """
         weight, step = self._weights()
         scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
-        static, tensors = self._static(x.T), Tensors()
+        static, tensors, channels = self._static(1), Tensors(), self._channels
         if fire:
-            tensors = tensors_of(weight, x.T, shape, residual, self.threshold, self.v_init)
+            given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
+            shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
+            tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
         else:
             static = static._replace(threshold=NEVER, leak=1.0, gate="relu")
-        scale, shift = fold(tensors.theta, self.bias, scale, shift, step, x.gain, shape[1], weight)
-        return Lowered(static, tensors, weight, scale, shift)
+        scale, shift = fold(tensors.theta, self.bias, scale, shift, step, gain, channels, weight)
+        residual_scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
+        return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
 
     def used_weight(self) -> Tensor:
         """The weights the layer computes with: rounded where it has ``weight_bits``."""
