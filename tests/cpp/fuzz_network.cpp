@@ -4,7 +4,6 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "../../python/examples/cpp/plain_numbers.h"
 #include "../../python/examples/cpp/sha256.h"
 #include "fuzz.h"
+#include "kernels/cpu/scratch.h"
 
 using namespace tandem;
 using namespace tandem::network;
@@ -39,10 +39,8 @@ std::string signed_anew(std::string content) {
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
-  std::vector<int32_t> memory(network.prepared_size() + 16);
-  void* start = memory.data();
-  size_t room = memory.size() * sizeof(int32_t);
-  auto* prepared = static_cast<int32_t*>(std::align(64, network.prepared_size() * sizeof(int32_t), start, room));
+  tandem::cpu::Scratch<int32_t> memory;
+  int32_t* prepared = memory.reserve(network.prepared_size());
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;

@@ -38,17 +38,11 @@ Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, in
       }
       size += cpu::packed_size(p);
     } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
-      size += weights(i);
+      size += program_.instructions[n].weights();
     }
     size += -size & (kAlignment - 1);
   }
   prepared_.push_back(size);
-}
-
-// Their number.
-int64_t Network::weights(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  return i.outputs * i.channels * i.kernel_h * i.kernel_w;
 }
 
 const float* Network::floats(int64_t offset) const {
@@ -69,37 +63,27 @@ SpikeProduct Network::synapses(int64_t number) const {
   return p;
 }
 
-// Weights of few bits: the integers, which for a readout are times their step.
-std::vector<float> Network::few_bits(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  const int64_t n = weights(number);
-  const auto* q = reinterpret_cast<const int8_t*>(numbers_ + i.weight);
-  std::vector<float> wide(q, q + n);
-  if (program_.kind(number) == Kind::readout) {
-    const float* step = floats(i.step);
-    for (int64_t k = 0; k < n; ++k) wide[k] *= step[k / (n / i.outputs)];
-  }
-  return wide;
-}
-
-void Network::pack(int64_t number, int32_t* to, ParallelFor parallel) const {
-  const Instruction& i = program_.instructions[number];
-  SpikeProduct p = synapses(number);
-  std::vector<float> wide;
-  if (i.few_bits != 0) wide = few_bits(number);
-  p.weight = wide.empty() ? floats(i.weight) : wide.data();
-  if (!cpu::pack_weights(p, to, parallel)) refuse(number, "a weight is not finite");
-}
-
+// Weights as floats: of few bits, the integers, which for a readout are times their step.
 void Network::prepare(int32_t* prepared, ParallelFor parallel) const {
   for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
+    const auto number = static_cast<int64_t>(n);
     if (prepared_[n] == prepared_[n + 1]) continue;
-    if (is_packed(i)) {
-      pack(i, prepared + prepared_[n], parallel);
+    const Instruction& i = program_.instructions[n];
+    const float *weight = floats(i.weight), *step = floats(i.step);
+    std::vector<float> wide;
+    if (i.few_bits != 0) {
+      const auto* q = reinterpret_cast<const int8_t*>(numbers_ + i.weight);
+      wide.assign(q, q + i.weights());
+      const int64_t row = i.weights() / i.outputs;
+      for (int64_t k = 0; k < i.weights() && program_.kind(number) == Kind::readout; ++k) wide[k] *= step[k / row];
+      weight = wide.data();
+    }
+    if (is_packed(number)) {
+      SpikeProduct p = synapses(number);
+      p.weight = weight;
+      if (!cpu::pack_weights(p, prepared + prepared_[n], parallel)) refuse(number, "a weight is not finite");
     } else {
-      const std::vector<float> wide = few_bits(i);
-      std::memcpy(prepared + prepared_[n], wide.data(), wide.size() * sizeof(float));
+      std::memcpy(prepared + prepared_[n], weight, wide.size() * sizeof(float));
     }
   }
 }

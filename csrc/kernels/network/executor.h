@@ -96,11 +96,8 @@ class Network {
   }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_spikes(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }
-  int64_t weights(int64_t i) const;
   SpikeProduct synapses(int64_t i) const;
   const float* floats(int64_t offset) const;
-  std::vector<float> few_bits(int64_t i) const;
-  void pack(int64_t i, int32_t* to, ParallelFor parallel) const;
 
   Program program_;
   const uint8_t* numbers_;
