@@ -103,6 +103,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     } else {  // its words
       FrozenFile file = FrozenFile::read(seed());
       const auto words = static_cast<int64_t>(file.program.size());
+      if (in.flag()) {  // what the example's network has none of
+        constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
+                         row = sizeof(Instruction) / sizeof(int64_t);
+        const auto last = static_cast<int64_t>((file.program.size() - header) / row) - 1;
+        auto& one = reinterpret_cast<Instruction&>(file.program[header + row * in.range(0, last)]);
+        one.v_init = 0, one.v_height = in.range(0, 9), one.v_width = in.range(0, 9);
+        one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
+        one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
+        if (in.flag()) file.program[3] = in.range(0, 2);  // the source
+      }
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) file.program[in.range(0, words - 1)] = junk();
       if (in.range(0, 7) == 0) file.program.resize(in.range(0, words));
       if (in.range(0, 7) == 0) file.bytes = in.range(0, file.bytes);
