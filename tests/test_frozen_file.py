@@ -295,6 +295,7 @@ def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
         ({**tensors, "numbers": numbers[:-64].clone()}, "numbers lie outside|too large"),
         ({**tensors, "numbers": numbers[:0].clone()}, "numbers lie outside|too large"),
         ({**tensors, "names": torch.full((4,), 255, dtype=torch.uint8)}, "decode"),
+        ({**tensors, "names": torch.full((4,), 27, dtype=torch.uint8)}, "name is no text"),
         ({**tensors, "names": torch.full((4,), 10, dtype=torch.uint8)}, "5 names for 3 stages"),
     ):
         refused(path, container.pack(changes, facts, FORMAT), message)

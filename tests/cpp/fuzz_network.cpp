@@ -4,7 +4,6 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "../../python/examples/cpp/plain_numbers.h"
 #include "../../python/examples/cpp/sha256.h"
 #include "fuzz.h"
+#include "kernels/cpu/scratch.h"
 
 using namespace tandem;
 using namespace tandem::network;
@@ -39,10 +39,8 @@ std::string signed_anew(std::string content) {
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
-  std::vector<uint8_t> memory(network.prepared_size() + 64);
-  void* start = memory.data();
-  size_t room = memory.size();
-  auto* prepared = static_cast<uint8_t*>(std::align(64, network.prepared_size(), start, room));
+  tandem::cpu::Scratch<uint8_t> memory;
+  uint8_t* prepared = memory.reserve(network.prepared_size());
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;
@@ -105,6 +103,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     } else {  // its words
       FrozenFile file = FrozenFile::read(seed());
       const auto words = static_cast<int64_t>(file.program.size());
+      if (in.flag()) {  // what the example's network has none of
+        constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
+                         row = sizeof(Instruction) / sizeof(int64_t);
+        const auto last = static_cast<int64_t>((file.program.size() - header) / row) - 1;
+        auto& one = reinterpret_cast<Instruction&>(file.program[header + row * in.range(0, last)]);
+        one.v_init = 0, one.v_height = in.range(0, 9), one.v_width = in.range(0, 9);
+        one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
+        one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
+        if (in.flag()) file.program[3] = in.range(0, 2);  // the source
+      }
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) file.program[in.range(0, words - 1)] = junk();
       if (in.range(0, 7) == 0) file.program.resize(in.range(0, words));
       if (in.range(0, 7) == 0) file.bytes = in.range(0, file.bytes);

@@ -38,7 +38,7 @@ std::vector<int64_t> Network::parts() const {
     if (is_packed(i)) {
       size += cpu::prepared_size(geometry(i), weights_of(i));
     } else if (has_weights(i) && program_.instructions[i].few_bits != 0) {
-      size += weights(i) * static_cast<int64_t>(sizeof(float));
+      size += program_.instructions[i].weights() * static_cast<int64_t>(sizeof(float));
     }
   }
   offsets.push_back(size);
@@ -49,12 +49,6 @@ bool Network::is_prepared(const uint8_t* prepared, int64_t size) const {
   const auto n = static_cast<int64_t>(program_.instructions.size());
   if (size < (n + 1) * static_cast<int64_t>(sizeof(int64_t))) return false;
   return reinterpret_cast<const int64_t*>(prepared)[n] == size;
-}
-
-// Their number.
-int64_t Network::weights(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  return i.outputs * i.channels * i.kernel_h * i.kernel_w;
 }
 
 const float* Network::floats(int64_t offset) const {
@@ -83,7 +77,7 @@ Weights Network::weights_of(int64_t number) const {
 // Weights of few bits as floats: the integers, which for a readout are times their step.
 void Network::widen(int64_t number, float* to) const {
   const Instruction& i = program_.instructions[number];
-  const int64_t n = weights(number);
+  const int64_t n = i.weights();
   const auto* q = reinterpret_cast<const int8_t*>(numbers_ + i.weight);
   std::copy_n(q, n, to);
   if (program_.kind(number) != Kind::readout) return;

@@ -98,7 +98,6 @@ class Network {
   }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_spikes(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }
-  int64_t weights(int64_t i) const;
   Geometry geometry(int64_t i) const;
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;

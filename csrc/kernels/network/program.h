@@ -61,6 +61,8 @@ struct Header {
 };
 struct Instruction {
   TANDEM_INSTRUCTION_FIELDS(TANDEM_FIELD)
+
+  int64_t weights() const { return outputs * channels * kernel_h * kernel_w; }
 };
 #undef TANDEM_FIELD
 

@@ -81,6 +81,7 @@ FrozenFile FrozenFile::read(const std::string& content) {
   for (size_t begin = 0, end = 0; end != std::string::npos; begin = end + 1) {
     end = names.find('\n', begin);
     file.names.push_back(names.substr(begin, end - begin));
+    for (const char c : file.names.back()) require(static_cast<unsigned char>(c) >= ' ', "a layer's name is no text");
   }
   file.program.resize(program.size() / sizeof(int64_t));
   if (!program.empty()) std::memcpy(file.program.data(), program.data(), program.size());

@@ -3,6 +3,7 @@
 // NETWORK is what FrozenNetwork.save() or `tandem-snn export --to frozen` wrote; INPUT is raw float32, one sample of
 // the network's input shape after the other; of a network that takes spikes, 0 and 1, the T steps of each sample. With
 // --answers the network's outputs follow the class.
+#include <kernels/cpu/scratch.h>
 #include <kernels/spike_bits.h>
 
 #include <algorithm>
@@ -11,7 +12,6 @@
 #include <exception>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <stdexcept>
 
 #include "frozen_file.h"
@@ -65,10 +65,8 @@ class CountingNumbers : public PlainNumbers {
 void classify(const char* path, const char* input, bool answers) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
-  std::vector<uint8_t> memory(network.prepared_size() + 64);
-  void* start = memory.data();
-  size_t room = memory.size();
-  auto* prepared = static_cast<uint8_t*>(std::align(64, network.prepared_size(), start, room));
+  tandem::cpu::Scratch<uint8_t> memory;
+  uint8_t* prepared = memory.reserve(network.prepared_size());
   network.prepare(prepared, tandem::serial_for);
 
   const Header& header = network.program().header;

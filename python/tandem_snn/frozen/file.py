@@ -43,6 +43,8 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
         if set(tensors) != {"program", "numbers", "names"}:
             raise ValueError(f"it has the tensors {sorted(tensors)}")
         names = bytes(tensors["names"].tolist()).decode().split("\n")
+        if not all(name.isprintable() for name in names):
+            raise ValueError("a layer's name is no text")
         return decode(tensors["program"], tensors["numbers"], names)
     except Exception as error:  # a hostile file may fail in ways that torch chooses
         why = f"layer {error.layer!r:.80}: {error.why}" if isinstance(error, CannotLower) else str(error)

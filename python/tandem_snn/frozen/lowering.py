@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tandem_ext.functional.neuron import fold, make_neurons
-from tandem_ext.functional.products import conv_product
-
 from .. import nn as tnn
 from ..measure.hooks import given
-from ..nn.batch_norm import fold_norm
 from ..nn.quantise import quantise
 from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
 
@@ -121,39 +117,17 @@ class _Lowering:
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        self._fold(stage, layer, 1.0 if layer.analog else gain, worth)
+        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fire and not layer.analog)
+        for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
+            numbers = getattr(folded, key)
+            setattr(stage, key, None if numbers is None else numbers.detach())
+        stage.threshold, stage.leak, stage.gate = folded.static.threshold, folded.static.leak, folded.static.gate
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
         if layer.analog:
             stage.gain, result = float(gain), 1.0
             if fire and layer.gain != "threshold":
                 _multiply(stage, torch.as_tensor(layer.gain / layer.threshold).expand(len(layer.weight)))
         self._add(node, stage, result if fire else 1.0)
-
-    def _fold(self, stage: Stage, layer: Any, gain: _Gain, worth: _Gain) -> None:
-        """Everything that is one number per channel, in the order in which a layer folds it in evaluation."""
-        like, channels = layer.weight.detach(), len(layer.weight)
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
-        options: dict[str, Any] = {}
-        if stage.fires and not stage.analog:
-            options = {"threshold": layer.threshold, "leak": layer.leak, "v_init": layer.v_init, "gate": layer.gate}
-        v_init = options.get("v_init", 0.0)
-        given_shape = tuple(v_init.shape) if isinstance(v_init, Tensor) and v_init.dim() else None
-        shape = given_shape or (channels, *[1] * (like.dim() - 2))
-        neurons = make_neurons(like, 1, (1, *shape), **options)
-        stepped = scale if stage.step is None else stage.step if scale is None else scale * stage.step
-        numbers = {
-            "scale": fold(neurons, None, stepped, None, gain, channels, like)[0],
-            "shift": fold(neurons, layer.bias, scale, shift, 1.0, channels, like)[1],
-            "v_init": neurons.v_init,
-            "residual_scale": None,
-        }
-        if stage.residual != ABSENT:
-            numbers["residual_scale"] = fold(neurons, None, None, None, worth, channels, like)[0]
-        for name, values in numbers.items():
-            if values is not None:
-                setattr(stage, name, values.detach().clone())
-        settings = neurons.settings
-        stage.threshold, stage.leak, stage.gate = settings.threshold, settings.leak, settings.gate
 
 
 def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
@@ -163,10 +137,10 @@ def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
         weight = q.to(torch.int8)
     stage = Stage(name, kind, x, weight=weight, step=step)
     if weight.dim() > 2:
-        product, sides = conv_product(weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+        product = layer.synapses()
         stage.groups, stage.kernel = product.groups, _pair(weight.shape[2:], 1)
         stage.stride, stage.padding = _pair(product.stride, 1), _pair(product.padding, 0)
-        stage.dilation, stage.after = _pair(product.dilation, 1), _pair(sides[1::2][::-1], 0)
+        stage.dilation, stage.after = _pair(product.dilation, 1), _pair(product.sides[1::2][::-1], 0)
     return stage
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 from tandem_ext.functional.neuron import over_inputs, over_space
-from tandem_ext.functional.products import LINEAR, Conv, float32_precision
+from tandem_ext.functional.products import Product, float32_precision
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, residual_total, step_currents
@@ -203,9 +203,9 @@ class Stage(nn.Module):
         """Of neurons, [B, N, *space]; raises ValueError for an input that does not fit."""
         assert self.weight is not None
         if self.axes == 0:
-            return LINEAR.output_shape(shape, self.weight)
+            return Product().output_shape(shape, self.weight)
         space = (size + after for size, after in zip(shape[2:], self.over_axes(self.after), strict=False))
-        return Conv(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
+        return Product(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
 
 
 class Stages(nn.Module):

@@ -32,7 +32,7 @@ KINDS = ("SNN", "ANN")
 TWIN = "twin"  # as a value of init_from
 
 # What is handed on to the model where it is given; None leaves the choice to the model.
-_MODEL_KEYS = (
+MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
     "ann_units",
 )  # fmt: skip
@@ -42,7 +42,7 @@ _POSITIVE = (
 )  # fmt: skip
 
 # What the ANN has no use for. Of T, event data need the number of frames.
-_NEURON_KEYS = {
+NEURON_KEYS = {
     "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
     "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
@@ -258,14 +258,14 @@ class Recipe:
         >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
         True
         """
-        ignored = _NEURON_KEYS - {"T"} if self.data in EVENTS else _NEURON_KEYS
+        ignored = NEURON_KEYS - {"T"} if self.data in EVENTS else NEURON_KEYS
         defaults: dict[str, Any] = {key.name: key.default for key in fields(self) if key.name in ignored}
         return replace(self, **defaults)
 
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
         """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
-        chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        chosen = {name: getattr(self, name) for name in MODEL_KEYS if getattr(self, name) is not None}
         events = data.kind == "events"
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:
