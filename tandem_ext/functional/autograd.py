@@ -170,25 +170,19 @@ class Fire(Function):
         if grad is None:
             return tuple(Inputs())
         needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
-        grad_z = None
+        neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
+        grad_z: Any = None  # gate·grad/ϑ, which batch norm's own op computes on its way
+        if static.eps is None or neurons:
+            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold)
         if static.eps is not None:
             gradients = _through_norm(needs, saved, static, grad)
-            if needs.residual or needs.residual_edge or needs.residual_scale or needs.theta:
-                grad_z = gate_grad(saved, static, grad)
         elif isinstance(static.source, Product):
-            grad_z = gate_grad(saved, static, grad)
             gradients = _through_product(needs, saved, static, grad_z)
         else:
-            grad_z = gate_grad(saved, static, grad)
             gradients = _through_currents(needs, saved, static, grad_z)
-        gradients = gradients if grad_z is None else _with_neurons(gradients, needs, saved, static, grad_z)
+        if neurons:
+            gradients = _with_neurons(gradients, needs, saved, static, grad_z)
         return tuple(gradients)  # Dynamo loses the gradients of a NamedTuple
-
-
-def gate_grad(saved: Saved, static: Static, grad: Tensor) -> Tensor:
-    """grad_z = gate·grad/ϑ."""
-    grad_z: Tensor = _ops.gate_grad.default(grad, saved.mask, static.threshold)
-    return grad_z
 
 
 def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:

@@ -250,7 +250,7 @@ class SpikingLayer(nn.Module):
         """
         weight, step = self._weights()
         scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
-        static, tensors, channels = self._static(1), Tensors(), self._channels
+        static, tensors, channels = self._static(1), Tensors(), len(weight)
         if fire:
             given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
