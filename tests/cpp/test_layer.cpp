@@ -1,5 +1,5 @@
 // The fused product against a plain loop in double. Weights are multiples of 1/64, so every sum is exact: bits must
-// agree whatever the shape, the rate, T, the bucket width, the capability and the threads.
+// agree whatever the shape, the rate, T, the way, the capability and the threads.
 #include "check.h"
 #include "product_layer.h"
 
@@ -113,6 +113,51 @@ TEST(padding_around_one_pixel) {
   check(layer, "one pixel");
 }
 
+// Integers of a byte have tiles of bytes where their sums fit int16, else of words.
+TEST(few_bits) {
+  for (int64_t inputs : {5, 64, 300, 1500}) {
+    for (int64_t outputs : {1, 16, 33, 70}) {
+      for (int largest : {7, 127}) {
+        Shape s;
+        s.channels = inputs;
+        s.outputs = outputs;
+        s.batch = 20;
+        ProductLayer layer(s, inputs % 2 == 0 ? 8 : 17, 0.3, static_cast<unsigned>(inputs + outputs));
+        layer.dtype = DType::kInt8;
+        for (double& w : layer.values) w = std::round(w * largest);
+        check(layer, "few bits");
+      }
+    }
+  }
+  Shape depthwise;
+  depthwise.groups = depthwise.channels = depthwise.outputs = 40;
+  depthwise.height = depthwise.width = 6;
+  depthwise.kernel[0] = depthwise.kernel[1] = 3;
+  ProductLayer layer(depthwise, 9, 0.3, 5);
+  layer.dtype = DType::kInt8;
+  for (double& w : layer.values) w = std::round(w * 127);
+  check(layer, "depthwise");
+}
+
+TEST(more_taps_than_a_list_can_name) {
+  Shape s;
+  s.channels = 2;
+  s.outputs = 9;
+  s.width = 8300;
+  s.kernel[1] = 8200;
+  ProductLayer layer(s, 3, 0.1, 3);
+  check(layer, "taps");
+}
+
+TEST(sums_beyond_float_are_infinite) {
+  Shape s;
+  s.batch = 1;
+  ProductLayer layer(s, 8, 1, 2);
+  layer.plain = true;
+  for (double& w : layer.values) w = 3e38;
+  check(layer, "large");
+}
+
 TEST(long_lines_are_cut) {
   Shape s;
   s.channels = 5;
@@ -154,7 +199,7 @@ TEST(weights_may_be_packed_before) {
   CHECK(agree(layer.args, want), "prepared");
 }
 
-// Sums are exact, so random weights too give the same bits for every bucket width and thread count.
+// Sums are exact, so random weights too give the same bits for every way and thread count.
 TEST(order_of_additions_does_not_matter) {
   Shape s;
   s.channels = 500;

@@ -166,7 +166,7 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def neuron_args(real: type) -> type[ctypes.Structure]:
-    """csrc/kernels/if_neuron.h: NeuronArgs<real>."""
+    """csrc/kernels/neuron/if_neuron.h: Neuron<real>."""
 
     class Args(ctypes.Structure):
         _fields_ = [

@@ -32,10 +32,10 @@ FILES = {
     "cuda/product_tile.cuh": (["product_if"], ["product"]),
     "cuda/spike_operands.cuh": (["product_if"], ["product"]),
     "cuda/batch_norm.cu": (["batch_norm"], ["batch_norm"]),
-    "batch_norm.h": (["batch_norm"], ["batch_norm"]),
+    "norm/batch_norm.h": (["batch_norm"], ["batch_norm"]),
     "cuda/neurons.cuh": (["if_scan", "product_if"], ["scan", "product", "offsets"]),
     "cuda/vec.cuh": (["if_scan", "spike_bits", "product_if"], ["scan", "bits", "product"]),
-    "if_neuron.h": (["if_scan", "product_if"], ["scan", "product", "offsets"]),
+    "neuron/if_neuron.h": (["if_scan", "product_if"], ["scan", "product", "offsets"]),
 }
 LIMIT = 100  # seconds for one test; the slowest takes five
 NAMES = re.compile(r"_GLOBAL__N__\w{8}_\d+_\w+?_cu_\w{8}|^\.(?:loc|file).*$|^//.*$", re.MULTILINE)
