@@ -87,6 +87,8 @@ class Comparison:
                 fitted_one = run.fitted[kind]
                 entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], digits)
                 entry[names[kind] + "epoch"] = fitted_one.epoch
+                if fitted_one.trained_on:
+                    entry[names[kind] + "trained_on"] = fitted_one.trained_on
             per_seed.append(entry)
         if measures.over_time is not None:
             summary[f"{test}_over_time"] = [round(unit * value, digits) for value in measures.over_time]
