@@ -209,8 +209,8 @@ def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> Non
             )
         if not train_on:
             raise UserError(
-                f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: `tandem-snn train --resume` "
-                "trains it on, Store(..., train_on=True) in Python; or give another folder with --out"
+                f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: `tandem-snn train "
+                "--resume` trains it on, Store(..., train_on=True) in Python; or give another folder with --out"
             )
 
 
