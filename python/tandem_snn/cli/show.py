@@ -15,9 +15,10 @@ from ..training.library import describe, list_recipes, load_recipe
 from ..training.recipe import CONTINUED
 
 OPERATIONS = "operations at inference"
-CAPTION = """Accuracies: the difference in points, [95 % by the number of test samples].
-Time: on this machine. Operations: one per spike and synapse it reaches,
-over the multiply-accumulates of the twin: what hardware saves that works per spike."""
+CAPTION = (
+    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one per "
+    "spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
+)
 
 
 def show_comparison(result: Comparison) -> None:
