@@ -16,8 +16,8 @@ from ..training.recipe import CONTINUED
 
 OPERATIONS = "operations at inference"
 CAPTION = (
-    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one per "
-    "spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
+    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one "
+    "per spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
 )
 
 
