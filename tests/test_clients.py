@@ -45,7 +45,7 @@ def items():
 
 
 def loader(items, batch_size=11):
-    return DataLoader(items, batch_size=batch_size, collate_fn=te.collate)
+    return DataLoader(items, batch_size=batch_size)
 
 
 def assert_equal(a, b):

@@ -78,6 +78,11 @@ class Trainer:
     """
 
     def __init__(self, net: nn.Module, data: Dataset, recipe: Recipe, world: World | None = None) -> None:
+        if not isinstance(data, Dataset):
+            raise TypeError(
+                f"data: expected a tandem_snn.data.Dataset, whose splits serve batches, got {type(data).__name__}: a "
+                "DataLoader goes with a loop of your own, tensors go into a tandem_snn.data.TensorSplit"
+            )
         self.net = net
         self.data = data
         self.recipe = recipe
