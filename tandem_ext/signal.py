@@ -92,8 +92,10 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
 
 def _refuse_dispatch() -> None:
     """accelerate's dispatcher, which moves a batch before it cuts it up, can cut tensors only, and says no more."""
+    if torch.compiler.is_compiling():
+        return
     module = sys.modules.get("accelerate.data_loader")
-    if module is None or torch.compiler.is_compiling():
+    if module is None:
         return
     between = ("to", "send_to_device", "honor_type", "<genexpr>", "<dictcomp>")
     frame = sys._getframe(1)

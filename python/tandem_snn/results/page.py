@@ -144,11 +144,11 @@ def _by_steps(results: Sequence[Result]) -> Iterator[str]:
 
     def cell(way: tuple[str, str], T: int) -> str:
         here = [r for r in compared if (r.recipe.model, r.settings_at_any_T) == way and r["T"] == T]
-        return "; ".join(f"{r.value - r.twin:+.2f} ({r['synops_ratio']:.2f})" for r in here if r.twin is not None)
+        return "; ".join(f"{_to_longest(r)} ({r['synops_ratio']:.2f})" for r in here)
 
     yield (
-        f"Difference to the twin (SynOps), by what was tried and T. Each has an interval of about ±{width:.1f} points "
-        f"(95 %, {samples:,} test samples):"
+        "Difference to the twin, with † to the twin that was trained as long (SynOps), by what was tried and T. Each "
+        f"has an interval of about ±{width:.1f} points (95 %, {samples:,} test samples):"
     )
     yield ""
     head = ("network", "otherwise", *(f"T = {T}" for T in steps))
@@ -172,6 +172,14 @@ def _row(r: Result) -> list[str]:
         f"{100 * r.firing_rate:.1f}%",
         "" if r.get("step_time_ratio") is None else f"{r['step_time_ratio']:.2f}",
     ]
+
+
+def _to_longest(r: Result) -> str:
+    """The difference to the twin that was trained as long, where there is one."""
+    if r.continued is not None:
+        return f"{r.value - r.continued:+.2f}†"
+    assert r.twin is not None
+    return f"{r.value - r.twin:+.2f}"
 
 
 def _beside(r: Result, other: float) -> str:
