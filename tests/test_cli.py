@@ -199,6 +199,8 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys):
     assert not (tmp_path / "run/report.html").exists()
     assert main([*arguments, "2", "--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "was trained for 3 already" in capsys.readouterr().err
+    assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume", "--seed", "1"]) == 2
+    assert "holds seed-0 too, which the recipe's seeds leave out" in capsys.readouterr().err
     # Elsewhere, with other threads and workers: none of them is part of the recipe.
     (tmp_path / "run").rename(tmp_path / "moved")
     assert main([*arguments, "4", "--out", str(tmp_path / "moved"), "--resume", "--threads", "1"]) == 0

@@ -122,9 +122,19 @@ def _holding(job: Job, is_main: bool) -> Iterator[None]:
         yield
         return
     with locked(job.folder):
-        if not job.resume:
+        if job.resume:
+            _keep_seeds(job)
+        else:
             _make_room(job)
         yield
+
+
+def _keep_seeds(job: Job) -> None:
+    """A run that is gone on with has its seeds, and may get more."""
+    wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
+    lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
+    if lost:
+        raise UserError(f"seeds: {job.folder} holds {', '.join(lost)} too, which the recipe's seeds leave out")
 
 
 def _make_room(job: Job) -> None:
