@@ -8,7 +8,7 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 (torch.Size([16, 50]), tensor(True))
 """
 
-from . import functional, ops, reference
+from . import flops, functional, ops, reference
 from ._load import build_info
 from .batching import cat, collate
 from .inputs import ConstantInput, ImpulseInput
@@ -25,6 +25,7 @@ __all__ = [
     "cat",
     "collate",
     "counts",
+    "flops",
     "functional",
     "ops",
     "pack",

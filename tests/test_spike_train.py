@@ -1,6 +1,7 @@
 """SpikeTrain, direct inputs, planes, batching."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_unused_high_bits_are_zero():
 
 def test_fields():
     x = train(9, 3, 5, gain=0.5)
-    assert [f.name for f in dataclasses.fields(x)] == ["planes", "T", "counts", "gain"]
+    assert [f.name for f in dataclasses.fields(x)] == ["counts"]  # what is walked: the batch comes first in it
+    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain"]
     assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), x.planes.device, 0.5, 3)
     copy = dataclasses.replace(x)
     assert_same(copy, x)
@@ -157,7 +159,10 @@ def test_direct_inputs(cls):
     assert torch.equal(te.cat([signal, signal[:2]]).x, torch.cat([x, x[:2]]))
     assert not signal.detach().x.requires_grad
     assert signal.to(torch.float64).x.dtype == torch.float64
-    assert [f.name for f in dataclasses.fields(signal)] == ["x", "T", "gain"]
+    assert [f.name for f in dataclasses.fields(signal)] == ["x"]
+    assert list(inspect.signature(cls).parameters) == ["x", "T", "gain"]
+    copy = dataclasses.replace(signal)
+    assert (type(copy), copy.x is x, copy.T, copy.gain) == (cls, True, 8, 0.5)
 
 
 @pytest.mark.parametrize("gain", [2.0, torch.tensor(2.0)], ids=["float", "tensor"])
@@ -195,10 +200,11 @@ def test_flattening_makes_no_counts():
     assert x._counts is None
 
 
-def test_data_loader():
+@pytest.mark.parametrize("options", [{}, {"collate_fn": te.collate}], ids=["default", "collate"])
+def test_data_loader(options):
     x, image = train(8, 6, 5), te.ConstantInput(dyadic(6, 5), 8)
     dataset = [(x[i], image[i], i) for i in range(6)]
-    batches = list(DataLoader(dataset, batch_size=4, collate_fn=te.collate))
+    batches = list(DataLoader(dataset, batch_size=4, **options))
     assert torch.equal(batches[0][0].planes, x.planes[:, :4])
     assert torch.equal(batches[1][1].x, image.x[4:])
     assert batches[1][2].tolist() == [4, 5]

@@ -18,7 +18,7 @@ from .measure.hooks import evaluating, watching
 if TYPE_CHECKING:
     from .training.comparison import Comparison
 
-SNN, ANN = "tab:blue", "tab:orange"
+SNN, ANN, CONTINUED = "tab:blue", "tab:orange", "tab:brown"
 MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 
 
@@ -46,7 +46,7 @@ def learning_curves(axes: Any, result: Comparison) -> None:
     metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
     held_out = f"validation_{metric}" in result.runs[0].fitted["SNN"].history[0]
     split, key = ("validation", f"validation_{metric}") if held_out else ("training", metric)
-    for kind, color in zip(result.kinds, (SNN, ANN), strict=False):
+    for kind, color in zip(result.kinds, (SNN, ANN, CONTINUED), strict=False):
         for i, run in enumerate(result.runs):
             values = [unit * record[key] for record in run.fitted[kind].history]
             axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)

@@ -17,7 +17,7 @@ from tandem_ext.functional.layer import norm_layer, product_layer, window_produc
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
 from .quantise import check_bits, integers, rounded
@@ -147,6 +147,10 @@ class SpikingLayer(nn.Module):
         if name in _CHECKS and not isinstance(value, Tensor):
             _CHECKS[name](self, value)
         super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
         """What the product takes after weight and bias."""
