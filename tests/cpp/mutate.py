@@ -25,6 +25,7 @@ from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 TESTS = {
     "rule": (["test_spike_rule"], []),
     "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
+    "network": (["fuzz_network"], ["frozen", "frozen_file"]),
     "bits": (["test_parallel", "fuzz_bits", "test_spike_bits"], ["spike_train", "gradients"]),
     "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
     "norm": (["test_parallel", "fuzz_norm", "test_spike_norm"], ["batch_norm"]),
@@ -36,7 +37,7 @@ TESTS = {
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.
 FAMILIES = {
     "cpu/spike_bits": ["bits"], "spike_bits": ["bits"], "cpu/gate": ["bits", "norm"], "cpu/halves": ["bits", "scan"],
-    "cpu/if_scan": ["scan"], "if_scan": ["scan"], "batch_norm": ["norm"], "cpu/batch_norm": ["norm"],
+    "network/": ["network"], "cpu/if_scan": ["scan"], "if_scan": ["scan"], "batch_norm": ["norm"], "cpu/batch_norm": ["norm"],
     "cpu/spike_norm": ["norm"], "cpu/spike_window": ["window"], "cpu/partial_lanes": ["norm", "product"],
     "cpu/spike_": ["rule", "norm", "product"], "spike_product": ["rule", "norm", "product"],
 }  # fmt: skip
