@@ -37,7 +37,8 @@ TESTS = {
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.
 FAMILIES = {
     "cpu/spike_bits": ["bits"], "spike_bits": ["bits"], "cpu/gate": ["bits", "norm"], "cpu/halves": ["bits", "scan"],
-    "network/": ["network"], "cpu/if_scan": ["scan"], "if_scan": ["scan"], "batch_norm": ["norm"], "cpu/batch_norm": ["norm"],
+    "network/": ["network"],
+    "cpu/if_scan": ["scan"], "if_scan": ["scan"], "batch_norm": ["norm"], "cpu/batch_norm": ["norm"],
     "cpu/spike_norm": ["norm"], "cpu/spike_window": ["window"], "cpu/partial_lanes": ["norm", "product"],
     "cpu/spike_": ["rule", "norm", "product"], "spike_product": ["rule", "norm", "product"],
 }  # fmt: skip
