@@ -82,27 +82,30 @@ def run(
 ) -> tuple[Tensor, ...]:
     """The layer's op: (planes, counts, mask, v), with batch norm (..., product, mean, var) or (..., mean, var)."""
     residual, _, residual_scale, _, v_init = tensors
-    source, T, eps, return_v = static.source, static.T, static.eps, static.return_v
-    neurons = residual, residual_scale, v_init, *static.neuron
+    source, T, return_v, eps, few_bits, *neuron = static
     if isinstance(source, Product):
         assert weight is not None
         if eps is not None and weight.dtype == torch.int8:
             weight = weight.float()  # until the ops with batch norm take int8
-        elif static.few_bits and weight.dtype == torch.float32 and eps is None:
+        elif few_bits and weight.dtype == torch.float32 and eps is None:
             weight = weight.to(torch.int8)
-        linear = not source.stride
-        product = (planes, T, weight, float32_precision(), *(() if linear else source[:4]))
+        if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
+            return _linear_if(  # type: ignore[no-any-return]
+                planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
+                return_v,
+            )  # fmt: skip
+        product = (planes, T, weight, float32_precision(), *(source[:4] if source.stride else ()), scale, shift)
         if eps is None:
-            op: Any = _linear_if if linear else _conv_if
-            return op(*product, scale, shift, *neurons, train, return_v)  # type: ignore[no-any-return]
-        op = _linear_bn_if if linear else _conv_bn_if
-        return op(*product, scale, shift, beta, eps, *neurons, return_v)  # type: ignore[no-any-return]
+            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v)  # type: ignore[no-any-return]
+        op = _conv_bn_if if source.stride else _linear_bn_if
+        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v)  # type: ignore[no-any-return]
     assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
         *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(static), scale, shift, beta, eps)
     window = () if source == "train" else (T,)
+    neurons = residual, residual_scale, v_init, *neuron
     return *_GIVEN[source](edge, *window, scale, shift, *neurons, train, return_v), *statistics
 
 
@@ -170,25 +173,19 @@ class Fire(Function):
         if grad is None:
             return tuple(Inputs())
         needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
-        grad_z = None
+        neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
+        grad_z: Any = None  # gate·grad/ϑ, which batch norm's own op computes on its way
+        if static.eps is None or neurons:
+            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold)
         if static.eps is not None:
             gradients = _through_norm(needs, saved, static, grad)
-            if needs.residual or needs.residual_edge or needs.residual_scale or needs.theta:
-                grad_z = gate_grad(saved, static, grad)
         elif isinstance(static.source, Product):
-            grad_z = gate_grad(saved, static, grad)
             gradients = _through_product(needs, saved, static, grad_z)
         else:
-            grad_z = gate_grad(saved, static, grad)
             gradients = _through_currents(needs, saved, static, grad_z)
-        gradients = gradients if grad_z is None else _with_neurons(gradients, needs, saved, static, grad_z)
+        if neurons:
+            gradients = _with_neurons(gradients, needs, saved, static, grad_z)
         return tuple(gradients)  # Dynamo loses the gradients of a NamedTuple
-
-
-def gate_grad(saved: Saved, static: Static, grad: Tensor) -> Tensor:
-    """grad_z = gate·grad/ϑ."""
-    grad_z: Tensor = _ops.gate_grad.default(grad, saved.mask, static.threshold)
-    return grad_z
 
 
 def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:

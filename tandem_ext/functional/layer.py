@@ -160,7 +160,7 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
 
 def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static) -> tuple[Tensor, Static]:
     """The currents of a direct input, and the layer that is given them."""
-    return static.source.direct(x.x, weight), Static(source_of(x), *static[1:])  # type: ignore[union-attr]
+    return static.source.direct(x.x, weight), static._replace(source=source_of(x))  # type: ignore[union-attr]
 
 
 def source_of(x: ConstantInput | ImpulseInput) -> str:

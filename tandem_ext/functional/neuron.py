@@ -22,18 +22,13 @@ class Static(NamedTuple):
 
     source: Product | str  # of the currents: a product with spikes; or they are given: a "train", "constant", "impulse"
     T: int
-    steps: int  # the window over which bias and shift are spread
+    return_v: bool
+    eps: float | None  # of batch norm by the statistics of the batch; None without
+    few_bits: bool  # the weights are integers that fit into int8
+    steps: int  # the window over which bias and shift are spread. From here on, what every op takes, in its order
     threshold: float
     leak: float
     gate: str
-    return_v: bool = False
-    eps: float | None = None  # of batch norm by the statistics of the batch; None without
-    few_bits: bool = False  # the weights are integers that fit into int8
-
-    @property
-    def neuron(self) -> tuple[int, float, float, str]:
-        """What the ops of all layers take, in their order."""
-        return self.steps, self.threshold, self.leak, self.gate
 
 
 class Tensors(NamedTuple):
@@ -72,7 +67,7 @@ def static_of(
         steps = T
     else:
         checks.steps(steps)
-    return Static(source, T, steps, fire_at, float(leak), gate, return_v, eps)
+    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate)
 
 
 def tensors_of(

@@ -195,7 +195,7 @@ class SpikingLayer(nn.Module):
             return activation
         assert not isinstance(self.gain, str)
         threshold = self.threshold
-        if isinstance(threshold, Tensor) and threshold.dim():
+        if isinstance(threshold, Tensor):
             threshold = over_space(threshold, tuple(activation.shape))
         return activation / threshold * self.gain
 
@@ -203,7 +203,7 @@ class SpikingLayer(nn.Module):
         """What an op takes of this layer besides tensors."""
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         few_bits = self.weight_bits is not None
-        return Static(self.synapses(), T, T, threshold, float(self.leak), self.gate, False, eps, few_bits)
+        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate)
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
@@ -250,7 +250,7 @@ class SpikingLayer(nn.Module):
         """
         weight, step = self._weights()
         scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
-        static, tensors, channels = self._static(1), Tensors(), self._channels
+        static, tensors, channels = self._static(1), Tensors(), len(weight)
         if fire:
             given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
@@ -327,7 +327,7 @@ class SpikingLayer(nn.Module):
         weight, step = self._weights()
 
         def potential(signal: Signal, T: int) -> Tensor:
-            static = Static(self.synapses(), signal.T, T, NEVER, 1.0, "relu", True, None, step is not None)
+            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu")
             _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
