@@ -21,6 +21,14 @@ namespace {
 
 constexpr int64_t kAlignment = 16;  // int32, of the parts of what is prepared
 
+template <class Window>
+void set_window(const Instruction& i, Window& w) {
+  w.kernel[0] = i.kernel_h, w.kernel[1] = i.kernel_w;
+  w.stride[0] = i.stride_h, w.stride[1] = i.stride_w;
+  w.padding[0] = i.padding_h, w.padding[1] = i.padding_w;
+  w.dilation[0] = i.dilation_h, w.dilation[1] = i.dilation_w;
+}
+
 }  // namespace
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
@@ -56,10 +64,7 @@ SpikeProduct Network::synapses(int64_t number) const {
   p.outputs = i.outputs;
   p.groups = i.groups;
   p.channels = i.channels * i.groups;
-  p.kernel[0] = i.kernel_h, p.kernel[1] = i.kernel_w;
-  p.stride[0] = i.stride_h, p.stride[1] = i.stride_w;
-  p.padding[0] = i.padding_h, p.padding[1] = i.padding_w;
-  p.dilation[0] = i.dilation_h, p.dilation[1] = i.dilation_w;
+  set_window(i, p);
   return p;
 }
 
@@ -220,17 +225,15 @@ class Run {
   }
 
   void direct(int64_t i) {
-    const Instruction& in = at(i);
     const NeuronArgs<float> a = firing(i);
     const bool impulse = static_cast<Source>(program_.header.source) == Source::kImpulse;
-    const float* weight = in.few_bits != 0 ? prepared(i) : floats(in.weight);
     std::vector<float> silence;
     const float* y = nullptr;
     if (impulse && call_.state != nullptr && call_.step > 0) {
       silence.resize(a.neurons);
       y = silence.data();
     } else {
-      y = call_.host->product(window(i), weight, nullptr, real(in.input));
+      y = call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
     }
     cpu::if_scan(y, DType::kFloat32, impulse ? tandem::Source::kImpulse : tandem::Source::kConstant, a, call_.parallel);
     call_.host->fired(i, a.planes, a.neurons * plan_.planes);
@@ -273,22 +276,15 @@ class Run {
   }
 
   void max_pool(int64_t i, int64_t images, const Shape& in, const Shape& out) const {
-    const Instruction& w = at(i);
-    const PoolWindow pool{images,
-                          in.height,
-                          in.width,
-                          in.channels,
-                          out.height,
-                          out.width,
-                          {w.kernel_h, w.kernel_w},
-                          {w.stride_h, w.stride_w},
-                          {w.padding_h, w.padding_w},
-                          {w.dilation_h, w.dilation_w}};
-    cpu::max_pool(pool, spikes(w.input), place(plan_.steps[i].place), call_.parallel);
+    PoolWindow pool{images, in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}};
+    set_window(at(i), pool);
+    cpu::max_pool(pool, spikes(at(i).input), place(plan_.steps[i].place), call_.parallel);
   }
 
-  const float* prepared(int64_t i) const {
-    return reinterpret_cast<const float*>(call_.prepared + network_.prepared_[i]);
+  // Of a layer that reads real numbers, or a readout.
+  const float* weights(int64_t i) const {
+    const auto* few_bits = reinterpret_cast<const float*>(call_.prepared + network_.prepared_[i]);
+    return at(i).few_bits != 0 ? few_bits : floats(at(i).weight);
   }
 
   // What reads counts, after step t of this run, which is the stream's last of `steps`.
@@ -308,7 +304,7 @@ class Run {
         for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
         bias = bias_so_far.data();
       }
-      const float* y = call_.host->product(window(i), in.few_bits != 0 ? prepared(i) : floats(in.weight), bias, x);
+      const float* y = call_.host->product(window(i), weights(i), bias, x);
       std::copy_n(y, plan_.batch * in.outputs, to);
     }
   }
