@@ -85,9 +85,7 @@ def run(
     source, T, return_v, eps, few_bits, *neuron = static
     if isinstance(source, Product):
         assert weight is not None
-        if eps is not None and weight.dtype == torch.int8:
-            weight = weight.float()  # until the ops with batch norm take int8
-        elif few_bits and weight.dtype == torch.float32 and eps is None:
+        if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
             return _linear_if(  # type: ignore[no-any-return]
