@@ -133,6 +133,15 @@ def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
         check(checked, T, 9, 24, 700, dtype, seed=T)
 
 
+@pytest.mark.parametrize(("K", "most"), [(128, 22.0), (512, 8.7), (1024, 6.5)])
+def test_instructions(plain: Emulator, K: int, most: float) -> None:
+    """Of a warp, the whole kernel's, for each mma in float16 at T = 8: docs/cuda.md has the table."""
+    check(plain, 8, 32, 64, K, torch.float16, seed=0)
+    instructions, mma = plain.counted("product_if")
+    assert mma == 8 * K  # sixteen depths by eight samples by sixteen outputs each, at every step
+    assert instructions <= most * mma
+
+
 def test_no_stage_is_empty(checked: Emulator) -> None:
     """Up to 128 depths are one stage of shared memory."""
     written = []

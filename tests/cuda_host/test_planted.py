@@ -19,7 +19,7 @@ PLANTED = {
     "shared memory not asked for": ("cuda/product_if.cu", "MemorySize, shared_bytes)", "MemorySize, 0)", "product"),
     "sixteen bytes too few": ("cuda/product_if.cu", "Size, shared_bytes)", "Size, shared_bytes - 16)", "product"),
     "another stream": ("cuda/product_if.cu", "shared_bytes, stream>>>", "shared_bytes, nullptr>>>", "product"),
-    "launch bounds below the block": ("cuda/product_if.cu", "(S::kThreads, 1)", "(S::kThreads / 2, 1)", "product"),
+    "launch bounds below the block": ("cuda/product_if.cu", "(S::kThreads, S::k", "(S::kThreads / 2, S::k", "product"),
     "an offset of 32 bits": ("cuda/if_scan.cu", "const int64_t n = (", "const int n = (", "offsets"),
 }
 

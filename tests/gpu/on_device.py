@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,17 @@ def step_of(net: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     return step
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Libraries' gradients of convolutions too: without it, two runs may differ."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@deterministic()
 def captured_step(device: torch.device) -> None:
     """A training step as a CUDA graph gives the bits of the step itself, on inputs it has not seen."""
     net = layers().to(device)
@@ -136,19 +148,16 @@ def another_device(device: torch.device) -> None:
     equal("spikes", got.planes, te.reference.linear_if(x, weight).planes)
 
 
+@deterministic()
 def same_every_time(device: torch.device) -> None:
     """On random weights, whose sums do round: every run rounds alike."""
     net = layers().to(device)
     step = step_of(net)
     planes = random_train(torch.Generator().manual_seed(0), 8, 16, 8, 16, 16).planes.to(device)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        first = [t.clone() for t in step(planes)]
-        for _ in range(5):
-            for i, (a, b) in enumerate(zip(step(planes), first, strict=True)):
-                equal(f"result {i}", a, b.cpu())
-    finally:
-        torch.use_deterministic_algorithms(False)
+    first = [t.clone() for t in step(planes)]
+    for _ in range(5):
+        for i, (a, b) in enumerate(zip(step(planes), first, strict=True)):
+            equal(f"result {i}", a, b.cpu())
 
 
 def frozen_graph(device: torch.device) -> None:

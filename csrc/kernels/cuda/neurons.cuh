@@ -107,8 +107,7 @@ struct Neurons {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
         z.at[i] = rounded_add(z.at[i], current[t].at[i]);
-        const uint32_t spike = step(v.at[i], current[t].at[i], a.threshold, a.leak);
-        spikes |= spike << (8 * i + t);
+        if (step(v.at[i], current[t].at[i], a.threshold, a.leak)) spikes |= 1u << (8 * i + t);
       }
     }
     plane |= spikes << at;

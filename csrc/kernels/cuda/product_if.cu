@@ -5,20 +5,18 @@
 #include <limits>
 
 #include "neurons.cuh"
-#include "product_tile.cuh"
+#include "product_fill.cuh"
 
 namespace tandem::cuda {
 
 namespace {
 
-// Integrates neuron n, channel o, over the steps of plane p; its products begin at `sums`. Returns its gate after the
-// last plane.
+// Integrates neuron n, which has its parameters, over the steps of plane p; its products begin at `sums`. Returns its
+// gate after the last plane.
 template <class S>
-__device__ __forceinline__ uint32_t integrate(const Neuron<float>& a, int64_t n, int64_t o, int p,
+__device__ __forceinline__ uint32_t integrate(const Neuron<float>& a, Neurons<1> neuron, int64_t n, int p,
                                               const typename S::Sum* sums, State& state) {
-  Neurons<1> neuron;
-  neuron.begin(a, remainder(n, a.v_init_size));
-  neuron.load_parameters(a, o);
+  neuron.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
   if (p > 0) {
     neuron.v.at[0] = state.v;
     neuron.z.at[0] = state.z;
@@ -51,6 +49,8 @@ __device__ __forceinline__ void integrate_tile(const Neuron<float>& a, const Dev
                                                State* states) {
   constexpr int kTileOutputs = 16 * S::kTiles;
   constexpr int kTurns = kWarpPixels * kTileOutputs / 32;
+  constexpr bool kOneChannel = kTileOutputs <= 32;  // a lane's neurons, of one pixel after the other
+  Neurons<1> neuron;
 #pragma unroll 1
   for (int turn = at.depth; turn < kTurns; turn += S::kWarpsDepth) {
     // At sixteen outputs a warp takes two pixels at once, four apart for the sake of the banks.
@@ -62,8 +62,9 @@ __device__ __forceinline__ void integrate_tile(const Neuron<float>& a, const Dev
     const int64_t n = pixel * a.channels + o;
     const bool live = output < g.group_outputs && pixel < g.pixels;
     uint32_t gate = 0;
+    if (output < g.group_outputs && (!kOneChannel || turn == at.depth)) neuron.load_parameters(a, o);
     if (live) {
-      gate = integrate<S>(a, n, o, p, tile_sums + column * S::kSumRow + row,
+      gate = integrate<S>(a, neuron, n, p, tile_sums + column * S::kSumRow + row,
                           states[(at.tile * kTurns + turn) * 32 + at.lane]);
     }
     if (a.mask != nullptr && p == g.P - 1) {
@@ -74,7 +75,7 @@ __device__ __forceinline__ void integrate_tile(const Neuron<float>& a, const Dev
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, 1)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
@@ -83,12 +84,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   auto* states = reinterpret_cast<State*>(memory + S::kSharedBytes);
 #pragma unroll 1
   for (int first = 0; first < a.T; first += S::kSteps) {
-    Window windows[S::kSpikeTurns];
-    find_windows<S>(g, first / kPlaneSteps, windows);
+    Filler<S> filler(g, first / kPlaneSteps);
     const auto request = [&](int stage) {
-      if (stage < stages) {
-        fill_stage<S>(memory + stage % S::kStages * S::kStageBytes, g, windows, stage * kTileDepth);
-      }
+      if (stage < stages) filler.fill(memory + stage % S::kStages * S::kStageBytes, g, stage * kTileDepth);
       cp_async_commit();
     };
     for (int stage = 0; stage < S::kStages - 1; ++stage) request(stage);
@@ -150,7 +148,7 @@ DeviceGeometry geometry_of(const Layer& layer) {
   DeviceGeometry g{};
   g.planes = layer.planes;
   g.weight = layer.weights.data;
-  g.batch = geometry.batch;
+  g.plane = geometry.batch * geometry.height * geometry.width * geometry.channels;
   g.pixels = geometry.rows();
   g.P = layer.plane_count();
   g.height = narrow(geometry.height);
@@ -163,6 +161,8 @@ DeviceGeometry geometry_of(const Layer& layer) {
   g.taps = narrow(geometry.taps());
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
+  const int taps = kTileDepth / g.group_channels;
+  g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth % g.group_channels};
   for (int axis = 0; axis < 2; ++axis) {
     g.stride[axis] = narrow(geometry.stride[axis]);
     g.padding[axis] = narrow(geometry.padding[axis]);

@@ -1,8 +1,7 @@
-// A block's tile of the product y[t] = W s[t]: its stages in shared memory, how they are filled and multiplied. A row
+// A block's tile of the product y[t] = W s[t]: its stages in shared memory, and how they are multiplied. A row
 // of the product is an output, a column a pixel at one step; a linear layer's sample is an image of one pixel.
 #pragma once
 
-#include "../layer.h"
 #include "spike_operands.cuh"
 
 namespace tandem::cuda {
@@ -30,6 +29,8 @@ struct Shape {
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
   static constexpr int kPixels = kWarpPixels * kWarpsPixels;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
+  // That share a multiprocessor, as far as registers go.
+  static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
 
   // A stage: rows of weights, then rows of spikes, padded for even use of the banks.
   static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
@@ -71,126 +72,6 @@ struct Shape {
     int column = tile % kWarpsPixels * kWarpPixels;  // first of its pixels
   };
 };
-
-// Geometry in numbers that are cheap on the device. Groups are the blocks' z.
-struct DeviceGeometry {
-  const uint8_t* planes;
-  const void* weight;  // [outputs, taps, group_channels]
-  int64_t batch;
-  int64_t pixels;  // batch * out_size
-  int P;
-  int height, width, channels;
-  int out_width, out_size;
-  int group_channels, group_outputs;
-  int taps, kernel_width;
-  int stride[2], padding[2], dilation[2];
-  int depth;            // taps * group_channels
-  bool weight_aligned;  // sixteen bytes from a multiple of sixteen on are neighbours in a row and can be moved at once
-  bool spikes_aligned;
-};
-
-// A row of spikes: a pixel's window in one plane.
-struct Window {
-  const uint8_t* image;  // null: no such pixel
-  int y, x;              // of its corner
-};
-
-__device__ __forceinline__ Window find_window(const DeviceGeometry& g, int p, int64_t pixel) {
-  if (p >= g.P || pixel >= g.pixels) return {nullptr, 0, 0};
-  const int64_t b = g.out_size == 1 ? pixel : pixel / g.out_size;
-  const int in_image = static_cast<int>(pixel - b * g.out_size);
-  const int y = in_image / g.out_width;
-  const int x = in_image - y * g.out_width;
-  const int64_t image = (p * g.batch + b) * g.height * g.width * g.channels;
-  return {g.planes + image + static_cast<int>(blockIdx.z) * g.group_channels, y * g.stride[0] - g.padding[0],
-          x * g.stride[1] - g.padding[1]};
-}
-
-// Sixteen bytes of a window from depth k on: depths are taps, and in each of them channels.
-__device__ __forceinline__ void copy_spikes(unsigned char* to, const DeviceGeometry& g, const Window& window, int k) {
-  int tap = 0;
-  int r = 0;
-  if (g.taps > 1) {
-    tap = k / g.group_channels;
-    r = tap / g.kernel_width;
-  }
-  int c = k - tap * g.group_channels;
-  int s = tap - r * g.kernel_width;
-  const auto at = [&] {
-    const int y = window.y + r * g.dilation[0];
-    const int x = window.x + s * g.dilation[1];
-    const bool inside = window.image != nullptr && k < g.depth &&
-                        static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
-                        static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
-    return inside ? window.image + (static_cast<int64_t>(y) * g.width + x) * g.channels + c : nullptr;
-  };
-  if (g.spikes_aligned) {
-    const uint8_t* from = at();
-    cp_async_16(to, from, from != nullptr);
-    return;
-  }
-  for (int i = 0; i < 16; ++i, ++k) {
-    const uint8_t* from = at();
-    to[i] = from != nullptr ? *from : 0;
-    if (++c == g.group_channels) {
-      c = 0;
-      if (++s == g.kernel_width) {
-        s = 0;
-        ++r;
-      }
-    }
-  }
-}
-
-// Sixteen bytes of a row of weights.
-template <class E>
-__device__ __forceinline__ void copy_weights(unsigned char* to, const DeviceGeometry& g, int64_t output, int k) {
-  const bool exists = output < g.group_outputs;
-  const E* row =
-      static_cast<const E*>(g.weight) + (blockIdx.z * static_cast<int64_t>(g.group_outputs) + output) * g.depth;
-  if (g.weight_aligned) {
-    cp_async_16(to, row + k, exists && k < g.depth);
-    return;
-  }
-  for (int i = 0; i < 16 / static_cast<int>(sizeof(E)); ++i) {
-    reinterpret_cast<E*>(to)[i] = exists && k + i < g.depth ? row[k + i] : E{};
-  }
-}
-
-// The rows of spikes that the running thread copies, for the planes from first_plane on.
-template <class S>
-__device__ __forceinline__ void find_windows(const DeviceGeometry& g, int first_plane,
-                                             Window (&windows)[S::kSpikeTurns]) {
-#pragma unroll
-  for (int turn = 0; turn < S::kSpikeTurns; ++turn) {
-    const int row = (turn * S::kThreads + static_cast<int>(threadIdx.x)) / S::kSpikePieces;
-    windows[turn] = find_window(g, first_plane + row / S::kPixels,
-                                static_cast<int64_t>(blockIdx.x) * S::kPixels + row % S::kPixels);
-  }
-}
-
-// Requests the block's weights and spikes at the depths [k, k + kTileDepth).
-template <class S>
-__device__ __forceinline__ void fill_stage(unsigned char* stage, const DeviceGeometry& g,
-                                           const Window (&windows)[S::kSpikeTurns], int k) {
-  constexpr int kElements = 16 / S::kWeightSize;
-  constexpr int kPieces = kTileDepth / kElements;
-  for (int i = static_cast<int>(threadIdx.x); i < S::kOutputs * kPieces; i += S::kThreads) {
-    const int row = i / kPieces;
-    const int piece = i % kPieces;
-    copy_weights<typename S::Weight>(stage + row * S::kWeightRow + 16 * piece, g,
-                                     static_cast<int64_t>(blockIdx.y) * S::kOutputs + row, k + piece * kElements);
-  }
-#pragma unroll
-  for (int turn = 0; turn < S::kSpikeTurns; ++turn) {
-    const int i = turn * S::kThreads + static_cast<int>(threadIdx.x);
-    const int row = i / S::kSpikePieces;
-    const int piece = i % S::kSpikePieces;
-    if (row < S::kPlanes * S::kPixels) {
-      copy_spikes(stage + S::kWeightBytes + row * S::kSpikeRow + 16 * piece, g, windows[turn], k + 16 * piece);
-    }
-  }
-}
 
 template <class S>
 using Sums = typename S::Sum[S::kTiles][S::kSteps][4];

@@ -1,6 +1,6 @@
 // A machine that executes PTX, the code nvcc makes of a kernel, a warp at a time. parse.cpp reads the text,
-// arithmetic.cpp, collective.cpp and memory.cpp execute instructions, checker.cpp watches memory, launch.cpp runs warps
-// and blocks, runtime.cpp is the CUDA runtime that host code is linked with.
+// arithmetic.cpp, convert.cpp, collective.cpp and memory.cpp execute instructions, checker.cpp watches memory,
+// launch.cpp runs warps and blocks, runtime.cpp is the CUDA runtime that host code is linked with.
 #pragma once
 
 #include <array>
@@ -21,29 +21,12 @@ constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr uint64_t kSharedWindow = uint64_t{1} << 60;  // generic addresses of shared memory begin here
 
+// clang-format off
 enum class Type : uint8_t {
-  kNone,
-  kPred,
-  kB8,
-  kU8,
-  kS8,
-  kB16,
-  kU16,
-  kS16,
-  kF16,
-  kBF16,
-  kB32,
-  kU32,
-  kS32,
-  kF32,
-  kBF16x2,
-  kB64,
-  kU64,
-  kS64,
-  kF64
-};  // clang-format off
-enum class Space : uint8_t { kGeneric, kParam, kGlobal, kShared };
+  kNone, kPred, kB8, kU8, kS8, kB16, kU16, kS16, kF16, kBF16, kB32, kU32, kS32, kF32, kBF16x2, kB64, kU64, kS64, kF64
+};
 // clang-format on
+enum class Space : uint8_t { kGeneric, kParam, kGlobal, kShared };
 
 // What ends a launch, as a fault does on a GPU.
 struct Fault : std::runtime_error {
@@ -141,6 +124,7 @@ class Module {
 
 // How an instruction is executed; null: the machine does not know it. `words` are the parts of its name.
 Execute find_arithmetic(const std::vector<std::string_view>& words, Instruction& i);
+Execute find_conversion(const std::vector<std::string_view>& words, Instruction& i);
 Execute find_collective(const std::vector<std::string_view>& words, Instruction& i);
 Execute find_memory(const std::vector<std::string_view>& words, Instruction& i);
 

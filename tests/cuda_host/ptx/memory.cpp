@@ -14,7 +14,7 @@ std::byte* host(const Warp& w, Space space, uint64_t address) {
   return reinterpret_cast<std::byte*>(address);
 }
 
-// Generic addresses within the window are in shared memory. All lanes of an instruction are taken to agree.
+// Generic addresses within the window are in shared memory.
 Space space_of(const Instruction& i, uint64_t address) {
   if (i.space != Space::kGeneric) return i.space;
   return address - kSharedWindow < (uint64_t{1} << 32) ? Space::kShared : Space::kGlobal;
@@ -30,6 +30,10 @@ Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Op
   Addresses a;
   each(mask, [&](int l) { a.of[l] = w.address(operand, l); });
   a.space = space_of(i, a.of[std::countr_zero(mask)]);
+  each(mask, [&](int l) {
+    if (space_of(i, a.of[l]) != a.space)
+      throw Fault("lanes of one access differ in space, " + w.block->kernel.place(i));
+  });
   if (i.space == Space::kGeneric && a.space == Space::kShared) each(mask, [&](int l) { a.of[l] -= kSharedWindow; });
   if (a.space == Space::kParam) return a;
   const checker::Request request{i, w, mask, a.of, bytes, write};

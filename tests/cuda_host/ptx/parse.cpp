@@ -1,57 +1,12 @@
 // PTX text to instructions. What is not understood is an error: nothing is passed over but directives for debuggers.
-#include <cxxabi.h>
-
 #include <algorithm>
-#include <cctype>
-#include <charconv>
 #include <cstdlib>
 
-#include "machine.h"
+#include "text.h"
 
 namespace ptx {
 
 namespace {
-
-using Words = std::vector<std::string_view>;
-
-std::string_view strip(std::string_view s, std::string_view of = " \t\r\n;") {
-  const auto begin = s.find_first_not_of(of);
-  return begin == s.npos ? std::string_view() : s.substr(begin, s.find_last_not_of(of) - begin + 1);
-}
-
-// The parts of `s` between `by`, where it is not inside of braces or brackets.
-Words split(std::string_view s, char by) {
-  Words out;
-  int depth = 0;
-  size_t begin = 0;
-  for (size_t i = 0; i <= s.size(); ++i) {
-    if (i < s.size() && (s[i] == '{' || s[i] == '[')) ++depth;
-    if (i < s.size() && (s[i] == '}' || s[i] == ']')) --depth;
-    if (i == s.size() || (s[i] == by && depth == 0)) {
-      if (const auto part = strip(s.substr(begin, i - begin)); !part.empty()) out.push_back(part);
-      begin = i + 1;
-    }
-  }
-  return out;
-}
-
-bool begins(std::string_view s, std::string_view with) { return s.substr(0, with.size()) == with; }
-
-int64_t number(std::string_view s) {
-  const std::string text(s);
-  char* end = nullptr;
-  const int64_t value =
-      text[0] == '-' ? std::strtoll(text.c_str(), &end, 0) : static_cast<int64_t>(std::strtoull(text.c_str(), &end, 0));
-  if (*end != 0 && *end != 'U') throw Unknown("PTX: '" + text + "' is no number");
-  return value;
-}
-
-std::string demangled(const std::string& name) {
-  int status = 0;
-  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status),
-                                                    std::free);
-  return status == 0 ? text.get() : name;
-}
 
 struct Variable {
   uint32_t align, bytes;
@@ -339,7 +294,7 @@ class Parser {
       i.flow = Flow::kBarrier;
       if (i.o.size() != 1 || i.o[0].offset != 0) throw Unknown("PTX: a barrier of some warps: " + std::string(s));
     } else {
-      for (const auto find : {find_arithmetic, find_collective, find_memory}) {
+      for (const auto find : {find_arithmetic, find_conversion, find_collective, find_memory}) {
         if (i.execute == nullptr) i.execute = find(words, i);
       }
       if (i.execute == nullptr) throw Unknown("PTX: the machine does not know '" + std::string(s) + "'");
