@@ -1,4 +1,4 @@
-"""The fixed point of an output's weights depends on no order: neither their layout in memory nor the way they are added."""
+"""The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ f = te.functional
 
 
 def at_the_edge(*shape):
-    """Random weights whose magnitudes add up to almost exactly 1, where another order of float sums gives another unit."""
+    """Random weights whose magnitudes add up to almost 1, where another order of float sums gives another unit."""
     weight = torch.randn(shape, dtype=torch.float64)
     return (weight / weight.abs().flatten(1).sum(1).view(-1, *[1] * (len(shape) - 1))).float()
 
@@ -27,8 +27,8 @@ def trains(T, *shape):
 def test_layouts_of_a_convolution(groups):
     x, weight = trains(8, 2, 32, 9, 9), at_the_edge(64, 32 // groups, 3, 3)
     want = potentials(f.conv2d_if, x, weight, padding=1, groups=groups)
-    layouts = [weight.to(memory_format=torch.channels_last), weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)]
-    for other in layouts:
+    reversed_ = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    for other in (weight.to(memory_format=torch.channels_last), reversed_):
         assert torch.equal(potentials(f.conv2d_if, x, other, padding=1, groups=groups), want)
 
 
