@@ -36,7 +36,8 @@ TESTS = {
 }
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.
 FAMILIES = {
-    "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"], "cpu/halves": ["bits", "scan"],
+    "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"],
+    "cpu/halves": ["bits", "scan"],
     "neuron/scan": ["scan"], "norm/": ["norm"], "product/": ["plan", "norm", "product"],
     "layer": ["plan", "norm", "product"], "network/": ["network"],
 }  # fmt: skip
