@@ -1,4 +1,4 @@
-"""Batches of trains and inputs: cat, and a collate function for DataLoaders."""
+"""Batches of trains and inputs: cat, which torch's DataLoader uses too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data._utils.collate import collate as _collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .signal import Signal
@@ -66,14 +65,4 @@ def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return cat(batch)
 
 
-_COLLATE = {Signal: _cat_signals, **default_collate_fn_map}
-
-
-def collate(batch: Sequence[Any]) -> Any:
-    """A ``collate_fn`` for DataLoaders: torch's default, with trains and inputs concatenated over the batch.
-
-    >>> dataset = [(te.ImpulseInput(torch.ones(1, 3), T=4), label) for label in range(2)]
-    >>> te.collate(dataset)
-    [ImpulseInput(T=4, shape=[2, 3], gain=1.0, device=cpu), tensor([0, 1])]
-    """
-    return _collate(batch, collate_fn_map=_COLLATE)
+default_collate_fn_map[Signal] = _cat_signals  # the default collate_fn of a DataLoader joins trains and inputs

@@ -200,7 +200,7 @@ def test_flattening_makes_no_counts():
 def test_data_loader():
     x, image = train(8, 6, 5), te.ConstantInput(dyadic(6, 5), 8)
     dataset = [(x[i], image[i], i) for i in range(6)]
-    batches = list(DataLoader(dataset, batch_size=4, collate_fn=te.collate))
+    batches = list(DataLoader(dataset, batch_size=4))
     assert torch.equal(batches[0][0].planes, x.planes[:, :4])
     assert torch.equal(batches[1][1].x, image.x[4:])
     assert batches[1][2].tolist() == [4, 5]

@@ -36,3 +36,7 @@ __all__ = [
     "to_snntorch",
     "to_spikingjelly",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
