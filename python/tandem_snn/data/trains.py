@@ -46,6 +46,8 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
         return self._train(sample, index), target
 
     def _train(self, sample: Any, index: int) -> SpikeTrain:
+        if isinstance(sample, np.ndarray) and sample.dtype.names:
+            sample = sample.reshape(-1)  # ASL-DVS comes as a column
         if isinstance(sample, Mapping) or (isinstance(sample, np.ndarray) and sample.dtype.names):
             return bin_events(sample, self._sensor, self.T, self._bins, self._size, self._window)
         if isinstance(sample, SpikeTrain):
