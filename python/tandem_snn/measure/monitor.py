@@ -16,7 +16,7 @@ from tandem_ext import SpikeTrain
 from .hooks import FIRING, watching
 
 
-@dataclass
+@dataclass(repr=False)
 class Recording:
     """What one layer did.
 
@@ -41,6 +41,15 @@ class Recording:
     def rates(self) -> Tensor:
         """Each neuron's firing rate, in spikes per step, over all samples that the layer saw: float64 [*features]."""
         return self.spikes / (self.samples * self.train.T)
+
+    def __repr__(self) -> str:
+        kept = "" if len(self.train) == self.samples else f", {len(self.train):,} kept"
+        v = "" if self.potentials is None else ", with potentials"
+        rate = 100 * self.rates.mean().item()
+        return (
+            f"Recording({self.samples:,} samples{kept}, T={self.train.T}, neurons {list(self.train.shape[1:])}, "
+            f"firing rate {rate:.1f} %{v})"
+        )
 
 
 class Monitor(Mapping[str, Recording]):
@@ -112,6 +121,11 @@ class Monitor(Mapping[str, Recording]):
 
     def __len__(self) -> int:
         return len(self._recordings)
+
+    def __repr__(self) -> str:
+        state = "recording" if self._watching is not None else "left"
+        layers = ", ".join(f"{name}: {record.samples:,} samples" for name, record in self._recordings.items())
+        return f"Monitor({state}; {layers or 'nothing recorded of ' + ', '.join(sorted(self._names))})"
 
     @torch.no_grad()
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:
