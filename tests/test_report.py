@@ -95,6 +95,18 @@ def test_every_layer_has_its_figures(contents):
     assert len(set(labels)) == len(labels)
 
 
+def test_axes_say_what_they_are(contents):
+    """Steps count from 1, as everywhere; an axis that is not linear says so."""
+    text = page(contents)
+    curves = re.findall(
+        r'<svg role="img" aria-label="[^"]*(?:by epoch|by time step|by operations)".*?</svg>', text, re.DOTALL
+    )
+    assert len(curves) == 4
+    assert all("logarithmic axis" in svg or "axis widened towards 100" in svg for svg in curves)
+    raster = re.search(r'<svg role="img" aria-label="Spikes of conv1".*?</svg>', text, re.DOTALL)[0]
+    assert re.findall(r"<text[^>]*>(\d+)</text>", raster) == ["1", "2", "3", "4"]
+
+
 def test_the_axis_of_accuracies(contents):
     """Two networks near 100 % are told apart on it; its numbers are in order and do not touch."""
     plt = pytest.importorskip("matplotlib.pyplot")
