@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 import tandem_ext as te
 
 from .neuron import NeuronOptions, SpikingLayer
+from .signature import shows_neuron_options
 
 
 class _Conv(SpikingLayer):
@@ -24,6 +25,7 @@ class _Conv(SpikingLayer):
         return self.stride, self.padding, self.dilation, self.groups
 
 
+@shows_neuron_options
 class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
@@ -64,6 +66,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
         self._add_neurons(out_channels, device, dtype, **neuron)
 
 
+@shows_neuron_options
 class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ``nn.ReLU``.
 
