@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
+from ..errors import listing
 from .hooks import FIRING, watching
 
 
@@ -88,7 +89,7 @@ class Monitor(Mapping[str, Recording]):
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {', '.join(names) or '-'}")
+                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {listing(names) or '-'}")
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials
@@ -124,8 +125,8 @@ class Monitor(Mapping[str, Recording]):
 
     def __repr__(self) -> str:
         state = "recording" if self._watching is not None else "left"
-        layers = ", ".join(f"{name}: {record.samples:,} samples" for name, record in self._recordings.items())
-        return f"Monitor({state}; {layers or 'nothing recorded of ' + ', '.join(sorted(self._names))})"
+        layers = listing(f"{name}: {record.samples:,} samples" for name, record in self._recordings.items())
+        return f"Monitor({state}; {layers or 'nothing recorded of ' + listing(sorted(self._names))})"
 
     @torch.no_grad()
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from tandem_ext import SpikeTrain
 
+from ..errors import listing
 from ..measure import Recording, activations, firing_rates
 from .axes import SNN, given_or_new, step_axis
 
@@ -91,7 +92,7 @@ def potentials(
     else:
         layer = list(monitor)[-1] if layer is None else layer
         if layer not in monitor:
-            raise ValueError(f"layer: expected one of {', '.join(monitor)}, got {layer!r}")
+            raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
         recording = monitor[layer]
     if recording.potentials is None:
         raise ValueError("monitor: no potentials were recorded: Monitor(net, potentials=True)")
@@ -142,7 +143,7 @@ def counts_against_activations(
     with torch.no_grad():
         found = activations(net, x)
     if layer is not None and layer not in {one.name for one in found}:
-        raise ValueError(f"layer: expected one of {', '.join(one.name for one in found)}, got {layer!r}")
+        raise ValueError(f"layer: expected one of {listing(one.name for one in found)}, got {layer!r}")
     axes = given_or_new(axes)
     T = found[0].T
     for one in found:

@@ -121,6 +121,7 @@ def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interr
         trainer.finish_epoch()
         if store is not None:
             store.log(trainer.history)
+            store.log_layers(trainer)
             if store.due(trainer):
                 store.save(trainer)
 
