@@ -96,7 +96,7 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs,torture]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,notebooks,test,lint,docs,torture]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.

@@ -9,7 +9,7 @@ import torch
 from tandem_snn import data
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
-from tandem_snn.plots import report
+from tandem_snn.plots.run import report
 from tandem_snn.training import (
     Classification,
     Recipe,

@@ -30,8 +30,8 @@ def listing(names: Iterable[object], most: int = 12) -> str:
     >>> listing("abc"), listing(range(100), most=3)
     ('a, b, c', '0, 1, 2 and 97 more')
     """
-    names = [f"{name!s:.60}" for name in names]
-    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
+    shown = [f"{name!s:.60}" for name in names]
+    return ", ".join(shown[:most]) + f" and {len(shown) - most} more" * (len(shown) > most)
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:

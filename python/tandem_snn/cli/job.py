@@ -18,7 +18,7 @@ from ..container import atomically
 from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
-from ..plots import report
+from ..plots.run import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
 from ..training.distributed import join

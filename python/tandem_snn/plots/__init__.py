@@ -5,17 +5,6 @@
 >>> axes.figure.savefig("raster.png")
 """
 
-from .axes import ANN, SNN, percent_axis
 from .inside import counts_against_activations, potentials, raster, rates
-from .run import report
 
-__all__ = [
-    "ANN",
-    "SNN",
-    "counts_against_activations",
-    "percent_axis",
-    "potentials",
-    "raster",
-    "rates",
-    "report",
-]
+__all__ = ["counts_against_activations", "potentials", "raster", "rates"]

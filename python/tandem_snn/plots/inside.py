@@ -145,15 +145,18 @@ def counts_against_activations(
     if layer is not None and layer not in {one.name for one in found}:
         raise ValueError(f"layer: expected one of {listing(one.name for one in found)}, got {layer!r}")
     axes = given_or_new(axes)
-    T = found[0].T
+    T, highest = found[0].T, 1.0
     for one in found:
         if layer in (None, one.name):
             chosen = torch.randperm(one.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
             counts, a = one.counts.flatten().cpu()[chosen], one.a.relu().flatten().cpu()[chosen]
+            highest = max(highest, a.max().item(), counts.max().item())
             moved = torch.rand(len(counts), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
             axes.scatter(a.tolist(), (counts + moved).tolist(), s=3, alpha=0.4, label=f"layer {one.name}")
     axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
-    axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count", xlim=(-0.03 * T, 1.5 * T), ylim=(-0.5, T + 0.5))
+    axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count")
+    axes.set(xlim=(-0.03 * highest, min(1.05 * highest, 1.5 * T)), ylim=(-0.5, min(highest, T) + 0.5))
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
 
