@@ -145,7 +145,9 @@ def binary(name: str, value: Tensor) -> None:
 
 def direct(name: str, value: object) -> None:
     if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}")
+        whole = isinstance(value, Tensor) and not value.is_floating_point()
+        hint = f": {name}.float() is an image, SpikeTrain.from_frames takes counts of events" * whole
+        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}{hint}")
     if value.dim() < 1:
         raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
 

@@ -59,7 +59,7 @@ class SpikeTrain(_Remembers):
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
             are 0. Any strides; what layers produce is channels-last in memory.
-        T: the number of time steps, 1..255.
+        T: the number of time steps, 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
         gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
