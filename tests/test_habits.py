@@ -2,7 +2,7 @@
 
 import inspect
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -40,11 +40,13 @@ def test_flags_show_no_value(command, capsys):
     assert "bool" not in capsys.readouterr().out
 
 
-def test_deploy_before_train_is_one_line(tmp_path):
+def test_deploy_before_train_is_one_line(tmp_path, monkeypatch):
     script = ROOT / "python/examples/deploy.py"
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "no runs/example/snn.pt: python python/examples/train.py writes it\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    with pytest.raises(SystemExit, match=r"^no runs/example/snn.pt: python python/examples/train.py writes it$"):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def test_an_installed_package_knows_its_commit(tmp_path, monkeypatch):

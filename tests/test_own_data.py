@@ -43,17 +43,24 @@ SOURCES = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected():
+    """The weights and what came of it, by splits of tensors."""
+    net = network()
+    tensors = {name: data.TensorSplit(*samples(n)) for name, n in (("train", 40), ("validation", 12), ("test", 11))}
+    return fit(net, data.Dataset.of(**tensors), RECIPE), net.state_dict()
+
+
 @pytest.mark.parametrize("kind", SOURCES)
-def test_the_same_samples_give_the_same_weights(kind):
+def test_the_same_samples_give_the_same_weights(kind, expected):
     """Whatever they come in: order and batches are the engine's."""
     make, classes = SOURCES[kind], {"classes": 2} if kind == "list" else {}
-    net, expected = network(), network()
+    net = network()
     given = {"train": make(*samples()), "validation": make(*samples(12)), "test": make(*samples(11))} | classes
     fitted = fit(net, given, RECIPE)
-    tensors = {name: data.TensorSplit(*samples(n)) for name, n in (("train", 40), ("validation", 12), ("test", 11))}
-    reference = fit(expected, data.Dataset.of(**tensors), RECIPE)
+    reference, weights = expected
     for name, weight in net.state_dict().items():
-        assert torch.equal(weight, expected.state_dict()[name])
+        assert torch.equal(weight, weights[name])
     assert fitted.test == reference.test
     assert evaluate(net, given["test"], make_task("classification")) == fitted.test
 
