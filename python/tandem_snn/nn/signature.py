@@ -5,16 +5,27 @@ from __future__ import annotations
 import inspect
 from typing import TypeVar
 
-from .neuron import SpikingLayer
+from . import neuron
+from .neuron import NeuronOptions, SpikingLayer
 
 L = TypeVar("L", bound=type[SpikingLayer])
 
 
 def shows_neuron_options(layer: L) -> L:
     """A class decorator that puts the neurons' options, with their defaults, in the place of ``**neuron``."""
-    own = inspect.signature(layer.__init__)
-    options = inspect.signature(SpikingLayer._add_neurons).parameters.values()
-    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    neuron = [p for p in options if p.kind is p.KEYWORD_ONLY]
-    layer.__init__.__signature__ = own.replace(parameters=[*kept, *neuron])  # type: ignore[attr-defined]
+    init = layer.__init__  # which classes may share
+    shown = inspect.signature(init)
+    types = NeuronOptions.__annotations__
+    kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_defaults()[name], annotation=types[name])
+        for name in types
+    ]
+    init.__signature__ = shown.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
     return layer
+
+
+def _defaults() -> dict[str, object]:
+    if hasattr(neuron, "DEFAULTS"):
+        return dict(neuron.DEFAULTS)
+    return {name: p.default for name, p in inspect.signature(SpikingLayer._add_neurons).parameters.items()}
