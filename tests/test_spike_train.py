@@ -1,6 +1,7 @@
 """SpikeTrain, direct inputs, planes, events, batching."""
 
 import dataclasses
+import inspect
 import math
 import re
 
@@ -64,7 +65,8 @@ def test_unused_high_bits_are_zero():
 
 def test_fields():
     x = train(9, 3, 5, gain=0.5)
-    assert [f.name for f in dataclasses.fields(x)] == ["planes", "T", "counts", "gain"]
+    assert [f.name for f in dataclasses.fields(x)] == ["counts"]  # what is walked: the batch comes first in it
+    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain"]
     assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), torch.device("cpu"), 0.5, 3)
     copy = dataclasses.replace(x)
     assert_same(copy, x)
@@ -159,7 +161,10 @@ def test_direct_inputs(cls):
     assert torch.equal(te.cat([signal, signal[:2]]).x, torch.cat([x, x[:2]]))
     assert not signal.detach().x.requires_grad
     assert signal.to(torch.float64).x.dtype == torch.float64
-    assert [f.name for f in dataclasses.fields(signal)] == ["x", "T", "gain"]
+    assert [f.name for f in dataclasses.fields(signal)] == ["x"]
+    assert list(inspect.signature(cls).parameters) == ["x", "T", "gain"]
+    copy = dataclasses.replace(signal)
+    assert (type(copy), copy.x is x, copy.T, copy.gain) == (cls, True, 8, 0.5)
 
 
 @pytest.mark.parametrize("gain", [2.0, torch.tensor(2.0)], ids=["float", "tensor"])

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from cases import train
+from networks import own_counts
 from test_determinism import CAPABILITIES
 from torch import nn
 
@@ -177,3 +179,18 @@ def test_what_holds_at_every_step(steps, digits, monkeypatch):
     assert trainer.step >= steps
     assert len(checked) == 3 * trainer.step
     assert losses[-1] < losses[0]
+
+
+def test_a_sample_alone_spikes_as_it_does_in_a_batch():
+    """Where layers read spikes; the readout reads real numbers, is torch's product, and agrees to rounding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Conv2d(3, 13, 3, padding=1, norm=True), tnn.AvgPool2d(2), tnn.Residual(tnn.Conv2d(13, 13, 3, padding=1)),
+        tnn.Flatten(), tnn.Linear(13 * 9, 41, norm=True), tnn.Linear(41, 30), tnn.Readout(30, 10),
+    ).eval()  # fmt: skip
+    x = train(8, 16, 3, 6, 6)
+    spikes, whole = own_counts(net, x)
+    for i in range(len(x)):
+        alone, answer = own_counts(net, x[i])
+        assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, spikes, strict=True))
+        torch.testing.assert_close(answer, whole[i : i + 1], rtol=1e-5, atol=1e-5)

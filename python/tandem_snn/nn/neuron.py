@@ -14,7 +14,7 @@ import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
 from .quantise import check_bits, rounded
@@ -138,6 +138,10 @@ class SpikingLayer(nn.Module):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
         """What the product takes after weight and bias."""

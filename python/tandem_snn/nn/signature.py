@@ -15,7 +15,7 @@ def shows_neuron_options(layer: L) -> L:
     """A class decorator that puts the neurons' options, with their defaults, in the place of ``**neuron``."""
     init = layer.__init__  # which classes may share
     shown = inspect.signature(init)
-    types = NeuronOptions.__annotations__
+    types = {name: getattr(t, "__forward_arg__", t) for name, t in NeuronOptions.__annotations__.items()}
     kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_defaults()[name], annotation=types[name])
