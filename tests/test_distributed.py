@@ -201,6 +201,26 @@ def test_alone_the_layer_is_the_fused_one(kind, options):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_its_statistics_are_those_of_the_kernels_product(name, monkeypatch):
+    """So alone it gives the fused layer's very spikes and running statistics, on any numbers."""
+    calls = []
+    window_product = tnn.neuron.window_product
+    monkeypatch.setattr(tnn.neuron, "window_product", lambda *a: calls.append(a) or window_product(*a))
+    fused, x = layer_and_input(name, tnn)
+    fused = getattr(fused, "body", fused)
+    nn.init.normal_(fused.weight)
+    synced = copy.deepcopy(fused)
+    synced.norm = SyncBatchNorm(synced.norm)
+    a, b = fused(x), synced(x)
+    assert len(calls) == 1
+    assert torch.equal(a.planes, b.planes)
+    assert torch.equal(fused.norm.running_var, synced.norm.running_var)
+    for y in a, b:
+        y.counts.square().sum().backward()
+    torch.testing.assert_close(synced.weight.grad, fused.weight.grad, rtol=1e-4, atol=1e-4)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 EXACT = Recipe(

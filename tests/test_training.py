@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tandem_snn import data
+from tandem_snn import data, memory
+from tandem_snn.cli.job import Job, run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
 from tandem_snn.plots.run import report
@@ -121,6 +122,17 @@ def test_what_cannot_be_trained_or_measured(digits):
         Trainer(build(SMALL, digits), nothing, SMALL)
     with pytest.raises(UserError, match="unknown precision 'fp8'"):
         evaluate(build(SMALL, digits), digits.test, make_task("classification"), precision="fp8")
+
+
+def test_only_the_command_line_sets_the_allocator(digits, monkeypatch, tmp_path):
+    """It is the user's process in which ``fit`` trains."""
+    calls = []
+    monkeypatch.setattr(memory, "_option", lambda *setting: calls.append(setting))
+    recipe = replace(SMALL, epochs=1)
+    fit(build(recipe, digits), digits, recipe)
+    assert not calls
+    run(Job(recipe, tmp_path / "run", "test", twin=False, checkpoint_seconds=1e6))
+    assert len(calls) == 4
 
 
 def test_gradients_are_clipped(digits):

@@ -18,6 +18,7 @@ from ..container import atomically
 from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
+from ..memory import freed_is_kept
 from ..plots.run import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
@@ -103,6 +104,7 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
         with (
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
             _holding(job, world.is_main),
+            freed_is_kept(),
             _progress(job, data, world.is_main) as on_step,
         ):
             result = compare(

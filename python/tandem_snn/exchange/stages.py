@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import ImpulseInput, SpikeTrain
-from tandem_ext.functional.neuron import fold, make_neurons
 
 from .. import nn as tnn
 from ..frozen.network import FrozenNetwork
 from ..frozen.trace import CannotLower, trace
-from ..nn.batch_norm import fold_norm
 
 
 @dataclass
@@ -23,7 +21,8 @@ class Stage:
 
     Attributes:
         name: unique, an identifier.
-        layer: the layer, whose geometry and ``used_weight()`` count.
+        layer: the layer, whose geometry counts.
+        weight: of layers with weights.
         x, residual: names of the stages whose result it reads; "input" is the network's.
         scale, shift: [C], None where neutral; gains, biases, batch norm and per-channel thresholds are in them.
         residual_scale: [C], None where neutral.
@@ -37,6 +36,7 @@ class Stage:
     x: str
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    weight: Tensor | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
     residual: str | None = None
@@ -120,7 +120,7 @@ class _Reader:
             gain = 1.0 if isinstance(x, Tensor) else x.gain
             if isinstance(gain, Tensor) or gain != 1.0:
                 stage.scale = torch.full((layer.out_features,), float(gain))
-            stage.shift = layer.bias
+            stage.weight, stage.shift = layer.used_weight(), layer.bias
         elif isinstance(layer, tnn.AvgPool2d) and isinstance(y, SpikeTrain):
             stage.v_init = torch.tensor(layer.v_init)
         elif isinstance(x, SpikeTrain) and not isinstance(y, SpikeTrain):  # mean counts: their gain is in the values
@@ -130,24 +130,21 @@ class _Reader:
         self.values[id(y)] = stage.name
 
     def _neurons(self, stage: Stage, call: Any) -> None:
-        layer, x, y = call.layer, call.x, call.y
+        layer, x = call.layer, call.x
         if layer.analog:
             raise CannotLower(f"{call.name}: it is analog, and has no spikes")
         if layer.gate == "resu":
             raise CannotLower(f'{call.name}: its gate "resu" needs the end of the window, so it has no step')
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
         residual = call.residual
         stage.fires = call.fire
-        train = y.shape if call.fire else y.shape[1:]
-        threshold, leak, v_init = (layer.threshold, layer.leak, layer.v_init) if call.fire else (1.0, 1.0, 0.0)
-        neurons = make_neurons(layer.weight, x.T, tuple(train), residual, threshold, leak, v_init, layer.gate)
-        stage.scale, stage.shift = fold(neurons, layer.bias, scale, shift, x.gain, train[1], layer.weight)
-        stage.threshold, stage.leak = neurons.settings.threshold, neurons.settings.leak
-        stage.v_init, stage.residual_scale = neurons.v_init, neurons.residual_scale
+        lowered = layer.lowered(x.gain, getattr(residual, "gain", 1.0), fire=call.fire)
+        stage.weight, stage.scale, stage.shift, v_init = lowered.weight, lowered.scale, lowered.shift, lowered.v_init
+        if call.fire:
+            stage.threshold, stage.leak = lowered.static.threshold, lowered.static.leak
+        stage.v_init = v_init if v_init is None or not v_init.dim() else v_init.expand(stage.shape)
         if residual is not None:
             stage.residual = self.values.get(id(residual), self.source)
-            if isinstance(residual, Tensor) and neurons.theta is not None:
-                stage.residual_scale = 1 / neurons.theta
+            stage.residual_scale = lowered.residual_scale
 
     def _name(self, layer: nn.Module) -> str:
         name = self.names[layer].replace(".", "_") or type(layer).__name__.lower()

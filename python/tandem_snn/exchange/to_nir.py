@@ -113,7 +113,8 @@ class _Writer:
 
     def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
         """Weights and the bias of one step."""
-        weight = stage.layer.used_weight().detach().to(torch.float32, copy=True)  # the network may train on
+        assert stage.weight is not None
+        weight = stage.weight.detach().to(torch.float32, copy=True)  # the network may train on
         if stage.scale is not None:
             weight *= over_inputs(stage.scale, weight)
         shift = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / self.network.T

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import Neurons, fold, make_neurons
-from tandem_ext.functional.products import conv_product
 
 from .. import nn as tnn
-from ..nn.batch_norm import fold_norm
 from ..nn.currents import NEVER
 from .trace import Call, CannotLower, Trace
 
@@ -151,29 +148,28 @@ class Builder:
 
     def _neurons(self, call: Call, now: int) -> None:
         layer, x, y = call.layer, call.x, call.y
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
         direct = not isinstance(x, SpikeTrain)
         if not call.fire:
             if direct:
                 raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
             self.currents.add(id(y))
             channels = y.shape[2]
-            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), threshold=NEVER)
-            scale, shift = fold(unit, layer.bias, scale, shift, x.gain, channels, layer.weight)
+            lowered = layer.lowered(x.gain, fire=False)
             self._emit(
                 kind=CURRENTS,
                 outputs=channels,
                 constants=self.blob.put(torch.tensor([NEVER, 1.0])),
                 output=self.places.take(id(y), CURRENTS_SIZE * (y[0].numel() // y.shape[1]), now),
-                **self._synapses(call, now, scale, shift),
+                **self._synapses(call, now, lowered.scale, lowered.shift),
             )
             return
-        neurons = make_neurons(
-            layer.weight, y.T, tuple(y.shape), call.residual, layer.threshold, layer.leak, layer.v_init, layer.gate
-        )
-        scale, shift = fold(neurons, layer.bias, scale, shift, x.gain, y.shape[1], layer.weight)
+        lowered = layer.lowered(x.gain, getattr(call.residual, "gain", 1.0))
         kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
-        self._fire(call, neurons, now, kind=kind, **self._synapses(call, now, scale, shift))
+        synapses = self._synapses(call, now, lowered.scale, lowered.shift)
+        static = lowered.static
+        worth = ABSENT if call.residual is None else self._put(lowered.residual_scale)
+        fields = {"kind": kind, "residual_scale": worth, **synapses}
+        self._fire(call, now, lowered.v_init, (static.threshold, static.leak), static.gate, **fields)
 
     def _synapses(self, call: Call, now: int, scale: Tensor | None, shift: Tensor | None) -> dict[str, int]:
         """The fields of a layer's input, geometry, weights and affine map."""
@@ -212,23 +208,23 @@ class Builder:
         )  # fmt: skip
         return padded
 
-    def _fire(self, call: Call, neurons: Neurons, now: int, **fields: int) -> None:
-        """Emits a layer with neurons."""
-        y, settings = call.y, neurons.settings
-        v_init = neurons.v_init
-        if v_init is not None and v_init.dim() > 1:
-            v_init = v_init.movedim(0, -1)
-        self.streams &= settings.gate != "resu"
+    def _fire(
+        self, call: Call, now: int, v_init: Tensor | None, constants: tuple[float, float], gate: str, **fields: int
+    ) -> None:
+        """Emits a layer with neurons; the constants are their threshold and leak."""
+        y = call.y
+        if v_init is not None and v_init.dim():
+            v_init = v_init.expand(y.shape[1:]).movedim(0, -1)
+        self.streams &= gate != "resu"
         features = y.shape.numel() // y.shape[0]
         self._emit(
             **fields,
             outputs=y.shape[1],
             **self._residual(call),
-            residual_scale=self._put(neurons.residual_scale),
             v_init=self._put(v_init),
             v_init_size=1 if v_init is None else v_init.numel(),
-            constants=self.blob.put(torch.tensor([settings.threshold, settings.leak])),
-            gate=checks.GATES.index(settings.gate),
+            constants=self.blob.put(torch.tensor(constants)),
+            gate=checks.GATES.index(gate),
             state=self._segment(features),
             output=self._take(y, now),
         )
@@ -244,15 +240,16 @@ class Builder:
         return {"currents": self._value(residual)}
 
     def _avg_pool(self, call: Call, now: int) -> None:
-        layer, x, y = call.layer, call.x, call.y
+        layer, x = call.layer, call.x
         channels = x.shape[1]
         weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = make_neurons(weight, y.T, tuple(y.shape), v_init=layer.v_init)
         packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
         self._fire(
             call,
-            neurons,
             now,
+            torch.tensor(layer.v_init) if layer.v_init else None,
+            (1.0, 1.0),
+            "relu",
             kind=PRODUCT,
             input=self._value(x),
             weight=self.blob.put(packed),
@@ -377,5 +374,5 @@ def _geometry(shape: Sequence[int], layer: Any) -> tuple[dict[str, int], list[in
     fields = {"channels": shape[1], **_image(shape)}
     if isinstance(layer, tnn.Linear):
         return fields | _window((1, 1), (1, 1), (0, 0), (1, 1)), []
-    product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), sides
+    product = layer.synapses()
+    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), list(product.sides)

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UserError
-from ..training.recipe import Recipe
+from ..training.recipe import MODEL_KEYS, NEURON_KEYS, Recipe
 
 _ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine",
               "samples")  # fmt: skip
@@ -120,11 +120,7 @@ class Result:
         return replace(self.recipe, T=1, init_gain=1.0, v_init=None, seed=0, seeds=1)
 
 
-_DESCRIBED = {
-    "width", "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init",
-    "weight_bits", "ann_units", "options", "synops_penalty", "init_from", "init_gain", "progressive", "percentile",
-    "patience",
-}  # fmt: skip
+_DESCRIBED = {"width", "options", *MODEL_KEYS, *NEURON_KEYS} - {"T"}
 
 
 def _settings(recipe: Recipe) -> str:

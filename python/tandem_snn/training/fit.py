@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
-from ..memory import PeakMemory, freed_is_kept
+from ..memory import PeakMemory
 from .distributed import synchronised
 from .interruption import Interruption
 from .recipe import Recipe
@@ -89,7 +89,7 @@ def fit(
             store.log(trainer.history)
         if on_step is not None:
             on_step(trainer)
-        with PeakMemory(trainer.device) as memory, freed_is_kept():
+        with PeakMemory(trainer.device) as memory:
             try:
                 _train(trainer, store, on_step, interruption)
             except UserError as error:

@@ -33,7 +33,7 @@ CONTINUED = "ANN continued"  # the control of a network that started from its tw
 KINDS = ("SNN", "ANN", CONTINUED)
 
 # What is handed on to the model where it is given; None leaves the choice to the model.
-_MODEL_KEYS = (
+MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
     "ann_units",
 )  # fmt: skip
@@ -43,7 +43,7 @@ _POSITIVE = (
 )  # fmt: skip
 
 # What the ANN has no use for. Of T, event data need the number of frames.
-_NEURON_KEYS = {
+NEURON_KEYS = {
     "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
     "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
@@ -262,7 +262,7 @@ class Recipe:
         >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
         True
         """
-        ignored = _NEURON_KEYS - {"T"} if self.data in EVENTS else _NEURON_KEYS
+        ignored = NEURON_KEYS - {"T"} if self.data in EVENTS else NEURON_KEYS
         defaults: dict[str, Any] = {key.name: key.default for key in fields(self) if key.name in ignored}
         return replace(self, **defaults)
 
@@ -275,7 +275,7 @@ class Recipe:
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
         """The network, kind "SNN", or its twin, other kinds, with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
-        chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        chosen = {name: getattr(self, name) for name in MODEL_KEYS if getattr(self, name) is not None}
         events = data.kind == "events"
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:

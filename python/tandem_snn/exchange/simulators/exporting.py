@@ -110,7 +110,8 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     """torch's layer with the currents of one step: gains and batch norm in its weights, bias/T as its bias."""
     layer = stage.layer
-    weight = layer.used_weight().detach().float()
+    assert stage.weight is not None
+    weight = stage.weight.detach().float()
     if stage.scale is not None:
         weight = weight * over_inputs(stage.scale, weight)
     bias = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / T
