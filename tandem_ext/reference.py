@@ -136,6 +136,11 @@ class _Tandem(torch.autograd.Function):
         return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
 
 
+def _divided(x: Tensor, by: int) -> Tensor:
+    """x / by, rounded once. On a GPU torch would multiply by the reciprocal of a number, or of a CPU's scalar."""
+    return x / torch.full_like(x, by)
+
+
 def _neurons(
     y: Tensor,
     ann: Tensor,
@@ -158,7 +163,7 @@ def _neurons(
     T, unit = y.shape[0], _unit(threshold, y)
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
-        currents = scale * y + shift / (steps or T)
+        currents = scale * y + _divided(shift, steps or T)
     if residual is not None:
         r, r_sum, worth = _residual(residual, y)
         currents = currents + worth.detach() / unit.detach() * r
@@ -221,8 +226,8 @@ def _bn_layer(
     ann = F.batch_norm(worth * total, None, None, gamma, beta, True, 0.0, eps)
     with torch.no_grad():
         u = total.double().movedim(1, -1).flatten(0, -2)
-        mean = u.mean(0)
-        var = ((u * u).mean(0) - mean * mean).clamp_min(0).to(y.dtype)
+        mean = _divided(u.sum(0), len(u))
+        var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
         unit, g = _unit(threshold, y).flatten(), worth.flatten()
         a = gamma / unit * (1 / square_root(g * g * var + eps))

@@ -13,6 +13,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann
 
+pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
 
 # (layer, its twin, features of one input sample)

@@ -9,6 +9,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann
 
+pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
 LAYERS = {
     "linear": (tnn.Linear, ann.Linear, (6, 5), {}, (6,)),

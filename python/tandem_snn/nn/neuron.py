@@ -142,15 +142,15 @@ class SpikingLayer(nn.Module):
         else:
             setattr(self, name, value)
 
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
-        super().add_module(name, own_sync(module))
-
     def __setattr__(self, name: str, value: Any) -> None:
         """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
         if name in _CHECKS and not isinstance(value, Tensor):
             _CHECKS[name](self, value)
         super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
         """What the product takes after weight and bias."""
