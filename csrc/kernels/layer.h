@@ -45,7 +45,8 @@ enum class Way : int32_t {
   kLists2 = 2,
   kLists4 = 4,
   kMatrixUnit = 8,  // all inputs times all weights (product/matrix_unit), where the processor can
-  kInPlace = 16,    // weights are used where they lie, for a few rows (product/in_place.h)
+  kPlain = 16,      // inputs one by one (product/plain.h), of kernels with more taps than a list can name
+  kTileByTile = 32, // lists for a few rows, weights prepared tile by tile
 };
 
 struct Layer {

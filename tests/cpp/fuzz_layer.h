@@ -50,7 +50,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.channels_last = in.flag();
   layer.plain = in.flag();
-  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16}));
+  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32}));
   layer.finish();
   Neuron<float>& a = layer.args;
   a.steps = static_cast<int32_t>(in.range(1, 255));

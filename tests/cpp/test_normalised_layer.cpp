@@ -18,7 +18,7 @@ void check(const Shape& s, int32_t T, const char* name) {
   layer.args.scale = want.scale.data();
   layer.args.shift = want.shift.data();
   const std::vector<PlainNeuron<float>> neurons = layer.expected();
-  for (const Way way : {Way::kLists1, Way::kMatrixUnit, Way::kInPlace}) {
+  for (const Way way : {Way::kLists1, Way::kMatrixUnit, Way::kPlain}) {
     for (ParallelFor parallel : {serial_for, threads_for}) {
       layer.way = way;
       std::fill(product.begin(), product.end(), -77.f);

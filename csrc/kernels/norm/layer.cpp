@@ -10,8 +10,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "../product/depthwise.h"
-#include "../product/in_place.h"
 #include "../product/multiply.h"
 #include "../product/window.h"
 
@@ -60,8 +58,9 @@ void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t
     thread_local BlockInputs expanded;  // anew for each time: they take more room than lists
     for (int64_t b = first; b < last; ++b) {
       const Block block = blocks[b];
-      BlockInputs& in = m.list_steps == 0 ? expanded : inputs[b];
-      if (load || m.list_steps == 0) m.load(group, block, in, serial_for);
+      const bool unit = m.way == Way::kMatrixUnit;
+      BlockInputs& in = unit ? expanded : inputs[b];
+      if (load || unit) m.load(group, block, in, serial_for);
       double* windows = windows_memory.reserve(block.rows * width);
       for (int64_t i = begin; i < end; ++i) {
         m.sum(group, i, block, in, sums_of(i, block));
@@ -110,12 +109,6 @@ void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, Par
 Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
   if (layer.neuron.neurons == 0) return Refusal::kNone;
   const Affine affine(layer, norm);
-  if (layer.geometry.taps() > kMaxInputs || layer.way == Way::kInPlace) {
-    const Refusal refusal = window_product_in_place(layer, norm.product, parallel);
-    if (refusal != Refusal::kNone) return refusal;
-    batch_norm_statistics(affine.statistics, parallel);
-    return run_in_place(affine.apply(layer), parallel);
-  }
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
   const Way way = way_of(layer);

@@ -1,31 +1,35 @@
 #include "multiply.h"
 
+#include <atomic>
+
+#include "pack.h"
+#include "plain.h"
 #include "window.h"
 
 namespace tandem::cpu {
 
-Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way way) : layer(of), prepared(weights) {
-  const bool unit = way == Way::kMatrixUnit;
-  list_steps = unit ? (prepared.has_digits() ? 0 : 4) : static_cast<int>(way);
+Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way wanted)
+    : layer(of), prepared(weights), way(wanted) {
+  if (of.geometry.taps() > kMaxInputs) way = Way::kPlain;
+  if (way == Way::kMatrixUnit && !weights.has_digits()) way = Way::kLists4;
+  list_steps = way > Way::kLists4 ? 0 : prepared.bytes() ? kByteSteps : static_cast<int>(way);
 }
 
 Blocks Multiplier::blocks() const {
   const Geometry& geometry = layer.geometry;
   const int planes = layer.plane_count();
-  const bool unit = list_steps == 0;
+  const bool unit = way == Way::kMatrixUnit;
   return {geometry, unit ? expanded_rows(geometry, planes) : listed_rows(geometry, prepared.tiling(), planes)};
 }
 
 void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
   const Tiling& tiling = prepared.tiling();
   const int64_t channel = group * layer.geometry.group_channels();
-  if (list_steps == 0) return inputs.expanded.expand(layer, channel, block);
+  if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
-  // Patterns of four steps alone are compiled for weights of a byte.
-  const int steps = prepared.bytes() ? 4 : list_steps;
-  for (int64_t q = 0; q < tiling.blocks; ++q) {
-    build_lists(layer, steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
-                block, inputs.lists[q], parallel);
+  for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
+    build_lists(layer, list_steps, channel + tiling.first_channel(q),
+                channel + tiling.last_channel(layer.geometry, q), block, inputs.lists[q], parallel);
   }
 }
 
@@ -36,26 +40,28 @@ Tile Multiplier::tile(int64_t group, int64_t i, const Block& block) const {
 
 void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const {
   const Tiling& tiling = prepared.tiling();
-  if (list_steps == 0) {
+  if (way == Way::kMatrixUnit) {
     return multiply_tile(inputs.expanded, layer.neuron.T, prepared.columns(group, i), tiling.registers, sums);
   }
-  if (prepared.bytes())
-    return sum_byte_lists(prepared.tile(layer, group, i, 0, inputs.lists[0], block.rows, block.first_row), sums);
-  for (int64_t q = 0; q < tiling.blocks; ++q) {
-    sum_lists(prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row), sums, q == 0);
-  }
+  if (way == Way::kPlain) return sum_plain(layer, tiling, tile(group, i, block), group, sums);
+  const auto tile_of = [&](int64_t q) {
+    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
+  };
+  if (prepared.bytes()) return sum_byte_lists(tile_of(0), sums);
+  for (int64_t q = 0; q < tiling.blocks; ++q) sum_lists(tile_of(q), sums, q == 0);
 }
 
 void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
   thread_local Scratch<int32_t> sums_memory;
   const Tiling& tiling = prepared.tiling();
   const int64_t last = tiling.blocks - 1;
-  const bool whole = list_steps == 0 || prepared.bytes(), in_memory = whole || last > 0;
-  int32_t* sums = in_memory ? sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width()) : nullptr;
   const auto tile_of = [&](int64_t q) {
     return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
   };
-  if (whole) {
+  if (list_steps > 0 && prepared.bytes()) return fire_byte_lists(tile_of(0), layer.neuron, open);
+  if (list_steps > 0 && last == 0) return fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
+  if (list_steps == 0) {
     sum(group, i, block, inputs, sums);
     return fire_sums(tile(group, i, block), sums, layer.neuron, open);
   }
@@ -153,11 +159,42 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
 }
 
 Way way_of(const Layer& layer) {
-  if (layer.way != Way::kFastest) return layer.way;
+  if (layer.way != Way::kFastest && layer.way != Way::kTileByTile) return layer.way;
   const Geometry& in = layer.geometry;
   const int64_t bytes = in.batch * in.height * in.width * in.channels * layer.plane_count();
-  const bool unit = DigitWeights::size(in, Tiling(in), layer.weights.dtype) > 0;
+  const bool unit = layer.way == Way::kFastest && DigitWeights::size(in, Tiling(in), layer.weights.dtype) > 0;
   return choose(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), unit);
+}
+
+Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+  const Geometry& geometry = layer.geometry;
+  const Tiling tiling(geometry);
+  const TilePacker pack_one(geometry, layer.weights, tiling);
+  uint8_t* open = reserve_open(layer);
+  std::atomic<bool> all_finite{true};
+  const Blocks blocks(geometry, listed_rows(geometry, tiling, layer.plane_count()));
+  for (int64_t b = 0; b < blocks.size(); ++b) {
+    for (int64_t group = 0; group < geometry.groups; ++group) {
+      BlockInputs& inputs = own_inputs();
+      const Prepared none(tiling);
+      const Multiplier m(layer, none, way_of(layer));
+      m.load(group, blocks[b], inputs, parallel);
+      constexpr int64_t kGrain = 1 << 15;  // weights worth a thread
+      parallel_ranges(parallel, tiling.tiles_per_group, 1 + kGrain / (tiling.tile_size + 1),
+                      [&](int64_t begin, int64_t end) {
+                        thread_local Scratch<int32_t> words;
+                        float unit[32];
+                        for (int64_t i = begin; i < end; ++i) {
+                          int32_t* tile = words.reserve(tiling.tile_size);
+                          if (!pack_one(group * tiling.tiles_per_group + i, tile, unit)) all_finite = false;
+                          const Prepared one(tiling, group * tiling.tiles_per_group + i, tile, unit);
+                          Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
+                        }
+                      });
+    }
+  }
+  write_mask(layer, open, parallel);
+  return all_finite ? Refusal::kNone : Refusal::kNotFinite;
 }
 
 }  // namespace tandem::cpu

@@ -16,10 +16,11 @@ struct BlockInputs {
 struct Multiplier {
   const Layer& layer;
   const Prepared& prepared;
-  int list_steps;  // of the lists' patterns; 0: the matrix unit
+  Way way;  // one for prepared weights
+  int list_steps;  // of the lists' patterns; 0: no lists
 
-  // `way` is one for prepared weights. Without a matrix unit its place is taken by lists.
-  Multiplier(const Layer& of, const Prepared& weights, Way way);
+  // Without a matrix unit its place is taken by lists.
+  Multiplier(const Layer& of, const Prepared& weights, Way wanted);
 
   Blocks blocks() const;
 
@@ -41,5 +42,8 @@ void multiply_windows(const Multiplier& multiplier, float* u, ParallelFor parall
 
 // The fastest way for the layer's input.
 Way way_of(const Layer& layer);
+
+// run() of a few rows: each tile is prepared just before it is used, and stays in the cache.
+Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -128,12 +128,20 @@ void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& 
 
 }  // namespace
 
+TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& cut)
+    : geometry_(of), weights_(values), tiling_(cut), positions_(of.inputs()) {
+  fill_positions(of, values.channels_last, cut, positions_.data());
+}
+
+bool TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
+  bool finite;
+  pack_tile({geometry_, weights_, tiling_, positions_.data()}, i, tile, unit, &finite);
+  return finite;
+}
+
 bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {
   const Tiling& tiling = to.tiling;
-  thread_local Scratch<int64_t> positions;
-  int64_t* position = positions.reserve(geometry.inputs());
-  fill_positions(geometry, weights.channels_last, tiling, position);
-  const PackJob job{geometry, weights, tiling, position};
+  const TilePacker pack_one(geometry, weights, tiling);
   std::optional<DigitPacker> digits;
   if (to.digits != nullptr) digits.emplace(geometry, tiling, weights.dtype, to.digits);
   std::atomic<bool> all_finite{true};
@@ -144,9 +152,7 @@ bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, Pa
     int32_t* passing = to.words == nullptr ? tile_memory.reserve(tiling.tile_size) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       int32_t* tile = to.words == nullptr ? passing : to.words + i * tiling.tile_size;
-      bool finite;
-      pack_tile(job, i, tile, to.units + i * tiling.width(), &finite);
-      if (!finite) all_finite = false;
+      if (!pack_one(i, tile, to.units + i * tiling.width())) all_finite = false;
       if (to.bytes != nullptr) std::copy_n(tile, tiling.tile_size, to.bytes + i * tiling.tile_size);
       if (digits) digits->pack(i, tile);
     }

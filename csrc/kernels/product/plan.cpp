@@ -104,8 +104,8 @@ Way choose(const Geometry& geometry, bool prepared, const Density& density, bool
   return matrix_unit && matrix_unit_cost(geometry, prepared) < least ? Way::kMatrixUnit : best;
 }
 
-bool prefers_in_place(const Geometry& geometry, int planes) {
-  constexpr int64_t kFewRows = 2;
+bool prefers_tile_by_tile(const Geometry& geometry, int planes) {
+  constexpr int64_t kFewRows = 8;
   return geometry.rows() * planes <= kFewRows;
 }
 

@@ -56,7 +56,7 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared);
 // The way of least cost among those for prepared weights.
 Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit);
 
-// Are so few rows faster done with the weights where they lie? Preparing costs as much as some rows.
-bool prefers_in_place(const Geometry& geometry, int planes);
+// So few rows that tiles pay which are prepared just before they are used.
+bool prefers_tile_by_tile(const Geometry& geometry, int planes);
 
 }  // namespace tandem::cpu

@@ -103,7 +103,7 @@ Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor para
 Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
                     int64_t first_row) const {
   const Geometry& geometry = layer.geometry;
-  const int64_t number = group * tiling_.tiles_per_group + i, first = i * tiling_.width();
+  const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
   const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q);
   return {lists,
           rows,

@@ -16,6 +16,14 @@ class Prepared {
   // where a matrix unit can hold the layer.
   Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel);
 
+  // Of one tile of words alone, which somebody has packed; of none, for its tiling.
+  Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
+      : bytes_(false),
+        tiling_(tiling),
+        tiles_(tile),
+        units_(unit),
+        first_(number) {}
+
   bool usable() const { return usable_; }  // else some weight is not finite
   const Tiling& tiling() const { return tiling_; }
   bool bytes() const { return bytes_; }
@@ -35,6 +43,7 @@ class Prepared {
   Tiling tiling_;
   const void* tiles_ = nullptr;
   const float* units_ = nullptr;
+  int64_t first_ = 0;  // number of the first tile that is here
   const DigitWeights* digits_ = nullptr;
   bool usable_ = true;
 };

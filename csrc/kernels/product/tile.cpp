@@ -68,25 +68,6 @@ TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
 }
 
 template <int L, int R>
-TANDEM_INLINE void sum_bytes_of(const Tile& tile, int32_t* out) {
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    for (int p = 0; p < tile.planes; ++p) {
-      ByteSums<L, R> sums[8];
-      list_sums<4>(tile, row, p, sums);
-      auto* target = sums_at<L, R>(out, tile, row, p);
-      for (int t = 0; t < 8; ++t) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 16 * R / L; ++i) target[t].part[i] = sums[t].template lanes<L>(i * L);
-      }
-    }
-  }
-}
-template <int L>
-TANDEM_INLINE void sum_byte_lists_body(const Tile& tile, int32_t* sums) {
-  tile.registers == 1 ? sum_bytes_of<L, 1>(tile, sums) : sum_bytes_of<L, 2>(tile, sums);
-}
-
-template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
   using S = WideSums<L, R>;
   run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
@@ -103,7 +84,6 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const N
 TANDEM_CPU_LANES_KERNEL(fire_lists,
                         (const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open),
                         (tile, others, neuron, open))
-TANDEM_CPU_LANES_KERNEL(sum_byte_lists, (const Tile& tile, int32_t* sums), (tile, sums))
 TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))
