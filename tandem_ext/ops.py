@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import register_vmap
 
-from . import _load, _standin  # noqa: F401  (registers the ops)
+from . import _load  # noqa: F401  (registers the ops)
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]

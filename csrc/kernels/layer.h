@@ -44,9 +44,9 @@ enum class Way : int32_t {
   kLists1 = 1,   // inputs are listed by the pattern of their spikes in so many steps (product/lists.h)
   kLists2 = 2,
   kLists4 = 4,
-  kMatrixUnit = 8,  // all inputs times all weights (product/matrix_unit), where the processor can
-  kPlain = 16,      // inputs one by one (product/plain.h), of kernels with more taps than a list can name
-  kTileByTile = 32, // lists for a few rows, weights prepared tile by tile
+  kMatrixUnit = 8,   // all inputs times all weights (product/matrix_unit), where the processor can
+  kPlain = 16,       // inputs one by one (product/plain.h), of kernels with more taps than a list can name
+  kTileByTile = 32,  // lists for a few rows, weights prepared tile by tile
 };
 
 struct Layer {

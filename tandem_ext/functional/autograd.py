@@ -85,9 +85,7 @@ def run(
     source, T, return_v, eps, few_bits, *neuron = static
     if isinstance(source, Product):
         assert weight is not None
-        if eps is not None and weight.dtype == torch.int8:
-            weight = weight.float()  # until the ops with batch norm take int8
-        elif few_bits and weight.dtype == torch.float32 and eps is None:
+        if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
             return _linear_if(  # type: ignore[no-any-return]
@@ -175,16 +173,19 @@ class Fire(Function):
         needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ, which batch norm's own op computes on its way
+        times, free = _times(static), 1
         if static.eps is None or neurons:
-            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold)
+            if static.eps is None and times & (times - 1) == 0:
+                free = times  # a power of two: ϑ/free is exact, so the op gives free·grad_z without another pass
+            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold / free)
         if static.eps is not None:
             gradients = _through_norm(needs, saved, static, grad)
         elif isinstance(static.source, Product):
             gradients = _through_product(needs, saved, static, grad_z)
         else:
-            gradients = _through_currents(needs, saved, static, grad_z)
+            gradients = _through_currents(needs, saved, static, grad_z, free)
         if neurons:
-            gradients = _with_neurons(gradients, needs, saved, static, grad_z)
+            gradients = _with_neurons(gradients, needs, saved, static, grad_z if free == 1 else grad_z / free)
         return tuple(gradients)  # Dynamo loses the gradients of a NamedTuple
 
 
@@ -205,17 +206,17 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
 
 
-def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
-    """The gradients of scale·Σ y + shift; those of the steps are one, expanded over time."""
-    y, scale, times = saved.u, saved.scale, _times(static)
+def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: Tensor, free: int) -> Inputs:
+    """The gradients of scale·Σ y + shift, from free·grad_z; those of the steps are one, expanded over time."""
+    y, times = saved.u, _times(static) // free
     grad_y = grad_scale = None
     if needs.edge:
-        grad_y = scaled(grad_z, scale, times)
+        grad_y = scaled(free_grad_z, saved.scale, times)
         grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
     if needs.scale:
         total = y.sum(0) if static.source == "train" else times * y
-        grad_scale = channel_sum(grad_z * total)
-    return Inputs(grad_y, None, grad_scale, channel_sum(grad_z) if needs.shift else None)
+        grad_scale = channel_sum(free_grad_z * total)
+    return Inputs(grad_y, None, grad_scale, channel_sum(free_grad_z) / free if needs.shift else None)
 
 
 def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:

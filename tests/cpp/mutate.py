@@ -25,6 +25,7 @@ from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 TESTS = {
     "plan": (["test_plan"], ["unit"]),
     "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
+    "network": (["fuzz_network"], ["frozen", "frozen_file"]),
     "bits": (["test_parallel", "fuzz_bits", "test_planes"], ["spike_train", "gradients"]),
     "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
     "norm": (["test_parallel", "fuzz_norm", "test_normalised_layer"], ["batch_norm"]),
@@ -37,7 +38,7 @@ TESTS = {
 FAMILIES = {
     "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"], "cpu/halves": ["bits", "scan"],
     "neuron/scan": ["scan"], "norm/": ["norm"], "product/": ["plan", "norm", "product"],
-    "layer": ["plan", "norm", "product"], "network/": ["product"],
+    "layer": ["plan", "norm", "product"], "network/": ["network"],
 }  # fmt: skip
 SECONDS = 30  # of the processor that a C++ test may take, several times what it does
 MEMORY = 8 << 30

@@ -9,7 +9,8 @@ using namespace tandem::test;
 namespace {
 
 constexpr cpu::Refusal kDone = cpu::Refusal::kNone;
-constexpr Way kWays[] = {Way::kFastest, Way::kLists1, Way::kLists2, Way::kLists4, Way::kMatrixUnit, Way::kPlain, Way::kTileByTile};
+constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,    Way::kLists4,
+                         Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile};
 
 void check(ProductLayer& layer, const char* name) {
   layer.finish();

@@ -20,6 +20,14 @@ namespace {
 
 constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
 
+template <class Window>
+void set_window(const Instruction& i, Window& w) {
+  w.kernel[0] = i.kernel_h, w.kernel[1] = i.kernel_w;
+  w.stride[0] = i.stride_h, w.stride[1] = i.stride_w;
+  w.padding[0] = i.padding_h, w.padding[1] = i.padding_w;
+  w.dilation[0] = i.dilation_h, w.dilation[1] = i.dilation_w;
+}
+
 }  // namespace
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
@@ -62,10 +70,7 @@ Geometry Network::geometry(int64_t number) const {
   g.outputs = i.outputs;
   g.groups = i.groups;
   g.channels = i.channels * i.groups;
-  g.kernel[0] = i.kernel_h, g.kernel[1] = i.kernel_w;
-  g.stride[0] = i.stride_h, g.stride[1] = i.stride_w;
-  g.padding[0] = i.padding_h, g.padding[1] = i.padding_w;
-  g.dilation[0] = i.dilation_h, g.dilation[1] = i.dilation_w;
+  set_window(i, g);
   return g;
 }
 
@@ -232,17 +237,15 @@ class Run {
   }
 
   void direct(int64_t i) {
-    const Instruction& in = at(i);
     const Neuron<float> a = firing(i);
     const bool impulse = static_cast<Source>(program_.header.source) == Source::kImpulse;
-    const float* weight = weights(i);
     std::vector<float> silence;
     const float* y = nullptr;
     if (impulse && call_.state != nullptr && call_.step > 0) {
       silence.resize(a.neurons);
       y = silence.data();
     } else {
-      y = call_.host->product(window(i), weight, nullptr, real(in.input));
+      y = call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
     }
     cpu::if_scan(y, DType::kFloat32, impulse ? tandem::Source::kImpulse : tandem::Source::kConstant, a, call_.parallel);
     call_.host->fired(i, a.planes, a.neurons * plan_.planes);
@@ -283,24 +286,15 @@ class Run {
   }
 
   void max_pool(int64_t i, int64_t images, const Shape& in, const Shape& out) const {
-    const Instruction& w = at(i);
-    const PoolWindow pool{images,
-                          in.height,
-                          in.width,
-                          in.channels,
-                          out.height,
-                          out.width,
-                          {w.kernel_h, w.kernel_w},
-                          {w.stride_h, w.stride_w},
-                          {w.padding_h, w.padding_w},
-                          {w.dilation_h, w.dilation_w}};
-    cpu::max_pool(pool, spikes(w.input), place(plan_.steps[i].place), call_.parallel);
+    PoolWindow pool{images, in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}};
+    set_window(at(i), pool);
+    cpu::max_pool(pool, spikes(at(i).input), place(plan_.steps[i].place), call_.parallel);
   }
 
   const uint8_t* prepared(int64_t i) const {
     return call_.prepared + reinterpret_cast<const int64_t*>(call_.prepared)[i];
   }
-  // Of a product of real numbers.
+  // Of a layer that reads real numbers, or a readout.
   const float* weights(int64_t i) const {
     return at(i).few_bits != 0 ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
   }

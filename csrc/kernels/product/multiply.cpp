@@ -28,8 +28,8 @@ void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, Pa
   if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
   for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
-    build_lists(layer, list_steps, channel + tiling.first_channel(q),
-                channel + tiling.last_channel(layer.geometry, q), block, inputs.lists[q], parallel);
+    build_lists(layer, list_steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
+                block, inputs.lists[q], parallel);
   }
 }
 

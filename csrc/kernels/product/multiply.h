@@ -16,7 +16,7 @@ struct BlockInputs {
 struct Multiplier {
   const Layer& layer;
   const Prepared& prepared;
-  Way way;  // one for prepared weights
+  Way way;         // one for prepared weights
   int list_steps;  // of the lists' patterns; 0: no lists
 
   // Without a matrix unit its place is taken by lists.

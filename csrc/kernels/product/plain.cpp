@@ -15,8 +15,7 @@ TANDEM_INLINE void add_input_body(const int32_t* weights, int width, int byte, i
     for (int i = 0; i < width; ++i) sums[t * width + i] += weights[i];
   }
 }
-TANDEM_CPU_KERNEL(add_input, (const int32_t* weights, int width, int byte, int32_t* sums),
-                  (weights, width, byte, sums))
+TANDEM_CPU_KERNEL(add_input, (const int32_t* weights, int width, int byte, int32_t* sums), (weights, width, byte, sums))
 
 }  // namespace
 

@@ -18,11 +18,7 @@ class Prepared {
 
   // Of one tile of words alone, which somebody has packed; of none, for its tiling.
   Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
-      : bytes_(false),
-        tiling_(tiling),
-        tiles_(tile),
-        units_(unit),
-        first_(number) {}
+      : bytes_(false), tiling_(tiling), tiles_(tile), units_(unit), first_(number) {}
 
   bool usable() const { return usable_; }  // else some weight is not finite
   const Tiling& tiling() const { return tiling_; }
