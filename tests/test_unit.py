@@ -27,10 +27,7 @@ def trains(T, *shape):
 def test_layouts_of_a_convolution(groups):
     x, weight = trains(8, 2, 32, 9, 9), at_the_edge(64, 32 // groups, 3, 3)
     want = potentials(f.conv2d_if, x, weight, padding=1, groups=groups)
-    layouts = [
-        weight.to(memory_format=torch.channels_last),
-        weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-    ]
+    layouts = [weight.to(memory_format=torch.channels_last), weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)]
     for other in layouts:
         assert torch.equal(potentials(f.conv2d_if, x, other, padding=1, groups=groups), want)
 
