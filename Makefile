@@ -1,6 +1,7 @@
 # `make train` and `make test` set up what they need in .venv, once, and then run. Everything else is for developers.
 VENV ?= .venv
 PYTHON ?= python3
+EXTRAS ?= all,test,lint,docs,torture
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -96,7 +97,7 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,notebooks,test,lint,docs,torture]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.

@@ -3,28 +3,28 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
+#ifdef TANDEM_WITH_CUDA
+#include "kernels/cuda/error.h"
+#endif
+#include "ops/fields.h"
 
-#define NEURON                                                                                          \
-  "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? residual_scale, Tensor? v_init, int steps, " \
-  "float threshold, float leak, str gate, bool train, bool return_v"
-#define NORM                                                                                         \
-  "Tensor? gain, Tensor? gamma, Tensor? beta, float eps, Tensor? residual, Tensor? residual_scale, " \
-  "Tensor? v_init, int steps, float threshold, float leak, str gate, bool return_v"
-// precision: how float32 weights are multiplied on a GPU, as torch.set_float32_matmul_precision names it.
-#define PRODUCT "Tensor planes, int T, Tensor weight, str precision"
-#define WINDOW "int[] stride, int[] padding, int[] dilation, int groups"
+#define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
+#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
+#define NORM TANDEM_NORM_FIELDS(TANDEM_SCHEMA) TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA)
+#define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
 #define SPIKES_AND_MOMENTS \
   "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
-  m.def("if_scan(Tensor currents, " NEURON ") -> " SPIKES);
-  m.def("constant_if(Tensor current, int T, " NEURON ") -> " SPIKES);
-  m.def("impulse_if(Tensor current, int T, " NEURON ") -> " SPIKES);
-  m.def("linear_if(" PRODUCT ", " NEURON ") -> " SPIKES);
-  m.def("conv_if(" PRODUCT ", " WINDOW ", " NEURON ") -> " SPIKES);
-  m.def("linear_bn_if(" PRODUCT ", " NORM ") -> " SPIKES_AND_MOMENTS);
-  m.def("conv_bn_if(" PRODUCT ", " WINDOW ", " NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);
+  m.def("constant_if(Tensor current, int T" NEURON ") -> " SPIKES);
+  m.def("impulse_if(Tensor current, int T" NEURON ") -> " SPIKES);
+  m.def("linear_if(" PRODUCT NEURON ") -> " SPIKES);
+  m.def("conv_if(" PRODUCT WINDOW NEURON ") -> " SPIKES);
+  m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
+  m.def("window_product(" PRODUCT WINDOW ") -> Tensor");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
@@ -36,10 +36,11 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_fields() -> str");
-  m.def("frozen_pack(Tensor weight, int groups, int dilation) -> Tensor");
+  m.def("frozen_check(Tensor program, Tensor numbers) -> str");
+  m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, Tensor program, Tensor blob, Tensor? state, int step, bool every_step) -> "
-      "(Tensor readout, Tensor state)");
+      "frozen_run(Tensor input, int T, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, int step, "
+      "bool every_step) -> (Tensor readout, Tensor state)");
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
@@ -52,6 +53,15 @@ namespace py = pybind11;
 py::object cuda_archs() {
 #ifdef TANDEM_WITH_CUDA
   return py::str(TANDEM_CUDA_ARCHS).attr("split")();
+#else
+  return py::none();
+#endif
+}
+
+// Of the toolkit and of the driver; none without CUDA kernels.
+py::object cuda_versions() {
+#ifdef TANDEM_WITH_CUDA
+  return py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
 #else
   return py::none();
 #endif
@@ -73,6 +83,7 @@ py::dict build_info() {
   info["version"] = TANDEM_VERSION;
   info["torch_target"] = std::to_string(version_part(56)) + "." + std::to_string(version_part(48));
   info["cuda_archs"] = cuda_archs();
+  info["cuda_versions"] = cuda_versions();
   info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
   info["compiler"] = compiler();
   return info;

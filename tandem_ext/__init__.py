@@ -8,7 +8,7 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 (torch.Size([16, 50]), tensor(True))
 """
 
-from . import functional, ops, reference
+from . import flops, functional, ops, reference
 from ._load import build_info
 from .batching import cat
 from .inputs import ConstantInput, ImpulseInput
@@ -24,6 +24,7 @@ __all__ = [
     "build_info",
     "cat",
     "counts",
+    "flops",
     "functional",
     "ops",
     "pack",

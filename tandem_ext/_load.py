@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch  # before _C, which links against its libraries
@@ -25,7 +26,22 @@ def _load(library: str | None) -> dict[str, Any]:
             "use the installed package."
         ) from error
     info: dict[str, Any] = _C.build_info()
+    if (versions := info.pop("cuda_versions", None)) is not None and (note := _old_driver(*versions)):
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
     return info
+
+
+def _old_driver(toolkit: int, driver: int) -> str | None:
+    """What to say where the driver is too old for the kernels; versions as CUDA counts them, 13000 for 13.0, 0 for no
+    driver."""
+    if driver == 0 or driver // 1000 >= toolkit // 1000:
+        return None
+    has, needs = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, toolkit))
+    return (
+        f"tandem_ext's CUDA kernels were built with CUDA {needs} and need a driver that supports it; this machine's "
+        f"supports CUDA {has}, and every call on a GPU will fail. Update the driver, or build tandem_ext with a "
+        f"toolkit of CUDA {driver // 1000}."
+    )
 
 
 BUILD_INFO = _load(os.environ.get("TANDEM_LIBRARY"))

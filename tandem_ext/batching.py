@@ -65,4 +65,4 @@ def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return cat(batch)
 
 
-default_collate_fn_map[Signal] = _cat_signals  # the default collate_fn of a DataLoader joins trains and inputs
+default_collate_fn_map[Signal] = _cat_signals  # torch's way to teach DataLoaders a type

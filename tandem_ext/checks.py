@@ -19,6 +19,7 @@ from ._load import CUDA_ARCHS
 from .signal import Signal
 
 GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
+_CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -198,7 +199,8 @@ def per_channel(name: str, value: object, channels: int, expected: torch.device)
     same_device(name, value, "the layer", expected)
 
 
-def threshold(value: object, channels: int, expected: torch.device) -> None:
+def threshold(value: object, channels: int, expected: torch.device = _CPU) -> None:
+    """A number, or a tensor that is 0-dim or [channels]."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not 0 < value < math.inf:
             raise ValueError(f"threshold: expected a positive finite number, got {value}")
@@ -235,7 +237,7 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
         raise ValueError(f"{name}: expected a positive int{what}, got {value}")
 
 
-def v_init(value: object, shape: tuple[int, ...], expected: torch.device) -> None:
+def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not -math.inf < value < math.inf:
@@ -272,21 +274,21 @@ def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.de
     same_device("residual", value.planes, "the layer", expected)
 
 
-def features(x_shape: Sequence[int], weight_: Tensor, groups: int = 1) -> None:
+def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) -> None:
     """x is [B, K, *space] and the weight takes K features, over as many dimensions of space."""
-    if len(x_shape) != weight_.dim():
-        layout = ", ".join(["B", "C" if weight_.dim() > 2 else "K", "H", "W"][: weight_.dim()])
+    if len(x_shape) != len(w_shape):
+        layout = ", ".join(["B", "C" if len(w_shape) > 2 else "K", "H", "W"][: len(w_shape)])
         raise ValueError(f"x: expected shape [{layout}], got {list(x_shape)}")
-    if x_shape[1] != weight_.shape[1] * groups:
+    if x_shape[1] != w_shape[1] * groups:
         raise ValueError(
-            f"x has {x_shape[1]} features (shape {list(x_shape)}), but weight {list(weight_.shape)} takes "
-            f"{weight_.shape[1] * groups}"
+            f"x has {x_shape[1]} features (shape {list(x_shape)}), but weight {list(w_shape)} takes "
+            f"{w_shape[1] * groups}"
         )
 
 
-def groups(value: int, weight_: Tensor) -> None:
-    if weight_.shape[0] % value:
-        raise ValueError(f"groups: expected a divisor of the {weight_.shape[0]} output channels, got {value}")
+def groups(value: int, channels: int) -> None:
+    if channels % value:
+        raise ValueError(f"groups: expected a divisor of the {channels} output channels, got {value}")
 
 
 def ints(name: str, value: object, dims: int, least: int) -> tuple[int, ...]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .signal import Signal, batch_index, register_pytree
+from .signal import Signal, batch_index, dataclass_of, register_pytree
 
 D = TypeVar("D", bound="DirectInput")
 
 
-@dataclass(eq=False, repr=False)
+@dataclass_of("x", "T", "gain")
 class DirectInput(Signal):
     """Base of :class:`ConstantInput` and :class:`ImpulseInput`."""
 
     _tensors: ClassVar[str] = "x is its tensor [B, *features]"
     x: Tensor
     T: int
-    gain: float | Tensor = 1.0
 
-    def __post_init__(self) -> None:
+    def __init__(self, x: Tensor, T: int, gain: float | Tensor = 1.0) -> None:
+        self.x = x
+        self.T = T
+        self.gain = gain
         checks.direct("x", self.x)
         checks.T("T", self.T)
         checks.gain("gain", self.gain)
@@ -62,7 +63,6 @@ class DirectInput(Signal):
         return f"{type(self).__name__}(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
 
 
-@dataclass(eq=False, repr=False)
 class ConstantInput(DirectInput):
     """The real-valued x as the current at every one of T steps ("direct" encoding): its count is T·x.
 
@@ -87,7 +87,6 @@ class ConstantInput(DirectInput):
         return self.x * self.T
 
 
-@dataclass(eq=False, repr=False)
 class ImpulseInput(DirectInput):
     """The real-valued x as the current at step 0, and nothing afterwards ("zero expand" encoding): its count is x.
 

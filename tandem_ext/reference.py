@@ -26,28 +26,10 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, _linear(weight), dtype), bias, dtype, return_v, **neuron)
+    return _layer(*_currents(x, _product(weight), dtype), bias, dtype, return_v, **neuron)
 
 
-def conv1d_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 1,
-    padding: Any = 0,
-    dilation: int = 1,
-    groups: int = 1,
-    *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by a 1-d convolution; see :func:`tandem_ext.functional.conv1d_if`."""
-    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
-    dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
-
-
-def conv2d_if(
+def conv_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -59,9 +41,9 @@ def conv2d_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by a 2-d convolution; see :func:`tandem_ext.functional.conv2d_if`."""
-    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
+    """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
+    product = _product(weight, stride, padding, dilation, groups)
     return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
 
 
@@ -87,29 +69,11 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    return _bn_layer(*_currents(x, _linear(weight), weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight), weight.dtype)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
 
-def conv1d_bn_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    stride: int = 1,
-    padding: Any = 0,
-    dilation: int = 1,
-    groups: int = 1,
-    *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`conv1d_if` with training batch norm; see :func:`tandem_ext.functional.conv1d_bn_if`."""
-    product = _conv(F.conv1d, weight, stride, padding, dilation, groups)
-    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
-
-
-def conv2d_bn_if(
+def conv_bn_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -123,9 +87,13 @@ def conv2d_bn_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`conv2d_if` with training batch norm; see :func:`tandem_ext.functional.conv2d_bn_if`."""
-    product = _conv(F.conv2d, weight, stride, padding, dilation, groups)
-    return _bn_layer(*_currents(x, product, weight.dtype), bias, gamma, beta, weight.dtype, return_v, **neuron)
+    """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+
+
+conv1d_if = conv2d_if = conv_if
+conv1d_bn_if = conv2d_bn_if = conv_bn_if
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -168,6 +136,11 @@ class _Tandem(torch.autograd.Function):
         return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
 
 
+def _divided(x: Tensor, by: int) -> Tensor:
+    """x / by, rounded once. On a GPU torch would multiply by the reciprocal of a number, or of a CPU's scalar."""
+    return x / torch.full_like(x, by)
+
+
 def _neurons(
     y: Tensor,
     ann: Tensor,
@@ -190,7 +163,7 @@ def _neurons(
     T, unit = y.shape[0], _unit(threshold, y)
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
-        currents = scale * y + shift / (steps or T)
+        currents = scale * y + _divided(shift, steps or T)
     if residual is not None:
         r, r_sum, worth = _residual(residual, y)
         currents = currents + worth.detach() / unit.detach() * r
@@ -216,16 +189,17 @@ def _layer(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    step: Tensor | None = None,
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """z = scale·(gain·W c + bias) + shift, spread over the steps."""
-    w, g = _per_channel(scale, 1.0, y), _per_channel(gain, 1.0, y)
+    """z = scale·(gain·step·W c + bias) + shift, spread over the steps; ``step`` [N] is the unit of few-bit weights."""
+    w, s, g = _per_channel(scale, 1.0, y), _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y)
     b, k = _per_channel(bias, 0.0, y), _per_channel(shift, 0.0, y)
-    ann = w * (g * total + b) + k
+    ann = w * (g * s * total + b) + k
     unit = _unit(threshold, y)
     with torch.no_grad():
-        scale, shift = w * g / unit, (w * b + k) / unit
+        scale, shift = w * s * g / unit, (w * b + k) / unit
     train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
     return (train, v) if return_v else train
 
@@ -241,20 +215,21 @@ def _bn_layer(
     return_v: bool,
     *,
     eps: float = 1e-5,
+    step: Tensor | None = None,
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """z = batch norm of gain·W c, by the statistics of this batch, in the currents and in the ANN branch alike."""
-    g = torch.as_tensor(gain, dtype=y.dtype, device=y.device)
+    """z = batch norm of gain·step·W c, by this batch's statistics, in the currents and in the ANN branch alike."""
+    worth = _per_channel(step, 1.0, y) * _per_channel(gain, 1.0, y)
     gamma = y.new_ones(y.shape[2]) if gamma is None else gamma.to(y.dtype)
     beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
-    ann = F.batch_norm(g * total, None, None, gamma, beta, True, 0.0, eps)
+    ann = F.batch_norm(worth * total, None, None, gamma, beta, True, 0.0, eps)
     with torch.no_grad():
         u = total.double().movedim(1, -1).flatten(0, -2)
-        mean = u.mean(0)
-        var = ((u * u).mean(0) - mean * mean).clamp_min(0).to(y.dtype)
+        mean = _divided(u.sum(0), len(u))
+        var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
-        unit = _unit(threshold, y).flatten()
+        unit, g = _unit(threshold, y).flatten(), worth.flatten()
         a = gamma / unit * (1 / square_root(g * g * var + eps))
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
@@ -294,12 +269,9 @@ def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, T
     return torch.cat([y[:1], torch.zeros_like(y[1:])]), current, x.gain
 
 
-def _linear(weight: Tensor) -> Product:
-    return lambda a: F.linear(a, weight.to(a.dtype))
-
-
-def _conv(conv: Callable[..., Tensor], weight: Tensor, *arguments: Any) -> Product:
-    return lambda a: conv(a, weight.to(a.dtype), None, *arguments)
+def _product(weight: Tensor, *geometry: Any) -> Product:
+    product: Any = {2: F.linear, 3: F.conv1d, 4: F.conv2d}[weight.dim()]
+    return lambda a: product(a, weight.to(a.dtype), None, *geometry)
 
 
 def _counts_dtype(weight: Tensor) -> torch.dtype:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 S = TypeVar("S", bound="Signal")
+C = TypeVar("C", bound=type)
 
 _INSTEAD = {
     "cpu": 'to("cpu") moves it',
@@ -66,6 +69,8 @@ class Signal:
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating-point type, got {dtype}")
 
+        _refuse_dispatch()
+
         def move(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking)
 
@@ -98,6 +103,40 @@ class Signal:
         joining = func in (torch.stack, torch.cat, torch.concat, torch.concatenate)
         hint = "tandem_ext.cat joins them" if joining else f"layers that do are in tandem_snn.nn; {cls._tensors}"
         raise TypeError(f"torch's {getattr(func, '__name__', func)} takes no {cls.__name__}: {hint}")
+
+
+def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
+    """A decorator that makes a dataclass of one field, whose first dimension is the batch and along which gradients
+    flow. Those who walk dataclasses find what they look for and nothing else: Lightning the batch size, DDP and FSDP
+    the gradient's edge. ``dataclasses.replace`` takes the ``others`` over as they are.
+    """
+
+    def decorate(cls: C) -> C:
+        cls.__annotations__ = {field: Any, **dict.fromkeys(others, InitVar[Any])}
+        for name in others:
+            setattr(cls, name, None)  # else replace() asks for them
+        dataclass(init=False, eq=False, repr=False)(cls)
+        return cls
+
+    return decorate
+
+
+def _refuse_dispatch() -> None:
+    """accelerate's dispatcher, which moves a batch before it cuts it up, can cut tensors only, and says no more."""
+    if torch.compiler.is_compiling():
+        return
+    module = sys.modules.get("accelerate.data_loader")
+    if module is None:
+        return
+    between = ("to", "send_to_device", "honor_type", "<genexpr>", "<dictcomp>")
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name in between:
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is not None and frame.f_code is module.DataLoaderDispatcher.__iter__.__code__:
+        raise TypeError(
+            "accelerate cannot dispatch spike trains from one process to the others: give Accelerator "
+            "dataloader_config=DataLoaderConfiguration(dispatch_batches=False), so that each loads its own"
+        )
 
 
 def may_need_grad(tensor: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import checks, events
-from .signal import _INSTEAD, Signal, batch_index, may_need_grad, register_pytree
+from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
 
 
 class _Counts:
@@ -52,7 +51,7 @@ class _Remembers(Signal):
     _dtype: torch.dtype  # of counts that are yet to be made
 
 
-@dataclass(eq=False, repr=False)
+@dataclass_of("counts", "planes", "T", "gain")
 class SpikeTrain(_Remembers):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
@@ -83,10 +82,13 @@ class SpikeTrain(_Remembers):
 
     planes: Tensor
     T: int
-    counts: _Counts = _Counts()
-    gain: float | Tensor = 1.0
+    counts = _Counts()
 
-    def __post_init__(self) -> None:
+    def __init__(self, planes: Tensor, T: int, counts: Tensor | None = None, gain: float | Tensor = 1.0) -> None:
+        self.planes = planes
+        self.T = T
+        self._counts = counts
+        self.gain = gain
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
         checks.planes("planes", self.planes, self.T)
         checks.gain("gain", self.gain)

@@ -1,7 +1,7 @@
 """Inputs for the tests, and how their results are compared.
 
 Dyadic numbers, multiples of 1/64 of modest size, make every sum exact in float32 in any order. On them a kernel must
-give the reference's spikes, counts and potentials bit for bit.
+give the reference's spikes, counts and potentials bit for bit. Without a device, inputs are on torch's default one.
 """
 
 import torch
@@ -17,19 +17,19 @@ def compute_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dyadic(*shape, low=-64, high=64, unit=64, dtype=torch.float32, device="cpu"):
+def dyadic(*shape, low=-64, high=64, unit=64, dtype=torch.float32, device=None):
     return (torch.randint(low, high + 1, shape) / unit).to(device, dtype)
 
 
-def spikes(T, *shape, rate=0.3, dtype=torch.float32, device="cpu"):
+def spikes(T, *shape, rate=0.3, dtype=torch.float32, device=None):
     return (torch.rand(T, *shape) < rate).to(device, dtype)
 
 
-def train(T, *shape, rate=0.3, gain=1.0, device="cpu"):
+def train(T, *shape, rate=0.3, gain=1.0, device=None):
     return te.SpikeTrain.from_dense(spikes(T, *shape, rate=rate, device=device), gain)
 
 
-def train_with_edge(T, *shape, rate=0.3, gain=1.0, dtype=torch.float32, device="cpu"):
+def train_with_edge(T, *shape, rate=0.3, gain=1.0, dtype=torch.float32, device=None):
     """A train whose counts are a leaf that collects a gradient."""
     x = train(T, *shape, rate=rate, device=device)
     return te.SpikeTrain(x.planes, T, x.counts.to(dtype).detach().requires_grad_(), gain)
@@ -73,7 +73,7 @@ seeds = st.integers(0, 2**16)
 
 
 @st.composite
-def neurons(draw, T, shape, dtype=torch.float32, device="cpu"):
+def neurons(draw, T, shape, dtype=torch.float32, device=None):
     """Keyword arguments of neurons [B, C, *space], all of them dyadic."""
     C = compute_dtype(dtype)
     channels = shape[1] if len(shape) > 1 else 1

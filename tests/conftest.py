@@ -1,5 +1,7 @@
 """Shared by all tests: the device under test, reproducible random numbers, hypothesis without a deadline."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -18,6 +20,13 @@ def pytest_addoption(parser):
 def device(request):
     torch.backends.cudnn.allow_tf32 = False  # else a GPU's convolutions, unlike its linear layers, round their operands
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="module")
+def on_device(device):
+    """For a module of tests: what they make without naming a device is made on the one under test."""
+    with device if device.type != "cpu" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ SWAPS = {
     r"\b1u\b": "2u", r"\b0\.0f\b": "1.0f", r"\b1\.0f\b": "0.0f",
 }  # fmt: skip
 NOT_TRIED = ("does not compile", "changes no code")
-UNTOUCHED = re.compile(r"^\s*(//|#|template|static_assert)|__launch_bounds__|__CUDA_ARCH__|TANDEM_LAUNCH|prefetch")
+UNTOUCHED = re.compile(r"^\s*(//|#|template|static_assert)|__launch_bounds__|__CUDA_ARCH__|<<<|prefetch")
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,49 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path):
     assert fit(again, split, recipe, store=Store(tmp_path)) == fitted
     assert_equal(again, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.csv", "metrics.jsonl", "model.safetensors", "result.json",
+        "last.safetensors", "metrics.csv", "metrics.jsonl", "model.safetensors", "result.json",
     ]  # fmt: skip
+
+
+def test_a_finished_run_is_trained_on(digits, tmp_path):
+    """With a schedule that does not depend on the epochs it becomes the run that was longer from the first."""
+    short, long = (replace(RECIPE, schedule="constant", epochs=epochs) for epochs in (2, 3))
+    whole = build(digits, long)
+    expected = fit(whole, digits, long)
+    fit(build(digits, short), digits, short, store=Store(tmp_path))
+    with pytest.raises(UserError, match=r"a training of 2 epochs, not 3: .* --resume` trains it on, .*train_on=True"):
+        fit(build(digits, long), digits, long, store=Store(tmp_path))
+    with pytest.raises(UserError, match=r"epochs: .* was trained for 2 already, so expected more, got 1"):
+        fit(build(digits, short), digits, replace(short, epochs=1), store=Store(tmp_path, train_on=True))
+    with pytest.raises(UserError, match=r"another recipe: lr is .* only the epochs may change"):
+        fit(build(digits, long), digits, replace(long, lr=1e-3), store=Store(tmp_path, train_on=True))
+    with pytest.raises(Interrupted):
+        fit(build(digits, long), digits, long, store=Store(tmp_path, train_on=True), interruption=After(3))
+    assert fit(build(digits, short), digits, short, store=Store(tmp_path)).epoch <= 2  # what was finished still is
+    net = build(digits, long)
+    fitted = fit(net, digits, long, store=Store(tmp_path, train_on=True))
+    assert_equal(net, whole)
+    steps = len(digits.train) // RECIPE.batch_size
+    assert fitted.trained_on == [{"epochs": 2, "steps": 2 * steps}]
+    assert ([r["loss"] for r in fitted.history], fitted.test) == ([r["loss"] for r in expected.history], expected.test)
+    (tmp_path / "last.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be trained on: .*last\.safetensors is not there"):
+        fit(net, digits, replace(long, epochs=4), store=Store(tmp_path, train_on=True))
+
+
+def test_stages_cannot_be_trained_on(tmp_path):
+    recipe = Recipe(model="FC16", progressive=True, epochs=2)
+    data = recipe.load()
+    fit(build(data, recipe), data, recipe, store=Store(tmp_path))
+    with pytest.raises(UserError, match="share its 2 epochs, which cannot change"):
+        fit(build(data, recipe), data, replace(recipe, epochs=3), store=Store(tmp_path, train_on=True))
+
+
+def test_a_run_that_is_further_than_the_epochs_is_refused(digits, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(build(digits), digits, RECIPE, store=Store(tmp_path), interruption=After(30))
+    with pytest.raises(UserError, match=r"epochs: .* is 31 steps into a training, which are more than 1 epochs of 19"):
+        fit(build(digits), digits, replace(RECIPE, epochs=1), store=Store(tmp_path, train_on=True))
 
 
 def test_stopping_at_the_end_of_an_epoch(digits, tmp_path):

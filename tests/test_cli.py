@@ -160,11 +160,18 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
 def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
     before = (run / "summary.json").read_bytes()
     arguments = ["train", *SHORT, "--T", "4", "--out", str(run)]
+    assert main(arguments) == 2
+    assert "holds a finished run: give another folder with --out" in capsys.readouterr().err
+    assert main([*arguments, "--restart"]) == 2  # which is for what was begun
+    assert "--overwrite" in capsys.readouterr().err
+    (run / "notes.txt").write_text("mine")
+    (run / "report.html").write_text("of the old run")
+    (run / "model.onnx").write_text("of the old run")
     monkeypatch.setattr("tandem_snn.training.interruption.Interruption.requested", lambda self: True)
-    assert main(arguments) == 143
+    assert main([*arguments, "--overwrite"]) == 143
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
-    assert (run / "summary.json").read_bytes() == before
+    assert sorted(path.name for path in run.iterdir()) == ["notes.txt", "seed-0"]  # nothing of the old run
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--lr", "0.1"]) == 2
@@ -172,8 +179,40 @@ def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
     assert main([*arguments, "--resume"]) == 0
     first, again = (json.loads(text) for text in (before, (run / "summary.json").read_text()))
     assert first["per_seed"] == again["per_seed"]
-    assert main([*arguments, "--no-twin"]) == 0  # what is finished may be replaced
+    assert main([*arguments, "--no-twin", "--overwrite"]) == 0
+    assert not (run / "twin.safetensors").exists()
     assert main(["eval", str(run)]) == 0
+
+
+def test_a_finished_run_is_trained_on(tmp_path, capsys):
+    arguments = ["train", "--model", "FC16", "--seeds", "1", "--epochs"]
+    assert main([*arguments, "2", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "run/report.html").write_text("of two epochs")
+    assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "SNN, seed 0: trained for 2 epochs, goes on to 3; the learning rate is now 0.0006, that of the" in shown
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["recipe"]["epochs"] == 3
+    assert (
+        summary["per_seed"][0]["trained_on"] == summary["per_seed"][0]["ann_trained_on"] == [{"epochs": 2, "steps": 42}]
+    )
+    assert not (tmp_path / "run/report.html").exists()
+    assert main([*arguments, "2", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "was trained for 3 already" in capsys.readouterr().err
+    assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume", "--seed", "1"]) == 2
+    assert "holds seed-0 too, which the recipe's seeds leave out" in capsys.readouterr().err
+    # Elsewhere, with other threads and workers: none of them is part of the recipe.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert main([*arguments, "4", "--out", str(tmp_path / "moved"), "--resume", "--threads", "1"]) == 0
+    assert main([*arguments, "3", "--out", str(tmp_path / "moved"), "--resume", "--lr", "1"]) == 2
+    assert "another recipe: lr" in capsys.readouterr().err
+
+
+def test_files_that_only_look_like_a_run_are_not_replaced(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"downloaded")
+    assert main(["train", *SHORT, "--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == b"downloaded"
 
 
 def test_as_a_program_and_what_importing_costs():

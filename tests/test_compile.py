@@ -13,6 +13,8 @@ from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tandem_ext as te
+from tandem_ext.functional.layer import window_product
+from tandem_ext.functional.products import convolution
 
 f = te.functional
 
@@ -183,6 +185,7 @@ def test_vmap_of_every_layer(channels):
         (lambda c: f.if_scan(c, residual=te.SpikeTrain(x[:, 0], 8)).counts, (r,), 0),
         (lambda a: f.conv2d_if(te.ConstantInput(a, 8), weight, padding=1).counts, (image,), 0),
         (lambda a: f.if_scan(te.ImpulseInput(a, 8)).planes, (image,), 0),
+        (lambda p: window_product(te.SpikeTrain(p, 8), w, convolution((3, 3), 2, 1, 1, 1)), (x,), 1),
         (lambda p: te.SpikeTrain(p, 8).to_dense(), (x,), 1),
         (lambda s: te.SpikeTrain.from_dense(s).planes, (spikes(8, 2, 3, 5, 5),), 2),
     ]  # fmt: skip

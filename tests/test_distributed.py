@@ -1,6 +1,8 @@
 """Two processes, through gloo, are one process with the same global batch."""
 
+import copy
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import ann
+from tandem_snn import ann, freeze, to_ann
 from tandem_snn.nn.batch_norm import SyncBatchNorm
 from tandem_snn.training import Interruption, Recipe, World, fit, join, synchronised
 from tandem_snn.training.trainer import Trainer
@@ -127,6 +129,44 @@ def test_layers_are_those_of_one_process(tmp_path):
             torch.testing.assert_close(total, grad, rtol=1e-4, atol=1e-4)
 
 
+def converted_layers(world):
+    """By torch's own way to say it, which is Lightning's too."""
+    results = {}
+    for name in LAYERS:
+        layer, x = layer_and_input(name, tnn)
+        layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+        share = x[world.rank * 16 // world.size : (world.rank + 1) * 16 // world.size]
+        results[name] = layer(share).counts.detach(), layer.state_dict()
+    return results
+
+
+def test_torchs_conversion_to_synchronised_batch_norm(tmp_path):
+    parts = in_processes(tmp_path, "converted_layers")
+    for name in LAYERS:
+        layer, x = layer_and_input(name, tnn)
+        assert torch.equal(torch.cat([part[name][0] for part in parts]), layer(x).counts)
+        for part in parts:
+            assert list(part[name][1]) == list(layer.state_dict())
+            torch.testing.assert_close(part[name][1], dict(layer.state_dict()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_converted_network_is_one_as_before():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(5, 7, norm=True), tnn.Linear(7, 7, norm=True), tnn.Readout(7, 3))
+    x = torch.rand(16, 5)
+    net(x).sum().backward()
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net), torch.distributed.group.WORLD)
+    assert all(isinstance(converted[i].norm, SyncBatchNorm) for i in (1, 2))
+    assert [name for name, _ in converted.named_parameters()] == [name for name, _ in net.named_parameters()]
+    for n in net, converted:
+        n(x)
+    torch.testing.assert_close(dict(converted.state_dict()), dict(net.state_dict()))
+    net.eval()
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(converted.eval())))
+    assert torch.equal(copied(x), net(x))
+    assert torch.equal(freeze(copied)(x), freeze(net)(x))
+    assert torch.equal(to_ann(copied)(x), to_ann(net)(x))
+
+
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 4), (2, 3, 4, 5)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_alone_it_is_batch_norm(shape, affine):
@@ -159,6 +199,26 @@ def test_alone_the_layer_is_the_fused_one(kind, options):
         layer(x).counts.square().sum().backward()
     for (name, a), (_, b) in zip(fused.named_parameters(), synced.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_its_statistics_are_those_of_the_kernels_product(name, monkeypatch):
+    """So alone it gives the fused layer's very spikes and running statistics, on any numbers."""
+    calls = []
+    window_product = tnn.neuron.window_product
+    monkeypatch.setattr(tnn.neuron, "window_product", lambda *a: calls.append(a) or window_product(*a))
+    fused, x = layer_and_input(name, tnn)
+    fused = getattr(fused, "body", fused)
+    nn.init.normal_(fused.weight)
+    synced = copy.deepcopy(fused)
+    synced.norm = SyncBatchNorm(synced.norm)
+    a, b = fused(x), synced(x)
+    assert len(calls) == 1
+    assert torch.equal(a.planes, b.planes)
+    assert torch.equal(fused.norm.running_var, synced.norm.running_var)
+    for y in a, b:
+        y.counts.square().sum().backward()
+    torch.testing.assert_close(synced.weight.grad, fused.weight.grad, rtol=1e-4, atol=1e-4)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 from tandem_snn.bench.report import document
 from tandem_snn.bench.show import median
+from tandem_snn.measure.interval import points
 from tandem_snn.results.result import read as read_result
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -62,9 +63,14 @@ def test_the_accuracies_in_the_readme() -> None:
     for name, *shown in rows:
         run = read_result(ROOT / f"docs/results/training/{name.strip('`')}.json")
         assert run.twin is not None
+        difference = points(run.value / 100, run.twin / 100, run.test_samples)
+        control = (
+            "the twin" if run.recipe.init_from is None else "-" if run.continued is None else f"{run.continued:.2f}"
+        )
         assert [cell.strip(" |") for cell in shown] == [
-            f"{value:.2f}" for value in (run.value, run.twin, run["synops_ratio"])
-        ]
+            str(len(run["per_seed"])), f"{run.value:.2f}", f"{run.twin:.2f}", difference, control,
+            f"{run['synops_ratio']:.2f}",
+        ]  # fmt: skip
 
 
 README = {

@@ -247,9 +247,3 @@ def test_ops_check_the_precision():
     neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
     with pytest.raises(RuntimeError, match='precision must be "highest", "high" or "medium", got "low"'):
         torch.ops.tandem.linear_if(PLANES, 8, W, "low", *neuron)
-
-
-@pytest.mark.parametrize(("groups", "dilation", "message"), [(0, 1, "groups"), (2, 1, "groups"), (1, 0, "dilation")])
-def test_packing_checks_its_numbers(groups, dilation, message):
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.tandem.frozen_pack(W, groups, dilation)

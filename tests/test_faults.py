@@ -379,8 +379,8 @@ def test_a_run_is_not_thrown_away_because_a_clock_went_back(tmp_path, monkeypatc
     assert main([*arguments, "--seeds", "1"]) == 0
     os.utime(tmp_path / "summary.json", (4e9, 4e9))
     steps = iter(range(30))
-    monkeypatch.setattr(Interruption, "requested", lambda self: next(steps) == 25)  # in the second seed of two
-    assert main([*arguments, "--seeds", "2", "--restart"]) == 128 + signal.SIGTERM
+    monkeypatch.setattr(Interruption, "requested", lambda self: next(steps) == 5)  # in the second seed of two
+    assert main([*arguments, "--seeds", "2", "--resume"]) == 128 + signal.SIGTERM
     monkeypatch.undo()
     for path in (tmp_path / "seed-1").rglob("*"):
         if path.name in (NEWEST, PREVIOUS):
@@ -391,7 +391,7 @@ def test_a_run_is_not_thrown_away_because_a_clock_went_back(tmp_path, monkeypatc
     assert (tmp_path / "seed-0" / "snn" / RESULT).exists()
     assert main([*arguments, "--seeds", "2", "--resume"]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
-    assert main([*arguments, "--seeds", "1"]) == 0  # what is summed up may be replaced
+    assert main([*arguments, "--seeds", "1", "--overwrite"]) == 0
 
 
 def test_two_runs_in_one_folder_refuse_each_other(uninterrupted, tmp_path, capsys):

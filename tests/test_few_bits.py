@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from cases import dyadic, train, train_with_edge
 from torch import nn
 
+import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import create_model, create_twin, freeze
 from tandem_snn.nn.quantise import quantise, rounded
@@ -60,6 +62,92 @@ def test_frozen_it_has_the_bits_of_its_evaluation(name, bits):
     assert not torch.equal(plain(x), expected)
     assert torch.equal(freeze(freeze(net).net)(x), expected)
     assert torch.equal(copy.deepcopy(net)(x), expected)
+
+
+LAYERS = {
+    "linear": (tnn.Linear, (5,), ()),
+    "conv1d": (tnn.Conv1d, (5, 6), (3,)),
+    "conv2d": (tnn.Conv2d, (5, 6, 4), (3,)),
+}
+
+
+def few_bits(name, bits, **options):
+    """A layer whose weights are not on their grid, of steps that are powers of two; with dyadic biases."""
+    cls, features, kernel = LAYERS[name]
+    layer = cls(5, 7, *kernel, weight_bits=bits, **options)
+    largest = 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        q = torch.randint(-largest, largest + 1, layer.weight.shape).float()
+        q.view(7, -1)[:, 0] = largest
+        q.view(7, -1)[:, 1:] += torch.rand_like(q.view(7, -1)[:, 1:]) * 0.8 - 0.4
+        step = 2.0 ** (torch.randint(-3, 0, (7,)) - bits + 2)
+        layer.weight.copy_(q.clamp(-largest, largest) * step.view(-1, *[1] * (q.dim() - 1)))
+        layer.bias.copy_(dyadic(7))
+    expected, found = quantise(layer.weight.detach(), bits)
+    assert torch.equal(found, step)
+    assert not torch.equal(expected * step.view(-1, *[1] * (q.dim() - 1)), layer.weight)
+    return layer, features, expected.requires_grad_(), step
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["train", "constant"])
+def test_training_is_the_reference_bit_for_bit(name, bits, kind):
+    """The integers are multiplied; the gradient of step·q goes to the weights."""
+    layer, features, q, step = few_bits(name, bits, threshold=0.25, leak=0.5)
+    x = train(8, 4, *features, gain=0.5) if kind == "train" else te.ConstantInput(dyadic(4, *features, low=0), 8, 0.5)
+    expected = getattr(te.reference, f"{name}_if")(x, q, layer.bias.detach(), step=step, threshold=0.25, leak=0.5)
+    actual = layer(x)
+    assert torch.equal(actual.planes, expected.planes)
+    assert 0.02 < actual.counts.mean() / 8 < 0.95
+    weights = dyadic(*actual.shape)
+    (actual.counts * weights).sum().backward()
+    (expected.counts * weights).sum().backward()
+    straight = q.grad / step.view(-1, *[1] * (q.dim() - 1))
+    assert straight.abs().sum() > 0
+    assert torch.equal(layer.weight.grad, straight)
+    with torch.no_grad():
+        assert torch.equal(layer.eval()(x).planes, expected.planes)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kind", ["train", "constant"])
+def test_training_with_batch_norm_is_the_reference(name, kind):
+    layer, features, q, step = few_bits(name, 4, norm=True)
+    x = train_with_edge(8, 4, *features, gain=0.5)
+    x = x if kind == "train" else te.ConstantInput(dyadic(4, *features).requires_grad_(), 8, 0.5)
+    norm = layer.norm
+    bn = getattr(te.reference, f"{name}_bn_if")
+    arguments = q, layer.bias.detach(), norm.weight.detach(), norm.bias.detach()
+    expected, mean, var = bn(x, *arguments, eps=norm.eps, step=step)
+    actual = layer(x)
+    assert torch.equal(actual.planes, expected.planes)
+    weights = dyadic(*actual.shape)
+    leaf = x.counts if kind == "train" else x.x
+    ours = torch.autograd.grad((actual.counts * weights).sum(), [layer.weight, leaf])
+    theirs = torch.autograd.grad((expected.counts * weights).sum(), [q, leaf])
+    torch.testing.assert_close(ours[0], theirs[0] / step.view(-1, *[1] * (q.dim() - 1)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+    n = actual.shape.numel() // 7
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var * n / (n - 1))
+
+
+def test_in_evaluation_the_step_is_a_part_of_the_scale():
+    layer, features, q, step = few_bits("linear", 4, norm=True)
+    layer.eval()
+    with torch.no_grad():
+        layer.norm.running_mean.copy_(dyadic(7))
+        layer.norm.running_var.fill_(4.0)
+    norm, x = layer.norm, train(8, 3, *features)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    folded = {"scale": scale, "shift": norm.bias - norm.running_mean * scale, "step": step}
+    lowered = layer.lowered()
+    with torch.no_grad():
+        assert torch.equal(layer(x).planes, te.reference.linear_if(x, q, layer.bias, **folded).planes)
+        assert torch.equal(lowered.scale, scale * step)
+        assert torch.equal(lowered.shift, scale * layer.bias + folded["shift"])
+        assert torch.equal(lowered.weight, q)
 
 
 def test_the_twin_keeps_its_weights():

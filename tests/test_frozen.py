@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn.frozen import FrozenNetwork, freeze, load_frozen
-from tandem_snn.frozen.trace import CannotLower
+from tandem_snn.frozen.stages import CannotLower
 from tandem_snn.nn.quantise import quantise
 
 
@@ -25,7 +25,7 @@ def test_one_call_is_the_evaluation_and_the_stream(make: object) -> None:
     frozen = freeze(net)
     expected = net(x).detach()
     assert torch.equal(frozen(x), expected)
-    assert all(not isinstance(p, CannotLower) for p in frozen._programs.values())
+    assert all(p.refusal is None for p in frozen._programs.values())
     steps = [frozen.step(x) for _ in range(frozen.T or 0)]
     assert torch.equal(steps[-1], expected)
     assert torch.equal(frozen.readouts(x), torch.stack(steps))
@@ -244,13 +244,41 @@ def test_other_weights_make_another_program() -> None:
     assert torch.equal(frozen.double()(x.double()), frozen.net(x.double()))
 
 
-def test_programs_of_many_sizes_do_not_pile_up() -> None:
+def test_weights_are_prepared_once_whatever_the_sizes() -> None:
     net, _ = averaged()
     frozen = freeze(net.eval())
     for size in range(4, 16):
         x = torch.rand(2, 1, size, size)
         assert torch.equal(frozen(x), net(x))
+    assert len(frozen._programs) == 1
+
+
+def test_programs_do_not_pile_up() -> None:
+    net = spiking_net()
+    frozen = freeze(net)
+    for gain in range(1, 13):
+        x = te.SpikeTrain.from_dense(torch.rand(8, 2, 30).lt(0.4).float(), gain=gain / 4)
+        assert torch.equal(frozen(x), net(x))
     assert len(frozen._programs) == 8
+
+
+def test_a_kernel_with_more_taps_than_a_list_can_name() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(tnn.Conv1d(4, 4, 8200), tnn.Flatten(), tnn.Readout(44, 3)).eval()
+    x = te.SpikeTrain.from_dense(torch.rand(8, 2, 4, 8210).lt(0.4).float())
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    assert frozen._programs[1.0].refusal is None
+
+
+def test_weights_that_are_not_finite_run_layer_by_layer() -> None:
+    net, x = mlp()
+    with torch.no_grad():
+        net.eval()[2].weight[0, 0] = torch.nan
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    with pytest.raises(CannotLower, match=r"^2: a weight is not finite"):
+        frozen.step(x)
 
 
 def test_state_dict_and_repr() -> None:

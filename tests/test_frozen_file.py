@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import tandem_snn.nn as tnn
 from tandem_snn import container
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.file import FORMAT
+from tandem_snn.frozen.lowering import lower
+from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 NETWORKS = [mlp, lif, conv, residual, projection, line]
@@ -31,9 +34,10 @@ def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
     loaded = ts.load_frozen(folder / "net.tandem")
     loaded.save(folder / "again.tandem")
     assert (folder / "net.tandem").read_bytes() == (folder / "again.tandem").read_bytes()
-    ours, theirs = frozen.state_dict(), loaded.state_dict()
-    assert set(ours) == set(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = lower(frozen.net), loaded.net
+    assert (ours.mode, ours.T) == (theirs.mode, theirs.T)
+    assert set(ours.state_dict()) == set(theirs.state_dict()) != set()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
     assert (loaded.T, loaded.weight_bits) == (frozen.T, frozen.weight_bits)
     return loaded
 
@@ -49,7 +53,9 @@ def test_one_call_stream_and_early_answers_are_the_same_bits(make: Any, bits: in
         assert torch.equal(loaded.step(x), frozen.step(x))
     for ours, theirs in zip(frozen.anytime(x, 0.2), loaded.anytime(x, 0.2), strict=True):
         assert torch.equal(ours, theirs)
-    assert all(ours.words.equal(theirs.words) for ours, theirs in zip(programs(frozen), programs(loaded), strict=True))
+    for ours, theirs in zip(programs(frozen), programs(loaded), strict=True):
+        assert ours.words.equal(theirs.words)
+        assert ours.numbers.equal(theirs.numbers)
 
 
 def programs(frozen: ts.FrozenNetwork) -> list[Any]:
@@ -187,7 +193,8 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     tensors, facts = container.unpack(path, FORMAT, "", "")
     refused(path, pickle.dumps({"a": 1}), "damaged|not written")
     refused(path, container.pack(tensors, facts, "tandem_snn 1"), "not a frozen network, or")
-    refused(path, container.pack(tensors, facts, "tandem_snn frozen 2"), "another version")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 3"), "another version")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 1"), "its format is 'tandem_snn frozen 1'")
     with pytest.raises(UserError, match="no frozen network"):
         ts.load_frozen(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
@@ -195,111 +202,125 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     assert isinstance(UserError("x"), ValueError)
 
 
-def changed(facts: dict[str, Any], *keys: Any, to: Any) -> dict[str, Any]:
-    facts = json.loads(json.dumps(facts))
-    place: Any = facts
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = to
-    return facts
+def bits(value: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-HOSTILE: list[tuple[tuple[Any, ...], Any, str]] = [
-    (("T",), 10**9, "T: expected"),
-    (("T",), True, "T: expected"),
-    (("weight_bits",), 64, "weight_bits"),
-    (("layers",), [], "is not a frozen network that can be"),
-    (("layers", "1"), {}, "no layer is called None"),
-    (("layers", "1", "kind"), "Module", "no layer is called 'Module'"),
-    (("layers", "1", "kind"), ["Linear"], "no layer is called"),
-    (("layers", "1", "kind"), "Readout", "Readout has no setting"),
-    (("layers", "1", "kind"), "Conv2d", "stride"),
-    (("layers", "1", "gate"), "__import__('os')", "gate"),
-    (("layers", "1", "leak"), 2.0, "leak"),
-    (("layers", "1", "leak"), float("nan"), "leak"),
-    (("layers", "1", "eps"), "1e-5", "eps: expected a finite number"),
-    (("layers", "1", "threshold"), -1.0, "threshold"),
-    (("layers", "1", "threshold"), None, "threshold: expected a finite"),
-    (("layers", "1", "device"), "cuda", "no setting 'device'"),
-    (("layers", "1", "analog"), 1, "analog"),
-    (("layers", "0", "T"), 256, "T: expected an int from 1 to 255"),
-    (("layers", "0", "mode"), "sideways", "mode"),
-    (("layers", "0", "gain"), float("inf"), "gain"),
-    (("layers", "x');print('y"), {"kind": "Dropout", "p": 0.5}, "a layer's name"),
-    (("layers", "forward"), {"kind": "Dropout", "p": 0.5}, "already exists"),
-    (("layers", "1.weight"), {"kind": "Dropout", "p": 0.5}, "is not a frozen network that can be"),
-    (("uses",), [], "no layers"),
-    (("uses", 0, 0), "nowhere", "no layer 'nowhere'"),
-    (("uses", 1, 1), 1, "earlier use"),
-    (("uses", 1, 1), -2, "earlier use"),
-    (("uses", 1, 2), 10**30, "earlier use"),
-    (("uses", 1, 1), None, "no input"),
-    (("uses", 1, 3), "yes", "no layer"),
-    (("uses", 1), [1, 2], "is not a frozen network that can be"),
+def changed(program: Tensor, instruction: int | None, field: str, to: int) -> Tensor:
+    program = program.clone()
+    offset = 0 if instruction is None else len(HEADER) + instruction * len(FIELDS)
+    program[offset + (HEADER if instruction is None else FIELDS).index(field)] = to
+    return program
+
+
+# The instruction of `small`, None for the header; its layers are 1, 2.body and 3.
+HOSTILE: list[tuple[int | None, str, int, str]] = [
+    (None, "format", 3, "another version"),
+    (None, "T", 10**9, "T: expected"),
+    (None, "T", 0, "T: expected"),
+    (None, "any_T", 1, "any_T: expected"),
+    (None, "weight_bits", 64, "weight_bits"),
+    (None, "dtype", 4, "dtype"),
+    (None, "source", -1, "source"),
+    (None, "dims", 4, "dims"),
+    (None, "channels", 2**62, "shape"),
+    (None, "instructions", 0, "instructions"),
+    (None, "instructions", 2**62, "instructions"),
+    (None, "instructions", 2, "length"),
+    (0, "kind", len(KINDS), "layer '1': kind"),
+    (0, "kind", -1, "kind"),
+    (0, "axes", 3, "axes"),
+    (0, "axes", -1, "axes"),
+    (0, "input", 0, "layer '1': input: expected the number of an earlier"),
+    (0, "input", 2**63 - 1, "input"),
+    (1, "input", 1, "layer '2.body': input"),
+    (1, "input", -(2**63), "input"),
+    (1, "residual", 1, "residual"),
+    (1, "residual", 10**18, "residual"),
+    (0, "fires", 2, "fires"),
+    (0, "analog", -1, "analog"),
+    (0, "outputs", 0, "outputs"),
+    (0, "outputs", 2**62, "outputs"),
+    (0, "outputs", 2**29, "too large"),
+    (0, "channels", 2**30, "too large"),
+    (0, "channels", -5, "channels"),
+    (0, "groups", 2, "groups"),
+    (0, "kernel_w", 3, "more axes"),
+    (0, "kernel_h", 2**40, "kernel_size"),
+    (0, "stride_w", 0, "stride"),
+    (0, "padding_w", 2**62, "padding"),
+    (0, "after_w", 2, "padding"),
+    (0, "dilation_h", 2**63 - 1, "dilation"),
+    (0, "few_bits", 7, "few_bits"),
+    (0, "weight", -1, "weight: there is none"),
+    (0, "weight", 2**62, "weight: its numbers lie outside"),
+    (0, "step", -1, "step: there is none"),
+    (0, "scale", 1, "scale: its numbers lie outside"),
+    (0, "shift", -64, "shift: its numbers lie outside"),
+    (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"),
+    (0, "v_height", 2**62, "v_init"),
+    (0, "threshold", bits(-1.0), "threshold"),
+    (0, "threshold", bits(float("nan")), "threshold"),
+    (0, "leak", bits(2.0), "leak"),
+    (0, "leak", bits(float("inf")), "leak"),
+    (0, "gate", 3, "gate"),
+    (2, "gain", bits(float("nan")), "layer '3': gain"),
+    (2, "axes", 1, "axes"),
 ]
 
 
-@pytest.mark.parametrize(("keys", "value", "message"), HOSTILE)
-def test_hostile_facts(small: tuple[Path, bytes], keys: tuple[Any, ...], value: Any, message: str) -> None:
+@pytest.mark.parametrize(("instruction", "field", "value", "message"), HOSTILE)
+def test_hostile_programs(
+    small: tuple[Path, bytes], instruction: int | None, field: str, value: int, message: str
+) -> None:
     path, _ = small
     tensors, facts = container.unpack(path, FORMAT, "", "")
-    refused(path, container.pack(tensors, changed(facts, *keys, to=value), FORMAT), message)
+    tensors["program"] = changed(tensors["program"], instruction, field, value)
+    refused(path, container.pack(tensors, facts, FORMAT), message)
 
 
 def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
     path, _ = small
     tensors, facts = container.unpack(path, FORMAT, "", "")
-    missing = {name: tensor for name, tensor in tensors.items() if name != "1.norm.running_var"}
+    program, numbers = tensors["program"], tensors["numbers"]
     for changes, message in (
-        (missing, "running_var: expected the shape"),
-        ({**tensors, "9.weight": torch.ones(2)}, "belongs to no layer"),
-        ({**tensors, "1.extra": torch.ones(2)}, "no tensor 'extra'"),
-        ({**tensors, "1.weight": torch.ones(4, 5, 1, dtype=torch.int8)}, "weight: expected 2 dimensions"),
-        ({**tensors, "1.weight": torch.ones(0, 5, dtype=torch.int8)}, "steps of shape"),
-        ({**tensors, "1.weight.step": torch.ones(())}, "steps of shape"),
-        ({**tensors, "1.bias": torch.ones(4, dtype=torch.int64)}, "floating-point"),
-        ({**tensors, "1.bias": torch.ones(1)}, "bias: expected the shape"),
+        ({"program": program, "names": tensors["names"]}, "it has the tensors"),
+        ({**tensors, "more": torch.ones(2)}, "more"),
+        ({**tensors, "program": program.int()}, "a program is int64"),
+        ({**tensors, "program": program.view(1, -1)}, "a program is int64"),
+        ({**tensors, "program": program[:3].clone()}, "too short"),
+        ({**tensors, "program": program[:-1].clone()}, "length"),
+        ({**tensors, "program": torch.zeros(0, dtype=torch.int64)}, "too short"),
+        ({**tensors, "numbers": numbers.float()}, "bytes"),
+        ({**tensors, "numbers": numbers[:-64].clone()}, "numbers lie outside|too large"),
+        ({**tensors, "numbers": numbers[:0].clone()}, "numbers lie outside|too large"),
+        ({**tensors, "names": torch.full((4,), 255, dtype=torch.uint8)}, "decode"),
+        ({**tensors, "names": torch.full((4,), 27, dtype=torch.uint8)}, "name is no text"),
+        ({**tensors, "names": torch.full((4,), 10, dtype=torch.uint8)}, "5 names for 3 stages"),
     ):
         refused(path, container.pack(changes, facts, FORMAT), message)
 
 
-def test_random_facts_are_a_network_or_refused(small: tuple[Path, bytes]) -> None:
-    """Some place of the description says something else: then the file is refused, or runs, or its run is refused."""
+def test_random_programs_are_a_network_or_refused(small: tuple[Path, bytes]) -> None:
+    """Some word of the program says something else: then the file is refused, or runs, or its run is refused."""
     path, _ = small
     tensors, facts = container.unpack(path, FORMAT, "", "")
-    junk = [
-        None,
-        True,
-        -1,
-        0,
-        7,
-        2**31,
-        2**63,
-        10**40,
-        0.5,
-        -0.0,
-        1e308,
-        "",
-        "relu",
-        "threshold",
-        [],
-        [1],
-        {},
-        "1.norm",
-    ]
+    program = tensors["program"]
+    junk = [-(2**63), -2, -1, 0, 1, 2, 3, 4, 7, 64, 255, 2**16, 2**31, 2**40, 2**63 - 1, bits(0.5), bits(-0.0)]
     generator = random.Random(0)
-    for _ in range(400):
-        keys: list[Any] = []
-        place: Any = facts
-        while isinstance(place, (dict, list)) and place and (not keys or generator.random() < 0.9):
-            keys.append(generator.choice(list(place) if isinstance(place, dict) else range(len(place))))
-            place = place[keys[-1]]
-        path.write_bytes(container.pack(tensors, changed(facts, *keys, to=generator.choice(junk)), FORMAT))
+    ran = 0
+    for _ in range(1000):
+        tensors["program"] = program.clone()
+        for _ in range(generator.randint(1, 3)):
+            tensors["program"][generator.randrange(len(program))] = generator.choice(junk)
+        path.write_bytes(container.pack(tensors, facts, FORMAT))
         try:
             loaded = ts.load_frozen(path)
         except UserError:
             continue
         try:
-            assert loaded(torch.rand(2, 5)).shape == (2, 2)
-        except (TypeError, ValueError, RuntimeError):
+            assert loaded(torch.rand(2, 5)).shape[0] == 2
+            ran += 1
+        except (TypeError, ValueError, RuntimeError, IndexError):
             continue
+    assert ran > 50

@@ -134,6 +134,19 @@ def test_what_cannot_be_captured_runs_layer_by_layer() -> None:
     assert list(frozen._graphs.values()) == [None]
 
 
+class Fails(nn.Module):
+    """A module that does what no capture has to do with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_other_errors_are_raised() -> None:
+    frozen = tandem_snn.freeze(nn.Sequential(Fails(), tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="illegal memory access"):
+        frozen._replay(torch.rand(2, 3))
+
+
 def test_copies_and_moves_leave_the_graphs_behind() -> None:
     frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
     with torch.inference_mode():

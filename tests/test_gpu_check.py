@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import check, correctness, on_device, report, timing
+from gpu import check, correctness, on_device, report, stages, timing
+
+import tandem_snn
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in correctness.cases(small=True)}
@@ -77,8 +79,33 @@ def test_what_does_not_need_a_gpu(run):
     run(CPU)
 
 
+def test_other_than_graphs_are_noticed():
+    """A network that ran layer by layer gives the right answers too."""
+    frozen = tandem_snn.freeze(on_device.layers().eval())
+    frozen._graphs["a"] = None
+    with pytest.raises(AssertionError, match="1 without a graph"):
+        on_device.has_graphs(frozen, 1)
+
+
+USES = (
+    "layers.py::test_encoder_modes",
+    "layers_shape.py::test_avg_pool_of_windows_of_four_is_exact",
+    "layers_norm.py::test_the_release_fires_by_the_running_statistics_in_training",
+    "spike_train.py::test_unused_high_bits_are_zero",
+)
+
+
+def test_the_tests_use_the_device():
+    """Those that compare values cannot pass where tensors have none."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device=meta"]
+    done = subprocess.run(
+        [*command, *(f"tests/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
+    )
+    assert f"{len(USES)} failed" in done.stdout
+
+
 def test_a_stage_goes_on_after_a_failure(capsys):
-    log = check.Log()
+    log = stages.Log()
 
     def bad():
         raise AssertionError("3 of 4 differ")
@@ -121,12 +148,64 @@ def test_what_fails_costs_no_more_than_itself(where, tmp_path, monkeypatch):
         monkeypatch.setattr(timing.te.functional, "linear_if", broken)
     else:
         monkeypatch.setattr(timing, "random_weight", broken)
-    assert check.main(["--device", "cpu", "--small", "--only", "timings", "--out", str(tmp_path)]) == 1
-    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    result = tmp_path / "result.json"
+    options = ["--device", "cpu", "--small", "--only", "timings", "--out", str(tmp_path)]
+    assert check.main([*options, "--stage", "timings", "--result", str(result)]) == 1
+    whole = check.Check(check.parse(options), "cpu")
+    whole.merge("timings", json.loads(result.read_text()), None)
+    assert whole.failed
+    path = whole.write()
     found = json.loads(path.read_text())
     assert "an illegal memory access was encountered" in found["checks"]["timings"]["failures"]["all"]
     assert any(row["case"].startswith("scan") and "microseconds" in row for row in found["rows"]) == (where != "peaks")
     assert "illegal" in path.with_suffix(".md").read_text() or where == "peaks"
+
+
+CHILD = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('begun', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong"),
+    [("print('well')", None), ("raise SystemExit(1)", None), ("raise SystemExit(9)", "ended with status 9"),
+     ("import os; os.abort()", "ended by SIGABRT"), (CHILD, "killed after 1 s")],
+)  # fmt: skip
+def test_a_process_ends_however_it_ends(script, wrong, tmp_path):
+    log = tmp_path / "log"
+    assert check.supervise([sys.executable, "-c", script], log, 1 if script == CHILD else 30) == wrong
+    if script == CHILD:
+        assert log.read_text() == "begun\n"  # all of it
+        assert not subprocess.run(["pgrep", "-s", "0", "sleep"], capture_output=True).stdout
+
+
+def test_a_stage_that_dies_is_a_failure(tmp_path):
+    """Where the GPU's context is lost, no result is left, or half of one."""
+    whole = check.Check(check.parse(["--dry-run", "--out", str(tmp_path)]), "cpu")
+    whole.merge("bits", {}, "ended by SIGABRT")
+    whole.merge("device", {"torch": "2.13", "checks": {"device": {"passed": 3, "failures": {}}}}, "killed after 90 s")
+    whole.merge("wrappers", {"torch": "2.13", "checks": {"wrappers": {"skipped": "no GPU"}}}, None)
+    assert whole.failed
+    checks = json.loads(whole.write().read_text())["checks"]
+    assert checks["bits"]["failures"] == {"process": "ended by SIGABRT"}
+    assert checks["device"] == {"passed": 3, "failures": {"process": "killed after 90 s"}}
+    assert checks["wrappers"] == {"skipped": "no GPU"}
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_every_stage(tmp_path):
+    done = subprocess.run(
+        [sys.executable, check.__file__, "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())
+    assert sorted(found["checks"]) == sorted(check.STAGES)
+    failures = {stage: list(result.get("failures", {})) for stage, result in found["checks"].items()}
+    precisions = ["precision high", "precision medium"]  # on the CPU they change nothing
+    assert {stage for stage, failed in failures.items() if failed} <= {"small", "bits"}
+    assert sorted(failures["bits"]) == precisions
+    assert found["kernels"]
+    assert {"tenth", "nine_tenths", "host", "host_bound"} <= found["rows"][0].keys()
+    assert (tmp_path / f"{path.stem}.timings.log").read_text()
 
 
 def test_it_ends_in_time():

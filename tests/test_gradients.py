@@ -224,7 +224,7 @@ def test_batch_norm(name, kind, gate, device):
     du = γ·rstd·(grad_z - Σ grad_z/n - x̂·Σ(grad_z·x̂)/n)."""
     T, (x_shape, weight_shape, product, _, layer, conv) = 8, PRODUCTS[name]
     N, D = weight_shape[0], torch.float64
-    gain = leaf(torch.tensor(0.5, dtype=D))
+    gain = leaf(torch.tensor(0.5, dtype=D, device=device))
     weight = leaf(dyadic(*weight_shape, dtype=D, device=device))
     gamma, beta = leaf(dyadic(N, low=1, dtype=D, device=device)), leaf(dyadic(N, dtype=D, device=device))
     if kind == "train":
@@ -236,7 +236,7 @@ def test_batch_norm(name, kind, gate, device):
         c = x.counts.detach()
     arguments = {**conv, "gamma": gamma, "beta": beta, "eps": 0.25, "gate": gate}
     shape = layer(x, weight, **arguments)[0].shape
-    r = train_with_edge(T, *shape, gain=leaf(torch.tensor(0.25, dtype=D)), dtype=D, device=device)
+    r = train_with_edge(T, *shape, gain=leaf(torch.tensor(0.25, dtype=D, device=device)), dtype=D, device=device)
     theta = leaf(torch.tensor([0.5, 1.0, 2.0, 4.0] * 2, dtype=D, device=device)[:N])
     grad = dyadic(*shape, dtype=D, device=device)
     y, _, _ = layer(x, weight, **arguments, residual=r, threshold=theta)

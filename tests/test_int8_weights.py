@@ -73,7 +73,15 @@ def test_what_takes_none(device):
         f.linear_if(te.ConstantInput(torch.ones(2, 3, device=device), 8), weight)
     with pytest.raises(TypeError, match="weight: expected a float32, bfloat16, float16 or float64 tensor, got a"):
         f.linear_bn_if(x, weight)
-    with pytest.raises(RuntimeError, match="weight must be float32"):
-        torch.ops.tandem.linear_bn_if(
-            x.planes, 8, weight, "highest", None, None, None, 1e-5, None, None, None, 8, 1.0, 1.0, "relu", True
-        )
+
+
+def test_batch_norm_takes_exact_integers(device):
+    """The op normalises integer sums; gain says what a unit of each output is worth."""
+    weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
+    gain = torch.tensor([0.5, 0.25, 2.0, 1.0], device=device)
+    neuron = None, None, None, 8, 1.0, 1.0, "relu", True
+    got, want = (
+        torch.ops.tandem.linear_bn_if(x.planes, 8, w, "highest", gain, None, None, 1e-5, *neuron)
+        for w in (weight, weight.float())
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

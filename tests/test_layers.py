@@ -13,6 +13,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann
 
+pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
 
 # (layer, its twin, features of one input sample)
@@ -304,3 +305,33 @@ def test_bad_input(name):
     call, error, match = BAD[name]
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("threshold", -1, ValueError), ("threshold", "1", TypeError), ("leak", 1.5, ValueError),
+        ("leak", None, TypeError), ("gate", "sigmoid", ValueError), ("v_init", float("nan"), ValueError),
+        ("gain", float("inf"), ValueError), ("bn_stats", "both", ValueError), ("weight_bits", 9, ValueError),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("layer", [lambda: tnn.Linear(3, 2), lambda: tnn.LazyConv2d(2, 3)])
+def test_an_attribute_is_checked_when_it_is_set(layer, name, value, error):
+    layer = layer()
+    before = getattr(layer, name)
+    with pytest.raises(error, match=f"{name}: expected"):
+        setattr(layer, name, value)
+    assert getattr(layer, name) == before
+
+
+def test_an_attribute_that_is_set_counts_in_the_next_call():
+    layer, x = tnn.Linear(3, 2, bias=False), te.SpikeTrain.from_dense(torch.ones(4, 1, 3))
+    torch.nn.init.constant_(layer.weight, 0.25)
+    assert layer(x).counts.tolist() == [[3, 3]]
+    layer.threshold = 1.5
+    assert layer(x).counts.tolist() == [[2, 2]]
+    layer.v_init, layer.leak = 1.0, 0.5
+    assert layer(x).counts.tolist() == [[1, 1]]
+    layer.threshold = torch.tensor([1.5, -1.0])
+    with pytest.raises(ValueError, match="threshold: expected positive values"):  # tensors: when they are used
+        layer(x)

@@ -10,6 +10,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann
 
+pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
 DIRECT = (te.ConstantInput, te.ImpulseInput)
 POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (2, 3), "stride": (1, 2)}]

@@ -1,11 +1,15 @@
 """Loading the compiled part: as a module, or by path, as a Python that it was not built for must."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tandem_ext as te
+from tandem_ext._load import _old_driver
 
 
 def test_build_info():
@@ -14,6 +18,18 @@ def test_build_info():
     assert te.__version__ == info["version"]
     info["version"] = "changed"
     assert te.build_info()["version"] != "changed"
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "driver", "says"),
+    [(13000, 12060, "CUDA 13.0 .* supports CUDA 12.6, "), (13000, 13000, None), (13010, 13000, None), (13000, 0, None),
+     (12080, 13000, None)],
+)  # fmt: skip
+def test_an_old_driver(toolkit, driver, says):
+    """A driver runs what any toolkit of its major version has made."""
+    note = _old_driver(toolkit, driver)
+    assert (note is None) == (says is None)
+    assert note is None or re.search(says, note)
 
 
 def test_load_by_path():

@@ -17,7 +17,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, create_model, freeze, from_nir, to_nir
 from tandem_snn.errors import UserError
-from tandem_snn.frozen.trace import CannotLower
+from tandem_snn.frozen.stages import CannotLower
 
 nir = pytest.importorskip("nir", reason="the package nir is not installed")
 

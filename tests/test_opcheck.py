@@ -103,6 +103,15 @@ def test_batch_norm(layout, dtype, full):
     check(layout, ops.conv_bn_if, *layer, *norm(4, dtype, full), *arguments((2, 4, 6, 5)))
 
 
+@pytest.mark.parametrize(("layout", "dtype"), [*GRID, ("contiguous", torch.int8)])
+def test_window_product(layout, dtype):
+    B = 0 if layout == "empty" else 3
+    planes, image = (lay_out(train(9, B, *shape).planes, layout) for shape in ((7,), (4, 6, 5)))
+    weight, kernel = (dyadic(*shape, unit=1, dtype=dtype) for shape in ((5, 7), (6, 2, 3, 3)))
+    check(layout, ops.window_product, planes, 9, weight, "highest", [], [], [], 1)
+    check(layout, ops.window_product, image, 9, kernel, "high", [2, 1], [1, 0], [1, 1], 2)
+
+
 @pytest.mark.parametrize("T", [1, 7, 8, 16, 17, 255])
 def test_windows(T):
     """How many planes a window takes."""

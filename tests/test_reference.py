@@ -140,3 +140,24 @@ def test_reference_uses_no_op_of_the_extension():
         ref.linear_if(image, dyadic(5, 7))
         y.counts.sum().backward()
     assert weight.grad is not None
+
+
+class ByTensors(TorchDispatchMode):
+    """Refuses what is another number on a GPU: a quotient by a Python number is a product with its reciprocal there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        assert not name.startswith("aten::mean"), "a mean is a product with the reciprocal of the size"
+        if name.startswith("aten::div") and args[0].is_floating_point():
+            assert isinstance(args[1], torch.Tensor), f"a quotient by the number {args[1]}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("threshold", [0.75, torch.tensor(0.75)])
+def test_quotients_are_the_same_on_a_gpu(threshold):
+    x, weight, shift = train(7, 3, 4), dyadic(5, 4), dyadic(5)
+    neurons = {"shift": shift, "threshold": threshold, "v_init": 0.5, "residual": train(7, 3, 5)}
+    with ByTensors():
+        ref.linear_if(x, weight, dyadic(5), **neurons)
+        ref.if_scan(dyadic(7, 3, 5), **neurons, steps=9)
+        ref.linear_bn_if(x, weight, gamma=dyadic(5), beta=dyadic(5), residual=train(7, 3, 5), threshold=threshold)

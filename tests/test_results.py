@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tandem_snn.errors import UserError
+from tandem_snn.measure.interval import difference_interval, points
 from tandem_snn.results import Result, read, write
 from tandem_snn.results.cost import read_cost
 from tandem_snn.results.figures import by_T, front
@@ -52,10 +54,11 @@ def test_tables(tmp_path):
     runs[1].summary["commit"] += "+"
     write(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    row = "| `a` | cnn | 8 | gamma=2 | 1 | 90.00 ± 0.25 | 91.00 | -1.00 | 0.50 | 0.25 | 20.0% | 1.50 |"
-    assert row in page
+    row = "| `a` | cnn | 8 | gamma=2 | 1 | 90.00 ± 0.25 | 91.00 | -1.00 [-32.33, +30.36] | the twin |  | 0.50 | 0.25 |"
+    assert f"{row} 20.0% | 1.50 |" in page
     assert "5,000 train, 10 test samples." in page
-    assert "| `ae` | cnn | 8 |  | 1 | 0.02000 | 0.01000 | 2.00 |" in page
+    assert "| `ae` | cnn | 8 |  | 1 | 0.02000 | 0.01000 | 2.00 | the twin |  |" in page
+    assert "`ae`: squared error summed over an image 0.08." in page
     assert "On the front of accuracy against SynOps: `a`, `b`." in page
     assert "Within 0.3 points of its twin at the fewest SynOps: `b`." in page
     assert "| `a` | 87.50 (1.5) |" in page
@@ -86,14 +89,38 @@ def test_curves_against_T_are_of_results_that_differ_in_nothing_else():
     assert [[r.name for r in family] for family in by_T(runs)] == [["T2", "T4", "T8"]]
 
 
-def test_published_figures_say_how_they_came_here(tmp_path):
-    write([result("small", data="cifar10-jpeg")], tmp_path / "page.md")
+def test_a_network_that_started_from_its_twin_stands_beside_the_twin_trained_as_long(tmp_path):
+    runs = [result(name, data="cifar10-jpeg", init_from="twin") for name in ("control", "without")]
+    runs[0].summary.update(ann_continued_test_accuracy=90.5, ann_continued_test_accuracy_std=0.5)
+    runs[0].summary["samples"]["test"] = 10_000
+    runs[0].summary["per_seed"][0]["trained_on"] = [{"epochs": 2, "steps": 40}]
+    write(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "lossy JPEG" in page
-    (row,) = (line for line in page.splitlines() if "CifarNet, IF, T=8" in line)
-    assert "recalled" in row
-    write([result("small")], tmp_path / "page.md")
-    assert "published" not in (tmp_path / "page.md").read_text()
+    assert "| 91.00 | -1.00 [-1.81, -0.19] | 90.50 ± 0.50 | -0.50 [-1.32, +0.32] | 0.50 |" in page
+    assert "| init_from=twin, trained on from 2 epochs | 1 | 90.00 | " in page
+    assert "| -1.00 [-32.33, +30.36] | - | - |" in page
+
+
+def test_intervals_hold_what_they_should():
+    """Of 2,000 pairs of test splits about 95 % give an interval that holds the true difference."""
+    generator = torch.Generator().manual_seed(0)
+    for p, q, n in (0.99, 0.97, 100), (0.934, 0.93, 10_000), (0.5, 0.8, 50):
+        right = [torch.binomial(torch.full((2000,), float(n)), torch.full((2000,), r), generator) / n for r in (p, q)]
+        intervals = (difference_interval(a, b, n) for a, b in zip(*(r.tolist() for r in right), strict=True))
+        assert 0.93 < sum(low <= p - q <= high for low, high in intervals) / 2000 < 0.99
+    assert difference_interval(1.0, 1.0, 100) == pytest.approx((-0.037, 0.037), abs=1e-3)
+
+
+def test_the_card_in_the_readme_is_the_committed_run():
+    one = read(ROOT / "docs/results/training/digits.json")
+    card = (ROOT / "README.md").read_text().partition("digits, cnn, T=8, mean of 3 seeds")[2].partition("```")[0]
+    for shown in (
+        f"{one.value:.2f} %", f"{one.twin:.2f} %", points(one.value / 100, one.twin / 100, one.test_samples),
+        f"{one['step_time_ms']:.2f} ms", f"{one['ann_step_time_ms']:.2f} ms", f"{one['step_time_ratio']:.2f}",
+        f"{one['synops_ratio']:.2f}", *(f"{100 * rate:.1f} %" for rate in one["firing_rates"].values()),
+    ):  # fmt: skip
+        assert f" {shown} " in card
 
 
 def test_files_that_are_no_results(tmp_path):
@@ -143,11 +170,13 @@ def test_what_was_tried_at_each_number_of_steps(tmp_path):
         result("b", 88, 91, 0.25, T=4, init_from="twin", init_gain=2),
         result("c", 90.5, 91, 0.75, init_from="twin", init_gain=3),
     ]
+    runs[1].summary["ann_continued_test_accuracy"] = 92.0
     write(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| network | otherwise | T = 4 | T = 8 |" in page
+    assert "Each has an interval of about ±31.5 points (95 %, 10 test samples):" in page
     assert "| cnn |  |  | -1.00 (0.50) |" in page
-    assert "| cnn | init_from=twin | -3.00 (0.25) | -0.50 (0.75) |" in page
+    assert "| cnn | init_from=twin | -4.00† (0.25) | -0.50 (0.75) |" in page
     write(runs[:1] + runs[2:], tmp_path / "page.md")  # one T
     assert "by what was tried" not in (tmp_path / "page.md").read_text()
 

@@ -14,7 +14,7 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.convert import CannotConvert
-from tandem_snn.frozen.trace import CannotLower
+from tandem_snn.frozen.stages import CannotLower
 
 T = 8
 

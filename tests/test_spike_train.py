@@ -1,10 +1,8 @@
-"""SpikeTrain, direct inputs, planes, events, batching."""
+"""SpikeTrain, direct inputs, planes, batching."""
 
 import dataclasses
-import math
-import re
+import inspect
 
-import numpy as np
 import pytest
 import torch
 from cases import assert_same, dyadic, is_channels_last, seeds, spikes, train, train_with_edge, views, windows
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import tandem_ext as te
 
+pytestmark = pytest.mark.usefixtures("on_device")
 shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 
 
@@ -64,13 +63,14 @@ def test_unused_high_bits_are_zero():
 
 def test_fields():
     x = train(9, 3, 5, gain=0.5)
-    assert [f.name for f in dataclasses.fields(x)] == ["planes", "T", "counts", "gain"]
-    assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), torch.device("cpu"), 0.5, 3)
+    assert [f.name for f in dataclasses.fields(x)] == ["counts"]  # what is walked: the batch comes first in it
+    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain"]
+    assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), x.planes.device, 0.5, 3)
     copy = dataclasses.replace(x)
     assert_same(copy, x)
     assert copy.gain == 0.5
     assert x != copy  # identity, as tensors
-    assert repr(x) == "SpikeTrain(T=9, shape=[3, 5], gain=0.5, device=cpu)"
+    assert repr(x) == f"SpikeTrain(T=9, shape=[3, 5], gain=0.5, device={x.planes.device})"
 
 
 def test_counts_are_made_once_when_asked_for():
@@ -84,7 +84,7 @@ def test_counts_are_made_once_when_asked_for():
 def test_the_type_of_counts_that_are_yet_to_be_made():
     x = te.SpikeTrain.from_dense(spikes(8, 3, 5, dtype=torch.bfloat16))
     leaves, spec = pytree.tree_flatten(x)
-    for y in (x.detach(), x.to("cpu"), x[1], te.cat([x, x]), pytree.tree_unflatten(leaves, spec)):
+    for y in (x.detach(), x.to(x.device), x[1], te.cat([x, x]), pytree.tree_unflatten(leaves, spec)):
         assert y._counts is None
         assert y.counts.dtype == torch.bfloat16
     assert train(8, 3, 5).counts.dtype == torch.float32
@@ -116,7 +116,7 @@ def test_to():
     y.counts.sum().backward()
     assert x.counts.grad is not None
     assert train(8, 3, 5).to(torch.float64).counts.dtype == torch.float64
-    assert x.to("cpu").planes is x.planes
+    assert x.to(x.device).planes is x.planes
     assert x.to(device="meta").device.type == "meta"
 
 
@@ -159,7 +159,10 @@ def test_direct_inputs(cls):
     assert torch.equal(te.cat([signal, signal[:2]]).x, torch.cat([x, x[:2]]))
     assert not signal.detach().x.requires_grad
     assert signal.to(torch.float64).x.dtype == torch.float64
-    assert [f.name for f in dataclasses.fields(signal)] == ["x", "T", "gain"]
+    assert [f.name for f in dataclasses.fields(signal)] == ["x"]
+    assert list(inspect.signature(cls).parameters) == ["x", "T", "gain"]
+    copy = dataclasses.replace(signal)
+    assert (type(copy), copy.x is x, copy.T, copy.gain) == (cls, True, 8, 0.5)
 
 
 @pytest.mark.parametrize("gain", [2.0, torch.tensor(2.0)], ids=["float", "tensor"])
@@ -169,8 +172,8 @@ def test_direct_inputs(cls):
     lambda gain: te.ConstantInput(dyadic(4, 5), 8, gain),
     lambda gain: te.ImpulseInput(dyadic(4, 5), 8, gain),
 ], ids=["train", "edge", "constant", "impulse"])  # fmt: skip
-def test_pytree(signal, gain):
-    x = signal(gain)
+def test_pytree(signal, gain, device):
+    x = signal(gain.to(device) if isinstance(gain, torch.Tensor) else gain)
     leaves, spec = pytree.tree_flatten(x)
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
     y = pytree.tree_unflatten(leaves, spec)
@@ -204,105 +207,3 @@ def test_data_loader():
     assert torch.equal(batches[0][0].planes, x.planes[:, :4])
     assert torch.equal(batches[1][1].x, image.x[4:])
     assert batches[1][2].tolist() == [4, 5]
-
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
-def recording(n, shape, t_max=1000):
-    """As tonic gives them."""
-    generator = np.random.default_rng(0)
-    events = np.zeros(n, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
-    events["t"] = np.sort(generator.integers(0, t_max, n))
-    for name, size in zip(("p", "y", "x"), shape, strict=True):
-        events[name] = generator.integers(0, size, n)
-    return events
-
-
-@pytest.mark.parametrize("T", [1, 7, 8, 20])
-def test_events_are_binned_by_time(T):
-    events = recording(300, (2, 6, 5))
-    x = te.SpikeTrain.from_events(events, (2, 6, 5), T, window=(100, 900))
-    expected = torch.zeros(T, 1, 2, 6, 5)
-    for event in events:
-        if 100 <= event["t"] < 900:
-            expected[(event["t"] - 100) * T // 800, 0, event["p"], event["y"], event["x"]] = 1
-    assert torch.equal(x.to_dense(), expected)
-    assert (x.shape, x.T) == ((1, 2, 6, 5), T)
-
-
-def test_default_window_ends_with_the_last_event():
-    x = te.SpikeTrain.from_events(([10, 19, 20, 30], [0, 1, 2, 3]), [4], T=2)
-    assert x.to_dense(torch.int)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-
-
-def test_a_window_includes_its_start_and_not_its_stop():
-    x = te.SpikeTrain.from_events(([-1, 0, 9, 10], [0, 1, 2, 3]), [4], T=2, window=(0, 10))
-    assert x.to_dense(torch.int)[:, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
-
-
-def test_many_events_in_a_frame_are_one_spike():
-    x = te.SpikeTrain.from_events(([0, 0, 1, 1], [3, 3, 3, 3]), [4], T=2)
-    assert x.counts.tolist() == [[0, 0, 0, 2]]
-
-
-def test_events_in_other_forms():
-    events = recording(200, (2, 6, 5))
-    expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)
-    mapping = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
-    assert_same(te.SpikeTrain.from_events(mapping, (2, 6, 5), 8), expected)
-    signed = mapping | {"p": torch.where(mapping["p"] == 0, -1, 1)}
-    assert_same(te.SpikeTrain.from_events(signed, (2, 6, 5), 8), expected)
-    boolean = mapping | {"p": mapping["p"].bool()}
-    assert_same(te.SpikeTrain.from_events(boolean, (2, 6, 5), 8), expected)
-    shuffled = events[np.random.default_rng(1).permutation(200)]
-    assert_same(te.SpikeTrain.from_events(shuffled, (2, 6, 5), 8), expected)
-    flat = events["p"] * 30 + events["y"] * 5 + events["x"]
-    assert_same(te.SpikeTrain.from_events((events["t"], flat), (2, 6, 5), 8), expected)
-
-
-def test_merged_polarities_and_cochleas():
-    events = recording(200, (2, 6, 5))
-    merged = te.SpikeTrain.from_events(events, (1, 6, 5), 8)
-    both = te.SpikeTrain.from_events(events, (2, 6, 5), 8).to_dense()
-    assert torch.equal(merged.to_dense(), both.amax(2, keepdim=True))
-    assert te.SpikeTrain.from_events({"t": [0, 1], "x": [3, 4]}, [700], 4).counts.sum() == 2
-
-
-def test_narrow_time_types_do_not_overflow():
-    times = np.array([0, 2**31 - 1], dtype=np.int32)
-    assert te.SpikeTrain.from_events((times, [0, 0]), [1], T=200).to_dense()[[0, 199], 0, 0].tolist() == [1, 1]
-
-
-def test_no_events():
-    silent = te.SpikeTrain.from_events(([], []), [4], 8)
-    assert silent.counts.sum() == 0
-    assert silent.gain == 1.0
-    assert te.SpikeTrain.from_events(([], []), [4], 8, gain=0.5).gain == 0.5
-    assert te.SpikeTrain.from_events(([], []), [2, 0], 8).shape == (1, 2, 0)
-
-
-@pytest.mark.parametrize(("events", "shape", "options", "error", "match"), [
-    ({"t": [0]}, [4], {}, ValueError, "recording: features (4,) need the fields t, x; missing: {'x'}"),
-    ({"x": [0]}, [4], {}, ValueError, "missing: {'t'}"),
-    ({"t": [0], "x": [0]}, [2, 4], {}, ValueError, "features (2, 4) need the fields t, p, x; missing: {'p'}"),
-    ({"t": [0], "x": [4]}, [4], {}, ValueError, "x: expected addresses in 0..3, got 4..4"),
-    ({"t": [0], "x": [-1]}, [4], {}, ValueError, "x: expected addresses in 0..3, got -1..-1"),
-    ({"t": [0, 1], "x": [1]}, [4], {}, ValueError, "x: expected 2 values, as many as there are times, got 1"),
-    ({"t": [[0]], "x": [1]}, [4], {}, ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
-    (([math.nan], [1]), [4], {}, ValueError, "recording: a time is NaN"),
-    (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window: expected (start, stop) with start < stop, got (1, 1)"),
-    (([0.0], ["a"]), [4], {}, TypeError, "neurons: expected numbers, got <U1"),
-    (([0.0], [4]), [4], {}, ValueError, "neurons: expected addresses in 0..3, got 4..4"),
-    (([[0.0]], [1]), [4], {}, ValueError, "times: expected a 1-d array"),
-    (torch.zeros(3), [4], {}, TypeError, "recording: expected a structured array, a mapping with t, x, y, p"),
-    ({"t": [0], "x": [0]}, [1, 2, 3, 4], {}, ValueError, "shape: expected [neurons], [p, x] or [p, y, x] for events"),
-    (([0], [0]), [], {}, ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got ()"),
-    (([0], [0]), [-1], {}, ValueError, "shape: expected the sizes of the features"),
-    (([0], [0]), [4.0], {}, ValueError, "shape: expected the sizes of the features"),
-    ({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4], {}, ValueError, "p: expected addresses in 0..1"),
-    ({"t": [0], "x": [0], "y": [0], "p": [-1]}, [3, 4, 4], {}, ValueError, "p: expected addresses in 0..2"),
-])  # fmt: skip
-def test_bad_events(events, shape, options, error, match):
-    with pytest.raises(error, match=re.escape(match)):
-        te.SpikeTrain.from_events(events, shape, 8, **options)

@@ -133,6 +133,20 @@ def test_more_seeds_are_added_to_those_that_are_there(recipe, tmp_path):
     assert first.stat().st_mtime_ns == before
 
 
+def test_a_control_that_is_missing_is_run(recipe, tmp_path):
+    arguments = ["sweep", recipe, "--set", "init_from=twin", "--vary", "T=2,4"]
+    assert main([*arguments, "--no-twin"]) == 0
+    assert "ann_continued_test_accuracy" not in results(tmp_path / "runs/results")["small+T=2.json"]
+    before = (tmp_path / "runs/small+T=2/seed-0/snn/result.json").stat().st_mtime_ns
+    assert main(arguments) == 0
+    found = results(tmp_path / "runs/results")
+    assert (
+        found["small+T=2.json"]["ann_continued_test_accuracy"] == found["small+T=4.json"]["ann_continued_test_accuracy"]
+    )
+    assert (tmp_path / "runs/small+T=2/seed-0/snn/result.json").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "runs/twins").iterdir())) == 2  # the twin and the twin continued serve both
+
+
 def test_all_means_every_recipe_of_the_package(capsys):
     assert main(["sweep", "--list", "--out", "/nowhere"]) == 0
     assert "digits\n" in capsys.readouterr().out

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from cases import train
+from networks import own_counts
 from test_determinism import CAPABILITIES
 from torch import nn
 
@@ -57,8 +59,7 @@ def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
     net, images = freshly(trained)
     images = onto_grid(net, images)
     ours, answers = spikes_and_answers(net, images)
-    for layer, name in ((tnn.Linear, "linear_if"), (tnn.Conv2d, "conv2d_if")):
-        monkeypatch.setattr(layer, "_if", staticmethod(getattr(te.reference, name)))
+    monkeypatch.setattr(tnn.neuron, "product_layer", by_reference)
     theirs, expected = spikes_and_answers(net, images)
     assert len(ours) == 4
     for a, b in zip(ours, theirs, strict=True):
@@ -66,6 +67,15 @@ def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
         assert torch.equal(a.planes, b.planes)
     assert torch.equal(answers, expected)
     assert torch.equal(freeze(net)(images), expected)
+
+
+def by_reference(x, weight, bias, scale, shift, step, residual, threshold, v_init, static):
+    product = static.source
+    layer = te.reference.conv2d_if if product.stride else te.reference.linear_if
+    return layer(
+        x, weight, bias, *(product[:4] if product.stride else ()), scale=scale, shift=shift, step=step,
+        residual=residual, threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
+    )  # fmt: skip
 
 
 def freshly(trained):
@@ -135,11 +145,13 @@ def test_every_instruction_set_gives_its_bits(trained, tmp_path):
 # --- a long run -------------------------------------------------------------------------------------------------------
 
 
-def conserving(layer_if, checked):
-    """``layer_if``, which also checks its neurons: what flowed in left as spikes or is still in the potential."""
+def conserving(norm_layer, checked):
+    """``norm_layer``, which also checks its neurons: what flowed in left as spikes or is still in the potential."""
 
-    def check(x, weight, bias, gamma, beta, *geometry, eps, **neuron):
-        (train, v), mean, var = layer_if(x, weight, bias, gamma, beta, *geometry, eps=eps, return_v=True, **neuron)
+    def check(x, weight, bias, gamma, beta, step, residual, threshold, v_init, static):
+        arguments = x, weight, bias, gamma, beta, step, residual, threshold, v_init
+        (train, v), mean, var = norm_layer(*arguments, static._replace(return_v=True))
+        geometry, eps = static.source[:4] if static.source.stride else (), static.eps
         product = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
         with torch.no_grad():
             u = product(tnn.signals.effective_counts(x).to(weight.dtype), weight, None, *geometry)
@@ -148,20 +160,19 @@ def conserving(layer_if, checked):
             counts = train.counts
             assert bool(((counts >= 0) & (counts <= train.T)).all())
             assert torch.equal(counts, te.counts(train.planes))
-            left = counts * neuron["threshold"] + v - neuron["v_init"]
+            left = counts * threshold + v - v_init
             # Eight float32 additions of currents, and a product in another order.
             assert torch.allclose(left, z, rtol=1e-4, atol=1e-3)
         checked.append(type(x).__name__)
         return train, mean, var
 
-    return staticmethod(check)
+    return check
 
 
 @pytest.mark.parametrize("steps", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_what_holds_at_every_step(steps, digits, monkeypatch):
     checked = []
-    for layer in LAYERS:
-        monkeypatch.setattr(layer, "_bn_if", conserving(layer._bn_if, checked))
+    monkeypatch.setattr(tnn.neuron, "norm_layer", conserving(tnn.neuron.norm_layer, checked))
     recipe = Recipe.from_dict(RECIPE.to_dict() | {"epochs": -(-steps // (len(digits.train) // RECIPE.batch_size))})
     torch.manual_seed(0)
     net = recipe.build(digits)
@@ -177,3 +188,18 @@ def test_what_holds_at_every_step(steps, digits, monkeypatch):
     assert trainer.step >= steps
     assert len(checked) == 3 * trainer.step
     assert losses[-1] < losses[0]
+
+
+def test_a_sample_alone_spikes_as_it_does_in_a_batch():
+    """Where layers read spikes; the readout reads real numbers, is torch's product, and agrees to rounding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Conv2d(3, 13, 3, padding=1, norm=True), tnn.AvgPool2d(2), tnn.Residual(tnn.Conv2d(13, 13, 3, padding=1)),
+        tnn.Flatten(), tnn.Linear(13 * 9, 41, norm=True), tnn.Linear(41, 30), tnn.Readout(30, 10),
+    ).eval()  # fmt: skip
+    x = train(8, 16, 3, 6, 6)
+    spikes, whole = own_counts(net, x)
+    for i in range(len(x)):
+        alone, answer = own_counts(net, x[i])
+        assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, spikes, strict=True))
+        torch.testing.assert_close(answer, whole[i : i + 1], rtol=1e-5, atol=1e-5)

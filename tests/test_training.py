@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tandem_snn import data
+from tandem_snn import data, memory
+from tandem_snn.cli.job import Job, run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
 from tandem_snn.plots.run import report
@@ -123,6 +124,17 @@ def test_what_cannot_be_trained_or_measured(digits):
         evaluate(build(SMALL, digits), digits.test, make_task("classification"), precision="fp8")
 
 
+def test_only_the_command_line_sets_the_allocator(digits, monkeypatch, tmp_path):
+    """It is the user's process in which ``fit`` trains."""
+    calls = []
+    monkeypatch.setattr(memory, "_option", lambda *setting: calls.append(setting))
+    recipe = replace(SMALL, epochs=1)
+    fit(build(recipe, digits), digits, recipe)
+    assert not calls
+    run(Job(recipe, tmp_path / "run", "test", twin=False, checkpoint_seconds=1e6))
+    assert len(calls) == 4
+
+
 def test_gradients_are_clipped(digits):
     recipe = replace(SMALL, clip_grad_norm=1e-3)
     trainer = Trainer(build(recipe, digits), digits, recipe)
@@ -228,3 +240,9 @@ def test_own_data_are_compared(tmp_path):
 def test_without_the_twin(digits):
     summary = compare(SMALL, digits, twin=False).summary()
     assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]
+
+
+def test_data_of_another_kind_are_named(digits):
+    recipe = Recipe(model="FC16", epochs=1)
+    with pytest.raises(TypeError, match=r"data: expected a tandem_snn.data.Dataset or .* got DataLoader"):
+        fit(recipe.build(digits), torch.utils.data.DataLoader([]), recipe)

@@ -102,6 +102,32 @@ def test_a_recipe_starts_from_its_twin():
     assert plain.runs[0].fitted["ANN"].test == run.runs[0].fitted["ANN"].test
 
 
+def test_the_twin_is_trained_on_beside_a_network_that_started_from_it(tmp_path):
+    """The control has the twin's weights at its start, the schedule from its beginning, and the same samples."""
+    data = SMALL.load()
+    recipe = replace(SMALL, init_from="twin", init_gain=2, T=4, synops_penalty=0.1, seeds=2)
+    start = {}
+
+    def on_step(kind, seed, trainer):
+        if trainer.step == 0:
+            start[kind, seed] = {key: value.clone() for key, value in trainer.net.state_dict().items()}
+
+    run = compare(recipe, data, folder=tmp_path, on_step=on_step)
+    assert run.kinds == ["SNN", "ANN", "ANN continued"]
+    for seed, one in enumerate(run.runs):
+        twin, continued = (one.nets[kind].state_dict() for kind in ("ANN", "ANN continued"))
+        assert all(torch.equal(start["ANN continued", seed][key], value) for key, value in twin.items())
+        assert not any(torch.equal(continued[key], value) for key, value in twin.items() if value.dim() > 1)
+        assert [r["lr"] for r in one.fitted["ANN"].history] == [r["lr"] for r in one.fitted["ANN continued"].history]
+    summary = run.summary()
+    assert summary["ann_continued_test_accuracy"] == pytest.approx(
+        sum(seed["ann_continued_test_accuracy"] for seed in summary["per_seed"]) / 2, abs=1e-3
+    )
+    assert summary["ann_continued_test_accuracy_std"] >= 0
+    assert summary["step_time_ratio"] > 0
+    assert (tmp_path / "seed-1/ann-continued/result.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["SNN", "ANN"])
 def test_a_recipe_starts_from_a_checkpoint(kind, tmp_path):
     data, path = SMALL.load(), tmp_path / "model.safetensors"

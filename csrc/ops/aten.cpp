@@ -38,6 +38,14 @@ Tensor avg_pool(const Tensor& images, const Shape& kernel, const Shape& stride, 
 Tensor adaptive_avg_pool(const Tensor& images, const Shape& output_size) {
   return call("aten::adaptive_avg_pool2d", "", images, output_size);
 }
+Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding,
+                const Shape& dilation, bool ceil_mode) {
+  return call("aten::max_pool2d", "", images, kernel, stride, padding, dilation, ceil_mode);
+}
+
+Tensor pad(const Tensor& tensor, const Shape& sides) {
+  return call("aten::pad", "", tensor, sides, std::string("constant"), std::optional<double>());
+}
 
 // The stable ABI boxes no Scalar, which add() wants for its alpha; a - (-b) is the same sum, rounded the same way.
 Tensor add(const Tensor& a, const Tensor& b) { return sub(a, call("aten::neg", "", b)); }

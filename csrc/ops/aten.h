@@ -17,6 +17,11 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& strid
 // Pooling of images [B, C, H, W].
 Tensor avg_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding);
 Tensor adaptive_avg_pool(const Tensor& images, const Shape& output_size);
+Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding,
+                const Shape& dilation, bool ceil_mode);
+
+// Zeros around the last dimensions: before and after the last one, then the one before it.
+Tensor pad(const Tensor& tensor, const Shape& sides);
 
 // Elementwise, with broadcasting.
 Tensor add(const Tensor& a, const Tensor& b);

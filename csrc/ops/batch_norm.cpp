@@ -1,5 +1,5 @@
 // linear_bn_if, conv_bn_if: layers that normalise the product by the statistics of the batch; bn_grad: their backward.
-#include "../kernels/batch_norm.h"
+#include "../kernels/norm/batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -94,10 +94,9 @@ bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const Neu
                  const Statistics& statistics) {
   if (on_gpu(product) || product.scalar_type() == ScalarType::Double) return false;
   FusedSynapses fused(synapses);
-  return cpu::product_norm_if(
-      fused.product(),
-      {norm.args<float>(), data<float>(product), data<float>(statistics.mean), data<float>(statistics.var)},
-      layer.args<float>(), torch_parallel);
+  const LayerNorm of{norm.args<float>(), data<float>(product), data<float>(statistics.mean),
+                     data<float>(statistics.var)};
+  return cpu::run_normalised(fused.layer(layer.args<float>()), of, torch_parallel) == cpu::Refusal::kNone;
 }
 
 // The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory.
@@ -105,8 +104,8 @@ bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLay
                  const Statistics& statistics) {
   if (!on_gpu(product)) return false;
   FusedSynapses fused(synapses);
-  if (!fused.suit(layer)) return false;
-  product = view_channels_last(synapses.window_sum(), shape_of(product), 1);
+  if (!fused.suits(layer)) return false;
+  product = synapses.window_product();
   measure(product, 1.0, norm, statistics);
   layer.set_affine(statistics.scale, statistics.shift);
   return fused.fire(layer);
@@ -125,10 +124,9 @@ void fire_by_currents(const Synapses& synapses, const NormParameters& norm, Neur
 NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
   synapses.check();
-  kernel_dtype(synapses.weight, "weight");
   const Shape shape = synapses.output_shape();
-  NeuronLayer layer(inputs, shape, synapses.T, synapses.weight.scalar_type(), synapses.planes);
-  const ScalarType compute = compute_type(synapses.weight.scalar_type());
+  NeuronLayer layer(inputs, shape, synapses.T, synapses.counts_type(), synapses.planes);
+  const ScalarType compute = compute_type(synapses.counts_type());
   Tensor product = empty_channels_last(shape, 1, compute, synapses.planes);
   const NormParameters norm(gain, gamma, beta, eps, shape[1], product);
   const auto vector = [&] { return empty(shape[1], compute, product); };
@@ -143,22 +141,20 @@ NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, co
   return {planes, counts, mask, v, product, statistics.mean, statistics.var};
 }
 
-NormOutputs linear_bn_if(Tensor planes, int64_t T, Tensor weight, std::string precision, OptionalTensor gain,
-                         OptionalTensor gamma, OptionalTensor beta, double eps, OptionalTensor residual,
-                         OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
-                         double leak, std::string gate, bool return_v) {
-  return layer_bn_if(
-      {planes, T, weight, precision, {}, {}, {}}, gain, gamma, beta, eps,
-      {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
+// In the order of NeuronInputs: scale and shift come from the statistics, and training is what this is for.
+#define TANDEM_NORMALISED_INPUTS {{}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v}
+
+NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_NORM_FIELDS(TANDEM_PARAMETER)
+                             TANDEM_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)) {
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}}, gain, gamma, beta, eps,
+                     TANDEM_NORMALISED_INPUTS);
 }
 
-NormOutputs conv_bn_if(Tensor planes, int64_t T, Tensor weight, std::string precision, Shape stride, Shape padding,
-                       Shape dilation, int64_t groups, OptionalTensor gain, OptionalTensor gamma, OptionalTensor beta,
-                       double eps, OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init,
-                       int64_t steps, double threshold, double leak, std::string gate, bool return_v) {
-  return layer_bn_if(
-      {planes, T, weight, precision, stride, padding, dilation, groups}, gain, gamma, beta, eps,
-      {std::nullopt, std::nullopt, residual, residual_scale, v_init, steps, threshold, leak, gate, true, return_v});
+NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
+                           TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER)
+                               TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)) {
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)}, gain,
+                     gamma, beta, eps, TANDEM_NORMALISED_INPUTS);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../kernels/spike_bits.h"
+#include "../kernels/planes/bits.h"
 
 namespace tandem::ops {
 

@@ -1,376 +1,173 @@
-// frozen_run: a whole network in one call. frozen_pack: the weights of one layer as the kernel wants them.
-#include "frozen.h"
-
+// frozen_run: a whole network in one call. Its executor is csrc/kernels/network; here are torch's tensors, and torch's
+// own products and means for what is real-valued.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <cstring>
 #include <tuple>
 
-#include "../kernels/cpu/scratch.h"
-#include "../kernels/if_scan.h"
-#include "../kernels/spike_bits.h"
-#include "../kernels/spike_product.h"
-#include "../kernels/spike_window.h"
+#include "../kernels/network/executor.h"
 #include "aten.h"
 
 namespace tandem::ops {
 
 namespace {
 
-// The header of a program, in front of its instructions.
-struct Header {
-  int64_t T, instructions, workspace, state, outputs;
-};
+using network::Instruction;
+using network::Network;
+using network::RealWindow;
 
-// One run of a program on a batch: the whole window, or in a stream one step, whose membrane potentials come from and
-// go back to `state`. With `every_step` the readout of a window is that after each of its steps.
-class Run {
+Shape batched(int64_t batch, const network::Shape& s) {
+  if (s.dims == 1) return {batch, s.channels};
+  if (s.dims == 2) return {batch, s.channels, s.width};
+  return {batch, s.channels, s.height, s.width};
+}
+
+// Two numbers, or the horizontal one.
+Shape of_axes(int64_t axes, int64_t vertical, int64_t horizontal) {
+  return axes == 1 ? Shape{horizontal} : Shape{vertical, horizontal};
+}
+
+class TorchNumbers : public network::Host {
  public:
-  Run(const Tensor& input, const Tensor& program, const Tensor& blob, const OptionalTensor& state, int64_t step,
-      bool every_step)
-      : input_(input),
-        blob_(static_cast<const char*>(blob.data_ptr())),
-        blob_size_(blob.numel()),
-        step_(step),
-        every_step_(every_step) {
-    const auto* words = static_cast<const int64_t*>(program.data_ptr());
-    constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
-    TANDEM_CHECK(program.numel() >= header_words, "program is too short");
-    std::memcpy(&header_, words, sizeof(header_));
-    TANDEM_CHECK(program.numel() == header_words + header_.instructions * row, "program has ", program.numel(),
-                 " words, expected ", header_words + header_.instructions * row);
-    instructions_ = reinterpret_cast<const Instruction*>(words + header_words);
-    streaming_ = state.has_value();
-    T_ = streaming_ ? 1 : header_.T;
-    planes_ = (T_ + 7) / 8;
-    spikes_in_ = input.scalar_type() == ScalarType::Byte;
-    batch_ = input.size(spikes_in_ ? 1 : 0);
-    thread_local cpu::Scratch<uint8_t> workspace;
-    workspace_ = workspace.reserve(header_.workspace * batch_ * planes_);
-    state_ = empty(streaming_ ? batch_ * header_.state : 0, ScalarType::Float, input);
-    if (streaming_) {
-      TANDEM_CHECK(state->numel() == state_.numel() && state->scalar_type() == ScalarType::Float, "state must hold ",
-                   state_.numel(), " float32, got ", state->numel());
-      torch::stable::copy_(state_, *state);
+  explicit TorchNumbers(const Tensor& input) : input_(input) {}
+
+  const float* product(const RealWindow& w, const float* weight, const float* bias, const float* x) override {
+    const Instruction& i = w.instruction;
+    Tensor images = tensor(x, batched(w.batch, w.in));
+    if (i.after_h + i.after_w > 0) {
+      images = aten::pad(images, i.axes == 1 ? Shape{0, i.after_w} : Shape{0, i.after_w, 0, i.after_h});
     }
+    if (i.axes == 0) {
+      OptionalTensor shift;
+      if (bias != nullptr) shift = view(bias, {i.outputs});
+      return keep(to_contiguous(aten::linear(images, view(weight, {i.outputs, i.channels}), shift)));
+    }
+    Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
+    size.insert(size.begin(), {i.outputs, i.channels});
+    const Tensor y = aten::convolution(images, view(weight, size), of_axes(i.axes, i.stride_h, i.stride_w),
+                                       of_axes(i.axes, i.padding_h, i.padding_w),
+                                       of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
+    return keep(to_channels_last(y, 1));
   }
 
-  std::tuple<Tensor, Tensor> operator()() {
-    Tensor answer;
-    for (int64_t i = 0; i < header_.instructions; ++i) {
-      const Instruction& instruction = instructions_[i];
-      switch (instruction.kind) {
-        case kDirect:
-        case kImpulse:
-          direct(instruction);
-          break;
-        case kProduct:
-          product(instruction);
-          break;
-        case kMaxPool:
-          max_pool(instruction);
-          break;
-        case kFlatten:
-          flatten(instruction);
-          break;
-        case kPad:
-          pad(instruction);
-          break;
-        case kCurrents:
-          currents(instruction);
-          break;
-        case kReadout:
-          answer = readout(instruction);
-          break;
-        default:
-          TANDEM_CHECK(false, "unknown instruction ", instruction.kind);
-      }
+  const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
+    const Instruction& i = w.instruction;
+    const Shape shape = batched(w.batch, w.in);
+    const Tensor images =
+        channels_last ? view_channels_last(view(x, {tandem::ops::product(shape)}), shape, 1) : tensor(x, shape);
+    const Shape kernel{i.kernel_h, i.kernel_w};
+    if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
+      return keep(to_contiguous(aten::adaptive_avg_pool(images, kernel)));
     }
-    TANDEM_CHECK(answer.defined() && answer.size(answer.dim() - 1) == header_.outputs,
-                 "program has no readout of its outputs");
-    return {answer, state_};
+    return keep(to_contiguous(aten::avg_pool(images, kernel, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w})));
+  }
+
+  const float* maximum(const RealWindow& w, const float* x) override {
+    const Instruction& i = w.instruction;
+    return keep(to_contiguous(aten::max_pool(tensor(x, batched(w.batch, w.in)), {i.kernel_h, i.kernel_w},
+                                             {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
+                                             {i.dilation_h, i.dilation_w}, i.ceil != 0)));
   }
 
  private:
-  static int64_t out_height(const Instruction& i) {
-    return (i.height + 2 * i.padding_h - i.dilation_h * (i.kernel_h - 1) - 1) / i.stride_h + 1;
-  }
-  static int64_t out_width(const Instruction& i) {
-    return (i.width + 2 * i.padding_w - i.dilation_w * (i.kernel_w - 1) - 1) / i.stride_w + 1;
-  }
-
-  const float* floats(int64_t offset) const {
-    if (offset == kAbsent) return nullptr;
-    TANDEM_CHECK(offset >= 0 && offset < blob_size_, "offset ", offset, " lies outside the blob of ", blob_size_,
-                 " bytes");
-    return reinterpret_cast<const float*>(blob_ + offset);
-  }
-  uint8_t* value(int64_t offset) const { return workspace_ + offset * batch_ * planes_; }
-  const uint8_t* source(int64_t offset) const {
-    return offset == kNetworkInput ? static_cast<const uint8_t*>(input_.data_ptr()) : value(offset);
-  }
-
-  // A layer without its state: what kCurrents needs, and the beginning of neurons().
-  NeuronArgs<float> layer(const Instruction& i) const {
-    NeuronArgs<float> a{};
-    const float* constants = floats(i.constants);
-    a.neurons = batch_ * out_height(i) * out_width(i) * i.outputs;
-    a.channels = i.outputs;
-    a.T = static_cast<int32_t>(T_);
-    a.steps = static_cast<int32_t>(header_.T);
-    a.threshold = constants[0];
-    a.leak = constants[1];
-    a.scale = floats(i.scale);
-    a.shift = floats(i.shift);
-    a.v_init_size = 1;
-    return a;
-  }
-
-  NeuronArgs<float> neurons(const Instruction& i) const {
-    NeuronArgs<float> a = layer(i);
-    a.gate = static_cast<Gate>(i.gate);
-    a.residual_planes = i.residual == kAbsent ? nullptr : source(i.residual);
-    a.residual_currents = i.currents == kAbsent ? nullptr : reinterpret_cast<const float*>(value(i.currents));
-    a.residual_scale = floats(i.residual_scale);
-    a.planes = value(i.output);
-    if (streaming_ && step_ > 0) {
-      a.v_init = state_floats(i.state);
-      a.v_init_size = a.neurons;
-    } else {
-      a.v_init = floats(i.v_init);
-      if (i.v_init != kAbsent) a.v_init_size = i.v_init_size;
-    }
-    if (streaming_) a.v = state_floats(i.state);
-    return a;
-  }
-  float* state_floats(int64_t offset) const { return static_cast<float*>(state_.data_ptr()) + offset * batch_; }
-
-  Tensor view_floats(int64_t offset, const Shape& shape) const {
-    TANDEM_CHECK(offset >= 0 && offset + 4 * tandem::ops::product(shape) <= blob_size_,
-                 "a weight lies outside the blob");
+  Tensor view(const float* x, const Shape& shape) const {
     Shape strides(shape.size(), 1);
     for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
-    return torch::stable::from_blob(const_cast<char*>(blob_) + offset, shape, strides, input_.device(),
-                                    ScalarType::Float);
+    return torch::stable::from_blob(const_cast<float*>(x), shape, strides, input_.device(), ScalarType::Float);
   }
-
-  // y = W x by torch's own product, once for the window; x is [B, K], [B, C, L] or [B, C, H, W].
-  Tensor direct_product(const Instruction& i) const {
-    switch (input_.dim()) {
-      case 2:
-        return aten::linear(input_, view_floats(i.weight, {i.outputs, i.channels}));
-      case 3:
-        return aten::convolution(input_, view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_w}),
-                                 {i.stride_w}, {i.padding_w}, {i.dilation_w}, i.groups);
-      default:
-        return aten::convolution(
-            input_, view_floats(i.weight, {i.outputs, i.channels / i.groups, i.kernel_h, i.kernel_w}),
-            {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w}, {i.dilation_h, i.dilation_w}, i.groups);
-    }
+  // The network's input may have any layout; what follows from it is contiguous.
+  Tensor tensor(const float* x, const Shape& shape) const {
+    const bool is_input = input_.scalar_type() == ScalarType::Float && x == input_.data_ptr();
+    return is_input ? torch::stable::reshape(input_, shape) : view(x, shape);
   }
-
-  void direct(const Instruction& i) {
-    const NeuronArgs<float> args = neurons(i);
-    Tensor y;
-    if (i.kind == kImpulse && streaming_ && step_ > 0) {
-      y = empty(args.neurons, ScalarType::Float, input_);
-      torch::stable::zero_(y);
-    } else {
-      y = to_channels_last(direct_product(i), 1);
-      TANDEM_CHECK(y.numel() == args.neurons, "input of shape ", shape_text(shape_of(input_)),
-                   " does not fit the program");
-    }
-    cpu::if_scan(y.data_ptr(), DType::kFloat32, i.kind == kDirect ? Source::kConstant : Source::kImpulse, args,
-                 torch_parallel);
-  }
-
-  void product(const Instruction& i) { cpu::product_if(synapses(i, source(i.input)), neurons(i), torch_parallel); }
-
-  // A current is the potential, after one step, of a neuron that begins at 0 and never fires: all steps are samples of
-  // one batch.
-  void currents(const Instruction& i) {
-    NeuronArgs<float> a = layer(i);
-    a.T = 1;
-    a.neurons *= T_;
-    const int64_t inputs = batch_ * i.height * i.width * i.channels;
-    const Tensor steps = empty(T_ * inputs, ScalarType::Byte, input_);
-    const Tensor silence = empty(a.neurons, ScalarType::Byte, input_);
-    auto* spikes = static_cast<uint8_t*>(steps.data_ptr());
-    cpu::split_steps(source(i.input), static_cast<int32_t>(T_), inputs, spikes, torch_parallel);
-    a.planes = static_cast<uint8_t*>(silence.data_ptr());
-    a.v = reinterpret_cast<float*>(value(i.output));
-    SpikeProduct product = synapses(i, spikes);
-    product.batch *= T_;
-    cpu::product_if(product, a, torch_parallel);
-  }
-
-  SpikeProduct synapses(const Instruction& i, const uint8_t* planes) const {
-    SpikeProduct p{};
-    p.planes = planes;
-    p.batch = batch_;
-    p.height = i.height;
-    p.width = i.width;
-    p.channels = i.channels;
-    p.outputs = i.outputs;
-    p.groups = i.groups;
-    p.kernel[0] = i.kernel_h, p.kernel[1] = i.kernel_w;
-    p.stride[0] = i.stride_h, p.stride[1] = i.stride_w;
-    p.padding[0] = i.padding_h, p.padding[1] = i.padding_w;
-    p.dilation[0] = i.dilation_h, p.dilation[1] = i.dilation_w;
-    TANDEM_CHECK(i.weight >= 0 && i.weight + 4 * cpu::packed_size(p) <= blob_size_, "a weight lies outside the blob");
-    p.packed = reinterpret_cast<const int32_t*>(blob_ + i.weight);
-    return p;
-  }
-
-  void pad(const Instruction& i) {
-    cpu::pad_after(source(i.input), batch_ * planes_, i.height, i.width, i.channels, i.padding_h, i.padding_w,
-                   value(i.output), torch_parallel);
-  }
-
-  void max_pool(const Instruction& i) {
-    PoolWindow w{};
-    w.images = batch_ * planes_;
-    w.height = i.height;
-    w.width = i.width;
-    w.channels = i.channels;
-    w.out_height = i.outputs / i.groups;  // the size that rounding gave
-    w.out_width = i.groups;
-    w.kernel[0] = i.kernel_h, w.kernel[1] = i.kernel_w;
-    w.stride[0] = i.stride_h, w.stride[1] = i.stride_w;
-    w.padding[0] = i.padding_h, w.padding[1] = i.padding_w;
-    w.dilation[0] = i.dilation_h, w.dilation[1] = i.dilation_w;
-    cpu::max_pool(w, source(i.input), value(i.output), torch_parallel);
-  }
-
-  void flatten(const Instruction& i) {
-    cpu::to_channels_first(source(i.input), batch_ * planes_, i.height * i.width, i.channels, value(i.output),
-                           torch_parallel);
-  }
-
-  // [B, outputs]; of every step [T, B, outputs].
-  Tensor readout(const Instruction& i) {
-    const int64_t features = i.height * i.width * i.channels, n = batch_ * features;
-    Tensor counts = i.kernel_h > 0
-                        ? empty_channels_last({batch_, i.channels, i.height, i.width}, 1, ScalarType::Float, input_)
-                        : empty_channels_last({batch_, features}, 1, ScalarType::Float, input_);
-    auto* now = static_cast<float*>(counts.data_ptr());
-    if (every_step_) return readout_of_every_step(i, counts, n);
-    cpu::counts(source(i.input), static_cast<int32_t>(planes_), n, now, DType::kFloat32, torch_parallel);
-    if (!streaming_) return answer(i, counts, header_.T);
-    float* so_far = state_floats(i.state);
-    for (int64_t k = 0; k < n; ++k) now[k] = so_far[k] = (step_ > 0 ? so_far[k] : 0.f) + now[k];
-    return answer(i, counts, step_ + 1);
-  }
-
-  Tensor readout_of_every_step(const Instruction& i, const Tensor& counts, int64_t n) {
-    const Tensor answers = empty_channels_last({T_, batch_, i.outputs}, 2, ScalarType::Float, input_);
-    auto* now = static_cast<float*>(counts.data_ptr());
-    std::vector<float> so_far(n, 0.f);
-    for (int64_t t = 0; t < T_; ++t) {
-      const uint8_t* plane = source(i.input) + t / 8 * n;
-      for (int64_t k = 0; k < n; ++k) now[k] = so_far[k] += static_cast<float>(plane[k] >> (t % 8) & 1);
-      Tensor row =
-          torch::stable::from_blob(static_cast<float*>(answers.data_ptr()) + t * batch_ * i.outputs,
-                                   Shape{batch_, i.outputs}, Shape{i.outputs, 1}, input_.device(), ScalarType::Float);
-      torch::stable::copy_(row, answer(i, counts, t + 1));
-    }
-    return answers;
-  }
-
-  // The readout after `steps` steps. Its features are the counts [B, C, H, W], which it may overwrite, averaged over
-  // windows where there is a kernel, flattened.
-  Tensor answer(const Instruction& i, Tensor counts, int64_t steps) const {
-    const float* bias = floats(i.shift);
-    std::vector<float> bias_so_far;
-    if (bias != nullptr && steps != header_.T) {
-      const float share = static_cast<float>(steps) / static_cast<float>(header_.T);
-      for (int64_t n = 0; n < i.outputs; ++n) bias_so_far.push_back(bias[n] * share);
-      bias = bias_so_far.data();
-    }
-    const float gain = floats(i.constants)[0];
-    if (gain != 1.f) {
-      auto* c = static_cast<float*>(counts.data_ptr());
-      for (int64_t n = 0; n < counts.numel(); ++n) c[n] *= gain;
-    }
-    int64_t inputs = i.height * i.width * i.channels;
-    if (i.kernel_h > 0) {
-      counts = i.stride_h > 0 ? aten::avg_pool(counts, {i.kernel_h, i.kernel_w}, {i.stride_h, i.stride_w},
-                                               {i.padding_h, i.padding_w})
-                              : aten::adaptive_avg_pool(counts, {i.kernel_h, i.kernel_w});
-      inputs = i.channels * counts.size(2) * counts.size(3);
-      counts = torch::stable::reshape(counts, {batch_, inputs});
-    }
-    OptionalTensor bias_tensor;
-    if (bias != nullptr) {
-      bias_tensor = torch::stable::from_blob(const_cast<float*>(bias), Shape{i.outputs}, Shape{1}, input_.device(),
-                                             ScalarType::Float);
-    }
-    return aten::linear(counts, view_floats(i.weight, {i.outputs, inputs}), bias_tensor);
+  const float* keep(const Tensor& result) {
+    kept_.push_back(result);
+    return static_cast<const float*>(result.data_ptr());
   }
 
   const Tensor& input_;
-  const char* blob_;
-  int64_t blob_size_, step_;
-  bool every_step_;
-  Header header_;
-  const Instruction* instructions_;
-  bool streaming_, spikes_in_;
-  int64_t T_, planes_, batch_;
-  uint8_t* workspace_;  // of this thread
-  Tensor state_;
+  std::vector<Tensor> kept_;
 };
 
-std::tuple<Tensor, Tensor> frozen_run(Tensor input, Tensor program, Tensor blob, OptionalTensor state, int64_t step,
-                                      bool every_step) {
+Network network_of(const Tensor& program, const Tensor& numbers) {
   TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
                "program must be contiguous int64");
-  TANDEM_CHECK(blob.scalar_type() == ScalarType::Byte && blob.is_contiguous(), "blob must be contiguous uint8");
-  const bool spikes = input.scalar_type() == ScalarType::Byte;
-  TANDEM_CHECK(spikes || input.scalar_type() == ScalarType::Float, "input must be uint8 planes or float32");
+  TANDEM_CHECK(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
+                   reinterpret_cast<uintptr_t>(numbers.data_ptr()) % 8 == 0,
+               "numbers must be contiguous uint8, aligned to 8 bytes");
+  return Network(static_cast<const int64_t*>(program.data_ptr()), program.numel(),
+                 static_cast<const uint8_t*>(numbers.data_ptr()), numbers.numel());
+}
+
+// "instruction N: why" the executor does not run the program, or nothing; an error where it is none.
+std::string frozen_check(Tensor program, Tensor numbers) {
+  TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
+               "program must be contiguous int64");
+  return network::read(static_cast<const int64_t*>(program.data_ptr()), program.numel(), numbers.numel()).not_run;
+}
+
+// Bytes: weights as this processor's kernels want them.
+Tensor frozen_prepare(Tensor program, Tensor numbers) {
+  const Network net = network_of(program, numbers);
+  Tensor prepared = empty(net.prepared_size(), ScalarType::Byte, numbers);
+  net.prepare(static_cast<uint8_t*>(prepared.data_ptr()), torch_parallel);
+  return prepared;
+}
+
+// input: planes [P, B, *features] or float32 [B, *features]. The readout [B, outputs], [T, B, outputs] with every_step;
+// given a state, which is not looked at where step = 0, that after one step, and the new state.
+std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, Tensor numbers, Tensor prepared,
+                                      OptionalTensor state, int64_t step, bool every_step) {
+  const Network net = network_of(program, numbers);
+  TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
+                   net.is_prepared(static_cast<const uint8_t*>(prepared.data_ptr()), prepared.numel()),
+               "prepared must be what frozen_prepare gives");
+  const network::Header& header = net.program().header;
+  TANDEM_CHECK(T >= 1 && T <= network::kMostSteps && (header.any_T != 0 || header.T == T), "T must be ",
+               header.any_T != 0 ? "1..255" : std::to_string(header.T), ", got ", T);
+  TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
+               "every_step is for a whole window, a state for one of its steps");
+  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
+  TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : ScalarType::Float), "input must be ",
+               spikes ? "uint8 planes" : "float32");
+  const Shape shape = shape_of(input);
+  const size_t first = spikes ? 2 : 1;  // of the features
+  TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
+               shape_text(shape));
+  const int64_t planes = state.has_value() ? 1 : (T + 7) / 8;
+  TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
   const Tensor dense = spikes ? to_channels_last(input, 2) : input;
-  TANDEM_CHECK(!every_step || !state.has_value(), "every_step is for a whole window, a state for one of its steps");
-  return Run(dense, program, blob, state, step, every_step)();
+
+  network::Shape sample{static_cast<int64_t>(shape.size() - first), shape[first], 1, 1};
+  if (sample.dims > 1) sample.width = shape.back();
+  if (sample.dims > 2) sample.height = shape[first + 1];
+  const network::Plan plan = net.plan(sample, shape[first - 1], planes);
+  Tensor after = empty(state.has_value() ? plan.state : 0, ScalarType::Float, input);
+  if (state.has_value() && step > 0) {
+    TANDEM_CHECK(state->numel() == plan.state && state->scalar_type() == ScalarType::Float, "state must hold ",
+                 plan.state, " float32, got ", state->numel());
+    torch::stable::copy_(after, *state);
+  }
+  Shape out{plan.batch, net.outputs()};
+  if (every_step) out.insert(out.begin(), T);
+  const Tensor answer = empty_channels_last(out, 2, ScalarType::Float, input);
+  TorchNumbers host(dense);
+  net.run(plan, {dense.data_ptr(), T, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
+                 state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
+                 static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
+  return {answer, after};
 }
 
-// weight [N, C / groups, *kernel] -> int32, the packed layout of the product kernel, for this horizontal dilation.
-Tensor frozen_pack(Tensor weight, int64_t groups, int64_t dilation) {
-  TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2 && weight.dim() <= 4,
-               "weight must be float32 [N, C / groups, *kernel], got ", shape_text(shape_of(weight)));
-  TANDEM_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the ", weight.size(0), " outputs, got ",
-               groups);
-  TANDEM_CHECK(dilation >= 1, "dilation must be at least 1, got ", dilation);
-  const Tensor dense = to_contiguous(weight);
-  SpikeProduct p{};
-  p.channels = weight.size(1) * groups;
-  p.outputs = weight.size(0);
-  p.groups = groups;
-  p.kernel[0] = weight.dim() == 4 ? weight.size(2) : 1;
-  p.kernel[1] = weight.dim() >= 3 ? weight.size(weight.dim() - 1) : 1;
-  p.dilation[0] = p.dilation[1] = dilation;
-  p.weight = dense.data_ptr();
-  Tensor packed = empty(cpu::packed_size(p), ScalarType::Int, weight);
-  TANDEM_CHECK(cpu::pack_weights(p, static_cast<int32_t*>(packed.data_ptr()), torch_parallel),
-               "weight has values that are not finite");
-  return packed;
-}
-
-// The fields of an instruction, in order, for the writer of programs.
-std::string frozen_fields() {
-  std::string names;
-#define TANDEM_NAME(name) names += " " #name;
-  TANDEM_INSTRUCTION_FIELDS(TANDEM_NAME)
-#undef TANDEM_NAME
-  return names;
-}
+// The names of fields and kinds, for the writer of programs.
+std::string frozen_fields() { return network::vocabulary(); }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) { m.impl("frozen_fields", TORCH_BOX(&frozen_fields)); }
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
+  m.impl("frozen_check", TORCH_BOX(&frozen_check));
+  m.impl("frozen_prepare", TORCH_BOX(&frozen_prepare));
   m.impl("frozen_run", TORCH_BOX(&frozen_run));
-  m.impl("frozen_pack", TORCH_BOX(&frozen_pack));
 }
 
 }  // namespace tandem::ops

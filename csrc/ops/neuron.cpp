@@ -64,11 +64,11 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
 }
 
 template <>
-const NeuronArgs<float>& NeuronLayer::args() const {
+const Neuron<float>& NeuronLayer::args() const {
   return float_args_;
 }
 template <>
-const NeuronArgs<double>& NeuronLayer::args() const {
+const Neuron<double>& NeuronLayer::args() const {
   return double_args_;
 }
 
@@ -82,7 +82,7 @@ void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {
 }
 
 template <class C>
-void NeuronLayer::fill(NeuronArgs<C>& args, const NeuronInputs& inputs) {
+void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   const bool spikes = residual_.has_value() && residual_->scalar_type() == ScalarType::Byte;
   args.neurons = neurons_;
   args.channels = channels_;

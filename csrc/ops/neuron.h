@@ -3,17 +3,15 @@
 
 #include <tuple>
 
+#include "../kernels/neuron/if_neuron.h"
+#include "fields.h"
 #include "tensors.h"
 
 namespace tandem::ops {
 
 // Everything after the currents that the ops share, in the order of their schemas.
 struct NeuronInputs {
-  OptionalTensor scale, shift, residual, residual_scale, v_init;
-  int64_t steps;
-  double threshold, leak;
-  std::string gate;
-  bool train, return_v;
+  TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
 };
 
 using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v
@@ -25,7 +23,7 @@ class NeuronLayer {
               const Tensor& device_of);
 
   template <class C>
-  const NeuronArgs<C>& args() const;
+  const Neuron<C>& args() const;
 
   int64_t neurons() const { return neurons_; }
   NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_}; }
@@ -35,7 +33,7 @@ class NeuronLayer {
 
  private:
   template <class C>
-  void fill(NeuronArgs<C>& args, const NeuronInputs& inputs);
+  void fill(Neuron<C>& args, const NeuronInputs& inputs);
   OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;
   void prepare_residual(const OptionalTensor& residual);
   void prepare_v_init(const OptionalTensor& v_init);
@@ -46,8 +44,8 @@ class NeuronLayer {
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
   OptionalTensor planes_, counts_, mask_, v_;  // never absent; a Tensor cannot be made without an allocation
-  NeuronArgs<float> float_args_{};
-  NeuronArgs<double> double_args_{};
+  Neuron<float> float_args_{};
+  Neuron<double> double_args_{};
 };
 
 }  // namespace tandem::ops

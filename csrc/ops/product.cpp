@@ -79,76 +79,75 @@ Tensor Synapses::currents() const {
   return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
 }
 
-Tensor Synapses::window_sum() const { return product_of(count_spikes(planes, compute_type(weight.scalar_type()))); }
-
 namespace {
 
-cuda::Weights weights_of(ScalarType type, const std::string& precision) {
-  if (type == ScalarType::Half) return cuda::Weights::kFloat16;
-  if (type == ScalarType::BFloat16) return cuda::Weights::kBFloat16;
-  if (type == ScalarType::Char) return cuda::Weights::kInt8;
-  if (precision == "high") return cuda::Weights::kFloat32High;
-  return precision == "medium" ? cuda::Weights::kFloat32Medium : cuda::Weights::kFloat32;
+cuda::Operand operand_of(ScalarType type, const std::string& precision) {
+  if (type == ScalarType::Half) return cuda::Operand::kFloat16;
+  if (type == ScalarType::BFloat16) return cuda::Operand::kBFloat16;
+  if (type == ScalarType::Char) return cuda::Operand::kInt8;
+  if (precision == "high") return cuda::Operand::kFloat32High;
+  return precision == "medium" ? cuda::Operand::kFloat32Medium : cuda::Operand::kFloat32;
 }
 
 }  // namespace
 
 FusedSynapses::FusedSynapses(const Synapses& s)
     : planes_(to_channels_last(s.planes, 2)),
-      weight_(on_gpu(s.weight) ? s.weight : aten::to_type(s.weight, s.counts_type())),
-      weights_(weights_of(s.weight.scalar_type(), s.precision)) {
+      weight_(s.weight),
+      operand_(operand_of(s.weight.scalar_type(), s.precision)) {
   const auto spatial = static_cast<int>(s.stride.size());
-  product_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
-  product_.batch = s.planes.size(1);
-  product_.channels = s.planes.size(2);
-  product_.outputs = s.weight.size(0);
-  product_.groups = s.groups;
-  if (!on_gpu(weight_)) product_.weight_dtype = kernel_dtype(weight_, "weight");
+  Geometry& geometry = layer_.geometry;
+  layer_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
+  geometry.batch = s.planes.size(1);
+  geometry.channels = s.planes.size(2);
+  geometry.outputs = s.weight.size(0);
+  geometry.groups = s.groups;
+  layer_.weights.dtype = is_integer(weight_) ? DType::kInt8 : kernel_dtype(weight_, "weight");
   // On the CPU a weight that is channels-last already is taken as it is, any other as contiguous.
-  product_.weight_channels_last =
+  layer_.weights.channels_last =
       on_gpu(weight_) || (!s.is_linear() && s.weight.size(1) > 1 && is_channels_last(weight_, 1));
   int64_t size[2] = {1, 1};
   for (int axis = 0; axis < 2; ++axis) {
     const int d = axis - (2 - spatial);  // a line is an image of height 1
     size[axis] = d < 0 ? 1 : s.planes.size(3 + d);
-    product_.kernel[axis] = d < 0 ? 1 : s.weight.size(2 + d);
-    product_.stride[axis] = d < 0 ? 1 : s.stride[d];
-    product_.padding[axis] = d < 0 ? 0 : s.padding[d];
-    product_.dilation[axis] = d < 0 ? 1 : s.dilation[d];
+    geometry.kernel[axis] = d < 0 ? 1 : s.weight.size(2 + d);
+    geometry.stride[axis] = d < 0 ? 1 : s.stride[d];
+    geometry.padding[axis] = d < 0 ? 0 : s.padding[d];
+    geometry.dilation[axis] = d < 0 ? 1 : s.dilation[d];
   }
-  product_.height = size[0];
-  product_.width = size[1];
+  geometry.height = size[0];
+  geometry.width = size[1];
 }
 
-const SpikeProduct& FusedSynapses::product() {
-  const bool in_rows = product_.weight_channels_last && weight_.dim() > 2;
+Layer FusedSynapses::layer(const Neuron<float>& neuron) {
+  const bool in_rows = layer_.weights.channels_last && weight_.dim() > 2;
   weight_ = in_rows ? to_channels_last(weight_, 1) : to_contiguous(weight_);
-  product_.weight = weight_.data_ptr();
-  return product_;
+  layer_.weights.data = weight_.data_ptr();
+  layer_.neuron = neuron;
+  return layer_;
 }
 
-bool FusedSynapses::suit([[maybe_unused]] const NeuronLayer& layer) const {
+bool FusedSynapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
   if (weight_.scalar_type() == ScalarType::Double) return false;
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(weight_)) {
-    return cuda::has_product_if(product_, weights_, layer.args<float>()) &&
-           cuda::favours_product_if(product_, weights_, layer.args<float>().T);
+    layer_.neuron = neurons.args<float>();
+    return cuda::can_run(layer_, operand_) && cuda::prefers_run(layer_, operand_);
   }
 #endif
   return true;
 }
 
-bool FusedSynapses::fire(const NeuronLayer& layer) {
-  if (!suit(layer)) return false;
-  const SpikeProduct& read = product();
+bool FusedSynapses::fire(const NeuronLayer& neurons) {
+  if (!suits(neurons)) return false;
+  const Layer whole = layer(neurons.args<float>());
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(weight_)) {
-    launch(weight_, "product_if",
-           [&](void* stream) { return cuda::product_if(read, weights_, layer.args<float>(), stream); });
+    launch(weight_, "run", [&](void* stream) { return cuda::run(whole, operand_, stream); });
     return true;
   }
 #endif
-  return cpu::product_if(read, layer.args<float>(), torch_parallel);
+  return cpu::run(whole, torch_parallel) == cpu::Refusal::kNone;
 }
 
 namespace {
@@ -162,28 +161,46 @@ NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
   return layer.outputs();
 }
 
-NeuronOutputs linear_if(Tensor planes, int64_t T, Tensor weight, std::string precision, OptionalTensor scale,
-                        OptionalTensor shift, OptionalTensor residual, OptionalTensor residual_scale,
-                        OptionalTensor v_init, int64_t steps, double threshold, double leak, std::string gate,
-                        bool train, bool return_v) {
-  return layer_if({planes, T, weight, precision, {}, {}, {}},
-                  {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
+                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}},
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
-NeuronOutputs conv_if(Tensor planes, int64_t T, Tensor weight, std::string precision, Shape stride, Shape padding,
-                      Shape dilation, int64_t groups, OptionalTensor scale, OptionalTensor shift,
-                      OptionalTensor residual, OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps,
-                      double threshold, double leak, std::string gate, bool train, bool return_v) {
-  return layer_if({planes, T, weight, precision, stride, padding, dilation, groups},
-                  {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
+                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)},
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+}
+
+// The product of the window by the kernels' exact sums, by torch's product where they have none.
+Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)) {
+  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)};
+  synapses.check();
+  return synapses.window_product();
 }
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                   \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {   \
-    m.impl("linear_if", TORCH_BOX(&linear_if)); \
-    m.impl("conv_if", TORCH_BOX(&conv_if));     \
+Tensor Synapses::window_product() const {
+  const Tensor u = empty_channels_last(output_shape(), 1, compute_type(counts_type()), planes);
+  if (!on_gpu(planes) && weight.scalar_type() != ScalarType::Double) {
+    Neuron<float> window{};
+    window.T = static_cast<int32_t>(T);
+    FusedSynapses fused(*this);
+    if (cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel) ==
+        cpu::Refusal::kNone) {
+      return u;
+    }
+  }
+  return view_channels_last(product_of(count_spikes(planes, compute_type(counts_type()))), shape_of(u), 1);
+}
+
+#define TANDEM_IMPLEMENT(key)                             \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {             \
+    m.impl("linear_if", TORCH_BOX(&linear_if));           \
+    m.impl("conv_if", TORCH_BOX(&conv_if));               \
+    m.impl("window_product", TORCH_BOX(&window_product)); \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

@@ -1,7 +1,7 @@
 // The synapses: spikes times weights. Shared by the plain and the batch-normalised layers.
 #pragma once
 
-#include "../kernels/spike_product.h"
+#include "../kernels/layer.h"
 #include "neuron.h"
 
 namespace tandem::ops {
@@ -9,9 +9,8 @@ namespace tandem::ops {
 // A linear layer (no spatial dimensions) or a convolution of spike planes.
 struct Synapses {
   Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]
-  int64_t T;
-  Tensor weight;          // [N, K] or [N, C / groups, kernel...], floating or int8
-  std::string precision;  // "highest", "high" or "medium": how a GPU multiplies float32 weights
+  // T, weight [N, K] or [N, C / groups, kernel...], floating or int8, precision
+  TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   Shape stride, padding, dilation;
   int64_t groups = 1;
 
@@ -23,8 +22,8 @@ struct Synapses {
   // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product.
   Tensor currents() const;
 
-  // The sum of the currents over the window, W c [B, N, spatial...], by torch's product of the counts.
-  Tensor window_sum() const;
+  // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last.
+  Tensor window_product() const;
 
  private:
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]
@@ -35,20 +34,19 @@ class FusedSynapses {
  public:
   explicit FusedSynapses(const Synapses& synapses);
 
-  // Is there a fused kernel for these neurons, and is it the faster way? On the CPU weights that are not finite still
-  // turn it down later.
-  bool suit(const NeuronLayer& layer) const;
+  // The neurons' spikes, where there is a fused kernel and it is the faster way. False: nothing was written.
+  bool fire(const NeuronLayer& neurons);
 
-  // The neurons' spikes. False: nothing was written.
-  bool fire(const NeuronLayer& layer);
+  // As fire(), before anything is known of scale and shift.
+  bool suits(const NeuronLayer& neurons);
 
-  // What the kernels read, the weight in their order.
-  const SpikeProduct& product();
+  // The layer with these neurons, or without any for its product alone; the weight in the order the kernels want.
+  Layer layer(const Neuron<float>& neuron);
 
  private:
   Tensor planes_, weight_;
-  cuda::Weights weights_{};
-  SpikeProduct product_{};
+  cuda::Operand operand_{};
+  Layer layer_{};
 };
 
 }  // namespace tandem::ops

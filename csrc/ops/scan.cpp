@@ -37,21 +37,15 @@ NeuronOutputs scan(const Tensor& currents, Source source, int64_t T, const Neuro
   return layer.outputs();
 }
 
-NeuronOutputs if_scan(Tensor currents, OptionalTensor scale, OptionalTensor shift, OptionalTensor residual,
-                      OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
-                      double leak, std::string gate, bool train, bool return_v) {
+NeuronOutputs if_scan(Tensor currents TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(currents.dim() >= 2, "currents must be [T, B, *features], got ", shape_text(shape_of(currents)));
-  return scan(currents, Source::kTrain, currents.size(0),
-              {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+  return scan(currents, Source::kTrain, currents.size(0), {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 template <Source source>
-NeuronOutputs held_if(Tensor current, int64_t T, OptionalTensor scale, OptionalTensor shift, OptionalTensor residual,
-                      OptionalTensor residual_scale, OptionalTensor v_init, int64_t steps, double threshold,
-                      double leak, std::string gate, bool train, bool return_v) {
+NeuronOutputs held_if(Tensor current, int64_t T TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(current.dim() >= 1, "current must be [B, *features], got a scalar");
-  return scan(current, source, T,
-              {scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v});
+  return scan(current, source, T, {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 }  // namespace

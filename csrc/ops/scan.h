@@ -1,7 +1,7 @@
 // The scan as other ops use it.
 #pragma once
 
-#include "../kernels/if_scan.h"
+#include "../kernels/neuron/scan.h"
 #include "neuron.h"
 
 namespace tandem::ops {

@@ -154,24 +154,26 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
-bool on_gpu([[maybe_unused]] const Tensor& tensor) {
-#ifdef TANDEM_EMULATION
-  return true;
+#ifdef TANDEM_EMULATION  // the tests' library: tensors of the CPU go to the CUDA kernels
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+bool on_gpu(const Tensor&) { return true; }
 #else
-  return tensor.is_cuda();
+using torch::stable::accelerator::DeviceGuard;
+bool on_gpu(const Tensor& tensor) { return tensor.is_cuda(); }
 #endif
-}
 
 #ifdef TANDEM_WITH_CUDA
-void launch([[maybe_unused]] const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher) {
-  void* stream = nullptr;
-#ifndef TANDEM_EMULATION
+void launch(const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher) {
   TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
-  const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+  const DeviceGuard guard(tensor.get_device_index());
+  void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-#endif
   const int status = launcher(stream);
-  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status));
+  constexpr int kNoKernelImage = 209;
+  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status),
+               status == kNoKernelImage ? "; the kernels were built for " TANDEM_CUDA_ARCHS : "");
 }
 #endif
 

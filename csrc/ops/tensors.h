@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/if_neuron.h"
+#include "../kernels/neuron/if_neuron.h"
 #include "../kernels/parallel.h"
 
 namespace tandem::ops {
@@ -59,7 +59,7 @@ void check_same_device(const Tensor& tensor, const Tensor& reference, const char
 // torch's own thread pool behind the kernels' interface.
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
 
-// Do the CUDA kernels work on the tensor? In the library of tests/cuda_host, which emulates them, on any.
+// Do the CUDA kernels work on the tensor? In the library of tests/cuda_host, which runs their PTX, on any.
 bool on_gpu(const Tensor& tensor);
 
 #ifdef TANDEM_WITH_CUDA

@@ -1,6 +1,6 @@
 """The ANN twins of the layers in tandem_snn.nn: same names, same arguments, same state_dict keys, no spikes.
 
-A network built from one module becomes its twin by importing the other. What only neurons have (threshold, leak, ...)
+A network built from one module becomes its twin by importing the other. What only neurons have (threshold, v_init, ...)
 is accepted and ignored; T of the encoder too.
 """
 

@@ -111,8 +111,10 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
     unsigned = header.replace(_FIELD + checksum.encode(), _FIELD + _ZEROS, 1)
     if hashlib.sha256(start + unsigned + body).hexdigest() != checksum:
         raise UserError(f"{path} is damaged: its {size} bytes do not have the checksum they were written with")
-    if facts.pop("format", None) != format:
-        raise UserError(f"{path} is not a {kind}, or one that another version of tandem-snn wrote")
+    found = facts.pop("format", "none")
+    if found != format:
+        which = f"its format is {found!r:.80}, this version reads {format!r}"
+        raise UserError(f"{path} is not a {kind}, or one that another version of tandem-snn wrote: {which}")
     try:
         tensors = extra("safetensors.torch", f"a {kind}").load(start + header + body)
         return tensors, {name: json.loads(text) for name, text in facts.items()}

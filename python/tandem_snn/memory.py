@@ -51,7 +51,8 @@ def freed_is_kept() -> Iterator[None]:
     """Within this context freed memory stays with the process until :func:`return_freed` or the end.
 
     Otherwise glibc gives large blocks back at once, and every training step has the system clear the same pages anew:
-    a seventh of the time of a step of a small convolutional network.
+    a seventh of the time of a step of a small convolutional network. It is a setting of the whole process, so only the
+    command line, whose process is its own, changes it.
 
     >>> with freed_is_kept():
     ...     for _ in range(3):

@@ -1,12 +1,8 @@
-"""The tandem rule's backward pass, as autograd Functions around the ops.
+"""The tandem rule's backward pass, as the one autograd Function of all layers with neurons.
 
 A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. From the
 gradient of the counts, grad_z = gate·grad/ϑ takes the place of the gradient of the ANN's pre-activation, and the rest
 is the ordinary backward pass of that ANN at the real counts of the input.
-
-All Functions end with the fields of :class:`Neurons` as arguments, and begin their outputs with (planes, counts, mask,
-v), of which only counts has a gradient. Each field is a parameter of its own: Dynamo counts them where no gradient is
-needed.
 """
 
 from __future__ import annotations
@@ -19,10 +15,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..ops import compute_dtype
-from .neuron import Neurons, Settings, cast, over_inputs, over_space
-from .products import Product
+from .neuron import Static, Tensors, cast, over_inputs, over_space
+from .products import Product, float32_precision
 
-Gradients = tuple[Tensor | None, ...]
+_ops = torch.ops.tandem
+_linear_if, _linear_bn_if = _ops.linear_if.default, _ops.linear_bn_if.default
+_conv_if, _conv_bn_if = _ops.conv_if.default, _ops.conv_bn_if.default
+_GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "impulse": _ops.impulse_if.default}
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
@@ -36,62 +35,246 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     return super(Function, function).apply(*arguments)  # type: ignore[misc]
 
 
-def keep(ctx: Any, neurons: Neurons, outputs: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
-    """Save for the backward pass what the neurons need, and ``tensors``; nothing that no gradient asks for."""
-    planes, _, mask, *others = outputs
-    needs_residual, needs_edge, needs_residual_scale, needs_theta = ctx.needs_input_grad[-6:-2]
-    ctx.save_for_backward(
-        mask,
-        neurons.residual_scale if needs_residual or needs_edge else None,
-        neurons.residual if needs_residual_scale else None,
-        neurons.theta if needs_theta else None,
-        planes if needs_theta else None,
-        *tensors,
-    )
-    ctx.settings = neurons.settings
-    ctx.mark_non_differentiable(planes, mask, *others)
-    ctx.set_materialize_grads(False)
+class Inputs(NamedTuple):
+    """What :class:`Fire` takes; also whether each needs a gradient, and these gradients."""
+
+    edge: Any = None  # the counts of the input, a path for the gradient only; or the currents, where they are given
+    weight: Any = None
+    scale: Any = None  # with batch norm: the gain of the product, for all or per channel
+    shift: Any = None  # with batch norm: gamma
+    beta: Any = None
+    planes: Any = None
+    residual: Any = None  # from here the fields of Tensors
+    residual_edge: Any = None
+    residual_scale: Any = None
+    theta: Any = None
+    v_init: Any = None
+    static: Any = None
 
 
 class Saved(NamedTuple):
-    """What :func:`keep` saved for the neurons."""
+    """What the backward pass needs, None where no gradient asks for it."""
 
     mask: Tensor
-    residual_scale: Tensor | None
-    residual: Tensor | None
-    theta: Tensor | None
-    planes: Tensor | None
+    planes: Any
+    weight: Any
+    scale: Any  # with batch norm: the gain
+    gamma: Any
+    u: Any  # what batch norm normalises, W c; or the given currents
+    mean: Any
+    var: Any
+    residual: Any
+    residual_scale: Any
+    theta: Any
+    spikes: Any
 
 
-def kept(ctx: Any) -> tuple[Saved, tuple[Any, ...]]:
-    """What :func:`keep` saved: the neurons' tensors, and the ``tensors`` given to it.
+def run(
+    edge: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    beta: Tensor | None,
+    planes: Tensor | None,
+    tensors: Tensors,
+    static: Static,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    """The layer's op: (planes, counts, mask, v), with batch norm (..., product, mean, var) or (..., mean, var)."""
+    residual, _, residual_scale, _, v_init = tensors
+    source, T, return_v, eps, few_bits, *neuron = static
+    if isinstance(source, Product):
+        assert weight is not None
+        if few_bits and weight.dtype == torch.float32:
+            weight = weight.to(torch.int8)
+        if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
+            return _linear_if(  # type: ignore[no-any-return]
+                planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
+                return_v,
+            )  # fmt: skip
+        product = (planes, T, weight, float32_precision(), *(source[:4] if source.stride else ()), scale, shift)
+        if eps is None:
+            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v)  # type: ignore[no-any-return]
+        op = _conv_bn_if if source.stride else _linear_bn_if
+        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v)  # type: ignore[no-any-return]
+    assert edge is not None
+    statistics: tuple[Tensor, ...] = ()
+    if eps is not None:
+        wide = cast(edge, compute_dtype(edge.dtype))
+        *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(static), scale, shift, beta, eps)
+    window = () if source == "train" else (T,)
+    neurons = residual, residual_scale, v_init, *neuron
+    return *_GIVEN[source](edge, *window, scale, shift, *neurons, train, return_v), *statistics
 
-    To be called once in a backward pass: activation checkpointing gives saved tensors a single time.
+
+def _times(static: Static) -> int:
+    """How often a given current flows, one of each step of a "train"."""
+    return static.T if static.source == "constant" else 1
+
+
+class Fire(Function):
+    """A layer of neurons; see :class:`Inputs` and :func:`run`. Of its outputs only the counts have a gradient.
+
+    Each field is a parameter of its own: Dynamo counts them where no gradient is needed.
     """
-    saved = ctx.saved_tensors
-    return Saved(*saved[:5]), saved[5:]
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        edge: Tensor | None,
+        weight: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        beta: Tensor | None,
+        planes: Tensor | None,
+        residual: Tensor | None,
+        residual_edge: Tensor | None,
+        residual_scale: Tensor | None,
+        theta: Tensor | None,
+        v_init: Tensor | None,
+        static: Static,
+    ) -> tuple[Tensor, ...]:
+        tensors = Tensors(residual, residual_edge, residual_scale, theta, v_init)
+        return run(edge, weight, scale, shift, beta, planes, tensors, static, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        needs, given = Inputs(*ctx.needs_input_grad), Inputs(*inputs)
+        spikes, _, mask, *others = output
+        normed, product = given.static.eps is not None, isinstance(given.static.source, Product)
+        mean, var = others[-2:] if normed else (None, None)
+        u = others[1] if normed and product else given.edge if not product and (normed or needs.scale) else None
+        ctx.save_for_backward(
+            *Saved(
+                mask,
+                given.planes,
+                given.weight,
+                given.scale,
+                given.shift if normed else None,
+                u,
+                mean,
+                var,
+                given.residual if needs.residual_scale else None,
+                given.residual_scale if needs.residual or needs.residual_edge else None,
+                given.theta if needs.theta else None,
+                spikes if needs.theta else None,
+            )
+        )
+        ctx.static = given.static
+        ctx.mark_non_differentiable(spikes, mask, *others)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad is None:
+            return tuple(Inputs())
+        needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
+        neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
+        grad_z: Any = None  # gate·grad/ϑ, which batch norm's own op computes on its way
+        times, free = _times(static), 1
+        if static.eps is None or neurons:
+            if static.eps is None and times & (times - 1) == 0:
+                free = times  # a power of two: ϑ/free is exact, so the op gives free·grad_z without another pass
+            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold / free)
+        if static.eps is not None:
+            gradients = _through_norm(needs, saved, static, grad)
+        elif isinstance(static.source, Product):
+            gradients = _through_product(needs, saved, static, grad_z)
+        else:
+            gradients = _through_currents(needs, saved, static, grad_z, free)
+        if neurons:
+            gradients = _with_neurons(gradients, needs, saved, static, grad_z if free == 1 else grad_z / free)
+        return tuple(gradients)  # Dynamo loses the gradients of a NamedTuple
 
 
-def gate_grad(ctx: Any, saved: Saved, grad: Tensor, times: int = 1) -> Tensor:
-    """grad_z = gate·grad/ϑ, ``times`` a power of two, which changes no rounding."""
-    grad_z: Tensor = torch.ops.tandem.gate_grad.default(grad, saved.mask, ctx.settings.threshold / times)
-    return grad_z
+def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+    """The gradients of scale·(W c) + shift."""
+    product: Any = static.source
+    planes, scale = saved.planes, saved.scale
+    weight = cast(saved.weight, grad_z.dtype)  # int8
+    grad_shift = channel_sum(grad_z) if needs.shift else None
+    if not needs.scale:
+        grad_u = scaled(grad_z, scale)
+        grad_edge, grad_weight = product.gradients(grad_u, planes, weight, needs.edge, needs.weight)
+        return Inputs(grad_edge, grad_weight, None, grad_shift)
+    _, raw = product.gradients(grad_z, planes, weight, False, True)
+    grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
+    grad_weight = (raw * over_inputs(scale, raw)).to(raw.dtype) if needs.weight else None
+    grad_edge, _ = product.gradients(scaled(grad_z, scale), planes, weight, needs.edge, False)
+    return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
 
 
-def neuron_gradients(ctx: Any, saved: Saved, grad_z: Tensor) -> Gradients:
-    """The gradients of the fields of :class:`Neurons`."""
-    _, residual_scale, residual, theta, planes = saved
-    needs_residual, needs_edge, needs_residual_scale, _ = ctx.needs_input_grad[-6:-2]
-    grad_residual = grad_edge = grad_residual_scale = grad_theta = None
-    if needs_residual:
-        grad_residual = scaled(grad_z, residual_scale).expand(ctx.settings.T, *grad_z.shape)
-    if needs_edge:
-        grad_edge = scaled(grad_z, residual_scale)
-    if needs_residual_scale:
-        grad_residual_scale = channel_sum(grad_z * torch.ops.tandem.counts.default(residual, grad_z.dtype))
-    if theta is not None:
-        grad_theta = -channel_sum(grad_z * torch.ops.tandem.counts.default(planes, grad_z.dtype)) / theta
-    return grad_residual, grad_edge, grad_residual_scale, grad_theta, None, None
+def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: Tensor, free: int) -> Inputs:
+    """The gradients of scale·Σ y + shift, from free·grad_z; those of the steps are one, expanded over time."""
+    y, times = saved.u, _times(static) // free
+    grad_y = grad_scale = None
+    if needs.edge:
+        grad_y = scaled(free_grad_z, saved.scale, times)
+        grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
+    if needs.scale:
+        total = y.sum(0) if static.source == "train" else times * y
+        grad_scale = channel_sum(free_grad_z * total)
+    return Inputs(grad_y, None, grad_scale, channel_sum(free_grad_z) / free if needs.shift else None)
+
+
+def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
+    """The gradients of batch norm of gain·u by the statistics of the batch: u = W c, or as often as it flows, y."""
+    mean, var, gain, times = saved.mean, saved.var, saved.scale, _times(static)
+    if times > 1:  # gain·u is a product of y with the gain times·gain
+        gain = torch.full_like(mean, times) if gain is None else times * gain
+        mean, var = mean / times, var / times**2
+    u = cast(saved.u, mean.dtype)
+    grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
+        grad, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
+    )
+    grad_gain = None
+    if needs.scale:  # both factors of gain·u see its gradient, grad_u / gain
+        grad_gain = grad_u * u
+        grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
+    if isinstance(static.source, Product):
+        weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
+        grad_edge, grad_weight = static.source.gradients(grad_u, saved.planes, weight, needs.edge, needs.weight)
+    else:
+        grad_edge, grad_weight = cast(grad_u, saved.u.dtype), None
+    return Inputs(
+        grad_edge, grad_weight, grad_gain, grad_gamma if needs.shift else None, grad_beta if needs.beta else None
+    )
+
+
+def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+    """Also the gradients of the neurons' tensors."""
+    residual = edge = residual_scale = theta = None
+    if needs.residual or needs.residual_edge:
+        edge = scaled(grad_z, saved.residual_scale)
+        residual = edge.expand(static.T, *grad_z.shape) if needs.residual else None
+    if needs.residual_scale:
+        residual_scale = channel_sum(grad_z * _ops.counts.default(saved.residual, grad_z.dtype))
+    if needs.theta:
+        theta = -channel_sum(grad_z * _ops.counts.default(saved.spikes, grad_z.dtype)) / saved.theta
+    return Inputs(*gradients[:6], residual, edge if needs.residual_edge else None, residual_scale, theta)
+
+
+class WindowProduct(Function):
+    """u = W c by the kernel, with the ANN's gradients. ``edge`` is the counts of the input, for the gradient only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(edge: Tensor | None, weight: Tensor, planes: Tensor, T: int, product: Product) -> Tensor:
+        return product.window(planes, T, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, weight, planes, _, ctx.product = inputs
+        ctx.save_for_backward(weight, planes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (weight, planes), needs = ctx.saved_tensors, ctx.needs_input_grad
+        return *ctx.product.gradients(cast(grad, weight.dtype), planes, weight, needs[0], needs[1]), None, None, None
 
 
 def channel_sum(grad: Tensor) -> Tensor:
@@ -102,123 +285,8 @@ def channel_sum(grad: Tensor) -> Tensor:
     return grad.sum([d for d in range(grad.dim()) if d != 1], dtype=dtype)
 
 
-def scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
-    """scale·grad, in the type of grad."""
-    return grad if scale is None else (grad * over_space(scale, grad.shape)).to(grad.dtype)
-
-
-class ProductIF(Function):
-    """Neurons driven by a product with spikes. ``edge`` is the counts of the input, a path for the gradient only."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        edge: Tensor | None,
-        weight: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        planes: Tensor,
-        product: Product,
-        residual: Tensor | None,
-        residual_edge: Tensor | None,
-        residual_scale: Tensor | None,
-        theta: Tensor | None,
-        v_init: Tensor | None,
-        settings: Settings,
-    ) -> tuple[Tensor, ...]:
-        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
-        return product.fire(planes, weight, scale, shift, neurons, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight, scale, _, planes, product, *neurons = inputs
-        ctx.product = product
-        keep(ctx, Neurons(*neurons), output, planes, weight, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
-        if grad is None:
-            return (None,) * 12
-        saved, (planes, weight, scale) = kept(ctx)
-        weight = cast(weight, grad.dtype)  # int8
-        needs_edge, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
-        grad_z = gate_grad(ctx, saved, grad)
-        grad_scale = None
-        if needs_scale:
-            _, raw = ctx.product.gradients(grad_z, planes, weight, False, True)
-            grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
-            grad_weight = (raw * over_inputs(scale, raw)).to(raw.dtype) if needs_weight else None
-            grad_edge, _ = ctx.product.gradients(scaled(grad_z, scale), planes, weight, needs_edge, False)
-        else:
-            grad_product = scaled(grad_z, scale)
-            grad_edge, grad_weight = ctx.product.gradients(grad_product, planes, weight, needs_edge, needs_weight)
-        grad_shift = channel_sum(grad_z) if needs_shift else None
-        return grad_edge, grad_weight, grad_scale, grad_shift, None, None, *neuron_gradients(ctx, saved, grad_z)
-
-
-def fire_direct(
-    y: Tensor, source: str, scale: Tensor | None, shift: Tensor | None, neurons: Neurons, train: bool
-) -> tuple[Tensor, ...]:
-    """The op for currents y: a "train" of them, or one that is "constant" or an "impulse"."""
-    residual, _, residual_scale, _, v_init, (T, steps, threshold, leak, gate, return_v) = neurons
-    arguments = (scale, shift, residual, residual_scale, v_init, steps, threshold, leak, gate, train, return_v)
-    if source == "train":
-        return torch.ops.tandem.if_scan.default(y, *arguments)  # type: ignore[no-any-return]
-    op = torch.ops.tandem.constant_if if source == "constant" else torch.ops.tandem.impulse_if
-    return op.default(y, T, *arguments)  # type: ignore[no-any-return]
-
-
-class ScanIF(Function):
-    """Neurons driven by given currents y, of which there are T, or one (see :func:`fire_direct`)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        y: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        source: str,
-        residual: Tensor | None,
-        residual_edge: Tensor | None,
-        residual_scale: Tensor | None,
-        theta: Tensor | None,
-        v_init: Tensor | None,
-        settings: Settings,
-    ) -> tuple[Tensor, ...]:
-        neurons = Neurons(residual, residual_edge, residual_scale, theta, v_init, settings)
-        return fire_direct(y, source, scale, shift, neurons, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        y, scale, _, source, *neurons = inputs
-        ctx.source = source
-        keep(ctx, Neurons(*neurons), output, y if ctx.needs_input_grad[1] else None, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> Gradients:
-        if grad is None:
-            return (None,) * 10
-        saved, (y, scale) = kept(ctx)
-        needs_y, needs_scale, needs_shift = ctx.needs_input_grad[:3]
-        T = ctx.settings.T
-        steps = T if ctx.source == "constant" else 1  # in which the one current y arrives
-        times = steps if steps & (steps - 1) == 0 else 1
-        grad_y = grad_scale = grad_shift = None
-        grad_steps = gate_grad(ctx, saved, grad, times)  # times grad_z
-        if needs_y:
-            grad_y = scaled(grad_steps, scale)
-            if ctx.source == "train":
-                grad_y = grad_y.expand(T, *grad_y.shape)
-            elif times != steps:
-                grad_y = steps * grad_y
-        if needs_scale:
-            total = y.sum(0) if ctx.source == "train" else y if times == steps else steps * y
-            grad_scale = channel_sum(grad_steps * total)
-        if needs_shift:
-            grad_shift = channel_sum(grad_steps) / times
-        grad_z = grad_steps / times if times > 1 and any(ctx.needs_input_grad[-6:-2]) else grad_steps
-        return grad_y, grad_scale, grad_shift, None, *neuron_gradients(ctx, saved, grad_z)
+def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
+    """times·scale·grad, in the type of grad."""
+    if scale is None:
+        return grad if times == 1 else times * grad
+    return (grad * over_space(scale if times == 1 else times * scale, grad.shape)).to(grad.dtype)

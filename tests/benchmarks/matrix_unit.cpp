@@ -47,7 +47,7 @@ void load_spikes(const uint8_t* p) {
   if constexpr (L == Load::kStream) _tile_stream_loadd(6, p, 64);
 }
 
-// Two steps of spikes times three digits, as spike_dense.cpp does it: seven loads for six products.
+// Two steps of spikes times three digits, as product/matrix_unit/multiply.cpp does it: seven loads for six products.
 template <int Chunks, Load L>
 void three_digits(int block) {
   for (int c = 0; c < Chunks; ++c) {

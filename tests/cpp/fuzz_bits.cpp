@@ -2,8 +2,8 @@
 #include <vector>
 
 #include "fuzz.h"
-#include "kernels/spike_bits.h"
-#include "kernels/spike_window.h"
+#include "kernels/planes/bits.h"
+#include "kernels/planes/moves.h"
 #include "numbers.h"
 
 using namespace tandem;

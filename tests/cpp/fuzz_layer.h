@@ -42,7 +42,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   const Shape s = in.flag() ? any_linear(in) : any_image(in);
   const int32_t T = static_cast<int32_t>(in.range(1, in.flag() ? 255 : 10));
   const double rate = in.pick({0.1, 0.02, 0.0, 0.5, 1.0});
-  const SpikeProduct shape = s.product();
+  const Geometry shape = s.geometry();
   const int64_t neurons = shape.rows() * s.outputs;
   if (shape.inputs() * s.outputs > kMostProducts || neurons * T * (shape.inputs() + 8) > 8 * kMostProducts) return {};
 
@@ -50,9 +50,9 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.channels_last = in.flag();
   layer.plain = in.flag();
-  layer.product.bucket_width = in.pick({0, 1, 2, 4, 8});
+  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32}));
   layer.finish();
-  NeuronArgs<float>& a = layer.args;
+  Neuron<float>& a = layer.args;
   a.steps = static_cast<int32_t>(in.range(1, 255));
   a.threshold = in.pick({1.f, 0.37f, 20.f});
   a.leak = in.pick({1.f, 0.9f});
@@ -69,7 +69,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
 
 inline std::string text(const ProductLayer& layer) {
   const Shape& s = layer.shape;
-  std::string out = "T " + std::to_string(layer.T) + ", width " + std::to_string(layer.product.bucket_width);
+  std::string out = "T " + std::to_string(layer.T) + ", way " + std::to_string(static_cast<int>(layer.way));
   const auto add = [&](const char* name, int64_t a, int64_t b) {
     out += std::string(", ") + name + " " + std::to_string(a) + " " + std::to_string(b);
   };

@@ -97,15 +97,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input in(data, size);
   std::optional<ProductLayer> layer = any_layer(in);
   if (!layer || layer->args.neurons == 0) return 0;
-  NeuronArgs<float>& a = layer->args;
+  Neuron<float>& a = layer->args;
   const int64_t channels = layer->shape.outputs;
   const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
   const float gain = in.pick({1.f, 0.5f, 3.f});
   std::vector<float> product(a.neurons, -77), mean(channels, -77), var(channels, -77);
   const BatchNorm<float> affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
-  const BatchNormForward norm{affine, product.data(), mean.data(), var.data()};
+  const LayerNorm norm{affine, product.data(), mean.data(), var.data()};
   const Outputs<float> out(a);
-  REQUIRE(cpu::product_norm_if(layer->product, norm, a, cut_for), "%s", text(*layer).c_str());
+  REQUIRE(cpu::run_normalised(layer->layer(), norm, cut_for) == cpu::Refusal::kNone, "%s", text(*layer).c_str());
 
   const PlainNorm want(*layer, norm);
   REQUIRE(product == want.product, "%s", text(*layer).c_str());

@@ -12,7 +12,7 @@ constexpr int64_t kMostSteps = 1 << 15;  // of all neurons together
 template <class C>
 void scan(const Case& c, Input& in) {
   ScanLayer<C> layer(c, static_cast<unsigned>(in.range(0, 255)));
-  NeuronArgs<C>& a = layer.args;
+  Neuron<C>& a = layer.args;
   a.threshold = in.pick({C(1.1), C(1e-3), C(40)});
   a.scale = in.maybe(a.scale);
   a.shift = in.maybe(a.shift);
@@ -24,7 +24,7 @@ void scan(const Case& c, Input& in) {
   parts = in.range(1, 5);
   cpu::if_scan(layer.currents.data(), c.dtype, c.source, a, cut_for);
   for (int64_t n = 0; n < a.neurons; ++n) {
-    const Neuron<C> want = plain_neuron(a, n, [&](int t) { return layer.current(t, n); });
+    const PlainNeuron<C> want = plain_neuron(a, n, [&](int t) { return layer.current(t, n); });
     REQUIRE(agrees(a, n, want), "neuron %ld of %ld", long(n), long(a.neurons));
   }
   REQUIRE(mask_ends(a), "%ld neurons", long(a.neurons));

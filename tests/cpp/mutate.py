@@ -23,22 +23,22 @@ from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 
 # By family: the C++ tests, the quick ones first, and the Python tests.
 TESTS = {
-    "rule": (["test_spike_rule"], []),
+    "plan": (["test_plan"], ["unit"]),
     "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
-    "bits": (["test_parallel", "fuzz_bits", "test_spike_bits"], ["spike_train", "gradients"]),
+    "network": (["fuzz_network"], ["frozen", "frozen_file"]),
+    "bits": (["test_parallel", "fuzz_bits", "test_planes"], ["spike_train", "gradients"]),
     "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
-    "norm": (["test_parallel", "fuzz_norm", "test_spike_norm"], ["batch_norm"]),
+    "norm": (["test_parallel", "fuzz_norm", "test_normalised_layer"], ["batch_norm"]),
     "product": (
-        ["test_parallel", "fuzz_product", "test_spike_product"],
-        ["linear_if", "conv_if", "int8_weights", "frozen", "determinism"],
+        ["test_parallel", "fuzz_layer", "test_layer"],
+        ["linear_if", "conv_if", "int8_weights", "unit", "frozen", "determinism"],
     ),
 }
 # By the beginning of a file's path: the families that have to notice. All, for files that are not here.
 FAMILIES = {
-    "cpu/spike_bits": ["bits"], "spike_bits": ["bits"], "cpu/gate": ["bits", "norm"], "cpu/halves": ["bits", "scan"],
-    "cpu/if_scan": ["scan"], "if_scan": ["scan"], "batch_norm": ["norm"], "cpu/batch_norm": ["norm"],
-    "cpu/spike_norm": ["norm"], "cpu/spike_window": ["window"], "cpu/partial_lanes": ["norm", "product"],
-    "cpu/spike_": ["rule", "norm", "product"], "spike_product": ["rule", "norm", "product"],
+    "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"], "cpu/halves": ["bits", "scan"],
+    "neuron/scan": ["scan"], "norm/": ["norm"], "product/": ["plan", "norm", "product"],
+    "layer": ["plan", "norm", "product"], "network/": ["network"],
 }  # fmt: skip
 SECONDS = 30  # of the processor that a C++ test may take, several times what it does
 MEMORY = 8 << 30

@@ -1,7 +1,7 @@
 // What batch normalisation makes of a layer of spike products, one neuron at a time.
 #pragma once
 
-#include "kernels/batch_norm.h"
+#include "kernels/norm/batch_norm.h"
 #include "product_layer.h"
 
 namespace tandem::test {
@@ -10,7 +10,7 @@ namespace tandem::test {
 struct PlainNorm {
   std::vector<float> product, mean, var, scale, shift;
 
-  PlainNorm(const ProductLayer& layer, const BatchNormForward& norm) {
+  PlainNorm(const ProductLayer& layer, const LayerNorm& norm) {
     const int64_t channels = layer.shape.outputs, rows = layer.args.neurons / channels;
     for (int64_t n = 0; n < layer.args.neurons; ++n) {
       float u = 0;

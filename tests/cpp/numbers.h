@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/if_neuron.h"
+#include "kernels/neuron/if_neuron.h"
 
 namespace tandem::test {
 
@@ -58,6 +58,7 @@ inline std::vector<char> encode(const std::vector<double>& values, DType dtype) 
     uint32_t bits;
     std::memcpy(&bits, &single, sizeof(bits));
     const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+    if (dtype == DType::kInt8) *p = static_cast<char>(static_cast<int8_t>(value));
     if (dtype == DType::kFloat64) std::memcpy(p, &value, sizeof(value));
     if (dtype == DType::kFloat32) std::memcpy(p, &single, sizeof(single));
     if (dtype == DType::kFloat16) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/if_neuron.h"
+#include "kernels/neuron/if_neuron.h"
 #include "numbers.h"
 
 namespace tandem::test {
@@ -16,7 +16,7 @@ struct Outputs {
   std::vector<char> counts;
   std::vector<C> v;
 
-  explicit Outputs(NeuronArgs<C>& args)
+  explicit Outputs(Neuron<C>& args)
       : planes((args.T + 7) / 8 * args.neurons, 255),
         mask((args.neurons + 7) / 8, 255),
         counts(args.neurons * size_of(args.counts_dtype), '\xff'),
@@ -33,7 +33,7 @@ struct Outputs {
 };
 
 template <class C>
-struct Neuron {
+struct PlainNeuron {
   std::vector<uint8_t> train;
   int count = 0;
   bool open = false;
@@ -42,11 +42,11 @@ struct Neuron {
 
 // Neuron n of a layer, whose product at step t is y(t).
 template <class C, class Y>
-Neuron<C> plain_neuron(const NeuronArgs<C>& a, int64_t n, const Y& y) {
+PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, const Y& y) {
   const int64_t channel = n % a.channels;
   const C k = a.shift ? a.shift[channel] / static_cast<C>(a.steps) : C(0);
   const C residual_scale = a.residual_scale ? a.residual_scale[channel] : C(1);
-  Neuron<C> out;
+  PlainNeuron<C> out;
   out.train.resize((a.T + 7) / 8);
   out.v = a.v_init ? a.v_init[n % a.v_init_size] : C(0);
   C z = 0;
@@ -75,7 +75,7 @@ Neuron<C> plain_neuron(const NeuronArgs<C>& a, int64_t n, const Y& y) {
 
 // Is this what a kernel has written for neuron n?
 template <class C>
-bool agrees(const NeuronArgs<C>& a, int64_t n, const Neuron<C>& want) {
+bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
   bool equal = true;
   for (size_t p = 0; p < want.train.size(); ++p) equal = equal && want.train[p] == a.planes[p * a.neurons + n];
   if (a.counts != nullptr) equal = equal && read(a.counts, a.counts_dtype, n) == want.count;
@@ -86,7 +86,7 @@ bool agrees(const NeuronArgs<C>& a, int64_t n, const Neuron<C>& want) {
 
 // Are the unused bits of the mask zero?
 template <class C>
-bool mask_ends(const NeuronArgs<C>& a) {
+bool mask_ends(const Neuron<C>& a) {
   return a.mask == nullptr || a.neurons % 8 == 0 || a.mask[a.neurons / 8] >> (a.neurons % 8) == 0;
 }
 

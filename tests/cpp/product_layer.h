@@ -3,7 +3,7 @@
 
 #include <random>
 
-#include "kernels/spike_product.h"
+#include "kernels/layer.h"
 #include "plain.h"
 
 namespace tandem::test {
@@ -12,8 +12,8 @@ struct Shape {
   int64_t batch = 2, height = 1, width = 1, channels = 24, outputs = 20, groups = 1;
   int64_t kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
 
-  SpikeProduct product() const {
-    SpikeProduct out{};
+  Geometry geometry() const {
+    Geometry out{};
     out.batch = batch;
     out.height = height;
     out.width = width;
@@ -38,14 +38,17 @@ struct ProductLayer {
   bool channels_last = false;
   bool plain = false;  // no scale, shift, residual, v_init
 
-  SpikeProduct product;
-  NeuronArgs<float> args{};
+  Geometry geometry;
+  Weights weights{};
+  const void* prepared = nullptr;
+  Way way = Way::kFastest;
+  Neuron<float> args{};
   std::vector<uint8_t> planes, residual;
-  std::vector<double> weights;
+  std::vector<double> values;  // of the weights
   std::vector<char> encoded;
   std::vector<float> scale, shift, residual_scale, v_init;
 
-  ProductLayer(const Shape& s, int32_t steps, double rate, unsigned seed) : shape(s), T(steps), product(s.product()) {
+  ProductLayer(const Shape& s, int32_t steps, double rate, unsigned seed) : shape(s), T(steps), geometry(s.geometry()) {
     std::mt19937 random(seed);
     const auto dyadic = [&](int64_t n, int range, double unit) {
       std::vector<float> out(n);
@@ -61,9 +64,9 @@ struct ProductLayer {
       return out;
     };
     planes = trains(s.batch * s.height * s.width * s.channels, rate);
-    const auto w = dyadic(s.outputs * product.inputs(), 64, 1.0 / 64);
-    weights.assign(w.begin(), w.end());
-    args.neurons = product.rows() * s.outputs;
+    const auto w = dyadic(s.outputs * geometry.inputs(), 64, 1.0 / 64);
+    values.assign(w.begin(), w.end());
+    args.neurons = geometry.rows() * s.outputs;
     args.channels = s.outputs;
     args.T = T;
     args.steps = T;
@@ -77,11 +80,8 @@ struct ProductLayer {
   }
 
   void finish() {
-    encoded = encode(weights, dtype);
-    product.planes = planes.data();
-    product.weight = encoded.data();
-    product.weight_dtype = dtype;
-    product.weight_channels_last = channels_last;
+    encoded = encode(values, dtype);
+    weights = {encoded.data(), dtype, channels_last};
     if (plain) return;
     args.scale = scale.data();
     args.shift = shift.data();
@@ -91,35 +91,37 @@ struct ProductLayer {
     args.v_init_size = args.neurons;
   }
 
+  Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way}; }
+
   double weight(int64_t output, int64_t tap, int64_t channel) const {
-    const int64_t within = channels_last ? tap * product.group_channels() + channel : channel * product.taps() + tap;
-    return weights[output * product.inputs() + within];
+    const int64_t within = channels_last ? tap * geometry.group_channels() + channel : channel * geometry.taps() + tap;
+    return values[output * geometry.inputs() + within];
   }
 
   // y[t] of neuron n.
   float current(int t, int64_t n) const {
     const int64_t output = n % shape.outputs, row = n / shape.outputs;
-    const int64_t height = product.out_height(), width = product.out_width();
+    const int64_t height = geometry.out_height(), width = geometry.out_width();
     return static_cast<float>(current(t, row / (height * width), row / width % height, row % width, output));
   }
   double current(int t, int64_t b, int64_t y, int64_t x, int64_t output) const {
-    const int64_t group = output / product.group_outputs(), pixels = shape.batch * shape.height * shape.width;
+    const int64_t group = output / geometry.group_outputs(), pixels = shape.batch * shape.height * shape.width;
     double sum = 0;
-    for (int64_t tap = 0; tap < product.taps(); ++tap) {
+    for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
       const int64_t iy = y * shape.stride[0] - shape.padding[0] + tap / shape.kernel[1] * shape.dilation[0];
       const int64_t ix = x * shape.stride[1] - shape.padding[1] + tap % shape.kernel[1] * shape.dilation[1];
       if (iy < 0 || iy >= shape.height || ix < 0 || ix >= shape.width) continue;
-      for (int64_t c = 0; c < product.group_channels(); ++c) {
+      for (int64_t c = 0; c < geometry.group_channels(); ++c) {
         const int64_t pixel = t / 8 * pixels + (b * shape.height + iy) * shape.width + ix;
-        const int byte = planes[pixel * shape.channels + group * product.group_channels() + c];
+        const int byte = planes[pixel * shape.channels + group * geometry.group_channels() + c];
         if (byte >> (t % 8) & 1) sum += weight(output, tap, c);
       }
     }
     return sum;
   }
 
-  std::vector<Neuron<float>> expected() const {
-    std::vector<Neuron<float>> out;
+  std::vector<PlainNeuron<float>> expected() const {
+    std::vector<PlainNeuron<float>> out;
     for (int64_t n = 0; n < args.neurons; ++n) {
       out.push_back(plain_neuron(args, n, [&](int t) { return current(t, n); }));
     }
@@ -127,21 +129,21 @@ struct ProductLayer {
   }
 };
 
-// The weights of a layer, packed.
-struct PackedWeights {
-  std::vector<int32_t> memory;
-  int32_t* data;
-  bool finite;
+// The weights of a layer, prepared.
+struct PreparedWeights {
+  std::vector<char> memory;
+  char* data;
+  cpu::Refusal refusal;
 
-  explicit PackedWeights(const SpikeProduct& product, ParallelFor parallel = serial_for)
-      : memory(cpu::packed_size(product) + 16) {
-    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(int32_t);
-    finite = cpu::pack_weights(product, data, parallel);
+  PreparedWeights(const Geometry& geometry, const Weights& weights, ParallelFor parallel = serial_for)
+      : memory(cpu::prepared_size(geometry, weights) + 64) {
+    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+    refusal = cpu::prepare(geometry, weights, data, parallel);
   }
 };
 
 // Are these the outputs of a layer of neurons?
-inline bool agree(const NeuronArgs<float>& args, const std::vector<Neuron<float>>& want) {
+inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float>>& want) {
   for (int64_t n = 0; n < args.neurons; ++n) {
     if (!agrees(args, n, want[n])) return false;
   }

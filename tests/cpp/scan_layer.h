@@ -3,7 +3,7 @@
 
 #include <random>
 
-#include "kernels/if_scan.h"
+#include "kernels/neuron/scan.h"
 #include "plain.h"
 
 namespace tandem::test {
@@ -31,7 +31,7 @@ struct ScanLayer {
   std::vector<char> currents;
   std::vector<C> scale, shift, residual_scale, residual_currents, v_init;
   std::vector<uint8_t> residual_planes;
-  NeuronArgs<C> args{};
+  Neuron<C> args{};
 
   ScanLayer(const Case& of, unsigned seed) : c(of) {
     std::mt19937 random(seed);

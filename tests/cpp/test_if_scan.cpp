@@ -10,7 +10,7 @@ namespace {
 template <class C>
 void check_neuron(const ScanLayer<C>& layer, int64_t n) {
   const Case& c = layer.c;
-  const Neuron<C> want = plain_neuron(layer.args, n, [&](int t) { return layer.current(t, n); });
+  const PlainNeuron<C> want = plain_neuron(layer.args, n, [&](int t) { return layer.current(t, n); });
   CHECK(agrees(layer.args, n, want),
         "dtype %d source %d gate %d residual %d T %d neurons %lld channels %lld neuron %lld", static_cast<int>(c.dtype),
         static_cast<int>(c.source), static_cast<int>(c.gate), static_cast<int>(c.residual), c.T,

@@ -1,9 +1,9 @@
 // How kernels divide their work: a range is worth a thread's start, and large work has more of them than one.
 #include "check.h"
-#include "kernels/batch_norm.h"
-#include "kernels/if_scan.h"
-#include "kernels/spike_bits.h"
-#include "kernels/spike_window.h"
+#include "kernels/neuron/scan.h"
+#include "kernels/norm/batch_norm.h"
+#include "kernels/planes/bits.h"
+#include "kernels/planes/moves.h"
 #include "product_layer.h"
 
 using namespace tandem;
@@ -40,12 +40,12 @@ bool divides(const Call& call, int64_t pieces) { return call.pieces == pieces &&
 
 std::vector<Call> calls_of_product(const Shape& s, int32_t T) {
   ProductLayer layer(s, T, 0.2, 1);
-  layer.product.bucket_width = 1;
+  layer.way = Way::kLists1;
   layer.finish();
-  const PackedWeights packed(layer.product);
-  layer.product.packed = packed.data;
+  const PreparedWeights prepared(layer.geometry, layer.weights);
+  layer.prepared = prepared.data;
   const Outputs<float> out(layer.args);
-  return calls_of([&] { cpu::product_if(layer.product, layer.args, record); });
+  return calls_of([&] { CHECK(cpu::run(layer.layer(), record) == cpu::Refusal::kNone, "run"); });
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
   constexpr int64_t blocks = 1000, neurons = 64 * blocks;
   std::vector<float> floats(neurons);
   std::vector<uint8_t> planes(neurons);
-  NeuronArgs<float> a{};
+  Neuron<float> a{};
   a.neurons = neurons;
   a.channels = a.T = a.steps = 1;
   a.planes = planes.data();
@@ -98,7 +98,7 @@ TEST(weights_by_tiles) {
   s.outputs = 640;
   ProductLayer layer(s, 8, 0.2, 1);
   layer.finish();
-  const Call call = calls_of([&] { PackedWeights(layer.product, record); })[0];
+  const Call call = calls_of([&] { PreparedWeights(layer.geometry, layer.weights, record); })[0];
   CHECK(divides(call, 20, 32 * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
 }
 

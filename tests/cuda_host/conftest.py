@@ -16,27 +16,25 @@ def toolkit() -> Toolkit:
     if found is None:
         pytest.skip("needs a CUDA toolkit (nvcc and its headers)")
     if shutil.which("g++") is None:
-        pytest.skip("the emulation needs g++")
+        pytest.skip("the machine that runs PTX needs g++")
     return found
 
 
-def emulate(request: pytest.FixtureRequest, checked: bool) -> Emulator:
-    name = "checked" if checked else "plain"
-    if folder := os.environ.get("TANDEM_EMULATED"):  # what mutate.py has built
-        library = Path(folder) / f"{name}.so"
-        if not library.exists():
-            pytest.skip(f"{name} is not built")
-        return Emulator(library, checked)
-    return Emulator(build(name, library_parts(checked), request.getfixturevalue("toolkit").include), checked)
-
-
 @pytest.fixture(scope="session")
-def plain(request: pytest.FixtureRequest) -> Emulator:
-    """The kernels, emulated at full speed."""
-    return emulate(request, checked=False)
+def library(request: pytest.FixtureRequest) -> Path:
+    """All kernels, their PTX, and the machine that runs it."""
+    if path := os.environ.get("TANDEM_EMULATED"):  # what mutate.py has built
+        return Path(path)
+    return build("kernels", library_parts(), request.getfixturevalue("toolkit"))
 
 
-@pytest.fixture(scope="session")
-def checked(request: pytest.FixtureRequest) -> Emulator:
+@pytest.fixture
+def plain(library: Path) -> Emulator:
+    """The kernels, of whose accesses those to shared memory are watched."""
+    return Emulator(library, checked=False)
+
+
+@pytest.fixture
+def checked(library: Path) -> Emulator:
     """The kernels, every access watched."""
-    return emulate(request, checked=True)
+    return Emulator(library, checked=True)

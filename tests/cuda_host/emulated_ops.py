@@ -1,4 +1,4 @@
-"""Builds the extension once more, with emulated CUDA kernels behind the very same ops, for tensors of the CPU.
+"""Builds the extension once more, with the CUDA kernels, run by the machine, behind the same ops for CPU tensors.
 
 TANDEM_LIBRARY makes tandem_ext load it in place of its own: every test of an op, a layer or a network is then one of
 the CUDA kernels and of the code between them and torch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import emulation_parts, emulation_rules, kernel_sources
+from harness import kernel_sources, machine_parts, machine_rules
 
 from build_tools.compile import ROOT, build_folder, commands, ninja_text, read_sources, run_ninja
 from build_tools.decide import Plan, Toolkit
@@ -19,10 +19,10 @@ def build_ops(toolkit: Toolkit) -> Path:
     folder, sources = build_folder(), read_sources()
     rules, link = commands(Plan(toolkit, ("emulated",)), "emulated")
     ops = [*rules["ops"], "-DTANDEM_EMULATION", "-O1"]  # compiled for few calls
-    rules = {"ops": ops, "cpu": rules["cpu"], **emulation_rules(toolkit.include)}
+    rules = {"ops": ops, "cpu": rules["cpu"], **machine_rules(toolkit)}
     parts = [("cpu", path, folder / f"{path}.o") for path in sources["cpu"]]
     parts += [("ops", path, folder / "emulated" / f"{path}.o") for path in sources["ops"]]
-    parts += emulation_parts(kernel_sources(), checked=False, extra=["error"])
+    parts += machine_parts(kernel_sources())
     library = folder / "emulated_ops.so"
     if not run_ninja(folder / "emulated_ops.ninja", ninja_text(folder, rules, link, parts, library)):
         raise RuntimeError("the emulated ops do not compile; the compiler's message is above")

@@ -1,10 +1,9 @@
-"""Builds CUDA sources with g++ and the emulation, and calls them on guarded buffers."""
+"""Builds the kernels with nvcc, to PTX, and the machine of ptx/ that runs it; calls them on guarded buffers."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from build_tools.compile import NUMERICS, ROOT, build_folder, ninja_text, read_sources, run_ninja
-from build_tools.decide import Toolkit, decide
+from build_tools.compile import NUMERICS, ROOT, build_folder, ninja_text, nvcc_flags, read_sources, run_ninja
+from build_tools.decide import Plan, Toolkit, decide
 
 HERE = Path(__file__).parent
 INPUT, OUTPUT, INOUT = 1, 2, 3
@@ -36,53 +35,38 @@ def find_toolkit() -> Toolkit | None:
 
 
 def kernel_sources() -> list[Path]:
-    """The .cu files that hold kernels."""
-    sources = [ROOT / path for path in read_sources()["cuda"]]
-    return [path for path in sources if "__global__" in path.read_text()]
+    """The .cu files of the library."""
+    return [ROOT / path for path in read_sources()["cuda"]]
 
 
-def emulated(include: Path) -> list[str]:
-    """The command that compiles a CUDA source, or a part of the emulation, for the CPU.
-
-    The checker does not see arrays in registers; what the compiler says of their bounds is an error.
-    """
-    warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror=array-bounds"]
-    warnings += ["-Werror=aggressive-loop-optimizations"]
-    flags = ["-std=c++17", "-fPIC", "-U_FORTIFY_SOURCE", *warnings, *NUMERICS]
-    return ["g++", *flags, "-O2", "-DTANDEM_EMULATION", "-Itests/cuda_host/emulation", "-Icsrc", f"-isystem{include}"]
+# Beside the flags of the library's own build: PTX instead of machine code, as text, with the lines of its source.
+PTX = ["-gencode=arch=compute_80,code=compute_80", "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
+MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
+LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
 
 
-# Every access is watched. Aggregates that the optimiser would split into scalars are loads and stores of up to 128 bits
-# on the GPU.
-WATCHED = ["-O1", "-g", "-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"]
-LINK = ["-shared", "-Wl,-z,defs", "-ldl"]
-
-
-def emulation_parts(kernels: Sequence[Path], checked: bool, extra: Sequence[str] = ()) -> list[tuple[str, str, Path]]:
-    """What ninja_text() takes of kernels and the emulation they run on."""
-    names = ["scheduler", "warp", "tensor", "checker" if checked else "no_checker", *extra]
-    sources = [HERE / "emulation" / f"{name}.cpp" for name in names]
-    rules = ["watched" if checked else "emulated"] * len(kernels) + ["emulated"] * len(sources)
-    named = [(rule, path.relative_to(ROOT)) for rule, path in zip(rules, [*kernels, *sources], strict=True)]
+def machine_parts(kernels: Sequence[Path]) -> list[tuple[str, str, Path]]:
+    """What ninja_text() takes of kernels and the machine that runs their PTX."""
+    sources = [*kernels, *sorted((HERE / "ptx").glob("*.cpp"))]
+    named = [("ptx" if path.suffix == ".cu" else "machine", path.relative_to(ROOT)) for path in sources]
     return [(rule, str(path), build_folder() / rule / f"{path}.o") for rule, path in named]
 
 
-def emulation_rules(include: Path) -> dict[str, list[str]]:
-    command = [*emulated(include), "-x", "c++"]
-    return {"emulated": command, "watched": [*command, *WATCHED]}
+def machine_rules(toolkit: Toolkit) -> dict[str, list[str]]:
+    nvcc = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
+    return {"ptx": nvcc, "machine": ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]}
 
 
-def library_parts(checked: bool) -> list[tuple[str, str, Path]]:
+def library_parts() -> list[tuple[str, str, Path]]:
     """Those of the library that tests call by way of entry.cpp."""
     entry = HERE.relative_to(ROOT) / "entry.cpp"
-    parts = emulation_parts(kernel_sources(), checked)
-    return [*parts, ("emulated", str(entry), build_folder() / "emulated" / f"{entry}.o")]
+    return [*machine_parts(kernel_sources()), ("machine", str(entry), build_folder() / "machine" / f"{entry}.o")]
 
 
-def build(name: str, parts: list[tuple[str, str, Path]], include: Path) -> Path:
-    """A library of emulated kernels. What did not change since it was last built is not compiled again."""
+def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit) -> Path:
+    """A library of kernels and the machine. What did not change since it was last built is not compiled again."""
     library = build_folder() / f"{name}.so"
-    text = ninja_text(build_folder(), emulation_rules(include), LINK, parts, library)
+    text = ninja_text(build_folder(), machine_rules(toolkit), LINK, parts, library)
     if not run_ninja(build_folder() / f"{name}.ninja", text):
         raise RuntimeError(f"{name} does not compile; the compiler's message is above")
     return ROOT / library
@@ -112,22 +96,21 @@ class Traffic:
 
 
 class Emulator:
-    """A library of emulated kernels."""
+    """A library of kernels whose PTX the machine runs. If ``checked``, it watches every access to the buffers."""
 
     def __init__(self, library: Path, checked: bool) -> None:
-        self.path = library
         self.checked = checked
         self.lib = ctypes.CDLL(str(library))
         self.lib.emulation_report.restype = ctypes.c_char_p
         self.lib.emulation_report_count.restype = ctypes.c_size_t
+        self.lib.emulation_stream.restype = ctypes.c_void_p
         self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: the memory, the view of it, its use
 
     def begin(self, seed: int = 0) -> None:
-        """Forget buffers and reports; later launches are scheduled by ``seed``."""
+        """Forget buffers, options and reports; later launches are scheduled by ``seed``."""
         self.buffers.clear()
         self.lib.emulation_begin(ctypes.c_uint64(seed))
-        if self.checked:
-            self.lib.emulation_forget_buffers()
+        self.lib.emulation_forget_buffers()
 
     def place(self, name: str, value: Tensor | None, use: int = INPUT, offset: int = 0) -> Tensor | None:
         """A copy of ``value`` in guarded memory, ``offset`` elements past a 256-byte boundary."""
@@ -152,14 +135,20 @@ class Emulator:
         return view
 
     def reports(self) -> list[str]:
-        """What the checker has found, with the source line of each access."""
+        """What the machine has found, with the source line of each access."""
         texts = (self.lib.emulation_report(ctypes.c_size_t(i)) for i in range(self.lib.emulation_report_count()))
-        found = [self._with_source(text.decode()) for text in texts]
+        found = [text.decode() for text in texts]
         if self.checked:
             for name, (_, view, use) in self.buffers.items():
                 if use == OUTPUT and view.numel() > 0 and self.touches(name).least_writes == 0:
                     found.append(f"{name} is not written everywhere")
         return found
+
+    def counted(self, kernel: str) -> tuple[int, int]:
+        """Warp instructions, and mma among them, that kernels with ``kernel`` in their name have executed."""
+        out = (ctypes.c_uint64 * 2)()
+        self.lib.emulation_counters(kernel.encode(), out)
+        return out[0], out[1]
 
     def touches(self, name: str) -> Touches:
         out = (ctypes.c_uint32 * 4)()
@@ -171,21 +160,13 @@ class Emulator:
         self.lib.emulation_traffic(name.encode(), int(write), out)
         return Traffic(*out)
 
-    def _with_source(self, text: str) -> str:
-        def line(match: re.Match[str]) -> str:
-            command = ["addr2line", "-i", "-e", str(self.path), match[1]]
-            lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
-            return next((name for name in lines if name and "emulation/" not in name), "an unknown line")
-
-        return re.sub(r"code (0x[0-9a-f]+)", line, text) if shutil.which("addr2line") else text
-
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def neuron_args(real: type) -> type[ctypes.Structure]:
-    """csrc/kernels/if_neuron.h: NeuronArgs<real>."""
+    """csrc/kernels/neuron/if_neuron.h: Neuron<real>."""
 
     class Args(ctypes.Structure):
         _fields_ = [

@@ -1,4 +1,4 @@
-"""Measures the tests: changes the kernels in one place at a time and counts the changes that no test notices.
+"""Measures the tests: changes the kernels in one place at a time and counts the changes of code that no test notices.
 
     python tests/cuda_host/mutate.py [--sample N] [--seed S] [--json FILE]
 
@@ -7,6 +7,7 @@ A survivor is a gap in the tests or a change without effect; which, only reading
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,46 +20,44 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import HERE, LINK, ROOT, WATCHED, build, emulated, find_toolkit, library_parts
-from mutation import KERNELS, Mutant, chosen, measure, options
+from harness import HERE, LINK, ROOT, Toolkit, build, find_toolkit, library_parts, machine_rules
+from mutation import KERNELS, NOT_TRIED, Mutant, chosen, measure, options
 
 # By file: the sources that contain it, the tests that have to notice.
 FILES = {
-    "cuda/if_scan.cu": (["if_scan"], ["scan"]),
-    "cuda/spike_bits.cu": (["spike_bits"], ["bits"]),
+    "cuda/if_scan.cu": (["if_scan"], ["scan", "offsets"]),
+    "cuda/spike_bits.cu": (["spike_bits"], ["bits", "offsets"]),
     "cuda/product_if.cu": (["product_if"], ["product"]),
+    "cuda/ptx.cuh": (["product_if"], ["product"]),
     "cuda/product_tile.cuh": (["product_if"], ["product"]),
     "cuda/spike_operands.cuh": (["product_if"], ["product"]),
     "cuda/batch_norm.cu": (["batch_norm"], ["batch_norm"]),
-    "batch_norm.h": (["batch_norm"], ["batch_norm"]),
-    "cuda/neurons.cuh": (["if_scan", "product_if"], ["scan", "product"]),
+    "norm/batch_norm.h": (["batch_norm"], ["batch_norm"]),
+    "cuda/neurons.cuh": (["if_scan", "product_if"], ["scan", "product", "offsets"]),
     "cuda/vec.cuh": (["if_scan", "spike_bits", "product_if"], ["scan", "bits", "product"]),
-    "if_neuron.h": (["if_scan", "product_if"], ["scan", "product"]),
+    "neuron/if_neuron.h": (["if_scan", "product_if"], ["scan", "product", "offsets"]),
 }
-BUILDS: dict[str, list[str]] = {"plain": [], "checked": WATCHED}
 LIMIT = 100  # seconds for one test; the slowest takes five
+NAMES = re.compile(r"_GLOBAL__N__\w{8}_\d+_\w+?_cu_\w{8}|^\.(?:loc|file).*$|^//.*$", re.MULTILINE)
 
 
-def compiles(library: Path, flags: list[str], changed: list[str], include: Path) -> bool:
-    """Builds ``library`` with the kernels beside it in the place of the repository's ``changed`` ones."""
-    parts = library_parts(bool(flags))
-    objects = [to for _, source, to in parts if Path(source).stem not in changed or source.endswith(".cpp")]
-    for stem in changed:
-        objects.append(library.with_name(f"{library.stem}_{stem}.o"))
-        source = library.parent / "csrc" / "kernels" / "cuda" / f"{stem}.cu"
-        command = [*emulated(include), *flags, "-x", "c++", "-c", source, "-o", objects[-1]]
-        if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
-            return False
-    subprocess.run(["g++", *map(str, objects), *LINK, "-o", str(library)], cwd=ROOT, check=True)
-    return True
+def code_of(source: Path, to: Path, toolkit: Toolkit) -> tuple[str, bytes] | None:
+    """Compiles a kernel file. Its PTX without names and lines, and the host's code; None: it does not compile."""
+    command = [*machine_rules(toolkit)["ptx"], "-keep", f"-keep-dir={to.parent}", "-c", source, "-o", to]
+    if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
+        return None
+    text = (to.parent / f"{source.stem}.ptx").read_text().split(".section")[0]
+    host = to.with_suffix(".text")
+    subprocess.run(["objcopy", "-O", "binary", "--only-section=.text*", str(to), str(host)], check=True)
+    return NAMES.sub("", text.replace("\t", "")), host.read_bytes()
 
 
-def failure(libraries: Path, tests: list[str]) -> str | None:
-    """What notices the change: a test, a time limit or a crash. Tests of a build that is not there are skipped."""
+def failure(library: Path, tests: list[str]) -> str | None:
+    """What notices the change: a test, a time limit or a crash."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     command += ["-o", f"faulthandler_timeout={LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
     command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
-    env = {**os.environ, "TANDEM_EMULATED": str(libraries)}
+    env = {**os.environ, "TANDEM_EMULATED": str(library)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode == 0:
         return None
@@ -68,19 +67,39 @@ def failure(libraries: Path, tests: list[str]) -> str | None:
     return failed[1] if failed else "crashes"
 
 
-def verdict(mutant: Mutant, include: Path, folder: Path) -> str:
-    """What becomes of a mutant: it does not compile, a test notices it, or it survives."""
+Code = dict[str, tuple[str, bytes]]  # by file, what code_of() gives
+
+
+@functools.cache
+def originals(toolkit: Toolkit) -> Code:
+    """The code of the files as they are."""
+    build("kernels", library_parts(), toolkit)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(KERNELS, Path(folder, "csrc", "kernels"))
+        stems = {stem for changed, _ in FILES.values() for stem in changed}
+        sources = {stem: Path(folder, "csrc", "kernels", "cuda", f"{stem}.cu") for stem in stems}
+        found = {stem: code_of(source, Path(folder, f"{stem}.o"), toolkit) for stem, source in sources.items()}
+    return {stem: code for stem, code in found.items() if code is not None}
+
+
+def verdict(mutant: Mutant, toolkit: Toolkit, folder: Path, original: Code, tests: list[str] | None = None) -> str:
+    """What becomes of a mutant: why it is not tried, what notices it, or that it survives."""
     shutil.copytree(KERNELS, folder / "csrc" / "kernels")
     mutant.write(folder / "csrc" / "kernels")
-    changed, tests = FILES[mutant.file]
-    for name, flags in BUILDS.items():
-        library = folder / f"{name}.so"
-        if not compiles(library, flags, changed, include):
-            return "does not compile"
-        if found := failure(folder, tests):
-            return found
-        library.unlink()
-    return "SURVIVES"
+    changed, all_tests = FILES[mutant.file]
+    objects = [to for _, source, to in library_parts() if Path(source).stem not in changed or source.endswith(".cpp")]
+    differs = False
+    for stem in changed:
+        objects.append(folder / f"{stem}.o")
+        code = code_of(folder / "csrc" / "kernels" / "cuda" / f"{stem}.cu", objects[-1], toolkit)
+        if code is None:
+            return NOT_TRIED[0]
+        differs |= code != original[stem]
+    if not differs:
+        return NOT_TRIED[1]
+    library = folder / "kernels.so"
+    subprocess.run(["g++", *map(str, objects), *LINK, "-o", str(library)], cwd=ROOT, check=True)
+    return failure(library, tests or all_tests) or "SURVIVES"
 
 
 def main() -> None:
@@ -88,12 +107,10 @@ def main() -> None:
     toolkit = find_toolkit()
     if toolkit is None:
         raise SystemExit("needs a CUDA toolkit")
-    for name in BUILDS:
-        build(name, library_parts(name == "checked"), toolkit.include)
 
     def judge(mutant: Mutant) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            return verdict(mutant, toolkit.include, Path(folder))
+            return verdict(mutant, toolkit, Path(folder), originals(toolkit))
 
     figures = measure(chosen(FILES, arguments.sample, arguments.seed), judge)
     if arguments.json:

@@ -20,7 +20,7 @@ DTYPES = {torch.float32: ("", ctypes.c_float), torch.float64: ("64", ctypes.c_do
 
 def norm_type(real: type) -> type[ctypes.Structure]:
     class Norm(ctypes.Structure):
-        """csrc/kernels/batch_norm.h: BatchNorm<real>."""
+        """csrc/kernels/norm/batch_norm.h: BatchNorm<real>."""
 
         _fields_ = [
             ("gain", ctypes.c_void_p),

@@ -54,6 +54,22 @@ def test_ops(library: Path, group: str) -> None:
     assert " passed" in out
 
 
+def test_a_card_that_has_no_image(library: Path) -> None:
+    """The error says which cards the kernels were built for."""
+    script = """
+import ctypes, os, torch, tandem_ext as te
+ctypes.CDLL(os.environ["TANDEM_LIBRARY"]).emulation_fail(209)
+try:
+    te.pack(torch.ones(2, 1, 1))
+except RuntimeError as error:
+    print(error)
+print(te.pack(torch.ones(2, 1, 1)).item())
+"""
+    out = run(["-c", script], library)
+    assert "the kernels were built for emulated" in out
+    assert out.endswith("3\n")
+
+
 def test_training(library: Path) -> None:
     """The spikes of every step and the losses are those of the CPU kernels."""
     script = [str(HERE / "training_run.py")]

@@ -55,9 +55,11 @@ def run(
     mode: int,
     seed: int = 0,
     offset: int = 0,
+    truncating: bool = False,
 ) -> Outputs:
-    """The kernel's outputs; ``layer`` says all but the currents."""
+    """The kernel's outputs; ``layer`` says all but the currents. ``truncating``: as Hopper's tensor cores add."""
     emulator.begin(seed % 3)
+    emulator.lib.emulation_truncate(truncating)
     planes = pointer(emulator.place("spikes", pack(spikes), offset=offset))
     placed = pointer(emulator.place("weight", weight, offset=offset))
     args, out = place_neurons(emulator, layer)
@@ -124,6 +126,13 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
         check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
 
 
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
+    """More stages than the ring of shared memory holds."""
+    for T in (4, 8, 16):
+        check(checked, T, 9, 24, 700, dtype, seed=T)
+
+
 def test_no_stage_is_empty(checked: Emulator) -> None:
     """Up to 128 depths are one stage of shared memory."""
     written = []
@@ -131,6 +140,40 @@ def test_no_stage_is_empty(checked: Emulator) -> None:
         check(checked, 8, 5, 16, K, torch.float16, seed=1)
         written.append(checked.traffic("shared dynamic shared memory", True).bytes)
     assert written[0] == written[1] < written[2]
+
+
+def sums(emulator: Emulator, weight: Tensor, spikes: Tensor, mode: int) -> Tensor:
+    """What truncating tensor cores make of the sums of each step: [8, N], of ``spikes`` [K]."""
+    (N, K), steps = weight.shape, torch.eye(8)
+    layer = Layer(torch.zeros(8, 8, N), 8, threshold=3e38)  # sample b has spikes in step b alone, and nothing fires
+    train = (steps.view(8, 8, 1) * spikes).view(8, 8, 1, 1, K)
+    return run(emulator, LINEAR, layer, train, weight.view(N, 1, 1, K), mode, truncating=True)["v"]
+
+
+def test_float16_spikes_lose_no_bits(plain: Emulator) -> None:
+    """A sum of seventeen bits, which tensor cores would cut if a spike were a subnormal number."""
+    weight = torch.tensor([[1.0, (1 + 2.0**-10) * 2.0**-6]]).repeat(8, 1)
+    assert torch.equal(sums(plain, weight.half(), torch.ones(2), FLOAT16), weight.sum(1).expand(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "most"),
+    [
+        (FLOAT16, torch.float16, 3e-7),
+        (BFLOAT16, torch.bfloat16, 3e-7),
+        (FLOAT32, torch.float32, 1e-6),
+        (FLOAT32_HIGH, torch.float32, 4e-6),
+        (FLOAT32_MEDIUM, torch.float32, 2e-3),
+    ],
+)
+def test_random_weights(plain: Emulator, mode: int, dtype: torch.dtype, most: float) -> None:
+    """The root mean square error of sums of 1024 weights, where the tensor cores truncate."""
+    g = torch.Generator().manual_seed(0)
+    weight = (torch.randn(64, 1024, generator=g) / 32).to(dtype)
+    spikes = (torch.rand(1024, generator=g) < 0.15).float()
+    exact = weight.double() @ spikes.double()
+    errors = sums(plain, weight, spikes, mode) - exact
+    assert errors.square().mean(1).sqrt().max() < most
 
 
 def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
@@ -254,3 +297,14 @@ def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | N
         plain.begin()
         args, _ = place_neurons(plain, random_layer(0, 8, (2, 12), torch.float32, TRAIN, None))
         assert plain.lib.emulated_product_if(None, None, given, weights, ctypes.byref(args)) != 0
+
+
+def test_an_error_stays_with_its_launch(plain: Emulator) -> None:
+    """On a GPU with less shared memory the product fails, and what is launched next does not."""
+    limit = plain.lib.emulation_opt_in_limit(48 * 1024)
+    try:
+        with pytest.raises(AssertionError):
+            check(plain, 8, 9, 24, 16, torch.float16, seed=0)
+    finally:
+        plain.lib.emulation_opt_in_limit(limit)
+    check(plain, 4, 1, 8, 16, torch.int8, seed=0)

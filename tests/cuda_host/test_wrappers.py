@@ -1,26 +1,54 @@
-"""The instructions of ptx.cuh: their twins in the emulation do what `make gpu-check` asks of the hardware."""
+"""The instructions of ptx.cuh: on the machine they do what `make gpu-check` asks of the hardware."""
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from gpu import check, golden
-from harness import ROOT, build, emulation_parts
+from harness import ROOT, build, machine_parts
 
 from build_tools.decide import Toolkit
 
 
 @pytest.fixture(scope="module")
 def library(toolkit: Toolkit) -> Path:
-    return build("wrappers", emulation_parts([ROOT / "tests" / "gpu" / "wrappers.cu"], checked=False), toolkit.include)
+    return build("wrappers", machine_parts([ROOT / "tests" / "gpu" / "wrappers.cu"]), toolkit)
 
 
 @pytest.mark.parametrize("name", golden.GOLDEN)
 def test_golden(library: Path, name: str) -> None:
-    golden.check(library, name, torch.device("cpu"))
+    stream = ctypes.CDLL(str(library)).emulation_stream
+    stream.restype = ctypes.c_void_p
+    golden.check(library, name, torch.device("cpu"), stream())
+
+
+@pytest.mark.parametrize("name", ["mma_f16", "mma_bf16"])
+def test_truncation(library: Path, name: str) -> None:
+    """In that mode the machine has the bits of MMA-Sim's model of Hopper, of subnormal numbers and zeros too."""
+    mmasim = pytest.importorskip("mmasim.nv_ptx", reason="needs mmasim")
+    lib = ctypes.CDLL(str(library))
+    lib.emulation_stream.restype = ctypes.c_void_p
+    dtype = {"mma_f16": torch.float16, "mma_bf16": torch.bfloat16}[name]
+    word = {"mma_f16": "f16", "mma_bf16": "bf16"}[name]
+    model = mmasim.MMA("Hopper", f"m16n8k16.f32.{word}.{word}.f32")
+    g = torch.Generator().manual_seed(0)
+    for spread in (0, 4, 12):
+        A, B, C = (
+            torch.randn(shape, generator=g) * 2.0 ** torch.randint(-spread, spread + 1, shape, generator=g)
+            for shape in [(16, 16), (8, 16), (16, 8)]
+        )
+        A[A.abs() < 0.05] = 0
+        B[0] *= 2.0**-20  # subnormal in float16
+        a, b, d = A.to(dtype), B.to(dtype), C.clone()
+        lib.emulation_truncate(True)
+        stream = ctypes.c_void_p(lib.emulation_stream())
+        assert getattr(lib, f"wrapper_{name}")(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)), stream) == 0
+        lib.emulation_truncate(False)
+        assert torch.equal(d, model(a, b.T, C))
 
 
 def test_every_wrapper_has_one() -> None:

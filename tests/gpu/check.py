@@ -3,47 +3,39 @@
     python tests/gpu/check.py [--library _C.so] [--wrappers wrappers.so] [--out docs/results] [--only STAGE ...]
 
 On a machine without compilers copy this repository and the two libraries that `make gpu-libraries` makes elsewhere; a
-CUDA torch from 2.10 on, under any Python from 3.10 on, is all it needs. Exit status: 0 all is well, 1 something is
-wrong, 2 no GPU.
+CUDA torch from 2.10 on, under any Python from 3.10 on, is all it needs, and neither pip nor a network. Exit status: 0
+all is well, 1 something is wrong, 2 no GPU. `--dry-run` goes through all of it on a machine without a GPU.
 
-Stages: bits (the ops against the reference, bit for bit), wrappers (each instruction of ptx.cuh), device (more than
-2^31 elements, CUDA graphs, streams), tests (the repository's own with --device cuda, where pytest and hypothesis are),
-sanitizer (compute-sanitizer's four tools, where it is), timings.
+Every stage is a process of its own with a time limit, so that one that ends the GPU's context ends no other. What is
+known is written after each of them; its whole output is beside the JSON, in a log.
+
+Stages: wrappers (each instruction of ptx.cuh), small and bits (the ops against the reference, bit for bit), device
+(more than 2^31 elements, CUDA graphs, streams), tests (the repository's own with --device cuda, where pytest and
+hypothesis are), sanitizer (compute-sanitizer's four tools, where it is), timings.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("bits", "wrappers", "device", "tests", "sanitizer", "timings")
-SECONDS = 480
+SECONDS = 475
+LIMITS = {"wrappers": 40, "small": 60, "bits": 80, "device": 90, "tests": 110, "sanitizer": 110, "timings": 220}
+STAGES = tuple(LIMITS)
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# On a GPU sums of random weights depend on the shape of the batch, as in any library.
-NOT_ON_A_GPU = ("test_an_answer_does_not_depend_on_batch_mates",)
-TESTS = (
-    "if_scan",
-    "spike_train",
-    "golden",
-    "linear_if",
-    "conv_if",
-    "int8_weights",
-    "batch_norm",
-    "gradients",
-    "layers",
-)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,46 +49,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda", help="cpu tries this program out, and shows nothing else")
     parser.add_argument("--small", action="store_true", help="few and small cases, as the sanitizer runs them")
-    return parser.parse_args(arguments)
-
-
-def failure_of(run: Callable[[], None]) -> Exception | None:
-    try:
-        run()
-    except Exception as error:
-        if not isinstance(error, AssertionError):
-            traceback.print_exc()
-        return error
-    return None
-
-
-class Log:
-    """Says what happens, and remembers what went wrong."""
-
-    def __init__(self) -> None:
-        self.begin = time.monotonic()
-        self.results: dict[str, Any] = {}
-
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.begin:6.1f} s  {text}", flush=True)
-
-    def stage(self, name: str, cases: Sequence[tuple[str, Callable[[], None]]]) -> None:
-        """Runs every case, whatever becomes of the others."""
-        failures = {}
-        for case, run in cases:
-            if error := failure_of(run):
-                failures[case] = f"{type(error).__name__}: {error}"[:2000]
-                self.say(f"{name}: {case} FAILS: {str(error)[:500]}")
-        self.results[name] = {"passed": len(cases) - len(failures), "failures": failures}
-        self.say(f"{name}: {len(cases) - len(failures)} of {len(cases)} pass")
-
-    def skip(self, name: str, why: str) -> None:
-        self.results[name] = {"skipped": why}
-        self.say(f"{name}: skipped, {why}")
-
-    @property
-    def failed(self) -> bool:
-        return any(result.get("failures") for result in self.results.values())
+    parser.add_argument("--dry-run", action="store_true", help="--device cpu --small")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="when it has to end")
+    parser.add_argument("--stage", choices=STAGES, help="this stage alone, in this process")
+    parser.add_argument("--result", type=Path, help="what --stage leaves")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        options.device, options.small = "cpu", True
+    return options
 
 
 def build_wrappers(library: Path) -> str | None:
@@ -114,29 +74,22 @@ def build_wrappers(library: Path) -> str | None:
     return None if done.returncode == 0 else f"nvcc: {done.stderr.strip()[-500:]}"
 
 
-def run_tests(log: Log) -> None:
-    if find_spec("pytest") is None or find_spec("hypothesis") is None:
-        return log.skip("tests", "no pytest or no hypothesis")
-    files = [f"tests/test_{name}.py" for name in TESTS]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        "--device=cuda",
-        *files,
-    ]
-    command += ["-k", " and ".join(f"not {name}" for name in NOT_ON_A_GPU)]
-
-    def run() -> None:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout[-2000:]
-
-    return log.stage("tests", [("pytest --device=cuda", run)])
+def supervise(command: Sequence[str], log: Path, seconds: float, env: dict[str, str] | None = None) -> str | None:
+    """Runs a command with all its output in a file, and kills it and its children after so many seconds. None, or what
+    went wrong with it; a status of 1 is for the command's own report."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        try:
+            status = process.wait(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            return f"killed after {seconds:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return None if status in (0, 1) else f"ended with status {status}"
 
 
 def sanitizer_command(sanitizer: str, tool: str, options: str) -> list[str]:
@@ -147,29 +100,13 @@ def sanitizer_command(sanitizer: str, tool: str, options: str) -> list[str]:
         command += ["--kernel-name", "kns=tandem"]
     if tool == "memcheck":  # torch asks CUDA for what may not be there
         command += ["--report-api-errors", "no"]
-    return [*command, sys.executable, __file__, "--small", "--only", "bits"]
+    return [*command, sys.executable, __file__, "--stage", "small"]
 
 
-def run_sanitizer(log: Log) -> None:
-    tool = shutil.which("compute-sanitizer")
+def find_sanitizer() -> str | None:
     home = os.environ.get("CUDA_HOME")
-    if tool is None and home and Path(home, "bin", "compute-sanitizer").exists():
-        tool = str(Path(home, "bin", "compute-sanitizer"))
-    if tool is None:
-        return log.skip("sanitizer", "no compute-sanitizer on PATH or in CUDA_HOME")
-
-    options = subprocess.run([tool, "--help"], capture_output=True, text=True).stdout
-
-    def run(name: str) -> None:
-        # Without torch's pool every tensor is an allocation whose ends the tool knows.
-        env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command = sanitizer_command(tool, name, options)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
-
-    with ThreadPoolExecutor(len(TOOLS)) as pool:  # each takes a minute, most of it on the host
-        running = {name: pool.submit(run, name) for name in TOOLS}
-        return log.stage("sanitizer", [(name, done.result) for name, done in running.items()])
+    tool = shutil.which("compute-sanitizer")
+    return tool or (shutil.which("compute-sanitizer", path=f"{home}/bin") if home else None)
 
 
 def commit() -> str:
@@ -184,6 +121,89 @@ def driver() -> str:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
     return "unknown"
+
+
+class Check:
+    """The stages one after the other, and what is known of them so far."""
+
+    def __init__(self, options: argparse.Namespace, card: str) -> None:
+        self.options, self.begin = options, time.monotonic()
+        self.result: dict[str, Any] = {
+            "card": card, "driver": driver(), "commit": commit(), "torch": "", "cuda": "", "peaks": {}, "checks": {},
+            "targets": [], "rows": [],
+        }  # fmt: skip
+
+    def left(self) -> float:
+        return self.options.seconds - (time.monotonic() - self.begin)
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.begin:6.1f} s  {text}", flush=True)
+
+    def log_of(self, stage: str) -> Path:
+        return self.write().with_suffix(f".{stage}.log")
+
+    def write(self) -> Path:
+        from gpu import report
+
+        self.result["seconds"] = time.monotonic() - self.begin
+        self.result["targets"] = report.targets(self.result["rows"])
+        return report.write(self.result, self.options.out)
+
+    def run(self, stage: str) -> None:
+        """A stage, however it ends."""
+        if self.left() < 10:
+            self.result["checks"][stage] = {"failures": {stage: "out of time"}}
+        elif stage == "sanitizer":
+            self.sanitize()
+        else:
+            self.run_in_a_process(stage)
+        found = self.result["checks"][stage]
+        for case, why in found.get("failures", {}).items():
+            self.say(f"{stage}: {case} FAILS: {why[:500]}")
+        passed = f", {found['passed']} pass" if "passed" in found else ""
+        self.say(f"{stage}: {found.get('skipped') or 'done'}{passed}")
+        self.write()
+
+    def run_in_a_process(self, stage: str) -> None:
+        given = self.options
+        with tempfile.TemporaryDirectory() as folder:
+            file, limit = Path(folder, "result.json"), min(LIMITS[stage], self.left())
+            command = [sys.executable, __file__, "--stage", stage, "--result", str(file), "--device", given.device]
+            command += ["--wrappers", str(given.wrappers), "--seconds", str(limit), *["--small"] * given.small]
+            wrong = supervise(command, self.log_of(stage), limit)
+            found = json.loads(file.read_text()) if file.exists() else {}
+        self.merge(stage, found, wrong)
+
+    def merge(self, stage: str, found: dict[str, Any], wrong: str | None) -> None:
+        checks = found.pop("checks", {}).get(stage, {"passed": 0, "failures": {}})
+        if wrong is not None or not (found or "skipped" in checks):
+            checks.setdefault("failures", {})["process"] = wrong or "it left no result"
+        self.result |= found
+        self.result["checks"][stage] = checks
+
+    def sanitize(self) -> None:
+        tool = find_sanitizer()
+        if tool is None:
+            self.result["checks"]["sanitizer"] = {"skipped": "no compute-sanitizer on PATH or in CUDA_HOME"}
+            return
+        options = subprocess.run([tool, "--help"], capture_output=True, text=True).stdout
+        # Without torch's pool every tensor is an allocation whose ends the tool knows.
+        env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        limit = min(LIMITS["sanitizer"], self.left())
+        logs = {name: self.log_of(f"sanitizer-{name}") for name in TOOLS}
+
+        def run(name: str) -> str | None:
+            wrong = supervise(sanitizer_command(tool, name, options), logs[name], limit, env)
+            return wrong or ("a case fails" if " FAILS: " in logs[name].read_text() else None)
+
+        with ThreadPoolExecutor(len(TOOLS)) as pool:  # each takes a minute, most of it on the host
+            results = zip(TOOLS, pool.map(run, TOOLS), strict=True)
+        failures = {name: f"{wrong}; see {logs[name].name}" for name, wrong in results if wrong is not None}
+        self.result["checks"]["sanitizer"] = {"passed": len(TOOLS) - len(failures), "failures": failures}
+
+    @property
+    def failed(self) -> bool:
+        return any(result.get("failures") for result in self.result["checks"].values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,65 +222,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print(f"gpu-check: {sys.executable} has no torch")
         return 2
-    device = torch.device("cuda:0" if options.device == "cuda" else options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if options.stage is not None:
+        from gpu import stages
+
+        return stages.run(options)
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         print(f"gpu-check: torch {torch.__version__} sees no CUDA GPU on this machine; nothing was checked")
         return 2
     import tandem_ext as te
 
-    if device.type == "cuda" and te.build_info()["cuda_archs"] is None:
+    if on_gpu and te.build_info()["cuda_archs"] is None:
         print("gpu-check: this build of tandem_ext has no CUDA kernels; build it with TANDEM_CUDA=1")
         return 1
-    from gpu import correctness, golden, on_device, report, timing
+    if on_gpu and (why := build_wrappers(options.wrappers)):
+        print(f"gpu-check: {why}")
+    from gpu import report
 
-    # The CPU's exact sums are the measure: no TensorFloat-32. tests/conftest.py does the same for the tests.
-    torch.backends.cudnn.allow_tf32 = False
-    log = Log()
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    log.say(f"{card}, driver {driver()}, torch {torch.__version__}, commit {commit()[:8]}")
-    if "bits" in options.only:
-        log.stage("bits", [(c.name, lambda c=c: c.run(device)) for c in correctness.cases(options.small)])
-    if "wrappers" in options.only:
-        if why := build_wrappers(options.wrappers):
-            log.skip("wrappers", why)
-        else:
-            wrappers = [(n, lambda n=n: golden.check(options.wrappers, n, device)) for n in golden.GOLDEN]
-            log.stage("wrappers", wrappers)
-    if "device" in options.only:
-        small = options.small or torch.cuda.mem_get_info(device)[0] < 24 * 2**30
-        log.stage("device", [(c.name, lambda c=c: c.run(device)) for c in on_device.cases(small)])
-        with contextlib.suppress(RuntimeError):  # what a kernel did wrong is reported already
-            torch.cuda.empty_cache()
-    if "tests" in options.only:
-        run_tests(log)
-    if "sanitizer" in options.only:
-        run_sanitizer(log)
-    if "timings" in options.only:
-        torch.backends.cudnn.allow_tf32 = True  # as torch has it
-        found: dict[str, float] = {}
-        rows: list[timing.Row] = []
-
-        def measure() -> None:
-            bench = timing.Bench(device, options.small, until=log.begin + SECONDS - 20)
-            found.update(timing.peaks(bench))
-            log.say("peaks: " + ", ".join(f"{name} {value:.3g}/s" for name, value in found.items()))
-            rows.extend(
-                timing.measure(bench, lambda r: log.say(f"{r.case}: {r.way}: {1e6 * r.seconds:.1f} us {r.note}"))
-            )
-            bad = [f"{r.case}: {r.note}" for r in rows if r.way.startswith("tandem") and ": " in r.note]
-            assert not bad, "; ".join(bad)
-
-        log.stage("timings", [("all", measure)])
-        as_json = [report.row_of(row, found) for row in rows]
-        result = {
-            "card": card, "driver": driver(), "torch": torch.__version__, "cuda": torch.version.cuda,
-            "commit": commit(), "build": te.build_info(), "peaks": found, "checks": log.results,
-            "seconds": time.monotonic() - log.begin, "targets": report.targets(as_json), "rows": as_json,
-        }  # fmt: skip
-        path = report.write(result, options.out)
-        print(report.table(result))
-        log.say(f"written: {path}")
-    return 1 if log.failed else 0
+    check = Check(options, torch.cuda.get_device_name() if on_gpu else options.device)
+    check.say(
+        f"{check.result['card']}, driver {check.result['driver']}, torch {torch.__version__}, commit {commit()[:8]}"
+    )
+    for stage in STAGES:
+        if stage in options.only:
+            check.run(stage)
+    path = check.write()
+    print(report.table(check.result))
+    check.say(f"written: {path}")
+    return 1 if check.failed else 0
 
 
 if __name__ == "__main__":

@@ -57,13 +57,14 @@ GOLDEN: dict[str, Callable[[torch.Generator], Operands]] = {
 }
 
 
-def check(library: Path, name: str, device: torch.device) -> None:
-    """Runs one wrapper of ``library``, built from wrappers.cu. Raises AssertionError where it does something else."""
+def check(library: Path, name: str, device: torch.device, stream: int | None = None) -> None:
+    """Runs one wrapper of ``library``, built from wrappers.cu, on ``stream``, by default the device's default stream.
+    Raises AssertionError where it does something else."""
     function = getattr(ctypes.CDLL(str(library)), f"wrapper_{name}")
     for seed in range(3):
         A, B, C, want = GOLDEN[name](torch.Generator().manual_seed(seed))
         a, b, d = (t.contiguous().to(device) for t in (A, B, C.clone()))
-        status = function(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)))
+        status = function(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)), ctypes.c_void_p(stream))
         assert status == 0, f"{name}: CUDA error {status}"
         if device.type == "cuda":
             torch.cuda.synchronize(device)

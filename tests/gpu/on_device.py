@@ -159,6 +159,15 @@ def frozen_graph(device: torch.device) -> None:
     for batch in (4, 1, 4):
         x = random_train(g, 8, batch, 8, 16, 16).to(device)
         equal("readout", frozen(x), net(x).cpu())
+    if device.type == "cuda":
+        has_graphs(frozen, 2)
+
+
+def has_graphs(frozen: torch.nn.Module, shapes: int) -> None:
+    """The answers came from graphs, one a shape, and not from a network that ran layer by layer."""
+    found = list(frozen._graphs.values())
+    missing = found.count(None)
+    assert (len(found), missing) == (shapes, 0), f"{len(found)} shapes, {missing} without a graph"
 
 
 def cases(small: bool) -> list[Case]:

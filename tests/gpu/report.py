@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .timing import Row
+from .clock import Row
 
 
 def file_name(card: str, commit: str) -> str:
@@ -22,6 +22,10 @@ def row_of(row: Row, peaks: dict[str, float]) -> dict[str, Any]:
     if row.note:
         return out | {"note": row.note}
     out |= {"microseconds": 1e6 * row.seconds, "memory": row.memory}
+    if row.timing is not None:
+        host = row.timing.host
+        out |= {"tenth": 1e6 * row.timing.low, "nine_tenths": 1e6 * row.timing.high, "host": 1e6 * host}
+        out["host_bound"] = host > row.seconds
     if floor := row.floor(peaks):
         out["floor"] = 1e6 * floor
     if row.bytes:
@@ -86,15 +90,15 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     """Writes the JSON and, beside it, the table. Gives the path of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(result["card"], result["commit"])
-    path.write_text(json.dumps(_finite(result), indent=1) + "\n")
+    path.write_text(json.dumps(finite(result), indent=1) + "\n")
     path.with_suffix(".md").write_text(table(result))
     return path
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,156 +1,25 @@
-"""How long it takes, beside the bare product, plain PyTorch and SpikingJelly; the bytes and operations it needs."""
+"""How long it takes, beside the bare product, plain PyTorch, the ANN's layer and SpikingJelly."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import itertools
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import tandem_ext as te
-from tandem_snn import freeze
 from tandem_snn.bench.rivals.plain import if_loop
-from tandem_snn.models import create_model, create_twin
 
+from .clock import Bench, Row, T, failed, peaks, precision
+from .training import inference, kernel_table, training
+
+__all__ = ["Bench", "Row", "kernel_table", "measure", "peaks"]
 OPS = torch.ops.tandem
-T = 8
-
-
-@dataclass
-class Row:
-    """One way to do one thing. ``bytes`` and ``operations`` are what it cannot do without; 0: not counted."""
-
-    case: str
-    way: str
-    seconds: float
-    bytes: int = 0
-    operations: int = 0
-    rate: str = ""  # the matrix rate that bounds the operations
-    memory: int = 0  # most bytes allocated beyond what was there
-    note: str = ""
-
-    def floor(self, peaks: dict[str, float]) -> float:
-        """Seconds below which it cannot be, at the measured bandwidth and matrix rate."""
-        return max(self.bytes / peaks["copy"], self.operations / peaks[self.rate] if self.rate else 0.0)
-
-
-def failed(case: str, way: str, error: Exception) -> Row:
-    return Row(case, way, float("nan"), note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}")
-
-
-class Clock:
-    """Seconds of a call: the median of several, each after the caches were overwritten; CUDA events, or host time."""
-
-    def __init__(self, device: torch.device, rounds: int = 21) -> None:
-        self.device, self.rounds = device, rounds
-        if device.type == "cuda":
-            size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
-            self.flush = torch.empty(size, dtype=torch.uint8, device=device)
-
-    def __call__(self, call: Callable[[], Any]) -> float:
-        for _ in range(min(3, self.rounds)):
-            call()
-        return statistics.median(self._once(call) for _ in range(self.rounds))
-
-    def _once(self, call: Callable[[], Any]) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flush.zero_()
-        torch.cuda._sleep(100_000)  # the GPU is busy while the call is put in its queue
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def memory(self, call: Callable[[], Any]) -> int:
-        if self.device.type != "cuda":
-            return 0
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        call()
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device) - before
-
-
-@dataclass
-class Bench:
-    """Where to measure; how large (``small`` is for trying the code itself out); until when, by time.monotonic()."""
-
-    device: torch.device
-    small: bool = False
-    until: float = math.inf
-    clock: Clock = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.clock = Clock(self.device, 1 if self.small else 21)
-
-    def size(self, full: int, small: int) -> int:
-        return small if self.small else full
-
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function if self.small else torch.compile(function, dynamic=False)
-
-    def train(self, *shape: int, rate: float = 0.15) -> te.SpikeTrain:
-        return te.SpikeTrain.from_dense((torch.rand(T, *shape, device=self.device) < rate).float())
-
-    def row(self, case: str, way: str, call: Callable[[], Any], **known: Any) -> Row:
-        if time.monotonic() > self.until:
-            return Row(case, way, float("nan"), note="out of time")
-        try:
-            return Row(case, way, self.clock(call), memory=self.clock.memory(call), **known)
-        except torch.OutOfMemoryError:
-            return Row(case, way, float("nan"), note="out of memory")
-        except Exception as error:  # of a kernel, a compiler, another library: the other rows are still worth having
-            return failed(case, way, error)
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """torch.set_float32_matmul_precision, and back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def peaks(bench: Bench) -> dict[str, float]:
-    """Bytes per second of a copy, read and written; operations per second of large products by torch."""
-    elements, n = bench.size(2**28, 2**12), bench.size(8192, 64)
-    a, b = torch.ones(2, elements, device=bench.device)
-    found = {"copy": 8 * elements / bench.clock(partial(b.copy_, a))}
-    x, y = torch.randn(2, n, n, device=bench.device)
-    for name, dtype, allowed in (
-        ("float16", torch.float16, "highest"),
-        ("bfloat16", torch.bfloat16, "highest"),
-        ("float32", torch.float32, "highest"),
-        ("tf32", torch.float32, "high"),
-    ):
-        with precision(allowed):
-            found[name] = 2 * n**3 / bench.clock(partial(torch.mm, x.to(dtype), y.to(dtype)))
-    x, y = torch.randint(-128, 128, (2, n, n), dtype=torch.int8, device=bench.device)
-    found["int8"] = 2 * n**3 / bench.clock(partial(torch._int_mm, x, y.t()))
-    return found
-
-
-# --- the cases --------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -208,26 +77,53 @@ def norms(bench: Bench) -> Iterator[Row]:
     yield bench.row(f"{case}, backward", "torch, without gates", theirs)
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def one_product(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return F.linear(x, weight) if weight.dim() == 2 else F.conv2d(x, weight, None, stride, 1)
+
+
+def product(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """torch's, of all steps at once: [T, B, *] -> [T, B, *]."""
-    if weight.dim() == 2:
-        return F.linear(x, weight)
-    return F.conv2d(x.flatten(0, 1), weight, None, 1, 1).unflatten(0, x.shape[:2])
+    return one_product(x.flatten(0, 1), weight, stride).unflatten(0, x.shape[:2])
 
 
-def product_and_scan(x: te.SpikeTrain, weight: Tensor) -> te.SpikeTrain:
+def product_and_scan(x: te.SpikeTrain, weight: Tensor, stride: int = 1) -> te.SpikeTrain:
     """What a layer does where there is no fused kernel."""
-    return te.functional.if_scan(product(x.to_dense(weight.dtype), weight))
+    return te.functional.if_scan(product(x.to_dense(weight.dtype), weight, stride))
 
 
-def product_and_loop(x: Tensor, weight: Tensor) -> Any:
-    return if_loop(product(x, weight))
+def product_and_loop(x: Tensor, weight: Tensor, stride: int = 1) -> Any:
+    return if_loop(product(x, weight, stride))
 
 
-def layer(x: te.SpikeTrain, weight: Tensor, scale: Tensor | None = None) -> te.SpikeTrain:
+def ann_layer(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """The layer that the spiking one stands for: one product, not T."""
+    return F.relu(one_product(x, weight, stride))
+
+
+def layer(x: te.SpikeTrain, weight: Tensor, scale: Tensor | None = None, stride: int = 1) -> te.SpikeTrain:
     if weight.dim() == 2:
         return te.functional.linear_if(x, weight, scale=scale)
-    return te.functional.conv2d_if(x, weight, padding=1, scale=scale)
+    return te.functional.conv2d_if(x, weight, stride=stride, padding=1, scale=scale)
+
+
+def beside_the_ann(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, stride: int = 1) -> Iterator[Row]:
+    """In each precision; and with the statistics of a batch, as in training."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        w, counts, of = weight.to(dtype), x.counts.to(dtype), f"{case} {str(dtype)[6:]}"
+        yield bench.row(of, "tandem", partial(layer, x, w, stride=stride))
+        yield bench.row(of, "the ANN's layer", partial(ann_layer, counts, w, stride))
+    with precision("high"):
+        yield bench.row(of, "the ANN's layer, TF32", partial(ann_layer, counts, w, stride))
+    gamma, beta = torch.rand(2, len(weight), device=bench.device)
+    conv = {} if weight.dim() == 2 else {"stride": stride, "padding": 1}
+    ours = te.functional.linear_bn_if if weight.dim() == 2 else te.functional.conv2d_bn_if
+    yield bench.row(f"{case} batch norm", "tandem", partial(ours, x, weight, gamma=gamma, beta=beta, **conv))
+
+    def twin() -> Tensor:
+        y = one_product(counts, weight, stride)
+        return F.relu(F.batch_norm(y, None, None, gamma, beta, training=True))
+
+    yield bench.row(f"{case} batch norm", "the ANN's layer", twin)
 
 
 def products(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, neurons: int) -> Iterator[Row]:
@@ -271,6 +167,10 @@ def linears(bench: Bench) -> Iterator[Row]:
     for B in (4,) if bench.small else (1, 64, 1024):
         x = bench.train(B, n)
         yield from products(bench, f"linear {n}x{n}, B={B}", x, random_weight(bench, n, n), B * n)
+    B = bench.size(64, 4)
+    for steps in (4, 8, 16):
+        x = bench.train(B, n, steps=steps)
+        yield from beside_the_ann(bench, f"linear {n}x{n}, B={B}, T={steps}", x, random_weight(bench, n, n))
 
 
 @torch.inference_mode()
@@ -278,6 +178,12 @@ def convolutions(bench: Bench) -> Iterator[Row]:
     C, N, size, B = (4, 8, 4, 2) if bench.small else (128, 256, 16, 32)
     x, weight = bench.train(B, C, size, size), random_weight(bench, N, C, 3, 3)
     yield from products(bench, f"conv {C}->{N} 3x3 on {size}x{size}, B={B}", x, weight, B * N * size**2)
+    C, N, B = (4, 8, 2) if bench.small else (256, 512, 64)
+    weight = random_weight(bench, N, C, 3, 3)
+    for steps in (4, 8, 16):
+        x = bench.train(B, C, size, size, steps=steps)
+        case = f"conv {C}->{N} 3x3, stride 2, on {size}x{size}, B={B}, T={steps}"
+        yield from beside_the_ann(bench, case, x, weight, stride=2)
 
 
 @torch.inference_mode()
@@ -297,102 +203,6 @@ def crossing(bench: Bench) -> Iterator[Row]:
 def product_of_sizes(bench: Bench, *sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """All combinations, or a small one."""
     return iter([(8,) * len(sizes)]) if bench.small else itertools.product(*sizes)
-
-
-def training(bench: Bench) -> Iterator[Row]:
-    """Forward, loss, backward of CifarNet by each way, in float32 and by autocast."""
-    B, width = bench.size(128, 2), bench.size(1, 0) or 1 / 16
-    options = {"shape": (3, 32, 32), "classes": 10, "T": T, "width": width}
-    x = torch.rand(B, 3, 32, 32, device=bench.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(B, device=bench.device) % 10
-
-    def step(
-        net: nn.Module, autocast: bool, forward: Callable[[Tensor], Tensor] | None = None, reset: Any = None
-    ) -> Callable[[], None]:
-        net = net.to(bench.device, memory_format=torch.channels_last)
-
-        def run() -> None:
-            for p in net.parameters():
-                p.grad = None
-            if reset is not None:
-                reset()
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=autocast):
-                loss = F.cross_entropy((forward or net)(x), labels)
-            loss.backward()
-
-        return run
-
-    for autocast in (False, True):
-        case = f"cifarnet training step, B={B}" + ", bfloat16 autocast" * autocast
-        yield bench.row(case, "tandem", step(create_model("cifarnet", **options), autocast))
-        yield bench.row(case, "ANN twin", step(create_twin("cifarnet", **options), autocast))
-        if find_spec("spikingjelly") is not None:
-            yield from spikingjelly(
-                bench, case, partial(create_twin, "cifarnet", **options), partial(step, autocast=autocast)
-            )
-
-
-@torch.inference_mode()
-def inference(bench: Bench) -> Iterator[Row]:
-    """CifarNet's answers, layer by layer and frozen, which on a GPU is one CUDA graph."""
-    width = bench.size(1, 0) or 1 / 16
-    options = {"shape": (3, 32, 32), "classes": 10, "T": T, "width": width}
-    net, twin = (
-        create("cifarnet", **options).eval().to(bench.device, memory_format=torch.channels_last)
-        for create in (create_model, create_twin)
-    )
-    frozen = freeze(net)
-    for B in (2,) if bench.small else (1, 128):
-        x = torch.rand(B, 3, 32, 32, device=bench.device).contiguous(memory_format=torch.channels_last)
-        case = f"cifarnet inference, B={B}"
-        yield bench.row(case, "tandem, frozen", partial(frozen, x))
-        yield bench.row(case, "tandem, layer by layer", partial(net, x))
-        yield bench.row(case, "ANN twin", partial(twin, x))
-
-
-def spikingjelly(bench: Bench, case: str, twin: Callable[[], nn.Sequential], step: Callable[..., Any]) -> Iterator[Row]:
-    """By each of its backends; from version 2 on, which chooses its kernels itself, also compiled."""
-    from spikingjelly.activation_based import functional, neuron
-
-    by_name = "backend" in inspect.signature(neuron.IFNode.__init__).parameters
-    for backend in ("torch", "cupy", "triton") if by_name else ("eager", "compiled"):
-        keywords = {"backend": backend} if by_name else {}
-        with contextlib.suppress(ImportError, NotImplementedError, ValueError, AssertionError):
-            net = spikingjelly_net(twin(), **keywords)
-            forward = bench.compiled(net) if backend == "compiled" else net
-            reset = partial(functional.reset_net, net)
-            yield bench.row(case, f"SpikingJelly, {backend}", step(net, forward=forward, reset=reset))
-
-
-def spikingjelly_net(twin: nn.Sequential, **backend: str) -> nn.Module:
-    """The twin's products and norms in multi-step mode, with SpikingJelly's neurons in the place of ReLU."""
-    from spikingjelly.activation_based import functional, layer, neuron
-
-    class Repeat(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.unsqueeze(0).repeat(T, *[1] * x.dim())
-
-    class Mean(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean(0)
-
-    modules: list[nn.Module] = [Repeat()]
-    for module in twin:
-        weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Flatten):
-            modules.append(layer.Flatten())
-        elif weight is not None and weight.dim() == 4:
-            out, channels, *kernel = weight.shape
-            modules += [layer.Conv2d(channels, out, kernel, module.stride, module.padding, bias=False),
-                        layer.BatchNorm2d(out), neuron.IFNode(v_reset=None, **backend)]  # fmt: skip
-        elif weight is not None:
-            out, features = weight.shape
-            modules.append(layer.Linear(features, out, bias=False))
-            if module is not twin[-1]:
-                modules += [layer.BatchNorm1d(out), neuron.IFNode(v_reset=None, **backend)]
-    net = nn.Sequential(*modules, Mean())
-    functional.set_step_mode(net, "m")
-    return net
 
 
 CASES = {

@@ -39,8 +39,8 @@ __global__ void mma_s8_u8_kernel(const int8_t* a, const void* b, int32_t* d) {
 }
 
 // Sixteen bytes a lane by way of shared memory; odd lanes have none to copy, and name no address.
-__global__ void cp_async_kernel(const uint8_t* from, uint8_t* to) {
-  TANDEM_DYNAMIC_SHARED(memory);
+__global__ void cp_async_kernel(const uint8_t* from, const void*, uint8_t* to) {
+  extern __shared__ __align__(16) unsigned char memory[];
   const int at = 16 * static_cast<int>(threadIdx.x);
   const bool valid = threadIdx.x % 2 == 0;
   cp_async_16(memory + at, valid ? from + at : nullptr, valid);
@@ -50,8 +50,8 @@ __global__ void cp_async_kernel(const uint8_t* from, uint8_t* to) {
 }
 
 // Four matrices of 8 x 16 bytes, one after the other; out [lane][matrix].
-__global__ void ldmatrix_kernel(const uint8_t* from, uint32_t* out) {
-  TANDEM_DYNAMIC_SHARED(memory);
+__global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out) {
+  extern __shared__ __align__(16) unsigned char memory[];
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
   __syncthreads();
@@ -66,19 +66,16 @@ __global__ void ldmatrix_kernel(const uint8_t* from, uint32_t* out) {
 
 using namespace tandem::cuda;
 
-#define WRAPPER(name, In, Out)                                                                       \
-  extern "C" int wrapper_##name(const void* a, const void* b, void* d) {                             \
-    return TANDEM_LAUNCH(name##_kernel, dim3(1), dim3(32), 0, nullptr, static_cast<const In*>(a), b, \
-                         static_cast<Out*>(d));                                                      \
-  }
-#define MOVER(name, Out)                                                                                 \
-  extern "C" int wrapper_##name(const void* a, const void*, void* d) {                                   \
-    return TANDEM_LAUNCH(name##_kernel, dim3(1), dim3(32), 512, nullptr, static_cast<const uint8_t*>(a), \
-                         static_cast<Out*>(d));                                                          \
+// The kernel, with so many bytes of shared memory, on `stream`.
+#define WRAPPER(name, shared_bytes, In, Out)                                                                \
+  extern "C" int wrapper_##name(const void* a, const void* b, void* d, void* stream) {                      \
+    name##_kernel<<<1, 32, shared_bytes, static_cast<cudaStream_t>(stream)>>>(static_cast<const In*>(a), b, \
+                                                                              static_cast<Out*>(d));        \
+    return cudaGetLastError();                                                                              \
   }
 
-WRAPPER(mma_f16, __half, float)
-WRAPPER(mma_bf16, __nv_bfloat16, float)
-WRAPPER(mma_s8_u8, int8_t, int32_t)
-MOVER(cp_async, uint8_t)
-MOVER(ldmatrix, uint32_t)
+WRAPPER(mma_f16, 0, __half, float)
+WRAPPER(mma_bf16, 0, __nv_bfloat16, float)
+WRAPPER(mma_s8_u8, 0, int8_t, int32_t)
+WRAPPER(cp_async, 512, uint8_t, uint8_t)
+WRAPPER(ldmatrix, 512, uint8_t, uint32_t)

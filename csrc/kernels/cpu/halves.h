@@ -2,9 +2,9 @@
 // over them become vector code.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
-#include "../if_neuron.h"
 #include "capability.h"
 
 namespace tandem::cpu {

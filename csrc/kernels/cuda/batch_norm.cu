@@ -1,7 +1,7 @@
 // Batch normalisation: sums per channel over all rows, in double, and what follows from them. A block takes a slice of
 // the rows and a tile of the channels: a thread kVec neighbouring channels of every n-th row. It leaves its sums in the
 // workspace; a second kernel adds the slices up in order, so that the result depends on no schedule, and finishes.
-#include "../batch_norm.h"
+#include "../norm/batch_norm.h"
 #include "vec.cuh"
 
 namespace tandem::cuda {
@@ -84,7 +84,7 @@ struct Gradients {
 template <class Terms, int kVec>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(Terms terms, Tile tile, int64_t rows, int64_t channels, double* __restrict__ partial) {
-  TANDEM_DYNAMIC_SHARED(memory);
+  extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory);  // [2 kVec, threads]
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class Finish>
 __global__ void __launch_bounds__(32 * kGroups)
     finish_kernel(Finish finish, int slices, int64_t channels, const double* __restrict__ partial) {
-  TANDEM_DYNAMIC_SHARED(memory);
+  extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory);  // [2, groups, 32]
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int group = static_cast<int>(threadIdx.x) / 32;
@@ -219,13 +219,15 @@ template <int kVec, class Terms, class Finish>
 int launch_sums(const Terms& terms, const Finish& finish, int64_t rows, int64_t channels, double* workspace,
                 cudaStream_t stream) {
   const Tile tile = tile_of(rows, channels, kVec);
-  const int status =
-      TANDEM_LAUNCH((sum_kernel<Terms, kVec>), grid_of(tile, kVec, rows, channels), dim3(kThreads),
-                    2 * kVec * kThreads * sizeof(double), stream, terms, tile, rows, channels, workspace);
+  sum_kernel<Terms, kVec>
+      <<<grid_of(tile, kVec, rows, channels), kThreads, 2 * kVec * kThreads * sizeof(double), stream>>>(
+          terms, tile, rows, channels, workspace);
+  const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) return status;
-  return TANDEM_LAUNCH((finish_kernel<Finish>), dim3(static_cast<unsigned>((channels + 31) / 32)), dim3(32 * kGroups),
-                       2 * 32 * kGroups * sizeof(double), stream, finish, static_cast<int>(slices_of(rows, channels)),
-                       channels, workspace);
+  finish_kernel<Finish>
+      <<<static_cast<unsigned>((channels + 31) / 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double), stream>>>(
+          finish, static_cast<int>(slices_of(rows, channels)), channels, workspace);
+  return cudaGetLastError();
 }
 
 template <int kVec, class C>
@@ -234,8 +236,8 @@ int launch_grad(const BatchNormGrad<C>& a, double* workspace, cudaStream_t strea
                                        a.channels, workspace, stream);
   if (status != cudaSuccess) return status;
   const Tile tile = tile_of(a.rows, a.channels, kVec);
-  return TANDEM_LAUNCH((grad_kernel<C, kVec>), grid_of(tile, kVec, a.rows, a.channels), dim3(kThreads), 0, stream, a,
-                       tile);
+  grad_kernel<C, kVec><<<grid_of(tile, kVec, a.rows, a.channels), kThreads, 0, stream>>>(a, tile);
+  return cudaGetLastError();
 }
 
 }  // namespace

@@ -4,6 +4,13 @@
 
 namespace tandem::cuda {
 
+int toolkit_version() { return CUDART_VERSION; }
+
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 const char* error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 }  // namespace tandem::cuda

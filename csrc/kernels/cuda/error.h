@@ -1,8 +1,12 @@
-// The text of a CUDA error, for callers that do not include the CUDA runtime.
+// Errors and versions, for callers that do not include the CUDA runtime.
 #pragma once
 
 namespace tandem::cuda {
 
 const char* error_text(int status);
+
+// The toolkit that made the kernels, and what the driver supports (0 without a driver): 1000 major + 10 minor.
+int toolkit_version();
+int driver_version();
 
 }  // namespace tandem::cuda

@@ -3,7 +3,7 @@
 // memory busy. Each current is read once, each output written once.
 #include <type_traits>
 
-#include "../if_scan.h"
+#include "../neuron/scan.h"
 #include "neurons.cuh"
 
 namespace tandem::cuda {
@@ -25,8 +25,8 @@ TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
 
 // kT is T where it is known at compile time, else 0. kHeld: one current for all steps, not a train of them.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
-__device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source,
-                                         const NeuronArgs<Compute<In>>& a, int64_t n) {
+__device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const Neuron<Compute<In>>& a,
+                                         int64_t n) {
   constexpr int kSteps = chunk_of(kT, kResidual);
   using Input = Vec<In, kVec>;
   Neurons<kVec, Compute<In>> neurons;
@@ -82,7 +82,7 @@ __device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neu
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ NeuronArgs<Compute<In>> a) {
+    if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ Neuron<Compute<In>> a) {
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
@@ -90,15 +90,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
-int launch(const In* currents, Source source, const NeuronArgs<Compute<In>>& a, void* stream) {
+int launch(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
   const int64_t per_block = int64_t{kThreads} * kVec;
   const auto blocks = static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
-  return TANDEM_LAUNCH((if_scan_kernel<In, kHeld, kResidual, kT, kVec>), dim3(blocks), dim3(kThreads), 0,
-                       static_cast<cudaStream_t>(stream), currents, source, a);
+  if_scan_kernel<In, kHeld, kResidual, kT, kVec>
+      <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
+  return cudaGetLastError();
 }
 
 template <class In, int kVec>
-int launch_for(const In* currents, Source source, const NeuronArgs<Compute<In>>& a, void* stream) {
+int launch_for(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
   const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   if (source != Source::kTrain) {
     return residual ? launch<In, true, true, 0, kVec>(currents, source, a, stream)
@@ -119,7 +120,7 @@ int launch_for(const In* currents, Source source, const NeuronArgs<Compute<In>>&
 }
 
 template <class In>
-int launch_for(const void* currents, Source source, const NeuronArgs<float>& a, void* stream) {
+int launch_for(const void* currents, Source source, const Neuron<float>& a, void* stream) {
   const auto* typed = static_cast<const In*>(currents);
   if (is_aligned(currents, 4 * sizeof(In)) && fit_four(a)) return launch_for<In, 4>(typed, source, a, stream);
   return launch_for<In, 1>(typed, source, a, stream);
@@ -127,7 +128,7 @@ int launch_for(const void* currents, Source source, const NeuronArgs<float>& a, 
 
 }  // namespace
 
-int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<float>& args, void* stream) {
+int if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, void* stream) {
   if (args.neurons == 0) return cudaSuccess;
   switch (dtype) {
     case DType::kFloat32:
@@ -142,7 +143,7 @@ int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<f
   return cudaErrorInvalidValue;
 }
 
-int if_scan(const void* currents, DType dtype, Source source, const NeuronArgs<double>& args, void* stream) {
+int if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, void* stream) {
   if (args.neurons == 0) return cudaSuccess;
   if (dtype != DType::kFloat64) return cudaErrorInvalidValue;
   return launch_for<double, 1>(static_cast<const double*>(currents), source, args, stream);

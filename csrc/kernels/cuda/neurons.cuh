@@ -8,7 +8,7 @@ namespace tandem::cuda {
 
 template <int kVec, class C = float>
 struct Neurons {
-  using Args = NeuronArgs<C>;
+  using Args = Neuron<C>;
 
   Vec<C, kVec> v, z, scale, k;
   uint32_t channel;         // of the first neuron
@@ -146,7 +146,7 @@ struct Neurons {
 };
 
 // Are the arrays a kernel with kVec = 4 touches aligned for it?
-inline bool fit_four(const NeuronArgs<float>& a) {
+inline bool fit_four(const Neuron<float>& a) {
   const bool by_channel = a.scale != nullptr || a.shift != nullptr || a.residual_scale != nullptr;
   const size_t count_bytes = size_of(a.counts_dtype) >= 4 ? 16 : 8;
   return a.neurons % 4 == 0 && (!by_channel || a.channels % 4 == 0) &&

@@ -14,7 +14,7 @@ namespace {
 // Integrates neuron n, channel o, over the steps of plane p; its products begin at `sums`. Returns its gate after the
 // last plane.
 template <class S>
-__device__ __forceinline__ uint32_t integrate(const NeuronArgs<float>& a, int64_t n, int64_t o, int p,
+__device__ __forceinline__ uint32_t integrate(const Neuron<float>& a, int64_t n, int64_t o, int p,
                                               const typename S::Sum* sums, State& state) {
   Neurons<1> neuron;
   neuron.begin(a, remainder(n, a.v_init_size));
@@ -46,7 +46,7 @@ __device__ __forceinline__ uint32_t integrate(const NeuronArgs<float>& a, int64_
 
 // Integrates the tile of the running warp; warps that share its depth take turns.
 template <class S>
-__device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const Geometry& g, int p,
+__device__ __forceinline__ void integrate_tile(const Neuron<float>& a, const DeviceGeometry& g, int p,
                                                const typename S::Place& at, const typename S::Sum* tile_sums,
                                                State* states) {
   constexpr int kTileOutputs = 16 * S::kTiles;
@@ -75,8 +75,8 @@ __device__ __forceinline__ void integrate_tile(const NeuronArgs<float>& a, const
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    product_if_kernel(const __grid_constant__ Geometry g, const __grid_constant__ NeuronArgs<float> a) {
-  TANDEM_DYNAMIC_SHARED(memory);
+    product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
+  extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
   const int stages = (g.depth + kTileDepth - 1) / kTileDepth;
   auto* tile_sums = reinterpret_cast<typename S::Sum*>(memory) + at.tile * S::kSumWarp;
@@ -114,104 +114,110 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 }
 
 template <class S>
-int launch(Geometry g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
+int launch(DeviceGeometry g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
   const int shared_bytes = S::kSharedBytes + (g.P > 1 ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (status != cudaSuccess) return status;
+  if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
   g.weight_aligned = g.depth * sizeof(typename S::Weight) % 16 == 0 && is_aligned(g.weight, 16);
   g.spikes_aligned = g.group_channels % 16 == 0 && is_aligned(g.planes, 16);
   // Blocks that share weights run side by side.
   const dim3 grid(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
                   static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs),
-                  static_cast<unsigned>(product.groups));
-  return TANDEM_LAUNCH(product_if_kernel<S>, grid, dim3(S::kThreads), shared_bytes, stream, g, a);
+                  static_cast<unsigned>(groups));
+  product_if_kernel<S><<<grid, S::kThreads, shared_bytes, stream>>>(g, a);
+  return cudaGetLastError();
 }
 
 // Few pixels: the warps of a block share the depth, so that there are blocks enough. Else four times eight pixels share
 // what is read of the weights.
 template <class Operands, int kSteps>
-int launch_for(const Geometry& g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
-  if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, product, a, stream);
-  return launch<Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>>(g, product, a, stream);
+int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
+  if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, groups, a, stream);
+  return launch<Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>>(g, groups, a, stream);
 }
 
 template <class Operands>
-int launch_for(const Geometry& g, const SpikeProduct& product, const NeuronArgs<float>& a, cudaStream_t stream) {
-  if (a.T <= 4) return launch_for<Operands, 4>(g, product, a, stream);
-  if (a.T <= 8) return launch_for<Operands, 8>(g, product, a, stream);
-  return launch_for<Operands, 16>(g, product, a, stream);
+int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
+  if (a.T <= 4) return launch_for<Operands, 4>(g, groups, a, stream);
+  if (a.T <= 8) return launch_for<Operands, 8>(g, groups, a, stream);
+  return launch_for<Operands, 16>(g, groups, a, stream);
 }
 
-Geometry geometry_of(const SpikeProduct& product, int T) {
+DeviceGeometry geometry_of(const Layer& layer) {
+  const Geometry& geometry = layer.geometry;
   const auto narrow = [](int64_t x) { return static_cast<int>(x); };
-  Geometry g{};
-  g.planes = product.planes;
-  g.weight = product.weight;
-  g.batch = product.batch;
-  g.pixels = product.rows();
-  g.P = (T + kPlaneSteps - 1) / kPlaneSteps;
-  g.height = narrow(product.height);
-  g.width = narrow(product.width);
-  g.channels = narrow(product.channels);
-  g.out_width = narrow(product.out_width());
-  g.out_size = narrow(product.out_height() * product.out_width());
-  g.group_channels = narrow(product.group_channels());
-  g.group_outputs = narrow(product.group_outputs());
-  g.taps = narrow(product.taps());
-  g.kernel_width = narrow(product.kernel[1]);
-  g.depth = narrow(product.inputs());
+  DeviceGeometry g{};
+  g.planes = layer.planes;
+  g.weight = layer.weights.data;
+  g.batch = geometry.batch;
+  g.pixels = geometry.rows();
+  g.P = layer.plane_count();
+  g.height = narrow(geometry.height);
+  g.width = narrow(geometry.width);
+  g.channels = narrow(geometry.channels);
+  g.out_width = narrow(geometry.out_width());
+  g.out_size = narrow(geometry.out_height() * geometry.out_width());
+  g.group_channels = narrow(geometry.group_channels());
+  g.group_outputs = narrow(geometry.group_outputs());
+  g.taps = narrow(geometry.taps());
+  g.kernel_width = narrow(geometry.kernel[1]);
+  g.depth = narrow(geometry.inputs());
   for (int axis = 0; axis < 2; ++axis) {
-    g.stride[axis] = narrow(product.stride[axis]);
-    g.padding[axis] = narrow(product.padding[axis]);
-    g.dilation[axis] = narrow(product.dilation[axis]);
+    g.stride[axis] = narrow(geometry.stride[axis]);
+    g.padding[axis] = narrow(geometry.padding[axis]);
+    g.dilation[axis] = narrow(geometry.dilation[axis]);
   }
   return g;
 }
 
 }  // namespace
 
-bool has_product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron) {
-  const bool rows = product.weight_channels_last || product.taps() == 1 || product.group_channels() == 1;
-  const bool bytes = neuron.mask == nullptr || product.group_outputs() % 8 == 0;
-  const int64_t deepest = weights == Weights::kInt8 ? 1 << 17 : 1 << 24;
+bool can_run(const Layer& layer, Operand operand) {
+  const Geometry& geometry = layer.geometry;
+  const bool rows = layer.weights.channels_last || geometry.taps() == 1 || geometry.group_channels() == 1;
+  const bool bytes = layer.neuron.mask == nullptr || geometry.group_outputs() % 8 == 0;
+  const int64_t deepest = operand == Operand::kInt8 ? 1 << 17 : 1 << 24;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
   constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
-  const bool narrow = product.channels <= kInt && product.height * product.width <= kInt &&
-                      product.height + 2 * product.padding[0] <= kInt &&
-                      product.width + 2 * product.padding[1] <= kInt && product.outputs <= kInt &&
-                      product.out_height() * product.out_width() <= kInt;
-  const bool launchable = product.group_outputs() <= 16 * kGrid && product.groups <= kGrid;
-  return rows && bytes && narrow && launchable && product.inputs() > 0 && product.inputs() < deepest;
+  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
+                      geometry.height + 2 * geometry.padding[0] <= kInt &&
+                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
+                      geometry.out_height() * geometry.out_width() <= kInt;
+  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
+  return rows && bytes && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < deepest;
 }
 
-bool favours_product_if(const SpikeProduct& product, Weights weights, int32_t T) {
+bool prefers_run(const Layer& layer, Operand operand) {
+  const Geometry& geometry = layer.geometry;
   // A tile has at least thirty-two outputs: narrow groups leave it empty.
-  if (product.groups > 1 && product.group_outputs() < 16) return false;
+  if (geometry.groups > 1 && geometry.group_outputs() < 16) return false;
   // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
   // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
-  const bool compute_bound = T * product.rows() > 256;
-  return !(weights == Weights::kFloat32High && compute_bound && product.inputs() > 768);
+  const bool compute_bound = layer.neuron.T * geometry.rows() > 256;
+  return !(operand == Operand::kFloat32High && compute_bound && geometry.inputs() > 768);
 }
 
-int product_if(const SpikeProduct& product, Weights weights, const NeuronArgs<float>& neuron, void* stream) {
+int run(const Layer& layer, Operand operand, void* stream) {
+  const Neuron<float>& neuron = layer.neuron;
   if (neuron.neurons == 0) return cudaSuccess;
-  if (!has_product_if(product, weights, neuron)) return cudaErrorInvalidValue;
-  const Geometry g = geometry_of(product, neuron.T);
+  if (!can_run(layer, operand)) return cudaErrorInvalidValue;
+  const DeviceGeometry g = geometry_of(layer);
+  const int64_t groups = layer.geometry.groups;
   const auto on = static_cast<cudaStream_t>(stream);
-  switch (weights) {
-    case Weights::kFloat16:
-      return launch_for<Float16Weights>(g, product, neuron, on);
-    case Weights::kBFloat16:
-      return launch_for<BFloat16Weights>(g, product, neuron, on);
-    case Weights::kFloat32:
-      return launch_for<Float32Weights<3>>(g, product, neuron, on);
-    case Weights::kFloat32High:
-      return launch_for<Float32Weights<2>>(g, product, neuron, on);
-    case Weights::kFloat32Medium:
-      return launch_for<Float32Weights<1>>(g, product, neuron, on);
-    case Weights::kInt8:
-      return launch_for<Int8Weights>(g, product, neuron, on);
+  switch (operand) {
+    case Operand::kFloat16:
+      return launch_for<Float16Weights>(g, groups, neuron, on);
+    case Operand::kBFloat16:
+      return launch_for<BFloat16Weights>(g, groups, neuron, on);
+    case Operand::kFloat32:
+      return launch_for<Float32Weights<3>>(g, groups, neuron, on);
+    case Operand::kFloat32High:
+      return launch_for<Float32Weights<2>>(g, groups, neuron, on);
+    case Operand::kFloat32Medium:
+      return launch_for<Float32Weights<1>>(g, groups, neuron, on);
+    case Operand::kInt8:
+      return launch_for<Int8Weights>(g, groups, neuron, on);
   }
   return cudaErrorInvalidValue;
 }

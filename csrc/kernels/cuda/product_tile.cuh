@@ -2,7 +2,7 @@
 // of the product is an output, a column a pixel at one step; a linear layer's sample is an image of one pixel.
 #pragma once
 
-#include "../spike_product.h"
+#include "../layer.h"
 #include "spike_operands.cuh"
 
 namespace tandem::cuda {
@@ -72,8 +72,8 @@ struct Shape {
   };
 };
 
-// SpikeProduct in numbers that are cheap on the device. Groups are the blocks' z.
-struct Geometry {
+// Geometry in numbers that are cheap on the device. Groups are the blocks' z.
+struct DeviceGeometry {
   const uint8_t* planes;
   const void* weight;  // [outputs, taps, group_channels]
   int64_t batch;
@@ -95,7 +95,7 @@ struct Window {
   int y, x;              // of its corner
 };
 
-__device__ __forceinline__ Window find_window(const Geometry& g, int p, int64_t pixel) {
+__device__ __forceinline__ Window find_window(const DeviceGeometry& g, int p, int64_t pixel) {
   if (p >= g.P || pixel >= g.pixels) return {nullptr, 0, 0};
   const int64_t b = g.out_size == 1 ? pixel : pixel / g.out_size;
   const int in_image = static_cast<int>(pixel - b * g.out_size);
@@ -107,7 +107,7 @@ __device__ __forceinline__ Window find_window(const Geometry& g, int p, int64_t 
 }
 
 // Sixteen bytes of a window from depth k on: depths are taps, and in each of them channels.
-__device__ __forceinline__ void copy_spikes(unsigned char* to, const Geometry& g, const Window& window, int k) {
+__device__ __forceinline__ void copy_spikes(unsigned char* to, const DeviceGeometry& g, const Window& window, int k) {
   int tap = 0;
   int r = 0;
   if (g.taps > 1) {
@@ -144,7 +144,7 @@ __device__ __forceinline__ void copy_spikes(unsigned char* to, const Geometry& g
 
 // Sixteen bytes of a row of weights.
 template <class E>
-__device__ __forceinline__ void copy_weights(unsigned char* to, const Geometry& g, int64_t output, int k) {
+__device__ __forceinline__ void copy_weights(unsigned char* to, const DeviceGeometry& g, int64_t output, int k) {
   const bool exists = output < g.group_outputs;
   const E* row =
       static_cast<const E*>(g.weight) + (blockIdx.z * static_cast<int64_t>(g.group_outputs) + output) * g.depth;
@@ -159,7 +159,8 @@ __device__ __forceinline__ void copy_weights(unsigned char* to, const Geometry& 
 
 // The rows of spikes that the running thread copies, for the planes from first_plane on.
 template <class S>
-__device__ __forceinline__ void find_windows(const Geometry& g, int first_plane, Window (&windows)[S::kSpikeTurns]) {
+__device__ __forceinline__ void find_windows(const DeviceGeometry& g, int first_plane,
+                                             Window (&windows)[S::kSpikeTurns]) {
 #pragma unroll
   for (int turn = 0; turn < S::kSpikeTurns; ++turn) {
     const int row = (turn * S::kThreads + static_cast<int>(threadIdx.x)) / S::kSpikePieces;
@@ -170,7 +171,7 @@ __device__ __forceinline__ void find_windows(const Geometry& g, int first_plane,
 
 // Requests the block's weights and spikes at the depths [k, k + kTileDepth).
 template <class S>
-__device__ __forceinline__ void fill_stage(unsigned char* stage, const Geometry& g,
+__device__ __forceinline__ void fill_stage(unsigned char* stage, const DeviceGeometry& g,
                                            const Window (&windows)[S::kSpikeTurns], int k) {
   constexpr int kElements = 16 / S::kWeightSize;
   constexpr int kPieces = kTileDepth / kElements;

@@ -1,4 +1,4 @@
-// Instructions without an intrinsic. tests/cuda_host/emulation has a twin of each.
+// Instructions without an intrinsic.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // A thread owns four neighbouring neurons, or one where the arrays are not aligned for four, at all steps.
-#include "../spike_bits.h"
+#include "../planes/bits.h"
 #include "vec.cuh"
 
 namespace tandem::cuda {
@@ -72,7 +72,12 @@ __global__ void __launch_bounds__(kThreads)
                      E* __restrict__ grad_z) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
-  const auto g = load<Vec<E, kVec>>(grad + n);
+  Vec<E, kVec> g;
+  if constexpr (kVec == 1) {
+    g = load_once<Vec<E, 1>>(grad + n);  // the compiler would have a plain load wait for the gate
+  } else {
+    g = load<Vec<E, kVec>>(grad + n);
+  }
   const uint32_t open = mask[n / 8] >> (n % 8);
   Vec<E, kVec> out;
 #pragma unroll
@@ -94,22 +99,25 @@ template <class E>
 int launch_pack(const void* spikes, uint64_t nonzero, int T, int64_t neurons, uint8_t* planes, cudaStream_t stream) {
   const auto* elements = static_cast<const E*>(spikes);
   if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
-    return TANDEM_LAUNCH((pack_kernel<E, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, elements,
-                         static_cast<E>(nonzero), T, neurons, planes);
+    pack_kernel<E, 4>
+        <<<grid_for(neurons, 4), kThreads, 0, stream>>>(elements, static_cast<E>(nonzero), T, neurons, planes);
+    return cudaGetLastError();
   }
-  return TANDEM_LAUNCH((pack_kernel<E, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, elements,
-                       static_cast<E>(nonzero), T, neurons, planes);
+  pack_kernel<E, 1>
+      <<<grid_for(neurons, 1), kThreads, 0, stream>>>(elements, static_cast<E>(nonzero), T, neurons, planes);
+  return cudaGetLastError();
 }
 
 template <class E>
 int launch_unpack(const uint8_t* planes, int T, int64_t neurons, void* spikes, uint64_t one, cudaStream_t stream) {
   auto* elements = static_cast<E*>(spikes);
   if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
-    return TANDEM_LAUNCH((unpack_kernel<E, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, planes, T, neurons,
-                         elements, static_cast<E>(one));
+    unpack_kernel<E, 4>
+        <<<grid_for(neurons, 4), kThreads, 0, stream>>>(planes, T, neurons, elements, static_cast<E>(one));
+    return cudaGetLastError();
   }
-  return TANDEM_LAUNCH((unpack_kernel<E, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, planes, T, neurons,
-                       elements, static_cast<E>(one));
+  unpack_kernel<E, 1><<<grid_for(neurons, 1), kThreads, 0, stream>>>(planes, T, neurons, elements, static_cast<E>(one));
+  return cudaGetLastError();
 }
 
 template <class E, class C>
@@ -118,11 +126,11 @@ int launch_gate_grad(const void* grad, const uint8_t* mask, C threshold, int64_t
   const auto* in = static_cast<const E*>(grad);
   auto* out = static_cast<E*>(grad_z);
   if (fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E))) {
-    return TANDEM_LAUNCH((gate_grad_kernel<E, C, 4>), grid_for(neurons, 4), dim3(kThreads), 0, stream, in, mask,
-                         threshold, neurons, out);
+    gate_grad_kernel<E, C, 4><<<grid_for(neurons, 4), kThreads, 0, stream>>>(in, mask, threshold, neurons, out);
+    return cudaGetLastError();
   }
-  return TANDEM_LAUNCH((gate_grad_kernel<E, C, 1>), grid_for(neurons, 1), dim3(kThreads), 0, stream, in, mask,
-                       threshold, neurons, out);
+  gate_grad_kernel<E, C, 1><<<grid_for(neurons, 1), kThreads, 0, stream>>>(in, mask, threshold, neurons, out);
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -169,11 +177,11 @@ int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTyp
   if (neurons == 0) return cudaSuccess;
   const auto on = static_cast<cudaStream_t>(stream);
   if (fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype))) {
-    return TANDEM_LAUNCH((counts_kernel<4>), grid_for(neurons, 4), dim3(kThreads), 0, on, planes, P, neurons, counts,
-                         dtype);
+    counts_kernel<4><<<grid_for(neurons, 4), kThreads, 0, on>>>(planes, P, neurons, counts, dtype);
+    return cudaGetLastError();
   }
-  return TANDEM_LAUNCH((counts_kernel<1>), grid_for(neurons, 1), dim3(kThreads), 0, on, planes, P, neurons, counts,
-                       dtype);
+  counts_kernel<1><<<grid_for(neurons, 1), kThreads, 0, on>>>(planes, P, neurons, counts, dtype);
+  return cudaGetLastError();
 }
 
 int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,

@@ -17,8 +17,9 @@ __device__ __forceinline__ uint32_t spread(uint32_t bytes, bool upper) {
   return __byte_perm(bytes, 0, upper ? 0x4342 : 0x4140);
 }
 
-// The low bits of a float16 are a subnormal number, 2^-24 times the integer they make. So masking bit t of a byte out
-// is all the conversion there is: it leaves 2^(t - 24) or 0.
+// One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
+// they make of subnormal ones. With a byte twice in sixteen bits, steps 2 to 6 lie in the exponent; three places
+// further up, steps 7, 0 and 1 do. So masking a bit out is all the conversion there is.
 struct Float16Weights {
   using Weight = __half;
   using Sum = float;
@@ -27,30 +28,43 @@ struct Float16Weights {
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 
   struct Spikes {
-    uint32_t pair[2];
+    uint32_t twice[2], moved[2];
   };
 
   // `row` is sample g's, at its first depth.
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
-    return {{spread(load<uint16_t>(row + 2 * q), false), spread(load<uint16_t>(row + 8 + 2 * q), false)}};
+    const uint32_t first = __byte_perm(load<uint16_t>(row + 2 * q), 0, 0x1100);
+    const uint32_t second = __byte_perm(load<uint16_t>(row + 8 + 2 * q), 0, 0x1100);
+    return {{first, second}, {first << 3, second << 3}};
   }
   static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
                                                       uint32_t (&a)[kTerms][4]) {
     load_tile(tile, row_bytes, lane, a[0]);
   }
+  static __device__ __forceinline__ bool is_moved(int t) { return t < 2 || t > 6; }
+  static __device__ __forceinline__ int exponent_bit(int t) { return is_moved(t) ? (t + 1) % 8 : t - 2; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
-    return s.pair[r] & (0x00010001u << t);
+    return (is_moved(t) ? s.moved[r] : s.twice[r]) & 0x04000400u << exponent_bit(t);
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_f16(sum, a, b);
   }
-  static __device__ __forceinline__ float product(float sum, int t) { return sum * static_cast<float>(1 << (24 - t)); }
+  static __device__ __forceinline__ float product(float sum, int t) {
+    return sum * __int_as_float((127 + 15 - (1 << exponent_bit(t))) << 23);
+  }
 };
 
 // A subnormal bfloat16 is too small for a float32 sum; bit 14 alone is 2.
 struct BFloat16Weights : Float16Weights {
   using Weight = __nv_bfloat16;
 
+  struct Spikes {
+    uint32_t pair[2];
+  };
+
+  static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
+    return {{spread(load<uint16_t>(row + 2 * q), false), spread(load<uint16_t>(row + 8 + 2 * q), false)}};
+  }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.pair[r] << (14 - t) & 0x40004000u;
   }

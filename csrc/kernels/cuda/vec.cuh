@@ -1,10 +1,14 @@
 // Neighbouring elements in registers, moved to and from memory by instructions of up to 128 bits.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
 #include <cstring>
 
-#include "../if_neuron.h"
-#include "port.cuh"
+#include "../neuron/if_neuron.h"
+#include "ptx.cuh"
 
 namespace tandem::cuda {
 

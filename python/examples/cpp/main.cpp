@@ -1,48 +1,110 @@
 // classify NETWORK INPUT: runs a frozen network on samples and prints its layers' spike counts and each sample's class.
 //
 // NETWORK is what FrozenNetwork.save() or `tandem-snn export --to frozen` wrote; INPUT is raw float32, one sample of
-// the network's input shape after the other. With --answers the network's outputs follow the class.
+// the network's input shape after the other; of a network that takes spikes, 0 and 1, the T steps of each sample. With
+// --answers the network's outputs follow the class.
+#include <kernels/cpu/scratch.h>
+#include <kernels/spike_bits.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <iterator>
 #include <stdexcept>
 
-#include "network.h"
+#include "frozen_file.h"
+#include "plain_numbers.h"
 
 namespace {
 
-std::vector<float> read_floats(const char* path) {
-  std::ifstream stream(path, std::ios::binary | std::ios::ate);
+using namespace tandem::network;
+
+std::string read_bytes(const char* path) {
+  std::ifstream stream(path, std::ios::binary);
   if (!stream.good()) throw std::runtime_error(std::string("cannot open ") + path);
-  std::vector<float> values(stream.tellg() / sizeof(float));
-  stream.seekg(0);
-  stream.read(reinterpret_cast<char*>(values.data()), values.size() * sizeof(float));
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+std::vector<float> read_floats(const char* path) {
+  const std::string bytes = read_bytes(path);
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
   return values;
+}
+
+// Spikes [batch, T, C, pixels] as planes [P, batch, pixels, C].
+std::vector<uint8_t> planes_of(const std::vector<float>& x, int64_t batch, int64_t T, const Shape& shape) {
+  const int64_t features = shape.features(), pixels = shape.height * shape.width;
+  std::vector<uint8_t> planes((T + 7) / 8 * batch * features);
+  for (int64_t i = 0; i < batch * T * features; ++i) {
+    const int64_t b = i / features / T, t = i / features % T, c = i % features / pixels, pixel = i % pixels;
+    if (x[i] != 0) planes[(t / 8 * batch + b) * features + pixel * shape.channels + c] |= 1 << t % 8;
+  }
+  return planes;
+}
+
+class CountingNumbers : public PlainNumbers {
+ public:
+  explicit CountingNumbers(const std::vector<std::string>& names) : names_(names) {}
+
+  void fired(int64_t instruction, const uint8_t* planes, int64_t bytes) override {
+    std::vector<float> counts(bytes);
+    tandem::cpu::counts(planes, 1, bytes, counts.data(), tandem::DType::kFloat32, tandem::serial_for);
+    double sum = 0;
+    for (const float count : counts) sum += count;
+    const size_t i = static_cast<size_t>(instruction);
+    std::printf("layer %s: %.0f spikes\n", i < names_.size() ? names_[i].c_str() : "", sum);
+  }
+
+ private:
+  const std::vector<std::string>& names_;
+};
+
+void classify(const char* path, const char* input, bool answers) {
+  const FrozenFile file = FrozenFile::read(read_bytes(path));
+  const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
+  tandem::cpu::Scratch<uint8_t> memory;
+  uint8_t* prepared = memory.reserve(network.prepared_size());
+  network.prepare(prepared, tandem::serial_for);
+
+  const Header& header = network.program().header;
+  if (header.dims == 0 || header.T == 0) throw std::runtime_error("the network was saved before it ran once");
+  const Shape shape{header.dims, header.channels, header.height, header.width};
+  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  const std::vector<float> x = read_floats(input);
+  const auto sample = static_cast<size_t>(shape.features() * (spikes ? header.T : 1));
+  if (x.size() % sample != 0) {
+    throw std::runtime_error("the input is not a number of samples of " + std::to_string(sample) + " floats");
+  }
+  const auto batch = static_cast<int64_t>(x.size() / sample);
+  const std::vector<uint8_t> planes = spikes ? planes_of(x, batch, header.T, shape) : std::vector<uint8_t>();
+  const Plan plan = network.plan(shape, batch, (header.T + 7) / 8);
+  std::vector<float> answer(batch * network.outputs());
+  CountingNumbers host(file.names);
+  const void* source = spikes ? static_cast<const void*>(planes.data()) : x.data();
+  network.run(plan, {source, header.T, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
+
+  const int64_t outputs = network.outputs();
+  for (int64_t b = 0; b < batch; ++b) {
+    const float* row = answer.data() + b * outputs;
+    std::printf("sample %ld: class %td", static_cast<long>(b), std::max_element(row, row + outputs) - row);
+    for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
+    std::printf("\n");
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool answers = argc == 4 && std::strcmp(argv[3], "--answers") == 0;
+  const bool answers = argc == 4 && std::string(argv[3]) == "--answers";
   if (argc != 3 && !answers) {
     std::fprintf(stderr, "usage: %s NETWORK INPUT [--answers]\n", argv[0]);
     return 2;
   }
   try {
-    const Network network{FrozenFile(argv[1])};
-    const Answer answer = network.run(read_floats(argv[2]));
-    for (size_t i = 0; i < answer.layers.size(); ++i) {
-      std::printf("layer %s: %lld spikes\n", answer.layers[i].c_str(), static_cast<long long>(answer.counts[i]));
-    }
-    const int64_t outputs = network.outputs();
-    for (size_t begin = 0; begin < answer.readout.size(); begin += outputs) {
-      const auto row = answer.readout.begin() + begin;
-      std::printf("sample %zu: class %td", begin / outputs, std::max_element(row, row + outputs) - row);
-      for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
-      std::printf("\n");
-    }
+    classify(argv[1], argv[2], answers);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 1;

@@ -22,7 +22,7 @@ def evaluate(
     from ..training.task import make_task
     from ..training.trainer import evaluate
     from .job import CHECKPOINT, TWIN, check_device
-    from .show import compared, show_layers, show_networks
+    from .show import OPERATIONS, compared, show_layers, show_networks
 
     check_device(device)
     recipe = read_recipe(run / CHECKPOINT)
@@ -36,8 +36,8 @@ def evaluate(
         values[kind] = evaluate(nets[kind], data.test, task, precision=recipe.precision)[task.metric]
     samples = next(data.test.batches(1000))[0].to(device)
     rows = [
-        compared(task.metric, values["SNN"], values.get("ANN")),
-        ("synaptic operations", "", "", f"{synops(nets['SNN'], samples).ratio:.2f}"),
+        compared(task.metric, values["SNN"], values.get("ANN"), len(data.test)),
+        (OPERATIONS, "", "", f"{synops(nets['SNN'], samples).ratio:.2f}"),
     ]
     show_networks(f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}", rows)
     show_layers(nets["SNN"], firing_rates(nets["SNN"], samples), mismatch(nets["SNN"], samples))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,16 +18,21 @@ from ..container import atomically
 from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
+from ..memory import freed_is_kept
 from ..plots.run import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
 from ..training.distributed import join
 from ..training.interruption import Interruption
+from ..training.optim import learning_rate
 from ..training.recipe import Recipe
-from ..training.store import NEWEST, PREVIOUS, RESULT, locked
+from ..training.store import LAST, NEWEST, PREVIOUS, RESULT, locked
 from ..training.trainer import Trainer
+from .export import SUFFIX
 
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
+# What `tandem-snn train`, `report` and `export` write into a run's folder beside its trainings.
+PRODUCTS = (CHECKPOINT, TWIN, REPORT, SUMMARY, "report.html", *(f"model{suffix}" for suffix in SUFFIX.values()))
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Job:
         data_dir: where the data set's files are.
         device, threads: where to run; 0 threads leaves their number to torch.
         workers: see :func:`tandem_snn.data.load`.
-        resume: continue what is in the folder. restart: throw it away.
+        resume: continue what is in the folder. restart: throw away what was begun in it. overwrite: also what is
+            finished.
+        train_on: see :class:`tandem_snn.training.Store`.
         checkpoint_seconds, checkpoint_steps, tensorboard: see :class:`tandem_snn.training.Store`.
     """
 
@@ -57,6 +64,8 @@ class Job:
     workers: int = 0
     resume: bool = False
     restart: bool = False
+    overwrite: bool = False
+    train_on: bool = False
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     tensorboard: bool = False
@@ -65,8 +74,8 @@ class Job:
         for name in ("threads", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.resume and self.restart:
-            raise UserError("--resume and --restart exclude each other")
+        if self.resume and (self.restart or self.overwrite):
+            raise UserError("--resume and --restart or --overwrite exclude each other")
         if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
             raise UserError("--checkpoint-seconds and --checkpoint-steps: expected positive numbers")
         check_device(self.device)
@@ -95,12 +104,13 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
         with (
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
             _holding(job, world.is_main),
+            freed_is_kept(),
             _progress(job, data, world.is_main) as on_step,
         ):
             result = compare(
                 job.recipe, data, twin=job.twin, device=device, folder=job.folder, twins=job.twins, world=world,
                 on_step=on_step, interruption=interruption, seconds=job.checkpoint_seconds, steps=job.checkpoint_steps,
-                tensorboard=job.tensorboard,
+                tensorboard=job.tensorboard, train_on=job.train_on,
             )  # fmt: skip
             if world.is_main:
                 _write(job.folder, result, data, _origin(job.command, started))
@@ -114,20 +124,54 @@ def _holding(job: Job, is_main: bool) -> Iterator[None]:
         yield
         return
     with locked(job.folder):
-        if not job.resume:
-            if not job.restart and _begun(job.folder):
-                raise UserError(
-                    f"{job.folder} holds a run that was begun: go on with --resume, or begin with --restart"
-                )
-            for seed in job.folder.glob("seed-*"):
-                shutil.rmtree(seed)
+        if job.resume:
+            _keep_seeds(job)
+        else:
+            _make_room(job)
         yield
+
+
+def _keep_seeds(job: Job) -> None:
+    """A run that is gone on with has its seeds, and may get more."""
+    wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
+    lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
+    if lost:
+        raise UserError(f"seeds: {job.folder} holds {', '.join(lost)} too, which the recipe's seeds leave out")
+
+
+def _make_room(job: Job) -> None:
+    """Removes what an earlier run left in the folder, if the job may. Files that are not a run's stay."""
+    folder = job.folder
+    if _finished(folder) and not job.overwrite:
+        raise UserError(
+            f"{folder} holds a finished run: give another folder with --out, train it on with --resume, or replace it "
+            "with --overwrite"
+        )
+    if _begun(folder) and not (job.restart or job.overwrite):
+        raise UserError(f"{folder} holds a run that was begun: go on with --resume, or begin with --restart")
+    _remove(folder, PRODUCTS)
+    for seed in folder.glob("seed-*"):
+        shutil.rmtree(seed)
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _finished(folder: Path) -> bool:
+    """Whether the folder holds what is not to be lost: a summary, or files of a run's names that no training is of."""
+    if (folder / SUMMARY).exists():
+        return True
+    return not any(folder.glob("seed-*")) and any((folder / name).exists() for name in PRODUCTS)
 
 
 def _begun(folder: Path) -> bool:
     """Whether the folder holds work that no summary has seen yet."""
     parts = list(folder.glob("seed-*/*"))
     if any((part / name).exists() for part in parts for name in (NEWEST, PREVIOUS)):
+        return True
+    if any((part / LAST).exists() and not (part / RESULT).exists() for part in parts):
         return True
     results = _digest(folder)
     return results is not None and _summed_up(folder / SUMMARY) != results
@@ -181,7 +225,12 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=None, speed="")
 
+        told: set[tuple[str, int]] = set()
+
         def on_step(kind: str, seed: int, trainer: Trainer) -> None:
+            if trainer.trained_on and (kind, seed) not in told:
+                told.add((kind, seed))
+                bar.console.print(f"{kind}, seed {seed}: {_goes_on(trainer)}")
             steps = job.recipe.epochs * trainer.steps_per_epoch
             before = len(order) * job.recipe.all_seeds.index(seed) + order.index(kind)
             speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
@@ -195,6 +244,18 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
 
         yield on_step
         bar.update(task, completed=bar.tasks[0].total, description="trained", speed="")
+
+
+def _goes_on(trainer: Trainer) -> str:
+    """What training on does, in words."""
+    recipe, before = trainer.recipe, trainer.trained_on[-1]
+    rate = learning_rate(
+        recipe, min(trainer.step, recipe.epochs * trainer.steps_per_epoch - 1), trainer.steps_per_epoch
+    )
+    return (
+        f"trained for {before['epochs']} epochs, goes on to {recipe.epochs}; the learning rate is now {rate:.2g}, that "
+        f"of the schedule {recipe.schedule!r} over {recipe.epochs} epochs after {trainer.step} steps"
+    )
 
 
 def _origin(command: str, started: datetime) -> dict[str, Any]:
@@ -213,6 +274,8 @@ def _origin(command: str, started: datetime) -> dict[str, Any]:
 
 def _write(folder: Path, result: Comparison, data: Dataset, origin: dict[str, Any]) -> None:
     """The first seed's networks, the report and, last, the summary; each file appears whole or not at all."""
+    if _summed_up(folder / SUMMARY) != _digest(folder):
+        _remove(folder, set(PRODUCTS) - {SUMMARY})  # they are of what was there before
     first = result.runs[0]
     for kind, name in zip(result.kinds, (CHECKPOINT, TWIN), strict=False):
         save_checkpoint(folder / name, first.nets[kind], result.recipe, kind=kind)

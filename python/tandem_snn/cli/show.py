@@ -9,8 +9,16 @@ from rich.table import Table
 from torch import nn
 
 from ..measure import Mismatch
+from ..measure.interval import points
 from ..training.comparison import Comparison
 from ..training.library import describe, list_recipes, load_recipe
+from ..training.recipe import CONTINUED
+
+OPERATIONS = "operations at inference"
+CAPTION = (
+    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one "
+    "per spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
+)
 
 
 def show_comparison(result: Comparison) -> None:
@@ -18,20 +26,24 @@ def show_comparison(result: Comparison) -> None:
     assert measures is not None
     times = {kind: 1e3 * seconds for kind, seconds in measures.step_times.items()}
     ratio = "" if measures.step_time_ratio is None else f"{measures.step_time_ratio:.2f}"
-    rows = [
-        compared(result.metric, result.test("SNN"), result.test("ANN") if "ANN" in result.kinds else None),
+    ann = result.test("ANN") if "ANN" in result.kinds else None
+    rows = [compared(result.metric, result.test("SNN"), ann, result.samples["test"])]
+    if CONTINUED in result.kinds:
+        longer = compared(result.metric, result.test("SNN"), result.test(CONTINUED), result.samples["test"])
+        rows.append(("the twin, trained as long", "", *longer[2:]))
+    rows += [
         ("time per training step", f"{times['SNN']:.2f} ms", f"{times['ANN']:.2f} ms" if "ANN" in times else "", ratio),
-        ("synaptic operations", "", "", f"{measures.synops_ratio:.2f}"),
+        (OPERATIONS, "", "", f"{measures.synops_ratio:.2f}"),
     ]
     title = f"{recipe.data}, {recipe.model}, T={recipe.T}, mean of {seeds} seed{'s' * (seeds > 1)}"
     show_networks(title, rows)
     show_layers(result.runs[0].nets["SNN"], measures.firing_rates)
 
 
-def compared(metric: str, snn: float, ann: float | None) -> tuple[str, str, str, str]:
+def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
     """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
     if metric == "accuracy":
-        difference = "" if ann is None else f"{100 * (snn - ann):+.2f} points"
+        difference = "" if ann is None else points(snn, ann, samples)
         return "test accuracy", f"{100 * snn:.2f} %", "" if ann is None else f"{100 * ann:.2f} %", difference
     return (
         f"test {metric}",
@@ -56,7 +68,7 @@ def show_recipes() -> None:
 
 def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
     """Each row is (what, of the SNN, of its twin, compared)."""
-    table = Table(title=title)
+    table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column()
     for column in ("SNN", "ANN twin", "SNN / ANN"):
         table.add_column(column, justify="right")

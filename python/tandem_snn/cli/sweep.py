@@ -145,6 +145,8 @@ def _finished(summary: Path, job: Job) -> bool:
     """
     if not summary.exists():
         return False
+    from ..training.comparison import PREFIXES
+
     try:
         found = json.loads(summary.read_text())
         there, here = dict(found["recipe"]), job.recipe.to_dict()
@@ -156,4 +158,5 @@ def _finished(summary: Path, job: Job) -> bool:
             f"{summary} is of another recipe ({differing[0]} differs): give another folder with --out, or delete "
             f"{summary.parent}"
         )
-    return not differing and (not job.twin or any(name.startswith("ann_test") for name in found))
+    wanted = [prefix for kind, prefix in PREFIXES.items() if kind in job.recipe.order(job.twin)]
+    return not differing and all(any(name.startswith(f"{prefix}test") for name in found) for prefix in wanted)

@@ -45,9 +45,15 @@ def train(
     out: Annotated[Optional[Path], typer.Option(help="Folder of the results (default: runs/RECIPE).")] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with what is in the folder; by as many threads, to the same weights."),
+        typer.Option(
+            "--resume",
+            help="Go on with what is in the folder; by as many threads, to the same weights. With other --epochs the "
+            "run is trained on: the schedule is that of the new number of epochs, from the step it has reached. With "
+            "more --seeds, those are added. Paths, device, threads and workers are free, all else must be as it was.",
+        ),
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace a finished run in the folder.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
@@ -84,6 +90,8 @@ def train(
         workers=workers,
         resume=resume,
         restart=restart,
+        overwrite=overwrite,
+        train_on=resume,
         checkpoint_seconds=checkpoint_seconds,
         checkpoint_steps=checkpoint_steps,
         tensorboard=tensorboard,

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from tandem_ext.functional.neuron import over_inputs
 
-from .. import nn as tnn
 from ..errors import extra
-from ..frozen.trace import CannotLower
-from .stages import Stage, Stages, stages_of
+from ..frozen.stages import CannotLower
+from .listing import Listing, Stage, listing_of
 
 FORMS = ("IF", "primitives")
 
@@ -57,11 +56,11 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
         raise ValueError(f"neurons: expected one of {', '.join(map(repr, FORMS))}, got {neurons!r}")
     if not dt > 0:
         raise ValueError(f"dt: expected a positive number, got {dt}")
-    return _Writer(stages_of(net, x), neurons, dt).graph()
+    return _Writer(listing_of(net, x), neurons, dt).graph()
 
 
 class _Writer:
-    def __init__(self, network: Stages, form: str, dt: float) -> None:
+    def __init__(self, network: Listing, form: str, dt: float) -> None:
         self.nir = extra("nir", "the export to NIR")
         self.network = network
         self.form, self.dt = form, dt
@@ -80,19 +79,17 @@ class _Writer:
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
 
     def _write(self, stage: Stage) -> None:
-        layer, source = stage.layer, self.result[stage.x]
-        if isinstance(layer, tnn.SpikingLayer):
+        kind, source = stage.layer.kind, self.result[stage.x]
+        if kind in ("layer", "readout"):
             name = self._add(stage.name, self._synapses(stage), source)
             self.result[stage.name] = self._neurons(stage, name) if stage.fires else name
-        elif isinstance(layer, tnn.Readout):
-            self.result[stage.name] = self._add(stage.name, self._affine(stage), source)
-        elif isinstance(layer, tnn.Flatten):
+        elif kind == "flatten":
             node = self.nir.Flatten({"input": np.array(stage.in_shape)}, *self._flattened(stage))
             self.result[stage.name] = self._add(stage.name, node, source)
-        elif isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)):
+        elif kind in ("average", "mean", "adaptive_mean"):
             self._average(stage, source)
         else:
-            raise CannotLower(f"{stage.name}: NIR has no {type(layer).__name__}: use AvgPool2d or strides")
+            raise CannotLower(stage.name, "NIR has no MaxPool2d: use AvgPool2d or strides")
 
     def _add(self, name: str, node: Any, *sources: str) -> str:
         self.nodes[name] = node
@@ -108,15 +105,16 @@ class _Writer:
 
     def _flattened(self, stage: Stage) -> tuple[int, int]:
         """From the end: NIR does not count the batch, and readers do not agree on whether a positive number does."""
-        start, end, dims = stage.layer.start_dim, stage.layer.end_dim, len(stage.in_shape) + 1
+        start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
         return start % dims - dims, end % dims - dims
 
     def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
         """Weights and the bias of one step."""
-        weight = stage.layer.used_weight().detach().to(torch.float32, copy=True)  # the network may train on
-        if stage.scale is not None:
-            weight *= over_inputs(stage.scale, weight)
-        shift = torch.zeros(len(weight)) if stage.shift is None else stage.shift.detach().float() / self.network.T
+        layer = stage.layer
+        weight = layer.real_weight().to(torch.float32, copy=True) * layer.gain  # a copy: the network may train on
+        if layer.scale is not None:
+            weight *= over_inputs(layer.scale, weight)
+        shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / self.network.T
         return weight.cpu().numpy(), shift.cpu().numpy()
 
     def _affine(self, stage: Stage) -> Any:
@@ -124,76 +122,78 @@ class _Writer:
 
     def _synapses(self, stage: Stage) -> Any:
         layer = stage.layer
-        if isinstance(layer, tnn.Linear):
+        if layer.axes == 0:
             return self._affine(stage)
         weight, bias = self._folded(stage)
         weight = _without_groups(weight, layer.groups)
         padding = _padding(stage)
-        if isinstance(layer, tnn.Conv1d):
-            (size,), (stride,), (dilation,) = stage.in_shape[1:], layer.stride, layer.dilation
-            return self.nir.Conv1d(size, weight, stride, padding[0], dilation, 1, bias)
+        if layer.axes == 1:
+            (size,), stride, dilation = stage.in_shape[1:], layer.stride[1], layer.dilation[1]
+            return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
         return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
 
     def _average(self, stage: Stage, source: str) -> None:
         layer = stage.layer
-        if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        if layer.kind == "adaptive_mean":
             kernel = tuple(size // out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True))
             if any(size % out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True)):
-                raise CannotLower(f"{stage.name}: adaptive pooling with windows of different sizes")
+                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
             windows: tuple[Any, ...] = (kernel, kernel, (0, 0))
         else:
-            windows = (layer.kernel_size, layer.stride, layer.padding)
+            windows = (layer.kernel, layer.stride, layer.padding)
         node = self.nir.AvgPool2d(*(np.array(value) for value in windows))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         name = self._add(stage.name, node, source)
-        if isinstance(layer, tnn.AvgPool2d) and layer.spiking and stage.fires:
+        if stage.fires:
             name = self._neurons(stage, name)
-        elif stage.scale is not None:
-            name = self._add(self._free(f"{name}_gain"), self.nir.Scale(_full(stage.shape, stage.scale)), name)
+        elif layer.gain != 1.0:
+            gain = self.nir.Scale(_full(stage.shape, torch.tensor(layer.gain)))
+            name = self._add(self._free(f"{name}_gain"), gain, name)
         self.result[stage.name] = name
 
     def _neurons(self, stage: Stage, currents: str) -> str:
         sources = [currents]
         if stage.residual is not None:
             residual = self.result[stage.residual]
-            if stage.residual_scale is not None:
-                scale = self.nir.Scale(_full(stage.shape, stage.residual_scale))
+            if stage.layer.residual_scale is not None:
+                scale = self.nir.Scale(_full(stage.shape, stage.layer.residual_scale))
                 residual = self._add(self._free(f"{stage.name}_shortcut"), scale, residual)
             sources.append(residual)
-        v_init = stage.v_init
+        v_init = stage.layer.v_init
         starts_at_zero = v_init is None or not bool(v_init.any())
-        if not starts_at_zero and (self.form == "IF" or stage.leak < 1):
+        if not starts_at_zero and (self.form == "IF" or stage.layer.leak < 1):
             raise CannotLower(
-                f"{stage.name}: NIR's neurons start at potential 0: set v_init=0"
-                + (', or use neurons="primitives"' if stage.leak == 1 else "")
+                stage.name,
+                "NIR's neurons start at potential 0: set v_init=0"
+                + (', or use neurons="primitives"' if stage.layer.leak == 1 else ""),
             )
         if self.form == "IF":
             return self._add(self._free(f"{stage.name}_neurons"), self._if(stage), *sources)
         # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
-        above = torch.tensor(stage.threshold) - (0 if v_init is None else v_init)
+        above = torch.tensor(stage.layer.threshold) - (0 if v_init is None else v_init)
         potential, spikes, reset = (self._free(f"{stage.name}_{part}") for part in ("potential", "spikes", "reset"))
         self._add(potential, self._integrator(stage), *sources, reset)
         self._add(spikes, self.nir.Threshold(_full(stage.shape, above)), potential)
-        self._add(reset, self.nir.Scale(_full(stage.shape, torch.tensor(-stage.threshold))), spikes)
+        self._add(reset, self.nir.Scale(_full(stage.shape, torch.tensor(-stage.layer.threshold))), spikes)
         return spikes
 
     def _if(self, stage: Stage) -> Any:
         facts = {"reset": "subtract", "fires": "v >= v_threshold"}
-        zeros, threshold = np.zeros(stage.shape, np.float32), np.full(stage.shape, stage.threshold, np.float32)
-        if stage.leak == 1.0:
+        zeros, threshold = np.zeros(stage.shape, np.float32), np.full(stage.shape, stage.layer.threshold, np.float32)
+        if stage.layer.leak == 1.0:
             return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)
         tau, r = self._leak(stage)
         return self.nir.LIF(tau, r, zeros, threshold, zeros.copy(), metadata=facts)
 
     def _integrator(self, stage: Stage) -> Any:
-        if stage.leak == 1.0:
+        if stage.layer.leak == 1.0:
             return self.nir.I(np.full(stage.shape, 1 / self.dt, np.float32))
         tau, r = self._leak(stage)
         return self.nir.LI(tau, r, np.zeros(stage.shape, np.float32))
 
     def _leak(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
         """tau and r with which a step of length dt is v = λv + I."""
-        lost = 1.0 - stage.leak
+        lost = 1.0 - stage.layer.leak
         return np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
 
 
@@ -210,15 +210,9 @@ def _without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _padding(stage: Stage) -> tuple[int, ...]:
-    layer = stage.layer
-    if layer.padding == "valid":
-        return (0,) * len(layer.kernel_size)
-    if layer.padding != "same":
-        return tuple(layer.padding)
-    both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if any(total % 2 for total in both):
-        raise CannotLower(f"{stage.name}: padding that is not the same on both sides: use an odd kernel")
-    return tuple(total // 2 for total in both)
+    if any(stage.layer.after):
+        raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
+    return tuple(stage.layer.padding)
 
 
 def _full(shape: tuple[int, ...], values: Tensor) -> np.ndarray:

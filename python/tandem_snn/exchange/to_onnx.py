@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import nn as tnn
 from ..container import atomically
 from ..errors import extra
 from ..frozen.network import FrozenNetwork, freeze
-from ..frozen.quantise import Grid
-from ..frozen.trace import CannotLower
-from .stages import Stage, Stages, stages_of
+from ..frozen.stages import CannotLower
+from ..frozen.stages import Stage as Layer
+from .listing import Listing, Stage, listing_of
 
 OPSET, IR_VERSION = 21, 10  # the first that have 4-bit integers
 
@@ -31,9 +30,9 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     ``NAME.counts.next``, the state for the next step; and ``NAME.spikes`` of each layer with neurons, which cost
     nothing unless they are asked for. The batch is free; T and the kind of input stand in the model's metadata.
 
-    Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, with a scale per output channel in
-    a DequantizeLinear node. Sums are those of the engine that runs the file, in float32: a potential within rounding of
-    its threshold may fall on the other side.
+    Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, in a DequantizeLinear node; their
+    step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in
+    float32: a potential within rounding of its threshold may fall on the other side.
 
     Args:
         net: a frozen network, or one to freeze.
@@ -49,15 +48,14 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     """
     extra("onnx", "the export to ONNX")
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
-    network = stages_of(frozen, frozen.example() if x is None else x)
-    model = _Writer(network, {frozen.net.get_submodule(name): grid for name, grid in frozen.grids.items()}).model()
+    model = _Writer(listing_of(frozen, frozen.example() if x is None else x)).model()
     atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
 
 
 class _Writer:
-    def __init__(self, network: Stages, grids: dict[nn.Module, Grid]) -> None:
+    def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
-        self.network, self.grids = network, grids
+        self.network = network
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
@@ -128,82 +126,75 @@ class _Writer:
 
     def _write(self, stage: Stage) -> None:
         layer, source = stage.layer, self.result[stage.x]
-        spikes_in = stage.x not in self.fed
-        if isinstance(layer, tnn.SpikingLayer):
-            current = self._affine(stage, self._product(stage, layer, source))
-            self.result[stage.name] = self._neurons(stage, current) if stage.fires else current
-        elif isinstance(layer, tnn.Readout):
-            self.result[stage.name] = self._readout(stage, self._counts(stage, source) if spikes_in else source)
-        elif isinstance(layer, tnn.AvgPool2d) and spikes_in and layer.spiking:
-            self.result[stage.name] = self._neurons(stage, self._spiking_average(stage, source))
-        elif isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)):
-            counts = self._counts(stage, source) if spikes_in else source
-            self.result[stage.name] = self._average(stage, counts)
-        elif isinstance(layer, tnn.MaxPool2d):
-            self.result[stage.name] = self._op("MaxPool", source, **_window(layer), ceil_mode=int(layer.ceil_mode))
-        elif isinstance(layer, tnn.Flatten):
-            shape = self._constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape]))
-            self.result[stage.name] = self._op("Reshape", source, shape)
+        kind, spikes_in = layer.kind, stage.x not in self.fed
+        if kind == "readout":
+            result = self._readout(stage, self._counts(stage, source) if spikes_in else source)
+        elif kind == "layer":
+            current = self._affine(stage, self._product(stage.name, layer, source))
+            result = self._neurons(stage, current) if stage.fires else current
+        elif stage.fires:
+            result = self._neurons(stage, self._spiking_average(stage, source))
+        elif kind in ("average", "mean", "adaptive_mean"):
+            result = self._average(stage, self._counts(stage, source) if spikes_in else source)
+        elif kind == "max_pool":
+            result = self._op("MaxPool", source, **_window(layer), ceil_mode=int(layer.ceil))
         else:
-            raise CannotLower(f"{stage.name}: {type(layer).__name__} has no counterpart in ONNX")
-        counted = isinstance(layer, (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d)) and not getattr(layer, "spiking", False)
-        if counted or (not spikes_in and not isinstance(layer, tnn.SpikingLayer)):
+            result = self._op(
+                "Reshape", source, self._constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape]))
+            )
+        self.result[stage.name] = result
+        if kind in ("mean", "adaptive_mean") or (not spikes_in and kind != "layer"):
             self.fed.add(stage.name)
 
-    def _weight(self, name: str, layer: Any) -> str:
-        grid = self.grids.get(layer)
-        if grid is None:
+    def _weight(self, name: str, layer: Layer) -> str:
+        """Few bits: integers, whose step is in the scale of the currents; a readout's are times their step."""
+        assert layer.weight is not None
+        if layer.step is None:
             return self._constant(f"{name}.weight", layer.weight.detach().float())
-        q = self._integers(f"{name}.weight", grid.q, int(grid.q.abs().max()))
-        return self._op("DequantizeLinear", q, self._constant(f"{name}.scale", grid.step.float()), axis=0)
+        q = self._integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
+        step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
+        return self._op("DequantizeLinear", q, self._constant(f"{name}.scale", step), axis=0)
 
-    def _linear(self, name: str, layer: Any, x: str) -> str:
-        """Not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
-        return self._op("Gemm", x, self._weight(name, layer), transB=1)
-
-    def _product(self, stage: Stage, layer: Any, x: str) -> str:
-        if isinstance(layer, tnn.Linear):
-            return self._linear(stage.name, layer, x)
-        weight = self._weight(stage.name, layer)
-        pads = _pads(layer)
+    def _product(self, name: str, layer: Layer, x: str) -> str:
+        """Gemm, not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
+        weight = self._weight(name, layer)
+        if layer.axes == 0:
+            return self._op("Gemm", x, weight, transB=1)
         return self._op(
             "Conv",
             x,
             weight,
-            strides=list(layer.stride),
-            dilations=list(layer.dilation),
             group=layer.groups,
-            pads=pads,
-            kernel_shape=list(layer.kernel_size),
+            **_window(layer),
         )
 
     def _affine(self, stage: Stage, y: str) -> str:
-        dims = len(stage.shape)
-        if stage.scale is not None:
-            y = self._op("Mul", y, self._per_channel(f"{stage.name}.current_scale", stage.scale, dims))
-        if stage.shift is not None:
-            share = stage.shift.detach().float() / self.network.T
+        dims, layer = len(stage.shape), stage.layer
+        if layer.scale is not None:
+            y = self._op("Mul", y, self._per_channel(f"{stage.name}.current_scale", layer.scale, dims))
+        if layer.shift is not None:
+            share = layer.shift.detach().float() / self.network.T
             y = self._op("Add", y, self._per_channel(f"{stage.name}.current_shift", share, dims))
         return y
 
     def _neurons(self, stage: Stage, current: str) -> str:
-        name = stage.name
+        name, layer = stage.name, stage.layer
         if stage.residual is not None:
             residual = self.result[stage.residual]
-            if stage.residual_scale is not None:
-                scale = self._per_channel(f"{name}.residual_scale", stage.residual_scale, len(stage.shape))
+            if layer.residual_scale is not None:
+                scale = self._per_channel(f"{name}.residual_scale", layer.residual_scale, len(stage.shape))
                 residual = self._op("Mul", residual, scale)
             current = self._op("Add", current, residual)
         v = self._input(f"{name}.v", stage.shape)
-        if stage.v_init is not None and bool(stage.v_init.any()):
-            given = stage.v_init.detach().float()
+        if layer.v_init is not None and bool(layer.v_init.any()):
+            given = layer.v_init.detach().float()
             start = self._constant(f"{name}.v_init", given if given.dim() else given.view(1))
             v = self._op("Where", self._op("Equal", "step", self._number(0.0)), start, v)
         v = self._op("Add", v, current)
-        threshold = self._number(stage.threshold)
+        threshold = self._number(layer.threshold)
         spikes = self._op("Cast", self._op("GreaterOrEqual", v, threshold), to=self.onnx.TensorProto.FLOAT)
-        if stage.leak != 1.0:
-            v = self._op("Mul", v, self._number(stage.leak))
+        if layer.leak != 1.0:
+            v = self._op("Mul", v, self._number(layer.leak))
         self._output(f"{name}.v.next", self._op("Sub", v, self._op("Mul", spikes, threshold)), stage.shape)
         self._output(f"{name}.spikes", spikes, stage.shape)
         return spikes
@@ -217,44 +208,40 @@ class _Writer:
     def _spiking_average(self, stage: Stage, spikes: str) -> str:
         """The spikes of each window are counted, which is exact, and weighted once."""
         layer, channels = stage.layer, stage.in_shape[0]
-        ones = self._constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel_size))
+        ones = self._constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
         inside = self._op("Conv", spikes, ones, group=channels, **_window(layer))
-        return self._op("Mul", inside, self._number(float(layer.weight)))
+        return self._op("Mul", inside, self._number(1 / (layer.kernel[0] * layer.kernel[1])))
 
     def _average(self, stage: Stage, x: str) -> str:
         layer = stage.layer
-        if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        if layer.kind == "adaptive_mean":
             sizes, outputs = stage.in_shape[1:], stage.shape[1:]
             if any(size % out for size, out in zip(sizes, outputs, strict=True)):
-                raise CannotLower(f"{stage.name}: adaptive pooling with windows of different sizes")
+                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
             kernel = [size // out for size, out in zip(sizes, outputs, strict=True)]
             window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
         else:
             window = _window(layer)
-        if stage.scale is not None:
-            x = self._op("Mul", x, self._per_channel(f"{stage.name}.gain", stage.scale, len(stage.in_shape)))
+        if layer.gain != 1.0:
+            x = self._op("Mul", x, self._number(layer.gain))
         return self._op("AveragePool", x, count_include_pad=1, **window)
 
     def _readout(self, stage: Stage, counts: str) -> str:
-        if stage.scale is not None:
-            counts = self._op("Mul", counts, self._number(float(stage.scale[0])))
-        y = self._linear(stage.name, stage.layer, counts)
-        if stage.shift is None:
+        layer = stage.layer
+        if layer.gain != 1.0:
+            counts = self._op("Mul", counts, self._number(layer.gain))
+        y = self._product(stage.name, layer, counts)
+        if layer.shift is None:
             return y
         steps = self._op("Add", "step", self._number(1.0))
         share = self._op("Div", steps, self._number(float(self.network.T)))
-        bias = self._constant(f"{stage.name}.bias", stage.shift.detach().float())
+        bias = self._constant(f"{stage.name}.bias", layer.shift.detach().float())
         return self._op("Add", y, self._op("Mul", bias, share))
 
 
-def _window(layer: Any) -> dict[str, Any]:
-    window = {"kernel_shape": list(layer.kernel_size), "strides": list(layer.stride), "pads": [*layer.padding] * 2}
-    return window | ({"dilations": list(layer.dilation)} if hasattr(layer, "dilation") else {})
-
-
-def _pads(layer: Any) -> list[int]:
-    """ONNX's: before each axis, then after each."""
-    if layer.padding == "same":
-        both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [*(total // 2 for total in both), *(total - total // 2 for total in both)]
-    return [0] * (2 * len(layer.kernel_size)) if layer.padding == "valid" else [*layer.padding] * 2
+def _window(layer: Layer) -> dict[str, Any]:
+    kernel, strides, padding, after = map(layer.over_axes, (layer.kernel, layer.stride, layer.padding, layer.after))
+    window = {"kernel_shape": kernel, "strides": strides}
+    window["pads"] = (*padding, *(p + more for p, more in zip(padding, after, strict=True)))
+    dilates = layer.kind in ("layer", "max_pool")
+    return window | ({"dilations": layer.over_axes(layer.dilation)} if dilates else {})

@@ -44,13 +44,15 @@ class Graph:
 
 
 def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
-    """The graph, or None for a network that waits for the GPU or otherwise cannot be captured."""
-    for parameter in net.parameters():
-        if parameter.dim() == 4:  # as the kernels read them, and would else make them at every replay
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    """The graph, or None for a network that waits for the GPU or otherwise cannot be captured. Raises other errors."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.dim() == 4:  # as the kernels read weights, and would else make them at every replay
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     try:
         return Graph(net, x)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "captur" not in str(error):  # CUDA's errors of a capture all say so, and have no type of their own
+            raise
         return None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 from numbers import Real
 from os import PathLike
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
@@ -18,53 +18,60 @@ from ..nn.quantise import check_bits
 from ..nn.signals import check_network, describe
 from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
-from .program import Builder
-from .quantise import quantise_
-from .trace import CannotLower, trace
+from .lowering import lower
+from .program import Facts, encode, prepare
+from .quantise import Grid, grids_of, round_
+from .stages import CannotLower, Stages
 
 MOST_PROGRAMS = 8  # each has its own copy of the packed weights
 
 
 class _Program:
-    """The program for inputs of one shape."""
+    """A network, for trains whose spikes are worth so much, as a list of stages and as one call of the executor.
 
-    def __init__(self, net: nn.Module, x: Any) -> None:
-        kept = {p.dtype for p in net.parameters()} | (set() if isinstance(x, SpikeTrain) else {x.dtype})
-        if kept != {torch.float32}:
-            raise CannotLower(f"a program computes in float32, the network and its input are {_names(kept)}")
-        traced = trace(net, x)
-        builder = Builder(traced)
-        self.words, self.blob = builder.build()
-        self.prefix = traced.prefix
-        self.padding = builder.padding
-        self.T = builder.T
-        self.streams = builder.streams
-        self.segments = builder.segments
-        self.outputs = builder.outputs
+    Attributes:
+        layers: what runs layer by layer: the list, or the network itself where it has none.
+    """
+
+    def __init__(self, net: nn.Module, gain: float) -> None:
+        self.layers, self._reason = net, None
+        try:
+            self.layers = lower(net, gain)
+        except CannotLower as reason:
+            self._reason = reason.with_traceback(None)  # whose frames hold every value of the network
+
+    @functools.cached_property
+    def refusal(self) -> CannotLower | None:
+        """Why the executor does not run it, or None once it is prepared."""
+        if isinstance(self.layers, Stages):
+            stages = self.layers.stages
+            try:
+                self.words, self.numbers = encode(self.layers)
+                self.prepared = prepare(self.words, self.numbers, [stage.name for stage in stages])
+                self.streams = all(stage.gate != "resu" for stage in stages)
+            except CannotLower as reason:
+                self._reason = reason.with_traceback(None)
+        return self._reason
 
     def run(
-        self, x: Any, state: Tensor | None = None, step: int = 0, every_step: bool = False
+        self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
-        for layer in self.prefix:
-            x = layer(x)
-        source = x.planes if isinstance(x, SpikeTrain) else x.x
-        source = F.pad(source, self.padding) if self.padding else source
-        return torch.ops.tandem.frozen_run.default(source, self.words, self.blob, state, step, every_step)
-
-    def first_state(self, batch: int) -> Tensor:
-        return torch.zeros(sum(self.segments) * batch)
+        source = x.planes if isinstance(x, SpikeTrain) else x
+        return torch.ops.tandem.frozen_run.default(
+            source, T, self.words, self.numbers, self.prepared, state, step, every
+        )
 
 
 class FrozenNetwork(nn.Module):
     """What :func:`freeze` returns. Calling it takes what the network took and returns the network's readout.
 
     Attributes:
-        net: the snapshot: the network in evaluation mode, with its own copy of every weight.
+        net: the snapshot: the network in evaluation mode, with its own copy of every weight; of a loaded one, the list
+            of its layers, as the file has it.
         weight_bits: bits per weight, or None for the weights as the network's evaluation has them.
         T: the number of time steps; None until it is known (see :func:`freeze`).
         shape: [*features] of its input; None until it has run.
-        grids: the integers and steps of the weights that were rounded, by the layer's name.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
     >>> frozen = tandem_snn.freeze(net)
@@ -76,15 +83,22 @@ class FrozenNetwork(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.weight_bits = weight_bits
-        self.grids = quantise_(self.net, weight_bits)
-        encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
-        windows = {m.T for m in encoders}
-        self._takes_images = any(m.mode != "events" for m in encoders)
+        round_(self.net, weight_bits)
+        if isinstance(self.net, Stages):
+            windows, self._takes_images = {self.net.T} - {None}, self.net.mode != "events"
+        else:
+            encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
+            windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._programs: dict[Any, _Program | CannotLower] = {}
+        self._programs: dict[float, _Program] = {}  # by what a spike of the input is worth
         self._graphs: dict[Any, Graph | None] = {}
         self.reset()
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """The integers and steps of the weights of few bits, by the layer's name."""
+        return grids_of(self.net)
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
@@ -97,10 +111,14 @@ class FrozenNetwork(nn.Module):
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
-        if isinstance(program, CannotLower) or x.device.type != "cpu":
-            answer: Tensor = self.net(x)
-            return answer
-        return program.run(x)[0]
+        if x.device.type == "cpu" and program.refusal is None:
+            try:
+                return program.run(x, self.T)[0]
+            except (RuntimeError, ValueError) as error:  # the layers may do better, or say what is wrong with x
+                if "instruction " not in str(error) and "tandem: " not in str(error):
+                    raise
+        answer: Tensor = program.layers(x)
+        return answer
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
         """On a GPU: the kernels of the layers as one CUDA graph, or one by one where there can be none."""
@@ -108,9 +126,9 @@ class FrozenNetwork(nn.Module):
         if key is not None and key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = capture(self.net, x)
+            self._graphs[key] = capture(self._program(x).layers, x)
         graph = self._graphs.get(key)
-        answer: Tensor = self.net(x) if graph is None else graph(x)
+        answer: Tensor = self._program(x).layers(x) if graph is None else graph(x)
         return answer
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
@@ -146,7 +164,7 @@ class FrozenNetwork(nn.Module):
     def reset(self) -> None:
         """Forgets the stream: the next :meth:`step` is step 0."""
         self._state: Tensor | None = None
-        self._steps = 0
+        self._steps = self._batch = 0
 
     @torch.inference_mode()
     def step(self, x_t: Tensor) -> Tensor:
@@ -173,12 +191,18 @@ class FrozenNetwork(nn.Module):
         _check_batch("x_t", x_t, trains=False)
         if not self._takes_images:
             checks.binary("x_t", x_t)
-        program = self._streaming_program(x_t)
+        if not self._takes_images and self.T is None:
+            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
+        signal = x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
+        program = _streaming(self._program(signal), x_t.device)
         if self._state is None:
-            self._state = program.first_state(len(x_t))
-        if self._state.numel() != sum(program.segments) * len(x_t):
+            self._state, self._batch = torch.empty(0), len(x_t)
+        if len(x_t) != self._batch:
             raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
-        answer, self._state = program.run(self._signal(x_t), self._state, self._steps)
+        try:
+            answer, self._state = program.run(signal, self.T, self._state, self._steps)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"x_t: {error}") from error
         self._steps += 1
         return answer
 
@@ -201,7 +225,7 @@ class FrozenNetwork(nn.Module):
         _check_batch("x", x)
         if isinstance(x, SpikeTrain):
             self.T = x.T
-        return _streaming(self._program(x), x.device).run(x, every_step=True)[0]
+        return _streaming(self._program(x), x.device).run(x, self.T, every=True)[0]
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -237,10 +261,10 @@ class FrozenNetwork(nn.Module):
         return answers[last, torch.arange(len(last))], last + 1
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the network as one file, for :func:`load_frozen`: its layers, weights, T and weight bits.
+        """Writes the network as one file, for :func:`load_frozen` and for programs without Python.
 
-        The file is safetensors with a format version and a checksum, and appears whole or not at all. Weights of few
-        bits take a byte each. The stream's state is not in it.
+        The file is safetensors with a format version and a checksum, and appears whole or not at all: the program that
+        runs, and its numbers. Weights of few bits take a byte each. The stream's state is not in it.
 
         Args:
             path: the file.
@@ -250,34 +274,19 @@ class FrozenNetwork(nn.Module):
                 holds no code. The message names it.
             UserError: the package safetensors is not installed.
         """
-        file.write(path, file.Contents(self.net, self.T, self.shape, self.weight_bits, self.grids))
+        try:
+            file.write(path, lower(self.net), Facts(self.T, self.weight_bits, self.shape))
+        except CannotLower as error:
+            raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
 
-    def _signal(self, x_t: Tensor) -> Any:
-        return x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
-
-    def _streaming_program(self, x_t: Tensor) -> _Program:
-        if self._takes_images:
-            program = self._program(x_t)
-        elif self.T is None:
-            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        else:
-            self.shape = tuple(x_t.shape[1:])
-            program = self._program(self.example())
-        return _streaming(program, x_t.device)
-
-    def _program(self, x: Tensor | SpikeTrain) -> _Program | CannotLower:
-        key = tuple(x.shape[1:]), self.T, float(x.gain) if isinstance(x, SpikeTrain) else x.dtype
-        program = self._programs.get(key)
-        if program is None:
-            self.shape = tuple(x.shape[1:])
-            try:
-                program = _Program(self.net, x[:1] if len(x) else _silence(x))
-            except CannotLower as reason:
-                program = reason.with_traceback(None)  # whose frames hold every value of the network
-            if len(self._programs) >= MOST_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)), None)
-            self._programs[key] = program
-        return program
+    def _program(self, x: Tensor | SpikeTrain) -> _Program:
+        self.shape = tuple(x.shape[1:])
+        gain = float(x.gain) if isinstance(x, SpikeTrain) else 1.0
+        if gain not in self._programs:
+            if len(self._programs) == MOST_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[gain] = _Program(self.net, gain)
+        return self._programs[gain]
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
@@ -333,22 +342,18 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
     True
     """
-    contents = file.read(path)
-    frozen = FrozenNetwork(contents.net, T=contents.T)
-    frozen.weight_bits, frozen.grids, frozen.shape = contents.weight_bits, dict(contents.grids), contents.shape
+    stages, facts = file.read(path)
+    frozen = FrozenNetwork(stages, facts.weight_bits, facts.T)
+    frozen.shape = facts.shape
     return frozen
 
 
-def _names(dtypes: set[torch.dtype]) -> str:
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-def _streaming(program: _Program | CannotLower, device: torch.device) -> _Program:
+def _streaming(program: _Program, device: torch.device) -> _Program:
     """The program, if it is one that can stream."""
     if device.type != "cpu":
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
-    if isinstance(program, CannotLower):
-        raise program
+    if program.refusal is not None:
+        raise program.refusal
     if not program.streams:
         raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
     return program
@@ -361,10 +366,3 @@ def _check_batch(name: str, x: object, trains: bool = True) -> None:
     elif not trains or not isinstance(x, SpikeTrain):
         expected = "a tensor [B, *features]" + " or a SpikeTrain" * trains
         raise TypeError(f"{name}: expected {expected}, got {describe(x)}")
-
-
-def _silence(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
-    """One sample like those of an empty batch."""
-    if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes.new_zeros(len(x.planes), 1, *x.shape[1:]), x.T, None, x.gain)
-    return x.new_zeros(1, *x.shape[1:])

@@ -1,381 +1,194 @@
-"""From a trace to a program: rows of integers for the executor, and a blob with every number they use."""
+"""A list of stages as a program and its numbers, and back: what ``frozen_run`` runs and a file holds.
+
+A stage's fields are an instruction's (``csrc/kernels/network/program.h``). The executor checks what is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tandem_ext import ConstantInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import Neurons, fold, make_neurons
-from tandem_ext.functional.products import conv_product
+from tandem_ext import checks
 
-from .. import nn as tnn
-from ..nn.batch_norm import fold_norm
-from ..nn.currents import NEVER
-from .trace import Call, CannotLower, Trace
+from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages
 
-FIELDS: list[str] = torch.ops.tandem.frozen_fields.default().split()
-DIRECT, IMPULSE, PRODUCT, MAX_POOL, FLATTEN, PAD, CURRENTS, READOUT = range(8)
-ABSENT, NETWORK_INPUT = -1, -2
-OPTIONAL = ("shift", "scale", "residual", "currents", "residual_scale", "v_init", "constants", "state")
-CURRENTS_SIZE = 4 * 8  # bytes per neuron and plane
-ALIGNMENT = 64
+_ops = torch.ops.tandem
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
+_ALIGNMENT = 64
+_MODES = list(SIGNALS)
+_NAMES = {"kind": KINDS, "gate": checks.GATES}  # fields that are the place of a name
+_TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
+Row = dict[str, int]
 
 
-class Blob:
+class Facts(NamedTuple):
+    """What a program says beside its instructions: T where no Encoder gives it, and what is good to know."""
+
+    T: int | None = None
+    weight_bits: int | None = None
+    shape: tuple[int, ...] | None = None
+
+
+_NO_FACTS = Facts()
+
+
+def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
+    """The program (int64) and its numbers (uint8), which a file can hold.
+
+    Raises:
+        CannotLower: no program can hold it: the message names the layer.
+    """
+    block = _Block()
+    dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
+    rows = [_row(stage, block, dtype) for stage in stages.stages]
+    shape = facts.shape or ()
+    channels, height, width = [*shape[:1], *[1] * (3 - len(shape)), *shape[1:]] if shape else (0, 0, 0)
+    header = {
+        "format": CONSTANTS["format"],
+        "dtype": _DTYPES.index(dtype),
+        "weight_bits": facts.weight_bits or 0,
+        "source": _MODES.index(stages.mode),
+        "T": stages.T or facts.T or 0,
+        "any_T": int(stages.T is None),
+        "dims": len(shape),
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "instructions": len(rows),
+    }
+    program = torch.tensor([header[name] for name in HEADER] + [row[name] for row in rows for name in FIELDS])
+    numbers = block.tensor()
+    _named([stage.name for stage in stages.stages], lambda: _ops.frozen_check.default(program, numbers))
+    return program, numbers
+
+
+def prepare(program: Tensor, numbers: Tensor, names: Sequence[str]) -> Tensor:
+    """Weights as this processor's kernels want them.
+
+    Raises:
+        CannotLower: the executor does not run the program.
+    """
+    return _named(names, lambda: _ops.frozen_prepare.default(program, numbers))
+
+
+def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Facts]:
+    """The list, from words and bytes that may be anything.
+
+    Raises:
+        ValueError: they are no program.
+    """
+    if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
+        raise ValueError("a program is int64, and its numbers are bytes")
+    _named(names, lambda: _ops.frozen_check.default(program, numbers))
+    words = program.tolist()
+    header = dict(zip(HEADER, words, strict=False))
+    if header["instructions"] != len(names):
+        raise ValueError(f"{len(names)} names for {header['instructions']} stages")
+    stages = []
+    for number, name in enumerate(names):
+        row = dict(zip(FIELDS, words[len(HEADER) + number * len(FIELDS) :], strict=False))
+        stages.append(_stage(name, row, numbers, _DTYPES[header["dtype"]]))
+    sizes = [header[name] for name in ("channels", "height", "width")]
+    shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
+    network = Stages(stages, _MODES[header["source"]], None if header["any_T"] else header["T"])
+    return network, Facts(header["T"] or None, header["weight_bits"] or None, shape)
+
+
+def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
+    """What the executor says of instruction N is said of the layer."""
+    try:
+        return call()
+    except (RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        found = re.search(r"instruction (\d+): (.*)", why)
+        name = names[int(found[1])] if found and int(found[1]) < len(names) else "net"
+        raise CannotLower(name, found[2] if found else why) from error
+
+
+class _Block:
     """Bytes that grow by aligned pieces."""
 
     def __init__(self) -> None:
-        self._pieces: list[Tensor] = []
-        self.size = 0
+        self._pieces: list[Tensor] = [torch.zeros(0, dtype=torch.uint8)]
+        self._size = 0
 
-    def put(self, values: Tensor) -> int:
+    def put(self, values: Tensor | None) -> int:
         """Appends the tensor's bytes and returns their offset."""
-        offset = self.size
+        if values is None:
+            return ABSENT
+        offset = self._size
         flat = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))  # one number may have stride 0
         data = flat.view(torch.uint8)
-        padding = -data.numel() % ALIGNMENT
-        self._pieces += [data, torch.zeros(padding, dtype=torch.uint8)]
-        self.size += data.numel() + padding
+        self._pieces += [data, torch.zeros(-data.numel() % _ALIGNMENT, dtype=torch.uint8)]
+        self._size += data.numel() + len(self._pieces[-1])
         return offset
 
     def tensor(self) -> Tensor:
         return torch.cat(self._pieces)
 
 
-class Places:
-    """Places in the workspace for values, reused when their last reader is done. In bytes per sample and plane."""
-
-    def __init__(self, last_use: dict[int, int]) -> None:
-        self._last_use = last_use
-        self._live: dict[int, tuple[int, int]] = {}
-        self.size = 0
-
-    def take(self, value: int, size: int, now: int) -> int:
-        size += -size % 4  # currents are float32
-        self._live = {v: place for v, place in self._live.items() if self._last_use.get(v, now) >= now}
-        start = 0
-        for begin, length in sorted(self._live.values()):
-            if start + size <= begin:
-                break
-            start = max(start, begin + length)
-        self._live[value] = (start, size)
-        self.size = max(self.size, start + size)
-        return start
-
-    def of(self, value: int) -> int:
-        return self._live[value][0]
-
-
-class Builder:
-    """Writes the program of one trace."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.blob = Blob()
-        self.rows: list[list[int]] = []
-        self.segments: list[int] = []  # floats per sample of each layer's state
-        self.currents: set[int] = set()  # values that are currents
-        self.aliases: dict[int, int] = {}  # values that are another value seen differently
-        self.places = Places(self._last_uses())
-        self.T = 0
-        self.streams = True
-        self.padding: list[int] = []  # F.pad's, of a real-valued input
-
-    def build(self) -> tuple[Tensor, Tensor]:
-        """The program (int64) and its blob (uint8)."""
-        calls = self._fused_readout(self.trace.calls)
-        for now, call in enumerate(calls):
-            self._lower(call, now)
-        self.outputs = calls[-1].layer.out_features
-        header = [self.T, len(self.rows), self.places.size, sum(self.segments), self.outputs]
-        return torch.tensor(header + [word for row in self.rows for word in row]), self.blob.tensor()
-
-    # --- values -------------------------------------------------------------------------------------------------------
-
-    def _last_uses(self) -> dict[int, int]:
-        last: dict[int, int] = {}
-        for now, call in enumerate(self.trace.calls):
-            for value in (call.x, call.residual):
-                if value is not None:
-                    last[id(value)] = now
-        for call in reversed(self.trace.calls):  # a value lives as long as what is only another view of it
-            if _is_view(call):
-                last[id(call.x)] = max(last.get(id(call.x), 0), last.get(id(call.y), 0))
-        return last
-
-    def _value(self, x: Any) -> int:
-        key = id(x)
-        while key in self.aliases:
-            key = self.aliases[key]
-        first = self.trace.calls[0].x
-        return NETWORK_INPUT if key == id(first) else self.places.of(key)
-
-    def _emit(self, **fields: int) -> None:
-        absent = dict.fromkeys(OPTIONAL, ABSENT)
-        row = {**dict.fromkeys(FIELDS, 0), **absent, **fields}
-        self.rows.append([int(row[name]) for name in FIELDS])
-
-    def _take(self, y: SpikeTrain, now: int) -> int:
-        return self.places.take(id(y), y.shape.numel() // y.shape[0], now)
-
-    def _segment(self, size: int) -> int:
-        offset = sum(self.segments)
-        self.segments.append(size)
-        return offset
-
-    # --- layers -------------------------------------------------------------------------------------------------------
-
-    def _lower(self, call: Call, now: int) -> None:
-        layer = call.layer
-        if isinstance(call.y, SpikeTrain):
-            self.T = call.y.T
-        if isinstance(layer, tnn.Readout):
-            self._readout(call)
-        elif _is_view(call):
-            if call.y is not call.x:
-                self.aliases[id(call.y)] = id(call.x)
-        elif isinstance(layer, tnn.SpikingLayer):
-            self._neurons(call, now)
-        elif isinstance(layer, tnn.AvgPool2d):
-            self._avg_pool(call, now)
-        elif isinstance(layer, tnn.MaxPool2d):
-            self._max_pool(call, now)
-        elif isinstance(layer, tnn.Flatten):
-            self._flatten(call, now)
+def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
+    if stage.weight is not None and stage.dtype != dtype:
+        raise CannotLower(stage.name, f"its weights are {stage.dtype}, those of others {dtype}")
+    outputs, channels = (0, 0) if stage.weight is None else stage.weight.shape[:2]
+    few_bits = int(stage.step is not None)
+    row = {"axes": stage.axes, "outputs": outputs, "channels": channels, "few_bits": few_bits}
+    row |= {"v_height": 0, "v_width": 0}
+    if stage.v_init is not None and stage.v_init.dim():
+        row["v_height"], row["v_width"] = (1, 1, *stage.v_init.shape[1:])[-2:]
+    for name, kind in _TYPES.items():
+        value = getattr(stage, name)
+        if kind == "Pair":
+            row[f"{name}_h"], row[f"{name}_w"] = value
+        elif "Tensor" in kind:
+            if value is not None and name != "weight":
+                value = value.to(torch.promote_types(dtype, torch.float32))
+            if name == "v_init" and value is not None and value.dim() > 1:
+                value = value.movedim(0, -1)  # as neurons are numbered
+            row[name] = block.put(value)
         else:
-            raise CannotLower(f"{call.name}: {type(layer).__name__} is not the last thing before the Readout")
-
-    def _neurons(self, call: Call, now: int) -> None:
-        layer, x, y = call.layer, call.x, call.y
-        scale, shift = (None, None) if layer.norm is None else fold_norm(layer.norm)
-        direct = not isinstance(x, SpikeTrain)
-        if not call.fire:
-            if direct:
-                raise CannotLower(f"{call.name}: currents of a real-valued input that leave a layer")
-            self.currents.add(id(y))
-            channels = y.shape[2]
-            unit = make_neurons(layer.weight, x.T, tuple(y.shape[1:]), threshold=NEVER)
-            scale, shift = fold(unit, layer.bias, scale, shift, x.gain, channels, layer.weight)
-            self._emit(
-                kind=CURRENTS,
-                outputs=channels,
-                constants=self.blob.put(torch.tensor([NEVER, 1.0])),
-                output=self.places.take(id(y), CURRENTS_SIZE * (y[0].numel() // y.shape[1]), now),
-                **self._synapses(call, now, scale, shift),
-            )
-            return
-        neurons = make_neurons(
-            layer.weight, y.T, tuple(y.shape), call.residual, layer.threshold, layer.leak, layer.v_init, layer.gate
-        )
-        scale, shift = fold(neurons, layer.bias, scale, shift, x.gain, y.shape[1], layer.weight)
-        kind = PRODUCT if not direct else DIRECT if isinstance(x, ConstantInput) else IMPULSE
-        self._fire(call, neurons, now, kind=kind, **self._synapses(call, now, scale, shift))
-
-    def _synapses(self, call: Call, now: int, scale: Tensor | None, shift: Tensor | None) -> dict[str, int]:
-        """The fields of a layer's input, geometry, weights and affine map."""
-        layer, x = call.layer, call.x
-        weight, groups = layer.weight.detach().float(), getattr(layer, "groups", 1)
-        spikes = isinstance(x, SpikeTrain)
-        geometry, sides = _geometry(x.shape, layer)
-        stored = torch.ops.tandem.frozen_pack.default(weight, groups, geometry["dilation_w"]) if spikes else weight
-        source = self._value(x) if spikes else NETWORK_INPUT
-        if sides:
-            source = self._pad(call, now, source, geometry, sides)
-        return {
-            "input": source,
-            "weight": self.blob.put(stored),
-            "scale": self._put(scale),
-            "shift": self._put(shift),
-            "groups": groups,
-            **geometry,
-        }
-
-    def _pad(self, call: Call, now: int, source: int, geometry: dict[str, int], sides: list[int]) -> int:
-        """Makes the image larger at the end of its lines and columns, and gives its new place."""
-        x = call.x
-        right, below = (*sides, 0, 0)[1:4:2]
-        height, width, channels = geometry["height"], geometry["width"], geometry["channels"]
-        geometry |= {"height": height + below, "width": width + right}
-        if not isinstance(x, SpikeTrain):
-            if sum(c.x is x for c in self.trace.calls) > 1:
-                raise CannotLower(f"{call.name}: an input that several layers read, and that this one pads")
-            self.padding = sides
-            return source
-        padded = self.places.take(-now, (height + below) * (width + right) * channels, now)
-        self._emit(
-            kind=PAD, input=source, output=padded, height=height, width=width, channels=channels, padding_h=below,
-            padding_w=right,
-        )  # fmt: skip
-        return padded
-
-    def _fire(self, call: Call, neurons: Neurons, now: int, **fields: int) -> None:
-        """Emits a layer with neurons."""
-        y, settings = call.y, neurons.settings
-        v_init = neurons.v_init
-        if v_init is not None and v_init.dim() > 1:
-            v_init = v_init.movedim(0, -1)
-        self.streams &= settings.gate != "resu"
-        features = y.shape.numel() // y.shape[0]
-        self._emit(
-            **fields,
-            outputs=y.shape[1],
-            **self._residual(call),
-            residual_scale=self._put(neurons.residual_scale),
-            v_init=self._put(v_init),
-            v_init_size=1 if v_init is None else v_init.numel(),
-            constants=self.blob.put(torch.tensor([settings.threshold, settings.leak])),
-            gate=checks.GATES.index(settings.gate),
-            state=self._segment(features),
-            output=self._take(y, now),
-        )
-
-    def _residual(self, call: Call) -> dict[str, int]:
-        residual = call.residual
-        if residual is None:
-            return {}
-        if isinstance(residual, SpikeTrain):
-            return {"residual": self._value(residual)}
-        if id(residual) not in self.currents:
-            raise CannotLower(f"{call.name}: a residual that no layer's synapses gave")
-        return {"currents": self._value(residual)}
-
-    def _avg_pool(self, call: Call, now: int) -> None:
-        layer, x, y = call.layer, call.x, call.y
-        channels = x.shape[1]
-        weight = layer.weight.detach().float().expand(channels, 1, *layer.kernel_size)
-        neurons = make_neurons(weight, y.T, tuple(y.shape), v_init=layer.v_init)
-        packed = torch.ops.tandem.frozen_pack.default(weight, channels, 1)
-        self._fire(
-            call,
-            neurons,
-            now,
-            kind=PRODUCT,
-            input=self._value(x),
-            weight=self.blob.put(packed),
-            groups=channels,
-            channels=channels,
-            **_image(x.shape),
-            **_window(layer.kernel_size, layer.stride, layer.padding, (1, 1)),
-        )
-
-    def _max_pool(self, call: Call, now: int) -> None:
-        layer, x, y = call.layer, call.x, call.y
-        self._emit(
-            kind=MAX_POOL,
-            input=self._value(x),
-            outputs=y.shape[2] * y.shape[3],
-            groups=y.shape[3],
-            channels=x.shape[1],
-            output=self._take(y, now),
-            **_image(x.shape),
-            **_window(layer.kernel_size, layer.stride, layer.padding, layer.dilation),
-        )
-
-    def _flatten(self, call: Call, now: int) -> None:
-        x, y = call.x, call.y
-        if len(y.shape) != 2:
-            raise CannotLower(f"{call.name}: only a Flatten of all features is part of a program")
-        height, width = _spatial(x.shape)
-        self._emit(
-            kind=FLATTEN,
-            input=self._value(x),
-            channels=x.shape[1],
-            height=height,
-            width=width,
-            output=self._take(y, now),
-        )
-
-    def _fused_readout(self, calls: list[Call]) -> list[Call]:
-        """Averages right before the Readout are part of it: [..., pool, (flatten), readout] -> [..., readout]."""
-        self.pool: Call | None = None
-        for i, call in enumerate(calls):
-            averages = isinstance(call.layer, tnn.AdaptiveAvgPool2d) or (
-                isinstance(call.layer, tnn.AvgPool2d) and not call.layer.spiking
-            )
-            if averages and isinstance(call.x, SpikeTrain):
-                rest = [c for c in calls[i + 1 : -1] if not isinstance(c.layer, tnn.Dropout)]
-                if any(not isinstance(c.layer, tnn.Flatten) for c in rest):
-                    raise CannotLower(f"{call.name}: the mean counts are not the last thing before the Readout")
-                self.pool = call
-                return [*calls[:i], calls[-1]]
-        return calls
-
-    def _readout(self, call: Call) -> None:
-        layer = call.layer
-        x = call.x if self.pool is None else self.pool.x
-        if not isinstance(x, SpikeTrain):
-            raise CannotLower(f"{call.name}: its input is not spikes")
-        weight = layer.weight.detach().float()
-        window: dict[str, int] = {}
-        if self.pool is not None:
-            pool = self.pool.layer
-            if isinstance(pool, tnn.AvgPool2d):
-                window = _window(pool.kernel_size, pool.stride, pool.padding, (1, 1))
-            else:
-                window = _window(tuple(self.pool.y.shape[2:]), (0, 0), (0, 0), (1, 1))
-        height, width = _spatial(x.shape)
-        features = x.shape.numel() // x.shape[0]
-        self._emit(
-            kind=READOUT,
-            input=self._value(x),
-            channels=x.shape[1],
-            height=height,
-            width=width,
-            outputs=layer.out_features,
-            weight=self.blob.put(weight),
-            shift=self._put(None if layer.bias is None else layer.bias.float()),
-            constants=self.blob.put(torch.tensor([float(x.gain)])),
-            state=self._segment(features),
-            **window,
-        )
-
-    def _put(self, values: Tensor | None) -> int:
-        return ABSENT if values is None else self.blob.put(values.detach().float())
+            row[name] = _bits(value) if kind == "float" else _NAMES[name].index(value) if kind == "str" else int(value)
+    return row
 
 
-def _is_view(call: Call) -> bool:
-    """Does the layer return its input's very planes?"""
-    if isinstance(call.layer, tnn.Dropout | tnn.Encoder):  # an Encoder that returns spikes was given them
-        return True
-    return isinstance(call.layer, tnn.Flatten) and isinstance(call.x, SpikeTrain) and len(call.x.shape) <= 2
+def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
+    """The stage of a row whose every place in the numbers the executor has checked."""
+    compute = torch.promote_types(dtype, torch.float32)
+    values: dict[str, Any] = {}
+    for key, kind in _TYPES.items():
+        if kind == "Pair":
+            values[key] = (row[f"{key}_h"], row[f"{key}_w"])
+        elif "Tensor" not in kind:
+            word = row[key]
+            values[key] = _NAMES[key][word] if kind == "str" else _real(word) if kind == "float" else word
+            values[key] = bool(word) if kind == "bool" else values[key]
+    space = values["kernel"][2 - row["axes"] :]
+    start = (row["v_height"], row["v_width"])[2 - row["axes"] :]
+    shapes = {"weight": (row["outputs"], row["channels"], *space), "v_init": (*start, row["outputs"])}
+    if not row["v_height"]:
+        shapes["v_init"] = ()
+    for key in (key for key, kind in _TYPES.items() if "Tensor" in kind and row[key] != ABSENT):
+        stored = compute if key != "weight" else torch.int8 if row["few_bits"] else dtype
+        shape = shapes.get(key, (row["outputs"],))
+        end = row[key] + stored.itemsize * math.prod(shape)
+        tensor = numbers[row[key] : end].clone().view(stored).view(shape)
+        if key == "v_init" and tensor.dim() > 1:
+            tensor = tensor.movedim(-1, 0).contiguous()
+        of_weights = key == "step" or (key, values["kind"]) in (("shift", "readout"), ("v_init", "average"))
+        values[key] = tensor.to(dtype) if of_weights else tensor
+    return Stage(name, **values)
 
 
-def _spatial(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of [B, C], [B, C, L] or [B, C, H, W]."""
-    if len(shape) > 4:
-        raise CannotLower(f"signals of shape {list(shape)}")
-    height, width = (1, 1, *shape[2:])[-2:]
-    return height, width
+def _bits(value: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-def _image(shape: Sequence[int]) -> dict[str, int]:
-    height, width = _spatial(shape)
-    return {"height": height, "width": width}
-
-
-def _window(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> dict[str, int]:
-    names = ("kernel", kernel), ("stride", stride), ("padding", padding), ("dilation", dilation)
-    neutral = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
-    fields: dict[str, int] = {}
-    for name, values in names:
-        h, w = values if len(values) == 2 else (neutral[name], values[0])
-        fields |= {f"{name}_h": h, f"{name}_w": w}
-    return fields
-
-
-def _geometry(shape: Sequence[int], layer: Any) -> tuple[dict[str, int], list[int]]:
-    """The input image and the kernel, and the padding (F.pad's) that the image needs beforehand, empty as a rule.
-
-    A linear map is a 1 x 1 convolution of a 1 x 1 image.
-    """
-    fields = {"channels": shape[1], **_image(shape)}
-    if isinstance(layer, tnn.Linear):
-        return fields | _window((1, 1), (1, 1), (0, 0), (1, 1)), []
-    product, sides = conv_product(layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return fields | _window(layer.kernel_size, product.stride, product.padding, product.dilation), sides
+def _real(bits: int) -> float:
+    return struct.unpack("<d", struct.pack("<q", bits))[0]

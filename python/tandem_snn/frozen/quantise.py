@@ -11,6 +11,7 @@ from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
 from ..nn.quantise import quantise
+from .stages import Stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +34,23 @@ class Grid:
 
 
 @torch.no_grad()
-def quantise_(net: nn.Module, bits: int | None) -> dict[str, Grid]:
-    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
+def round_(net: nn.Module, bits: int | None) -> None:
+    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number."""
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
+            layer.weight_bits = layer.weight_bits if bits is None else bits
+            if layer.weight_bits is not None:
+                layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
 
-    Returns:
-        The grids of the layers that were rounded, by name.
-    """
+
+@torch.no_grad()
+def grids_of(net: nn.Module) -> dict[str, Grid]:
+    """The grids of the layers whose weights have few bits, by name."""
+    if isinstance(net, Stages):
+        return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
     grids = {}
     for name, layer in net.named_modules():
-        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
-            wanted = layer.weight_bits if bits is None else bits
-            if wanted is not None:
-                q, step = quantise(layer.weight, wanted)
-                grids[name] = Grid(q.to(torch.int8), step)
-                layer.weight.copy_(grids[name].weight())
-            layer.weight_bits = None  # a grid's own grid may differ in the last bit
+        if getattr(layer, "weight_bits", None) is not None:
+            q, step = quantise(layer.weight, layer.weight_bits)
+            grids[name] = Grid(q.to(torch.int8), step)
     return grids

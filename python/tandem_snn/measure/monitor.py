@@ -64,7 +64,7 @@ class Monitor(Mapping[str, Recording]):
     Args:
         net: a network of layers of ``tandem_snn.nn``.
         layers: names of layers, or patterns such as "conv*", one or several.
-        potentials: record v after each step too (after leak and reset). The layer is then run twice, the second time
+        potentials: record v after each step too (after the reset). The layer is then run twice, the second time
             step by step; layers with batch norm must be in evaluation mode.
         samples: how many of the latest samples to keep.
 

@@ -41,7 +41,7 @@ class Plan:
         v_init: the potential before the first step, in units of the threshold.
         ann_units: spikes are worth their threshold and a direct input 1/T per step, so that every z is in the units of
             an ANN with the same weights. Thresholds then are buffers, to be set from data.
-        neuron: further arguments of the layers with neurons (leak, v_init, gate, bn_stats, ...).
+        neuron: further arguments of the layers with neurons (gate, bn_stats, ...).
     """
 
     layers: ModuleType

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,8 +48,9 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
 class SyncBatchNorm(_BatchNorm):
     """In training, batch norm by the statistics of the batches of all processes of a group, on any device.
 
-    It takes the place of a layer's ``norm``; :func:`tandem_snn.training.synchronised` puts it there. Parameters and
-    buffers are those of the batch norm it is made of, under the same names.
+    It takes the place of a layer's ``norm``; :func:`tandem_snn.training.synchronised` puts it there, or
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, to stay. Parameters and buffers are those of the batch norm it is
+    made of, under the same names.
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
     var = max(S2/n - mean², 0): as the fused layers compute them for one process.
@@ -92,6 +93,11 @@ class SyncBatchNorm(_BatchNorm):
         if self.running_mean is not None:
             track(self, mean, var, (n / (n - 1)).to(var.dtype))
         return z, scale, shift
+
+
+def own_sync(module: nn.Module | None) -> nn.Module | None:
+    """The same module, but torch's SyncBatchNorm as the one that layers know."""
+    return SyncBatchNorm(module, module.process_group) if isinstance(module, nn.SyncBatchNorm) else module
 
 
 class _Normalise(torch.autograd.Function):

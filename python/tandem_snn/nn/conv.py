@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Unpack
 
-import tandem_ext as te
+from tandem_ext.functional.products import Product, convolution
 
 from .neuron import NeuronOptions, SpikingLayer
 from .signature import shows_neuron_options
 
+Size = int | tuple[int, ...]
+
 
 class _Conv(SpikingLayer):
+    _torch: ClassVar[Any]
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        self._torch.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
+        self._add_neurons(out_channels, device, dtype, **neuron)
+
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups
+
+    def synapses(self) -> Product:
+        return convolution(self.kernel_size, *self._geometry())
 
 
 @shows_neuron_options
@@ -32,8 +58,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv1d``; padding may be "same" or "valid".
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
-            :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`SpikingLayer`.
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
 
@@ -41,29 +66,9 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     torch.Size([2, 8, 20])
     """
 
-    _if = staticmethod(te.functional.conv1d_if)
-    _bn_if = staticmethod(te.functional.conv1d_bn_if)
+    _torch: ClassVar[Any] = nn.Conv1d
     _product = staticmethod(F.conv1d)
     _norm_class = nn.BatchNorm1d
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: int | tuple[int] | str = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **neuron: Unpack[NeuronOptions],
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        nn.Conv1d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
-        self._add_neurons(out_channels, device, dtype, **neuron)
 
 
 @shows_neuron_options
@@ -73,8 +78,7 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv2d``; padding may be "same" or "valid".
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
-            :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`SpikingLayer`.
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
 
@@ -82,26 +86,6 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     torch.Size([2, 8, 14, 14])
     """
 
-    _if = staticmethod(te.functional.conv2d_if)
-    _bn_if = staticmethod(te.functional.conv2d_bn_if)
+    _torch: ClassVar[Any] = nn.Conv2d
     _product = staticmethod(F.conv2d)
     _norm_class = nn.BatchNorm2d
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **neuron: Unpack[NeuronOptions],
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        nn.Conv2d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
-        self._add_neurons(out_channels, device, dtype, **neuron)

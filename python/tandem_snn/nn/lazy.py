@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .conv import Conv1d, Conv2d
+from .conv import Conv1d, Conv2d, Size
 from .linear import Linear
 from .neuron import NeuronOptions
 from .quantise import check_bits
@@ -58,62 +58,51 @@ class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
         self._add_neurons(out_features, device, dtype, **neuron)
 
 
+class _LazyConv(_Lazy):
+    _torch: ClassVar[Any]
+    _add_neurons: Any
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        self._torch.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)
+        self._add_neurons(out_channels, device, dtype, **neuron)
+
+
 @shows_neuron_options
-class LazyConv1d(_Lazy, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
+class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
     """A :class:`Conv1d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv1d` without it.
 
     >>> tnn.LazyConv1d(8, 3)(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
     torch.Size([2, 8, 18])
     """
 
+    _torch: ClassVar[Any] = nn.LazyConv1d
     cls_to_become = Conv1d  # type: ignore[assignment]
-
-    def __init__(
-        self,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: int | tuple[int] | str = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **neuron: Unpack[NeuronOptions],
-    ) -> None:
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups)
-        nn.LazyConv1d.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)  # type: ignore[call-arg]
-        self._add_neurons(out_channels, device, dtype, **neuron)
 
 
 @shows_neuron_options
-class LazyConv2d(_Lazy, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
+class LazyConv2d(_LazyConv, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
     """A :class:`Conv2d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv2d` without it.
 
     >>> tnn.LazyConv2d(8, 3, padding=1)(te.ConstantInput(torch.rand(2, 4, 5, 5), T=8)).shape
     torch.Size([2, 8, 5, 5])
     """
 
+    _torch: ClassVar[Any] = nn.LazyConv2d
     cls_to_become = Conv2d  # type: ignore[assignment]
-
-    def __init__(
-        self,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **neuron: Unpack[NeuronOptions],
-    ) -> None:
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups)
-        nn.LazyConv2d.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)  # type: ignore[call-arg]
-        self._add_neurons(out_channels, device, dtype, **neuron)
 
 
 class LazyReadout(_Lazy, Readout, nn.LazyLinear):  # type: ignore[misc]

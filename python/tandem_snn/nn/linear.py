@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Unpack
 
-import tandem_ext as te
-
 from .neuron import NeuronOptions, SpikingLayer
 from .signature import shows_neuron_options
 
@@ -19,8 +17,7 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        norm, threshold, leak, v_init, gain, gate, eps, momentum, bn_stats, gamma, weight_bits: see
-            :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`SpikingLayer`.
 
     Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
 
@@ -31,8 +28,6 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
     SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
     """
 
-    _if = staticmethod(te.functional.linear_if)
-    _bn_if = staticmethod(te.functional.linear_bn_if)
     _product = staticmethod(F.linear)
     _norm_class = nn.BatchNorm1d
 

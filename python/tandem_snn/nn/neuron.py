@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Unpack
 
-import tandem_ext as te
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.couple import couple
+from tandem_ext.functional.layer import norm_layer, product_layer, window_product
+from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
+from tandem_ext.functional.products import LINEAR, Product
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, track
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
-from .quantise import check_bits, rounded
+from .quantise import check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
@@ -38,6 +41,26 @@ class NeuronOptions(TypedDict, total=False):
     bn_stats: str
     gamma: float | None
     weight_bits: int | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
+    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None,
+}  # fmt: skip
+
+
+class Lowered(NamedTuple):
+    """A layer in evaluation, with everything folded as its op takes it. None stands for the neutral value.
+
+    I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t] into neurons that begin at v_init.
+    """
+
+    static: Static  # of one step
+    weight: Tensor  # integers, where ``static.few_bits``; what a unit of a row is worth is a part of scale
+    scale: Tensor | None
+    shift: Tensor | None
+    residual_scale: Tensor | None
+    v_init: Tensor | None  # broadcasts against [*features]
 
 
 class SpikingLayer(nn.Module):
@@ -63,13 +86,13 @@ class SpikingLayer(nn.Module):
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
 
+    Attributes may be set anew, and are checked then.
+
     Attributes:
         analog: True makes the layer what it is in the ANN, without spikes: it takes signals and tensors and returns the
             tensor ρ(z)/ϑ, times what a spike is worth. So a network can be part spiking, part ANN.
     """
 
-    _if: ClassVar[Callable[..., Any]]
-    _bn_if: ClassVar[Callable[..., Any]]
     _product: ClassVar[Callable[..., Tensor]]
     _norm_class: ClassVar[type[_BatchNorm]]
 
@@ -77,60 +100,40 @@ class SpikingLayer(nn.Module):
     bias: Tensor | None
     norm: _BatchNorm | None
     threshold: float | Tensor
+    leak: float
     v_init: float | Tensor
     gain: float | str
+    gate: str
+    bn_stats: str
     weight_bits: int | None
+    _channels: int
     analog: bool = False
 
     def _add_neurons(
         self,
         channels: int,
-        device: Any = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        norm: bool = False,
-        threshold: float | Tensor = 1.0,
-        leak: float = 1.0,
-        v_init: float | Tensor = 0.0,
-        gain: float | str = 1.0,
-        gate: str = "relu",
-        eps: float = 1e-5,
-        momentum: float | None = None,
-        bn_stats: str = "batch",
-        gamma: float | None = None,
-        weight_bits: int | None = None,
-        **unknown: Any,
+        **given: Unpack[NeuronOptions],
     ) -> None:
+        unknown = given.keys() - DEFAULTS.keys()
         if unknown:
-            options = ", ".join(NeuronOptions.__annotations__)
-            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {options}")
-        checks.threshold(threshold, channels, self.weight.device)
-        checks.leak(leak)
-        checks.gate(gate)
-        if bn_stats not in BN_STATS:
-            raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
-        if gain != "threshold":
-            checks.gain("gain", gain)
-        elif isinstance(threshold, Tensor) and threshold.dim():
-            raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
-        if not isinstance(v_init, Tensor):
-            checks.v_init(v_init, (), self.weight.device)
-        checks.eps(eps)
+            known = ", ".join(DEFAULTS)
+            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {known}")
+        options: Any = DEFAULTS | given
+        checks.threshold(options["threshold"], channels, self.weight.device)
+        checks.eps(options["eps"])
+        momentum = options["momentum"]
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
-        check_bits(weight_bits)
-        self.weight_bits = weight_bits
-        self.leak = leak
-        self.gain = gain
-        self.gate = gate
-        self.bn_stats = bn_stats
-        self._add_number("threshold", threshold)
-        self._add_number("v_init", v_init)
+        self._channels = channels
+        for name in _CHECKS:
+            self._add_number(name, options[name])
         self.norm = None
-        if norm:
-            momentum = MOMENTUM[bn_stats] if momentum is None else momentum
-            self.norm = self._norm_class(channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, initial_gamma(8) if gamma is None else gamma)
+        if options["norm"]:
+            momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
+            self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
+            nn.init.constant_(self.norm.weight, initial_gamma(8) if options["gamma"] is None else options["gamma"])
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
@@ -139,9 +142,23 @@ class SpikingLayer(nn.Module):
         else:
             setattr(self, name, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
+        if name in _CHECKS and not isinstance(value, Tensor):
+            _CHECKS[name](self, value)
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        super().add_module(name, own_sync(module))
+
     def _geometry(self) -> tuple[Any, ...]:
         """What the product takes after weight and bias."""
         return ()
+
+    def synapses(self) -> Product:
+        """The product of the weights with spikes."""
+        return LINEAR
 
     def forward(
         self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
@@ -162,7 +179,15 @@ class SpikingLayer(nn.Module):
             if residual is not None:
                 raise ValueError("residual: with fire=False there are no neurons to receive it")
             return self._currents(x)
-        train = self._fire(x, residual)
+        norm = self.norm
+        if norm is None:
+            train = self._run(x, None, None, residual)
+        elif not self._uses_batch(norm):
+            train = self._run(x, *fold_norm(norm), residual)
+        elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
+            train = self._coupled(x, norm, residual)
+        else:
+            train = self._normed(x, norm, residual)
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
 
@@ -174,35 +199,71 @@ class SpikingLayer(nn.Module):
             return activation
         assert not isinstance(self.gain, str)
         threshold = self.threshold
-        if isinstance(threshold, Tensor) and threshold.dim():
+        if isinstance(threshold, Tensor):
             threshold = over_space(threshold, tuple(activation.shape))
         return activation / threshold * self.gain
 
-    def _fire(self, x: Signal, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        neuron = {
-            "threshold": self.threshold,
-            "leak": self.leak,
-            "v_init": self.v_init,
-            "gate": self.gate,
-            "residual": residual,
-        }
-        norm = self.norm
-        if norm is None:
-            return self._if(x, self.used_weight(), self.bias, *self._geometry(), **neuron)
-        if not self._uses_batch(norm):
-            scale, shift = fold_norm(norm)
-            return self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        if self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
-            return self._coupled(x, norm, neuron)
+    def _static(self, T: int, eps: float | None = None) -> Static:
+        """What an op takes of this layer besides tensors."""
+        threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
+        few_bits = self.weight_bits is not None
+        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate)
+
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
+        return (self.weight, None) if self.weight_bits is None else integers(self.weight, self.weight_bits)
+
+    def _run(
+        self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
+    ) -> SpikeTrain:
+        """The spikes, with a batch norm that is a scale and a shift."""
+        weight, step = self._weights()
+        return product_layer(  # type: ignore[return-value]
+            x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
+        )
+
+    def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+        """The spikes, with batch norm by the statistics of this batch."""
         # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
-        train, mean, var = self._bn_if(
-            x, self.used_weight(), self.bias, norm.weight, beta, *self._geometry(), eps=norm.eps, **neuron
+        weight, step = self._weights()
+        static = self._static(x.T, norm.eps)
+        train, mean, var = norm_layer(
+            x, weight, self.bias, norm.weight, beta, step, residual, self.threshold, self.v_init, static
         )
+        assert isinstance(train, SpikeTrain)
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
             track(norm, mean, var, n / (n - 1))
         return train
+
+    def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
+        z, scale, shift = self._normalised(norm, self._window_product(x))
+        z = z if residual is None else z + residual_total(residual, z)
+        with torch.no_grad():
+            train = self._run(x, scale, shift, residual)
+        return couple(train, z, threshold=self.threshold, gate=self.gate)
+
+    def lowered(self, gain: float | Tensor = 1.0, residual_gain: float | Tensor = 1.0, *, fire: bool = True) -> Lowered:
+        """The layer in evaluation: what frozen networks and exports are made of.
+
+        Args:
+            gain, residual_gain: what a spike of the input, and of a residual, is worth.
+            fire: False for the currents alone, into neurons that never fire.
+        """
+        weight, step = self._weights()
+        scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
+        static, tensors, channels = self._static(1), Tensors(), len(weight)
+        if fire:
+            given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
+            shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
+            tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
+        else:
+            static = static._replace(threshold=NEVER, leak=1.0, gate="relu")
+        scale, shift = fold(tensors.theta, self.bias, scale, shift, step, gain, channels, weight)
+        residual_scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
+        return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
 
     def used_weight(self) -> Tensor:
         """The weights the layer computes with: rounded where it has ``weight_bits``."""
@@ -230,16 +291,15 @@ class SpikingLayer(nn.Module):
             if self._uses_batch(norm):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
-        weight = self.used_weight()
+        weight, step = self._weights()
+        static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
 
         def after(t: int, v: float | Tensor) -> Tensor:
-            more = step_of(residual, t) if isinstance(residual, SpikeTrain) else residual
-            _, v = self._if(
-                step_of(x, t), weight, self.bias, *self._geometry(), scale=scale, shift=shift, steps=x.T, v_init=v,
-                residual=more[t : t + 1] if isinstance(more, Tensor) else more, threshold=self.threshold,
-                leak=self.leak, return_v=True,
-            )  # fmt: skip
-            return v  # type: ignore[return-value]
+            more: Any = residual
+            if residual is not None:
+                more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
+            _, v = product_layer(step_of(x, t), weight, self.bias, scale, shift, step, more, self.threshold, v, static)  # type: ignore[misc]
+            return v
 
         return potential_trace(x.T, self.v_init, after)
 
@@ -247,33 +307,35 @@ class SpikingLayer(nn.Module):
         counts = effective_counts(x).to(self.weight.dtype)
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
+    def _window_product(self, x: Signal) -> Tensor:
+        """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
+        if not isinstance(x, SpikeTrain):
+            return self._ann_product(x)
+        weight, step = self._weights()
+        u = window_product(x, weight, self.synapses()).to(self.weight.dtype)
+        worth = x.gain if step is None else step * x.gain
+        if isinstance(worth, Tensor) or worth != 1.0:
+            u = u * (over_space(worth, u.shape) if isinstance(worth, Tensor) and worth.dim() else worth)
+        return u if self.bias is None else u + over_space(self.bias, u.shape)
+
     def _currents(self, x: Signal) -> Tensor:
+        """The currents of each step, with the gradient of their sum."""
         norm = self.norm
         batch = norm is not None and self._uses_batch(norm)
-        z = self._ann_product(x) if batch or torch.is_grad_enabled() else None
+        z = self._window_product(x) if batch or torch.is_grad_enabled() else None
         scale = shift = None
         if norm is not None and z is not None:
             z, scale, shift = self._normalised(norm, z)
         elif norm is not None:
             scale, shift = fold_norm(norm)
-        weight = self.used_weight()
+        weight, step = self._weights()
 
-        def potential(step: Signal, T: int) -> Tensor:
-            _, v = self._if(
-                step, weight, self.bias, *self._geometry(), scale=scale, shift=shift, threshold=NEVER, steps=T,
-                return_v=True,
-            )  # fmt: skip
+        def potential(signal: Signal, T: int) -> Tensor:
+            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu")
+            _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
         return step_currents(x, z, potential)
-
-    def _coupled(self, x: Signal, norm: _BatchNorm, neuron: dict[str, Any]) -> SpikeTrain:
-        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
-        z, scale, shift = self._normalised(norm, self._ann_product(x))
-        z = z if neuron["residual"] is None else z + residual_total(neuron["residual"], z)
-        with torch.no_grad():
-            train = self._if(x, self.used_weight(), self.bias, *self._geometry(), scale=scale, shift=shift, **neuron)
-        return te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z of the product u, and the scale and shift of the currents, without a gradient."""
@@ -288,20 +350,35 @@ class SpikingLayer(nn.Module):
         return norm.training or norm.running_mean is None
 
     def extra_repr(self) -> str:
-        defaults = {
-            "threshold": 1.0,
-            "leak": 1.0,
-            "v_init": 0.0,
-            "gain": 1.0,
-            "gate": "relu",
-            "bn_stats": "batch",
-            "weight_bits": None,
-        }
         shown = [super().extra_repr()]
-        for name, default in defaults.items():
+        for name in _CHECKS:
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
-            elif value != default:
+            elif value != DEFAULTS[name]:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
+
+
+def _check_gain(layer: SpikingLayer, gain: object) -> None:
+    if gain != "threshold":
+        checks.gain("gain", gain)
+    elif isinstance(layer.threshold, Tensor) and layer.threshold.dim():
+        raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
+
+
+def _check_bn_stats(bn_stats: object) -> None:
+    if bn_stats not in BN_STATS:
+        raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
+
+
+# In the order in which they are shown.
+_CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
+    "threshold": lambda layer, value: checks.threshold(value, layer._channels),
+    "leak": lambda layer, value: checks.leak(value),
+    "v_init": lambda layer, value: checks.v_init(value),
+    "gain": _check_gain,
+    "gate": lambda layer, value: checks.gate(value),
+    "bn_stats": lambda layer, value: _check_bn_stats(value),
+    "weight_bits": lambda layer, value: check_bits(value),
+}

@@ -31,27 +31,45 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return q, step
 
 
+def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """:func:`quantise`, with the gradient of step·q for ``weight``, as if nothing had been rounded.
+
+    >>> weight = torch.tensor([[0.5, -1.0]], requires_grad=True)
+    >>> q, step = integers(weight, 2)
+    >>> (q * step).sum().backward()
+    >>> q.tolist(), step.tolist(), weight.grad
+    ([[0.0, -1.0]], [1.0], tensor([[1., 1.]]))
+    """
+    q, step = quantise(weight.detach(), bits)
+    return apply(_StraightThrough, weight, q, step), step
+
+
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
     """The weights step·q of so many bits, whose gradient goes to ``weight`` as if nothing had been rounded.
 
     >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # of -1, 0 and 1 times the largest; a half rounds to even
     tensor([[ 0., -1.]])
     """
-    return weight if bits is None else apply(_StraightThrough, weight, bits)
+    if bits is None:
+        return weight
+    q, step = quantise(weight.detach(), bits)
+    return apply(_StraightThrough, weight, q * over_inputs(step, q), None)
 
 
 class _StraightThrough(torch.autograd.Function):
+    """``value``, whose gradient, divided by the steps of integers, goes to ``weight``."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, bits: int) -> Tensor:
-        q, step = quantise(weight, bits)
-        return q * over_inputs(step, q)
+    def forward(weight: Tensor, value: Tensor, step: Tensor | None) -> Tensor:
+        return value.view_as(value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (step,) = ctx.saved_tensors
+        return grad if step is None else grad / over_inputs(step, grad), None, None

@@ -18,7 +18,7 @@ class Residual(nn.Module):
         body: a layer of this package with neurons (Linear, Conv1d, Conv2d), or a Sequential that ends in one.
         shortcut: None: the input's own spikes are the currents, each worth the train's gain (the input must then be a
             SpikeTrain of the body's output shape). Else as ``body``: its last layer's currents are added; its own
-            neurons (threshold, leak, v_init, gate) play no part.
+            neurons play no part.
 
     Shape: what ``body`` takes -> SpikeTrain of the body's output shape.
 

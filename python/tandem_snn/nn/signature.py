@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TypeVar
 
-from . import neuron
-from .neuron import NeuronOptions, SpikingLayer
+from .neuron import DEFAULTS, NeuronOptions, SpikingLayer
 
 L = TypeVar("L", bound=type[SpikingLayer])
 
@@ -18,14 +17,8 @@ def shows_neuron_options(layer: L) -> L:
     types = {name: getattr(t, "__forward_arg__", t) for name, t in NeuronOptions.__annotations__.items()}
     kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_defaults()[name], annotation=types[name])
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
         for name in types
     ]
     init.__signature__ = shown.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
     return layer
-
-
-def _defaults() -> dict[str, object]:
-    if hasattr(neuron, "DEFAULTS"):
-        return dict(neuron.DEFAULTS)
-    return {name: p.default for name, p in inspect.signature(SpikingLayer._add_neurons).parameters.items()}

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import extra
 
-SNN, ANN = "tab:blue", "tab:orange"
+SNN, ANN, CONTINUED = "tab:blue", "tab:orange", "tab:brown"
 MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 WIDENED = "axis widened towards 100"
 

@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..errors import extra
 from ..measure import Monitor
 from ..measure.hooks import evaluating
-from .axes import ANN, SNN, percent_axis, say_scale
+from .axes import ANN, CONTINUED, SNN, percent_axis, say_scale
 from .inside import counts_against_activations, raster
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def learning_curves(axes: Any, result: Comparison) -> None:
     metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
     held_out = f"validation_{metric}" in result.runs[0].fitted["SNN"].history[0]
     split, key = ("validation", f"validation_{metric}") if held_out else ("training", metric)
-    for kind, color in zip(result.kinds, (SNN, ANN), strict=False):
+    for kind, color in zip(result.kinds, (SNN, ANN, CONTINUED), strict=False):
         for i, run in enumerate(result.runs):
             values = [unit * record[key] for record in run.fitted[kind].history]
             axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)

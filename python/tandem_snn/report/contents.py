@@ -29,7 +29,7 @@ from ..measure import (
 )
 from ..measure.hooks import evaluating
 from ..training.checkpoint import load_checkpoint
-from ..training.recipe import KINDS, Recipe
+from ..training.recipe import KINDS, Recipe, folder_of
 from ..training.task import make_task
 
 ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "firing_rates")
@@ -56,7 +56,7 @@ class Contents:
     Attributes:
         name: the run's folder.
         summary: its summary.json.
-        histories: the records of the epochs, by kind ("SNN", "ANN") and seed.
+        histories: the records of the epochs, by kind ("SNN", "ANN", "ANN continued") and seed.
         class_names: of the data set.
         samples: how many test samples the rates are of; ``few`` of them were looked at neuron by neuron.
         confusion: int64 [classes, classes], target by answer, on the test split.
@@ -142,7 +142,7 @@ def _summary(path: Path) -> dict[str, Any]:
 def _histories(run: Path, summary: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for kind in KINDS:
-        paths = [run / f"seed-{seed}" / kind.lower() / "metrics.jsonl" for seed in summary["seeds"]]
+        paths = [run / f"seed-{seed}" / folder_of(kind) / "metrics.jsonl" for seed in summary["seeds"]]
         records = [_records(path) for path in paths if path.exists()]
         if records:
             found[kind] = records

@@ -11,12 +11,13 @@ from typing import Any
 
 from ..errors import extra
 from ..plots.axes import percent_axis, say_scale, step_axis
+from ..training.recipe import CONTINUED
 from .contents import Contents
 
 # Stand-ins that matplotlib draws with, and what they become on the page.
 _COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--snn)", "#040404": "var(--ann)"}
 INK, LINE, SNN, ANN = _COLOURS
-KINDS = {"SNN": SNN, "ANN": ANN}
+KINDS = {"SNN": SNN, "ANN": ANN, CONTINUED: INK}
 WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
 _STYLE = {
     "svg.fonttype": "none",

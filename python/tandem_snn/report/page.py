@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..container import atomically
 from ..measure._energy import AC_PJ, MAC_PJ
+from ..measure.interval import points
 from . import figures
 from .contents import Contents, gather
 
@@ -59,18 +60,26 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
     mean = f", mean of {len(summary['seeds'])} seeds" if len(summary["seeds"]) > 1 else ""
     if contents.metric == "accuracy":
         yield f"{summary['test_accuracy']:.2f} %", f"test accuracy{mean}"
-        if "ann_test_accuracy" in summary:
-            points = f"{summary['test_accuracy'] - summary['ann_test_accuracy']:+.2f}"
-            yield points.replace("-", "\N{MINUS SIGN}"), "points beside the twin"
+        for key, name in ("ann", "the twin"), ("ann_continued", "the twin, trained as long"):
+            if f"{key}_test_accuracy" in summary:
+                shares = summary["test_accuracy"] / 100, summary[f"{key}_test_accuracy"] / 100
+                difference, _, interval = points(*shares, summary["samples"]["test"]).partition(" ")
+                yield difference.replace("-", "\N{MINUS SIGN}"), f"points beside {name}; 95 %: {interval}"
     else:
         yield f"{summary['test_mse']:.4g}", f"test error (mse){mean}"
         if "ann_test_mse" in summary:
             yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
-    yield f"{summary['synops_ratio']:.2f} ×", "synaptic operations / the ANN's"
+    yield f"{summary['synops_ratio']:.2f} ×", "operations at inference: one per spike and synapse / the ANN's products"
     snn, ann = contents.energy
-    yield f"{snn / ann:.2f} ×", "energy of arithmetic, estimate"
+    yield (
+        f"{snn / ann:.2f} ×",
+        (
+            f"energy of these operations, if one per spike takes {AC_PJ} pJ and a product {MAC_PJ} pJ: an estimate for "
+            "chips that work per spike"
+        ),
+    )
     if "step_time_ratio" in summary:
-        yield f"{summary['step_time_ratio']:.2f} ×", "time per training step"
+        yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step here, all of T steps / the twin's"
     rates = summary["firing_rates"].values()
     yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
 

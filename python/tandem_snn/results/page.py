@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..machine import short
+from ..measure.interval import difference_interval, points
 from .cost import cost_section
 from .figures import draw_all, front
-from .published import PUBLISHED
 from .result import Result
 
 NAMES = {
@@ -46,7 +46,11 @@ wrote them, and the command of a run, below, makes it again.
 - **Selection**: the weights of the epoch that did best on a fixed twelfth of the training samples. The test samples are
   looked at once, at the end.
 - **init_from twin**: the spiking network starts from its trained twin, so that it has had twice the twin's epochs in
-  all, half of them as an ANN.
+  all, half of them as an ANN. **Twin, continued** is the control of that: the twin's weights, trained on as an ANN by
+  the same schedule, so as long as the spiking network. "-": not run yet. Where nothing starts from a twin, the twin
+  itself was trained as long.
+- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the networks
+  erred independently). Where it holds 0, the test samples do not tell the networks apart.
 - **gate**: who passes a gradient on. "relu", where nothing is said: z > 0. "clip": nor do neurons that fire at every
   step. "resu": as "relu", and a neuron whose z is not positive is silenced, for which it must wait for the window's
   end: such a network runs layer by layer and cannot stream.
@@ -84,7 +88,7 @@ def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = No
     for path in figures.glob("*.svg"):
         if path.name not in drawn:
             path.unlink()
-    further = [_published(ordered), () if cost is None else cost_section(cost), _origins(ordered)]
+    further = [() if cost is None else cost_section(cost), _origins(ordered)]
     out.write_text("\n".join([_METHOD, *sections, *("\n".join(lines) for lines in further if lines)]))
 
 
@@ -99,8 +103,8 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
     difference = "SNN / ANN" if regression else "difference"
     metric = "MSE" if regression else "accuracy"
     head = (
-        "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "SynOps", "energy",
-        "firing rate", "step, SNN / ANN",
+        "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "twin, continued",
+        difference, "SynOps", "energy", "firing rate", "step, SNN / ANN",
     )  # fmt: skip
     yield from _table(head, map(_row, results))
     best = front(results)
@@ -112,6 +116,10 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         yield ""
     if not regression:
         yield from _by_steps(results)
+    for result in results if regression else ():
+        if result.error_per_image is not None:
+            yield f"`{result.name}`: squared error summed over an image {result.error_per_image:.2f}."
+            yield ""
     for picture in pictures:
         yield picture
         yield ""
@@ -131,12 +139,17 @@ def _by_steps(results: Sequence[Result]) -> Iterator[str]:
     steps = sorted({r["T"] for r in compared})
     if min(len(ways), len(steps)) < 2:
         return
+    samples = results[0].test_samples
+    width = 100 * (difference_interval(results[0].value / 100, results[0].value / 100, samples)[1])
 
     def cell(way: tuple[str, str], T: int) -> str:
         here = [r for r in compared if (r.recipe.model, r.settings_at_any_T) == way and r["T"] == T]
-        return "; ".join(f"{r.value - r.twin:+.2f} ({r['synops_ratio']:.2f})" for r in here if r.twin is not None)
+        return "; ".join(f"{_to_longest(r)} ({r['synops_ratio']:.2f})" for r in here)
 
-    yield "Difference to the twin (SynOps), by what was tried and T:"
+    yield (
+        "Difference to the twin, with † to the twin that was trained as long (SynOps), by what was tried and T. Each "
+        f"has an interval of about ±{width:.1f} points (95 %, {samples:,} test samples):"
+    )
     yield ""
     head = ("network", "otherwise", *(f"T = {T}" for T in steps))
     yield from _table(head, ([*way, *(cell(way, T) for T in steps)] for way in ways))
@@ -152,12 +165,33 @@ def _row(r: Result) -> list[str]:
         str(len(r["per_seed"])),
         _spread(r.value, r.std, unit),
         "" if r.twin is None else _spread(r.twin, r.twin_std, unit),
-        "" if r.twin is None else f"{r.value - r.twin:+.2f}" if unit == ".2f" else f"{r.value / r.twin:.2f}",
+        "" if r.twin is None else _beside(r, r.twin),
+        *_control(r, unit),
         f"{r['synops_ratio']:.2f}",
         f"{r.energy_ratio:.2f}",
         f"{100 * r.firing_rate:.1f}%",
         "" if r.get("step_time_ratio") is None else f"{r['step_time_ratio']:.2f}",
     ]
+
+
+def _to_longest(r: Result) -> str:
+    """The difference to the twin that was trained as long, where there is one."""
+    if r.continued is not None:
+        return f"{r.value - r.continued:+.2f}†"
+    assert r.twin is not None
+    return f"{r.value - r.twin:+.2f}"
+
+
+def _beside(r: Result, other: float) -> str:
+    """The difference to another network's metric."""
+    return points(r.value / 100, other / 100, r.test_samples) if r.metric == "accuracy" else f"{r.value / other:.2f}"
+
+
+def _control(r: Result, unit: str) -> tuple[str, str]:
+    """The twin that was trained as long, and the difference to it."""
+    if r.continued is not None:
+        return _spread(r.continued, r.continued_std, unit), _beside(r, r.continued)
+    return ("-", "-") if r.recipe.init_from is not None else ("the twin", "")
 
 
 def _spread(mean: float, std: float | None, unit: str) -> str:
@@ -174,27 +208,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield ""
-
-
-def _published(results: Sequence[Result]) -> Iterator[str]:
-    """What others have reported on the data sets of these results."""
-    data = {r.data for r in results}
-    found = [p for p in PUBLISHED if data.intersection(p.data)]
-    if not found:
-        return
-    yield "## Beside published figures"
-    yield ""
-    yield (
-        "Most of these were **recalled from memory of the papers and not read again**: look them up before quoting. "
-        "Their networks, widths and training differ from ours, which are in the tables above."
-    )
-    yield ""
-    rows = ([NAMES[p.data[0]], p.what, f"{p.value:g}", p.source, p.trust] for p in found)
-    yield from _table(("data set", "what", "figure", "work", "how it came here"), rows)
-    for result in results:
-        if result.error_per_image is not None:
-            yield f"`{result.name}`: squared error summed over an image {result.error_per_image:.2f}."
-            yield ""
 
 
 def _origins(results: Sequence[Result]) -> Iterator[str]:

@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UserError
-from ..training.recipe import Recipe
+from ..training.recipe import MODEL_KEYS, NEURON_KEYS, Recipe
 
-_ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine")
+_ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine",
+              "samples")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Result:
         return self.get(f"ann_test_{self.metric}")
 
     @property
+    def test_samples(self) -> int:
+        return int(self["samples"]["test"])
+
+    @property
+    def continued(self) -> float | None:
+        """The same of the twin that was trained on for as long as a network that started from it."""
+        return self.get(f"ann_continued_test_{self.metric}")
+
+    @property
     def std(self) -> float | None:
         """The standard deviation over the seeds."""
         return self.get(f"test_{self.metric}_std")
@@ -61,6 +71,10 @@ class Result:
     @property
     def twin_std(self) -> float | None:
         return self.get(f"ann_test_{self.metric}_std")
+
+    @property
+    def continued_std(self) -> float | None:
+        return self.get(f"ann_continued_test_{self.metric}_std")
 
     @property
     def over_time(self) -> list[float] | None:
@@ -79,8 +93,11 @@ class Result:
 
     @cached_property
     def settings(self) -> str:
-        """What the recipe says of its network other than the defaults, beside data, model and T."""
-        return _settings(self.recipe)
+        """What the recipe says of its network other than the defaults, beside data, model and T; and by what other
+        numbers of epochs it was trained before.
+        """
+        before = sorted({plan["epochs"] for seed in self["per_seed"] for plan in seed.get("trained_on", ())})
+        return ", ".join([*filter(None, [_settings(self.recipe)]), *(f"trained on from {n} epochs" for n in before)])
 
     @cached_property
     def settings_at_any_T(self) -> str:
@@ -103,11 +120,7 @@ class Result:
         return replace(self.recipe, T=1, init_gain=1.0, v_init=None, seed=0, seeds=1)
 
 
-_DESCRIBED = {
-    "width", "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init",
-    "weight_bits", "ann_units", "options", "synops_penalty", "init_from", "init_gain", "progressive", "percentile",
-    "patience",
-}  # fmt: skip
+_DESCRIBED = {"width", "options", *MODEL_KEYS, *NEURON_KEYS} - {"T"}
 
 
 def _settings(recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from ..data import Dataset
 from .fit import Fitted, fit
 from .interruption import Interruption
 from .measures import Measures, measure
-from .recipe import KINDS, TWIN, Recipe
+from .recipe import CONTINUED, KINDS, TWIN, Recipe, folder_of
 from .store import Store, locked
 from .task import make_task
 from .trainer import Trainer
@@ -27,6 +27,7 @@ from .transfer import start_from, start_from_checkpoint
 from .world import World
 
 OnStep = Callable[[str, int, Trainer], None]
+PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the keys in a summary
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Comparison:
     """The runs of all seeds, and their measures.
 
     Attributes:
-        kinds: "SNN" and, if the twin was trained too, "ANN".
+        kinds: "SNN" and, if the twin was trained too, "ANN"; and "ANN continued", the control where the spiking network
+            started from the twin: the twin, trained on by the same recipe for as many epochs.
         metric: "accuracy" or "mse".
         samples: how many there are, by split.
         measures: None in processes other than the main one.
@@ -64,7 +66,7 @@ class Comparison:
         """What summary.json holds. Accuracies are percentages, times milliseconds, unless the name says otherwise."""
         assert self.measures is not None
         unit, digits = (100, 4) if self.metric == "accuracy" else (1, 7)
-        names = {"SNN": "", "ANN": "ann_"}
+        names = PREFIXES
         test = f"test_{self.metric}"
         summary: dict[str, Any] = {names[kind] + test: round(unit * self.test(kind), digits) for kind in self.kinds}
         for kind in self.kinds if len(self.runs) > 1 else ():
@@ -87,6 +89,8 @@ class Comparison:
                 fitted_one = run.fitted[kind]
                 entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], digits)
                 entry[names[kind] + "epoch"] = fitted_one.epoch
+                if fitted_one.trained_on:
+                    entry[names[kind] + "trained_on"] = fitted_one.trained_on
             per_seed.append(entry)
         if measures.over_time is not None:
             summary[f"{test}_over_time"] = [round(unit * value, digits) for value in measures.over_time]
@@ -132,7 +136,7 @@ def compare(
     Args:
         recipe: what to train.
         data: the recipe's data, loaded.
-        twin: train the ANN too.
+        twin: train the ANN too, and where the spiking network starts from it, train it on for as long.
         device: where to train.
         folder: where each training has a :class:`Store`, ``folder/seed-0/snn`` and so on. What is there is continued.
         twins: a folder of ANN twins that comparisons share: what is in it is taken, what is not is trained into it.
@@ -162,9 +166,11 @@ def compare(
             nets[kind] = own.build(data, kind).to(device)
             if kind == "SNN":
                 _start(own, nets)
-            by = own.of_twin() if kind == "ANN" else own
+            elif kind == CONTINUED:
+                nets[kind].load_state_dict(nets["ANN"].state_dict())
+            by = own.of(kind)
             shared = None if twins is None or kind == "SNN" else Path(twins) / by.digest()
-            place = shared if shared or folder is None else Path(folder) / f"seed-{seed}" / kind.lower()
+            place = shared if shared or folder is None else Path(folder) / f"seed-{seed}" / folder_of(kind)
             kept = None if place is None else Store(place, writes=world.is_main, **store)
             report = None if on_step is None else partial(on_step, kind, seed)
             with locked(shared, wait=True) if shared and world.is_main else nullcontext():
@@ -175,7 +181,8 @@ def compare(
     metric = make_task(data.task).metric
     parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
     samples = {name: 0 if split is None else len(split) for name, split in parts.items()}
-    measures = measure(recipe, data, [run.nets for run in runs]) if world.is_main else None
+    pairs = [{kind: net for kind, net in run.nets.items() if kind != CONTINUED} for run in runs]
+    measures = measure(recipe, data, pairs) if world.is_main else None
     return Comparison(recipe, kinds, metric, samples, runs, measures)
 
 

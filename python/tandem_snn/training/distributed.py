@@ -88,7 +88,7 @@ def synchronised(net: nn.Module, world: World) -> Iterator[None]:
         (module, name, child)
         for module in net.modules()
         for name, child in module.named_children()
-        if isinstance(child, _BatchNorm)
+        if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm)
     ]
     for module, name, child in own:
         setattr(module, name, SyncBatchNorm(child))

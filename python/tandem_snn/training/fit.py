@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
-from ..memory import PeakMemory, freed_is_kept
+from ..memory import PeakMemory
 from .distributed import synchronised
 from .interruption import Interruption
 from .recipe import Recipe
@@ -33,12 +33,14 @@ class Fitted:
         test: loss and metric on the test split, measured once, with those weights.
         peak_memory: bytes by which the process grew in training, or that were allocated on the GPU; None where the
             system does not tell.
+        trained_on: see :class:`Trainer`; empty for a run that was trained as it was meant from the first.
     """
 
     history: list[dict[str, Any]]
     epoch: int
     test: dict[str, float]
     peak_memory: int | None
+    trained_on: list[dict[str, int]] = field(default_factory=list)
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -87,19 +89,21 @@ def fit(
             store.log(trainer.history)
         if on_step is not None:
             on_step(trainer)
-        with PeakMemory(trainer.device) as memory, freed_is_kept():
+        with PeakMemory(trainer.device) as memory:
             try:
                 _train(trainer, store, on_step, interruption)
             except UserError as error:
                 if store is None or store.last_good() in str(error):
                     raise
                 raise UserError(f"{error}; {store.last_good()}") from error
+    if store is not None:
+        store.keep(trainer)
     if trainer.best is not None:
         net.load_state_dict(trainer.best.weights)
     if trainer.stages is not None:
         trainer.stages.release()
     epoch = trainer.epochs if trainer.best is None else trainer.best.epoch
-    fitted = Fitted(trainer.history, epoch, trainer.evaluate(data.test), memory.grown)
+    fitted = Fitted(trainer.history, epoch, trainer.evaluate(data.test), memory.grown, trainer.trained_on)
     if store is not None:
         store.finish(net, recipe, asdict(fitted), epoch=epoch)
     return fitted

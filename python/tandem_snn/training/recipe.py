@@ -28,11 +28,12 @@ from .values import from_yaml
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-KINDS = ("SNN", "ANN")
 TWIN = "twin"  # as a value of init_from
+CONTINUED = "ANN continued"  # the control of a network that started from its twin: the twin, trained as long
+KINDS = ("SNN", "ANN", CONTINUED)
 
 # What is handed on to the model where it is given; None leaves the choice to the model.
-_MODEL_KEYS = (
+MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
     "ann_units",
 )  # fmt: skip
@@ -42,7 +43,7 @@ _POSITIVE = (
 )  # fmt: skip
 
 # What the ANN has no use for. Of T, event data need the number of frames.
-_NEURON_KEYS = {
+NEURON_KEYS = {
     "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
     "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
@@ -242,14 +243,17 @@ class Recipe:
         return range(self.seed, self.seed + self.seeds)
 
     def order(self, twin: bool) -> Sequence[str]:
-        """The kinds of networks that are trained, in turn. The twin is first where the other starts from it.
+        """The kinds of networks that are trained, in turn. Where the spiking network starts from the twin, the twin is
+        first, and afterwards it is trained on as long as the spiking network was.
 
+        >>> Recipe(init_from="twin").order(twin=True)
+        ('ANN', 'SNN', 'ANN continued')
         >>> Recipe(init_from="twin").order(twin=False)
         ('ANN', 'SNN')
         """
         if self.init_from == TWIN:
-            return KINDS[::-1]
-        return KINDS if twin else KINDS[:1]
+            return ("ANN", "SNN", CONTINUED) if twin else ("ANN", "SNN")
+        return ("SNN", "ANN") if twin else ("SNN",)
 
     def of_twin(self) -> Recipe:
         """What determines the ANN twin's training: this recipe with the defaults of all that only neurons have. Recipes
@@ -258,14 +262,20 @@ class Recipe:
         >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
         True
         """
-        ignored = _NEURON_KEYS - {"T"} if self.data in EVENTS else _NEURON_KEYS
+        ignored = NEURON_KEYS - {"T"} if self.data in EVENTS else NEURON_KEYS
         defaults: dict[str, Any] = {key.name: key.default for key in fields(self) if key.name in ignored}
         return replace(self, **defaults)
 
+    def of(self, kind: str) -> Recipe:
+        """What determines the training of one kind of network."""
+        if kind == "SNN":
+            return self
+        return self.of_twin() if kind == "ANN" else replace(self.of_twin(), init_from=TWIN)
+
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
-        """The network, kind "SNN", or its twin, kind "ANN", with the initial weights that torch's generator gives."""
+        """The network, kind "SNN", or its twin, other kinds, with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
-        chosen = {name: getattr(self, name) for name in _MODEL_KEYS if getattr(self, name) is not None}
+        chosen = {name: getattr(self, name) for name in MODEL_KEYS if getattr(self, name) is not None}
         events = data.kind == "events"
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:
@@ -284,6 +294,15 @@ class Recipe:
             return build()
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a size beyond 64 bits
             raise UserError(f"model {self.model}: {str(error).splitlines()[0]}") from error
+
+
+def folder_of(kind: str) -> str:
+    """Of a kind's training.
+
+    >>> folder_of(CONTINUED)
+    'ann-continued'
+    """
+    return kind.lower().replace(" ", "-")
 
 
 def _number(value: Any) -> Any:

@@ -19,26 +19,29 @@ from torch import nn
 from ..container import atomically
 from ..errors import UserError, extra
 from .board import log_layers
-from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, save_checkpoint, unpack
+from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
-MODEL, RESULT = "model.safetensors", "result.json"
+MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
 
 
 class Store:
     """Where a training run is kept, so that it survives whatever ends it.
 
-    The folder holds ``checkpoint.safetensors`` and the one before it while the run goes on, ``model.safetensors`` and
-    ``result.json`` once it is finished, and all the time the record of each epoch as ``metrics.csv`` and
-    ``metrics.jsonl`` and, if wanted, for TensorBoard.
+    The folder holds ``checkpoint.safetensors`` and the one before it while the run goes on; once it is finished
+    ``model.safetensors``, ``result.json``, and ``last.safetensors``, the state from which it can be trained on; and all
+    the time the record of each epoch as ``metrics.csv`` and ``metrics.jsonl`` and, if wanted, for TensorBoard.
 
     Args:
         folder: made if need be.
         seconds, steps: write a checkpoint when so much time or so many steps have passed since the last.
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
+        train_on: a run of the same recipe with another number of epochs, finished or not, is gone on with. Its next
+            step has the learning rate of the new number of epochs at that step. Everything else in a recipe is the
+            run's identity: it is refused where it differs. Paths, devices and workers are no part of a recipe.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Store:
         steps: int | None = None,
         tensorboard: bool = False,
         writes: bool = True,
+        train_on: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.seconds = seconds
         self.steps = steps
         self.writes = writes
+        self.train_on = train_on
         self._last_time = time.monotonic()
         self._last_step = 0
         self._good: str | None = None
@@ -71,10 +76,11 @@ class Store:
             Whether there was one.
 
         Raises:
-            UserError: it is the checkpoint of another recipe or model, or all that there are is damaged.
+            UserError: it is the checkpoint of another recipe or model, it is further than the recipe's epochs, or all
+                that there are is damaged.
         """
         damage = None
-        for path in (self.folder / name for name in (NEWEST, PREVIOUS)):
+        for path in (self.folder / name for name in (NEWEST, PREVIOUS, LAST)):
             if not path.exists():
                 continue
             try:
@@ -82,7 +88,12 @@ class Store:
             except UserError as error:
                 damage = damage or error
                 continue
-            _check_equal(path, recipe_of(path, facts), trainer.recipe)
+            _check_equal(path, recipe_of(path, facts), trainer.recipe, self.train_on)
+            if facts["step"] > trainer.recipe.epochs * trainer.steps_per_epoch:
+                raise UserError(
+                    f"epochs: {path} is {facts['step']} steps into a training, which are more than "
+                    f"{trainer.recipe.epochs} epochs of {trainer.steps_per_epoch}"
+                )
             trainer.restore(tensors, facts)
             self._note(trainer)
             return True
@@ -107,14 +118,14 @@ class Store:
         tensors, facts = trainer.state()
         if not is_finite(tensors):
             raise UserError(f"weights became infinite or NaN {trainer.position()}; {self.last_good()}")
-        newest = self.folder / NEWEST
-
         content = pack(tensors, facts)
-        try:
-            atomically(newest, lambda temporary: temporary.write_bytes(content), keep=self.folder / PREVIOUS)
-        except OSError as error:
-            raise UserError(f"{newest} cannot be written ({error.strerror}): {self.last_good()}") from error
+        self._write(NEWEST, content, keep=self.folder / PREVIOUS)
         self._note(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        """Writes the state after the last epoch, from which a finished run can be trained on."""
+        if self.writes:
+            self._write(LAST, pack(*trainer.state()))
 
     def _note(self, trainer: Trainer) -> None:
         self._last_time, self._last_step = time.monotonic(), trainer.step
@@ -138,7 +149,7 @@ class Store:
         writer.writerows(history)
         lines = "".join(json.dumps(record) + "\n" for record in history)
         for name, text in ("metrics.csv", table.getvalue()), ("metrics.jsonl", lines):
-            self._write(name, text)
+            self._write(name, text.encode())
         if self._tensorboard is not None:
             for name, value in history[-1].items():
                 self._tensorboard.add_scalar(name, value, history[-1]["epoch"])
@@ -152,18 +163,19 @@ class Store:
     def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
         """Writes the trained network and its result, which marks the run as finished; checkpoints go."""
         if self.writes:
-            try:
-                save_checkpoint(self.folder / MODEL, net, recipe, **facts)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder / MODEL} cannot be written ({error.strerror}): {self.last_good()}"
-                ) from error
-            self._write(RESULT, json.dumps({"recipe": recipe.to_dict(), **result}, indent=2) + "\n")
+            (self.folder / RESULT).unlink(missing_ok=True)  # that of fewer epochs, which is not of these weights
+            self._write(MODEL, pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts}))
+            self._write(RESULT, (json.dumps({"recipe": recipe.to_dict(), **result}, indent=2) + "\n").encode())
             for name in (NEWEST, PREVIOUS):
                 (self.folder / name).unlink(missing_ok=True)
 
     def result(self, net: nn.Module, recipe: Recipe) -> dict[str, Any] | None:
-        """The result of a finished run, whose weights are loaded into ``net``; None while it is not finished."""
+        """The result of a finished run, whose weights are loaded into ``net``; None while it is not finished, or where
+        it is to be trained on.
+
+        Raises:
+            UserError: it is that of another recipe, or damaged, or it was trained on and for more epochs.
+        """
         path = self.folder / RESULT
         if not path.exists():
             return None
@@ -172,26 +184,48 @@ class Store:
             there = Recipe.from_dict(result.pop("recipe"))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): start again with --restart") from error
-        _check_equal(path, there, recipe)
+        _check_equal(path, there, recipe, self.train_on)
+        if there.epochs != recipe.epochs:
+            _check_longer(path, there, recipe, self.folder / LAST)
+            return None
         load_checkpoint(self.folder / MODEL, net)
         return result
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes, keep: Path | None = None) -> None:
         path = self.folder / name
         try:
-            atomically(path, lambda temporary: temporary.write_text(text))
+            atomically(path, lambda temporary: temporary.write_bytes(content), keep=keep)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): {self.last_good()}") from error
 
 
-def _check_equal(path: Path, there: Recipe, here: Recipe) -> None:
+def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> None:
     ours, theirs = here.to_dict(), there.to_dict()
     for name in ours:
-        if ours[name] != theirs[name]:
+        if ours[name] == theirs[name]:
+            continue
+        if name != "epochs":
             raise UserError(
-                f"{path} belongs to another recipe: {name} is {theirs[name]} there and {ours[name]} here; "
-                "give another folder with --out, or start again with --restart"
+                f"{path} belongs to another recipe: {name} is {theirs[name]} there and {ours[name]} here, and only the "
+                "epochs may change; give another folder with --out, or start again with --restart"
             )
+        if here.progressive:
+            raise UserError(
+                f"{path}: the stages of progressive training share its {there.epochs} epochs, which cannot change"
+            )
+        if not train_on:
+            raise UserError(
+                f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: `tandem-snn train "
+                "--resume` trains it on, Store(..., train_on=True) in Python; or give another folder with --out"
+            )
+
+
+def _check_longer(path: Path, there: Recipe, here: Recipe, last: Path) -> None:
+    """Whether a finished run can be trained on."""
+    if here.epochs < there.epochs:
+        raise UserError(f"epochs: {path} was trained for {there.epochs} already, so expected more, got {here.epochs}")
+    if not last.exists():
+        raise UserError(f"{path} cannot be trained on: {last} is not there, the state after its last epoch")
 
 
 @contextmanager

@@ -65,6 +65,8 @@ class Trainer:
         history: one record per finished epoch, of plain numbers.
         stages: those of progressive training, or None.
         best: the best epoch by the validation split, or None.
+        trained_on: what it was meant to be before it was trained on: the epochs of each earlier plan, and the number of
+            steps taken by it.
 
     >>> data = tandem_snn.data.load("digits")
     >>> recipe = Recipe(model="mlp", epochs=1)
@@ -106,6 +108,7 @@ class Trainer:
         self.totals = Totals()
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
+        self.trained_on: list[dict[str, int]] = []
 
     @property
     def epochs(self) -> int:
@@ -250,6 +253,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "best": None,
             "stage": None if self.stages is None else [self.stages.stage, self.stages.start],
+            "trained_on": self.trained_on,
         }
         if self.best is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
@@ -257,7 +261,7 @@ class Trainer:
         return tensors, facts
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`. The recipe may have another number of epochs than that of the state."""
         groups: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
@@ -282,6 +286,9 @@ class Trainer:
         self.totals = Totals(**facts["totals"])
         self.history = list(facts["history"])
         self.best = None if facts["best"] is None else Best(**facts["best"], weights=groups["best"])
+        self.trained_on = list(facts.get("trained_on", []))
+        if facts["recipe"]["epochs"] != self.recipe.epochs:
+            self.trained_on.append({"epochs": facts["recipe"]["epochs"], "steps": self.step})
 
 
 def evaluate(

@@ -4,7 +4,7 @@
 int main() {
   const float currents[4] = {0.5f, 0.5f, 0.5f, 0.5f};
   uint8_t plane = 0;
-  tandem::NeuronArgs<float> args{};
+  tandem::Neuron<float> args{};
   args.neurons = args.channels = 1;
   args.T = args.steps = 4;
   args.threshold = args.leak = 1.0f;

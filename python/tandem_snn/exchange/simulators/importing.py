@@ -242,14 +242,13 @@ class _Importing(Lowering):
         module = x.synapses
         offset = neuron.offset / unit * self.T if fire else 0.0
         shifted = module.bias is not None or (x.norm is None and _any(offset))
-        options = {"threshold": neuron.threshold / unit, "leak": neuron.leak, "v_init": neuron.v_init / unit}
         cls: Any = SYNAPSES[type(module)]
         if isinstance(module, nn.Linear):
             size: tuple[Any, ...] = (module.in_features, module.out_features)
         else:
             size = (module.in_channels, module.out_channels, module.kernel_size)
             size += (module.stride, module.padding, module.dilation, module.groups)
-        layer = cls(*size, bias=shifted, **(options if fire else {}))
+        layer = cls(*size, bias=shifted, **(neuron.options(unit) if fire else {}))
         scale = factor if x.norm is None else 1.0
         layer.weight = _scaled(module.weight, scale)
         if shifted:

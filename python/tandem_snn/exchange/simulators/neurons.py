@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,10 @@ class Neuron:
             not isinstance(value, Tensor) and value == expected
             for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
         )
+
+    def options(self, unit: float) -> dict[str, Any]:
+        """Keyword arguments of our layers, of potentials in that unit."""
+        return {"threshold": self.threshold / unit, "leak": self.leak, "v_init": self.v_init / unit}
 
     def leaks_its_reset(self) -> Neuron:
         """This neuron in our terms, if its own step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.

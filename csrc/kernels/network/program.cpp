@@ -1,0 +1,239 @@
+#include "program.h"
+
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "../neuron/if_neuron.h"
+
+namespace tandem::network {
+
+namespace {
+
+constexpr double kLargest = std::numeric_limits<double>::max();
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return;
+  refuse(std::string(name) + ": expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+         std::to_string(value));
+}
+
+// Checks one instruction, whose inputs have been checked.
+class Checker {
+ public:
+  Checker(Program& program, int64_t number, int64_t bytes)
+      : program_(program), i_(program.instructions[number]), number_(number), bytes_(bytes) {}
+
+  Value check() const {
+    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::readout));
+    const Kind kind = static_cast<Kind>(i_.kind);
+    check_value("input", i_.input);
+    if (i_.residual != kAbsent) check_value("residual", i_.residual);
+    check_range("fires", i_.fires, 0, 1);
+    check_range("analog", i_.analog, 0, 1);
+    check_range("ceil", i_.ceil, 0, 1);
+    check_range("few_bits", i_.few_bits, 0, 1);
+    check_range("axes", i_.axes, 0, 2);
+    check_window();
+    check_range("start_dim", i_.first, -8, 8);
+    check_range("end_dim", i_.last, -8, 8);
+    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kResu));
+    check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
+    check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
+    check_double("gain", i_.gain, -kLargest, kLargest);
+    if (kind == Kind::layer || kind == Kind::readout) {
+      check_weights();
+    } else {
+      for (const int64_t numbers : {i_.weight, i_.step, i_.scale, i_.shift, i_.residual_scale, i_.residual}) {
+        if (numbers != kAbsent) refuse("a move with weights");
+      }
+      check_range("outputs", i_.outputs, 0, 0);
+    }
+    check_v_init();
+    return value(kind, program_.value(i_.input));
+  }
+
+ private:
+  // What it makes of x.
+  Value value(Kind kind, Value x) const {
+    if (x == Value::kAnswer || x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
+    switch (kind) {
+      case Kind::layer:
+        return check_layer(x);
+      case Kind::average:
+      case Kind::flatten:
+        return x;
+      case Kind::max_pool:
+        if (x == Value::kMeans) not_run("a maximum of mean counts");
+        return x;
+      case Kind::mean:
+      case Kind::adaptive_mean:
+        return x == Value::kReal ? x : Value::kMeans;
+      default:
+        if (i_.axes != 0) refuse("a readout over space");
+        if (x == Value::kReal) not_run("nothing in the network spikes");
+        return number_ + 1 == program_.header.instructions ? Value::kAnswer : Value::kMeans;
+    }
+  }
+
+  Value check_layer(Value x) const {
+    if (i_.analog != 0) {
+      not_run("it is analog, and has no spikes");
+      return Value::kMeans;
+    }
+    if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
+    if (i_.fires == 0) {
+      if (x == Value::kReal) not_run("currents of a real-valued input that leave a layer");
+      return Value::kCurrents;
+    }
+    if (i_.residual != kAbsent) {
+      const Value residual = program_.value(i_.residual);
+      if (residual != Value::kSpikes && residual != Value::kCurrents) not_run("a residual of real numbers");
+    }
+    return Value::kSpikes;
+  }
+
+  void not_run(const char* why) const {
+    if (program_.not_run.empty()) program_.not_run = "instruction " + std::to_string(number_) + ": " + why;
+  }
+
+  void check_value(const char* name, int64_t value) const {
+    if (value != kNetworkInput && (value < 0 || value >= number_)) {
+      refuse(std::string(name) + ": expected the number of an earlier instruction, got " + std::to_string(value));
+    }
+  }
+
+  // `size` numbers of the type that is computed in, or of `width` bytes; there may be none.
+  void check_numbers(const char* name, int64_t offset, int64_t size, int64_t width = 0) const {
+    if (offset == kAbsent) return;
+    if (width == 0) width = dtype() == DType::kFloat64 ? 8 : 4;
+    const int64_t length = checked_product(size, width, bytes_);
+    if (offset < 0 || offset % width != 0 || offset > bytes_ - length) {
+      refuse(std::string(name) + ": its numbers lie outside of what there is");
+    }
+  }
+
+  void check_double(const char* name, int64_t bits, double least, double most) const {
+    const double value = real(bits);
+    if (!(value >= least && value <= most)) refuse(std::string(name) + ": not a number that it can be");
+  }
+
+  DType dtype() const { return static_cast<DType>(program_.header.dtype); }
+
+  void check_window() const {
+    check_range("kernel_size", i_.kernel_h, 1, kLargestWindow);
+    check_range("kernel_size", i_.kernel_w, 1, kLargestWindow);
+    check_range("stride", i_.stride_h, 1, kLargestWindow);
+    check_range("stride", i_.stride_w, 1, kLargestWindow);
+    check_range("dilation", i_.dilation_h, 1, kLargestWindow);
+    check_range("dilation", i_.dilation_w, 1, kLargestWindow);
+    check_padding(i_.padding_h, i_.dilation_h * (i_.kernel_h - 1));
+    check_padding(i_.padding_w, i_.dilation_w * (i_.kernel_w - 1));
+    check_range("padding", i_.after_h, 0, 1);
+    check_range("padding", i_.after_w, 0, 1);
+  }
+  static void check_padding(int64_t padding, int64_t reach) {
+    check_range("padding", padding, 0, padding <= reach ? kLargestSize : kLargestPadding);
+  }
+
+  void check_weights() const {
+    if ((i_.axes < 2 && (i_.kernel_h * i_.stride_h * i_.dilation_h != 1 || i_.padding_h + i_.after_h != 0)) ||
+        (i_.axes < 1 && (i_.kernel_w * i_.stride_w * i_.dilation_w != 1 || i_.padding_w + i_.after_w != 0))) {
+      refuse("a window over more axes than there are");
+    }
+    check_range("groups", i_.groups, 1, i_.axes == 0 ? 1 : kLargestSize);
+    check_range("outputs", i_.outputs, 1, kLargestSize);
+    check_range("channels", i_.channels, 1, kLargestSize);
+    checked_product(i_.channels, i_.groups, kLargestSize);
+    if (i_.outputs % i_.groups != 0) refuse("groups: they do not divide the outputs");
+    if (i_.weight == kAbsent) refuse("weight: there is none");
+    if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
+    const int64_t inputs = checked_product(i_.channels, i_.kernel_h * i_.kernel_w, bytes_);
+    check_numbers("weight", i_.weight, checked_product(i_.outputs, inputs, bytes_),
+                  i_.few_bits != 0 ? 1 : size_of(dtype()));
+    check_numbers("step", i_.step, i_.outputs);
+    check_numbers("scale", i_.scale, i_.outputs);
+    check_numbers("shift", i_.shift, i_.outputs);
+    check_numbers("residual_scale", i_.residual_scale, i_.outputs);
+  }
+
+  void check_v_init() const {
+    check_range("v_init", i_.v_height, 0, i_.outputs > 0 ? kLargestSize : 0);
+    check_range("v_init", i_.v_width, i_.v_height == 0 ? 0 : 1, i_.v_height == 0 ? 0 : kLargestSize);
+    if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1)) refuse("v_init: too many sizes");
+    const int64_t pixels = checked_product(i_.v_height, i_.v_width, kMostFeatures);
+    check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : checked_product(pixels, i_.outputs, kMostFeatures));
+  }
+
+  Program& program_;
+  const Instruction& i_;
+  int64_t number_, bytes_;
+};
+
+void check_header(const Header& header) {
+  check_range("dtype", header.dtype, 0, static_cast<int64_t>(DType::kFloat64));
+  check_range("weight_bits", header.weight_bits, 0, 8);
+  check_range("source", header.source, 0, static_cast<int64_t>(Source::kSpikes));
+  check_range("any_T", header.any_T, 0, header.source == static_cast<int64_t>(Source::kSpikes) ? 1 : 0);
+  check_range("T", header.T, 1 - header.any_T, kMostSteps);
+  check_range("dims", header.dims, 0, 3);
+  for (const int64_t size : {header.channels, header.height, header.width}) {
+    check_range("shape", size, header.dims == 0 ? 0 : 1, header.dims == 0 ? 0 : kLargestSize);
+  }
+  if ((header.dims < 3 && header.height > 1) || (header.dims < 2 && header.width > 1)) refuse("shape: too many sizes");
+  checked_product(checked_product(header.channels, header.height, kMostFeatures), header.width, kMostFeatures);
+}
+
+}  // namespace
+
+double real(int64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+int64_t checked_product(int64_t a, int64_t b, int64_t most) {
+  if (a < 0 || b < 0 || (b > 0 && a > most / b)) refuse("sizes whose product is too large");
+  return a * b;
+}
+
+std::string vocabulary() {
+  std::string names;
+#define TANDEM_NAME(name) names += #name " ";
+  TANDEM_HEADER_FIELDS(TANDEM_NAME) names += "\n";
+  TANDEM_INSTRUCTION_FIELDS(TANDEM_NAME) names += "\n";
+  TANDEM_KINDS(TANDEM_NAME)
+#undef TANDEM_NAME
+  const auto say = [&](const char* name, int64_t value) { names += name + ("=" + std::to_string(value)) + " "; };
+  names += "\n";
+  say("format", kFormat), say("absent", kAbsent), say("input", kNetworkInput);
+  return names;
+}
+
+Program read(const int64_t* words, int64_t count, int64_t bytes) {
+  constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
+  Program program;
+  if (count < header_words) refuse("the program is too short");
+  std::memcpy(&program.header, words, sizeof(Header));
+  if (program.header.format != kFormat) refuse("it is a program of another version");
+  const int64_t n = program.header.instructions;
+  check_range("instructions", n, 1, kMostInstructions);
+  if (count != header_words + n * row) refuse("the program does not have the length that it says");
+  check_header(program.header);
+  program.instructions.resize(n);
+  std::memcpy(program.instructions.data(), words + header_words, n * sizeof(Instruction));
+  for (int64_t i = 0; i < n; ++i) {
+    try {
+      program.values.push_back(Checker(program, i, bytes).check());
+    } catch (const std::invalid_argument& error) {
+      refuse("instruction " + std::to_string(i) + ": " + error.what());
+    }
+  }
+  if (program.values.back() != Value::kAnswer) program.not_run = "the network does not end in a Readout";
+  if (program.header.dtype != static_cast<int64_t>(DType::kFloat32)) program.not_run = "it computes in float32 alone";
+  return program;
+}
+
+}  // namespace tandem::network

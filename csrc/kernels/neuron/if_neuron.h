@@ -1,0 +1,105 @@
+// The integrate-and-fire neuron. This file is the one definition of a time step: the CPU kernels, the CUDA kernels
+// and the C++ tests all include it.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define TANDEM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define TANDEM_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace tandem {
+
+// Rounding after every operation is part of the rule, so no product may fuse with a sum. Hosts compile with
+// -ffp-contract=off; on the device the intrinsics say it.
+template <class V>
+TANDEM_HOST_DEVICE V rounded_add(V a, V b) {
+  return a + b;
+}
+template <class V>
+TANDEM_HOST_DEVICE V rounded_mul(V a, V b) {
+  return a * b;
+}
+#if defined(__CUDA_ARCH__)
+template <>
+TANDEM_HOST_DEVICE float rounded_add(float a, float b) {
+  return __fadd_rn(a, b);
+}
+template <>
+TANDEM_HOST_DEVICE float rounded_mul(float a, float b) {
+  return __fmul_rn(a, b);
+}
+template <>
+TANDEM_HOST_DEVICE double rounded_add(double a, double b) {
+  return __dadd_rn(a, b);
+}
+template <>
+TANDEM_HOST_DEVICE double rounded_mul(double a, double b) {
+  return __dmul_rn(a, b);
+}
+#endif
+
+// I = scale y + k, where k is the share of the window's shift that falls on one step.
+template <class V>
+TANDEM_HOST_DEVICE V input_current(V y, V scale, V k) {
+  return rounded_add(rounded_mul(scale, y), k);
+}
+
+// One step: integrate, fire at v >= threshold, leak, reset by subtraction. Returns the spike: a bool, or for a GCC
+// vector V a lane mask. NaN never fires; v is never clamped.
+template <class V, class C>
+TANDEM_HOST_DEVICE auto step(V& v, V current, C threshold, C leak) {
+  v = rounded_add(v, current);
+  const auto spike = v >= threshold;
+  v = rounded_add(rounded_mul(V{} + leak, v), spike ? V{} - threshold : V{});
+  return spike;
+}
+
+// Which neurons let the gradient through, given z, the sum of the window's currents (the ANN's pre-activation).
+enum class Gate : int32_t {
+  kRelu = 0,  // z > 0
+  kClip = 1,  // 0 < z < threshold * T
+  kResu = 2,  // z > 0, and a neuron with z <= 0 is silenced
+};
+
+template <class V, class C>
+TANDEM_HOST_DEVICE auto gate_open(V z, Gate gate, C ceiling) {
+  const auto positive = z > C(0);
+  return gate == Gate::kClip ? positive & (z < ceiling) : positive;
+}
+
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kInt8 = 4 };
+
+TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+}
+
+// A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
+// neuron n has channel n % channels. C is the type the membrane potential is computed in. A null pointer stands for
+// the neutral value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
+template <class C>
+struct Neuron {
+  int64_t neurons;
+  int64_t channels;
+  int32_t T;
+  int32_t steps;  // the shift of a window is spread over this many steps
+  C threshold;
+  C leak;
+  Gate gate;
+  const C* scale;                  // [channels]
+  const C* shift;                  // [channels]
+  const uint8_t* residual_planes;  // [P, neurons]
+  const C* residual_currents;      // [T, neurons]; at most one of the two residuals is given
+  const C* residual_scale;         // [channels]
+  const C* v_init;                 // [v_init_size], neuron n starts at v_init[n % v_init_size]
+  int64_t v_init_size;
+  uint8_t* planes;  // out [P, neurons], P = ceil(T / 8)
+  void* counts;     // out [neurons] of counts_dtype
+  DType counts_dtype;
+  uint8_t* mask;  // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
+  C* v;           // out [neurons], the membrane potential after the last step
+};
+
+}  // namespace tandem

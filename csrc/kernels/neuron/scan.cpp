@@ -1,0 +1,130 @@
+#include "scan.h"
+
+#include <algorithm>
+
+#include "lanes.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Neurons that run side by side: each step then streams four cache lines, and four chains hide the latencies.
+constexpr int kGroups = 4;
+constexpr int64_t kBlock = kGroups * kLanes;
+// T streams, each a few cache lines at a time, are more than the hardware prefetcher follows: blocks to fetch ahead.
+constexpr int kAhead = 8;
+
+template <class Half>
+TANDEM_INLINE void widen(const Half* in, int64_t size, float* out) {
+  for (int64_t i = 0; i < size; ++i) out[i] = to_float(in[i]);
+}
+
+// Where the product y[t] of a block of neurons lies.
+template <class C>
+struct Currents {
+  const void* data;
+  DType dtype;
+  Source source;
+  int64_t neurons;
+
+  // y[t] of neurons [n, n + size), size at most kBlock; `wide` is scratch for what cannot be read as it lies.
+  TANDEM_INLINE const C* row(int t, int64_t n, int64_t size, C* wide) const {
+    const int64_t offset = (source == Source::kTrain ? t * neurons : 0) + n;
+    if (source == Source::kImpulse && t > 0) {
+      std::fill(wide, wide + kBlock, C(0));
+      return wide;
+    }
+    if constexpr (sizeof(C) == 4) {
+      if (dtype == DType::kBFloat16) widen(static_cast<const BFloat16*>(data) + offset, size, wide);
+      if (dtype == DType::kFloat16) widen(static_cast<const Float16*>(data) + offset, size, wide);
+      if (dtype != DType::kFloat32) return wide;
+    }
+    const C* row = static_cast<const C*>(data) + offset;
+    if (__builtin_expect(size == kBlock, 1)) return row;
+    return std::copy(row, row + size, wide) - size;
+  }
+};
+
+template <class C, bool has_residual>
+TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
+  NeuronLanes<C> neurons[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
+  }
+  for (int p = 0; p * 8 < a.T; ++p) {
+    const int first = p * 8, last = std::min(first + 8, a.T);
+    Int<C> plane[kGroups];
+    Int<C> residual[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      plane[g] = Int<C>{};
+      residual[g] = has_residual ? neurons[g].residual_plane(a, n + g * kLanes, p) : Int<C>{};
+    }
+    for (int t = first; t < last; ++t) {
+      C wide[kBlock];
+      const C* y = currents.row(t, n, size, wide);
+      for (int i = 0; i < kBlock; i += 64 / static_cast<int>(sizeof(C))) __builtin_prefetch(y + kAhead * kBlock + i);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        Vec<C> current = input_current(load<Vec<C>>(y + g * kLanes), neurons[g].scale, neurons[g].k);
+        if constexpr (has_residual) {
+          current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, t, residual[g]));
+        }
+        neurons[g].advance(a, current, t, plane[g]);
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
+  }
+  for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
+}
+
+template <class C>
+TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
+  const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
+  for (int64_t n = begin; n < end; n += kBlock) {
+    const int64_t size = std::min(kBlock, end - n);
+    if (has_residual) {
+      scan_block<C, true>(currents, a, n, size);
+    } else {
+      scan_block<C, false>(currents, a, n, size);
+    }
+  }
+}
+
+TANDEM_INLINE void scan_float_body(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
+  scan_blocks(y, a, begin, end);
+}
+TANDEM_INLINE void scan_double_body(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
+  scan_blocks(y, a, begin, end);
+}
+TANDEM_CPU_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
+                  (y, a, begin, end))
+TANDEM_CPU_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
+                  (y, a, begin, end))
+
+void scan(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
+  scan_float(y, a, begin, end);
+}
+void scan(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
+  scan_double(y, a, begin, end);
+}
+
+template <class C>
+void scan_all(const Currents<C>& currents, const Neuron<C>& a, ParallelFor parallel) {
+  const int64_t blocks = (a.neurons + kBlock - 1) / kBlock;
+  constexpr int64_t grain = 256;  // 16 K neurons are worth a thread
+  parallel_ranges(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
+    scan(currents, a, begin * kBlock, std::min(end * kBlock, a.neurons));
+  });
+}
+
+}  // namespace
+
+void if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, ParallelFor parallel) {
+  scan_all(Currents<float>{currents, dtype, source, args.neurons}, args, parallel);
+}
+
+void if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, ParallelFor parallel) {
+  scan_all(Currents<double>{currents, dtype, source, args.neurons}, args, parallel);
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,32 @@
+// The IF scan: currents of T steps in, spike trains out.
+#pragma once
+
+#include "../parallel.h"
+#include "if_neuron.h"
+
+namespace tandem {
+
+// How `currents` gives y[t].
+enum class Source : int32_t {
+  kTrain = 0,     // currents [T, neurons]: y[t] = currents[t]
+  kConstant = 1,  // currents [neurons]: y[t] = currents at every step
+  kImpulse = 2,   // currents [neurons]: y[0] = currents, nothing afterwards
+};
+
+namespace cpu {
+
+// dtype is that of `currents`; float64 goes with Neuron<double>, all others integrate in float.
+void if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, ParallelFor parallel);
+void if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, ParallelFor parallel);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
+int if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, void* stream);
+int if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, void* stream);
+
+}  // namespace cuda
+
+}  // namespace tandem

@@ -1,0 +1,238 @@
+#include "batch_norm.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../cpu/capability.h"
+#include "../planes/gate.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Sums are taken over a fixed number of slices of the rows and the slices combined in order, whatever the threads.
+constexpr int64_t kSlices = 16;
+
+struct Slice {
+  int64_t begin, end;
+};
+
+// Rows are gated eight at a time, so that each time begins at a whole byte of the mask.
+constexpr int64_t kRows = 8;
+
+Slice slice_of(int64_t rows, int64_t i) {
+  const auto cut = [&](int64_t k) { return k == kSlices ? rows : rows * k / kSlices / kRows * kRows; };
+  return {cut(i), cut(i + 1)};
+}
+
+// One element or H, to doubles.
+template <int H>
+struct Widen {
+  TANDEM_INLINE static Vec<double, H> of(Vec<float, H> x) { return __builtin_convertvector(x, Vec<double, H>); }
+  TANDEM_INLINE static Vec<double, H> of(Vec<double, H> x) { return x; }
+  TANDEM_INLINE static double of(double x) { return x; }
+};
+
+// Adds up two terms of every row per channel, sixteen channels at a time in registers of H doubles: add(x, y, sum,
+// other) adds those of the elements x and y of the rows a and b, which lie `stride` elements apart.
+template <int H, class C, class Add>
+TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, int64_t stride, double* sum,
+                            double* other, const Add& add) {
+  constexpr int S = kLanes / H;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vec<double, H> total[S], others[S];
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      total[s] = load<Vec<double, H>>(sum + c + s * H);
+      others[s] = load<Vec<double, H>>(other + c + s * H);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        const int64_t n = r * stride + c + s * H;
+        add(load<Vec<C, H>>(a + n), load<Vec<C, H>>(b + n), total[s], others[s]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      store(sum + c + s * H, total[s]);
+      store(other + c + s * H, others[s]);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = c; i < channels; ++i) {
+      const int64_t n = r * stride + i;
+      add(a[n], b[n], sum[i], other[i]);
+    }
+  }
+}
+
+template <int H, class C>
+TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t stride, int64_t begin, int64_t end,
+                            double* sum, double* sum_of_squares) {
+  const C* u = product + begin * stride;
+  add_rows<H>(u, u, end - begin, channels, stride, sum, sum_of_squares,
+              [factor](const auto& x, const auto&, auto& total, auto& squares) TANDEM_INLINE_LAMBDA {
+                const auto scaled = Widen<H>::of(x * factor);
+                total += scaled;
+                squares += scaled * scaled;
+              });
+}
+
+// The gradients of rows [first, first + rows), first a multiple of kRows, zero where the gate is shut.
+template <class C>
+TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
+  const int64_t at = first * a.channels;
+  gate_elements(a.grad + at, a.mask + at / 8, gated, 0, rows * a.channels,
+                [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
+}
+
+// The sums of g = threshold gz and of g u; gated is scratch for kRows rows.
+template <int H, class C>
+TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u,
+                             C* gated) {
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = std::min(kRows, end - first);
+    gate_rows(a, first, rows, gated);
+    add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, a.channels, sum, sum_u,
+                [](const auto& g, const auto& u, auto& total, auto& total_u) TANDEM_INLINE_LAMBDA {
+                  const auto wide = Widen<H>::of(g);
+                  total += wide;
+                  total_u += wide * Widen<H>::of(u);
+                });
+  }
+}
+
+// What the gradient of a channel's product is made of: slope g - shift - (u - mean) tilt.
+template <class C>
+struct Channels {
+  std::vector<C> slope, shift, tilt;
+};
+
+template <class C>
+TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated) {
+  const C *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
+  const int64_t channels = a.channels;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = std::min(kRows, end - first);
+    gate_rows(a, first, rows, gated);
+    for (int64_t r = 0; r < rows; ++r) {
+      const C *g = gated + r * channels, *u = a.product + (first + r) * channels;
+      C* __restrict__ out = a.grad_product + (first + r) * channels;
+      for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
+    }
+  }
+}
+
+#define TANDEM_BATCH_NORM(suffix, C)                                                                                 \
+  template <int L>                                                                                                   \
+  TANDEM_INLINE void sum_rows_##suffix##_body(const C* product, C factor, int64_t channels, int64_t stride,          \
+                                              int64_t begin, int64_t end, double* sum, double* squares) {            \
+    sum_rows<L / 2>(product, factor, channels, stride, begin, end, sum, squares);                                    \
+  }                                                                                                                  \
+  TANDEM_CPU_LANES_KERNEL(sum_rows_##suffix,                                                                         \
+                          (const C* product, C factor, int64_t channels, int64_t stride, int64_t begin, int64_t end, \
+                           double* sum, double* squares),                                                            \
+                          (product, factor, channels, stride, begin, end, sum, squares))                             \
+  template <int L>                                                                                                   \
+  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum,   \
+                                               double* sum_u, C* gated) {                                            \
+    sum_grads<L / 2>(a, begin, end, sum, sum_u, gated);                                                              \
+  }                                                                                                                  \
+  TANDEM_CPU_LANES_KERNEL(                                                                                           \
+      sum_grads_##suffix,                                                                                            \
+      (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u, C* gated),                 \
+      (a, begin, end, sum, sum_u, gated))                                                                            \
+  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,     \
+                                                 int64_t end, C* gated) {                                            \
+    write_grads(a, n, begin, end, gated);                                                                            \
+  }                                                                                                                  \
+  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                            \
+                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated),         \
+                    (a, n, begin, end, gated))
+
+TANDEM_BATCH_NORM(float, float)
+TANDEM_BATCH_NORM(double, double)
+
+// Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices up in order.
+template <class F>
+void two_sums(int64_t rows, int64_t channels, double* first, double* second, ParallelFor parallel, const F& body) {
+  std::vector<double> partial(static_cast<size_t>(2 * kSlices * channels));
+  parallel_ranges(parallel, kSlices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      double* at = partial.data() + 2 * i * channels;
+      body(slice_of(rows, i), at, at + channels);
+    }
+  });
+  std::fill(first, first + channels, 0.0);
+  std::fill(second, second + channels, 0.0);
+  for (int64_t i = 0; i < kSlices; ++i) {
+    const double* at = partial.data() + 2 * i * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      first[c] += at[c];
+      second[c] += at[channels + c];
+    }
+  }
+}
+
+template <class C, class Sum>
+void channel_statistics(const BatchNormStatistics<C>& a, int64_t begin, int64_t end, ParallelFor parallel, Sum kernel) {
+  const int64_t channels = end - begin;
+  std::vector<double> sum(channels), squares(channels);
+  two_sums(a.rows, channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
+    kernel(a.product + begin, a.factor, channels, a.channels, rows.begin, rows.end, first, second);
+  });
+  for (int64_t c = begin; c < end; ++c) {
+    moments(sum[c - begin], squares[c - begin], a.rows, a.mean[c], a.var[c]);
+    const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
+    a.scale[c] = n.scale;
+    a.shift[c] = n.shift;
+  }
+}
+
+template <class C, class Sum, class Write>
+void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
+  std::vector<double> sums(a.channels), sums_u(a.channels);
+  two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel, [&](Slice rows, double* first, double* second) {
+    std::vector<C> gated(kRows * a.channels);
+    sum(a, rows.begin, rows.end, first, second, gated.data());
+  });
+  Channels<C> n{std::vector<C>(a.channels), std::vector<C>(a.channels), std::vector<C>(a.channels)};
+  const double threshold = a.threshold, rows = static_cast<double>(a.rows);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const Normalised<C> norm = normalise(a.norm, c, a.mean[c], a.var[c]);
+    const double scale = norm.scale, spread = static_cast<double>(norm.gain) * norm.rstd;
+    const double beta = sums[c] / threshold, gamma = (sums_u[c] - a.mean[c] * sums[c]) / threshold * spread;
+    a.grad_beta[c] = static_cast<C>(beta);
+    a.grad_gamma[c] = static_cast<C>(gamma);
+    n.slope[c] = static_cast<C>(scale / threshold);
+    n.shift[c] = static_cast<C>(scale * beta / rows);
+    n.tilt[c] = static_cast<C>(scale * gamma / rows * spread);
+  }
+  parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
+    std::vector<C> gated(kRows * a.channels);
+    write(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
+  });
+}
+
+}  // namespace
+
+void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) {
+  channel_statistics(args, 0, args.channels, parallel, sum_rows_float);
+}
+void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) {
+  channel_statistics(args, 0, args.channels, parallel, sum_rows_double);
+}
+void batch_norm_statistics(const BatchNormStatistics<float>& args, int64_t begin, int64_t end, ParallelFor parallel) {
+  channel_statistics(args, begin, end, parallel, sum_rows_float);
+}
+void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) {
+  batch_norm_grad(args, parallel, sum_grads_float, write_grads_float);
+}
+void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) {
+  batch_norm_grad(args, parallel, sum_grads_double, write_grads_double);
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,130 @@
+// A layer that normalises its product by the statistics of the batch.
+//
+// Neurons need the statistics of all rows first, and keeping the sums of all steps in main memory for so long would
+// take more time than anything else. There are two ways around it:
+// - The sums of all steps of a few tiles stay in the cache.
+// - A matrix unit takes the product of the counts at an eighth of the price of the steps, which then are multiplied as
+//   in evaluation.
+#include "../layer.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../product/multiply.h"
+#include "../product/window.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Sums that are kept at a time: half of a common L2 cache.
+constexpr int64_t kKeptBytes = int64_t{1} << 20;
+
+// Scale and shift of a layer's neurons, from the statistics of its product.
+struct Affine {
+  std::vector<float> scale, shift;
+  BatchNormStatistics<float> statistics;
+
+  Affine(const Layer& layer, const LayerNorm& norm)
+      : scale(layer.geometry.outputs), shift(layer.geometry.outputs), statistics{layer.geometry.rows(),
+                                                                                 layer.geometry.outputs,
+                                                                                 norm.product,
+                                                                                 1.f,
+                                                                                 norm.norm,
+                                                                                 norm.mean,
+                                                                                 norm.var,
+                                                                                 scale.data(),
+                                                                                 shift.data()} {}
+
+  Layer apply(Layer layer) const {
+    layer.neuron.scale = scale.data();
+    layer.neuron.shift = shift.data();
+    return layer;
+  }
+};
+
+// Tiles [begin, end) of a group. `inputs` holds those of every block, loaded if `load`.
+void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t begin, int64_t end,
+               const Affine& affine, std::vector<BlockInputs>& inputs, bool load, int32_t* sums, uint8_t* open,
+               ParallelFor parallel) {
+  const Geometry& geometry = m.layer.geometry;
+  const int width = m.prepared.tiling().width();
+  const int64_t row_size = m.layer.plane_count() * int64_t{8} * width;
+  const auto sums_of = [&](int64_t i, const Block& block) {
+    return sums + ((i - begin) * geometry.rows() + block.first_row) * row_size;
+  };
+  parallel_ranges(parallel, blocks.size(), 1, [&](int64_t first, int64_t last) {
+    thread_local Scratch<double> windows_memory;
+    thread_local BlockInputs expanded;  // anew for each time: they take more room than lists
+    for (int64_t b = first; b < last; ++b) {
+      const Block block = blocks[b];
+      const bool unit = m.way == Way::kMatrixUnit;
+      BlockInputs& in = unit ? expanded : inputs[b];
+      if (load || unit) m.load(group, block, in, serial_for);
+      double* windows = windows_memory.reserve(block.rows * width);
+      for (int64_t i = begin; i < end; ++i) {
+        m.sum(group, i, block, in, sums_of(i, block));
+        add_steps(sums_of(i, block), m.layer.neuron.T, block.rows, width, windows);
+        write_products(m.tile(group, i, block), windows, const_cast<float*>(affine.statistics.product),
+                       geometry.outputs);
+      }
+    }
+  });
+  const int64_t first_channel = group * geometry.group_outputs();
+  batch_norm_statistics(affine.statistics, first_channel + begin * width,
+                        first_channel + std::min(end * width, geometry.group_outputs()), parallel);
+  const Layer scaled = affine.apply(m.layer);
+  parallel_ranges(parallel, blocks.size(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const Block block = blocks[b];
+      for (int64_t i = begin; i < end; ++i) {
+        fire_sums(m.tile(group, i, block), sums_of(i, block), scaled.neuron, open);
+      }
+    }
+  });
+}
+
+// The sums of all steps stay in the cache, a few tiles at a time.
+void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, ParallelFor parallel) {
+  thread_local Scratch<int32_t> sums_memory;
+  thread_local std::vector<BlockInputs> inputs;
+  const Geometry& geometry = m.layer.geometry;
+  const Tiling& tiling = m.prepared.tiling();
+  const Blocks blocks(geometry, std::min<int64_t>(64, listed_rows(geometry, tiling, m.layer.plane_count())));
+  if (static_cast<int64_t>(inputs.size()) < blocks.size()) inputs.resize(blocks.size());
+  const int64_t at_once = std::clamp<int64_t>(kKeptBytes / tile_bytes, 1, tiling.tiles_per_group);
+  int32_t* sums = sums_memory.reserve(at_once * tile_bytes / static_cast<int64_t>(sizeof(int32_t)));
+  uint8_t* open = reserve_open(m.layer);
+  for (int64_t group = 0; group < geometry.groups; ++group) {
+    for (int64_t begin = 0; begin < tiling.tiles_per_group; begin += at_once) {
+      run_tiles(m, blocks, group, begin, std::min(begin + at_once, tiling.tiles_per_group), affine, inputs, begin == 0,
+                sums, open, parallel);
+    }
+  }
+  write_mask(m.layer, open, parallel);
+}
+
+}  // namespace
+
+Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
+  if (layer.neuron.neurons == 0) return Refusal::kNone;
+  const Affine affine(layer, norm);
+  const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
+  const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
+  const Way way = way_of(layer);
+  const bool many_rows = tile_bytes > kKeptBytes, counts = many_rows && has_matrix_unit();
+  const Prepared prepared(layer, way != Way::kMatrixUnit || !has_matrix_unit(), way == Way::kMatrixUnit || counts,
+                          parallel);
+  if (!prepared.usable()) return Refusal::kNotFinite;
+  if (!counts || !prepared.has_digits()) {
+    run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
+    return Refusal::kNone;
+  }
+  multiply_windows({layer, prepared, Way::kMatrixUnit}, norm.product, parallel);
+  batch_norm_statistics(affine.statistics, parallel);
+  const Layer scaled = affine.apply(layer);
+  run_prepared({scaled, prepared, way}, parallel);
+  return Refusal::kNone;
+}
+
+}  // namespace tandem::cpu

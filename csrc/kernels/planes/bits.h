@@ -1,0 +1,38 @@
+// Elementwise work on spike planes: pack, unpack, counts, and the backward pass's gate.
+#pragma once
+
+#include "../neuron/if_neuron.h"
+#include "../parallel.h"
+
+namespace tandem::cpu {
+
+// spikes [T, neurons], one element each of `element_size` bytes, nonzero = spike -> planes [ceil(T / 8), neurons].
+// `is_float` makes both zeros count as silence.
+void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
+          ParallelFor parallel);
+
+// planes -> spikes [T, neurons] of 0 and 1; element_size and `one`, the bytes of a 1, describe the type.
+void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
+            ParallelFor parallel);
+
+// planes [P, neurons] -> counts [neurons], the sum of the popcounts.
+void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel);
+
+// grad_z[n] = mask bit n ? grad[n] / threshold : 0.
+void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+               ParallelFor parallel);
+
+}  // namespace tandem::cpu
+
+// The same on a GPU: pointers are device memory, stream is a cudaStream_t; they return a cudaError_t.
+namespace tandem::cuda {
+
+int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
+         void* stream);
+int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
+           void* stream);
+int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream);
+int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+              void* stream);
+
+}  // namespace tandem::cuda

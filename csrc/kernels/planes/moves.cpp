@@ -1,0 +1,90 @@
+#include "moves.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../cpu/capability.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+TANDEM_INLINE void or_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] |= in[i];
+}
+
+TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t image = line / w.out_height, y = line % w.out_height;
+    for (int64_t x = 0; x < w.out_width; ++x) {
+      uint8_t* pixel = out + (line * w.out_width + x) * w.channels;
+      std::memset(pixel, 0, w.channels);
+      for (int64_t i = 0; i < w.kernel[0]; ++i) {
+        const int64_t row = y * w.stride[0] - w.padding[0] + i * w.dilation[0];
+        if (row < 0 || row >= w.height) continue;
+        for (int64_t j = 0; j < w.kernel[1]; ++j) {
+          const int64_t column = x * w.stride[1] - w.padding[1] + j * w.dilation[1];
+          if (column < 0 || column >= w.width) continue;
+          or_bytes(in + ((image * w.height + row) * w.width + column) * w.channels, w.channels, pixel);
+        }
+      }
+    }
+  }
+}
+TANDEM_CPU_KERNEL(pool_lines, (const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end),
+                  (w, in, out, begin, end))
+
+TANDEM_INLINE void split_range_body(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin,
+                                    int64_t end) {
+  for (int32_t t = 0; t < T; ++t) {
+    const uint8_t* plane = planes + t / 8 * n;
+    uint8_t* step = out + t * n;
+    for (int64_t i = begin; i < end; ++i) step[i] = plane[i] >> (t % 8) & 1;
+  }
+}
+TANDEM_CPU_KERNEL(split_range, (const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin, int64_t end),
+                  (planes, T, n, out, begin, end))
+
+}  // namespace
+
+void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
+  const int64_t line = window.out_width * window.channels * window.kernel[0] * window.kernel[1];
+  parallel_ranges(parallel, window.images * window.out_height, 1 + 65536 / (line + 1),
+                  [&](int64_t begin, int64_t end) { pool_lines(window, in, out, begin, end); });
+}
+
+void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_t channels, uint8_t* out,
+                       ParallelFor parallel) {
+  const int64_t size = pixels * channels;
+  parallel_ranges(parallel, images, 1 + 32768 / (size + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      const uint8_t* from = in + image * size;
+      uint8_t* to = out + image * size;
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t p = 0; p < pixels; ++p) to[c * pixels + p] = from[p * channels + c];
+      }
+    }
+  });
+}
+
+void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t below,
+               int64_t right, uint8_t* out, ParallelFor parallel) {
+  const int64_t line = width * channels, out_line = line + right * channels;
+  parallel_ranges(parallel, images, 1 + 65536 / (height * out_line + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      uint8_t* to = out + image * (height + below) * out_line;
+      for (int64_t y = 0; y < height; ++y, to += out_line) {
+        std::memcpy(to, in + (image * height + y) * line, line);
+        std::memset(to + line, 0, out_line - line);
+      }
+      std::memset(to, 0, below * out_line);
+    }
+  });
+}
+
+void split_steps(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, ParallelFor parallel) {
+  parallel_ranges(parallel, n, 1 << 14,
+                  [&](int64_t begin, int64_t end) { split_range(planes, T, n, out, begin, end); });
+}
+
+}  // namespace tandem::cpu

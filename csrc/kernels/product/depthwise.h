@@ -1,0 +1,20 @@
+// Depthwise products: every output reads one input channel, so there is nothing to list; all lanes are inputs.
+#pragma once
+
+#include "../layer.h"
+
+namespace tandem::cpu {
+
+inline bool is_depthwise(const Geometry& geometry) { return geometry.groups > 1 && geometry.group_channels() == 1; }
+
+// The geometry by which weights are prepared. Those of a depthwise layer, [outputs, 1, kernel], are like those of a
+// layer with one input channel.
+inline Geometry packed_geometry(Geometry geometry) {
+  if (is_depthwise(geometry)) geometry.channels = geometry.groups = 1;
+  return geometry;
+}
+
+// As run().
+Refusal run_depthwise(const Layer& layer, ParallelFor parallel);
+
+}  // namespace tandem::cpu

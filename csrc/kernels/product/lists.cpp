@@ -1,0 +1,256 @@
+#include "lists.h"
+
+#include <algorithm>
+
+#include "collect.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+struct ListJob {
+  const Geometry& geometry;
+  const uint8_t* spikes;  // the layer's planes
+  int planes;
+  int64_t first, last;  // input channels
+  const Strip* strips;
+  const int64_t* row;  // number of the first row of each strip
+  int64_t capacity;    // entries that the list of one row and plane may take
+  uint16_t* entries;
+  int64_t* start;
+
+  int64_t channels() const { return last - first; }
+  uint16_t entry(int64_t ky, int64_t kx) const {
+    return static_cast<uint16_t>((ky * geometry.kernel[1] + kx) * channels() * kEntryScale);
+  }
+  uint16_t zero() const { return static_cast<uint16_t>(geometry.taps() * channels() * kEntryScale); }
+  int64_t in_y(int64_t y, int64_t ky) const {
+    return y * geometry.stride[0] - geometry.padding[0] + ky * geometry.dilation[0];
+  }
+  int64_t in_x(int64_t x, int64_t kx) const {
+    return x * geometry.stride[1] - geometry.padding[1] + kx * geometry.dilation[1];
+  }
+  bool has_line(int64_t y) const { return y >= 0 && y < geometry.height; }
+  bool has_column(int64_t x) const { return x >= 0 && x < geometry.width; }
+  const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
+    return spikes + (((p * geometry.batch + b) * geometry.height + y) * geometry.width + x) * geometry.channels + first;
+  }
+};
+
+template <class Collector>
+struct ListMemory {
+  typename Collector::Memory collector;
+  Scratch<InputBlock> blocks;
+  Scratch<uint16_t> entries, sizes;  // of the columns of one line
+};
+
+TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t entry, InputBlock* blocks, int count) {
+  for (int64_t i = 0; i < size; i += 64) {
+    blocks[count++] = {bytes + i, static_cast<int32_t>(std::min<int64_t>(64, size - i)),
+                       static_cast<uint16_t>(entry + i * kEntryScale)};
+  }
+  return count;
+}
+
+// The inputs of output (b, y, x), pixel by pixel, or where pixels adjoin, line by line.
+TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, int64_t x, InputBlock* blocks) {
+  const Geometry& geometry = job.geometry;
+  const bool adjoin = job.channels() == geometry.channels && geometry.dilation[1] == 1;
+  int count = 0;
+  for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
+    const int64_t y = job.in_y(s.y, ky);
+    if (!job.has_line(y)) continue;
+    if (adjoin) {
+      const int64_t left = job.in_x(x, 0), begin = std::max<int64_t>(left, 0);
+      const int64_t end = std::min(left + geometry.kernel[1], geometry.width);
+      if (begin < end) {
+        count = append_blocks(job.pixel(p, s.b, y, begin), (end - begin) * geometry.channels,
+                              job.entry(ky, begin - left), blocks, count);
+      }
+    } else {
+      for (int64_t kx = 0; kx < geometry.kernel[1]; ++kx) {
+        const int64_t column = job.in_x(x, kx);
+        if (!job.has_column(column)) continue;
+        count = append_blocks(job.pixel(p, s.b, y, column), job.channels(), job.entry(ky, kx), blocks, count);
+      }
+    }
+  }
+  return count;
+}
+
+// The lists of a strip, each row on its own.
+template <int G, class Collector>
+TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
+                                  uint16_t* out) {
+  InputBlock* blocks = memory.blocks.reserve(job.geometry.taps() * (job.channels() / 64 + 1));
+  for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
+    for (int64_t p = 0; p < job.planes; ++p) {
+      job.start[row * job.planes + p] = out - job.entries;
+      const int count = window_blocks(job, p, strip, x, blocks);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.zero(), memory.collector, out, nullptr);
+    }
+  }
+  return out;
+}
+
+// Copies a run of a column's entries to where they belong in a window. The first ones, or for runs of single steps the
+// first ones twice, without a look at `count`: a branch that is mispredicted takes longer than many copies.
+template <int G>
+TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
+  constexpr int64_t at_once = copied(G), unconditional = G == 4 ? at_once : 2 * at_once;
+  typedef uint16_t Entries __attribute__((vector_size(2 * at_once)));
+  const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA {
+    Entries entries;
+    std::memcpy(&entries, from + i, sizeof(entries));
+    entries += shift;
+    std::memcpy(to + i, &entries, sizeof(entries));
+  };
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < unconditional; i += at_once) copy(i);
+  for (int64_t i = unconditional; __builtin_expect(i < count, 0); i += at_once) copy(i);
+}
+
+// A column's runs, and where they begin in the window.
+struct Piece {
+  const uint16_t* entries;
+  const uint16_t* sizes;
+  uint16_t shift;
+};
+
+// The runs of a window: those of its columns, one after another.
+template <int G>
+TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, uint16_t zero, uint16_t* out) {
+  for (int run = 0; run < runs_per_plane(G); ++run) {
+    uint16_t* end = out;
+#pragma GCC unroll 3
+    for (int i = 0; i < count; ++i) {
+      const int64_t size = pieces[i].sizes[run];
+      copy_run<G>(pieces[i].entries, size, pieces[i].shift, end);
+      pieces[i].entries += size;
+      end += size;
+    }
+    out = end_run<kWordEntries>(out, end, zero);
+  }
+  return out;
+}
+
+// The same where windows overlap: every input column is listed once, and windows concatenate their columns.
+template <int G, class Collector>
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
+                                     uint16_t* out) {
+  constexpr int runs = runs_per_plane(G);
+  const Geometry& geometry = job.geometry;
+  const int64_t kw = geometry.kernel[1];
+  const int64_t begin = std::max<int64_t>(job.in_x(strip.x0, 0), 0);
+  const int64_t end = std::min(job.in_x(strip.x1 - 1, kw - 1) + 1, geometry.width);
+  const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
+  const int64_t columns = std::max<int64_t>(end - begin, 0);
+  InputBlock* blocks = memory.blocks.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
+  uint16_t* entries = memory.entries.reserve(columns * column_capacity);
+  uint16_t* sizes = memory.sizes.reserve(columns * runs);
+  thread_local Scratch<Piece> pieces_memory;
+  Piece* pieces = pieces_memory.reserve(kw);
+
+  for (int64_t p = 0; p < job.planes; ++p) {
+    for (int64_t i = 0; i < columns; ++i) {
+      int count = 0;
+      for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
+        const int64_t y = job.in_y(strip.y, ky);
+        if (!job.has_line(y)) continue;
+        count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
+      }
+      Collector::template collect<G, 0>(blocks, count, 0, memory.collector, entries + i * column_capacity,
+                                        sizes + i * runs);
+    }
+    for (int64_t x = strip.x0; x < strip.x1; ++x) {
+      int count = 0;
+      for (int64_t kx = 0; kx < kw; ++kx) {
+        const int64_t column = job.in_x(x, kx);
+        if (!job.has_column(column)) continue;
+        pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
+                           job.entry(0, kx)};
+      }
+      job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
+      if (count == 3) {
+        Piece three[3] = {pieces[0], pieces[1], pieces[2]};
+        out = concatenate<G>(three, 3, job.zero(), out);
+      } else {
+        out = concatenate<G>(pieces, count, job.zero(), out);
+      }
+    }
+  }
+  return out;
+}
+
+// Strips [begin, end), one compact piece of memory.
+template <int G, class Collector>
+TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
+  thread_local ListMemory<Collector> memory;
+  uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
+  const bool overlap = job.geometry.kernel[1] > job.geometry.stride[1];
+  for (int64_t i = begin; i < end; ++i) {
+    out = overlap ? list_columns<G>(job, job.strips[i], job.row[i], memory, out)
+                  : list_rows<G>(job, job.strips[i], job.row[i], memory, out);
+  }
+}
+
+template <class Collector>
+TANDEM_INLINE void list_any(const ListJob& job, int steps, int64_t begin, int64_t end) {
+  if (steps == 1) return list_strips<1, Collector>(job, begin, end);
+  if (steps == 2) return list_strips<2, Collector>(job, begin, end);
+  list_strips<4, Collector>(job, begin, end);
+}
+
+TANDEM_INLINE void list_by_table_body(const ListJob& job, int steps, int64_t begin, int64_t end) {
+  list_any<TableCollector>(job, steps, begin, end);
+}
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int steps, int64_t begin, int64_t end), (job, steps, begin, end))
+
+#if TANDEM_MULTIVERSION
+TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int steps, int64_t begin, int64_t end) {
+  list_any<CompressCollector>(job, steps, begin, end);
+}
+bool can_compress() {
+  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
+  return can;
+}
+#else
+bool can_compress() { return false; }
+#endif
+
+}  // namespace
+
+void build_lists(const Layer& layer, int steps, int64_t first, int64_t last, const Block& block, SpikeLists& lists,
+                 ParallelFor parallel) {
+  thread_local Scratch<int64_t> rows_memory;
+  int64_t* row = rows_memory.reserve(block.count);
+  for (int64_t i = 0, rows = 0; i < block.count; ++i) {
+    row[i] = rows;
+    rows += block.strips[i].x1 - block.strips[i].x0;
+  }
+  const int planes = layer.plane_count();
+  const int64_t inputs = layer.geometry.taps() * (last - first), runs = runs_per_plane(steps);
+  const int64_t capacity = 8 / steps * inputs + runs * kWordEntries + kSlack;
+  const int64_t total = block.rows * planes;
+  lists.steps = steps;
+  const ListJob job{layer.geometry,
+                    layer.planes,
+                    planes,
+                    first,
+                    last,
+                    block.strips,
+                    row,
+                    capacity,
+                    lists.entries.reserve(total * capacity),
+                    lists.start.reserve(total)};
+  constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
+  const int64_t grain = 1 + kGrain * block.count / (total * inputs + 1);
+  parallel_ranges(parallel, block.count, grain, [&](int64_t begin, int64_t end) {
+#if TANDEM_MULTIVERSION
+    if (can_compress()) return list_by_compress(job, steps, begin, end);
+#endif
+    list_by_table(job, steps, begin, end);
+  });
+}
+
+}  // namespace tandem::cpu

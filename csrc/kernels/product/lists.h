@@ -1,0 +1,42 @@
+// Which inputs are active when: for every row of a product, its inputs bucketed by the pattern of their spikes.
+//
+// The steps of a plane are taken in groups of 1, 2 or 4. Within a group of G an input's spikes form one of 2^G - 1
+// nonzero patterns; each (group, pattern) is a run: the list of the inputs with that pattern. Adding up the weights of
+// each run once and folding the sums costs one row of weights per input and group, however many spikes.
+//
+//   bytes of five inputs   0b00000101  0b0  0b00100101  0b00100000  0b00000100      bit t: the spike at step t
+//   groups of G = 4        steps 0..3: 5, 0, 5, 0, 4            steps 4..7: 0, 0, 2, 2, 0
+//   runs                   4: {4}, 5: {0, 2}                    2: {2, 3}           all others are empty
+//   sums                   step 0: run 5;  step 2: run 4 + run 5;  step 5: run 2
+#pragma once
+
+#include <cstdint>
+
+#include "../cpu/scratch.h"
+#include "rows.h"
+
+namespace tandem::cpu {
+
+constexpr int runs_per_plane(int steps) { return 8 / steps * ((1 << steps) - 1); }
+
+// The product kernel loads four entries at a time, as one word, so runs are padded to whole words, an empty run to one.
+constexpr int kWordEntries = 4;
+
+// An entry is 8 k for input k: times an eighth of the bytes of an input's weights, their offset. Entry 8 K is the row
+// of zeros that pads runs. The lowest bit of the first entry of a word marks the last word of a run.
+constexpr int64_t kEntryScale = 8;
+constexpr int64_t kMaxInputs = 65535 / kEntryScale;
+constexpr uint16_t kLastOfRun = 1;
+
+// Lists of consecutive rows: that of row r and plane p begins at entries + start[r * planes + p].
+struct SpikeLists {
+  int steps = 1;  // of a group
+  Scratch<uint16_t> entries;
+  Scratch<int64_t> start;
+};
+
+// Lists the input channels [first, last) of the image for the rows of a block, which `parallel` may divide.
+void build_lists(const Layer& layer, int steps, int64_t first, int64_t last, const Block& block, SpikeLists& lists,
+                 ParallelFor parallel);
+
+}  // namespace tandem::cpu

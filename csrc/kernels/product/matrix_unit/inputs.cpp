@@ -1,0 +1,194 @@
+// Spikes, or spike counts, as the bytes that the matrix unit multiplies.
+#include <algorithm>
+
+#include "layout.h"
+
+#if TANDEM_MULTIVERSION
+#include <immintrin.h>
+#endif
+
+namespace tandem::cpu {
+
+namespace {
+
+double idle_rows(int64_t rows) { return static_cast<double>(whole_tiles(rows)) / static_cast<double>(rows); }
+
+}  // namespace
+
+ExpandedRows::ExpandedRows(const Geometry& geometry)
+    : gathered(false),
+      pixels(geometry.kernel[0] * geometry.stride[1]),
+      idle(idle_rows(std::max<int64_t>(geometry.out_width(), 1))) {
+  // A chunk of inputs must not reach from one pixel into the next.
+  const bool possible = adjoin(geometry) && (geometry.kernel[1] == 1 || geometry.group_channels() % kChunk == 0);
+  constexpr double kTolerated = 1.2;
+  if (!possible || idle <= kTolerated) return;
+  gathered = true;
+  pixels = geometry.taps();
+  idle = idle_rows(std::max<int64_t>(geometry.rows(), 1));
+}
+
+#if TANDEM_MULTIVERSION
+
+namespace {
+
+// The bits of `n` bytes, each step's in a plane of its own.
+TANDEM_TARGET_AMX void split_bits(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
+  const __m512i one = _mm512_set1_epi8(1);
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
+    const __m512i bytes = _mm512_maskz_loadu_epi8(lanes, in + i);
+    for (int t = 0; t < 8; ++t) {
+      _mm512_mask_storeu_epi8(out + t * step_bytes + i, lanes, _mm512_and_si512(_mm512_srli_epi16(bytes, t), one));
+    }
+  }
+}
+
+// Spikes of `n` bytes in all planes, which lie `plane_bytes` apart.
+TANDEM_TARGET_AMX void add_counts(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
+  const __m512i nibble = _mm512_set1_epi8(0x0f);
+  const __m512i ones = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
+    __m512i count = _mm512_setzero_si512();
+    for (int p = 0; p < planes; ++p) {
+      const __m512i bytes = _mm512_maskz_loadu_epi8(lanes, in + p * plane_bytes + i);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, _mm512_and_si512(bytes, nibble)));
+      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, high));
+    }
+    _mm512_mask_storeu_epi8(out + i, lanes, count);
+  }
+}
+
+// The image's pixel (y, x) of sample b in plane p, from input channel `first` on.
+const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
+  const Geometry& geometry = layer.geometry;
+  return layer.planes + (((p * geometry.batch + b) * geometry.height + y) * geometry.width + x) * geometry.channels +
+         first;
+}
+
+// Every strip a piece: [lines of the kernel, pixels] at each step.
+template <class Fill>
+void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
+                const Fill& fill) {
+  const Geometry& geometry = layer.geometry;
+  const ChunkShape shape(geometry);
+  const int64_t lines = geometry.kernel[0], channels = geometry.group_channels(), size = pitch(geometry);
+  const auto pixels_for = [&](int64_t rows) {
+    return (whole_tiles(rows) - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1;
+  };
+  int64_t total = 0;
+  for (int64_t j = 0; j < block.count; ++j) {
+    const int64_t rows = block.strips[j].x1 - block.strips[j].x0, pixels = pixels_for(rows),
+                  row_bytes = geometry.stride[1] * size;
+    // The last chunk may end behind the last pixel.
+    const int64_t step_bytes = whole_chunks(lines * pixels * size) + kChunk;
+    inputs.pieces.push_back({rows, row_bytes, kTileRows * row_bytes, step_bytes, total, nullptr});
+    total += planes * inputs.steps * step_bytes;
+    for (int64_t c = 0; c < shape.chunks(); ++c) {
+      const int64_t segment = c / shape.chunks_per_segment;
+      const int64_t line = adjoin(geometry) ? segment : segment / geometry.kernel[1];
+      const int64_t at = adjoin(geometry) ? 0 : segment % geometry.kernel[1] * geometry.dilation[1];
+      inputs.offsets.push_back((line * pixels + at) * size + c % shape.chunks_per_segment * kChunk);
+    }
+  }
+  uint8_t* bytes = inputs.bytes.reserve(total);
+  for (int64_t j = 0; j < block.count; ++j) {
+    const Strip& strip = block.strips[j];
+    const ExpandedPiece& piece = inputs.pieces[j];
+    const int64_t pixels = pixels_for(piece.rows), x = strip.x0 * geometry.stride[1] - geometry.padding[1];
+    const int64_t begin = std::clamp<int64_t>(-x, 0, pixels);
+    const int64_t end = std::clamp<int64_t>(geometry.width - x, begin, pixels);
+    for (int p = 0; p < planes; ++p) {
+      uint8_t* to = bytes + piece.start + p * inputs.steps * piece.step_bytes;
+      for (int64_t line = 0; line < lines; ++line, to += pixels * size) {
+        const int64_t y = strip.y * geometry.stride[0] - geometry.padding[0] + line * geometry.dilation[0];
+        const bool inside = y >= 0 && y < geometry.height;
+        const int64_t from = inside ? begin : pixels, until = inside ? end : pixels;
+        for (int t = 0; t < inputs.steps; ++t) {
+          std::fill_n(to + t * piece.step_bytes, from * size, uint8_t{0});
+          std::fill_n(to + t * piece.step_bytes + until * size, (pixels - until) * size, uint8_t{0});
+        }
+        if (from >= until) continue;
+        if (size == geometry.channels) {
+          fill(pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels, to + from * size,
+               piece.step_bytes);
+        } else {
+          for (int64_t i = from; i < until; ++i) {
+            fill(pixel(layer, p, strip.b, y, x + i, first), channels, to + i * size, piece.step_bytes);
+          }
+        }
+      }
+    }
+  }
+}
+
+// All rows of the block in one piece, the bytes of a tile side by side: [tiles, chunks, 16 rows, 64] at each step.
+template <class Fill>
+void gather_rows(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
+                 const Fill& fill) {
+  const Geometry& geometry = layer.geometry;
+  const int64_t channels = geometry.group_channels(), tile_bytes = inputs.chunks * kTileBytes;
+  const int64_t step_bytes = whole_tiles(block.rows) / kTileRows * tile_bytes;
+  inputs.pieces.push_back({block.rows, kChunk, tile_bytes, step_bytes, 0, nullptr});
+  for (int64_t c = 0; c < inputs.chunks; ++c) inputs.offsets.push_back(c * kTileBytes);
+  uint8_t* to = inputs.bytes.reserve(planes * inputs.steps * step_bytes);
+  for (int p = 0; p < planes; ++p, to += inputs.steps * step_bytes) {
+    int64_t row = 0;
+    for (const Strip* strip = block.strips; strip < block.strips + block.count; ++strip) {
+      for (int64_t x = strip->x0; x < strip->x1; ++x, ++row) {
+        uint8_t* out = to + row / kTileRows * tile_bytes + row % kTileRows * kChunk;
+        for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
+          const int64_t line = tap / geometry.kernel[1];
+          const int64_t in_y = strip->y * geometry.stride[0] - geometry.padding[0] + line * geometry.dilation[0];
+          const int64_t in_x = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1];
+          const bool inside = in_y >= 0 && in_y < geometry.height && in_x >= 0 && in_x < geometry.width;
+          const uint8_t* in = inside ? pixel(layer, p, strip->b, in_y, in_x, first) : nullptr;
+          for (int64_t i = 0; i < channels; i += kChunk, out += kTileBytes) {
+            if (inside) fill(in + i, std::min(kChunk, channels - i), out, step_bytes);
+            for (int t = 0; !inside && t < inputs.steps; ++t) std::fill_n(out + t * step_bytes, kChunk, uint8_t{0});
+          }
+        }
+      }
+    }
+  }
+}
+
+// fill(in, n, out, step_bytes) expands n bytes.
+template <class Fill>
+void lay_out(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
+             const Fill& fill) {
+  inputs.chunks = ChunkShape(layer.geometry).chunks();
+  inputs.pieces.clear();
+  inputs.offsets.clear();
+  const auto& lay = ExpandedRows(layer.geometry).gathered ? gather_rows<Fill> : copy_lines<Fill>;
+  lay(inputs, layer, planes, first, block, fill);
+  for (size_t j = 0; j < inputs.pieces.size(); ++j)
+    inputs.pieces[j].offsets = inputs.offsets.data() + j * inputs.chunks;
+}
+
+}  // namespace
+
+void ExpandedInputs::expand(const Layer& layer, int64_t first, const Block& block) {
+  steps = 8;
+  lay_out(*this, layer, layer.plane_count(), first, block, split_bits);
+}
+
+void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block& block) {
+  steps = 1;
+  const Geometry& in = layer.geometry;
+  const int64_t plane_bytes = in.batch * in.height * in.width * in.channels;
+  lay_out(*this, layer, 1, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
+    add_counts(bytes, n, layer.plane_count(), plane_bytes, out);
+  });
+}
+
+#else
+
+void ExpandedInputs::expand(const Layer&, int64_t, const Block&) {}
+void ExpandedInputs::count_spikes(const Layer&, int64_t, const Block&) {}
+
+#endif
+
+}  // namespace tandem::cpu

@@ -1,0 +1,28 @@
+// How weights and inputs lie in memory for the matrix unit: what packing and multiplying agree on.
+#pragma once
+
+#include "../../cpu/capability.h"
+#include "matrix_unit.h"
+
+#define TANDEM_TARGET_AMX [[gnu::target("arch=x86-64-v4,amx-tile,amx-int8" TANDEM_WIDE_VECTORS)]]
+
+namespace tandem::cpu {
+
+constexpr int64_t kChunk = 64;     // inputs per product of tiles
+constexpr int64_t kTileRows = 16;  // rows of the layer per tile
+constexpr int64_t kTileBytes = 1024;
+constexpr int kMostDigits = 4;
+
+inline bool adjoin(const Geometry& geometry) { return geometry.dilation[1] == 1; }
+
+inline int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
+inline int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
+
+// Bytes from pixel to pixel. Rows of a product should begin at cache lines, but where they take several pixels these
+// have to adjoin.
+inline int64_t pitch(const Geometry& geometry) {
+  return geometry.kernel[1] == 1 ? whole_chunks(geometry.group_channels()) : geometry.group_channels();
+}
+
+}  // namespace tandem::cpu

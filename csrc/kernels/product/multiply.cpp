@@ -1,0 +1,200 @@
+#include "multiply.h"
+
+#include <atomic>
+
+#include "pack.h"
+#include "plain.h"
+#include "window.h"
+
+namespace tandem::cpu {
+
+Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way wanted)
+    : layer(of), prepared(weights), way(wanted) {
+  if (of.geometry.taps() > kMaxInputs) way = Way::kPlain;
+  if (way == Way::kMatrixUnit && !weights.has_digits()) way = Way::kLists4;
+  list_steps = way > Way::kLists4 ? 0 : prepared.bytes() ? kByteSteps : static_cast<int>(way);
+}
+
+Blocks Multiplier::blocks() const {
+  const Geometry& geometry = layer.geometry;
+  const int planes = layer.plane_count();
+  const bool unit = way == Way::kMatrixUnit;
+  return {geometry, unit ? expanded_rows(geometry, planes) : listed_rows(geometry, prepared.tiling(), planes)};
+}
+
+void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
+  const Tiling& tiling = prepared.tiling();
+  const int64_t channel = group * layer.geometry.group_channels();
+  if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
+  if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
+  for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
+    build_lists(layer, list_steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
+                block, inputs.lists[q], parallel);
+  }
+}
+
+Tile Multiplier::tile(int64_t group, int64_t i, const Block& block) const {
+  static const SpikeLists none;
+  return prepared.tile(layer, group, i, 0, none, block.rows, block.first_row);
+}
+
+void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const {
+  const Tiling& tiling = prepared.tiling();
+  if (way == Way::kMatrixUnit) {
+    return multiply_tile(inputs.expanded, layer.neuron.T, prepared.columns(group, i), tiling.registers, sums);
+  }
+  if (way == Way::kPlain) return sum_plain(layer, tiling, tile(group, i, block), group, sums);
+  const auto tile_of = [&](int64_t q) {
+    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
+  };
+  if (prepared.bytes()) return sum_byte_lists(tile_of(0), sums);
+  for (int64_t q = 0; q < tiling.blocks; ++q) sum_lists(tile_of(q), sums, q == 0);
+}
+
+void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
+  thread_local Scratch<int32_t> sums_memory;
+  const Tiling& tiling = prepared.tiling();
+  const int64_t last = tiling.blocks - 1;
+  const auto tile_of = [&](int64_t q) {
+    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
+  };
+  if (list_steps > 0 && prepared.bytes()) return fire_byte_lists(tile_of(0), layer.neuron, open);
+  if (list_steps > 0 && last == 0) return fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
+  if (list_steps == 0) {
+    sum(group, i, block, inputs, sums);
+    return fire_sums(tile(group, i, block), sums, layer.neuron, open);
+  }
+  for (int64_t q = 0; q < last; ++q) sum_lists(tile_of(q), sums, q == 0);
+  fire_lists(tile_of(last), sums, layer.neuron, open);
+}
+
+namespace {
+
+// Runs body(block, parallel) on every block. Whole blocks are the better work for a thread; few blocks are divided
+// among threads one by one.
+template <class Body>
+void for_blocks(const Blocks& blocks, ParallelFor parallel, const Body& body) {
+  constexpr int64_t kManyBlocks = 8;
+  if (blocks.size() < kManyBlocks) {
+    for (int64_t i = 0; i < blocks.size(); ++i) body(blocks[i], parallel);
+    return;
+  }
+  parallel_ranges(parallel, blocks.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(blocks[i], serial_for);
+  });
+}
+
+BlockInputs& own_inputs() {
+  thread_local BlockInputs inputs;
+  return inputs;
+}
+
+// Calls use(group, i, inputs) for every tile of a block.
+template <class Use>
+void for_tiles(const Multiplier& m, const Block& block, ParallelFor parallel, const Use& use) {
+  BlockInputs& inputs = own_inputs();
+  const Geometry& geometry = m.layer.geometry;
+  for (int64_t group = 0; group < geometry.groups; ++group) {
+    m.load(group, block, inputs, parallel);
+    constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
+    const int64_t grain = 1 + kGrain / (block.rows * m.layer.plane_count() * geometry.inputs() + 1);
+    parallel_ranges(parallel, m.prepared.tiling().tiles_per_group, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) use(group, i, inputs);
+    });
+  }
+}
+
+}  // namespace
+
+void run_prepared(const Multiplier& m, ParallelFor parallel) {
+  uint8_t* open = reserve_open(m.layer);
+  for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
+    for_tiles(m, block, inner,
+              [&](int64_t group, int64_t i, const BlockInputs& inputs) { m.fire(group, i, block, inputs, open); });
+  });
+  write_mask(m.layer, open, parallel);
+}
+
+namespace {
+
+// A matrix unit multiplies spike counts as fast as spikes: one product instead of one for each step.
+void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
+  const Geometry& geometry = m.layer.geometry;
+  const Tiling& tiling = m.prepared.tiling();
+  const Blocks blocks = m.blocks();
+  parallel_ranges(parallel, blocks.size(), 1, [&](int64_t first, int64_t last) {
+    thread_local Scratch<double> windows_memory;
+    ExpandedInputs& counts = own_inputs().expanded;
+    for (int64_t b = first; b < last; ++b) {
+      const Block block = blocks[b];
+      double* windows = windows_memory.reserve(block.rows * tiling.width());
+      for (int64_t group = 0; group < geometry.groups; ++group) {
+        counts.count_spikes(m.layer, group * geometry.group_channels(), block);
+        for (int64_t i = 0; i < tiling.tiles_per_group; ++i) {
+          multiply_counts(counts, m.prepared.columns(group, i), tiling.registers, windows);
+          write_products(m.tile(group, i, block), windows, u, geometry.outputs);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
+  if (m.prepared.has_digits()) return multiply_all_counts(m, u, parallel);
+  for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
+    for_tiles(m, block, inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
+      thread_local Scratch<int32_t> sums_memory;
+      thread_local Scratch<double> windows_memory;
+      const int width = m.prepared.tiling().width();
+      int32_t* sums = sums_memory.reserve(block.rows * m.layer.plane_count() * 8 * width);
+      double* windows = windows_memory.reserve(block.rows * width);
+      m.sum(group, i, block, inputs, sums);
+      add_steps(sums, m.layer.neuron.T, block.rows, width, windows);
+      write_products(m.tile(group, i, block), windows, u, m.layer.geometry.outputs);
+    });
+  });
+}
+
+Way way_of(const Layer& layer) {
+  if (layer.way != Way::kFastest && layer.way != Way::kTileByTile) return layer.way;
+  const Geometry& in = layer.geometry;
+  const int64_t bytes = in.batch * in.height * in.width * in.channels * layer.plane_count();
+  const bool unit = layer.way == Way::kFastest && DigitWeights::size(in, Tiling(in), layer.weights.dtype) > 0;
+  return choose(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), unit);
+}
+
+Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+  const Geometry& geometry = layer.geometry;
+  const Tiling tiling(geometry);
+  const TilePacker pack_one(geometry, layer.weights, tiling);
+  uint8_t* open = reserve_open(layer);
+  std::atomic<bool> all_finite{true};
+  const Blocks blocks(geometry, listed_rows(geometry, tiling, layer.plane_count()));
+  for (int64_t b = 0; b < blocks.size(); ++b) {
+    for (int64_t group = 0; group < geometry.groups; ++group) {
+      BlockInputs& inputs = own_inputs();
+      const Prepared none(tiling);
+      const Multiplier m(layer, none, way_of(layer));
+      m.load(group, blocks[b], inputs, parallel);
+      constexpr int64_t kGrain = 1 << 15;  // weights worth a thread
+      parallel_ranges(parallel, tiling.tiles_per_group, 1 + kGrain / (tiling.tile_size + 1),
+                      [&](int64_t begin, int64_t end) {
+                        thread_local Scratch<int32_t> words;
+                        float unit[32];
+                        for (int64_t i = begin; i < end; ++i) {
+                          int32_t* tile = words.reserve(tiling.tile_size);
+                          if (!pack_one(group * tiling.tiles_per_group + i, tile, unit)) all_finite = false;
+                          const Prepared one(tiling, group * tiling.tiles_per_group + i, tile, unit);
+                          Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
+                        }
+                      });
+    }
+  }
+  write_mask(layer, open, parallel);
+  return all_finite ? Refusal::kNone : Refusal::kNotFinite;
+}
+
+}  // namespace tandem::cpu

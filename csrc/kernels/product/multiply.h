@@ -1,0 +1,49 @@
+// A prepared layer on a block of rows: first the inputs of a group of channels, then tile by tile their products.
+#pragma once
+
+#include <vector>
+
+#include "prepared.h"
+
+namespace tandem::cpu {
+
+// The inputs of a block of rows and a group of channels, as the way in use reads them.
+struct BlockInputs {
+  std::vector<SpikeLists> lists;  // by K-block
+  ExpandedInputs expanded;
+};
+
+struct Multiplier {
+  const Layer& layer;
+  const Prepared& prepared;
+  Way way;         // one for prepared weights
+  int list_steps;  // of the lists' patterns; 0: no lists
+
+  // Without a matrix unit its place is taken by lists.
+  Multiplier(const Layer& of, const Prepared& weights, Way wanted);
+
+  Blocks blocks() const;
+
+  void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const;
+
+  // Tile i of the group: its sums to memory, [rows, planes, 8, 16 R].
+  void sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const;
+
+  // Tile i of the group: its spikes.
+  void fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const;
+
+  // Tile i of the group, without lists: where its channels and units are.
+  Tile tile(int64_t group, int64_t i, const Block& block) const;
+};
+
+// run() and window_product() of prepared weights.
+void run_prepared(const Multiplier& multiplier, ParallelFor parallel);
+void multiply_windows(const Multiplier& multiplier, float* u, ParallelFor parallel);
+
+// The fastest way for the layer's input.
+Way way_of(const Layer& layer);
+
+// run() of a few rows: each tile is prepared just before it is used, and stays in the cache.
+Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel);
+
+}  // namespace tandem::cpu

@@ -1,0 +1,163 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <optional>
+
+#include "../cpu/scratch.h"
+#include "matrix_unit/matrix_unit.h"
+#include "units.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+struct PackJob {
+  const Geometry& geometry;
+  const Weights& weights;
+  const Tiling& tiling;
+  const int64_t* position;
+};
+
+// a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
+template <int L>
+TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, int first) {
+#if __has_builtin(__builtin_shuffle)
+  Int<float, L> lanes{};
+  for (int i = 0; i < L; ++i) lanes[i] = first + i / 2 + i % 2 * L;
+  return __builtin_shuffle(a, b, lanes);
+#else
+  Int<float, L> out{};
+  for (int i = 0; i < L; ++i) out[i] = i % 2 == 0 ? a[first + i / 2] : b[first + i / 2];
+  return out;
+#endif
+}
+
+// L x L lanes: log2 L perfect shuffles.
+template <int L>
+TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < L; round *= 2) {
+    Int<float, L> zipped[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      zipped[2 * i] = zip<L>(m[i], m[i + L / 2], 0);
+      zipped[2 * i + 1] = zip<L>(m[i], m[i + L / 2], L / 2);
+    }
+    std::memcpy(m, zipped, sizeof(m));
+  }
+}
+
+// Packs a tile of integers and its units. position[j] is the row, within it, of the j-th weight of an output. False:
+// some weight is not finite.
+template <int L, class E>
+TANDEM_INLINE bool pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
+  const Geometry& geometry = job.geometry;
+  const Tiling& tiling = job.tiling;
+  const int64_t inputs = geometry.inputs();
+  const int width = tiling.width();
+  bool finite = true;
+  const int64_t group = tile / tiling.tiles_per_group;
+  const int64_t first = tile % tiling.tiles_per_group * width;
+  for (int64_t q = 0; q < tiling.blocks; ++q) {
+    const int64_t rows = geometry.taps() * (tiling.last_channel(geometry, q) - tiling.first_channel(q));
+    std::memset(out + tiling.block_offset(geometry, q) + rows * width, 0, width * sizeof(int32_t));
+  }
+  for (int lane = 0; lane < width; lane += L) {
+    const E* row[L];
+    float factor[L];
+    for (int i = 0; i < L; ++i) {
+      const bool exists = first + lane + i < geometry.group_outputs();
+      const int64_t output = group * geometry.group_outputs() + (exists ? first + lane + i : 0);
+      row[i] = static_cast<const E*>(job.weights.data) + output * inputs;
+      int exponent;
+      finite &= unit_exponent<L>(row[i], inputs, exponent);
+      factor[i] = exists ? power_of_two(-exponent) : 0.f;
+      unit[lane + i] = power_of_two(exponent);
+    }
+    int64_t j = 0;
+    for (; j + L <= inputs; j += L) {
+      Int<float, L> block[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
+      transpose<L>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(out + job.position[j + i] * width + lane, block[i]);
+    }
+    for (; j < inputs; ++j) {
+      for (int i = 0; i < L; ++i) {
+        out[job.position[j] * width + lane + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
+      }
+    }
+  }
+  return finite;
+}
+
+template <int L>
+TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out, float* unit, bool* finite) {
+  switch (job.weights.dtype) {
+    case DType::kBFloat16:
+      *finite = pack_typed<L, BFloat16>(job, tile, out, unit);
+      return;
+    case DType::kFloat16:
+      *finite = pack_typed<L, Float16>(job, tile, out, unit);
+      return;
+    case DType::kInt8:
+      *finite = pack_typed<L, int8_t>(job, tile, out, unit);
+      return;
+    default:
+      *finite = pack_typed<L, float>(job, tile, out, unit);
+  }
+}
+TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit, bool* finite),
+                        (job, tile, out, unit, finite))
+
+// Rows of a tile are in the order K-block, tap, channel; the weights of an output are not.
+void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& tiling, int64_t* position) {
+  const int64_t taps = geometry.taps(), channels = geometry.group_channels();
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t q = c / tiling.block_channels;
+    const int64_t block = tiling.last_channel(geometry, q) - tiling.first_channel(q);
+    const int64_t row = q * (taps * tiling.block_channels + 1) + c - tiling.first_channel(q);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      position[channels_last ? tap * channels + c : c * taps + tap] = row + tap * block;
+    }
+  }
+}
+
+}  // namespace
+
+TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& cut)
+    : geometry_(of), weights_(values), tiling_(cut), positions_(of.inputs()) {
+  fill_positions(of, values.channels_last, cut, positions_.data());
+}
+
+bool TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
+  bool finite;
+  pack_tile({geometry_, weights_, tiling_, positions_.data()}, i, tile, unit, &finite);
+  return finite;
+}
+
+bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {
+  const Tiling& tiling = to.tiling;
+  const TilePacker pack_one(geometry, weights, tiling);
+  std::optional<DigitPacker> digits;
+  if (to.digits != nullptr) digits.emplace(geometry, tiling, weights.dtype, to.digits);
+  std::atomic<bool> all_finite{true};
+  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
+  const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
+  parallel_ranges(parallel, geometry.groups * tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
+    thread_local Scratch<int32_t> tile_memory;
+    int32_t* passing = to.words == nullptr ? tile_memory.reserve(tiling.tile_size) : nullptr;
+    for (int64_t i = begin; i < end; ++i) {
+      int32_t* tile = to.words == nullptr ? passing : to.words + i * tiling.tile_size;
+      if (!pack_one(i, tile, to.units + i * tiling.width())) all_finite = false;
+      if (to.bytes != nullptr) std::copy_n(tile, tiling.tile_size, to.bytes + i * tiling.tile_size);
+      if (digits) digits->pack(i, tile);
+    }
+  });
+  return all_finite;
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,112 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "../cpu/vectors.h"
+#include "lists.h"
+#include "matrix_unit/matrix_unit.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Inputs of a K-block, 128 KB of a tile of 32 outputs: above, weights come too slowly even from the L2 cache.
+constexpr int64_t kBlockInputs = 1024;
+
+}  // namespace
+
+Tiling::Tiling(const Geometry& geometry, bool one_block) {
+  const int64_t taps = geometry.taps(), channels = std::max<int64_t>(geometry.group_channels(), 1);
+  const int64_t inputs = taps * channels;
+  const int64_t wanted = one_block ? 1 : std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
+  block_channels = (channels + wanted - 1) / wanted;
+  if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
+  block_channels =
+      std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
+  blocks = (channels + block_channels - 1) / block_channels;
+  registers = geometry.group_outputs() > kLanes ? 2 : 1;
+  tiles_per_group = (geometry.group_outputs() + width() - 1) / width();
+  tile_size = (geometry.inputs() + blocks) * width();
+}
+
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) {
+  constexpr int64_t kMaxBytes = 1 << 22;  // input bytes listed at a time: lists take up to 16 times as much
+  const int64_t rows = kMaxBytes / (planes * std::max<int64_t>(geometry.inputs(), 1));
+  return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
+}
+
+int64_t expanded_rows(const Geometry& geometry, int planes) {
+  constexpr int64_t kMaxBytes = 3 << 18;  // spikes expanded at a time: beside them the L2 cache holds digits
+  const int64_t rows = kMaxBytes / (8 * planes * std::max<int64_t>(geometry.inputs(), 1));
+  return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
+}
+
+namespace {
+
+// Bits, nonzero pairs and nonzero nibbles of some words; a kernel for the sake of its popcounts. A regular distance
+// between them would meet the same channels again and again, so they lie at the multiples of the golden ratio.
+TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
+  for (int64_t i = 0; i < samples; ++i) {
+    const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;
+    uint64_t word;
+    std::memcpy(&word, bytes + 8 * (fraction * words >> 32), sizeof(word));
+    const uint64_t pair = (word | word >> 1) & 0x5555555555555555ull;
+    counts[0] += __builtin_popcountll(word);
+    counts[1] += __builtin_popcountll(pair);
+    counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
+  }
+}
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
+                  (bytes, words, samples, counts))
+
+}  // namespace
+
+Density Density::measure(const uint8_t* bytes, int64_t size) {
+  constexpr int64_t kSamples = 512;
+  const int64_t words = std::min<int64_t>(size / 8, UINT32_MAX), samples = std::min(words, kSamples);
+  int64_t counts[3] = {};
+  count_patterns(bytes, words, samples, counts);
+  const double seen = 8.0 * static_cast<double>(std::max<int64_t>(samples, 1));
+  return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
+}
+
+double lists_cost(const Geometry& geometry, Way way, const Density& density) {
+  const int steps = static_cast<int>(way), index = steps == 4 ? 2 : steps - 1;
+  const double fold_and_fire[] = {180, 180, 260};
+  const int64_t vectors = (geometry.group_channels() + 63) / 64;
+  const bool columns = geometry.kernel[1] > geometry.stride[1];  // as build_lists() decides
+  const int64_t compares = columns ? geometry.kernel[0] * geometry.stride[1] * vectors : geometry.taps() * vectors;
+  const int64_t copies = columns ? geometry.kernel[1] : 0;
+  const double tiles = static_cast<double>(geometry.group_outputs()) / 16,
+               inputs = static_cast<double>(geometry.inputs());
+  const double blocks = static_cast<double>(Tiling(geometry).blocks);
+  return tiles * (density.adds[index] * inputs + fold_and_fire[index] + 80 * (blocks - 1)) +
+         8.0 * static_cast<double>(runs_per_plane(steps) * (compares + copies));
+}
+
+double matrix_unit_cost(const Geometry& geometry, bool prepared) {
+  const ExpandedRows rows(geometry);
+  const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
+  const double multiply = 31.0 * rows.idle * static_cast<double>(ChunkShape(geometry).chunks()), fire = 190;
+  const double expand = 1.9 * static_cast<double>(rows.pixels * geometry.group_channels());
+  const double weights = prepared ? 0 : static_cast<double>(geometry.inputs() * geometry.group_outputs());
+  return tiles * (multiply + fire) + expand + 1.1 * weights / static_cast<double>(geometry.rows());
+}
+
+Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit) {
+  Way best = Way::kLists1;
+  for (const Way way : {Way::kLists2, Way::kLists4}) {
+    if (lists_cost(geometry, way, density) < lists_cost(geometry, best, density)) best = way;
+  }
+  const double least = lists_cost(geometry, best, density);
+  return matrix_unit && matrix_unit_cost(geometry, prepared) < least ? Way::kMatrixUnit : best;
+}
+
+bool prefers_tile_by_tile(const Geometry& geometry, int planes) {
+  constexpr int64_t kFewRows = 8;
+  return geometry.rows() * planes <= kFewRows;
+}
+
+}  // namespace tandem::cpu

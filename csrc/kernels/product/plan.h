@@ -1,0 +1,62 @@
+// The plan of a layer: how its product is cut up, and which way takes the least time. Nothing here changes a result.
+#pragma once
+
+#include "../layer.h"
+
+namespace tandem::cpu {
+
+// How the weights of a layer are divided. It depends on their shape alone, for they are prepared accordingly.
+//
+// A tile is 16 R consecutive outputs of a group; a K-block is as many input channels as stay in a cache.
+struct Tiling {
+  int registers;           // R, 1 or 2
+  int64_t block_channels;  // input channels per K-block
+  int64_t blocks;          // K-blocks
+  int64_t tiles_per_group;
+  int64_t tile_size;  // weights of one prepared tile: K-blocks of [inputs + 1, 16 R]
+
+  // `one_block`: weights of a byte, of which all inputs stay in the cache.
+  explicit Tiling(const Geometry& geometry, bool one_block = false);
+
+  int width() const { return 16 * registers; }
+  // Channels [first, last) of K-block q within a group.
+  int64_t first_channel(int64_t q) const { return q * block_channels; }
+  int64_t last_channel(const Geometry& geometry, int64_t q) const {
+    const int64_t last = (q + 1) * block_channels;
+    return last < geometry.group_channels() ? last : geometry.group_channels();
+  }
+  // Where K-block q starts in a tile.
+  int64_t block_offset(const Geometry& geometry, int64_t q) const {
+    return q * (geometry.taps() * block_channels + 1) * width();
+  }
+};
+
+// Rows whose inputs are listed at a time; rows whose inputs are expanded at a time for the matrix unit.
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
+int64_t expanded_rows(const Geometry& geometry, int planes);
+
+// Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
+struct Density {
+  double adds[3];
+
+  static Density measure(const uint8_t* bytes, int64_t size);
+};
+
+// The time per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding and
+// firing, making the lists. The constants are rounded from times of 12 layers on an Intel processor with AVX-512
+// (linear and 3 x 3, K = 576 .. 1152, N = 64 .. 800, rates 10 .. 25%), in which the cheapest way cost at most 3% more
+// time than the fastest one; that of K-blocks beyond the first, later, from 3 x 3 layers of 128 channels.
+double lists_cost(const Geometry& geometry, Way way, const Density& density);
+
+// The same by the matrix unit, in the same unit of time. On a Xeon with AMX, for five layers (linear and 3 x 3, K = 288
+// .. 1152, N = 64 .. 800) at rates from 1 to 15%, layers go to the unit where it takes at most a quarter more time than
+// lists, and not before it takes at most a fifth less.
+double matrix_unit_cost(const Geometry& geometry, bool prepared);
+
+// The way of least cost among those for prepared weights.
+Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit);
+
+// So few rows that tiles pay which are prepared just before they are used.
+bool prefers_tile_by_tile(const Geometry& geometry, int planes);
+
+}  // namespace tandem::cpu

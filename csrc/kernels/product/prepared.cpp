@@ -1,0 +1,138 @@
+#include "prepared.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "../cpu/scratch.h"
+#include "depthwise.h"
+#include "pack.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+constexpr int64_t kLine = 64;  // every part begins at a cache line
+
+// Can sums of these weights be taken in int16, with the weights in bytes?
+bool fits_bytes(const Geometry& geometry, const Weights& weights) {
+  const int64_t inputs = geometry.inputs();
+  if (weights.dtype != DType::kInt8 || inputs > kMaxInputs) return false;
+  const auto* row = static_cast<const int8_t*>(weights.data);
+  for (int64_t n = 0; n < geometry.outputs; ++n, row += inputs) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < inputs; ++k) sum += std::abs(static_cast<int32_t>(row[k]));
+    if (sum > INT16_MAX) return false;
+  }
+  return true;
+}
+
+// Where the parts of prepared weights lie, in bytes; a header says whether tiles are of bytes.
+struct Parts {
+  int64_t units, tiles, digits, size;
+
+  Parts(const Geometry& geometry, const Tiling& tiling, DType dtype, bool bytes, bool with_tiles, bool with_digits) {
+    const int64_t count = geometry.groups * tiling.tiles_per_group;
+    const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
+    units = kLine;
+    tiles = units + lines(count * tiling.width() * static_cast<int64_t>(sizeof(float)));
+    digits = tiles + (with_tiles ? lines(count * tiling.tile_size * (bytes ? 1 : 4)) : 0);
+    size = digits + (with_digits ? lines(DigitWeights::size(geometry, tiling, dtype) * 4) : 0);
+  }
+};
+
+bool write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, bool bytes, bool with_tiles,
+           bool with_digits, char* memory, ParallelFor parallel) {
+  const Parts at(geometry, tiling, weights.dtype, bytes, with_tiles, with_digits);
+  *reinterpret_cast<int32_t*>(memory) = bytes;
+  void* tiles = memory + at.tiles;
+  return pack(geometry, weights,
+              {tiling, reinterpret_cast<float*>(memory + at.units),
+               with_tiles && !bytes ? static_cast<int32_t*>(tiles) : nullptr,
+               with_tiles && bytes ? static_cast<int8_t*>(tiles) : nullptr,
+               with_digits ? reinterpret_cast<int32_t*>(memory + at.digits) : nullptr},
+              parallel);
+}
+
+bool can_have_digits(const Geometry& geometry, const Tiling& tiling, DType dtype) {
+  return DigitWeights::size(geometry, tiling, dtype) > 0;
+}
+
+}  // namespace
+
+int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
+  const Geometry packed = packed_geometry(geometry);
+  const bool bytes = fits_bytes(packed, weights);
+  const Tiling tiling(packed, bytes);
+  return Parts(packed, tiling, weights.dtype, bytes, true, can_have_digits(packed, tiling, weights.dtype)).size;
+}
+
+Refusal prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
+  const Geometry packed = packed_geometry(geometry);
+  const bool bytes = fits_bytes(packed, weights);
+  const Tiling tiling(packed, bytes);
+  const bool digits = can_have_digits(packed, tiling, weights.dtype);
+  const bool finite = write(packed, weights, tiling, bytes, true, digits, static_cast<char*>(memory), parallel);
+  return finite ? Refusal::kNone : Refusal::kNotFinite;
+}
+
+Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel)
+    : bytes_(layer.prepared != nullptr ? *static_cast<const int32_t*>(layer.prepared) != 0
+                                       : fits_bytes(layer.geometry, layer.weights)),
+      tiling_(layer.geometry, bytes_) {
+  thread_local Scratch<char> memory;
+  thread_local DigitWeights digit_weights;
+  const Geometry& geometry = layer.geometry;
+  const DType dtype = layer.weights.dtype;
+  const bool possible = can_have_digits(geometry, tiling_, dtype);
+  const auto* from = static_cast<const char*>(layer.prepared);
+  const bool with_tiles = from != nullptr || tiles, with_digits = possible && (from != nullptr || digits);
+  const Parts at(geometry, tiling_, dtype, bytes_, with_tiles, with_digits);
+  if (from == nullptr) {
+    char* own = memory.reserve(at.size);
+    usable_ = write(geometry, layer.weights, tiling_, bytes_, with_tiles, with_digits, own, parallel);
+    from = own;
+  }
+  units_ = reinterpret_cast<const float*>(from + at.units);
+  tiles_ = from + at.tiles;
+  if (with_digits && digits) {
+    digit_weights.read(geometry, tiling_, dtype, reinterpret_cast<const int32_t*>(from + at.digits));
+    digits_ = &digit_weights;
+  }
+}
+
+Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
+                    int64_t first_row) const {
+  const Geometry& geometry = layer.geometry;
+  const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
+  const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q);
+  return {lists,
+          rows,
+          first_row,
+          layer.plane_count(),
+          tiling_.registers,
+          bytes_,
+          static_cast<const char*>(tiles_) + offset * (bytes_ ? 1 : 4),
+          units_ + number * tiling_.width(),
+          group * geometry.group_outputs() + first,
+          std::min<int64_t>(tiling_.width(), geometry.group_outputs() - first)};
+}
+
+uint8_t* reserve_open(const Layer& layer) {
+  thread_local Scratch<uint8_t> memory;
+  const bool needed = layer.neuron.mask != nullptr && layer.geometry.group_outputs() % 8 != 0;
+  return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
+}
+
+void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel) {
+  if (open == nullptr) return;
+  const Neuron<float>& neuron = layer.neuron;
+  parallel_ranges(parallel, (neuron.neurons + 7) / 8, 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int byte = 0;
+      for (int64_t n = 8 * i; n < std::min(8 * i + 8, neuron.neurons); ++n) byte |= open[n] << (n % 8);
+      neuron.mask[i] = static_cast<uint8_t>(byte);
+    }
+  });
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,91 @@
+#include "tile.h"
+
+#include "fire.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// The eight sums of a row and plane, as they lie in memory.
+template <int L, int R>
+TANDEM_INLINE auto* sums_at(int32_t* sums, const Tile& tile, int64_t row, int p) {
+  return reinterpret_cast<WideSums<L, R>*>(sums + (row * tile.planes + p) * (8 * 16 * R));
+}
+
+template <int G, class S>
+TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, S (&sums)[8]) {
+  const int64_t list = row * tile.planes + p;
+  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], sums);
+}
+
+// Calls f(R, steps of a pattern).
+template <class F>
+TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
+  const auto with_registers = [&](auto registers) TANDEM_INLINE_LAMBDA {
+    switch (tile.lists.steps) {
+      case 1:
+        return f(registers, std::integral_constant<int, 1>());
+      case 2:
+        return f(registers, std::integral_constant<int, 2>());
+      default:
+        return f(registers, std::integral_constant<int, 4>());
+    }
+  };
+  tile.registers == 1 ? with_registers(std::integral_constant<int, 1>())
+                      : with_registers(std::integral_constant<int, 2>());
+}
+
+template <int L>
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const int32_t* others, const Neuron<float>& neuron,
+                                   uint8_t* open) {
+  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
+    using S = WideSums<L, R>;
+    run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+      list_sums<G>(tile, row, p, sums);
+      if (others == nullptr) return;
+      const S* before = sums_at<L, R>(const_cast<int32_t*>(others), tile, row, p);
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) sums[t] += before[t];
+    });
+  });
+}
+
+template <int L>
+TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
+  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int p = 0; p < tile.planes; ++p) {
+        WideSums<L, R> sums[8];
+        list_sums<G>(tile, row, p, sums);
+        auto* target = sums_at<L, R>(out, tile, row, p);
+#pragma GCC unroll 8
+        for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
+      }
+    }
+  });
+}
+
+template <int L, int R>
+TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
+  using S = WideSums<L, R>;
+  run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+    std::memcpy(sums, sums_at<L, R>(const_cast<int32_t*>(in), tile, row, p), sizeof(sums));
+  });
+}
+template <int L>
+TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open) {
+  tile.registers == 1 ? fire_sums_of<L, 1>(tile, sums, neuron, open) : fire_sums_of<L, 2>(tile, sums, neuron, open);
+}
+
+}  // namespace
+
+TANDEM_CPU_LANES_KERNEL(fire_lists,
+                        (const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, others, neuron, open))
+TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
+TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, sums, neuron, open))
+
+}  // namespace tandem::cpu

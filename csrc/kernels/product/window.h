@@ -1,0 +1,14 @@
+// From sums of single steps to the product of a whole window, u = W c.
+#pragma once
+
+#include "tile.h"
+
+namespace tandem::cpu {
+
+// Reduces the sums of a tile, [rows, planes, 8, width], over its T steps: [rows, width], exact integers.
+void add_steps(const int32_t* sums, int T, int64_t rows, int width, double* windows);
+
+// u [rows of the layer, outputs] for the rows and channels of the tile, from their sums over the window [rows, width].
+void write_products(const Tile& tile, const double* windows, float* u, int64_t outputs);
+
+}  // namespace tandem::cpu

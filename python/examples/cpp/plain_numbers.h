@@ -1,0 +1,101 @@
+// Products and means of real numbers in plain loops, with sums in double: what the executor asks of its caller.
+#pragma once
+
+#include <kernels/network/executor.h>
+
+#include <algorithm>
+#include <deque>
+#include <limits>
+#include <vector>
+
+class PlainNumbers : public tandem::network::Host {
+ public:
+  using Window = tandem::network::RealWindow;
+
+  const float* product(const Window& w, const float* weight, const float* bias, const float* x) override {
+    const auto& i = w.instruction;
+    std::vector<float>& y = keep(w);
+    float* out = y.data();
+    const int64_t group = i.outputs / i.groups, pixels = w.in.height * w.in.width;
+    for (int64_t b = 0; b < w.batch; ++b, x += w.in.features()) {
+      for (int64_t row = 0; row < w.out.height; ++row) {
+        for (int64_t column = 0; column < w.out.width; ++column) {
+          for (int64_t n = 0; n < i.outputs; ++n) {
+            const float* taps = weight + n * i.channels * i.kernel_h * i.kernel_w;
+            double sum = bias == nullptr ? 0 : bias[n];
+            for (int64_t c = 0; c < i.channels; ++c, taps += i.kernel_h * i.kernel_w) {
+              const float* image = x + (n / group * i.channels + c) * pixels;
+              over_window(w, row, column, [&](int64_t tap, int64_t at) { sum += double{taps[tap]} * image[at]; });
+            }
+            *out++ = static_cast<float>(sum);
+          }
+        }
+      }
+    }
+    return y.data();
+  }
+
+  const float* mean(const Window& w, bool channels_last, const float* x) override {
+    const bool adaptive =
+        static_cast<tandem::network::Kind>(w.instruction.kind) == tandem::network::Kind::adaptive_mean;
+    const int64_t step = channels_last ? w.in.channels : 1;
+    return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
+      const float* image = x + b * w.in.features() + (channels_last ? c : c * w.in.height * w.in.width);
+      double sum = 0, taps = static_cast<double>(w.instruction.kernel_h * w.instruction.kernel_w);
+      if (!adaptive) {
+        over_window(w, row, column, [&](int64_t, int64_t at) { sum += image[at * step]; });
+      } else {
+        const int64_t top = row * w.in.height / w.out.height, left = column * w.in.width / w.out.width;
+        const int64_t bottom = ((row + 1) * w.in.height + w.out.height - 1) / w.out.height;
+        const int64_t right = ((column + 1) * w.in.width + w.out.width - 1) / w.out.width;
+        for (int64_t i = top; i < bottom; ++i) {
+          for (int64_t j = left; j < right; ++j) sum += image[(i * w.in.width + j) * step];
+        }
+        taps = static_cast<double>((bottom - top) * (right - left));
+      }
+      return static_cast<float>(sum / taps);
+    });
+  }
+
+  const float* maximum(const Window& w, const float* x) override {
+    return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
+      const float* image = x + b * w.in.features() + c * w.in.height * w.in.width;
+      float most = -std::numeric_limits<float>::infinity();
+      over_window(w, row, column, [&](int64_t, int64_t at) { most = std::max(most, image[at]); });
+      return most;
+    });
+  }
+
+ private:
+  // f(number of the tap, pixel) for every tap of a window that lies inside of the image.
+  template <class F>
+  static void over_window(const Window& w, int64_t row, int64_t column, const F& f) {
+    const auto& i = w.instruction;
+    for (int64_t k = 0; k < i.kernel_h; ++k) {
+      const int64_t y = row * i.stride_h - i.padding_h + k * i.dilation_h;
+      if (y < 0 || y >= w.in.height) continue;
+      for (int64_t l = 0; l < i.kernel_w; ++l) {
+        const int64_t x = column * i.stride_w - i.padding_w + l * i.dilation_w;
+        if (x >= 0 && x < w.in.width) f(k * i.kernel_w + l, y * w.in.width + x);
+      }
+    }
+  }
+
+  template <class F>
+  const float* pool(const Window& w, const F& f) {
+    std::vector<float>& y = keep(w);
+    float* out = y.data();
+    for (int64_t b = 0; b < w.batch; ++b) {
+      for (int64_t c = 0; c < w.out.channels; ++c) {
+        for (int64_t row = 0; row < w.out.height; ++row) {
+          for (int64_t column = 0; column < w.out.width; ++column) *out++ = f(b, c, row, column);
+        }
+      }
+    }
+    return y.data();
+  }
+
+  std::vector<float>& keep(const Window& w) { return kept_.emplace_back(w.batch * w.out.features()); }
+
+  std::deque<std::vector<float>> kept_;
+};

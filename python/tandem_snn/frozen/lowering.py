@@ -1,0 +1,176 @@
+"""From a network to the list of its layers and moves: torch.fx says how they are wired, each layer what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import nn as tnn
+from ..measure.hooks import given
+from ..nn.quantise import quantise
+from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
+
+_MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
+_LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
+_LEAVES = (*_MOVES, *_LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
+_Gain = float | Tensor
+
+
+@torch.no_grad()
+def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
+    """The evaluation of ``net``, whatever mode it is in, with what a spike of its input is worth.
+
+    Raises:
+        CannotLower: something other than this package's layers works between the input and the answer.
+    """
+    return net if isinstance(net, Stages) else _Lowering(net, gain).stages()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*_LEAVES, tnn.SpikingLayer)) or super().is_leaf_module(module, name)
+
+
+def _trace(net: nn.Module) -> fx.Graph:
+    if isinstance(net, _LEAVES):
+        net = nn.Sequential(net)
+    try:
+        return _Tracer().trace(net)
+    except Exception as error:  # whatever a forward raises at a value that is not there yet
+        why = f"something does not come from a layer of tandem_snn.nn, and torch.fx cannot follow it ({error})"
+        raise CannotLower("net", why) from error
+
+
+class _Lowering:
+    def __init__(self, net: nn.Module, gain: _Gain) -> None:
+        self.net = nn.Sequential(net) if isinstance(net, _LEAVES) else net
+        self.list: list[Stage] = []
+        self.values: dict[Any, int] = {}  # of a node
+        self.gains: dict[Any, _Gain] = {}  # what a spike of it, or a unit, is worth
+        self.images = {INPUT}  # values that are the input, or moves of it
+        self.first_gain = gain
+        self.mode: str | None = None
+        self.T: int | None = None
+
+    def stages(self) -> Stages:
+        for node in _trace(self.net).nodes:
+            if node.op == "placeholder":
+                if self.values:
+                    raise CannotLower("net", f"it has a second input, {node.name!r}")
+                self._same(node, INPUT, self.first_gain)
+            elif node.op == "output":
+                if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
+                    raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
+            elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
+                self._call(node, str(node.target), self.net.get_submodule(str(node.target)))
+            else:
+                what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+                raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
+        return Stages(self.list, self.mode or "events", self.T)
+
+    def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
+        self.values[node], self.gains[node] = value, gain
+
+    def _add(self, node: fx.Node, stage: Stage, gain: _Gain) -> None:
+        self.list.append(stage)
+        self._same(node, len(self.list) - 1, gain)
+
+    def _call(self, node: fx.Node, name: str, layer: Any) -> None:
+        x, further = given(node.args, node.kwargs)
+        if x not in self.values:
+            raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
+        value, gain = self.values[x], self.gains[x]
+        if type(layer) in (tnn.Dropout, nn.Identity):
+            self._same(node, value, gain)
+        elif type(layer) is tnn.Encoder:
+            if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
+                raise CannotLower(name, "a second Encoder, of another mode or T")
+            if any(stage.weight is not None for stage in self.list):
+                raise CannotLower(name, "it encodes what a layer gave")
+            self.mode, self.T = layer.mode, layer.T
+            self._same(node, value, gain if layer.mode == "events" else layer.gain)
+        elif type(layer) in _MOVES:
+            stage = _move(name, value, layer)
+            means = stage.kind in ("mean", "adaptive_mean")
+            if means and self.mode not in (None, "events") and value in self.images:
+                raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
+            self.images |= {len(self.list)} if value in self.images else set()
+            stage.gain = float(gain) if means else 1.0
+            self._add(node, stage, 1.0 if means else gain)
+        elif type(layer) in _LAYERS:
+            self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
+        elif type(layer) is tnn.Readout:
+            stage = _synapses(name, "readout", value, layer)
+            stage.shift, stage.gain = None if layer.bias is None else layer.bias.detach(), float(gain)
+            self._add(node, stage, 1.0)
+        else:
+            raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
+
+    def _layer(
+        self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
+    ) -> None:
+        stage = _synapses(name, "layer", x, layer)
+        stage.fires, stage.analog = fire, layer.analog
+        worth: _Gain = 1.0
+        if residual is not None:
+            stage.residual, worth = self.values[residual], self.gains[residual]
+        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fire and not layer.analog)
+        for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
+            numbers = getattr(folded, key)
+            setattr(stage, key, None if numbers is None else numbers.detach())
+        stage.threshold, stage.leak, stage.gate = folded.static.threshold, folded.static.leak, folded.static.gate
+        result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
+        if layer.analog:
+            stage.gain, result = float(gain), 1.0
+            if fire and layer.gain != "threshold":
+                _multiply(stage, torch.as_tensor(layer.gain / layer.threshold).expand(len(layer.weight)))
+        self._add(node, stage, result if fire else 1.0)
+
+
+def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
+    weight, step = layer.weight.detach(), None
+    if layer.weight_bits is not None:
+        q, step = quantise(weight, layer.weight_bits)
+        weight = q.to(torch.int8)
+    stage = Stage(name, kind, x, weight=weight, step=step)
+    if weight.dim() > 2:
+        product = layer.synapses()
+        stage.groups, stage.kernel = product.groups, _pair(weight.shape[2:], 1)
+        stage.stride, stage.padding = _pair(product.stride, 1), _pair(product.padding, 0)
+        stage.dilation, stage.after = _pair(product.dilation, 1), _pair(product.sides[1::2][::-1], 0)
+    return stage
+
+
+def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
+    """Vertical and horizontal."""
+    vertical, horizontal = (neutral, neutral, *sizes)[-2:]
+    return vertical, horizontal
+
+
+def _move(name: str, x: int, layer: Any) -> Stage:
+    if isinstance(layer, tnn.Flatten):
+        return Stage(name, "flatten", x, first=layer.start_dim, last=layer.end_dim)
+    if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
+        if None in size:
+            raise CannotLower(name, f"output_size: expected two sizes, got {size}")
+        return Stage(name, "adaptive_mean", x, kernel=_pair(size, 1))
+    window = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+    if isinstance(layer, tnn.MaxPool2d):
+        return Stage(name, "max_pool", x, dilation=layer.dilation, ceil=layer.ceil_mode, **window)
+    if not layer.spiking:
+        return Stage(name, "mean", x, **window)
+    start = torch.full_like(layer.weight, layer.v_init)  # of the weight's type, in which 1/k² is rounded
+    return Stage(name, "average", x, v_init=start, **window)
+
+
+def _multiply(stage: Stage, factor: Tensor) -> None:
+    """The activations of an analog layer, which are ρ(z)."""
+    if not bool((factor == 1).all()):
+        stage.scale = factor if stage.scale is None else stage.scale * factor
+        stage.shift = None if stage.shift is None else stage.shift * factor
+        if stage.residual != ABSENT:
+            stage.residual_scale = factor if stage.residual_scale is None else stage.residual_scale * factor

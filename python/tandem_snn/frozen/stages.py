@@ -1,0 +1,250 @@
+"""A network's evaluation as a list of stages: the one form that runs, is saved, and is exported.
+
+Gains, biases, batch norm, thresholds per channel and the steps of weights of few bits are folded into one affine map
+per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs here, layer by layer on any device; as a program
+(:mod:`.program`) it runs in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext.functional.neuron import over_inputs, over_space
+from tandem_ext.functional.products import Product, float32_precision
+
+from .. import nn as tnn
+from ..nn.currents import NEVER, residual_total, step_currents
+from ..nn.signals import describe, effective_counts, with_gain
+
+_ops = torch.ops.tandem
+# What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
+HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
+CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
+ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and what the network was given
+SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
+Pair = tuple[int, int]
+_CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
+
+
+class CannotLower(ValueError):
+    """A network, or a layer of the name ``layer``, that has no list, or whose list has no program."""
+
+    def __init__(self, layer: str, why: str) -> None:
+        super().__init__(f"{layer}: {why}")
+        self.layer, self.why = layer, why
+
+
+@dataclass(eq=False, repr=False)
+class Stage(nn.Module):
+    """One layer or move: the fields of the executor's instruction (``csrc/kernels/network/program.h``).
+
+    Tensors are buffers, and have no plain default, which would hide them.
+
+    Attributes:
+        name: the layer's name in its network; it may come again.
+        input, residual: the values it reads: numbers of earlier stages, or INPUT.
+        fires: False: the currents of every step are wanted, for another layer's residual.
+        analog: a layer of the ANN, which reads and makes counts.
+        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
+            readout's weights are step·weight.
+        scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias.
+        v_init: 0-dim, [N], or [N, *space] where space may be 1.
+        kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
+        ceil: of a max_pool. first, last: the dimensions of a flatten.
+        gain: what a unit of the counts is worth that it reads, where it reads counts and not spikes.
+        move: the pooling or Flatten that a stage without weights is.
+    """
+
+    name: str
+    kind: str
+    input: int
+    residual: int = ABSENT
+    fires: bool = True
+    analog: bool = False
+    groups: int = 1
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    after: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil: bool = False
+    first: int = 1
+    last: int = -1
+    weight: Tensor | None = field(default_factory=type(None))
+    step: Tensor | None = field(default_factory=type(None))
+    scale: Tensor | None = field(default_factory=type(None))
+    shift: Tensor | None = field(default_factory=type(None))
+    residual_scale: Tensor | None = field(default_factory=type(None))
+    v_init: Tensor | None = field(default_factory=type(None))
+    threshold: float = 1.0
+    leak: float = 1.0
+    gain: float = 1.0
+    gate: str = "relu"
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        stage = super().__new__(cls)
+        nn.Module.__init__(stage)
+        return stage
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if "Tensor" in str(each.type):
+                self.register_buffer(each.name, self.__dict__.pop(each.name))
+        self.move = self._move() if self.weight is None else None
+
+    @property
+    def axes(self) -> int:
+        """Dimensions of space."""
+        return 2 if self.weight is None else self.weight.dim() - 2
+
+    def over_axes(self, sizes: Pair) -> tuple[int, ...]:
+        return sizes[2 - self.axes :]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it computes with where it has weights."""
+        numbers = self.weight if self.step is None else self.step
+        assert numbers is not None
+        return numbers.dtype
+
+    def real_weight(self) -> Tensor:
+        """The weights that real numbers are multiplied by."""
+        assert self.weight is not None
+        if self.step is None:
+            return self.weight
+        q = self.weight.to(self.step.dtype)
+        return q * over_inputs(self.step, q) if self.kind == "readout" else q
+
+    def forward(self, x: Any, residual: Any = None) -> Any:
+        if self.move is not None:
+            if isinstance(x, (ConstantInput, ImpulseInput)):
+                return x.unchecked(self.move(x.x), x.T)
+            return self.move(with_gain(x, self.gain) if isinstance(x, SpikeTrain) else x)
+        if self.kind == "readout":
+            return self._product(self._counts(x), self.shift)
+        if self.analog:
+            return self._activation(x, residual)
+        return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current)
+
+    def _move(self) -> nn.Module:
+        if self.kind == "flatten":
+            return tnn.Flatten(self.first, self.last)
+        if self.kind == "adaptive_mean":
+            return tnn.AdaptiveAvgPool2d(self.kernel)
+        if self.kind == "max_pool":
+            return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
+        start = torch.zeros(()) if self.v_init is None else self.v_init
+        options: dict[str, Any] = {"v_init": float(start), "device": start.device, "dtype": start.dtype}
+        return tnn.AvgPool2d(self.kernel, self.stride, self.padding, spiking=self.kind == "average", **options)
+
+    def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
+        shape = self._output_shape(tuple(x.shape))
+        v_init = self.v_init
+        if v_init is not None and v_init.dim() > 1:
+            v_init = v_init.expand(shape[1:])
+        planes = residual.planes if isinstance(residual, SpikeTrain) else residual
+        spikes = self._run(
+            x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=planes,
+            residual_scale=self.residual_scale,
+        )[0]  # fmt: skip
+        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype)
+
+    def _current(self, step: Any, T: int) -> Tensor:
+        self._output_shape(tuple(step.shape))
+        return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
+
+    def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
+        """(planes, counts, mask, v) of neurons, by the op."""
+        neutral = {"residual": None, "residual_scale": None, "v_init": None, "leak": 1.0, "gate": "relu"}
+        settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
+        if not isinstance(x, SpikeTrain):
+            op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
+            return op.default(self._product(x.x), x.T, **settings)
+        synapses = (self._padded(x.planes), x.T, self.weight, float32_precision())
+        if self.axes == 0:
+            return _ops.linear_if.default(*synapses, **settings)
+        return _ops.conv_if.default(*synapses, *self._geometry(), **settings)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return *(self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation)), self.groups
+
+    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        weight = self.real_weight()
+        if self.axes == 0:
+            return F.linear(x, weight, bias)
+        return _CONV[weight.dim()](self._padded(x), weight, bias, *self._geometry())
+
+    def _padded(self, x: Tensor) -> Tensor:
+        below, right = self.after
+        return F.pad(x, (0, right, 0, below)[: 2 * self.axes]) if below or right else x
+
+    def _counts(self, x: Any) -> Tensor:
+        counts = effective_counts(x).to(self.dtype)
+        return counts if self.gain == 1.0 else counts * self.gain
+
+    def _activation(self, x: Any, residual: Any) -> Tensor:
+        u = self._product(self._counts(x), self.shift if self.scale is None else None)
+        if self.scale is not None:
+            u = u * over_space(self.scale, u.shape)
+            u = u if self.shift is None else u + over_space(self.shift, u.shape)
+        if residual is not None:
+            more = residual_total(residual, u)
+            u = u + (more if self.residual_scale is None else more * over_space(self.residual_scale, u.shape))
+        return torch.relu(u) if self.fires else u
+
+    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of neurons, [B, N, *space]; raises ValueError for an input that does not fit."""
+        assert self.weight is not None
+        if self.axes == 0:
+            return Product().output_shape(shape, self.weight)
+        space = (size + after for size, after in zip(shape[2:], self.over_axes(self.after), strict=False))
+        return Product(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
+
+
+class Stages(nn.Module):
+    """A network's evaluation: all stages in order, the last of which gives the answer.
+
+    Attributes:
+        mode: what it takes, as of ``tnn.Encoder``.
+        T: the number of time steps, or None: those of the train it is given.
+    """
+
+    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
+        super().__init__()
+        self.stages: Any = nn.ModuleList(stages)
+        self.mode, self.T = mode, T
+        readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
+        self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
+
+    def signal(self, x: Any) -> Any:
+        """x as what it is to the first stages.
+
+        Raises:
+            TypeError, ValueError: x is of another kind, or of other steps.
+        """
+        if isinstance(x, SpikeTrain) != (self.mode == "events"):
+            wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
+            raise TypeError(f"x: the network takes {wanted}, got {describe(x)}")
+        if not isinstance(x, SpikeTrain):
+            return SIGNALS[self.mode].unchecked(x, self.T)
+        if self.T not in (None, x.T):
+            raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
+        return with_gain(x, 1.0)
+
+    def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
+        """The answer; ``watch(number, x, y)`` sees what each stage reads and makes."""
+        values = {ABSENT: None, INPUT: self.signal(x)}
+        for number, stage in enumerate(self.stages):
+            y = values[number] = stage(values[stage.input], values[stage.residual])
+            if watch is not None:
+                watch(number, values[stage.input], y)
+            for value in self._done.get(number, ()):
+                del values[value]
+        return y

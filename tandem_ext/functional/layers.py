@@ -1,0 +1,324 @@
+"""The layers as functions: integrate-and-fire neurons behind a linear map, a convolution, batch norm, or currents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import checks
+from ..inputs import ConstantInput, ImpulseInput
+from ..train import SpikeTrain
+from .layer import Input, Result, norm_layer, product_layer, scan_layer, source_of
+from .neuron import channels_of, static_of
+from .products import LINEAR, Product, convolution
+
+Size1 = int | tuple[int]
+Size2 = int | tuple[int, int]
+
+
+def linear_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> Result:
+    """A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
+
+    With y[t] = W s_in[t] and a window of T steps, for every neuron and t = 0 .. T-1:
+
+        v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = leak·v - ϑ·s[t]
+
+    so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
+    spike counts c. In the backward pass the output's counts have the gradient of ρ(z)/ϑ, taken at the real counts:
+    nothing flows through the spikes, and of the steps nothing is stored but their bits.
+
+    Args:
+        x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product
+            is computed once.
+        weight: [N, K]; float32, bfloat16, float16 or float64. Low precisions are multiplied and integrated in float32.
+            Or int8, which has no gradient and whose sums are exact: scale then says what a unit of a row is worth.
+        bias: [N], for the whole window: each step receives 1/T of it.
+        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
+        leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
+        v_init: the potential before the first step: a float, or a tensor that is 0-dim, [N] or [B, N].
+        scale, shift: [N], such as those of a folded batch norm; shift is for the whole window, as bias is.
+        residual: added to the currents after scale and shift: a train of the output's shape and T, which counts with
+            its gain, or currents [T, B, N].
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
+            silenced.
+        steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
+        return_v: also return the potential after the last step, [B, N], in float32 (float64 for float64 weights).
+
+    Returns:
+        The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;
+        with ``return_v`` a pair (train, v). v has no gradient.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: shapes, devices or T that do not fit; a threshold, leak, gate or steps out of range.
+        RuntimeError: CUDA tensors, but a build without CUDA kernels.
+
+    >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 2))
+    >>> weight = torch.tensor([[0.25, 0.25]], requires_grad=True)
+    >>> train = te.functional.linear_if(x, weight)
+    >>> train.to_dense(torch.int).flatten().tolist()
+    [0, 1, 0, 1]
+    >>> train.counts.sum().backward()
+    >>> weight.grad  # z > 0, so the gradient is that of W c at the counts 4 and 4
+    tensor([[4., 4.]])
+    """
+    checks.signal("x", x)
+    checks.weight("weight", weight, 2, "[N, K]", or_int8=True)
+    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+
+
+def conv1d_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size1 = 1,
+    padding: Size1 | str = 0,
+    dilation: Size1 = 1,
+    groups: int = 1,
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> Result:
+    """A layer of integrate-and-fire neurons behind a 1-d convolution.
+
+    As :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k]. ``stride``,
+    ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of ``torch.nn.functional.conv1d``;
+    what is per channel is per output channel, [N]. The output is [B, N, L'], channels-last in memory.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`linear_if`; also for a stride or dilation below 1, a padding
+            below 0, groups that do not divide the channels, and a kernel larger than the padded input.
+
+    >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 5))
+    >>> te.functional.conv1d_if(x, torch.full((2, 1, 3), 0.25), padding=1).counts
+    tensor([[[2., 3., 3., 3., 2.],
+             [2., 3., 3., 3., 2.]]])
+    """
+    product = _convolution(x, weight, 1, True, stride, padding, dilation, groups)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+
+
+def conv2d_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> Result:
+    """A layer of integrate-and-fire neurons behind a 2-d convolution.
+
+    As :func:`conv1d_if`, with y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight [N, K/groups, kh, kw]. The
+    output is [B, N, H', W'].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`conv1d_if`.
+
+    >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 3, 3))
+    >>> te.functional.conv2d_if(x, torch.full((1, 1, 3, 3), 0.125), padding="same").counts
+    tensor([[[[2., 3., 2.],
+              [3., 4., 3.],
+              [2., 3., 2.]]]])
+    """
+    product = _convolution(x, weight, 2, True, stride, padding, dilation, groups)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+
+
+def linear_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`linear_if` with batch norm in training.
+
+    With u = gain·W c, z = γ·(u - mean(u))/√(var(u) + eps) + β + Σ residual. The statistics are those of the batch, over
+    samples and space, and gradients flow through them as in ``torch.nn.BatchNorm``. In evaluation batch norm is a scale
+    and a shift of :func:`linear_if`.
+
+    Args:
+        x, weight: as in :func:`linear_if`.
+        bias: [N]. It cancels in z and only moves the mean that is returned.
+        gamma, beta: [N], default 1 and 0. beta is for the whole window.
+        eps: added to the variance.
+        threshold, leak, v_init, residual, gate, steps, return_v: as in :func:`linear_if`.
+
+    Returns:
+        (train, mean, var), with ``return_v`` ((train, v), mean, var). mean and var [N] are the statistics of
+        gain·W c + bias, for the running statistics; var is the biased one. They have no gradient.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`linear_if`; also for a batch that has one value per channel, or
+            none.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[0.0], [1.0]]]))
+    >>> train, mean, var = te.functional.linear_bn_if(x, torch.tensor([[4.0]]))
+    >>> train.counts.tolist(), mean, var
+    ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
+    """
+    checks.signal("x", x)
+    checks.weight("weight", weight, 2, "[N, K]")
+    checks.eps(eps)
+    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+
+
+def conv1d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: Size1 = 1,
+    padding: Size1 | str = 0,
+    dilation: Size1 = 1,
+    groups: int = 1,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`conv1d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[0.0, 1.0]]]]))
+    >>> train, mean, var = te.functional.conv1d_bn_if(x, torch.tensor([[[4.0]]]))
+    >>> train.shape, mean, var
+    (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
+    """
+    product = _convolution(x, weight, 1, False, stride, padding, dilation, groups)
+    checks.eps(eps)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+
+
+def conv2d_bn_if(
+    x: Input,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    eps: float = 1e-5,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> tuple[Result, Tensor, Tensor]:
+    """:func:`conv2d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+
+    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[[0.0, 1.0]]]]]))
+    >>> train, mean, var = te.functional.conv2d_bn_if(x, torch.tensor([[[[4.0]]]]))
+    >>> train.shape, mean, var
+    (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
+    """
+    product = _convolution(x, weight, 2, False, stride, padding, dilation, groups)
+    checks.eps(eps)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+
+
+def if_scan(
+    currents: Tensor | ConstantInput | ImpulseInput,
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
+    steps: int | None = None,
+    return_v: bool = False,
+) -> Result:
+    """A layer of integrate-and-fire neurons with currents that something else has computed.
+
+    As :func:`linear_if`, with the currents in the place of y. In the backward pass each step's currents receive the
+    same gradient, scale·grad_z, as a view that is expanded over time.
+
+    Args:
+        currents: floating point [T, B, *features], T in 1..255; or a :class:`ConstantInput` or :class:`ImpulseInput`,
+            whose x [B, *features] is then the current itself. Channels are the first feature.
+        threshold, leak, v_init, scale, shift, residual, gate, steps, return_v: as in :func:`linear_if`; per-channel
+            tensors have one value for each channel.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`linear_if`.
+
+    >>> train, v = te.functional.if_scan(torch.full((4, 1, 1), 0.375), return_v=True)
+    >>> train.to_dense(torch.int).flatten().tolist(), v.item()
+    ([0, 0, 1, 0], 0.5)
+    """
+    if isinstance(currents, (ConstantInput, ImpulseInput)):
+        checks.device("currents", currents.x)
+        y, T, shape, source, gain = currents.x, currents.T, currents.shape, source_of(currents), currents.gain
+    else:
+        checks.currents("currents", currents)
+        y, T, shape, source, gain = currents, currents.shape[0], currents.shape[1:], "train", 1.0
+    static = static_of(source, T, channels_of(shape), threshold, leak, v_init, gate, steps, return_v)
+    return scan_layer(y, gain, None, scale, shift, None, residual, threshold, v_init, static)
+
+
+def _convolution(x: Input, weight: Tensor, dims: int, or_int8: bool, *geometry: Any) -> Product:
+    """The product of a convolution over so many dimensions of space, of checked x and weight."""
+    checks.signal("x", x)
+    layout = "[N, K/groups, k]" if dims == 1 else "[N, K/groups, kh, kw]"
+    checks.weight("weight", weight, dims + 2, layout, or_int8)
+    return convolution(weight.shape[2:], *geometry)

@@ -1,0 +1,124 @@
+// Frozen networks from any bytes: the words of a program, its numbers, and the file around them. What is refused is
+// refused by an exception; what is not, runs within its memory. Seeds are the example's own file, with some of it
+// changed; a file is signed anew, else its checksum would refuse every one.
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../../python/examples/cpp/frozen_file.h"
+#include "../../python/examples/cpp/plain_numbers.h"
+#include "../../python/examples/cpp/sha256.h"
+#include "fuzz.h"
+#include "kernels/cpu/scratch.h"
+
+using namespace tandem;
+using namespace tandem::network;
+using namespace tandem::test;
+
+namespace {
+
+const std::string& seed() {
+  static const std::string content = [] {
+    std::ifstream stream(TANDEM_SEED, std::ios::binary);
+    return std::string{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  }();
+  REQUIRE(!content.empty(), "no file %s", TANDEM_SEED);
+  return content;
+}
+
+std::string signed_anew(std::string content) {
+  const size_t at = content.find("\"checksum\":\"") + 12;
+  if (at > content.size() || content.size() - at < 64) return content;
+  content.replace(at, 64, 64, '0');
+  return content.replace(at, 64, Sha256::of(content));
+}
+
+// Runs what can be run with little memory and time, whole and as a stream.
+void run(const FrozenFile& file, Input& in) {
+  const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
+  if (network.prepared_size() > 1 << 22) return;
+  tandem::cpu::Scratch<uint8_t> memory;
+  uint8_t* prepared = memory.reserve(network.prepared_size());
+  network.prepare(prepared, cut_for);
+
+  const network::Header& header = network.program().header;
+  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  Shape shape{header.dims, header.channels, header.height, header.width};
+  if (header.dims == 0 || in.range(0, 3) == 0) {
+    shape = {in.range(1, 3), in.range(1, 9), 1, 1};
+    if (shape.dims > 1) shape.width = in.range(1, 9);
+    if (shape.dims > 2) shape.height = in.range(1, 9);
+  }
+  const int64_t T = header.T == 0 ? in.range(1, 17) : header.T, batch = in.range(0, 3);
+  const bool streams = in.flag();
+  const Plan plan = network.plan(shape, batch, streams ? 1 : (T + 7) / 8);
+  int64_t work = shape.features() * T;
+  for (size_t i = 0; i < plan.steps.size(); ++i) {
+    const Instruction& one = network.program().instructions[i];
+    const bool has_weights = network.program().kind(static_cast<int64_t>(i)) == Kind::layer;
+    const int64_t taps = std::min<int64_t>(one.kernel_h * one.kernel_w, 1 << 20);
+    const int64_t inputs = has_weights ? taps * std::min<int64_t>(one.channels, 1 << 20) : std::max<int64_t>(taps, 1);
+    if (plan.steps[i].out.features() > 1 << 20 || inputs > 1 << 20) return;
+    work += plan.steps[i].out.features() * inputs;
+  }
+  if (work > 1 << 22 || plan.workspace > 1 << 24 || network.outputs() > 1 << 20) return;
+
+  const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
+  const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
+  const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
+  const bool every_step = !streams && in.flag();
+  std::vector<float> state(plan.state), answer((every_step ? T : 1) * batch * network.outputs());
+  for (int64_t step = 0; step < (streams ? 2 : 1); ++step) {
+    PlainNumbers host;
+    network.run(plan, {input, T, prepared, every_step, streams && plan.state > 0 ? state.data() : nullptr, step,
+                       answer.data(), &host, cut_for});
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Input in(data, size);
+  parts = in.range(1, 3);
+  const auto junk = [&] {
+    const int64_t exact = in.pick<int64_t>({-1, 0, 1, 2, 3, 7, 255, 65535, 1 << 30, INT64_MAX, INT64_MIN, -2});
+    return in.flag() ? exact : in.range(-3, 70);
+  };
+  try {
+    if (in.flag()) {  // the file's bytes
+      std::string content = seed();
+      for (int64_t changes = in.range(0, 4); changes > 0; --changes) {
+        const auto header = std::min<int64_t>(600, static_cast<int64_t>(content.size()));
+        const int64_t at = in.range(0, in.flag() ? header : static_cast<int64_t>(content.size()));
+        const int64_t n = std::min<int64_t>(in.range(0, 9), static_cast<int64_t>(content.size()) - at);
+        if (in.flag()) {
+          content.replace(at, n, static_cast<size_t>(in.range(0, 9)), static_cast<char>(in.range(0, 255)));
+        } else if (at < static_cast<int64_t>(content.size())) {
+          content[at] = static_cast<char>(content[at] ^ 1 << in.range(0, 7));
+        }
+      }
+      run(FrozenFile::read(signed_anew(content)), in);
+    } else {  // its words
+      FrozenFile file = FrozenFile::read(seed());
+      const auto words = static_cast<int64_t>(file.program.size());
+      if (in.flag()) {  // what the example's network has none of
+        constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
+                         row = sizeof(Instruction) / sizeof(int64_t);
+        const auto last = static_cast<int64_t>((file.program.size() - header) / row) - 1;
+        auto& one = reinterpret_cast<Instruction&>(file.program[header + row * in.range(0, last)]);
+        one.v_init = 0, one.v_height = in.range(0, 9), one.v_width = in.range(0, 9);
+        one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
+        one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
+        if (in.flag()) file.program[3] = in.range(0, 2);  // the source
+      }
+      for (int64_t changes = in.range(0, 4); changes > 0; --changes) file.program[in.range(0, words - 1)] = junk();
+      if (in.range(0, 7) == 0) file.program.resize(in.range(0, words));
+      if (in.range(0, 7) == 0) file.bytes = in.range(0, file.bytes);
+      run(file, in);
+    }
+  } catch (const std::exception&) {
+  }
+  return 0;
+}

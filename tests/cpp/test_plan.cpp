@@ -1,0 +1,228 @@
+// The plan of a layer, at their borders.
+#include <cmath>
+
+#include "check.h"
+#include "kernels/product/lists.h"
+#include "kernels/product/pack.h"
+#include "kernels/product/plan.h"
+
+using namespace tandem;
+using namespace tandem::cpu;
+
+namespace {
+
+Geometry linear(int64_t inputs, int64_t outputs) {
+  Geometry geometry{};
+  geometry.batch = geometry.height = geometry.width = geometry.groups = 1;
+  geometry.channels = inputs;
+  geometry.outputs = outputs;
+  for (int i = 0; i < 2; ++i) geometry.kernel[i] = geometry.stride[i] = geometry.dilation[i] = 1;
+  return geometry;
+}
+
+Geometry conv3x3(int64_t channels, int64_t outputs) {
+  Geometry geometry = linear(channels, outputs);
+  geometry.height = geometry.width = 32;
+  for (int i = 0; i < 2; ++i) {
+    geometry.kernel[i] = 3;
+    geometry.padding[i] = 1;
+  }
+  return geometry;
+}
+
+}  // namespace
+
+namespace {
+
+constexpr auto kL1 = Way::kLists1, kL4 = Way::kLists4, kUnit = Way::kMatrixUnit;
+
+Way way_for(const Geometry& geometry, const Density& density, bool matrix_unit) {
+  return choose(geometry, false, density, matrix_unit);
+}
+
+}  // namespace
+
+TEST(narrow_tiles_for_few_outputs) {
+  CHECK(Tiling(linear(784, 16)).registers == 1, "16 outputs");
+  CHECK(Tiling(linear(784, 17)).registers == 2, "17 outputs");
+}
+
+TEST(k_blocks) {
+  CHECK(Tiling(linear(1024, 10)).blocks == 1, "1024 inputs");
+  CHECK(Tiling(linear(1025, 10)).blocks == 2, "1025 inputs");
+  for (const Geometry& geometry :
+       {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3), conv3x3(2048, 3)}) {
+    const Tiling tiling(geometry);
+    int64_t channels = 0, offset = 0;
+    for (int64_t q = 0; q < tiling.blocks; ++q) {
+      const int64_t block = tiling.last_channel(geometry, q) - tiling.first_channel(q);
+      CHECK(geometry.taps() * block <= kMaxInputs, "block %ld of %ld inputs", long(q), long(geometry.inputs()));
+      CHECK(tiling.block_offset(geometry, q) == offset, "block %ld of %ld inputs", long(q), long(geometry.inputs()));
+      channels += block;
+      offset += (geometry.taps() * block + 1) * tiling.width();
+    }
+    CHECK(channels == geometry.channels, "%ld channels", long(geometry.channels));
+    CHECK(offset == tiling.tile_size, "%ld inputs", long(geometry.inputs()));
+  }
+}
+
+TEST(rows_at_a_time) {
+  CHECK(listed_rows(linear(800, 10), Tiling(linear(800, 10)), 1) == 256, "one plane");
+  CHECK(listed_rows(linear(2000, 10), Tiling(linear(2000, 10)), 1) == 64, "K-blocks");
+  CHECK(listed_rows(linear(1000000, 10), Tiling(linear(1000000, 10)), 32) == 1, "memory");
+}
+
+TEST(density_counts_patterns) {
+  const std::vector<uint8_t> bytes = {0x00, 0x01, 0x03, 0x0f, 0x11, 0xff, 0x80, 0x00};
+  const Density density = Density::measure(bytes.data(), 8);
+  CHECK(density.adds[0] == 18 / 8.0, "%g", density.adds[0]);
+  CHECK(density.adds[1] == 11 / 8.0, "%g", density.adds[1]);
+  CHECK(density.adds[2] == 8 / 8.0, "%g", density.adds[2]);
+  CHECK(Density::measure(bytes.data(), 0).adds[0] == 0, "nothing to measure");
+
+  // A quarter of the channels always fires: whatever the sample skips, it has to see them in proportion.
+  for (int64_t channels : {24, 64, 128, 256, 1024}) {
+    std::vector<uint8_t> image(int64_t{1} << 20);
+    for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<int64_t>(i) % channels < channels / 4 ? 0xff : 0;
+    const Density seen = Density::measure(image.data(), static_cast<int64_t>(image.size()));
+    for (int i = 0; i < 3; ++i) {
+      const double want = (8 >> i) / 4.0;
+      CHECK(std::abs(seen.adds[i] - want) < 0.2 * want, "%ld channels: %g", long(channels), seen.adds[i]);
+    }
+  }
+}
+
+TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
+  const Density sparse{{0.24, 0.24, 0.23}}, low{{0.8, 0.76, 0.62}}, middle{{1.43, 1.23, 0.77}}, dense{{4, 3, 1.9}};
+  CHECK(way_for(linear(800, 800), sparse, false) == kL1, "sparse");
+  CHECK(way_for(linear(800, 800), middle, false) == kL4, "wide");
+  CHECK(way_for(conv3x3(16, 128), low, false) == kL1, "narrow");
+  CHECK(way_for(conv3x3(64, 64), dense, false) == kL4, "dense");
+}
+
+TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
+  const Density low{{0.8, 0.76, 0.62}}, dense{{4, 3, 1.9}};
+  Geometry many = linear(800, 800), line = conv3x3(64, 64);
+  many.batch = 128;
+  CHECK(way_for(many, dense, true) == kUnit, "dense");
+  CHECK(way_for(many, dense, false) == kL4, "no matrix unit");
+  CHECK(way_for(linear(800, 800), dense, true) == kL4, "one row");
+  CHECK(way_for(line, low, true) == kUnit, "an image");
+  line.width = 3;
+  CHECK(matrix_unit_cost(line, false) > matrix_unit_cost(conv3x3(64, 64), false),
+        "three rows where a tile has sixteen");
+}
+
+// Equal weights that add up to one: with 31 bits for their sum, the largest takes 31 - log2(inputs).
+TEST(units_are_larger_where_that_saves_a_digit) {
+  const struct {
+    int64_t inputs;
+    float unit;
+  } cases[] = {{16, 0x1p-29f}, {32, 0x1p-27f}, {64, 0x1p-28f}, {128, 0x1p-29f}, {256, 0x1p-29f}};
+  for (const auto& c : cases) {
+    Geometry geometry = linear(c.inputs, 16);
+    const std::vector<float> weights(c.inputs * 16, 1.f / static_cast<float>(c.inputs));
+    const Tiling tiling(geometry);
+    std::vector<float> units(tiling.width());
+    std::vector<int32_t> tile(tiling.tile_size);
+    const bool finite = pack(geometry, {weights.data(), DType::kFloat32, false},
+                             {tiling, units.data(), tile.data(), nullptr, nullptr}, serial_for);
+    CHECK(finite, "%ld inputs", long(c.inputs));
+    CHECK(units[0] == c.unit, "%ld inputs: %g", long(c.inputs), units[0]);
+    CHECK(static_cast<float>(tile[0]) * units[0] == weights[0], "%ld inputs: %d", long(c.inputs), tile[0]);
+  }
+}
+
+TEST(rows_expanded_at_a_time) {
+  CHECK(expanded_rows(linear(800, 10), 1) == 128, "one plane");
+  CHECK(expanded_rows(linear(4096, 10), 1) == 32, "memory");
+  CHECK(expanded_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
+}
+
+// Sparse to dense, the choice changes, and it does so where the costs of the two widths cross.
+TEST(the_choice_changes_where_costs_cross) {
+  for (const Geometry& geometry : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
+    for (bool matrix_unit : {false, true}) {
+      const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
+      const auto choice = [&](double nibbles) { return way_for(geometry, density(nibbles), matrix_unit); };
+      const auto cost = [&](Way way, double nibbles) {
+        return way == kUnit ? matrix_unit_cost(geometry, false) : lists_cost(geometry, way, density(nibbles));
+      };
+      int changes = 0;
+      for (int i = 0; i < 200; ++i) {
+        double low = 0.01 * i, high = 0.01 * (i + 1);
+        const Way before = choice(low);
+        for (const Way way : {Way::kLists1, Way::kLists2, Way::kLists4}) {
+          CHECK(cost(before, low) <= cost(way, low), "%g nibbles, way %d", low, int(way));
+        }
+        if (choice(high) == before) continue;
+        ++changes;
+        for (int step = 0; step < 60; ++step) {
+          const double middle = (low + high) / 2;
+          (choice(middle) == before ? low : high) = middle;
+        }
+        const double left = cost(before, high), right = cost(choice(high), high);
+        CHECK(right < left && left < (1 + 1e-9) * right, "%g nibbles: %g and %g", high, left, right);
+      }
+      CHECK(changes > 0, "%ld inputs, matrix unit %d", long(geometry.inputs()), int(matrix_unit));
+    }
+  }
+}
+
+// Each term of a cost grows with what it stands for, and with nothing else.
+TEST(what_lists_cost) {
+  const auto cost = [](const Geometry& geometry, int width, double adds) {
+    Density density{{-1, -1, -1}};
+    density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width, and of no other
+    return lists_cost(geometry, static_cast<Way>(width), density);
+  };
+  for (int width : {1, 2, 4}) {
+    const double list = cost(linear(64, 0), width, 1);  // 64 inputs are compared at once
+    CHECK(list > 0 && cost(linear(1, 0), width, 1) == list && cost(linear(65, 0), width, 1) == 2 * list, "%d", width);
+    CHECK(list * runs_per_plane(1) == cost(linear(64, 0), 1, 1) * runs_per_plane(width), "runs of width %d", width);
+    const struct {
+      int64_t channels, stride, columns_and_copies;
+    } cases[] = {{64, 1, 3 + 3}, {64, 2, 2 * 3 + 3}, {64, 3, 9}, {65, 1, 2 * 3 + 3}, {65, 3, 2 * 9}};
+    for (const auto& c : cases) {
+      Geometry geometry = conv3x3(c.channels, 0);
+      geometry.stride[0] = geometry.stride[1] = c.stride;
+      CHECK(cost(geometry, width, 1) == c.columns_and_copies * list, "%ld channels, stride %ld", long(c.channels),
+            long(c.stride));
+    }
+
+    const double fold = cost(linear(64, 16), width, 0) - cost(linear(64, 0), width, 0);
+    CHECK(fold > 0 && cost(linear(64, 48), width, 0) - list == 3 * fold, "three tiles of width %d", width);
+    const auto of_block = [&](int64_t blocks) {
+      const int64_t inputs = 1024 * blocks;
+      return cost(linear(inputs, 16), width, 0) - cost(linear(inputs, 0), width, 0) - fold;
+    };
+    CHECK(of_block(1) == 0 && of_block(2) > 0 && of_block(2) < fold, "a K-block adds up, the last one fires, too");
+    CHECK(of_block(3) == 2 * of_block(2), "three K-blocks");
+    CHECK(cost(linear(64, 48), width, 2) - cost(linear(64, 48), width, 0) == 3 * 2 * 64, "additions");
+  }
+}
+
+TEST(what_the_matrix_unit_costs) {
+  const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
+  const auto cost = [](Geometry geometry, int64_t rows, bool packed = true) {
+    geometry.batch = rows;
+    return matrix_unit_cost(geometry, packed);
+  };
+  const double expand = cost(linear(64, 0), 16);
+  CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
+  CHECK(near(cost(conv3x3(64, 0), 1), 3 * expand), "lines that rows share");
+
+  // Of a tile: what 64 inputs take, and what firing does.
+  const auto tile = [&](int64_t inputs, int64_t outputs, int64_t rows) {
+    return cost(linear(inputs, outputs), rows) - cost(linear(inputs, 0), rows);
+  };
+  const double multiply = tile(128, 16, 16) - tile(64, 16, 16), fire = tile(64, 16, 16) - multiply;
+  CHECK(near(tile(640, 16, 16), 10 * multiply + fire) && fire > 0, "inputs");
+  CHECK(near(tile(640, 48, 16), 3 * tile(640, 16, 16)), "outputs");
+  CHECK(near(tile(64, 16, 8), 2 * multiply + fire), "eight rows where there is room for sixteen");
+
+  const auto pack = [&](int64_t inputs, int64_t outputs, int64_t rows) {
+    return cost(linear(inputs, outputs), rows, false) - cost(linear(inputs, outputs), rows);
+  };
+  CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
+}

@@ -1,0 +1,292 @@
+// Reports accesses out of bounds, misaligned, uninitialised and racing, outputs written twice or never; counts the
+// traffic of every buffer. Two accesses race unless a barrier or a __syncwarp lies between them, in whatever order they
+// ran. Global memory is watched where the host has named its buffers; shared memory always.
+#include "checker.h"
+
+#include <algorithm>
+
+namespace ptx::checker {
+
+namespace {
+
+enum BufferUse : int { kInput = 1, kOutput = 2 };
+
+struct Access {
+  uint32_t block = 0;  // numbers begin at 1: 0 is the host
+  uint16_t thread = 0;
+  uint16_t epoch = 0;  // of the block
+  uint32_t warp_epoch = 0;
+
+  bool same_thread(const Access& other) const { return block == other.block && thread == other.thread; }
+  bool before(const Access& now) const {
+    if (block == 0 || same_thread(now)) return true;
+    if (block != now.block) return false;
+    return epoch < now.epoch || (thread / kLanes == now.thread / kLanes && warp_epoch < now.warp_epoch);
+  }
+};
+
+struct Byte {
+  Access write;
+  Access reads[2];  // the last two by different threads
+  uint32_t read_count = 0;
+  uint32_t write_count = 0;
+  uint32_t block = 0;  // shared memory: whose it was. What another block left is forgotten
+  bool defined = false;
+  bool in_flight = false;  // a cp.async that writes it has not landed
+};
+
+struct Buffer {
+  std::string name;
+  uint64_t begin;
+  std::vector<Byte> bytes;
+  int use;
+
+  bool holds(uint64_t address, uint64_t size) const {
+    return address >= begin && address - begin + size <= bytes.size();
+  }
+};
+
+struct Traffic {
+  uint64_t requests = 0;  // instructions, counted once a warp
+  uint64_t bytes = 0;
+  uint64_t sectors = 0;        // 32-byte pieces of global memory
+  uint64_t least_sectors = 0;  // that the same bytes could fill
+  uint64_t waves = 0;          // passes through the 32 banks of shared memory
+  uint64_t least_waves = 0;
+};
+
+std::vector<Buffer> buffers;
+std::map<std::pair<std::string, bool>, Traffic> traffic;
+std::vector<Byte> shared_bytes;  // of the running block
+std::vector<SharedArray> arrays;
+
+Access access_of(const Warp& w, int lane) {
+  const Block& b = *w.block;
+  return {b.number, static_cast<uint16_t>(w.index * kLanes + lane), static_cast<uint16_t>(b.epoch),
+          w.epoch[static_cast<size_t>(lane)]};
+}
+
+// Notes the access and says what is wrong with it, or null.
+const char* touch(Byte& byte, const Access& now, bool write, bool once) {
+  const char* wrong = nullptr;
+  if (byte.in_flight) wrong = "race: cp.async in flight";
+  if (!byte.write.before(now)) wrong = write ? "race: write after write" : "race: read after write";
+  if (write) {
+    if (!byte.reads[0].before(now) || !byte.reads[1].before(now)) wrong = "race: write after read";
+    if (++byte.write_count > 1 && once) wrong = "written twice";
+    byte.write = now;
+    byte.defined = true;
+  } else {
+    if (!byte.defined) wrong = "uninitialised read";
+    if (!byte.reads[0].same_thread(now)) byte.reads[1] = byte.reads[0];
+    byte.reads[0] = now;
+    ++byte.read_count;
+  }
+  return wrong;
+}
+
+// How many different values there are among address / unit of all bytes.
+template <class Each>
+size_t distinct(std::vector<uint64_t>& scratch, Each each) {
+  scratch.clear();
+  each([&](uint64_t value) {
+    if (scratch.empty() || scratch.back() != value) scratch.push_back(value);
+  });
+  std::sort(scratch.begin(), scratch.end());
+  scratch.erase(std::unique(scratch.begin(), scratch.end()), scratch.end());
+  return scratch.size();
+}
+
+// A wave serves 32, 16 or 8 lanes, as they move 4, 8 or 16 bytes; words of one bank take turns.
+void count_waves(const Request& r, Traffic& t) {
+  static std::vector<uint64_t> words;
+  const int lanes_per_wave = r.bytes <= 4 ? 32 : 128 / r.bytes;
+  uint64_t lanes[kLanes];
+  int count = 0;
+  each(r.mask, [&](int l) { lanes[count++] = r.addresses[l]; });
+  for (int begin = 0; begin < count; begin += lanes_per_wave) {
+    const size_t n = distinct(words, [&](auto add) {
+      for (int at = begin; at < std::min(begin + lanes_per_wave, count); ++at) {
+        for (int b = 0; b < r.bytes; b += 4) add((lanes[at] + static_cast<uint64_t>(b)) / 4);
+      }
+    });
+    uint64_t in_bank[32] = {};
+    for (const uint64_t word : words) ++in_bank[word % 32];
+    t.waves += *std::max_element(in_bank, in_bank + 32);
+    t.least_waves += (n + 31) / 32;
+  }
+}
+
+void count_sectors(const Request& r, Traffic& t) {
+  static std::vector<uint64_t> scratch;
+  const auto pieces = [&](uint64_t unit) {
+    return distinct(scratch, [&](auto add) {
+      each(r.mask, [&](int l) {
+        const uint64_t first = r.addresses[l] / unit,
+                       last = (r.addresses[l] + static_cast<uint64_t>(r.bytes) - 1) / unit;
+        for (uint64_t piece = first; piece <= last; ++piece) add(piece);
+      });
+    });
+  };
+  t.sectors += pieces(32);
+  t.least_sectors += (pieces(4) * 4 + 31) / 32;
+}
+
+Traffic& count(const Request& r, const std::string& name) {
+  Traffic& t = traffic[{name, r.write}];
+  ++t.requests;
+  t.bytes += static_cast<uint64_t>(std::popcount(r.mask) * r.bytes);
+  return t;
+}
+
+std::string describe(const Request& r, const std::string& what, const std::string& where, int lane) {
+  const Block& b = *r.warp.block;
+  return what + ": " + (r.write ? "write" : "read") + " of " + std::to_string(r.bytes) + " bytes at " + where + ", " +
+         b.kernel.place(r.instruction) + ", thread " + std::to_string(r.warp.index * kLanes + lane) + " of block (" +
+         std::to_string(b.position.x) + ", " + std::to_string(b.position.y) + ", " + std::to_string(b.position.z) +
+         "), in " + b.kernel.title;
+}
+
+std::string at(const std::string& name, uint64_t offset) { return name + "[" + std::to_string(offset) + "]"; }
+
+std::string near(uint64_t address) {
+  for (const Buffer& b : buffers) {
+    if (address + 4096 >= b.begin && address < b.begin + b.bytes.size() + 4096) {
+      const auto offset = static_cast<int64_t>(address - b.begin);
+      return b.name + "[" + std::to_string(offset) + "] of " + std::to_string(b.bytes.size());
+    }
+  }
+  return "no buffer";
+}
+
+Buffer* find(uint64_t address, int bytes, Buffer* last) {
+  const auto size = static_cast<uint64_t>(bytes);
+  if (last != nullptr && last->holds(address, size)) return last;
+  for (Buffer& b : buffers) {
+    if (b.holds(address, size)) return &b;
+  }
+  return nullptr;
+}
+
+// The array that holds these bytes, or null.
+const SharedArray* find_array(uint64_t address, int bytes) {
+  for (const SharedArray& a : arrays) {
+    if (address >= a.begin && address + static_cast<uint64_t>(bytes) <= uint64_t{a.begin} + a.bytes) return &a;
+  }
+  return nullptr;
+}
+
+void check_alignment(const Request& r, int lane) {
+  if (r.addresses[lane] % static_cast<uint64_t>(r.bytes) != 0) {
+    throw Fault(describe(r, "misaligned", std::to_string(r.addresses[lane]), lane));
+  }
+}
+
+void report(const Request& r, const char* wrong, const std::string& where, int lane) {
+  if (machine().reports.size() < 100) machine().reports.push_back(describe(r, wrong, where, lane));
+}
+
+}  // namespace
+
+void global(const Request& r) {
+  Buffer* buffer = nullptr;
+  each(r.mask, [&](int l) {
+    check_alignment(r, l);
+    if (buffers.empty()) return;
+    buffer = find(r.addresses[l], r.bytes, buffer);
+    if (buffer == nullptr) throw Fault(describe(r, "out of bounds", near(r.addresses[l]), l));
+    const uint64_t offset = r.addresses[l] - buffer->begin;
+    if (r.write && buffer->use == kInput) report(r, "write to an input", at(buffer->name, offset), l);
+    const Access now = access_of(r.warp, l);
+    const char* wrong = nullptr;
+    for (int i = 0; i < r.bytes; ++i) {
+      const char* here = touch(buffer->bytes[offset + static_cast<uint64_t>(i)], now, r.write, buffer->use == kOutput);
+      if (wrong == nullptr) wrong = here;
+    }
+    if (wrong != nullptr) report(r, wrong, at(buffer->name, offset), l);
+  });
+  if (buffer != nullptr) count_sectors(r, count(r, buffer->name));
+}
+
+void shared(const Request& r, bool lands_later) {
+  const SharedArray* array = nullptr;
+  each(r.mask, [&](int l) {
+    check_alignment(r, l);
+    const uint64_t address = r.addresses[l];
+    array = find_array(address, r.bytes);
+    if (array == nullptr) throw Fault(describe(r, "out of bounds", at("shared memory", address), l));
+    const Access now = access_of(r.warp, l);
+    const char* wrong = nullptr;
+    for (int i = 0; i < r.bytes; ++i) {
+      Byte& byte = shared_bytes[address + static_cast<uint64_t>(i)];
+      if (byte.block != now.block) {
+        byte = Byte{};
+        byte.block = now.block;
+      }
+      const char* here = touch(byte, now, r.write, false);
+      if (wrong == nullptr) wrong = here;
+      byte.in_flight |= lands_later;
+    }
+    if (wrong != nullptr) report(r, wrong, at("shared " + array->name, address - array->begin), l);
+  });
+  if (!buffers.empty()) count_waves(r, count(r, "shared " + array->name));
+}
+
+void landed(const Warp& w, int lane, uint32_t to) {
+  for (uint32_t i = 0; i < 16; ++i) {
+    Byte& byte = shared_bytes[to + i];
+    byte.in_flight = false;
+    byte.write = access_of(w, lane);
+  }
+}
+
+void begin_launch() {
+  for (Buffer& b : buffers) {
+    for (Byte& byte : b.bytes) byte.write = byte.reads[0] = byte.reads[1] = Access{};  // launches are ordered
+  }
+}
+
+void begin_block(const Block& block, uint32_t dynamic_begin, uint32_t end) {
+  if (shared_bytes.size() < end) shared_bytes.resize(end);
+  arrays = block.kernel.arrays;
+  arrays.push_back({"dynamic shared memory", dynamic_begin, end - dynamic_begin});
+}
+
+extern "C" {
+
+void emulation_forget_buffers() {
+  buffers.clear();
+  traffic.clear();
+}
+
+// use: 1 for an input, 2 for an output, 3 for both. Only outputs begin undefined.
+void emulation_buffer(const char* name, uint64_t begin, size_t bytes, int use) {
+  buffers.push_back({name, begin, std::vector<Byte>(bytes), use});
+  for (Byte& byte : buffers.back().bytes) byte.defined = (use & kInput) != 0;
+}
+
+// How often each byte of a buffer was read and written: {least reads, most reads, least writes, most writes}.
+void emulation_touches(const char* name, uint32_t* out) {
+  for (const Buffer& b : buffers) {
+    if (b.name != name) continue;
+    out[0] = out[2] = UINT32_MAX;
+    out[1] = out[3] = 0;
+    for (const Byte& byte : b.bytes) {
+      out[0] = std::min(out[0], byte.read_count);
+      out[1] = std::max(out[1], byte.read_count);
+      out[2] = std::min(out[2], byte.write_count);
+      out[3] = std::max(out[3], byte.write_count);
+    }
+  }
+}
+
+// {requests, bytes, sectors, least sectors, waves, least waves}
+void emulation_traffic(const char* name, int write, uint64_t* out) {
+  const Traffic t = traffic[{name, write != 0}];
+  const uint64_t values[] = {t.requests, t.bytes, t.sectors, t.least_sectors, t.waves, t.least_waves};
+  std::copy(std::begin(values), std::end(values), out);
+}
+
+}  // extern "C"
+
+}  // namespace ptx::checker

@@ -1,0 +1,254 @@
+// Runs the warps and blocks of a launch. The seed orders the blocks, and the warps between two barriers; whether a race
+// is found does not depend on it.
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "checker.h"
+
+namespace ptx {
+
+namespace {
+
+// A register of a lane must have been written, unless it is only moved.
+void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
+  uint32_t defined = kAllLanes;
+  for (const int r : i.reads) defined &= w.defined[static_cast<size_t>(r)];
+  if (!i.moves && (mask & ~defined) != 0) {
+    machine().report(w.block->kernel, i, "a register is read that was never written");
+    defined = kAllLanes;
+  }
+  for (const int r : i.writes) {
+    uint32_t& now = w.defined[static_cast<size_t>(r)];
+    now = i.moves ? (now & ~mask) | (mask & defined) : now | mask;
+  }
+}
+
+class Runner {
+ public:
+  Runner(Warp& warp, Counters& counters) : w_(warp), code_(warp.block->kernel.code), counters_(counters) {}
+
+  // Until the warp has ended or is at a barrier of the block. Of its groups the one with the least pc goes first, so
+  // that paths that part meet again.
+  void run() {
+    while (w_.alive != 0) {
+      Group& group = next();
+      const Instruction& i = code_[static_cast<size_t>(group.pc)];
+      uint32_t mask = group.mask;
+      if (i.guard.index >= 0) {
+        const uint32_t guard = *w_.in<uint32_t>(i.guard);
+        check_guard(i, mask);
+        mask &= i.guard_negated ? ~guard : guard;
+      }
+      if (mask == 0) {
+        ++group.pc;
+        continue;
+      }
+      if (i.flow == Flow::kBarrier) {
+        if (mask != w_.alive) {
+          wait(group, i, w_.alive);
+          continue;
+        }
+        if (w_.alive != w_.existing) throw fault(i, "a barrier, but lanes of its warp have exited");
+        w_.at_barrier = true;
+        return;
+      }
+      if (i.flow == Flow::kAligned || i.flow == Flow::kMasked) {
+        const uint32_t wanted = i.flow == Flow::kAligned ? w_.existing : members(i, mask);
+        if ((wanted & w_.alive) != wanted) throw fault(i, "an instruction names a lane that has exited");
+        if ((mask & wanted) != wanted) {
+          wait(group, i, wanted);
+          continue;
+        }
+        if ((mask & ~wanted) != 0) throw fault(i, "a lane takes part that is not named");
+      }
+      execute(group, i, mask);
+    }
+  }
+
+  // All warps are at the barrier: this one goes on.
+  void pass_barrier() {
+    w_.at_barrier = false;
+    ++counters_.instructions;
+    ++w_.groups[0].pc;
+  }
+
+ private:
+  Fault fault(const Instruction& i, const std::string& what) const {
+    return Fault(what + ", " + w_.block->kernel.place(i) + ", in " + w_.block->kernel.title);
+  }
+
+  void check_guard(const Instruction& i, uint32_t mask) {
+    if ((mask & ~w_.defined[static_cast<size_t>(i.guard.index)]) != 0) {
+      machine().report(w_.block->kernel, i, "a predicate is read that was never written");
+    }
+  }
+
+  uint32_t members(const Instruction& i, uint32_t mask) const {
+    const auto named = static_cast<uint32_t>(w_.value(i.o.back(), std::countr_zero(mask)));
+    return named & w_.existing;
+  }
+
+  Group& next() {
+    auto& groups = w_.groups;
+    if (groups.size() == 1) {
+      if (groups[0].waits) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait that nobody meets");
+      return groups[0];
+    }
+    for (size_t a = 0; a < groups.size(); ++a) {
+      for (size_t b = a + 1; b < groups.size();) {
+        if (groups[a].pc == groups[b].pc) {
+          groups[a].mask |= groups[b].mask;
+          groups[a].waits = false;
+          groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(b));
+        } else {
+          ++b;
+        }
+      }
+    }
+    Group* least = nullptr;
+    for (Group& group : groups) {
+      if (!group.waits && (least == nullptr || group.pc < least->pc)) least = &group;
+    }
+    if (least == nullptr) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait at different places");
+    return *least;
+  }
+
+  void wait(Group& group, const Instruction& i, uint32_t wanted) {
+    const uint32_t rest = wanted & ~group.mask;
+    group.waits = true;
+    if (rest == 0) throw fault(i, "the predicate of an instruction for all lanes differs between them");
+  }
+
+  void execute(Group& group, const Instruction& i, uint32_t mask) {
+    ++counters_.instructions;
+    if (i.flow == Flow::kBranch) {
+      const uint32_t rest = group.mask & ~mask;
+      if (rest == 0) {
+        group.pc = i.target;
+      } else {
+        const Group others{group.pc + 1, rest, false};
+        group = {i.target, mask, false};
+        w_.groups.push_back(others);
+      }
+      return;
+    }
+    if (i.flow == Flow::kExit) {
+      w_.alive &= ~mask;
+      group.mask &= ~mask;
+      ++group.pc;
+      if (group.mask == 0) w_.groups.erase(w_.groups.begin() + (&group - w_.groups.data()));
+      for (Group& other : w_.groups) other.waits = false;
+      return;
+    }
+    counters_.mma += i.mma;
+    check_registers(i, w_, mask);
+    i.execute(i, w_, mask);
+    ++group.pc;
+  }
+
+  Warp& w_;
+  const std::vector<Instruction>& code_;
+  Counters& counters_;
+};
+
+void prepare(Block& block) {
+  const Kernel& kernel = block.kernel;
+  const auto threads = static_cast<uint32_t>(block.size.count());
+  for (size_t index = 0; index < block.warps.size(); ++index) {
+    Warp& w = block.warps[index];
+    const uint32_t first = static_cast<uint32_t>(index) * kLanes, lanes = std::min<uint32_t>(threads - first, kLanes);
+    w.block = &block;
+    w.index = static_cast<int>(index);
+    w.alive = w.existing = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
+    w.groups.assign(1, Group{0, w.alive, false});
+    w.at_barrier = false;
+    w.registers.resize(kernel.register_bytes);
+    w.defined.assign(kernel.registers, 0);
+    w.epoch.fill(0);
+    for (auto& copies : w.copies) copies.clear();
+    for (const auto& [which, row] : kernel.specials) {
+      for (uint32_t lane = 0; lane < kLanes; ++lane) {
+        const uint32_t thread = first + lane;
+        const uint32_t values[] = {thread % block.size.x,
+                                   thread / block.size.x % block.size.y,
+                                   thread / block.size.x / block.size.y,
+                                   block.size.x,
+                                   block.size.y,
+                                   block.size.z,
+                                   block.position.x,
+                                   block.position.y,
+                                   block.position.z,
+                                   block.grid.x,
+                                   block.grid.y,
+                                   block.grid.z,
+                                   lane};
+        std::memcpy(w.registers.data() + row + 4 * lane, &values[which], 4);
+      }
+    }
+  }
+}
+
+void run_block(Block& block, Counters& counters, std::mt19937_64& random) {
+  std::vector<size_t> order(block.warps.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), random);
+    size_t alive = 0;
+    for (const size_t index : order) {
+      Runner(block.warps[index], counters).run();
+      alive += block.warps[index].alive != 0;
+    }
+    if (alive == 0) break;
+    if (alive < order.size()) throw Fault("a barrier, but warps of its block have exited, in " + block.kernel.title);
+    for (Warp& warp : block.warps) Runner(warp, counters).pass_barrier();
+    ++block.epoch;
+  }
+  for (const Warp& warp : block.warps) {
+    for (const auto& groups : warp.copies) {
+      for (const auto& group : groups) {
+        if (!group.empty()) throw Fault("it ends with cp.async in flight: " + block.kernel.title);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Machine& machine() {
+  static Machine only;
+  return only;
+}
+
+void Machine::report(const Kernel& kernel, const Instruction& i, const std::string& what) {
+  if (reports.size() < 100) reports.push_back(what + ", " + kernel.place(i) + ", in " + kernel.title);
+}
+
+void Machine::launch(const Kernel& kernel, Dim grid, Dim size, uint32_t dynamic_shared,
+                     std::vector<std::byte>& parameters) {
+  static uint32_t blocks_run = 0;
+  Counters& count = counters[kernel.title];
+  std::mt19937_64 random(options.seed);
+  std::vector<std::byte> shared(kernel.static_shared + dynamic_shared);
+  std::vector<Warp> warps((size.count() + kLanes - 1) / kLanes);
+  const uint64_t end = std::min(grid.count() - options.first_block, options.blocks) + options.first_block;
+  std::vector<uint64_t> order(end - options.first_block);
+  std::iota(order.begin(), order.end(), options.first_block);
+  std::shuffle(order.begin(), order.end(), random);
+  checker::begin_launch();
+  try {
+    for (const uint64_t at : order) {
+      const Dim position{static_cast<uint32_t>(at % grid.x), static_cast<uint32_t>(at / grid.x % grid.y),
+                         static_cast<uint32_t>(at / grid.x / grid.y)};
+      Block block{kernel, grid, size, position, ++blocks_run, 0, parameters, shared, warps};
+      std::fill(shared.begin(), shared.end(), std::byte{0xab});
+      checker::begin_block(block, kernel.static_shared, static_cast<uint32_t>(shared.size()));
+      prepare(block);
+      run_block(block, count, random);
+    }
+  } catch (const Fault& fault) {
+    reports.push_back(fault.what());
+  }
+}
+
+}  // namespace ptx

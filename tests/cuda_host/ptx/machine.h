@@ -1,0 +1,267 @@
+// A machine that executes PTX, the code nvcc makes of a kernel, a warp at a time. parse.cpp reads the text,
+// arithmetic.cpp, collective.cpp and memory.cpp execute instructions, checker.cpp watches memory, launch.cpp runs warps
+// and blocks, runtime.cpp is the CUDA runtime that host code is linked with.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ptx {
+
+constexpr int kLanes = 32;
+constexpr uint32_t kAllLanes = 0xffffffffu;
+constexpr uint64_t kSharedWindow = uint64_t{1} << 60;  // generic addresses of shared memory begin here
+
+enum class Type : uint8_t {
+  kNone,
+  kPred,
+  kB8,
+  kU8,
+  kS8,
+  kB16,
+  kU16,
+  kS16,
+  kF16,
+  kBF16,
+  kB32,
+  kU32,
+  kS32,
+  kF32,
+  kBF16x2,
+  kB64,
+  kU64,
+  kS64,
+  kF64
+};  // clang-format off
+enum class Space : uint8_t { kGeneric, kParam, kGlobal, kShared };
+// clang-format on
+
+// What ends a launch, as a fault does on a GPU.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+// What the machine cannot execute.
+struct Unknown : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A row holds a register of each lane: 32 elements of 2, 4 or 8 bytes; of a predicate, a bit of each lane in 32.
+struct Operand {
+  const std::byte* constant = nullptr;  // the row of an immediate; else
+  uint32_t row = 0;                     // where the row begins in the warp's registers
+  int index = -1;                       // which register it is; -1: none, in an address an absolute one
+  uint8_t bytes = 0;                    // of an element
+  int64_t offset = 0;                   // of an address
+};
+
+struct Warp;
+struct Instruction;
+// Executes an instruction for the lanes of `mask`.
+using Execute = void (*)(const Instruction&, Warp&, uint32_t mask);
+
+// What the machine itself has to know of an instruction.
+enum class Flow : uint8_t {
+  kNone,
+  kBranch,
+  kExit,
+  kBarrier,
+  kAligned,  // all lanes of the warp execute it together
+  kMasked,   // those of its last operand do
+};
+
+struct Instruction {
+  Execute execute = nullptr;
+  Flow flow = Flow::kNone;
+  bool guard_negated = false;
+  bool moves = false;  // what is undefined may be moved, so long as nobody uses it
+  bool mma = false;
+  Type type = Type::kNone, from = Type::kNone;  // of the result and the operands, where they differ
+  Space space = Space::kGeneric;
+  int mode = 0;     // of a shuffle, vote or conversion
+  int target = -1;  // of a branch
+  int parts = 1;    // elements of a vector
+  Operand guard;    // index -1: none
+  std::vector<Operand> o;
+  std::vector<int> reads, writes;  // registers
+  int file = 0, line = 0;
+};
+
+// An array in shared memory.
+struct SharedArray {
+  std::string name;
+  uint32_t begin, bytes;
+};
+
+struct Kernel {
+  std::string name;   // mangled
+  std::string title;  // for people
+  std::vector<Instruction> code;
+  std::vector<uint32_t> parameters;  // where each begins
+  std::vector<uint32_t> parameter_bytes;
+  uint32_t parameters_end = 0;
+  uint32_t registers = 0;                          // how many there are
+  uint32_t register_bytes = 0;                     // their rows
+  std::vector<std::pair<int, uint32_t>> specials;  // which of kSpecials, its row
+  std::vector<SharedArray> arrays;
+  uint32_t static_shared = 0;    // bytes; dynamic shared memory follows
+  uint32_t most_threads = 1024;  // __launch_bounds__
+  std::map<int, std::string> files;
+  std::vector<std::unique_ptr<std::array<std::byte, 8 * kLanes>>> constants;
+
+  std::string place(const Instruction& i) const {
+    const auto file = files.find(i.file);
+    return (file == files.end() ? "an unknown line" : file->second + ":" + std::to_string(i.line));
+  }
+};
+
+inline constexpr const char* kSpecials[] = {"%tid.x",    "%tid.y",    "%tid.z",   "%ntid.x",  "%ntid.y",
+                                            "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
+                                            "%nctaid.y", "%nctaid.z", "%laneid"};
+
+// PTX text: its kernels are parsed when they are launched for the first time.
+class Module {
+ public:
+  explicit Module(std::string text);
+  const std::vector<std::string>& names() const { return names_; }
+  std::unique_ptr<Kernel> parse(const std::string& name) const;
+
+ private:
+  std::string text_;
+  std::vector<std::string> names_;
+};
+
+// How an instruction is executed; null: the machine does not know it. `words` are the parts of its name.
+Execute find_arithmetic(const std::vector<std::string_view>& words, Instruction& i);
+Execute find_collective(const std::vector<std::string_view>& words, Instruction& i);
+Execute find_memory(const std::vector<std::string_view>& words, Instruction& i);
+
+inline int size_of(Type t) {
+  constexpr int kBytes[] = {0, 4, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 8, 8, 8, 8};
+  return kBytes[static_cast<int>(t)];
+}
+Type type_of(std::string_view word);  // kNone: it names no type
+
+// --- running ---------------------------------------------------------------------------------------------------------
+
+// A cp.async that has not landed.
+struct Copy {
+  uint32_t to;
+  uint64_t from;
+  uint32_t bytes;  // of sixteen; zeros for the rest
+};
+
+struct Block;
+
+// Lanes at one and the same instruction.
+struct Group {
+  int pc;
+  uint32_t mask;
+  bool waits;  // for lanes that are to execute the instruction with them
+};
+
+struct Warp {
+  Block* block = nullptr;
+  int index = 0;
+  uint32_t alive = 0;
+  uint32_t existing = 0;
+  std::vector<Group> groups;
+  bool at_barrier = false;
+  std::vector<std::byte> registers;
+  std::vector<uint32_t> defined;                              // by register: the lanes that have written it
+  std::array<uint32_t, kLanes> epoch{};                       // bar.warp.syncs passed
+  std::array<std::vector<std::vector<Copy>>, kLanes> copies;  // groups, oldest first; the last is not committed
+
+  template <class T>
+  T* row(const Operand& o) {
+    return reinterpret_cast<T*>(registers.data() + o.row);
+  }
+  template <class T>
+  const T* in(const Operand& o) const {
+    return reinterpret_cast<const T*>(o.constant != nullptr ? o.constant : registers.data() + o.row);
+  }
+  uint64_t value(const Operand& o, int lane) const {
+    switch (o.bytes) {
+      case 2:
+        return in<uint16_t>(o)[lane];
+      case 4:
+        return in<uint32_t>(o)[lane];
+      default:
+        return in<uint64_t>(o)[lane];
+    }
+  }
+  void set(const Operand& o, int lane, uint64_t value) {
+    switch (o.bytes) {
+      case 2:
+        row<uint16_t>(o)[lane] = static_cast<uint16_t>(value);
+        break;
+      case 4:
+        row<uint32_t>(o)[lane] = static_cast<uint32_t>(value);
+        break;
+      default:
+        row<uint64_t>(o)[lane] = value;
+    }
+  }
+  uint64_t address(const Operand& o, int lane) const {
+    return (o.index < 0 ? 0 : value(o, lane)) + static_cast<uint64_t>(o.offset);
+  }
+};
+
+struct Dim {
+  uint32_t x = 1, y = 1, z = 1;
+  uint64_t count() const { return uint64_t{x} * y * z; }
+};
+
+struct Block {
+  const Kernel& kernel;
+  Dim grid, size, position;
+  uint32_t number;  // counts all blocks ever run, from 1
+  uint32_t epoch;   // barriers passed
+  std::vector<std::byte>& parameters;
+  std::vector<std::byte>& shared;
+  std::vector<Warp>& warps;
+};
+
+// Calls body(lane) for the lanes of `mask`; for all of them in a loop that the compiler turns into vectors.
+template <class Body>
+inline void each(uint32_t mask, Body body) {
+  if (mask == kAllLanes) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < kLanes; ++lane) body(lane);
+  } else {
+    for (; mask != 0; mask &= mask - 1) body(std::countr_zero(mask));
+  }
+}
+
+struct Counters {
+  uint64_t instructions = 0;  // of warps, in which a lane at least takes part
+  uint64_t mma = 0;
+};
+
+enum class Mma { kExact, kTruncating };  // see collective.cpp
+
+struct Options {
+  uint64_t seed = 0;
+  Mma mma = Mma::kExact;
+  uint64_t first_block = 0, blocks = ~uint64_t{0};  // those of a grid that are run
+};
+
+struct Machine {
+  Options options;
+  std::vector<std::string> reports;
+  std::map<std::string, Counters> counters;  // by kernel
+
+  void report(const Kernel& kernel, const Instruction& i, const std::string& what);
+  void launch(const Kernel& kernel, Dim grid, Dim block, uint32_t dynamic_shared, std::vector<std::byte>& parameters);
+};
+Machine& machine();
+
+}  // namespace ptx

@@ -1,0 +1,165 @@
+// Loads, stores and asynchronous copies.
+#include "checker.h"
+
+namespace ptx {
+
+namespace {
+
+using Words = std::vector<std::string_view>;
+
+// Where an address points to on the host.
+std::byte* host(const Warp& w, Space space, uint64_t address) {
+  if (space == Space::kParam) return w.block->parameters.data() + address;
+  if (space == Space::kShared) return w.block->shared.data() + address;
+  return reinterpret_cast<std::byte*>(address);
+}
+
+// Generic addresses within the window are in shared memory. All lanes of an instruction are taken to agree.
+Space space_of(const Instruction& i, uint64_t address) {
+  if (i.space != Space::kGeneric) return i.space;
+  return address - kSharedWindow < (uint64_t{1} << 32) ? Space::kShared : Space::kGlobal;
+}
+
+struct Addresses {
+  uint64_t of[kLanes];
+  Space space;
+};
+
+// The addresses of all lanes, checked.
+Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Operand& operand, int bytes, bool write) {
+  Addresses a;
+  each(mask, [&](int l) { a.of[l] = w.address(operand, l); });
+  a.space = space_of(i, a.of[std::countr_zero(mask)]);
+  if (i.space == Space::kGeneric && a.space == Space::kShared) each(mask, [&](int l) { a.of[l] -= kSharedWindow; });
+  if (a.space == Space::kParam) return a;
+  const checker::Request request{i, w, mask, a.of, bytes, write};
+  a.space == Space::kShared ? checker::shared(request) : checker::global(request);
+  return a;
+}
+
+uint64_t load_element(const std::byte* from, Type type) {
+  const int bytes = size_of(type);
+  uint64_t value = 0;
+  std::memcpy(&value, from, static_cast<size_t>(bytes));
+  if (type == Type::kS8) value = static_cast<uint64_t>(int64_t{static_cast<int8_t>(value)});
+  if (type == Type::kS16) value = static_cast<uint64_t>(int64_t{static_cast<int16_t>(value)});
+  if (type == Type::kS32) value = static_cast<uint64_t>(int64_t{static_cast<int32_t>(value)});
+  return value;
+}
+
+void load(const Instruction& i, Warp& w, uint32_t mask) {
+  const int bytes = size_of(i.type);
+  const Addresses a = addresses(i, w, mask, i.o.back(), bytes * i.parts, false);
+  for (int part = 0; part < i.parts; ++part) {
+    const Operand& to = i.o[static_cast<size_t>(part)];
+    if (to.bytes == 0) continue;
+    each(mask, [&](int l) { w.set(to, l, load_element(host(w, a.space, a.of[l]) + part * bytes, i.type)); });
+  }
+}
+
+void store(const Instruction& i, Warp& w, uint32_t mask) {
+  const int bytes = size_of(i.type);
+  const Addresses a = addresses(i, w, mask, i.o[0], bytes * i.parts, true);
+  for (int part = 0; part < i.parts; ++part) {
+    const Operand& from = i.o[static_cast<size_t>(part) + 1];
+    each(mask, [&](int l) {
+      const uint64_t value = w.value(from, l);
+      std::memcpy(host(w, a.space, a.of[l]) + part * bytes, &value, static_cast<size_t>(bytes));
+    });
+  }
+}
+
+// cp.async.cg.shared.global [to], [from], 16, bytes: lands when it is waited for, as late as it may.
+void copy(const Instruction& i, Warp& w, uint32_t mask) {
+  uint64_t to[kLanes], from[kLanes];
+  uint32_t sizes[kLanes], reading = 0;
+  each(mask, [&](int l) {
+    to[l] = w.address(i.o[0], l);
+    from[l] = w.address(i.o[1], l);
+    sizes[l] = i.o.size() > 3 ? static_cast<uint32_t>(w.value(i.o[3], l)) : 16;
+    if (sizes[l] > 16) throw Fault("cp.async of more than sixteen bytes, " + w.block->kernel.place(i));
+    if (sizes[l] > 0) reading |= 1u << l;
+  });
+  if (reading != 0) checker::global({i, w, reading, from, 16, false});
+  checker::shared({i, w, mask, to, 16, true}, true);
+  each(mask, [&](int l) {
+    auto& groups = w.copies[static_cast<size_t>(l)];
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back({static_cast<uint32_t>(to[l]), from[l], sizes[l]});
+  });
+}
+
+void commit(const Instruction&, Warp& w, uint32_t mask) {
+  each(mask, [&](int l) {
+    auto& groups = w.copies[static_cast<size_t>(l)];
+    if (groups.empty()) groups.emplace_back();
+    groups.emplace_back();
+  });
+}
+
+// All but the last `mode` committed groups land.
+void wait(const Instruction& i, Warp& w, uint32_t mask) {
+  const size_t in_flight = static_cast<size_t>(i.o[0].offset) + 1;
+  each(mask, [&](int l) {
+    auto& groups = w.copies[static_cast<size_t>(l)];
+    if (groups.size() <= in_flight) return;
+    const auto end = groups.end() - static_cast<std::ptrdiff_t>(in_flight);
+    for (auto group = groups.begin(); group != end; ++group) {
+      for (const Copy& c : *group) {
+        std::byte* to = w.block->shared.data() + c.to;
+        std::memset(to, 0, 16);
+        if (c.bytes > 0) std::memcpy(to, reinterpret_cast<const void*>(c.from), c.bytes);
+        checker::landed(w, l, c.to);
+      }
+    }
+    groups.erase(groups.begin(), end);
+  });
+}
+
+// Lane l points to row l % 8 of matrix l / 8, and gets word l % 4 of row l / 4 of each matrix.
+void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
+  uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
+  const Addresses a = addresses(i, w, mask & pointing, i.o.back(), 16, false);
+  for (int matrix = 0; matrix < i.parts; ++matrix) {
+    uint32_t* d = w.row<uint32_t>(i.o[static_cast<size_t>(matrix)]);
+    for (int l = 0; l < kLanes; ++l) {
+      std::memcpy(&d[l], host(w, Space::kShared, a.of[8 * matrix + l / 4]) + 4 * (l % 4), 4);
+    }
+  }
+}
+
+bool holds(const Words& words, std::string_view word) {
+  for (const auto w : words) {
+    if (w == word) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Execute find_memory(const Words& words, Instruction& i) {
+  const auto op = words[0];
+  if (op == "ld" || op == "st") {
+    if (holds(words, "param")) i.space = Space::kParam;
+    if (holds(words, "global")) i.space = Space::kGlobal;
+    if (holds(words, "shared")) i.space = Space::kShared;
+    for (const char* other : {"local", "const", "volatile", "acquire", "release"}) {
+      if (holds(words, other)) return nullptr;
+    }
+    return op == "ld" ? load : i.space == Space::kParam ? nullptr : store;
+  }
+  if (op == "ldmatrix") {
+    i.flow = Flow::kAligned;
+    i.space = Space::kShared;
+    return holds(words, "trans") || !holds(words, "m8n8") || !holds(words, "b16") ? nullptr : load_matrices;
+  }
+  if (op == "cp" && words[1] == "async") {
+    if (words[2] == "commit_group") return commit;
+    if (words[2] == "wait_group") return wait;
+    const bool sixteen = i.o.size() >= 3 && i.o[2].constant != nullptr && i.o[2].offset == 16;
+    return words[2] == "cg" && sixteen ? copy : nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace ptx

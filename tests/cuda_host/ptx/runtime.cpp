@@ -1,0 +1,206 @@
+// A CUDA runtime for the linker: what nvcc's host code and the launchers call. Code in fat binaries that is PTX, not
+// compressed, runs on the machine; device memory is the host's. Checks of launches are those of the real runtime.
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "machine.h"
+
+namespace {
+
+using namespace ptx;
+
+// cudaError_t
+enum Status : int {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kInvalidConfiguration = 9,
+  kInvalidDeviceFunction = 98,
+  kOutOfResources = 701,
+  kLaunchFailure = 719,
+};
+
+constexpr int kStaticLimit = 48 * 1024;  // bytes of shared memory a kernel may have unless it asks for more
+int opt_in_limit = 99 * 1024;            // what it may ask for on every GPU since Ampere
+constexpr int kMaxDynamicSharedMemorySize = 8;
+
+struct Function {
+  const Module* module;
+  std::string name;
+  std::unique_ptr<Kernel> kernel;
+  int most_shared = kStaticLimit;
+};
+
+struct Configuration {
+  Dim grid, block;
+  size_t shared;
+  void* stream;
+};
+
+std::map<const void*, Function>& functions() {
+  static std::map<const void*, Function> all;
+  return all;
+}
+Configuration pushed;
+int last_error = kSuccess;
+int next_failure = kSuccess;  // that a test wants of the next launch
+char stream_of_the_caller;
+
+int fails(int status) { return last_error = status; }
+
+// The PTX of a fat binary: a header, then entries with headers of their own.
+std::string ptx_of(const uint8_t* data) {
+  const auto read = [](const uint8_t* at, auto value) {
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  };
+  const uint8_t* at = data + read(data + 6, uint16_t{});
+  const uint8_t* end = at + read(data + 8, uint64_t{});
+  while (at < end) {
+    const auto header = read(at + 4, uint32_t{});
+    const auto size = read(at + 8, uint64_t{});
+    const auto* text = reinterpret_cast<const char*>(at + header);
+    if (read(at, uint16_t{}) == 1) {
+      const std::string found(text, strnlen(text, size));
+      if (found.find(".version") != found.npos) return found;
+      std::fprintf(stderr, "the PTX is compressed: compile with -no-compress\n");
+      std::abort();
+    }
+    at += header + size;
+  }
+  std::fprintf(stderr, "a fat binary without PTX\n");
+  std::abort();
+}
+
+int launch(Function& f, const Configuration& c, void** arguments) {
+  if (next_failure != kSuccess) return fails(std::exchange(next_failure, kSuccess));
+  if (c.stream != &stream_of_the_caller) {
+    machine().reports.push_back("a launch on another stream than the caller's: " + f.name);
+    return fails(kLaunchFailure);
+  }
+  try {
+    if (f.kernel == nullptr) f.kernel = f.module->parse(f.name);
+  } catch (const Unknown& unknown) {
+    machine().reports.push_back(unknown.what());
+    return fails(kInvalidDeviceFunction);
+  }
+  const Kernel& kernel = *f.kernel;
+  const Dim &grid = c.grid, &block = c.block;
+  if (grid.count() == 0 || block.count() == 0) return fails(kInvalidConfiguration);
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return fails(kInvalidConfiguration);
+  if (block.count() > 1024 || block.z > 64) return fails(kInvalidConfiguration);
+  if (c.shared + kernel.static_shared > static_cast<size_t>(f.most_shared)) return fails(kInvalidValue);
+  if (block.count() > kernel.most_threads) return fails(kOutOfResources);
+  std::vector<std::byte> parameters(kernel.parameters_end);
+  for (size_t i = 0; i < kernel.parameters.size(); ++i) {
+    std::memcpy(parameters.data() + kernel.parameters[i], arguments[i], kernel.parameter_bytes[i]);
+  }
+  const size_t before = machine().reports.size();
+  machine().launch(kernel, grid, block, static_cast<uint32_t>(c.shared), parameters);
+  return machine().reports.size() == before ? kSuccess : fails(kLaunchFailure);
+}
+
+}  // namespace
+
+extern "C" {
+
+// --- what nvcc's host code calls -------------------------------------------------------------------------------------
+
+void** __cudaRegisterFatBinary(void* wrapper) {
+  struct Wrapper {
+    int magic, version;
+    const uint8_t* data;
+  };
+  return reinterpret_cast<void**>(new Module(ptx_of(static_cast<const Wrapper*>(wrapper)->data)));
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterFunction(void** module, const void* host, char*, const char* name, int, void*, void*, void*, void*,
+                            int*) {
+  functions()[host] = {reinterpret_cast<const Module*>(module), name, nullptr};
+}
+unsigned __cudaPushCallConfiguration(Dim grid, Dim block, size_t shared, void* stream) {
+  pushed = {grid, block, shared, stream};
+  return 0;
+}
+int __cudaPopCallConfiguration(Dim* grid, Dim* block, size_t* shared, void** stream) {
+  *grid = pushed.grid;
+  *block = pushed.block;
+  *shared = pushed.shared;
+  *stream = pushed.stream;
+  return kSuccess;
+}
+int __cudaGetKernel(const void** kernel, const void* host) {
+  *kernel = host;
+  return functions().count(host) != 0 ? kSuccess : kInvalidDeviceFunction;
+}
+int __cudaLaunchKernel(const void* host, Dim grid, Dim block, void** arguments, size_t shared, void* stream) {
+  const auto f = functions().find(host);
+  if (f == functions().end()) return fails(kInvalidDeviceFunction);
+  return launch(f->second, {grid, block, shared, stream}, arguments);
+}
+int cudaLaunchKernel(const void* host, Dim grid, Dim block, void** arguments, size_t shared, void* stream) {
+  return __cudaLaunchKernel(host, grid, block, arguments, shared, stream);
+}
+
+// --- what the launchers call -----------------------------------------------------------------------------------------
+
+int cudaFuncSetAttribute(const void* host, int attribute, int value) {
+  const auto f = functions().find(host);
+  if (f == functions().end()) return fails(kInvalidDeviceFunction);
+  if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > opt_in_limit) return fails(kInvalidValue);
+  f->second.most_shared = std::max(kStaticLimit, value);
+  return kSuccess;
+}
+int cudaDriverGetVersion(int* version) {
+  *version = 0;
+  return kSuccess;
+}
+int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
+int cudaPeekAtLastError() { return last_error; }
+const char* cudaGetErrorString(int status) {
+  static std::string text;
+  text = "CUDA error " + std::to_string(status);
+  if (!machine().reports.empty()) text += ": " + machine().reports.back();
+  return text.c_str();
+}
+
+// --- what tests call -------------------------------------------------------------------------------------------------
+
+// The stream on which every launch has to be. The ops ask torch for theirs, by this name.
+void* emulation_stream() { return &stream_of_the_caller; }
+int aoti_torch_get_current_cuda_stream(int, void** stream) {
+  *stream = &stream_of_the_caller;
+  return 0;
+}
+
+void emulation_begin(uint64_t seed) {
+  machine().options = {};
+  machine().options.seed = seed;
+  machine().reports.clear();
+  machine().counters.clear();
+}
+size_t emulation_report_count() { return machine().reports.size(); }
+const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
+
+// Tensor cores that truncate as Hopper's do.
+void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating : Mma::kExact; }
+void emulation_fail(int status) { next_failure = status; }
+// What a kernel may ask for of shared memory; returns what it was.
+int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
+// Only these blocks of a grid are run.
+void emulation_only_blocks(uint64_t first, uint64_t count) {
+  machine().options.first_block = first;
+  machine().options.blocks = count;
+}
+// What kernels whose name contains `kernel` have executed: {instructions of warps, mma}.
+void emulation_counters(const char* kernel, uint64_t* out) {
+  out[0] = out[1] = 0;
+  for (const auto& [name, counters] : machine().counters) {
+    if (name.find(kernel) == name.npos) continue;
+    out[0] += counters.instructions;
+    out[1] += counters.mma;
+  }
+}
+
+}  // extern "C"

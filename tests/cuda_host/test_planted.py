@@ -1,0 +1,35 @@
+"""Mistakes in what only nvcc's PTX and a runtime show: each is noticed by the tests of the kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mutate import KERNELS, NOT_TRIED, Mutant, originals, verdict
+
+from build_tools.decide import Toolkit
+
+# By name: the file, what it says, what it is made to say, who has to notice it.
+PLANTED = {
+    "an accumulator that is not read": ("cuda/ptx.cuh", '"+f"(d[0])', '"=f"(d[0])', "product"),
+    "operands swapped": ("cuda/ptx.cuh", '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])', "product"),
+    "signs swapped": ("cuda/ptx.cuh", "s32.s8.u8.s32", "s32.u8.s8.s32", "product"),
+    "no barrier": ("cuda/product_if.cu", "__syncthreads();  // this stage", "// this stage", "product"),
+    "copies waited for too late": ("cuda/product_if.cu", "S::kStages - 2>()", "S::kStages - 1>()", "product"),
+    "shared memory not asked for": ("cuda/product_if.cu", "MemorySize, shared_bytes)", "MemorySize, 0)", "product"),
+    "sixteen bytes too few": ("cuda/product_if.cu", "Size, shared_bytes)", "Size, shared_bytes - 16)", "product"),
+    "another stream": ("cuda/product_if.cu", "shared_bytes, stream>>>", "shared_bytes, nullptr>>>", "product"),
+    "launch bounds below the block": ("cuda/product_if.cu", "(S::kThreads, 1)", "(S::kThreads / 2, 1)", "product"),
+    "an offset of 32 bits": ("cuda/if_scan.cu", "const int64_t n = (", "const int n = (", "offsets"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_it_is_noticed(name: str, toolkit: Toolkit, tmp_path: Path) -> None:
+    file, old, new, tests = PLANTED[name]
+    lines = (KERNELS / file).read_text().splitlines()
+    (line, *_) = [number for number, text in enumerate(lines) if old in text]
+    mutant = Mutant(file, line, lines[line].replace(old, new))
+    found = verdict(mutant, toolkit, tmp_path, originals(toolkit), [tests])
+    assert found not in (*NOT_TRIED, "SURVIVES")

@@ -1,0 +1,334 @@
+"""Other people's tools drive networks and trains as they drive ANNs: the same answers, or a refusal that says what is
+wrong; never a silent difference.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import ann, freeze, to_ann
+
+SAMPLES, T = 33, 20  # three planes: not the batch
+
+
+def network(layers=tnn):
+    torch.manual_seed(0)
+    return nn.Sequential(layers.Linear(12, 16, norm=True), layers.Linear(16, 16, norm=True), layers.Readout(16, 3))
+
+
+def images(layers=tnn):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        layers.Encoder(T=8), layers.Conv2d(1, 8, 3, padding=1, norm=True), layers.Flatten(), layers.Readout(512, 3)
+    )
+
+
+@pytest.fixture(scope="module")
+def items():
+    """(train, label) of each sample."""
+    torch.manual_seed(1)
+    x = te.SpikeTrain.from_dense((torch.rand(T, SAMPLES, 12) < 0.3).float())
+    return [(x[i], torch.tensor(i % 3)) for i in range(SAMPLES)]
+
+
+def loader(items, batch_size=11):
+    return DataLoader(items, batch_size=batch_size)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- PyTorch Lightning ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pl():
+    return pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+
+
+def module(pl, layers=tnn):
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network(layers)
+
+        def step(self, batch):
+            x, y = batch
+            return F.cross_entropy(self.net(x if layers is tnn else x.counts).float(), y)
+
+        def training_step(self, batch, i):
+            loss = self.step(batch)
+            self.log("train", loss, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch, i):
+            self.log("loss", self.step(batch))
+            self.log("first", float(i == 0))  # weighted by the size of the batches
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+    return Module()
+
+
+def trainer(pl, epochs=3, **options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **(quiet | options))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [
+    lambda x, y: [x, y],
+    lambda x, y: {"spikes": x},
+    lambda x, y: x,
+    lambda x, y: (y, te.ConstantInput(torch.rand(SAMPLES, 4), 8), te.ImpulseInput(torch.rand(SAMPLES, 4), 8)),
+], ids=["list", "dict", "train", "inputs"])  # fmt: skip
+def test_lightning_finds_the_batch_size(make, pl, items):
+    extract = pytest.importorskip("lightning.pytorch.utilities.data").extract_batch_size
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
+    assert not said
+
+
+OPTIONS = {
+    "plain": lambda pl: {},
+    "bf16": lambda pl: {"precision": "bf16-mixed"},
+    "float64": lambda pl: {"precision": "64-true"},
+    "accumulation": lambda pl: {"accumulate_grad_batches": 2},
+    "clipping": lambda pl: {"gradient_clip_val": 0.5},
+    "swa": lambda pl: {"callbacks": [pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)]},
+    "sync batch norm": lambda pl: {"sync_batchnorm": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lightning_fits_and_validates(name, pl, items):
+    net, twin = module(pl), module(pl, ann)
+    steps = []
+    for one in net, twin:
+        before = trainer(pl).validate(one, loader(items), verbose=False)[0]["loss"]
+        driver = trainer(pl, **OPTIONS[name](pl))
+        driver.fit(one, loader(items), loader(items))
+        (measured,) = driver.validate(one, loader(items, 32), verbose=False)
+        assert measured["first"] == pytest.approx(32 / 33)  # a batch of 32 and one of 1, the mean over the samples
+        assert measured["loss"] < before
+        steps.append(driver.global_step)
+    assert steps[0] == steps[1]
+    assert net.state_dict().keys() == twin.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_resumes_from_a_checkpoint_bit_for_bit(pl, items, tmp_path):
+    whole, half, resumed = (module(pl) for _ in range(3))
+    trainer(pl, 4).fit(whole, loader(items), loader(items))
+    driver = trainer(pl, 2)
+    driver.fit(half, loader(items), loader(items))
+    driver.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(pl, 4).fit(resumed, loader(items), loader(items), ckpt_path=tmp_path / "half.ckpt")
+    assert_equal(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_counts_flops_by_layer(pl):
+    summaries = pytest.importorskip("lightning.pytorch.utilities.model_summary")
+
+    def summary(layers):
+        one = module(pl, layers)
+        one.net, one.example_input_array = images(layers), torch.rand(4, 1, 8, 8)
+        one.forward = one.net.forward
+        found = summaries.ModelSummary(one, max_depth=2)
+        return dict(zip(found.layer_names, zip(found.param_nums, found.flop_counts, strict=True), strict=True))
+
+    assert summary(tnn) == summary(ann)
+
+
+# --- accelerate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accelerator():
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+    def make(**options):
+        accelerate.state.AcceleratorState._reset_state(True)
+        accelerate.state.GradientState._reset_state()
+        return accelerate.Accelerator(cpu=True, **options)
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_trains(precision, accelerator, items):
+    accelerated = accelerator(mixed_precision=precision, gradient_accumulation_steps=2)
+    net, optimizer = network(), None
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    net, optimizer, batches = accelerated.prepare(net, optimizer, loader(items))
+    losses, seen = [], 0
+    for _ in range(4):
+        for x, y in batches:
+            with accelerated.accumulate(net):
+                loss = F.cross_entropy(net(x), y)
+                accelerated.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            seen += len(accelerated.gather_for_metrics((net(x), y))[0])
+    assert seen == 4 * SAMPLES
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("first", ["train", "label"])
+def test_accelerate_cannot_dispatch_and_says_what_does(first, accelerator, items):
+    configuration = pytest.importorskip("accelerate.utils").DataLoaderConfiguration
+    ordered = items if first == "train" else [item[::-1] for item in items]
+    dispatched = accelerator(dataloader_config=configuration(dispatch_batches=True)).prepare(loader(ordered))
+    with pytest.raises(TypeError, match="dispatch_batches=False"):
+        next(iter(dispatched))
+    split = accelerator(dataloader_config=configuration(dispatch_batches=False)).prepare(loader(ordered))
+    assert sum(len(batch[0]) for batch in split) == SAMPLES
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accelerate_offloads_whole_layers(accelerator, items):
+    """A layer reads its batch norm's parameters itself, so it has to have them: that is preload_module_classes."""
+    accelerate = pytest.importorskip("accelerate")
+    x, _ = torch.utils.data.default_collate(items)
+    net, expected = network().eval(), network().eval()(x)
+    accelerate.cpu_offload(net, torch.device("cpu"), preload_module_classes=["Linear"])
+    assert torch.equal(net(x), expected)
+
+
+# --- torchinfo, profiler ----------------------------------------------------------------------------------------------
+
+
+def test_torchinfo_refuses_trains_and_takes_the_twin():
+    torchinfo = pytest.importorskip("torchinfo", reason="torchinfo is not installed")
+    net, size = images().eval(), (1, 1, 8, 8)
+    with pytest.raises(RuntimeError) as refusal:
+        torchinfo.summary(net, size, verbose=0)
+    assert "ConstantInput" in str(refusal.value.__cause__)
+    found = torchinfo.summary(to_ann(net), size, verbose=0)
+    assert found.total_params == sum(p.numel() for p in net.parameters())
+
+
+def test_the_profiler_names_the_ops():
+    net = images()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        net(torch.rand(4, 1, 8, 8)).sum().backward()
+    names = {event.key for event in found.key_averages()}
+    assert len([name for name in names if name.startswith("tandem::")]) >= 2
+
+
+# --- averages, wrappers, copies ---------------------------------------------------------------------------------------
+
+
+def test_averaged_models_and_their_batch_norm(items):
+    x, y = torch.utils.data.default_collate(items)
+    for layers, data in (tnn, x), (ann, x.counts):
+        net = network(layers)
+        swa = AveragedModel(net)
+        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(net(data), y).backward()
+            optimizer.step()
+            swa.update_parameters(net)
+            ema.update_parameters(net)
+        update_bn([(data[:11], y), (data[11:], y)], swa)
+        layer = swa.module[0]
+        means = [F.linear(part, layer.weight, layer.bias).mean(0) for part in (x.counts[:11], x.counts[11:])]
+        torch.testing.assert_close(layer.norm.running_mean, (means[0] + means[1]) / 2)
+        assert layer.norm.num_batches_tracked == 2
+        assert ema.eval()(data).isfinite().all()
+
+
+def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
+    """torch walks through tensors only; it says so, which is all that can be done from here."""
+    x, _ = torch.utils.data.default_collate(items)
+    net = network()
+    with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+        y = checkpoint(net[1], net[0](x), use_reentrant=True)
+    net[2](y).sum().backward()
+    assert net[0].weight.grad is None
+
+
+def test_data_parallel_without_gpus_is_the_network(items):
+    x, _ = torch.utils.data.default_collate(items)
+    net = network().eval()
+    assert torch.equal(nn.DataParallel(net)(x), net(x))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_copies_of_networks(copied, items):
+    x, _ = torch.utils.data.default_collate(items)
+    net = network()
+    net(x)
+    other = copied(net)
+    assert_equal(other.state_dict(), net.state_dict())
+    assert torch.equal(other.eval()(copied(x)), net.eval()(x))
+
+
+def test_state_dicts_load_with_weights_only():
+    net, file = network(), io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    assert_equal(torch.load(file, weights_only=True), net.state_dict())
+
+
+def test_a_backbone_takes_another_head():
+    """Hub-style surgery: entries left out, prefixed and replaced; what does not fit is named, as in torch."""
+    net, other = network(), network()
+    nn.init.zeros_(other[0].weight)
+    backbone = {key: value for key, value in net.state_dict().items() if not key.startswith("2.")}
+    loaded = other.load_state_dict(backbone, strict=False)
+    assert loaded.missing_keys == ["2.weight", "2.bias"]
+    assert torch.equal(other[0].weight, net[0].weight)
+    other[2] = tnn.Readout(16, 7)
+    with pytest.raises(RuntimeError, match=r"size mismatch for 2\.weight"):
+        other.load_state_dict(net.state_dict())
+    assert to_ann(net).load_state_dict(net.state_dict()).missing_keys == []
+
+
+CHANGES = {
+    "pruning": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), lambda layer: prune.remove(layer, "weight")),
+    "weight norm": (parametrizations.weight_norm, lambda layer: None),
+    "spectral norm": (parametrizations.spectral_norm, lambda layer: None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_parametrised_weights_are_trained_and_frozen(name, items):
+    x, y = torch.utils.data.default_collate(items)
+    change, finish = CHANGES[name]
+    net = network()
+    change(net[1])
+    F.cross_entropy(net(x), y).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    finish(net[1])
+    net.eval()
+    assert torch.equal(freeze(net)(x), net(x))

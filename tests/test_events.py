@@ -1,0 +1,110 @@
+"""Spike trains from events, as cameras and cochleas record them. All of it happens on the host."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from cases import assert_same
+
+import tandem_ext as te
+
+
+def recording(n, shape, t_max=1000):
+    """As tonic gives them."""
+    generator = np.random.default_rng(0)
+    events = np.zeros(n, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
+    events["t"] = np.sort(generator.integers(0, t_max, n))
+    for name, size in zip(("p", "y", "x"), shape, strict=True):
+        events[name] = generator.integers(0, size, n)
+    return events
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 20])
+def test_events_are_binned_by_time(T):
+    events = recording(300, (2, 6, 5))
+    x = te.SpikeTrain.from_events(events, (2, 6, 5), T, window=(100, 900))
+    expected = torch.zeros(T, 1, 2, 6, 5)
+    for event in events:
+        if 100 <= event["t"] < 900:
+            expected[(event["t"] - 100) * T // 800, 0, event["p"], event["y"], event["x"]] = 1
+    assert torch.equal(x.to_dense(), expected)
+    assert (x.shape, x.T) == ((1, 2, 6, 5), T)
+
+
+def test_default_window_ends_with_the_last_event():
+    x = te.SpikeTrain.from_events(([10, 19, 20, 30], [0, 1, 2, 3]), [4], T=2)
+    assert x.to_dense(torch.int)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_a_window_includes_its_start_and_not_its_stop():
+    x = te.SpikeTrain.from_events(([-1, 0, 9, 10], [0, 1, 2, 3]), [4], T=2, window=(0, 10))
+    assert x.to_dense(torch.int)[:, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_many_events_in_a_frame_are_one_spike():
+    x = te.SpikeTrain.from_events(([0, 0, 1, 1], [3, 3, 3, 3]), [4], T=2)
+    assert x.counts.tolist() == [[0, 0, 0, 2]]
+
+
+def test_events_in_other_forms():
+    events = recording(200, (2, 6, 5))
+    expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)
+    mapping = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
+    assert_same(te.SpikeTrain.from_events(mapping, (2, 6, 5), 8), expected)
+    signed = mapping | {"p": torch.where(mapping["p"] == 0, -1, 1)}
+    assert_same(te.SpikeTrain.from_events(signed, (2, 6, 5), 8), expected)
+    boolean = mapping | {"p": mapping["p"].bool()}
+    assert_same(te.SpikeTrain.from_events(boolean, (2, 6, 5), 8), expected)
+    shuffled = events[np.random.default_rng(1).permutation(200)]
+    assert_same(te.SpikeTrain.from_events(shuffled, (2, 6, 5), 8), expected)
+    flat = events["p"] * 30 + events["y"] * 5 + events["x"]
+    assert_same(te.SpikeTrain.from_events((events["t"], flat), (2, 6, 5), 8), expected)
+
+
+def test_merged_polarities_and_cochleas():
+    events = recording(200, (2, 6, 5))
+    merged = te.SpikeTrain.from_events(events, (1, 6, 5), 8)
+    both = te.SpikeTrain.from_events(events, (2, 6, 5), 8).to_dense()
+    assert torch.equal(merged.to_dense(), both.amax(2, keepdim=True))
+    assert te.SpikeTrain.from_events({"t": [0, 1], "x": [3, 4]}, [700], 4).counts.sum() == 2
+
+
+def test_narrow_time_types_do_not_overflow():
+    times = np.array([0, 2**31 - 1], dtype=np.int32)
+    assert te.SpikeTrain.from_events((times, [0, 0]), [1], T=200).to_dense()[[0, 199], 0, 0].tolist() == [1, 1]
+
+
+def test_no_events():
+    silent = te.SpikeTrain.from_events(([], []), [4], 8)
+    assert silent.counts.sum() == 0
+    assert silent.gain == 1.0
+    assert te.SpikeTrain.from_events(([], []), [4], 8, gain=0.5).gain == 0.5
+    assert te.SpikeTrain.from_events(([], []), [2, 0], 8).shape == (1, 2, 0)
+
+
+@pytest.mark.parametrize(("events", "shape", "options", "error", "match"), [
+    ({"t": [0]}, [4], {}, ValueError, "recording: features (4,) need the fields t, x; missing: {'x'}"),
+    ({"x": [0]}, [4], {}, ValueError, "missing: {'t'}"),
+    ({"t": [0], "x": [0]}, [2, 4], {}, ValueError, "features (2, 4) need the fields t, p, x; missing: {'p'}"),
+    ({"t": [0], "x": [4]}, [4], {}, ValueError, "x: expected addresses in 0..3, got 4..4"),
+    ({"t": [0], "x": [-1]}, [4], {}, ValueError, "x: expected addresses in 0..3, got -1..-1"),
+    ({"t": [0, 1], "x": [1]}, [4], {}, ValueError, "x: expected 2 values, as many as there are times, got 1"),
+    ({"t": [[0]], "x": [1]}, [4], {}, ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
+    (([math.nan], [1]), [4], {}, ValueError, "recording: a time is NaN"),
+    (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window: expected (start, stop) with start < stop, got (1, 1)"),
+    (([0.0], ["a"]), [4], {}, TypeError, "neurons: expected numbers, got <U1"),
+    (([0.0], [4]), [4], {}, ValueError, "neurons: expected addresses in 0..3, got 4..4"),
+    (([[0.0]], [1]), [4], {}, ValueError, "times: expected a 1-d array"),
+    (torch.zeros(3), [4], {}, TypeError, "recording: expected a structured array, a mapping with t, x, y, p"),
+    ({"t": [0], "x": [0]}, [1, 2, 3, 4], {}, ValueError, "shape: expected [neurons], [p, x] or [p, y, x] for events"),
+    (([0], [0]), [], {}, ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got ()"),
+    (([0], [0]), [-1], {}, ValueError, "shape: expected the sizes of the features"),
+    (([0], [0]), [4.0], {}, ValueError, "shape: expected the sizes of the features"),
+    ({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4], {}, ValueError, "p: expected addresses in 0..1"),
+    ({"t": [0], "x": [0], "y": [0], "p": [-1]}, [3, 4, 4], {}, ValueError, "p: expected addresses in 0..2"),
+])  # fmt: skip
+def test_bad_events(events, shape, options, error, match):
+    with pytest.raises(error, match=re.escape(match)):
+        te.SpikeTrain.from_events(events, shape, 8, **options)

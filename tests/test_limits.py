@@ -1,0 +1,143 @@
+"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference.
+
+A product lists its spikes in 16-bit entries, each eight times an input's number: 8,191 inputs, or taps of a
+convolution, are one block and 8,192 are two. A launch on a GPU has at most 65,535 rows of blocks. Indices into tensors
+may exceed 31 bits; such tensors are looked at without memory.
+"""
+
+import pytest
+import torch
+from cases import WINDOWS, assert_same, compute_dtype, dyadic, neurons, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import freeze
+
+f, ref = te.functional, te.reference
+BLOCK = (8190, 8191, 8192, 8193)
+ROWS = (65535, 65536, 65537)
+SHORT = st.sampled_from([T for T in WINDOWS if T <= 9])
+PRODUCTS = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+
+
+def both(name, *arguments, **keywords):
+    assert_same(*(getattr(module, name)(*arguments, **keywords) for module in (f, ref)))
+
+
+@pytest.mark.parametrize("inputs", BLOCK)
+@given(data=st.data(), T=SHORT, dtype=PRODUCTS, outputs=st.sampled_from([1, 5, 17]), batch=st.sampled_from([0, 1, 3]))
+@settings(max_examples=6)
+def test_linear(inputs, data, T, dtype, outputs, batch):
+    x, shape = train(T, batch, inputs, rate=data.draw(st.sampled_from([0.02, 0.3, 1.0]))), (batch, outputs)
+    both("linear_if", x, dyadic(outputs, inputs, dtype=dtype), **data.draw(neurons(T, shape, dtype)))
+
+
+@st.composite
+def convolutions(draw, taps, groups):
+    """(input shape without the batch, weight shape, arguments) of a convolution with that many taps."""
+    choices = [(taps, (1, 1)), (taps, (1,)), (1, (taps,)), (1, (taps, 1)), (1, (1, taps))]
+    choices += [(taps // (h * w), (h, w)) for h, w in ((1, 2), (3, 3), (2, 5), (13, 7)) if taps % (h * w) == 0]
+    channels, kernel = draw(st.sampled_from(choices))
+    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    padding = draw(st.integers(0, 1))
+    space = [(k - 1) * dilation + draw(st.integers(1, 3)) for k in kernel]
+    outputs = groups * draw(st.sampled_from([1, 3]))
+    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return (channels * groups, *space), (outputs, channels, *kernel), window
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("taps", [*BLOCK, 9 * 910, 9 * 911])
+@given(data=st.data(), T=SHORT)
+@settings(max_examples=4)
+def test_convolution(taps, groups, data, T):
+    features, weight, window = data.draw(convolutions(taps, groups))
+    x, name = train(T, 1, *features), f"conv{len(features) - 1}d_if"
+    shape = tuple(getattr(ref, name)(x, torch.zeros(weight), **window).shape)
+    both(name, x, dyadic(*weight), **window, **data.draw(neurons(T, shape)))
+
+
+@pytest.mark.parametrize("inputs", BLOCK)
+def test_batch_norm_and_gradients(inputs):
+    """The gradients are torch's products of counts, which a sum in float64 checks."""
+    torch.manual_seed(inputs)
+    layer, x = tnn.Linear(inputs, 5, norm=True), train(8, 7, inputs)
+    with torch.no_grad():
+        layer.weight.copy_(dyadic(5, inputs))
+        layer.bias.zero_()
+    grad = torch.randn(7, 5)
+    y = layer(x)
+    (y.counts * grad).sum().backward()
+    u = (x.counts.double() @ layer.weight.detach().double().T).requires_grad_()
+    mean, var = u.mean(0), u.var(0, correction=0)
+    z = (u - mean) / (var + layer.norm.eps).sqrt() * layer.norm.weight.detach().double()
+    (torch.relu(z) * grad).sum().backward()
+    torch.testing.assert_close(layer.weight.grad.double(), u.grad.T @ x.counts.double(), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(layer.norm.running_mean.double(), 0.1 * mean.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_rows(rows):
+    """Of samples, outputs and channels."""
+    torch.manual_seed(rows)
+    for batch, outputs in (rows, 2), (2, rows):
+        both("linear_if", train(3, batch, 3), dyadic(outputs, 3), shift=dyadic(outputs), return_v=True)
+    both("if_scan", dyadic(9, rows, 1), return_v=True)
+    both("if_scan", dyadic(2, 1, rows), return_v=True)
+    both("conv1d_if", train(3, 1, 2, rows), dyadic(2, 2, 1), return_v=True)
+    both("conv2d_if", train(3, 1, rows, 1, 1), dyadic(rows, 1, 1, 1), groups=rows, return_v=True)
+    x = train(9, rows, 2)
+    assert torch.equal(te.pack(x.to_dense()), x.planes)
+    assert torch.equal(te.counts(x.planes), x.to_dense().sum(0))
+
+
+HUGE = 2**16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_than_31_bits_of_indices(dtype):
+    """Shapes and strides of 2^32 elements and more, on tensors without memory."""
+    planes = torch.empty(2, HUGE, HUGE, dtype=torch.uint8, device="meta")
+    x = te.SpikeTrain.unchecked(planes, 9)
+    assert x.counts.shape == (HUGE, HUGE)
+    y, v = f.linear_if(x, torch.empty(HUGE, HUGE, dtype=dtype, device="meta"), return_v=True)
+    assert y.planes.shape == (2, HUGE, HUGE)
+    assert y.planes.stride() == (HUGE * HUGE, HUGE, 1)
+    assert (v.shape, v.dtype) == ((HUGE, HUGE), compute_dtype(dtype))
+    image = te.SpikeTrain.unchecked(torch.empty(1, 2**10, 8, 2**10, 2**10, dtype=torch.uint8, device="meta"), 8)
+    conv = f.conv2d_if(image, torch.empty(16, 8, 3, 3, dtype=dtype, device="meta", requires_grad=True), padding=1)
+    assert conv.planes.shape == (1, 2**10, 16, 2**10, 2**10)
+    assert conv.planes.stride()[1:] == (2**24, 1, 2**14, 16)
+    assert conv.counts.stride() == (2**24, 1, 2**14, 16)
+    scan = f.if_scan(torch.empty(8, HUGE, HUGE, dtype=dtype, device="meta"))
+    assert scan.counts.shape == (HUGE, HUGE)
+    dense = x.to_dense(dtype)
+    assert dense.shape == (9, HUGE, HUGE)
+    assert te.SpikeTrain.from_dense(dense).planes.shape == planes.shape
+
+
+@pytest.mark.parametrize("inputs", BLOCK)
+def test_frozen_layers(inputs):
+    torch.manual_seed(inputs)
+    net = nn.Sequential(tnn.Linear(inputs, 9, norm=True), tnn.Linear(9, 5), tnn.Readout(5, 3)).eval()
+    x = train(8, 4, inputs)
+    assert torch.equal(freeze(net)(x), net(x))
+
+
+@pytest.mark.parametrize("channels", [910, 911])
+def test_frozen_convolutions(channels):
+    torch.manual_seed(channels)
+    net = nn.Sequential(tnn.Conv2d(channels, 4, 3), tnn.Flatten(), tnn.Readout(16, 3)).eval()
+    x = train(8, 2, channels, 4, 4)
+    assert torch.equal(freeze(net)(x), net(x))
+
+
+@pytest.mark.parametrize("taps", [8190, 8191, 8192, 8200])
+def test_frozen_kernels_of_many_taps(taps):
+    torch.manual_seed(taps)
+    net = nn.Sequential(tnn.Conv1d(4, 4, taps), tnn.Flatten(), tnn.Readout(12, 3)).eval()
+    x = train(8, 2, 4, taps + 2)
+    assert torch.equal(freeze(net)(x), net(x))
