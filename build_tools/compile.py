@@ -79,6 +79,21 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(ROOT / module), str(target))
+        if not self.inplace:
+            write_commit(target.parent)
+
+
+def write_commit(folder: Path) -> None:
+    """What the package is built from, for bug reports: "+" where files differ. Nothing outside of a git tree."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return
+    (folder / "commit.txt").write_text(head + "+" * bool(changes.strip()) + "\n")
 
 
 def build_folder() -> Path:

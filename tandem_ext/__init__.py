@@ -10,7 +10,7 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 
 from . import flops, functional, ops, reference
 from ._load import build_info
-from .batching import cat, collate
+from .batching import cat
 from .inputs import ConstantInput, ImpulseInput
 from .planes import counts, pack, unpack
 from .train import SpikeTrain
@@ -23,7 +23,6 @@ __all__ = [
     "SpikeTrain",
     "build_info",
     "cat",
-    "collate",
     "counts",
     "flops",
     "functional",
@@ -32,3 +31,7 @@ __all__ = [
     "reference",
     "unpack",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]  # not the modules that these are made in

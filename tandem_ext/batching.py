@@ -1,4 +1,4 @@
-"""Batches of trains and inputs: cat, and a collate function for DataLoaders."""
+"""Batches of trains and inputs: cat, which torch's DataLoader uses too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .signal import Signal
@@ -67,13 +66,3 @@ def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
 
 
 default_collate_fn_map[Signal] = _cat_signals  # torch's way to teach DataLoaders a type
-
-
-def collate(batch: Sequence[Any]) -> Any:
-    """torch's default ``collate_fn``, which knows trains and inputs and concatenates them over the batch.
-
-    >>> dataset = [(te.ImpulseInput(torch.ones(1, 3), T=4), label) for label in range(2)]
-    >>> te.collate(dataset)
-    [ImpulseInput(T=4, shape=[2, 3], gain=1.0, device=cpu), tensor([0, 1])]
-    """
-    return default_collate(list(batch))

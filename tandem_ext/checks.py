@@ -125,15 +125,30 @@ def dense_spikes(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected T from 1 to 255 steps in dimension 0, got {_describe(value)}")
 
 
+def frames(name: str, value: object) -> None:
+    """Event counts [F, B, *features]: whole numbers from 0. Reads values."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise TypeError(f"{name}: expected a real tensor or array [F, B, *features], got {_describe(value)}")
+    if value.dim() < 2:
+        raise ValueError(f"{name}: expected at least two dimensions [F, B, *features], got {_describe(value)}")
+    if not bool(((value >= 0) & (value == value.round() if value.is_floating_point() else True)).all()):
+        raise ValueError(f"{name}: expected counts of events, whole numbers from 0, got others")
+
+
 def binary(name: str, value: Tensor) -> None:
     """0 and 1 only. Reads values."""
     if value.dtype != torch.bool and _readable(value) and not bool(((value == 0) | (value == 1)).all()):
-        raise ValueError(f"{name}: expected only 0 and 1, got other values (NaN included): threshold or binarise first")
+        raise ValueError(
+            f"{name}: expected only 0 and 1, got other values (NaN included): threshold or binarise "
+            "first; counts of events become a train by SpikeTrain.from_frames"
+        )
 
 
 def direct(name: str, value: object) -> None:
     if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}")
+        whole = isinstance(value, Tensor) and not value.is_floating_point()
+        hint = f": {name}.float() is an image, SpikeTrain.from_frames takes counts of events" * whole
+        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}{hint}")
     if value.dim() < 1:
         raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
 
@@ -215,11 +230,11 @@ def gate(value: object) -> None:
         raise ValueError(f"gate: expected one of {', '.join(map(repr, GATES))}, got {value!r}")
 
 
-def steps(value: object) -> None:
+def steps(value: object, name: str = "steps", what: str = ", the length of the window") -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"steps: expected a positive int, the length of the window, got {_describe(value)}")
+        raise TypeError(f"{name}: expected a positive int{what}, got {_describe(value)}")
     if value < 1:
-        raise ValueError(f"steps: expected a positive int, the length of the window, got {value}")
+        raise ValueError(f"{name}: expected a positive int{what}, got {value}")
 
 
 def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:

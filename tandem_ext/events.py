@@ -26,6 +26,21 @@ def bin_events(
     return np.packbits(spikes, axis=0, bitorder="little").reshape((T + 7) // 8, *shape)
 
 
+def features_of(sensor_size: Any) -> tuple[int, ...]:
+    """The features of a sensor that tonic describes as (x, y, polarities).
+
+    >>> features_of((34, 34, 2)), features_of((700, 1, 1))
+    ((2, 34, 34), (700,))
+    """
+    sizes = tuple(sensor_size)
+    if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+        raise ValueError(f"sensor_size: expected (x, y, polarities) as tonic gives it, got {sensor_size!r}")
+    x, y, p = map(int, sizes)
+    if y > 1:
+        return p, y, x
+    return (p, x) if p > 1 else (x,)
+
+
 def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Times, and indices into the flattened features."""
     if isinstance(recording, (tuple, list)) and len(recording) == 2:
@@ -55,9 +70,16 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
         if len(values) != len(times):
             raise ValueError(f"{name}: expected {len(times)} values, as many as there are times, got {len(values)}")
         if len(values) and not (values.min() >= 0 and values.max() < sizes[name]):
-            raise ValueError(f"{name}: expected addresses in 0..{sizes[name] - 1}, got {values.min()}..{values.max()}")
+            found = f"{name}: expected addresses in 0..{sizes[name] - 1}, got {values.min()}..{values.max()}"
+            raise ValueError(f"{found}; shape {shape} is [{', '.join(sizes)}]{_other_order(values, shape)}")
         flat = flat * sizes[name] + values.astype(np.int64)
     return times, flat
+
+
+def _other_order(addresses: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
+    """What to do where the shape seems to be tonic's sensor_size."""
+    tonic = len(shape) == 3 and shape[2] <= 2 and addresses.min() >= 0 and addresses.max() < max(shape)
+    return ": give tonic's order, (x, y, p), as sensor_size" if tonic else ""
 
 
 def _frames(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ D = TypeVar("D", bound="DirectInput")
 class DirectInput(Signal):
     """Base of :class:`ConstantInput` and :class:`ImpulseInput`."""
 
+    _tensors: ClassVar[str] = "x is its tensor [B, *features]"
     x: Tensor
     T: int
 
@@ -54,8 +55,8 @@ class DirectInput(Signal):
     def map(self: D, f: Callable[[Tensor], Tensor]) -> D:
         return self.unchecked(f(self.x), self.T, f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
 
-    def __getitem__(self: D, index: int | slice | Tensor) -> D:
-        """Samples of the batch; the batch dimension stays, an int gives a batch of one."""
+    def __getitem__(self: D, index: Any) -> D:
+        """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         return self.unchecked(self.x[batch_index(index, len(self))], self.T, self.gain)
 
     def __repr__(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -14,12 +16,24 @@ from torch.utils import _pytree as pytree
 S = TypeVar("S", bound="Signal")
 C = TypeVar("C", bound=type)
 
+_INSTEAD = {
+    "cpu": 'to("cpu") moves it',
+    "cuda": 'to("cuda") moves it',
+    "flatten": "tandem_snn.nn.Flatten() flattens its features",
+    "mT": "T is the number of time steps, not a transpose",
+    "plot": "tandem_snn.plots.raster draws a train",
+    "size": "shape is [B, *features], T the number of time steps",
+    "t": "T is the number of time steps, not a transpose",
+}  # what people look for in a tensor
+
 
 class Signal:
     """Base of :class:`SpikeTrain`, :class:`ConstantInput` and :class:`ImpulseInput`."""
 
     T: int
     gain: float | Tensor
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD
+    _tensors: ClassVar[str] = ""  # which of its tensors have what is looked for
 
     def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
         """The same signal with ``f`` applied to each of its tensors. Nothing is checked."""
@@ -73,6 +87,23 @@ class Signal:
     def __len__(self) -> int:
         return self.shape[0]
 
+    if not TYPE_CHECKING:  # where it would stand for every name
+
+        def __getattr__(self, name: str) -> Any:
+            """Says what to use where a tensor's attribute is looked for."""
+            hint = self._instead.get(name, self._tensors if hasattr(Tensor, name) else "")
+            message = f"{type(self).__name__!r} object has no attribute {name!r}" + (hint and f": {hint}")
+            raise AttributeError(message, name=name, obj=self)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Says what to use where a function of torch is called, of which its layers consist."""
+        joining = func in (torch.stack, torch.cat, torch.concat, torch.concatenate)
+        hint = "tandem_ext.cat joins them" if joining else f"layers that do are in tandem_snn.nn; {cls._tensors}"
+        raise TypeError(f"torch's {getattr(func, '__name__', func)} takes no {cls.__name__}: {hint}")
+
 
 def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
     """A decorator that makes a dataclass of one field, whose first dimension is the batch and along which gradients
@@ -113,15 +144,18 @@ def may_need_grad(tensor: Tensor) -> bool:
     return tensor.requires_grad or (torch._C._are_functorch_transforms_active() and tensor.is_floating_point())
 
 
-def batch_index(index: int | slice | Tensor, length: int) -> slice | Tensor:
+def batch_index(index: Any, length: int) -> slice | Tensor:
     """An index over the batch that keeps the dimension: an int becomes a slice of one."""
-    if isinstance(index, int) and not isinstance(index, bool):
+    if isinstance(index, (list, np.ndarray)):
+        index = torch.as_tensor(index, dtype=None if len(index) else torch.int64)
+    if isinstance(index, slice) or (isinstance(index, Tensor) and index.dim() == 1):
+        return index
+    if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+        index = operator.index(index)
         if not -length <= index < length:
             raise IndexError(f"index {index} is out of range for a batch of {length}")
         return slice(index % length, index % length + 1)
-    if isinstance(index, slice) or (isinstance(index, Tensor) and index.dim() == 1):
-        return index
-    raise TypeError(f"index: expected an int, a slice or a 1-d tensor over the batch, got {index!r}")
+    raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
 
 
 def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:

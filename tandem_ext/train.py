@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from . import checks, events
-from .signal import Signal, batch_index, dataclass_of, may_need_grad, register_pytree
+from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
 
 
 class _Counts:
@@ -38,6 +40,12 @@ class _Counts:
 class _Remembers(Signal):
     """What a train holds besides its fields."""
 
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD | {
+        "dtype": "spikes are bits; counts.dtype is the type of the counts, and to(dtype) changes it",
+        "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
+        "sum": "counts is the sum over time, [B, *features]",
+    }
+    _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     _counts: Tensor | None
     _made: Tensor | None = None  # counts that were asked for and not given
     _dtype: torch.dtype  # of counts that are yet to be made
@@ -50,7 +58,7 @@ class SpikeTrain(_Remembers):
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
             are 0. Any strides; what layers produce is channels-last in memory.
-        T: the number of time steps, 1..255.
+        T: the number of time steps, 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
         gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
@@ -62,7 +70,8 @@ class SpikeTrain(_Remembers):
 
     The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
     SpikeTrain is a dataclass and a pytree node: it passes through ``torch.compile``, ``torch.export``, ``vmap``, DDP
-    and FSDP like a tensor.
+    and FSDP like a tensor. A DataLoader's default ``collate_fn`` joins trains over the batch (:func:`tandem_ext.cat`),
+    pins and moves them; ``numpy.asarray(train)`` is the spikes as uint8 [T, B, *features], whatever a spike is worth.
 
     >>> train = te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # T = 2, one sample, two neurons
     >>> train
@@ -130,20 +139,61 @@ class SpikeTrain(_Remembers):
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
 
     @classmethod
+    def from_frames(
+        cls,
+        frames: Tensor | npt.NDArray[Any],
+        *,
+        substeps: int = 1,
+        batch_first: bool = False,
+        gain: float | Tensor = 1.0,
+    ) -> SpikeTrain:
+        """A train from frames of event counts, as tonic's ``ToFrame`` makes them: whole numbers from 0.
+
+        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of them, as evenly as
+        can be, and at all of them where there are more events than steps. So one sub-step clips counts at 1.
+
+        Args:
+            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, which is what a DataLoader or tonic's
+                ``PadTensors`` stack; a tensor or array of any real dtype.
+            substeps: steps per frame; the train has T = F·substeps.
+
+        Raises:
+            TypeError: no real tensor or array.
+            ValueError: fewer than two dimensions, T out of 1..255, values that are negative or not whole numbers.
+
+        >>> frames = torch.tensor([[[0, 1, 2, 3]]])  # one frame of one sample of four neurons
+        >>> te.SpikeTrain.from_frames(frames).counts
+        tensor([[0., 1., 1., 1.]])
+        >>> te.SpikeTrain.from_frames(frames, substeps=2).to_dense(torch.int)[:, 0]
+        tensor([[0, 0, 1, 1],
+                [0, 1, 1, 1]], dtype=torch.int32)
+        """
+        checks.steps(substeps, "substeps", "")
+        frames = torch.as_tensor(frames) if isinstance(frames, np.ndarray) else frames
+        checks.frames("frames", frames)
+        frames = frames.transpose(0, 1) if batch_first else frames
+        n = frames.clamp(max=substeps).int()  # whose products do not overflow
+        if substeps > 1:
+            after = torch.arange(1, substeps + 1, device=n.device).view(-1, *[1] * (n.dim() - 1)).int()
+            n = n.unsqueeze(1)
+            n = (after * n // substeps - (after - 1) * n // substeps).flatten(0, 1)
+        return cls.from_dense(n, gain)
+
+    @classmethod
     def from_events(
         cls,
         recording: Any,
-        shape: Sequence[int],
-        T: int,
+        shape: Sequence[int] | None = None,
+        T: int = 8,
         *,
+        sensor_size: Sequence[int] | None = None,
         window: tuple[float, float] | None = None,
         gain: float | Tensor = 1.0,
     ) -> SpikeTrain:
         """One recording of address events, binned by time into T frames of equal length: a train with a batch of one.
 
         A neuron spikes in a frame in which it has any event: spikes are binary, so further events of the same neuron
-        in the same frame are dropped. Recordings become a batch by :func:`tandem_ext.cat` or
-        :func:`tandem_ext.collate`.
+        in the same frame are dropped. Recordings become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
 
         Args:
             recording: a structured array or a mapping with the fields ``t``, ``x`` and, where ``shape`` has them,
@@ -152,13 +202,16 @@ class SpikeTrain(_Remembers):
             shape: the features: [neurons], [polarities, x] or [polarities, y, x], so that polarities are channels.
                 With one polarity channel, ``p`` is not looked at and the polarities merge.
             T: the number of frames, 1..255.
+            sensor_size: in the place of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
+                [p, y, x], or [p, x] where y is 1, and [x] where p is 1 too.
             window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d), where
                 d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
                 belongs to the last frame. Give a window where recordings must share one clock.
 
         Raises:
             TypeError: events of an unknown form or of a non-numeric dtype.
-            ValueError: missing fields, lengths that differ, an address outside ``shape``, NaN times, an empty window.
+            ValueError: missing fields, lengths that differ, an address outside ``shape``, NaN times, an empty window,
+                both or none of shape and sensor_size.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],
@@ -166,6 +219,9 @@ class SpikeTrain(_Remembers):
                 [[1., 1.]]])
         """
         checks.T("T", T)
+        if (shape is None) == (sensor_size is None):
+            raise ValueError(f"shape, sensor_size: expected one of them, got {shape} and {sensor_size}")
+        shape = events.features_of(sensor_size) if shape is None else shape
         planes = torch.from_numpy(events.bin_events(recording, shape, T, window)).unsqueeze(1)
         checks.gain("gain", gain)
         return cls.unchecked(planes, T, None, gain)
@@ -192,6 +248,11 @@ class SpikeTrain(_Remembers):
         spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype)
         return spikes
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("copy: spikes are unpacked for NumPy, which is a copy, got False")
+        return self.to_dense(torch.uint8).cpu().numpy().astype(np.uint8 if dtype is None else dtype, copy=False)
+
     @classmethod
     def concatenate(cls, signals: Sequence[SpikeTrain], dim: int) -> SpikeTrain:
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
@@ -216,8 +277,8 @@ class SpikeTrain(_Remembers):
             moved._dtype = dtype  # also of counts that are yet to be made
         return moved
 
-    def __getitem__(self, index: int | slice | Tensor) -> SpikeTrain:
-        """Samples of the batch; the batch dimension stays, an int gives a batch of one."""
+    def __getitem__(self, index: Any) -> SpikeTrain:
+        """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype)

@@ -108,7 +108,7 @@ def test_lightning_finds_the_batch_size(make, pl, items):
     extract = pytest.importorskip("lightning.pytorch.utilities.data").extract_batch_size
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert extract(make(*te.collate(items))) == SAMPLES
+        assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
     assert not said
 
 
@@ -216,7 +216,7 @@ def test_accelerate_cannot_dispatch_and_says_what_does(first, accelerator, items
 def test_accelerate_offloads_whole_layers(accelerator, items):
     """A layer reads its batch norm's parameters itself, so it has to have them: that is preload_module_classes."""
     accelerate = pytest.importorskip("accelerate")
-    x, _ = te.collate(items)
+    x, _ = torch.utils.data.default_collate(items)
     net, expected = network().eval(), network().eval()(x)
     accelerate.cpu_offload(net, torch.device("cpu"), preload_module_classes=["Linear"])
     assert torch.equal(net(x), expected)
@@ -247,7 +247,7 @@ def test_the_profiler_names_the_ops():
 
 
 def test_averaged_models_and_their_batch_norm(items):
-    x, y = te.collate(items)
+    x, y = torch.utils.data.default_collate(items)
     for layers, data in (tnn, x), (ann, x.counts):
         net = network(layers)
         swa = AveragedModel(net)
@@ -269,7 +269,7 @@ def test_averaged_models_and_their_batch_norm(items):
 
 def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
     """torch walks through tensors only; it says so, which is all that can be done from here."""
-    x, _ = te.collate(items)
+    x, _ = torch.utils.data.default_collate(items)
     net = network()
     with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
         y = checkpoint(net[1], net[0](x), use_reentrant=True)
@@ -278,14 +278,14 @@ def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
 
 
 def test_data_parallel_without_gpus_is_the_network(items):
-    x, _ = te.collate(items)
+    x, _ = torch.utils.data.default_collate(items)
     net = network().eval()
     assert torch.equal(nn.DataParallel(net)(x), net(x))
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
 def test_copies_of_networks(copied, items):
-    x, _ = te.collate(items)
+    x, _ = torch.utils.data.default_collate(items)
     net = network()
     net(x)
     other = copied(net)
@@ -323,7 +323,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_parametrised_weights_are_trained_and_frozen(name, items):
-    x, y = te.collate(items)
+    x, y = torch.utils.data.default_collate(items)
     change, finish = CHANGES[name]
     net = network()
     change(net[1])

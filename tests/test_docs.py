@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
+NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 
 
@@ -34,6 +35,8 @@ def having(*languages):
 @having("python")
 def test_code_runs(page, tmp_path, monkeypatch):
     """In the order of the page, which may build on itself."""
+    if page.name in NOTEBOOKS:
+        pytest.skip("the same code runs as a notebook: tests/test_notebooks.py")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -101,6 +104,17 @@ def test_the_figures_of_the_rule(tmp_path):
     assert drawn == sorted(path.name for path in (ROOT / "docs/figures").glob("*.svg"))
 
 
+@pytest.mark.slow
+def test_the_pictures_of_the_pages(tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    done = subprocess.run([sys.executable, ROOT / "docs/figures/pages.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    notebook = {"events-raster.png", "events-delay.png"}  # of examples/notebooks/events.ipynb
+    assert {path.name for path in tmp_path.iterdir()} | notebook == {
+        path.name for path in (ROOT / "docs/figures/pages").iterdir()
+    }
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
@@ -119,8 +133,8 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["tandem_snn", "tandem_snn.nn", "tandem_snn.data", "tandem_snn.training",
-                                  "tandem_snn.measure", "tandem_snn.ann", "tandem_snn.models", "tandem_ext",
-                                  "tandem_ext.functional"])  # fmt: skip
+                                  "tandem_snn.measure", "tandem_snn.plots", "tandem_snn.ann", "tandem_snn.models",
+                                  "tandem_ext", "tandem_ext.functional"])  # fmt: skip
 def test_the_reference_is_complete(site, name):
     reference = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     documented = set(re.findall(r'id="(tandem_\w+(?:\.\w+)+)"', reference))

@@ -92,3 +92,15 @@ def test_the_costs_in_the_readme(what: str) -> None:
         if shown := cell.strip():
             digits = len(shown.partition(".")[2])
             assert shown == f"{unit * median(row['values'][competitor]):.{digits}f}", competitor
+
+
+def test_the_three_numbers_of_the_home_page() -> None:
+    page = (ROOT / "docs/index.md").read_text()
+    result = json.loads((ROOT / "docs/results/training/fashion-mnist.json").read_text())
+    rows = {row["case"]: row for row in bench(1)["rows"]}
+    assert f"**{result['test_accuracy']:.2f} %**" in page
+    assert f"its ANN twin {result['ann_test_accuracy']:.2f} %" in page
+    for case in "conv-net-train-9", "conv-net-peak":
+        ratios = {name: ratio["median"] for name, ratio in rows[case]["ratios"].items()}
+        line = next(line for line in page.splitlines() if f"**{ratios['tandem']:.2f} ×**" in line)
+        assert f"SpikingJelly {ratios['SpikingJelly']:.1f} ×, snnTorch {ratios['snnTorch']:.1f} ×" in line

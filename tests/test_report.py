@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tandem_snn.cli import main
-from tandem_snn.plots import percent_axis
+from tandem_snn.plots.axes import percent_axis
 from tandem_snn.report import figures, gather, page
 
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "$x^{2$", "a & b <b>",
@@ -93,6 +93,18 @@ def test_every_layer_has_its_figures(contents):
         for figure in (f"Spikes of {layer}", f"Firing rates of {layer}", f"Counts of {layer} against its activations"):
             assert figure in labels
     assert len(set(labels)) == len(labels)
+
+
+def test_axes_say_what_they_are(contents):
+    """Steps count from 1, as everywhere; an axis that is not linear says so."""
+    text = page(contents)
+    curves = re.findall(
+        r'<svg role="img" aria-label="[^"]*(?:by epoch|by time step|by operations)".*?</svg>', text, re.DOTALL
+    )
+    assert len(curves) == 4
+    assert all("logarithmic axis" in svg or "axis widened towards 100" in svg for svg in curves)
+    raster = re.search(r'<svg role="img" aria-label="Spikes of conv1".*?</svg>', text, re.DOTALL)[0]
+    assert re.findall(r"<text[^>]*>(\d+)</text>", raster) == ["1", "2", "3", "4"]
 
 
 def test_the_axis_of_accuracies(contents):

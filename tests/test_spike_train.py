@@ -200,11 +200,10 @@ def test_flattening_makes_no_counts():
     assert x._counts is None
 
 
-@pytest.mark.parametrize("options", [{}, {"collate_fn": te.collate}], ids=["default", "collate"])
-def test_data_loader(options):
+def test_data_loader():
     x, image = train(8, 6, 5), te.ConstantInput(dyadic(6, 5), 8)
     dataset = [(x[i], image[i], i) for i in range(6)]
-    batches = list(DataLoader(dataset, batch_size=4, **options))
+    batches = list(DataLoader(dataset, batch_size=4))
     assert torch.equal(batches[0][0].planes, x.planes[:, :4])
     assert torch.equal(batches[1][1].x, image.x[4:])
     assert batches[1][2].tolist() == [4, 5]

@@ -10,7 +10,7 @@ from tandem_snn import data, memory
 from tandem_snn.cli.job import Job, run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
-from tandem_snn.plots import report
+from tandem_snn.plots.run import report
 from tandem_snn.training import (
     Classification,
     Recipe,
@@ -244,7 +244,5 @@ def test_without_the_twin(digits):
 
 def test_data_of_another_kind_are_named(digits):
     recipe = Recipe(model="FC16", epochs=1)
-    with pytest.raises(
-        TypeError, match=r"data: expected a tandem_snn.data.Dataset, .* got DataLoader: a DataLoader goes"
-    ):
+    with pytest.raises(TypeError, match=r"data: expected a tandem_snn.data.Dataset or .* got DataLoader"):
         fit(recipe.build(digits), torch.utils.data.DataLoader([]), recipe)

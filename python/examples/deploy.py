@@ -9,6 +9,7 @@ program in cpp/ reads.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def write_nir(path: Path, net: nn.Module, images: Tensor) -> None:
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
+    if not (options.out / "snn.pt").exists():
+        sys.exit(f"no {options.out / 'snn.pt'}: python python/examples/train.py writes it")
     saved = torch.load(options.out / "snn.pt", weights_only=True)
     data = ts.data.load(saved["data"], options.data_dir)
     net = spiking(data, saved["T"]).eval()

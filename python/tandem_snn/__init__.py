@@ -2,7 +2,7 @@
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
 
-from . import ann, data, measure, models, nn
+from . import ann, data, measure, models, nn, plots
 from .convert import calibrate, convert, to_ann
 from .exchange import from_nir, from_snntorch, from_spikingjelly, to_nir, to_onnx, to_snntorch, to_spikingjelly
 from .frozen import FrozenNetwork, freeze, load_frozen
@@ -30,9 +30,14 @@ __all__ = [
     "measure",
     "models",
     "nn",
+    "plots",
     "to_ann",
     "to_nir",
     "to_onnx",
     "to_snntorch",
     "to_spikingjelly",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

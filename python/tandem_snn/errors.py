@@ -24,6 +24,16 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+def listing(names: Iterable[object], most: int = 12) -> str:
+    """Names for a message, of many the first.
+
+    >>> listing("abc"), listing(range(100), most=3)
+    ('a, b, c', '0, 1, 2 and 97 more')
+    """
+    shown = [f"{name!s:.60}" for name in names]
+    return ", ".join(shown[:most]) + f" and {len(shown) - most} more" * (len(shown) > most)
+
+
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:
     """Raises UserError, suggesting the nearest, unless ``name`` is one of ``known``.
 
@@ -36,7 +46,7 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
         by_letters = {other.lower(): other for other in known}
         near = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
         hint = f"did you mean {by_letters[near[0]]!r}? " if near else ""
-        raise UserError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
+        raise UserError(f"unknown {kind} {name!r:.80}: {hint}(known: {', '.join(known)})")
 
 
 def extra(module: str, purpose: str) -> ModuleType:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import tandem_ext
 from tandem_ext import build_info
 
 LIBRARIES = ("numpy", "spikingjelly", "snntorch")
@@ -42,9 +43,16 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package is imported from, with "+" where the tree differs from it."""
+    """The commit that this package was built from or, imported from a source tree, the tree's; with "+" where files
+    differ from it.
+    """
+    written = Path(tandem_ext.__file__).with_name("commit.txt")  # by build_tools/compile.py, in an installed package
+    if written.exists():
+        return written.read_text().strip()
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # An installed package may lie in the tree of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True

@@ -14,12 +14,19 @@ from typing import Any
 from .case import OURS
 from .show import amount, answers, median, rates, rivals, verdict
 
-_METHOD = """# Performance
+_TITLE = """# Performance
 
 This page is generated (`make performance`) from what `tandem-snn bench` wrote to `docs/results`; every figure can
 be measured again with the command that stands above its table.
-
-## How it is measured
+"""
+_HEADLINES = {
+    "conv-net-train-9": "a training step of a convolutional network, its spikes at 9 % of the steps",
+    "conv-net-peak": "the extra memory of that step",
+    "mlp-train-T8-rate": "a training step of an MLP, 784-800-800-10",
+    "mlp-infer-128-rate": "inference of that MLP, 128 samples",
+    "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
+}
+_METHOD = """## How it is measured
 
 - **Ratios, not times.** Competitors take turns: each round samples every one of them once, in random order. A ratio is
   the median over rounds of the ratio within a round; the range behind it is that of its quartiles.
@@ -98,7 +105,29 @@ def document(results: dict[str, dict[str, Any]]) -> str:
     """The page for these results, one per number of threads; their keys are the addresses of the pictures."""
     ordered = sorted(results.items(), key=lambda item: item[1]["threads"])
     sections = [_section(result, picture) for picture, result in ordered]
-    return "\n".join([_METHOD, _misses([result for _, result in ordered]), *sections])
+    found = [result for _, result in ordered]
+    return "\n".join([_TITLE, _headlines(found[0]), _misses(found), _METHOD, *sections])
+
+
+def _headlines(result: dict[str, Any]) -> str:
+    """What most people come for, relative to the ANN; nothing where it was not measured."""
+    rows = {row["case"]: row for row in result["rows"]}
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    lines = [
+        f"At T = 8 and {threads}, in times of the ANN of the same layers:",
+        "",
+        "| | this | the fastest other way | SpikingJelly | snnTorch |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for case, what in _HEADLINES.items():
+        if case in rows:
+            medians = {name: rows[case]["ratios"][name]["median"] for name in rivals(rows[case], but_base=True)}
+            ours = min((name for name in medians if name in OURS), key=medians.__getitem__)
+            others = {name: value for name, value in medians.items() if name not in OURS}
+            best = min(others, key=others.__getitem__)
+            cells = [f"{others[name]:.1f}" if name in others else "" for name in ("SpikingJelly", "snnTorch")]
+            lines.append(f"| {what} | **{medians[ours]:.2f}** | {others[best]:.1f} ({best}) | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""]) if len(lines) > 4 else ""
 
 
 def _misses(results: list[dict[str, Any]]) -> str:

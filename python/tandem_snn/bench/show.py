@@ -111,16 +111,21 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if points:
             ours = name in OURS
             axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
+    bars = False
     for i, row in enumerate(rows):
         for limit in row["limits"]:
             if limit["of"] == row["base"]:
+                bars = True
                 axes.plot([limit["at_most"]] * 2, [i - 0.4, i + 0.4], color="tab:blue", linewidth=1.5)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("time (or bytes) relative to the ANN, of the scan to a copy; bars: what must be reached")
+    quantities = {row["quantity"] for row in rows}
+    what = " or ".join(["time"] * ("time" in quantities) + ["bytes"] * bool(quantities - {"time"}))
+    copied = ", of the scan to a copy" * any(row["base"] == "copy" for row in rows)
+    axes.set_xlabel(f"{what} relative to the ANN{copied}, log scale{'; bars: what must be reached' * bars}")
     axes.grid(alpha=0.3, axis="x")
     figure.suptitle(f"{result['machine'].get('cpu', '')}, {result['threads']} thread{'s' * (result['threads'] > 1)}")
     figure.legend(fontsize=8, loc="outside lower center", ncols=4)

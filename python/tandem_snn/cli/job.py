@@ -19,7 +19,7 @@ from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
 from ..memory import freed_is_kept
-from ..plots import report
+from ..plots.run import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
 from ..training.distributed import join

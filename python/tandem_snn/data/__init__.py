@@ -5,12 +5,15 @@ kept in a cache on disk.
 """
 
 from .augment import AUGMENTATIONS
-from .catalogue import EVENTS, NAMES, TASKS, Dataset, load
+from .catalogue import EVENTS, NAMES, load
+from .dataset import TASKS, Dataset, as_dataset
 from .events import EventSplit
 from .images import ImageSplit
+from .source import DatasetSplit, as_split
 from .split import Split
 from .stream import StreamSplit
 from .tensors import TensorSplit
+from .trains import TrainDataset, from_tonic
 
 __all__ = [
     "AUGMENTATIONS",
@@ -18,10 +21,15 @@ __all__ = [
     "NAMES",
     "TASKS",
     "Dataset",
+    "DatasetSplit",
     "EventSplit",
     "ImageSplit",
     "Split",
     "StreamSplit",
     "TensorSplit",
+    "TrainDataset",
+    "as_dataset",
+    "as_split",
+    "from_tonic",
     "load",
 ]

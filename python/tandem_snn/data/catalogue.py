@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..errors import UserError, check_name
 from .augment import parse
+from .dataset import TASKS, Dataset
 from .events import BINS, EventSplit
 from .files import Folder, data_root
 from .images import ImageSplit, standardisation
@@ -19,49 +20,10 @@ from .split import Split
 
 EVENTS = tuple(recordings.SETS)
 """The names of the data sets of event recordings, whose samples are spike trains."""
-TASKS = ("classification", "regression")
-"""What a network may be trained for: the class of a sample, or the sample itself."""
 NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
 """The names of all data sets that :func:`load` knows."""
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set with its fixed split.
-
-    Attributes:
-        train, validation, test: the validation split is a fixed part of the official training samples, or None.
-        shape: of one sample, [C, H, W].
-        classes: the number of outputs a network has: classes, or numbers in regression.
-        class_names: empty in regression.
-        task: "classification" or "regression".
-    """
-
-    name: str
-    train: Split
-    validation: Split | None
-    test: Split
-    shape: tuple[int, ...]
-    classes: int
-    class_names: tuple[str, ...]
-    task: str = "classification"
-
-    @property
-    def kind(self) -> str:
-        """What inputs are, "images" or "events"."""
-        return self.train.kind
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches are."""
-        return self.train.device
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The data set with its samples, or for a stream its batches, on another device."""
-        validation = self.validation and self.validation.to(device)
-        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device))
 
 
 def load(

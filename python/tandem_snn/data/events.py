@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from .augment import Augmentation, augment
 from .split import Chance, Split
 
 BINS = ("time", "count")
+AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # of space, by the number of features' dimensions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EventSplit(Split):
     """Spike trains in memory.
 
@@ -29,7 +30,6 @@ class EventSplit(Split):
         augmentations: what a batch with a seed goes through.
     """
 
-    kind: ClassVar[str] = "events"
     planes: Tensor
     T: int
     targets: Tensor
@@ -37,6 +37,10 @@ class EventSplit(Split):
 
     def __len__(self) -> int:
         return len(self.planes)
+
+    @property
+    def kind(self) -> str:
+        return "events"
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +54,10 @@ class EventSplit(Split):
         # channels innermost in memory, as kernels want them
         planes = planes.transpose(0, 1).movedim(2, -1).contiguous().movedim(-1, 2)
         return SpikeTrain.unchecked(planes, self.T), self.targets[chosen]
+
+    def _sample(self) -> str:
+        height, width, polarities = self.planes.shape[2:]
+        return f"events {[polarities, height, width]}, T={self.T}"
 
     def subset(self, indices: Sequence[int] | Tensor) -> EventSplit:
         chosen = torch.as_tensor(indices, device=self.device)
@@ -79,19 +87,41 @@ def bin_recording(
     >>> bin_recording(events, (2, 2), 2, "time", (1, 1)).flatten()  # off at step 1, on at step 0
     tensor([2, 1], dtype=torch.uint8)
     """
-    coordinates = {name: _integers(name, events[name]) for name in ("t", "x", "y", "p")}
-    for name, limit in ("y", sensor[0]), ("x", sensor[1]):
+    return bin_events(events, (2, *sensor), T, bins, size).planes[:, 0].movedim(1, -1).contiguous()
+
+
+def bin_events(
+    events: Mapping[str, Any] | np.ndarray,
+    shape: tuple[int, ...],
+    T: int,
+    bins: str = "time",
+    size: tuple[int, ...] | None = None,
+    window: tuple[float, float] | None = None,
+) -> SpikeTrain:
+    """One recording as a train with a batch of one.
+
+    Args:
+        events: with the fields t and those of ``shape``, in any order of time.
+        shape: of the sensor: [p, y, x], [p, x] or [x].
+        T, bins: as in :func:`bin_recording`.
+        size: of the frames in space, [y, x] or [x], at most that of the sensor, which is the default.
+        window: as in :meth:`tandem_ext.SpikeTrain.from_events`; for bins by time only.
+    """
+    space = AXES[len(shape)]
+    size = shape[-len(space) :] if size is None else size
+    fields = {"t", *space, *(["p"] if len(shape) > len(space) and shape[0] > 1 else [])}
+    coordinates = {name: _integers(name, events[name]) for name in sorted(fields)}
+    for name, limit, wanted in zip(space, shape[-len(space) :], size, strict=True):
         values = coordinates[name]
         if len(values) and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(f"{name}: expected addresses in 0..{limit - 1}, got {values.min()}..{values.max()}")
-        coordinates[name] = values * size[name == "x"] // limit
+        coordinates[name] = values * wanted // limit
     if bins == "count":
         order = np.argsort(coordinates["t"], kind="stable")
         coordinates = {name: values[order] for name, values in coordinates.items()}
         coordinates["t"] = np.arange(len(order))
-    window = (0, max(1, len(coordinates["t"]))) if bins == "count" else None
-    train = SpikeTrain.from_events(coordinates, (2, *size), T, window=window)
-    return train.planes[:, 0].movedim(1, -1).contiguous()
+        window = 0, max(1, len(order))
+    return SpikeTrain.from_events(coordinates, (*shape[: -len(space)], *size), T, window=window)
 
 
 def _integers(name: str, values: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from .augment import Augmentation, augment
 from .split import Chance, Split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageSplit(Split):
     """Images in memory.
 
@@ -44,6 +44,9 @@ class ImageSplit(Split):
         x = channels_last(augment(self.images[chosen], self.augmentations, chance)).float()
         x.mul_(self.scale.view(-1, 1, 1)).add_(self.offset.view(-1, 1, 1))
         return x, x.flatten(1) if self.targets is None else self.targets[chosen]
+
+    def _sample(self) -> str:
+        return f"images {list(self.images.shape[1:])}"
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSplit:
         chosen = torch.as_tensor(indices, device=self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -67,11 +67,14 @@ class Order:
 class Split(ABC):
     """One part of a data set.
 
-    Attributes:
-        kind: what inputs are: "images", floating point, or "events", spike trains.
+    It is also what torch's DataLoader takes: ``split[i]`` is (input, target) of one sample, a train being a batch of
+    one. Augmented splits then draw from torch's global generator; :meth:`batches` never does.
     """
 
-    kind: ClassVar[str] = "images"
+    @property
+    def kind(self) -> str:
+        """What inputs are: "images", floating point, or "events", spike trains."""
+        return "images"
 
     @abstractmethod
     def __len__(self) -> int:
@@ -111,6 +114,20 @@ class Split(ABC):
         """
         for chosen, chance in Order(len(self), batch_size, seed, start, rank, world):
             yield self.take(chosen, chance)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        seed = int(torch.randint(2**31, ()))
+        inputs, targets = self.take(torch.tensor([index % len(self)]), Chance(seed, 0, 0, 1, 1))
+        return (inputs[0] if isinstance(inputs, Tensor) else inputs), targets[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} samples: {self._sample()}, device={self.device})"
+
+    def _sample(self) -> str:
+        """What a sample is, for the repr."""
+        return self.kind
 
     @abstractmethod
     def to(self: S, device: torch.device | str) -> S:

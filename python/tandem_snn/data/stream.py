@@ -1,11 +1,12 @@
-"""Images too many for memory: decoded and augmented as they are needed, by workers."""
+"""Samples too many for memory: made one by one as they are needed, by workers. Image files are such samples."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,53 @@ from ..errors import UserError, extra
 from .files import damaged
 from .split import Chance, Order, Split
 
+W = TypeVar("W", bound="WorkerSplit")
 Draw = tuple[int, int | None]  # a sample's index, and its seed where it is augmented
 
 
-@dataclass(frozen=True)
-class StreamSplit(Split):
+class WorkerSplit(Split):
+    """Base of the splits whose samples are made one by one.
+
+    Attributes:
+        workers: processes that make them; 0: this one does.
+        device: where batches go.
+    """
+
+    workers: int
+    device: torch.device
+
+    @abstractmethod
+    def stack(self, draws: list[Draw]) -> tuple[Any, Tensor]:
+        """A batch of these samples, on the CPU."""
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Any, Tensor]]:
+        order = Order(len(self), batch_size, seed, start, rank, world)
+        loader = torch.utils.data.DataLoader(
+            _Batches(self),
+            batch_size=None,
+            sampler=(_draws(chosen, chance) for chosen, chance in order),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            inputs, targets = batch
+            yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Any, Tensor]:
+        inputs, targets = self.stack(_draws(chosen, chance))
+        return inputs.to(self.device), targets.to(self.device)
+
+    def to(self: W, device: torch.device | str) -> W:
+        return replace(self, device=torch.device(device))  # type: ignore[type-var]  # all of them are dataclasses
+
+
+@dataclass(frozen=True, repr=False)
+class StreamSplit(WorkerSplit):
     """Image files.
 
     Attributes:
@@ -40,33 +83,11 @@ class StreamSplit(Split):
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(
-        self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        order = Order(len(self), batch_size, seed, start, rank, world)
-        loader = torch.utils.data.DataLoader(
-            _Batches(self),
-            batch_size=None,
-            sampler=(_draws(chosen, chance) for chosen, chance in order),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the global one
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            images, targets = batch
-            yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-
-    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
-        images, targets = self._stack(_draws(chosen, chance))
-        return images.to(self.device), targets.to(self.device)
-
-    def _stack(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
-        images, targets = zip(*(self._sample(*draw) for draw in draws), strict=True)
+    def stack(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
+        images, targets = zip(*(self._decoded(*draw) for draw in draws), strict=True)
         return torch.stack(images), torch.tensor(targets)
 
-    def _sample(self, index: int, seed: int | None) -> tuple[Tensor, int]:
+    def _decoded(self, index: int, seed: int | None) -> tuple[Tensor, int]:
         path = self.files[index]
         try:
             with extra("PIL.Image", "image files").open(path) as file:
@@ -89,19 +110,16 @@ class StreamSplit(Split):
     def without_augmentation(self) -> StreamSplit:
         return replace(self, training=self.evaluation)
 
-    def to(self, device: torch.device | str) -> StreamSplit:
-        return replace(self, device=torch.device(device))
-
 
 @dataclass(frozen=True)
 class _Batches(torch.utils.data.Dataset):
     """What a worker serves: batches by their draws. An error is handed over, since raised it would lose its words."""
 
-    split: StreamSplit
+    split: WorkerSplit
 
-    def __getitem__(self, draws: list[Draw]) -> tuple[Tensor, Tensor] | UserError:
+    def __getitem__(self, draws: list[Draw]) -> tuple[Any, Tensor] | UserError:
         try:
-            return self.split._stack(draws)
+            return self.split.stack(draws)
         except UserError as error:
             return error
 

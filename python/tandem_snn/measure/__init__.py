@@ -2,9 +2,9 @@
 mismatch between its two branches, quality against time.
 """
 
+from ._energy import Energy, energy
 from .anytime import Exit, early_exit, metric_over_time
 from .coupling import Activation, Mismatch, activations, mismatch
-from .energy import Energy, energy
 from .monitor import Monitor, Recording
 from .operations import LayerOps, SynOps, fan_out, synops, synops_over_time
 from .penalty import synops_penalty

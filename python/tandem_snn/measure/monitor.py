@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
+from ..errors import listing
 from .hooks import FIRING, watching
 
 
-@dataclass
+@dataclass(repr=False)
 class Recording:
     """What one layer did.
 
@@ -41,6 +42,15 @@ class Recording:
     def rates(self) -> Tensor:
         """Each neuron's firing rate, in spikes per step, over all samples that the layer saw: float64 [*features]."""
         return self.spikes / (self.samples * self.train.T)
+
+    def __repr__(self) -> str:
+        kept = "" if len(self.train) == self.samples else f", {len(self.train):,} kept"
+        v = "" if self.potentials is None else ", with potentials"
+        rate = 100 * self.rates.mean().item()
+        return (
+            f"Recording({self.samples:,} samples{kept}, T={self.train.T}, neurons {list(self.train.shape[1:])}, "
+            f"firing rate {rate:.1f} %{v})"
+        )
 
 
 class Monitor(Mapping[str, Recording]):
@@ -79,7 +89,7 @@ class Monitor(Mapping[str, Recording]):
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {', '.join(names) or '-'}")
+                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {listing(names) or '-'}")
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials
@@ -112,6 +122,11 @@ class Monitor(Mapping[str, Recording]):
 
     def __len__(self) -> int:
         return len(self._recordings)
+
+    def __repr__(self) -> str:
+        state = "recording" if self._watching is not None else "left"
+        layers = listing(f"{name}: {record.samples:,} samples" for name, record in self._recordings.items())
+        return f"Monitor({state}; {layers or 'nothing recorded of ' + listing(sorted(self._names))})"
 
     @torch.no_grad()
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:

@@ -39,3 +39,7 @@ __all__ = [
     "init_gamma_",
     "initial_gamma",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from tandem_ext.functional.products import Product, convolution
 
 from .neuron import NeuronOptions, SpikingLayer
+from .signature import shows_neuron_options
 
 Size = int | tuple[int, ...]
 
@@ -50,6 +51,7 @@ class _Conv(SpikingLayer):
         return convolution(self.kernel_size, *self._geometry())
 
 
+@shows_neuron_options
 class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
@@ -69,6 +71,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     _norm_class = nn.BatchNorm1d
 
 
+@shows_neuron_options
 class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a train
     """A convolutional layer of IF neurons, in the place of ``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ``nn.ReLU``.
 

@@ -46,7 +46,10 @@ class Encoder(nn.Module):
 
     def _events(self, x: Tensor | SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
-            raise TypeError(f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}")
+            raise TypeError(
+                f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "
+                "SpikeTrain.from_frames, spikes by from_dense"
+            )
         if x.T != self.T:
             raise ValueError(f"x: an Encoder of T={self.T} takes a SpikeTrain of as many steps, got T={x.T}")
         return x

@@ -14,6 +14,7 @@ from .neuron import NeuronOptions
 from .quantise import check_bits
 from .readout import Readout
 from .signals import Signal
+from .signature import shows_neuron_options
 
 Device = torch.device | str | None
 
@@ -25,6 +26,7 @@ class _Lazy:
         super().initialize_parameters(torch.empty(x.shape, device="meta"))  # type: ignore[misc]
 
 
+@shows_neuron_options
 class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
     """A :class:`Linear` that takes ``in_features`` from its first input.
 
@@ -79,6 +81,7 @@ class _LazyConv(_Lazy):
         self._add_neurons(out_channels, device, dtype, **neuron)
 
 
+@shows_neuron_options
 class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
     """A :class:`Conv1d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv1d` without it.
 
@@ -90,6 +93,7 @@ class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
     cls_to_become = Conv1d  # type: ignore[assignment]
 
 
+@shows_neuron_options
 class LazyConv2d(_LazyConv, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
     """A :class:`Conv2d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv2d` without it.
 

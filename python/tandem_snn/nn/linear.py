@@ -8,8 +8,10 @@ from torch import nn
 from typing_extensions import Unpack
 
 from .neuron import NeuronOptions, SpikingLayer
+from .signature import shows_neuron_options
 
 
+@shows_neuron_options
 class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward gives a train
     """A fully connected layer of IF neurons, in the place of ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from ..errors import extra
-from ..plots import percent_axis
+from ..plots.axes import percent_axis, say_scale, step_axis
 from ..training.recipe import CONTINUED
 from .contents import Contents
 
@@ -18,7 +18,7 @@ from .contents import Contents
 _COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--snn)", "#040404": "var(--ann)"}
 INK, LINE, SNN, ANN = _COLOURS
 KINDS = {"SNN": SNN, "ANN": ANN, CONTINUED: INK}
-WIDE = (3.9, 2.6)  # inches of one of two figures beside each other
+WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
@@ -78,6 +78,12 @@ def _log(axes: Any) -> None:
     axes.yaxis.set_major_locator(extra("matplotlib.ticker", "the report").LogLocator(subs=subs))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
+    say_scale(axes, "logarithmic axis")
+
+
+def _legend(axes: Any) -> None:
+    """Below the axes, where it covers nothing."""
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), ncols=2, borderaxespad=0)
 
 
 def _quality(axes: Any, accuracy: bool) -> None:
@@ -101,7 +107,7 @@ def learning_curves(contents: Contents) -> str:
             axes.set(xlabel="epoch", ylabel=label)
             _whole(axes)
             _quality(axes, accuracy)
-            axes.legend()
+            _legend(axes)
 
         return _svg(f"{label} by epoch", WIDE, draw)
 
@@ -121,7 +127,6 @@ def over_time(contents: Contents) -> str:
     unit, label = (100.0, "test accuracy, %") if accuracy else (1.0, f"test {contents.metric}")
     values = [unit * value for value in found.metric]
     spent = [operations / contents.operations[1] for operations in found.operations]
-    place = "lower right" if accuracy else "upper right"
 
     def finish(axes: Any, xlabel: str) -> None:
         if contents.twin is not None:
@@ -137,7 +142,7 @@ def over_time(contents: Contents) -> str:
                       label="stopping when sure (mean)")  # fmt: skip
         _whole(axes)
         finish(axes, "time steps")
-        axes.legend(loc=place)
+        _legend(axes)
 
     def operations(axes: Any) -> None:
         axes.plot(spent, values, "o-", color=SNN, markersize=3.5)
@@ -160,10 +165,9 @@ def rasters(contents: Contents, neurons: int = 120) -> str:
             T, N = spikes.shape
             shown = spikes[:, :: math.ceil(N / neurons)]
             steps, which = shown.nonzero(as_tuple=True)
-            axes.scatter(steps.tolist(), which.tolist(), s=9, marker="|", color=SNN, linewidths=1.1)
-            axes.set(title=f"{name}, {N:,} neurons", xlabel="step", ylabel="neurons")
-            axes.set(xlim=(-0.6, T - 0.4), ylim=(-2, shown.shape[1] + 1))
-            axes.set(xticks=range(0, T, math.ceil(T / 5)), yticks=[])
+            axes.scatter((steps + 1).tolist(), which.tolist(), s=9, marker="|", color=SNN, linewidths=1.1)
+            step_axis(axes, T, ticks=5)
+            axes.set(title=f"{name}, {N:,} neurons", ylabel="neurons", ylim=(-2, shown.shape[1] + 1), yticks=[])
             axes.grid(False)
 
         return _svg(f"Spikes of {name}", (2.0, 2.2), draw)

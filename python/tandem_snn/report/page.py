@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..container import atomically
-from ..measure.energy import AC_PJ, MAC_PJ
+from ..measure._energy import AC_PJ, MAC_PJ
 from ..measure.interval import points
 from . import figures
 from .contents import Contents, gather

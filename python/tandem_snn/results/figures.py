@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import extra
-from ..plots import ANN, SNN, percent_axis
+from ..plots.axes import ANN, SNN, percent_axis, say_scale
 from .result import Result
 
 _FEW = 3  # points from which on a curve says something
@@ -127,11 +127,15 @@ def _anytime(axes: Any, results: Sequence[Result]) -> None:
         steps = range(1, len(result.over_time) + 1)
         axes.plot(steps, result.over_time, color=f"C{i % 10}", linestyle=("-", "--", ":")[i // 10 % 3], marker=".",
                   label=result.name)  # fmt: skip
+    twins = [r.twin for r in results if r.twin is not None]
+    if twins:
+        axes.axhspan(min(twins), max(twins), color=ANN, alpha=0.4, label="ANN twins")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if results[0].metric == "accuracy":
         percent_axis(axes)
     else:
         axes.set_yscale("log")
+        say_scale(axes, "logarithmic axis")
     _label(axes, "time step t", results[0], beside=True)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import Dataset
+from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
 from .distributed import synchronised
@@ -50,7 +50,7 @@ class Fitted:
 
 def fit(
     net: nn.Module,
-    data: Dataset,
+    data: Dataset | Mapping[str, Any],
     recipe: Recipe,
     *,
     store: Store | None = None,
@@ -62,7 +62,8 @@ def fit(
 
     Args:
         net: on the device where it shall be trained.
-        data: the recipe's data.
+        data: what the recipe's :meth:`~Recipe.load` gives, or {"train": ..., "validation": ..., "test": ...} of one's
+            own, see :meth:`tandem_snn.data.Dataset.of`; "validation" may be missing.
         recipe: its ``model`` and the keys that go with it are not looked at: ``net`` is there already.
         store: where checkpoints and logs go. A run that it holds is continued; a finished one is only loaded.
         world: the processes that train together.
@@ -78,6 +79,7 @@ def fit(
     >>> fit(recipe.build(data), data, recipe).test["accuracy"] > 0.8
     True
     """
+    data = as_dataset(data)
     if store is not None and (result := store.result(net, recipe)) is not None:
         return Fitted(**result)
     world = World() if world is None else world
@@ -123,6 +125,7 @@ def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interr
         trainer.finish_epoch()
         if store is not None:
             store.log(trainer.history)
+            store.log_layers(trainer)
             if store.due(trainer):
                 store.save(trainer)
 

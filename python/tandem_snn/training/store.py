@@ -18,6 +18,7 @@ from torch import nn
 
 from ..container import atomically
 from ..errors import UserError, extra
+from .board import log_layers
 from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer
@@ -153,6 +154,11 @@ class Store:
             for name, value in history[-1].items():
                 self._tensorboard.add_scalar(name, value, history[-1]["epoch"])
             self._tensorboard.flush()
+
+    def log_layers(self, trainer: Trainer) -> None:
+        """For TensorBoard, where it is wanted: how often the layers fire."""
+        if self._tensorboard is not None:
+            log_layers(self._tensorboard, trainer.net, trainer.data.validation or trainer.data.train, trainer.epochs)
 
     def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
         """Writes the trained network and its result, which marks the run as finished; checkpoints go."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Dataset, Split
+from ..data import Dataset, Split, as_dataset, as_split
 from ..errors import UserError, check_name
 from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
@@ -56,7 +56,7 @@ class Trainer:
 
     Args:
         net: trained in place, on the device it is on.
-        data: the training samples and, where there is one, the validation split.
+        data: the training samples and, where there is one, the validation split; as :func:`fit` takes it.
         recipe: how.
         world: the processes that train together; each has its own copy of ``net``.
 
@@ -77,14 +77,11 @@ class Trainer:
     ['accuracy', 'epoch', 'images_per_second']
     """
 
-    def __init__(self, net: nn.Module, data: Dataset, recipe: Recipe, world: World | None = None) -> None:
-        if not isinstance(data, Dataset):
-            raise TypeError(
-                f"data: expected a tandem_snn.data.Dataset, whose splits serve batches, got {type(data).__name__}: a "
-                "DataLoader goes with a loop of your own, tensors go into a tandem_snn.data.TensorSplit"
-            )
+    def __init__(
+        self, net: nn.Module, data: Dataset | Mapping[str, Any], recipe: Recipe, world: World | None = None
+    ) -> None:
         self.net = net
-        self.data = data
+        self.data = data = as_dataset(data)
         self.recipe = recipe
         self.world = World() if world is None else world
         self.device = next(net.parameters()).device
@@ -96,6 +93,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self._penalty = synops_penalty(net) if recipe.synops_penalty and _spikes(net) else None
         self._model = self.world.wrap(net)
+        if (loader := getattr(data.train, "batch_size", None)) not in (None, recipe.batch_size):
+            raise UserError(
+                f"batch_size: {recipe.batch_size} in the recipe, {loader} in the DataLoader: make them equal"
+            )
         whole = min(recipe.batch_size, len(data.train))
         if not whole:
             raise UserError("data: there are no training samples")
@@ -292,7 +293,7 @@ class Trainer:
 
 def evaluate(
     net: nn.Module,
-    split: Split,
+    split: Split | Any,
     task: Task,
     *,
     batch_size: int = 512,
@@ -303,7 +304,7 @@ def evaluate(
 
     Args:
         net: the network, on the device where it shall run.
-        split: every sample of it is used once.
+        split: every sample of it is used once; a split, a data set, a DataLoader or a pair of tensors.
         task: the loss and the metric.
         batch_size: samples at a time.
         world: processes that share the samples and all get the result.
@@ -313,7 +314,7 @@ def evaluate(
     >>> sorted(evaluate(Recipe().build(data), data.test, make_task("classification")))
     ['accuracy', 'loss']
     """
-    world = World() if world is None else world
+    world, split = World() if world is None else world, as_split(split, "split")
     device = next(net.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluating(net):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import UserError, extra
+from ...errors import UserError, extra, listing
 from ..cache import cached
 from ..events import bin_recording
 from ..files import class_folders, damaged, missing
@@ -89,7 +89,7 @@ def _find_n_mnist(name: str, root: Path, kind: Recordings) -> tuple[Listing, Lis
     for part in "Train", "Test":
         classes, files, targets = class_folders(name, root / "NMNIST" / part, (".bin",), kind.how)
         if classes != kind.class_names:
-            raise UserError(f"data set {name!r}: {root / 'NMNIST' / part} holds {', '.join(classes)}: {kind.how}")
+            raise UserError(f"data set {name!r}: {root / 'NMNIST' / part} holds {listing(classes)}: {kind.how}")
         found.append((files, targets))
     return found[0], found[1]
 
@@ -107,7 +107,7 @@ def _find_cifar10_dvs(name: str, root: Path, kind: Recordings) -> tuple[Listing,
     folder = root / "CIFAR10DVS"
     classes, files, targets = class_folders(name, folder, (".aedat4",), kind.how)
     if classes != kind.class_names:
-        raise UserError(f"data set {name!r}: {folder} holds {', '.join(classes)}: {kind.how}")
+        raise UserError(f"data set {name!r}: {folder} holds {listing(classes)}: {kind.how}")
     first = [targets.index(c) for c in range(len(classes))]
     held_out = [(i - first[target]) % _HELD_OUT == _HELD_OUT - 1 for i, target in enumerate(targets)]
 

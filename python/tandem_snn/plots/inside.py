@@ -1,0 +1,194 @@
+"""What neurons do: spikes, potentials, rates, and counts beside the ANN branch's activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tandem_ext import SpikeTrain
+
+from ..errors import listing
+from ..measure import Recording, activations, firing_rates
+from .axes import SNN, given_or_new, step_axis
+
+
+def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
+    """The spikes of one sample: a mark for each neuron and step.
+
+    Args:
+        train: a train, or what a :class:`tandem_snn.measure.Monitor` recorded of a layer.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        sample: which one of the batch.
+        neurons: at most so many are shown, evenly spaced.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: no train.
+        IndexError: there is no such sample.
+        ValueError: neurons below 1.
+
+    >>> train = te.SpikeTrain.from_dense((torch.rand(16, 2, 40) < 0.2).float())
+    >>> raster(train, sample=1).get_xlabel()
+    'time step'
+    """
+    train = train.train if isinstance(train, Recording) else train
+    if not isinstance(train, SpikeTrain):
+        raise TypeError(f"train: expected a SpikeTrain or a Recording, got {type(train).__name__}")
+    if neurons < 1:
+        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    spikes = train[sample].to_dense(torch.uint8)[:, 0].flatten(1).cpu()
+    distance = math.ceil(spikes.shape[1] / neurons)
+    steps, which = spikes[:, ::distance].nonzero(as_tuple=True)
+    axes = given_or_new(axes)
+    axes.scatter(
+        (steps + 1).tolist(), (which * distance).tolist(), s=_size(len(spikes[0]) // distance), marker="|", color=SNN
+    )
+    step_axis(axes, train.T)
+    every = f", 1 of {distance} shown" if distance > 1 else ""
+    axes.set(ylabel=f"neuron{every}", ylim=(-0.02 * spikes.shape[1] - 0.5, 1.02 * spikes.shape[1] - 0.5))
+    return axes
+
+
+def potentials(
+    monitor: Mapping[str, Recording] | Recording,
+    axes: Any = None,
+    *,
+    layer: str | None = None,
+    sample: int = 0,
+    neurons: int = 4,
+) -> Any:
+    """The membrane potentials of a few neurons after each step, and above them their spikes.
+
+    Args:
+        monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        layer: its name; None: the last that was recorded.
+        sample: which one of the batch.
+        neurons: how many: those that fire first, and then those that do not.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: nothing was recorded, no potentials, no such layer, neurons below 1.
+        IndexError: there is no such sample.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
+    >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
+    ...     _ = net(torch.rand(5, 4))
+    >>> potentials(monitor).get_ylabel()
+    'membrane potential v'
+    """
+    if isinstance(monitor, Recording):
+        recording = monitor
+    elif not monitor:
+        raise ValueError("monitor: nothing was recorded: run the network while it is entered")
+    else:
+        layer = list(monitor)[-1] if layer is None else layer
+        if layer not in monitor:
+            raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
+        recording = monitor[layer]
+    if recording.potentials is None:
+        raise ValueError("monitor: no potentials were recorded: Monitor(net, potentials=True)")
+    if neurons < 1:
+        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()
+    v = recording.potentials[:, sample].flatten(1)
+    first = torch.where(spikes.any(0), spikes.int().argmax(0), len(spikes))
+    shown = first.argsort(stable=True)[:neurons]
+    top, bottom = float(v[:, shown].max()), float(v[:, shown].min())
+    row = 0.07 * max(0.5, top - bottom)
+    axes = given_or_new(axes)
+    for i, neuron in enumerate(shown.tolist()):
+        (line,) = axes.plot(range(1, len(v) + 1), v[:, neuron].tolist(), ".-", linewidth=1, label=f"neuron {neuron}")
+        fired = (spikes[:, neuron].nonzero().flatten() + 1).tolist()
+        axes.scatter(fired, [top + (i + 1.5) * row] * len(fired), s=40, marker="|", color=line.get_color())
+    step_axis(axes, len(v))
+    axes.set(ylabel="membrane potential v", title=None if layer is None else f"Layer {layer}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+def counts_against_activations(
+    net: nn.Module, x: Any, axes: Any = None, *, layer: str | None = None, points: int = 1500
+) -> Any:
+    """Each neuron's spike count against the activation its ANN branch computes, ρ(z)/ϑ.
+
+    Counts are moved apart by up to a quarter, to be seen. The line is where both are equal, up to T.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
+        x: a batch of what it takes.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        layer: the name of one layer; None: all.
+        points: at most so many of each layer.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the network has no layers of spiking neurons, or none of this name.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
+    >>> counts_against_activations(net, torch.rand(5, 64)).get_ylabel()
+    'spike count'
+    """
+    with torch.no_grad():
+        found = activations(net, x)
+    if layer is not None and layer not in {one.name for one in found}:
+        raise ValueError(f"layer: expected one of {listing(one.name for one in found)}, got {layer!r}")
+    axes = given_or_new(axes)
+    T, highest = found[0].T, 1.0
+    for one in found:
+        if layer in (None, one.name):
+            chosen = torch.randperm(one.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
+            counts, a = one.counts.flatten().cpu()[chosen], one.a.relu().flatten().cpu()[chosen]
+            highest = max(highest, a.max().item(), counts.max().item())
+            moved = torch.rand(len(counts), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
+            axes.scatter(a.tolist(), (counts + moved).tolist(), s=3, alpha=0.4, label=f"layer {one.name}")
+    axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
+    axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count")
+    axes.set(xlim=(-0.03 * highest, min(1.05 * highest, 1.5 * T)), ylim=(-0.5, min(highest, T) + 0.5))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.legend(markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
+    """The firing rate of each layer with neurons, in per cent of the steps.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
+        x: a batch of what it takes.
+        axes: matplotlib's, to draw into; None: of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the network has no layers with neurons.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> rates(net, torch.rand(5, 4)).get_xlabel()
+    'firing rate, %'
+    """
+    with torch.no_grad():
+        found = firing_rates(net, x)
+    axes = given_or_new(axes)
+    bars = axes.barh(list(found), [100 * rate for rate in found.values()], height=0.6, color=SNN)
+    axes.bar_label(bars, fmt=" %.1f", padding=2)
+    axes.set(xlabel="firing rate, %", ylabel="layer", xlim=(0, 115 * max(*found.values(), 0.01)))
+    axes.invert_yaxis()
+    return axes
+
+
+def _size(rows: int) -> float:
+    """Of a mark, in points squared, where so many lie above each other."""
+    return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))

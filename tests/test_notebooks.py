@@ -1,0 +1,97 @@
+"""examples/notebooks: they run in a fresh kernel, and what they show is what they compute."""
+
+import ast
+import os
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
+EVENTS = ROOT / "examples/notebooks/events.ipynb"
+PAGE = ROOT / "docs/tutorial-events.md"
+# tonic takes its data set for missing where it is not whole.
+PART = "import tonic\ntonic.datasets.NMNIST._check_exists = lambda self: True"
+named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code(path):
+    return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_there_are_three():
+    assert [path.stem for path in NOTEBOOKS] == ["convert-and-deploy", "events", "ten-minutes"]
+
+
+@named
+def test_they_are_as_they_were_run(path):
+    """All cells ran in order, none failed, pictures are there, and nothing tells of the machine."""
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    text = path.read_text()
+    assert not re.search(r"/(home|root|tmp|work)/", text)
+    assert path.stat().st_size < 300_000
+
+
+@named
+def test_they_install_what_is_missing(path):
+    """The first cell, as it would on a notebook service; the others are plain Python that fits a line."""
+    first, *others = code(path)
+    assert "%pip install" in first
+    assert "if importlib.util.find_spec" in first
+    for source in others:
+        ast.parse(source)
+        assert max(map(len, source.splitlines())) <= 120
+
+
+def test_from_tonic_to_a_trained_network_in_forty_lines():
+    pipeline = [source for source in code(EVENTS) if re.match(r"import lightning|class Digits|net, test", source)]
+    assert len(pipeline) == 3
+    assert sum(bool(line.strip()) for source in pipeline for line in source.splitlines()) <= 40
+
+
+def test_the_page_of_events_has_the_notebooks_code():
+    fences = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert [textwrap.dedent(block).strip() for block in fences] == [source.strip() for source in code(EVENTS)[1:]]
+
+
+def execute(path, folder, *, before=None, after):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    notebook = nbformat.read(path, 4)
+    if before is not None:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
+    notebook.cells.append(nbformat.v4.new_code_cell(after))
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+@pytest.mark.slow
+def test_ten_minutes_runs(tmp_path):
+    execute(ROOT / "examples/notebooks/ten-minutes.ipynb", tmp_path, after="assert accuracy > 0.95")
+
+
+@pytest.mark.slow
+def test_convert_and_deploy_runs(tmp_path):
+    after = "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"
+    execute(ROOT / "examples/notebooks/convert-and-deploy.ipynb", tmp_path, after=after)
+
+
+@pytest.mark.slow
+def test_events_runs(tmp_path):
+    for package in "lightning", "tonic":
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    recordings = Path(os.environ.get("TANDEM_DATA", "")).resolve() / "NMNIST"
+    if not (recordings / "Train").is_dir():
+        pytest.skip("TANDEM_DATA holds no NMNIST")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/NMNIST").symlink_to(recordings)
+    execute(EVENTS, tmp_path, before=PART, after="assert right.double().mean() >= 0.97")

@@ -1,0 +1,263 @@
+"""tonic as it is: its data sets' files, transforms, caches, slices and collation, into trains."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from test_data_events import aedat4
+from torch.utils.data import DataLoader
+
+import tandem_ext as te
+from tandem_snn import data
+from tandem_snn.errors import UserError
+
+tonic = pytest.importorskip("tonic", reason="tonic is not installed")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+
+SENSOR = (12, 9, 2)
+FIELDS = np.dtype([("t", int), ("x", int), ("y", int), ("p", int)])
+
+
+def recording(n=200, sensor=SENSOR, seed=0, fields=FIELDS):
+    draw = np.random.default_rng(seed)
+    events = np.zeros(n, fields)
+    events["t"] = np.sort(draw.integers(100_000, size=n))
+    for name, size in zip("xyp", sensor, strict=True):
+        if name in fields.names:
+            events[name] = draw.integers(size, size=n)
+    return events
+
+
+class Recordings:
+    """As tonic's data sets are: events and classes by index, with a transform."""
+
+    sensor_size = SENSOR
+    classes = ("a", "b", "c")
+
+    def __init__(self, transform=None):
+        self.transform = transform or (lambda events: events)
+        self.read = 0
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
+        self.read += 1
+        return self.transform(recording(seed=index)), index % 3
+
+
+def expected(T=8, indices=range(6)):
+    return te.cat([te.SpikeTrain.from_events(recording(seed=i), T=T, sensor_size=SENSOR) for i in indices])
+
+
+def batch(dataset, **options):
+    return next(iter(DataLoader(dataset, batch_size=6, **options)))
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_events_become_batches_of_trains(workers):
+    trains, targets = batch(data.from_tonic(Recordings(), 20), num_workers=workers)
+    assert torch.equal(trains.planes, expected(20).planes)
+    assert targets.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_bins_size_and_window():
+    counted = data.from_tonic(Recordings(), 4, bins="count")[2][0]
+    assert counted.T == 4
+    small = data.from_tonic(Recordings(), 4, size=3)
+    assert (small.shape, small[0][0].shape) == ((2, 3, 3), (1, 2, 3, 3))
+    window = data.from_tonic(Recordings(), 4, window=(0, 1e6))[0][0]
+    assert window.to_dense()[1:].sum() == 0
+    assert repr(data.from_tonic(Recordings(), 4)) == "TrainDataset(6 trains [2, 9, 12], T=4, of Recordings)"
+
+
+def test_an_empty_recording_is_silent():
+    silent = data.from_tonic([(recording(0), 0)], 8, sensor_size=SENSOR)
+    assert silent[0][0].counts.sum() == 0
+
+
+# --- caches and slices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["events", "frames", "trains"])
+@pytest.mark.parametrize("cache", ["memory", "disk", "deprecated"])
+def test_caches_below_and_above(of, cache, tmp_path):
+    """Read once, and the second time, from the cache, the same."""
+
+    def cached(dataset):
+        if cache == "memory":
+            return tonic.MemoryCachedDataset(dataset)
+        if cache == "disk":
+            return tonic.DiskCachedDataset(dataset, str(tmp_path / "cache"))
+        with pytest.warns(DeprecationWarning, match="CachedDataset"):
+            return tonic.CachedDataset(dataset, str(tmp_path / "cache"))
+
+    frames = tonic.transforms.ToFrame(SENSOR, n_time_bins=8)
+    recordings = Recordings(frames if of == "frames" else None)
+    kept = cached(data.from_tonic(recordings, 8) if of == "trains" else recordings)
+    trains = data.from_tonic(kept, 8)
+    once, again = batch(trains)[0], batch(trains)[0]
+    assert recordings.read == 6
+    assert torch.equal(once.planes, again.planes)
+    assert torch.equal(once.planes, expected_frames(8).planes if of == "frames" else expected().planes)
+    assert data.Dataset.of(trains, trains).class_names == ("a", "b", "c")
+
+
+def expected_frames(T):
+    """By tonic's own bins, whose edges lie elsewhere."""
+    frames = [tonic.transforms.ToFrame(SENSOR, n_time_bins=T)(recording(seed=i)) for i in range(6)]
+    return te.SpikeTrain.from_frames(np.stack(frames), batch_first=True)
+
+
+def test_a_memory_cache_of_trains_is_a_source_itself():
+    trains, _ = batch(tonic.MemoryCachedDataset(data.from_tonic(Recordings(), 8)))
+    assert torch.equal(trains.planes, expected().planes)
+
+
+def test_slices():
+    sliced = tonic.SlicedDataset(Recordings(), tonic.slicers.SliceByEventCount(50))
+    trains = data.from_tonic(sliced, 5)
+    assert len(trains) == 24
+    assert torch.equal(
+        trains[1][0].planes,
+        te.SpikeTrain.from_events(sliced[1][0], T=5, sensor_size=SENSOR).planes,
+    )
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
+    recordings = Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=4))
+    counts = torch.from_numpy(np.stack([recordings[i][0] for i in range(6)], 1)).float()
+    assert counts.max() > 2
+    clipped, _ = batch(data.from_tonic(recordings, 4))
+    assert torch.equal(clipped.to_dense(), counts.clamp(max=1))
+    spread, _ = batch(data.from_tonic(recordings, 12))
+    assert torch.equal(spread.to_dense().unflatten(0, (4, 3)).sum(1), counts.clamp(max=3))
+
+
+def test_padded_frames():
+    """PadTensors is for frames of different number; what it stacks is a train by one line."""
+    recordings = Recordings(tonic.transforms.ToFrame(SENSOR, event_count=45, include_incomplete=True))
+    for first in True, False:
+        frames, targets = batch(recordings, collate_fn=tonic.collation.PadTensors(batch_first=first))
+        trains = te.SpikeTrain.from_frames(frames, batch_first=first)
+        assert (trains.T, trains.shape, len(targets)) == (5, (6, 2, 9, 12), 6)
+        assert torch.equal(trains.to_dense()[:, 3], torch.from_numpy(recordings[3][0]).clamp(max=1).float())
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    frames = Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=5))
+    plain = list(Recordings())
+    for make, said in (
+        (lambda: data.from_tonic(plain), r"sensor_size: list does not tell it: give \(x, y, polarities\)"),
+        (lambda: data.from_tonic(plain, sensor_size=(9, 2)), "sensor_size: expected"),
+        (lambda: data.from_tonic(iter(plain)), "dataset: expected one with len"),
+        (lambda: data.from_tonic(Recordings(), 0), "T: expected an int from 1"),
+        (lambda: data.from_tonic(Recordings(), 8, bins="tim"), "did you mean 'time'"),
+        (lambda: data.from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
+        (lambda: data.from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
+        (lambda: data.from_tonic(plain, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
+        (lambda: data.from_tonic(frames, 8)[1], "T: sample 1 has 5 frames, of which T=8 is no multiple"),
+        (lambda: data.from_tonic(frames, 5, size=3)[1], "size: frames keep theirs"),
+        (lambda: data.from_tonic(frames, 5, sensor_size=(9, 12, 2))[1], r"expected frames \[T, \*\[2, 12, 9\]\]"),
+        (lambda: data.from_tonic(Recordings(lambda events: "x"), 5)[0], "got str as sample 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            make()
+    assert issubclass(UserError, ValueError)
+
+
+# --- the data sets' own files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SHD", "SSC"])
+def test_heidelberg_files(name, tmp_path):
+    """HDF5: times in seconds and units of each recording, as arrays of different lengths."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name.lower()}_train.h5.zip").touch()
+    times = [np.sort(np.random.default_rng(i).random(300)).astype(np.float16) for i in range(3)]
+    units = [np.random.default_rng(i).integers(700, size=300).astype(np.uint16) for i in range(3)]
+    with h5py.File(folder / f"{name.lower()}_train.h5", "w") as file:
+        for key, values, kind in ("times", times, np.float16), ("units", units, np.uint16):
+            ragged = np.empty(3, dtype=object)
+            ragged[:] = values
+            file.create_dataset(f"spikes/{key}", data=ragged, dtype=h5py.vlen_dtype(kind))
+        file["labels"] = np.array([2, 0, 1], np.uint16)
+        file["extra/keys"] = np.array([b"zero", b"one", b"two"])
+        file["extra/speaker"] = np.zeros(3, np.uint16)
+    kind = getattr(tonic.datasets, name)
+    dataset = kind(str(tmp_path)) if name == "SHD" else kind(str(tmp_path), split="train")
+    trains = data.from_tonic(dataset, 100, window=(0, 1_000_000))
+    (x, targets), *_ = DataLoader(trains, batch_size=3)
+    assert (x.T, x.shape, targets.tolist()) == (100, (3, 700), [2, 0, 1])
+    for i in range(3):
+        microseconds = (times[i].astype(np.float64) * 1e6).astype(int)
+        inside = microseconds < 1_000_000
+        spikes = torch.zeros(100, 700)
+        spikes[microseconds[inside] // 10_000, units[i][inside].astype(int)] = 1
+        assert torch.equal(x.to_dense()[:, i], spikes)
+
+
+def test_asl_dvs_files(tmp_path):
+    scipy_io = pytest.importorskip("scipy.io", reason="scipy is not installed")
+    folder = tmp_path / "ASLDVS" / "c"
+    folder.mkdir(parents=True)
+    (tmp_path / "ASLDVS" / "ASLDVS.zip").touch()
+    events = recording(500, (240, 180, 2), seed=1)
+    columns = {"ts": events["t"], "x": events["x"], "y": events["y"], "pol": events["p"]}
+    for i in range(4):
+        scipy_io.savemat(folder / f"c_{i:04}.mat", {name: values[:, None] for name, values in columns.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tonic.datasets.ASLDVS, "_check_exists", lambda self: True)  # it wants all 100,800 recordings
+        dataset = tonic.datasets.ASLDVS(str(tmp_path))
+    x, target = data.from_tonic(dataset, 10)[0]
+    assert (x.shape, target) == ((1, 2, 180, 240), 2)
+    events["y"] = 179 - events["y"]
+    assert torch.equal(x.planes, te.SpikeTrain.from_events(events, (2, 180, 240), 10).planes)
+
+
+def test_n_mnist_files(tmp_path):
+    """Five bytes per event."""
+    for digit in range(10):
+        folder = tmp_path / "NMNIST" / "Test" / str(digit)
+        folder.mkdir(parents=True)
+        events = recording(100, (34, 34, 2), seed=digit)
+        rows = zip(*(events[name].tolist() for name in "xypt"), strict=True)
+        (folder / "00001.bin").write_bytes(
+            b"".join(struct.pack(">BBBH", x, y, p << 7 | t >> 16, t & 65535) for x, y, p, t in rows)
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)  # it wants all 10,000 recordings
+        dataset = tonic.datasets.NMNIST(str(tmp_path), train=False)
+    trains, targets = next(iter(DataLoader(data.from_tonic(dataset, 10), batch_size=10)))
+    assert targets.tolist() == list(range(10))
+    ours = te.SpikeTrain.from_events(recording(100, (34, 34, 2), seed=7), (2, 34, 34), 10)
+    assert torch.equal(trains[7].planes, ours.planes)
+    names = data.Dataset.of(data.from_tonic(dataset, 10), data.from_tonic(dataset, 10)).class_names
+    assert names[3] == "3 - three"
+
+
+def test_cifar10_dvs_files(tmp_path):
+    pytest.importorskip("aedat", reason="aedat is not installed")
+    folder = tmp_path / "CIFAR10DVS" / "deer"
+    folder.mkdir(parents=True)
+    (tmp_path / "CIFAR10DVS" / "CIFAR10DVS.zip").touch()
+    events = recording(80, (128, 128, 2))
+    (folder / "cifar10_deer_0.aedat4").write_bytes(aedat4(events))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tonic.datasets.CIFAR10DVS, "_check_exists", lambda self: True)  # it wants 1,000 of each class
+        dataset = tonic.datasets.CIFAR10DVS(str(tmp_path))
+    x, target = data.from_tonic(dataset, 10, size=32)[0]
+    assert (x.shape, target) == ((1, 2, 32, 32), 4)
+    events["x"] //= 4
+    events["y"] //= 4
+    assert torch.equal(x.planes, te.SpikeTrain.from_events(events, (2, 32, 32), 10).planes)

@@ -1,0 +1,166 @@
+"""Trains in other people's hands: NumPy, torch's DataLoader and functions, and what an attribute error says."""
+
+import numpy as np
+import pytest
+import torch
+from cases import dyadic
+from torch.utils.data import DataLoader
+
+import tandem_ext as te
+
+
+@pytest.fixture
+def train():
+    generator = torch.Generator().manual_seed(0)
+    return te.SpikeTrain.from_dense((torch.rand(9, 6, 2, 5, generator=generator) < 0.3).float())
+
+
+# --- NumPy ------------------------------------------------------------------------------------------------------------
+
+
+def test_numpy_gets_the_spikes(train):
+    spikes = np.asarray(train)
+    assert (spikes.dtype, spikes.shape) == (np.uint8, (9, 6, 2, 5))
+    assert np.array_equal(spikes, train.to_dense().numpy())
+    assert np.asarray(train, dtype=bool).dtype == bool
+    with pytest.raises(ValueError, match="copy: "):
+        np.array(train, copy=False)
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 3], np.array([0, 3]), torch.tensor([0, 3]), [True, False, False, True, False, False]]
+)
+def test_samples_are_chosen_by_what_chooses_rows(train, index):
+    assert torch.equal(train[index].planes, train.planes[:, [0, 3]])
+    image = te.ConstantInput(dyadic(6, 5), 8)
+    assert torch.equal(image[index].x, image.x[[0, 3]])
+
+
+def test_an_index_of_numpy(train):
+    assert torch.equal(train[np.int64(-1)].planes, train.planes[:, 5:])
+    assert len(train[[]]) == 0
+    with pytest.raises(IndexError, match="6 is out of range"):
+        train[np.int64(6)]
+    with pytest.raises(TypeError, match="index: "):
+        train["x"]
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_as_it_is(train, workers):
+    image = te.ImpulseInput(dyadic(6, 5), 8)
+    samples = [{"spikes": train[i], "image": image[i], "label": i} for i in range(6)]
+    first, second = DataLoader(samples, batch_size=4, num_workers=workers)
+    assert torch.equal(first["spikes"].planes, train.planes[:, :4])
+    assert torch.equal(second["image"].x, image.x[4:])
+    assert second["label"].tolist() == [4, 5]
+
+
+def test_trains_that_do_not_fit_are_no_batch(train):
+    with pytest.raises(ValueError, match="expected the same T, got 9 and 8"):
+        torch.utils.data.default_collate([train[0], te.SpikeTrain.from_dense(torch.zeros(8, 1, 2, 5))])
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("numpy", r"numpy.asarray\(train\)"), ("cpu", r'to\("cpu"\)'), ("sum", "counts is the sum"), ("size", "shape is"),
+    ("dtype", "counts.dtype"), ("flatten", "tandem_snn.nn.Flatten"), ("plot", "tandem_snn.plots.raster"),
+    ("mT", "T is the number of time steps"), ("permute", r"to_dense\(\) is the spikes"), ("mean", "counts their"),
+])  # fmt: skip
+def test_an_attribute_of_tensors_says_what_to_use(train, name, said):
+    with pytest.raises(AttributeError, match=rf"'SpikeTrain' object has no attribute '{name}': .*{said}"):
+        getattr(train, name)
+    assert not hasattr(train, name)
+
+
+def test_other_attributes_are_missing_as_ever(train):
+    with pytest.raises(AttributeError, match=r"'SpikeTrain' object has no attribute 'spam'$"):
+        train.spam  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'mean': x is its tensor"):
+        te.ConstantInput(torch.ones(1, 2), 8).mean  # noqa: B018
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda x: torch.stack([x, x]), r"torch's stack takes no SpikeTrain: tandem_ext.cat"),
+    (lambda x: torch.nn.Linear(5, 3)(x), r"torch's linear takes no SpikeTrain: .*tandem_snn.nn; to_dense\(\)"),
+    (lambda x: torch.nn.Conv2d(5, 3, 3)(x), "torch's conv2d takes no SpikeTrain"),
+    (lambda x: torch.relu(x), "torch's relu takes no SpikeTrain"),
+    (lambda x: torch.nn.Flatten()(x), "Flatten"),
+])  # fmt: skip
+def test_functions_of_torch_say_what_to_use(train, call, said):
+    with pytest.raises((TypeError, AttributeError), match=said):
+        call(train)
+
+
+@pytest.mark.parametrize("module", ["tandem_ext", "tandem_snn", "tandem_snn.nn"])
+def test_completion_offers_what_is_public(module):
+    import importlib
+
+    module = importlib.import_module(module)
+    assert set(dir(module)) <= {*module.__all__, "__version__"}
+    assert "Linear" in dir(module) or "SpikeTrain" in dir(module)
+
+
+# --- frames of counts, as tonic's ToFrame makes them -----------------------------------------------------------------
+
+
+def test_counts_in_frames_are_clipped_or_spread():
+    counts = torch.randint(0, 5, (3, 2, 7), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    clipped = te.SpikeTrain.from_frames(counts)
+    assert torch.equal(clipped.to_dense(), counts.clamp(max=1).float())
+    for substeps in 2, 4, 60:
+        spread = te.SpikeTrain.from_frames(counts.numpy(), substeps=substeps)
+        assert len(counts) * substeps == spread.T
+        spikes = spread.to_dense().unflatten(0, (3, substeps))
+        assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())
+    batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)
+    assert torch.equal(batch.planes, clipped.planes)
+    assert batch.gain == 0.5
+
+
+def test_sub_steps_are_spaced_evenly():
+    spikes = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6).to_dense().flatten()
+    assert spikes.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("frames", "options", "said"), [
+    (torch.tensor([[-1]]), {}, "frames: expected counts"), (torch.tensor([[0.5]]), {}, "frames: expected counts"),
+    (torch.tensor([1]), {}, "frames: expected at least two"), ([[1]], {}, "frames: expected a real tensor"),
+    (torch.ones(2, 1), {"substeps": 0}, "substeps: expected a positive int, got 0"),
+    (torch.ones(128, 1), {"substeps": 2}, "T from 1 to"), (torch.tensor([[torch.nan]]), {}, "frames: expected counts"),
+])  # fmt: skip
+def test_frames_are_checked(frames, options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        te.SpikeTrain.from_frames(frames, **options)
+
+
+def test_counts_given_as_spikes_are_led_to_frames():
+    with pytest.raises(ValueError, match="from_frames"):
+        te.SpikeTrain.from_dense(torch.tensor([[[2]]]))
+
+
+# --- tonic's sensor_size ----------------------------------------------------------------------------------------------
+
+EVENTS = {"t": [0, 5, 9], "x": [33, 1, 2], "y": [0, 20, 3], "p": [1, 0, 1]}
+
+
+def test_a_sensor_size_is_as_good_as_a_shape():
+    by_shape = te.SpikeTrain.from_events(EVENTS, (2, 25, 34), 4)
+    by_sensor = te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 25, 2))
+    assert torch.equal(by_shape.planes, by_sensor.planes)
+    cochlea = {name: EVENTS[name] for name in "txp"}
+    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 1)).shape == (1, 700)
+    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 2)).shape == (1, 2, 700)
+
+
+def test_the_order_of_axes_is_explained():
+    with pytest.raises(ValueError, match=r"x: .*0..1, got 1..33; shape \(34, 25, 2\) is \[p, y, x\]: .*sensor_size"):
+        te.SpikeTrain.from_events(EVENTS, (34, 25, 2), 4)
+    with pytest.raises(ValueError, match=r"0..29, got 1..33; shape \(2, 25, 30\) is \[p, y, x\]$"):
+        te.SpikeTrain.from_events(EVENTS, (2, 25, 30), 4)
+    for options in {}, {"shape": (2, 25, 34), "sensor_size": (34, 25, 2)}:
+        with pytest.raises(ValueError, match="shape, sensor_size: expected one of them"):
+            te.SpikeTrain.from_events(EVENTS, T=4, **options)
+    with pytest.raises(ValueError, match="sensor_size: expected"):
+        te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 34))
