@@ -14,6 +14,7 @@ from tandem_ext import SpikeTrain
 from .. import ann
 from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
+from ..nn import general
 from ..nn.signals import describe, effective_counts
 from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .to_ann import to_ann
@@ -48,7 +49,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     """
     if not isinstance(percentile, Real) or not 0 < percentile <= 100:
         raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.gain == "threshold"}
+    firing = (tnn.SpikingLayer, general.Neurons)
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain == "threshold"}
     if not layers:
         raise ValueError('net: no layer has gain="threshold", as those of convert() have')
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
@@ -59,7 +61,11 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
             seen[name].append(positive_sample(activation))
 
     twin = to_ann(net)
-    with evaluating(net), evaluating(twin), watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d), keep):
+    with (
+        evaluating(net),
+        evaluating(twin),
+        watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh), keep),
+    ):
         for batch in loader:
             x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if not isinstance(x, Tensor | SpikeTrain):

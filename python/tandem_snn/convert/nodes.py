@@ -13,16 +13,13 @@ from torch import fx, nn
 
 from .. import ann
 from .. import nn as tnn
+from .graph import CannotConvert
 
 SYNAPSES: dict[type[nn.Module], type[tnn.SpikingLayer]] = {
     nn.Linear: tnn.Linear,
     nn.Conv1d: tnn.Conv1d,
     nn.Conv2d: tnn.Conv2d,
 }
-
-
-class CannotConvert(ValueError):
-    """An ANN of which some node has no spiking counterpart; the message names the node and what to use instead."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ... import nn as tnn
 from ...convert.nodes import SYNAPSES, CannotConvert, Role, refuse
-from ...convert.to_snn import Currents, Lowering, Value
+from ...convert.old_lowering import Currents, Lowering, Value
 from .neurons import Neuron
 
 SUMMED = ("counts", "answer")  # kinds of values that are sums over the steps
