@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann
-from tandem_snn.nn.general import Neurons
+from tandem_snn import calibrate, convert, to_ann
+from tandem_snn.nn.general import MaxPool, Neurons
 
 
 class Net(nn.Module):
@@ -126,7 +126,7 @@ def test_many_steps_approach_the_ann(name: str) -> None:
 def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
     """The ANN's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
     worth: dict[str, Tensor] = {}
-    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, Neurons)
+    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
 
     def spikes(name: str) -> Any:
         def hook(_: object, __: object, y: object) -> None:
@@ -177,6 +177,6 @@ def test_gradients_and_statistics_are_those_of_the_ann_branch(name: str, trainin
 def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
     net, x = make()
     settled(net, x)
-    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1])
+    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or")
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))

@@ -1,4 +1,4 @@
-"""The small form of an ANN's graph that conversion works on: operators of torch.ops.aten, by whichever way they came."""
+"""The small form of an ANN's graph that conversion works on: operators of torch.ops.aten, however they came."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ SYNAPSES = (
 SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
 DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
-AVERAGES = tuple(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)) + ("mean",)
+AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
 # Move, repeat or leave out features, each by itself: of spikes they give spikes.
 REARRANGE = (
     *("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
@@ -35,7 +35,28 @@ LINEAR = (
 )
 
 
-def ceiling_of(op: Op) -> float | None | bool:
+_INSTEAD = {
+    "use nn.ReLU instead, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
+    "hardtanh clamp tanh",
+    "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
+    "attention; use a convolutional network": "softmax scaleddotproductattention multiheadattention",
+    "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",
+}
+INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}
+
+
+def instead_of(op: Op, unseen: str) -> str:
+    """What would do in the place of an operator that spikes do not have; ``unseen``: where shapes may help."""
+    names = [op.kind, *op.target.split()[-1:], *[type(op.module).__name__] * op.alone]
+    for name in names:
+        if name.replace("_", "").lower() in INSTEAD:
+            return INSTEAD[name.replace("_", "").lower()]
+    if unseen:
+        return f"or none that is known without shapes; {unseen}"
+    return "between the layers spikes pass ReLU, linear maps, pooling and additions, and nothing else"
+
+
+def ceiling_of(op: Op) -> float | bool | None:
     """c of ReLU6 or hardtanh(0, c), None of a ReLU, False of what is no ReLU."""
     if op.kind == "relu":
         return None
@@ -50,9 +71,9 @@ def ceiling_of(op: Op) -> float | None | bool:
     if not low or not _number(op.args.get(low)) or op.args[low] != 0 or op.args.get("value", 0) != 0:
         return False
     ceiling = op.args.get(high)
-    if ceiling is None:
+    if ceiling is None or ceiling == float("inf"):
         return None
-    return float(ceiling) if _number(ceiling) and 0 < ceiling < float("inf") else False
+    return float(ceiling) if _number(ceiling) and ceiling > 0 else False
 
 
 def is_relu(op: Op) -> bool:

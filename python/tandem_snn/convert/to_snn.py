@@ -26,6 +26,7 @@ def convert(
     threshold: float | None = None,
     v_init: float = 0.5,
     example: Example | None = None,
+    max_pool: str | None = None,
     after: str | None = None,
     until: str | None = None,
     verbose: bool = False,
@@ -33,9 +34,9 @@ def convert(
     """A spiking network that shares the ANN's very Parameters and batch norms: training one trains the other.
 
     A layer of neurons stands where a ReLU stands, be it a module, a function or a method. What it receives is any sum
-    of linear maps of trains: convolutions, ``linear``, batch norm before or after, average pooling, upsampling, padding,
-    slices, concatenations, additions, several of them in a row. Where that is a layer of ``tandem_snn.nn``, that is
-    what it becomes (the fused way); elsewhere torch's own operators compute the currents of all steps, for
+    of linear maps of trains: convolutions, ``linear``, batch norm before or after, average pooling, upsampling,
+    padding, slices, concatenations, additions, several of them in a row. Where that is a layer of ``tandem_snn.nn``,
+    that is what it becomes (the fused way); elsewhere torch's own operators compute the currents of all steps, for
     :class:`tandem_snn.nn.general.Neurons` (the general way, which costs about T times the ANN). ReLU6 and
     hardtanh(0, c) are neurons with the ceiling ϑT = c. What is done to the image before the first synapses, or to the
     answer after the last neurons, stays as it is.
@@ -58,6 +59,10 @@ def convert(
         v_init: the neurons' initial potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to a count where 0 cuts it off.
         example: a batch of what the ANN takes; one sample is enough. Only its size counts, and the spiking network is
             for inputs of that size wherever the ANN's forward looks at it.
+        max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
+            ANN's maximum pooling (:class:`tandem_snn.nn.general.MaxPool`). "or": a window spikes where any of its
+            neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
+            is "exact" with an example and "or" without.
         after: the path of a module up to which, with all that comes before, the ANN stays an ANN: its results are
             encoded.
         until: the path of a module after which the ANN stays an ANN: its results are counted. So a network of which
@@ -88,12 +93,15 @@ def convert(
     for name, value in (("threshold", threshold), ("v_init", v_init)):
         if not isinstance(value, Real) or not math.isfinite(value) or (name == "threshold" and value <= 0):
             raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
+    if max_pool not in (None, "exact", "or"):
+        raise ValueError(f"max_pool: expected 'exact', 'or' or None, got {max_pool!r:.80}")
+    max_pool = max_pool or ("or" if example is None else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # of torch.compile
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
     graph = traced(ann) if example is None else exported(ann, example)
-    lowering = Lowering(graph, encoder, threshold, v_init, after=after, until=until)
+    lowering = Lowering(graph, encoder, threshold, v_init, max_pool=max_pool, after=after, until=until)
     snn = lowering.run(type(ann).__name__)
     if verbose:
         width = max(len(name) for name in lowering.ways)

@@ -113,8 +113,6 @@ class _Reader:
             op.kind, op.call = "input", ((), {})
         elif node.op == "output":
             op.kind = "output"
-            if isinstance(args[0], (tuple, list, dict)):
-                raise CannotConvert(f"the network returns {len(args[0])} values: a spiking network has one answer")
         elif node.op == "get_attr":
             op.kind, op.target = "attribute", str(node.target)
             self.attributes[op.target] = attribute(self.ann, op.target)

@@ -233,6 +233,51 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     return Currents(u.total * mask, lambda start, stop: u.steps(start, stop) * mask, u.T, u.constant)
 
 
+class MaxPool(nn.Module):
+    """Maximum pooling of trains whose counts are exactly the largest counts of their windows.
+
+    A window spikes at step t where the largest number of spikes that any of its neurons has had grows: by one at most,
+    so spikes stay 0 and 1, and a step needs the steps before it only. ``tnn.MaxPool2d``, an OR of spikes, needs no
+    memory, but its counts are larger where neurons take turns.
+
+    Args:
+        f: ``max_pool1d``, ``2d`` or ``3d``.
+        geometry: kernel_size, stride, padding, dilation and ceil_mode, as of that function.
+
+    Shape: SpikeTrain [B, C, *space] -> SpikeTrain [B, C, *space'], or tensors.
+
+    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
+    >>> MaxPool("max_pool1d", 2)(te.SpikeTrain.from_dense(spikes)).counts.item()
+    1.0
+    """
+
+    def __init__(self, f: str, *geometry: Any) -> None:
+        super().__init__()
+        self.f, self.geometry = f, geometry
+
+    def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
+        if isinstance(x, Tensor):
+            return self._maximum(x)
+        with torch.no_grad():
+            before, planes = torch.zeros(1, *x.shape, device=x.device), []
+            for start in range(0, x.T, AT_ONCE):
+                stop = min(start + AT_ONCE, x.T)
+                some = SpikeTrain.unchecked(x.planes[start // 8 : start // 8 + 1], stop - start)
+                counts = torch.cat([before, some.to_dense(torch.float32)]).cumsum(0)
+                before = counts[-1:]
+                most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
+                planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
+        pooled = None if x.edge is None else self._maximum(x.edge)
+        return SpikeTrain.unchecked(torch.cat(planes), x.T, pooled, x.gain, x._dtype)
+
+    def _maximum(self, x: Tensor) -> Tensor:
+        function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)
+        return function(x, *self.geometry)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, (self.f, *self.geometry)))
+
+
 def largest(f: str, x: Any, *args: Any) -> Any:
     """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest of the window's Σ I up to step t.
 
