@@ -13,7 +13,7 @@ from .. import nn as tnn
 from ..nn import general
 from . import kinds
 from .graph import Graph, Op, refuse
-from .layers import VIEWS, norm_of
+from .layers import VIEWS, max_pool_geometry, norm_of
 
 
 @dataclass
@@ -112,13 +112,13 @@ class Builder:
         if op.kind in kinds.DROPOUT:
             module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
             return self.graph.call_function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
-        args, kwargs = _map(_any_batch(op), self.signal)
         if op.kind in kinds.MAX_POOLS:
-            return self.graph.call_function(self.largest, (op.kind, *args), kwargs)
+            return self.graph.call_function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         affine = kinds.is_affine(op, self.signals(op))
         function: Callable[..., Any] = general.affine_map if affine else general.linear_map
         if op.alone and op.kind in kinds.SYNAPSES:
             return self.graph.call_function(function, (self.get(op.path, op.module), self.signal(op.x)))
+        args, kwargs = _map(_any_batch(op), self.signal)
         return self.graph.call_function(function, (_reshaping(op), *args), kwargs)
 
     def rearrange(self, op: Op) -> fx.Node:

@@ -83,12 +83,15 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
     return tnn.Flatten() if op.kind in VIEWS and op.dims == 2 else None
 
 
+def max_pool_geometry(op: Op) -> list[Any]:
+    return [op.args[name] for name in (*_POOL, "dilation", "ceil_mode")]
+
+
 def max_pool_of(op: Op, way: str) -> nn.Module:
-    names = (*_POOL, "dilation", "ceil_mode")
+    *geometry, ceil_mode = max_pool_geometry(op)
     if way == "exact" or op.kind != "max_pool2d":
-        return general.MaxPool(op.kind, *(op.args[name] for name in names))
-    geometry = {name: pair(op.args[name]) for name in names[:-1]}
-    return tnn.MaxPool2d(**geometry, ceil_mode=op.args["ceil_mode"])
+        return general.MaxPool(op.kind, *geometry, ceil_mode)
+    return tnn.MaxPool2d(*map(pair, geometry), ceil_mode=ceil_mode)
 
 
 def average_of(op: Op) -> tnn.AvgPool2d | None:

@@ -12,7 +12,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
-from ..nn.general import MaxPool, Neurons
+from ..nn.general import Neurons
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
 

@@ -173,9 +173,16 @@ class _Reader:
             self._set(op, aten.flatten.using_ints, [args[0], 1], {})
 
     def _set(self, op: Op, overload: Any, args: Any, kwargs: Any) -> None:
+        schema = overload._schema.arguments
         op.kind = overload.overloadpacket.__name__
-        args = list(args)[: len(overload._schema.arguments)]
-        op.args, op.call = bind(overload, args, kwargs), (tuple(args), kwargs)
+        op.args = bind(overload, list(args)[: len(schema)], kwargs)
+        for argument in schema:
+            if op.args[argument.name] is None:  # torch.nn.functional's own word for the default
+                op.args[argument.name] = argument.default_value
+        op.call = (
+            tuple(op.args[argument.name] for argument in schema if not argument.kwarg_only),
+            {argument.name: op.args[argument.name] for argument in schema if argument.kwarg_only},
+        )
 
 
 def _is_own(module: nn.Module, cls: type[nn.Module]) -> bool:

@@ -318,13 +318,37 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     return Currents(z, steps, u.T)
 
 
-class Neurons(nn.Module):
-    """A layer of IF neurons on trains or :class:`Currents`, in the place of ``nn.ReLU``: the general way.
+def largest_now(f: str, x: Any, *args: Any) -> Any:
+    """Maximum pooling of the currents of each step by themselves: J[t] = max I[t], which adds up to more than max z.
 
-    A spike is worth its threshold, so that gain times count stands for ρ(z).
+    The gradient is that of max z. Args as of :func:`largest`.
+    """
+    function = getattr(torch.ops.aten, f)
+    if isinstance(x, Tensor):
+        return function(x, *args)
+    u = currents_of(x)
+
+    def steps(start: int, stop: int) -> Tensor:
+        currents = u.steps(start, stop)
+        pooled: Tensor = function(currents.flatten(0, 1), *args)
+        return pooled.unflatten(0, (len(currents), -1))
+
+    z = function(u.total, *args)
+    with torch.no_grad():
+        parts = (steps(start, min(start + AT_ONCE, u.T)).sum(0) for start in range(0, u.T, AT_ONCE))
+        more = 0 if u.constant else sum(parts) - z
+    return Currents(z + more, steps, u.T, u.constant)
+
+
+class Neurons(nn.Module):
+    """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
 
     Args:
-        threshold, v_init: of the neurons, in the units of z; they become 0-dim float32 buffers.
+        threshold, v_init: of the neurons, in the units of z: floats, or tensors, 0-dim or for threshold and v_init one
+            per channel. They become float32 buffers.
+        leak: λ in (0, 1].
+        offset: a further current at every step, as threshold.
+        gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
         sums: what the currents are made of, for the reader.
 
@@ -335,39 +359,67 @@ class Neurons(nn.Module):
     tensor([[2., 0.]])
     """
 
-    gain = "threshold"
     threshold: Tensor
     v_init: Tensor
+    offset: Tensor
 
-    def __init__(self, threshold: float, v_init: float = 0.0, *, ceiling: float | None = None, sums: str = "") -> None:
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        v_init: float | Tensor = 0.0,
+        *,
+        leak: float = 1.0,
+        offset: float | Tensor = 0.0,
+        gain: float | str = "threshold",
+        ceiling: float | None = None,
+        sums: str = "",
+    ) -> None:
         super().__init__()
-        checks.threshold(threshold, 1, torch.device("cpu"))
-        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
-        self.register_buffer("v_init", torch.tensor(v_init, dtype=torch.float32))
-        self.ceiling, self.sums = ceiling, sums
+        for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
+        checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
+        checks.leak(leak)
+        if gain != "threshold":
+            checks.gain("gain", gain)
+        self.leak, self.gain, self.ceiling, self.sums = leak, gain, ceiling, sums
+        self.moved = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
         if not _is_signal(x):
             raise TypeError(f"x: Neurons takes trains or currents, got {describe(x)}")
         u = currents_of(x)
-        neuron = {"threshold": self.threshold, "steps": u.T}
         with torch.no_grad():
-            if u.constant:
-                train = te.functional.if_scan(ConstantInput.unchecked(u.steps(0, 1)[0], u.T), v_init=self.v_init,
-                                              **neuron)  # fmt: skip
-            else:
-                planes, v = [], self.v_init
-                for start in range(0, u.T, AT_ONCE):
-                    currents = u.steps(start, min(start + AT_ONCE, u.T))
-                    some, v = te.functional.if_scan(currents, v_init=v, return_v=True, **neuron)
-                    planes.append(some.planes)
-                train = SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
-        z = u.total if self.ceiling is None else nn.functional.hardtanh(u.total, -1.0, self.ceiling)
-        return with_gain(te.functional.couple(train, z, threshold=self.threshold), self.threshold)
+            train = self._fire(u)
+        z = u.total
+        if self.moved:
+            z = z + u.T * self._over_space(self.offset, u)
+        if self.ceiling is not None:
+            z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
+        train = te.functional.couple(train, z, threshold=self.threshold)
+        return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+
+    def _fire(self, u: Currents) -> SpikeTrain:
+        planes, v = [], self._over_space(self.v_init, u)
+        v = v.expand(u.shape) if v.dim() else v
+        offset = self._over_space(self.offset, u) if self.moved else 0.0
+        neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        if u.constant:
+            current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
+            return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
+        for start in range(0, u.T, AT_ONCE):
+            currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
+            some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
+            planes.append(some.planes)
+        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
+
+    def _over_space(self, value: Tensor, u: Currents) -> Tensor:
+        return over_space(value, tuple(u.shape)) if value.dim() else value
 
     def extra_repr(self) -> str:
-        ceiling = "" if self.ceiling is None else f", ceiling={self.ceiling}"
-        return f"the general way: {self.sums}{ceiling}"
+        shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
+        shown += [f"{name}={value}" for name, value in (("ceiling", self.ceiling),) if value is not None]
+        shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
+        return ", ".join(shown)
 
 
 def _is_signal(x: Any) -> bool:
