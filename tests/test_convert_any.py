@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from test_convert import NETWORKS, Maker, settled
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, to_ann
-from tandem_snn.nn.general import MaxPool, Neurons
+from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn.convert import CannotConvert
+from tandem_snn.nn.general import Neurons
+from tandem_snn.nn.maximum import MaxPool
 
 
 class Net(nn.Module):
@@ -62,8 +67,9 @@ BODIES: dict[str, Callable[[], Net]] = {
         i=nn.BatchNorm2d(8),
     ),
     "two readers": lambda: Net(lambda m, a: F.relu(m.c(a)) + m.c(a), 6, c=conv()),
-    "current read twice": lambda: Net(lambda m, a: (lambda z: m.d(F.relu(m.n(z))) + z)(m.c(a)), 6, c=conv(), d=conv(6, 6, 1),
-                                      n=nn.BatchNorm2d(6)),
+    "current read twice": lambda: Net(
+        lambda m, a: (lambda z: m.d(F.relu(m.n(z))) + z)(m.c(a)), 6, c=conv(), d=conv(6, 6, 1), n=nn.BatchNorm2d(6)
+    ),
     "trains side by side": lambda: Net(
         lambda m, a: m.d(torch.cat([a, F.relu(m.c(a)), m.c(a)], 1)), 4, c=conv(padding=1), d=conv(20, 4)
     ),
@@ -76,10 +82,14 @@ BODIES: dict[str, Callable[[], Net]] = {
     ),
     "averages of uneven windows": lambda: Net(lambda m, a: m.c(F.adaptive_avg_pool2d(a, 3)), 6, c=conv()),
     "pooled before the ReLU": lambda: Net(lambda m, a: F.avg_pool2d(m.c(a), 2), 6, c=conv()),
-    "upsampled": lambda: Net(lambda m, a: m.c(F.interpolate(a, scale_factor=2)) + m.u(F.interpolate(a, scale_factor=2, mode="bilinear")),
-                             6, c=conv(), u=conv()),
+    "upsampled": lambda: Net(
+        lambda m, a: m.c(F.interpolate(a, scale_factor=2)) + m.u(F.interpolate(a, scale_factor=2, mode="bilinear")),
+        6, c=conv(), u=conv(),
+    ),
     "reflected": lambda: Net(lambda m, a: m.c(a), 6, c=conv(padding=1, padding_mode="reflect")),
-    "padded": lambda: Net(lambda m, a: m.c(F.pad(a, (1, 0, 2, 1))) + m.c(F.pad(a, (1, 0, 2, 1), value=0.5)), 6, c=conv()),
+    "padded": lambda: Net(
+        lambda m, a: m.c(F.pad(a, (1, 0, 2, 1))) + m.c(F.pad(a, (1, 0, 2, 1), value=0.5)), 6, c=conv()
+    ),
     "permuted": lambda: Net(lambda m, a: m.l(a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 7, l=nn.Linear(8, 7)),
     "scaled and shifted": lambda: Net(lambda m, a: m.c(2 * m.s(a) / 3), 6, s=Parameters(), c=conv()),
     "computed weight": lambda: Net(lambda m, a: F.conv2d(a, m.c.weight * 2, m.c.bias), 6, c=conv()),
@@ -180,3 +190,155 @@ def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
     plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or")
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))
+
+
+class Live(nn.Module):
+    """What torch.export would bake in: functions and modules that look at the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5)
+        self.fc1, self.fc2 = nn.utils.parametrizations.weight_norm(nn.Linear(6 * 36, 20)), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.dropout(torch.relu(self.bn(self.conv(x))), 0.5, self.training).flatten(1)
+        return self.fc2(self.drop(torch.relu(self.fc1(a))))
+
+
+def test_the_mode_and_the_modules_are_live() -> None:
+    net, x = Live().train(), torch.rand(6, 2, 8, 8)
+    net.bn.eval()
+    seen: list[Tensor] = []
+    net.fc1.register_forward_hook(lambda m, given, y: seen.append(given[0]))
+    snn = convert(net, T=8, example=x[0:1])
+    assert net.training
+    assert snn.training
+    assert not net.bn.training, "a mode that was set by itself stays"
+    before = net.bn.running_mean.clone()
+    assert not torch.equal(snn(x), snn(x)), "dropout"
+    assert torch.equal(net.bn.running_mean, before)
+    net.bn.momentum = 1.0
+    snn.train()(x)
+    torch.testing.assert_close(net.bn.running_mean, net.conv(x).mean([0, 2, 3]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(snn.eval()(x), snn(x))
+    assert not net.bn.training
+    assert seen[-1].shape == (6, 216), "hooks see the ANN branch, once"
+    calls = len(seen)
+    snn(x)
+    assert len(seen) == calls + 1
+    before = snn(x)
+    with torch.no_grad():
+        net.fc1.parametrizations.weight.original0.mul_(2)
+    assert not torch.equal(snn(x), before)
+    assert torch.equal(to_ann(snn)(x), net.eval()(x))
+
+
+def test_batches_and_sizes_are_free() -> None:
+    layers = [conv(2, 6), nn.BatchNorm2d(6), nn.ReLU6(), conv(6, 6, groups=6), conv(6, 8, 1), nn.ReLU(), conv(8, 5, 1)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8))
+    for shape in (1, 2, 8, 8), (5, 2, 11, 9):
+        x = torch.rand(shape)
+        torch.testing.assert_close(to_ann(snn)(x), net(x))
+        assert snn(x).shape == (shape[0], 5)
+
+
+class Sandwich(nn.Module):
+    """Spikes between what has no spiking counterpart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(2, 8, padding=1), nn.GELU())
+        self.layer1 = nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU())
+        self.layer2 = nn.Sequential(conv(8, 8), nn.SiLU(), nn.Flatten(), nn.Linear(32, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(self.stem(x)))
+
+
+def test_a_part_that_spikes() -> None:
+    net, x = Sandwich().eval(), torch.rand(6, 2, 8, 8)
+    with pytest.raises(CannotConvert, match="GELU"):
+        convert(net, 8, example=x)
+    for options in {"example": x}, {}:
+        snn = convert(net, 200, after="stem", until="layer1", **options)
+        assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
+        assert torch.equal(to_ann(snn)(x), net(x))
+        calibrate(snn, [x], percentile=100)
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+
+
+def test_it_says_which_way_it_took(capsys: Any) -> None:
+    net = nn.Sequential(conv(2, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, groups=8), conv(8, 6, 1), nn.ReLU6())
+    snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8), verbose=True)
+    assert capsys.readouterr().out.splitlines() == ["0  fused: conv2d, batch norm", "5  general: conv2d"]
+    assert "(5): Neurons(the general way: conv2d, ceiling=6.0)" in repr(snn)
+
+
+@pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "maximum of currents", "shuffled"])
+def test_copies_and_frozen_networks(name: str) -> None:
+    net, x = made(name)
+    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn)), freeze(snn)):
+        assert torch.equal(other(x), snn(x))
+    state = {key: value.clone() for key, value in snn.state_dict().items()}
+    again = convert(copy.deepcopy(net), T=12, example=x[:1])
+    again.load_state_dict(state)
+    assert torch.equal(again.eval()(x), snn(x))
+
+
+def test_ceilings() -> None:
+    """ReLU6 and hardtanh(0, c) are exact in the limit, beyond which no gradient passes."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 8), nn.Linear(8, 6), nn.Hardtanh(0.0, 0.5))
+    net.append(nn.Linear(6, 3))
+    x = 20 * torch.rand(30, 4) - 8
+    snn = convert(net, T=255, example=x[:1])
+    ceilings = [6.0, 0.5]
+    for layer, c in zip([m for m in snn.modules() if hasattr(m, "ceiling")], ceilings, strict=True):
+        assert layer.threshold * 255 == pytest.approx(c)
+    torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+    gradients = []
+    for answer in (lambda: snn(x), lambda: net(x)):
+        net.zero_grad()
+        answer().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, atol=0.5, rtol=0.1)
+    assert torch.equal(to_ann(calibrate(snn, [x]))(x), net(x))
+
+
+def test_auxiliary_heads_are_left_out_and_said() -> None:
+    class Aux(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.aux, self.head = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            a = torch.relu(self.body(x))
+            return (self.head(a), self.aux(a)) if self.training else self.head(a)
+
+    net = Aux().train()
+    with pytest.warns(UserWarning, match="aux takes no part in evaluation"):
+        snn = convert(net, T=8, example=torch.rand(1, 4))
+    assert snn(torch.rand(3, 4)).shape == (3, 3)
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    """Eight steps of currents at once, whatever T."""
+    net, x = made("depthwise, pointwise")
+    sizes: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
+            return result
+
+    largest = []
+    for T in (8, 64):
+        snn = convert(net, T, example=x[:1])
+        sizes.clear()
+        with torch.no_grad(), Watching():
+            snn(x)
+        largest.append(max(sizes))
+    assert largest[0] == largest[1]

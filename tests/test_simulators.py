@@ -296,7 +296,7 @@ def test_spikingjellys_own_sums_of_spikes_and_vgg(sj: Any) -> None:
         for c, d in zip(counts, expected, strict=True):
             assert (c != d).float().mean() < 2e-3
         torch.testing.assert_close(other, answer, atol=2e-2, rtol=2e-2)
-    with pytest.raises(CannotConvert, match="'sub' .*adds the same at every step"):
+    with pytest.raises(CannotConvert, match=r"'sub' .*adds the same at every step"):
         ts.from_spikingjelly(sew_resnet.sew_resnet18(cnf="IAND", **make), 4)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from .. import nn as tnn
-from ..nn import general
+from ..nn import general, maximum
 from . import kinds
 from .graph import Graph, Op, refuse
 from .layers import VIEWS, max_pool_geometry, norm_of
@@ -40,7 +40,7 @@ class Builder:
         largest: the function that is maximum pooling of currents.
     """
 
-    largest: Callable[..., Any] = staticmethod(general.largest)
+    largest: Callable[..., Any] = staticmethod(maximum.largest)
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         self.source, self.ann, self.attributes = graph, graph.ann, graph.attributes
@@ -82,7 +82,7 @@ class Builder:
         if value.kind in ("spikes", "currents"):
             signal = self.signal(op)
             if signal not in self.counted:
-                self.counted[signal] = self.graph.call_function(general.total, (signal,))
+                self.counted[signal] = self.function(general.total, (signal,))
             return self.counted[signal]
         if value.node is None:
             value.node = self._constant(op)
@@ -106,24 +106,24 @@ class Builder:
         if op.kind == "getitem":
             return self.graph.call_function(operator.getitem, (self.signal(op.x), op.call[0][1]))
         if op.kind == "batch_norm":
-            return self.graph.call_function(
+            return self.function(
                 general.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op)))
             )
         if op.kind in kinds.DROPOUT:
             module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
-            return self.graph.call_function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
+            return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
         if op.kind in kinds.MAX_POOLS:
-            return self.graph.call_function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
+            return self.function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         affine = kinds.is_affine(op, self.signals(op))
         function: Callable[..., Any] = general.affine_map if affine else general.linear_map
         if op.alone and op.kind in kinds.SYNAPSES:
-            return self.graph.call_function(function, (self.get(op.path, op.module), self.signal(op.x)))
+            return self.function(function, (self.get(op.path, op.module), self.signal(op.x)))
         args, kwargs = _map(_any_batch(op), self.signal)
-        return self.graph.call_function(function, (_reshaping(op), *args), kwargs)
+        return self.function(function, (_reshaping(op), *args), kwargs)
 
     def rearrange(self, op: Op) -> fx.Node:
         args, kwargs = _map(_any_batch(op), self.signal)
-        return self.graph.call_function(general.rearranged, (_reshaping(op), *args), kwargs)
+        return self.function(general.rearranged, (_reshaping(op), *args), kwargs)
 
     def sums(self, op: Op) -> str:
         """The kinds of Ops between trains and these currents."""
@@ -164,6 +164,11 @@ class Builder:
         """A module that stands for the ANN's of that name, in its mode."""
         module.train(self.modules.get(name, self.ann).training)
         return self.graph.call_module(self._name(name, module), (x,), keywords)
+
+    def function(self, f: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
+        node = self.graph.call_function(f, args, kwargs)
+        node.meta["is_wrapped"] = True  # torch.fx does not look into it, when it is unpickled for one
+        return node
 
     def get(self, path: str, value: Any) -> fx.Node:
         return self.graph.get_attr(self._name(path, value))

@@ -1,7 +1,7 @@
 """With an example: the ANN's graph by torch.export.
 
-torch.export bakes the mode and the numbers of dropout and batch norm in. Here its graph is only a map: the nodes lead to
-the live modules, whose mode, Parameters, momentum and hooks count when they run.
+torch.export bakes the mode and the numbers of dropout and batch norm in. Here its graph is only a map: the nodes lead
+to the live modules, whose mode, Parameters, momentum and hooks count when they run.
 """
 
 from __future__ import annotations

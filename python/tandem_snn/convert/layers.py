@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import nn as tnn
-from ..nn import general
+from ..nn import maximum
 from .graph import Op, refuse
 
 VIEWS = ("view", "reshape", "_unsafe_view")
@@ -90,7 +90,7 @@ def max_pool_geometry(op: Op) -> list[Any]:
 def max_pool_of(op: Op, way: str) -> nn.Module:
     *geometry, ceil_mode = max_pool_geometry(op)
     if way == "exact" or op.kind != "max_pool2d":
-        return general.MaxPool(op.kind, *geometry, ceil_mode)
+        return maximum.MaxPool(op.kind, *geometry, ceil_mode)
     return tnn.MaxPool2d(*map(pair, geometry), ceil_mode=ceil_mode)
 
 

@@ -8,14 +8,14 @@ from numbers import Real
 from torch import fx, nn
 
 from .. import nn as tnn
-from ..nn import general
+from ..nn import general, maximum
 from ..nn.signals import check_network
 from .exported import Example, exported
 from .graph import CannotConvert
 from .lowering import Lowering
 from .traced import traced
 
-SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, general.Neurons)
+SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, general.Neurons, maximum.MaxPool)
 
 
 def convert(
@@ -60,7 +60,7 @@ def convert(
         example: a batch of what the ANN takes; one sample is enough. Only its size counts, and the spiking network is
             for inputs of that size wherever the ANN's forward looks at it.
         max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
-            ANN's maximum pooling (:class:`tandem_snn.nn.general.MaxPool`). "or": a window spikes where any of its
+            ANN's maximum pooling (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a window spikes where any of its
             neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
             is "exact" with an example and "or" without.
         after: the path of a module up to which, with all that comes before, the ANN stays an ANN: its results are

@@ -20,7 +20,7 @@ from ...convert.graph import CannotConvert, Graph, Op, refuse
 from ...convert.layers import average_of
 from ...convert.lowering import Lowering
 from ...convert.traced import traced
-from ...nn import general
+from ...nn import general, maximum
 from .neurons import Neuron
 
 NOT_LINEAR = "what it gives at each step does not add up over the steps: leave it out, and apply it to the answer"
@@ -144,6 +144,11 @@ def _forget_state(graph: Graph) -> None:
                 raise refuse(potential, why)
 
 
+def _neuron_of(op: Op) -> Neuron:
+    assert isinstance(op.module, _Firing)
+    return op.module.neuron
+
+
 def _is_firing(op: Op) -> bool:
     return isinstance(op.module, _Firing) and op.alone
 
@@ -154,7 +159,7 @@ class _Importing(Lowering):
     Averages and answers are summed over the steps here, so what is done to them there at every step must be linear.
     """
 
-    largest = staticmethod(general.largest_now)
+    largest = staticmethod(maximum.largest_now)
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         super().__init__(graph, encoder, 1.0, 0.0)
@@ -227,7 +232,7 @@ class _Importing(Lowering):
 
     def _averaging_neurons(self, op: Op) -> Value | None:
         """IF neurons with threshold 1 behind an average pooling of spikes are a layer of ours."""
-        neuron: Neuron = op.module.neuron  # type: ignore[union-attr]
+        neuron = _neuron_of(op)
         if op.x.kind != "avg_pool2d" or len(op.x.users) > 1 or isinstance(neuron.v_init, Tensor):
             return None
         x, layer = self.env[op.x.x], average_of(op.x)
@@ -237,12 +242,12 @@ class _Importing(Lowering):
         return self._layer(op.x, layer, x)
 
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
-        n = op.module.neuron.in_unit()  # type: ignore[union-attr]
+        n = _neuron_of(op).in_unit()
         return general.Neurons(n.threshold, n.v_init, leak=n.leak, offset=n.offset, gain=1.0, sums=sums)
 
     def _set_neurons(self, op: Op, layer: Any, norm: Any, keywords: dict[str, Any]) -> None:
         if keywords.get("fire", True):
-            n = op.module.neuron.in_unit()  # type: ignore[union-attr]
+            n = _neuron_of(op).in_unit()
             layer.leak = n.leak
             for name, value in (("threshold", n.threshold), ("v_init", n.v_init)):
                 delattr(layer, name)
