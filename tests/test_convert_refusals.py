@@ -41,9 +41,9 @@ def image(*layers: nn.Module) -> nn.Module:
 REFUSED = {
     "GELU": (
         nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()),
-        r"'_1' \(call_module 1, GELU\): it has no spiking counterpart: use nn.ReLU",
+        r"'_1' \(call_module 1, GELU\): it has no spiking counterpart: put nn.ReLU",
     ),
-    "LeakyReLU": (nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*use nn.ReLU"),
+    "LeakyReLU": (nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*put nn.ReLU"),
     "LayerNorm": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU()), r"'_1'.*use batch norm"),
     "no ReLU": (
         nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)),
@@ -104,7 +104,7 @@ def test_a_transposed_convolution_is_not_blamed_for_what_follows() -> None:
     )
     for options in {}, {"example": torch.rand(1, 1, 4, 4)}:
         with pytest.raises(
-            CannotConvert, match=r"call_module 3, SiLU.*use nn.ReLU|'silu'.*module '3', SiLU.*use nn.ReLU"
+            CannotConvert, match=r"call_module 3, SiLU.*put nn.ReLU|'silu'.*module '3', SiLU.*put nn.ReLU"
         ):
             convert(net, T=8, **options)
 

@@ -106,9 +106,7 @@ class Builder:
         if op.kind == "getitem":
             return self.graph.call_function(operator.getitem, (self.signal(op.x), op.call[0][1]))
         if op.kind == "batch_norm":
-            return self.function(
-                general.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op)))
-            )
+            return self.function(general.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
         if op.kind in kinds.DROPOUT:
             module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
             return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))

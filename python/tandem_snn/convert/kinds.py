@@ -36,7 +36,7 @@ LINEAR = (
 
 
 _INSTEAD = {
-    "use nn.ReLU instead, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
+    "put nn.ReLU there, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
     "hardtanh clamp tanh",
     "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
     "attention; use a convolutional network": "softmax scaleddotproductattention multiheadattention",
@@ -45,15 +45,13 @@ _INSTEAD = {
 INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}
 
 
-def instead_of(op: Op, unseen: str) -> str:
-    """What would do in the place of an operator that spikes do not have; ``unseen``: where shapes may help."""
+EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and additions, and nothing else"
+
+
+def instead_of(op: Op) -> str | None:
+    """What would do in the place of a known operator that spikes do not have."""
     names = [op.kind, *op.target.split()[-1:], *[type(op.module).__name__] * op.alone]
-    for name in names:
-        if name.replace("_", "").lower() in INSTEAD:
-            return INSTEAD[name.replace("_", "").lower()]
-    if unseen:
-        return f"or none that is known without shapes; {unseen}"
-    return "between the layers spikes pass ReLU, linear maps, pooling and additions, and nothing else"
+    return next((INSTEAD[n] for n in (name.replace("_", "").lower() for name in names) if n in INSTEAD), None)
 
 
 def ceiling_of(op: Op) -> float | bool | None:

@@ -81,17 +81,19 @@ class Lowering(Builder):
         return kinds.is_relu(op)
 
     def _silent(self) -> CannotConvert:
-        """Nothing would spike: names what stands behind the first synapses in the place of a ReLU."""
-        why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike: put nn.ReLU"
+        """Nothing would spike: names what is there instead, or what stands in the place of a ReLU."""
+        why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
-        for op in self.source.ops:
-            if op.kind in kinds.SYNAPSES and op.users:
-                while op.kind in passed and op.users:
-                    op = op.users[0]
-                if op.kind != "output":
-                    return refuse(op, f"{why} here")
-                break
-        return CannotConvert(f"{why} between the layers")
+        begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
+        behind = [op for op in self.source.ops[begin:] if op.kind not in (*passed, "attribute", "size", "output")]
+        known = next((op for op in behind if kinds.instead_of(op)), None)
+        if known is not None:
+            return refuse(known, f"{why}: {kinds.instead_of(known)}")
+        return (
+            refuse(behind[0], f"{why}: put nn.ReLU here")
+            if behind
+            else CannotConvert(f"{why}: put nn.ReLU between the layers")
+        )
 
     def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
         """What stays an ANN before the encoder, and after the last spikes."""
@@ -219,8 +221,10 @@ class Lowering(Builder):
             raise refuse(op, "it mixes the samples of the batch: keep the first dimension as it is")
 
     def _no_counterpart(self, op: Op) -> str:
-        unseen = op.kind == "unknown" and self.source.shapeless
-        return f"it has no spiking counterpart: {kinds.instead_of(op, GIVE if unseen else '')}"
+        instead = kinds.instead_of(op)
+        if instead is None and op.kind == "unknown" and self.source.shapeless:
+            instead = f"or none that is known without shapes; {GIVE}"
+        return f"it has no spiking counterpart: {instead or kinds.EVERYTHING}"
 
     def _behind(self, op: Op) -> Value:
         """No neurons follow: the answer, a tensor, in which spikes count."""
