@@ -19,6 +19,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
+from tandem_snn.measure import Monitor, firing_rates, synops
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
 
@@ -285,6 +286,20 @@ def test_copies_and_frozen_networks(name: str) -> None:
     again = convert(copy.deepcopy(net), T=12, example=x[:1])
     again.load_state_dict(state)
     assert torch.equal(again.eval()(x), snn(x))
+
+
+def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
+    net, x = made("depthwise, pointwise")
+    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    assert list(firing_rates(snn, x)) == ["stem", "relu_1"]
+    with Monitor(snn, potentials=True) as monitor, torch.no_grad():
+        snn(x)
+    assert torch.equal(monitor["relu_1"].counts, monitor["relu_1"].train.to_dense().sum(0))
+    layer, v = snn.get_submodule("relu_1"), monitor["relu_1"].potentials
+    assert v.shape == (12, 6, 6, 6, 6)
+    assert (v[-1] < layer.threshold).any()
+    with pytest.raises(ValueError, match="'relu_1' receives any sum"):
+        synops(snn, x)
 
 
 def test_ceilings() -> None:

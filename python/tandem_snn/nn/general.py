@@ -19,6 +19,7 @@ import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
+from .currents import potential_trace
 from .signals import Signal, describe, effective_counts, with_gain
 
 AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
@@ -304,6 +305,23 @@ class Neurons(nn.Module):
             some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
             planes.append(some.planes)
         return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
+
+    @torch.no_grad()
+    def potentials(self, x: Signal | Currents) -> Tensor:
+        """As of :class:`tandem_snn.nn.SpikingLayer`."""
+        u = currents_of(x)
+        starts = range(0, 1 if u.constant else u.T, AT_ONCE)
+        chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
+        currents = torch.cat(chunks) + self._over_space(self.offset, u)
+        currents = currents.expand(u.T, *u.shape) if u.constant else currents
+        v_init = self._over_space(self.v_init, u)
+
+        def after(t: int, v: float | Tensor) -> Tensor:
+            neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
+            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
+            return v
+
+        return potential_trace(u.T, v_init.expand(u.shape) if v_init.dim() else v_init, after)
 
     def _over_space(self, value: Tensor, u: Currents) -> Tensor:
         return over_space(value, tuple(u.shape)) if value.dim() else value
