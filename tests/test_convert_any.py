@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -105,6 +105,13 @@ BODIES: dict[str, Callable[[], Net]] = {
 }  # fmt: skip
 
 
+QUICK = ("trains side by side", "maximum of currents")
+
+
+def slowly(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def made(name: str) -> tuple[Net, Tensor]:
     net, x = BODIES[name](), torch.rand(6, 2, 8, 8)
     return settled(net, x), x  # type: ignore[return-value]
@@ -121,7 +128,7 @@ def test_there_and_back(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", [*QUICK, *slowly(n for n in BODIES if n not in QUICK)])
 def test_many_steps_approach_the_ann(name: str) -> None:
     net, x = made(name)
     errors = []
@@ -160,7 +167,7 @@ def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
     return answer
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
 @pytest.mark.parametrize("name", BODIES)
 def test_gradients_and_statistics_are_those_of_the_ann_branch(name: str, training: bool) -> None:
     net, x = made(name)
@@ -188,7 +195,7 @@ def test_gradients_and_statistics_are_those_of_the_ann_branch(name: str, trainin
 def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
     net, x = make()
     settled(net, x)
-    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or")
+    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or", gate="relu")
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))
 
@@ -273,7 +280,7 @@ def test_it_says_which_way_it_took(capsys: Any) -> None:
     net = nn.Sequential(conv(2, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, groups=8), conv(8, 6, 1), nn.ReLU6())
     snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8), verbose=True)
     assert capsys.readouterr().out.splitlines() == ["0  fused: conv2d, batch norm", "5  general: conv2d"]
-    assert "(5): Neurons(the general way: conv2d, ceiling=6.0)" in repr(snn)
+    assert "(5): Neurons(the general way: conv2d, ceiling=6.0, gate='resu')" in repr(snn)
 
 
 @pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "maximum of currents", "shuffled"])
@@ -300,6 +307,20 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     assert (v[-1] < layer.threshold).any()
     with pytest.raises(ValueError, match="'relu_1' receives any sum"):
         synops(snn, x)
+
+
+def test_neurons_that_should_be_silent_are() -> None:
+    net, x = made("three branches")
+    with torch.no_grad():
+        for gate, silent in ("resu", True), ("relu", False):
+            snn = calibrate(convert(net, T=12, example=x[:1], gate=gate), [x])
+            assert torch.equal(to_ann(snn)(x), net(x))
+            spurious: list[bool] = []
+            snn.get_submodule("relu_1").register_forward_hook(
+                lambda m, given, y, seen=spurious: seen.append(bool(y.counts[given[0].total <= 0].any()))
+            )
+            snn(x)
+            assert spurious == [not silent]
 
 
 def test_ceilings() -> None:

@@ -142,6 +142,8 @@ def test_arguments() -> None:
         ({"threshold": -1.0}, "threshold: expected a positive number, got -1.0"),
         ({"threshold": "1"}, "threshold: expected a positive number, got '1'"),
         ({"v_init": float("nan")}, "v_init: expected a number, got nan"),
+        ({"gate": "clip"}, "gate: expected 'relu', 'resu' or None, got 'clip'"),
+        ({"max_pool": "max"}, "max_pool: expected 'exact', 'or' or None, got 'max'"),
         ({"example": torch.rand(2, 3)}, "example: the ANN does not take it: .*mat1 and mat2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -42,8 +42,7 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        max_pool: "or" or "exact", see :func:`convert`.
-        after, until: see :func:`convert`.
+        gate, max_pool, after, until: see :func:`convert`.
 
     Attributes:
         ways: how each layer of neurons gets its currents, by its name.
@@ -56,12 +55,13 @@ class Lowering(Builder):
         threshold: float,
         v_init: float,
         *,
+        gate: str = "relu",
         max_pool: str = "or",
         after: str | None = None,
         until: str | None = None,
     ) -> None:
         super().__init__(graph, encoder)
-        self.threshold, self.v_init, self.max_pool = threshold, v_init, max_pool
+        self.threshold, self.v_init, self.gate, self.max_pool = threshold, v_init, gate, max_pool
         self.ways: dict[str, str] = {}
         self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
@@ -282,7 +282,8 @@ class Lowering(Builder):
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
         ceiling = kinds.ceiling_of(op)
         threshold = self._threshold(op)
-        return general.Neurons(threshold, self.v_init * threshold, ceiling=ceiling or None, sums=sums)
+        v_init = self.v_init * threshold
+        return general.Neurons(threshold, v_init, gate=self.gate, ceiling=ceiling or None, sums=sums)
 
     def _threshold(self, op: Op) -> float:
         ceiling = kinds.ceiling_of(op)
@@ -339,7 +340,7 @@ class Lowering(Builder):
 
     def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
         """The threshold and what depends on it; the neurons of a projection play no part."""
-        layer.gain = "threshold"
+        layer.gain, layer.gate = "threshold", self.gate
         ceiling = kinds.ceiling_of(op)
         if ceiling:
             layer.gate, layer.ceiling = "clip", ceiling

@@ -26,6 +26,7 @@ def convert(
     threshold: float | None = None,
     v_init: float = 0.5,
     example: Example | None = None,
+    gate: str | None = None,
     max_pool: str | None = None,
     after: str | None = None,
     until: str | None = None,
@@ -59,6 +60,10 @@ def convert(
         v_init: the neurons' initial potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to a count where 0 cuts it off.
         example: a batch of what the ANN takes; one sample is enough. Only its size counts, and the spiking network is
             for inputs of that size wherever the ANN's forward looks at it.
+        gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
+            way to a z that is not positive; "resu" silences those, which needs the end of the window, and leaves little
+            more than the rounding to T levels. None is "resu" with an example and "relu" without. Neurons with a
+            ceiling in a fused layer have "clip", whose gradient ends there.
         max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
             ANN's maximum pooling (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a window spikes where any of its
             neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
@@ -95,13 +100,16 @@ def convert(
             raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
     if max_pool not in (None, "exact", "or"):
         raise ValueError(f"max_pool: expected 'exact', 'or' or None, got {max_pool!r:.80}")
+    if gate not in (None, "relu", "resu"):
+        raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
+    gate = gate or ("relu" if example is None else "resu")
     max_pool = max_pool or ("or" if example is None else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # of torch.compile
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
     graph = traced(ann) if example is None else exported(ann, example)
-    lowering = Lowering(graph, encoder, threshold, v_init, max_pool=max_pool, after=after, until=until)
+    lowering = Lowering(graph, encoder, threshold, v_init, gate=gate, max_pool=max_pool, after=after, until=until)
     snn = lowering.run(type(ann).__name__)
     if verbose:
         width = max(len(name) for name in lowering.ways)

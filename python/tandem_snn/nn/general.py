@@ -242,6 +242,7 @@ class Neurons(nn.Module):
             per channel. They become float32 buffers.
         leak: λ in (0, 1].
         offset: a further current at every step, as threshold.
+        gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
         gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
         sums: what the currents are made of, for the reader.
@@ -264,6 +265,7 @@ class Neurons(nn.Module):
         *,
         leak: float = 1.0,
         offset: float | Tensor = 0.0,
+        gate: str = "relu",
         gain: float | str = "threshold",
         ceiling: float | None = None,
         sums: str = "",
@@ -273,9 +275,11 @@ class Neurons(nn.Module):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
         checks.leak(leak)
+        if gate not in ("relu", "resu"):
+            raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
         if gain != "threshold":
             checks.gain("gain", gain)
-        self.leak, self.gain, self.ceiling, self.sums = leak, gain, ceiling, sums
+        self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
         self.moved = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
@@ -289,7 +293,9 @@ class Neurons(nn.Module):
             z = z + u.T * self._over_space(self.offset, u)
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
-        train = te.functional.couple(train, z, threshold=self.threshold)
+        if self.gate == "resu":
+            train = SpikeTrain.unchecked(train.planes * (z > 0), u.T, None, 1.0, u.total.dtype)
+        train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
 
     def _fire(self, u: Currents) -> SpikeTrain:
@@ -328,7 +334,9 @@ class Neurons(nn.Module):
 
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
-        shown += [f"{name}={value}" for name, value in (("ceiling", self.ceiling),) if value is not None]
+        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None) + [f"gate={self.gate!r}"] * (
+            self.gate != "relu"
+        )
         shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
         return ", ".join(shown)
 
