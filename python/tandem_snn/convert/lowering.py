@@ -261,7 +261,8 @@ class Lowering(Builder):
                 break
             after.append(source)  # what comes before the ReLU but commutes with it
             source = source.x
-        fused = self._fused(source)
+        silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer has one gate, not both
+        fused = None if silenced else self._fused(source)
         if fused is None and not any(layer.kind in kinds.MAX_POOLS for layer in after):
             source, after = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)

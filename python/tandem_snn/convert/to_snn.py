@@ -63,7 +63,7 @@ def convert(
         gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
             way to a z that is not positive; "resu" silences those, which needs the end of the window, and leaves little
             more than the rounding to T levels. None is "resu" with an example and "relu" without. Neurons with a
-            ceiling in a fused layer have "clip", whose gradient ends there.
+            ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
         max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
             ANN's maximum pooling (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a window spikes where any of its
             neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
