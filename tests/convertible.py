@@ -76,13 +76,10 @@ def make(name: str) -> nn.Module:
 @torch.no_grad()
 def settled(net: nn.Module, images: Tensor) -> nn.Module:
     """In evaluation mode, with the statistics of ``images`` in batches of 64."""
-    net.train()
-    norms = {module: module.momentum for module in net.modules() if isinstance(module, _BatchNorm)}
-    for module in net.modules():
-        if module in norms:
-            module.momentum = None  # the mean over the batches
-        elif isinstance(module, nn.Dropout):
-            module.eval()
+    norms = {module: module.momentum for module in net.eval().modules() if isinstance(module, _BatchNorm)}
+    for norm in norms:
+        norm.momentum = None  # the mean over the batches
+        norm.train()
     for batch in images.split(64):
         net(batch)
     for norm, momentum in norms.items():

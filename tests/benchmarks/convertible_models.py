@@ -2,9 +2,10 @@
 
     python tests/benchmarks/convertible_models.py --data-dir DIR [MODEL ...]
 
-Each model is initialised at random, its batch norms get the statistics of three batches of CIFAR-10 (JPEG), it is
-converted at T = 64 and calibrated on 64 images. The correlation of the logits with the ANN's is beside that of the ANN
-whose activations are rounded to the same 64 levels: what no spiking network of as many steps can be expected to exceed.
+measures them all, or those that are named and leaves the others' results. Each model is initialised at random, its
+batch norms get the statistics of three batches of CIFAR-10 (JPEG), it is converted at T = 64 and calibrated on 64
+images. The correlation of the logits with the ANN's is beside that of the ANN whose activations are rounded to the same
+64 levels: what no spiking network of as many steps can be expected to exceed.
 It writes docs/results/convertible.json; `--table` writes the table in docs/convert.md from that.
 """
 
@@ -103,7 +104,8 @@ def main() -> None:
         data = ts.data.load("cifar10-jpeg", arguments.data_dir)
         images, _ = next(data.train.batches(192, seed=0))
         facts = {**origin(__file__), "T": T, "images": IMAGES, "not": NOT}
-        runs: list[dict[str, Any]] = []
+        known = read("convertible")["runs"] if results("convertible").exists() else []
+        runs: list[dict[str, Any]] = [run for run in known if run["model"] not in arguments.models]
         for name in arguments.models:
             runs.append(measure(name, images))
             print(runs[-1], flush=True)
