@@ -38,7 +38,7 @@ def convert(
     of linear maps of trains: convolutions, ``linear``, batch norm before or after, average pooling, upsampling,
     padding, slices, concatenations, additions, several of them in a row. Where that is a layer of ``tandem_snn.nn``,
     that is what it becomes (the fused way); elsewhere torch's own operators compute the currents of all steps, for
-    :class:`tandem_snn.nn.general.Neurons` (the general way, which costs about T times the ANN). ReLU6 and
+    :class:`tandem_snn.nn.general.Neurons` (the general way, with T times the products of the ANN). ReLU6 and
     hardtanh(0, c) are neurons with the ceiling ϑT = c. What is done to the image before the first synapses, or to the
     answer after the last neurons, stays as it is.
 
