@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from tandem_snn.nn.general import Neurons
 
 
 def trained(net: nn.Module, x: Tensor) -> nn.Module:
@@ -115,7 +116,7 @@ def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
     hooks = [
         layer.register_forward_hook(lambda _, __, y: counts.append(y.counts) if isinstance(y, te.SpikeTrain) else None)
         for layer in net.modules()
-        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d))
+        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, Neurons))
     ]
     with torch.no_grad():
         answer = net(x)

@@ -20,7 +20,7 @@ from tandem_snn.convert import CannotConvert
 def settled(net: nn.Module, x: Tensor) -> nn.Module:
     """An ANN whose batch norms have seen data and are not the identity, in evaluation mode."""
     for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     net.train()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
@@ -21,61 +20,54 @@ class Branching(nn.Module):
         if self.kind == "data":
             return x if x.sum() > 0 else -x
         z = self.a(x)
-        if self.kind == "two readers":
-            return self.b(torch.relu(z) + z)
         if self.kind == "two inputs":
             return self.b(torch.relu(z) + y)
-        if self.kind == "computed":
-            return self.b(torch.relu(F.linear(x, self.a.weight * 2)))
-        if self.kind == "activations":
-            return self.b(torch.relu(z) + torch.relu(self.b(x)))
-        if self.kind == "alpha":
-            return self.b(torch.relu(torch.add(z, x, alpha=2)))
-        if self.kind == "from the image":
-            return self.b(torch.relu(z + x))
+        if self.kind == "gate":
+            return self.b(torch.relu(self.b(torch.relu(z) * torch.sigmoid(z))))
+        if self.kind == "product":
+            return self.b(torch.relu(torch.relu(z) * self.b(x)))
+        if self.kind == "two outputs":
+            return torch.relu(z), z
+        if self.kind == "batch":
+            return self.b(torch.relu(self.b(torch.relu(z).sum(0, keepdim=True) + z)))
         a = torch.relu(z)
-        return self.b(torch.cat([a, a]))
+        return self.b(torch.relu(self.b(torch.cat([a, a]))))
+
+
+def image(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers)
 
 
 REFUSED = {
-    "GELU": (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*no spiking counterpart"),
+    "GELU": (
+        nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()),
+        r"'_1' \(call_module 1, GELU\): it has no spiking counterpart: put nn.ReLU",
+    ),
+    "LeakyReLU": (nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*put nn.ReLU"),
+    "LayerNorm": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU()), r"'_1'.*use batch norm"),
     "no ReLU": (
         nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)),
         r"'_1' \(call_module 1, Sigmoid\).*nothing would spike",
     ),
-    "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2)), r"LazyLinear\): use nn.Linear itself"),
-    "parametrised": (
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU()),
-        "'_2' .*remove_parametrizations",
+    "hardtanh": (
+        nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(), nn.Linear(4, 4), nn.ReLU()),
+        r"'_1' \(call_module 1, Hardtanh\): it has no spiking counterpart",
     ),
+    "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2)), r"LazyLinear\): use nn.Linear itself"),
     "spiking": (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
     "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
-    "ReLU6": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU6()), r"'_2' .*, ReLU6.*put nn.ReLU here"),
-    "two in a row": (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()), r"'_1'.*without a ReLU"),
-    "norm after": (
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU()),
-        r"'_2'.*batch norm",
-    ),
-    "no gamma": (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.ReLU()), r"'_1'.*affine=True"),
-    "pooled before": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.ReLU()), r"'_1'.*put the ReLU before"),
-    "conv at the end": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), r"'_2'.*nn.Linear"),
-    "padding": (nn.Sequential(nn.Conv2d(1, 4, 3, padding_mode="reflect"), nn.ReLU()), r"'_0'.*'zeros'"),
-    "indices": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)), r"'_2'.*indices"),
-    "adaptive": (
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1), nn.ReLU()),
-        r"'_3'.*example",
-    ),
+    "indices": (image(nn.MaxPool2d(2, return_indices=True)), r"'_2'.*indices"),
+    "adaptive": (image(nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1), nn.ReLU()), r"'_3'.*example"),
+    "shapes": (image(nn.PixelShuffle(2), nn.Conv2d(1, 2, 1), nn.ReLU()), r"'_2'.*known without shapes; give `example`"),
     **{
         kind: (Branching(kind), message)
         for kind, message in (
-            ("data", "torch.fx cannot trace"),
-            ("two readers", r"'a'.*one ReLU"),
+            ("data", "torch.fx cannot trace.*give `example`"),
             ("two inputs", r"'y'.*second input"),
-            ("activations", "two activations"),
-            ("alpha", "alpha"),
-            ("computed", "'linear' .*neither computed nor inputs"),
-            ("from the image", "two layers' results"),
-            ("concatenated", "cat.*no spiking counterpart"),
+            ("two outputs", "returns 2 values"),
+            ("gate", r"'sigmoid' \(call_function sigmoid\).*a gate"),
+            ("product", r"'mul'.*a product of two activations"),
+            ("concatenated", "'cat'.*puts samples together"),
         )
     },
 }
@@ -88,6 +80,60 @@ def test_what_cannot_be_converted_is_named(name: str) -> None:
         convert(net, T=8)
 
 
+WITH_AN_EXAMPLE = {
+    "data": "depends on the data",
+    "two outputs": "returns 2 values, tuple",
+    "gate": r"'sigmoid' \(aten.sigmoid.default in Branching; test_convert_refusals.py:\d+: .*sigmoid.*: .*a gate",
+    "product": r"'mul'.*a product of two activations",
+    "batch": r"'sum_1'.*mixes the samples",
+    "concatenated": r"'cat'.*puts samples together|'cat'.*mixes the samples",
+}
+
+
+@pytest.mark.parametrize("kind", WITH_AN_EXAMPLE)
+def test_with_an_example_too(kind: str) -> None:
+    net = Branching(kind).train()
+    with pytest.raises(CannotConvert, match=WITH_AN_EXAMPLE[kind]):
+        convert(net, T=8, example=torch.rand(1, 4))
+    assert all(module.training for module in net.modules())
+
+
+def test_a_transposed_convolution_is_not_blamed_for_what_follows() -> None:
+    net = nn.Sequential(
+        nn.ConvTranspose2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
+    )
+    for options in {}, {"example": torch.rand(1, 1, 4, 4)}:
+        with pytest.raises(
+            CannotConvert, match=r"call_module 3, SiLU.*put nn.ReLU|'silu'.*module '3', SiLU.*put nn.ReLU"
+        ):
+            convert(net, T=8, **options)
+
+
+def test_examples() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    for example, error, message in (
+        ([1], TypeError, "example: expected a batch"),
+        (torch.rand(4), ValueError, r"example: expected at least one sample, .*\[4\]"),
+        (torch.rand(0, 1, 5, 5), ValueError, "at least one sample"),
+        (torch.rand(2, 3, 5, 5), ValueError, "example: the ANN does not take it"),
+    ):
+        with pytest.raises(error, match=message):
+            convert(net, T=8, example=example)
+    lazy = nn.Sequential(nn.LazyConv2d(2, 3), nn.ReLU())
+    with pytest.raises(CannotConvert, match="module '0', LazyConv2d: give it a batch first"):
+        convert(lazy, T=8, example=torch.rand(1, 1, 5, 5))
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.relu(x + y)
+
+    with pytest.raises(CannotConvert, match="a second input, 'y'"):
+        convert(Two(), T=8, example=torch.rand(1, 4))
+    for name in "after", "until":
+        with pytest.raises(ValueError, match=f"{name}: the ANN calls no module 'layer4'"):
+            convert(net, T=8, **{name: "layer4"})
+
+
 def test_arguments() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     for keywords, message in (
@@ -96,6 +142,8 @@ def test_arguments() -> None:
         ({"threshold": -1.0}, "threshold: expected a positive number, got -1.0"),
         ({"threshold": "1"}, "threshold: expected a positive number, got '1'"),
         ({"v_init": float("nan")}, "v_init: expected a number, got nan"),
+        ({"gate": "clip"}, "gate: expected 'relu', 'resu' or None, got 'clip'"),
+        ({"max_pool": "max"}, "max_pool: expected 'exact', 'or' or None, got 'max'"),
         ({"example": torch.rand(2, 3)}, "example: the ANN does not take it: .*mat1 and mat2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -140,6 +140,28 @@ class Added(nn.Module):
         return self.fire_c(self.c(self.fire_b(self.b(x)) + x))
 
 
+class Offset(Added):
+    """A constant beside the synapses' own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fire_c(self.fire(self.a(x)) + self.c.bias)
+
+
+class Averaged(nn.Module):
+    """Averages and maxima of what is no spike: of spikes, of sums of spikes, of currents."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.fire = nn.Conv2d(1, 6, 3, padding=1), neuron()
+        self.b, self.norm, self.fire_b = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), neuron()
+        self.c, self.fire_c, self.fc = nn.Conv2d(6, 4, 1), neuron(), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fire(nn.functional.max_pool2d(self.a(x), 2))
+        x = self.fire_b(nn.functional.max_pool2d(self.norm(self.b(x)), 3, 1, 1)) + x
+        return self.fc(self.fire_c(self.c(nn.functional.avg_pool2d(x, 2))).flatten(1))
+
+
 NEURONS = {
     "IF": lambda sj: sj.IFNode(0.5, v_reset=None),
     "LIF": lambda sj: sj.LIFNode(2.0, v_threshold=0.5, v_reset=None),
@@ -165,6 +187,26 @@ def test_spikingjelly_as_ours_and_back(make: Any, name: str, sj: Any) -> None:
     for _ in range(2):
         assert_same(own_counts(ours, x), stepped(back, [x] * T, sj_fires))
         sj.functional.reset_net(back)
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
+    x = images()
+    for theirs, given in (
+        (Averaged(lambda: NEURONS[name](sj)), x),
+        (Added(lambda: NEURONS[name](sj)), x.flatten(1)[:, :4]),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), NEURONS[name](sj), NEURONS["IF"](sj)), x),
+    ):
+        expected = stepped(dyadic(theirs), [given] * T, sj_fires)
+        ours = ts.from_spikingjelly(theirs, T)
+        counts, answer = own_counts(ours, given)
+        assert len(counts) == len(expected[0])
+        assert all(torch.equal(c, other) for c, other in zip(counts, expected[0], strict=True))
+        torch.testing.assert_close(getattr(answer, "counts", answer), expected[1], atol=1e-4, rtol=1e-5)
+        output = ours(given)
+        getattr(output, "counts", output).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
+        sj.functional.reset_net(theirs)
 
 
 def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:
@@ -234,6 +276,30 @@ def test_spikingjellys_own_models(sj: Any) -> None:
     torch.testing.assert_close(other, answer, atol=1e-2, rtol=1e-2)
 
 
+def test_spikingjellys_own_sums_of_spikes_and_vgg(sj: Any) -> None:
+    sew_resnet = pytest.importorskip("spikingjelly.activation_based.model.sew_resnet")
+    spiking_vgg = pytest.importorskip("spikingjelly.activation_based.model.spiking_vgg")
+
+    make = {"spiking_neuron": sj.IFNode, "v_reset": None, "num_classes": 5}
+    for theirs, size, layers in (
+        (sew_resnet.sew_resnet18(cnf="ADD", **make), 32, 20),
+        (spiking_vgg.spiking_vgg11_bn(**make), 32, 10),
+    ):
+        theirs = theirs.eval()
+        for module in theirs.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 2.0)
+        x = torch.rand(2, 3, size, size)
+        expected, answer = stepped(theirs, [x] * 4, sj_fires)
+        counts, other = own_counts(ts.from_spikingjelly(theirs, 4), x)
+        assert len(counts) == len(expected) == layers
+        for c, d in zip(counts, expected, strict=True):
+            assert (c != d).float().mean() < 2e-3
+        torch.testing.assert_close(other, answer, atol=2e-2, rtol=2e-2)
+    with pytest.raises(CannotConvert, match=r"'sub' .*adds the same at every step"):
+        ts.from_spikingjelly(sew_resnet.sew_resnet18(cnf="IAND", **make), 4)
+
+
 def test_shortcuts_that_are_worth_something(sj: Any) -> None:
     """Gains, thresholds per channel: in the weights, so that there are only layers and neurons, and the way back."""
     x = images()
@@ -267,16 +333,10 @@ def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
         (chain(sj.layer.SynapseFilter()), "module '1': SpikingJelly's SynapseFilter is none of"),
         (chain(nn.ReLU()), "node '_1'.*a ReLU, where spikes are"),
         (chain(nn.Sigmoid(), plain()), "no counterpart"),
-        (chain(plain(), plain()), "neurons without synapses"),
         (chain(twice, nn.Linear(3, 3), twice), "module '1': its neurons are used twice"),
-        (nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), plain()), "node '_1' .*put it behind the neurons"),
         (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "node '_3' .*does not add up over the steps"),
-        (chain(plain(), nn.Softmax(1), nn.Linear(3, 3)), "node '_2' .*no counterpart: one time step consists of"),
-        (Added(plain), "node 'add'.*two activations"),
-        (
-            nn.Sequential(nn.Conv2d(1, 2, 1), plain(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1), plain()),
-            "averages of spikes",
-        ),
+        (chain(nn.Softmax(1), plain()), "node '_1' .*no counterpart: one time step consists of"),
+        (Offset(plain), "node 'add'.*adds the same at every step"),
     ):
         with pytest.raises(CannotConvert, match=message):
             ts.from_spikingjelly(net, T)
@@ -331,6 +391,25 @@ def test_snntorch_as_ours_and_back(beta: float, snn: Any) -> None:
     assert_same(own_counts(ours, x), stepped(back, [x] * T, snn_fires))
     utils.reset(back)
     assert_same(own_counts(ours, x), stepped(back, [x] * T, snn_fires))
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_snntorchs_tutorial_with_pooling_before_the_neurons(beta: float, snn: Any) -> None:
+    """Its sixth: convolution, maximum pooling, neurons."""
+
+    def leaky(**options: Any) -> nn.Module:
+        return snn.Leaky(beta, init_hidden=True, **options)
+
+    theirs = nn.Sequential(
+        *(nn.Conv2d(1, 12, 3), nn.MaxPool2d(2), leaky()),
+        *(nn.Conv2d(12, 16, 2), nn.MaxPool2d(2), leaky()),
+        *(nn.Flatten(), nn.Linear(16, 10), leaky(output=True)),
+    )
+    x = images()
+    expected, answer = stepped(dyadic(theirs), [x] * T, snn_fires)
+    counts, other = own_counts(ts.from_snntorch(theirs, T), x)
+    assert all(torch.equal(c, d) for c, d in zip(counts, expected, strict=True))
+    assert torch.equal(other.counts, answer)
 
 
 def test_potentials_that_go_in_and_out(snn: Any) -> None:

@@ -77,9 +77,9 @@ def measure(seed: int, data: Dataset) -> dict[str, Any]:
         cells: dict[str, Any] = {}
         for name, v_init in ("floor", 0.0), ("rounded", 0.5):
             cells[f"uncalibrated_{name}"] = accuracy(convert(original, T, v_init=v_init), data)
-            cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images), data)
+            cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images, 99), data)
         own = copy.deepcopy(original)
-        snn = calibrate(convert(own, T), images)
+        snn = calibrate(convert(own, T), images, 99)
         cells["rate"] = round(fmean(firing_rates(snn, images[0][0]).values()), 4)
         start = time.process_time()
         train(snn, data, seed + 100, 1, TANDEM_LR)

@@ -1,7 +1,7 @@
 """Between ANNs and spiking networks: the same Parameters, seen either way."""
 
 from .calibrate import calibrate
-from .nodes import CannotConvert
+from .graph import CannotConvert
 from .to_ann import to_ann
 from .to_snn import convert
 

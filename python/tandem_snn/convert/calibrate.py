@@ -14,13 +14,14 @@ from tandem_ext import SpikeTrain
 from .. import ann
 from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
+from ..nn import general
 from ..nn.signals import describe, effective_counts
 from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .to_ann import to_ann
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -> nn.Module:
+def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = None) -> nn.Module:
     """Sets the threshold of each layer so that its counts just cover the ANN's activations.
 
     ϑ = a/T, where a is the given percentile of the layer's activations that are not zero, over all neurons and all of
@@ -31,7 +32,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
         net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
             returns; its thresholds are changed in place. Layers with other gains keep theirs.
         loader: batches of what ``net`` takes, or tuples or lists whose first item is one.
-        percentile: in (0, 100].
+        percentile: in (0, 100]. None: 100 - 8/T, but 99 at least: the more steps there are, the less do larger
+            thresholds cost, and the more does it count what saturates.
 
     Returns:
         net.
@@ -46,9 +48,10 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     >>> snn.get_submodule("0").threshold.item() < 0.5
     True
     """
-    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
+    if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
         raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.gain == "threshold"}
+    firing = (tnn.SpikingLayer, general.Neurons)
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain == "threshold"}
     if not layers:
         raise ValueError('net: no layer has gain="threshold", as those of convert() have')
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
@@ -59,7 +62,11 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
             seen[name].append(positive_sample(activation))
 
     twin = to_ann(net)
-    with evaluating(net), evaluating(twin), watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d), keep):
+    with (
+        evaluating(net),
+        evaluating(twin),
+        watching(twin, (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh), keep),
+    ):
         for batch in loader:
             x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if not isinstance(x, Tensor | SpikeTrain):
@@ -75,6 +82,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float = 99.0) -
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows
+    percentile = max(99.0, 100 - 8 / T) if percentile is None else percentile
     for name, layer in layers.items():
         values = torch.cat([*seen[name], torch.empty(0)])
         if len(values):  # a projection's own neurons never fire, nor does a layer that is silent throughout

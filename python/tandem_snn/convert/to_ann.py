@@ -12,6 +12,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
+from ..nn.general import Neurons
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
 
@@ -38,6 +39,21 @@ class Units(nn.Module):
         if isinstance(threshold, Tensor) and threshold.dim():
             threshold = over_space(threshold, a.shape)
         return a * self.gain / threshold
+
+
+class Ceiling(nn.Module):
+    """What ReLU6 and hardtanh(0, c) do beyond ReLU.
+
+    Args:
+        most: c.
+    """
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a.clamp_max(self.most)
 
 
 class Rounded(nn.Module):
@@ -98,6 +114,8 @@ def _twin(layer: nn.Module) -> nn.Module | None:
             return ann.Encoder()
         is_one = layer.gain == (1 / layer.T if layer.mode == "direct" else 1.0)
         return ann.Encoder() if is_one else Scale(layer.gain * (layer.T if layer.mode == "direct" else 1))
+    if isinstance(layer, Neurons):
+        return nn.ReLU() if layer.ceiling is None else nn.Hardtanh(0.0, layer.ceiling)
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer)
     if isinstance(layer, tnn.AvgPool2d):
@@ -133,5 +151,6 @@ def _activated(layer: Any) -> nn.Module:
     twin = cls(*size, bias=layer.bias is not None, device="meta")
     twin.norm = layer.norm
     follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
-    twin.units = None if follows else Units(layer)
+    ceiling = getattr(layer, "ceiling", None)
+    twin.units = (None if ceiling is None else Ceiling(ceiling)) if follows else Units(layer)
     return _with_weights(twin, layer)

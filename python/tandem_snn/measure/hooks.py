@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from .. import nn as tnn
+from ..nn.general import Neurons
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
 SYNAPTIC = (tnn.SpikingLayer, tnn.Readout, tnn.AvgPool2d)
-FIRING = (tnn.SpikingLayer, tnn.AvgPool2d)
+FIRING = (tnn.SpikingLayer, tnn.AvgPool2d, Neurons)
 
 
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:

@@ -15,6 +15,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
+from ..nn.general import Neurons
 from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, watching
 
 
@@ -75,7 +76,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
         x: a batch of what ``net`` takes.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: there are no such layers, or some whose synapses are not counted (those of ``convert`` that took the
+            general way).
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -132,12 +134,14 @@ def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, An
     """Calls ``record(name, layer, input, residual, shape of the output per sample)`` for each layer with synapses."""
 
     def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(layer, Neurons):
+            raise ValueError(f"net: layer {name!r} receives any sum of linear maps, whose synapses are not counted")
         outputs = neurons(layer, output)
         if outputs is not None:
             record(name, layer, x, kwargs.get("residual"), outputs)
 
     check_layers(net, SYNAPTIC)
-    with evaluating(net), watching(net, SYNAPTIC, watch):
+    with evaluating(net), watching(net, (*SYNAPTIC, Neurons), watch):
         net(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .general import Neurons
 from .neuron import SpikingLayer
 
 _SAMPLE = 2**20  # activations that are kept of one batch
@@ -26,7 +27,7 @@ def percentile_of(values: Tensor, percentile: float) -> float:
     return values.kthvalue(rank + 1).values.item()
 
 
-def set_threshold(layer: SpikingLayer, value: float) -> None:
+def set_threshold(layer: SpikingLayer | Neurons, value: float) -> None:
     """Sets a layer's threshold, in place where it is a tensor. The initial potential keeps its ratio to it."""
     threshold, v_init = layer.threshold, layer.v_init
     ratio = value / float(threshold)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,19 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ... import nn as tnn
-from ...convert.nodes import SYNAPSES, CannotConvert, Role, refuse
-from ...convert.to_snn import Currents, Lowering, Value
+from ...convert import kinds
+from ...convert.building import Value
+from ...convert.graph import CannotConvert, Graph, Op, refuse
+from ...convert.layers import average_of
+from ...convert.lowering import Lowering
+from ...convert.traced import traced
+from ...nn import general, maximum
 from .neurons import Neuron
 
-SUMMED = ("counts", "answer")  # kinds of values that are sums over the steps
-TIMES = (operator.mul, torch.mul, "mul")
-DIVIDED = (operator.truediv, torch.div, "div")
 NOT_LINEAR = "what it gives at each step does not add up over the steps: leave it out, and apply it to the answer"
 NO_COUNTERPART = (
-    "it has no counterpart: one time step consists of nn.Linear, Conv1d/2d, BatchNorm, pooling, Flatten, Dropout, "
-    "additions of currents, and neurons: give that part of the network"
+    "it has no counterpart: one time step consists of linear layers, batch norm, pooling, additions of currents, and "
+    "neurons: give that part of the network"
 )
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
@@ -37,11 +40,6 @@ class _Firing(nn.Module):
 
     def init_leaky(self) -> None:
         raise ValueError("its forward makes new potentials")
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, _Firing) or super().is_leaf_module(module, name)
 
 
 def import_network(
@@ -58,22 +56,25 @@ def import_network(
         CannotConvert: a node or a module that has no counterpart; the message names it.
     """
     encoder = tnn.Encoder(T, mode)
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    memo: dict[int, Any] = {}
     for name, module in net.named_modules():
         stand_in = _stand_in(name, module, read, plain)
         if stand_in is not None:
             memo[id(module)] = stand_in
     net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
+    _sum_over(net, T)
     try:
-        graph = _Tracer().trace(net)
-    except Exception as error:  # whatever a forward raises at a value that is not there yet
+        graph = traced(net, own=(_Firing,))
+    except CannotConvert as error:
+        if error.__cause__ is None:
+            raise
+        cause = error.__cause__
         raise CannotConvert(
-            f"torch.fx cannot trace one time step of the network ({type(error).__name__}: {error}): give a network "
+            f"torch.fx cannot trace one time step of the network ({type(cause).__name__}: {cause}): give a network "
             "whose forward is one step, without a loop over time; potentials go in and out of it or are hidden"
-        ) from error
-    traced = fx.GraphModule(net, graph, type(net).__name__)
-    _forget_state(traced)
-    return _Importing(traced, encoder).run(type(net).__name__)
+        ) from cause
+    _forget_state(graph)
+    return _Importing(graph, encoder).run(type(net).__name__)
 
 
 def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> Any:
@@ -90,7 +91,7 @@ def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> Any:
 def _torchs_own(module: Any, plain: Any) -> Any:
     """The layer of torch that a module of the other simulator is, if it is one."""
     if type(module).__name__ == "SeqToANNContainer":  # SpikingJelly's, for several steps at once
-        return nn.Sequential(*module)
+        return copy.deepcopy(nn.Sequential(*module))
     if plain is None or not isinstance(module, plain):
         return None
     if type(module).__name__ == "Dropout":
@@ -99,171 +100,166 @@ def _torchs_own(module: Any, plain: Any) -> Any:
     if cls.__name__ != type(module).__name__:
         return None  # not a version of torch's layer: what it does is not known
     twin = cls.__new__(cls)
-    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(copy.deepcopy(module.__dict__))
     return twin
 
 
-def _forget_state(traced: fx.GraphModule) -> None:
+def _sum_over(net: nn.Module, T: int) -> None:
+    """Biases and batch norms act at every step there, and count for the whole window here: T times as much."""
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and module.bias is not None:
+            module.bias = _scaled(module.bias, T)
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.running_mean *= T
+
+
+def _forget_state(graph: Graph) -> None:
     """Takes the neurons' state, which a spiking network keeps by itself, out of the graph of one step."""
-    modules = dict(traced.named_modules())
-    potentials = set()
-    firing = [node for node in traced.graph.nodes if _is_firing(node, modules)]
-    twice = [name for name, uses in Counter(str(node.target) for node in firing).items() if uses > 1]
+    firing = [op for op in graph.ops if _is_firing(op)]
+    twice = [name for name, uses in Counter(op.path for op in firing).items() if uses > 1]
     if twice:
         raise CannotConvert(f"module {twice[0]!r}: its neurons are used twice in a step: give each use its own")
-    for node in firing:
-        node.args, node.kwargs = node.args[:1], {}
-        for user in [user for user in node.users if user.target is operator.getitem]:
-            if user.args[1] == 0:
-                user.replace_all_uses_with(node)
-                traced.graph.erase_node(user)
-            else:
-                potentials.add(user)
-    (output,) = [node for node in traced.graph.nodes if node.op == "output"]
-    answer = output.args[0]
+    potentials = []
+    for op in firing:
+        op.call = (op.call[0][:1], {})
+        for user in op.users:
+            if user.target == "call_function getitem" and user.call[0][0] is op:
+                if user.call[0][1] == 0:
+                    user.kind, user.call = "alias", ((op,), {})
+                else:
+                    potentials.append(user)
+    (output,) = [op for op in graph.ops if op.kind == "output"]
+    answer = output.call[0][0]
     if isinstance(answer, (tuple, list)):
         answers = [value for value in answer if value not in potentials]
         if len(answers) != 1:
             raise CannotConvert(f"the network returns {len(answers)} values beside potentials: return one")
-        output.args = (answers[0],)
-    for node in potentials:
-        if node.users:
-            raise refuse(node, "a membrane potential that is more than state: the answer is spikes or a nn.Linear's")
-        traced.graph.erase_node(node)
-    traced.recompile()
+        output.call = ((answers[0],), {})
+    graph.ops = [op for op in graph.ops if op not in potentials]
+    graph.link()
+    for op in graph.ops:
+        for potential in potentials:
+            if potential in op.inputs:
+                why = "a membrane potential that is more than state: the answer is spikes or a nn.Linear's"
+                raise refuse(potential, why)
 
 
-def _is_firing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], _Firing)
+def _neuron_of(op: Op) -> Neuron:
+    assert isinstance(op.module, _Firing)
+    return op.module.neuron
+
+
+def _is_firing(op: Op) -> bool:
+    return isinstance(op.module, _Firing) and op.alone
 
 
 class _Importing(Lowering):
-    """As the conversion of an ANN, with neurons in the place of ReLU and per-step biases; it copies its parameters.
+    """As the conversion of an ANN, with neurons in the place of ReLU.
 
     Averages and answers are summed over the steps here, so what is done to them there at every step must be linear.
     """
 
-    def __init__(self, traced: fx.GraphModule, encoder: tnn.Encoder) -> None:
-        self.T = encoder.T
-        self.analog = ("image",) if encoder.mode == "direct" else ()  # else the image is not the same at every step
-        self.shortcuts: set[fx.Node] = set()  # currents that leave a layer
-        self.current = Neuron()  # which the layer at work feeds
-        super().__init__(traced, encoder, 1.0, 0.0)
-        for node in traced.graph.nodes:
-            if _is_firing(node, self.modules):
-                self.roles[node] = Role("relu", node.args[:1])
-            elif self.roles[node].kind == "relu":
-                raise refuse(node, "a ReLU, where spikes are: only a network of spiking neurons is imported")
-        self.before_neurons = self._before_neurons()
+    largest = staticmethod(maximum.largest_now)
 
-    def _neuron(self, node: fx.Node) -> Neuron:
-        """That which the currents of ``node`` reach."""
-        while not _is_firing(node, self.modules):
-            if len(node.users) != 1:
-                raise refuse(node, "it is read more than once, where currents go into one layer of neurons")
-            (node,) = node.users
-        return self.modules[str(node.target)].neuron
+    def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
+        super().__init__(graph, encoder, 1.0, 0.0)
+        self._sum_functions(graph.ops)
 
-    def _relu(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        (x,) = given
-        neuron = self._neuron(node)
-        if x.kind == "averages":
-            if not replace(neuron, v_init=0.0).is_plain or isinstance(neuron.v_init, Tensor):
-                raise refuse(node, "neurons after average pooling must be IF with threshold 1")
-            self.root[str(x.node.target)].v_init = neuron.v_init  # type: ignore[union-attr]
-            return Value("spikes", x.node)
-        if not isinstance(x, Currents):
-            raise refuse(node, "neurons without synapses before them: put nn.Linear or a convolution there")
-        self.current = neuron
-        return super()._relu(node, role, given)
+    def _sum_functions(self, ops: list[Op]) -> None:
+        """The biases of products that are functions, as those of modules."""
+        self.attributes = dict(self.attributes)
+        biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
+        for path in biases:
+            self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
+        for op in ops:
+            if kinds.is_relu(op):
+                raise refuse(op, "a ReLU, where spikes are: only a network of spiking neurons is imported")
+            if op.kind == "batch_norm" and not op.alone:
+                raise refuse(op, "batch norm as a function: use the module")
 
-    def _average(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        if given[0].kind == "image":
-            return Value("image", self._copy(node))
-        if node in self.before_neurons and given[0].kind == "spikes":
-            (user, *others) = node.users
-            if others or not _is_firing(user, self.modules) or not isinstance(role.module, tnn.AvgPool2d):
-                raise refuse(node, "averages of spikes are not spikes: put neurons after it, or use MaxPool2d")
-            return Value("averages", super()._average(node, role, given).node)
-        return super()._average(node, role, given)
+    def fires(self, op: Op) -> bool:
+        return _is_firing(op)
 
-    def _add(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        if node in self.before_neurons and any(isinstance(value, Currents) for value in given):
-            self.current = self._neuron(node)
-        if len(given) == 2 and all(value.kind in SUMMED for value in given):
-            return Value("answer", self._copy(node))
-        return super()._add(node, role, given)
+    def _begins(self, op: Op) -> bool:
+        each_step_differs = self.encoder.mode != "direct"
+        return each_step_differs or self.fires(op) or super()._begins(op)
 
-    def _layer(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        if isinstance(role.module, tnn.MaxPool2d) and given[0].kind in SUMMED:
-            raise refuse(node, NOT_LINEAR)
-        if isinstance(role.module, tnn.MaxPool2d) and isinstance(given[0], Currents):  # commutes with ReLU, not with v
-            raise refuse(node, "maximum pooling of currents, which is not that of spikes: put it behind the neurons")
-        return super()._layer(node, role, given)
+    def _towards_neurons(self, op: Op) -> Value:
+        value = super()._towards_neurons(op)
+        products = (*kinds.SYNAPSES, "batch_norm")
+        if value.kind == "currents" and op.kind not in products and kinds.is_affine(op, self.signals(op)):
+            raise refuse(op, "it adds the same at every step: put that into a bias")
+        return value
 
-    def _other(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        summed = [value for value in given if value.kind in SUMMED]
-        if not summed:
-            if all(value.kind == "size" for value in given):
-                return super()._other(node, role, given)
-            raise refuse(node, role.hint or NO_COUNTERPART)
-        first = node.args[0]
-        divided = node.target in DIVIDED and isinstance(first, fx.Node) and self.env[first] is summed[0]
-        if not (node.target in TIMES or divided) or len(summed) > 1 or any(value.kind == "size" for value in given):
-            raise refuse(node, NOT_LINEAR)
-        return Value("answer", self._copy(node))
+    def _no_counterpart(self, op: Op) -> str:
+        return NO_COUNTERPART
 
-    def _synapses(self, node: fx.Node, role: Role, given: list[Value]) -> Value:
-        if node in self.before_neurons or not isinstance(role.module, nn.Linear):
-            return super()._synapses(node, role, given)
-        linear = role.module
-        readout = tnn.Readout(linear.in_features, linear.out_features, linear.bias is not None)
-        readout.weight = copy.deepcopy(linear.weight)
-        if linear.bias is not None:
-            readout.bias = _scaled(linear.bias, self.T)
-        (x,) = given
-        return Value("answer", self._call(role.name, readout, x.node))
+    def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
+        if op.kind in kinds.MAX_POOLS and op.kind != "max_pool2d":
+            return None
+        return super()._of_spikes(op, x, signals)
 
-    def _emit(self, x: Currents, fire: bool = True) -> fx.Node:
-        neuron = self.current
-        # A shortcut of bare spikes counts one each: then the currents are in units of what it is worth here.
-        bare = fire and x.residual is not None and x.residual not in self.shortcuts
-        unit = neuron.factor if bare else 1.0
-        layer = self._spiking(x, neuron, neuron.factor / unit, unit, fire)
-        keywords: dict[str, Any] = {} if fire else {"fire": False}
-        if x.residual is not None:
-            keywords["residual"] = x.residual
-        call = self._call(x.name, layer, x.x, **keywords)
-        if not fire:
-            self.shortcuts.add(call)
-        return call
+    def _average(self, op: Op, x: Value) -> Value | None:
+        return None  # averages of spikes are currents; neurons are where the other simulator has them
 
-    def _spiking(self, x: Currents, neuron: Neuron, factor: float, unit: float, fire: bool) -> Any:
-        module = x.synapses
-        offset = neuron.offset / unit * self.T if fire else 0.0
-        shifted = module.bias is not None or (x.norm is None and _any(offset))
-        cls: Any = SYNAPSES[type(module)]
-        if isinstance(module, nn.Linear):
-            size: tuple[Any, ...] = (module.in_features, module.out_features)
-        else:
-            size = (module.in_channels, module.out_channels, module.kernel_size)
-            size += (module.stride, module.padding, module.dilation, module.groups)
-        layer = cls(*size, bias=shifted, **(neuron.options(unit) if fire else {}))
-        scale = factor if x.norm is None else 1.0
-        layer.weight = _scaled(module.weight, scale)
-        if shifted:
-            bias = torch.zeros(len(module.weight)) if module.bias is None else module.bias
-            layer.bias = _scaled(bias, scale * self.T, 0.0 if x.norm is not None else offset)
-        if x.norm is not None:
-            layer.norm = copy.deepcopy(x.norm)  # of one step's product; now of the window's
-            layer.norm.weight = _scaled(x.norm.weight, factor)
-            layer.norm.bias = _scaled(x.norm.bias, factor * self.T, offset)
-            layer.norm.running_mean *= self.T
-        return layer
+    def _behind(self, op: Op) -> Value:
+        linear = (
+            *kinds.SAME,
+            *kinds.REARRANGE,
+            *kinds.LINEAR,
+            *kinds.SYNAPSES,
+            *kinds.DROPOUT,
+            "batch_norm",
+            "getitem",
+        )
+        spikes = self.env[op.x].kind == "spikes"
+        if op.kind not in linear and not (op.kind == "max_pool2d" and spikes):
+            raise refuse(op, NOT_LINEAR)
+        if op.kind not in (*kinds.SYNAPSES, "batch_norm") and kinds.is_affine(op, self.signals(op)):
+            raise refuse(op, NOT_LINEAR)
+        return super()._behind(op)
+
+    def _fire(self, op: Op) -> Value:
+        pooled = self._averaging_neurons(op)
+        if pooled is not None:
+            return pooled
+        source = op.x
+        while source.kind in kinds.SAME and self.env[source].kind == "currents":
+            source = source.x
+        fused = self._fused(source)
+        node = self._general(op, source) if fused is None else self._fuse(op, *fused)
+        return Value("spikes", node, node)
+
+    def _averaging_neurons(self, op: Op) -> Value | None:
+        """IF neurons with threshold 1 behind an average pooling of spikes are a layer of ours."""
+        neuron = _neuron_of(op)
+        if op.x.kind != "avg_pool2d" or len(op.x.users) > 1 or isinstance(neuron.v_init, Tensor):
+            return None
+        x, layer = self.env[op.x.x], average_of(op.x)
+        if layer is None or not replace(neuron, v_init=0.0).is_plain or x.kind != "spikes" or x.worth is None:
+            return None
+        layer.v_init = neuron.v_init
+        return self._layer(op.x, layer, x)
+
+    def _neurons(self, op: Op, sums: str) -> general.Neurons:
+        n = _neuron_of(op).in_unit()
+        return general.Neurons(n.threshold, n.v_init, leak=n.leak, offset=n.offset, gain=1.0, sums=sums)
+
+    def _set_neurons(self, op: Op, layer: Any, norm: Any, keywords: dict[str, Any]) -> None:
+        if keywords.get("fire", True):
+            n = _neuron_of(op).in_unit()
+            layer.leak = n.leak
+            for name, value in (("threshold", n.threshold), ("v_init", n.v_init)):
+                delattr(layer, name)
+                layer._add_number(name, value)
+            if _any(n.offset):
+                owner = layer if norm is None else norm
+                bias = torch.zeros(len(layer.weight)) if owner.bias is None else owner.bias
+                owner.bias = nn.Parameter(bias.detach() + n.offset * self.encoder.T, bias.requires_grad)
 
 
-def _scaled(values: Tensor, factor: float, offset: float | Tensor = 0.0) -> nn.Parameter:
-    return nn.Parameter(values.detach() * factor + offset, requires_grad=values.requires_grad)
+def _scaled(values: Tensor, factor: float) -> nn.Parameter:
+    return nn.Parameter(values.detach() * factor, requires_grad=values.requires_grad)
 
 
 def _any(values: float | Tensor) -> bool:

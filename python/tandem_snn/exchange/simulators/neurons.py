@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -34,9 +33,14 @@ class Neuron:
             for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
         )
 
-    def options(self, unit: float) -> dict[str, Any]:
-        """Keyword arguments of our layers, of potentials in that unit."""
-        return {"threshold": self.threshold / unit, "leak": self.leak, "v_init": self.v_init / unit}
+    def in_unit(self) -> Neuron:
+        """The same neuron with its potential in units of ``factor``, so that currents come as they are.
+
+        >>> Neuron(threshold=1.0, leak=0.5, factor=0.5, offset=0.25).in_unit()
+        Neuron(threshold=2.0, leak=0.5, v_init=0.0, factor=1.0, offset=0.5)
+        """
+        unit = self.factor
+        return Neuron(self.threshold / unit, self.leak, self.v_init / unit, 1.0, self.offset / unit)
 
     def leaks_its_reset(self) -> Neuron:
         """This neuron in our terms, if its own step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.

@@ -1,0 +1,213 @@
+"""The spiking network's graph as it grows: layers, the ANN's own operations, and the general way's currents."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from .. import nn as tnn
+from ..nn import general, maximum
+from . import kinds
+from .graph import Graph, Op, refuse
+from .layers import VIEWS, max_pool_geometry, norm_of
+
+
+@dataclass
+class Value:
+    """What an Op has become.
+
+    Attributes:
+        kind: "image" (before the encoder), "spikes" (a train), "currents" (yet to be fired, made when asked for),
+            "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part), "constant" (depends on
+            Parameters only), "size", or "unused".
+        node: in the new graph, once there is one.
+        worth: of spikes: the node whose neurons say what each is worth; None where channels differ.
+    """
+
+    kind: str
+    node: fx.Node | None = None
+    worth: fx.Node | None = None
+
+
+class Builder:
+    """The new graph, its modules, and what each Op has become.
+
+    Attributes:
+        largest: the function that is maximum pooling of currents.
+    """
+
+    largest: Callable[..., Any] = staticmethod(maximum.largest)
+
+    def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
+        self.source, self.ann, self.attributes = graph, graph.ann, graph.attributes
+        self.modules = dict(self.ann.named_modules())
+        self.encoder = encoder
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.env: dict[Op, Value] = {}
+        self.encoded: dict[fx.Node, fx.Node] = {}
+        self.counted: dict[fx.Node, fx.Node] = {}
+
+    def network(self, name: str) -> fx.GraphModule:
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("output", "placeholder"):
+                self.graph.erase_node(node)
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph, name)
+
+    # --- what an Op is in the new graph -------------------------------------------------------------------------------
+
+    def node(self, value: Value) -> fx.Node:
+        assert value.node is not None
+        return value.node
+
+    def signal(self, op: Op) -> fx.Node:
+        """The train, the encoded image or the currents that an Op is; currents are made when first asked for."""
+        value = self.env[op]
+        if value.kind == "image":
+            return self.encode(self.node(value))
+        if value.kind == "size":
+            raise refuse(op, "a size of the batch, which spikes do not have")
+        if value.node is None:
+            value.node = self._constant(op) if value.kind == "constant" else self._currents(op)
+        return value.node
+
+    def tensor(self, op: Op) -> fx.Node:
+        """What the ANN goes on with: spikes count."""
+        value = self.env[op]
+        if value.kind in ("spikes", "currents"):
+            signal = self.signal(op)
+            if signal not in self.counted:
+                self.counted[signal] = self.function(general.total, (signal,))
+            return self.counted[signal]
+        if value.node is None:
+            value.node = self._constant(op)
+        return value.node
+
+    def encode(self, x: fx.Node) -> fx.Node:
+        if x not in self.encoded:
+            self.encoded[x] = self.call_as("encoder", self.encoder, x)
+        return self.encoded[x]
+
+    def signals(self, op: Op) -> list[Op]:
+        """Its inputs that depend on the network's."""
+        return [value for value in op.inputs if self.env[value].kind not in ("constant", "size")]
+
+    def _constant(self, op: Op) -> fx.Node:
+        return self.get(op.target, self.attributes[op.target]) if op.kind == "attribute" else self.copy(op)
+
+    # --- the general way ----------------------------------------------------------------------------------------------
+
+    def _currents(self, op: Op) -> fx.Node:
+        if op.kind == "getitem":
+            return self.graph.call_function(operator.getitem, (self.signal(op.x), op.call[0][1]))
+        if op.kind == "batch_norm":
+            return self.function(general.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
+        if op.kind in kinds.DROPOUT:
+            module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
+            return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
+        if op.kind in kinds.MAX_POOLS:
+            return self.function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
+        affine = kinds.is_affine(op, self.signals(op))
+        function: Callable[..., Any] = general.affine_map if affine else general.linear_map
+        if op.alone and op.kind in kinds.SYNAPSES:
+            return self.function(function, (self.get(op.path, op.module), self.signal(op.x)))
+        args, kwargs = _map(_any_batch(op), self.signal)
+        return self.function(function, (_reshaping(op), *args), kwargs)
+
+    def rearrange(self, op: Op) -> fx.Node:
+        args, kwargs = _map(_any_batch(op), self.signal)
+        return self.function(general.rearranged, (_reshaping(op), *args), kwargs)
+
+    def sums(self, op: Op) -> str:
+        """The kinds of Ops between trains and these currents."""
+        found: dict[str, None] = {}
+        seen, stack = {op}, [op]
+        while stack:
+            op = stack.pop()
+            if self.env[op].kind == "currents":
+                found[op.kind] = None
+                stack += [given for given in op.inputs if given not in seen]
+                seen.update(op.inputs)
+        return ", ".join(list(found)[::-1])
+
+    def norm(self, op: Op) -> Any:
+        return norm_of(op, self.attributes, self.mode(op))
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def copy(self, op: Op) -> fx.Node:
+        """The ANN's own operation, on tensors: by the live module where it is one."""
+        if op.kind == "batch_norm" and not op.alone:
+            return self.call(op, self.norm(op), self.tensor(op.x))
+        if op.kind == "dropout" and not op.alone:
+            return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
+        if op.alone:
+            args, kwargs = op.call if op.kind == "unknown" else ((op.x,), {})
+            args, kwargs = _map((tuple(args), dict(kwargs)), self.tensor)
+            return self.graph.call_module(self._name(op.path, op.module), args, kwargs)
+        assert op.source is not None
+        args, kwargs = _map(_any_batch(op), self.tensor)
+        return self.graph.create_node(op.source.op, op.source.target, args, kwargs)
+
+    def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
+        """A module that stands for an Op, in its mode."""
+        return self.graph.call_module(self._name(self.path(op), module.train(self.mode(op))), (x,))
+
+    def call_as(self, name: str, module: nn.Module, x: fx.Node, **keywords: Any) -> fx.Node:
+        """A module that stands for the ANN's of that name, in its mode."""
+        module.train(self.modules.get(name, self.ann).training)
+        return self.graph.call_module(self._name(name, module), (x,), keywords)
+
+    def function(self, f: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
+        node = self.graph.call_function(f, args, kwargs)
+        node.meta["is_wrapped"] = True  # torch.fx does not look into it, when it is unpickled for one
+        return node
+
+    def get(self, path: str, value: Any) -> fx.Node:
+        return self.graph.get_attr(self._name(path, value))
+
+    def path(self, op: Op) -> str:
+        """The module's own path, or that of the Op in the module whose forward it is in."""
+        if op.alone or (op.module is not None and not any(True for _ in op.module.children())):
+            return op.path
+        return f"{op.path}.{op.name}" if op.path else op.name
+
+    def mode(self, op: Op) -> bool:
+        """Training or evaluation, as the ANN's module, or the ANN as a whole."""
+        return (self.ann if op.module is None else op.module).training
+
+    def _name(self, name: str, value: Any) -> str:
+        """Where ``value`` is in the new network: under its own name, unless something else has that."""
+        while name in self.root and self.root[name] is not value:
+            name += "_again"
+        self.root[name] = value
+        return name
+
+
+def _map(tree: Any, f: Callable[[Op], fx.Node]) -> Any:
+    if isinstance(tree, Op):
+        return f(tree)
+    if isinstance(tree, tuple):
+        return tuple(_map(value, f) for value in tree)
+    if isinstance(tree, list):
+        return [_map(value, f) for value in tree]
+    if isinstance(tree, dict):
+        return {name: _map(value, f) for name, value in tree.items()}
+    return tree
+
+
+def _reshaping(op: Op) -> str:
+    """Spikes are not in memory as the ANN's activations are: what was a view may take a copy."""
+    return "reshape" if op.kind in VIEWS else op.kind
+
+
+def _any_batch(op: Op) -> tuple[Any, Any]:
+    """An operator's arguments, in which no size depends on the batch's."""
+    if op.kind in (*VIEWS, "expand") and op.shape is not None and op.shape[0] is None:
+        return (op.x, [-1, *op.shape[1:]]), {}
+    return op.call

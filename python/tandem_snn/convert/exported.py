@@ -1,0 +1,165 @@
+"""With an example: the ANN's graph by torch.export.
+
+torch.export bakes the mode and the numbers of dropout and batch norm in. Here its graph is only a map: the nodes lead
+to the live modules, whose mode, Parameters, momentum and hooks count when they run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+
+from tandem_ext import SpikeTrain
+
+from ..measure.hooks import evaluating
+from ..nn.signals import describe, effective_counts
+from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only
+
+Example = Tensor | SpikeTrain
+
+
+def exported(ann: nn.Module, example: Example) -> Graph:
+    """The graph of the ANN's evaluation of inputs of the example's size, in batches of any size.
+
+    Raises:
+        TypeError, ValueError: an example that the ANN does not take.
+        CannotConvert: the ANN has several outputs, or its forward depends on the data.
+    """
+    if not isinstance(example, Example):
+        raise TypeError(f"example: expected a batch of what the network takes, got {describe(example)}")
+    x = effective_counts(example)
+    if x.dim() < 2 or not len(x):
+        raise ValueError(f"example: expected at least one sample, [B, *features], got {describe(x)}")
+    for name, parameter in ann.named_parameters():
+        if is_lazy(parameter):
+            path = name.rpartition(".")[0]
+            lazy = f"module {path!r}, {type(ann.get_submodule(path)).__name__}"
+            raise CannotConvert(f"{lazy}: give it a batch first, after which it is a layer of torch's")
+    x = torch.cat([x[:1], x[:1]]).detach()  # a size of one would not stay free
+    with evaluating(ann):
+        _check_run(ann, x)
+        try:
+            program = torch.export.export(ann, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+        except Exception as error:  # of many classes, for whatever the forward does
+            raise CannotConvert(_why_not(error)) from error
+    graph = _Reader(ann, program).graph
+    _say_unused(graph)
+    return graph
+
+
+def _check_run(ann: nn.Module, x: Tensor) -> None:
+    """Runs the ANN once, for its own words about an input that it does not take."""
+    parameters = inspect.signature(ann.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(needed) > 1:
+        raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
+    try:
+        answer = ann(x)
+    except Exception as error:  # whatever the ANN says to a batch that it does not take
+        raise ValueError(f"example: the ANN does not take it: {str(error).splitlines()[0]}") from error
+    if not isinstance(answer, Tensor):
+        several = isinstance(answer, (tuple, list, dict))
+        what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
+        raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
+
+
+def _say_unused(graph: Graph) -> None:
+    """Warns of modules with synapses whose Parameters the graph does not read: auxiliary heads, as a rule."""
+    read = {id(graph.attributes[op.target]) for op in graph.ops if op.kind == "attribute" and op.users}
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    unused: list[str] = []
+    for name, module in graph.ann.named_modules():
+        idle = not any(id(parameter) in read for parameter in module.parameters())
+        if idle and any(isinstance(m, layers) for m in module.modules()) and not name.startswith(tuple(unused)):
+            unused.append(f"{name}.")
+    if unused:
+        names = ", ".join(name.rstrip(".") for name in unused)
+        warnings.warn(f"convert: {names} takes no part in evaluation: the spiking network is without it", stacklevel=4)
+
+
+def _why_not(error: Exception) -> str:
+    text = str(error)
+    line = next((part for part in text.splitlines() if part.strip()), type(error).__name__)
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        return f"its forward depends on the data (a branch or a loop on values), which no graph can: {line}"
+    return f"torch.export cannot follow the ANN ({type(error).__name__}: {line})"
+
+
+class _Reader:
+    def __init__(self, ann: nn.Module, program: torch.export.ExportedProgram) -> None:
+        self.ann = ann
+        self.modules = dict(ann.named_modules(remove_duplicate=False))
+        signature = program.graph_signature
+        self.paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.constants = signature.inputs_to_lifted_tensor_constants
+        self.attributes: dict[str, Any] = {}
+        self.ops: dict[fx.Node, Op] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                self.ops[node] = self._placeholder(node, program)
+            elif node.op == "output":
+                (answer,) = node.args[0]
+                self.ops[node] = Op("output", "output", call=((self.ops[answer],), {}), source=node)
+            elif node.op == "call_function":
+                self.ops[node] = self._call(node)
+            else:
+                self.ops[node] = Op(node.name, "attribute", target=str(node.target), source=node)
+                self.attributes[str(node.target)] = attribute(program.graph_module, str(node.target))
+        ops = [op for op in self.ops.values() if op.kind != "input" or op.name != "unused"]
+        self.graph = Graph(ops, ann, self.attributes).link()
+        for op in ops:
+            op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
+
+    def _placeholder(self, node: fx.Node, program: Any) -> Op:
+        if node.name in self.paths:
+            path = self.paths[node.name]
+            self.attributes[path] = attribute(self.ann, path)
+            return Op(node.name, "attribute", target=path, source=node)
+        if node.name in self.constants:
+            path = f"_{self.constants[node.name].replace('.', '_')}"
+            self.attributes[path] = program.constants[self.constants[node.name]]
+            return Op(node.name, "attribute", target=path, source=node)
+        shape = batch_of(node.meta["val"])
+        if shape is not None and shape[0] is not None:
+            raise CannotConvert("its forward fixes the size of the batch, where a spiking network takes any")
+        return Op(node.name, "input", shape=shape, source=node)
+
+    def _call(self, node: fx.Node) -> Op:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
+        target: Any = node.target
+        value = node.meta.get("val")
+        op = Op(node.name, "unknown", call=(args, kwargs), source=node, shape=batch_of(value), target=str(target))
+        op.line = _line_of(node)
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if stack and stack[-1][0] in self.modules:
+            op.path = stack[-1][0]
+            op.module = self.modules[op.path]
+        if target is operator.getitem:
+            op.kind = "getitem"
+        elif isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)) or value is None:
+            op.kind = "size"
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and op.kind != "size":
+            name = target.overloadpacket.__name__
+            op.kind = name if name.startswith("_") else name.removesuffix("_")
+            op.args = bind(target, args, kwargs)
+            op.alone = does_only(op.module, op.kind)
+        return op
+
+
+def _line_of(node: fx.Node) -> str:
+    """The user's own line, not that of torch.nn's layer in it."""
+    lines = str(node.meta.get("stack_trace") or "").splitlines()
+    frames = [(a.strip(), b.strip()) for a, b in itertools.pairwise(lines) if a.lstrip().startswith('File "')]
+    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not own:
+        return ""
+    file, code = own[-1]
+    name, _, rest = file.removeprefix('File "').partition('", line ')
+    return f"{name.rpartition('/')[2]}:{rest.partition(',')[0]}: {code}"

@@ -1,0 +1,115 @@
+"""What operators are to spikes: neurons, rearrangements, linear and affine maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .graph import Op, leaves, refuse
+
+SYNAPSES = (
+    "linear",
+    *(f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)),
+    "convolution",
+)
+SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
+DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
+# Move, repeat or leave out features, each by itself: of spikes they give spikes.
+REARRANGE = (
+    *("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
+    *("permute", "transpose", "t", "movedim", "swapaxes", "mT", "flip", "roll", "rot90"),
+    *("slice", "narrow", "select", "index_select", "split", "split_with_sizes", "chunk", "unbind", "tensor_split"),
+    *("cat", "concat", "concatenate", "stack", "repeat", "tile", "repeat_interleave"),
+    *("constant_pad_nd", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *(f"{exact}upsample_nearest{exact}{d}d" for exact in ("", "_") for d in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{d}d" for d in (1, 2, 3)),
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+    *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
+)
+LINEAR = (
+    *AVERAGES,
+    *("sum", "add", "sub", "rsub", "neg", "mul", "div", "matmul", "mm", "bmm", "einsum", "cumsum"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "addmm", "baddbmm"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "im2col", "col2im", "unfold", "fold"),
+)
+
+
+_INSTEAD = {
+    "put nn.ReLU there, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
+    "hardtanh clamp tanh",
+    "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
+    "attention; use a convolutional network": "softmax scaleddotproductattention multiheadattention",
+    "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",
+}
+INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}
+
+
+EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and additions, and nothing else"
+
+
+def instead_of(op: Op) -> str | None:
+    """What would do in the place of a known operator that spikes do not have."""
+    names = [op.kind, *op.target.split()[-1:], *[type(op.module).__name__] * op.alone]
+    return next((INSTEAD[n] for n in (name.replace("_", "").lower() for name in names) if n in INSTEAD), None)
+
+
+def ceiling_of(op: Op) -> float | bool | None:
+    """c of ReLU6 or hardtanh(0, c), None of a ReLU, False of what is no ReLU."""
+    if op.kind == "relu":
+        return None
+    if op.kind == "relu6":
+        return 6.0
+    low, high = {
+        "hardtanh": ("min_val", "max_val"),
+        "clamp": ("min", "max"),
+        "clamp_min": ("min", "-"),
+        "threshold": ("threshold", "-"),
+    }.get(op.kind, ("", ""))
+    if not low or not _number(op.args.get(low)) or op.args[low] != 0 or op.args.get("value", 0) != 0:
+        return False
+    ceiling = op.args.get(high)
+    if ceiling is None or ceiling == float("inf"):
+        return None
+    return float(ceiling) if _number(ceiling) and ceiling > 0 else False
+
+
+def is_relu(op: Op) -> bool:
+    return ceiling_of(op) is not False
+
+
+def is_affine(op: Op, signals: list[Op]) -> bool:
+    """Has f a constant part: a bias, something added that does not depend on the input, a border of another value?
+
+    Raises:
+        CannotConvert: it is not linear in its inputs, such as the product of two of them.
+    """
+    if op.kind in SYNAPSES:
+        for name in ("weight", "bias"):
+            if op.args.get(name) in signals:
+                raise refuse(op, f"its {name} depends on the input: use Parameters")
+        return True
+    if op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(op.inputs) > 1:
+        factors = [value for value in leaves(op.call) if isinstance(value, Op)]
+        if sum(factor in signals for factor in factors) > 1:
+            raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
+        return op.kind in ("addmm", "baddbmm")
+    if op.kind == "div":
+        if op.args.get("other") in signals or op.args.get("rounding_mode"):
+            raise refuse(op, "a quotient has no spiking counterpart: divide by numbers or Parameters")
+        return False
+    if op.kind in ("add", "sub", "rsub", "cat", "stack"):
+        return not all(value in signals for value in _terms(op))
+    if op.kind in ("pad", "constant_pad_nd"):
+        return bool(op.args.get("value"))
+    return False
+
+
+def _terms(op: Op) -> list[Any]:
+    if op.kind in ("cat", "stack"):
+        return list(op.args["tensors"])
+    return [op.args["self"], op.args["other"]]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

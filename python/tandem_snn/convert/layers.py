@@ -1,0 +1,145 @@
+"""The layer of tandem_snn.nn that an Op is, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import nn as tnn
+from ..nn import maximum
+from .graph import Op, refuse
+
+VIEWS = ("view", "reshape", "_unsafe_view")
+_POOL = ("kernel_size", "stride", "padding")
+
+
+def is_plain(op: Op) -> bool:
+    """Are a product's weight and bias Parameters, or buffers, that nothing computes and no hook looks at?"""
+    module = op.module
+    if op.alone and module is not None:
+        own = {**module._parameters, **module._buffers}
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+        return zeros and "weight" in own and "bias" in own and not hooks
+    given = [op.args["weight"], op.args.get("bias")]
+    return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in given)
+
+
+def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """Where a plain product's weight is, the weight and the bias."""
+    if op.alone and op.module is not None:
+        return op.path, op.module.weight, op.module.bias
+    weight, bias = op.args["weight"], op.args.get("bias")
+    value = None if bias is None else attributes[bias.target]
+    return weight.target.rpartition(".")[0] or op.name, attributes[weight.target], value
+
+
+def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None) -> Any:
+    """A layer of class ``cls`` with the operator's geometry and the very Parameters."""
+    size: tuple[Any, ...] = (weight.shape[1], weight.shape[0])
+    if op.kind != "linear":
+        geometry = [op.args[name] for name in ("stride", "padding", "dilation")]
+        geometry = [value if isinstance(value, str) else _tuple(value, weight.dim() - 2) for value in geometry]
+        groups = op.args["groups"]
+        size = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), *geometry, groups)
+    layer = cls(*size, bias=bias is not None, device="meta")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if isinstance(value, nn.Parameter) or value is None:
+            setattr(layer, name, value)
+        else:
+            delattr(layer, name)
+            layer.register_buffer(name, value)
+    return layer
+
+
+def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm:
+    """The live batch norm, or one with its Parameters and buffers where the forward does more, or is a function."""
+    if op.alone and isinstance(op.module, _BatchNorm):
+        return op.module
+    given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    given = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in given.items()}
+    like = next((value for value in given.values() if value is not None), None)
+    channels = len(like) if like is not None else op.x.shape[1] if op.x.shape is not None else 0
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims or 4]
+    affine, tracks = given["weight"] is not None, given["running_mean"] is not None
+    norm: Any = cls(channels or 1, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
+    norm.weight, norm.bias = given["weight"], given["bias"]
+    if tracks:
+        norm.running_mean, norm.running_var = given["running_mean"], given["running_var"]
+        tracked = getattr(op.module, "num_batches_tracked", None)
+        norm.num_batches_tracked = torch.tensor(0) if tracked is None else tracked
+    return norm.train(training)
+
+
+def flatten_of(op: Op) -> tnn.Flatten | None:
+    if op.kind == "flatten":
+        if op.args["start_dim"] == 0:
+            raise refuse(op, "it flattens the batch dimension: start at dimension 1")
+        return tnn.Flatten(op.args["start_dim"], op.args["end_dim"])
+    return tnn.Flatten() if op.kind in VIEWS and op.dims == 2 else None
+
+
+def max_pool_geometry(op: Op) -> list[Any]:
+    return [op.args[name] for name in (*_POOL, "dilation", "ceil_mode")]
+
+
+def max_pool_of(op: Op, way: str) -> nn.Module:
+    *geometry, ceil_mode = max_pool_geometry(op)
+    if way == "exact" or op.kind != "max_pool2d":
+        return maximum.MaxPool(op.kind, *geometry, ceil_mode)
+    return tnn.MaxPool2d(*map(pair, geometry), ceil_mode=ceil_mode)
+
+
+def average_of(op: Op) -> tnn.AvgPool2d | None:
+    """Average pooling by windows that are all of one size; those of an adaptive pooling where shapes are known."""
+    if op.kind == "avg_pool2d":
+        args = op.args
+        border = any(pair(args["padding"])) and not args["count_include_pad"]
+        if args["ceil_mode"] or args["divisor_override"] is not None or border:
+            return None
+        return tnn.AvgPool2d(*(pair(args[name]) for name in _POOL))
+    before = op.x.shape
+    if before is None or len(before) != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
+        return None
+    sizes = [int(size or 0) for size in before[2:]]
+    outputs = (1, 1) if op.kind == "mean" else pair(op.args["output_size"])
+    windows = [(size, size if out is None else out) for size, out in zip(sizes, outputs, strict=True)]
+    if any(size % out for size, out in windows):
+        return None
+    height, width = (size // out for size, out in windows)
+    return tnn.AvgPool2d((height, width))
+
+
+def means_of(op: Op) -> nn.Module | None:
+    """Average pooling to mean counts, a tensor."""
+    if op.kind == "adaptive_avg_pool2d":
+        return tnn.AdaptiveAvgPool2d(pair(op.args["output_size"]))
+    if op.kind == "mean" and is_mean_over_space(op):
+        pool = tnn.AdaptiveAvgPool2d(1)
+        return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
+    layer = average_of(op) if op.kind == "avg_pool2d" else None
+    if layer is not None:
+        layer.spiking = False
+    return layer
+
+
+def is_mean_over_space(op: Op) -> bool:
+    dims = op.args.get("dim")
+    is_pair = isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
+    return op.kind == "mean" and is_pair and (op.x.dims or 4) == 4
+
+
+def pair(value: Any) -> Any:
+    """Vertical and horizontal; the stride [] of a pooling is that of its kernel."""
+    if isinstance(value, (list, tuple)) and not value:
+        return None
+    return None if value is None else _tuple(value, 2)
+
+
+def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * dims if len(values) == 1 else values

@@ -1,0 +1,356 @@
+"""From an ANN's graph to the spiking network's: fused layers where they fit, the general way elsewhere."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .. import nn as tnn
+from ..nn import general
+from . import kinds
+from .building import Builder, Value
+from .graph import CannotConvert, Graph, Op, refuse
+from .layers import (
+    VIEWS,
+    average_of,
+    flatten_of,
+    is_mean_over_space,
+    is_plain,
+    max_pool_of,
+    means_of,
+    parameters,
+    sharing,
+)
+from .traced import GIVE
+
+FUSED: dict[str, type[tnn.SpikingLayer]] = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
+
+
+@dataclass
+class Term:
+    """Synapses, with their batch norm, that a fused layer can be."""
+
+    op: Op
+    norm: Op | None
+
+
+class Lowering(Builder):
+    """Builds the spiking network, Op by Op.
+
+    Args:
+        gate, max_pool, after, until: see :func:`convert`.
+
+    Attributes:
+        ways: how each layer of neurons gets its currents, by its name.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        encoder: tnn.Encoder,
+        threshold: float,
+        v_init: float,
+        *,
+        gate: str = "relu",
+        max_pool: str = "or",
+        after: str | None = None,
+        until: str | None = None,
+    ) -> None:
+        super().__init__(graph, encoder)
+        self.threshold, self.v_init, self.gate, self.max_pool = threshold, v_init, gate, max_pool
+        self.ways: dict[str, str] = {}
+        self.front, self.back = self._cut(after, until)
+        self.before_neurons = self._before_neurons()
+
+    def run(self, name: str) -> fx.GraphModule:
+        for op in self.source.ops:
+            self.env[op] = self._lower(op)
+        if not self.ways:
+            raise self._silent()
+        snn = self.network(f"Spiking{name}")
+        snn.training = self.ann.training
+        snn.meta["ways"] = self.ways
+        return snn
+
+    def fires(self, op: Op) -> bool:
+        """Does a layer of neurons stand there?"""
+        return kinds.is_relu(op)
+
+    def _silent(self) -> CannotConvert:
+        """Nothing would spike: names what is there instead, or what stands in the place of a ReLU."""
+        why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
+        passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
+        begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
+        behind = [op for op in self.source.ops[begin:] if op.kind not in (*passed, "attribute", "size", "output")]
+        known = next((op for op in behind if kinds.instead_of(op)), None)
+        if known is not None:
+            return refuse(known, f"{why}: {kinds.instead_of(known)}")
+        return (
+            refuse(behind[0], f"{why}: put nn.ReLU here")
+            if behind
+            else CannotConvert(f"{why}: put nn.ReLU between the layers")
+        )
+
+    def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
+        """What stays an ANN before the encoder, and after the last spikes."""
+        ops, front, back = self.source.ops, set[Op](), set[Op]()
+        for name, path in ("after", after), ("until", until):
+            if path is None:
+                continue
+            inside = [i for i, op in enumerate(ops) if op.path == path or op.path.startswith(f"{path}.")]
+            if not inside:
+                raise ValueError(f"{name}: the ANN calls no module {path!r} in evaluation")
+            if name == "after":
+                front = set(ops[: inside[-1] + 1])
+            else:
+                back = {op for op in ops[inside[-1] + 1 :] if op.kind != "attribute"}
+        return front, back
+
+    def _before_neurons(self) -> set[Op]:
+        """The Ops from which some neurons can be reached."""
+        found: set[Op] = set()
+        for op in reversed(self.source.ops):
+            if any(user in found or (self.fires(user) and user not in self.back | self.front) for user in op.users):
+                found.add(op)
+        return found - self.back
+
+    # --- what each Op becomes -----------------------------------------------------------------------------------------
+
+    def _lower(self, op: Op) -> Value:
+        if op.kind == "input":
+            return self._input(op)
+        if op.kind in ("attribute", "size"):
+            return Value("constant" if op.kind == "attribute" else "size")
+        if op.kind == "output":
+            return self._output(op)
+        given = {self.env[value].kind for value in op.inputs}
+        found = given - {"constant", "size"}
+        if not found:
+            return Value("constant" if "constant" in given or not given else "size")
+        if op in self.front or (found == {"image"} and not self._begins(op)):
+            return Value("image", self.copy(op))
+        if self.fires(op) and op not in self.back and found <= {"image", "spikes", "currents"}:
+            return self._fire(op)
+        if op not in self.before_neurons or (found == {"counts"} and _keeps_counts(op)):
+            return self._behind(op)
+        if found & {"counts", "answer"}:
+            raise refuse(op, f"it follows an adaptive pooling whose windows are not known: {GIVE}")
+        return self._towards_neurons(op)
+
+    def _input(self, op: Op) -> Value:
+        if not op.users:
+            return Value("unused")
+        if any(value.kind in ("image", "spikes") for value in self.env.values()):
+            raise refuse(op, "a second input: a spiking network has one")
+        assert op.source is not None
+        x = self.graph.node_copy(op.source)
+        if self.encoder.mode != "events":
+            return Value("image", x)
+        train = self.encode(x)
+        return Value("spikes", train, train)
+
+    def _begins(self, op: Op) -> bool:
+        """Is it where the image is encoded?"""
+        return op.kind in kinds.SYNAPSES and op in self.before_neurons
+
+    def _output(self, op: Op) -> Value:
+        if len(op.call[0]) != 1 or not isinstance(op.call[0][0], Op):
+            raise CannotConvert(f"the network returns {len(op.call[0][0])} values: a spiking network has one answer")
+        value = self.env[op.x]
+        self.graph.output(self.tensor(op.x) if value.kind == "currents" else self.node(value))
+        return Value("answer")
+
+    def _towards_neurons(self, op: Op) -> Value:
+        """On the way to neurons: trains stay trains where they can, else they become currents."""
+        x = self.env[op.x]
+        self._check(op)
+        if op.kind in kinds.SAME:
+            return x
+        signals = [self.env[value] for value in self.signals(op)]
+        if all(value.kind == "spikes" for value in signals):
+            made = self._of_spikes(op, x, signals)
+            if made is not None:
+                return made
+        if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
+            kinds.is_affine(op, self.signals(op))
+        elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
+            raise refuse(op, self._no_counterpart(op))
+        return Value("currents")
+
+    def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
+        if op.kind == "getitem":
+            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, op.call[0][1])), x.worth)
+        if op.kind == "dropout":
+            return self._layer(op, tnn.Dropout(op.args["p"]), x)
+        if op.kind in kinds.MAX_POOLS and x.worth is not None:
+            return self._layer(op, max_pool_of(op, self.max_pool), x)
+        if op.kind in kinds.AVERAGES:
+            return self._average(op, x)
+        only_spikes = len(signals) == len([value for value in op.inputs if self.env[value].kind != "size"])
+        if op.kind not in kinds.REARRANGE or not only_spikes or kinds.is_affine(op, self.signals(op)):
+            return None
+        flat = flatten_of(op)
+        if flat is not None:
+            return self._layer(op, flat, x)
+        same = all(value.worth is x.worth for value in signals)
+        return Value("spikes", self.rearrange(op), x.worth if same else None)
+
+    def _average(self, op: Op, x: Value) -> Value | None:
+        """Average pooling by neurons of its own, where there is a layer for it."""
+        layer = average_of(op) if x.worth is not None else None
+        if layer is None:
+            unknown = op.shape is None and (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op))
+            return Value("counts", x.node) if unknown else None
+        if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
+            return x
+        layer.v_init = self.v_init  # its neurons' threshold is 1
+        pooled = self._layer(op, layer, x)
+        flat = op.kind == "mean" and not op.args["keepdim"]
+        return self._layer(op, tnn.Flatten(), pooled) if flat else pooled
+
+    def _check(self, op: Op) -> None:
+        if op.kind.endswith("_with_indices"):
+            raise refuse(op, "maximum pooling that returns indices: spikes have none")
+        if op.kind in ("cat", "stack") and op.args["dim"] == 0:
+            raise refuse(op, "it puts samples together: concatenate features, dimension 1")
+        if op.shape is not None and (not op.shape or op.shape[0] is not None):
+            raise refuse(op, "it mixes the samples of the batch: keep the first dimension as it is")
+
+    def _no_counterpart(self, op: Op) -> str:
+        instead = kinds.instead_of(op)
+        if instead is None and op.kind == "unknown" and self.source.shapeless:
+            instead = f"or none that is known without shapes; {GIVE}"
+        return f"it has no spiking counterpart: {instead or kinds.EVERYTHING}"
+
+    def _behind(self, op: Op) -> Value:
+        """No neurons follow: the answer, a tensor, in which spikes count."""
+        x = self.env[op.x]
+        if op.kind.endswith("_with_indices"):
+            self._check(op)
+        if len(self.signals(op)) == 1 and x.kind in ("spikes", "counts"):
+            if op.kind in kinds.SAME:
+                return x
+            if op.kind == "linear" and (op.dims or 2) == 2 and is_plain(op):
+                path, weight, bias = parameters(op, self.attributes)
+                return Value("answer", self.call_as(path, sharing(tnn.Readout, op, weight, bias), self.node(x)))
+            layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
+            if op.kind in kinds.MAX_POOLS and x.kind == "spikes" and x.worth is not None:
+                layer = max_pool_of(op, self.max_pool)
+            if layer is not None:
+                return self._layer(op, layer, x)
+            pool = means_of(op)
+            if pool is not None:
+                return Value("counts", self.call(op, pool, self.node(x)))
+        return Value("answer", self.copy(op))
+
+    def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
+        return Value(x.kind, self.call(op, layer, self.node(x)), x.worth)
+
+    # --- neurons ------------------------------------------------------------------------------------------------------
+
+    def _fire(self, op: Op) -> Value:
+        if self.env[op.x].kind == "spikes" and kinds.ceiling_of(op) is None:
+            return self.env[op.x]  # they are not negative
+        source, after = op.x, []
+        while source.kind in ("dropout", "flatten", *kinds.MAX_POOLS, *kinds.SAME) and len(source.users) == 1:
+            if self.env[source].kind != "currents":
+                break
+            after.append(source)  # what comes before the ReLU but commutes with it
+            source = source.x
+        silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer has one gate, not both
+        fused = None if silenced else self._fused(source)
+        if fused is None and not any(layer.kind in kinds.MAX_POOLS for layer in after):
+            source, after = op.x, []
+        node = self._general(op, source) if fused is None else self._fuse(op, *fused)
+        value = Value("spikes", node, node)
+        for passed in reversed(after):
+            if passed.kind in kinds.MAX_POOLS:
+                value = self._layer(passed, max_pool_of(passed, self.max_pool), value)
+            elif passed.kind not in kinds.SAME:
+                value = self._layer(passed, flatten_of(passed) or tnn.Dropout(passed.args["p"]), value)
+        return value
+
+    def _general(self, op: Op, source: Op) -> fx.Node:
+        neurons = self._neurons(op, self.sums(source))
+        node = self.call(op, neurons, self.signal(source))
+        self.ways[str(node.target)] = f"general: {neurons.sums}"
+        return node
+
+    def _neurons(self, op: Op, sums: str) -> general.Neurons:
+        ceiling = kinds.ceiling_of(op)
+        threshold = self._threshold(op)
+        v_init = self.v_init * threshold
+        return general.Neurons(threshold, v_init, gate=self.gate, ceiling=ceiling or None, sums=sums)
+
+    def _threshold(self, op: Op) -> float:
+        ceiling = kinds.ceiling_of(op)
+        return ceiling / self.encoder.T if ceiling else self.threshold
+
+    def _fused(self, op: Op) -> tuple[Term, Term | None, fx.Node | None] | None:
+        """The layer that fires, and the projection whose currents, or the train whose spikes, it gets besides."""
+        if op.kind != "add" or len(op.users) > 1 or op.args["alpha"] != 1:
+            term = self._term(op)
+            return None if term is None else (term, None, None)
+        pair = [op.args["self"], op.args["other"]]
+        if not all(isinstance(value, Op) and value.shape == op.shape for value in pair):
+            return None
+        for body, other in (pair, pair[::-1]):
+            term, value = self._term(body), self.env[other]
+            if term is not None and value.kind == "spikes" and value.worth is not None:
+                return term, None, value.node
+            projection = self._term(other)
+            if term is not None and projection is not None:
+                return term, projection, None
+        return None
+
+    def _term(self, op: Op) -> Term | None:
+        norm = None
+        if op.kind == "batch_norm" and len(op.users) == 1:
+            norm, op = op, op.x
+        if op.kind not in FUSED or len(op.users) != 1 or self.env[op].kind != "currents" or not is_plain(op):
+            return None
+        x = self.env[op.x]
+        if not (x.kind == "image" or (x.kind == "spikes" and x.worth is not None)):
+            return None
+        if (op.kind == "linear" and (op.dims or 2) != 2) or (norm is not None and norm.args["weight"] is None):
+            return None
+        return Term(op, norm)
+
+    def _fuse(self, op: Op, body: Term, projection: Term | None, spikes: fx.Node | None) -> fx.Node:
+        keywords: dict[str, Any] = {} if spikes is None else {"residual": spikes}
+        if projection is not None:
+            keywords = {"residual": self._call_term(op, projection, fire=False)}
+        node = self._call_term(op, body, **keywords)
+        parts = [body.op.kind, *["batch norm"] * (body.norm is not None)]
+        parts += ["projection"] * (projection is not None) + ["shortcut"] * (spikes is not None)
+        self.ways[str(node.target)] = f"fused: {', '.join(parts)}"
+        return node
+
+    def _call_term(self, op: Op, term: Term, **keywords: Any) -> fx.Node:
+        path, weight, bias = parameters(term.op, self.attributes)
+        layer = sharing(FUSED[term.op.kind], term.op, weight, bias)
+        norm = None if term.norm is None else self.norm(term.norm)
+        self._set_neurons(op, layer, norm, keywords)
+        node = self.call_as(path, layer, self.signal(term.op.x), **keywords)
+        layer.norm = norm  # now, so that it keeps its mode
+        return node
+
+    def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
+        """The threshold and what depends on it; the neurons of a projection play no part."""
+        layer.gain, layer.gate = "threshold", self.gate
+        ceiling = kinds.ceiling_of(op)
+        if ceiling:
+            layer.gate, layer.ceiling = "clip", ceiling
+        threshold = self._threshold(op)
+        like = layer.weight.detach()
+        for name, value in (("threshold", threshold), ("v_init", self.v_init * threshold)):
+            delattr(layer, name)
+            layer.register_buffer(name, like.new_full((), value, dtype=torch.float32))
+
+
+def _keeps_counts(op: Op) -> bool:
+    return op.kind in ("flatten", "dropout", *VIEWS, *kinds.SAME)

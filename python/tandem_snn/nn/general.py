@@ -1,0 +1,345 @@
+"""Neurons on any sum of linear maps of trains: the currents of all steps by torch's own operators.
+
+Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. What such maps
+give are :class:`Currents`: the steps' currents I[t], which make the spikes, and their sum z, the ANN branch, through
+which gradients flow. Functions here take trains, currents and tensors alike; on tensors they are the ANN's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+import tandem_ext as te
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
+from tandem_ext.functional.neuron import over_space
+
+from .currents import potential_trace
+from .signals import Signal, describe, effective_counts, with_gain
+
+AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
+Steps = Callable[[int, int], Tensor]
+
+
+class Currents:
+    """Currents into neurons that are yet to come.
+
+    Args:
+        total: [B, *features], the sum over the window: what the ANN has here at the real counts.
+        steps: (start, stop) -> the currents of those steps, [stop - start, B, *features], without a gradient; start is
+            a multiple of 8. Computed when neurons ask for them, so that memory does not grow with T.
+        T: the number of time steps.
+        constant: every step has the same currents; ``steps`` then gives one step for any range.
+    """
+
+    def __init__(self, total: Tensor, steps: Steps, T: int, constant: bool = False) -> None:
+        self.total, self.steps, self.T, self.constant = total, steps, T, constant
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, *features]."""
+        return self.total.shape
+
+
+def currents_of(x: Signal | Currents) -> Currents:
+    """A signal's own spikes or values as currents, each worth the signal's gain.
+
+    >>> currents_of(te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=0.5)).total
+    tensor([[2., 2.]])
+    """
+    if isinstance(x, Currents):
+        return x
+    total = effective_counts(x)
+    gain = x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
+    if isinstance(x, SpikeTrain):
+        train, dtype = x, total.dtype
+
+        def steps(start: int, stop: int) -> Tensor:
+            planes = train.planes[start // 8 : (stop + 7) // 8]
+            return SpikeTrain.unchecked(planes, stop - start).to_dense(dtype) * gain
+
+        return Currents(total, steps, x.T)
+    first = (x.x.detach() * gain).unsqueeze(0)
+    if isinstance(x, ConstantInput):
+        return Currents(total, lambda start, stop: first, x.T, constant=True)
+
+    def impulse(start: int, stop: int) -> Tensor:
+        later = torch.zeros_like(first).expand(stop - start - (start == 0), *first.shape[1:])
+        return torch.cat([first, later]) if start == 0 else later
+
+    return Currents(total, impulse, x.T)
+
+
+def total(x: Any) -> Tensor:
+    """What the ANN has in the place of x, [B, *features]; a tensor is that already."""
+    return x.total if isinstance(x, Currents) else effective_counts(x)
+
+
+def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """f, which is linear, of trains and currents.
+
+    Args:
+        f: the name of an operator of ``torch.ops.aten``, or a module.
+        args, kwargs: of f; trains, direct inputs and currents in the place of some tensors, alone or in lists.
+
+    Returns:
+        Currents, a tuple of them where f gives several tensors; of tensors alone what f gives.
+
+    >>> pooled = linear_map("avg_pool2d", te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 4, 4)), [2, 2])
+    >>> pooled.shape, pooled.total.unique()
+    (torch.Size([1, 2, 2, 2]), tensor([4.]))
+    """
+    return _mapped(f, args, kwargs, affine=False)
+
+
+def affine_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """As :func:`linear_map` for f with a constant part f(0), which counts once for the window: f(0)/T at each step.
+
+    >>> layer = torch.nn.Conv1d(2, 3, 2)
+    >>> train = te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 5))
+    >>> torch.allclose(affine_map(layer, train).total, layer(train.counts))
+    True
+    """
+    return _mapped(f, args, kwargs, affine=True)
+
+
+def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
+    places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
+    function: Any = getattr(torch.ops.aten, f) if isinstance(f, str) else f
+
+    def call(values: list[Tensor], function: Any) -> Any:
+        given = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            given[i] = value
+        a, k = pytree.tree_unflatten(given, spec)
+        return function(*a, **k)
+
+    if not places:
+        return function(*args, **kwargs)
+    inputs = [currents_of(leaves[i]) for i in places]
+    windows = {x.T for x in inputs}
+    if len(windows) != 1:
+        raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
+    (T,) = windows
+    whole = call([x.total for x in inputs], function)
+    quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks see the ANN branch only
+    constant = all(x.constant for x in inputs)
+    made: list[Any] = []  # f(0), when it is first asked for
+
+    def part(index: int | None) -> Steps:
+        def pick(value: Any) -> Tensor:
+            return value if index is None else value[index]
+
+        def steps(start: int, stop: int) -> Tensor:
+            given = [x.steps(start, stop) for x in inputs]
+            n = max(len(value) for value in given)
+            given = [value.expand(n, *value.shape[1:]) if len(value) < n else value for value in given]
+            result = pick(call([value.flatten(0, 1) for value in given], quiet)).unflatten(0, (n, -1))
+            if not affine:
+                return result
+            if not made:
+                made.append(call([torch.zeros_like(x.total[:1]) for x in inputs], quiet))
+            return result - pick(made[0]) * (1 - 1 / T)
+
+        return steps
+
+    if isinstance(whole, Tensor):
+        return Currents(whole, part(None), T, constant)
+    return tuple(Currents(each, part(i), T, constant) for i, each in enumerate(whole))
+
+
+def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
+    """f, which only moves, repeats or leaves out features (a view, a permutation, a slice, a concatenation): of trains
+    it gives trains. Where they are worth different things, the result's gain has a value for each feature.
+
+    >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
+    >>> rearranged("cat", [a, b], 1).gain
+    tensor([0.5000, 0.5000, 2.0000, 2.0000])
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
+    trains = [leaf for leaf in leaves if _is_signal(leaf)]
+    if not trains or not all(isinstance(x, SpikeTrain) and x.T == trains[0].T for x in trains):
+        return linear_map(f, *args, **kwargs)
+    function: Any = getattr(torch.ops.aten, f)
+
+    def apply(of: Callable[[SpikeTrain], Tensor]) -> list[Tensor]:
+        a, k = pytree.tree_unflatten([of(leaf) if _is_signal(leaf) else leaf for leaf in leaves], spec)
+        result = function(*a, **k)
+        return [result] if isinstance(result, Tensor) else list(result)
+
+    first = trains[0]
+    P = len(first.planes)
+    planes = [p.unflatten(0, (P, -1)) for p in apply(lambda x: x.planes.flatten(0, 1))]
+    edges = any(x.edge is not None for x in trains)
+    counts = apply(lambda x: x.counts) if edges else [None] * len(planes)
+    gains: list[Any] = [first.gain] * len(planes)
+    if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
+        numbers = {x.gain for x in trains if isinstance(x.gain, float)}
+        if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
+            dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
+            gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
+    made = tuple(
+        SpikeTrain.unchecked(p, first.T, c, g, first._dtype) for p, c, g in zip(planes, counts, gains, strict=True)
+    )
+    return made[0] if len(made) == 1 and f not in SEVERAL else made
+
+
+SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # give a tuple, be it of one
+
+
+def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(x.gain, dtype=dtype, device=x.device).expand(1, *x.shape[1:])
+
+
+def normalise(x: Any, norm: _BatchNorm) -> Any:
+    """Batch norm of currents: one set of statistics for both branches, as in the fused layers.
+
+    In training they are those of z over the batch, and move the running ones; in evaluation the running ones.
+
+    >>> norm = torch.nn.BatchNorm1d(2)
+    >>> x = te.SpikeTrain.from_dense((torch.rand(4, 8, 2) < 0.5).float())
+    >>> torch.equal(normalise(x, norm).total, norm(x.counts))
+    True
+    """
+    if isinstance(x, Tensor):
+        return norm(x)
+    u = currents_of(x)
+    z = norm(u.total)
+    with torch.no_grad():
+        if norm.training or norm.running_mean is None:
+            var, mean = torch.var_mean(u.total, [d for d in range(u.total.dim()) if d != 1], correction=0)
+        else:
+            assert norm.running_var is not None
+            mean, var = norm.running_mean, norm.running_var
+        scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        shift = ((0 if norm.bias is None else norm.bias) - mean * scale) / u.T
+        scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift))
+    return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
+
+
+def dropped(x: Any, dropout: nn.Module) -> Any:
+    """Dropout of currents: one mask for the whole window."""
+    if isinstance(x, Tensor):
+        return dropout(x)
+    u = currents_of(x)
+    if not dropout.training:
+        return u
+    mask = dropout(torch.ones_like(u.total))
+    return Currents(u.total * mask, lambda start, stop: u.steps(start, stop) * mask, u.T, u.constant)
+
+
+class Neurons(nn.Module):
+    """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
+
+    Args:
+        threshold, v_init: of the neurons, in the units of z: floats, or tensors, 0-dim or for threshold and v_init one
+            per channel. They become float32 buffers.
+        leak: λ in (0, 1].
+        offset: a further current at every step, as threshold.
+        gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
+        gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
+        ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
+        sums: what the currents are made of, for the reader.
+
+    Shape: [B, *features] -> SpikeTrain of the same shape.
+
+    >>> layer = Neurons(threshold=0.5)
+    >>> layer(te.ConstantInput(torch.tensor([[0.25, -1.0]]), T=4)).counts
+    tensor([[2., 0.]])
+    """
+
+    threshold: Tensor
+    v_init: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        v_init: float | Tensor = 0.0,
+        *,
+        leak: float = 1.0,
+        offset: float | Tensor = 0.0,
+        gate: str = "relu",
+        gain: float | str = "threshold",
+        ceiling: float | None = None,
+        sums: str = "",
+    ) -> None:
+        super().__init__()
+        for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
+        checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
+        checks.leak(leak)
+        if gate not in ("relu", "resu"):
+            raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
+        if gain != "threshold":
+            checks.gain("gain", gain)
+        self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
+        self.moved = bool(self.offset.any())
+
+    def forward(self, x: Signal | Currents) -> SpikeTrain:
+        if not _is_signal(x):
+            raise TypeError(f"x: Neurons takes trains or currents, got {describe(x)}")
+        u = currents_of(x)
+        with torch.no_grad():
+            train = self._fire(u)
+        z = u.total
+        if self.moved:
+            z = z + u.T * self._over_space(self.offset, u)
+        if self.ceiling is not None:
+            z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
+        if self.gate == "resu":
+            train = SpikeTrain.unchecked(train.planes * (z > 0), u.T, None, 1.0, u.total.dtype)
+        train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
+        return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+
+    def _fire(self, u: Currents) -> SpikeTrain:
+        planes, v = [], self._over_space(self.v_init, u)
+        v = v.expand(u.shape) if v.dim() else v
+        offset = self._over_space(self.offset, u) if self.moved else 0.0
+        neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        if u.constant:
+            current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
+            return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
+        for start in range(0, u.T, AT_ONCE):
+            currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
+            some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
+            planes.append(some.planes)
+        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
+
+    @torch.no_grad()
+    def potentials(self, x: Signal | Currents) -> Tensor:
+        """As of :class:`tandem_snn.nn.SpikingLayer`."""
+        u = currents_of(x)
+        starts = range(0, 1 if u.constant else u.T, AT_ONCE)
+        chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
+        currents = torch.cat(chunks) + self._over_space(self.offset, u)
+        currents = currents.expand(u.T, *u.shape) if u.constant else currents
+        v_init = self._over_space(self.v_init, u)
+
+        def after(t: int, v: float | Tensor) -> Tensor:
+            neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
+            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
+            return v
+
+        return potential_trace(u.T, v_init.expand(u.shape) if v_init.dim() else v_init, after)
+
+    def _over_space(self, value: Tensor, u: Currents) -> Tensor:
+        return over_space(value, tuple(u.shape)) if value.dim() else value
+
+    def extra_repr(self) -> str:
+        shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
+        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None) + [f"gate={self.gate!r}"] * (
+            self.gate != "relu"
+        )
+        shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
+        return ", ".join(shown)
+
+
+def _is_signal(x: Any) -> bool:
+    return isinstance(x, (Currents, SpikeTrain, ConstantInput, ImpulseInput))

@@ -1,0 +1,120 @@
+"""Maximum pooling of trains and of currents, step by step and exact over the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .general import AT_ONCE, Currents, currents_of
+
+
+class MaxPool(nn.Module):
+    """Maximum pooling of trains whose counts are exactly the largest counts of their windows.
+
+    A window spikes at step t where the largest number of spikes that any of its neurons has had grows: by one at most,
+    so spikes stay 0 and 1, and a step needs the steps before it only. ``tnn.MaxPool2d``, an OR of spikes, needs no
+    memory, but its counts are larger where neurons take turns.
+
+    Args:
+        f: ``max_pool1d``, ``2d`` or ``3d``.
+        geometry: kernel_size, stride, padding, dilation and ceil_mode, as of that function.
+
+    Shape: SpikeTrain [B, C, *space] -> SpikeTrain [B, C, *space'], or tensors.
+
+    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
+    >>> MaxPool("max_pool1d", 2)(te.SpikeTrain.from_dense(spikes)).counts.item()
+    1.0
+    """
+
+    def __init__(self, f: str, *geometry: Any) -> None:
+        super().__init__()
+        self.f, self.geometry = f, geometry
+
+    def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
+        if isinstance(x, Tensor):
+            return self._maximum(x)
+        with torch.no_grad():
+            before, planes = torch.zeros(1, *x.shape, device=x.device), []
+            for start in range(0, x.T, AT_ONCE):
+                stop = min(start + AT_ONCE, x.T)
+                some = SpikeTrain.unchecked(x.planes[start // 8 : start // 8 + 1], stop - start)
+                counts = torch.cat([before, some.to_dense(torch.float32)]).cumsum(0)
+                before = counts[-1:]
+                most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
+                planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
+        pooled = None if x.edge is None else self._maximum(x.edge)
+        return SpikeTrain.unchecked(torch.cat(planes), x.T, pooled, x.gain, x._dtype)
+
+    def _maximum(self, x: Tensor) -> Tensor:
+        function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)
+        return function(x, *self.geometry)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, (self.f, *self.geometry)))
+
+
+def largest(f: str, x: Any, *args: Any) -> Any:
+    """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest of the window's Σ I up to step t.
+
+    The sum over the window is exactly the largest z, and a step needs the steps before it only.
+
+    Args:
+        f: ``max_pool1d``, ``2d`` or ``3d`` of ``torch.ops.aten``.
+        args: of f, after x.
+
+    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
+    >>> largest("max_pool1d", te.SpikeTrain.from_dense(spikes), 2).steps(0, 2).flatten()
+    tensor([1., 0.])
+    """
+    function = getattr(torch.ops.aten, f)
+    if isinstance(x, Tensor):
+        return function(x, *args)
+    u = currents_of(x)
+    z = function(u.total, *args)
+    if u.constant:
+        return Currents(z, lambda start, stop: (z.detach() / u.T).unsqueeze(0), u.T, constant=True)
+    at: dict[int, Tensor] = {}  # the sums before a step, of the latest such step
+
+    def before(start: int) -> Tensor:
+        if start not in at:
+            sums = torch.zeros_like(u.total)
+            for earlier in range(0, start, AT_ONCE):
+                sums = sums + u.steps(earlier, earlier + AT_ONCE).sum(0)
+            return sums
+        return at[start]
+
+    def steps(start: int, stop: int) -> Tensor:
+        sums = torch.cat([before(start).unsqueeze(0), u.steps(start, stop)]).cumsum(0)
+        at.clear()
+        at[stop] = sums[-1]
+        most = function(sums.flatten(0, 1), *args).unflatten(0, (len(sums), -1))
+        return most.diff(dim=0)
+
+    return Currents(z, steps, u.T)
+
+
+def largest_now(f: str, x: Any, *args: Any) -> Any:
+    """Maximum pooling of the currents of each step by themselves: J[t] = max I[t], which adds up to more than max z.
+
+    The gradient is that of max z. Args as of :func:`largest`.
+    """
+    function = getattr(torch.ops.aten, f)
+    if isinstance(x, Tensor):
+        return function(x, *args)
+    u = currents_of(x)
+
+    def steps(start: int, stop: int) -> Tensor:
+        currents = u.steps(start, stop)
+        pooled: Tensor = function(currents.flatten(0, 1), *args)
+        return pooled.unflatten(0, (len(currents), -1))
+
+    z = function(u.total, *args)
+    with torch.no_grad():
+        parts = (steps(start, min(start + AT_ONCE, u.T)).sum(0) for start in range(0, u.T, AT_ONCE))
+        more = 0 if u.constant else sum(parts) - z
+    return Currents(z + more, steps, u.T, u.constant)

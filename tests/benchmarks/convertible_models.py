@@ -1,0 +1,117 @@
+"""Which models of torchvision and timm convert, by which way, and how near the spiking network comes to the ANN?
+
+    python tests/benchmarks/convertible_models.py --data-dir DIR [MODEL ...]
+
+measures them all, or those that are named and leaves the others' results. Each model is initialised at random, its
+batch norms get the statistics of three batches of CIFAR-10 (JPEG), it is converted at T = 64 and calibrated on 64
+images. The correlation of the logits with the ANN's is beside that of the ANN whose activations are rounded to the same
+64 levels: what no spiking network of as many steps can be expected to exceed.
+It writes docs/results/convertible.json; `--table` writes the table in docs/convert.md from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from documents import origin, read, results, write_table
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from convertible import MODELS, NOT, at_size, correlation, make, settled
+
+import tandem_snn as ts
+
+T, IMAGES = 64, 16
+
+
+def rounded(twin: nn.Module, snn: nn.Module, ways: dict[str, str]) -> nn.Module:
+    """The twin with each activation rounded to a multiple of ϑ, ϑT at most."""
+
+    def hook(threshold: float) -> Callable[..., Tensor]:
+        return lambda module, given, a: (a / threshold).round().clamp(0, T) * threshold
+
+    for name in ways:
+        twin.get_submodule(name).register_forward_hook(hook(float(snn.get_submodule(name).threshold)))
+    return twin
+
+
+@torch.no_grad()
+def answers(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([net(batch) for batch in x.split(8)])
+
+
+def measure(name: str, images: Tensor) -> dict[str, Any]:
+    x = at_size(images, MODELS[name])
+    net = settled(make(name), x)
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of auxiliary heads
+        snn = ts.convert(net, T, example=x[:1])
+    seconds = time.process_time() - start
+    ts.calibrate(snn, [x[:64]])
+    ways: dict[str, str] = snn.meta["ways"]
+    x = x[:IMAGES]
+    expected = answers(net, x)
+    twin = ts.to_ann(snn)
+    return {
+        "model": name,
+        "size": MODELS[name],
+        "fused": sum(way.startswith("fused") for way in ways.values()),
+        "general": sum(way.startswith("general") for way in ways.values()),
+        "convert_seconds": round(seconds, 1),
+        "to_ann_error": ((answers(twin, x) - expected).norm() / expected.norm()).item(),
+        "spiking": round(correlation(answers(snn, x), expected), 3),
+        "rounded": round(correlation(answers(rounded(twin, snn, ways), x), expected), 3),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| model | size | fused | general | r, spiking | r, rounded ANN |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    order = {name: i for i, name in enumerate(MODELS)}
+    for run in sorted(result["runs"], key=lambda run: order[run["model"]]):
+        row = [
+            run["model"],
+            run["size"],
+            run["fused"],
+            run["general"],
+            f"{run['spiking']:.2f}",
+            f"{run['rounded']:.2f}",
+        ]
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
+    parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(1)
+        data = ts.data.load("cifar10-jpeg", arguments.data_dir)
+        images, _ = next(data.train.batches(192, seed=0))
+        facts = {**origin(__file__), "T": T, "images": IMAGES, "not": NOT}
+        known = read("convertible")["runs"] if results("convertible").exists() else []
+        runs: list[dict[str, Any]] = [run for run in known if run["model"] not in arguments.models]
+        for name in arguments.models:
+            runs.append(measure(name, images))
+            print(runs[-1], flush=True)
+            results("convertible").write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
+    write_table("convert.md", "convertible", table(read("convertible")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""convert on graphs of torch.export: any sum of linear maps of trains into neurons, by the fused or the general way."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_convert import NETWORKS, Maker, settled
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn.convert import CannotConvert
+from tandem_snn.measure import Monitor, firing_rates, synops
+from tandem_snn.nn.general import Neurons
+from tandem_snn.nn.maximum import MaxPool
+
+
+class Net(nn.Module):
+    """A stem with spikes, ``body``, and a head: what is between is any function of the module and the spikes."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], out: int, **modules: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.head = nn.Linear(out, 5)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.body(self, F.relu(self.bn(self.stem(x)))).relu()
+        return self.head(a.mean([2, 3] if a.dim() == 4 else 2))
+
+
+def conv(inputs: int = 8, outputs: int = 6, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, **options)
+
+
+class Parameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(8, 1, 1) + 0.5), nn.Parameter(torch.randn(8, 1, 1) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale - self.shift
+
+
+BODIES: dict[str, Callable[[], Net]] = {
+    "transposed": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 3, 2, 1, groups=2)),
+    "transposed alone": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 2, bias=False)),
+    "volume": lambda: Net(lambda m, a: m.c(a.unsqueeze(1)).mean(2), 3, c=nn.Conv3d(1, 3, 3)),
+    "line": lambda: Net(lambda m, a: m.c(a.flatten(2)).unflatten(2, (4, -1)), 4, c=nn.Conv1d(8, 4, 3, dilation=2)),
+    "depthwise, pointwise": lambda: Net(
+        lambda m, a: m.n(m.p(m.d(a))), 6, d=conv(8, 8, groups=8), p=conv(8, 6, 1), n=nn.BatchNorm2d(6)
+    ),
+    "batch norm of spikes": lambda: Net(lambda m, a: m.c(m.n(a)), 6, n=nn.BatchNorm2d(8), c=conv(padding=1)),
+    "batch norm without gamma": lambda: Net(lambda m, a: m.n(m.c(a)), 6, c=conv(), n=nn.BatchNorm2d(6, affine=False)),
+    "three branches": lambda: Net(
+        lambda m, a: m.n(m.a(a)) + m.b(a) + m.i(a), 8, a=conv(8, 8, padding=1), n=nn.BatchNorm2d(8), b=conv(8, 8, 1),
+        i=nn.BatchNorm2d(8),
+    ),
+    "two readers": lambda: Net(lambda m, a: F.relu(m.c(a)) + m.c(a), 6, c=conv()),
+    "current read twice": lambda: Net(
+        lambda m, a: (lambda z: m.d(F.relu(m.n(z))) + z)(m.c(a)), 6, c=conv(), d=conv(6, 6, 1), n=nn.BatchNorm2d(6)
+    ),
+    "trains side by side": lambda: Net(
+        lambda m, a: m.d(torch.cat([a, F.relu(m.c(a)), m.c(a)], 1)), 4, c=conv(padding=1), d=conv(20, 4)
+    ),
+    "shuffled": lambda: Net(
+        lambda m, a: m.c(a.view(a.size(0), 2, 4, *a.shape[2:]).transpose(1, 2).reshape(a.shape).flip(3)), 6, c=conv()
+    ),
+    "split": lambda: Net(lambda m, a: m.c(a.chunk(2, 1)[1]) - a[:, :4, 1:-1, 1:-1], 4, c=conv(4, 4)),
+    "pooled at the border": lambda: Net(
+        lambda m, a: m.c(F.avg_pool2d(a, 3, 2, 1, ceil_mode=True, count_include_pad=False)), 6, c=conv()
+    ),
+    "averages of uneven windows": lambda: Net(lambda m, a: m.c(F.adaptive_avg_pool2d(a, 3)), 6, c=conv()),
+    "pooled before the ReLU": lambda: Net(lambda m, a: F.avg_pool2d(m.c(a), 2), 6, c=conv()),
+    "upsampled": lambda: Net(
+        lambda m, a: m.c(F.interpolate(a, scale_factor=2)) + m.u(F.interpolate(a, scale_factor=2, mode="bilinear")),
+        6, c=conv(), u=conv(),
+    ),
+    "reflected": lambda: Net(lambda m, a: m.c(a), 6, c=conv(padding=1, padding_mode="reflect")),
+    "padded": lambda: Net(
+        lambda m, a: m.c(F.pad(a, (1, 0, 2, 1))) + m.c(F.pad(a, (1, 0, 2, 1), value=0.5)), 6, c=conv()
+    ),
+    "permuted": lambda: Net(lambda m, a: m.l(a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 7, l=nn.Linear(8, 7)),
+    "scaled and shifted": lambda: Net(lambda m, a: m.c(2 * m.s(a) / 3), 6, s=Parameters(), c=conv()),
+    "computed weight": lambda: Net(lambda m, a: F.conv2d(a, m.c.weight * 2, m.c.bias), 6, c=conv()),
+    "parametrised": lambda: Net(lambda m, a: m.c(a), 6, c=nn.utils.parametrizations.weight_norm(conv())),
+    "maximum of currents": lambda: Net(lambda m, a: m.d(F.max_pool2d(m.c(a), 3, 2, 1)), 4, c=conv(), d=conv(6, 4, 1)),
+    "maximum of a line": lambda: Net(lambda m, a: m.c(F.max_pool1d(a.flatten(2), 2)), 4, c=nn.Conv1d(8, 4, 3)),
+    "image and spikes": lambda: Net(lambda m, a: m.c(a) + 0.5, 6, c=conv()),
+    "functional batch norm": lambda: Net(
+        lambda m, a: F.batch_norm(m.c(a), m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias, m.training), 6,
+        c=conv(), n=nn.BatchNorm2d(6),
+    ),
+}  # fmt: skip
+
+
+QUICK = ("trains side by side", "maximum of currents")
+
+
+def slowly(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def made(name: str) -> tuple[Net, Tensor]:
+    net, x = BODIES[name](), torch.rand(6, 2, 8, 8)
+    return settled(net, x), x  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *slowly(n for n in BODIES if n not in QUICK)])
+def test_many_steps_approach_the_ann(name: str) -> None:
+    net, x = made(name)
+    errors = []
+    with torch.no_grad():
+        expected = net(x) - net.head.bias
+        for T in (8, 200):
+            snn = calibrate(convert(net, T, example=x[:1]), [x], percentile=100)
+            errors.append(((snn(x) - net(x)).norm() / expected.norm()).item())
+    assert errors[1] < 0.03
+    assert errors[1] < errors[0] / 3
+
+
+def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
+    """The ANN's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
+    worth: dict[str, Tensor] = {}
+    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
+
+    def spikes(name: str) -> Any:
+        def hook(_: object, __: object, y: object) -> None:
+            if isinstance(y, te.SpikeTrain):
+                worth[name] = (y.counts * y.gain).detach()
+
+        return hook
+
+    handles = [m.register_forward_hook(spikes(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
+    snn(x)
+    twin = to_ann(snn)
+
+    def replaced(name: str) -> Any:
+        return lambda layer, _, a: worth[name] + (a - a.detach())
+
+    handles += [m.register_forward_hook(replaced(n)) for n, m in twin.named_modules() if n in worth]
+    answer = twin(x)
+    for handle in handles:
+        handle.remove()
+    return answer
+
+
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
+@pytest.mark.parametrize("name", BODIES)
+def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, training: bool) -> None:
+    net, x = made(name)
+    snn = calibrate(convert(net, T=8, example=x[:1]), [x])
+    torch.testing.assert_close(to_ann(snn)(x), net(x), rtol=1e-4, atol=1e-5)
+    assert {id(p) for p in snn.parameters()} == {id(p) for p in net.parameters()}
+    net.train(training)
+    snn.train(training)
+    target = torch.randn_like(net(x))
+    start = copy.deepcopy(net.state_dict())
+    results = []
+    for answer in (lambda: snn(x), lambda: at_the_counts(net, snn, x)):
+        net.load_state_dict(start)
+        net.zero_grad()
+        y = answer()
+        (y * target).sum().backward()
+        results.append((y.detach(), {n: p.grad for n, p in net.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-3)
+    for key, expected in results[1][1].items():
+        scale = expected.abs().max().clamp_min(0.1)
+        torch.testing.assert_close(results[0][1][key] / scale, expected / scale, atol=2e-3, rtol=1e-3, msg=key)
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
+    net, x = make()
+    settled(net, x)
+    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or", gate="relu")
+    assert torch.equal(told(x), plain(x))
+    assert torch.equal(to_ann(told)(x), net(x))
+
+
+class Live(nn.Module):
+    """What torch.export would bake in: functions and modules that look at the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5)
+        self.fc1, self.fc2 = nn.utils.parametrizations.weight_norm(nn.Linear(6 * 36, 20)), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.dropout(torch.relu(self.bn(self.conv(x))), 0.5, self.training).flatten(1)
+        return self.fc2(self.drop(torch.relu(self.fc1(a))))
+
+
+def test_the_mode_and_the_modules_are_live() -> None:
+    net, x = Live().train(), torch.rand(6, 2, 8, 8)
+    net.bn.eval()
+    seen: list[Tensor] = []
+    net.fc1.register_forward_hook(lambda m, given, y: seen.append(given[0]))
+    snn = convert(net, T=8, example=x[0:1])
+    assert net.training
+    assert snn.training
+    assert not net.bn.training, "a mode that was set by itself stays"
+    before = net.bn.running_mean.clone()
+    assert not torch.equal(snn(x), snn(x)), "dropout"
+    assert torch.equal(net.bn.running_mean, before)
+    net.bn.momentum = 1.0
+    snn.train()(x)
+    torch.testing.assert_close(net.bn.running_mean, net.conv(x).mean([0, 2, 3]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(snn.eval()(x), snn(x))
+    assert not net.bn.training
+    assert seen[-1].shape == (6, 216), "hooks see the ANN branch, once"
+    calls = len(seen)
+    snn(x)
+    assert len(seen) == calls + 1
+    before = snn(x)
+    with torch.no_grad():
+        net.fc1.parametrizations.weight.original0.mul_(2)
+    assert not torch.equal(snn(x), before)
+    assert torch.equal(to_ann(snn)(x), net.eval()(x))
+
+
+def test_batches_and_sizes_are_free() -> None:
+    layers = [conv(2, 6), nn.BatchNorm2d(6), nn.ReLU6(), conv(6, 6, groups=6), conv(6, 8, 1), nn.ReLU(), conv(8, 5, 1)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8))
+    for shape in (1, 2, 8, 8), (5, 2, 11, 9):
+        x = torch.rand(shape)
+        torch.testing.assert_close(to_ann(snn)(x), net(x))
+        assert snn(x).shape == (shape[0], 5)
+
+
+class Sandwich(nn.Module):
+    """Spikes between what has no spiking counterpart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(2, 8, padding=1), nn.GELU())
+        self.layer1 = nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU())
+        self.layer2 = nn.Sequential(conv(8, 8), nn.SiLU(), nn.Flatten(), nn.Linear(32, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(self.stem(x)))
+
+
+def test_a_part_that_spikes() -> None:
+    net, x = Sandwich().eval(), torch.rand(6, 2, 8, 8)
+    with pytest.raises(CannotConvert, match="GELU"):
+        convert(net, 8, example=x)
+    for options in {"example": x}, {}:
+        snn = convert(net, 200, after="stem", until="layer1", **options)
+        assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
+        assert torch.equal(to_ann(snn)(x), net(x))
+        calibrate(snn, [x], percentile=100)
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+
+
+def test_it_says_which_way_it_took(capsys: Any) -> None:
+    net = nn.Sequential(conv(2, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, groups=8), conv(8, 6, 1), nn.ReLU6())
+    snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8), verbose=True)
+    assert capsys.readouterr().out.splitlines() == ["0  fused: conv2d, batch norm", "5  general: conv2d"]
+    assert "(5): Neurons(the general way: conv2d, ceiling=6.0, gate='resu')" in repr(snn)
+
+
+@pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "maximum of currents", "shuffled"])
+def test_copies_and_frozen_networks(name: str) -> None:
+    net, x = made(name)
+    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn)), freeze(snn)):
+        assert torch.equal(other(x), snn(x))
+    with pytest.raises(ValueError, match=r"does not come from a layer of tandem_snn\.nn"):
+        freeze(snn).step(x)
+    state = {key: value.clone() for key, value in snn.state_dict().items()}
+    again = convert(copy.deepcopy(net), T=12, example=x[:1])
+    again.load_state_dict(state)
+    assert torch.equal(again.eval()(x), snn(x))
+
+
+def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
+    net, x = made("depthwise, pointwise")
+    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    assert list(firing_rates(snn, x)) == ["stem", "relu_1"]
+    with Monitor(snn, potentials=True) as monitor, torch.no_grad():
+        snn(x)
+    assert torch.equal(monitor["relu_1"].counts, monitor["relu_1"].train.to_dense().sum(0))
+    layer, v = snn.get_submodule("relu_1"), monitor["relu_1"].potentials
+    assert v.shape == (12, 6, 6, 6, 6)
+    assert (v[-1] < layer.threshold).any()
+    with pytest.raises(ValueError, match="'relu_1' receives any sum"):
+        synops(snn, x)
+
+
+def test_neurons_that_should_be_silent_are() -> None:
+    net, x = made("three branches")
+    with torch.no_grad():
+        for gate, silent in ("resu", True), ("relu", False):
+            snn = calibrate(convert(net, T=12, example=x[:1], gate=gate), [x])
+            assert torch.equal(to_ann(snn)(x), net(x))
+            spurious: list[bool] = []
+            snn.get_submodule("relu_1").register_forward_hook(
+                lambda m, given, y, seen=spurious: seen.append(bool(y.counts[given[0].total <= 0].any()))
+            )
+            snn(x)
+            assert spurious == [not silent]
+
+
+@pytest.mark.parametrize("gate", ["relu", "resu"])
+def test_ceilings(gate: str) -> None:
+    """ReLU6 and hardtanh(0, c) are exact in the limit, beyond which no gradient passes."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 8), nn.Linear(8, 6), nn.Hardtanh(0.0, 0.5))
+    net.append(nn.Linear(6, 3))
+    x = 20 * torch.rand(30, 4) - 8
+    snn = convert(net, T=255, example=x[:1], gate=gate)
+    ceilings = [6.0, 0.5]
+    for layer, c in zip([m for m in snn.modules() if hasattr(m, "ceiling")], ceilings, strict=True):
+        assert layer.threshold * 255 == pytest.approx(c)
+    torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+    gradients = []
+    for answer in (lambda: snn(x), lambda: net(x)):
+        net.zero_grad()
+        answer().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, atol=0.5, rtol=0.1)
+    assert torch.equal(to_ann(calibrate(snn, [x]))(x), net(x))
+
+
+def test_auxiliary_heads_are_left_out_and_said() -> None:
+    class Aux(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.aux, self.head = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            a = torch.relu(self.body(x))
+            return (self.head(a), self.aux(a)) if self.training else self.head(a)
+
+    net = Aux().train()
+    with pytest.warns(UserWarning, match="aux takes no part in evaluation"):
+        snn = convert(net, T=8, example=torch.rand(1, 4))
+    assert snn(torch.rand(3, 4)).shape == (3, 3)
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    """Eight steps of currents at once, whatever T."""
+    net, x = made("depthwise, pointwise")
+    sizes: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
+            return result
+
+    largest = []
+    for T in (8, 64):
+        snn = convert(net, T, example=x[:1])
+        sizes.clear()
+        with torch.no_grad(), Watching():
+            snn(x)
+        largest.append(max(sizes))
+    assert largest[0] == largest[1]
