@@ -29,6 +29,7 @@ FILES = {
     "cuda/spike_bits.cu": (["spike_bits"], ["bits", "offsets"]),
     "cuda/product_if.cu": (["product_if"], ["product"]),
     "cuda/ptx.cuh": (["product_if"], ["product"]),
+    "cuda/product_fill.cuh": (["product_if"], ["product"]),
     "cuda/product_tile.cuh": (["product_if"], ["product"]),
     "cuda/spike_operands.cuh": (["product_if"], ["product"]),
     "cuda/batch_norm.cu": (["batch_norm"], ["batch_norm"]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,12 +29,11 @@ Compiled = dict[str, tuple[str, Path]]  # by file: what ptxas says, and the cubi
 
 
 @pytest.fixture(scope="module")
-def all_compiled(toolkit: Toolkit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    """By architecture. Any warning, spill or use of local memory fails."""
+def compile_for(toolkit: Toolkit, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
+    """Compiles for an architecture, once. Any warning, spill or use of local memory fails."""
     folder = tmp_path_factory.mktemp("cubin")
 
-    def compile_one(job: tuple[str, Path]) -> tuple[str, Path]:
-        arch, source = job
+    def compile_one(arch: str, source: Path) -> tuple[str, Path]:
         cubin = folder / f"{source.stem}_{arch}.cubin"
         command = [toolkit.nvcc, "-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-cubin", "-o", cubin, source]
         command += [f"-gencode=arch=compute_{ARCHS[arch]},code=sm_{arch}", "-Werror=all-warnings"]
@@ -41,15 +42,18 @@ def all_compiled(toolkit: Toolkit, tmp_path_factory: pytest.TempPathFactory) -> 
         assert done.returncode == 0, done.stderr
         return done.stderr, cubin
 
-    jobs = [(arch, source) for arch in ARCHS for source in KERNELS]
-    with ThreadPoolExecutor(2) as pool:
-        results = dict(zip(jobs, pool.map(compile_one, jobs), strict=True))
-    return {arch: {source.stem: results[arch, source] for source in KERNELS} for arch in ARCHS}
+    @functools.cache
+    def compiled(arch: str) -> Compiled:
+        with ThreadPoolExecutor(2) as pool:
+            results = pool.map(functools.partial(compile_one, arch), KERNELS)
+        return {source.stem: result for source, result in zip(KERNELS, results, strict=True)}
+
+    return compiled
 
 
-@pytest.fixture(params=ARCHS)
-def compiled(request: pytest.FixtureRequest, all_compiled: dict[str, Compiled]) -> Compiled:
-    return all_compiled[request.param]
+@pytest.fixture(params=[pytest.param(arch, marks=[] if arch == "90" else pytest.mark.slow) for arch in ARCHS])
+def compiled(request: pytest.FixtureRequest, compile_for: Callable[[str], Compiled]) -> Compiled:
+    return compile_for(request.param)
 
 
 def test_registers(compiled: Compiled) -> None:
@@ -81,10 +85,13 @@ def test_no_local_memory_or_atomics(compiled: Compiled) -> None:
             assert not any(re.search(r"\b(LDL|STL|ATOM|RED)\b", line) for line in lines), name
 
 
-@pytest.mark.parametrize(("arch", "float16"), [("80", 3), ("90", 3), ("120", 3.5)])
-def test_product_loop(all_compiled: dict[str, Compiled], arch: str, float16: float) -> None:
+@pytest.mark.parametrize(
+    ("arch", "float16"),
+    [pytest.param("80", 3, marks=pytest.mark.slow), ("90", 3), pytest.param("120", 3.5, marks=pytest.mark.slow)],
+)
+def test_product_loop(compile_for: Callable[[str], Compiled], arch: str, float16: float) -> None:
     """The inner loop of the fused product issues at most eight instructions per mma, three at T = 8 in float16."""
-    kernels = disassemble(all_compiled[arch]["product_if"][1])
+    kernels = disassemble(compile_for(arch)["product_if"][1])
     slots = {}
     for name, lines in kernels.items():
         shape = re.search(r"ShapeINS0_\d+(\w+?Weights(?:ILi\dEE)?)ELi(\d+)ELi\d+ELi4ELi1EE", name)
