@@ -107,7 +107,7 @@ struct Neurons {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
         z.at[i] = rounded_add(z.at[i], current[t].at[i]);
-        if (step(v.at[i], current[t].at[i], a.threshold, a.leak)) spikes |= 1u << (8 * i + t);
+        if (step(v.at[i], current[t].at[i], a)) spikes |= 1u << (8 * i + t);
       }
     }
     plane |= spikes << at;

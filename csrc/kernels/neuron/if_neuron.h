@@ -102,4 +102,10 @@ struct Neuron {
   C* v;           // out [neurons], the membrane potential after the last step
 };
 
+// One step of a layer's neurons.
+template <class V, class C>
+TANDEM_HOST_DEVICE auto step(V& v, V current, const Neuron<C>& a) {
+  return step(v, current, a.threshold, a.leak);
+}
+
 }  // namespace tandem

@@ -61,7 +61,7 @@ struct NeuronLanes {
   // One step; sets bit t % 8 of `plane` where the neuron fires.
   TANDEM_INLINE void advance(const Neuron<C>& a, const Vec<C, L>& current, int t, Int<C, L>& plane) {
     z = rounded_add(z, current);
-    plane |= step(v, current, a.threshold, a.leak) & (Lane<C>{1} << (t & 7));
+    plane |= step(v, current, a) & (Lane<C>{1} << (t & 7));
   }
 
   TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Int<C, L>& plane) {

@@ -121,7 +121,7 @@ class _Lowering:
         for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
             numbers = getattr(folded, key)
             setattr(stage, key, None if numbers is None else numbers.detach())
-        stage.threshold, stage.leak, stage.gate = folded.static.threshold, folded.static.leak, folded.static.gate
+        stage.set_neurons(folded.static)
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
         if layer.analog:
             stage.gain, result = float(gain), 1.0

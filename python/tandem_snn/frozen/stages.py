@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
-from tandem_ext.functional.neuron import over_inputs, over_space
+from tandem_ext.functional.neuron import Static, over_inputs, over_space
 from tandem_ext.functional.products import Product, float32_precision
 
 from .. import nn as tnn
@@ -98,6 +98,9 @@ class Stage(nn.Module):
             if "Tensor" in str(each.type):
                 self.register_buffer(each.name, self.__dict__.pop(each.name))
         self.move = self._move() if self.weight is None else None
+
+    def set_neurons(self, static: Static) -> None:
+        self.threshold, self.leak, self.gate = static.threshold, static.leak, static.gate
 
     @property
     def axes(self) -> int:

@@ -100,7 +100,7 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
     if isinstance(v_init, Tensor) and (v_init.dim() == 0 or bool((v_init == v_init.flatten()[0]).all())):
         v_init = v_init.flatten()[0].item()
     try:
-        return write(Neuron(stage.layer.threshold, stage.layer.leak, v_init))
+        return write(Neuron.of(stage.layer, v_init))
     except ValueError as error:
         raise CannotLower(stage.name, str(error)) from error
 

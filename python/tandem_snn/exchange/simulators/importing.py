@@ -243,13 +243,12 @@ class _Importing(Lowering):
 
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
         n = _neuron_of(op).in_unit()
-        return general.Neurons(n.threshold, n.v_init, leak=n.leak, offset=n.offset, gain=1.0, sums=sums)
+        return general.Neurons(**n.settings(), offset=n.offset, gain=1.0, sums=sums)
 
     def _set_neurons(self, op: Op, layer: Any, norm: Any, keywords: dict[str, Any]) -> None:
         if keywords.get("fire", True):
             n = _neuron_of(op).in_unit()
-            layer.leak = n.leak
-            for name, value in (("threshold", n.threshold), ("v_init", n.v_init)):
+            for name, value in n.settings().items():
                 delattr(layer, name)
                 layer._add_number(name, value)
             if _any(n.offset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,15 @@ class Neuron:
             not isinstance(value, Tensor) and value == expected
             for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
         )
+
+    @classmethod
+    def of(cls, layer: Any, v_init: float | Tensor) -> Neuron:
+        """The neurons of a layer of ours."""
+        return cls(layer.threshold, layer.leak, v_init)
+
+    def settings(self) -> dict[str, Any]:
+        """Those of a layer of ours, whose currents come as they are."""
+        return {"threshold": self.threshold, "leak": self.leak, "v_init": self.v_init}
 
     def in_unit(self) -> Neuron:
         """The same neuron with its potential in units of ``factor``, so that currents come as they are.
