@@ -16,7 +16,7 @@ def difference_interval(first: float, second: float, samples: int) -> tuple[floa
 
     >>> low, high = difference_interval(0.99, 0.97, 100)
     >>> f"{low:.3f} to {high:.3f}"
-    '-0.028 to 0.075'
+    '-0.029 to 0.075'
     """
     (low1, high1), (low2, high2) = (_wilson(p, samples) for p in (first, second))
     return (
@@ -35,7 +35,7 @@ def points(first: float, second: float, samples: int, digits: int = 2) -> str:
     """The difference of two accuracies 0..1 in points, with its interval.
 
     >>> points(0.99, 0.97, 100)
-    '+2.00 [-2.83, +7.51]'
+    '+2.00 [-2.87, +7.51]'
     """
     low, high = difference_interval(first, second, samples)
     return f"{100 * (first - second):+.{digits}f} [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
