@@ -11,7 +11,8 @@ namespace tandem::cpu {
 Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way wanted)
     : layer(of), prepared(weights), way(wanted) {
   if (of.geometry.taps() > kMaxInputs) way = Way::kPlain;
-  if (way == Way::kMatrixUnit && !weights.has_digits()) way = Way::kLists4;
+  const bool missing = way == Way::kMatrixUnit ? !weights.has_digits() : way == Way::kPlain && weights.bytes();
+  if (missing) way = Way::kLists4;
   list_steps = way > Way::kLists4 ? 0 : prepared.bytes() ? kByteSteps : static_cast<int>(way);
 }
 

@@ -19,7 +19,7 @@ struct Multiplier {
   Way way;         // one for prepared weights
   int list_steps;  // of the lists' patterns; 0: no lists
 
-  // Without a matrix unit its place is taken by lists.
+  // Lists take the place of a matrix unit that is not there, and of the plain way for weights in bytes.
   Multiplier(const Layer& of, const Prepared& weights, Way wanted);
 
   Blocks blocks() const;

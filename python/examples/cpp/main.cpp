@@ -4,7 +4,7 @@
 // the network's input shape after the other; of a network that takes spikes, 0 and 1, the T steps of each sample. With
 // --answers the network's outputs follow the class.
 #include <kernels/cpu/scratch.h>
-#include <kernels/spike_bits.h>
+#include <kernels/planes/bits.h>
 
 #include <algorithm>
 #include <cstdio>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -24,6 +25,7 @@ from .quantise import Grid, grids_of, round_
 from .stages import CannotLower, Stages
 
 MOST_PROGRAMS = 8  # each has its own copy of the packed weights
+_TRACING = threading.Lock()  # torch.fx changes classes while it traces
 
 
 class _Program:
@@ -93,6 +95,7 @@ class FrozenNetwork(nn.Module):
         self.shape: tuple[int, ...] | None = None
         self._programs: dict[float, _Program] = {}  # by what a spike of the input is worth
         self._graphs: dict[Any, Graph | None] = {}
+        self._program_for(1.0)  # traced here, where no other thread serves the network
         self.reset()
 
     @property
@@ -281,12 +284,15 @@ class FrozenNetwork(nn.Module):
 
     def _program(self, x: Tensor | SpikeTrain) -> _Program:
         self.shape = tuple(x.shape[1:])
-        gain = float(x.gain) if isinstance(x, SpikeTrain) else 1.0
-        if gain not in self._programs:
-            if len(self._programs) == MOST_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[gain] = _Program(self.net, gain)
-        return self._programs[gain]
+        return self._program_for(float(x.gain) if isinstance(x, SpikeTrain) else 1.0)
+
+    def _program_for(self, gain: float) -> _Program:
+        with _TRACING:
+            if gain not in self._programs:
+                if len(self._programs) == MOST_PROGRAMS:
+                    self._programs.pop(next(iter(self._programs)))
+                self._programs[gain] = _Program(self.net, gain)
+            return self._programs[gain]
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:

@@ -1,4 +1,4 @@
-#include <kernels/if_scan.h>
+#include <kernels/neuron/scan.h>
 
 // One neuron, threshold 1, a current of 0.5 at each of four steps: spikes at steps 1 and 3.
 int main() {
