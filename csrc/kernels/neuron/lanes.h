@@ -27,15 +27,17 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> v
   }
 }
 
-// The state during a window of neurons [n, n + lanes), of which the vectors hold L.
-template <class C, int L = kLanes>
+// The state during a window of neurons [n, n + lanes), of which the vectors hold L. `whole`: there are always L.
+template <class C, int L = kLanes, bool whole = false>
 struct NeuronLanes {
   Vec<C, L> v, z, scale, k, residual_scale;
   Bytes<L> count;
-  int lanes;
+  int existing;
+
+  TANDEM_INLINE int lanes() const { return whole ? L : existing; }
 
   TANDEM_INLINE void begin(const Neuron<C>& a, int64_t n, int lanes_that_exist) {
-    lanes = lanes_that_exist;
+    existing = lanes_that_exist;
     z = Vec<C, L>{};
     count = Bytes<L>{};
     v = load_periodic<C, L>(a.v_init, n, a.v_init_size, C(0));
@@ -47,13 +49,13 @@ struct NeuronLanes {
   // The spikes of the residual in plane p, for residual(); zero where it has none.
   TANDEM_INLINE Int<C, L> residual_plane(const Neuron<C>& a, int64_t n, int p) const {
     if (a.residual_planes == nullptr) return Int<C, L>{};
-    return convert<Lane<C>, uint8_t, L>(load_first<Bytes<L>>(a.residual_planes + p * a.neurons + n, lanes));
+    return convert<Lane<C>, uint8_t, L>(load_first<Bytes<L>>(a.residual_planes + p * a.neurons + n, lanes()));
   }
 
   // The residual's current at step t of the plane `bytes`.
   TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int t, const Int<C, L>& bytes) const {
     if (a.residual_planes == nullptr) {
-      return rounded_mul(residual_scale, load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n, lanes));
+      return rounded_mul(residual_scale, load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n, lanes()));
     }
     return rounded_mul(residual_scale, __builtin_convertvector((bytes >> (t & 7)) & 1, Vec<C, L>));
   }
@@ -67,7 +69,7 @@ struct NeuronLanes {
   TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Int<C, L>& plane) {
     const Bytes<L> bytes = convert<uint8_t, Lane<C>, L>(plane);
     count += popcount(bytes);
-    store_first(a.planes + p * a.neurons + n, bytes, lanes);
+    store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
 
   // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written. `open`,
@@ -78,16 +80,16 @@ struct NeuronLanes {
       count &= open;
       for (int p = 0; p < (a.T + 7) / 8; ++p) {
         uint8_t* train = a.planes + p * a.neurons + n;
-        store_first(train, load_first<Bytes<L>>(train, lanes) & open, lanes);
+        store_first(train, load_first<Bytes<L>>(train, lanes()) & open, lanes());
       }
     }
     if (open_neurons != nullptr) {
-      store_first(open_neurons + n, open & 1, lanes);
+      store_first(open_neurons + n, open & 1, lanes());
     } else if (a.mask != nullptr) {
-      store_bits<L>(a.mask, n, bits_of<L>(open), lanes);
+      store_bits<L>(a.mask, n, bits_of<L>(open), lanes());
     }
-    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, count, lanes);
-    if (a.v != nullptr) store_first(a.v + n, v, lanes);
+    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, count, lanes());
+    if (a.v != nullptr) store_first(a.v + n, v, lanes());
   }
 };
 

@@ -11,9 +11,9 @@ namespace tandem::cpu {
 
 // The eight steps of plane p for vectors [first, first + G) of S, interleaved so that their dependency chains overlap.
 // product(t, s) gives the sums of step t.
-template <int L, int G, int S, class Product>
-TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L> (&neurons)[S], int64_t n, int first, int p,
-                        const Product& product) {
+template <int L, int G, int S, bool whole, class Product>
+TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> (&neurons)[S], int64_t n, int first,
+                        int p, const Product& product) {
   const int steps = std::min(8, args.T - 8 * p);
   Int<float, L> plane[G] = {};
   const auto run = [&](const auto& current) TANDEM_INLINE_LAMBDA {
@@ -42,19 +42,18 @@ TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L> (&neuro
   for (int g = 0; g < G; ++g) neurons[first + g].end_plane(args, at(g), p, plane[g]);
 }
 
-// Runs the neurons of a tile, row by row. row_sums(row, plane, sums) gives the sums of a row and plane.
-template <int L, int R, class Sum, class RowSums>
-TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
+template <int L, int R, bool whole, class Sum, class RowSums>
+TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
   constexpr int S = R * kLanes / L;
   constexpr int G = L == kLanes ? S : 1;  // as many as there are registers for
-  NeuronLanes<float, L> fresh[S];
+  NeuronLanes<float, L, whole> fresh[S];
 #pragma GCC unroll 8
   for (int s = 0; s < S; ++s) {
     fresh[s].begin(layer, tile.channel + s * L, static_cast<int>(std::clamp<int64_t>(tile.channels - s * L, 0, L)));
   }
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t n = (tile.first_row + row) * layer.channels + tile.channel;
-    NeuronLanes<float, L> neurons[S];
+    NeuronLanes<float, L, whole> neurons[S];
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       neurons[s] = fresh[s];
@@ -76,6 +75,13 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uin
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) neurons[s].end(layer, n + s * L, open);
   }
+}
+
+// Runs the neurons of a tile, row by row. row_sums(row, plane, sums) gives the sums of a row and plane.
+template <int L, int R, class Sum, class RowSums>
+TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
+  if (tile.channels == 16 * R) return run_rows<L, R, true, Sum>(tile, layer, open, row_sums);
+  run_rows<L, R, false, Sum>(tile, layer, open, row_sums);
 }
 
 }  // namespace tandem::cpu
