@@ -187,7 +187,10 @@ Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
                         float unit[32];
                         for (int64_t i = begin; i < end; ++i) {
                           int32_t* tile = words.reserve(tiling.tile_size);
-                          if (!pack_one(group * tiling.tiles_per_group + i, tile, unit)) all_finite = false;
+                          if (!pack_one(group * tiling.tiles_per_group + i, tile, unit)) {
+                            all_finite = false;
+                            continue;
+                          }
                           const Prepared one(tiling, group * tiling.tiles_per_group + i, tile, unit);
                           Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
                         }

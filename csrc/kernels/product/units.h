@@ -92,7 +92,7 @@ TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent) 
   std::frexp(largest, &scale);
   scale = std::max(scale, kLeast);
   const int64_t bound = magnitude_sum<L>(weights, size, power_of_two(kBits - scale)) + size + 1;
-  const int sum_exponent = 64 - __builtin_clzll(static_cast<uint64_t>(bound - 1)) - kBits + scale;  // sum < 2^it
+  const int sum_exponent = 64 - __builtin_clzll(static_cast<uint64_t>((bound - 1) | 1)) - kBits + scale;  // sum < 2^it
   exponent = std::max(sum_exponent, kLeast) - 30;
   for (int spare = 0; spare <= 2; ++spare) {
     if (largest * power_of_two(-exponent - spare) <= kThreeDigits) {
