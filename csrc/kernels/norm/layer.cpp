@@ -22,19 +22,23 @@ constexpr int64_t kKeptBytes = int64_t{1} << 20;
 
 // Scale and shift of a layer's neurons, from the statistics of its product.
 struct Affine {
+  float* product;
   std::vector<float> scale, shift;
   BatchNormStatistics<float> statistics;
 
   Affine(const Layer& layer, const LayerNorm& norm)
-      : scale(layer.geometry.outputs), shift(layer.geometry.outputs), statistics{layer.geometry.rows(),
-                                                                                 layer.geometry.outputs,
-                                                                                 norm.product,
-                                                                                 1.f,
-                                                                                 norm.norm,
-                                                                                 norm.mean,
-                                                                                 norm.var,
-                                                                                 scale.data(),
-                                                                                 shift.data()} {}
+      : product(norm.product),
+        scale(layer.geometry.outputs),
+        shift(layer.geometry.outputs),
+        statistics{layer.geometry.rows(),
+                   layer.geometry.outputs,
+                   norm.product,
+                   1.f,
+                   norm.norm,
+                   norm.mean,
+                   norm.var,
+                   scale.data(),
+                   shift.data()} {}
 
   Layer apply(Layer layer) const {
     layer.neuron.scale = scale.data();
@@ -65,8 +69,7 @@ void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t
       for (int64_t i = begin; i < end; ++i) {
         m.sum(group, i, block, in, sums_of(i, block));
         add_steps(sums_of(i, block), m.layer.neuron.T, block.rows, width, windows);
-        write_products(m.tile(group, i, block), windows, const_cast<float*>(affine.statistics.product),
-                       geometry.outputs);
+        write_products(m.tile(group, i, block), windows, affine.product, geometry.outputs);
       }
     }
   });

@@ -91,18 +91,22 @@ BlockInputs& own_inputs() {
   return inputs;
 }
 
-// Calls use(group, i, inputs) for every tile of a block.
+// The input bytes of a block's rows that a tile reads.
+int64_t bytes_of(const Multiplier& m, const Block& block) {
+  return block.rows * m.layer.plane_count() * m.layer.geometry.inputs();
+}
+
+// Calls use(group, i, inputs) for every tile of a block, which is as much work as so many input bytes.
 template <class Use>
-void for_tiles(const Multiplier& m, const Block& block, ParallelFor parallel, const Use& use) {
+void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFor parallel, const Use& use) {
   BlockInputs& inputs = own_inputs();
-  const Geometry& geometry = m.layer.geometry;
-  for (int64_t group = 0; group < geometry.groups; ++group) {
+  for (int64_t group = 0; group < m.layer.geometry.groups; ++group) {
     m.load(group, block, inputs, parallel);
     constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
-    const int64_t grain = 1 + kGrain / (block.rows * m.layer.plane_count() * geometry.inputs() + 1);
-    parallel_ranges(parallel, m.prepared.tiling().tiles_per_group, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) use(group, i, inputs);
-    });
+    parallel_ranges(parallel, m.prepared.tiling().tiles_per_group, 1 + kGrain / (work + 1),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) use(group, i, inputs);
+                    });
   }
 }
 
@@ -111,7 +115,7 @@ void for_tiles(const Multiplier& m, const Block& block, ParallelFor parallel, co
 void run_prepared(const Multiplier& m, ParallelFor parallel) {
   uint8_t* open = reserve_open(m.layer);
   for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
-    for_tiles(m, block, inner,
+    for_tiles(m, block, bytes_of(m, block), inner,
               [&](int64_t group, int64_t i, const BlockInputs& inputs) { m.fire(group, i, block, inputs, open); });
   });
   write_mask(m.layer, open, parallel);
@@ -146,7 +150,7 @@ void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
 void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
   if (m.prepared.has_digits()) return multiply_all_counts(m, u, parallel);
   for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
-    for_tiles(m, block, inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
+    for_tiles(m, block, bytes_of(m, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
       thread_local Scratch<int32_t> sums_memory;
       thread_local Scratch<double> windows_memory;
       const int width = m.prepared.tiling().width();
@@ -168,34 +172,27 @@ Way way_of(const Layer& layer) {
 }
 
 Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
-  const Geometry& geometry = layer.geometry;
-  const Tiling tiling(geometry);
-  const TilePacker pack_one(geometry, layer.weights, tiling);
+  const Tiling tiling(layer.geometry);
+  const TilePacker pack_one(layer.geometry, layer.weights, tiling);
+  const Prepared none(tiling);
+  const Multiplier m(layer, none, way_of(layer));
   uint8_t* open = reserve_open(layer);
   std::atomic<bool> all_finite{true};
-  const Blocks blocks(geometry, listed_rows(geometry, tiling, layer.plane_count()));
+  const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that
+  const Blocks blocks = m.blocks();
   for (int64_t b = 0; b < blocks.size(); ++b) {
-    for (int64_t group = 0; group < geometry.groups; ++group) {
-      BlockInputs& inputs = own_inputs();
-      const Prepared none(tiling);
-      const Multiplier m(layer, none, way_of(layer));
-      m.load(group, blocks[b], inputs, parallel);
-      constexpr int64_t kGrain = 1 << 15;  // weights worth a thread
-      parallel_ranges(parallel, tiling.tiles_per_group, 1 + kGrain / (tiling.tile_size + 1),
-                      [&](int64_t begin, int64_t end) {
-                        thread_local Scratch<int32_t> words;
-                        float unit[32];
-                        for (int64_t i = begin; i < end; ++i) {
-                          int32_t* tile = words.reserve(tiling.tile_size);
-                          if (!pack_one(group * tiling.tiles_per_group + i, tile, unit)) {
-                            all_finite = false;
-                            continue;
-                          }
-                          const Prepared one(tiling, group * tiling.tiles_per_group + i, tile, unit);
-                          Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
-                        }
-                      });
-    }
+    for_tiles(m, blocks[b], work, parallel, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
+      thread_local Scratch<int32_t> words;
+      int32_t* tile = words.reserve(tiling.tile_size);
+      float unit[32];
+      const int64_t number = group * tiling.tiles_per_group + i;
+      if (pack_one(number, tile, unit)) {
+        const Prepared one(tiling, number, tile, unit);
+        Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
+      } else {
+        all_finite = false;
+      }
+    });
   }
   write_mask(layer, open, parallel);
   return all_finite ? Refusal::kNone : Refusal::kNotFinite;
