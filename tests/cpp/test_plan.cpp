@@ -136,7 +136,7 @@ TEST(units_are_larger_where_that_saves_a_digit) {
 TEST(rows_expanded_at_a_time) {
   CHECK(expanded_rows(linear(800, 10), 8) == 128, "one plane");
   CHECK(expanded_rows(linear(4096, 10), 8) == 32, "memory");
-  CHECK(expanded_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
+  CHECK(expanded_rows(linear(8000, 10), 256) == 16, "a tile has sixteen");
 }
 
 // Sparse to dense, the choice changes, and it does so where the costs of the two widths cross.
