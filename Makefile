@@ -16,7 +16,7 @@ help:
 	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage; needs clang and LLVM"
-	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
+	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make lint      ruff, mypy, clang-format"
@@ -50,7 +50,7 @@ bench: $(READY) ext
 performance: $(READY) ext
 	tandem-snn bench --threads 1 --out docs/results/bench-1.json
 	tandem-snn bench --threads 2 --out docs/results/bench-2.json
-	python -m tandem_snn.bench.report docs/results/bench-*.json --out docs/performance.md
+	$(MAKE) results
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
@@ -64,7 +64,8 @@ coverage: $(READY)
 	python tests/measure_coverage.py
 
 results: $(READY) ext
-	python -m tandem_snn.results docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
+	python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
+	python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
 
 gpu-check: $(READY) ext
 	python tests/gpu/check.py
@@ -79,7 +80,7 @@ lint: $(READY)
 	mypy
 	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-docs: $(READY)
+docs: $(READY) results
 	python docs/figures/rule.py
 	python -m mkdocs build --strict
 

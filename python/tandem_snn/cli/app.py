@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
 
-from ..bench.cli import bench
+from ..bench.command import bench
 from .evaluate import evaluate
 from .export import export
 from .info import info

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..errors import UserError
-from ..training.recipe import MODEL_KEYS, NEURON_KEYS, Recipe
+from tandem_snn.errors import UserError
+from tandem_snn.training.recipe import MODEL_KEYS, NEURON_KEYS, Recipe
 
 _ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine",
               "samples")  # fmt: skip

@@ -1,18 +1,115 @@
-"""Writes docs/performance.md from results: ``python -m tandem_snn.bench.report RESULT.json ... --out FILE``.
+"""Writes docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit and a picture.
 
-The picture that ``tandem-snn bench`` has drawn beside each result is shown too.
+python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .case import OURS
-from .show import amount, answers, median, rates, rivals, verdict
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+from small import save
+
+from tandem_snn.bench.command import amount, answers, median, rates
+from tandem_snn.bench.measure import spread
+
+OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
+DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
+PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What must be reached: our value at most ``at_most`` times that of ``of``, or at most ``at_most`` by itself."""
+
+    at_most: float
+    of: str | None = None
+    text: str = ""
+
+
+def at_most(ratio: float, of: str = "ANN") -> Limit:
+    return Limit(ratio, of, f"≤ {ratio:g}× {of}")
+
+
+def faster(factor: float, than: str) -> Limit:
+    return Limit(1 / factor, than, f"≥ {factor:g}× faster than {than}")
+
+
+PEERS = faster(8, "SpikingJelly, compiled")
+LIMITS: dict[str, tuple[Limit, ...]] = {
+    "mlp-infer-128-rate": (at_most(0.75), faster(10, "naive")),
+    "mlp-infer-1-rate": (at_most(0.30),),
+    "mlp-infer-128-direct": (at_most(1.1),),
+    "mlp-train-T8-direct": (at_most(1.15),),
+    "mlp-train-T8-rate": (at_most(1.05), faster(7, "BPTT")),
+    "mlp-train-T16-rate": (at_most(1.3), faster(12, "BPTT")),
+    "conv-128-256-rate-10": (at_most(1.1),),
+    "conv-128-256-rate-25": (at_most(1.45),),
+    "conv-64-64-rate-10": (at_most(1.2),),
+    "conv-64-64-rate-25": (at_most(1.9),),
+    "conv-norm-train-rate": (at_most(1.3),),
+    "linear-norm-train-rate": (at_most(1.2),),
+    "conv-net-train-9": (at_most(1.0), PEERS),
+    "conv-net-train-20": (at_most(1.2), PEERS),
+    "conv-net-peak": (at_most(2),),
+    "scan": (at_most(1.0, "copy"),),
+    "call": (Limit(12e-6, None, "≤ 12 µs"),),
+    "call-train": (at_most(3.0),),
+    "kept": (Limit(1.25, None, "≤ 1.25 bytes per neuron"), at_most(1.0)),
+    "kept-norm": (Limit(5.25, None, "≤ 5.25 bytes per neuron"), at_most(1.0)),
+    "events-time-T128": (faster(5, "SpikingJelly"), faster(5, "snnTorch")),
+}
+
+
+def judged(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the verdict on every limit of its rows."""
+    portable = result["versions"]["tandem_ext"]["cpu_capability"] != "v4"
+    rows = [
+        row | {"limits": [judge(limit, row, portable) for limit in LIMITS.get(row["case"], ())]}
+        for row in result["rows"]
+    ]
+    return result | {"rows": rows}
+
+
+def judge(limit: Limit, row: dict[str, Any], portable: bool = False) -> dict[str, Any]:
+    """What was reached, and whether that meets the limit: None where a rival was not measured.
+
+    Whoever gives another answer meets no limit.
+    """
+    values, quantity = row["values"], row["quantity"]
+    portable = portable and quantity == "time"
+    most = limit.at_most * (PORTABLE if portable else 1)
+    ours = next((name for name in OURS if name in values), None)
+    verdict = {**asdict(limit), "ours": ours, "at_most": most, "quantity": quantity, "portable": portable}
+    if ours is None or (limit.of is not None and limit.of not in values):
+        return verdict | {"reached": None, "met": None}
+    reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours])).median
+    alike = all(difference["spikes"] <= DIFFERENT for difference in row.get("answers", {}).values())
+    return verdict | {"reached": reached, "met": reached <= most and alike}
+
+
+_COLORS = {
+    "frozen": "tab:blue",
+    "tandem": "tab:cyan",
+    "copy": "black",
+    "ANN": "black",
+    "naive": "tab:orange",
+    "naive, loop compiled": "tab:red",
+    "BPTT": "tab:purple",
+    "SpikingJelly": "tab:green",
+    "SpikingJelly, compiled": "limegreen",
+    "snnTorch": "tab:brown",
+}  # and the order in which they are listed
 
 _TITLE = """# Performance
 
@@ -103,10 +200,27 @@ which take a load for each addition, are not.
 
 def document(results: dict[str, dict[str, Any]]) -> str:
     """The page for these results, one per number of threads; their keys are the addresses of the pictures."""
-    ordered = sorted(results.items(), key=lambda item: item[1]["threads"])
+    ordered = sorted(((name, judged(one)) for name, one in results.items()), key=lambda item: item[1]["threads"])
     sections = [_section(result, picture) for picture, result in ordered]
     found = [result for _, result in ordered]
     return "\n".join([_TITLE, _headlines(found[0]), _misses(found), _METHOD, *sections])
+
+
+def rivals(row: dict[str, Any], but_base: bool = False) -> list[str]:
+    return [name for name in _COLORS if name in row["values"] and not (but_base and name == row["base"])]
+
+
+def verdict(limit: dict[str, Any]) -> str:
+    """What must be reached, what was, and whether that is enough."""
+    text: str = limit["text"] + (" (×1.5, portable)" if limit["portable"] else "")
+    if limit["met"] is None:
+        return f"{text}: not measured"
+    reached = limit["reached"]
+    if limit["of"] is None and limit["quantity"] == "time":
+        shown = amount(reached, "time")
+    else:
+        shown = f"{1 / reached:.1f}×" if "faster" in text else f"{reached:.2f}" + "×" * (limit["of"] is not None)
+    return f"{text}: {shown} {'met' if limit['met'] else 'MISSED'}"
 
 
 def _headlines(result: dict[str, Any]) -> str:
@@ -158,7 +272,7 @@ def _section(result: dict[str, Any], picture: str) -> str:
         + ".",
         "",
         *([result["remark"], ""] if "remark" in result else []),
-        f"![Every case, relative to the ANN]({picture})",
+        f"<!-- picture: {picture} | Every case, relative to the ANN -->",
         "",
         "| case | what | ours | must reach | others, relative to the base |",
         "| --- | --- | --- | --- | --- |",
@@ -191,11 +305,48 @@ def _ratio(row: dict[str, Any], name: str) -> str:
     return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A picture: every rival's value relative to the base, one line per case."""
+    rows = result["rows"]
+    figure, axes = plt.subplots(figsize=(9, 1.8 + 0.3 * len(rows)), layout="constrained")
+    for name, color in _COLORS.items():
+        points = [
+            (row["ratios"][name]["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)
+        ]
+        if points:
+            ours = name in OURS
+            axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
+    bars = False
+    for i, row in enumerate(rows):
+        for limit in row["limits"]:
+            if limit["of"] == row["base"]:
+                bars = True
+                axes.plot([limit["at_most"]] * 2, [i - 0.4, i + 0.4], color="tab:blue", linewidth=1.5)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    quantities = {row["quantity"] for row in rows}
+    what = " or ".join(["time"] * ("time" in quantities) + ["bytes"] * bool(quantities - {"time"}))
+    copied = ", of the scan to a copy" * any(row["base"] == "copy" for row in rows)
+    axes.set_xlabel(f"{what} relative to the ANN{copied}, log scale{'; bars: what must be reached' * bars}")
+    axes.grid(alpha=0.3, axis="x")
+    figure.suptitle(f"{result['machine'].get('cpu', '')}, {result['threads']} thread{'s' * (result['threads'] > 1)}")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, path)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    pictures = [os.path.relpath(path.with_suffix(".png"), arguments.out.parent) for path in arguments.results]
+    figures = arguments.out.parent / "results" / "figures"
+    pictures = [f"results/figures/{path.stem}.png" for path in arguments.results]
     results = [json.loads(path.read_text()) for path in arguments.results]
+    for path, result in zip(arguments.results, results, strict=True):
+        draw(judged(result), figures / f"{path.stem}.png")
     arguments.out.write_text(document(dict(zip(pictures, results, strict=True))))

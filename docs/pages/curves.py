@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import extra
-from ..plots.axes import ANN, SNN, percent_axis, say_scale
-from .result import Result
+sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+from runs import Result
+from small import save
+
+from tandem_snn.errors import extra
+from tandem_snn.plots.axes import ANN, SNN, percent_axis, say_scale
 
 _FEW = 3  # points from which on a curve says something
 WIDE = (8.6, 4.2)  # inches, with names beside the axes
@@ -28,7 +32,7 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
     drawn: dict[str, str] = {}
 
     def add(kind: str, caption: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)) -> None:
-        name = f"{prefix}-{kind}.svg"
+        name = f"{prefix}-{kind}.png"
         _figure(folder / name, draw, size)
         drawn[name] = caption
 
@@ -42,7 +46,7 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
     if streamed:
         add("anytime", "The metric after each time step of one network", partial(_anytime, results=streamed), WIDE)
     for result in results:
-        if result.get("pictures"):
+        if result.get("pictures") and _kinds(result):
             size = (result["pictures"]["shape"][0] + 1.0, 1.1 * len(_kinds(result)))
             add(
                 f"pictures-{result.name}",
@@ -78,10 +82,10 @@ def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) 
     matplotlib = extra("matplotlib", "the results page")
     matplotlib.use("agg")
     plt = extra("matplotlib.pyplot", "the results page")
-    with plt.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none", "font.size": 9}):
+    with plt.rc_context({"font.size": 9}):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         draw(axes)
-        figure.savefig(path, metadata={"Date": None})
+        save(figure, path)
         plt.close(figure)
 
 

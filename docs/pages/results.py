@@ -1,17 +1,25 @@
-"""The results page: text and tables; the pictures are of :mod:`.figures`."""
+"""Writes docs/results.md, with tables and pictures, from results of ``tandem-snn sweep``:
+
+python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from ..machine import short
-from ..measure.interval import difference_interval, points
-from .cost import cost_section
-from .figures import draw_all, front
-from .result import Result
+from curves import draw_all, front
+from runs import Result, read
+
+from tandem_snn.errors import UserError
+from tandem_snn.machine import short
+from tandem_snn.measure.interval import difference_interval, points
 
 NAMES = {
     "cifar10": "CIFAR-10",
@@ -67,27 +75,22 @@ wrote them, and the command of a run, below, makes it again.
 
 
 def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = None) -> None:
-    """Writes the page and, into the folder ``results/figures`` beside it, its pictures; others there are deleted.
+    """Writes the page and, into the folder ``results/figures`` beside it, its pictures.
 
     Args:
         results: any number from 1.
         out: a path ending in .md.
-        cost: of training over T, see :func:`tandem_snn.results.cost.read_cost`.
+        cost: of training over T, see :func:`read_cost`.
     """
     figures = out.parent / "results" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn: set[str] = set()
     sections = []
     ordered = sorted(results, key=lambda r: (r.data, r.metric, r.recipe.model, r.settings, r["T"], r.name))
     for _, group in groupby(ordered, key=lambda r: (r.data, r.metric)):
         of_set = list(group)
         captions = draw_all(of_set, figures)
-        drawn |= captions.keys()
-        pictures = [f"![{caption}](results/figures/{name})" for name, caption in captions.items()]
+        pictures = [f"<!-- picture: results/figures/{name} | {caption} -->" for name, caption in captions.items()]
         sections.append("\n".join(_section(of_set, pictures)))
-    for path in figures.glob("*.svg"):
-        if path.name not in drawn:
-            path.unlink()
     further = [() if cost is None else cost_section(cost), _origins(ordered)]
     out.write_text("\n".join([_METHOD, *sections, *("\n".join(lines) for lines in further if lines)]))
 
@@ -230,3 +233,77 @@ def _origins(results: Sequence[Result]) -> Iterator[str]:
         for r in results
     )
     yield from _table(("run", "command", "commit", "date", "machine", "threads"), rows)
+
+
+EPOCH = 60_000  # images
+_CASE = re.compile(r"cost-(time|peak)-T(\d+)")
+_BATCH = re.compile(r"B=(\d+)")
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """The result of a benchmark.
+
+    Raises:
+        UserError: not JSON, or without the cases of training's cost.
+    """
+    try:
+        result = json.loads(path.read_text())
+        rows = [row for row in result["rows"] if _CASE.fullmatch(row["case"])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a result of tandem-snn bench: {error}") from error
+    if not rows:
+        raise UserError(f"{path} has no case cost-*: tandem-snn bench --case 'cost-*' --out {path}")
+    return {**result, "rows": rows}
+
+
+def cost_section(result: dict[str, Any]) -> Iterator[str]:
+    """The lines of the page."""
+    rows = result["rows"]
+    rivals = list(rows[0]["values"])
+    clock = "process CPU time" if result["threads"] == 1 else "wall time"
+    yield "## What training costs"
+    yield ""
+    yield (
+        f"Forward and backward of {rows[0]['title'].partition(': ')[2].partition(', T=')[0]}, without batch norm, at a "
+        f"firing rate of 10%; {result['threads']} thread{'s' * (result['threads'] > 1)}, {clock}, medians. An epoch is "
+        f"{EPOCH:,} images. Memory is what the process grows by in a step, weights and inputs not counted. BPTT is "
+        "backpropagation through time with a surrogate gradient in plain PyTorch, its products batched over time. The "
+        "ANN has no T and is measured each time."
+    )
+    yield ""
+    heads = [f"{name}, s per epoch" for name in rivals] + [f"{name}, peak MiB" for name in rivals]
+    yield f"| T | {' | '.join(heads)} |"
+    yield f"|{' --- |' * (len(heads) + 1)}"
+    by_T: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        kind, T = _CASE.fullmatch(row["case"]).groups()  # type: ignore[union-attr]
+        by_T.setdefault(int(T), {})[kind] = row
+    for T, kinds in sorted(by_T.items()):
+        times, peaks = ([f"{value:.1f}" for value in _values(kinds.get(kind), rivals)] for kind in ("time", "peak"))
+        yield f"| {T} | {' | '.join([*times, *peaks])} |"
+    yield ""
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    yield f"`{result['command']}` on {result['date'][:10]}, commit {short(result['commit'])}; {machine}."
+    yield ""
+
+
+def _values(row: dict[str, Any] | None, rivals: list[str]) -> list[float]:
+    """Seconds per epoch, or MiB."""
+    if row is None:
+        return [float("nan")] * len(rivals)
+    batch = int(_BATCH.search(row["title"])[1])  # type: ignore[index]
+    scale = 1 / 2**20 if row["quantity"] == "peak" else EPOCH / batch
+    return [scale * median(row["values"][name]) for name in rivals]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files, each the summary of a run")
+    parser.add_argument("--out", type=Path, required=True, help="the page; its pictures go into a folder beside it")
+    parser.add_argument("--cost", type=Path, help="what tandem-snn bench --case 'cost-*' has written")
+    arguments = parser.parse_args()
+    try:
+        cost = None if arguments.cost is None else read_cost(arguments.cost)
+        write([read(path) for path in arguments.results], arguments.out, cost)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))

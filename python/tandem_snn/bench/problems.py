@@ -1,15 +1,17 @@
-"""The network of a benchmark: plain tensors, from which every competitor builds its own version of the same thing.
+"""Spikes of a given rate, and networks of plain tensors from which every rival builds its own version.
 
-Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ where they meet images, multiples of 2⁻⁸, and T is a power of two: sums, below
-64, are then exact in float32, in whatever order they are taken, and all versions of a network without batch norm must
-give the same spikes. Weights of 17 bits cost what any float32 weights cost: three bytes on a matrix unit.
+Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ where they meet images, multiples of 2⁻⁸, and T is a power of two. Sums, below
+64, are then exact in float32 in any order, and all versions of a network without batch norm must give the same spikes.
+
+Two numbers say what spikes cost: how many there are, and how bunched they are. A kernel that reads trains four steps at
+a time pays for nonzero nibbles, not for spikes, and independent spikes cost most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,69 @@ from torch import Tensor
 import tandem_ext as te
 from tandem_ext import ConstantInput, SpikeTrain
 
-from .spikes import KINDS, Rate, rate_of
+_SAMPLE = 1 << 16  # neurons that suffice to find the drive of a rate
+
+
+class Rate(NamedTuple):
+    """Of a train: the mean number of spikes per neuron and step, and of nonzero half-bytes per byte (0 to 2)."""
+
+    spikes: float
+    nibbles: float
+
+
+def rate_of(train: SpikeTrain) -> Rate:
+    """
+    >>> rate_of(SpikeTrain(torch.tensor([[[0b00010001, 0]]], dtype=torch.uint8), T=8))
+    Rate(spikes=0.125, nibbles=1.0)
+    """
+    planes = train.planes
+    nibbles = ((planes & 0x0F) != 0).double().mean() + ((planes & 0xF0) != 0).double().mean()
+    return Rate(train.counts.double().mean().item() / train.T, nibbles.item())
+
+
+def iid(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
+    """Spikes bool [T, *shape], independent of each other: the worst case."""
+    return torch.rand(T, *shape, generator=generator) < rate
+
+
+def rate_coded(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
+    """Spikes bool [T, *shape] as layers with ReLU-like activity emit them.
+
+    Half of the neurons are silent; the others are IF neurons with the positive half of a normal distribution as mean
+    current, half as much noise on it at every step, and a random initial potential. ``rate`` is met in the mean.
+
+    Raises:
+        ValueError: a rate that half of the neurons cannot reach.
+    """
+    if not 0 < rate <= 0.45:
+        raise ValueError(f"rate: expected 0 < rate <= 0.45, since half of the neurons are silent, got {rate}")
+    drive = torch.relu(torch.randn(*shape, generator=generator))
+    v = torch.rand(*shape, generator=generator)
+    noise = [1 + 0.5 * torch.randn(*shape, generator=generator) for _ in range(T)]
+    sample = slice(0, _SAMPLE)
+    few = [x.flatten()[sample] for x in (drive, v, *noise)]
+    low, high = 0.0, 1.0
+    while _fire(high * few[0], few[1], few[2:]).double().mean() < rate and high < 1e3:
+        high *= 2
+    for _ in range(20):
+        middle = (low + high) / 2
+        below = _fire(middle * few[0], few[1], few[2:]).double().mean() < rate
+        low, high = (middle, high) if below else (low, middle)
+    return _fire(high * drive, v, noise)
+
+
+def _fire(current: Tensor, v: Tensor, noise: Sequence[Tensor]) -> Tensor:
+    v = v * (current > 0)
+    spikes = []
+    for factor in noise:
+        v = v + current * factor.clamp_min(0)
+        spikes.append(v >= 1)
+        v = v - spikes[-1].float()
+    return torch.stack(spikes)
+
+
+KINDS = {"rate": rate_coded, "iid": iid}
+
 
 GRID, GRID_BESIDE_IMAGES = 2.0**-18, 2.0**-10
 EPS = 1e-5
@@ -160,7 +224,7 @@ def make_problem(
     layers, neurons = [], 0
     for i, shape in enumerate(shapes):
         layer = _draw(shape, signal, rate, generator)
-        signal = _fire(layer, signal)
+        signal = _fired(layer, signal)
         layers.append(layer)
         rates[f"layer {i + 1}"] = rate_of(signal)
         neurons += signal.shape.numel()
@@ -200,13 +264,13 @@ def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generat
     low, high = -4.0 * signal.T, 1.0 * signal.T
     for _ in range(10):
         middle = (low + high) / 2
-        below = rate_of(_fire(with_offset(middle), few)).spikes < rate
+        below = rate_of(_fired(with_offset(middle), few)).spikes < rate
         low, high = (middle, high) if below else (low, middle)
     return with_offset((low + high) / 2)
 
 
 @torch.no_grad()
-def _fire(layer: Layer, signal: SpikeTrain | ConstantInput) -> SpikeTrain:
+def _fired(layer: Layer, signal: SpikeTrain | ConstantInput) -> SpikeTrain:
     conv = layer.weight.dim() == 4
     geometry = {"stride": layer.stride, "padding": layer.padding} if conv else {}
     if layer.gamma is None:
