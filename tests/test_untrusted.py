@@ -31,7 +31,7 @@ import tandem_snn.nn as tnn
 from tandem_snn import data
 from tandem_snn.data.readers.recordings import SETS
 from tandem_snn.errors import UserError
-from tandem_snn.training import Recipe, list_recipes, load_recipe
+from tandem_snn.training import Recipe, load_recipe
 from tandem_snn.training.library import FOLDER
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
@@ -69,6 +69,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
+RECIPES = sorted(FOLDER.glob("*.yaml"))
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner), max_leaves=10)
 
@@ -90,7 +91,7 @@ def test_recipes_of_damaged_text(seed: int, tmp_path: Path) -> None:
     draw, read = random.Random(seed), 0
     for _ in range(100):
         path = tmp_path / "recipe.yaml"
-        path.write_bytes(damaged((FOLDER / f"{draw.choice(list_recipes())}.yaml").read_bytes(), draw))
+        path.write_bytes(damaged(draw.choice(RECIPES).read_bytes().partition(b"variants:")[0], draw))
         try:
             load_recipe(path)
             read += 1

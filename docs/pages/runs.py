@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from tandem_snn.errors import UserError
-from tandem_snn.training.recipe import MODEL_KEYS, NEURON_KEYS, Recipe
+from tandem_snn.training.recipe import Recipe
 
 _ESSENTIAL = ("recipe", "T", "synops_ratio", "firing_rates", "energy_pj", "per_seed", "command", "commit", "machine",
               "samples")  # fmt: skip
@@ -120,15 +120,13 @@ class Result:
         return replace(self.recipe, T=1, init_gain=1.0, v_init=None, seed=0, seeds=1)
 
 
-_DESCRIBED = {"width", "options", *MODEL_KEYS, *NEURON_KEYS} - {"T"}
-
-
 def _settings(recipe: Recipe) -> str:
     changed = []
     for key in fields(Recipe):
         value = getattr(recipe, key.name)
         default = {} if key.name == "options" else key.default
-        if key.name in _DESCRIBED and value != default:
+        described = key.metadata["model"] or key.metadata["neuron"] or key.name in ("width", "options")
+        if described and key.name != "T" and value != default:
             changed.append(f"{key.name}={value:g}" if isinstance(value, float) else f"{key.name}={value}")
     return ", ".join(changed)
 

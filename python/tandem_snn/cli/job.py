@@ -28,8 +28,8 @@ from ..training.optim import learning_rate
 from ..training.recipe import Recipe
 from ..training.store import LAST, NEWEST, PREVIOUS, RESULT, locked
 from ..training.trainer import Trainer
-from .export import SUFFIX
 
+SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
 # What `tandem-snn train`, `report` and `export` write into a run's folder beside its trainings.
 PRODUCTS = (CHECKPOINT, TWIN, REPORT, SUMMARY, "report.html", *(f"model{suffix}" for suffix in SUFFIX.values()))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import Interrupted, UserError
-from .train import DataDir, Device, Seeds, Settings, Threads, Twin, Workers
+from .train import DataDir, Device, Settings, Threads, Twin, Workers
 
 if TYPE_CHECKING:
     from .job import Job
@@ -58,7 +58,7 @@ def sweep(
         Optional[list[str]],
         typer.Option(metavar="KEY=V1,V2,...", help="A run for each value; given twice, for each combination."),
     ] = None,
-    seeds: Seeds = None,
+    seeds: Annotated[Optional[int], typer.Option(help="Number of runs of each (default: the recipe's).")] = None,
     twin: Twin = True,
     data_dir: DataDir = None,
     device: Device = "cpu",

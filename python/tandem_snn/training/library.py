@@ -1,16 +1,35 @@
-"""Recipes as YAML files: those that come with the package, by name, and any other, by path."""
+"""Recipes as YAML files: those that come with the package, by name, and any other, by path.
+
+A file of the package may hold ``variants``: ``t4`` in fashion-mnist.yaml is the recipe fashion-mnist-t4, with all keys
+of fashion-mnist that it does not give itself; ``about`` is its description.
+"""
 
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, check_name
+from .keys import LARGEST, from_yaml
 from .recipe import Recipe
-from .values import LARGEST, from_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+@cache
+def _package() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Descriptions and keys of the recipes that come with the package, by name."""
+    found = {}
+    for path in FOLDER.glob("*.yaml"):
+        keys = _read(path)
+        variants = keys.pop("variants", {})
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        found[path.stem] = " ".join(line.strip("# ") for line in comment), keys
+        for name, changes in variants.items():
+            found[f"{path.stem}-{name}"] = changes.pop("about"), {"base": path.stem} | changes
+    return dict(sorted(found.items()))
 
 
 def list_recipes() -> list[str]:
@@ -19,18 +38,16 @@ def list_recipes() -> list[str]:
     >>> "digits" in list_recipes()
     True
     """
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return list(_package())
 
 
 def describe(name: str) -> str:
-    """What a recipe of the package is, in a sentence or two: the comment that its file begins with.
+    """What a recipe of the package is, in a sentence or two.
 
     >>> describe("mnist")
     '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
     """
-    lines = _path(name, FOLDER).read_text().splitlines()
-    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.strip("# ") for line in comment)
+    return _package()[name][0]
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -48,20 +65,29 @@ def load_recipe(name: str | Path) -> Recipe:
     >>> load_recipe("digits").data
     'digits'
     """
-    path = _path(str(name), Path())
-    return Recipe.from_dict(_read(path, ()))
+    return Recipe.from_dict(_keys(str(name), Path(), ()))
 
 
-def _path(name: str, folder: Path) -> Path:
+def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of a recipe, those of its base included."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return folder / name
-    check_name("recipe", name, list_recipes())
-    return FOLDER / f"{name}.yaml"
+        path = folder / name
+        what, folder = f"recipe {path}", path.parent
+        keys = _read(path)
+    else:
+        check_name("recipe", name, list_recipes())
+        what, keys = f"recipe {name}", dict(_package()[name][1])
+    if what in derived:
+        raise UserError(f"{what}: its base leads back to itself")
+    base = keys.pop("base", None)
+    if base is None:
+        return keys
+    if not isinstance(base, str):
+        raise UserError(f"{what}: base: expected a recipe's name or path, got {base!r}")
+    return _keys(base, folder, (*derived, what)) | keys
 
 
-def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
-    if path in derived:
-        raise UserError(f"recipe {path}: its base leads back to itself")
+def _read(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"recipe {path} is not a file")
     try:
@@ -69,13 +95,8 @@ def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    values = from_yaml(content.decode(errors="replace"), f"recipe {path}")
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    keys = from_yaml(content.decode(errors="replace"), f"recipe {path}")
+    keys = {} if keys is None else keys
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"recipe {path}: expected lines `key: value`")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"recipe {path}: base: expected a recipe's name or path, got {base!r}")
-    return _read(_path(base, path.parent), (*derived, path)) | values
+    return keys
