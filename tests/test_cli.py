@@ -167,7 +167,7 @@ def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
     (run / "notes.txt").write_text("mine")
     (run / "report.html").write_text("of the old run")
     (run / "model.onnx").write_text("of the old run")
-    monkeypatch.setattr("tandem_snn.training.interruption.Interruption.requested", lambda self: True)
+    monkeypatch.setattr("tandem_snn.training.processes.Interruption.requested", lambda self: True)
     assert main([*arguments, "--overwrite"]) == 143
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()

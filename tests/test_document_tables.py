@@ -13,7 +13,7 @@ from performance import document
 from runs import read as read_result
 
 from tandem_snn.bench.command import median
-from tandem_snn.measure.interval import points
+from tandem_snn.measure.quality import points
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from documents import ROOT, read, with_table

@@ -13,7 +13,7 @@ from results import read_cost, write
 from runs import Result, read
 
 from tandem_snn.errors import UserError
-from tandem_snn.measure.interval import difference_interval, points
+from tandem_snn.measure.quality import difference_interval, points
 from tandem_snn.training import Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from torch import nn
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn import data
-from tandem_snn.data.readers.recordings import SETS
+from tandem_snn.data.recordings import SETS
 from tandem_snn.errors import UserError
 from tandem_snn.training import Recipe, load_recipe
 from tandem_snn.training.library import FOLDER
@@ -330,7 +330,7 @@ READERS = {
 READ_EVENTS = """
 import sys
 from pathlib import Path
-from tandem_snn.data.readers.recordings import SETS, _frames
+from tandem_snn.data.recordings import SETS, _frames
 from tandem_snn.errors import UserError
 name = sys.argv[1]
 for path in sorted(Path(sys.argv[2]).iterdir()):

@@ -16,7 +16,7 @@ from runs import Result
 from small import save
 
 from tandem_snn.errors import extra
-from tandem_snn.plots.axes import ANN, SNN, percent_axis, say_scale
+from tandem_snn.plots import ANN, SNN, percent_axis, say_scale
 
 _FEW = 3  # points from which on a curve says something
 WIDE = (8.6, 4.2)  # inches, with names beside the axes

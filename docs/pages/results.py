@@ -19,7 +19,7 @@ from runs import Result, read
 
 from tandem_snn.errors import UserError
 from tandem_snn.machine import short
-from tandem_snn.measure.interval import difference_interval, points
+from tandem_snn.measure.quality import difference_interval, points
 
 NAMES = {
     "cifar10": "CIFAR-10",

@@ -19,14 +19,13 @@ from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
 from ..memory import freed_is_kept
-from ..plots.run import report
+from ..plots import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
-from ..training.distributed import join
-from ..training.interruption import Interruption
-from ..training.optim import learning_rate
+from ..training.processes import Interruption, join
 from ..training.recipe import Recipe
 from ..training.store import LAST, NEWEST, PREVIOUS, RESULT, locked
+from ..training.task import learning_rate
 from ..training.trainer import Trainer
 
 SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`

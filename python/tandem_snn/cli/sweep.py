@@ -79,9 +79,8 @@ def sweep(
     The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
     """
     from ..container import atomically
-    from ..training.distributed import launched
-    from ..training.interruption import Interruption
     from ..training.library import load_recipe
+    from ..training.processes import Interruption, launched
     from .job import SUMMARY, Job, run
 
     if launched():

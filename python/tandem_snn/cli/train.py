@@ -144,7 +144,7 @@ def show_comparison(result: Comparison) -> None:
 
 def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
     """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
-    from ..measure.interval import points
+    from ..measure.quality import points
 
     if metric == "accuracy":
         difference = "" if ann is None else points(snn, ann, samples)

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from ..errors import extra
-from ..plots.axes import percent_axis, say_scale, step_axis
+from ..plots import percent_axis, say_scale, step_axis
 from ..training.recipe import CONTINUED
 from .contents import Contents
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..container import atomically
-from ..measure._energy import AC_PJ, MAC_PJ
-from ..measure.interval import points
+from ..measure.operations import AC_PJ, MAC_PJ
+from ..measure.quality import points
 from . import figures
 from .contents import Contents, gather
 

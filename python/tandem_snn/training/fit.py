@@ -13,12 +13,10 @@ from torch import nn
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
-from .distributed import synchronised
-from .interruption import Interruption
+from .processes import Interruption, World, synchronised
 from .recipe import Recipe
 from .store import Store
 from .trainer import Trainer
-from .world import World
 
 OnStep = Callable[[Trainer], None]
 

@@ -12,16 +12,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..container import atomically
+from ..data import Split
 from ..errors import UserError, extra
-from .board import log_layers
+from ..measure import Monitor
+from ..measure.hooks import FIRING, evaluating
 from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
@@ -257,3 +263,20 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         os.close(handle)
+
+
+SAMPLES = 256
+
+
+def log_layers(board: SummaryWriter, net: nn.Module, split: Split, epoch: int) -> None:
+    """The firing rate of each layer with neurons as a scalar, those of its neurons as a histogram, in evaluation mode
+    over the first samples of the split. Of a network without spikes nothing.
+    """
+    if not any(isinstance(layer, FIRING) for layer in net.modules()):
+        return
+    x: Any = next(split.batches(SAMPLES))[0].to(next(net.parameters()).device)
+    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
+        net(x)
+    for name, layer in monitor.items():
+        board.add_scalar(f"firing_rate/{name}", layer.rates.mean().item(), epoch)
+        board.add_histogram(f"firing_rates/{name}", layer.rates.flatten(), epoch)

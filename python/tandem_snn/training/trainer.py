@@ -18,11 +18,10 @@ from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
 from ..memory import return_freed
 from .checkpoint import is_finite
-from .optim import learning_rate, make_optimizer
+from .processes import World
 from .progressive import Progressive
 from .recipe import Recipe
-from .task import Task, make_task
-from .world import World
+from .task import Task, learning_rate, make_optimizer, make_task
 
 TIDY_STEPS = 64  # between returns of freed memory, which take milliseconds
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

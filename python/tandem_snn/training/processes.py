@@ -1,20 +1,64 @@
-"""Several processes train one network: data-parallel, as torchrun starts them."""
+"""The processes that train one network, as torchrun starts them; and being asked to stop."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
 from ..nn.batch_norm import SyncBatchNorm
-from .world import World
+
+# gloo's threads outlive their group. One of them that were the last to hold a sum would need Python's lock to free it,
+# and dies for it, with the process, where Python is already ending: the last sum is held here instead.
+_kept: list[Any] = []
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of a run; by default the only one.
+
+    >>> World().is_main
+    True
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``values`` summed over the processes, in place."""
+        if self.size > 1:
+            work: Any = torch.distributed.all_reduce(values, async_op=True)
+            work.wait()
+            _kept[:] = [work]
+        return values
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """``net`` with its gradients averaged over the processes in the backward pass."""
+        if self.size == 1:
+            return net
+        # The buffers are batch norm's, equal already. torch renamed the argument that says so.
+        parallel: Any = nn.parallel.DistributedDataParallel
+        known = inspect.signature(parallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return parallel(net, **{name: False})
 
 
 def launched() -> bool:
@@ -98,3 +142,44 @@ def synchronised(net: nn.Module, world: World) -> Iterator[None]:
         for module, name, child in own:
             child.train(getattr(module, name).training)
             setattr(module, name, child)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Within this context the first Ctrl-C or SIGTERM only sets :attr:`signal`; the second acts as it always does.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+
+    >>> import signal
+    >>> with Interruption() as interruption:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     interruption.requested()
+    True
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

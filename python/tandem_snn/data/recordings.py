@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import UserError, extra, listing
-from ..cache import cached
-from ..events import bin_recording
-from ..files import class_folders, damaged, missing
-from .digits import CLASSES as DIGITS
-from .parts import Frames, Part
+from ..errors import UserError, extra, listing
+from .events import bin_recording
+from .files import cached, class_folders, damaged, missing
+from .readers import DIGITS, Frames, Part
 
 Listing = tuple[list[Path], list[int]]
 _GESTURES = (

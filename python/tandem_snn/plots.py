@@ -1,19 +1,82 @@
-"""What neurons do: spikes, potentials, rates, and counts beside the ANN branch's activations."""
+"""Pictures in one line: each function draws one pair of matplotlib's axes and returns it.
+
+>>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
+>>> axes = tandem_snn.plots.raster(train)
+>>> axes.figure.savefig("raster.png")
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tandem_ext import SpikeTrain
 
-from ..errors import listing
-from ..measure import Recording, activations, firing_rates
-from .axes import SNN, given_or_new, step_axis
+from .data import Dataset
+from .errors import extra, listing
+from .measure import Monitor, Recording, activations, firing_rates
+from .measure.hooks import evaluating
+
+if TYPE_CHECKING:
+    from .training.comparison import Comparison
+
+__all__ = ["counts_against_activations", "potentials", "raster", "rates"]
+
+SNN, ANN, CONTINUED = "tab:blue", "tab:orange", "tab:brown"
+MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
+WIDENED = "axis widened towards 100"
+
+
+def given_or_new(axes: Any) -> Any:
+    """``axes``, or those of a new figure."""
+    return extra("matplotlib.pyplot", "a picture").subplots(layout="constrained")[1] if axes is None else axes
+
+
+def step_axis(axes: Any, T: int, ticks: int = 8) -> None:
+    """Steps are counted from 1 to T, as everywhere."""
+    axes.set(xlabel="time step", xlim=(0.4, T + 0.6))
+    axes.set_xticks(step_ticks(T, ticks))
+
+
+def step_ticks(T: int, ticks: int) -> list[int]:
+    """At most so many of the steps 1..T, at round distances, and the first.
+
+    >>> step_ticks(8, 8), step_ticks(8, 4), step_ticks(200, 8)
+    ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 6, 8], [1, 50, 100, 150, 200])
+    """
+    distance = next(10**k * d for k in range(9) for d in (1, 2, 5) if T / (10**k * d) <= ticks)
+    return sorted({1, *range(distance, T + 1, distance)})
+
+
+def percent_axis(axes: Any) -> None:
+    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y.
+
+    It says so, in small letters beside the axis.
+    """
+
+    def place(percent: Any) -> Any:
+        return -np.log10(101 - np.minimum(percent, 100.9))
+
+    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
+    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
+    ticks: list[float] = []
+    for mark in MARKS:
+        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
+            ticks.append(mark)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)
+    say_scale(axes, WIDENED)
+
+
+def say_scale(axes: Any, text: str) -> None:
+    """Beside the axis upwards: that it is not linear."""
+    axes.text(0.0, 1.01, text, transform=axes.transAxes, size=7, ha="left", va="bottom", alpha=0.75)
 
 
 def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
@@ -192,3 +255,45 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 def _size(rows: int) -> float:
     """Of a mark, in points squared, where so many lie above each other."""
     return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
+
+
+def report(path: Path, result: Comparison, data: Dataset) -> None:
+    """One picture of a comparison: learning curves, a spike raster, counts against the ANN branch's activation."""
+    matplotlib = extra("matplotlib", "the report")
+    matplotlib.use("agg")
+    plt = extra("matplotlib.pyplot", "the report")
+    figure, (curves, spikes, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    recipe, net = result.recipe, result.runs[0].nets["SNN"]
+    figure.suptitle(
+        f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
+    )
+    learning_curves(curves, result)
+    images, _ = next(data.test.batches(64))
+    images = images.to(next(net.parameters()).device)
+    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
+        net(images[:1])
+    name = list(monitor)[-1]
+    raster(monitor[name], spikes, neurons=1000).set_title(f"Spikes of layer {name} for one image")
+    counts_against_activations(net, images, scatter).set_title("Counts against activations")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def learning_curves(axes: Any, result: Comparison) -> None:
+    """The metric after each epoch, on the validation split where there is one; one line per seed."""
+    metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
+    held_out = f"validation_{metric}" in result.runs[0].fitted["SNN"].history[0]
+    split, key = ("validation", f"validation_{metric}") if held_out else ("training", metric)
+    for kind, color in zip(result.kinds, (SNN, ANN, CONTINUED), strict=False):
+        for i, run in enumerate(result.runs):
+            values = [unit * record[key] for record in run.fitted[kind].history]
+            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)
+    label = f"{split} accuracy, %" if metric == "accuracy" else f"{split} {metric}"
+    axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
+    if metric == "accuracy":
+        percent_axis(axes)
+    else:
+        axes.set_yscale("log")
+        say_scale(axes, "logarithmic axis")
+    axes.legend()
+    axes.grid(alpha=0.3)
