@@ -9,6 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:
 	@echo "make train     train an SNN and its ANN twin on handwritten digits, compare them, write runs/digits"
 	@echo "make test      the tests, Python and C++, in minutes"
+	@echo "make test-clients  notebooks, other people's tools, long lists of models"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time every op by itself"
@@ -27,9 +28,14 @@ help:
 train: $(READY) ext
 	tandem-snn train
 
+# As many workers as cores, each with one thread; a file's tests stay together, because they share what is made once.
 test: $(READY) ext
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --dist loadfile
 	$(call ctest,cpu)
+
+# Notebooks, other people's tools and long lists of models.
+test-clients: $(READY) ext
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --dist loadfile -m "clients and not cuda"
 
 test-all: $(READY) ext
 	python -m pytest -m ""
@@ -106,4 +112,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean

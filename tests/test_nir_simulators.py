@@ -18,6 +18,8 @@ from nir_simulators import (
     network,
 )
 
+pytestmark = pytest.mark.clients
+
 
 def test_nirtorch_runs_the_primitives_to_the_same_counts(tmp_path: Path) -> None:
     net, x = network(), images()
