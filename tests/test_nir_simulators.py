@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from networks import differing, own_counts
 from nir_simulators import (
     assert_same,

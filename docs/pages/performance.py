@@ -113,8 +113,8 @@ _COLORS = {
 
 _TITLE = """# Performance
 
-This page is generated (`make performance`) from what `tandem-snn bench` wrote to `docs/results`; every figure can
-be measured again with the command that stands above its table.
+Speed and memory beside the ANN, plain PyTorch, SpikingJelly and snnTorch. This page is generated (`make performance`) from
+the measurements of `tandem-snn bench` in `docs/results`. The command above each table repeats it.
 """
 _HEADLINES = {
     "conv-net-train-9": "a training step of a convolutional network, its spikes at 9 % of the steps",
@@ -125,19 +125,19 @@ _HEADLINES = {
 }
 _METHOD = """## How it is measured
 
-- **Ratios, not times.** Competitors take turns: each round samples every one of them once, in random order. A ratio is
-  the median over rounds of the ratio within a round; the range behind it is that of its quartiles.
-- **One thread: process CPU time.** Neighbours that take the core away do not count; those that fill the caches do.
-  **Two threads: wall time**, sampled when nothing else on the machine wants to run, as far as it could be waited for.
+- **Ratios, not times.** Competitors take turns: each round samples each of them once, in random order. A ratio is the median
+  over rounds of the ratio within a round, with its quartiles in brackets.
+- **One thread: process CPU time.** Other processes on the core do not count, though they do fill its caches.
+  **Two threads: wall time**, sampled when nothing else on the machine runs, as far as possible.
 - **Warm, with rotating inputs.** Untimed calls precede every sample, and consecutive calls have different inputs.
 - **Answers first.** Weights are multiples of 2⁻¹⁸ (beside images, whose products with them are floats, of 2⁻¹⁰), biases
   and inputs of coarser steps, and T is a power of two, so that sums are exact in any order: without batch norm, all
   competitors' spikes must be *equal*, and are compared before anything is timed. Weights of so many bits are packed as
   any float32 weights are, into three bytes on a matrix unit; coarser ones would be cheaper. With batch norm, statistics
-  are rounded differently; the fraction of counts that differ is stated. Where a table says *not compared*, nobody else
-  computes the same, or `tests/test_bench.py` compares a smaller network.
-- **Spikes decide the cost**, so their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are
-  stated for every train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
+  are rounded differently, and the fraction of differing counts is stated. *Not compared*: no competitor computes the same,
+  or `tests/test_bench.py` compares a smaller network.
+- **Spikes decide the cost**: their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are stated
+  for every spike train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
   *iid*: independent of each other, the worst case at a given rate.
 - **ANN**: `relu(linear)` or a channels-last convolution of the same shape, batch and weights. **naive**: the tandem
   rule in plain PyTorch, products of all T steps in one call, a Python loop over them and, in training, the ANN branch;
@@ -152,14 +152,14 @@ _METHOD = """## How it is measured
   4.9 with AVX2 (`TANDEM_CPU_CAPABILITY=v3`, [result](results/portable-v3.json)), and with neither 3.7, 3.7 and 5.9
   (`default`, [result](results/portable-default.json)); few samples.
 
-## What a training step cannot save
+## The floor of a training step
 
 Most of a convolution's step is torch's `convolution_backward`, the same call as the ANN's; the gradient of an input
-that needs none is left out. Two ways round it were measured and dropped (`tests/benchmarks/convolution_backward.py`,
+that needs none is left out. Two alternatives were measured and dropped (`tests/benchmarks/convolution_backward.py`,
 64→128 3×3 s2 on 32×32, a Xeon with AMX). The weight's gradient takes 0.56 of the whole call. Counts are exact in
 bfloat16 and a gradient is the sum of three bfloat16, but their three products take 0.80; unfolded windows take 3.2.
 
-## What binds where a limit is missed
+## Why limits are missed
 
 The limits were set on a Zen 5, whose float product issues one multiply-add a cycle and whose L3 cache gives 100 GB/s to
 a core. The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s: the ANN is quicker, the sparse sums,
@@ -183,18 +183,17 @@ which take a load for each addition, are not.
 - **The convolutional network's step.** Two thirds are torch's backward calls, the same as the ANN's. The two layers
   that see spikes take 31 ms at eight steps, beside the ANN's 29 at one (by torch's profiler).
 
-## Pitfalls, each of which has produced wrong numbers
+## Pitfalls that produced wrong numbers
 
 - **Page faults.** By default the allocator returns large blocks to the system, and every step faults its pages in
   anew. The naive scan of [8, 1M] floats takes 65 ms with 28 600 faults a call, 15 ms without; training steps become
   bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`); faults per
   call are in the JSON.
-- **Threads that spin while they wait** use up the other core, and their waiting is counted as CPU time:
-  `OMP_WAIT_POLICY=PASSIVE`.
-- **Cold caches.** Whoever runs first after another's copy of the weights pays for the cache misses: without untimed
-  calls an ANN beside a naive SNN looks 15 to 30% slower than it is.
-- **One input for ever** stays in the cache, and teaches the branch predictor its spikes.
-- **Memory never written** is one and the same page of zeros.
+- **Threads that spin while they wait** occupy the other core, and count as CPU time: `OMP_WAIT_POLICY=PASSIVE`.
+- **Cold caches.** The first call after another competitor pays for the cache misses: without untimed calls an ANN beside a
+  naive SNN looks 15 to 30% slower than it is.
+- **A single input** stays in the cache and trains the branch predictor.
+- **Memory that was never written** is a single shared page of zeros.
 """
 
 

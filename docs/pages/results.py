@@ -45,32 +45,32 @@ CLOSE = 0.3  # points: what counts as the twin's accuracy
 
 _METHOD = """# Results
 
-This page is generated (`make results`) from `docs/results/training`, one file for each run, which holds
-the recipe, the command, the commit, the machine, every seed's result and more than is shown here. `tandem-snn sweep`
-wrote them, and the command of a run, below, makes it again.
+Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. This page is generated (`make
+results`) from `docs/results/training`, one file per run with its recipe, command, commit, machine and every seed's result.
+`tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command that repeats each run.
 
-- **ANN twin**: the network with the same layers, without spikes, trained by the same recipe and seeds on the same
-  samples in the same order. Runs that differ only in their neurons have the same twin.
-- **Selection**: the weights of the epoch that did best on a fixed twelfth of the training samples. The test samples are
-  looked at once, at the end.
-- **init_from twin**: the spiking network starts from its trained twin, so that it has had twice the twin's epochs in
-  all, half of them as an ANN. **Twin, continued** is the control of that: the twin's weights, trained on as an ANN by
-  the same schedule, so as long as the spiking network. "-": not run yet. Where nothing starts from a twin, the twin
-  itself was trained as long.
-- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the networks
-  erred independently). Where it holds 0, the test samples do not tell the networks apart.
-- **gate**: who passes a gradient on. "relu", where nothing is said: z > 0. "clip": nor do neurons that fire at every
-  step. "resu": as "relu", and a neuron whose z is not positive is silenced, for which it must wait for the window's
-  end: such a network runs layer by layer and cannot stream.
+- **ANN twin**: the same layers without spikes, trained by the same recipe and seeds on the same samples in the same order.
+  Runs that differ only in their neurons share one twin.
+- **Selection**: the weights of the epoch that was best on a fixed twelfth of the training samples. The test samples are used
+  once, at the end.
+- **init_from twin**: the spiking network starts from its trained twin, so it has had twice the twin's epochs, half of them
+  as an ANN. **Twin, continued** is the control: the twin, trained on as an ANN for as long by the same schedule. "-": not
+  run yet. Without init_from, the twin itself was trained for as long.
+- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the networks'
+  errors were independent). Where it contains 0, the difference is not significant.
+- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, not the ones that
+  fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the network runs
+  layer by layer and cannot stream.
 - **±**: standard deviation over the seeds, where there are several.
 - **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin. The
-  first layer sees real numbers, and costs its multiply-accumulates once. Counted on 1000 test samples.
-- **Energy**: an estimate, of the arithmetic alone: 4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (32-bit
+  first layer sees real numbers and counts its multiply-accumulates once. Counted on 1000 test samples.
+- **Energy**: an estimate for the arithmetic alone: 4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (32-bit
   floating point, 45 nm; Horowitz, ISSCC 2014), over the same of the twin.
-- **Anytime**: what the readout says after t of T steps, of the frozen network as a stream. **Early exit**: a sample is
-  done as soon as the softmax of its readout reaches a confidence; the mean number of steps that takes.
-- **Step**: the time of a training step over that of the twin. Both take steps by turns, so that whatever else the
-  machine does meets both; it is the median over 30 rounds. What an epoch takes is [below](#what-training-costs).
+- **Anytime**: the metric of the readout after t of T steps. **Early exit**: a sample stops as soon as the softmax of its
+  readout reaches a confidence; the mean number of steps.
+- **Step**: the time of a training step over the twin's, median of 30 rounds in which both take steps in turn. The time of
+  an epoch is [below](#what-training-costs).
+- **Pictures** are shown on the site (`make docs`).
 """
 
 
