@@ -113,8 +113,9 @@ _COLORS = {
 
 _TITLE = """# Performance
 
-Speed and memory beside the ANN, plain PyTorch, SpikingJelly and snnTorch. This page is generated (`make performance`) from
-the measurements of `tandem-snn bench` in `docs/results`. The command above each table repeats it.
+Speed and memory beside the ANN, plain PyTorch, SpikingJelly and snnTorch. This page is generated (`make
+performance`) from the measurements of `tandem-snn bench` in `docs/results`. The command above each table repeats
+it.
 """
 _HEADLINES = {
     "conv-net-train-9": "a training step of a convolutional network, its spikes at 9 % of the steps",
@@ -125,32 +126,32 @@ _HEADLINES = {
 }
 _METHOD = """## How it is measured
 
-- **Ratios, not times.** Competitors take turns: each round samples each of them once, in random order. A ratio is the median
-  over rounds of the ratio within a round, with its quartiles in brackets.
-- **One thread: process CPU time.** Other processes on the core do not count, though they do fill its caches.
-  **Two threads: wall time**, sampled when nothing else on the machine runs, as far as possible.
+- **Ratios, not times.** Competitors take turns: each round samples each of them once, in random order. A ratio is
+  the median over rounds of the ratio within a round, with its quartiles in brackets.
+- **One thread: process CPU time.** Other processes on the core do not count, though they do fill its caches. **Two
+  threads: wall time**, sampled when nothing else on the machine runs, as far as possible.
 - **Warm, with rotating inputs.** Untimed calls precede every sample, and consecutive calls have different inputs.
-- **Answers first.** Weights are multiples of 2⁻¹⁸ (beside images, whose products with them are floats, of 2⁻¹⁰), biases
-  and inputs of coarser steps, and T is a power of two, so that sums are exact in any order: without batch norm, all
-  competitors' spikes must be *equal*, and are compared before anything is timed. Weights of so many bits are packed as
-  any float32 weights are, into three bytes on a matrix unit; coarser ones would be cheaper. With batch norm, statistics
-  are rounded differently, and the fraction of differing counts is stated. *Not compared*: no competitor computes the same,
-  or `tests/test_bench.py` compares a smaller network.
-- **Spikes decide the cost**: their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are stated
-  for every spike train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers emit them;
-  *iid*: independent of each other, the worst case at a given rate.
+- **Answers first.** Weights are multiples of 2⁻¹⁸ (beside images, whose products with them are floats, of 2⁻¹⁰),
+  biases and inputs of coarser steps, and T is a power of two, so that sums are exact in any order: without batch
+  norm, all competitors' spikes must be *equal*, and are compared before anything is timed. Weights of so many bits
+  are packed as any float32 weights are, into three bytes on a matrix unit; coarser ones would be cheaper. With
+  batch norm, statistics are rounded differently, and the fraction of differing counts is stated. *Not compared*: no
+  competitor computes the same, or `tests/test_bench.py` compares a smaller network.
+- **Spikes decide the cost**: their rate and the nonzero half-bytes (nibbles, 0 to 2) per byte of eight steps are
+  stated for every spike train. *rate*: half of the neurons silent, the others IF-coded noisy currents, as layers
+  emit them; *iid*: independent of each other, the worst case at a given rate.
 - **ANN**: `relu(linear)` or a channels-last convolution of the same shape, batch and weights. **naive**: the tandem
-  rule in plain PyTorch, products of all T steps in one call, a Python loop over them and, in training, the ANN branch;
-  **loop compiled**: the same with `torch.compile` on the loop, the strongest simple baseline. **BPTT**: backpropagation
-  through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation recommends.
-  A training step is forward, loss and backward. Python calls and packing of weights are included everywhere, except
-  for **frozen**, which packs once.
+  rule in plain PyTorch, products of all T steps in one call, a Python loop over them and, in training, the ANN
+  branch; **loop compiled**: the same with `torch.compile` on the loop, the strongest simple baseline. **BPTT**:
+  backpropagation through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation
+  recommends. A training step is forward, loss and backward. Python calls and packing of weights are included
+  everywhere, except for **frozen**, which packs once.
 - Limits hold on a machine with AVX-512. With AMX, layers that are dense enough are multiplied as a whole, at a cost
   that does not depend on the rate ([design](design.md)).
 - The other paths were to take 1.5 times as long at most, and **take more**. On the Xeon below, in times of the ANN,
-  which keeps its AVX-512, the frozen MLP at batch 128 and the convolutions 128→256 and 64→64 at 10% take 2.3, 3.1 and
-  4.9 with AVX2 (`TANDEM_CPU_CAPABILITY=v3`, [result](results/portable-v3.json)), and with neither 3.7, 3.7 and 5.9
-  (`default`, [result](results/portable-default.json)); few samples.
+  which keeps its AVX-512, the frozen MLP at batch 128 and the convolutions 128→256 and 64→64 at 10% take 2.3, 3.1
+  and 4.9 with AVX2 (`TANDEM_CPU_CAPABILITY=v3`, [result](results/portable-v3.json)), and with neither 3.7, 3.7 and
+  5.9 (`default`, [result](results/portable-default.json)); few samples.
 
 ## The floor of a training step
 
@@ -161,25 +162,25 @@ bfloat16 and a gradient is the sum of three bfloat16, but their three products t
 
 ## Why limits are missed
 
-The limits were set on a Zen 5, whose float product issues one multiply-add a cycle and whose L3 cache gives 100 GB/s to
-a core. The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s: the ANN is quicker, the sparse sums,
-which take a load for each addition, are not.
+The limits were set on a Zen 5, whose float product issues one multiply-add a cycle and whose L3 cache gives 100
+GB/s to a core. The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s: the ANN is quicker, the
+sparse sums, which take a load for each addition, are not.
 
 - **MLP at batch 128, inference and training.** Sums of listed weights take 0.25 to 0.36 ns for each 64 bytes, which
   come from the L2 cache: a load for each addition. The matrix unit needs 24 byte products for 8 steps of a float
   weight. At its own rate, 4.3 ns for 16 × 16 × 64, that is 0.5 of the ANN's time, and 0.7 with spikes from the L2
-  cache and sums stored (5.3 to 5.9 ns, `tests/benchmarks/matrix_unit.cpp`). The layer adds up the digits' sums, fires
-  and expands the spikes. Kept: spikes are loaded as what is needed once, so that the digits of 13 × 64 inputs stay in
-  the L1 cache; the next column's digits are fetched ahead, and 128 rows go by at a time (frozen, weights of full
-  precision: 1.3 → 1.1); digits packed once in frozen networks; three digits where trained convolutions took four;
-  tiles of weights that nothing reads are not written (a layer in training: 1.65 → 1.38 ms); the vectors of a row fire
-  side by side. Tried, no faster: other shapes of the register block (one step × six digits, two × two), adding up the
-  digits' sums while the unit multiplies the next rows, asking for spikes ahead, large pages.
-- **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at some two thirds of its
-  bandwidth. Tried: asking for them ahead, and large pages; neither changes the time.
-- **Steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of the work
-  (1.5 → 1.1 when weights took two bytes, kept); the backward pass makes its divisions once for a channel (a third of
-  its time before, kept). A linear layer's step remains bound by its forward product, as the MLP's.
+  cache and sums stored (5.3 to 5.9 ns, `tests/benchmarks/matrix_unit.cpp`). The layer adds up the digits' sums,
+  fires and expands the spikes. Kept: spikes are loaded as what is needed once, so that the digits of 13 × 64 inputs
+  stay in the L1 cache; the next column's digits are fetched ahead, and 128 rows go by at a time (frozen, weights of
+  full precision: 1.3 → 1.1); digits packed once in frozen networks; three digits where trained convolutions took
+  four; tiles of weights that nothing reads are not written (a layer in training: 1.65 → 1.38 ms); the vectors of a
+  row fire side by side. Tried, no faster: other shapes of the register block (one step × six digits, two × two),
+  adding up the digits' sums while the unit multiplies the next rows, asking for spikes ahead, large pages.
+- **MLP at batch 1.** The rows of weights of active inputs are read once, from the L3 cache, at some two thirds of
+  its bandwidth. Tried: asking for them ahead, and large pages; neither changes the time.
+- **Steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of the
+  work (1.5 → 1.1 when weights took two bytes, kept); the backward pass makes its divisions once for a channel (a
+  third of its time before, kept). A linear layer's step remains bound by its forward product, as the MLP's.
 - **The convolutional network's step.** Two thirds are torch's backward calls, the same as the ANN's. The two layers
   that see spikes take 31 ms at eight steps, beside the ANN's 29 at one (by torch's profiler).
 
@@ -187,11 +188,11 @@ which take a load for each addition, are not.
 
 - **Page faults.** By default the allocator returns large blocks to the system, and every step faults its pages in
   anew. The naive scan of [8, 1M] floats takes 65 ms with 28 600 faults a call, 15 ms without; training steps become
-  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`); faults per
-  call are in the JSON.
+  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`); faults
+  per call are in the JSON.
 - **Threads that spin while they wait** occupy the other core, and count as CPU time: `OMP_WAIT_POLICY=PASSIVE`.
-- **Cold caches.** The first call after another competitor pays for the cache misses: without untimed calls an ANN beside a
-  naive SNN looks 15 to 30% slower than it is.
+- **Cold caches.** The first call after another competitor pays for the cache misses: without untimed calls an ANN
+  beside a naive SNN looks 15 to 30% slower than it is.
 - **A single input** stays in the cache and trains the branch predictor.
 - **Memory that was never written** is a single shared page of zeros.
 """

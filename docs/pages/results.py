@@ -45,31 +45,32 @@ CLOSE = 0.3  # points: what counts as the twin's accuracy
 
 _METHOD = """# Results
 
-Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. This page is generated (`make
-results`) from `docs/results/training`, one file per run with its recipe, command, commit, machine and every seed's result.
-`tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command that repeats each run.
+Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. This page is generated
+(`make results`) from `docs/results/training`, one file per run with its recipe, command, commit, machine and every
+seed's result. `tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command that
+repeats each run.
 
-- **ANN twin**: the same layers without spikes, trained by the same recipe and seeds on the same samples in the same order.
-  Runs that differ only in their neurons share one twin.
-- **Selection**: the weights of the epoch that was best on a fixed twelfth of the training samples. The test samples are used
-  once, at the end.
-- **init_from twin**: the spiking network starts from its trained twin, so it has had twice the twin's epochs, half of them
-  as an ANN. **Twin, continued** is the control: the twin, trained on as an ANN for as long by the same schedule. "-": not
-  run yet. Without init_from, the twin itself was trained for as long.
-- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the networks'
-  errors were independent). Where it contains 0, the difference is not significant.
-- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, not the ones that
-  fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the network runs
-  layer by layer and cannot stream.
+- **ANN twin**: the same layers without spikes, trained by the same recipe and seeds on the same samples in the same
+  order. Runs that differ only in their neurons share one twin.
+- **Selection**: the weights of the epoch that was best on a fixed twelfth of the training samples. The test samples
+  are used once, at the end.
+- **init_from twin**: the spiking network starts from its trained twin, so it has had twice the twin's epochs, half
+  of them as an ANN. **Twin, continued** is the control: the twin, trained on as an ANN for as long by the same
+  schedule. "-": not run yet. Without init_from, the twin itself was trained for as long.
+- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the
+  networks' errors were independent). Where it contains 0, the difference is not significant.
+- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, not the ones
+  that fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
+  network runs layer by layer and cannot stream.
 - **±**: standard deviation over the seeds, where there are several.
-- **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin. The
-  first layer sees real numbers and counts its multiply-accumulates once. Counted on 1000 test samples.
+- **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin.
+  The first layer sees real numbers and counts its multiply-accumulates once. Counted on 1000 test samples.
 - **Energy**: an estimate for the arithmetic alone: 4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (32-bit
   floating point, 45 nm; Horowitz, ISSCC 2014), over the same of the twin.
-- **Anytime**: the metric of the readout after t of T steps. **Early exit**: a sample stops as soon as the softmax of its
-  readout reaches a confidence; the mean number of steps.
-- **Step**: the time of a training step over the twin's, median of 30 rounds in which both take steps in turn. The time of
-  an epoch is [below](#what-training-costs).
+- **Anytime**: the metric of the readout after t of T steps. **Early exit**: a sample stops as soon as the softmax
+  of its readout reaches a confidence; the mean number of steps.
+- **Step**: the time of a training step over the twin's, median of 30 rounds in which both take steps in turn. The
+  time of an epoch is [below](#what-training-costs).
 - **Pictures** are shown on the site (`make docs`).
 """
 
