@@ -168,11 +168,11 @@ EAGER = [name for name in MAKERS if "compiled" not in name and available(name)]
 @pytest.mark.parametrize(("name", "problem"), [pytest.param(n, p, id=n) for n, p in examples()])
 def test_competitors_compute_the_same(name, problem):
     batches = problem.batches
-    expected = MAKERS["naive"](problem.network)
+    expected = MAKERS["naive"](problem)
     inference, step = expected.inference(batches).answer(1), expected.training_step(batches).answer(1)
     assert torch.equal(inference[0], step[0])
     for rival in EAGER:
-        model = MAKERS[rival](problem.network)
+        model = MAKERS[rival](problem)
         if not model.same:
             continue
         assert run.difference(model.inference(batches).answer(1), inference)["spikes"] == 0, rival
@@ -189,9 +189,9 @@ def test_naive_batch_norm_agrees_with_ours(conv):
     data = spiking_input(8, (8, 6, 6, 6) if conv else (32, 20), 0.2, "rate", 1, g)
     problem = make_problem(8, data, [shape], 0.15, 0, g)
     batches = [batch.differentiable() for batch in problem.batches]
-    expected = MAKERS["naive"](problem.network).training_step(batches).answer(0)
+    expected = MAKERS["naive"](problem).training_step(batches).answer(0)
     expected_grad = batches[0].counts.grad
-    answer = MAKERS["tandem"](problem.network).training_step(batches).answer(0)
+    answer = MAKERS["tandem"](problem).training_step(batches).answer(0)
     difference = run.difference(answer, expected)
     assert difference["spikes"] < 1e-3
     assert difference["gradient"] < 1e-3
@@ -214,7 +214,7 @@ def test_difference_counts_unequal_answers_and_scales_gradients():
 def test_without_the_naive_rule_answers_are_compared_with_ours():
     _, problem = next(examples())
     names = ("ANN", "BPTT", "tandem")
-    candidates = {name: MAKERS[name](problem.network).training_step(problem.batches) for name in names}
+    candidates = {name: MAKERS[name](problem).training_step(problem.batches) for name in names}
     assert run.compare(candidates) == {"BPTT": {"spikes": 0.0}}
     other = run.Candidate(candidates["ANN"].run, lambda i: [1 + candidates["tandem"].answer(i)[0]])
     assert run.compare({"other": other, **candidates})["other"]["spikes"] == 1

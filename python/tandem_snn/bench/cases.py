@@ -58,7 +58,7 @@ def of_network(
         batches = [batch.differentiable() for batch in made.batches] if input_gradient else made.batches
 
         def candidate(rival: str) -> Candidate:
-            model = MAKERS[rival](made.network)
+            model = MAKERS[rival](made)
             return model.training_step(batches) if training else model.inference(batches)
 
         return Workload({r: partial(candidate, r) for r in rivals if available(r)}, made.rates, made.neurons)

@@ -1,4 +1,4 @@
-"""Spikes of a given rate, and networks of plain tensors from which every rival builds its own version.
+"""Spikes of a given rate, and networks from which every rival builds its own version.
 
 Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ where they meet images, multiples of 2⁻⁸, and T is a power of two. Sums, below
 64, are then exact in float32 in any order, and all versions of a network without batch norm must give the same spikes.
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import tandem_ext as te
+import tandem_snn.nn as tnn
 from tandem_ext import ConstantInput, SpikeTrain
 
 _SAMPLE = 1 << 16  # neurons that suffice to find the drive of a rate
@@ -84,50 +84,6 @@ KINDS = {"rate": rate_coded, "iid": iid}
 
 
 GRID, GRID_BESIDE_IMAGES = 2.0**-18, 2.0**-10
-EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class Layer:
-    """weight [N, K], or [N, K, k, k] with stride and padding; bias [N], or batch norm by gamma and beta [N]."""
-
-    weight: Tensor
-    bias: Tensor | None
-    stride: int = 1
-    padding: int = 0
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [t for t in (self.weight, self.bias, self.gamma, self.beta) if t is not None]
-
-
-@dataclass(frozen=True)
-class Network:
-    """Layers with neurons and, where there is one, a readout (weight, bias) of the last counts.
-
-    direct: the input is real-valued and is the current of the first layer at every step.
-    """
-
-    T: int
-    direct: bool
-    layers: tuple[Layer, ...]
-    readout: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [t for layer in self.layers for t in layer.tensors] + list(self.readout or ())
-
-    def trainable(self) -> Network:
-        """The same network with parameters of its own."""
-
-        def own(layer: Layer) -> Layer:
-            changes: dict[str, Any] = {name: _leaf(t) for name, t in vars(layer).items() if isinstance(t, Tensor)}
-            return replace(layer, **changes)
-
-        readout = None if self.readout is None else (_leaf(self.readout[0]), _leaf(self.readout[1]))
-        return replace(self, layers=tuple(own(layer) for layer in self.layers), readout=readout)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -165,10 +121,12 @@ class Batch:
 class Problem:
     """A network and batches for it.
 
-    rates: of the input, where it is spikes, and of every layer. neurons: of all layers, in one batch.
+    network: an encoder of real-valued inputs or none, layers with neurons and, where there are classes, a readout, as a
+    user writes them. rates: of the input, where it is spikes, and of every layer. neurons: of all layers, in one batch.
     """
 
-    network: Network
+    T: int
+    network: nn.Sequential
     batches: list[Batch]
     rates: dict[str, Rate]
     neurons: int
@@ -214,6 +172,7 @@ class Shape:
     norm: bool = False
 
 
+@torch.no_grad()
 def make_problem(
     T: int, batches: list[Batch], shapes: Sequence[Shape], rate: float, classes: int, generator: torch.Generator
 ) -> Problem:
@@ -221,21 +180,22 @@ def make_problem(
     first = batches[0]
     signal: SpikeTrain | ConstantInput = ConstantInput(first.x, T) if first.train is None else first.train
     rates = {"input": rate_of(signal)} if isinstance(signal, SpikeTrain) else {}
-    layers, neurons = [], 0
+    network, neurons = nn.Sequential(*[tnn.Encoder(T)] * (first.train is None)), 0
     for i, shape in enumerate(shapes):
         layer = _draw(shape, signal, rate, generator)
-        signal = _fired(layer, signal)
-        layers.append(layer)
-        rates[f"layer {i + 1}"] = rate_of(signal)
+        network.append(layer)
+        signal = fired = layer(signal)
+        rates[f"layer {i + 1}"] = rate_of(fired)
         neurons += signal.shape.numel()
     features = signal.shape[1:]
-    readout = None
     if classes:
         fan_in = features.numel()
-        std = 0.3 * (fan_in * rate) ** -0.5 / T
-        readout = (_normal((classes, fan_in), std, GRID, generator), torch.zeros(classes))
+        readout = tnn.Readout(fan_in, classes)
+        readout.weight.copy_(_normal((classes, fan_in), 0.3 * (fan_in * rate) ** -0.5 / T, GRID, generator))
+        readout.bias.zero_()
+        network.extend([tnn.Flatten(), readout])
     batches = [replace(batch, target=_target(batch.x.shape[0], features, classes, generator)) for batch in batches]
-    return Problem(Network(T, first.train is None, tuple(layers), readout), batches, rates, neurons)
+    return Problem(T, network, batches, rates, neurons)
 
 
 def _target(B: int, features: Sequence[int], classes: int, generator: torch.Generator) -> Tensor:
@@ -244,43 +204,33 @@ def _target(B: int, features: Sequence[int], classes: int, generator: torch.Gene
     return _channels_last(torch.randn(B, *features, generator=generator), lead=1)
 
 
-def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generator: torch.Generator) -> Layer:
+def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generator: torch.Generator) -> Any:
     """A layer whose bias (or β) makes it fire at ``rate`` on average."""
     power = signal.x.square().mean().item() if isinstance(signal, ConstantInput) else rate_of(signal).spikes
-    fan_in = torch.Size((signal.shape[1], *[shape.kernel] * (2 if shape.kernel else 0)))
-    grid = GRID_BESIDE_IMAGES if isinstance(signal, ConstantInput) else GRID
-    weight = _normal((shape.outputs, *fan_in), 0.7 * (fan_in.numel() * power) ** -0.5, grid, generator)
+    inputs, norm = signal.shape[1], shape.norm
+    layer: Any
     if shape.kernel:
-        weight = weight.to(memory_format=torch.channels_last)
-    layer = Layer(weight, None, shape.stride, shape.padding)
+        layer = tnn.Conv2d(inputs, shape.outputs, shape.kernel, shape.stride, shape.padding, bias=not norm, norm=norm)
+        layer.to(memory_format=torch.channels_last)
+    else:
+        layer = tnn.Linear(inputs, shape.outputs, bias=not norm, norm=norm)
+    fan_in = layer.weight[0].numel()
+    grid = GRID_BESIDE_IMAGES if isinstance(signal, ConstantInput) else GRID
+    layer.weight.copy_(_normal(layer.weight.shape, 0.7 * (fan_in * power) ** -0.5, grid, generator))
+    offset = layer.norm.bias if norm else layer.bias
+    if norm:
+        layer.norm.weight.fill_(3.0)
 
-    def with_offset(b: float) -> Layer:
-        offset = torch.full((shape.outputs,), round(b * 128) / 128)
-        if shape.norm:
-            return replace(layer, gamma=torch.full((shape.outputs,), 3.0), beta=offset)
-        return replace(layer, bias=offset)
+    def fires(b: float) -> float:
+        offset.fill_(round(b * 128) / 128)
+        return rate_of(layer(signal[:8])).spikes
 
-    few = signal[:8]
     low, high = -4.0 * signal.T, 1.0 * signal.T
     for _ in range(10):
         middle = (low + high) / 2
-        below = rate_of(_fired(with_offset(middle), few)).spikes < rate
-        low, high = (middle, high) if below else (low, middle)
-    return with_offset((low + high) / 2)
-
-
-@torch.no_grad()
-def _fired(layer: Layer, signal: SpikeTrain | ConstantInput) -> SpikeTrain:
-    conv = layer.weight.dim() == 4
-    geometry = {"stride": layer.stride, "padding": layer.padding} if conv else {}
-    if layer.gamma is None:
-        plain: Any = te.functional.conv2d_if if conv else te.functional.linear_if
-        train = plain(signal, layer.weight, layer.bias, **geometry)
-    else:
-        normed: Any = te.functional.conv2d_bn_if if conv else te.functional.linear_bn_if
-        train, _, _ = normed(signal, layer.weight, None, layer.gamma, layer.beta, eps=EPS, **geometry)
-    assert isinstance(train, SpikeTrain)
-    return train
+        low, high = (middle, high) if fires(middle) < rate else (low, middle)
+    fires((low + high) / 2)
+    return layer
 
 
 def _normal(size: Sequence[int], std: float, grid: float, generator: torch.Generator) -> Tensor:

@@ -1,9 +1,10 @@
-"""The rivals: ways to compute the same network, each a function from a :class:`~tandem_snn.bench.problems.Network` to a
+"""The rivals: ways to compute the same network, each a function from a :class:`~tandem_snn.bench.problems.Problem` to a
 :class:`Model`, whose forward takes a batch in the form that suits it best.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import tandem_snn
 import tandem_snn.nn as tnn
 from tandem_ext import SpikeTrain
 
-from .problems import EPS, Batch, Layer, Network
+from .problems import Batch, Problem
 
 Output = Tensor | SpikeTrain  # logits, or the last layer's activity
 
@@ -34,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Model:
-    """parameters are in the order of :attr:`Network.tensors`.
+    """parameters are in the order of the network's.
 
     same, same_gradient: whether the spikes, and the gradients, are those of the tandem rule.
     """
@@ -81,43 +82,51 @@ def values(output: Output) -> Tensor:
 Loop = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def product(x: Tensor, layer: Layer, bias: Tensor | None) -> Tensor:
+class Parts:
+    """The layers with neurons and the readout of a problem's network, with parameters of their own."""
+
+    def __init__(self, problem: Problem) -> None:
+        network = copy.deepcopy(problem.network)
+        self.parameters = list(network.parameters())
+        self.layers: list[Any] = [layer for layer in network if isinstance(layer, tnn.SpikingLayer)]
+        self.readout = network[-1] if isinstance(network[-1], tnn.Readout) else None
+
+    def read(self, counts: Tensor) -> Tensor:
+        return counts if self.readout is None else F.linear(counts.flatten(1), self.readout.weight, self.readout.bias)
+
+
+def product(x: Tensor, layer: Any, bias: Tensor | None) -> Tensor:
     if layer.weight.dim() == 2:
         return F.linear(x, layer.weight, bias)
     return F.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
 
 
-def product_over_time(spikes: Tensor, layer: Layer, bias: Tensor | None) -> Tensor:
+def product_over_time(spikes: Tensor, layer: Any, bias: Tensor | None) -> Tensor:
     """[T, B, *] -> [T, B, *]: one product with T·B samples."""
     return product(spikes.flatten(0, 1), layer, bias).unflatten(0, spikes.shape[:2])
 
 
-def constant(batch: Batch, layer: Layer, T: int) -> Tensor:
+def constant(batch: Batch, layer: Any, T: int) -> Tensor:
     """The currents of a direct-encoded input [T, B, *]: its product is computed once."""
-    assert layer.bias is not None
     return product(batch.x, layer, layer.bias / T).expand(T, *[-1] * batch.x.dim())
 
 
-def read(counts: Tensor, network: Network) -> Tensor:
-    return counts if network.readout is None else F.linear(counts.flatten(1), *network.readout)
+def normalise(u: Tensor, layer: Any) -> Tensor:
+    return F.batch_norm(u, None, None, layer.norm.weight, layer.norm.bias, training=True, eps=layer.norm.eps)
 
 
-def normalise(u: Tensor, layer: Layer) -> Tensor:
-    return F.batch_norm(u, None, None, layer.gamma, layer.beta, training=True, eps=EPS)
-
-
-def ann(network: Network) -> Model:
+def ann(problem: Problem) -> Model:
     """The network of the same shape with ReLU in the place of neurons, channels-last."""
-    network = network.trainable()
+    own = Parts(problem)
 
     def forward(batch: Batch) -> Tensor:
         x = batch.x
-        for layer in network.layers:
+        for layer in own.layers:
             u = product(x, layer, layer.bias)
-            x = torch.relu(u if layer.gamma is None else normalise(u, layer))
-        return read(x, network)
+            x = torch.relu(u if layer.norm is None else normalise(u, layer))
+        return own.read(x)
 
-    return Model(network.tensors, forward, same=False, same_gradient=False)
+    return Model(own.parameters, forward, same=False, same_gradient=False)
 
 
 def if_loop(currents: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,42 +155,39 @@ class _Couple(torch.autograd.Function):
         return grad, None
 
 
-def naive(network: Network, loop: Loop = if_loop) -> Model:
+def naive(problem: Problem, loop: Loop = if_loop) -> Model:
     """The tandem rule as one writes it first: products of all steps at once, a loop over time, and in training the ANN
     branch at the counts."""
-    network = network.trainable()
-    T = network.T
+    own, T = Parts(problem), problem.T
 
-    def currents(layer: Layer, spikes: Tensor, u: Tensor | None) -> Tensor:
+    def currents(layer: Any, spikes: Tensor, u: Tensor | None) -> Tensor:
         if layer.bias is not None:
             return product_over_time(spikes, layer, layer.bias / T)
         assert u is not None
-        assert layer.gamma is not None
-        assert layer.beta is not None
         var, mean = torch.var_mean(u, [0, *range(2, u.dim())], correction=0)
-        scale = layer.gamma / (var + EPS).sqrt()
-        shift = layer.beta - mean * scale
+        scale = layer.norm.weight / (var + layer.norm.eps).sqrt()
+        shift = layer.norm.bias - mean * scale
         over_space = (-1, *[1] * (spikes.dim() - 3))
         return product_over_time(spikes, layer, None) * scale.view(over_space) + (shift / T).view(over_space)
 
     def forward(batch: Batch) -> Tensor:
         spikes, counts = batch.spikes, T * batch.x if batch.spikes is None else batch.counts
-        for layer in network.layers:
+        for layer in own.layers:
             u = z = None
             if torch.is_grad_enabled():
                 u = product(counts, layer, layer.bias)
-                z = torch.relu(u if layer.gamma is None else normalise(u, layer))
+                z = torch.relu(u if layer.norm is None else normalise(u, layer))
             with torch.no_grad():
                 y = constant(batch, layer, T) if spikes is None else currents(layer, spikes, u)
                 spikes, counts = loop(y)
             counts = counts if z is None else _Couple.apply(z, counts)  # type: ignore[no-untyped-call]
-        return read(counts, network)
+        return own.read(counts)
 
-    return Model(network.tensors, forward)
+    return Model(own.parameters, forward)
 
 
-def naive_compiled(network: Network) -> Model:
-    return naive(network, torch.compile(if_loop, dynamic=False))
+def naive_compiled(problem: Problem) -> Model:
+    return naive(problem, torch.compile(if_loop, dynamic=False))
 
 
 class _Surrogate(torch.autograd.Function):
@@ -198,10 +204,9 @@ class _Surrogate(torch.autograd.Function):
         return grad / (1 + (math.pi * x).square())
 
 
-def bptt(network: Network) -> Model:
+def bptt(problem: Problem) -> Model:
     """Backpropagation through time with a surrogate gradient; products of all steps at once."""
-    network = network.trainable()
-    T = network.T
+    own, T = Parts(problem), problem.T
 
     def neurons(currents: Tensor) -> Tensor:
         v = torch.zeros_like(currents[0])
@@ -215,128 +220,91 @@ def bptt(network: Network) -> Model:
 
     def forward(batch: Batch) -> Tensor:
         spikes = batch.spikes
-        for layer in network.layers:
-            assert layer.bias is not None
+        for layer in own.layers:
             if spikes is None:
                 spikes = neurons(constant(batch, layer, T))
             else:
                 spikes = neurons(product_over_time(spikes, layer, layer.bias / T))
         assert spikes is not None
-        return read(spikes.sum(0), network)
+        return own.read(spikes.sum(0))
 
-    return Model(network.tensors, forward, same_gradient=False)
-
-
-def build(network: Network) -> nn.Sequential:
-    """This package's layers, as a user writes them."""
-    net = nn.Sequential(*[tnn.Encoder(network.T)] * network.direct)
-    for layer in network.layers:
-        net.append(_layer(layer))
-    if network.readout is not None:
-        weight, bias = network.readout
-        net.extend([tnn.Flatten(), tnn.Readout(weight.shape[1], weight.shape[0])])
-        _set(net[-1], weight=weight, bias=bias)
-    return net
-
-
-def _layer(layer: Layer) -> tnn.SpikingLayer:
-    outputs, inputs, *kernel = layer.weight.shape
-    norm, bias = layer.gamma is not None, layer.bias is not None
-    made: tnn.SpikingLayer
-    if kernel:
-        made = tnn.Conv2d(
-            inputs, outputs, (kernel[0], kernel[1]), layer.stride, layer.padding, bias=bias, norm=norm, eps=EPS
-        )
-    else:
-        made = tnn.Linear(inputs, outputs, bias=bias, norm=norm, eps=EPS)
-    _set(made, weight=layer.weight, bias=layer.bias)
-    if made.norm is not None:
-        _set(made.norm, weight=layer.gamma, bias=layer.beta)
-    return made
-
-
-def _set(module: nn.Module, **tensors: torch.Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            setattr(module, name, nn.Parameter(tensor.clone(memory_format=torch.preserve_format)))
+    return Model(own.parameters, forward, same_gradient=False)
 
 
 def _input(batch: Batch) -> Output:
     return batch.x if batch.train is None else batch.train
 
 
-def layerwise(network: Network) -> Model:
-    net = build(network)
+def layerwise(problem: Problem) -> Model:
+    """This package's layers, called one by one."""
+    net = copy.deepcopy(problem.network)
     return Model(list(net.parameters()), lambda batch: net(_input(batch)))
 
 
-def frozen(network: Network) -> Model:
-    net = tandem_snn.freeze(build(network).eval())
+def frozen(problem: Problem) -> Model:
+    net = tandem_snn.freeze(copy.deepcopy(problem.network).eval())
     return Model([], lambda batch: net(_input(batch)))
 
 
-def spikingjelly(network: Network, compiled: bool = False) -> Model:
+def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
     """Multi-step mode: products of all steps at once."""
     from spikingjelly.activation_based import functional, neuron, surrogate
     from spikingjelly.activation_based import layer as sj
 
-    def synapses(weight: Tensor, bias: Tensor, stride: int, padding: int) -> nn.Module:
-        outputs, inputs, *kernel = weight.shape
-        made = sj.Conv2d(inputs, outputs, kernel, stride, padding) if kernel else sj.Linear(inputs, outputs)
-        made.weight = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
-        made.bias = nn.Parameter(bias / network.T)
+    def synapses(layer: Any) -> nn.Module:
+        outputs, inputs, *kernel = layer.weight.shape
+        geometry = (kernel, layer.stride, layer.padding) if kernel else ()
+        made = (sj.Conv2d if kernel else sj.Linear)(inputs, outputs, *geometry)
+        made.weight, made.bias = layer.weight, nn.Parameter(layer.bias.detach() / problem.T)
         return made
 
-    net = nn.Sequential()
-    for layer in network.layers:
-        assert layer.bias is not None
-        net.append(synapses(layer.weight, layer.bias, layer.stride, layer.padding))
+    own, net = Parts(problem), nn.Sequential()
+    for layer in own.layers:
+        net.append(synapses(layer))
         net.append(neuron.IFNode(v_threshold=1.0, v_reset=None, surrogate_function=surrogate.ATan()))
     functional.set_step_mode(net, "m")
-    own = network.trainable()
     run = torch.compile(net, dynamic=False) if compiled else net
 
     def forward(batch: Batch) -> Tensor:
         functional.reset_net(net)
         spikes = batch.spikes
         if spikes is None:
-            spikes = batch.x.unsqueeze(0).repeat(network.T, *[1] * batch.x.dim())
+            spikes = batch.x.unsqueeze(0).repeat(problem.T, *[1] * batch.x.dim())
         net.train(torch.is_grad_enabled())
-        return read(run(spikes).sum(0), own)
+        return own.read(run(spikes).sum(0))
 
-    return Model([*net.parameters(), *(own.readout or ())], forward, same_gradient=False)
-
-
-def spikingjelly_compiled(network: Network) -> Model:
-    return spikingjelly(network, compiled=True)
+    return Model([*net.parameters(), *(own.readout.parameters() if own.readout else ())], forward, same_gradient=False)
 
 
-def snntorch(network: Network) -> Model:
+def spikingjelly_compiled(problem: Problem) -> Model:
+    return spikingjelly(problem, compiled=True)
+
+
+def snntorch(problem: Problem) -> Model:
     """Step by step. Its neurons fire above the threshold, not at it: an initial potential finer than the grid of all
     currents makes that the same."""
     import snntorch as snn
 
-    network = network.trainable()
-    neurons = [snn.Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract") for _ in network.layers]
+    own = Parts(problem)
+    neurons = [snn.Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract") for _ in own.layers]
 
     def forward(batch: Batch) -> Tensor:
         v: list[Tensor | None] = [None for _ in neurons]
         total: Tensor | None = None
-        for t in range(network.T):
+        for t in range(problem.T):
             spikes = batch.x if batch.spikes is None else batch.spikes[t]
-            for i, (layer, neuron) in enumerate(zip(network.layers, neurons, strict=True)):
-                assert layer.bias is not None
-                current = product(spikes, layer, layer.bias / network.T)
+            for i, (layer, neuron) in enumerate(zip(own.layers, neurons, strict=True)):
+                current = product(spikes, layer, layer.bias / problem.T)
                 before = torch.full_like(current, 2.0**-20) if v[i] is None else v[i]
                 spikes, v[i] = neuron(current, before)
             total = spikes if total is None else total + spikes
         assert total is not None
-        return read(total, network)
+        return own.read(total)
 
-    return Model(network.tensors, forward, same_gradient=False)
+    return Model(own.parameters, forward, same_gradient=False)
 
 
-MAKERS: dict[str, Callable[[Network], Model]] = {
+MAKERS: dict[str, Callable[[Problem], Model]] = {
     "tandem": layerwise,
     "frozen": frozen,
     "ANN": ann,
