@@ -16,7 +16,7 @@ from runs import Result
 from small import save
 
 from tandem_snn.errors import extra
-from tandem_snn.plots import ANN, SNN, percent_axis, say_scale
+from tandem_snn.plots import ANN, SNN, quality_axis
 
 _FEW = 3  # points from which on a curve says something
 WIDE = (8.6, 4.2)  # inches, with names beside the axes
@@ -135,11 +135,7 @@ def _anytime(axes: Any, results: Sequence[Result]) -> None:
     if twins:
         axes.axhspan(min(twins), max(twins), color=ANN, alpha=0.4, label="ANN twins")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if results[0].metric == "accuracy":
-        percent_axis(axes)
-    else:
-        axes.set_yscale("log")
-        say_scale(axes, "logarithmic axis")
+    quality_axis(axes, results[0].metric == "accuracy")
     _label(axes, "time step t", results[0], beside=True)
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,7 +267,14 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
     figure.suptitle(
         f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
     )
-    learning_curves(curves, result)
+    histories = {kind: [run.fitted[kind].history for run in result.runs] for kind in result.kinds}
+    key = f"validation_{result.metric}" if recipe.validation else result.metric
+    percent = result.metric == "accuracy"
+    label = ("" if recipe.validation else "training ") + key.replace("_", " ") + ", %" * percent
+    learning_curves(curves, histories, key, label, percent=percent)
+    curves.set_title("Learning curves")
+    curves.legend()
+    curves.grid(alpha=0.3)
     images, _ = next(data.test.batches(64))
     images = images.to(next(net.parameters()).device)
     with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
@@ -279,21 +286,30 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
     plt.close(figure)
 
 
-def learning_curves(axes: Any, result: Comparison) -> None:
-    """The metric after each epoch, on the validation split where there is one; one line per seed."""
-    metric, unit = result.metric, 100 if result.metric == "accuracy" else 1
-    held_out = f"validation_{metric}" in result.runs[0].fitted["SNN"].history[0]
-    split, key = ("validation", f"validation_{metric}") if held_out else ("training", metric)
-    for kind, color in zip(result.kinds, (SNN, ANN, CONTINUED), strict=False):
-        for i, run in enumerate(result.runs):
-            values = [unit * record[key] for record in run.fitted[kind].history]
-            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind, linewidth=1)
-    label = f"{split} accuracy, %" if metric == "accuracy" else f"{split} {metric}"
-    axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
-    if metric == "accuracy":
+def learning_curves(
+    axes: Any, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str, *, percent: bool
+) -> None:
+    """A value of the records of epochs, one line per seed; ``histories`` by kind and seed."""
+    for kind, color in zip(histories, (SNN, ANN, CONTINUED), strict=False):
+        for i, history in enumerate(histories[kind]):
+            values = [record[key] * (100 if percent else 1) for record in history]
+            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    quality_axis(axes, percent)
+
+
+def quality_axis(axes: Any, percent: bool) -> None:
+    """Upwards, where networks differ: of accuracies in per cent, or logarithmic for errors, with numbers even where it
+    spans less than two decades.
+    """
+    if percent:
         percent_axis(axes)
-    else:
-        axes.set_yscale("log")
-        say_scale(axes, "logarithmic axis")
-    axes.legend()
-    axes.grid(alpha=0.3)
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 50 * low else (1,)
+    axes.yaxis.set_major_locator(extra("matplotlib.ticker", "a picture").LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    say_scale(axes, "logarithmic axis")
