@@ -268,9 +268,9 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
         f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
     )
     histories = {kind: [run.fitted[kind].history for run in result.runs] for kind in result.kinds}
-    key = f"validation_{result.metric}" if recipe.validation else result.metric
-    percent = result.metric == "accuracy"
-    label = ("" if recipe.validation else "training ") + key.replace("_", " ") + ", %" * percent
+    held_out, percent = f"validation_{result.metric}", result.metric == "accuracy"
+    key = held_out if held_out in histories["SNN"][0][0] else result.metric
+    label = f"{'validation' if key == held_out else 'training'} {result.metric}{', %' * percent}"
     learning_curves(curves, histories, key, label, percent=percent)
     curves.set_title("Learning curves")
     curves.legend()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from tandem_ext.events import features_of
 
 from ..errors import check_name
 from .augment import Augmentation, augment
-from .split import Chance, Split
+from .split import Chance, MemorySplit
 
 BINS = ("time", "count")
 AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # of space, by the number of features' dimensions
 
 
 @dataclass(frozen=True, repr=False)
-class EventSplit(Split):
+class EventSplit(MemorySplit):
     """Spike trains in memory.
 
     Attributes:
@@ -34,21 +34,15 @@ class EventSplit(Split):
         augmentations: what a batch with a seed goes through.
     """
 
+    rows = ("planes", "targets")
     planes: Tensor
     T: int
     targets: Tensor
     augmentations: tuple[Augmentation, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.planes)
-
     @property
     def kind(self) -> str:
         return "events"
-
-    @property
-    def device(self) -> torch.device:
-        return self.planes.device
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[SpikeTrain, Tensor]:
         chosen = chosen.to(self.device)
@@ -62,16 +56,6 @@ class EventSplit(Split):
     def _sample(self) -> str:
         height, width, polarities = self.planes.shape[2:]
         return f"events {[polarities, height, width]}, T={self.T}"
-
-    def subset(self, indices: Sequence[int] | Tensor) -> EventSplit:
-        chosen = torch.as_tensor(indices, device=self.device)
-        return replace(self, planes=self.planes[chosen], targets=self.targets[chosen])
-
-    def without_augmentation(self) -> EventSplit:
-        return replace(self, augmentations=())
-
-    def to(self, device: torch.device | str) -> EventSplit:
-        return replace(self, planes=self.planes.to(device), targets=self.targets.to(device))
 
 
 def bin_recording(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.products import channels_last
 
 from .augment import Augmentation, augment
-from .split import Chance, Split
+from .split import Chance, MemorySplit
 
 
 @dataclass(frozen=True, repr=False)
-class TensorSplit(Split):
+class TensorSplit(MemorySplit):
     """Tensors in memory, served as they are.
 
     Attributes:
@@ -32,6 +31,7 @@ class TensorSplit(Split):
     [4, 4, 2]
     """
 
+    rows = ("inputs", "targets")
     inputs: Tensor | SpikeTrain
     targets: Tensor
 
@@ -45,16 +45,9 @@ class TensorSplit(Split):
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"targets: expected {len(self.inputs)}, as there are inputs, got {len(self.targets)}")
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
     @property
     def kind(self) -> str:
         return "events" if isinstance(self.inputs, SpikeTrain) else "images"
-
-    @property
-    def device(self) -> torch.device:
-        return self.inputs.device
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor | SpikeTrain, Tensor]:
         chosen = chosen.to(self.device)
@@ -64,22 +57,13 @@ class TensorSplit(Split):
         steps = f", T={self.inputs.T}" if isinstance(self.inputs, SpikeTrain) else ""
         return f"{self.kind} {list(self.inputs.shape[1:])}{steps}"
 
-    def subset(self, indices: Sequence[int] | Tensor) -> TensorSplit:
-        return TensorSplit(*self.take(torch.as_tensor(indices), None))
-
-    def without_augmentation(self) -> TensorSplit:
-        return self
-
-    def to(self, device: torch.device | str) -> TensorSplit:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
-
 
 def _described(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True, repr=False)
-class ImageSplit(Split):
+class ImageSplit(MemorySplit):
     """Images in memory.
 
     Attributes:
@@ -89,18 +73,12 @@ class ImageSplit(Split):
         augmentations: what a batch with a seed goes through, before that.
     """
 
+    rows = ("images", "targets")
     images: Tensor
     targets: Tensor | None
     scale: Tensor
     offset: Tensor
     augmentations: tuple[Augmentation, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
         chosen = chosen.to(self.device)
@@ -111,18 +89,6 @@ class ImageSplit(Split):
 
     def _sample(self) -> str:
         return f"images {list(self.images.shape[1:])}"
-
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageSplit:
-        chosen = torch.as_tensor(indices, device=self.device)
-        targets = None if self.targets is None else self.targets[chosen]
-        return replace(self, images=self.images[chosen], targets=targets)
-
-    def without_augmentation(self) -> ImageSplit:
-        return replace(self, augmentations=())
-
-    def to(self, device: torch.device | str) -> ImageSplit:
-        moved = {name: getattr(self, name).to(device) for name in ("images", "scale", "offset")}
-        return replace(self, **moved, targets=self.targets if self.targets is None else self.targets.to(device))
 
 
 def standardisation(images: Tensor) -> tuple[Tensor, Tensor]:
