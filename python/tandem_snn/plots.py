@@ -34,7 +34,7 @@ WIDENED = "axis widened towards 100"
 
 
 def given_or_new(axes: Any) -> Any:
-    """``axes``, or those of a new figure."""
+    """``axes``, or new ones."""
     return extra("matplotlib.pyplot", "a picture").subplots(layout="constrained")[1] if axes is None else axes
 
 
@@ -188,7 +188,7 @@ def counts_against_activations(
 
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
-        x: a batch of what it takes.
+        x: a batch of its inputs.
         axes: matplotlib's, to draw into; None: of a new figure.
         layer: the name of one layer; None: all.
         points: at most so many of each layer.
@@ -229,7 +229,7 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
-        x: a batch of what it takes.
+        x: a batch of its inputs.
         axes: matplotlib's, to draw into; None: of a new figure.
 
     Returns:

@@ -89,7 +89,7 @@ def rates(row: dict[str, Any]) -> str:
 
 
 def answers(row: dict[str, Any]) -> str:
-    """How far the answers differ from those of the reference."""
+    """How far the answers differ from the reference's."""
     compared = row.get("answers", {})
     if not compared:
         return "not compared"

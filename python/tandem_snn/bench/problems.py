@@ -96,7 +96,7 @@ class Batch:
     """One input in the forms that the competitors take, and what the training step needs.
 
     x: real values, the input of the ANN and of a direct encoder. train, spikes: the same spikes as bytes and as floats
-    [T, B, *features]; None with a direct encoder. counts: those of the spikes. target: labels [B], or, where there is
+    [T, B, *features]; None with a direct encoder. counts: spike counts. target: labels [B], or, where there is
     no readout, the gradient of the last counts.
     """
 
@@ -107,7 +107,7 @@ class Batch:
     spikes: Tensor | None = None
 
     def differentiable(self) -> Batch:
-        """Inputs that receive gradients, as those of a layer inside a network do."""
+        """The batch with inputs that receive gradients, as inside a network."""
         assert self.train is not None
         x, counts = _leaf(self.x), _leaf(self.counts)
         return replace(self, x=x, counts=counts, train=SpikeTrain.unchecked(self.train.planes, self.train.T, counts))

@@ -37,7 +37,7 @@ class Candidate:
 class Model:
     """parameters are in the order of the network's.
 
-    same, same_gradient: whether the spikes, and the gradients, are those of the tandem rule.
+    same, same_gradient: whether the spikes, and the gradients, equal the tandem rule's.
     """
 
     parameters: Sequence[Tensor]
@@ -191,7 +191,7 @@ def naive_compiled(problem: Problem) -> Model:
 
 
 class _Surrogate(torch.autograd.Function):
-    """A step whose derivative is that of an arc tangent."""
+    """A step function with the derivative of an arc tangent."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

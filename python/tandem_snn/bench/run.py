@@ -32,7 +32,7 @@ from .cases import CASES, COMPILED, Case, Quantity
 from .measure import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 from .rivals import Candidate, available
 
-REFERENCES = ("naive", "tandem")  # with whichever's answers a case has first, the others' are compared
+REFERENCES = ("naive", "tandem")  # the first of these that a case has is what other answers are compared with
 
 
 def choose(patterns: Iterable[str]) -> list[Case]:

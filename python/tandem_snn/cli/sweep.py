@@ -1,4 +1,4 @@
-"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it can be stopped and gone on with."""
+"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ def sweep(
 ) -> None:
     """Run recipes one after another, each beside its ANN twin, and write a JSON file for each.
 
-    A finished run is not repeated, one that was interrupted goes on where it was: the same command continues a sweep
-    that was stopped. Runs that differ only in their neurons share one twin. A run that fails is reported, and the
-    others still run.
+    Finished runs are not repeated and interrupted ones resume, so the same command continues a sweep. Runs that differ
+    only in their neurons share one twin. A run that fails is reported, and the others still run.
 
     The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
     """
@@ -100,7 +99,7 @@ def sweep(
     with Interruption() as interruption:
         for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
             if interruption.signal is not None:
-                raise Interrupted(f"stopped before {entry.name}: the same command goes on", interruption.signal)
+                raise Interrupted(f"stopped before {entry.name}: the same command resumes", interruption.signal)
             try:
                 finished = _finished(job.folder / SUMMARY, job)
                 typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
@@ -140,7 +139,7 @@ def _finished(summary: Path, job: Job) -> bool:
     """Whether the folder holds the result of this very recipe with all its seeds, and with its twin if that is wanted.
 
     Raises:
-        UserError: it holds that of another recipe.
+        UserError: it holds the result of another recipe.
     """
     if not summary.exists():
         return False

@@ -89,7 +89,7 @@ def bin_events(
     """One recording as a train with a batch of one.
 
     Args:
-        events: with the fields t and those of ``shape``, in any order of time.
+        events: with the fields t and the names of ``shape``, in any order of time.
         shape: of the sensor: [p, y, x], [p, x] or [x].
         T, bins: as in :func:`bin_recording`.
         size: of the frames in space, [y, x] or [x], at most that of the sensor, which is the default.

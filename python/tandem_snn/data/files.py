@@ -29,7 +29,7 @@ def data_root(name: str, data_dir: Folder | None) -> Path:
 
 
 def missing(name: str, path: Path, how: str) -> UserError:
-    """For a file or folder that is not there."""
+    """For a missing file or folder."""
     kind = "file" if path.suffix or "ubyte" in path.name or path.name.startswith(("data_", "test_")) else "folder"
     return UserError(f"data set {name!r}: no {kind} {path}: {_explained(how)}")
 

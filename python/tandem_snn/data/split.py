@@ -17,7 +17,7 @@ M = TypeVar("M", bound="MemorySplit")
 
 @dataclass(frozen=True)
 class Chance:
-    """The random numbers of one batch: those of its samples within the batch of all processes together."""
+    """The random numbers of this process's samples in one global batch."""
 
     seed: int
     step: int
@@ -35,7 +35,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples are in which batch; the arguments are those of :meth:`Split.batches`."""
+    """Which samples are in which batch; the arguments are as in :meth:`Split.batches`."""
 
     samples: int
     batch_size: int

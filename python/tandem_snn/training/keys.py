@@ -1,5 +1,5 @@
-"""Keys of a recipe, each declared once: default, help, what is allowed. And values from YAML that a stranger may have
-written: nothing is built before its size and kind are known.
+"""Keys of a recipe, each declared once: default, help, what is allowed. And values from untrusted YAML:
+nothing is built before its size and kind are known.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a recipe, those of its base included."""
+    """The keys of a recipe, its base's included."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = folder / name
         what, folder = f"recipe {path}", path.parent

@@ -31,7 +31,7 @@ class Measures:
 
     Attributes:
         firing_rates: by layer, on the first 1000 test samples, as are synops_ratio, energy and mismatch.
-        synops_ratio: synaptic operations of the SNN over those of its twin.
+        synops_ratio: synaptic operations of the SNN over its twin's.
         energy: picojoules per sample.
         mismatch: of the first seed, by layer.
         over_time: the metric on the test split after 1, 2, ..., T steps; None for a network that cannot stream.

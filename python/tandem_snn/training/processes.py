@@ -28,7 +28,7 @@ _kept: list[Any] = []
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of a run; by default the only one.
+    """This process and the number of processes in a run; by default one.
 
     >>> World().is_main
     True

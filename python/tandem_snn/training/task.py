@@ -99,7 +99,7 @@ _RISE = 0.1  # the share of the steps over which it rises
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer for the parameters that are trained.
 
-    Weight decay is for those of two and more dimensions: biases, γ and β of batch norm, and thresholds are spared.
+    Weight decay applies to parameters of two and more dimensions, not to biases, batch norm and thresholds.
 
     >>> [len(group["params"]) for group in make_optimizer(torch.nn.Linear(3, 2), Recipe(weight_decay=0.1)).param_groups]
     [1, 1]
