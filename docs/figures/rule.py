@@ -107,8 +107,13 @@ def timings(axes):
             start = (row + window) * T
             bottom.barh(2.2 - row, T - 0.3, left=start, height=0.35, color=BLUE, alpha=0.3 + 0.3 * window)
             bottom.barh(1.8 - row, T - 0.3, left=start + T, height=0.35, color=ORANGE, alpha=0.3 + 0.3 * window)
-    bottom.set(xlabel="step: blue a layer integrates a window, orange it fires; darker is a later window",
-               yticks=[0, 1, 2], yticklabels=["layer 3", "layer 2", "layer 1"], xlim=(-0.6, 6 * T), xticks=range(0, 49, 8))  # fmt: skip
+    bottom.set(
+        xlabel="step: blue a layer integrates a window, orange it fires; darker is a later window",
+        yticks=[0, 1, 2],
+        yticklabels=["layer 3", "layer 2", "layer 1"],
+        xlim=(-0.6, 6 * T),
+        xticks=range(0, 49, 8),
+    )
 
 
 FIGURES = {
