@@ -81,12 +81,15 @@ def coupling(axes):
 
 def timings(axes):
     """One neuron by both timings, whose current comes early and is outweighed later; and layers in a pipeline."""
-    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.6, -0.1, -0.5, -0.4, -0.4]).view(8, 1, 1)
+    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.8, -0.3, -0.5, -0.4, -0.4]).view(8, 1, 1)
     top, middle, bottom = axes
-    v = torch.zeros(1, 1)
+    v, last = torch.zeros(1, 1), None
     for t, step in enumerate(current):
         before, (train, after) = (v + step).item(), te.functional.if_scan(step[None], v_init=v, return_v=True)
         fired, v = bool(train.counts), after
+        if last is not None:
+            top.plot([t - 1, t], [last, before], color=BLUE, linewidth=1)
+        last = after.item()
         top.plot([t, t], [before, after.item()], color=ORANGE if fired else BLUE, linewidth=1)
         top.plot(t, before, "o", color=ORANGE if fired else BLUE, markersize=5 if fired else 2)
     trace = current.flatten().cumsum(0).tolist()
