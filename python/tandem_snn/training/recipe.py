@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from tandem_ext.checks import GATES
+from tandem_ext.checks import GATES, TIMINGS
 
 from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
@@ -81,6 +81,13 @@ class Recipe:
     weight_bits: int | None = key(None, "Train with weights rounded to so many bits, 2 to 8.", model=True, neuron=True)
     ann_units: bool | None = key(
         None, "Spikes are worth their threshold, so that activations keep the ANN's units.", model=True, neuron=True
+    )
+    timing: str | None = key(
+        None,
+        "When neurons fire: step, at once, or window, after the whole window of their input.",
+        TIMINGS,
+        model=True,
+        neuron=True,
     )
     options: dict[str, Any] = key({}, "Further arguments of the model: --set options.NAME=VALUE.")
     init_from: str | None = key(
