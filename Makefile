@@ -28,14 +28,14 @@ help:
 train: $(READY) ext
 	tandem-snn train
 
-# As many workers as cores, each with one thread; a file's tests stay together, because they share what is made once.
+# As many workers as cores, up to four, each with one thread. A file's tests share fixtures, so they stay together.
 test: $(READY) ext
-	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile
 	$(call ctest,cpu)
 
 # Notebooks, other people's tools and long lists of models.
 test-clients: $(READY) ext
-	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --dist loadfile -m "clients and not cuda"
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m "clients and not cuda"
 
 test-all: $(READY) ext
 	python -m pytest -m ""

@@ -14,7 +14,7 @@ import tandem_snn.nn as tnn
 
 OWN = (
     *("ann", "container", "convert", "data", "errors", "exchange", "frozen", "measure", "memory", "models", "nn"),
-    *("plots", "results", "training"),
+    *("plots", "training"),
 )
 MODULES = [m.name for m in pkgutil.walk_packages(tandem_snn.__path__, "tandem_snn.") if m.name.split(".")[1] in OWN]
 
