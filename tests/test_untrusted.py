@@ -6,6 +6,7 @@ allocated. Frozen files: test_frozen_file.py. Checkpoints: test_checkpoints.py. 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -32,7 +33,6 @@ from tandem_snn import data
 from tandem_snn.data.recordings import SETS
 from tandem_snn.errors import UserError
 from tandem_snn.training import Recipe, load_recipe
-from tandem_snn.training.library import FOLDER
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 
@@ -69,7 +69,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPE = "\n".join(f"{k}: {json.dumps(v)}" for k, v in load_recipe("fashion-mnist").to_dict().items()).encode()
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner), max_leaves=10)
 
@@ -91,7 +91,7 @@ def test_recipes_of_damaged_text(seed: int, tmp_path: Path) -> None:
     draw, read = random.Random(seed), 0
     for _ in range(100):
         path = tmp_path / "recipe.yaml"
-        path.write_bytes(damaged(draw.choice(RECIPES).read_bytes().partition(b"variants:")[0], draw))
+        path.write_bytes(damaged(RECIPE, draw))
         try:
             load_recipe(path)
             read += 1

@@ -1,12 +1,7 @@
-"""Recipes as YAML files: those that come with the package, by name, and any other, by path.
-
-A file of the package may hold ``variants``: ``t4`` in fashion-mnist.yaml is the recipe fashion-mnist-t4, with all keys
-of fashion-mnist that it does not give itself; ``about`` is its description.
-"""
+"""Recipes as YAML: those that come with the package, by name from recipes.yaml, and any other file, by path."""
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,21 +10,13 @@ from ..errors import UserError, check_name
 from .keys import LARGEST, from_yaml
 from .recipe import Recipe
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+PACKAGE = Path(__file__).with_name("recipes.yaml")
 
 
 @cache
-def _package() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Descriptions and keys of the recipes that come with the package, by name."""
-    found = {}
-    for path in FOLDER.glob("*.yaml"):
-        keys = _read(path)
-        variants = keys.pop("variants", {})
-        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-        found[path.stem] = " ".join(line.strip("# ") for line in comment), keys
-        for name, changes in variants.items():
-            found[f"{path.stem}-{name}"] = changes.pop("about"), {"base": path.stem} | changes
-    return dict(sorted(found.items()))
+def _package() -> dict[str, dict[str, Any]]:
+    """The keys of the recipes that come with the package, and what each is ``about``, by name."""
+    return dict(sorted(_read(PACKAGE).items()))
 
 
 def list_recipes() -> list[str]:
@@ -47,7 +34,8 @@ def describe(name: str) -> str:
     >>> describe("mnist")
     '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
     """
-    return _package()[name][0]
+    about: str = _package()[name]["about"]
+    return about
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -76,7 +64,8 @@ def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
         keys = _read(path)
     else:
         check_name("recipe", name, list_recipes())
-        what, keys = f"recipe {name}", dict(_package()[name][1])
+        what = f"recipe {name}"
+        keys = {key: value for key, value in _package()[name].items() if key != "about"}
     if what in derived:
         raise UserError(f"{what}: its base leads back to itself")
     base = keys.pop("base", None)
