@@ -24,7 +24,7 @@ from mutation import ROOT, copy_sources, options
 
 FILES = [
     "errors", "spike_train", "if_scan", "linear_if", "conv_if", "batch_norm", "gradients", "couple", "hybrid", "golden",
-    "reference", "precision", "rounding", "few_bits", "layers", "layers_norm", "layers_shape", "layers_examples",
+    "reference", "precision", "rounding", "few_bits", "layers", "layers_norm", "layers_shape", "examples",
     "models", "examples", "opcheck", "compile",
 ]  # fmt: skip
 TRACED = "test_compile_ or compiled or compiles or recompile or export"
