@@ -33,7 +33,8 @@ struct Tiling {
 
 // Rows whose inputs are listed at a time; rows whose inputs are expanded at a time for the matrix unit.
 int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
-int64_t expanded_rows(const Geometry& geometry, int planes);
+// bytes: of an input, one for each step or one count.
+int64_t expanded_rows(const Geometry& geometry, int bytes);
 
 // Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
 struct Density {
@@ -55,6 +56,9 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared);
 
 // The way of least cost among those for prepared weights.
 Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit);
+
+// The same for counts, by bits in the place of steps. `digits`: the way that multiplies all of them, or one of lists.
+Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits);
 
 // So few rows that tiles pay which are prepared just before they are used.
 bool prefers_tile_by_tile(const Geometry& geometry, int planes);
