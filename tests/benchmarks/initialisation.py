@@ -91,9 +91,7 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {width} | ANN | | | | | {accuracy} |" + " |" * (len(windows) - 1))
         for setting in sorted({key[1:6] for key in groups if key[0] == width and key[-1]}):
             cells = [_cell(groups.get((width, *setting, T))) for T in windows]
-            lines.append(
-                f"| {width} | " + " | ".join(map(_text, setting)) + " | " + " | ".join(cells) + " |"
-            )
+            lines.append(f"| {width} | " + " | ".join(map(_text, setting)) + " | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
