@@ -4,17 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import tandem_ext as te
 import tandem_snn
 from tandem_snn.cli import main
 from tandem_snn.cli.app import app
-from tandem_snn.training import list_recipes, load_checkpoint, read_recipe
+from tandem_snn.training import Recipe, list_recipes, load_checkpoint, read_recipe
 
 SHORT = ["--model", "mlp", "--epochs", "2", "--width", "0.25", "--seeds", "2"]
 
@@ -61,6 +63,18 @@ def test_help_and_info():
     assert "--seeds" in result.output
     result = CliRunner().invoke(app, ["train", "--list"])
     assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {*list_recipes()}
+
+
+def test_every_key_of_a_recipe_is_an_option(tmp_path):
+    options = {p.name: p for p in get_command(app).commands["train"].params}
+    for key in fields(Recipe):
+        assert key.name == "options" or options[key.name].help == key.metadata["help"]
+    given = "--model FC8 --epochs 1 --no-twin --synops-penalty 0.2 --no-validation --augment flip --augment shift:1"
+    assert main(["train", "--set", "lr=1", "--lr", "1e-3", "--seeds", "1", *given.split(), "--out", str(tmp_path)]) == 0
+    expected = Recipe(
+        model="FC8", epochs=1, synops_penalty=0.2, validation=False, augment=("flip", "shift:1"), batch_size=64, lr=1e-3
+    )
+    assert read_recipe(tmp_path / "model.safetensors") == expected
 
 
 def test_info_has_what_a_bug_report_needs(monkeypatch, capsys):
