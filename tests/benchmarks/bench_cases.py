@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import pytest
 
@@ -12,7 +12,7 @@ WAYS = ("frozen", "tandem", "ANN")
 TIMED = [(c.name, way) for c in CASES.values() if c.quantity == "time" for way in WAYS if way in c.rivals]
 
 
-@cache
+@lru_cache(maxsize=1)
 def workload(name: str) -> Workload:
     return CASES[name].build()
 
