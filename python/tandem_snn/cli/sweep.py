@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -108,12 +107,17 @@ def sweep(
                 if not finished:
                     run(job, interruption)
                 kept.mkdir(parents=True, exist_ok=True)
-                atomically(kept / f"{entry.name}.json", partial(shutil.copyfile, job.folder / SUMMARY))
+                atomically(kept / f"{entry.name}.json", partial(_copy, job.folder / SUMMARY))
             except UserError as error:
                 failed.append(entry.name)
                 typer.echo(f"{entry.name}: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
+
+
+def _copy(summary: Path, result: Path) -> None:
+    """The summary on one line: results are kept, many of them."""
+    result.write_text(json.dumps(json.loads(summary.read_text()), separators=(",", ":")) + "\n")
 
 
 def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
