@@ -10,7 +10,7 @@ using namespace tandem::test;
 namespace {
 
 constexpr cpu::Refusal kDone = cpu::Refusal::kNone;
-constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,    Way::kLists4,
+constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,     Way::kLists4,
                          Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile, Way::kDense};
 
 struct Case {

@@ -103,8 +103,8 @@ TANDEM_TARGET_V3 TANDEM_INLINE void multiply_large(const Product& product, const
         const __m256i highest = _mm256_and_si256(_mm256_srli_epi16(four, 7), _mm256_set1_epi8(1));
         for (int d = 0; d < N; ++d) {
           for (int h = 0; h < 2; ++h) {
-            const __m256i weights = _mm256_loadu_si256(
-                reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
+            const __m256i weights =
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
             const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(lower, weights), ones);
             const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(highest, weights), ones);
             auto* at = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
@@ -146,8 +146,8 @@ TANDEM_TARGET_V3 TANDEM_INLINE void multiply_avx2(const Product& product, const 
         for (int d = 0; d < N; ++d) {
 #pragma GCC unroll 2
           for (int h = 0; h < 2; ++h) {
-            const __m256i weights = _mm256_loadu_si256(
-                reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
+            const __m256i weights =
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
 #pragma GCC unroll 2
             for (int r = 0; r < Rows; ++r) {
               sum[r][d][h] = _mm256_add_epi16(sum[r][d][h], _mm256_maddubs_epi16(four[r], weights));
@@ -202,28 +202,28 @@ struct Avx2 {
 
 // All rows by some chunks of N digits. A template of the kernel's target would be inlined into no function of another,
 // hence the macro: the loop is compiled for each.
-#define TANDEM_DENSE(target, name, Kernel)                                                                             \
-  template <int N>                                                                                                     \
-  target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,       \
-                          double* out, int64_t stride) {                                                               \
-    alignas(64) int32_t sums[Kernel::kRows * N * 16];                                                                  \
-    for (const ExpandedPiece& piece : inputs.pieces) {                                                                 \
-      product.offsets = piece.offsets + begin;                                                                         \
-      for (int64_t row = 0; row < piece.rows; row += Kernel::kRows) {                                                  \
-        const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +               \
-                                row % kTileRows * piece.row_bytes;                                                     \
-        const int64_t rows = std::min<int64_t>(Kernel::kRows, piece.rows - row);                                       \
-        Kernel::multiply<N>(product, counts, piece.row_bytes, sums);                                                   \
-        combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                            \
-        out += rows * stride;                                                                                          \
-      }                                                                                                                \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  void name(int digits, const ExpandedInputs& inputs, const Product& product, int64_t begin, double unit, bool first,  \
-            double* out, int64_t stride) {                                                                             \
-    if (digits == 1) name##_rows<1>(inputs, product, begin, unit, first, out, stride);                                 \
-    if (digits == 2) name##_rows<2>(inputs, product, begin, unit, first, out, stride);                                 \
-    if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                 \
+#define TANDEM_DENSE(target, name, Kernel)                                                                            \
+  template <int N>                                                                                                    \
+  target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,      \
+                          double* out, int64_t stride) {                                                              \
+    alignas(64) int32_t sums[Kernel::kRows * N * 16];                                                                 \
+    for (const ExpandedPiece& piece : inputs.pieces) {                                                                \
+      product.offsets = piece.offsets + begin;                                                                        \
+      for (int64_t row = 0; row < piece.rows; row += Kernel::kRows) {                                                 \
+        const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +              \
+                                row % kTileRows * piece.row_bytes;                                                    \
+        const int64_t rows = std::min<int64_t>(Kernel::kRows, piece.rows - row);                                      \
+        Kernel::multiply<N>(product, counts, piece.row_bytes, sums);                                                  \
+        combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                           \
+        out += rows * stride;                                                                                         \
+      }                                                                                                               \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  void name(int digits, const ExpandedInputs& inputs, const Product& product, int64_t begin, double unit, bool first, \
+            double* out, int64_t stride) {                                                                            \
+    if (digits == 1) name##_rows<1>(inputs, product, begin, unit, first, out, stride);                                \
+    if (digits == 2) name##_rows<2>(inputs, product, begin, unit, first, out, stride);                                \
+    if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                \
   }
 TANDEM_DENSE(TANDEM_TARGET_VNNI, by_vnni, Vnni)
 TANDEM_DENSE(TANDEM_TARGET_V3, by_avx2, Avx2)

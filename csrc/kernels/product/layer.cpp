@@ -20,6 +20,7 @@ Refusal run(const Layer& layer, ParallelFor parallel) {
 
 Refusal window_product(const Layer& layer, float* u, ParallelFor parallel) {
   if (layer.geometry.neurons() == 0) return Refusal::kNone;
+  if (is_depthwise(layer.geometry) && layer.counted()) return multiply_depthwise_counts(layer, u, parallel);
   const Way way = window_way(layer);
   const Prepared prepared(layer, !takes_digits(way), takes_digits(way), parallel);
   if (!prepared.usable()) return Refusal::kNotFinite;

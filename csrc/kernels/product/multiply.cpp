@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "../cpu/vectors.h"
 #include "dense.h"
 #include "pack.h"
 #include "plain.h"
@@ -9,10 +10,34 @@
 
 namespace tandem::cpu {
 
+namespace {
+
+TANDEM_INLINE void or_bytes_body(const uint8_t* bytes, int64_t size, uint64_t* all) {
+  uint64_t any[8] = {};
+  int64_t i = 0;
+  for (; i + 64 <= size; i += 64) {
+    for (int j = 0; j < 8; ++j) any[j] |= load<uint64_t>(bytes + i + 8 * j);
+  }
+  for (; i < size; ++i) any[0] |= bytes[i];
+  for (const uint64_t word : any) *all |= word;
+}
+TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all), (bytes, size, all))
+
+// Is no count above 15?
+bool are_nibbles(const Layer& layer) {
+  const Geometry& in = layer.geometry;
+  uint64_t all = 0;
+  or_bytes(layer.planes, in.batch * in.height * in.width * in.channels, &all);
+  return (all & 0xf0f0f0f0f0f0f0f0ull) == 0;
+}
+
+}  // namespace
+
 Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way wanted)
     : layer(of), prepared(weights), way(wanted) {
   if (way == Way::kPlain && weights.bytes()) way = Way::kLists4;
   list_steps = way > Way::kLists4 ? 0 : prepared.bytes() ? kByteSteps : static_cast<int>(way);
+  list_bits = list_steps == 4 && of.counted() && of.geometry.neurons() > 0 && are_nibbles(of) ? 4 : 8;
 }
 
 Blocks Multiplier::blocks() const {
@@ -29,8 +54,8 @@ void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, Pa
   if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
   for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
-    build_lists(layer, list_steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
-                block, inputs.lists[q], parallel);
+    build_lists(layer, list_steps, list_bits, channel + tiling.first_channel(q),
+                channel + tiling.last_channel(layer.geometry, q), block, inputs.lists[q], parallel);
   }
 }
 

@@ -18,6 +18,7 @@ struct Multiplier {
   const Prepared& prepared;
   Way way;         // one for prepared weights
   int list_steps;  // of the lists' patterns; 0: no lists
+  int list_bits;   // of the bytes that lists have to look at, 4 or 8
 
   // `wanted` is a possible_way(). Lists take the place of the plain way for weights in bytes.
   Multiplier(const Layer& of, const Prepared& weights, Way wanted);

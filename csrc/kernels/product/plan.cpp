@@ -95,8 +95,7 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared) {
   return tiles * (multiply + fire) + expand + 1.1 * weights / static_cast<double>(geometry.rows());
 }
 
-// Cycles of 64 inputs by 16 outputs and three digits, for each row; of firing 16 outputs.
-double digits_cost(const Geometry& geometry, bool prepared, Way way) {
+double counts_cost(const Geometry& geometry, bool prepared, Way way) {
   const ExpandedRows rows(geometry);
   const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
   const bool unit = way == Way::kMatrixUnit;
@@ -122,7 +121,7 @@ Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& de
     if (lists_cost(geometry, way, density) < lists_cost(geometry, best, density)) best = way;
   }
   if (digits != Way::kMatrixUnit && digits != Way::kDense) return best;
-  return digits_cost(geometry, prepared, digits) < lists_cost(geometry, best, density) ? digits : best;
+  return counts_cost(geometry, prepared, digits) < lists_cost(geometry, best, density) ? digits : best;
 }
 
 bool prefers_tile_by_tile(const Geometry& geometry, int planes) {

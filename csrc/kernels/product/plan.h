@@ -57,7 +57,11 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared);
 // The way of least cost among those for prepared weights.
 Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit);
 
-// The same for counts, by bits in the place of steps. `digits`: the way that multiplies all of them, or one of lists.
+// The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense, and for the choice among
+// them and lists, in which the counts' bits take the place of steps. On a Xeon with AMX layers as above, from 1 to 128
+// rows. kDense is by VNNI; by AVX2 it takes twice the time, and so do lists there.
+double counts_cost(const Geometry& geometry, bool prepared, Way way);
+// `digits`: the way to compare with lists, or one of them where there is none.
 Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits);
 
 // So few rows that tiles pay which are prepared just before they are used.

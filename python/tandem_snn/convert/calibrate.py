@@ -32,8 +32,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
         net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
             returns; its thresholds are changed in place. Layers with other gains keep theirs.
         loader: batches of what ``net`` takes, or tuples or lists whose first item is one.
-        percentile: in (0, 100]. None: 100 - 8/T, but 99 at least: the more steps there are, the less do larger
-            thresholds cost, and the more does it count what saturates.
+        percentile: in (0, 100]. None: 100 - 8/T, but with timing "step" 99 at least: the more steps there are, the less
+            do larger thresholds cost, and the more does it count what saturates.
 
     Returns:
         net.
@@ -82,9 +82,15 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows
-    percentile = max(99.0, 100 - 8 / T) if percentile is None else percentile
     for name, layer in layers.items():
+        covered = _covered(T, layer.timing) if percentile is None else percentile
         values = torch.cat([*seen[name], torch.empty(0)])
         if len(values):  # a projection's own neurons never fire, nor does a layer that is silent throughout
-            set_threshold(layer, percentile_of(values, percentile) / T)
+            set_threshold(layer, percentile_of(values, covered) / T)
     return net
+
+
+def _covered(T: int, timing: str) -> float:
+    """The percentile of a layer's activations that its counts are to cover."""
+    share = 100 - 8 / T
+    return share if timing == "window" else max(99.0, share)

@@ -137,7 +137,8 @@ class SpikingLayer(nn.Module):
         if options["norm"]:
             momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, initial_gamma(8) if options["gamma"] is None else options["gamma"])
+            gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
+            nn.init.constant_(self.norm.weight, gamma)
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
