@@ -26,6 +26,7 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
+    x, weight = _weighted(x, weight)
     return _layer(*_currents(x, _product(weight), dtype), bias, dtype, return_v, **neuron)
 
 
@@ -43,6 +44,7 @@ def conv_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
+    x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
     return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
 
@@ -69,6 +71,7 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    x, weight = _weighted(x, weight)
     currents = _currents(x, _product(weight), weight.dtype)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
@@ -88,6 +91,7 @@ def conv_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    x, weight = _weighted(x, weight, groups)
     currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
@@ -169,7 +173,8 @@ def _neurons(
         currents = currents + worth.detach() / unit.detach() * r
         ann = ann + worth * r_sum
     with torch.no_grad():
-        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device) / unit
+        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
+        v = (_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit
         spikes, z, v = integrate_and_fire(currents, v.expand(y.shape[1:]), fire_at, leak)
         if gate == "resu":
             spikes = spikes * (z > 0)
@@ -267,6 +272,15 @@ def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, T
     if isinstance(x, ConstantInput):
         return y, x.T * current, x.gain
     return torch.cat([y[:1], torch.zeros_like(y[1:])]), current, x.gain
+
+
+def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
+    """What the spikes of each channel are worth goes into the weights of that channel."""
+    if not isinstance(x.gain, Tensor) or not x.gain.dim():
+        return x, weight
+    rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
+    weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
+    return SpikeTrain.unchecked(x.planes, x.T, x._counts, 1.0, x._dtype), weight  # type: ignore[union-attr]
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:

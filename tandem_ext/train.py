@@ -61,8 +61,8 @@ class SpikeTrain(_Remembers):
         T: the number of time steps, 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
-        gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
-            0-dim tensor, which may require a gradient.
+        gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
+            tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
 
     Raises:
         TypeError: planes not uint8, counts not floating point, T not an int, gain neither number nor tensor.
@@ -91,7 +91,7 @@ class SpikeTrain(_Remembers):
         self.gain = gain
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
         checks.planes("planes", self.planes, self.T)
-        checks.gain("gain", self.gain)
+        checks.gain("gain", self.gain, self.planes.shape[2] if self.planes.dim() > 2 else None)
         checks.high_bits("planes", self.planes, self.T)
         if self._counts is not None:
             checks.counts("counts", self._counts, self.planes)
@@ -257,8 +257,10 @@ class SpikeTrain(_Remembers):
     def concatenate(cls, signals: Sequence[SpikeTrain], dim: int) -> SpikeTrain:
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
         first = signals[0]
-        planes = torch.cat([s.planes for s in signals], dim + 1)
-        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype)
+        planes, gain = torch.cat([s.planes for s in signals], dim + 1), first.gain
+        if dim == 1 and isinstance(gain, Tensor) and gain.dim():
+            gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
+        return cls.unchecked(planes, first.T, counts, gain, first._dtype)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         counts = None if self._counts is None else f(self._counts)

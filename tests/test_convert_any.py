@@ -22,6 +22,7 @@ from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
+from tandem_snn.nn.signals import effective_counts
 
 
 class Net(nn.Module):
@@ -138,7 +139,7 @@ def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
     def spikes(name: str) -> Any:
         def hook(_: object, __: object, y: object) -> None:
             if isinstance(y, te.SpikeTrain):
-                worth[name] = (y.counts * y.gain).detach()
+                worth[name] = effective_counts(y).detach()
 
         return hook
 

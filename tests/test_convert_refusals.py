@@ -152,5 +152,3 @@ def test_arguments() -> None:
         convert("resnet18", T=8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         to_ann("resnet18")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="gain: spikes can be worth"):
-        tnn.Linear(3, 2, threshold=torch.ones(2), gain="threshold")

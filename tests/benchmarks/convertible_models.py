@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from convertible import MODELS, NOT, at_size, correlation, make, settled
 
 import tandem_snn as ts
+from tandem_ext.functional.neuron import over_space
 
 T, IMAGES = 64, 16
 
@@ -36,11 +37,15 @@ T, IMAGES = 64, 16
 def rounded(twin: nn.Module, snn: nn.Module, ways: dict[str, str]) -> nn.Module:
     """The twin with each activation rounded to a multiple of ϑ, ϑT at most."""
 
-    def hook(threshold: float) -> Callable[..., Tensor]:
-        return lambda module, given, a: (a / threshold).round().clamp(0, T) * threshold
+    def hook(threshold: Tensor) -> Callable[..., Tensor]:
+        def nearest(module: nn.Module, given: Any, a: Tensor) -> Tensor:
+            unit = over_space(threshold, a.shape)
+            return (a / unit).round().clamp(0, T) * unit
+
+        return nearest
 
     for name in ways:
-        twin.get_submodule(name).register_forward_hook(hook(float(snn.get_submodule(name).threshold)))
+        twin.get_submodule(name).register_forward_hook(hook(snn.get_submodule(name).threshold))
     return twin
 
 
@@ -62,6 +67,8 @@ def measure(name: str, images: Tensor) -> dict[str, Any]:
     x = x[:IMAGES]
     expected = answers(net, x)
     twin = ts.to_ann(snn)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    grey = (images.amax((0, 2, 3)) - images.amin((0, 2, 3))).view(-1, 1, 1) / 255  # one level of 8 bits
     return {
         "model": name,
         "size": MODELS[name],
@@ -70,14 +77,15 @@ def measure(name: str, images: Tensor) -> dict[str, Any]:
         "convert_seconds": round(seconds, 1),
         "to_ann_error": ((answers(twin, x) - expected).norm() / expected.norm()).item(),
         "spiking": round(correlation(answers(snn, x), expected), 3),
+        "noisy": round(correlation(answers(net, x + noise * grey), expected), 3),
         "rounded": round(correlation(answers(rounded(twin, snn, ways), x), expected), 3),
     }
 
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| model | size | fused | general | r, spiking | r, rounded ANN |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | size | fused | general | r, spiking | r, rounded ANN | r, ANN, noisy image |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     order = {name: i for i, name in enumerate(MODELS)}
     for run in sorted(result["runs"], key=lambda run: order[run["model"]]):
@@ -88,6 +96,7 @@ def table(result: dict[str, Any]) -> str:
             run["general"],
             f"{run['spiking']:.2f}",
             f"{run['rounded']:.2f}",
+            f"{run['noisy']:.2f}",
         ]
         lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines)
