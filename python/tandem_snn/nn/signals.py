@@ -63,5 +63,5 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)  # type: ignore[return-value]
+        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]
