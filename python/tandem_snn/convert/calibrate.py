@@ -16,7 +16,7 @@ from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
 from ..nn import general
 from ..nn.signals import describe, effective_counts
-from ..nn.threshold import least_error, percentiles_of, sample_by_channel, set_threshold
+from ..nn.threshold import covering, percentiles_of, sample_by_channel, set_threshold
 from .to_ann import to_ann
 
 
@@ -27,8 +27,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     ϑ = a/T, where activations above a saturate: a count cannot exceed T. a comes from the layer's activations in the
     ANN twin, in evaluation mode, over all of the loader's inputs: for each channel where the layer has a threshold for
     each, as those of :func:`convert` have, else over all neurons. By default it is what leaves the least squared error
-    of both kinds, of what saturates and of what is rounded to multiples of ϑ. The initial potentials keep their ratio
-    to the thresholds. Channels that are silent throughout get the mean of the others.
+    of both kinds, of what saturates and of what is rounded to multiples of ϑ; for channels with few samples what is
+    common to the layer counts too. The initial potentials keep their ratio to the thresholds.
 
     Args:
         net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
@@ -95,9 +95,9 @@ def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, perc
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
         start = torch.as_tensor(layer.v_init).mean() / threshold.mean()
-        a = least_error(values, T, float(start))
+        a = covering(values, T, float(start))
     else:
         a = percentiles_of(values, percentile)
     if bool((a > 0).any()):
-        a = torch.where(a > 0, a, a[a > 0].mean()).to(threshold.device)
+        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a percentile of a silent channel
         set_threshold(layer, a / T if threshold.dim() else a.item() / T)

@@ -11,6 +11,7 @@ from .general import Neurons
 from .neuron import SpikingLayer
 
 _SAMPLE = 2**20  # activations that are kept of one batch
+_PRIOR = 16  # samples that the layer's mean square counts as, for each channel
 
 
 def positive_sample(activations: Tensor) -> Tensor:
@@ -66,6 +67,25 @@ def least_error(values: Tensor, T: int, start: float) -> Tensor:
     rounded = (a > 0).cumsum(1) * (a / T) ** 2 * (1 / 12 + (start - 0.5) ** 2)
     best = torch.where(a > 0, lost + rounded, torch.inf).argmin(1, keepdim=True)
     return a.gather(1, best).squeeze(1).to(values.dtype)
+
+
+def covering(values: Tensor, T: int, start: float) -> Tensor:
+    """:func:`least_error` for the channels [C, N] of a layer, of which each may have few samples: [C], 0 for all where
+    nothing is positive.
+
+    What a channel's own samples say is too little for others that come later. So it is at least what the samples of all
+    channels together say, each in units of its channel's root mean square, which is known better than its largest.
+
+    >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.9])
+    tensor([True, True])
+    """
+    positive, squares = (values > 0).sum(1), values.clamp_min(0).square().sum(1)
+    if not bool(positive.any()):
+        return squares
+    mean = squares.sum() / positive.sum()
+    scale = ((squares + _PRIOR * mean) / (positive + _PRIOR)).sqrt()
+    common = least_error((values / scale.unsqueeze(1)).view(1, -1), T, start)
+    return torch.maximum(least_error(values, T, start), common * scale)
 
 
 def set_threshold(layer: SpikingLayer | Neurons, value: float | Tensor) -> None:
