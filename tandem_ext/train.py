@@ -155,7 +155,7 @@ class SpikeTrain(_Remembers):
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
-        checks.gain("gain", gain)
+        checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
         counts = spikes.sum(0) if may_need_grad(spikes) else None

@@ -35,12 +35,20 @@ class Grid:
 
 @torch.no_grad()
 def round_(net: nn.Module, bits: int | None) -> None:
-    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number."""
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
-            layer.weight_bits = layer.weight_bits if bits is None else bits
-            if layer.weight_bits is not None:
-                layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
+    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
+
+    Where channels are worth different things, layers round their weights times that, when they run.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
+    by_channel = any(getattr(layer, "gain", 1.0) == "threshold" and _differs(layer.threshold) for layer in layers)  # type: ignore[union-attr]
+    for layer in layers:
+        layer.weight_bits = layer.weight_bits if bits is None else bits
+        if layer.weight_bits is not None and not by_channel:
+            layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
+
+
+def _differs(threshold: float | Tensor) -> bool:
+    return isinstance(threshold, Tensor) and threshold.dim() > 0
 
 
 @torch.no_grad()

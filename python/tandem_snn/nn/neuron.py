@@ -276,7 +276,7 @@ class SpikingLayer(nn.Module):
         scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
         static, tensors, channels = self._static(1), Tensors(), len(weight)
         if fire:
-            given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
+            given = self.v_init.shape if isinstance(self.v_init, Tensor) and self.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
             tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
         else:
