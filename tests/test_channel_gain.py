@@ -31,7 +31,7 @@ def same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("shape, groups", [((3, 12), 1), ((3, 4, 5, 5), 1), ((3, 4, 5, 5), 2), ((3, 4, 9), 2)])
+@pytest.mark.parametrize(("shape", "groups"), [((3, 12), 1), ((3, 4, 5, 5), 1), ((3, 4, 5, 5), 2), ((3, 4, 9), 2)])
 def test_layers_are_the_reference(shape: tuple[int, ...], groups: int, timing: str) -> None:
     gain = gains(shape[1]).requires_grad_()
     x = train(*shape)
@@ -132,7 +132,7 @@ def test_means_of_channels_end_in_numbers() -> None:
 
 
 def test_thresholds_that_cover() -> None:
-    """Least squared error of what saturates and what is rounded, against a search; and as much as the layer's shape says."""
+    """Least squared error of what saturates and what is rounded, against a search."""
     a = torch.randn(5, 4000).relu() * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(-1, 1)
     for T in 4, 8, 64:
         best, error = covering(a, T, 0.5), []

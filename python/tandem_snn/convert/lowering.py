@@ -85,6 +85,8 @@ class Lowering(Builder):
 
     def _silent(self) -> CannotConvert:
         """Nothing would spike: names what is there instead, or what stands in the place of a ReLU."""
+        if self.front or self.back:
+            return CannotConvert("between the modules of `after` and `until` there is no ReLU: nothing would spike")
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
         begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
@@ -164,7 +166,7 @@ class Lowering(Builder):
         if len(op.call[0]) != 1 or not isinstance(op.call[0][0], Op):
             raise CannotConvert(f"the network returns {len(op.call[0][0])} values: a spiking network has one answer")
         value = self.env[op.x]
-        self.graph.output(self.tensor(op.x) if value.kind == "currents" else self.node(value))
+        self.graph.output(self.tensor(op.x) if value.kind in ("spikes", "currents") else self.node(value))
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
@@ -220,7 +222,9 @@ class Lowering(Builder):
         if op.kind in ("cat", "stack") and op.args["dim"] == 0:
             raise refuse(op, "it puts samples together: concatenate features, dimension 1")
         if op.shape is not None and (not op.shape or op.shape[0] is not None):
-            raise refuse(op, "it mixes the samples of the batch: keep the first dimension as it is")
+            raise refuse(
+                op, kinds.instead_of(op) or "it mixes the samples of the batch: keep the first dimension as it is"
+            )
 
     def _no_counterpart(self, op: Op) -> str:
         instead = kinds.instead_of(op)

@@ -12,6 +12,8 @@ from tandem_ext.functional.products import LINEAR
 
 from .. import nn as tnn
 from ..measure.hooks import given
+from ..nn.general import Neurons
+from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
 from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
 
@@ -33,7 +35,8 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*_LEAVES, tnn.SpikingLayer)) or super().is_leaf_module(module, name)
+        ours = (*_LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
+        return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 
 def _trace(net: nn.Module) -> fx.Graph:

@@ -11,7 +11,7 @@ from .general import Neurons
 from .neuron import SpikingLayer
 
 _SAMPLE = 2**20  # activations that are kept of one batch
-_PRIOR = 16  # samples that the layer's mean square counts as, for each channel
+_PRIOR, _FEW = 16, 256  # samples of a channel as which the layer's mean square counts, and its thresholds
 
 
 def positive_sample(activations: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
     """:func:`least_error` for the channels [C, N] of a layer, of which each may have few samples: [C], 0 for all where
     nothing is positive.
 
-    What a channel's own samples say is too little for others that come later. So it is at least what the samples of all
-    channels together say, each in units of its channel's root mean square, which is known better than its largest.
+    What few samples of a channel say does not hold for others that come later. So the fewer there are, the more counts
+    what the samples of all channels together say, each in units of its channel's root mean square.
 
-    >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.9])
+    >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.0])
     tensor([True, True])
     """
     positive, squares = (values > 0).sum(1), values.clamp_min(0).square().sum(1)
@@ -85,7 +85,7 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
     mean = squares.sum() / positive.sum()
     scale = ((squares + _PRIOR * mean) / (positive + _PRIOR)).sqrt()
     common = least_error((values / scale.unsqueeze(1)).view(1, -1), T, start)
-    return torch.maximum(least_error(values, T, start), common * scale)
+    return torch.lerp(common * scale, least_error(values, T, start), positive / (positive + _FEW))
 
 
 def set_threshold(layer: SpikingLayer | Neurons, value: float | Tensor) -> None:
