@@ -57,7 +57,8 @@ class Product(NamedTuple):
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
         gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
-        return (weight.unflatten(0, (self.groups, -1)) * gain).flatten(0, 1).to(weight.dtype)
+        weighted: Tensor = weight.unflatten(0, (self.groups, -1)) * gain
+        return weighted.flatten(0, 1).to(weight.dtype)
 
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product with real numbers."""

@@ -146,10 +146,9 @@ class Builder:
         given = {value: self.env[value].worth for value in self.signals(op)}
         if all(worth is ONE for worth in given.values()):
             return ONE
-        shapes = {value: value.shape for value in given}
-        if any(worth is None or worth is CHANNELS or shapes[value] is None for value, worth in given.items()):
+        if any(worth is None or worth is CHANNELS or value.shape is None for value, worth in given.items()):
             return None
-        labels = {value: worth.expand(1, *shapes[value][1:]) for value, worth in given.items()}
+        labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
         args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # a size: that of a batch of one
         moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
         return moved if isinstance(moved, Tensor) else tuple(moved)
@@ -158,7 +157,7 @@ class Builder:
         """The spikes of neurons with a threshold for each channel."""
         if op.shape is None:
             return Value("spikes", node, CHANNELS)
-        shape = (1, *op.shape[1:])
+        shape = (1, *op.features)
         if len(shape) == 1:
             return Value("spikes", node, ONE)
         self.made += shape[1]

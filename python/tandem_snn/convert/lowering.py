@@ -47,7 +47,10 @@ class Lowering(Builder):
 
     Attributes:
         ways: how each layer of neurons gets its currents, by its name.
+        counts_answer: is an answer of spikes their counts, as the ANN's?
     """
+
+    counts_answer = True
 
     def __init__(
         self,
@@ -166,7 +169,8 @@ class Lowering(Builder):
         if len(op.call[0]) != 1 or not isinstance(op.call[0][0], Op):
             raise CannotConvert(f"the network returns {len(op.call[0][0])} values: a spiking network has one answer")
         value = self.env[op.x]
-        self.graph.output(self.tensor(op.x) if value.kind in ("spikes", "currents") else self.node(value))
+        counts = value.kind == "currents" or (value.kind == "spikes" and self.counts_answer)
+        self.graph.output(self.tensor(op.x) if counts else self.node(value))
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
@@ -254,16 +258,15 @@ class Lowering(Builder):
         return Value("answer", self.copy(op))
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
-        """A layer that passes on what spikes are worth, by channel or, flattened, each."""
+        """A layer that passes on what spikes are worth: by channel, or each where it only flattens them."""
         worth = x.worth
         if isinstance(worth, Tensor) and worth.dim() > 1 and op.shape is not None:
-            shape = (1, *op.shape[1:])
-            flat = worth.numel() == math.prod(map(int, shape[1:]))  # type: ignore[arg-type]
-            worth = (
-                worth.reshape(shape)
-                if flat
-                else worth.flatten(2).amax(2).view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
-            )
+            shape = (1, *op.features)
+            if worth.numel() == math.prod(shape):
+                worth = worth.reshape(shape)
+            else:
+                each = worth.flatten(2).amax(2)
+                worth = each.view(*each.shape, *[1] * (len(shape) - 2)).expand(shape)
         return Value(x.kind, self.call(op, layer, self.node(x)), worth)
 
     # --- neurons ------------------------------------------------------------------------------------------------------
@@ -298,7 +301,7 @@ class Lowering(Builder):
 
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
         ceiling = kinds.ceiling_of(op)
-        threshold = torch.full(op.shape[1:2] if op.shape is not None else (), self._threshold(op))
+        threshold = torch.full(op.features[:1], self._threshold(op))
         v_init = self.v_init * threshold
         given: dict[str, Any] = {"gate": self.gate, "timing": self.timing, "ceiling": ceiling or None, "sums": sums}
         return general.Neurons(threshold, v_init, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,13 @@ def round_(net: nn.Module, bits: int | None) -> None:
 
     Where channels are worth different things, layers round their weights times that, when they run.
     """
-    layers = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
-    by_channel = any(getattr(layer, "gain", 1.0) == "threshold" and _differs(layer.threshold) for layer in layers)  # type: ignore[union-attr]
+    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
+    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
+    by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)
     for layer in layers:
         layer.weight_bits = layer.weight_bits if bits is None else bits
         if layer.weight_bits is not None and not by_channel:
             layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
-
-
-def _differs(threshold: float | Tensor) -> bool:
-    return isinstance(threshold, Tensor) and threshold.dim() > 0
 
 
 @torch.no_grad()

@@ -216,7 +216,7 @@ class SpikingLayer(nn.Module):
         neuron = (threshold, float(self.leak), self.gate, self.timing)
         return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
-    def _weights(self, x: Signal) -> tuple[Signal, Tensor, Tensor | None]:
+    def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
         if self.weight_bits is None:
             return x, self.weight, None

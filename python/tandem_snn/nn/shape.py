@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .signals import X, check_input, map_features, with_gain
@@ -28,10 +30,8 @@ class Flatten(nn.Flatten):
         if dims == 1:
             return x
         start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # from the end: planes have one more
-        flat = map_features(x, lambda t: t.flatten(start, end))
+        flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
-        if (
-            isinstance(gain, Tensor) and gain.dim() and start == 1 - dims
-        ):  # one per channel, each of which has become many
-            flat = with_gain(flat, gain.repeat_interleave(flat.shape[1] // len(gain)))  # type: ignore[arg-type]
-        return flat
+        if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # each channel has become many
+            flat = with_gain(flat, gain.repeat_interleave(flat.shape[1] // len(gain)))
+        return flat  # type: ignore[no-any-return]

@@ -160,6 +160,7 @@ class _Importing(Lowering):
     """
 
     largest = staticmethod(maximum.largest_now)
+    counts_answer = False
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         super().__init__(graph, encoder, 1.0, 0.0)
