@@ -118,7 +118,7 @@ def bursts(name: str, value: Tensor, made: Tensor) -> None:
         )
 
 
-def whole_counts(name: str, value: object, steps: object) -> None:
+def whole_counts(name: str, value: object, steps: Any) -> None:
     """The counts of bursts, [B, *features]: whole numbers from 0 to T. Reads values."""
     T("T", steps)
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:

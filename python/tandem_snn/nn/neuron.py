@@ -88,7 +88,7 @@ class SpikingLayer(nn.Module):
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
             Where the channels of the input are worth different things, it rounds the weights times that.
         timing: "step": neurons fire at once. "window": they integrate a whole window, then fire, so that the layer is
-            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; ϑ/2 is a good v_init.
+            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; v_init = ϑ/2 rounds.
 
     Attributes may be set anew, and are checked then.
 
@@ -138,7 +138,8 @@ class SpikingLayer(nn.Module):
         if options["norm"]:
             momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, initial_gamma(8) if options["gamma"] is None else options["gamma"])
+            gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
+            nn.init.constant_(self.norm.weight, gamma)
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
