@@ -101,7 +101,7 @@ class FrozenNetwork(nn.Module):
     @property
     def grids(self) -> dict[str, Grid]:
         """The integers and steps of the weights of few bits, by the layer's name."""
-        return grids_of(self.net)
+        return grids_of(self._program_for(1.0).layers)
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
