@@ -6,6 +6,7 @@
 
 #include "../kernels/network/executor.h"
 #include "aten.h"
+#include "bits.h"
 
 namespace tandem::ops {
 
@@ -113,10 +114,11 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-// input: planes [P, B, *features] or float32 [B, *features]. The readout [B, outputs], [T, B, outputs] with every_step;
-// given a state, which is not looked at where step = 0, that after one step, and the new state.
-std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, Tensor numbers, Tensor prepared,
-                                      OptionalTensor state, int64_t step, bool every_step) {
+// input: planes [P, B, *features], counts as bytes [1, B, *features] or float32 [B, *features]. The readout [B,
+// outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after one step,
+// and the new state.
+std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
+                                      Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
   const Network net = network_of(program, numbers);
   TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
                    net.is_prepared(static_cast<const uint8_t*>(prepared.data_ptr()), prepared.numel()),
@@ -133,14 +135,19 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, T
   const size_t first = spikes ? 2 : 1;  // of the features
   TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
                shape_text(shape));
-  const int64_t planes = state.has_value() ? 1 : (T + 7) / 8;
+  TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
+  const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
   TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
-  const Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  if (counted && !net.reads_counts()) {
+    dense = to_channels_last(burst_planes(dense, T), 2);
+    counted = false;
+  }
 
   network::Shape sample{static_cast<int64_t>(shape.size() - first), shape[first], 1, 1};
   if (sample.dims > 1) sample.width = shape.back();
   if (sample.dims > 2) sample.height = shape[first + 1];
-  const network::Plan plan = net.plan(sample, shape[first - 1], planes);
+  const network::Plan plan = net.plan(sample, shape[first - 1], T, state.has_value());
   Tensor after = empty(state.has_value() ? plan.state : 0, ScalarType::Float, input);
   if (state.has_value() && step > 0) {
     TANDEM_CHECK(state->numel() == plan.state && state->scalar_type() == ScalarType::Float, "state must hold ",
@@ -151,7 +158,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, T
   if (every_step) out.insert(out.begin(), T);
   const Tensor answer = empty_channels_last(out, 2, ScalarType::Float, input);
   TorchNumbers host(dense);
-  net.run(plan, {dense.data_ptr(), T, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
+  net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
                  state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
                  static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
   return {answer, after};

@@ -59,9 +59,9 @@ class _Program:
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
-        source = x.planes if isinstance(x, SpikeTrain) else x
+        source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return torch.ops.tandem.frozen_run.default(
-            source, T, self.words, self.numbers, self.prepared, state, step, every
+            source, T, counted, self.words, self.numbers, self.prepared, state, step, every
         )
 
 
@@ -102,6 +102,20 @@ class FrozenNetwork(nn.Module):
     def grids(self) -> dict[str, Grid]:
         """The integers and steps of the weights of few bits, by the layer's name."""
         return grids_of(self.net)
+
+    @property
+    def latency(self) -> int | None:
+        """Steps of a stream from a window's first to its complete answer: T, and T more for each layer with timing
+        "window" on the way. None while T is not known.
+
+        >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
+        >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
+        24
+        """
+        if self.T is None:
+            return None
+        layers = self._program_for(1.0).layers
+        return self.T * (1 + (layers.windows if isinstance(layers, Stages) else 0))
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
