@@ -148,10 +148,15 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("make", [convolutional, vector, converted, projections, line_of_events])
-def test_networks(make: Any, bits: int | None, classify: Path, tmp_path: Path) -> None:
+def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_path: Path) -> None:
     net, x = make()
+    for layer in net.modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)):
+            fits = not isinstance(layer, tnn.SpikingLayer) or (layer.leak == 1 and layer.gate != "resu")
+            layer.timing = timing if fits else "step"
     frozen = ts.freeze(net, weight_bits=bits)
     if bits is not None:  # the steps are not dyadic: make the numbers so
         for name, grid in frozen.grids.items():

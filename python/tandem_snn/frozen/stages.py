@@ -254,7 +254,8 @@ class Stages(nn.Module):
         made = {ABSENT: 0, INPUT: 0}
         for number, stage in enumerate(self.stages):
             depths.append(max(made[stage.input], made[stage.residual]))
-            made[number] = depths[-1] + (stage.timing == "window" and stage.fires and stage.kind in ("layer", "average"))
+            fires = stage.fires and stage.kind in ("layer", "average")
+            made[number] = depths[-1] + (fires and stage.timing == "window")
         return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
