@@ -110,10 +110,12 @@ def dtype(name: str, value: object) -> None:
 def bursts(name: str, value: Tensor, made: Tensor) -> None:
     """Planes of bursts are those made from their counts. Reads values."""
     if _readable(value) and not torch.equal(value, made):
-        raise ValueError(f"{name}: with timing='window' a neuron spikes in the first steps, one after the other, or not")
+        raise ValueError(
+            f"{name}: with timing='window' a neuron spikes in the first steps, one after the other, or not"
+        )
 
 
-def whole_counts(name: str, value: object, steps: object) -> None:
+def whole_counts(name: str, value: object, steps: Any) -> None:
     """The counts of bursts, [B, *features]: whole numbers from 0 to T. Reads values."""
     T("T", steps)
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:

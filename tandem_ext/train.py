@@ -274,6 +274,10 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", gain)
         return cls.unchecked(planes, T, None, gain)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Trains that were pickled before there were two forms have planes."""
+        self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
+
     @property
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
@@ -354,6 +358,4 @@ class SpikeTrain(_Remembers):
         return f"SpikeTrain({shown}{', timing=window' * (self.timing == 'window')})"
 
 
-register_pytree(
-    SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing"), static=("T", "_dtype", "timing")
-)
+register_pytree(SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing"), static=("T", "_dtype", "timing"))

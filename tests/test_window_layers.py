@@ -109,7 +109,9 @@ def test_synchronised_statistics_of_one_process(name):
 @pytest.mark.parametrize("x", [train, bursts])
 def test_residual(name, x):
     shortcut = tnn.Conv2d(4, 4, 1, timing="window") if name == "projection" else None
-    body = nn.Sequential(tnn.Conv2d(4, 4, 3, padding=1, timing="window"), tnn.Conv2d(4, 4, 3, padding=1, timing="window"))
+    body = nn.Sequential(
+        tnn.Conv2d(4, 4, 3, padding=1, timing="window"), tnn.Conv2d(4, 4, 3, padding=1, timing="window")
+    )
     block, x = dyadic_(tnn.Residual(body, shortcut)), x(8, 3, 4, 6, 6, gain=0.5)
     hidden = body[0](x)
     direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
@@ -263,8 +265,10 @@ def test_models_and_conversion():
 
 @pytest.mark.parametrize("example", [False, True])
 def test_conversion(example):
-    ann = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1),
-                        nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 20), nn.ReLU(), nn.Linear(20, 3)).eval()  # fmt: skip
+    ann = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 20), nn.ReLU(), nn.Linear(20, 3),
+    ).eval()  # fmt: skip
     x = torch.rand(64, 1, 15, 15)
     errors = []
     for T in (4, 32, 255):

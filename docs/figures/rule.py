@@ -81,12 +81,15 @@ def coupling(axes):
 
 def timings(axes):
     """One neuron by both timings, whose current comes early and is outweighed later; and layers in a pipeline."""
-    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.6, -0.1, -0.5, -0.4, -0.4]).view(8, 1, 1)
+    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.8, -0.3, -0.5, -0.4, -0.4]).view(8, 1, 1)
     top, middle, bottom = axes
-    v = torch.zeros(1, 1)
+    v, last = torch.zeros(1, 1), None
     for t, step in enumerate(current):
         before, (train, after) = (v + step).item(), te.functional.if_scan(step[None], v_init=v, return_v=True)
         fired, v = bool(train.counts), after
+        if last is not None:
+            top.plot([t - 1, t], [last, before], color=BLUE, linewidth=1)
+        last = after.item()
         top.plot([t, t], [before, after.item()], color=ORANGE if fired else BLUE, linewidth=1)
         top.plot(t, before, "o", color=ORANGE if fired else BLUE, markersize=5 if fired else 2)
     trace = current.flatten().cumsum(0).tolist()
@@ -107,8 +110,13 @@ def timings(axes):
             start = (row + window) * T
             bottom.barh(2.2 - row, T - 0.3, left=start, height=0.35, color=BLUE, alpha=0.3 + 0.3 * window)
             bottom.barh(1.8 - row, T - 0.3, left=start + T, height=0.35, color=ORANGE, alpha=0.3 + 0.3 * window)
-    bottom.set(xlabel="step: blue a layer integrates a window, orange it fires; darker is a later window",
-               yticks=[0, 1, 2], yticklabels=["layer 3", "layer 2", "layer 1"], xlim=(-0.6, 6 * T), xticks=range(0, 49, 8))  # fmt: skip
+    bottom.set(
+        xlabel="step: blue a layer integrates a window, orange it fires; darker is a later window",
+        yticks=[0, 1, 2],
+        yticklabels=["layer 3", "layer 2", "layer 1"],
+        xlim=(-0.6, 6 * T),
+        xticks=range(0, 49, 8),
+    )
 
 
 FIGURES = {

@@ -267,9 +267,7 @@ class WindowProduct(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product
-    ) -> Tensor:
+    def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
         return product.window(stored, T, timing, weight)
 
     @staticmethod

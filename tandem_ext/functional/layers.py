@@ -41,8 +41,9 @@ def linear_if(
 
     so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
     spike counts c. With timing "window" the neuron first integrates the whole window, v = v_init + z, and then spikes
-    while v ≥ ϑ, subtracting ϑ, at most T times: one product whatever T. In the backward pass the output's counts have the gradient of ρ(z)/ϑ, taken at the real counts:
-    nothing flows through the spikes, and of the steps nothing is stored but their bits.
+    while v ≥ ϑ, subtracting ϑ, at most T times: one product whatever T. In the backward pass the output's counts have
+    the gradient of ρ(z)/ϑ, taken at the real counts: nothing flows through the spikes, and of the steps nothing is
+    stored but their bits.
 
     Args:
         x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product
@@ -59,9 +60,10 @@ def linear_if(
         gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
             silenced.
         steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
-        timing: "step": a neuron fires at once. "window": it integrates, then fires; so there is no leak, no gate "resu",
-            x is the whole window, and currents of a residual may also be their sum [1, B, N].
-        return_v: also return the potential after the last step, or after firing, [B, N], in float32 (float64 for float64 weights).
+        timing: "step": a neuron fires at once. "window": it integrates, then fires; so there is no leak, no gate
+            "resu", x is the whole window, and currents of a residual may also be their sum [1, B, N].
+        return_v: also return the potential after the last step, or after firing, [B, N], in float32 (float64 for
+            float64 weights).
 
     Returns:
         The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;

@@ -35,8 +35,8 @@ class Static(NamedTuple):
 class Tensors(NamedTuple):
     """The tensors of a layer's neurons, ready for an op. None stands for the neutral value."""
 
-    # planes [P, B, *features] or, with timing "window", count bytes; or currents [T, B, *features] in the compute dtype,
-    # whose sum [1, B, *features] it is there
+    # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
+    # currents' sum [1, B, *features]
     residual: Tensor | None = None
     residual_edge: Tensor | None = None  # the counts of a residual train that gradients flow to
     residual_scale: Tensor | None = None  # [C]

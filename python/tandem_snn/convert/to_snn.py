@@ -66,8 +66,8 @@ def convert(
             for inputs of that size wherever the ANN's forward looks at it.
         gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
             way to a z that is not positive; "resu" silences those, which needs the end of the window, and leaves little
-            more than the rounding to T levels. None is "resu" with an example and "relu" without, or with timing "window". Neurons with a
-            ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
+            more than the rounding to T levels. None is "resu" with an example and "relu" without, or with timing
+            "window". Neurons with a ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
         timing: "step" or "window", of all neurons: with "window" they integrate the whole window before they fire, so
             that no spike is early and "resu" has no use; what is left of an error is the rounding to T levels.
         max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the

@@ -59,8 +59,8 @@ class Monitor(Mapping[str, Recording]):
 
     The network runs as it would without it, in training or evaluation; the recordings carry no gradients. They stay
     when the monitor is left, and grow when it is entered again. Memory is bounded: of the latest ``samples`` samples
-    each layer keeps ⌈T/8⌉ bytes per neuron, one with timing "window", and 4 or 8·T more with potentials. A pass with another T or another size of
-    images begins the recording of a layer anew.
+    each layer keeps ⌈T/8⌉ bytes per neuron and 4·T more with potentials, or with timing "window" 1 and 8·T. A pass with
+    another T or another size of images begins the recording of a layer anew.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.

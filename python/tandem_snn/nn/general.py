@@ -249,7 +249,7 @@ class Neurons(nn.Module):
         offset: a further current at every step, as threshold.
         gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
         gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
-        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" the general way takes as many products as the ANN.
+        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" this way takes as many products as the ANN.
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
         sums: what the currents are made of, for the reader.
 

@@ -87,7 +87,7 @@ class SpikingLayer(nn.Module):
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
         timing: "step": neurons fire at once. "window": they integrate a whole window, then fire, so that the layer is
-            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; ϑ/2 is a good v_init.
+            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; v_init = ϑ/2 rounds.
 
     Attributes may be set anew, and are checked then.
 

@@ -65,7 +65,8 @@ class Recipe:
         model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
             multiplier of its channels.
         encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units,
-            timing: see the same function; None is the model's own choice, and for encoding "events" or "direct" by what the data are.
+            timing: see the same function; None is the model's own choice, and for encoding "events" or "direct" by what
+            the data are.
         options: further arguments of the model.
         init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
             the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
