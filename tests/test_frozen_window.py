@@ -173,6 +173,16 @@ def test_until_the_pipeline_is_full_there_is_no_answer() -> None:
     assert ts.freeze(nn.Sequential(tnn.Linear(3, 2), tnn.Readout(2, 2))).latency is None
 
 
+def test_another_t_begins_another_stream() -> None:
+    frozen, spikes = ts.freeze(spiking(), T=4), torch.ones(1, 3, 9)
+    frozen.step(spikes)
+    frozen(te.SpikeTrain.from_dense(spikes.expand(5, 1, 3, 9)))
+    with pytest.raises(ValueError, match=r"T: 4 in the steps before, now 5; reset\(\)"):
+        frozen.step(spikes)
+    frozen.reset()
+    assert frozen.step(spikes).isnan().all()
+
+
 def test_an_image_that_is_read_a_window_later_is_named() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -205,3 +215,22 @@ def test_neither_batch_nor_threads_matter(threads: int) -> None:
             assert torch.equal(parts[0], net(te.SpikeTrain.from_dense(spikes[:, :size])))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("make", [mlp, residual, depthwise])
+def test_compiled_exported_and_frozen_are_the_same(make: Any, tmp_path: Path) -> None:
+    net, x = of_timing(make, 8, "even")
+    expected = ts.freeze(net)(x)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x), expected)
+        torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
+        assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(x), expected)
+
+
+def test_a_frozen_network_inside_of_a_compiled_function() -> None:
+    net, x = of_timing(mlp, 8)
+    frozen = ts.freeze(net)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: frozen(x).softmax(1), backend="aot_eager")
+    assert torch.equal(compiled(x), frozen(x).softmax(1))

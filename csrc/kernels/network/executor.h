@@ -92,6 +92,9 @@ class Network {
  public:
   Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes);
 
+  // The same numbers at another place.
+  void use(const uint8_t* numbers) { numbers_ = numbers; }
+
   const Program& program() const { return program_; }
   int64_t outputs() const { return program_.instructions.back().outputs; }
 
