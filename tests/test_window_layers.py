@@ -277,8 +277,8 @@ def test_conversion(example):
         ts.calibrate(snn, [x], percentile=100)
         with torch.no_grad():
             errors.append((snn(x) - ann(x)).abs().mean().item() / ann(x).std().item())
-    chosen = [ts.calibrate(ts.convert(ann, T=2, timing="window"), [x], p).get_submodule("0") for p in (None, 96, 99)]
-    assert chosen[0].threshold == chosen[1].threshold < chosen[2].threshold
+    few, most = (ts.calibrate(ts.convert(ann, T=2, timing="window"), [x], p).get_submodule("0") for p in (None, 99))
+    assert few.threshold.mean() < most.threshold.mean()
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02
     with pytest.raises(ValueError, match="gate: with timing='window'"):
