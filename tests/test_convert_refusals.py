@@ -112,7 +112,7 @@ def test_a_transposed_convolution_is_not_blamed_for_what_follows() -> None:
 def test_the_reason_is_the_modules_own() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.Linear(8, 8), nn.ReLU())
-    with pytest.raises(CannotConvert, match="MultiheadAttention.*: attention; use a convolutional network"):
+    with pytest.raises(CannotConvert, match=r"MultiheadAttention.*: attention; use a convolutional network"):
         convert(net, T=8, example=torch.rand(1, 5, 8))
     with pytest.raises(CannotConvert, match="`after` and `until` there is no ReLU"):
         convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), T=8, example=torch.rand(1, 8), until="0")
