@@ -10,5 +10,5 @@ def initial_gamma(T: int, timing: str = "step") -> float:
     (1.0, 2.5)
     """
     if timing == "window":
-        return min(2.5, max(1.0, T / 2))
+        return min(2.5, max(0.7, T / 2))
     return 2.0 if T <= 2 else 3.0
