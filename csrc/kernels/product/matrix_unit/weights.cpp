@@ -85,7 +85,7 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
     Int<float, L> any{}, largest{};
     for (const int64_t p : position) {
       const auto w = load<Int<float, L>>(weights + p + i);
-      const Int<float, L> size = w < 0 ? -w : w;
+      const Int<float, L> size = w ^ (w >> 31);  // -128 is a digit, 128 is none
       any |= w;
       largest = size > largest ? size : largest;
     }
