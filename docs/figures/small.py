@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 
-def save(figure: Any, path: Path, dpi: int = 110) -> None:
-    """Writes a figure of matplotlib as a PNG of 32 colours; the same figure gives the same bytes."""
+def save(figure: Any, path: Path, dpi: int = 96) -> None:
+    """Writes a figure of matplotlib as a PNG of 24 colours; the same figure gives the same bytes."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(32).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(24).save(path, optimize=True)
