@@ -101,21 +101,24 @@ class WindowGraph(Graph):
         return [current, *[silence] * (self.T - 1)]
 
     def _neurons(self, stage: Stage, currents: str | list[str]) -> str | list[str]:
-        layer, start = stage.layer, self.start(stage)
-        if isinstance(currents, str):
-            if stage.residual is not None:
-                currents = self.op("Add", currents, self.residual(stage, self._whole(stage.residual)))
-            v = currents if start is None else self.op("Add", start, currents)
-            return self._fired(v, layer.threshold)
+        return self._wait(stage, currents) if isinstance(currents, str) else self._fire(stage, currents)
+
+    def _wait(self, stage: Stage, z: str) -> str:
+        if stage.residual is not None:
+            z = self.op("Add", z, self.residual(stage, self._whole(stage.residual)))
+        start = self.start(stage)
+        return self._fired(z if start is None else self.op("Add", start, z), stage.layer.threshold)
+
+    def _fire(self, stage: Stage, currents: list[str]) -> list[str]:
+        layer, v, train = stage.layer, self.start(stage), []
         if stage.residual is not None:
             more = [self.residual(stage, value) for value in self._steps(stage.residual)]
             currents = [self.op("Add", current, each) for current, each in zip(currents, more, strict=True)]
-        v, train = start, []
         for current in currents:
-            v = current if v is None else self.op("Add", v, current)
-            train.append(self.spikes(v, layer.threshold))
-            v = v if layer.leak == 1.0 else self.op("Mul", v, self.number(layer.leak))
-            v = self.op("Sub", v, self.op("Mul", train[-1], self.number(layer.threshold)))
+            potential = current if v is None else self.op("Add", v, current)
+            train.append(self.spikes(potential, layer.threshold))
+            left = potential if layer.leak == 1.0 else self.op("Mul", potential, self.number(layer.leak))
+            v = self.op("Sub", left, self.op("Mul", train[-1], self.number(layer.threshold)))
         return train
 
     def _fired(self, v: str, threshold: float) -> str:

@@ -220,7 +220,7 @@ class FrozenNetwork(nn.Module):
             self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
         if len(x_t) != self._batch:
             raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
-        if self.T != self._window:
+        if self._window != self.T:
             raise ValueError(f"T: {self._window} in the steps before, now {self.T}; reset() begins a new stream")
         try:
             answer, self._state = program.run(signal, self.T, self._state, self._steps)

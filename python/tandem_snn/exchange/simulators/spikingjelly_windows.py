@@ -11,11 +11,14 @@ from torch import Tensor, nn
 class _Clocked(base.MemoryModule):  # type: ignore[misc]
     """A module that knows the number of the step; ``functional.reset_net`` begins anew."""
 
+    t: int
+    kept: list[Tensor]  # of earlier steps
+
     def __init__(self, T: int) -> None:
         super().__init__()
         self.T = T
         self.register_memory("t", 0)
-        self.register_memory("kept", [])  # of earlier steps
+        self.register_memory("kept", [])
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.step(x, self.t % self.T == 0)
@@ -63,7 +66,7 @@ class Late(_Clocked):
         if len(self.kept) <= self.T * self.windows:
             return x * 0
         then, *self.kept = self.kept
-        return then  # type: ignore[no-any-return]
+        return then
 
 
 def in_windows(neuron: nn.Module, T: int, waits: bool) -> nn.Module:
