@@ -14,6 +14,7 @@ struct Case {
   DType dtype = DType::kFloat32;
   Source source = Source::kTrain;
   Gate gate = Gate::kRelu;
+  Timing timing = Timing::kStep;
   Residual residual = Residual::kNone;
   int32_t T = 8;
   int32_t steps = 8;
@@ -41,7 +42,8 @@ struct ScanLayer {
       for (C& value : out) value = static_cast<C>(normal(random));
       return out;
     };
-    const int64_t P = (c.T + 7) / 8;
+    const bool window = c.timing == Timing::kWindow;
+    const int64_t P = window ? 1 : (c.T + 7) / 8;
     std::vector<double> values((c.source == Source::kTrain ? c.T : 1) * c.neurons);
     for (double& value : values) value = normal(random);
     currents = encode(values, c.dtype);
@@ -50,7 +52,7 @@ struct ScanLayer {
       shift = draw(c.channels);
       residual_scale = draw(c.channels);
     }
-    if (c.residual == Residual::kCurrents) residual_currents = draw(c.T * c.neurons);
+    if (c.residual == Residual::kCurrents) residual_currents = draw((window ? 1 : c.T) * c.neurons);
     if (c.residual == Residual::kPlanes) {
       for (int64_t i = 0; i < P * c.neurons; ++i) residual_planes.push_back(random() & 255);
     }
@@ -62,6 +64,7 @@ struct ScanLayer {
     args.threshold = static_cast<C>(1.1);
     args.leak = static_cast<C>(c.leak);
     args.gate = c.gate;
+    args.timing = c.timing;
     args.scale = given(scale);
     args.shift = given(shift);
     args.residual_scale = given(residual_scale);
@@ -77,6 +80,15 @@ struct ScanLayer {
     const int64_t row = c.source == Source::kTrain ? t : 0;
     const bool present = c.source != Source::kImpulse || t == 0;
     return present ? static_cast<C>(read(currents.data(), c.dtype, row * args.neurons + n)) : C(0);
+  }
+
+  // What a kernel has to write for neuron n.
+  PlainNeuron<C> expected(int64_t n) const {
+    if (c.timing == Timing::kStep) return plain_neuron(args, n, [&](int t) { return current(t, n); });
+    C u = current(0, n);
+    for (int t = 1; c.source == Source::kTrain && t < c.T; ++t) u += current(t, n);
+    if (c.source == Source::kConstant) u *= static_cast<C>(c.T);
+    return plain_burst(args, n, u);
   }
 
   template <class E>

@@ -10,8 +10,7 @@ namespace {
 template <class C>
 void check_neuron(const ScanLayer<C>& layer, int64_t n) {
   const Case& c = layer.c;
-  const PlainNeuron<C> want = plain_neuron(layer.args, n, [&](int t) { return layer.current(t, n); });
-  CHECK(agrees(layer.args, n, want),
+  CHECK(agrees(layer.args, n, layer.expected(n)),
         "dtype %d source %d gate %d residual %d T %d neurons %lld channels %lld neuron %lld", static_cast<int>(c.dtype),
         static_cast<int>(c.source), static_cast<int>(c.gate), static_cast<int>(c.residual), c.T,
         static_cast<long long>(c.neurons), static_cast<long long>(c.channels), static_cast<long long>(n));
@@ -66,6 +65,32 @@ TEST(every_gate_residual_and_scale) {
             c.neurons = 7 * channels;
             c.T = 11;
             c.steps = 5;
+            check_scan(c, ++seed);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(windows_of_currents) {
+  unsigned seed = 0;
+  for (DType dtype : kDTypes) {
+    for (Source source : {Source::kTrain, Source::kConstant, Source::kImpulse}) {
+      for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
+        for (int32_t T : {1, 8, 33, 255}) {
+          for (int64_t channels : {1, 3, 65}) {
+            Case c;
+            c.dtype = c.counts_dtype = dtype;
+            c.source = source;
+            c.timing = Timing::kWindow;
+            c.gate = seed % 2 == 0 ? Gate::kRelu : Gate::kClip;
+            c.residual = residual;
+            c.scaled = seed % 3 != 0;
+            c.channels = channels;
+            c.neurons = 7 * channels;
+            c.v_init_size = channels;
+            c.T = c.steps = T;
             check_scan(c, ++seed);
           }
         }

@@ -83,6 +83,24 @@ TEST(counts_are_the_popcounts) {
   }
 }
 
+TEST(bursts_have_their_spikes_first) {
+  for (int32_t T : {1, 7, 8, 9, 33, 255}) {
+    for (int64_t neurons : {0, 1, 65, 256}) {
+      std::vector<uint8_t> counts(neurons), planes((T + 7) / 8 * neurons, 77), again(neurons, 77);
+      for (int64_t n = 0; n < neurons; ++n) counts[n] = static_cast<uint8_t>(n * 37);
+      cpu::burst_planes(counts.data(), T, neurons, planes.data(), serial_for);
+      cpu::count_bytes(planes.data(), (T + 7) / 8, neurons, again.data(), serial_for);
+      for (int64_t n = 0; n < neurons; ++n) {
+        const int count = std::min<int>(counts[n], T);
+        CHECK(again[n] == count, "T %d, count %d", T, counts[n]);
+        for (int t = 0; t < (T + 7) / 8 * 8; ++t) {
+          CHECK((planes[t / 8 * neurons + n] >> t % 8 & 1) == (t < count), "T %d, count %d, step %d", T, counts[n], t);
+        }
+      }
+    }
+  }
+}
+
 TEST(gate_divides_where_open) {
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
