@@ -69,8 +69,11 @@ def T(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int from 1 to 255, got {value}")
 
 
-def gain(name: str, value: object) -> None:
-    if isinstance(value, Tensor):
+def gain(name: str, value: object, channels: int | None = None) -> None:
+    """A number or a 0-dim tensor; with ``channels`` also [channels]."""
+    if isinstance(value, Tensor) and value.dim() and channels is not None:
+        per_channel(name, value, channels, value.device)
+    elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
         if value.dim() != 0:
@@ -278,17 +281,17 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
 
 
 def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
-    """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
+    """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not -math.inf < value < math.inf:
             raise ValueError(f"v_init: expected a finite number, got {value}")
     elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
-        if value.dim() != 0 and value.shape not in (shape, shape[1:]):
+        if value.dim() != 0 and value.shape not in (shape, shape[1:], shape[1:2]):
             raise ValueError(
-                f"v_init: expected a float, a 0-dim tensor, or shape {list(shape[1:])} or {list(shape)}, "
-                f"got {list(value.shape)}"
+                f"v_init: expected a float, a 0-dim tensor, one per channel, or shape {list(shape[1:])} or "
+                f"{list(shape)}, got {list(value.shape)}"
             )
         same_device("v_init", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):

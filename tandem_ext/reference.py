@@ -26,6 +26,7 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
+    x, weight = _weighted(x, weight)
     currents = _currents(x, _product(weight), dtype, neuron)
     return _layer(*currents, bias, dtype, return_v, **neuron)
 
@@ -44,6 +45,7 @@ def conv_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
+    x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
     return _layer(*_currents(x, product, dtype, neuron), bias, dtype, return_v, **neuron)
 
@@ -72,6 +74,7 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    x, weight = _weighted(x, weight)
     currents = _currents(x, _product(weight), weight.dtype, neuron)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
@@ -91,6 +94,7 @@ def conv_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
     currents = _currents(x, product, weight.dtype, neuron)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
@@ -189,7 +193,8 @@ def _neurons(
         currents = currents + worth.detach() / unit.detach() * (r_sum.detach() if window else r)
         ann = ann + worth * r_sum
     with torch.no_grad():
-        v = (torch.as_tensor(v_init, dtype=y.dtype, device=y.device) / unit).expand(y.shape[1:])
+        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
+        v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
         if window:
             z = currents[0]
             fired, v = fire_after_window(v + z, fire_at, T)
@@ -318,6 +323,15 @@ def _in_order(currents: Tensor) -> Tensor:
     for current in currents:
         total = total + current
     return total
+
+
+def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
+    """What the spikes of each channel are worth goes into the weights of that channel."""
+    if not isinstance(x.gain, Tensor) or not x.gain.dim():
+        return x, weight
+    rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
+    weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight  # type: ignore[union-attr]
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:

@@ -66,8 +66,8 @@ class SpikeTrain(_Remembers):
         T: the number of time steps, 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
-        gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
-            0-dim tensor, which may require a gradient.
+        gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
+            tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
         timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
 
     Attributes:
@@ -109,7 +109,7 @@ class SpikeTrain(_Remembers):
         self.gain = gain
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
         checks.planes("planes", planes, self.T)
-        checks.gain("gain", self.gain)
+        checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         checks.high_bits("planes", planes, self.T)
         if self._counts is not None:
             checks.counts("counts", self._counts, planes)
@@ -155,7 +155,7 @@ class SpikeTrain(_Remembers):
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
-        checks.gain("gain", gain)
+        checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
         counts = spikes.sum(0) if may_need_grad(spikes) else None
@@ -327,7 +327,10 @@ class SpikeTrain(_Remembers):
         first = signals[0]
         timing = "window" if all(s.timing == "window" for s in signals) else "step"
         stored = torch.cat([s.stored if timing == "window" else s.planes for s in signals], dim + 1)
-        return cls.unchecked(stored, first.T, counts, first.gain, first._dtype, timing)
+        gain = first.gain
+        if dim == 1 and isinstance(gain, Tensor) and gain.dim():
+            gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
+        return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         counts = None if self._counts is None else f(self._counts)

@@ -164,11 +164,11 @@ def test_average_pooling(T, kernel):
 
 def test_dropout_flatten_and_index_keep_the_form():
     x = bursts(8, 4, 3, 5, 5)
-    for y in (tnn.Dropout(0.5)(x), tnn.Flatten()(x), x[1:], general.rearranged("cat", [x, x], 1)):
+    for y in (tnn.Dropout(0.5)(x), tnn.Flatten()(x), x[1:], general.rearranged("cat", True, [x, x], 1)):
         assert y.timing == "window"
     kept = tnn.Dropout(0.5)(x)
     assert set((kept.counts[x.counts > 0] / x.counts[x.counts > 0]).tolist()) == {0.0, 1.0}
-    both = general.rearranged("cat", [x, train(8, 4, 3, 5, 5)], 1)
+    both = general.rearranged("cat", True, [x, train(8, 4, 3, 5, 5)], 1)
     assert both.timing == "step"
     assert torch.equal(both.to_dense()[:, :, :3], x.to_dense())
 
@@ -277,6 +277,8 @@ def test_conversion(example):
         ts.calibrate(snn, [x], percentile=100)
         with torch.no_grad():
             errors.append((snn(x) - ann(x)).abs().mean().item() / ann(x).std().item())
+    few, most = (ts.calibrate(ts.convert(ann, T=2, timing="window"), [x], p).get_submodule("0") for p in (None, 99))
+    assert few.threshold.mean() < most.threshold.mean()
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02
     with pytest.raises(ValueError, match="gate: with timing='window'"):

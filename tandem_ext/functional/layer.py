@@ -144,7 +144,11 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
-    """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output."""
+    """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output.
+
+    What the spikes of each channel are worth goes into the weight, one number for all of them stays with x.
+    """
+    x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a gain has no space
     shape = product.output_shape(x.shape, weight)
@@ -156,6 +160,14 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))
     return x, weight, shape
+
+
+def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
+    """x, each of whose spikes is worth as much as any other, and the weight with what was different in it."""
+    if not isinstance(x.gain, Tensor) or not x.gain.dim():
+        return x, weight
+    weight = product.weighted(weight, x.gain)
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight
 
 
 def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static) -> tuple[Tensor, Static]:

@@ -114,6 +114,8 @@ def tensors_of(
     if isinstance(v_init, Tensor):
         checks.v_init(v_init, shape, device)
         start = cast(v_init, dtype)
+        if start.dim() == 1 and len(shape) > 2:
+            start = over_space(start, shape).expand(shape[1:])
     elif v_init != 0:
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:

@@ -51,6 +51,15 @@ class Product(NamedTuple):
             space.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
         return x_shape[0], w_shape[0], *space
 
+    def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
+        """The weight for spikes that are worth ``gain`` [K], one number per input channel, as one for plain spikes."""
+        checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
+        if weight.dtype == torch.int8:
+            raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
+        gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
+        weighted: Tensor = weight.unflatten(0, (self.groups, -1)) * gain
+        return weighted.flatten(0, 1).to(weight.dtype)
+
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product with real numbers."""
         if not self.stride:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext.functional.products import LINEAR
+
 from .. import nn as tnn
 from ..measure.hooks import given
+from ..nn.general import Neurons
+from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
@@ -31,7 +35,8 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*_LEAVES, tnn.SpikingLayer)) or super().is_leaf_module(module, name)
+        ours = (*_LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
+        return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 
 def _trace(net: nn.Module) -> fx.Graph:
@@ -62,6 +67,7 @@ class _Lowering:
                     raise CannotLower("net", f"it has a second input, {node.name!r}")
                 self._same(node, INPUT, self.first_gain)
             elif node.op == "output":
+                self._by_number(node.args[0])
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
                     raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
@@ -71,6 +77,15 @@ class _Lowering:
                 raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
         mode = self.mode or "events"
         return Stages(_in_their_forms(self.list, mode), mode, self.T)
+
+    def _by_number(self, answer: fx.Node) -> None:
+        """Where the answer is counts, each in its own unit, a readout makes them numbers."""
+        gain = self.gains.get(answer, 1.0)
+        if _by_channel(gain):
+            if self.list[-1].kind != "flatten":
+                raise CannotLower("net", "its answer is in units of each channel: put a Flatten or a Readout behind")
+            stage = Stage("answer", "readout", self.values[answer], weight=torch.diag(gain.detach()))  # type: ignore[union-attr]
+            self._add(answer, stage, 1.0)
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
@@ -99,12 +114,14 @@ class _Lowering:
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
-            stage.gain = float(gain) if means else 1.0
-            self._add(node, stage, 1.0 if means else gain)
+            one = not _by_channel(gain)
+            stage.gain = float(gain) if means and one else 1.0
+            self._add(node, stage, 1.0 if means and one else gain)
         elif type(layer) in _LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:
-            stage = _synapses(name, "readout", value, layer)
+            weight, gain = _weighted(layer, gain)
+            stage = _synapses(name, "readout", value, layer, weight)
             stage.shift, stage.gain = None if layer.bias is None else layer.bias.detach(), float(gain)
             self._add(node, stage, 1.0)
         else:
@@ -113,12 +130,14 @@ class _Lowering:
     def _layer(
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
-        stage = _synapses(name, "layer", x, layer)
+        weight, gain = _weighted(layer, gain)
+        stage = _synapses(name, "layer", x, layer, weight)
         stage.fires, stage.analog = fire, layer.analog
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fire and not layer.analog)
+        fires = fire and not layer.analog
+        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fires, weight=weight)
         for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
             numbers = getattr(folded, key)
             setattr(stage, key, None if numbers is None else numbers.detach())
@@ -131,8 +150,22 @@ class _Lowering:
         self._add(node, stage, result if fire else 1.0)
 
 
-def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
-    weight, step = layer.weight.detach(), None
+def _by_channel(gain: _Gain) -> bool:
+    return isinstance(gain, Tensor) and gain.dim() > 0
+
+
+def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
+    """The layer's weights, with what the spikes of each channel are worth in them, and what is left of the gain."""
+    weight = layer.weight.detach()
+    if not _by_channel(gain):
+        return weight, gain
+    product = layer.synapses() if isinstance(layer, tnn.SpikingLayer) else LINEAR
+    each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # flattened, a channel is that many
+    return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
+
+
+def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage:
+    step = None
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
         weight = q.to(torch.int8)

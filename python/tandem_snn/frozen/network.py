@@ -101,7 +101,7 @@ class FrozenNetwork(nn.Module):
     @property
     def grids(self) -> dict[str, Grid]:
         """The integers and steps of the weights of few bits, by the layer's name."""
-        return grids_of(self.net)
+        return grids_of(self._program_for(1.0).layers)
 
     @property
     def latency(self) -> int | None:

@@ -36,7 +36,7 @@ class Plan:
         norm: batch norm in every layer with neurons; without it they have a bias.
         threshold: of every layer with neurons; None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
         learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
-        gamma: the initial γ; None is the one for T, or with ``ann_units`` 1.
+        gamma: the initial γ; None is the one for T and the timing, or with ``ann_units`` 1.
         weight_bits: of every layer, the readout included.
         v_init: the potential before the first step, in units of the threshold; None is 0, or 0.5 with timing "window",
             which rounds to the nearest count.
@@ -105,7 +105,7 @@ class Plan:
             threshold, v_init = torch.tensor(start), torch.tensor(v_init)
         gamma = self.gamma
         if gamma is None:
-            gamma = 1.0 if self.ann_units else initial_gamma(self.T)
+            gamma = 1.0 if self.ann_units else initial_gamma(self.T, self.timing)
         return {
             "bias": not self.norm,
             "norm": self.norm,

@@ -20,7 +20,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
 from .currents import potential_trace, window_trace
-from .signals import Signal, describe, effective_counts, with_gain
+from .signals import Signal, describe, effective_counts, over_features, with_gain
 
 AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
 Steps = Callable[[int, int], Tensor]
@@ -55,7 +55,7 @@ def currents_of(x: Signal | Currents) -> Currents:
     if isinstance(x, Currents):
         return x
     total = effective_counts(x)
-    gain = x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
+    gain = over_features(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
     if isinstance(x, SpikeTrain):
         train, dtype = x, total.dtype
 
@@ -156,12 +156,18 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     return tuple(Currents(each, part(i), T, constant) for i, each in enumerate(whole))
 
 
-def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
+def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     """f, which only moves, repeats or leaves out features (a view, a permutation, a slice, a concatenation): of trains
-    it gives trains. Where they are worth different things, the result's gain has a value for each feature.
+    it gives trains.
+
+    Args:
+        f: the name of an operator of ``torch.ops.aten``.
+        by_channel: all spikes of a channel are worth the same in what f gives. Where different trains are worth
+            different things, the result's gain then has a number for each channel, else one for each feature.
+        args, kwargs: of f.
 
     >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
-    >>> rearranged("cat", [a, b], 1).gain
+    >>> rearranged("cat", True, [a, b], 1).gain
     tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
@@ -188,6 +194,7 @@ def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
         if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
             dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
             gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
+            gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding is worth 0
     made = tuple(
         SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing)
         for s, c, g in zip(stored, counts, gains, strict=True)
@@ -199,7 +206,8 @@ SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # gi
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    return torch.as_tensor(x.gain, dtype=dtype, device=x.device).expand(1, *x.shape[1:])
+    gain = torch.as_tensor(x.gain, dtype=dtype, device=x.device)
+    return torch.as_tensor(over_features(gain, x.shape)).expand(1, *x.shape[1:])
 
 
 def normalise(x: Any, norm: _BatchNorm) -> Any:
@@ -307,7 +315,7 @@ class Neurons(nn.Module):
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype)
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+        return with_gain(train, self.threshold if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
 
     def _fire(self, u: Currents) -> SpikeTrain:
         v = self._over_space(self.v_init, u)
