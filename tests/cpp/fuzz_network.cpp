@@ -1,6 +1,7 @@
 // Frozen networks from any bytes: the words of a program, its numbers, and the file around them. What is refused is
 // refused by an exception; what is not, runs within its memory. Seeds are the example's own file, with some of it
 // changed; a file is signed anew, else its checksum would refuse every one.
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -78,6 +79,34 @@ void run(const FrozenFile& file, Input& in) {
   }
 }
 
+// Makes the layers before some instruction, or those from it on, integrate a window, with a move between the two.
+void wait(FrozenFile& file, Input& in) {
+  constexpr size_t header = sizeof(network::Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
+  const auto size = static_cast<int64_t>((file.program.size() - header) / row);
+  std::vector<Instruction> all(size);
+  std::memcpy(all.data(), file.program.data() + header, size * sizeof(Instruction));
+  const int64_t where = in.range(0, size);
+  const bool first = in.flag();
+  for (int64_t i = 0; i < size; ++i) all[i].timing = (i < where) == first ? 1 : 0;
+  if (where > 0 && where < size && in.range(0, 7) > 0) {
+    Instruction move = all[where];
+    move.kind = static_cast<int64_t>(first ? Kind::burst : Kind::popcount);
+    move.axes = move.outputs = move.channels = move.few_bits = move.v_height = move.v_width = move.timing = 0;
+    move.kernel_h = move.kernel_w = move.stride_h = move.stride_w = move.dilation_h = move.dilation_w = 1;
+    move.padding_h = move.padding_w = move.after_h = move.after_w = 0;
+    move.weight = move.step = move.scale = move.shift = move.residual_scale = move.residual = move.v_init = kAbsent;
+    for (int64_t i = where; i < size; ++i) {
+      all[i].input += all[i].input >= where ? 1 : 0;
+      all[i].residual += all[i].residual >= where ? 1 : 0;
+    }
+    all[where].input = where;
+    all.insert(all.begin() + where, move);
+  }
+  file.program.resize(header + all.size() * row);
+  std::memcpy(file.program.data() + header, all.data(), all.size() * sizeof(Instruction));
+  file.program[header - 1] = static_cast<int64_t>(all.size());
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -103,7 +132,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       run(FrozenFile::read(signed_anew(content)), in);
     } else {  // its words
       FrozenFile file = FrozenFile::read(seed());
-      const auto words = static_cast<int64_t>(file.program.size());
       if (in.flag()) {  // what the example's network has none of
         constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
                          row = sizeof(Instruction) / sizeof(int64_t);
@@ -113,22 +141,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
         one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
         if (in.flag()) file.program[3] = in.range(0, 2);  // the source
-        if (in.flag()) {  // the timing of all layers, or of some
-          const bool all = in.flag();
-          for (int64_t i = 0; i <= last; ++i) {
-            reinterpret_cast<Instruction&>(file.program[header + row * i]).timing = all ? 1 : in.range(0, 1);
-          }
-        }
-        if (in.flag()) {  // a move from one form of trains to the other
-          Instruction move{};
-          move.kind = static_cast<int64_t>(in.flag() ? Kind::popcount : Kind::burst);
-          move.input = in.range(-1, last) == -1 ? kNetworkInput : in.range(0, last);
-          move.residual = move.weight = move.step = move.scale = move.shift = move.residual_scale = move.v_init = -1;
-          move.kernel_h = move.kernel_w = move.stride_h = move.stride_w = move.dilation_h = move.dilation_w = 1;
-          move.threshold = move.leak = one.leak, move.groups = 1;
-          one = move;
-        }
       }
+      if (in.flag()) wait(file, in);
+      const auto words = static_cast<int64_t>(file.program.size());
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) file.program[in.range(0, words - 1)] = junk();
       if (in.range(0, 7) == 0) file.program.resize(in.range(0, words));
       if (in.range(0, 7) == 0) file.bytes = in.range(0, file.bytes);

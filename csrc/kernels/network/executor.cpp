@@ -126,6 +126,7 @@ class Run {
   }
 
   void operator()() {
+    if (plan_.batch == 0) return;
     for (int64_t i = 0; i < size(); ++i) {
       if (program_.values[i] >= Value::kMeans) continue;
       trains_[i] = result(i);
