@@ -138,6 +138,8 @@ Tensor count_bytes(Tensor planes) {
 }
 
 // counts [1, B, *features], uint8 -> planes [P, B, *features] of trains that spike in their first steps.
+}  // namespace
+
 Tensor burst_planes(Tensor counts, int64_t T) {
   check_count_bytes(counts, T, "counts");
   const Tensor planes = empty_channels_last(with_first((T + 7) / 8, counts), 2, ScalarType::Byte, counts);
@@ -156,8 +158,6 @@ Tensor burst_planes(Tensor counts, int64_t T) {
   cpu::burst_planes(bytes, steps, counts.numel(), out, torch_parallel);
   return planes;
 }
-
-}  // namespace
 
 Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   check_planes(planes, T, "planes");

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
+from small import save
 from torch import nn
 
 import tandem_ext as te
@@ -70,7 +71,7 @@ def coupling(axes):
         chosen = torch.randperm(layer.a.numel())[:1500]
         a, c = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
         ax.plot([0, 8, 12], [0, 8, 8], color=ORANGE, linewidth=1.2)
-        ax.plot(a, c + 0.5 * torch.rand(len(c)) - 0.25, ".", color=BLUE, markersize=2, alpha=0.5, rasterized=True)
+        ax.plot(a, c + 0.5 * torch.rand(len(c)) - 0.25, ".", color=BLUE, markersize=2, alpha=0.5)
         ax.set(
             title=f"layer {layer.name}: cosine {found[layer.name].cosine:.3f}",
             xlabel="activation ρ(z)/ϑ",
@@ -128,13 +129,12 @@ FIGURES = {
 
 
 def main(folder: Path) -> None:
-    style = {"svg.fonttype": "none", "svg.hashsalt": "rule", "font.size": 9, "axes.spines.top": False,
-             "axes.spines.right": False, "font.family": "sans-serif"}  # fmt: skip
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}
     for name, (draw, shape, size) in FIGURES.items():
         with matplotlib.rc_context(style):
             figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
             draw(axes)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=160)
+            save(figure, folder / f"{name}.png")
             plt.close(figure)
 
 

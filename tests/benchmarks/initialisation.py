@@ -87,14 +87,11 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for width in sorted({key[0] for key in groups}):
         ann = groups[width, None, None, None, "step", "relu", 0]
-        lines.append(
-            f"| {width} | ANN | | | | | {_mean(ann, 'test_accuracy'):.2f} ({len(ann)} seeds) |" + " |" * (len(windows) - 1)
-        )
+        mean = f"{_mean(ann, 'test_accuracy'):.2f} ({len(ann)} seeds)"
+        lines.append(f"| {width} | ANN | | | | | {mean} |" + " |" * (len(windows) - 1))
         for setting in sorted({key[1:6] for key in groups if key[0] == width and key[-1]}):
             cells = [_cell(groups.get((width, *setting, T))) for T in windows]
-            lines.append(
-                f"| {width} | " + " | ".join(map(_text, setting)) + " | " + " | ".join(cells) + " |"
-            )
+            lines.append(f"| {width} | " + " | ".join(map(_text, setting)) + " | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -123,7 +123,7 @@ TANDEM_TARGET_V3 TANDEM_INLINE void multiply_avx2(const Product& product, const 
   std::fill_n(sums, Rows * N * 16, 0);
   if (product.most > 127) return multiply_large<N, Rows>(product, counts, row_bytes, sums);
   // Words whose sums stay within 16 bits.
-  const int64_t at_once = std::min<int64_t>(kWords, INT16_MAX / (2 * 128 * std::max(product.most, 1)));
+  const int64_t at_once = INT16_MAX / (2 * 128 * std::max(product.most, 1));
   __m256i sum[Rows][N][2];
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {

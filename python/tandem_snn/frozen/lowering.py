@@ -15,7 +15,7 @@ from ..measure.hooks import given
 from ..nn.general import Neurons
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
-from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
+from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
 _MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
 _LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -75,7 +75,8 @@ class _Lowering:
             else:
                 what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
                 raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
-        return Stages(self.list, self.mode or "events", self.T)
+        mode = self.mode or "events"
+        return Stages(_in_their_forms(self.list, mode), mode, self.T)
 
     def _by_number(self, answer: fx.Node) -> None:
         """Where the answer is counts, each in its own unit, a readout makes them numbers."""
@@ -97,8 +98,6 @@ class _Lowering:
         x, further = given(node.args, node.kwargs)
         if x not in self.values:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
-        if getattr(layer, "timing", "step") == "window":
-            raise CannotLower(name, "timing 'window' has no list of stages")
         value, gain = self.values[x], self.gains[x]
         if type(layer) in (tnn.Dropout, nn.Identity):
             self._same(node, value, gain)
@@ -199,7 +198,38 @@ def _move(name: str, x: int, layer: Any) -> Stage:
     if not layer.spiking:
         return Stage(name, "mean", x, **window)
     start = torch.full_like(layer.weight, layer.v_init)  # of the weight's type, in which 1/k² is rounded
-    return Stage(name, "average", x, v_init=start, **window)
+    return Stage(name, "average", x, v_init=start, timing=layer.timing, **window)
+
+
+def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
+    """The list with moves where a train has another form than its reader wants, planes or counts."""
+    forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}  # by the new number
+    now = {ABSENT: ABSENT, INPUT: INPUT}
+    moved: dict[int, int] = {}
+    result: list[Stage] = []
+
+    def add(stage: Stage, form: str | None) -> int:
+        result.append(stage)
+        forms[len(result) - 1] = form
+        return len(result) - 1
+
+    def read(value: int, reader: Stage) -> int:
+        form = forms[value]
+        if form is None or form == reader.timing:
+            return value
+        if value not in moved:
+            kind = next(kind for kind, timing in FORMS.items() if timing == reader.timing)
+            moved[value] = add(Stage(reader.name, kind, value), reader.timing)
+        return moved[value]
+
+    for number, stage in enumerate(stages):
+        stage.input, stage.residual = now[stage.input], now[stage.residual]
+        spikes = stage.kind in ("layer", "average") and not stage.analog
+        if spikes:
+            stage.input, stage.residual = read(stage.input, stage), read(stage.residual, stage)
+        form = forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
+        now[number] = add(stage, stage.timing if stage.kind == "layer" and spikes and stage.fires else form)
+    return result
 
 
 def _multiply(stage: Stage, factor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Monitor: what chosen layers do while a network runs."""
+"""What the layers of a network do: recordings of their spikes and potentials, firing rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from ..errors import listing
-from .hooks import FIRING, watching
+from .hooks import FIRING, check_layers, evaluating, watching
 
 
 @dataclass(repr=False)
@@ -154,6 +154,35 @@ class Monitor(Mapping[str, Recording]):
             before.samples + len(y),
             before.spikes + spikes,
         )
+
+
+def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
+    """Spikes per neuron and time step, 0..1, of each layer with neurons, in evaluation mode.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``.
+        x: a batch of what ``net`` takes.
+
+    Returns:
+        The rate by the layer's name, in the order of execution.
+
+    Raises:
+        ValueError: there are no such layers.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
+    >>> list(firing_rates(net, torch.rand(5, 4)))
+    ['1']
+    """
+    rates: dict[str, float] = {}
+
+    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], train: Any) -> None:
+        if isinstance(train, SpikeTrain):
+            rates[name] = (train.counts.double().mean() / train.T).item()
+
+    check_layers(net, FIRING)
+    with evaluating(net), watching(net, FIRING, record):
+        net(x)
+    return rates
 
 
 def _kind(train: SpikeTrain) -> tuple[Any, ...]:

@@ -33,12 +33,12 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
 
 struct ColumnMemory {
   int64_t columns, header;  // int32 of counts and shifts, filled up to a cache line
-  int64_t column_bytes;
+  int64_t column_bytes;  // -128 takes a second digit
 
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
       : columns(geometry.groups * tiling.tiles_per_group * tiling.registers),
         header((2 * columns + 15) / 16 * 16),
-        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 1 : kMostDigits) * kTileBytes) {}
+        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 2 : kMostDigits) * kTileBytes) {}
 };
 
 }  // namespace
@@ -85,7 +85,7 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
     Int<float, L> any{}, largest{};
     for (const int64_t p : position) {
       const auto w = load<Int<float, L>>(weights + p + i);
-      const Int<float, L> size = w < 0 ? -w : w;
+      const Int<float, L> size = w ^ (w >> 31);  // -128 is a digit, 128 is none
       any |= w;
       largest = size > largest ? size : largest;
     }
