@@ -346,9 +346,12 @@ class SpikingLayer(nn.Module):
         """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
         if not isinstance(x, SpikeTrain):
             return self._ann_product(x)
-        x, weight, step = self._weights(x)
-        u = window_product(x, weight, self.synapses()).to(self.weight.dtype)
-        gain = 1.0 if isinstance(x.gain, Tensor) and x.gain.dim() else x.gain  # those of channels are in the weights
+        read: Any
+        read, weight, step = self._weights(x)
+        u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
+        gain = (
+            1.0 if isinstance(read.gain, Tensor) and read.gain.dim() else read.gain
+        )  # those of channels are in the weights
         worth = gain if step is None else step * gain
         if isinstance(worth, Tensor) or worth != 1.0:
             u = u * (over_space(worth, u.shape) if isinstance(worth, Tensor) and worth.dim() else worth)

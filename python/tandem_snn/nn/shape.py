@@ -34,4 +34,4 @@ class Flatten(nn.Flatten):
         gain = 1.0 if isinstance(x, Tensor) else x.gain
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # each channel has become many
             flat = with_gain(flat, gain.repeat_interleave(flat.shape[1] // len(gain)))
-        return flat  # type: ignore[no-any-return]
+        return flat
