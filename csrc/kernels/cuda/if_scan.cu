@@ -31,7 +31,8 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   using Input = Vec<In, kVec>;
   Neurons<kVec, Compute<In>> neurons;
   neurons.begin(a, remainder(n, a.v_init_size));
-  neurons.load_parameters(a, remainder(n, a.channels));
+  neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
+  neurons.load_parameters(a);
   Input held;
   if constexpr (kHeld) held = load_once<Input>(currents + n);
   const int T = kT > 0 ? kT : a.T;
@@ -63,21 +64,7 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
     }
     if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
   }
-  return neurons.end(a, n);
-}
-
-// Eight neighbouring neurons make a byte of the mask. All lanes of the warp take part, those past the end with 0.
-template <int kVec>
-__device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neurons, uint32_t gates) {
-  const unsigned lane = threadIdx.x % 32;
-  uint32_t byte;
-  if constexpr (kVec == 1) {
-    byte = __ballot_sync(0xffffffffu, gates) >> lane;
-  } else {
-    static_assert(kVec == 4, "two lanes make a byte");
-    byte = gates | __shfl_down_sync(0xffffffffu, gates, 1) << 4;
-  }
-  if (lane % (8 / kVec) == 0 && n < neurons) mask[n / 8] = static_cast<uint8_t>(byte);
+  return neurons.end(a, n, (T - 1) / kPlaneSteps);
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
@@ -86,7 +73,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
-  if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
+  if (a.mask == nullptr) return;
+  const uint8_t byte = join_gates<kVec>(gates, 1);
+  if (threadIdx.x % (8 / kVec) == 0 && n < a.neurons) a.mask[n / 8] = byte;
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>

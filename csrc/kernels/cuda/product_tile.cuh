@@ -9,12 +9,6 @@ namespace tandem::cuda {
 constexpr int kTileDepth = 128;  // depths of a stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// What a neuron keeps from one plane to the next.
-struct State {
-  float v, z;
-  uint32_t counts;
-};
-
 // kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth.
 template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
@@ -23,6 +17,7 @@ struct Shape {
   using Sum = typename Operands::Sum;
 
   static constexpr int kSteps = steps;
+  static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // a longer window takes more of them
   static constexpr int kWarpsDepth = warps_depth;
   static constexpr int kPlanes = (kSteps + kPlaneSteps - 1) / kPlaneSteps;
   static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs: 64 sums a thread, whatever kSteps
@@ -39,19 +34,24 @@ struct Shape {
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
 
-  // The sums of a warp in one plane [step, pixel, output]. Lanes write them at pixels 2 q and outputs g, and read them
-  // in a row.
-  static constexpr int kSumSteps = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
-  static constexpr int kSumRow = 16 * kTiles + 4;
-  static constexpr int kSumStep = kWarpPixels * kSumRow;
-  static constexpr int kSumWarp = kSumSteps * kSumStep;
-  static constexpr int kSumTiles = kSumWarp * kWarpsOut * kWarpsPixels;  // to the next share of the depth
-  static constexpr int kSumBytes = 4 * kSumTiles * kWarpsDepth;
-  static constexpr int kStateBytes = kOutputs * kPixels * static_cast<int>(sizeof(State));
+  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: a unit of so many tiles
+  // has its outputs in the order that leaves them there.
+  static constexpr int kUnitTiles = kTiles < 2 ? kTiles : 2;
+  static constexpr int kVec = 2 * kUnitTiles;
+  static constexpr int kItems = 2 * kTiles / kUnitTiles;  // kVec neurons each, of a thread
+  static __device__ __forceinline__ constexpr int row_of(unsigned output) {
+    return static_cast<int>(output % kVec * 8 + output / kVec % 8 + output / (8 * kVec) * (8 * kVec));
+  }
+  // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
+  static constexpr int kSumBytes = kWarpsDepth > 1 ? kThreads * 16 * kTiles * kSteps : 0;
+  // What kVec neurons keep from one round of steps to the next: v, z, counts.
+  static constexpr int kStateWords = 2 * kVec + 1;
+  static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
 
   // As many stages as fit into what every GPU since Ampere has.
   static constexpr int kFitting = (96 * 1024 - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
-  static constexpr int kStages = kFitting < 4 ? kFitting : 4;
+  static constexpr int kMost = kWarpsDepth > 1 ? 8 : 4;
+  static constexpr int kStages = kFitting < kMost ? kFitting : kMost;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
   static_assert(kStages >= 2, "the next stage has to come while this one is multiplied");
@@ -70,6 +70,11 @@ struct Shape {
     int tile = warp % (kWarpsOut * kWarpsPixels);
     int row = tile / kWarpsPixels * 16 * kTiles;     // first of the warp's outputs in the block
     int column = tile % kWarpsPixels * kWarpPixels;  // first of its pixels
+
+    // Of the parts of its tile in shared memory.
+    __device__ __forceinline__ int part(int item, int t) const {
+      return ((tile * kItems + item) * kSteps + t) * 32 + lane;
+    }
   };
 };
 
@@ -78,23 +83,23 @@ using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
 
 // Adds the products of one stage.
 template <class S>
-__device__ __forceinline__ void multiply_stage(const unsigned char* stage, const typename S::Place& at, Sums<S>& sums) {
+__device__ __forceinline__ void multiply_stage(Shared stage, const typename S::Place& at, Sums<S>& sums) {
   using Operands = typename S::Operands;
   constexpr int kDepth = Operands::kDepth;
-#pragma unroll(Operands::kTerms == 1 ? 2 : 1)
+  const Shared lane_weights = stage + (at.row * S::kWeightRow + at.depth * kDepth * S::kWeightSize +
+                                       Operands::weights_of(at.lane, S::kWeightRow));
+  const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
+#pragma unroll(Operands::kTerms == 1 ? 4 : 1)
   for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
-    const int depth = k + at.depth * kDepth;
     typename Operands::Spikes spikes[S::kPlanes];
 #pragma unroll
     for (int p = 0; p < S::kPlanes; ++p) {
-      const int row = p * S::kPixels + at.column + at.g;
-      spikes[p] = Operands::load_spikes(stage + S::kWeightBytes + row * S::kSpikeRow + depth, at.q);
+      spikes[p] = Operands::load_spikes(lane_spikes.pointer + p * S::kPixels * S::kSpikeRow + k, at.q);
     }
     uint32_t weights[S::kTiles][Operands::kTerms][4];
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
-      const int row = at.row + 16 * tile;
-      Operands::load_weights(stage + row * S::kWeightRow + depth * S::kWeightSize, S::kWeightRow, at.lane,
+      Operands::load_weights(lane_weights + (16 * tile * S::kWeightRow + k * S::kWeightSize), S::kWeightRow,
                              weights[tile]);
     }
 #pragma unroll
@@ -111,22 +116,39 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const
   }
 }
 
-// Lays the sums of the running warp in one of the round's planes out in shared memory.
+// The sums of an item's neurons at step t.
 template <class S>
-__device__ __forceinline__ void store_sums(typename S::Sum* warp_sums, const typename S::Place& at, const Sums<S>& sums,
-                                           int plane) {
+__device__ __forceinline__ Vec<typename S::Sum, S::kVec> sums_of(const Sums<S>& sums, int item, int t) {
+  Vec<typename S::Sum, S::kVec> out;
 #pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
+  for (int i = 0; i < S::kVec; ++i) out.at[i] = sums[item / 2 * S::kUnitTiles + i / 2][t][i % 2 * 2 + item % 2];
+  return out;
+}
+
+// Adds up the sums of the warps that share a depth. They are where the first of these warps had its own.
+template <class S>
+__device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums) {
+  using Part = Vec<typename S::Sum, S::kVec>;
+  constexpr int kShare = S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps;
+  auto* parts = reinterpret_cast<Part*>(memory);
 #pragma unroll
-    for (int t = 0; t < S::kSumSteps; ++t) {
+  for (int item = 0; item < S::kItems; ++item) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int pixel = 2 * at.q + r % 2;
-        const int output = 16 * tile + at.g + r / 2 * 8;
-        warp_sums[t * S::kSumStep + pixel * S::kSumRow + output] = sums[tile][plane * kPlaneSteps + t][r];
-      }
-    }
+    for (int t = 0; t < S::kSteps; ++t) parts[at.depth * kShare + at.part(item, t)] = sums_of<S>(sums, item, t);
   }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kShare; i += S::kThreads) {
+    Part total = parts[i];
+#pragma unroll
+    for (int depth = 1; depth < S::kWarpsDepth; ++depth) {
+      const Part part = parts[depth * kShare + i];
+#pragma unroll
+      for (int j = 0; j < S::kVec; ++j) total.at[j] += part.at[j];
+    }
+    parts[i] = total;
+  }
+  __syncthreads();
 }
 
 }  // namespace tandem::cuda

@@ -140,7 +140,8 @@ Type type_of(std::string_view word);  // kNone: it names no type
 struct Copy {
   uint32_t to;
   uint64_t from;
-  uint32_t bytes;  // of sixteen; zeros for the rest
+  uint32_t bytes;  // of `size`; zeros for the rest
+  uint32_t size;
 };
 
 struct Block;
