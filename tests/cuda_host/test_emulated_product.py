@@ -133,13 +133,57 @@ def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
         check(checked, T, 9, 24, 700, dtype, seed=T)
 
 
-@pytest.mark.parametrize(("K", "most"), [(128, 22.0), (512, 8.7), (1024, 6.5)])
-def test_instructions(plain: Emulator, K: int, most: float) -> None:
+IMAGE = Conv((8, 4), kernel=(3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("K", "most", "conv"),
+    [
+        (128, 12.0, LINEAR),
+        (256, 7.8, LINEAR),
+        (512, 5.6, LINEAR),
+        (1024, 4.5, LINEAR),
+        (2048, 3.9, LINEAR),
+        (4096, 3.6, LINEAR),
+        (128, 4.6, IMAGE),
+    ],
+)
+def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     """Of a warp, the whole kernel's, for each mma in float16 at T = 8: docs/cuda.md has the table."""
-    check(plain, 8, 32, 64, K, torch.float16, seed=0)
+    check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
     instructions, mma = plain.counted("product_if")
-    assert mma == 8 * K  # sixteen depths by eight samples by sixteen outputs each, at every step
+    # Sixteen depths by eight samples by sixteen outputs each, at every step.
+    assert mma == 8 * K * conv.kernel[0] * conv.kernel[1]
     assert instructions <= most * mma
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
+    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels."""
+    before = checked.lib.emulation_multiprocessors(132)
+    try:
+        for T, (B, N, K) in itertools.product([4, 8, 21], [(9, 72, 288), (33, 72, 720)]):
+            check(checked, T, B, N, K, dtype, seed=T)
+            weight, spikes = checked.traffic("weight"), checked.traffic("spikes")
+            assert weight.bytes == (T + 15) // 16 * -(-B // 16) * N * K * dtype.itemsize
+            assert spikes.bytes == (T + 7) // 8 * -(-N // (64 if T == 4 else 32)) * B * K
+            for write in (False, True):
+                shared = checked.traffic("shared dynamic shared memory", write)
+                assert shared.waves == shared.least_waves
+            check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
+    finally:
+        checked.lib.emulation_multiprocessors(before)
+
+
+@pytest.mark.parametrize("conv", [LINEAR, Conv((3, 3), kernel=(3, 3), padding=(1, 1))])
+def test_narrow_channels(checked: Emulator, conv: Conv) -> None:
+    """Sixteen spikes, eight, four or one to a copy, as their number has them for a factor."""
+    lanes = []
+    for K, bytes_of_a_copy in [(48, 16), (40, 8), (36, 4), (37, 1)]:
+        check(checked, 8, 9, 16, K, torch.float16, seed=1, conv=conv)
+        spikes = checked.traffic("spikes")
+        lanes.append(spikes.bytes / spikes.requests / bytes_of_a_copy)
+    assert all(lane > 4 for lane in lanes), lanes  # of the 32 of a warp, windows' edges and tails left out
 
 
 def test_no_stage_is_empty(checked: Emulator) -> None:
@@ -198,6 +242,7 @@ CONVS = [
     (32, 16, Conv((1, 11), kernel=(1, 5), stride=(1, 2), padding=(0, 2))),
     (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are no multiple of sixteen
     (32, 32, Conv((4, 4), kernel=(3, 3), groups=2)),
+    (24, 16, Conv((4, 4), kernel=(3, 3))),  # copied by eight
     (12, 9, Conv((4, 3), kernel=(2, 2), groups=3)),
     (144, 70, Conv((3, 3))),
 ]

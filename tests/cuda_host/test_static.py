@@ -63,6 +63,19 @@ def test_registers(compiled: Compiled) -> None:
         assert max(registers) <= REGISTERS[name], name
 
 
+def test_two_blocks_of_the_product(compiled: Compiled) -> None:
+    """Blocks of eight warps share a multiprocessor, where a weight is one operand."""
+    log, _ = compiled["product_if"]
+    kernel = re.compile(r"entry function '\S*ShapeINS0_\d+(\w+Weights(?:ILi1EE)?)ELi(\d+)ELi(\d)ELi(\d)ELi(\d)E\S*'")
+    found = {}
+    for text in log.split("Compiling ")[1:]:
+        shape = kernel.match(text)
+        if shape and int(shape[3]) * int(shape[4]) * int(shape[5]) == 8:
+            found[shape.groups()] = int(re.findall(r"Used (\d+) registers", text)[0])
+    assert len(found) == 20  # four operands at three numbers of steps, in grids large and small; four warps at T <= 4
+    assert max(found.values()) <= 128, found
+
+
 def test_occupancy(compiled: Compiled) -> None:
     """A warp's registers are handed out by the 256."""
     for name, (log, _) in compiled.items():

@@ -89,7 +89,7 @@ __device__ __forceinline__ void multiply_stage(Shared stage, const typename S::P
   const Shared lane_weights = stage + (at.row * S::kWeightRow + at.depth * kDepth * S::kWeightSize +
                                        Operands::weights_of(at.lane, S::kWeightRow));
   const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
-#pragma unroll(Operands::kTerms == 1 ? 4 : 1)
+#pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : 2)
   for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
     typename Operands::Spikes spikes[S::kPlanes];
 #pragma unroll
