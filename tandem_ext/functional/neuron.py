@@ -29,6 +29,7 @@ class Static(NamedTuple):
     threshold: float
     leak: float
     gate: str
+    timing: str
 
 
 class Tensors(NamedTuple):
@@ -67,7 +68,7 @@ def static_of(
         steps = T
     else:
         checks.steps(steps)
-    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate)
+    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate, "step")
 
 
 def tensors_of(

@@ -58,7 +58,7 @@ class Product(NamedTuple):
 
     def window(self, planes: Tensor, T: int, weight: Tensor) -> Tensor:
         """W c, the sum of the products over the window, by the kernel: [B, N, *space] in the compute dtype."""
-        return _window_product(planes, T, weight, float32_precision(), *self[:4])  # type: ignore[no-any-return]
+        return _window_product(planes, T, weight, float32_precision(), *self[:4], False)  # type: ignore[no-any-return]
 
     def gradients(
         self, grad: Tensor, planes: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool

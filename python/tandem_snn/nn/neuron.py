@@ -207,7 +207,7 @@ class SpikingLayer(nn.Module):
         """What an op takes of this layer besides tensors."""
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         few_bits = self.weight_bits is not None
-        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate)
+        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate, "step")
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
@@ -331,7 +331,7 @@ class SpikingLayer(nn.Module):
         weight, step = self._weights()
 
         def potential(signal: Signal, T: int) -> Tensor:
-            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu")
+            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu", "step")
             _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
