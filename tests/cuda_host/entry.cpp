@@ -89,6 +89,16 @@ int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t
   return cuda::run(layer, operand, emulation_stream());
 }
 
+// `planes` are counts.
+int emulated_window_product(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Operand operand,
+                            float* u) {
+  Layer layer = layer_of(sizes, 255);
+  layer.planes = planes;
+  layer.weights.data = weight;
+  layer.neuron.timing = Timing::kWindow;
+  return cuda::window_product(layer, operand, u, emulation_stream());
+}
+
 // With a mask.
 int emulated_has_product_if(const int64_t* sizes, cuda::Operand operand) {
   uint8_t mask = 0;

@@ -186,6 +186,32 @@ def test_narrow_channels(checked: Emulator, conv: Conv) -> None:
     assert all(lane > 4 for lane in lanes), lanes  # of the 32 of a warp, windows' edges and tails left out
 
 
+WINDOWS = [(1, 1, 1, LINEAR), (70, 72, 288, LINEAR), (9, 45, 715, LINEAR), (2, 24, 40, IMAGE), (1, 64, 64, IMAGE)]
+
+
+@pytest.mark.parametrize("mode", [FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8])
+def test_window_product(checked: Emulator, mode: int) -> None:
+    """The product of counts of a byte, in float32; weights are read once for 64 pixels, counts for 64 outputs."""
+    dtype = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16, INT8: torch.int8}.get(mode, torch.float32)
+    for seed, (B, N, C, conv) in enumerate(WINDOWS):
+        g = torch.Generator().manual_seed(seed)
+        counts = torch.randint(0, 256, (1, B, *conv.size, C), generator=g, dtype=torch.uint8)
+        taps = conv.kernel[0] * conv.kernel[1]
+        weight = torch.randint(-16, 17, (N, taps * C), generator=g).to(dtype).view(N, *conv.kernel, C)
+        checked.begin(seed % 3)
+        placed = pointer(checked.place("counts", counts, offset=seed % 2)), pointer(checked.place("weight", weight))
+        want = conv(counts, weight)[0]
+        u = checked.output("u", want.shape, torch.float32, seed % 2)
+        sizes = [*counts.shape[1:], N, 1, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation, 1]
+        status = checked.lib.emulated_window_product(*placed, (ctypes.c_int64 * 15)(*sizes), mode, pointer(u))
+        assert status == 0, checked.reports()
+        assert not checked.reports()
+        assert torch.equal(u, want), f"{B} {N} {C}: {(u != want).sum()}"
+        if conv is LINEAR and C % 16 == 0:
+            assert checked.traffic("weight").bytes == -(-B // 64) * weight.numel() * dtype.itemsize
+            assert checked.traffic("counts").bytes == -(-N // 64) * counts.numel()
+
+
 def test_no_stage_is_empty(checked: Emulator) -> None:
     """Up to 128 depths are one stage of shared memory."""
     written = []

@@ -154,15 +154,38 @@ struct Neurons {
     plane |= spikes << at;
   }
 
-  // After the last step, one of plane `last`: writes all outputs but the mask and returns the open gates, bit i for
-  // neuron i.
-  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
-    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
-    uint32_t gates = 0;
+  // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
+  // open gates, bit i for neuron i.
+  __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
+    scale = load_channels(a.scale, 1);
+    k = load_channels(a.shift, 0);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], k.at[i]);
+    if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
+      const auto residual_scale = load_channels(a.residual_scale, 1);
+      Vec<C, kVec> r;
+      if (a.residual_planes != nullptr) {
+        begin_plane(a, n, 0);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) r.at[i] = static_cast<C>(residual_plane >> 8 * i & 255u);
+      } else {
+        r = take(a.residual_currents + n);
+      }
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) z.at[i] = rounded_add(z.at[i], rounded_mul(residual_scale.at[i], r.at[i]));
+    }
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      if (gate_open(z.at[i], a.gate, ceiling)) gates |= 1u << i;
+      v.at[i] = rounded_add(v.at[i], z.at[i]);
+      counts |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i;
     }
+    plane = counts;
+    return write(a, n, 0, open_gates(a));
+  }
+
+  // After the last step, one of plane `last`: as above.
+  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
+    const uint32_t gates = open_gates(a);
     counts += popcount_bytes(plane);
     if (a.gate == Gate::kResu) {
       const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // a byte for each gate
@@ -175,6 +198,20 @@ struct Neurons {
         }
       }
     }
+    return write(a, n, last, gates);
+  }
+
+  __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
+    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
+    uint32_t gates = 0;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (gate_open(z.at[i], a.gate, ceiling)) gates |= 1u << i;
+    }
+    return gates;
+  }
+
+  __device__ __forceinline__ uint32_t write(const Args& a, int64_t n, int last, uint32_t gates) const {
     put_planes(a.planes + last * a.neurons + n);
     if (a.counts != nullptr) {
       if (whole) {

@@ -24,7 +24,7 @@ struct DeviceGeometry {
   int height, width, channels;
   int out_width, out_size;
   int group_channels, group_outputs;
-  int taps, kernel_width;
+  int taps, kernel_height, kernel_width;
   bool is_linear;
   int stride[2], padding[2], dilation[2];
   int depth;                       // taps * group_channels
@@ -96,7 +96,6 @@ class Filler {
                (blockIdx.z * static_cast<int64_t>(g.group_outputs) + output) * g.depth + k;
     const int spike_k = thread % S::kSpikePieces * 16;
     spikes_to_ = S::kWeightBytes + thread / S::kSpikePieces * S::kSpikeRow + thread % S::kSpikePieces * 16;
-    spikes_left_ = g.depth - spike_k;
     tap_ = {0, 0, spike_k};
     if (g.taps > 1) {
       const int tap = spike_k / g.group_channels;
@@ -124,7 +123,6 @@ class Filler {
       copy_spikes(stage + (spikes_to_ + turn * kRowsOfTurn * S::kSpikeRow), g, windows_[turn % kWindows],
                   turn / kWindows);
     }
-    spikes_left_ -= kTileDepth;
     if (g.taps > 1) {
       advance(tap_, g, g.stage);
     } else {
@@ -169,15 +167,15 @@ class Filler {
     }
   }
 
-  // The channels of a tap, null outside of the image.
+  // The channels of a tap, null outside of the image and the kernel.
   __device__ __forceinline__ const uint8_t* find(const DeviceGeometry& g, const Window& window, int plane,
-                                                 const Tap& tap, int left) const {
-    if (window.image == nullptr || plane >= planes_ || left <= 0) return nullptr;
+                                                 const Tap& tap) const {
+    if (window.image == nullptr || plane >= planes_) return nullptr;
     const uint8_t* image = window.image + plane * g.plane + tap.c;
-    if (g.taps == 1) return image;
+    if (g.taps == 1) return tap.c < g.depth ? image : nullptr;
     const int y = window.y + tap.r * g.dilation[0];
     const int x = window.x + tap.s * g.dilation[1];
-    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
+    const bool inside = tap.r < g.kernel_height && static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
                         static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
     return inside ? image + (static_cast<int64_t>(y) * g.width + x) * g.channels : nullptr;
   }
@@ -185,7 +183,7 @@ class Filler {
   __device__ __forceinline__ void copy_spikes(Shared to, const DeviceGeometry& g, const Window& window,
                                               int plane) const {
     if (g.spike_bytes == 16) {
-      const uint8_t* from = find(g, window, plane, tap_, spikes_left_);
+      const uint8_t* from = find(g, window, plane, tap_);
       cp_async<16>(to, from, from != nullptr);
     } else if (g.spike_bytes == 8) {
       copy_spikes_by<8>(to, g, window, plane);
@@ -202,24 +200,57 @@ class Filler {
     Tap tap = tap_;
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
-      const uint8_t* from = find(g, window, plane, tap, spikes_left_ - i);
+      const uint8_t* from = find(g, window, plane, tap);
       if constexpr (bytes >= 4) {
         cp_async<bytes>(to + i, from, from != nullptr);
       } else {
         to.pointer[i] = from != nullptr ? *from : 0;
       }
-      advance(tap, g, {0, 0, bytes});
+      if (g.taps > 1) {
+        advance(tap, g, {0, 0, bytes});
+      } else {
+        tap.c += bytes;
+      }
     }
   }
 
   const Weight* weights_;
   int64_t row_step_;  // to the row of the next turn
   int weights_to_, spikes_to_;
-  int weights_left_, spikes_left_;  // of the depth, from its own piece on
+  int weights_left_;  // of the depth, from its own piece on
   int rows_;                        // of weights, from its own on
   Tap tap_;
   int planes_;  // from its own on
   Window windows_[kWindows];
 };
+
+// Adds the products of all depths with the spikes of a round, whose first plane this is.
+template <class S>
+__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, unsigned char* memory,
+                                         const typename S::Place& at, Sums<S>& sums) {
+  const Shared ring(memory);
+  const int stages = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
+  const int ahead = min(stages, S::kStages - 1);  // that are on their way while one is multiplied
+  Filler<S> filler(g, first_plane);
+  int filled = 0, full = 0;
+  const auto next = [](int stage) { return stage == (S::kStages - 1) * S::kStageBytes ? 0 : stage + S::kStageBytes; };
+#pragma unroll 1
+  for (int stage = -ahead; stage < stages; ++stage) {
+    if (stage >= 0) {
+      if (ahead == S::kStages - 1) {
+        cp_async_wait<S::kStages - 2>();
+      } else {
+        cp_async_wait<0>();  // nothing more will come
+      }
+      __syncthreads();  // this stage has come, and the one that is requested next has been read
+    }
+    if (stage + ahead < stages) filler.fill(ring + filled, g);
+    cp_async_commit();
+    filled = next(filled);
+    if (stage < 0) continue;
+    multiply_stage<S>(ring + full, at, sums);
+    full = next(full);
+  }
+}
 
 }  // namespace tandem::cuda

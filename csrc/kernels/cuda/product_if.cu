@@ -2,10 +2,8 @@
 // the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
 // registers: a thread has those of four neighbouring outputs for each of two pixels, and integrates them where they are.
 // Weights and spike planes pass through a ring of stages in shared memory.
-#include <limits>
-
 #include "neurons.cuh"
-#include "product_fill.cuh"
+#include "product_launch.cuh"
 
 namespace tandem::cuda {
 
@@ -88,35 +86,13 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const Shared ring(memory);
   const typename S::Place at;
-  const int stages = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
-  const int ahead = min(stages, S::kStages - 1);  // that are on their way while one is multiplied
   auto* states = reinterpret_cast<float*>(memory + S::kSharedBytes);
 #pragma unroll 1
   for (int round = 0; round < (S::kRounds ? (a.T + S::kSteps - 1) / S::kSteps : 1); ++round) {
     const int first = S::kRounds ? round * S::kSteps : 0;
-    Filler<S> filler(g, first / kPlaneSteps);
     Sums<S> sums = {};
-    int filled = 0, full = 0;
-    const auto next = [](int stage) { return stage == (S::kStages - 1) * S::kStageBytes ? 0 : stage + S::kStageBytes; };
-#pragma unroll 1
-    for (int stage = -ahead; stage < stages; ++stage) {
-      if (stage >= 0) {
-        if (ahead == S::kStages - 1) {
-          cp_async_wait<S::kStages - 2>();
-        } else {
-          cp_async_wait<0>();  // nothing more will come
-        }
-        __syncthreads();  // this stage has come, and the one that is requested next has been read
-      }
-      if (stage + ahead < stages) filler.fill(ring + filled, g);
-      cp_async_commit();
-      filled = next(filled);
-      if (stage < 0) continue;
-      multiply_stage<S>(ring + full, at, sums);
-      full = next(full);
-    }
+    multiply<S>(g, first / kPlaneSteps, memory, at, sums);
     if constexpr (S::kWarpsDepth == 1) {
 #pragma unroll
       for (int item = 0; item < S::kItems; item += 2) {
@@ -129,30 +105,17 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     } else {
       static_assert(S::kItems <= S::kWarpsDepth, "a warp each");
       __syncthreads();
-      add_up<S>(memory, at, sums);
+      auto* parts = reinterpret_cast<Vec<typename S::Sum, S::kVec>*>(memory);
+      add_up<S>(memory, at, sums, [&](int i, const Vec<typename S::Sum, S::kVec>& total) { parts[i] = total; });
+      __syncthreads();
       const int item = at.depth;
       if (item < S::kItems) {
-        const auto* parts = reinterpret_cast<const Vec<typename S::Sum, S::kVec>*>(memory);
         integrate<S>(a, g, at, neurons_of<S>(a, g, at, item), first, item, states,
                      [&](int t) { return parts[at.part(item, t)]; });
       }
     }
     if (S::kRounds && first + S::kSteps < a.T) __syncthreads();  // the ring has been read
   }
-}
-
-// How many bytes can be moved at once, where rows of so many follow each other from there.
-int aligned_bytes(const void* p, size_t row) {
-  int bytes = 16;
-  while (bytes > 1 && (row % bytes != 0 || !is_aligned(p, bytes))) bytes /= 2;
-  return bytes;
-}
-
-template <class S>
-dim3 grid_of(const DeviceGeometry& g, int64_t groups) {
-  // Blocks that share weights run side by side.
-  return dim3(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
-              static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs), static_cast<unsigned>(groups));
 }
 
 template <class S>
@@ -162,7 +125,6 @@ int launch(DeviceGeometry g, int64_t groups, const Neuron<float>& a, cudaStream_
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
   g.weight_bytes = aligned_bytes(g.weight, g.depth * sizeof(typename S::Weight));
-  g.spike_bytes = aligned_bytes(g.planes, g.group_channels);
   g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
   product_if_kernel<S><<<grid_of<S>(g, groups), S::kThreads, shared_bytes, stream>>>(g, a);
   return cudaGetLastError();
@@ -197,51 +159,11 @@ int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, 
   return launch_for<Operands, 16>(g, groups, a, stream);
 }
 
-DeviceGeometry geometry_of(const Layer& layer) {
-  const Geometry& geometry = layer.geometry;
-  const auto narrow = [](int64_t x) { return static_cast<int>(x); };
-  DeviceGeometry g{};
-  g.planes = layer.planes;
-  g.weight = layer.weights.data;
-  g.plane = geometry.batch * geometry.height * geometry.width * geometry.channels;
-  g.pixels = geometry.rows();
-  g.P = layer.plane_count();
-  g.height = narrow(geometry.height);
-  g.width = narrow(geometry.width);
-  g.channels = narrow(geometry.channels);
-  g.out_width = narrow(geometry.out_width());
-  g.out_size = narrow(geometry.out_height() * geometry.out_width());
-  g.group_channels = narrow(geometry.group_channels());
-  g.group_outputs = narrow(geometry.group_outputs());
-  g.taps = narrow(geometry.taps());
-  g.is_linear = geometry.is_linear();
-  g.kernel_width = narrow(geometry.kernel[1]);
-  g.depth = narrow(geometry.inputs());
-  const int taps = kTileDepth / g.group_channels;
-  g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth % g.group_channels};
-  for (int axis = 0; axis < 2; ++axis) {
-    g.stride[axis] = narrow(geometry.stride[axis]);
-    g.padding[axis] = narrow(geometry.padding[axis]);
-    g.dilation[axis] = narrow(geometry.dilation[axis]);
-  }
-  return g;
-}
-
 }  // namespace
 
 bool can_run(const Layer& layer, Operand operand) {
-  const Geometry& geometry = layer.geometry;
-  const bool rows = layer.weights.channels_last || geometry.taps() == 1 || geometry.group_channels() == 1;
-  const bool bytes = layer.neuron.mask == nullptr || geometry.group_outputs() % 8 == 0;
-  const int64_t deepest = operand == Operand::kInt8 ? 1 << 17 : 1 << 24;
-  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
-  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
-                      geometry.height + 2 * geometry.padding[0] <= kInt &&
-                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
-                      geometry.out_height() * geometry.out_width() <= kInt;
-  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
-  return rows && bytes && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < deepest;
+  const bool bytes = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
+  return !layer.counted() && bytes && can_multiply(layer, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {

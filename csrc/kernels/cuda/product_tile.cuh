@@ -9,7 +9,8 @@ namespace tandem::cuda {
 constexpr int kTileDepth = 128;  // depths of a stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth.
+// kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth. With
+// operands that are counts, eight pixels each take the place of a step.
 template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
   using Operands = Ops;
@@ -22,7 +23,8 @@ struct Shape {
   static constexpr int kPlanes = (kSteps + kPlaneSteps - 1) / kPlaneSteps;
   static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs: 64 sums a thread, whatever kSteps
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
-  static constexpr int kPixels = kWarpPixels * kWarpsPixels;
+  static constexpr int kTilePixels = kWarpPixels * (Ops::kCounted ? steps : 1);
+  static constexpr int kPixels = kTilePixels * kWarpsPixels;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
   // That share a multiprocessor, as far as registers go.
   static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
@@ -69,7 +71,7 @@ struct Shape {
     int depth = warp / (kWarpsOut * kWarpsPixels);
     int tile = warp % (kWarpsOut * kWarpsPixels);
     int row = tile / kWarpsPixels * 16 * kTiles;     // first of the warp's outputs in the block
-    int column = tile % kWarpsPixels * kWarpPixels;  // first of its pixels
+    int column = tile % kWarpsPixels * kTilePixels;  // first of its pixels
 
     // Of the parts of its tile in shared memory.
     __device__ __forceinline__ int part(int item, int t) const {
@@ -91,10 +93,12 @@ __device__ __forceinline__ void multiply_stage(Shared stage, const typename S::P
   const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
 #pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : 2)
   for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
-    typename Operands::Spikes spikes[S::kPlanes];
+    constexpr int kRows = Operands::kCounted ? S::kSteps : S::kPlanes;
+    typename Operands::Spikes spikes[kRows];
 #pragma unroll
-    for (int p = 0; p < S::kPlanes; ++p) {
-      spikes[p] = Operands::load_spikes(lane_spikes.pointer + p * S::kPixels * S::kSpikeRow + k, at.q);
+    for (int i = 0; i < kRows; ++i) {
+      const int row = i * (Operands::kCounted ? kWarpPixels : S::kPixels);
+      spikes[i] = Operands::load_spikes(lane_spikes.pointer + row * S::kSpikeRow + k, at.q);
     }
     uint32_t weights[S::kTiles][Operands::kTerms][4];
 #pragma unroll
@@ -106,7 +110,7 @@ __device__ __forceinline__ void multiply_stage(Shared stage, const typename S::P
     for (int t = 0; t < S::kSteps; ++t) {
       uint32_t b[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) b[r] = Operands::spikes_at(spikes[t / kPlaneSteps], t % kPlaneSteps, r);
+      for (int r = 0; r < 2; ++r) b[r] = Operands::spikes_at(spikes[Operands::kCounted ? t : t / kPlaneSteps], t % kPlaneSteps, r);
 #pragma unroll
       for (int term = 0; term < Operands::kTerms; ++term) {
 #pragma unroll
@@ -125,9 +129,10 @@ __device__ __forceinline__ Vec<typename S::Sum, S::kVec> sums_of(const Sums<S>& 
   return out;
 }
 
-// Adds up the sums of the warps that share a depth. They are where the first of these warps had its own.
-template <class S>
-__device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums) {
+// Adds up the sums of the warps that share a depth. Calls take(i, sums) for number i of the parts of each tile.
+template <class S, class Take>
+__device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums,
+                                       const Take& take) {
   using Part = Vec<typename S::Sum, S::kVec>;
   constexpr int kShare = S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps;
   auto* parts = reinterpret_cast<Part*>(memory);
@@ -146,9 +151,8 @@ __device__ __forceinline__ void add_up(unsigned char* memory, const typename S::
 #pragma unroll
       for (int j = 0; j < S::kVec; ++j) total.at[j] += part.at[j];
     }
-    parts[i] = total;
+    take(i, total);
   }
-  __syncthreads();
 }
 
 }  // namespace tandem::cuda

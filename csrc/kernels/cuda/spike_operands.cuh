@@ -20,6 +20,7 @@ struct Float16Weights {
   using Sum = float;
   static constexpr int kDepth = 16;
   static constexpr int kTerms = 1;       // mma that a product takes
+  static constexpr bool kCounted = false;
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 
   struct Spikes {
@@ -41,6 +42,13 @@ struct Float16Weights {
   static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
     ldmatrix_x4(a[0], tile);
   }
+  // Two counts as they are, of bytes that stand there twice.
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
+    const __half2 pair = __floats2half2_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
+    uint32_t operand;
+    memcpy(&operand, &pair, sizeof(operand));
+    return operand;
+  }
   static __device__ __forceinline__ bool is_moved(int t) { return t < 2 || t > 6; }
   static __device__ __forceinline__ int exponent_bit(int t) { return is_moved(t) ? (t + 1) % 8 : t - 2; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
@@ -59,15 +67,22 @@ struct BFloat16Weights : Float16Weights {
   using Weight = __nv_bfloat16;
 
   struct Spikes {
-    uint32_t pair[2];
+    uint32_t bytes[2];
   };
 
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
     const auto bytes = load<uint4>(row);
     return {{twice(bytes.x, bytes.y, 2 * q), twice(bytes.z, bytes.w, 2 * q)}};
   }
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
+    const __nv_bfloat162 pair =
+        __floats2bfloat162_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
+    uint32_t operand;
+    memcpy(&operand, &pair, sizeof(operand));
+    return operand;
+  }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
-    return s.pair[r] << (14 - t) & 0x40004000u;
+    return s.bytes[r] << (14 - t) & 0x40004000u;
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_bf16(sum, a, b);
@@ -121,6 +136,7 @@ struct Int8Weights {
   using Sum = int32_t;
   static constexpr int kDepth = 32;
   static constexpr int kTerms = 1;
+  static constexpr bool kCounted = false;
   static constexpr int kWeightPad = 16;
 
   struct Spikes {
@@ -138,6 +154,7 @@ struct Int8Weights {
   static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
     ldmatrix_x4(a[0], tile);
   }
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) { return bytes; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.bytes[r] & (0x01010101u << t);
   }
@@ -145,6 +162,22 @@ struct Int8Weights {
     mma_s8_u8(sum, a, b);
   }
   static __device__ __forceinline__ float product(int32_t sum, int t) { return static_cast<float>(sum >> t); }
+};
+
+// The bytes are counts: every type holds 0 to 255.
+template <class Operands>
+struct Counted : Operands {
+  static constexpr bool kCounted = true;
+
+  struct Spikes {
+    uint32_t operand[2];
+  };
+
+  static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
+    const auto read = Operands::load_spikes(row, q);
+    return {{Operands::counts(read.bytes[0]), Operands::counts(read.bytes[1])}};
+  }
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int /*t*/, int r) { return s.operand[r]; }
 };
 
 }  // namespace tandem::cuda

@@ -70,6 +70,15 @@ __device__ __forceinline__ V load_once(const E* p) {
   return out;
 }
 
+// A load that the compiler does not put behind a later condition.
+template <class V, class E>
+__device__ __forceinline__ V load_early(const E* p) {
+  const auto raw = __ldcg(reinterpret_cast<const typename Raw<sizeof(V)>::Type*>(p));
+  V out;
+  memcpy(&out, &raw, sizeof(V));
+  return out;
+}
+
 template <class E, int n>
 __device__ __forceinline__ Vec<E, n> fill(E value) {
   Vec<E, n> out;
@@ -96,6 +105,10 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 template <class E>
 struct FromFloat {
   static __device__ __forceinline__ E convert(float x) { return static_cast<E>(x); }
+};
+template <>
+struct FromFloat<double> {
+  static __device__ __forceinline__ double convert(double x) { return x; }
 };
 template <>
 struct FromFloat<__half> {
