@@ -1,8 +1,8 @@
 // C entry points to the launchers, for ctypes.
-#include "../../csrc/kernels/norm/batch_norm.h"
-#include "../../csrc/kernels/neuron/scan.h"
-#include "../../csrc/kernels/planes/bits.h"
 #include "../../csrc/kernels/layer.h"
+#include "../../csrc/kernels/neuron/scan.h"
+#include "../../csrc/kernels/norm/batch_norm.h"
+#include "../../csrc/kernels/planes/bits.h"
 
 using namespace tandem;
 

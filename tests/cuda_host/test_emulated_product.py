@@ -159,10 +159,11 @@ def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
 def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
-    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels."""
+    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up to
+    eight stages, which the last depth wraps around."""
     before = checked.lib.emulation_multiprocessors(132)
     try:
-        for T, (B, N, K) in itertools.product([4, 8, 21], [(9, 72, 288), (33, 72, 720)]):
+        for T, B, N, K in [(4, 9, 72, 288), (8, 33, 72, 288), (8, 17, 8, 1104), (21, 9, 40, 288)]:
             check(checked, T, B, N, K, dtype, seed=T)
             weight, spikes = checked.traffic("weight"), checked.traffic("spikes")
             assert weight.bytes == (T + 15) // 16 * -(-B // 16) * N * K * dtype.itemsize
@@ -171,6 +172,7 @@ def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
                 shared = checked.traffic("shared dynamic shared memory", write)
                 assert shared.waves == shared.least_waves
             check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
+        check(checked, 8, 5, 8, 1104, dtype, seed=0)  # up to eight pixels anyway
     finally:
         checked.lib.emulation_multiprocessors(before)
 

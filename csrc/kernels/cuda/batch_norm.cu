@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const C xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
-      out.at[i] = FromFloat<Grad>::convert(norm[i].scale *
-                                           (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
+      out.at[i] =
+          FromFloat<Grad>::convert(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
     }
     store(static_cast<Grad*>(a.grad_product) + n, out);
   });

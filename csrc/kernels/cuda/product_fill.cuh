@@ -27,10 +27,10 @@ struct DeviceGeometry {
   int taps, kernel_height, kernel_width;
   bool is_linear;
   int stride[2], padding[2], dilation[2];
-  int depth;                       // taps * group_channels
-  Tap stage;                       // kTileDepth, in taps and channels
-  int weight_bytes, spike_bytes;   // that are neighbours and aligned in every row: 16, 8, 4, or fewer
-  bool outputs_aligned;            // four neighbours can be moved together
+  int depth;                      // taps * group_channels
+  Tap stage;                      // kTileDepth, in taps and channels
+  int weight_bytes, spike_bytes;  // that are neighbours and aligned in every row: 16, 8, 4, or fewer
+  bool outputs_aligned;           // four neighbours can be moved together
 };
 
 // The tap so much further on, where `by` is less than a row of taps and a pixel's channels each.
@@ -218,7 +218,7 @@ class Filler {
   int64_t row_step_;  // to the row of the next turn
   int weights_to_, spikes_to_;
   int weights_left_;  // of the depth, from its own piece on
-  int rows_;                        // of weights, from its own on
+  int rows_;          // of weights, from its own on
   Tap tap_;
   int planes_;  // from its own on
   Window windows_[kWindows];

@@ -1,7 +1,7 @@
 // Linear and convolutional layers: the product of spikes and weights for all steps of a window on the tensor cores, and
 // the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
-// registers: a thread has those of four neighbouring outputs for each of two pixels, and integrates them where they are.
-// Weights and spike planes pass through a ring of stages in shared memory.
+// registers: a thread has those of four neighbouring outputs for each of two pixels, and integrates them where they
+// are. Weights and spike planes pass through a ring of stages in shared memory.
 #include "neurons.cuh"
 #include "product_launch.cuh"
 

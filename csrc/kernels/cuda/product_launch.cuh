@@ -53,7 +53,6 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   return g;
 }
 
-
 // Are there numbers and blocks enough, and do the weights of an output lie in the order of a stage?
 inline bool can_multiply(const Layer& layer, int64_t deepest) {
   const Geometry& geometry = layer.geometry;

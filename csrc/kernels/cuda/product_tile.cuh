@@ -9,8 +9,8 @@ namespace tandem::cuda {
 constexpr int kTileDepth = 128;  // depths of a stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth. With
-// operands that are counts, eight pixels each take the place of a step.
+// kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth.
+// With operands that are counts, eight pixels each take the place of a step.
 template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
   using Operands = Ops;
@@ -36,8 +36,8 @@ struct Shape {
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
 
-  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: a unit of so many tiles
-  // has its outputs in the order that leaves them there.
+  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: a unit of so many
+  // tiles has its outputs in the order that leaves them there.
   static constexpr int kUnitTiles = kTiles < 2 ? kTiles : 2;
   static constexpr int kVec = 2 * kUnitTiles;
   static constexpr int kItems = 2 * kTiles / kUnitTiles;  // kVec neurons each, of a thread
@@ -91,7 +91,7 @@ __device__ __forceinline__ void multiply_stage(Shared stage, const typename S::P
   const Shared lane_weights = stage + (at.row * S::kWeightRow + at.depth * kDepth * S::kWeightSize +
                                        Operands::weights_of(at.lane, S::kWeightRow));
   const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
-#pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : 2)
+#pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : S::kSteps == 4 ? 1 : 2)
   for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
     constexpr int kRows = Operands::kCounted ? S::kSteps : S::kPlanes;
     typename Operands::Spikes spikes[kRows];
@@ -110,7 +110,8 @@ __device__ __forceinline__ void multiply_stage(Shared stage, const typename S::P
     for (int t = 0; t < S::kSteps; ++t) {
       uint32_t b[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) b[r] = Operands::spikes_at(spikes[Operands::kCounted ? t : t / kPlaneSteps], t % kPlaneSteps, r);
+      for (int r = 0; r < 2; ++r)
+        b[r] = Operands::spikes_at(spikes[Operands::kCounted ? t : t / kPlaneSteps], t % kPlaneSteps, r);
 #pragma unroll
       for (int term = 0; term < Operands::kTerms; ++term) {
 #pragma unroll

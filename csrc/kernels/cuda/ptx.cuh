@@ -49,8 +49,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
                : "memory");
 }
 
-// step() once the current is in: fires if v has reached the threshold, which sets a bit of `spikes`, leaks, and takes the
-// threshold off. Only the sign of a potential of zero may differ.
+// step() once the current is in: fires if v has reached the threshold, which sets a bit of `spikes`, leaks, and takes
+// the threshold off. Only the sign of a potential of zero may differ.
 template <uint32_t bit>
 __device__ __forceinline__ void fire(float& v, uint32_t& spikes, float threshold, float leak) {
   asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"

@@ -19,7 +19,7 @@ struct Float16Weights {
   using Weight = __half;
   using Sum = float;
   static constexpr int kDepth = 16;
-  static constexpr int kTerms = 1;       // mma that a product takes
+  static constexpr int kTerms = 1;  // mma that a product takes
   static constexpr bool kCounted = false;
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 

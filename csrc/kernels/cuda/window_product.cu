@@ -1,5 +1,5 @@
-// u = W c, the product of a window's counts: a layer's currents summed over its steps, multiplied once. The operand of a
-// step is eight more pixels here.
+// u = W c, the product of a window's counts: a layer's currents summed over its steps, multiplied once. The operand of
+// a step is eight more pixels here.
 #include "product_launch.cuh"
 
 namespace tandem::cuda {
@@ -57,14 +57,15 @@ int launch(const Layer& layer, float* u, void* stream) {
 
 }  // namespace
 
-bool can_multiply_window(const Layer& layer, Operand operand) {
-  constexpr int64_t kExact = (int64_t{1} << 31) / (128 * 255);  // summands of an int32
+bool prefers_window_product(const Layer& layer, Operand operand) {
+  if (layer.geometry.groups > 1 && layer.geometry.group_outputs() < 16) return false;  // most of a tile would be empty
+  constexpr int64_t kExact = (int64_t{1} << 31) / (128 * 255);                         // summands of an int32
   return layer.counted() && can_multiply(layer, operand == Operand::kInt8 ? kExact : 1 << 24);
 }
 
 int window_product(const Layer& layer, Operand operand, float* u, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
-  if (!can_multiply_window(layer, operand)) return cudaErrorInvalidValue;
+  if (!prefers_window_product(layer, operand)) return cudaErrorInvalidValue;
   switch (operand) {
     case Operand::kFloat16:
       return launch<Float16Weights>(layer, u, stream);

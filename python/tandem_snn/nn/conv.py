@@ -43,6 +43,17 @@ class _Conv(SpikingLayer):
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
         self._add_neurons(out_channels, device, dtype, **neuron)
+        self._lay_out()
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
+        applied = super()._apply(*arguments, **keywords)
+        self._lay_out()
+        return applied
+
+    def _lay_out(self) -> None:
+        """The GPU's kernels read weights channels-last: so they lie from when they come there, else each call copies."""
+        if self.weight.is_cuda:
+            self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups

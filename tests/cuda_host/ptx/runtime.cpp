@@ -20,8 +20,8 @@ enum Status : int {
   kLaunchFailure = 719,
 };
 
-constexpr int kStaticLimit = 48 * 1024;  // bytes of shared memory a kernel may have unless it asks for more
-int opt_in_limit = 99 * 1024;            // what it may ask for on every GPU since Ampere
+constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory a kernel may have unless it asks for more
+int opt_in_limit = 99 * 1024;                   // what it may ask for on every GPU since Ampere
 constexpr int kMaxDynamicSharedMemorySize = 8;  // an attribute of a kernel
 constexpr int kMultiprocessorCount = 16;        // of a device
 int multiprocessors = 1;
