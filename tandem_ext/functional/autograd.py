@@ -228,7 +228,15 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
     u = cast(saved.u, mean.dtype)
     wide = needs.scale or not isinstance(static.source, Product)  # else grad_u is only cast to the type of grad
     grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
-        cast(grad, mean.dtype) if wide else grad, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
+        cast(grad, mean.dtype) if wide else grad,
+        saved.mask,
+        u,
+        mean,
+        var,
+        gain,
+        saved.gamma,
+        static.eps,
+        static.threshold,
     )
     grad_gain = None
     if needs.scale:  # both factors of gain·u see its gradient, grad_u / gain

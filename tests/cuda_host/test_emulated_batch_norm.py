@@ -145,7 +145,13 @@ def test_gradients(emulator: Emulator, grad_dtype: torch.dtype, offset: int) -> 
             **p.outputs("grad_gamma", "grad_beta"),
         }
         pointers = dict.fromkeys(given, ctypes.c_void_p)
-        fields = {**pointers, "norm": p.Norm, "threshold": p.real, "dtype": ctypes.c_int32, **dict.fromkeys(out, ctypes.c_void_p)}
+        fields = {
+            **pointers,
+            "norm": p.Norm,
+            "threshold": p.real,
+            "dtype": ctypes.c_int32,
+            **dict.fromkeys(out, ctypes.c_void_p),
+        }
         args = structure(p.real, **fields)(
             rows, channels, *map(pointer, given.values()), p.norm, 0.5, CODES[grad_dtype], *map(pointer, out.values())
         )

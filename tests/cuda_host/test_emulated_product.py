@@ -159,8 +159,8 @@ def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
 def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
-    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up to
-    eight stages, which the last depth wraps around."""
+    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up
+    to eight stages, which the last depth wraps around."""
     before = checked.lib.emulation_multiprocessors(132)
     try:
         for T, B, N, K in [(4, 9, 72, 288), (8, 33, 72, 288), (8, 17, 8, 1104), (21, 9, 40, 288)]:

@@ -51,7 +51,7 @@ class _Conv(SpikingLayer):
         return applied
 
     def _lay_out(self) -> None:
-        """The GPU's kernels read weights channels-last: so they lie from when they come there, else each call copies."""
+        """Weights lie channels-last from when they come to a GPU: its kernels read them so, else each call copies."""
         if self.weight.is_cuda:
             self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
