@@ -32,6 +32,14 @@ int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* cou
   return cuda::counts(planes, P, neurons, counts, dtype, emulation_stream());
 }
 
+int emulated_count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts) {
+  return cuda::count_bytes(planes, P, neurons, counts, emulation_stream());
+}
+
+int emulated_burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes) {
+  return cuda::burst_planes(counts, T, neurons, planes, emulation_stream());
+}
+
 int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
                        void* grad_z) {
   return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, emulation_stream());
