@@ -46,7 +46,7 @@ class _Conv(SpikingLayer):
         self._lay_out()
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
-        applied = super()._apply(*arguments, **keywords)
+        applied = super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
         self._lay_out()
         return applied
 
