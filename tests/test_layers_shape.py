@@ -298,3 +298,6 @@ def test_weights_on_a_gpu_are_channels_last(monkeypatch, layer, strides):
     assert made.float().weight.stride() == strides
     assert torch.equal(made.weight, weight)
     assert layer(4, 8, 3).weight.stride() == strides
+    lazy = {tnn.Conv1d: tnn.LazyConv1d, tnn.Conv2d: tnn.LazyConv2d}[layer](8, 3).float()
+    lazy.initialize_parameters(torch.rand(2, 4, *[5] * (len(strides) - 2)))
+    assert lazy.weight.stride() == strides

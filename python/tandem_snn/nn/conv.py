@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from tandem_ext.functional.products import Product, convolution
@@ -52,7 +53,7 @@ class _Conv(SpikingLayer):
 
     def _lay_out(self) -> None:
         """Weights lie channels-last from when they come to a GPU: its kernels read them so, else each call copies."""
-        if self.weight.is_cuda:
+        if self.weight.is_cuda and not is_lazy(self.weight):
             self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def _geometry(self) -> tuple[Any, ...]:
