@@ -41,8 +41,8 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_check(Tensor program, Tensor numbers) -> str");
   m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, int T, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, int step, "
-      "bool every_step) -> (Tensor readout, Tensor state)");
+      "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, "
+      "int step, bool every_step) -> (Tensor readout, Tensor state)");
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.

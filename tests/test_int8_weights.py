@@ -85,3 +85,10 @@ def test_batch_norm_takes_exact_integers(device):
         for w in (weight, weight.float())
     )
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_smallest_integer_in_a_dense_product(device):
+    """-128 is no digit of the matrix unit that is one byte and symmetric."""
+    x, weight = train(8, 128, 256, device=device), integers(64, 256, device=device)
+    weight[:, ::7] = -128
+    assert_same(f.linear_if(x, weight, threshold=100.0), ref.linear_if(x, weight, threshold=100.0))

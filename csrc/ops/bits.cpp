@@ -116,7 +116,8 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   return out;
 }
 
-// counts [1, B, *features], uint8 -> planes [P, B, *features] of trains that spike in their first steps.
+}  // namespace
+
 Tensor burst_planes(Tensor counts, int64_t T) {
   check_count_bytes(counts, T, "counts");
   const Tensor planes = empty_channels_last(with_first((T + 7) / 8, counts), 2, ScalarType::Byte, counts);
@@ -135,8 +136,6 @@ Tensor burst_planes(Tensor counts, int64_t T) {
   cpu::burst_planes(bytes, steps, counts.numel(), out, torch_parallel);
   return planes;
 }
-
-}  // namespace
 
 Tensor count_bytes(Tensor planes) {
   TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2 && planes.size(0) <= 32,

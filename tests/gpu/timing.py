@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tandem_ext as te
-from tandem_snn.bench.rivals.plain import if_loop
+from tandem_snn.bench.rivals import if_loop
 
 from .clock import Bench, Row, T, failed, peaks, precision
 from .training import inference, kernel_table, training
