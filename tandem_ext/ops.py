@@ -123,7 +123,9 @@ def _fake_bn_statistics(a: Arguments) -> tuple[Tensor, ...]:
 
 def _fake_bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     product, mean = a["product"], a["mean"]
-    return _empty(a["grad"], [], product.shape, product.dtype), torch.empty_like(mean), torch.empty_like(mean)
+    half = a["grad"].dtype in (torch.float16, torch.bfloat16) and product.dtype == torch.float32
+    dtype = a["grad"].dtype if half else product.dtype
+    return _empty(a["grad"], [], product.shape, dtype), torch.empty_like(mean), torch.empty_like(mean)
 
 
 # --- vmap -------------------------------------------------------------------------------------------------------------

@@ -121,6 +121,10 @@ bool prefers_run(const Layer& layer, Operand operand);
 // Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
 int run(const Layer& layer, Operand operand, void* stream);
 
+// u = W c [rows, outputs] of counts, planes of window timing. Is there a kernel, and is it the faster way?
+bool prefers_window_product(const Layer& layer, Operand operand);
+int window_product(const Layer& layer, Operand operand, float* u, void* stream);
+
 }  // namespace cuda
 
 }  // namespace tandem

@@ -185,14 +185,15 @@ void differentiate(const Tensor& grad, const Tensor& mask, const Tensor& product
   const int64_t channels = product.size(1);
   const BatchNormGrad<C> args{product.numel() / channels,
                               channels,
-                              data<C>(grad),
+                              grad.data_ptr(),
                               data<uint8_t>(mask),
                               data<C>(product),
                               data<C>(mean),
                               data<C>(var),
                               norm.args<C>(),
                               static_cast<C>(threshold),
-                              data<C>(grad_product),
+                              kernel_dtype(grad, "grad"),
+                              grad_product.data_ptr(),
                               data<C>(grad_gamma),
                               data<C>(grad_beta)};
 #ifdef TANDEM_WITH_CUDA
@@ -224,17 +225,21 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
                  shape_text(shape_of(*moment)));
   }
   const NormParameters norm(gain, gamma, std::nullopt, eps, product.size(1), product);
-  Tensor grad_product = empty_channels_last(shape_of(product), 1, compute, product);
+  const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
+  const ScalarType out = half && compute == ScalarType::Float ? grad.scalar_type() : compute;
+  // The GPU's kernel reads and writes halves, the CPU's the type of the product.
+  const ScalarType moved = on_gpu(product) ? out : compute;
+  Tensor grad_product = empty_channels_last(shape_of(product), 1, moved, product);
   Tensor grad_gamma = empty(product.size(1), compute, product), grad_beta = empty(product.size(1), compute, product);
   if (product.numel() == 0) {
     torch::stable::zero_(grad_gamma);
     torch::stable::zero_(grad_beta);
-    return {grad_product, grad_gamma, grad_beta};
+    return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
   }
   const auto run = compute == ScalarType::Double ? &differentiate<double> : &differentiate<float>;
-  run(to_channels_last(aten::to_type(grad, compute), 1), to_contiguous(mask), to_channels_last(product, 1),
+  run(to_channels_last(aten::to_type(grad, moved), 1), to_contiguous(mask), to_channels_last(product, 1),
       to_contiguous(mean), to_contiguous(var), norm, threshold, grad_product, grad_gamma, grad_beta);
-  return {grad_product, grad_gamma, grad_beta};
+  return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
 }
 
 }  // namespace

@@ -116,28 +116,6 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   return out;
 }
 
-// planes [P, B, *features] -> uint8 [1, B, *features].
-Tensor count_bytes(Tensor planes) {
-  TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2 && planes.size(0) <= 32,
-               "planes must be uint8 [P, B, *features] of at most 32 planes, got ", shape_text(shape_of(planes)));
-  const Tensor counts = empty_channels_last(with_first(1, planes), 2, ScalarType::Byte, planes);
-  if (counts.numel() == 0) return counts;
-  const Tensor dense = to_channels_last(planes, 2);
-  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-  auto* out = static_cast<uint8_t*>(counts.data_ptr());
-  const auto P = static_cast<int32_t>(planes.size(0));
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(planes)) {
-    launch(planes, "count_bytes",
-           [&](void* stream) { return cuda::count_bytes(bytes, P, counts.numel(), out, stream); });
-    return counts;
-  }
-#endif
-  cpu::count_bytes(bytes, P, counts.numel(), out, torch_parallel);
-  return counts;
-}
-
-// counts [1, B, *features], uint8 -> planes [P, B, *features] of trains that spike in their first steps.
 }  // namespace
 
 Tensor burst_planes(Tensor counts, int64_t T) {
@@ -157,6 +135,26 @@ Tensor burst_planes(Tensor counts, int64_t T) {
 #endif
   cpu::burst_planes(bytes, steps, counts.numel(), out, torch_parallel);
   return planes;
+}
+
+Tensor count_bytes(Tensor planes) {
+  TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2 && planes.size(0) <= 32,
+               "planes must be uint8 [P, B, *features] of at most 32 planes, got ", shape_text(shape_of(planes)));
+  const Tensor counts = empty_channels_last(with_first(1, planes), 2, ScalarType::Byte, planes);
+  if (counts.numel() == 0) return counts;
+  const Tensor dense = to_channels_last(planes, 2);
+  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
+  auto* out = static_cast<uint8_t*>(counts.data_ptr());
+  const auto P = static_cast<int32_t>(planes.size(0));
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(planes)) {
+    launch(planes, "count_bytes",
+           [&](void* stream) { return cuda::count_bytes(bytes, P, counts.numel(), out, stream); });
+    return counts;
+  }
+#endif
+  cpu::count_bytes(bytes, P, counts.numel(), out, torch_parallel);
+  return counts;
 }
 
 Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {

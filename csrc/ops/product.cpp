@@ -138,6 +138,19 @@ bool FusedSynapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
   return true;
 }
 
+#ifdef TANDEM_WITH_CUDA
+bool FusedSynapses::multiply(const Tensor& u) {
+  layer_.neuron = {};
+  layer_.neuron.timing = Timing::kWindow;
+  if (u.numel() == 0 || !cuda::prefers_window_product(layer_, operand_)) return false;
+  const Layer whole = layer(layer_.neuron);
+  launch(weight_, "window_product", [&](void* stream) {
+    return cuda::window_product(whole, operand_, static_cast<float*>(u.data_ptr()), stream);
+  });
+  return true;
+}
+#endif
+
 bool FusedSynapses::fire(const NeuronLayer& neurons) {
   if (!suits(neurons)) return false;
   const Layer whole = layer(neurons.args<float>());
@@ -185,18 +198,22 @@ Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
 }  // namespace
 
 Tensor Synapses::window_product() const {
-  const Tensor u = empty_channels_last(output_shape(), 1, compute_type(counts_type()), planes);
-  if (!on_gpu(planes) && weight.scalar_type() != ScalarType::Double) {
-    Neuron<float> window{};
-    window.T = static_cast<int32_t>(T);
-    window.timing = counted ? Timing::kWindow : Timing::kStep;
-    FusedSynapses fused(*this);
-    if (cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel) ==
-        cpu::Refusal::kNone) {
-      return u;
-    }
+  if (weight.scalar_type() == ScalarType::Double) return counts_product();
+  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, planes);
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(planes)) {
+    Synapses bytes = *this;
+    if (!counted) bytes.planes = count_bytes(planes);
+    bytes.counted = true;
+    return FusedSynapses(bytes).multiply(u) ? u : bytes.counts_product();
   }
-  return counts_product();
+#endif
+  Neuron<float> window{};
+  window.T = static_cast<int32_t>(T);
+  window.timing = counted ? Timing::kWindow : Timing::kStep;
+  FusedSynapses fused(*this);
+  const auto done = cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel);
+  return done == cpu::Refusal::kNone ? u : counts_product();
 }
 
 Tensor Synapses::counts_product() const {
@@ -209,7 +226,7 @@ Tensor Synapses::counts_product() const {
 }
 
 void Synapses::scan(const NeuronLayer& neurons) const {
-  if (counted) return run_scan(counts_product(), Source::kImpulse, neurons);
+  if (counted) return run_scan(window_product(), Source::kImpulse, neurons);
   run_scan(currents(), Source::kTrain, neurons);
 }
 

@@ -45,6 +45,9 @@ class FusedSynapses {
   // As fire(), before anything is known of scale and shift.
   bool suits(const NeuronLayer& neurons);
 
+  // u, the product of planes that are counts, on the GPU, where there is a kernel and it is the faster way.
+  bool multiply(const Tensor& u);
+
   // The layer with these neurons, or without any for its product alone; the weight in the order the kernels want.
   Layer layer(const Neuron<float>& neuron);
 

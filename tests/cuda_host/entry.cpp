@@ -1,8 +1,8 @@
 // C entry points to the launchers, for ctypes.
-#include "../../csrc/kernels/norm/batch_norm.h"
-#include "../../csrc/kernels/neuron/scan.h"
-#include "../../csrc/kernels/planes/bits.h"
 #include "../../csrc/kernels/layer.h"
+#include "../../csrc/kernels/neuron/scan.h"
+#include "../../csrc/kernels/norm/batch_norm.h"
+#include "../../csrc/kernels/planes/bits.h"
 
 using namespace tandem;
 
@@ -30,6 +30,14 @@ int emulated_unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spi
 
 int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype) {
   return cuda::counts(planes, P, neurons, counts, dtype, emulation_stream());
+}
+
+int emulated_count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts) {
+  return cuda::count_bytes(planes, P, neurons, counts, emulation_stream());
+}
+
+int emulated_burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes) {
+  return cuda::burst_planes(counts, T, neurons, planes, emulation_stream());
 }
 
 int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
@@ -87,6 +95,16 @@ int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t
   layer.weights.data = weight;
   layer.neuron = *args;
   return cuda::run(layer, operand, emulation_stream());
+}
+
+// `planes` are counts.
+int emulated_window_product(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Operand operand,
+                            float* u) {
+  Layer layer = layer_of(sizes, 255);
+  layer.planes = planes;
+  layer.weights.data = weight;
+  layer.neuron.timing = Timing::kWindow;
+  return cuda::window_product(layer, operand, u, emulation_stream());
 }
 
 // With a mask.

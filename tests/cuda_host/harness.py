@@ -182,6 +182,7 @@ def neuron_args(real: type) -> type[ctypes.Structure]:
             ("threshold", real),
             ("leak", real),
             ("gate", ctypes.c_int32),
+            ("timing", ctypes.c_int32),
             ("scale", ctypes.c_void_p),
             ("shift", ctypes.c_void_p),
             ("residual_planes", ctypes.c_void_p),

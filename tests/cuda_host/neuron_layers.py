@@ -34,6 +34,7 @@ class Layer:
     leak: float = 1.0
     gate: str = "relu"
     train: bool = True
+    window: bool = False  # the timing; the residual then is counts or a sum
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,8 +61,35 @@ def pack_mask(gates: Tensor) -> Tensor:
 Outputs = dict[str, Tensor]
 
 
+def expected_window(layer: Layer) -> Outputs:
+    """Integrates the window, then fires: every line rounds once."""
+    y = layer.currents.to(compute_dtype(layer.currents.dtype))
+    u = y.unbind()[0] if layer.source == TRAIN else y
+    for more in y.unbind()[1:] if layer.source == TRAIN else []:
+        u = u + more
+    if layer.source == CONSTANT:
+        u = u * layer.T
+    z = u if layer.scale is None else layer.scale * u
+    if layer.shift is not None:
+        z = z + layer.shift
+    if layer.residual is not None:
+        r = layer.residual[0].to(y.dtype)
+        z = z + (r if layer.residual_scale is None else layer.residual_scale * r)
+    v = z + (0 if layer.v_init is None else layer.v_init)
+    counts = torch.zeros_like(v)
+    for _ in range(layer.T):
+        fires = v >= layer.threshold
+        v = torch.where(fires, v - torch.tensor(layer.threshold, dtype=v.dtype), v)
+        counts += fires
+    mask = pack_mask(open_gate(z, layer.gate, layer.threshold, layer.T))
+    planes = counts.to(torch.uint8).unsqueeze(0)
+    return {"planes": planes, "counts": counts.to(layer.currents.dtype), "mask": mask, "v": v}
+
+
 def expected(layer: Layer) -> Outputs:
     """What the reference's neuron makes of the layer."""
+    if layer.window:
+        return expected_window(layer)
     y = layer.currents.to(compute_dtype(layer.currents.dtype))
     if layer.source != TRAIN:
         y = y.expand(layer.T, *y.shape).clone()
@@ -97,7 +125,7 @@ def place_neurons(
     residual = given.pop("residual")
     if layer.residual is not None:
         given["residual_planes" if layer.residual.dtype == torch.uint8 else "residual_currents"] = residual
-    planes = torch.zeros((layer.T + 7) // 8, *shape, dtype=torch.uint8)
+    planes = torch.zeros(1 if layer.window else (layer.T + 7) // 8, *shape, dtype=torch.uint8)
     rewritten = layer.gate == "resu" and layer.T > 8  # a train that is silenced after its first planes are written
     out = {
         "planes": emulator.place("planes", planes, INOUT if rewritten else OUTPUT, shift("planes")),
@@ -114,6 +142,7 @@ def place_neurons(
         threshold=layer.threshold,
         leak=layer.leak,
         gate=GATES.index(layer.gate),
+        timing=int(layer.window),
         v_init_size=0 if layer.v_init is None else layer.v_init.numel(),
         counts_dtype=DTYPES[dtype],
         **given,

@@ -60,6 +60,29 @@ def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int)
 
 
 @pytest.mark.parametrize("N", SIZES)
+@pytest.mark.parametrize("T", [1, 8, 13, 255])
+def test_count_bytes_and_burst_planes(emulator: Emulator, T: int, N: int) -> None:
+    """A train of its first steps has its count; what is above T is cut off."""
+    want = torch.randint(256, (N,), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
+    bursts = pack(torch.arange(T).view(T, 1) < want)
+    for offset, to in OFFSETS:
+        emulator.begin()
+        counts = emulator.place("counts", want, offset=offset)
+        planes = emulator.output("planes", bursts.shape, torch.uint8, to)
+        assert emulator.lib.emulated_burst_planes(pointer(counts), T, ctypes.c_int64(N), pointer(planes)) == 0
+        once(emulator)
+        assert torch.equal(planes, bursts)
+
+        emulator.begin()
+        planes = emulator.place("planes", bursts, offset=offset)
+        counts = emulator.output("counts", [N], torch.uint8, to)
+        arguments = pointer(planes), len(bursts), ctypes.c_int64(N), pointer(counts)
+        assert emulator.lib.emulated_count_bytes(*arguments) == 0
+        once(emulator, "planes")
+        assert torch.equal(counts, want.clamp(max=T))
+
+
+@pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("P", [1, 2, 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_counts(emulator: Emulator, dtype: torch.dtype, P: int, N: int) -> None:

@@ -133,13 +133,85 @@ def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
         check(checked, T, 9, 24, 700, dtype, seed=T)
 
 
-@pytest.mark.parametrize(("K", "most"), [(128, 22.0), (512, 8.7), (1024, 6.5)])
-def test_instructions(plain: Emulator, K: int, most: float) -> None:
+IMAGE = Conv((8, 4), kernel=(3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("K", "most", "conv"),
+    [
+        (128, 12.0, LINEAR),
+        (256, 7.8, LINEAR),
+        (512, 5.6, LINEAR),
+        (1024, 4.5, LINEAR),
+        (2048, 3.9, LINEAR),
+        (4096, 3.6, LINEAR),
+        (128, 4.6, IMAGE),
+    ],
+)
+def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     """Of a warp, the whole kernel's, for each mma in float16 at T = 8: docs/cuda.md has the table."""
-    check(plain, 8, 32, 64, K, torch.float16, seed=0)
+    check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
     instructions, mma = plain.counted("product_if")
-    assert mma == 8 * K  # sixteen depths by eight samples by sixteen outputs each, at every step
+    # Sixteen depths by eight samples by sixteen outputs each, at every step.
+    assert mma == 8 * K * conv.kernel[0] * conv.kernel[1]
     assert instructions <= most * mma
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
+    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up
+    to eight stages, which the last depth wraps around."""
+    before = checked.lib.emulation_multiprocessors(132)
+    try:
+        for T, B, N, K in [(4, 9, 72, 288), (8, 33, 72, 288), (8, 17, 8, 1104), (21, 9, 40, 288)]:
+            check(checked, T, B, N, K, dtype, seed=T)
+            weight, spikes = checked.traffic("weight"), checked.traffic("spikes")
+            assert weight.bytes == (T + 15) // 16 * -(-B // 16) * N * K * dtype.itemsize
+            assert spikes.bytes == (T + 7) // 8 * -(-N // (64 if T == 4 else 32)) * B * K
+            for write in (False, True):
+                shared = checked.traffic("shared dynamic shared memory", write)
+                assert shared.waves == shared.least_waves
+            check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
+        check(checked, 8, 5, 8, 1104, dtype, seed=0)  # up to eight pixels anyway
+    finally:
+        checked.lib.emulation_multiprocessors(before)
+
+
+@pytest.mark.parametrize("conv", [LINEAR, Conv((3, 3), kernel=(3, 3), padding=(1, 1))])
+def test_narrow_channels(checked: Emulator, conv: Conv) -> None:
+    """Sixteen spikes, eight, four or one to a copy, as their number has them for a factor."""
+    lanes = []
+    for K, bytes_of_a_copy in [(48, 16), (40, 8), (36, 4), (37, 1)]:
+        check(checked, 8, 9, 16, K, torch.float16, seed=1, conv=conv)
+        spikes = checked.traffic("spikes")
+        lanes.append(spikes.bytes / spikes.requests / bytes_of_a_copy)
+    assert all(lane > 4 for lane in lanes), lanes  # of the 32 of a warp, windows' edges and tails left out
+
+
+WINDOWS = [(1, 1, 1, LINEAR), (70, 72, 288, LINEAR), (9, 45, 715, LINEAR), (2, 24, 40, IMAGE), (1, 64, 64, IMAGE)]
+
+
+@pytest.mark.parametrize("mode", [FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8])
+def test_window_product(checked: Emulator, mode: int) -> None:
+    """The product of counts of a byte, in float32; weights are read once for 64 pixels, counts for 64 outputs."""
+    dtype = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16, INT8: torch.int8}.get(mode, torch.float32)
+    for seed, (B, N, C, conv) in enumerate(WINDOWS):
+        g = torch.Generator().manual_seed(seed)
+        counts = torch.randint(0, 256, (1, B, *conv.size, C), generator=g, dtype=torch.uint8)
+        taps = conv.kernel[0] * conv.kernel[1]
+        weight = torch.randint(-16, 17, (N, taps * C), generator=g).to(dtype).view(N, *conv.kernel, C)
+        checked.begin(seed % 3)
+        placed = pointer(checked.place("counts", counts, offset=seed % 2)), pointer(checked.place("weight", weight))
+        want = conv(counts, weight)[0]
+        u = checked.output("u", want.shape, torch.float32, seed % 2)
+        sizes = [*counts.shape[1:], N, 1, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation, 1]
+        status = checked.lib.emulated_window_product(*placed, (ctypes.c_int64 * 15)(*sizes), mode, pointer(u))
+        assert status == 0, checked.reports()
+        assert not checked.reports()
+        assert torch.equal(u, want), f"{B} {N} {C}: {(u != want).sum()}"
+        if conv is LINEAR and C % 16 == 0:
+            assert checked.traffic("weight").bytes == -(-B // 64) * weight.numel() * dtype.itemsize
+            assert checked.traffic("counts").bytes == -(-N // 64) * counts.numel()
 
 
 def test_no_stage_is_empty(checked: Emulator) -> None:
@@ -198,6 +270,7 @@ CONVS = [
     (32, 16, Conv((1, 11), kernel=(1, 5), stride=(1, 2), padding=(0, 2))),
     (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are no multiple of sixteen
     (32, 32, Conv((4, 4), kernel=(3, 3), groups=2)),
+    (24, 16, Conv((4, 4), kernel=(3, 3))),  # copied by eight
     (12, 9, Conv((4, 3), kernel=(2, 2), groups=3)),
     (144, 70, Conv((3, 3))),
 ]

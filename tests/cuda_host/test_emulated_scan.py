@@ -17,6 +17,7 @@ from neuron_layers import (
     Layer,
     Outputs,
     check_outputs,
+    compute_dtype,
     expected,
     pack,
     place_neurons,
@@ -66,6 +67,40 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: 
             if name in checked.buffers:
                 touches = checked.touches(name)
                 assert (touches.least_reads, touches.most_reads) == (1, 1), name
+
+
+def random_window(
+    seed: int, T: int, shape: tuple[int, int], dtype: torch.dtype, source: int, residual: str | None
+) -> Layer:
+    """Of window timing, on both sides of the gates and of its most spikes."""
+    layer = random_layer(seed, T, shape, dtype, source, None)
+    layer.window, layer.leak, layer.steps, layer.gate = True, 1.0, T, GATES[seed % 2]
+    if source == IMPULSE:
+        layer.currents *= T
+    if residual == "planes":
+        layer.residual = torch.randint(0, 256, (1, *shape), dtype=torch.uint8)
+        layer.residual_scale = torch.randn(shape[-1]).to(compute_dtype(dtype)) / 16 if seed % 3 else None
+    elif residual == "currents":
+        layer.residual = torch.randn(1, *shape).to(compute_dtype(dtype))
+    return layer
+
+
+@pytest.mark.parametrize("residual", [None, "planes", "currents"])
+@pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_window(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
+    for i, (T, shape) in enumerate(itertools.product([1, 8, 21, 255], [(3, 7), (5, 36), (3, 172)])):
+        check(checked, random_window(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
+
+
+def test_window_traffic(checked: Emulator) -> None:
+    """A product of float32 comes in, a byte, a count and a bit of the mask go out."""
+    layer = random_window(2, 8, (16, 64), torch.float32, IMPULSE, "planes")
+    check(checked, layer)
+    for name, moved, write in [("currents", 4096, False), ("residual", 1024, False), ("planes", 1024, True)]:
+        traffic = checked.traffic(name, write)
+        assert traffic.bytes == moved
+        assert traffic.sectors == traffic.least_sectors
 
 
 BUFFERS = ["currents", "scale", "shift", "residual_scale", "v_init", "residual", "planes", "counts", "v"]

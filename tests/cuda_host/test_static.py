@@ -19,8 +19,9 @@ from build_tools.decide import Toolkit
 
 ARCHS = {"80": "80", "90": "90", "120": "90"}  # newer GPUs get what the driver makes of the PTX for 90
 # By file. In the product it is shared memory that decides how many blocks fit.
-REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "batch_norm": 64}
-WARPS = {"if_scan": 32, "spike_bits": 40, "product_if": 12, "batch_norm": 32}  # that share a multiprocessor
+REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "window_product": 168, "batch_norm": 64}
+# That share a multiprocessor.
+WARPS = {"if_scan": 32, "spike_bits": 40, "product_if": 12, "window_product": 12, "batch_norm": 32}
 REGISTER_FILE = 64 * 1024
 
 KERNELS = [path for path in kernel_sources() if "__global__" in path.read_text()]
@@ -61,6 +62,19 @@ def test_registers(compiled: Compiled) -> None:
         registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
         assert registers, f"{name}: no kernel"
         assert max(registers) <= REGISTERS[name], name
+
+
+def test_two_blocks_of_the_product(compiled: Compiled) -> None:
+    """Blocks of eight warps share a multiprocessor, where a weight is one operand."""
+    log, _ = compiled["product_if"]
+    kernel = re.compile(r"entry function '\S*ShapeINS0_\d+(\w+Weights(?:ILi1EE)?)ELi(\d+)ELi(\d)ELi(\d)ELi(\d)E\S*'")
+    found = {}
+    for text in log.split("Compiling ")[1:]:
+        shape = kernel.match(text)
+        if shape and int(shape[3]) * int(shape[4]) * int(shape[5]) == 8:
+            found[shape.groups()] = int(re.findall(r"Used (\d+) registers", text)[0])
+    assert len(found) == 20  # four operands at three numbers of steps, in grids large and small; four warps at T <= 4
+    assert max(found.values()) <= 128, found
 
 
 def test_occupancy(compiled: Compiled) -> None:

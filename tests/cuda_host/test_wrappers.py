@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 from pathlib import Path
 
@@ -53,10 +54,11 @@ def test_truncation(library: Path, name: str) -> None:
 
 def test_every_wrapper_has_one() -> None:
     text = (ROOT / "csrc" / "kernels" / "cuda" / "ptx.cuh").read_text()
-    for name in ("cp_async_16", "ldmatrix_x4", "mma_f16", "mma_bf16", "mma_s8_u8"):
+    for name in ("cp_async", "ldmatrix_x4", "mma_f16", "mma_bf16", "mma_s8_u8", "fire"):
         assert f" {name}(" in text
-    assert text.count("asm volatile") == 7  # three of them make up cp.async
-    assert sorted(golden.GOLDEN) == ["cp_async", "ldmatrix", "mma_bf16", "mma_f16", "mma_s8_u8"]
+    assert len(re.findall(r"\basm\b", text)) == 9  # four of them make up cp.async
+    copies = ["cp_async_16", "cp_async_4", "cp_async_8"]
+    assert sorted(golden.GOLDEN) == [*copies, "fire", "ldmatrix", "mma_bf16", "mma_f16", "mma_s8_u8"]
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

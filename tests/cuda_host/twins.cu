@@ -116,14 +116,18 @@ __global__ void shuffle_outside(const float* in, float* out, int) {
   out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
 }
 
+__device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
+  tandem::cuda::cp_async<16>(tandem::cuda::Shared(reinterpret_cast<unsigned char*>(to)), from, true);
+}
+
 // The second copy is still in flight where the first alone was waited for.
 template <bool bad>
 __global__ void async_copy(const float* in, float* out, int n) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
-  if (i < 8) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
+  if (i < 8) copy_sixteen(tile + 4 * i, in + 4 * i);
   tandem::cuda::cp_async_commit();
-  if (i < 8) tandem::cuda::cp_async_16(tile + 32 + 4 * i, in + 32 + 4 * i, true);
+  if (i < 8) copy_sixteen(tile + 32 + 4 * i, in + 32 + 4 * i);
   tandem::cuda::cp_async_commit();
   tandem::cuda::cp_async_wait<(bad ? 1 : 0)>();
   __syncthreads();
@@ -135,7 +139,7 @@ template <bool bad>
 __global__ void async_copy_to_others(const float* in, float* out, int n) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
-  if (i < 16) tandem::cuda::cp_async_16(tile + 4 * i, in + 4 * i, true);
+  if (i < 16) copy_sixteen(tile + 4 * i, in + 4 * i);
   tandem::cuda::cp_async_commit();
   tandem::cuda::cp_async_wait<0>();
   if (!bad) __syncthreads();

@@ -38,15 +38,31 @@ __global__ void mma_s8_u8_kernel(const int8_t* a, const void* b, int32_t* d) {
                                [](int32_t (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_s8_u8(s, x, y); });
 }
 
-// Sixteen bytes a lane by way of shared memory; odd lanes have none to copy, and name no address.
-__global__ void cp_async_kernel(const uint8_t* from, const void*, uint8_t* to) {
+// Sixteen bytes a lane by way of shared memory, `bytes` at a time; odd lanes have none to copy, and name no address.
+template <int bytes>
+__device__ void copy(const uint8_t* from, uint8_t* to) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const int at = 16 * static_cast<int>(threadIdx.x);
   const bool valid = threadIdx.x % 2 == 0;
-  cp_async_16(memory + at, valid ? from + at : nullptr, valid);
+  const int begin = 16 * static_cast<int>(threadIdx.x);
+  for (int at = begin; at < begin + 16; at += bytes) {
+    cp_async<bytes>(Shared(memory + at), valid ? from + at : nullptr, valid);
+  }
   cp_async_commit();
   cp_async_wait<0>();
-  for (int i = 0; i < 16; ++i) to[at + i] = memory[at + i];
+  for (int at = begin; at < begin + 16; ++at) to[at] = memory[at];
+}
+__global__ void cp_async_16_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<16>(from, to); }
+__global__ void cp_async_8_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<8>(from, to); }
+__global__ void cp_async_4_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<4>(from, to); }
+
+// Of each lane v, threshold and leak; out v and the spikes, to which bit 5 may be added.
+__global__ void fire_kernel(const float* in, const void*, float* out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  float v = in[3 * lane];
+  uint32_t spikes = 1;
+  fire<32>(v, spikes, in[3 * lane + 1], in[3 * lane + 2]);
+  out[2 * lane] = v;
+  out[2 * lane + 1] = static_cast<float>(spikes);
 }
 
 // Four matrices of 8 x 16 bytes, one after the other; out [lane][matrix].
@@ -56,7 +72,7 @@ __global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out)
   for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
   __syncthreads();
   uint32_t r[4];
-  ldmatrix_x4(r, memory + 16 * lane);
+  ldmatrix_x4(r, Shared(memory + 16 * lane));
   for (int i = 0; i < 4; ++i) out[4 * lane + i] = r[i];
 }
 
@@ -77,5 +93,8 @@ using namespace tandem::cuda;
 WRAPPER(mma_f16, 0, __half, float)
 WRAPPER(mma_bf16, 0, __nv_bfloat16, float)
 WRAPPER(mma_s8_u8, 0, int8_t, int32_t)
-WRAPPER(cp_async, 512, uint8_t, uint8_t)
+WRAPPER(cp_async_16, 512, uint8_t, uint8_t)
+WRAPPER(cp_async_8, 512, uint8_t, uint8_t)
+WRAPPER(cp_async_4, 512, uint8_t, uint8_t)
+WRAPPER(fire, 0, float, float)
 WRAPPER(ldmatrix, 512, uint8_t, uint32_t)

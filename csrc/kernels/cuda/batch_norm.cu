@@ -52,25 +52,26 @@ struct Moments {
 };
 
 // The gradients of kVec neighbours, 0 where the gate is shut.
-template <class C, int kVec>
-__device__ __forceinline__ Vec<C, kVec> gate(const C* grad, const uint8_t* mask, int64_t n) {
-  auto g = load<Vec<C, kVec>>(grad + n);
+template <class C, class Grad, int kVec>
+__device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* mask, int64_t n) {
+  const auto given = load_early<Vec<Grad, kVec>>(grad + n);
   const uint32_t open = mask[n / 8] >> (n % 8);
+  Vec<C, kVec> g;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) g.at[i] = open >> i & 1u ? g.at[i] : C(0);
+  for (int i = 0; i < kVec; ++i) g.at[i] = open >> i & 1u ? widen(given.at[i]) : C(0);
   return g;
 }
 
 // What is summed: threshold gz, and this times u, from which follows the sum of gz xhat.
-template <class C>
+template <class C, class Grad>
 struct Gradients {
-  const C* grad;
+  const Grad* grad;
   const uint8_t* mask;
   const C* product;
 
   template <int kVec>
   __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&sum_u)[kVec]) const {
-    const auto g = gate<C, kVec>(grad, mask, n);
+    const auto g = gate<C, Grad, kVec>(grad, mask, n);
     const auto u = load<Vec<C, kVec>>(product + n);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -168,7 +169,7 @@ struct FinishGradients {
   }
 };
 
-template <class C, int kVec>
+template <class C, class Grad, int kVec>
 __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ BatchNormGrad<C> a, Tile tile) {
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
   if (channel >= a.channels) return;
@@ -186,14 +187,16 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
     gamma[i] = a.grad_gamma[channel + i];
   }
   visit_rows(tile, a.rows, a.channels, channel, [&](int64_t n) {
-    const auto g = gate<C, kVec>(a.grad, a.mask, n);
-    auto out = load<Vec<C, kVec>>(a.product + n);
+    const auto g = gate<C, Grad, kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
+    const auto u = load<Vec<C, kVec>>(a.product + n);
+    Vec<Grad, kVec> out;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      const C xhat = (norm[i].gain * out.at[i] - centre[i]) * norm[i].rstd;
-      out.at[i] = norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows);
+      const C xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
+      out.at[i] =
+          FromFloat<Grad>::convert(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
     }
-    store(a.grad_product + n, out);
+    store(static_cast<Grad*>(a.grad_product) + n, out);
   });
 }
 
@@ -230,14 +233,25 @@ int launch_sums(const Terms& terms, const Finish& finish, int64_t rows, int64_t 
   return cudaGetLastError();
 }
 
-template <int kVec, class C>
+template <class Grad, int kVec, class C>
 int launch_grad(const BatchNormGrad<C>& a, double* workspace, cudaStream_t stream) {
-  const int status = launch_sums<kVec>(Gradients<C>{a.grad, a.mask, a.product}, FinishGradients<C>{a}, a.rows,
-                                       a.channels, workspace, stream);
+  const Gradients<C, Grad> terms{static_cast<const Grad*>(a.grad), a.mask, a.product};
+  const int status = launch_sums<kVec>(terms, FinishGradients<C>{a}, a.rows, a.channels, workspace, stream);
   if (status != cudaSuccess) return status;
   const Tile tile = tile_of(a.rows, a.channels, kVec);
-  grad_kernel<C, kVec><<<grid_of(tile, kVec, a.rows, a.channels), kThreads, 0, stream>>>(a, tile);
+  grad_kernel<C, Grad, kVec><<<grid_of(tile, kVec, a.rows, a.channels), kThreads, 0, stream>>>(a, tile);
   return cudaGetLastError();
+}
+
+template <class Grad>
+int launch_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  constexpr size_t kBytes = 4 * sizeof(Grad);
+  if (a.channels % 4 == 0 && is_aligned(a.grad, kBytes) && is_aligned(a.product, 16) &&
+      is_aligned(a.grad_product, kBytes)) {
+    return launch_grad<Grad, 4>(a, workspace, on);
+  }
+  return launch_grad<Grad, 1>(a, workspace, on);
 }
 
 }  // namespace
@@ -260,15 +274,20 @@ int batch_norm_statistics(const BatchNormStatistics<double>& a, double* workspac
 }
 
 int batch_norm_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  if (a.channels % 4 == 0 && is_aligned(a.grad, 16) && is_aligned(a.product, 16) && is_aligned(a.grad_product, 16)) {
-    return launch_grad<4>(a, workspace, on);
+  switch (a.grad_dtype) {
+    case DType::kFloat32:
+      return launch_grad<float>(a, workspace, stream);
+    case DType::kBFloat16:
+      return launch_grad<__nv_bfloat16>(a, workspace, stream);
+    case DType::kFloat16:
+      return launch_grad<__half>(a, workspace, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
-  return launch_grad<1>(a, workspace, on);
 }
 
 int batch_norm_grad(const BatchNormGrad<double>& a, double* workspace, void* stream) {
-  return launch_grad<1>(a, workspace, static_cast<cudaStream_t>(stream));
+  return launch_grad<double, 1>(a, workspace, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace tandem::cuda

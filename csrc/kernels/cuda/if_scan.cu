@@ -31,7 +31,8 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   using Input = Vec<In, kVec>;
   Neurons<kVec, Compute<In>> neurons;
   neurons.begin(a, remainder(n, a.v_init_size));
-  neurons.load_parameters(a, remainder(n, a.channels));
+  neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
+  neurons.load_parameters(a);
   Input held;
   if constexpr (kHeld) held = load_once<Input>(currents + n);
   const int T = kT > 0 ? kT : a.T;
@@ -63,21 +64,13 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
     }
     if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
   }
-  return neurons.end(a, n);
+  return neurons.end(a, n, (T - 1) / kPlaneSteps);
 }
 
-// Eight neighbouring neurons make a byte of the mask. All lanes of the warp take part, those past the end with 0.
 template <int kVec>
 __device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neurons, uint32_t gates) {
-  const unsigned lane = threadIdx.x % 32;
-  uint32_t byte;
-  if constexpr (kVec == 1) {
-    byte = __ballot_sync(0xffffffffu, gates) >> lane;
-  } else {
-    static_assert(kVec == 4, "two lanes make a byte");
-    byte = gates | __shfl_down_sync(0xffffffffu, gates, 1) << 4;
-  }
-  if (lane % (8 / kVec) == 0 && n < neurons) mask[n / 8] = static_cast<uint8_t>(byte);
+  const uint8_t byte = join_gates<kVec>(gates, 1);
+  if (threadIdx.x % (8 / kVec) == 0 && n < neurons) mask[n / 8] = byte;
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
@@ -89,17 +82,57 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
 }
 
+// Window timing: the sum of the currents in order, or T times one, is the product of the window.
+template <class In, int kVec>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    if_window_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ Neuron<Compute<In>> a) {
+  using C = Compute<In>;
+  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
+  uint32_t gates = 0;
+  if (n < a.neurons) {
+    Vec<C, kVec> u;
+    const auto first = load_once<Vec<In, kVec>>(currents + n);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      u.at[i] = widen(first.at[i]);
+      if (source == Source::kConstant) u.at[i] = rounded_mul(u.at[i], static_cast<C>(a.T));
+    }
+    if (source == Source::kTrain) {
+#pragma unroll 4
+      for (int t = 1; t < a.T; ++t) {
+        const auto y = load_once<Vec<In, kVec>>(currents + t * a.neurons + n);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) u.at[i] = rounded_add(u.at[i], widen(y.at[i]));
+      }
+    }
+    Neurons<kVec, C> neurons;
+    neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
+    neurons.begin(a, remainder(n, a.v_init_size));
+    gates = neurons.fire_window(a, n, u);
+  }
+  if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
+}
+
+template <class In, int kVec>
+unsigned blocks_of(const Neuron<Compute<In>>& a) {
+  const int64_t per_block = int64_t{kThreads} * kVec;
+  return static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
+}
+
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 int launch(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
-  const int64_t per_block = int64_t{kThreads} * kVec;
-  const auto blocks = static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
   if_scan_kernel<In, kHeld, kResidual, kT, kVec>
-      <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
+      <<<blocks_of<In, kVec>(a), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
   return cudaGetLastError();
 }
 
 template <class In, int kVec>
 int launch_for(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
+  if (a.timing == Timing::kWindow) {
+    if_window_kernel<In, kVec>
+        <<<blocks_of<In, kVec>(a), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
+    return cudaGetLastError();
+  }
   const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   if (source != Source::kTrain) {
     return residual ? launch<In, true, true, 0, kVec>(currents, source, a, stream)

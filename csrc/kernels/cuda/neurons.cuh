@@ -10,6 +10,8 @@ template <int kVec, class C = float>
 struct Neurons {
   using Args = Neuron<C>;
 
+  bool whole = true;  // they are moved together; else, those that exist, one by one
+  int live = kVec;    // that exist
   Vec<C, kVec> v, z, scale, k;
   uint32_t channel;         // of the first neuron
   uint32_t plane;           // the spikes of up to eight steps, one byte per neuron
@@ -23,14 +25,14 @@ struct Neurons {
     } else if (a.v_init_size == 1) {
       v = fill<C, kVec>(*a.v_init);
     } else {
-      v = load<Vec<C, kVec>>(a.v_init + at);
+      v = take(a.v_init + at);
     }
     z = fill<C, kVec>(0);
     plane = counts = 0;
   }
 
-  __device__ __forceinline__ void load_parameters(const Args& a, int64_t first_channel) {
-    channel = static_cast<uint32_t>(first_channel);
+  // Those of its channels.
+  __device__ __forceinline__ void load_parameters(const Args& a) {
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
     if (a.shift != nullptr) {
@@ -40,19 +42,48 @@ struct Neurons {
   }
 
   __device__ __forceinline__ Vec<C, kVec> load_channels(const C* p, C absent) const {
-    return p != nullptr ? load<Vec<C, kVec>>(p + channel) : fill<C, kVec>(absent);
+    return p != nullptr ? take(p + channel) : fill<C, kVec>(absent);
+  }
+
+  __device__ __forceinline__ Vec<C, kVec> take(const C* p) const {
+    if (whole) return load<Vec<C, kVec>>(p);
+    auto out = fill<C, kVec>(0);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (i < live) out.at[i] = p[i];
+    }
+    return out;
+  }
+
+  // Calls each(i) for the neurons that exist.
+  template <class Each>
+  __device__ __forceinline__ void one_by_one(const Each& each) const {
+#pragma unroll 1
+    for (int i = 0; i < live; ++i) each(i);
+  }
+
+  __device__ __forceinline__ void put_planes(uint8_t* p) const {
+    if (whole) return store_planes<kVec>(p, plane);
+    one_by_one([&](int i) { store_planes<1>(p + i, plane >> 8 * i); });
   }
 
   // Before the first step of plane p.
   __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int p) {
     plane = 0;
-    if (a.residual_planes != nullptr) residual_plane = load_planes<kVec>(a.residual_planes + p * a.neurons + n);
+    if (a.residual_planes == nullptr) return;
+    const uint8_t* residual = a.residual_planes + p * a.neurons + n;
+    if (whole) {
+      residual_plane = load_planes<kVec>(residual);
+    } else {
+      residual_plane = 0;
+      one_by_one([&](int i) { residual_plane |= load_planes<1>(residual + i) << 8 * i; });
+    }
   }
 
   // After the last step of plane p. The last plane is for end(), which may have to silence it.
   __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
     counts += popcount_bytes(plane);
-    store_planes<kVec>(a.planes + p * a.neurons + n, plane);
+    put_planes(a.planes + p * a.neurons + n);
   }
 
   // Turns what the product gives at kSteps steps into currents, in place.
@@ -87,7 +118,8 @@ struct Neurons {
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
         if (at + t < steps) {
-          const auto r = load_once<Vec<C, kVec>>(residual + t * a.neurons);
+          const C* at_step = residual + t * a.neurons;
+          const auto r = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
 #pragma unroll
           for (int i = 0; i < kVec; ++i) {
             current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], r.at[i]));
@@ -101,48 +133,115 @@ struct Neurons {
   template <int kSteps>
   __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
-#pragma unroll
-    for (int t = 0; t < kSteps; ++t) {
-      if (at + t >= steps) continue;
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        z.at[i] = rounded_add(z.at[i], current[t].at[i]);
-        if (step(v.at[i], current[t].at[i], a)) spikes |= 1u << (8 * i + t);
-      }
-    }
+    unroll_while<kSteps>([&](auto t_) {
+      constexpr int t = t_.value;
+      if (at + t >= steps) return false;
+      unroll_while<kVec>([&](auto i_) {
+        constexpr int i = i_.value;
+        constexpr uint32_t kBit = 1u << (8 * i + t);
+        const C I = current[t].at[i];
+        z.at[i] = rounded_add(z.at[i], I);
+        if constexpr (std::is_same_v<C, float>) {
+          v.at[i] = rounded_add(v.at[i], I);
+          fire<kBit>(v.at[i], spikes, a.threshold, a.leak);
+        } else {
+          if (step(v.at[i], I, a)) spikes |= kBit;
+        }
+        return true;
+      });
+      return true;
+    });
     plane |= spikes << at;
   }
 
-  // After the last step: writes all outputs but the mask and returns the open gates, bit i for neuron i.
-  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n) {
-    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
-    uint32_t gates = 0;
-    uint32_t open_bytes = 0;
+  // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
+  // open gates, bit i for neuron i.
+  __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
+    scale = load_channels(a.scale, 1);
+    k = load_channels(a.shift, 0);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], k.at[i]);
+    if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
+      const auto residual_scale = load_channels(a.residual_scale, 1);
+      Vec<C, kVec> r;
+      if (a.residual_planes != nullptr) {
+        begin_plane(a, n, 0);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) r.at[i] = static_cast<C>(residual_plane >> 8 * i & 255u);
+      } else {
+        r = take(a.residual_currents + n);
+      }
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) z.at[i] = rounded_add(z.at[i], rounded_mul(residual_scale.at[i], r.at[i]));
+    }
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      if (gate_open(z.at[i], a.gate, ceiling)) {
-        gates |= 1u << i;
-        open_bytes |= 255u << (8 * i);
-      }
+      v.at[i] = rounded_add(v.at[i], z.at[i]);
+      counts |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i;
     }
-    const int last = (a.T - 1) / kPlaneSteps;
+    plane = counts;
+    return write(a, n, 0, open_gates(a));
+  }
+
+  // After the last step, one of plane `last`: as above.
+  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
+    const uint32_t gates = open_gates(a);
     counts += popcount_bytes(plane);
     if (a.gate == Gate::kResu) {
+      const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // a byte for each gate
       plane &= open_bytes;
       counts &= open_bytes;
       for (int p = 0; p < last; ++p) {
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
-          if ((gates >> i & 1u) == 0) a.planes[p * a.neurons + n + i] = 0;
+          if ((gates >> i & 1u) == 0 && i < live) a.planes[p * a.neurons + n + i] = 0;
         }
       }
     }
-    store_planes<kVec>(a.planes + last * a.neurons + n, plane);
-    if (a.counts != nullptr) store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
-    if (a.v != nullptr) store(a.v + n, v);
+    return write(a, n, last, gates);
+  }
+
+  __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
+    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
+    uint32_t gates = 0;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (gate_open(z.at[i], a.gate, ceiling)) gates |= 1u << i;
+    }
+    return gates;
+  }
+
+  __device__ __forceinline__ uint32_t write(const Args& a, int64_t n, int last, uint32_t gates) const {
+    put_planes(a.planes + last * a.neurons + n);
+    if (a.counts != nullptr) {
+      if (whole) {
+        store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
+      } else {
+        one_by_one([&](int i) { store_counts<1>(a.counts, a.counts_dtype, n + i, counts >> 8 * i); });
+      }
+    }
+    if (a.v != nullptr) {
+      if (whole) {
+        store(a.v + n, v);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          if (i < live) a.v[n + i] = v.at[i];
+        }
+      }
+    }
     return gates;
   }
 };
+
+// Eight neighbouring neurons make a byte of the mask: the gates of kVec of them, and of those `lanes` lanes further on.
+// All lanes of the warp take part.
+template <int kVec>
+__device__ __forceinline__ uint8_t join_gates(uint32_t gates, unsigned lanes) {
+#pragma unroll
+  for (int bits = kVec; bits < 8; bits *= 2, lanes *= 2) gates |= __shfl_down_sync(0xffffffffu, gates, lanes) << bits;
+  return static_cast<uint8_t>(gates);
+}
 
 // Are the arrays a kernel with kVec = 4 touches aligned for it?
 inline bool fit_four(const Neuron<float>& a) {

@@ -1,4 +1,5 @@
-// How a block's stages are filled: sixteen bytes at a time, by running pointers. A thread copies the same piece of a
+// How a block's stages are filled: sixteen bytes at a time, or eight or four where no more are aligned, by running
+// pointers. A thread copies the same piece of a
 // stage every time, of one or more rows; its place in the weights moves on by the depth of a stage, its place in a
 // window by so many taps and channels.
 #pragma once
@@ -23,12 +24,13 @@ struct DeviceGeometry {
   int height, width, channels;
   int out_width, out_size;
   int group_channels, group_outputs;
-  int taps, kernel_width;
+  int taps, kernel_height, kernel_width;
+  bool is_linear;
   int stride[2], padding[2], dilation[2];
-  int depth;            // taps * group_channels
-  Tap stage;            // kTileDepth, in taps and channels
-  bool weight_aligned;  // sixteen bytes from a multiple of sixteen on are neighbours in a row and can be moved at once
-  bool spikes_aligned;
+  int depth;                      // taps * group_channels
+  Tap stage;                      // kTileDepth, in taps and channels
+  int weight_bytes, spike_bytes;  // that are neighbours and aligned in every row: 16, 8, 4, or fewer
+  bool outputs_aligned;           // four neighbours can be moved together
 };
 
 // The tap so much further on, where `by` is less than a row of taps and a pixel's channels each.
@@ -48,19 +50,24 @@ __device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const
 
 // A row of spikes: a pixel's window in one plane.
 struct Window {
-  const uint8_t* image;  // null: no such pixel
+  const uint8_t* image;  // of one tap: where it is; null: no such pixel
   int y, x;              // of its corner
 };
 
 __device__ __forceinline__ Window find_window(const DeviceGeometry& g, int p, int64_t pixel) {
   if (pixel >= g.pixels) return {nullptr, 0, 0};
-  const int64_t b = g.out_size == 1 ? pixel : pixel / g.out_size;
+  const uint8_t* plane = g.planes + p * g.plane + static_cast<int>(blockIdx.z) * g.group_channels;
+  if (g.is_linear) return {plane + pixel * g.channels, 0, 0};
+  const int64_t b = quotient(pixel, g.out_size);
   const int in_image = static_cast<int>(pixel - b * g.out_size);
   const int y = in_image / g.out_width;
   const int x = in_image - y * g.out_width;
-  const int64_t image = p * g.plane + b * g.height * g.width * g.channels;
-  return {g.planes + image + static_cast<int>(blockIdx.z) * g.group_channels, y * g.stride[0] - g.padding[0],
-          x * g.stride[1] - g.padding[1]};
+  const uint8_t* image = plane + b * g.height * g.width * g.channels;
+  const Window window{image, y * g.stride[0] - g.padding[0], x * g.stride[1] - g.padding[1]};
+  if (g.taps > 1) return window;
+  const bool inside = static_cast<unsigned>(window.y) < static_cast<unsigned>(g.height) &&
+                      static_cast<unsigned>(window.x) < static_cast<unsigned>(g.width);
+  return {inside ? image + (static_cast<int64_t>(window.y) * g.width + window.x) * g.channels : nullptr, 0, 0};
 }
 
 template <class S>
@@ -79,12 +86,16 @@ class Filler {
  public:
   __device__ __forceinline__ Filler(const DeviceGeometry& g, int first_plane) {
     const int thread = static_cast<int>(threadIdx.x);
-    const int64_t output = static_cast<int64_t>(blockIdx.y) * S::kOutputs + thread / kPieces;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + thread / kPieces;
     const int k = thread % kPieces * kElements;
-    rows_ = static_cast<int>(g.group_outputs - output < S::kOutputs ? g.group_outputs - output : S::kOutputs);
+    weights_to_ = S::row_of(threadIdx.x / kPieces) * S::kWeightRow + thread % kPieces * 16;
+    weights_left_ = g.depth - k;
+    row_step_ = kRows * static_cast<int64_t>(g.depth);
+    rows_ = g.group_outputs - output;
     weights_ = static_cast<const Weight*>(g.weight) +
                (blockIdx.z * static_cast<int64_t>(g.group_outputs) + output) * g.depth + k;
     const int spike_k = thread % S::kSpikePieces * 16;
+    spikes_to_ = S::kWeightBytes + thread / S::kSpikePieces * S::kSpikeRow + thread % S::kSpikePieces * 16;
     tap_ = {0, 0, spike_k};
     if (g.taps > 1) {
       const int tap = spike_k / g.group_channels;
@@ -99,72 +110,147 @@ class Filler {
     }
   }
 
-  // Requests the next stage, whose depths begin at `first`.
-  __device__ __forceinline__ void fill(unsigned char* stage, const DeviceGeometry& g, int first) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int k = first + thread % kPieces * kElements;
-    const int spike_k = first + thread % S::kSpikePieces * 16;
-    unsigned char* to = stage + thread / kPieces * S::kWeightRow + thread % kPieces * 16;
-    const int rows = k < g.depth ? rows_ : 0;
-    const Weight* from = weights_;
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      copy_weights(to + turn * kRows * S::kWeightRow, from, g, k, turn * kRows < rows);
-      from += kRows * static_cast<int64_t>(g.depth);
-    }
+  // Requests the next stage.
+  __device__ __forceinline__ void fill(Shared stage, const DeviceGeometry& g) {
+    copy_weights(stage + weights_to_, g);
+    weights_ += kTileDepth;
+    weights_left_ -= kTileDepth;
 #pragma unroll
     for (int turn = 0; turn < S::kSpikeTurns; ++turn) {
-      const int row = (turn * S::kThreads + thread) / S::kSpikePieces;
-      if (row < S::kPlanes * S::kPixels) {
-        copy_spikes(stage + S::kWeightBytes + row * S::kSpikeRow + thread % S::kSpikePieces * 16, g, spike_k,
-                    windows_[turn % kWindows], turn / kWindows);
-      }
+      constexpr int kRowsOfTurn = S::kThreads / S::kSpikePieces;
+      const int left = S::kPlanes * S::kPixels - turn * kRowsOfTurn;
+      if (left < kRowsOfTurn && static_cast<int>(threadIdx.x) / S::kSpikePieces >= left) continue;
+      copy_spikes(stage + (spikes_to_ + turn * kRowsOfTurn * S::kSpikeRow), g, windows_[turn % kWindows],
+                  turn / kWindows);
     }
-    weights_ += kTileDepth;
-    advance(tap_, g, g.stage);
+    if (g.taps > 1) {
+      advance(tap_, g, g.stage);
+    } else {
+      tap_.c += kTileDepth;
+    }
   }
 
  private:
-  __device__ __forceinline__ void copy_weights(unsigned char* to, const Weight* from, const DeviceGeometry& g, int k,
-                                               bool exists) const {
-    if (g.weight_aligned) {
-      cp_async_16(to, from, exists);
-      return;
-    }
-    for (int i = 0; i < kElements; ++i) {
-      reinterpret_cast<Weight*>(to)[i] = exists && k + i < g.depth ? from[i] : Weight{};
+  __device__ __forceinline__ void copy_weights(Shared to, const DeviceGeometry& g) const {
+    if (g.weight_bytes == 16) {
+      const int rows = weights_left_ > 0 ? rows_ : 0;
+      const Weight* from = weights_;
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        cp_async<16>(to + S::row_of(turn * kRows) * S::kWeightRow, from, turn * kRows < rows);
+        from += row_step_;
+      }
+    } else if (g.weight_bytes == 8) {
+      copy_weights_by<8>(to);
+    } else if (g.weight_bytes == 4) {
+      copy_weights_by<4>(to);
+    } else {
+      copy_weights_by<S::kWeightSize>(to);
     }
   }
 
-  __device__ __forceinline__ void copy_spikes(unsigned char* to, const DeviceGeometry& g, int k, const Window& window,
+  template <int bytes>
+  __device__ __forceinline__ void copy_weights_by(Shared to) const {
+    constexpr int kStep = bytes / S::kWeightSize;
+#pragma unroll 1
+    for (int at = 0; at < kTurns * kElements; at += kStep) {
+      const int turn = at / kElements;
+      const int i = at % kElements;
+      const Shared piece = to + (S::row_of(turn * kRows) * S::kWeightRow + i * S::kWeightSize);
+      const Weight* from = weights_ + turn * row_step_ + i;
+      const bool exists = turn * kRows < rows_ && i < weights_left_;
+      if constexpr (bytes >= 4) {
+        cp_async<bytes>(piece, from, exists);
+      } else {
+        *reinterpret_cast<Weight*>(piece.pointer) = exists ? *from : Weight{};
+      }
+    }
+  }
+
+  // The channels of a tap, null outside of the image and the kernel.
+  __device__ __forceinline__ const uint8_t* find(const DeviceGeometry& g, const Window& window, int plane,
+                                                 const Tap& tap) const {
+    if (window.image == nullptr || plane >= planes_) return nullptr;
+    const uint8_t* image = window.image + plane * g.plane + tap.c;
+    if (g.taps == 1) return tap.c < g.depth ? image : nullptr;
+    const int y = window.y + tap.r * g.dilation[0];
+    const int x = window.x + tap.s * g.dilation[1];
+    const bool inside = tap.r < g.kernel_height && static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
+                        static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
+    return inside ? image + (static_cast<int64_t>(y) * g.width + x) * g.channels : nullptr;
+  }
+
+  __device__ __forceinline__ void copy_spikes(Shared to, const DeviceGeometry& g, const Window& window,
                                               int plane) const {
-    Tap tap = tap_;
-    const auto at = [&] {
-      const int y = window.y + tap.r * g.dilation[0];
-      const int x = window.x + tap.s * g.dilation[1];
-      const bool inside = window.image != nullptr && plane < planes_ && k < g.depth &&
-                          static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
-                          static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
-      return inside ? window.image + plane * g.plane + (static_cast<int64_t>(y) * g.width + x) * g.channels + tap.c
-                    : nullptr;
-    };
-    if (g.spikes_aligned) {
-      const uint8_t* from = at();
-      cp_async_16(to, from, from != nullptr);
-      return;
-    }
-    for (int i = 0; i < 16; ++i, ++k) {
-      const uint8_t* from = at();
-      to[i] = from != nullptr ? *from : 0;
-      advance(tap, g, {0, 0, 1});
+    if (g.spike_bytes == 16) {
+      const uint8_t* from = find(g, window, plane, tap_);
+      cp_async<16>(to, from, from != nullptr);
+    } else if (g.spike_bytes == 8) {
+      copy_spikes_by<8>(to, g, window, plane);
+    } else if (g.spike_bytes == 4) {
+      copy_spikes_by<4>(to, g, window, plane);
+    } else {
+      copy_spikes_by<1>(to, g, window, plane);
     }
   }
 
-  int rows_;  // of weights from its own on, no more than the block's
+  template <int bytes>
+  __device__ __forceinline__ void copy_spikes_by(Shared to, const DeviceGeometry& g, const Window& window,
+                                                 int plane) const {
+    Tap tap = tap_;
+#pragma unroll 1
+    for (int i = 0; i < 16; i += bytes) {
+      const uint8_t* from = find(g, window, plane, tap);
+      if constexpr (bytes >= 4) {
+        cp_async<bytes>(to + i, from, from != nullptr);
+      } else {
+        to.pointer[i] = from != nullptr ? *from : 0;
+      }
+      if (g.taps > 1) {
+        advance(tap, g, {0, 0, bytes});
+      } else {
+        tap.c += bytes;
+      }
+    }
+  }
+
   const Weight* weights_;
+  int64_t row_step_;  // to the row of the next turn
+  int weights_to_, spikes_to_;
+  int weights_left_;  // of the depth, from its own piece on
+  int rows_;          // of weights, from its own on
   Tap tap_;
   int planes_;  // from its own on
   Window windows_[kWindows];
 };
+
+// Adds the products of all depths with the spikes of a round, whose first plane this is.
+template <class S>
+__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, unsigned char* memory,
+                                         const typename S::Place& at, Sums<S>& sums) {
+  const Shared ring(memory);
+  const int stages = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
+  const int ahead = min(stages, S::kStages - 1);  // that are on their way while one is multiplied
+  Filler<S> filler(g, first_plane);
+  int filled = 0, full = 0;
+  const auto next = [](int stage) { return stage == (S::kStages - 1) * S::kStageBytes ? 0 : stage + S::kStageBytes; };
+#pragma unroll 1
+  for (int stage = -ahead; stage < stages; ++stage) {
+    if (stage >= 0) {
+      if (ahead == S::kStages - 1) {
+        cp_async_wait<S::kStages - 2>();
+      } else {
+        cp_async_wait<0>();  // nothing more will come
+      }
+      __syncthreads();  // this stage has come, and the one that is requested next has been read
+    }
+    if (stage + ahead < stages) filler.fill(ring + filled, g);
+    cp_async_commit();
+    filled = next(filled);
+    if (stage < 0) continue;
+    multiply_stage<S>(ring + full, at, sums);
+    full = next(full);
+  }
+}
 
 }  // namespace tandem::cuda

@@ -1,77 +1,85 @@
 // Linear and convolutional layers: the product of spikes and weights for all steps of a window on the tensor cores, and
 // the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
-// registers. It turns them over in shared memory: each lane then integrates one neuron, and neighbours store together.
-// Weights and spike planes pass through a ring of stages in shared memory.
-#include <limits>
-
+// registers: a thread has those of four neighbouring outputs for each of two pixels, and integrates them where they
+// are. Weights and spike planes pass through a ring of stages in shared memory.
 #include "neurons.cuh"
-#include "product_fill.cuh"
+#include "product_launch.cuh"
 
 namespace tandem::cuda {
 
 namespace {
 
-// Integrates neuron n, which has its parameters, over the steps of plane p; its products begin at `sums`. Returns its
-// gate after the last plane.
+// The neurons of an item: the outputs of a unit, for one of two pixels.
 template <class S>
-__device__ __forceinline__ uint32_t integrate(const Neuron<float>& a, Neurons<1> neuron, int64_t n, int p,
-                                              const typename S::Sum* sums, State& state) {
-  neuron.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
-  if (p > 0) {
-    neuron.v.at[0] = state.v;
-    neuron.z.at[0] = state.z;
-    neuron.counts = state.counts;
-  }
-  Vec<float, 1> current[S::kSumSteps];
-#pragma unroll
-  for (int t = 0; t < S::kSumSteps; ++t) {
-    auto total = sums[t * S::kSumStep];
-#pragma unroll
-    for (int depth = 1; depth < S::kWarpsDepth; ++depth) total += sums[t * S::kSumStep + depth * S::kSumTiles];
-    current[t].at[0] = S::Operands::product(total, t);
-  }
-  const int first = p * kPlaneSteps;
-  const int steps = min(a.T - first, S::kSumSteps);
-  neuron.begin_plane(a, n, p);
-  neuron.scale_products(current);
-  neuron.add_residual(a, n, first, 0, steps, current);
-  neuron.advance(a, 0, steps, current);
-  if (first + kPlaneSteps >= a.T) return neuron.end(a, n);
-  neuron.end_plane(a, n, p);
-  state = {neuron.v.at[0], neuron.z.at[0], neuron.counts};
-  return 0;
+__device__ __forceinline__ Neurons<S::kVec> neurons_of(const Neuron<float>& a, const DeviceGeometry& g,
+                                                       const typename S::Place& at, int item) {
+  const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (item / 2 * 8 + at.g) * S::kVec;
+  Neurons<S::kVec> neurons;
+  neurons.whole = g.outputs_aligned;
+  neurons.live = min(g.group_outputs - output, S::kVec);
+  neurons.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
+  if (neurons.live > 0) neurons.load_parameters(a);
+  return neurons;
 }
 
-// Integrates the tile of the running warp; warps that share its depth take turns.
-template <class S>
-__device__ __forceinline__ void integrate_tile(const Neuron<float>& a, const DeviceGeometry& g, int p,
-                                               const typename S::Place& at, const typename S::Sum* tile_sums,
-                                               State* states) {
-  constexpr int kTileOutputs = 16 * S::kTiles;
-  constexpr int kTurns = kWarpPixels * kTileOutputs / 32;
-  constexpr bool kOneChannel = kTileOutputs <= 32;  // a lane's neurons, of one pixel after the other
-  Neurons<1> neuron;
-#pragma unroll 1
-  for (int turn = at.depth; turn < kTurns; turn += S::kWarpsDepth) {
-    // At sixteen outputs a warp takes two pixels at once, four apart for the sake of the banks.
-    const int row = (turn * 32 + at.lane) % kTileOutputs;
-    const int column = kTileOutputs == 16 ? turn + at.lane / 16 * 4 : turn * 32 / kTileOutputs;
-    const int64_t output = static_cast<int64_t>(blockIdx.y) * S::kOutputs + at.row + row;
-    const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + column;
-    const int64_t o = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
-    const int64_t n = pixel * a.channels + o;
-    const bool live = output < g.group_outputs && pixel < g.pixels;
-    uint32_t gate = 0;
-    if (output < g.group_outputs && (!kOneChannel || turn == at.depth)) neuron.load_parameters(a, o);
-    if (live) {
-      gate = integrate<S>(a, neuron, n, p, tile_sums + column * S::kSumRow + row,
-                          states[(at.tile * kTurns + turn) * 32 + at.lane]);
+// Integrates them over the steps of a round, of which `first` is the first one; products(t) gives theirs.
+template <class S, class Products>
+__device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
+                                          Neurons<S::kVec> neurons, int first, int item, float* states,
+                                          const Products& products) {
+  constexpr int kVec = S::kVec;
+  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + 2 * at.q + item % 2;
+  const int64_t n = pixel * a.channels + neurons.channel;
+  float* state = states + item * S::kStateWords * S::kThreads + threadIdx.x;
+  uint32_t gates = 0;
+  const bool live = neurons.live > 0 && pixel < g.pixels;
+  if (live) {
+    if (!S::kRounds || first == 0) {
+      neurons.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        neurons.v.at[i] = state[i * S::kThreads];
+        neurons.z.at[i] = state[(kVec + i) * S::kThreads];
+      }
+      neurons.counts = __float_as_uint(state[2 * kVec * S::kThreads]);
     }
-    if (a.mask != nullptr && p == g.P - 1) {
-      const uint32_t gates = __ballot_sync(0xffffffffu, static_cast<int>(gate)) >> at.lane;
-      if (live && at.lane % 8 == 0) a.mask[n / 8] = static_cast<uint8_t>(gates);
+#pragma unroll
+    for (int plane = 0; plane < S::kPlanes; ++plane) {
+      constexpr int kSumSteps = S::kSteps < kPlaneSteps ? S::kSteps : kPlaneSteps;
+      const int begin = first + plane * kPlaneSteps;
+      if (S::kRounds && begin >= a.T) continue;
+      Vec<float, kVec> current[kSumSteps];
+#pragma unroll
+      for (int t = 0; t < kSumSteps; ++t) {
+        const auto sums = products(plane * kPlaneSteps + t);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) current[t].at[i] = S::Operands::product(sums.at[i], t);
+      }
+      const int steps = S::kRounds ? min(a.T - begin, kSumSteps) : a.T;
+      if (S::kSteps == 8) __builtin_assume(steps > 4);  // fewer have a kernel of their own
+      neurons.begin_plane(a, n, begin / kPlaneSteps);
+      neurons.scale_products(current);
+      neurons.add_residual(a, n, begin, 0, steps, current);
+      neurons.advance(a, 0, steps, current);
+      if (S::kRounds && begin + kPlaneSteps < a.T) {
+        neurons.end_plane(a, n, begin / kPlaneSteps);
+      } else {
+        gates = neurons.end(a, n, begin / kPlaneSteps);
+      }
+    }
+    if (S::kRounds && first + S::kSteps < a.T) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        state[i * S::kThreads] = neurons.v.at[i];
+        state[(kVec + i) * S::kThreads] = neurons.z.at[i];
+      }
+      state[2 * kVec * S::kThreads] = __uint_as_float(neurons.counts);
     }
   }
+  if (a.mask == nullptr || (S::kRounds && first + S::kSteps < a.T)) return;
+  const uint8_t byte = join_gates<kVec>(gates, 4);  // the next outputs are four lanes further on
+  if (at.g % (8 / kVec) == 0 && live) a.mask[n >> 3] = byte;
 }
 
 template <class S>
@@ -79,60 +87,69 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
-  const int stages = (g.depth + kTileDepth - 1) / kTileDepth;
-  auto* tile_sums = reinterpret_cast<typename S::Sum*>(memory) + at.tile * S::kSumWarp;
-  auto* states = reinterpret_cast<State*>(memory + S::kSharedBytes);
+  auto* states = reinterpret_cast<float*>(memory + S::kSharedBytes);
 #pragma unroll 1
-  for (int first = 0; first < a.T; first += S::kSteps) {
-    Filler<S> filler(g, first / kPlaneSteps);
-    const auto request = [&](int stage) {
-      if (stage < stages) filler.fill(memory + stage % S::kStages * S::kStageBytes, g, stage * kTileDepth);
-      cp_async_commit();
-    };
-    for (int stage = 0; stage < S::kStages - 1; ++stage) request(stage);
+  for (int round = 0; round < (S::kRounds ? (a.T + S::kSteps - 1) / S::kSteps : 1); ++round) {
+    const int first = S::kRounds ? round * S::kSteps : 0;
     Sums<S> sums = {};
-#pragma unroll 1
-    for (int stage = 0; stage < stages; ++stage) {
-      cp_async_wait<S::kStages - 2>();
-      __syncthreads();  // this stage has come, and the one that is requested next has been read
-      request(stage + S::kStages - 1);
-      multiply_stage<S>(memory + stage % S::kStages * S::kStageBytes, at, sums);
-    }
+    multiply<S>(g, first / kPlaneSteps, memory, at, sums);
+    if constexpr (S::kWarpsDepth == 1) {
 #pragma unroll
-    for (int plane = 0; plane < S::kPlanes; ++plane) {
-      const int p = first / kPlaneSteps + plane;
-      if (p >= g.P) continue;
+      for (int item = 0; item < S::kItems; item += 2) {
+        const auto neurons = neurons_of<S>(a, g, at, item);
+#pragma unroll
+        for (int i = item; i < item + 2; ++i) {
+          integrate<S>(a, g, at, neurons, first, i, states, [&](int t) { return sums_of<S>(sums, i, t); });
+        }
+      }
+    } else {
+      static_assert(S::kItems <= S::kWarpsDepth, "a warp each");
       __syncthreads();
-      store_sums<S>(tile_sums + at.depth * S::kSumTiles, at, sums, plane);
+      auto* parts = reinterpret_cast<Vec<typename S::Sum, S::kVec>*>(memory);
+      add_up<S>(memory, at, sums, [&](int i, const Vec<typename S::Sum, S::kVec>& total) { parts[i] = total; });
       __syncthreads();
-      integrate_tile<S>(a, g, p, at, tile_sums, states);
+      const int item = at.depth;
+      if (item < S::kItems) {
+        integrate<S>(a, g, at, neurons_of<S>(a, g, at, item), first, item, states,
+                     [&](int t) { return parts[at.part(item, t)]; });
+      }
     }
-    __syncthreads();
+    if (S::kRounds && first + S::kSteps < a.T) __syncthreads();  // the ring has been read
   }
 }
 
 template <class S>
 int launch(DeviceGeometry g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
-  const int shared_bytes = S::kSharedBytes + (g.P > 1 ? S::kStateBytes : 0);
+  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
-  g.weight_aligned = g.depth * sizeof(typename S::Weight) % 16 == 0 && is_aligned(g.weight, 16);
-  g.spikes_aligned = g.group_channels % 16 == 0 && is_aligned(g.planes, 16);
-  // Blocks that share weights run side by side.
-  const dim3 grid(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
-                  static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs),
-                  static_cast<unsigned>(groups));
-  product_if_kernel<S><<<grid, S::kThreads, shared_bytes, stream>>>(g, a);
+  g.weight_bytes = aligned_bytes(g.weight, g.depth * sizeof(typename S::Weight));
+  g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
+  product_if_kernel<S><<<grid_of<S>(g, groups), S::kThreads, shared_bytes, stream>>>(g, a);
   return cudaGetLastError();
 }
 
-// Few pixels: the warps of a block share the depth, so that there are blocks enough. Else four times eight pixels share
-// what is read of the weights.
+int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    cudaGetLastError();
+  }
+  return count;
+}
+
+// Four times eight pixels and two times the outputs of a warp share what is read, unless the warps of a block share the
+// depth of fewer, so that there are blocks enough.
 template <class Operands, int kSteps>
 int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
+  using Wide = Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>;
   if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, groups, a, stream);
-  return launch<Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>>(g, groups, a, stream);
+  const dim3 grid = grid_of<Wide>(g, groups);
+  const bool few = int64_t{grid.x} * grid.y * grid.z < multiprocessors();
+  using Deep = Shape<Operands, kSteps, kSteps == 16 ? 2 : 1, 2, kSteps == 16 ? 2 : 4>;
+  if (few) return launch<Deep>(g, groups, a, stream);
+  return launch<Wide>(g, groups, a, stream);
 }
 
 template <class Operands>
@@ -142,50 +159,11 @@ int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, 
   return launch_for<Operands, 16>(g, groups, a, stream);
 }
 
-DeviceGeometry geometry_of(const Layer& layer) {
-  const Geometry& geometry = layer.geometry;
-  const auto narrow = [](int64_t x) { return static_cast<int>(x); };
-  DeviceGeometry g{};
-  g.planes = layer.planes;
-  g.weight = layer.weights.data;
-  g.plane = geometry.batch * geometry.height * geometry.width * geometry.channels;
-  g.pixels = geometry.rows();
-  g.P = layer.plane_count();
-  g.height = narrow(geometry.height);
-  g.width = narrow(geometry.width);
-  g.channels = narrow(geometry.channels);
-  g.out_width = narrow(geometry.out_width());
-  g.out_size = narrow(geometry.out_height() * geometry.out_width());
-  g.group_channels = narrow(geometry.group_channels());
-  g.group_outputs = narrow(geometry.group_outputs());
-  g.taps = narrow(geometry.taps());
-  g.kernel_width = narrow(geometry.kernel[1]);
-  g.depth = narrow(geometry.inputs());
-  const int taps = kTileDepth / g.group_channels;
-  g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth % g.group_channels};
-  for (int axis = 0; axis < 2; ++axis) {
-    g.stride[axis] = narrow(geometry.stride[axis]);
-    g.padding[axis] = narrow(geometry.padding[axis]);
-    g.dilation[axis] = narrow(geometry.dilation[axis]);
-  }
-  return g;
-}
-
 }  // namespace
 
 bool can_run(const Layer& layer, Operand operand) {
-  const Geometry& geometry = layer.geometry;
-  const bool rows = layer.weights.channels_last || geometry.taps() == 1 || geometry.group_channels() == 1;
-  const bool bytes = layer.neuron.mask == nullptr || geometry.group_outputs() % 8 == 0;
-  const int64_t deepest = operand == Operand::kInt8 ? 1 << 17 : 1 << 24;
-  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
-  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
-                      geometry.height + 2 * geometry.padding[0] <= kInt &&
-                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
-                      geometry.out_height() * geometry.out_width() <= kInt;
-  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
-  return rows && bytes && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < deepest;
+  const bool bytes = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
+  return !layer.counted() && bytes && can_multiply(layer, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {

@@ -9,13 +9,8 @@ namespace tandem::cuda {
 constexpr int kTileDepth = 128;  // depths of a stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// What a neuron keeps from one plane to the next.
-struct State {
-  float v, z;
-  uint32_t counts;
-};
-
 // kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth.
+// With operands that are counts, eight pixels each take the place of a step.
 template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
   using Operands = Ops;
@@ -23,11 +18,13 @@ struct Shape {
   using Sum = typename Operands::Sum;
 
   static constexpr int kSteps = steps;
+  static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // a longer window takes more of them
   static constexpr int kWarpsDepth = warps_depth;
   static constexpr int kPlanes = (kSteps + kPlaneSteps - 1) / kPlaneSteps;
   static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs: 64 sums a thread, whatever kSteps
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
-  static constexpr int kPixels = kWarpPixels * kWarpsPixels;
+  static constexpr int kTilePixels = kWarpPixels * (Ops::kCounted ? steps : 1);
+  static constexpr int kPixels = kTilePixels * kWarpsPixels;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
   // That share a multiprocessor, as far as registers go.
   static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
@@ -39,19 +36,24 @@ struct Shape {
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
 
-  // The sums of a warp in one plane [step, pixel, output]. Lanes write them at pixels 2 q and outputs g, and read them
-  // in a row.
-  static constexpr int kSumSteps = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
-  static constexpr int kSumRow = 16 * kTiles + 4;
-  static constexpr int kSumStep = kWarpPixels * kSumRow;
-  static constexpr int kSumWarp = kSumSteps * kSumStep;
-  static constexpr int kSumTiles = kSumWarp * kWarpsOut * kWarpsPixels;  // to the next share of the depth
-  static constexpr int kSumBytes = 4 * kSumTiles * kWarpsDepth;
-  static constexpr int kStateBytes = kOutputs * kPixels * static_cast<int>(sizeof(State));
+  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: a unit of so many
+  // tiles has its outputs in the order that leaves them there.
+  static constexpr int kUnitTiles = kTiles < 2 ? kTiles : 2;
+  static constexpr int kVec = 2 * kUnitTiles;
+  static constexpr int kItems = 2 * kTiles / kUnitTiles;  // kVec neurons each, of a thread
+  static __device__ __forceinline__ constexpr int row_of(unsigned output) {
+    return static_cast<int>(output % kVec * 8 + output / kVec % 8 + output / (8 * kVec) * (8 * kVec));
+  }
+  // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
+  static constexpr int kSumBytes = kWarpsDepth > 1 ? kThreads * 16 * kTiles * kSteps : 0;
+  // What kVec neurons keep from one round of steps to the next: v, z, counts.
+  static constexpr int kStateWords = 2 * kVec + 1;
+  static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
 
   // As many stages as fit into what every GPU since Ampere has.
   static constexpr int kFitting = (96 * 1024 - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
-  static constexpr int kStages = kFitting < 4 ? kFitting : 4;
+  static constexpr int kMost = kWarpsDepth > 1 ? 8 : 4;
+  static constexpr int kStages = kFitting < kMost ? kFitting : kMost;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
   static_assert(kStages >= 2, "the next stage has to come while this one is multiplied");
@@ -69,7 +71,12 @@ struct Shape {
     int depth = warp / (kWarpsOut * kWarpsPixels);
     int tile = warp % (kWarpsOut * kWarpsPixels);
     int row = tile / kWarpsPixels * 16 * kTiles;     // first of the warp's outputs in the block
-    int column = tile % kWarpsPixels * kWarpPixels;  // first of its pixels
+    int column = tile % kWarpsPixels * kTilePixels;  // first of its pixels
+
+    // Of the parts of its tile in shared memory.
+    __device__ __forceinline__ int part(int item, int t) const {
+      return ((tile * kItems + item) * kSteps + t) * 32 + lane;
+    }
   };
 };
 
@@ -78,30 +85,33 @@ using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
 
 // Adds the products of one stage.
 template <class S>
-__device__ __forceinline__ void multiply_stage(const unsigned char* stage, const typename S::Place& at, Sums<S>& sums) {
+__device__ __forceinline__ void multiply_stage(Shared stage, const typename S::Place& at, Sums<S>& sums) {
   using Operands = typename S::Operands;
   constexpr int kDepth = Operands::kDepth;
-#pragma unroll(Operands::kTerms == 1 ? 2 : 1)
+  const Shared lane_weights = stage + (at.row * S::kWeightRow + at.depth * kDepth * S::kWeightSize +
+                                       Operands::weights_of(at.lane, S::kWeightRow));
+  const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
+#pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : S::kSteps == 4 ? 1 : 2)
   for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
-    const int depth = k + at.depth * kDepth;
-    typename Operands::Spikes spikes[S::kPlanes];
+    constexpr int kRows = Operands::kCounted ? S::kSteps : S::kPlanes;
+    typename Operands::Spikes spikes[kRows];
 #pragma unroll
-    for (int p = 0; p < S::kPlanes; ++p) {
-      const int row = p * S::kPixels + at.column + at.g;
-      spikes[p] = Operands::load_spikes(stage + S::kWeightBytes + row * S::kSpikeRow + depth, at.q);
+    for (int i = 0; i < kRows; ++i) {
+      const int row = i * (Operands::kCounted ? kWarpPixels : S::kPixels);
+      spikes[i] = Operands::load_spikes(lane_spikes.pointer + row * S::kSpikeRow + k, at.q);
     }
     uint32_t weights[S::kTiles][Operands::kTerms][4];
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
-      const int row = at.row + 16 * tile;
-      Operands::load_weights(stage + row * S::kWeightRow + depth * S::kWeightSize, S::kWeightRow, at.lane,
+      Operands::load_weights(lane_weights + (16 * tile * S::kWeightRow + k * S::kWeightSize), S::kWeightRow,
                              weights[tile]);
     }
 #pragma unroll
     for (int t = 0; t < S::kSteps; ++t) {
       uint32_t b[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) b[r] = Operands::spikes_at(spikes[t / kPlaneSteps], t % kPlaneSteps, r);
+      for (int r = 0; r < 2; ++r)
+        b[r] = Operands::spikes_at(spikes[Operands::kCounted ? t : t / kPlaneSteps], t % kPlaneSteps, r);
 #pragma unroll
       for (int term = 0; term < Operands::kTerms; ++term) {
 #pragma unroll
@@ -111,21 +121,38 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const
   }
 }
 
-// Lays the sums of the running warp in one of the round's planes out in shared memory.
+// The sums of an item's neurons at step t.
 template <class S>
-__device__ __forceinline__ void store_sums(typename S::Sum* warp_sums, const typename S::Place& at, const Sums<S>& sums,
-                                           int plane) {
+__device__ __forceinline__ Vec<typename S::Sum, S::kVec> sums_of(const Sums<S>& sums, int item, int t) {
+  Vec<typename S::Sum, S::kVec> out;
 #pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
+  for (int i = 0; i < S::kVec; ++i) out.at[i] = sums[item / 2 * S::kUnitTiles + i / 2][t][i % 2 * 2 + item % 2];
+  return out;
+}
+
+// Adds up the sums of the warps that share a depth. Calls take(i, sums) for number i of the parts of each tile.
+template <class S, class Take>
+__device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums,
+                                       const Take& take) {
+  using Part = Vec<typename S::Sum, S::kVec>;
+  constexpr int kShare = S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps;
+  auto* parts = reinterpret_cast<Part*>(memory);
 #pragma unroll
-    for (int t = 0; t < S::kSumSteps; ++t) {
+  for (int item = 0; item < S::kItems; ++item) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int pixel = 2 * at.q + r % 2;
-        const int output = 16 * tile + at.g + r / 2 * 8;
-        warp_sums[t * S::kSumStep + pixel * S::kSumRow + output] = sums[tile][plane * kPlaneSteps + t][r];
-      }
+    for (int t = 0; t < S::kSteps; ++t) parts[at.depth * kShare + at.part(item, t)] = sums_of<S>(sums, item, t);
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kShare; i += S::kThreads) {
+    Part total = parts[i];
+#pragma unroll
+    for (int depth = 1; depth < S::kWarpsDepth; ++depth) {
+      const Part part = parts[depth * kShare + i];
+#pragma unroll
+      for (int j = 0; j < S::kVec; ++j) total.at[j] += part.at[j];
     }
+    take(i, total);
   }
 }
 

@@ -5,10 +5,32 @@
 
 namespace tandem::cuda {
 
-// Copies 16 bytes to shared memory without passing through registers; zeros where !valid.
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");
+// A place in shared memory, for the compiler and for instructions that it does not know.
+struct Shared {
+  unsigned char* pointer;
+  uint32_t address;
+
+  explicit __device__ __forceinline__ Shared(unsigned char* at)
+      : pointer(at), address(static_cast<uint32_t>(__cvta_generic_to_shared(at))) {}
+  __device__ __forceinline__ Shared& operator+=(int bytes) {
+    pointer += bytes;
+    address += bytes;
+    return *this;
+  }
+  __device__ __forceinline__ Shared operator+(int bytes) const { return Shared(*this) += bytes; }
+};
+
+// Copies 16, 8 or 4 bytes to shared memory without passing through registers; zeros where !valid.
+template <int bytes>
+__device__ __forceinline__ void cp_async(Shared to, const void* global, bool valid) {
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to.address), "l"(global), "r"(valid ? bytes : 0),
+                 "n"(bytes)
+                 : "memory");
+  }
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -20,11 +42,20 @@ __device__ __forceinline__ void cp_async_wait() {
 
 // Four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8 and gets bytes 4 (i % 4) and
 // following of row i / 4 of each.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "r"(row.address)
                : "memory");
+}
+
+// step() once the current is in: fires if v has reached the threshold, which sets a bit of `spikes`, leaks, and takes
+// the threshold off. Only the sign of a potential of zero may differ.
+template <uint32_t bit>
+__device__ __forceinline__ void fire(float& v, uint32_t& spikes, float threshold, float leak) {
+  asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
+      : "+f"(v), "+r"(spikes)
+      : "f"(threshold), "f"(leak), "n"(bit));
 }
 
 // D += A B on the tensor cores: A 16 x 16 (32 for int8), B 8 columns.

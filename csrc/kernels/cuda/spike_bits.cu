@@ -59,13 +59,14 @@ __global__ void __launch_bounds__(kThreads)
   store_counts<kVec>(counts, dtype, n, bytes);
 }
 
+template <int kVec>
 __global__ void __launch_bounds__(kThreads)
     count_bytes_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, uint8_t* __restrict__ counts) {
-  const int64_t n = thread_index();
+  const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
-  int count = 0;
-  for (int p = 0; p < P; ++p) count += __popc(planes[p * neurons + n]);
-  counts[n] = static_cast<uint8_t>(count);
+  uint32_t bytes = 0;
+  for (int p = 0; p < P; ++p) bytes += popcount_bytes(load_planes<kVec>(planes + p * neurons + n));
+  store_planes<kVec>(counts + n, bytes);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -206,8 +207,12 @@ int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTyp
 
 int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
   if (neurons == 0) return cudaSuccess;
-  count_bytes_kernel<<<grid_for(neurons, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(planes, P, neurons,
-                                                                                               counts);
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1)) {
+    count_bytes_kernel<4><<<grid_for(neurons, 4), kThreads, 0, on>>>(planes, P, neurons, counts);
+    return cudaGetLastError();
+  }
+  count_bytes_kernel<1><<<grid_for(neurons, 1), kThreads, 0, on>>>(planes, P, neurons, counts);
   return cudaGetLastError();
 }
 

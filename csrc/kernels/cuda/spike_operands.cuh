@@ -7,14 +7,9 @@
 
 namespace tandem::cuda {
 
-// A tile of weights in the order that mma prescribes.
-__device__ __forceinline__ void load_tile(const unsigned char* tile, int row_bytes, int lane, uint32_t (&a)[4]) {
-  ldmatrix_x4(a, tile + lane % 16 * row_bytes + lane / 16 * 16);
-}
-
-// Two neighbours' bytes, each at the bottom of sixteen bits.
-__device__ __forceinline__ uint32_t spread(uint32_t bytes, bool upper) {
-  return __byte_perm(bytes, 0, upper ? 0x4342 : 0x4140);
+// Bytes i and i + 1 of eight, each twice.
+__device__ __forceinline__ uint32_t twice(uint32_t low, uint32_t high, int i) {
+  return __byte_perm(low, high, 0x1100 + i * 0x1111);
 }
 
 // One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
@@ -24,27 +19,40 @@ struct Float16Weights {
   using Weight = __half;
   using Sum = float;
   static constexpr int kDepth = 16;
-  static constexpr int kTerms = 1;       // mma that a product takes
+  static constexpr int kTerms = 1;  // mma that a product takes
+  static constexpr bool kCounted = false;
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 
   struct Spikes {
-    uint32_t twice[2], moved[2];
+    uint32_t bytes[2], moved[2];
   };
 
   // `row` is sample g's, at its first depth.
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
-    const uint32_t first = __byte_perm(load<uint16_t>(row + 2 * q), 0, 0x1100);
-    const uint32_t second = __byte_perm(load<uint16_t>(row + 8 + 2 * q), 0, 0x1100);
+    const auto bytes = load<uint4>(row);
+    const uint32_t first = twice(bytes.x, bytes.y, 2 * q);
+    const uint32_t second = twice(bytes.z, bytes.w, 2 * q);
     return {{first, second}, {first << 3, second << 3}};
   }
-  static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
-                                                      uint32_t (&a)[kTerms][4]) {
-    load_tile(tile, row_bytes, lane, a[0]);
+  // Where a lane begins in a tile of weights.
+  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
+    return lane % 16 * row_bytes + lane / 16 * 16;
+  }
+  // `tile` is the lane's.
+  static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
+    ldmatrix_x4(a[0], tile);
+  }
+  // Two counts as they are, of bytes that stand there twice.
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
+    const __half2 pair = __floats2half2_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
+    uint32_t operand;
+    memcpy(&operand, &pair, sizeof(operand));
+    return operand;
   }
   static __device__ __forceinline__ bool is_moved(int t) { return t < 2 || t > 6; }
   static __device__ __forceinline__ int exponent_bit(int t) { return is_moved(t) ? (t + 1) % 8 : t - 2; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
-    return (is_moved(t) ? s.moved[r] : s.twice[r]) & 0x04000400u << exponent_bit(t);
+    return (is_moved(t) ? s.moved[r] : s.bytes[r]) & 0x04000400u << exponent_bit(t);
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_f16(sum, a, b);
@@ -54,19 +62,27 @@ struct Float16Weights {
   }
 };
 
-// A subnormal bfloat16 is too small for a float32 sum; bit 14 alone is 2.
+// A subnormal bfloat16 is too small for a float32 sum; bit 14 alone is 2. Step t lies there once its byte has moved.
 struct BFloat16Weights : Float16Weights {
   using Weight = __nv_bfloat16;
 
   struct Spikes {
-    uint32_t pair[2];
+    uint32_t bytes[2];
   };
 
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
-    return {{spread(load<uint16_t>(row + 2 * q), false), spread(load<uint16_t>(row + 8 + 2 * q), false)}};
+    const auto bytes = load<uint4>(row);
+    return {{twice(bytes.x, bytes.y, 2 * q), twice(bytes.z, bytes.w, 2 * q)}};
+  }
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
+    const __nv_bfloat162 pair =
+        __floats2bfloat162_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
+    uint32_t operand;
+    memcpy(&operand, &pair, sizeof(operand));
+    return operand;
   }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
-    return s.pair[r] << (14 - t) & 0x40004000u;
+    return s.bytes[r] << (14 - t) & 0x40004000u;
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_bf16(sum, a, b);
@@ -84,13 +100,15 @@ struct Float32Weights : BFloat16Weights {
 
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
     const auto bytes = load<uint32_t>(row + 4 * q);
-    return {{spread(bytes, false), spread(bytes, true)}};
+    return {{twice(bytes, 0, 0), twice(bytes, 0, 2)}};
   }
-  static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
-                                                      uint32_t (&a)[kTerms][4]) {
+  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
+    return lane / 4 * row_bytes + lane % 4 * 16;
+  }
+  static __device__ __forceinline__ void load_weights(Shared tile, int row_bytes, uint32_t (&a)[kTerms][4]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const auto w = load<float4>(tile + (lane / 4 + 8 * r) * row_bytes + lane % 4 * 16);
+      const auto w = load<float4>(tile.pointer + 8 * r * row_bytes);
       split(w.x, w.y, a, r);
       split(w.z, w.w, a, 2 + r);
     }
@@ -118,6 +136,7 @@ struct Int8Weights {
   using Sum = int32_t;
   static constexpr int kDepth = 32;
   static constexpr int kTerms = 1;
+  static constexpr bool kCounted = false;
   static constexpr int kWeightPad = 16;
 
   struct Spikes {
@@ -127,10 +146,15 @@ struct Int8Weights {
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
     return {{load<uint32_t>(row + 4 * q), load<uint32_t>(row + 16 + 4 * q)}};
   }
-  static __device__ __forceinline__ void load_weights(const unsigned char* tile, int row_bytes, int lane,
-                                                      uint32_t (&a)[kTerms][4]) {
-    load_tile(tile, row_bytes, lane, a[0]);
+  // Where a lane begins in a tile of weights.
+  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
+    return lane % 16 * row_bytes + lane / 16 * 16;
   }
+  // `tile` is the lane's.
+  static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
+    ldmatrix_x4(a[0], tile);
+  }
+  static __device__ __forceinline__ uint32_t counts(uint32_t bytes) { return bytes; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.bytes[r] & (0x01010101u << t);
   }
@@ -138,6 +162,22 @@ struct Int8Weights {
     mma_s8_u8(sum, a, b);
   }
   static __device__ __forceinline__ float product(int32_t sum, int t) { return static_cast<float>(sum >> t); }
+};
+
+// The bytes are counts: every type holds 0 to 255.
+template <class Operands>
+struct Counted : Operands {
+  static constexpr bool kCounted = true;
+
+  struct Spikes {
+    uint32_t operand[2];
+  };
+
+  static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
+    const auto read = Operands::load_spikes(row, q);
+    return {{Operands::counts(read.bytes[0]), Operands::counts(read.bytes[1])}};
+  }
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int /*t*/, int r) { return s.operand[r]; }
 };
 
 }  // namespace tandem::cuda

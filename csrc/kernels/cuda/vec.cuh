@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "../neuron/if_neuron.h"
 #include "ptx.cuh"
@@ -16,6 +17,19 @@ template <class E, int n>
 struct alignas(sizeof(E) * n < 16 ? sizeof(E) * n : 16) Vec {
   E at[n];
 };
+
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+// Calls body(Constant<i>) for i = first ... n - 1, so long as that is true.
+template <int n, int first = 0, class Body>
+__device__ __forceinline__ void unroll_while(const Body& body) {
+  if constexpr (first < n) {
+    if (body(Constant<first>{})) unroll_while<n, first + 1>(body);
+  }
+}
 
 template <class V, class E>
 __device__ __forceinline__ V load(const E* p) {
@@ -56,6 +70,15 @@ __device__ __forceinline__ V load_once(const E* p) {
   return out;
 }
 
+// A load that the compiler does not put behind a later condition.
+template <class V, class E>
+__device__ __forceinline__ V load_early(const E* p) {
+  const auto raw = __ldcg(reinterpret_cast<const typename Raw<sizeof(V)>::Type*>(p));
+  V out;
+  memcpy(&out, &raw, sizeof(V));
+  return out;
+}
+
 template <class E, int n>
 __device__ __forceinline__ Vec<E, n> fill(E value) {
   Vec<E, n> out;
@@ -64,11 +87,13 @@ __device__ __forceinline__ Vec<E, n> fill(E value) {
   return out;
 }
 
-// n % period. In 64 bits that costs as much as half a scan, so it is done in 32 where they suffice.
+// In 64 bits a division costs as much as half a scan, so it is done in 32 where they suffice.
+__device__ __forceinline__ int64_t quotient(int64_t n, int64_t by) {
+  if (((n | by) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(by);
+  return n / by;
+}
 __device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
-  if (period <= 1) return 0;
-  if (((n | period) >> 32) == 0) return static_cast<uint32_t>(n) % static_cast<uint32_t>(period);
-  return n % period;
+  return period <= 1 ? 0 : n - quotient(n, period) * period;
 }
 
 // To the type that potentials are computed in.
@@ -80,6 +105,10 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 template <class E>
 struct FromFloat {
   static __device__ __forceinline__ E convert(float x) { return static_cast<E>(x); }
+};
+template <>
+struct FromFloat<double> {
+  static __device__ __forceinline__ double convert(double x) { return x; }
 };
 template <>
 struct FromFloat<__half> {
@@ -96,22 +125,16 @@ constexpr int kPlaneSteps = 8;
 // Up to four spike trains side by side: byte i of a word is the plane of neuron i.
 template <int kVec>
 __device__ __forceinline__ uint32_t load_planes(const uint8_t* p) {
-  if constexpr (kVec == 1) {
-    return *p;
-  } else {
-    static_assert(kVec == 4, "a word holds four neurons");
-    return load<uint32_t>(p);
-  }
+  if constexpr (kVec == 1) return *p;
+  if constexpr (kVec == 2) return load<uint16_t>(p);
+  if constexpr (kVec == 4) return load<uint32_t>(p);
 }
 
 template <int kVec>
 __device__ __forceinline__ void store_planes(uint8_t* p, uint32_t word) {
-  if constexpr (kVec == 1) {
-    *p = static_cast<uint8_t>(word);
-  } else {
-    static_assert(kVec == 4, "a word holds four neurons");
-    store(p, word);
-  }
+  if constexpr (kVec == 1) *p = static_cast<uint8_t>(word);
+  if constexpr (kVec == 2) store(p, static_cast<uint16_t>(word));
+  if constexpr (kVec == 4) store(p, word);
 }
 
 // The popcount of each byte.

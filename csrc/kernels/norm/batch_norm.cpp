@@ -85,7 +85,7 @@ TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_
 template <class C>
 TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
   const int64_t at = first * a.channels;
-  gate_elements(a.grad + at, a.mask + at / 8, gated, 0, rows * a.channels,
+  gate_elements(static_cast<const C*>(a.grad) + at, a.mask + at / 8, gated, 0, rows * a.channels,
                 [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
 }
 
@@ -120,7 +120,7 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, 
     gate_rows(a, first, rows, gated);
     for (int64_t r = 0; r < rows; ++r) {
       const C *g = gated + r * channels, *u = a.product + (first + r) * channels;
-      C* __restrict__ out = a.grad_product + (first + r) * channels;
+      C* __restrict__ out = static_cast<C*>(a.grad_product) + (first + r) * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
     }
   }

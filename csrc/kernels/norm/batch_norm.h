@@ -66,16 +66,17 @@ struct BatchNormStatistics {
 template <class C>
 struct BatchNormGrad {
   int64_t rows, channels;
-  const C* grad;        // [rows, channels], of the counts
+  const void* grad;     // [rows, channels] of grad_dtype, of the counts
   const uint8_t* mask;  // bit-packed, which gates are open
   const C* product;     // u [rows, channels]
   const C* mean;        // [channels], of u
   const C* var;         // [channels], of u
   BatchNorm<C> norm;    // without beta
   C threshold;
-  C* grad_product;  // out [rows, channels]
-  C* grad_gamma;    // out [channels]
-  C* grad_beta;     // out [channels]
+  DType grad_dtype;    // of `grad` and of `grad_product`; on the CPU C
+  void* grad_product;  // out [rows, channels]
+  C* grad_gamma;       // out [channels]
+  C* grad_beta;        // out [channels]
 };
 
 namespace cpu {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from tandem_ext.functional.products import Product, convolution
@@ -43,6 +44,17 @@ class _Conv(SpikingLayer):
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
         self._add_neurons(out_channels, device, dtype, **neuron)
+        self._lay_out()
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
+        applied = super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
+        self._lay_out()
+        return applied
+
+    def _lay_out(self) -> None:
+        """Weights lie channels-last from when they come to a GPU: its kernels read them so, else each call copies."""
+        if self.weight.is_cuda and not is_lazy(self.weight):
+            self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups

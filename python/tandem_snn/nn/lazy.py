@@ -61,6 +61,7 @@ class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
 class _LazyConv(_Lazy):
     _torch: ClassVar[Any]
     _add_neurons: Any
+    _lay_out: Any
 
     def __init__(
         self,
@@ -79,6 +80,10 @@ class _LazyConv(_Lazy):
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, out_channels, *geometry, bias, "zeros", device, dtype)
         self._add_neurons(out_channels, device, dtype, **neuron)
+
+    def initialize_parameters(self, *arguments: Any, **keywords: Any) -> None:
+        super().initialize_parameters(*arguments, **keywords)
+        self._lay_out()
 
 
 @shows_neuron_options

@@ -97,18 +97,16 @@ size_t distinct(std::vector<uint64_t>& scratch, Each each) {
   return scratch.size();
 }
 
-// A wave serves 32, 16 or 8 lanes, as they move 4, 8 or 16 bytes; words of one bank take turns.
+// A wave serves 32, 16 or 8 neighbouring lanes, as they move 4, 8 or 16 bytes; words of one bank take turns.
 void count_waves(const Request& r, Traffic& t) {
   static std::vector<uint64_t> words;
   const int lanes_per_wave = r.bytes <= 4 ? 32 : 128 / r.bytes;
-  uint64_t lanes[kLanes];
-  int count = 0;
-  each(r.mask, [&](int l) { lanes[count++] = r.addresses[l]; });
-  for (int begin = 0; begin < count; begin += lanes_per_wave) {
+  for (int begin = 0; begin < kLanes; begin += lanes_per_wave) {
+    const auto served = static_cast<uint32_t>(((uint64_t{1} << lanes_per_wave) - 1) << begin);
     const size_t n = distinct(words, [&](auto add) {
-      for (int at = begin; at < std::min(begin + lanes_per_wave, count); ++at) {
-        for (int b = 0; b < r.bytes; b += 4) add((lanes[at] + static_cast<uint64_t>(b)) / 4);
-      }
+      each(r.mask & served, [&](int l) {
+        for (int b = 0; b < r.bytes; b += 4) add((r.addresses[l] + static_cast<uint64_t>(b)) / 4);
+      });
     });
     uint64_t in_bank[32] = {};
     for (const uint64_t word : words) ++in_bank[word % 32];
@@ -232,8 +230,8 @@ void shared(const Request& r, bool lands_later) {
   if (!buffers.empty()) count_waves(r, count(r, "shared " + array->name));
 }
 
-void landed(const Warp& w, int lane, uint32_t to) {
-  for (uint32_t i = 0; i < 16; ++i) {
+void landed(const Warp& w, int lane, uint32_t to, uint32_t size) {
+  for (uint32_t i = 0; i < size; ++i) {
     Byte& byte = shared_bytes[to + i];
     byte.in_flight = false;
     byte.write = access_of(w, lane);

@@ -19,7 +19,7 @@ struct Request {
 void global(const Request& request);
 void shared(const Request& request, bool lands_later = false);
 // To other threads, a cp.async is a write at this time.
-void landed(const Warp& warp, int lane, uint32_t to);
+void landed(const Warp& warp, int lane, uint32_t to, uint32_t size);
 
 void begin_launch();
 void begin_block(const Block& block, uint32_t dynamic_begin, uint32_t end);

@@ -119,14 +119,17 @@ uint64_t converted(const Instruction& i, uint64_t x) {
 void convert(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [&](int l) { w.set(i.o[0], l, converted(i, w.value(i.o[1], l))); });
 }
+template <uint16_t (*narrow)(float)>
 void convert_pair(const Instruction& i, Warp& w, uint32_t mask) {
   const float* high = w.in<float>(i.o[1]);
   const float* low = w.in<float>(i.o[2]);
   uint32_t* d = w.row<uint32_t>(i.o[0]);
-  each(mask, [=](int l) { d[l] = static_cast<uint32_t>(to_bfloat16(high[l])) << 16 | to_bfloat16(low[l]); });
+  each(mask, [=](int l) { d[l] = static_cast<uint32_t>(narrow(high[l])) << 16 | narrow(low[l]); });
 }
 Execute find_convert(const Words& words, Instruction& i) {
-  if (i.type == Type::kBF16x2) return i.from == Type::kF32 ? convert_pair : nullptr;
+  if (i.type == Type::kBF16x2) return i.from == Type::kF32 ? convert_pair<to_bfloat16> : nullptr;
+  if (i.type == Type::kF16x2) return i.from == Type::kF32 ? convert_pair<to_half> : nullptr;
+  if (i.o.size() != 2) return nullptr;
   // What rounds twice here would not on a GPU.
   if (i.from == Type::kF64 && (i.type == Type::kF16 || i.type == Type::kBF16)) return nullptr;
   for (const auto word : words) {

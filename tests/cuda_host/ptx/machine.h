@@ -23,7 +23,7 @@ constexpr uint64_t kSharedWindow = uint64_t{1} << 60;  // generic addresses of s
 
 // clang-format off
 enum class Type : uint8_t {
-  kNone, kPred, kB8, kU8, kS8, kB16, kU16, kS16, kF16, kBF16, kB32, kU32, kS32, kF32, kBF16x2, kB64, kU64, kS64, kF64
+  kNone, kPred, kB8, kU8, kS8, kB16, kU16, kS16, kF16, kBF16, kB32, kU32, kS32, kF32, kBF16x2, kF16x2, kB64, kU64, kS64, kF64
 };
 // clang-format on
 enum class Space : uint8_t { kGeneric, kParam, kGlobal, kShared };
@@ -129,7 +129,7 @@ Execute find_collective(const std::vector<std::string_view>& words, Instruction&
 Execute find_memory(const std::vector<std::string_view>& words, Instruction& i);
 
 inline int size_of(Type t) {
-  constexpr int kBytes[] = {0, 4, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 8, 8, 8, 8};
+  constexpr int kBytes[] = {0, 4, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8};
   return kBytes[static_cast<int>(t)];
 }
 Type type_of(std::string_view word);  // kNone: it names no type
@@ -140,7 +140,8 @@ Type type_of(std::string_view word);  // kNone: it names no type
 struct Copy {
   uint32_t to;
   uint64_t from;
-  uint32_t bytes;  // of sixteen; zeros for the rest
+  uint32_t bytes;  // of `size`; zeros for the rest
+  uint32_t size;
 };
 
 struct Block;

@@ -73,23 +73,24 @@ void store(const Instruction& i, Warp& w, uint32_t mask) {
   }
 }
 
-// cp.async.cg.shared.global [to], [from], 16, bytes: lands when it is waited for, as late as it may.
+// cp.async.shared.global [to], [from], size, bytes: lands when it is waited for, as late as it may.
 void copy(const Instruction& i, Warp& w, uint32_t mask) {
   uint64_t to[kLanes], from[kLanes];
+  const auto size = static_cast<uint32_t>(i.o[2].offset);
   uint32_t sizes[kLanes], reading = 0;
   each(mask, [&](int l) {
     to[l] = w.address(i.o[0], l);
     from[l] = w.address(i.o[1], l);
-    sizes[l] = i.o.size() > 3 ? static_cast<uint32_t>(w.value(i.o[3], l)) : 16;
-    if (sizes[l] > 16) throw Fault("cp.async of more than sixteen bytes, " + w.block->kernel.place(i));
+    sizes[l] = i.o.size() > 3 ? static_cast<uint32_t>(w.value(i.o[3], l)) : size;
+    if (sizes[l] > size) throw Fault("cp.async of more bytes than its size, " + w.block->kernel.place(i));
     if (sizes[l] > 0) reading |= 1u << l;
   });
-  if (reading != 0) checker::global({i, w, reading, from, 16, false});
-  checker::shared({i, w, mask, to, 16, true}, true);
+  if (reading != 0) checker::global({i, w, reading, from, static_cast<int>(size), false});
+  checker::shared({i, w, mask, to, static_cast<int>(size), true}, true);
   each(mask, [&](int l) {
     auto& groups = w.copies[static_cast<size_t>(l)];
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({static_cast<uint32_t>(to[l]), from[l], sizes[l]});
+    groups.back().push_back({static_cast<uint32_t>(to[l]), from[l], sizes[l], size});
   });
 }
 
@@ -111,9 +112,9 @@ void wait(const Instruction& i, Warp& w, uint32_t mask) {
     for (auto group = groups.begin(); group != end; ++group) {
       for (const Copy& c : *group) {
         std::byte* to = w.block->shared.data() + c.to;
-        std::memset(to, 0, 16);
+        std::memset(to, 0, c.size);
         if (c.bytes > 0) std::memcpy(to, reinterpret_cast<const void*>(c.from), c.bytes);
-        checker::landed(w, l, c.to);
+        checker::landed(w, l, c.to, c.size);
       }
     }
     groups.erase(groups.begin(), end);
@@ -160,8 +161,9 @@ Execute find_memory(const Words& words, Instruction& i) {
   if (op == "cp" && words[1] == "async") {
     if (words[2] == "commit_group") return commit;
     if (words[2] == "wait_group") return wait;
-    const bool sixteen = i.o.size() >= 3 && i.o[2].constant != nullptr && i.o[2].offset == 16;
-    return words[2] == "cg" && sixteen ? copy : nullptr;
+    if (i.o.size() < 3 || i.o[2].constant == nullptr) return nullptr;
+    const int64_t size = i.o[2].offset;
+    return size == 16 || (words[2] == "ca" && (size == 8 || size == 4)) ? copy : nullptr;
   }
   return nullptr;
 }

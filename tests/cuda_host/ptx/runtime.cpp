@@ -20,9 +20,11 @@ enum Status : int {
   kLaunchFailure = 719,
 };
 
-constexpr int kStaticLimit = 48 * 1024;  // bytes of shared memory a kernel may have unless it asks for more
-int opt_in_limit = 99 * 1024;            // what it may ask for on every GPU since Ampere
-constexpr int kMaxDynamicSharedMemorySize = 8;
+constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory a kernel may have unless it asks for more
+int opt_in_limit = 99 * 1024;                   // what it may ask for on every GPU since Ampere
+constexpr int kMaxDynamicSharedMemorySize = 8;  // an attribute of a kernel
+constexpr int kMultiprocessorCount = 16;        // of a device
+int multiprocessors = 1;
 
 struct Function {
   const Module* module;
@@ -152,6 +154,15 @@ int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   f->second.most_shared = std::max(kStaticLimit, value);
   return kSuccess;
 }
+int cudaGetDevice(int* device) {
+  *device = 0;
+  return kSuccess;
+}
+int cudaDeviceGetAttribute(int* value, int attribute, int) {
+  if (attribute != kMultiprocessorCount) return fails(kInvalidValue);
+  *value = multiprocessors;
+  return kSuccess;
+}
 int cudaDriverGetVersion(int* version) {
   *version = 0;
   return kSuccess;
@@ -188,6 +199,8 @@ void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating
 void emulation_fail(int status) { next_failure = status; }
 // What a kernel may ask for of shared memory; returns what it was.
 int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
+// How many multiprocessors there are; returns what it was.
+int emulation_multiprocessors(int count) { return std::exchange(multiprocessors, count); }
 // Only these blocks of a grid are run.
 void emulation_only_blocks(uint64_t first, uint64_t count) {
   machine().options.first_block = first;

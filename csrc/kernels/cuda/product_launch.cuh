@@ -1,0 +1,70 @@
+// What a launch of a product needs to know: geometry, grid, and whether it can be launched at all.
+#pragma once
+
+#include <limits>
+
+#include "product_fill.cuh"
+
+namespace tandem::cuda {
+
+// How many bytes can be moved at once, where rows of so many follow each other from there.
+inline int aligned_bytes(const void* p, size_t row) {
+  int bytes = 16;
+  while (bytes > 1 && (row % bytes != 0 || !is_aligned(p, bytes))) bytes /= 2;
+  return bytes;
+}
+
+template <class S>
+dim3 grid_of(const DeviceGeometry& g, int64_t groups) {
+  // Blocks that share weights run side by side.
+  return dim3(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
+              static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs), static_cast<unsigned>(groups));
+}
+
+inline DeviceGeometry geometry_of(const Layer& layer) {
+  const Geometry& geometry = layer.geometry;
+  const auto narrow = [](int64_t x) { return static_cast<int>(x); };
+  DeviceGeometry g{};
+  g.planes = layer.planes;
+  g.weight = layer.weights.data;
+  g.plane = geometry.batch * geometry.height * geometry.width * geometry.channels;
+  g.pixels = geometry.rows();
+  g.P = layer.plane_count();
+  g.height = narrow(geometry.height);
+  g.width = narrow(geometry.width);
+  g.channels = narrow(geometry.channels);
+  g.out_width = narrow(geometry.out_width());
+  g.out_size = narrow(geometry.out_height() * geometry.out_width());
+  g.group_channels = narrow(geometry.group_channels());
+  g.group_outputs = narrow(geometry.group_outputs());
+  g.taps = narrow(geometry.taps());
+  g.is_linear = geometry.is_linear();
+  g.kernel_height = narrow(geometry.kernel[0]);
+  g.kernel_width = narrow(geometry.kernel[1]);
+  g.depth = narrow(geometry.inputs());
+  const int taps = kTileDepth / g.group_channels;
+  g.spike_bytes = aligned_bytes(g.planes, g.group_channels);
+  g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth % g.group_channels};
+  for (int axis = 0; axis < 2; ++axis) {
+    g.stride[axis] = narrow(geometry.stride[axis]);
+    g.padding[axis] = narrow(geometry.padding[axis]);
+    g.dilation[axis] = narrow(geometry.dilation[axis]);
+  }
+  return g;
+}
+
+// Are there numbers and blocks enough, and do the weights of an output lie in the order of a stage?
+inline bool can_multiply(const Layer& layer, int64_t deepest) {
+  const Geometry& geometry = layer.geometry;
+  const bool rows = layer.weights.channels_last || geometry.taps() == 1 || geometry.group_channels() == 1;
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
+  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
+  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
+                      geometry.height + 2 * geometry.padding[0] <= kInt &&
+                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
+                      geometry.out_height() * geometry.out_width() <= kInt;
+  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
+  return rows && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < deepest;
+}
+
+}  // namespace tandem::cuda
