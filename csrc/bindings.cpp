@@ -9,12 +9,14 @@
 #include "ops/fields.h"
 
 #define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
-#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
-#define NORM TANDEM_NORM_FIELDS(TANDEM_SCHEMA) TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA)
+#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_BAD_FIELD(TANDEM_BAD_SCHEMA)
+#define NORM                        \
+  TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
+  TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA) TANDEM_BAD_FIELD(TANDEM_BAD_SCHEMA)
 #define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
-#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
+#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor bad)"
 #define SPIKES_AND_MOMENTS \
-  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var)"
+  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);

@@ -26,7 +26,7 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, _product(weight), dtype), bias, dtype, return_v, **neuron)
+    return _layer(*_currents(x, _product(weight), dtype, weight), bias, dtype, return_v, before=_bad(x), **neuron)
 
 
 def conv_if(
@@ -44,7 +44,7 @@ def conv_if(
     """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
     product = _product(weight, stride, padding, dilation, groups)
-    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
+    return _layer(*_currents(x, product, dtype, weight), bias, dtype, return_v, before=_bad(x), **neuron)
 
 
 def if_scan(
@@ -69,8 +69,8 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    currents = _currents(x, _product(weight), weight.dtype)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight), weight.dtype, weight)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
 
 
 def conv_bn_if(
@@ -88,8 +88,8 @@ def conv_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype, weight)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
 
 
 conv1d_if = conv2d_if = conv_if
@@ -154,9 +154,11 @@ def _neurons(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
     """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], and the ANN's pre-activation, which takes their
-    gradients.
+    gradients. Samples are bad that were so before, and those of which a last potential is not finite: neither leak nor
+    reset make it so again.
 
     A tensor threshold is the neurons' unit of potential: in that unit they fire at 1. scale and shift are given in it.
     """
@@ -176,7 +178,10 @@ def _neurons(
     theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
     is_open = open_gate(z, gate, fire_at, T)
     counts = _Tandem.apply(ann, theta, spikes.sum(0), is_open)  # type: ignore[no-untyped-call]
-    return SpikeTrain.unchecked(pack(spikes), T, counts.to(counts_dtype)), v * unit.detach()
+    bad = _not_finite(v.movedim(0, -1))
+    for other in (before, _bad(residual)):
+        bad = bad if other is None else bad + other
+    return SpikeTrain.unchecked(pack(spikes), T, counts.to(counts_dtype), bad=bad), v * unit.detach()
 
 
 def _layer(
@@ -230,7 +235,7 @@ def _bn_layer(
         var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
         unit, g = _unit(threshold, y).flatten(), worth.flatten()
-        a = gamma / unit * (1 / square_root(g * g * var + eps))
+        a = gamma / unit * (1 / square_root(g * g * var + eps) + 0 * var)
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
     train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
@@ -244,7 +249,19 @@ def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Ten
 
 
 def _unit(threshold: float | Tensor, y: Tensor) -> Tensor:
-    return _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    return unit + 0 * unit.detach()  # NaN for an infinite one
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    """[..., n] -> [n], float32: NaN where one of the values is infinite or NaN, else 0."""
+    return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
+
+
+def _bad(x: Any, together: bool = False) -> Tensor | None:
+    """Which samples of x are bad; ``together``, for statistics of the batch: all, if one is."""
+    bad = x.bad if isinstance(x, SpikeTrain) else None
+    return bad.sum(0, True) if together and bad is not None else bad
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,14 +271,21 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
 
 
-def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, Tensor, float | Tensor]:
-    """x through ``product``: step by step [T, B, *features], summed over the window [B, *features], and x's gain."""
+def _currents(
+    x: Input, product: Product, dtype: torch.dtype, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """x through ``product``: step by step [T, B, *features], summed over the window [B, *features], and x's gain.
+
+    A train's currents into an output with a weight that is infinite or NaN are NaN at every step.
+    """
     compute_dtype = _compute_dtype(dtype)
     if isinstance(x, SpikeTrain):
         spikes = unpack(x, compute_dtype)
         with torch.no_grad():
             y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
-        return y, product(_counts(x, compute_dtype)), x.gain
+            lost = y.new_zeros(()) if weight is None else _not_finite(weight.movedim(0, -1)).to(y.dtype)
+            lost = _per_channel(lost, 0.0, y)
+        return y + lost, product(_counts(x, compute_dtype)) + lost, x.gain
     current = product(x.x).to(compute_dtype)
     y = current.detach().expand(x.T, *current.shape)
     if isinstance(x, ConstantInput):

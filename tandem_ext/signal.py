@@ -158,9 +158,12 @@ def batch_index(index: Any, length: int) -> slice | Tensor:
     raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
 
 
-def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:
+def register_pytree(
+    cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",), optional: Sequence[str] = ()
+) -> None:
     """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, tensors as a rule; the
-    ``static`` fields, absent counts and a gain that is a float belong to the context.
+    ``static`` fields, absent counts and a gain that is a float belong to the context. Absent ``optional`` fields, which
+    the class has a value for, are not mentioned: programs exported before there were any know none.
 
     Unflattening bypasses ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
     """
@@ -170,6 +173,8 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
         names, context = [], []
         for name in fields:
             value = getattr(signal, name)
+            if value is None and name in optional:
+                continue
             if name in static or value is None or isinstance(value, float):
                 context.append((name, value))
             else:

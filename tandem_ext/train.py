@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -27,14 +28,33 @@ class _Counts:
     def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
         if train is None:
             return None  # the field's default value
-        if train._counts is not None:
-            return train._counts
         if train._made is None:
-            train._made = torch.ops.tandem.counts.default(train.planes, train._dtype)
+            counts = train._counts
+            if counts is None:
+                counts = torch.ops.tandem.counts.default(train.planes, train._dtype)
+            elif train.bad is None:
+                return counts
+            train._made = spoiled(counts, train.bad)
+            if train._counts is not None:
+                train._counts = train._made  # gradients of what reads the train from here on go through what was seen
         return train._made
 
     def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
         train._counts = value
+
+
+def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
+    """values [B, ...] + bad [B]. A sum, so that the NaN of a loss comes back in its gradients."""
+    if bad is None:
+        return values
+    if bad.dtype != values.dtype:
+        bad = bad.to(values.dtype)
+    return values + bad.view(-1, *[1] * (values.dim() - 1))
+
+
+def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """NaN where one of the two is."""
+    return other if bad is None else bad if other is None else bad + other
 
 
 class _Remembers(Signal):
@@ -47,11 +67,12 @@ class _Remembers(Signal):
     }
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     _counts: Tensor | None
-    _made: Tensor | None = None  # counts that were asked for and not given
+    _made: Tensor | None = None  # counts that were asked for, where they are not those that were given
     _dtype: torch.dtype  # of counts that are yet to be made
+    bad: Tensor | None = None
 
 
-@dataclass_of("counts", "planes", "T", "gain")
+@dataclass_of("counts", "planes", "T", "gain", "bad")
 class SpikeTrain(_Remembers):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
@@ -63,9 +84,12 @@ class SpikeTrain(_Remembers):
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
         gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
             0-dim tensor, which may require a gradient.
+        bad: float32 [B], 0 for a sample and NaN for one on whose way to these spikes a potential was infinite or NaN:
+            spikes cannot say so. Layers pass it on, and what makes numbers of a train (``counts``, mean pooling, the
+            readout) adds it to them. None: no sample is.
 
     Raises:
-        TypeError: planes not uint8, counts not floating point, T not an int, gain neither number nor tensor.
+        TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
         ValueError: T out of range, shapes that do not fit, a high bit set, different devices.
 
     The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
@@ -84,17 +108,27 @@ class SpikeTrain(_Remembers):
     T: int
     counts = _Counts()
 
-    def __init__(self, planes: Tensor, T: int, counts: Tensor | None = None, gain: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        planes: Tensor,
+        T: int,
+        counts: Tensor | None = None,
+        gain: float | Tensor = 1.0,
+        bad: Tensor | None = None,
+    ) -> None:
         self.planes = planes
         self.T = T
         self._counts = counts
         self.gain = gain
+        self.bad = bad
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
         checks.planes("planes", self.planes, self.T)
         checks.gain("gain", self.gain)
         checks.high_bits("planes", self.planes, self.T)
         if self._counts is not None:
             checks.counts("counts", self._counts, self.planes)
+        if self.bad is not None:
+            checks.bad("bad", self.bad, self.planes)
 
     @classmethod
     def unchecked(
@@ -104,6 +138,7 @@ class SpikeTrain(_Remembers):
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
         dtype: torch.dtype | None = None,
+        bad: Tensor | None = None,
     ) -> SpikeTrain:
         """A train from parts known to be right: no check, no look at values.
 
@@ -117,6 +152,8 @@ class SpikeTrain(_Remembers):
         if dtype is None:
             dtype = torch.get_default_dtype() if counts is None else counts.dtype
         train._dtype = dtype
+        if bad is not None:
+            train.bad = bad
         return train
 
     @classmethod
@@ -258,12 +295,19 @@ class SpikeTrain(_Remembers):
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
         first = signals[0]
         planes = torch.cat([s.planes for s in signals], dim + 1)
-        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype)
+        bad = None
+        if dim > 0:
+            bad = reduce(either, [s.bad for s in signals])
+        elif any(s.bad is not None for s in signals):
+            clean = planes.new_zeros((), dtype=torch.float32)
+            bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
+        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        """The same train with ``f`` applied to planes, counts and a tensor gain. Nothing is checked."""
         counts = None if self._counts is None else f(self._counts)
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None)
+        return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None, self.bad)
 
     def to(
         self,
@@ -275,16 +319,26 @@ class SpikeTrain(_Remembers):
         dtype = device if isinstance(device, torch.dtype) else dtype
         if dtype is not None:
             moved._dtype = dtype  # also of counts that are yet to be made
+        if self.bad is not None:
+            moved.bad = self.bad.to(moved.device, non_blocking=non_blocking)
         return moved
+
+    def pin_memory(self) -> SpikeTrain:
+        pinned = super().pin_memory()
+        pinned.bad = None if self.bad is None else self.bad.pin_memory()
+        return pinned
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
-        return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype)
+        bad = None if self.bad is None else self.bad[index]
+        return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype, bad)
 
     def __repr__(self) -> str:
         return f"SpikeTrain(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
 
 
-register_pytree(SpikeTrain, ("planes", "T", "_counts", "gain", "_dtype"), static=("T", "_dtype"))
+register_pytree(
+    SpikeTrain, ("planes", "T", "_counts", "gain", "_dtype", "bad"), static=("T", "_dtype"), optional=("bad",)
+)

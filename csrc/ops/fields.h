@@ -38,6 +38,9 @@
 
 #define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
 #define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)
+// Last, with a value in the schema: programs that were exported before there was one load.
+#define TANDEM_BAD_FIELD(X) X("Tensor?", OptionalTensor, bad)
+#define TANDEM_BAD_SCHEMA(schema, type, name) TANDEM_SCHEMA(schema, type, name) "=None"
 
 // Every op with neurons that it scales and shifts itself.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \

@@ -147,7 +147,8 @@ bool FusedSynapses::fire(const NeuronLayer& neurons) {
     return true;
   }
 #endif
-  return cpu::run(whole, torch_parallel) == cpu::Refusal::kNone;
+  cpu::run(whole, torch_parallel);
+  return true;
 }
 
 namespace {
@@ -162,15 +163,15 @@ NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
 }
 
 NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_BAD_FIELD(TANDEM_PARAMETER)) {
   return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_BAD_FIELD(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_BAD_FIELD(TANDEM_PARAMETER)) {
   return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_BAD_FIELD(TANDEM_ARGUMENT)});
 }
 
 // The product of the window by the kernels' exact sums, by torch's product where they have none.
@@ -188,10 +189,8 @@ Tensor Synapses::window_product() const {
     Neuron<float> window{};
     window.T = static_cast<int32_t>(T);
     FusedSynapses fused(*this);
-    if (cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel) ==
-        cpu::Refusal::kNone) {
-      return u;
-    }
+    cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel);
+    return u;
   }
   return view_channels_last(product_of(count_spikes(planes, compute_type(counts_type()))), shape_of(u), 1);
 }

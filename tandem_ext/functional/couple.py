@@ -52,7 +52,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         open_ = open_ & (z < theta * train.T)
     counts = torch.ops.tandem.counts.default(train.planes, z.dtype)
     coupled = apply(Couple, z, theta, counts, open_)
-    return SpikeTrain.unchecked(train.planes, train.T, coupled, train.gain)
+    return SpikeTrain.unchecked(train.planes, train.T, coupled, train.gain, None, train.bad)
 
 
 class Couple(Function):

@@ -14,10 +14,6 @@ namespace tandem::network {
 
 namespace {
 
-[[noreturn]] void refuse(int64_t i, const std::string& why) {
-  throw std::invalid_argument("instruction " + std::to_string(i) + ": " + why);
-}
-
 constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
 
 template <class Window>
@@ -97,9 +93,7 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
     const auto i = static_cast<int64_t>(n);
     uint8_t* part = prepared + offsets[n];
     if (is_packed(i)) {
-      if (cpu::prepare(geometry(i), weights_of(i), part, parallel) != cpu::Refusal::kNone) {
-        refuse(i, "a weight is not finite");
-      }
+      cpu::prepare(geometry(i), weights_of(i), part, parallel);
     } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
       widen(i, reinterpret_cast<float*>(part));
     }
@@ -119,6 +113,9 @@ class Run {
         so_far_(program_.instructions.size()) {
     thread_local cpu::Scratch<uint8_t> workspace;
     workspace_ = workspace.reserve(plan.workspace);
+    thread_local cpu::Scratch<float> bad;
+    bad_ = bad.reserve(plan.batch);
+    std::fill_n(bad_, plan.batch, 0.f);
   }
 
   void operator()() {
@@ -215,6 +212,8 @@ class Run {
       if (a.v_init != nullptr && in.v_height > 0) a.v_init_size = in.v_height * in.v_width * a.channels;
     }
     if (call_.state != nullptr) a.v = state(i);
+    a.bad = bad_;
+    a.sample = plan_.steps[i].out.features();
     return a;
   }
 
@@ -228,12 +227,8 @@ class Run {
       of.weights = {shares.data(), DType::kFloat32, false};
       of.prepared = nullptr;
     }
-    multiply(i, of);
+    cpu::run(of, call_.parallel);
     call_.host->fired(i, of.neuron.planes, of.neuron.neurons * plan_.planes);
-  }
-
-  void multiply(int64_t i, const Layer& of) const {
-    if (cpu::run(of, call_.parallel) != cpu::Refusal::kNone) refuse(i, "a weight is not finite");
   }
 
   void direct(int64_t i) {
@@ -266,7 +261,7 @@ class Run {
     of.neuron.v = reinterpret_cast<float*>(place(plan_.steps[i].place));
     of.planes = steps;
     g.batch *= T_;
-    multiply(i, of);
+    cpu::run(of, call_.parallel);
   }
 
   Layer layer(int64_t i, const Neuron<float>& neuron) const {
@@ -317,7 +312,7 @@ class Run {
         bias = bias_so_far.data();
       }
       const float* y = call_.host->product(window(i), weights(i), bias, x);
-      std::copy_n(y, plan_.batch * in.outputs, to);
+      for (int64_t n = 0; n < plan_.batch * in.outputs; ++n) to[n] = y[n] + bad_[n / in.outputs];
     }
   }
 
@@ -353,6 +348,7 @@ class Run {
   std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
   std::vector<float> scaled_;
   uint8_t* workspace_;  // of this thread
+  float* bad_;          // [batch], likewise: NaN where a potential was not finite
 };
 
 void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }

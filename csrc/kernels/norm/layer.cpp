@@ -109,8 +109,8 @@ void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, Par
 
 }  // namespace
 
-Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return Refusal::kNone;
+void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
+  if (layer.neuron.neurons == 0) return;
   const Affine affine(layer, norm);
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
@@ -118,16 +118,14 @@ Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor pa
   const bool many_rows = tile_bytes > kKeptBytes, counts = many_rows && has_matrix_unit();
   const Prepared prepared(layer, way != Way::kMatrixUnit || !has_matrix_unit(), way == Way::kMatrixUnit || counts,
                           parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   if (!counts || !prepared.has_digits()) {
     run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
-    return Refusal::kNone;
+    return;
   }
   multiply_windows({layer, prepared, Way::kMatrixUnit}, norm.product, parallel);
   batch_norm_statistics(affine.statistics, parallel);
   const Layer scaled = affine.apply(layer);
   run_prepared({scaled, prepared, way}, parallel);
-  return Refusal::kNone;
 }
 
 }  // namespace tandem::cpu

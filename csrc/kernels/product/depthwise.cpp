@@ -68,11 +68,10 @@ TANDEM_CPU_LANES_KERNEL(fire_windows, (const Layer& layer, const Tile& tile, uin
 
 }  // namespace
 
-Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
+void run_depthwise(const Layer& layer, ParallelFor parallel) {
   Layer packed = layer;
   packed.geometry = packed_geometry(layer.geometry);
   const Prepared prepared(packed, true, false, parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   uint8_t* open = reserve_open(packed);
   const SpikeLists no_lists;
   const Geometry& geometry = layer.geometry;
@@ -89,7 +88,6 @@ Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
     }
   });
   write_mask(packed, open, parallel);
-  return Refusal::kNone;
 }
 
 }  // namespace tandem::cpu

@@ -15,6 +15,6 @@ inline Geometry packed_geometry(Geometry geometry) {
 }
 
 // As run().
-Refusal run_depthwise(const Layer& layer, ParallelFor parallel);
+void run_depthwise(const Layer& layer, ParallelFor parallel);
 
 }  // namespace tandem::cpu

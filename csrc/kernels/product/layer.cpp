@@ -6,26 +6,22 @@
 
 namespace tandem::cpu {
 
-Refusal run(const Layer& layer, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return Refusal::kNone;
+void run(const Layer& layer, ParallelFor parallel) {
+  if (layer.neuron.neurons == 0) return;
   if (is_depthwise(layer.geometry)) return run_depthwise(layer, parallel);
   const bool few = layer.way == Way::kFastest && prefers_tile_by_tile(layer.geometry, layer.plane_count());
   if (layer.prepared == nullptr && (few || layer.way == Way::kTileByTile)) return run_tile_by_tile(layer, parallel);
   const Way way = way_of(layer);
   const bool unit = way == Way::kMatrixUnit;
   const Prepared prepared(layer, !unit || !has_matrix_unit(), unit, parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   run_prepared({layer, prepared, way}, parallel);
-  return Refusal::kNone;
 }
 
-Refusal window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  if (layer.geometry.neurons() == 0) return Refusal::kNone;
+void window_product(const Layer& layer, float* u, ParallelFor parallel) {
+  if (layer.geometry.neurons() == 0) return;
   const bool unit = has_matrix_unit() && layer.geometry.taps() <= kMaxInputs;
   const Prepared prepared(layer, !unit, unit, parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   multiply_windows({layer, prepared, prepared.has_digits() ? Way::kMatrixUnit : way_of(layer)}, u, parallel);
-  return Refusal::kNone;
 }
 
 }  // namespace tandem::cpu

@@ -1,7 +1,5 @@
 #include "multiply.h"
 
-#include <atomic>
-
 #include "pack.h"
 #include "plain.h"
 #include "window.h"
@@ -171,13 +169,12 @@ Way way_of(const Layer& layer) {
   return choose(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), unit);
 }
 
-Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+void run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
   const Tiling tiling(layer.geometry);
   const TilePacker pack_one(layer.geometry, layer.weights, tiling);
   const Prepared none(tiling);
   const Multiplier m(layer, none, way_of(layer));
   uint8_t* open = reserve_open(layer);
-  std::atomic<bool> all_finite{true};
   const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that
   const Blocks blocks = m.blocks();
   for (int64_t b = 0; b < blocks.size(); ++b) {
@@ -186,16 +183,12 @@ Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
       int32_t* tile = words.reserve(tiling.tile_size);
       float unit[32];
       const int64_t number = group * tiling.tiles_per_group + i;
-      if (pack_one(number, tile, unit)) {
-        const Prepared one(tiling, number, tile, unit);
-        Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
-      } else {
-        all_finite = false;
-      }
+      pack_one(number, tile, unit);
+      const Prepared one(tiling, number, tile, unit);
+      Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
     });
   }
   write_mask(layer, open, parallel);
-  return all_finite ? Refusal::kNone : Refusal::kNotFinite;
 }
 
 }  // namespace tandem::cpu

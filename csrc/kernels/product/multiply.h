@@ -44,6 +44,6 @@ void multiply_windows(const Multiplier& multiplier, float* u, ParallelFor parall
 Way way_of(const Layer& layer);
 
 // run() of a few rows: each tile is prepared just before it is used, and stays in the cache.
-Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel);
+void run_tile_by_tile(const Layer& layer, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
 
     Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, in a DequantizeLinear node; their
     step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in
-    float32: a potential within rounding of its threshold may fall on the other side.
+    float32: a potential within rounding of its threshold may fall on the other side. Where a potential of a sample is
+    infinite or NaN, its answer is NaN.
 
     Args:
         net: a frozen network, or one to freeze.
@@ -60,6 +62,7 @@ class _Writer:
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.spoilers: list[str] = []  # [batch, 1], NaN where a potential is not finite, else 0
         self.result = {"input": "x"}  # the value that holds a stage's result
         self.fed = {"input"} if network.mode != "events" else set()  # stages whose result is not spikes
 
@@ -73,7 +76,8 @@ class _Writer:
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self._output("answer", self.result[last.name], last.shape)
+        answer = reduce(lambda a, b: self._op("Add", a, b), self.spoilers, self.result[last.name])
+        self._output("answer", answer, last.shape)
         graph = helper.make_graph(self.nodes, "step", self.inputs, self.outputs, list(self.constants.values()))
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="tandem_snn"
@@ -191,6 +195,9 @@ class _Writer:
             start = self._constant(f"{name}.v_init", given if given.dim() else given.view(1))
             v = self._op("Where", self._op("Equal", "step", self._number(0.0)), start, v)
         v = self._op("Add", v, current)
+        flat = self._op("Flatten", v)
+        last_axis = self._constant("last axis", torch.tensor([1]))
+        self.spoilers.append(self._op("ReduceSum", self._op("Sub", flat, flat), last_axis))
         threshold = self._number(layer.threshold)
         spikes = self._op("Cast", self._op("GreaterOrEqual", v, threshold), to=self.onnx.TensorProto.FLOAT)
         if layer.leak != 1.0:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional.autograd import apply
 from tandem_ext.planes import spikes_at
+from tandem_ext.train import spoiled
 
 from .signals import Signal, effective_counts
 
@@ -36,6 +37,8 @@ def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int]
             steps = x.to_dense(torch.uint8).flatten(0, 1).unsqueeze(0)
             samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
             currents = samples.unflatten(0, (x.T, x.shape[0]))
+            if x.bad is not None:  # one step is enough: potentials keep it
+                currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
         else:
             first = potential(step_of(x, 0), x.T)
             later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)

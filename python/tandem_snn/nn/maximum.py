@@ -48,7 +48,7 @@ class MaxPool(nn.Module):
                 most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
                 planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
         pooled = None if x.edge is None else self._maximum(x.edge)
-        return SpikeTrain.unchecked(torch.cat(planes), x.T, pooled, x.gain, x._dtype)
+        return SpikeTrain.unchecked(torch.cat(planes), x.T, pooled, x.gain, x._dtype, x.bad)
 
     def _maximum(self, x: Tensor) -> Tensor:
         function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)

@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
 from .currents import potential_trace
-from .signals import Signal, check_input, effective_counts, map_features, with_gain
+from .signals import Signal, check_input, map_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
 
@@ -67,7 +67,7 @@ class AvgPool2d(nn.Module):
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
         check_input(x, "AvgPool2d")
         if not self.spiking:
-            return self._average(effective_counts(x))
+            return map_counts(x, self._average)
         return self._fire(x) if isinstance(x, SpikeTrain) else map_features(x, self._average)
 
     def _average(self, x: Tensor) -> Tensor:
@@ -95,6 +95,7 @@ class AvgPool2d(nn.Module):
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
         train = te.functional.if_scan(self._currents(x), v_init=self.v_init).to(x._dtype)  # type: ignore[union-attr]
+        train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
         return with_gain(train, x.gain)
@@ -116,7 +117,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "AdaptiveAvgPool2d")
-        return super().forward(effective_counts(x))
+        return map_counts(x, super().forward)
 
 
 class MaxPool2d(nn.Module):
@@ -159,13 +160,13 @@ class MaxPool2d(nn.Module):
         if edge is None:
             size = self._maximum(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
             planes = self._any(x.planes, size)
-            return SpikeTrain.unchecked(planes, x.T, None, x.gain, x._dtype)
+            return SpikeTrain.unchecked(planes, x.T, None, x.gain, x._dtype, x.bad)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         planes = self._any(x.planes, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(planes, x.T, dtype=edge.dtype).counts
-        return SpikeTrain.unchecked(planes, x.T, apply(_ToWinner, edge, spikes, winners), x.gain)
+        return SpikeTrain.unchecked(planes, x.T, apply(_ToWinner, edge, spikes, winners), x.gain, None, x.bad)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .quantise import check_bits, rounded
-from .signals import Signal, check_input, effective_counts
+from .signals import Signal, check_input, map_counts
 
 
 class Readout(nn.Linear):
@@ -42,14 +42,15 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
-        counts = effective_counts(x)
-        counts = counts if isinstance(x, Tensor) else counts.to(self.weight.dtype)
-        if counts.shape[-1] != self.in_features or (counts.dim() > 2 and not isinstance(x, Tensor)):
+        if x.shape[-1] != self.in_features or (len(x.shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
-                f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
-                + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(x.shape)}"
+                + (": put tnn.Flatten() before it" if len(x.shape) > 2 else "")
             )
-        return F.linear(counts, self.used_weight(), self.bias)
+        return map_counts(x, self._product)
+
+    def _product(self, counts: Tensor) -> Tensor:
+        return F.linear(counts.to(self.weight.dtype), self.used_weight(), self.bias)
 
     def used_weight(self) -> Tensor:
         """As of :class:`SpikingLayer`."""

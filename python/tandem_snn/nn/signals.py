@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext.train import spoiled
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
@@ -45,6 +46,16 @@ def effective_counts(x: Signal | Tensor) -> Tensor:
     return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * x.gain
 
 
+def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """``f``, which makes few numbers of many, of the effective counts. Samples that are bad become NaN behind it: there
+    are fewer numbers to add to.
+    """
+    bad = x.bad if isinstance(x, SpikeTrain) else None
+    if bad is not None:
+        x = SpikeTrain.unchecked(x.planes, x.T, x._counts, x.gain, x._dtype)  # type: ignore[union-attr]
+    return spoiled(f(effective_counts(x)), bad)
+
+
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     """x with ``f`` applied to its planes, counts or values, of whose dimensions only the last ones, the features, are
     the same in all.
@@ -57,5 +68,5 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)  # type: ignore[return-value]
+        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype, x.bad)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]
