@@ -1,4 +1,4 @@
-"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps."""
+"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps, or for all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import checks, events
+from .planes import counts_of
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
 
 
 class _Counts:
-    """Descriptor of the field ``counts``: the tensor given, else the planes' popcounts, made when first asked for.
+    """Descriptor of the field ``counts``: the tensor given, else what the spikes count, made when first asked for.
 
     What was made is kept beside the fields: as a pytree a train is the same whether or not anyone has looked.
     """
@@ -31,7 +32,7 @@ class _Counts:
         if train._made is None:
             counts = train._counts
             if counts is None:
-                counts = torch.ops.tandem.counts.default(train.planes, train._dtype)
+                counts = counts_of(train.stored, train.timing, train._dtype)
             elif train.bad is None:
                 return counts
             train._made = spoiled(counts, train.bad)
@@ -72,9 +73,13 @@ class _Remembers(Signal):
     bad: Tensor | None = None
 
 
-@dataclass_of("counts", "planes", "T", "gain", "bad")
+@dataclass_of("counts", "planes", "T", "gain", "timing", "bad")
 class SpikeTrain(_Remembers):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
+
+    It has two forms. With timing "step" spikes may be anywhere, and a neuron takes one byte for every eight steps. With
+    timing "window" each neuron spikes in the first steps and then no more, a burst, as layers with that timing fire:
+    its count says all, so it takes one byte whatever T; planes are made when somebody asks for them.
 
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
@@ -84,13 +89,18 @@ class SpikeTrain(_Remembers):
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
         gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
             0-dim tensor, which may require a gradient.
+        timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
         bad: float32 [B], 0 for a sample and NaN for one on whose way to these spikes a potential was infinite or NaN:
             spikes cannot say so. Layers pass it on, and what makes numbers of a train (``counts``, mean pooling, the
             readout) adds it to them. None: no sample is.
 
+    Attributes:
+        stored: what it holds: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
+
     Raises:
         TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
-        ValueError: T out of range, shapes that do not fit, a high bit set, different devices.
+        ValueError: T out of range, shapes that do not fit, a high bit set, different devices; timing "window" for
+            planes that are no bursts.
 
     The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
     SpikeTrain is a dataclass and a pytree node: it passes through ``torch.compile``, ``torch.export``, ``vmap``, DDP
@@ -104,8 +114,9 @@ class SpikeTrain(_Remembers):
     tensor([[2., 1.]])
     """
 
-    planes: Tensor
     T: int
+    stored: Tensor
+    timing: str = "step"
     counts = _Counts()
 
     def __init__(
@@ -114,39 +125,46 @@ class SpikeTrain(_Remembers):
         T: int,
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
+        timing: str = "step",
         bad: Tensor | None = None,
     ) -> None:
-        self.planes = planes
+        self.stored = planes
         self.T = T
         self._counts = counts
         self.gain = gain
         self.bad = bad
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
-        checks.planes("planes", self.planes, self.T)
+        checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain)
-        checks.high_bits("planes", self.planes, self.T)
+        checks.high_bits("planes", planes, self.T)
         if self._counts is not None:
-            checks.counts("counts", self._counts, self.planes)
+            checks.counts("counts", self._counts, planes)
         if self.bad is not None:
-            checks.bad("bad", self.bad, self.planes)
+            checks.bad("bad", self.bad, planes)
+        checks.timing(timing)
+        if timing == "window":
+            self.stored, self.timing = self.count_bytes, timing
+            checks.bursts("planes", planes, self.planes)
 
     @classmethod
     def unchecked(
         cls,
-        planes: Tensor,
+        stored: Tensor,
         T: int,
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
         dtype: torch.dtype | None = None,
+        timing: str = "step",
         bad: Tensor | None = None,
     ) -> SpikeTrain:
         """A train from parts known to be right: no check, no look at values.
 
-        dtype is the type that counts will have when they are made from the planes (default: the default dtype).
+        dtype is the type that counts will have when they are made from what is stored (default: the default dtype).
         """
         train = object.__new__(cls)
-        train.planes = planes
+        train.stored = stored
         train.T = T
+        train.timing = timing
         train._counts = counts
         train.gain = gain
         if dtype is None:
@@ -174,6 +192,30 @@ class SpikeTrain(_Remembers):
         counts = spikes.sum(0) if may_need_grad(spikes) else None
         dtype = spikes.dtype if spikes.is_floating_point() else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
+
+    @classmethod
+    def from_counts(cls, counts: Tensor, T: int, gain: float | Tensor = 1.0) -> SpikeTrain:
+        """A train of bursts, timing "window", from the number of spikes of each neuron.
+
+        Args:
+            counts: whole numbers from 0 to T, [B, *features], of any integer or floating-point dtype; one that
+                requires a gradient receives it.
+            T: the number of time steps, 1..255.
+
+        Raises:
+            TypeError: no such tensor, T no int.
+            ValueError: T out of range, no batch dimension, other values.
+
+        >>> te.SpikeTrain.from_counts(torch.tensor([[2, 0, 3]]), T=3).to_dense(torch.int)[:, 0]
+        tensor([[1, 0, 1],
+                [1, 0, 1],
+                [0, 0, 1]], dtype=torch.int32)
+        """
+        checks.whole_counts("counts", counts, T)
+        checks.gain("gain", gain)
+        edge = counts if may_need_grad(counts) else None
+        dtype = counts.dtype if counts.is_floating_point() else None
+        return cls.unchecked(counts.detach().to(torch.uint8).unsqueeze(0), T, edge, gain, dtype, "window")
 
     @classmethod
     def from_frames(
@@ -263,6 +305,10 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", gain)
         return cls.unchecked(planes, T, None, gain)
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Also of trains that were pickled when planes were all they had."""
+        self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
+
     @property
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
@@ -270,13 +316,29 @@ class SpikeTrain(_Remembers):
         return counts if counts is not None and may_need_grad(counts) else None
 
     @property
+    def planes(self) -> Tensor:
+        """uint8 [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is the spike at step t."""
+        if self.timing == "step":
+            return self.stored
+        planes: Tensor = torch.ops.tandem.burst_planes.default(self.stored, self.T)
+        return planes
+
+    @property
+    def count_bytes(self) -> Tensor:
+        """The counts, uint8 [1, B, *features]."""
+        if self.timing == "window":
+            return self.stored
+        count_bytes: Tensor = torch.ops.tandem.count_bytes.default(self.stored)
+        return count_bytes
+
+    @property
     def shape(self) -> torch.Size:
         """[B, *features]."""
-        return self.planes.shape[1:]
+        return self.stored.shape[1:]
 
     @property
     def device(self) -> torch.device:
-        return self.planes.device
+        return self.stored.device
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: that of the counts)."""
@@ -294,20 +356,22 @@ class SpikeTrain(_Remembers):
     def concatenate(cls, signals: Sequence[SpikeTrain], dim: int) -> SpikeTrain:
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
         first = signals[0]
-        planes = torch.cat([s.planes for s in signals], dim + 1)
+        timing = "window" if all(s.timing == "window" for s in signals) else "step"
+        stored = torch.cat([s.stored if timing == "window" else s.planes for s in signals], dim + 1)
         bad = None
         if dim > 0:
             bad = reduce(either, [s.bad for s in signals])
         elif any(s.bad is not None for s in signals):
-            clean = planes.new_zeros((), dtype=torch.float32)
+            clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
-        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype, bad)
+        return cls.unchecked(stored, first.T, counts, first.gain, first._dtype, timing, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """The same train with ``f`` applied to planes, counts and a tensor gain. Nothing is checked."""
         counts = None if self._counts is None else f(self._counts)
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None, self.bad)
+        dtype = self._dtype if counts is None else None
+        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing, self.bad)
 
     def to(
         self,
@@ -333,12 +397,17 @@ class SpikeTrain(_Remembers):
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
-        return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype, bad)
+        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing, bad)
 
     def __repr__(self) -> str:
-        return f"SpikeTrain(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
+        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"
+        return f"SpikeTrain({shown}{', timing=window' * (self.timing == 'window')})"
 
 
 register_pytree(
-    SpikeTrain, ("planes", "T", "_counts", "gain", "_dtype", "bad"), static=("T", "_dtype"), optional=("bad",)
+    SpikeTrain,
+    ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad"),
+    static=("T", "_dtype", "timing"),
+    later={"timing": "step", "bad": None},
+    renamed={"planes": "stored"},
 )

@@ -234,11 +234,11 @@ def test_ops_have_their_own_checks(name):
 
 @pytest.mark.parametrize(("position", "value"), [
     (0, torch.ones(4)), (0, torch.ones(5, dtype=torch.float64)), (2, dyadic(8, 3, 4)), (2, train(8, 3, 4).planes),
-    (4, torch.ones(4)), (5, 0), (6, 0.0), (6, nan), (7, 0.0), (7, 2.0), (8, "none"), (11, torch.ones(4)),
-    (11, torch.ones(3, dtype=torch.int)),
+    (4, torch.ones(4)), (5, 0), (6, 0.0), (6, nan), (7, 0.0), (7, 2.0), (8, "none"), (11, "none"), (12, torch.ones(4)),
+    (12, torch.ones(3, dtype=torch.int)),
 ])  # fmt: skip
 def test_ops_check_neurons(position, value):
-    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True, None]
+    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True, "step", None]
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
         torch.ops.tandem.linear_if(PLANES, 8, W, "highest", *neuron)

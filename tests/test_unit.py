@@ -83,11 +83,11 @@ def test_the_three_phases_are_the_fused_layer(dtype, batch):
     ops = torch.ops.tandem
     gamma, beta = torch.rand(70), torch.rand(70)
     neuron = None, None, None, 20, 1.0, 1.0, "relu"
-    planes, counts, mask, v, u, mean, var = ops.linear_bn_if(
+    planes, counts, mask, v, u, mean, var, bad = ops.linear_bn_if(
         x.planes, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True
     )
     product = ops.window_product(x.planes, 20, weight, "highest", [], [], [], 1)
     m, s, scale, shift = ops.bn_statistics(product, 1.0, None, gamma, beta, 1e-5)
     got = ops.linear_if(x.planes, 20, weight, "highest", scale, shift, *neuron, True, True)
-    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v), strict=True):
+    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v, bad), strict=True):
         assert torch.equal(a, b)

@@ -53,11 +53,12 @@ struct Layer {
   Geometry geometry;
   Weights weights;
   const void* prepared;   // what cpu::prepare() made of the weights, or null: they are prepared in this call
-  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8)
+  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;
 
-  int plane_count() const { return (neuron.T + 7) / 8; }
+  bool counted() const { return neuron.timing == Timing::kWindow; }
+  int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
 };
 
 // Batch normalisation of the product by the statistics of the batch. The bias before it cancels and is left out.
@@ -83,7 +84,7 @@ void prepare(const Geometry& geometry, const Weights& weights, void* memory, Par
 // Planes to planes.
 void run(const Layer& layer, ParallelFor parallel);
 
-// u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron it reads T alone.
+// u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron it reads T and timing alone.
 void window_product(const Layer& layer, float* u, ParallelFor parallel);
 
 // window_product(), batch_norm_statistics() and run() with the scale and shift that these give, and the same bits;

@@ -38,9 +38,12 @@
 
 #define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
 #define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)
-// Last, with a value in the schema: programs that were exported before there was one load.
-#define TANDEM_BAD_FIELD(X) X("Tensor?", OptionalTensor, bad)
-#define TANDEM_BAD_SCHEMA(schema, type, name) TANDEM_SCHEMA(schema, type, name) "=None"
+// The last ones, which have values in schemas: programs that were exported before there were any load.
+// timing: "step", or "window", with which trains are counts: a byte each instead of planes.
+#define TANDEM_LATER_FIELDS(X)  \
+  X("str", std::string, timing) \
+  X("Tensor?", OptionalTensor, bad)
+#define TANDEM_LATER_SCHEMA ", str timing=\"step\", Tensor? bad=None"
 
 // Every op with neurons that it scales and shifts itself.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \

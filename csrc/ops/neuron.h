@@ -12,8 +12,11 @@ namespace tandem::ops {
 // Everything after the currents that the ops share, in the order of their schemas.
 struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
-  TANDEM_BAD_FIELD(TANDEM_MEMBER)
+  TANDEM_LATER_FIELDS(TANDEM_MEMBER)
 };
+
+// Is it "window"? An error where it is no timing.
+bool is_window(const std::string& timing);
 
 using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v, bad
 
@@ -37,11 +40,13 @@ class NeuronLayer {
   void fill(Neuron<C>& args, const NeuronInputs& inputs);
   OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;
   void prepare_residual(const OptionalTensor& residual);
+  Shape of_trains(bool spikes) const;
   void prepare_v_init(const OptionalTensor& v_init);
   void prepare_bad(const OptionalTensor& bad);
 
   Shape shape_;
   int64_t T_, neurons_, channels_;
+  bool window_;
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;

@@ -37,10 +37,10 @@ def product_layer(
     if not isinstance(x, SpikeTrain):
         y, static = currents_of(x, weight, static)
         return scan_layer(y, x.gain, bias, scale, shift, step, residual, threshold, v_init, static)
-    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init, x.bad)
+    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init, static.timing, x.bad)
     scale, shift = fold(tensors.theta, bias, scale, shift, step, x.gain, shape[1], weight)
     dtype = torch.float32 if weight.dtype == torch.int8 else weight.dtype
-    return fire(x.edge, weight, scale, shift, None, x.planes, tensors, static, dtype)[0]
+    return fire(x.edge, weight, scale, shift, None, read_by(static, x), tensors, static, dtype)[0]
 
 
 def scan_layer(
@@ -57,7 +57,7 @@ def scan_layer(
 ) -> Result:
     """Neurons driven by currents y: [T, B, *features] for the source "train", else [B, *features]."""
     shape = tuple(y.shape[1:] if static.source == "train" else y.shape)
-    tensors = tensors_of(y, static.T, shape, residual, threshold, v_init)
+    tensors = tensors_of(y, static.T, shape, residual, threshold, v_init, static.timing)
     scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels_of(shape), y)
     return fire(y, None, scale, shift, None, None, tensors, static, y.dtype)[0]
 
@@ -83,8 +83,9 @@ def norm_layer(
         for name, value in (("bias", bias), ("gamma", gamma), ("beta", beta), ("step", step))
     )
     residual = distinct(residual, x)
-    bad = x.bad if isinstance(x, SpikeTrain) else None  # of one sample makes the statistics, and so all samples bad
-    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init, None if bad is None else bad.sum(0, True))
+    bad = x.bad if isinstance(x, SpikeTrain) else None
+    bad = None if bad is None else bad.sum(0, True)  # statistics of the batch: one makes all bad
+    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init, static.timing, bad)
     if tensors.theta is not None:
         unit = tensors.theta.detach()
         gamma = 1 / unit if gamma is None else gamma / unit
@@ -94,7 +95,7 @@ def norm_layer(
         gain = spread(x.gain, (), compute_dtype(dtype), weight.device)
         gain = gain if step is None else step * gain
     if isinstance(x, SpikeTrain):
-        result, outputs = fire(x.edge, weight, gain, gamma, beta, x.planes, tensors, static, dtype)
+        result, outputs = fire(x.edge, weight, gain, gamma, beta, read_by(static, x), tensors, static, dtype)
     else:
         y, static = currents_of(x, weight, static)
         result, outputs = fire(y, None, gain, gamma, beta, None, tensors, static, dtype)
@@ -122,7 +123,8 @@ def fire(
         outputs = apply(Fire, edge, weight, scale, shift, beta, planes, *tensors, static)
     else:
         outputs = run(edge, weight, scale, shift, beta, planes, tensors, static, False)
-    train = SpikeTrain.unchecked(outputs[0], static.T, outputs[1] if grad else None, 1.0, dtype, outputs[-1])
+    counts = outputs[1] if grad else None
+    train = SpikeTrain.unchecked(outputs[0], static.T, counts, 1.0, dtype, static.timing, outputs[-1])
     if not static.return_v:
         return train, outputs
     v, theta = outputs[3], tensors.theta
@@ -140,8 +142,8 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     x, weight, _ = fitted(x, weight, product)
     edge: Tensor | None = x.edge
     if torch.is_grad_enabled() and needs_grad(edge, weight):
-        return spoiled(apply(WindowProduct, edge, weight, x.planes, x.T, product), x.bad)
-    return spoiled(product.window(x.planes, x.T, weight), x.bad)
+        return spoiled(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
+    return spoiled(product.window(x.stored, x.T, x.timing, weight), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
@@ -166,6 +168,11 @@ def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static)
 
 def source_of(x: ConstantInput | ImpulseInput) -> str:
     return "constant" if isinstance(x, ConstantInput) else "impulse"
+
+
+def read_by(static: Static, x: SpikeTrain) -> Tensor:
+    """What a layer's op reads of a train: counts as bytes where it integrates a whole window, else planes."""
+    return x.count_bytes if static.timing == "window" else x.planes
 
 
 def distinct(residual: SpikeTrain | Tensor | None, x: Input) -> SpikeTrain | Tensor | None:

@@ -143,7 +143,7 @@ struct Neurons {
     if (a.bad != nullptr) {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
-        if (!is_finite(v.at[i])) a.bad[(n + i) / a.sample] = __int_as_float(0x7fc00000);
+        if (!is_finite(v.at[i])) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
       }
     }
     return gates;

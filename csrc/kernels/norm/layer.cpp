@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../neuron/scan.h"
 #include "../product/multiply.h"
 #include "../product/window.h"
 
@@ -107,11 +108,19 @@ void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, Par
   write_mask(m.layer, open, parallel);
 }
 
+// Neurons of window timing need the product of the window and nothing else.
+void run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel) {
+  window_product(layer, affine.product, parallel);
+  batch_norm_statistics(affine.statistics, parallel);
+  if_scan(affine.product, DType::kFloat32, Source::kImpulse, affine.apply(layer).neuron, parallel);
+}
+
 }  // namespace
 
 void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
   if (layer.neuron.neurons == 0) return;
   const Affine affine(layer, norm);
+  if (layer.counted()) return run_counted(layer, affine, parallel);
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
   const Way way = way_of(layer);

@@ -2,6 +2,7 @@
 
 #include "fire.h"
 #include "prepared.h"
+#include "window.h"
 
 namespace tandem::cpu {
 
@@ -60,6 +61,36 @@ TANDEM_INLINE void fire_windows_of(const Layer& layer, const Tile& tile, uint8_t
   });
 }
 
+// Of counts, whose bits the sums are of: [rows, 8, 16 R].
+template <int L, int R>
+TANDEM_INLINE void sum_counts_of(const Layer& layer, const Tile& tile, int32_t* out) {
+  for (int64_t row = 0; row < tile.rows; ++row, out += 8 * 16 * R) {
+    WideSums<L, R> sums[8];
+    if (tile.bytes) {
+      window_sums<L, R, true>(layer, tile, tile.first_row + row, 0, sums);
+    } else {
+      window_sums<L, R, false>(layer, tile, tile.first_row + row, 0, sums);
+    }
+    std::memcpy(out, sums, sizeof(sums));
+  }
+}
+
+template <int L>
+TANDEM_INLINE void sum_bits_body(const Layer& layer, const Tile& tile, int32_t* sums) {
+  tile.registers == 1 ? sum_counts_of<L, 1>(layer, tile, sums) : sum_counts_of<L, 2>(layer, tile, sums);
+}
+TANDEM_CPU_LANES_KERNEL(sum_bits, (const Layer& layer, const Tile& tile, int32_t* sums), (layer, tile, sums))
+
+void fire_counts(const Layer& layer, const Tile& tile, uint8_t* open) {
+  thread_local Scratch<int32_t> sums_memory;
+  thread_local Scratch<double> windows_memory;
+  int32_t* sums = sums_memory.reserve(tile.rows * 8 * tile.width());
+  double* windows = windows_memory.reserve(tile.rows * tile.width());
+  sum_bits(layer, tile, sums);
+  add_bits(sums, tile.rows, tile.width(), windows);
+  fire_sums(tile, windows, layer.neuron, open);
+}
+
 template <int L>
 TANDEM_INLINE void fire_windows_body(const Layer& layer, const Tile& tile, uint8_t* open) {
   tile.registers == 1 ? fire_windows_of<L, 1>(layer, tile, open) : fire_windows_of<L, 2>(layer, tile, open);
@@ -83,7 +114,8 @@ void run_depthwise(const Layer& layer, ParallelFor parallel) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kRows, size = std::min(kRows, rows - first);
       for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-        fire_windows(layer, prepared.tile(packed, 0, i, 0, no_lists, size, first), open);
+        const Tile tile = prepared.tile(packed, 0, i, 0, no_lists, size, first);
+        layer.counted() ? fire_counts(layer, tile, open) : fire_windows(layer, tile, open);
       }
     }
   });

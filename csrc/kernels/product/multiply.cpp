@@ -24,7 +24,8 @@ Blocks Multiplier::blocks() const {
 void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
   const Tiling& tiling = prepared.tiling();
   const int64_t channel = group * layer.geometry.group_channels();
-  if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
+  if (way == Way::kMatrixUnit && layer.counted()) inputs.expanded.count_spikes(layer, channel, block);
+  if (way == Way::kMatrixUnit && !layer.counted()) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
   for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
     build_lists(layer, list_steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
@@ -50,10 +51,29 @@ void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockIn
   for (int64_t q = 0; q < tiling.blocks; ++q) sum_lists(tile_of(q), sums, q == 0);
 }
 
+void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs,
+                            double* windows) const {
+  thread_local Scratch<int32_t> sums_memory;
+  const Tiling& tiling = prepared.tiling();
+  if (way == Way::kMatrixUnit && layer.counted()) {
+    return multiply_counts(inputs.expanded, prepared.columns(group, i), tiling.registers, windows);
+  }
+  int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
+  sum(group, i, block, inputs, sums);
+  if (layer.counted()) return add_bits(sums, block.rows, tiling.width(), windows);
+  add_steps(sums, layer.neuron.T, block.rows, tiling.width(), windows);
+}
+
 void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
   thread_local Scratch<int32_t> sums_memory;
   const Tiling& tiling = prepared.tiling();
   const int64_t last = tiling.blocks - 1;
+  if (layer.counted()) {
+    thread_local Scratch<double> windows_memory;
+    double* windows = windows_memory.reserve(block.rows * tiling.width());
+    sum_window(group, i, block, inputs, windows);
+    return fire_sums(tile(group, i, block), windows, layer.neuron, open);
+  }
   const auto tile_of = [&](int64_t q) {
     return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
   };
@@ -149,13 +169,9 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
   if (m.prepared.has_digits()) return multiply_all_counts(m, u, parallel);
   for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
     for_tiles(m, block, bytes_of(m, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
-      thread_local Scratch<int32_t> sums_memory;
       thread_local Scratch<double> windows_memory;
-      const int width = m.prepared.tiling().width();
-      int32_t* sums = sums_memory.reserve(block.rows * m.layer.plane_count() * 8 * width);
-      double* windows = windows_memory.reserve(block.rows * width);
-      m.sum(group, i, block, inputs, sums);
-      add_steps(sums, m.layer.neuron.T, block.rows, width, windows);
+      double* windows = windows_memory.reserve(block.rows * m.prepared.tiling().width());
+      m.sum_window(group, i, block, inputs, windows);
       write_products(m.tile(group, i, block), windows, u, m.layer.geometry.outputs);
     });
   });

@@ -26,8 +26,11 @@ struct Multiplier {
 
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const;
 
-  // Tile i of the group: its sums to memory, [rows, planes, 8, 16 R].
+  // Tile i of the group: its sums to memory, [rows, planes, 8, 16 R]; of counts those of their bits.
   void sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const;
+
+  // Tile i of the group: its sums over the window to memory, [rows, 16 R].
+  void sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, double* windows) const;
 
   // Tile i of the group: its spikes.
   void fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const;

@@ -42,7 +42,7 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        gate, max_pool, after, until: see :func:`convert`.
+        gate, timing, max_pool, after, until: see :func:`convert`.
 
     Attributes:
         ways: how each layer of neurons gets its currents, by its name.
@@ -56,12 +56,14 @@ class Lowering(Builder):
         v_init: float,
         *,
         gate: str = "relu",
+        timing: str = "step",
         max_pool: str = "or",
         after: str | None = None,
         until: str | None = None,
     ) -> None:
         super().__init__(graph, encoder)
         self.threshold, self.v_init, self.gate, self.max_pool = threshold, v_init, gate, max_pool
+        self.timing = timing
         self.ways: dict[str, str] = {}
         self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
@@ -207,7 +209,7 @@ class Lowering(Builder):
             return Value("counts", x.node) if unknown else None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
             return x
-        layer.v_init = self.v_init  # its neurons' threshold is 1
+        layer.v_init, layer.timing = self.v_init, self.timing  # its neurons' threshold is 1
         pooled = self._layer(op, layer, x)
         flat = op.kind == "mean" and not op.args["keepdim"]
         return self._layer(op, tnn.Flatten(), pooled) if flat else pooled
@@ -284,7 +286,8 @@ class Lowering(Builder):
         ceiling = kinds.ceiling_of(op)
         threshold = self._threshold(op)
         v_init = self.v_init * threshold
-        return general.Neurons(threshold, v_init, gate=self.gate, ceiling=ceiling or None, sums=sums)
+        given: dict[str, Any] = {"gate": self.gate, "timing": self.timing, "ceiling": ceiling or None, "sums": sums}
+        return general.Neurons(threshold, v_init, **given)
 
     def _threshold(self, op: Op) -> float:
         ceiling = kinds.ceiling_of(op)
@@ -341,7 +344,7 @@ class Lowering(Builder):
 
     def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
         """The threshold and what depends on it; the neurons of a projection play no part."""
-        layer.gain, layer.gate = "threshold", self.gate
+        layer.gain, layer.gate, layer.timing = "threshold", self.gate, self.timing
         ceiling = kinds.ceiling_of(op)
         if ceiling:
             layer.gate, layer.ceiling = "clip", ceiling

@@ -82,6 +82,8 @@ class _Lowering:
         x, further = given(node.args, node.kwargs)
         if x not in self.values:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
+        if getattr(layer, "timing", "step") == "window":
+            raise CannotLower(name, "timing 'window' has no list of stages")
         value, gain = self.values[x], self.gains[x]
         if type(layer) in (tnn.Dropout, nn.Identity):
             self._same(node, value, gain)

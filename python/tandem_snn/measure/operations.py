@@ -127,7 +127,8 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
 
 def _steps(train: SpikeTrain) -> Iterator[Tensor]:
     """The spikes of each step, [B, *features]."""
-    return (spikes_at(train.planes, t) for t in range(train.T))
+    planes = train.planes
+    return (spikes_at(planes, t) for t in range(train.T))
 
 
 def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:

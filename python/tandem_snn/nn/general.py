@@ -21,7 +21,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
-from .currents import potential_trace
+from .currents import potential_trace, window_trace
 from .signals import Signal, describe, effective_counts, with_gain
 
 AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
@@ -62,7 +62,9 @@ def currents_of(x: Signal | Currents) -> Currents:
         train, dtype = x, total.dtype
 
         def steps(start: int, stop: int) -> Tensor:
-            planes = train.planes[start // 8 : (stop + 7) // 8]
+            if train.timing == "window":
+                return torch.stack([train.stored[0] > t for t in range(start, stop)]).to(dtype) * gain
+            planes = train.stored[start // 8 : (stop + 7) // 8]
             return SpikeTrain.unchecked(planes, stop - start).to_dense(dtype) * gain
 
         return Currents(total, steps, x.T)
@@ -176,19 +178,22 @@ def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
         return [result] if isinstance(result, Tensor) else list(result)
 
     first = trains[0]
-    P = len(first.planes)
-    planes = [p.unflatten(0, (P, -1)) for p in apply(lambda x: x.planes.flatten(0, 1))]
+    timing = "window" if all(x.timing == "window" for x in trains) else "step"
+    P = 1 if timing == "window" else (first.T + 7) // 8
+    stored = apply(lambda x: (x.stored if x.timing == timing else x.planes).flatten(0, 1))
+    stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
-    counts = apply(lambda x: x.counts) if edges else [None] * len(planes)
+    counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
     bad = reduce(either, [x.bad for x in trains])
-    gains: list[Any] = [first.gain] * len(planes)
+    gains: list[Any] = [first.gain] * len(stored)
     if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
         numbers = {x.gain for x in trains if isinstance(x.gain, float)}
         if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
             dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
             gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
     made = tuple(
-        SpikeTrain.unchecked(p, first.T, c, g, first._dtype, bad) for p, c, g in zip(planes, counts, gains, strict=True)
+        SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
+        for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return made[0] if len(made) == 1 and f not in SEVERAL else made
 
@@ -247,6 +252,7 @@ class Neurons(nn.Module):
         offset: a further current at every step, as threshold.
         gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
         gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
+        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" the general way takes as many products as the ANN.
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
         sums: what the currents are made of, for the reader.
 
@@ -260,6 +266,7 @@ class Neurons(nn.Module):
     threshold: Tensor
     v_init: Tensor
     offset: Tensor
+    timing: str = "step"
 
     def __init__(
         self,
@@ -272,6 +279,7 @@ class Neurons(nn.Module):
         gain: float | str = "threshold",
         ceiling: float | None = None,
         sums: str = "",
+        timing: str = "step",
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
@@ -282,7 +290,10 @@ class Neurons(nn.Module):
             raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
         if gain != "threshold":
             checks.gain("gain", gain)
+        checks.timing(timing)
+        checks.timing_fits(timing, leak, gate)
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
+        self.timing = timing
         self.moved = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
@@ -297,25 +308,29 @@ class Neurons(nn.Module):
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
-            train = SpikeTrain.unchecked(train.planes * (z > 0), u.T, None, 1.0, u.total.dtype, train.bad)
+            train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
         sums = u.total.detach().flatten(1).sum(1)  # not finite where any is not: those of spikes do not know
         train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
 
     def _fire(self, u: Currents) -> SpikeTrain:
-        planes, v = [], self._over_space(self.v_init, u)
+        v = self._over_space(self.v_init, u)
         v = v.expand(u.shape) if v.dim() else v
         offset = self._over_space(self.offset, u) if self.moved else 0.0
         neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        if self.timing == "window":
+            total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
+            return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
         if u.constant:
             current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
             return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
+        planes = []
         for start in range(0, u.T, AT_ONCE):
             currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
             some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
-            planes.append(some.planes)
-        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype, some.bad)
+            planes.append(some.stored)
+        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype, bad=some.bad)
 
     @torch.no_grad()
     def potentials(self, x: Signal | Currents) -> Tensor:
@@ -326,13 +341,16 @@ class Neurons(nn.Module):
         currents = torch.cat(chunks) + self._over_space(self.offset, u)
         currents = currents.expand(u.T, *u.shape) if u.constant else currents
         v_init = self._over_space(self.v_init, u)
+        v_init = v_init.expand(u.shape) if v_init.dim() else v_init
+        if self.timing == "window":
+            return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
 
         def after(t: int, v: float | Tensor) -> Tensor:
             neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
             _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
             return v
 
-        return potential_trace(u.T, v_init.expand(u.shape) if v_init.dim() else v_init, after)
+        return potential_trace(u.T, v_init, after)
 
     def _over_space(self, value: Tensor, u: Currents) -> Tensor:
         return over_space(value, tuple(u.shape)) if value.dim() else value
@@ -343,6 +361,7 @@ class Neurons(nn.Module):
             self.gate != "relu"
         )
         shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
+        shown += [f"timing={self.timing!r}"] * (self.timing != "step")
         return ", ".join(shown)
 
 

@@ -18,7 +18,7 @@ from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tens
 from tandem_ext.functional.products import LINEAR, Product
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
-from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
+from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
 from .gamma import initial_gamma
 from .quantise import check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
@@ -41,11 +41,12 @@ class NeuronOptions(TypedDict, total=False):
     bn_stats: str
     gamma: float | None
     weight_bits: int | None
+    timing: str
 
 
 DEFAULTS: dict[str, Any] = {
     "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
-    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None,
+    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None, "timing": "step",
 }  # fmt: skip
 
 
@@ -85,6 +86,8 @@ class SpikingLayer(nn.Module):
             :func:`init_gamma_` sets it throughout a network for the network's T.
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
+        timing: "step": neurons fire at once. "window": they integrate a whole window, then fire, so that the layer is
+            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; ϑ/2 is a good v_init.
 
     Attributes may be set anew, and are checked then.
 
@@ -106,6 +109,7 @@ class SpikingLayer(nn.Module):
     gate: str
     bn_stats: str
     weight_bits: int | None
+    timing: str = "step"
     _channels: int
     analog: bool = False
 
@@ -168,8 +172,9 @@ class SpikingLayer(nn.Module):
         Args:
             x: the input signal; an ``analog`` layer takes tensors too.
             residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *], or
-                for an ``analog`` layer their sum [B, *].
-            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum.
+                for an ``analog`` layer their sum [B, *], with timing "window" also [1, B, *].
+            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum: [B, *] of
+                an ``analog`` layer, [1, B, *] with timing "window".
         """
         if self.analog:
             return self._activation(x, residual) if fire else self.preactivation(x)
@@ -207,7 +212,8 @@ class SpikingLayer(nn.Module):
         """What an op takes of this layer besides tensors."""
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         few_bits = self.weight_bits is not None
-        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate)
+        neuron = (threshold, float(self.leak), self.gate, self.timing)
+        return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
@@ -282,6 +288,9 @@ class SpikingLayer(nn.Module):
     def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """The membrane potential after each step, after leak and reset, [T, B, *features], by the kernel that fires.
 
+        With timing "window" it is [2T, B, *features]: T steps in which neurons integrate, bias and shift from the first
+        on, and T in which they fire.
+
         Raises:
             ValueError: the layer would normalise by the batch's statistics, which are those of training.
         """
@@ -293,6 +302,17 @@ class SpikingLayer(nn.Module):
             scale, shift = fold_norm(norm)
         weight, step = self._weights()
         static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
+
+        def integrated(t: int) -> Tensor:
+            more: Any = residual
+            if residual is not None:
+                more = residual[:t] if isinstance(residual, Tensor) else until(residual, t)
+            quiet = static._replace(T=t, steps=t, threshold=NEVER)
+            _, v = product_layer(until(x, t), weight, self.bias, scale, shift, step, more, NEVER, self.v_init, quiet)  # type: ignore[misc]
+            return v
+
+        if self.timing == "window":
+            return window_trace(x.T, integrated, self.threshold)
 
         def after(t: int, v: float | Tensor) -> Tensor:
             more: Any = residual
@@ -331,11 +351,12 @@ class SpikingLayer(nn.Module):
         weight, step = self._weights()
 
         def potential(signal: Signal, T: int) -> Tensor:
-            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu")
+            quiet = (NEVER, 1.0, "relu", self.timing)
+            static = Static(self.synapses(), signal.T, True, None, step is not None, T, *quiet)
             _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
-        return step_currents(x, z, potential)
+        return step_currents(x, z, potential, self.timing)
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z of the product u, and the scale and shift of the currents, without a gradient."""
@@ -367,6 +388,21 @@ def _check_gain(layer: SpikingLayer, gain: object) -> None:
         raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
 
 
+def _check_leak(layer: SpikingLayer, leak: Any) -> None:
+    checks.leak(leak)
+    checks.timing_fits(layer.timing, leak, "relu")
+
+
+def _check_gate(layer: SpikingLayer, gate: Any) -> None:
+    checks.gate(gate)
+    checks.timing_fits(layer.timing, 1.0, gate)
+
+
+def _check_timing(layer: SpikingLayer, timing: Any) -> None:
+    checks.timing(timing)
+    checks.timing_fits(timing, layer.leak, layer.gate)
+
+
 def _check_bn_stats(bn_stats: object) -> None:
     if bn_stats not in BN_STATS:
         raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
@@ -375,10 +411,11 @@ def _check_bn_stats(bn_stats: object) -> None:
 # In the order in which they are shown.
 _CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "leak": lambda layer, value: checks.leak(value),
+    "leak": _check_leak,
     "v_init": lambda layer, value: checks.v_init(value),
     "gain": _check_gain,
-    "gate": lambda layer, value: checks.gate(value),
+    "gate": _check_gate,
     "bn_stats": lambda layer, value: _check_bn_stats(value),
     "weight_bits": lambda layer, value: check_bits(value),
+    "timing": _check_timing,
 }

@@ -52,7 +52,7 @@ def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """
     bad = x.bad if isinstance(x, SpikeTrain) else None
     if bad is not None:
-        x = SpikeTrain.unchecked(x.planes, x.T, x._counts, x.gain, x._dtype)  # type: ignore[union-attr]
+        x = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)  # type: ignore[union-attr]
     return spoiled(f(effective_counts(x)), bad)
 
 
@@ -68,5 +68,5 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype, x.bad)  # type: ignore[return-value]
+        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing, x.bad)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]

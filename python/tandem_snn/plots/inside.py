@@ -63,7 +63,8 @@ def potentials(
     sample: int = 0,
     neurons: int = 4,
 ) -> Any:
-    """The membrane potentials of a few neurons after each step, and above them their spikes.
+    """The membrane potentials of a few neurons after each step, and above them their spikes; with timing "window" the
+    T steps in which they integrate, and then those in which they fire.
 
     Args:
         monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
@@ -103,11 +104,12 @@ def potentials(
     first = torch.where(spikes.any(0), spikes.int().argmax(0), len(spikes))
     shown = first.argsort(stable=True)[:neurons]
     top, bottom = float(v[:, shown].max()), float(v[:, shown].min())
+    start = len(v) - len(spikes)
     row = 0.07 * max(0.5, top - bottom)
     axes = given_or_new(axes)
     for i, neuron in enumerate(shown.tolist()):
         (line,) = axes.plot(range(1, len(v) + 1), v[:, neuron].tolist(), ".-", linewidth=1, label=f"neuron {neuron}")
-        fired = (spikes[:, neuron].nonzero().flatten() + 1).tolist()
+        fired = (spikes[:, neuron].nonzero().flatten() + 1 + start).tolist()
         axes.scatter(fired, [top + (i + 1.5) * row] * len(fired), s=40, marker="|", color=line.get_color())
     step_axis(axes, len(v))
     axes.set(ylabel="membrane potential v", title=None if layer is None else f"Layer {layer}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tandem_ext.checks import GATES
+from tandem_ext.checks import GATES, TIMINGS
 
 from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
@@ -35,7 +35,7 @@ KINDS = ("SNN", "ANN", CONTINUED)
 # What is handed on to the model where it is given; None leaves the choice to the model.
 MODEL_KEYS = (
     "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
-    "ann_units",
+    "ann_units", "timing",
 )  # fmt: skip
 _POSITIVE = (
     "epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds", "init_gain",
@@ -44,7 +44,7 @@ _POSITIVE = (
 
 # What the ANN has no use for. Of T, event data need the number of frames.
 NEURON_KEYS = {
-    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
+    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units", "timing",
     "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
 }  # fmt: skip
 
@@ -64,8 +64,9 @@ class Recipe:
             it. False: train on everything and keep the weights of the last epoch.
         model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
             multiplier of its channels.
-        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units: see the
-            same function; None is the model's own choice, and for encoding "events" or "direct" by what the data are.
+        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units,
+            timing: see the same function; None is the model's own choice, and for encoding "events" or "direct" by what
+            the data are.
         options: further arguments of the model.
         init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
             the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
@@ -114,6 +115,7 @@ class Recipe:
     v_init: float | None = None
     weight_bits: int | None = None
     ann_units: bool | None = None
+    timing: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     init_from: str | None = None
     init_gain: float = 1.0
@@ -146,6 +148,7 @@ class Recipe:
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("precision", self.precision, PRECISIONS)
         check_name("gate", self.gate or "relu", GATES)
+        check_name("timing", self.timing or "step", TIMINGS)
         check_name("encoding", self.encoding or "direct", MODES)
         check_name("kind of bins", self.bins, BINS)
         parse(self.augment)

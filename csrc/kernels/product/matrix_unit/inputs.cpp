@@ -61,6 +61,14 @@ TANDEM_TARGET_AMX void add_counts(const uint8_t* in, int64_t n, int planes, int6
   }
 }
 
+// `n` bytes that are counts.
+TANDEM_TARGET_AMX void copy_counts(const uint8_t* in, int64_t n, uint8_t* out) {
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
+    _mm512_mask_storeu_epi8(out + i, lanes, _mm512_maskz_loadu_epi8(lanes, in + i));
+  }
+}
+
 // The image's pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
   const Geometry& geometry = layer.geometry;
@@ -180,6 +188,7 @@ void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block
   const Geometry& in = layer.geometry;
   const int64_t plane_bytes = in.batch * in.height * in.width * in.channels;
   lay_out(*this, layer, 1, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
+    if (layer.counted()) return copy_counts(bytes, n, out);
     add_counts(bytes, n, layer.plane_count(), plane_bytes, out);
   });
 }

@@ -87,7 +87,7 @@ struct ExpandedInputs {
   Scratch<uint8_t> bytes;
 
   void expand(const Layer& layer, int64_t first, const Block& block);
-  // One plane of counts.
+  // One plane of counts: of the spikes in all planes, or what a counted layer is given.
   void count_spikes(const Layer& layer, int64_t first, const Block& block);
 };
 
