@@ -310,14 +310,28 @@ def test_a_residual_is_one_of_two_ways():
 
 
 def test_the_general_way():
-    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
+    """Several linear maps in a row, from trains of which one sample is bad."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 1), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(24, 3))  # fmt: skip
     x = torch.rand(4, 2, 10)
-    between = nn.Upsample(scale_factor=2.0), net[2:4], nn.AvgPool1d(2)
-    snn = ts.convert(nn.Sequential(net[:2], *between, net[4:]), T, example=x)
+    snn = ts.convert(net, T, example=x)
     assert any(isinstance(m, Neurons) for m in snn.modules())
     bad = x.clone()
     bad[1, 0, 0] = NAN
     assert spoiled_rows(snn(bad)) == [1]
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_layers_of_window_timing(name):
+    net, x, bad = made(name)
+    for layer in net.modules():
+        if hasattr(layer, "timing"):
+            layer.timing = "window"
+    check_sample_1(net.eval()(bad), net(x))
+    weight = dyadic(5, 7)
+    weight[2, 1] = INF
+    for m in (f, ref):
+        assert spoiled_rows(m.linear_if(train(T, 3, 7), weight, timing="window").counts) == [0, 1, 2]
 
 
 # --- trains -----------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ class Stage(nn.Module):
             x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=planes,
             residual_scale=self.residual_scale, bad=before,
         )  # fmt: skip
-        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, bad)
+        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, bad=bad)
 
     def _current(self, step: Any, T: int) -> Tensor:
         self._output_shape(tuple(step.shape))
