@@ -35,9 +35,12 @@ class _Counts:
                 counts = counts_of(train.stored, train.timing, train._dtype)
             elif train.bad is None:
                 return counts
-            train._made = spoiled(counts, train.bad)
+            made = spoiled(counts, train.bad)
+            if counts.requires_grad and not torch.is_grad_enabled():
+                return made  # a look, through which no gradient may go
+            train._made = made
             if train._counts is not None:
-                train._counts = train._made  # gradients of what reads the train from here on go through what was seen
+                train._counts = made  # gradients of what reads the train from here on go through what was seen
         return train._made
 
     def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
@@ -50,7 +53,7 @@ def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
         return values
     if bad.dtype != values.dtype:
         bad = bad.to(values.dtype)
-    return values + bad.view(-1, *[1] * (values.dim() - 1))
+    return values + (bad.unsqueeze(1) if values.dim() == 2 else bad.view(-1, *[1] * (values.dim() - 1)))
 
 
 def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -358,6 +358,8 @@ def test_it_goes_where_a_train_goes(way, rows):
 def test_counts_that_were_looked_at_have_the_gradient():
     x = dyadic(4, 6).requires_grad_()
     hidden = f.if_scan(te.ConstantInput(x, T))
+    with torch.no_grad():
+        assert not hidden.counts.requires_grad
     seen = hidden.counts
     assert seen is hidden.counts
     loss = f.linear_if(hidden, dyadic(2, 6)).counts.sum()
