@@ -240,7 +240,8 @@ class FrozenNetwork(nn.Module):
         if answers.isnan().any():  # of the whole window, where it may have begun at one of its steps
             assert self.T is not None
             for t in range(self.T):
-                answers[t], state = program.run(step_of(x, t) if isinstance(x, SpikeTrain) else x, self.T, state, t)
+                now: Any = step_of(x, t) if isinstance(x, SpikeTrain) else x
+                answers[t], state = program.run(now, self.T, state, t)
         return spoiled(answers.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else answers
 
     @torch.inference_mode()

@@ -168,7 +168,7 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """(planes, counts, mask, v, bad) of neurons, by the op."""
-        neutral = {"residual": None, "residual_scale": None, "v_init": None, "bad": None}
+        neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None, "bad": None}
         neutral |= {"leak": 1.0, "gate": "relu", "timing": "step"}
         settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):

@@ -50,10 +50,10 @@ def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """``f``, which makes few numbers of many, of the effective counts. Samples that are bad become NaN behind it: there
     are fewer numbers to add to.
     """
-    bad = x.bad if isinstance(x, SpikeTrain) else None
-    if bad is not None:
-        x = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)  # type: ignore[union-attr]
-    return spoiled(f(effective_counts(x)), bad)
+    if not isinstance(x, SpikeTrain) or x.bad is None:
+        return f(effective_counts(x))
+    clean = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)
+    return spoiled(f(effective_counts(clean)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
