@@ -140,6 +140,12 @@ struct Neurons {
     store_planes<kVec>(a.planes + last * a.neurons + n, plane);
     if (a.counts != nullptr) store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
     if (a.v != nullptr) store(a.v + n, v);
+    if (a.bad != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        if (!is_finite(v.at[i])) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
+      }
+    }
     return gates;
   }
 };

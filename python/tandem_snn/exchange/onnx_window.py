@@ -37,7 +37,7 @@ class WindowGraph(Graph):
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self.output("answer", self.whole[last.name], last.shape)
+        self.answer(self.whole[last.name], last.shape)
         return self.checked("window", timing="window")
 
     @property
@@ -106,6 +106,7 @@ class WindowGraph(Graph):
             if stage.residual is not None:
                 currents = self.op("Add", currents, self.residual(stage, self._whole(stage.residual)))
             v = currents if start is None else self.op("Add", start, currents)
+            self.watch(v)
             return self._fired(v, layer.threshold)
         if stage.residual is not None:
             more = [self.residual(stage, value) for value in self._steps(stage.residual)]
@@ -116,6 +117,7 @@ class WindowGraph(Graph):
             train.append(self.spikes(v, layer.threshold))
             v = v if layer.leak == 1.0 else self.op("Mul", v, self.number(layer.leak))
             v = self.op("Sub", v, self.op("Mul", train[-1], self.number(layer.threshold)))
+        self.watch(v)
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
