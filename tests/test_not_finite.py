@@ -67,6 +67,14 @@ def made(name, value=NAN, batch=4):
     return build(), x, bad
 
 
+def in_windows(net):
+    """The same network, all neurons of which integrate a window, then fire."""
+    for layer in net.modules():
+        if hasattr(layer, "timing"):
+            layer.timing = "window"
+    return net
+
+
 def spoiled_rows(logits):
     """Which samples are NaN: all of a row or none of it."""
     rows = logits.isnan().flatten(1)
@@ -94,9 +102,10 @@ def test_an_input_spoils_its_own_sample(name, value, grad):
 
 
 @pytest.mark.parametrize("mode", ["compiled", "exported", "frozen", "streamed", "readouts", "loaded"])
-def test_wherever_a_network_runs(mode, tmp_path):
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_wherever_a_network_runs(mode, timing, tmp_path):
     net, x, bad = made("mlp")
-    net.eval()
+    net = in_windows(net.eval()) if timing == "window" else net.eval()
     with torch.no_grad():
         if mode == "compiled":
             run = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -111,9 +120,9 @@ def test_wherever_a_network_runs(mode, tmp_path):
                 run.save(tmp_path / "net.tandem")
                 run = ts.load_frozen(tmp_path / "net.tandem")
         if mode == "streamed":
-            for _ in range(T):
-                answer = run.step(bad)
-                assert spoiled_rows(answer) == [1]
+            answers = [run.step(bad) for _ in range(run.latency)]
+            assert all(spoiled_rows(answer) == [1] for answer in answers[-T:])
+            answer = answers[-1]
         elif mode == "readouts":
             answers = run.readouts(bad)
             assert all(spoiled_rows(answer) == [1] for answer in answers)
@@ -219,6 +228,14 @@ def test_a_stream_is_spoiled_from_its_step_on():
     torch.testing.assert_close(frozen(x), steps[-1], rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_pipeline_is_spoiled_from_the_end_of_the_window_on():
+    net, x, bad = made("mlp")
+    frozen = ts.freeze(in_windows(net.eval()))
+    answers = [frozen.step(image) for image in (x, x, x, bad, x, x) for _ in range(T)]
+    assert [spoiled_rows(answer) for answer in answers[2 * T :]] == [[]] * (2 * T - 1) + [[1]] * (2 * T + 1)
+    assert torch.equal(answers[4 * T - 2][[0, 2, 3]], answers[-2][[0, 2, 3]])
+
+
 def test_nan_is_never_confident():
     net, _, bad = made("mlp")
     _, steps = ts.freeze(net).anytime(bad, confidence=0.01)
@@ -245,12 +262,20 @@ class _Own(nn.Module):
 def test_onnx(tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    import test_onnx_window
     from test_onnx import by_onnxruntime
 
     for (net, x), steps in ((late(), [[], [], [1], [1]]), (made("conv")[::2], [[1]] * T)):
         ts.to_onnx(net.eval(), tmp_path / "net.onnx", x)
         _, answers = by_onnxruntime(tmp_path / "net.onnx", x)
         assert [spoiled_rows(answer) for answer in answers] == steps
+    for threshold, mixed in ((1.0, False), (0.7, False), (1.0, True)):
+        net, _, bad = made("conv")
+        net = in_windows(net.eval())
+        net[1].threshold, net[6].timing = threshold, "step" if mixed else "window"
+        ts.to_onnx(net, tmp_path / "window.onnx", bad)
+        _, answer = test_onnx_window.by_onnxruntime(tmp_path / "window.onnx", bad)
+        assert spoiled_rows(answer) == [1]
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -324,10 +349,7 @@ def test_the_general_way():
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_layers_of_window_timing(name):
     net, x, bad = made(name)
-    for layer in net.modules():
-        if hasattr(layer, "timing"):
-            layer.timing = "window"
-    check_sample_1(net.eval()(bad), net(x))
+    check_sample_1(in_windows(net).eval()(bad), net(x))
     weight = dyadic(5, 7)
     weight[2, 1] = INF
     for m in (f, ref):
@@ -353,6 +375,16 @@ def bad_train():
 ])  # fmt: skip
 def test_it_goes_where_a_train_goes(way, rows):
     assert spoiled_rows(way(bad_train()).counts) == rows
+
+
+def test_it_stays_where_channels_have_their_own_gain():
+    x, weight = bad_train(), dyadic(5, 3)
+    x.gain = torch.rand(3)
+    for m in (f, ref):
+        assert spoiled_rows(m.linear_if(x, weight).counts) == [1]
+        assert spoiled_rows(m.linear_bn_if(x, weight)[0].counts) == [0, 1, 2, 3]
+    assert spoiled_rows(tnn.Readout(3, 2)(x)) == [1]
+    assert spoiled_rows(te.cat([x, x[[1, 0, 2, 3]]], 1).counts) == [0, 1]
 
 
 def test_counts_that_were_looked_at_have_the_gradient():
