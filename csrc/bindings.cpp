@@ -9,12 +9,14 @@
 #include "ops/fields.h"
 
 #define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
-#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
-#define NORM TANDEM_NORM_FIELDS(TANDEM_SCHEMA) TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA)
+#define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_LATER_SCHEMA
+#define NORM                        \
+  TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
+  TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA) TANDEM_LATER_SCHEMA
 #define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
-#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v)"
+#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor bad)"
 #define SPIKES_AND_MOMENTS \
-  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var)"
+  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);
@@ -24,7 +26,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("conv_if(" PRODUCT WINDOW NEURON ") -> " SPIKES);
   m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
-  m.def("window_product(" PRODUCT WINDOW ", bool counted) -> Tensor");
+  m.def("window_product(" PRODUCT WINDOW ", bool counted=False) -> Tensor");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");

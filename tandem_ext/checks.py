@@ -142,6 +142,14 @@ def counts(name: str, value: object, planes_: Tensor) -> None:
     same_device(name, value, "planes", planes_.device)
 
 
+def bad(name: str, value: object, planes_: Tensor) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point [B], got {_describe(value)}")
+    if value.shape != planes_.shape[1:2]:
+        raise ValueError(f"{name}: expected shape {list(planes_.shape[1:2])}, got {list(value.shape)}")
+    same_device(name, value, "planes", planes_.device)
+
+
 def dense_spikes(name: str, value: object) -> None:
     if not isinstance(value, Tensor) or value.is_complex():
         raise TypeError(f"{name}: expected a real tensor [T, B, *features], got {_describe(value)}")

@@ -37,7 +37,7 @@ def _register_fake(name: str, fake: Callable[[Arguments], Any]) -> None:
     names = _names(name)
 
     def checked(*args: Any) -> Any:
-        a = dict(zip(names, args, strict=True))
+        a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # without those that are left to the schema
         tensors = [(n, t) for n, t in a.items() if isinstance(t, Tensor)]
         for argument, tensor in tensors:
             if tensor.device != tensors[0][1].device:
@@ -75,17 +75,19 @@ def _dtype(a: Arguments) -> torch.dtype:
 
 
 def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
-    """(planes, counts, mask, v), with batch norm (..., product, mean, var)."""
+    """(planes, counts, mask, v, bad), with batch norm (..., v, product, mean, var, bad)."""
     shape, dtype = _shape(a), _dtype(a)
     like, train, compute = next(iter(a.values())), a.get("train", True), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
     planes = _empty(like, [1 if a["timing"] == "window" else (T + 7) // 8], shape, torch.uint8)
     counts = _empty(like, [], shape if train else [0], dtype)
     mask = like.new_empty((math.prod(shape) + 7) // 8 if train else 0, dtype=torch.uint8)
-    outputs = planes, counts, mask, _empty(like, [], shape if a["return_v"] else [0], compute)
+    v = _empty(like, [], shape if a["return_v"] else [0], compute)
+    outputs, bad = (planes, counts, mask, v), like.new_empty(shape[0], dtype=torch.float32)
     if "eps" not in a:
-        return outputs
-    return *outputs, _empty(like, [], shape, compute), *(like.new_empty(shape[1], dtype=compute) for _ in range(2))
+        return *outputs, bad
+    mean, var = (like.new_empty(shape[1], dtype=compute) for _ in range(2))
+    return *outputs, _empty(like, [], shape, compute), mean, var, bad
 
 
 def _fake_window_product(a: Arguments) -> Tensor:
@@ -171,13 +173,13 @@ def _register_vmap(
     op, names = getattr(torch.ops.tandem, name).default, _names(name)
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        dims, size = dict(zip(names, in_dims, strict=True)), info.batch_size
+        dims, size = dict(zip(names, in_dims, strict=False)), info.batch_size
         batches = outputs if all(n in inputs for n, dim in dims.items() if _is_mapped(dim)) else ()
         if callable(batches):
-            batches = batches(dict(zip(names, _element(args, in_dims, 0), strict=True)))
+            batches = batches(dict(zip(names, _element(args, in_dims, 0), strict=False)))
         if not batches:
             return _once_per_element(op, info, in_dims, args)
-        joined = [_join(a, dims[n], size, inputs[n]) if n in inputs else a for n, a in zip(names, args, strict=True)]
+        joined = [_join(a, dims[n], size, inputs[n]) if n in inputs else a for n, a in zip(names, args, strict=False)]
         results = op(*joined)
         if isinstance(results, Tensor):
             return _split(results, size, batches[0] or 0), batches[0]
@@ -192,7 +194,9 @@ def _neurons_batches(a: Arguments) -> Sequence[int | None]:
     v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
     if v_init_per_sample or (train and math.prod(shape) % 8):  # a mask of whole bytes can be split
         return ()
-    return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None
+    if a.get("bad") is not None and len(a["bad"]) != shape[0]:  # one for all samples of an element
+        return ()
+    return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
 
 
 def _register(name: str, fake: Callable[[Arguments], Any], inputs: dict[str, int], outputs: Any) -> None:
@@ -201,7 +205,7 @@ def _register(name: str, fake: Callable[[Arguments], Any], inputs: dict[str, int
 
 
 for _name, _batch in {"if_scan": 1, "constant_if": 0, "impulse_if": 0, "linear_if": 1, "conv_if": 1}.items():
-    _register(_name, _fake_neurons, {_names(_name)[0]: _batch, "residual": 1}, _neurons_batches)
+    _register(_name, _fake_neurons, {_names(_name)[0]: _batch, "residual": 1, "bad": 0}, _neurons_batches)
 # Statistics tie the samples of a batch together.
 _register("linear_bn_if", _fake_neurons, {}, ())
 _register("conv_bn_if", _fake_neurons, {}, ())

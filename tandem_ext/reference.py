@@ -27,8 +27,8 @@ def linear_if(
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
     x, weight = _weighted(x, weight)
-    currents = _currents(x, _product(weight), dtype, neuron)
-    return _layer(*currents, bias, dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight), dtype, neuron, weight)
+    return _layer(*currents, bias, dtype, return_v, before=_bad(x), **neuron)
 
 
 def conv_if(
@@ -47,7 +47,8 @@ def conv_if(
     dtype = _counts_dtype(weight)
     x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
-    return _layer(*_currents(x, product, dtype, neuron), bias, dtype, return_v, **neuron)
+    currents = _currents(x, product, dtype, neuron, weight)
+    return _layer(*currents, bias, dtype, return_v, before=_bad(x), **neuron)
 
 
 def if_scan(
@@ -75,8 +76,8 @@ def linear_bn_if(
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
     x, weight = _weighted(x, weight)
-    currents = _currents(x, _product(weight), weight.dtype, neuron)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, _product(weight), weight.dtype, neuron, weight)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
 
 
 def conv_bn_if(
@@ -96,8 +97,8 @@ def conv_bn_if(
     """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
     x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
-    currents = _currents(x, product, weight.dtype, neuron)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
+    currents = _currents(x, product, weight.dtype, neuron, weight)
+    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
 
 
 conv1d_if = conv2d_if = conv_if
@@ -178,9 +179,11 @@ def _neurons(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
     """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], or of timing "window" from u = W c as [1, ...], and
-    the ANN's pre-activation, which takes their gradients.
+    the ANN's pre-activation, which takes their gradients. Samples are bad that were so before, and those of which a
+    last potential is not finite: neither leak nor reset make it so again.
 
     A tensor threshold is the neurons' unit of potential: in that unit they fire at 1. scale and shift are given in it.
     """
@@ -207,7 +210,10 @@ def _neurons(
     theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
     is_open = open_gate(z, gate, fire_at, T)
     counts = _Tandem.apply(ann, theta, fired, is_open)  # type: ignore[no-untyped-call]
-    return SpikeTrain.unchecked(stored, T, counts.to(counts_dtype), timing=timing), v * unit.detach()
+    bad = _not_finite(v.movedim(0, -1))
+    for other in (before, _bad(residual)):
+        bad = bad if other is None else bad + other
+    return SpikeTrain.unchecked(stored, T, counts.to(counts_dtype), timing=timing, bad=bad), v * unit.detach()
 
 
 def _layer(
@@ -263,7 +269,7 @@ def _bn_layer(
         var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
         unit, g = _unit(threshold, y).flatten(), worth.flatten()
-        a = gamma / unit * (1 / square_root(g * g * var + eps))
+        a = gamma / unit * (1 / square_root(g * g * var + eps) + 0 * var)
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
     train, v = _neurons(y, T, ann, scale, shift, dtype, threshold=threshold, **neuron)
@@ -277,7 +283,19 @@ def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Ten
 
 
 def _unit(threshold: float | Tensor, y: Tensor) -> Tensor:
-    return _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    return unit + 0 * unit.detach()  # NaN for an infinite one
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    """[..., n] -> [n], float32: NaN where one of the values is infinite or NaN, else 0."""
+    return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
+
+
+def _bad(x: Any, together: bool = False) -> Tensor | None:
+    """Which samples of x are bad; ``together``, for statistics of the batch: all, if one is."""
+    bad = x.bad if isinstance(x, SpikeTrain) else None
+    return bad.sum(0, True) if together and bad is not None else bad
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,10 +306,12 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _currents(
-    x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any]
+    x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any], weight: Tensor | None = None
 ) -> tuple[Tensor, int, Tensor, float | Tensor]:
     """x through ``product``: step by step [T, B, *features], of timing "window" the exact sum, rounded once, as one
     step; T; with a gradient, summed over the window, [B, *features]; and x's gain.
+
+    A train's currents into an output with a weight that is infinite or NaN are NaN at every step.
     """
     compute_dtype = _compute_dtype(dtype)
     if isinstance(x, SpikeTrain):
@@ -302,7 +322,9 @@ def _currents(
             else:
                 spikes = unpack(x, compute_dtype)
                 y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
-        return y, x.T, product(counts), x.gain
+            lost = y.new_zeros(()) if weight is None else _not_finite(weight.movedim(0, -1)).to(y.dtype)
+            lost = _per_channel(lost, 0.0, y)
+        return y + lost, x.T, product(counts) + lost, x.gain
     current = product(x.x).to(compute_dtype)
     total = x.T * current if isinstance(x, ConstantInput) else current
     if _is_window(neuron):
@@ -331,7 +353,8 @@ def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]
         return x, weight
     rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
     weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
-    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight  # type: ignore[union-attr]
+    assert isinstance(x, SpikeTrain)
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing, x.bad), weight
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:

@@ -6,6 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -158,9 +159,17 @@ def batch_index(index: Any, length: int) -> slice | Tensor:
     raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
 
 
-def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:
+def register_pytree(
+    cls: type[S],
+    fields: Sequence[str],
+    static: Sequence[str] = ("T",),
+    later: Mapping[str, Any] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, tensors as a rule; the
-    ``static`` fields, absent counts and a gain that is a float belong to the context.
+    ``static`` fields, absent counts and a gain that is a float belong to the context. Programs that were
+    exported before there were the fields ``later`` know none, so these are not mentioned while they have the value
+    given here, which is the class's; and such programs have the name of a field from before it was ``renamed``.
 
     Unflattening bypasses ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
     """
@@ -170,6 +179,8 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
         names, context = [], []
         for name in fields:
             value = getattr(signal, name)
+            if name in later and not isinstance(value, Tensor) and value == later[name]:
+                continue
             if name in static or value is None or isinstance(value, float):
                 context.append((name, value))
             else:
@@ -196,7 +207,7 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
         serialized_type_name=f"tandem_ext.{cls.__name__}",
         flatten_with_keys_fn=flatten_with_keys,
         to_dumpable_context=_dump,
-        from_dumpable_context=_load,
+        from_dumpable_context=lambda dumped: _load(dumped, renamed),
     )
 
 
@@ -205,9 +216,9 @@ def _dump(context: Any) -> Any:
     return [list(names), [[n, str(v) if isinstance(v, torch.dtype) else v] for n, v in rest]]
 
 
-def _load(dumped: Any) -> Any:
+def _load(dumped: Any, renamed: Mapping[str, str]) -> Any:
     def value(v: Any) -> Any:
         return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) and v.startswith("torch.") else v
 
     names, rest = dumped
-    return tuple(names), tuple((n, value(v)) for n, v in rest)
+    return tuple(renamed.get(n, n) for n in names), tuple((n, value(v)) for n, v in rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -28,14 +29,36 @@ class _Counts:
     def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
         if train is None:
             return None  # the field's default value
-        if train._counts is not None:
-            return train._counts
         if train._made is None:
-            train._made = counts_of(train.stored, train.timing, train._dtype)
+            counts = train._counts
+            if counts is None:
+                counts = counts_of(train.stored, train.timing, train._dtype)
+            elif train.bad is None:
+                return counts
+            made = spoiled(counts, train.bad)
+            if counts.requires_grad and not torch.is_grad_enabled():
+                return made  # a look, through which no gradient may go
+            train._made = made
+            if train._counts is not None:
+                train._counts = made  # gradients of what reads the train from here on go through what was seen
         return train._made
 
     def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
         train._counts = value
+
+
+def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
+    """values [B, ...] + bad [B]. A sum, so that the NaN of a loss comes back in its gradients."""
+    if bad is None:
+        return values
+    if bad.dtype != values.dtype:
+        bad = bad.to(values.dtype)
+    return values + (bad.unsqueeze(1) if values.dim() == 2 else bad.view(-1, *[1] * (values.dim() - 1)))
+
+
+def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """NaN where one of the two is."""
+    return other if bad is None else bad if other is None else bad + other
 
 
 class _Remembers(Signal):
@@ -48,11 +71,12 @@ class _Remembers(Signal):
     }
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     _counts: Tensor | None
-    _made: Tensor | None = None  # counts that were asked for and not given
+    _made: Tensor | None = None  # counts that were asked for, where they are not those that were given
     _dtype: torch.dtype  # of counts that are yet to be made
+    bad: Tensor | None = None
 
 
-@dataclass_of("counts", "planes", "T", "gain", "timing")
+@dataclass_of("counts", "planes", "T", "gain", "timing", "bad")
 class SpikeTrain(_Remembers):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
@@ -69,12 +93,15 @@ class SpikeTrain(_Remembers):
         gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
             tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
         timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
+        bad: float32 [B], 0 for a sample and NaN for one on whose way to these spikes a potential was infinite or NaN:
+            spikes cannot say so. Layers pass it on, and what makes numbers of a train (``counts``, mean pooling, the
+            readout) adds it to them. None: no sample is.
 
     Attributes:
         stored: what it holds: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
 
     Raises:
-        TypeError: planes not uint8, counts not floating point, T not an int, gain neither number nor tensor.
+        TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
         ValueError: T out of range, shapes that do not fit, a high bit set, different devices; timing "window" for
             planes that are no bursts.
 
@@ -102,17 +129,21 @@ class SpikeTrain(_Remembers):
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
         timing: str = "step",
+        bad: Tensor | None = None,
     ) -> None:
         self.stored = planes
         self.T = T
         self._counts = counts
         self.gain = gain
+        self.bad = bad
         self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         checks.high_bits("planes", planes, self.T)
         if self._counts is not None:
             checks.counts("counts", self._counts, planes)
+        if self.bad is not None:
+            checks.bad("bad", self.bad, planes)
         checks.timing(timing)
         if timing == "window":
             self.stored, self.timing = self.count_bytes, timing
@@ -127,6 +158,7 @@ class SpikeTrain(_Remembers):
         gain: float | Tensor = 1.0,
         dtype: torch.dtype | None = None,
         timing: str = "step",
+        bad: Tensor | None = None,
     ) -> SpikeTrain:
         """A train from parts known to be right: no check, no look at values.
 
@@ -141,6 +173,8 @@ class SpikeTrain(_Remembers):
         if dtype is None:
             dtype = torch.get_default_dtype() if counts is None else counts.dtype
         train._dtype = dtype
+        if bad is not None:
+            train.bad = bad
         return train
 
     @classmethod
@@ -274,8 +308,8 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", gain)
         return cls.unchecked(planes, T, None, gain)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Trains that were pickled before there were two forms have planes."""
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Also of trains that were pickled when planes were all they had."""
         self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
 
     @property
@@ -330,13 +364,20 @@ class SpikeTrain(_Remembers):
         gain = first.gain
         if dim == 1 and isinstance(gain, Tensor) and gain.dim():
             gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
-        return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing)
+        bad = None
+        if dim > 0:
+            bad = reduce(either, [s.bad for s in signals])
+        elif any(s.bad is not None for s in signals):
+            clean = stored.new_zeros((), dtype=torch.float32)
+            bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
+        return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        """The same train with ``f`` applied to planes, counts and a tensor gain. Nothing is checked."""
         counts = None if self._counts is None else f(self._counts)
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
         dtype = self._dtype if counts is None else None
-        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing)
+        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing, self.bad)
 
     def to(
         self,
@@ -348,17 +389,31 @@ class SpikeTrain(_Remembers):
         dtype = device if isinstance(device, torch.dtype) else dtype
         if dtype is not None:
             moved._dtype = dtype  # also of counts that are yet to be made
+        if self.bad is not None:
+            moved.bad = self.bad.to(moved.device, non_blocking=non_blocking)
         return moved
+
+    def pin_memory(self) -> SpikeTrain:
+        pinned = super().pin_memory()
+        pinned.bad = None if self.bad is None else self.bad.pin_memory()
+        return pinned
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
-        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing)
+        bad = None if self.bad is None else self.bad[index]
+        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing, bad)
 
     def __repr__(self) -> str:
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"
         return f"SpikeTrain({shown}{', timing=window' * (self.timing == 'window')})"
 
 
-register_pytree(SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing"), static=("T", "_dtype", "timing"))
+register_pytree(
+    SpikeTrain,
+    ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad"),
+    static=("T", "_dtype", "timing"),
+    later={"timing": "step", "bad": None},
+    renamed={"planes": "stored"},
+)

@@ -53,6 +53,8 @@ def neuron(draw, T, shape, dtype, norm=False):
         "gate": draw(st.sampled_from(["relu", "clip", "resu"])),
         **({} if norm else last),
         "return_v": draw(st.booleans()),
+        "timing": "step",
+        "bad": maybe(torch.zeros(shape[0]), torch.full((1,), math.nan)),
     }
 
 

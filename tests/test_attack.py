@@ -61,8 +61,8 @@ NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 
 @given(data=st.data(), T=st.sampled_from([1, 8, 9]), seed=st.integers(0, 2**16))
 def test_what_is_no_number_goes_where_the_reference_sends_it(data, T, seed):
-    """NaN never fires, an infinite current always does: in weights, shifts and residual currents; a scale that is
-    infinite has no meaning where it meets an absent bias, one that is NaN has.
+    """NaN never fires, an infinite current always does, in shifts and residual currents; an infinite weight makes its
+    output's current NaN; a scale that is infinite has no meaning where it meets an absent bias, one that is NaN has.
     """
     torch.manual_seed(seed)
     x, weight, image, kernel = train(T, 3, 7), dyadic(5, 7), train(T, 2, 4, 5, 5), dyadic(6, 4, 3, 3)

@@ -271,16 +271,6 @@ def test_a_kernel_with_more_taps_than_a_list_can_name() -> None:
     assert frozen._programs[1.0].refusal is None
 
 
-def test_weights_that_are_not_finite_run_layer_by_layer() -> None:
-    net, x = mlp()
-    with torch.no_grad():
-        net.eval()[2].weight[0, 0] = torch.nan
-    frozen = freeze(net)
-    assert torch.equal(frozen(x), net(x))
-    with pytest.raises(CannotLower, match=r"^2: a weight is not finite"):
-        frozen.step(x)
-
-
 def test_state_dict_and_repr() -> None:
     net, _x = mlp()
     frozen = freeze(net)

@@ -79,7 +79,7 @@ def test_batch_norm_takes_exact_integers(device):
     """The op normalises integer sums; gain says what a unit of each output is worth."""
     weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
     gain = torch.tensor([0.5, 0.25, 2.0, 1.0], device=device)
-    neuron = None, None, None, 8, 1.0, 1.0, "relu", "step", True
+    neuron = None, None, None, 8, 1.0, 1.0, "relu", True
     got, want = (
         torch.ops.tandem.linear_bn_if(x.planes, 8, w, "highest", gain, None, None, 1e-5, *neuron)
         for w in (weight, weight.float())

@@ -36,7 +36,7 @@ def neuron(shape, T, dtype, train_mode=True, return_v=True, full=True, timing="s
         residual = train(T, *shape).planes
         tensors = [dyadic(channels, dtype=C), dyadic(channels, dtype=C), residual, dyadic(channels, dtype=C),
                    dyadic(*shape[1:], dtype=C)]  # fmt: skip
-    return *tensors, T, 0.5, 1.0, "clip", timing, train_mode, return_v
+    return *tensors, T, 0.5, 1.0, "clip", train_mode, return_v, timing
 
 
 @pytest.mark.parametrize(("layout", "dtype"), GRID)
@@ -93,8 +93,8 @@ def norm(channels, dtype, full):
 def test_batch_norm(layout, dtype, full):
     def arguments(shape):
         _, _, residual, residual_scale, v_init, *scalars = neuron(shape, 9, dtype, full=full)
-        steps, threshold, leak, gate, timing, _, return_v = scalars
-        return residual, residual_scale, v_init, steps, threshold, leak, gate, timing, return_v
+        steps, threshold, leak, gate, _, return_v, timing = scalars
+        return residual, residual_scale, v_init, steps, threshold, leak, gate, return_v, timing
 
     planes, weight = lay_out(train(9, 4, 7).planes, layout), dyadic(5, 7, dtype=dtype)
     check(layout, ops.linear_bn_if, planes, 9, weight, "highest", *norm(5, dtype, full), *arguments((4, 5)))
@@ -140,12 +140,12 @@ def test_window_timing(layout, dtype):
     B = 0 if layout == "empty" else 3
 
     def counted(shape, **options):
-        *tensors, residual, residual_scale, v_init, steps, threshold, leak, gate, timing, train_mode, return_v = neuron(
+        *tensors, residual, residual_scale, v_init, steps, threshold, leak, gate, train_mode, return_v, timing = neuron(
             shape, 9, dtype, timing="window", **options
         )
         residual = None if residual is None else ops.count_bytes(residual)
-        rest = residual, residual_scale, v_init, steps, threshold, leak, gate, timing
-        return (*tensors, *rest, train_mode, return_v), (*rest, return_v)
+        rest = residual, residual_scale, v_init, steps, threshold, leak, gate
+        return (*tensors, *rest, train_mode, return_v, timing), (*rest, return_v, timing)
 
     counts, image = (ops.count_bytes(lay_out(train(9, B, *shape).planes, layout)) for shape in ((7,), (4, 6, 5)))
     weight, kernel = dyadic(5, 7, dtype=dtype), dyadic(6, 2, 3, 3, dtype=dtype)

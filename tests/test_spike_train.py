@@ -66,7 +66,7 @@ def test_unused_high_bits_are_zero():
 def test_fields():
     x = train(9, 3, 5, gain=0.5)
     assert [f.name for f in dataclasses.fields(x)] == ["counts"]  # what is walked: the batch comes first in it
-    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain", "timing"]
+    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain", "timing", "bad"]
     assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), x.planes.device, 0.5, 3)
     copy = dataclasses.replace(x)
     assert_same(copy, x)

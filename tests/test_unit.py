@@ -83,14 +83,14 @@ def test_the_three_phases_are_the_fused_layer(dtype, batch, timing):
     weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
     ops = torch.ops.tandem
     gamma, beta = torch.rand(70), torch.rand(70)
-    neuron = None, None, None, 20, 1.0, 1.0, "relu", timing
+    neuron = None, None, None, 20, 1.0, 1.0, "relu"
     window = timing == "window"
     given = x.count_bytes if window else x.planes
-    planes, counts, mask, v, u, mean, var = ops.linear_bn_if(
-        given, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True
+    planes, counts, mask, v, u, mean, var, bad = ops.linear_bn_if(
+        given, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True, timing
     )
     product = ops.window_product(given, 20, weight, "highest", [], [], [], 1, window)
     m, s, scale, shift = ops.bn_statistics(product, 1.0, None, gamma, beta, 1e-5)
-    got = ops.linear_if(given, 20, weight, "highest", scale, shift, *neuron, True, True)
-    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v), strict=True):
+    got = ops.linear_if(given, 20, weight, "highest", scale, shift, *neuron, True, True, timing)
+    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v, bad), strict=True):
         assert torch.equal(a, b)

@@ -124,7 +124,8 @@ def test_tensor_threshold_is_the_reference(threshold):
 
 def test_what_is_not_a_number_does_not_fire():
     counts = f.if_scan(te.ImpulseInput(torch.tensor([[float("nan"), float("inf"), -float("inf")]]), 8), timing="window")
-    assert counts.counts.tolist() == [[0.0, 8.0, 0.0]]
+    assert counts.stored.tolist() == [[[0, 8, 0]]]
+    assert counts.counts.isnan().all()
 
 
 # --- what the timing means --------------------------------------------------------------------------------------------

@@ -72,30 +72,25 @@ struct LayerNorm {
 
 namespace cpu {
 
-// Why a kernel wrote nothing.
-enum class [[nodiscard]] Refusal : int32_t {
-  kNone = 0,
-  kNotFinite = 1,  // some weight is infinite or not a number
-};
-
 // Each output has a unit, a power of two, and integers w, its weights in that unit, so that no sum of them exceeds
 // int32. That is the meaning of its weights: sums are exact, and depend on no order, layout, way, thread or processor.
-// The unit leaves 29 to 31 bits for the absolute sum of the weights; that of int8 weights is 1.
+// The unit leaves 29 to 31 bits for the absolute sum of the weights; that of int8 weights is 1. Where a weight is not
+// finite it is NaN, and so is the output's current at every step.
 //
 // prepare() writes them as this processor multiplies them: prepared_size() bytes, 64-byte aligned. They depend on the
 // weights and the geometry but for batch, height, width, stride and padding.
 int64_t prepared_size(const Geometry& geometry, const Weights& weights);
-Refusal prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel);
+void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel);
 
 // Planes to planes.
-Refusal run(const Layer& layer, ParallelFor parallel);
+void run(const Layer& layer, ParallelFor parallel);
 
 // u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron it reads T and timing alone.
-Refusal window_product(const Layer& layer, float* u, ParallelFor parallel);
+void window_product(const Layer& layer, float* u, ParallelFor parallel);
 
 // window_product(), batch_norm_statistics() and run() with the scale and shift that these give, and the same bits;
 // scale and shift of layer.neuron are not looked at.
-Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel);
+void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel);
 
 }  // namespace cpu
 

@@ -87,7 +87,7 @@ void measure(const Tensor& u, double factor, const NormParameters& norm, const S
   run(u, factor, norm, out);
 }
 
-using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Product, statistics and neurons in one go.
 bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const NeuronLayer& layer, const Tensor& product,
@@ -96,7 +96,8 @@ bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const Neu
   FusedSynapses fused(synapses);
   const LayerNorm of{norm.args<float>(), data<float>(product), data<float>(statistics.mean),
                      data<float>(statistics.var)};
-  return cpu::run_normalised(fused.layer(layer.args<float>()), of, torch_parallel) == cpu::Refusal::kNone;
+  cpu::run_normalised(fused.layer(layer.args<float>()), of, torch_parallel);
+  return true;
 }
 
 // The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory.
@@ -144,22 +145,24 @@ NormOutputs layer_bn_if(Synapses synapses, const OptionalTensor& gain, const Opt
       !fire_on_gpu(synapses, norm, layer, product, statistics)) {
     fire_by_currents(synapses, norm, layer, product, statistics);
   }
-  const auto [planes, counts, mask, v] = layer.outputs();
-  return {planes, counts, mask, v, product, statistics.mean, statistics.var};
+  const auto [planes, counts, mask, v, bad] = layer.outputs();
+  return {planes, counts, mask, v, product, statistics.mean, statistics.var, bad};
 }
 
 // In the order of NeuronInputs: scale and shift come from the statistics, and training is what this is for.
-#define TANDEM_NORMALISED_INPUTS {{}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v}
+#define TANDEM_NORMALISED_INPUTS \
+  {{}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v, TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)}
 
 NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_NORM_FIELDS(TANDEM_PARAMETER)
-                             TANDEM_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)) {
+                             TANDEM_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)
+                                 TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}}, gain, gamma, beta, eps,
                      TANDEM_NORMALISED_INPUTS);
 }
 
 NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
                            TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER)
-                               TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)) {
+                               TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)}, gain,
                      gamma, beta, eps, TANDEM_NORMALISED_INPUTS);
 }

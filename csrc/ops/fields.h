@@ -27,7 +27,6 @@
   X("Tensor?", OptionalTensor, scale) \
   X("Tensor?", OptionalTensor, shift)
 
-// timing: "step", or "window", with which trains are counts: a byte each instead of planes.
 #define TANDEM_NEURON_FIELDS(X)                \
   X("Tensor?", OptionalTensor, residual)       \
   X("Tensor?", OptionalTensor, residual_scale) \
@@ -35,11 +34,16 @@
   X("int", int64_t, steps)                     \
   X("float", double, threshold)                \
   X("float", double, leak)                     \
-  X("str", std::string, gate)                  \
-  X("str", std::string, timing)
+  X("str", std::string, gate)
 
 #define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
 #define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)
+// The last ones, which have values in schemas: programs that were exported before there were any load.
+// timing: "step", or "window", with which trains are counts: a byte each instead of planes.
+#define TANDEM_LATER_FIELDS(X)  \
+  X("str", std::string, timing) \
+  X("Tensor?", OptionalTensor, bad)
+#define TANDEM_LATER_SCHEMA ", str timing=\"step\", Tensor? bad=None"
 
 // Every op with neurons that it scales and shifts itself.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \

@@ -1,5 +1,9 @@
 #include "neuron.h"
 
+#include <algorithm>
+
+#include "aten.h"
+
 namespace tandem::ops {
 
 namespace {
@@ -58,6 +62,7 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   residual_scale_ = per_channel(inputs.residual_scale, "residual_scale");
   prepare_residual(inputs.residual);
   prepare_v_init(inputs.v_init);
+  prepare_bad(inputs.bad);
 
   planes_ = empty_channels_last(of_trains(true), 2, ScalarType::Byte, device_of);
   counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
@@ -113,6 +118,8 @@ void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   args.counts = pointer<void>(counts_);
   args.mask = pointer<uint8_t>(mask_);
   args.v = pointer<C>(v_);
+  args.bad = pointer<float>(bad_);
+  args.sample = shape_[0] > 0 ? neurons_ / shape_[0] : 0;
 }
 
 OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char* name) const {
@@ -150,6 +157,30 @@ void NeuronLayer::prepare_v_init(const OptionalTensor& v_init) {
   TANDEM_CHECK(got.empty() || got == features || got == shape_, "v_init must have shape [], ", shape_text(features),
                " or ", shape_text(shape_), ", got ", shape_text(got));
   v_init_ = to_channels_last(*v_init, got == shape_ ? 1 : 0);
+}
+
+// Kernels add to what the input brings along.
+void NeuronLayer::prepare_bad(const OptionalTensor& bad) {
+  bad_ = empty(shape_[0], ScalarType::Float, device_of_);
+  if (bad.has_value()) {
+    check_same_device(*bad, device_of_, "bad");
+    kernel_dtype(*bad, "bad");
+    TANDEM_CHECK(bad->dim() == 1 && (bad->numel() == shape_[0] || bad->numel() == 1),
+                 "bad must hold one value per sample (", shape_[0], "), or one for all, got shape ",
+                 shape_text(shape_of(*bad)));
+  }
+  if (on_gpu(device_of_)) {
+    bad.has_value() ? torch::stable::copy_(*bad_, *bad) : torch::stable::zero_(*bad_);
+    return;
+  }
+  auto* to = static_cast<float*>(bad_->data_ptr());  // on the CPU torch's operators would take longer
+  if (!bad.has_value()) {
+    std::fill_n(to, shape_[0], 0.f);
+    return;
+  }
+  const Tensor from = to_contiguous(aten::to_type(*bad, ScalarType::Float));
+  const auto* value = static_cast<const float*>(from.data_ptr());
+  for (int64_t b = 0; b < shape_[0]; ++b) to[b] = value[from.numel() == 1 ? 0 : b];
 }
 
 }  // namespace tandem::ops

@@ -12,12 +12,13 @@ namespace tandem::ops {
 // Everything after the currents that the ops share, in the order of their schemas.
 struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
+  TANDEM_LATER_FIELDS(TANDEM_MEMBER)
 };
 
 // Is it "window"? An error where it is no timing.
 bool is_window(const std::string& timing);
 
-using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v
+using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v, bad
 
 // A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Holds every tensor the kernel reads.
 class NeuronLayer {
@@ -29,7 +30,7 @@ class NeuronLayer {
   const Neuron<C>& args() const;
 
   int64_t neurons() const { return neurons_; }
-  NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_}; }
+  NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_, *bad_}; }
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
@@ -41,6 +42,7 @@ class NeuronLayer {
   void prepare_residual(const OptionalTensor& residual);
   Shape of_trains(bool spikes) const;
   void prepare_v_init(const OptionalTensor& v_init);
+  void prepare_bad(const OptionalTensor& bad);
 
   Shape shape_;
   int64_t T_, neurons_, channels_;
@@ -48,7 +50,7 @@ class NeuronLayer {
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
-  OptionalTensor planes_, counts_, mask_, v_;  // never absent; a Tensor cannot be made without an allocation
+  OptionalTensor planes_, counts_, mask_, v_, bad_;  // never absent; a Tensor cannot be made without an allocation
   Neuron<float> float_args_{};
   Neuron<double> double_args_{};
 };

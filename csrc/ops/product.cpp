@@ -160,7 +160,8 @@ bool FusedSynapses::fire(const NeuronLayer& neurons) {
     return true;
   }
 #endif
-  return cpu::run(whole, torch_parallel) == cpu::Refusal::kNone;
+  cpu::run(whole, torch_parallel);
+  return true;
 }
 
 namespace {
@@ -176,15 +177,15 @@ NeuronOutputs layer_if(Synapses synapses, const NeuronInputs& inputs) {
 }
 
 NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 // The product of the window by the kernels' exact sums, by torch's product where they have none.
@@ -212,8 +213,8 @@ Tensor Synapses::window_product() const {
   window.T = static_cast<int32_t>(T);
   window.timing = counted ? Timing::kWindow : Timing::kStep;
   FusedSynapses fused(*this);
-  const auto done = cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel);
-  return done == cpu::Refusal::kNone ? u : counts_product();
+  cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel);
+  return u;
 }
 
 Tensor Synapses::counts_product() const {

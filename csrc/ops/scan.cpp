@@ -37,15 +37,18 @@ NeuronOutputs scan(const Tensor& currents, Source source, int64_t T, const Neuro
   return layer.outputs();
 }
 
-NeuronOutputs if_scan(Tensor currents TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+NeuronOutputs if_scan(Tensor currents TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)
+                          TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(currents.dim() >= 2, "currents must be [T, B, *features], got ", shape_text(shape_of(currents)));
-  return scan(currents, Source::kTrain, currents.size(0), {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+  return scan(currents, Source::kTrain, currents.size(0),
+              {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 template <Source source>
-NeuronOutputs held_if(Tensor current, int64_t T TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
+NeuronOutputs held_if(Tensor current,
+                      int64_t T TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(current.dim() >= 1, "current must be [B, *features], got a scalar");
-  return scan(current, source, T, {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+  return scan(current, source, T, {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 }  // namespace

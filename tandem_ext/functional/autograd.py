@@ -51,6 +51,7 @@ class Inputs(NamedTuple):
     residual_scale: Any = None
     theta: Any = None
     v_init: Any = None
+    bad: Any = None
     static: Any = None
 
 
@@ -82,9 +83,9 @@ def run(
     static: Static,
     train: bool,
 ) -> tuple[Tensor, ...]:
-    """The layer's op: (planes, counts, mask, v), with batch norm (..., product, mean, var) or (..., mean, var)."""
-    residual, _, residual_scale, _, v_init = tensors
-    source, T, return_v, eps, few_bits, *neuron = static
+    """The layer's op: (planes, counts, mask, v, bad), with batch norm (product,) mean, var before bad."""
+    residual, _, residual_scale, _, v_init, bad = tensors
+    source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
         assert weight is not None
         if few_bits and weight.dtype == torch.float32:
@@ -92,13 +93,13 @@ def run(
         if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
             return _linear_if(  # type: ignore[no-any-return]
                 planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
-                return_v,
+                return_v, timing, bad,
             )  # fmt: skip
         product = (planes, T, weight, float32_precision(), *(source[:4] if source.stride else ()), scale, shift)
         if eps is None:
-            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v)  # type: ignore[no-any-return]
+            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)  # type: ignore[no-any-return]
         op = _conv_bn_if if source.stride else _linear_bn_if
-        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v)  # type: ignore[no-any-return]
+        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)  # type: ignore[no-any-return]
     assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
@@ -106,7 +107,8 @@ def run(
         *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(static), scale, shift, beta, eps)
     window = () if source == "train" else (T,)
     neurons = residual, residual_scale, v_init, *neuron
-    return *_GIVEN[source](edge, *window, scale, shift, *neurons, train, return_v), *statistics
+    *outputs, bad = _GIVEN[source](edge, *window, scale, shift, *neurons, train, return_v, timing, bad)
+    return *outputs, *statistics, bad
 
 
 def _times(static: Static) -> int:
@@ -135,9 +137,10 @@ class Fire(Function):
         residual_scale: Tensor | None,
         theta: Tensor | None,
         v_init: Tensor | None,
+        bad: Tensor | None,
         static: Static,
     ) -> tuple[Tensor, ...]:
-        tensors = Tensors(residual, residual_edge, residual_scale, theta, v_init)
+        tensors = Tensors(residual, residual_edge, residual_scale, theta, v_init, bad)
         return run(edge, weight, scale, shift, beta, planes, tensors, static, True)
 
     @staticmethod
@@ -145,7 +148,7 @@ class Fire(Function):
         needs, given = Inputs(*ctx.needs_input_grad), Inputs(*inputs)
         spikes, _, mask, *others = output
         normed, product = given.static.eps is not None, isinstance(given.static.source, Product)
-        mean, var = others[-2:] if normed else (None, None)
+        mean, var = others[-3:-1] if normed else (None, None)
         u = others[1] if normed and product else given.edge if not product and (normed or needs.scale) else None
         ctx.save_for_backward(
             *Saved(

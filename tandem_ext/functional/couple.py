@@ -53,7 +53,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         open_ = open_ & (z < theta * train.T)
     counts = counts_of(train.stored, train.timing, z.dtype)
     coupled = apply(Couple, z, theta, counts, open_)
-    return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, timing=train.timing)
+    return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, None, train.timing, train.bad)
 
 
 class Couple(Function):

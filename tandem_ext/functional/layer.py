@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..ops import compute_dtype
-from ..train import SpikeTrain
+from ..train import SpikeTrain, spoiled
 from .autograd import Fire, WindowProduct, apply, run
 from .neuron import Static, Tensors, channels_of, fold, over_space, per_channel, spread, tensors_of
 from .products import Product
@@ -37,7 +37,7 @@ def product_layer(
     if not isinstance(x, SpikeTrain):
         y, static = currents_of(x, weight, static)
         return scan_layer(y, x.gain, bias, scale, shift, step, residual, threshold, v_init, static)
-    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init, static.timing)
+    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init, static.timing, x.bad)
     scale, shift = fold(tensors.theta, bias, scale, shift, step, x.gain, shape[1], weight)
     dtype = torch.float32 if weight.dtype == torch.int8 else weight.dtype
     return fire(x.edge, weight, scale, shift, None, read_by(static, x), tensors, static, dtype)[0]
@@ -83,7 +83,9 @@ def norm_layer(
         for name, value in (("bias", bias), ("gamma", gamma), ("beta", beta), ("step", step))
     )
     residual = distinct(residual, x)
-    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init, static.timing)
+    bad = x.bad if isinstance(x, SpikeTrain) else None
+    bad = None if bad is None else bad.sum(0, True)  # statistics of the batch: one makes all bad
+    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init, static.timing, bad)
     if tensors.theta is not None:
         unit = tensors.theta.detach()
         gamma = 1 / unit if gamma is None else gamma / unit
@@ -97,7 +99,7 @@ def norm_layer(
     else:
         y, static = currents_of(x, weight, static)
         result, outputs = fire(y, None, gain, gamma, beta, None, tensors, static, dtype)
-    *_, mean, var = outputs
+    *_, mean, var, _ = outputs
     with torch.no_grad():
         if gain is not None:
             mean, var = gain * mean, gain * gain * var
@@ -121,7 +123,8 @@ def fire(
         outputs = apply(Fire, edge, weight, scale, shift, beta, planes, *tensors, static)
     else:
         outputs = run(edge, weight, scale, shift, beta, planes, tensors, static, False)
-    train = SpikeTrain.unchecked(outputs[0], static.T, outputs[1] if grad else None, 1.0, dtype, static.timing)
+    counts = outputs[1] if grad else None
+    train = SpikeTrain.unchecked(outputs[0], static.T, counts, 1.0, dtype, static.timing, outputs[-1])
     if not static.return_v:
         return train, outputs
     v, theta = outputs[3], tensors.theta
@@ -139,8 +142,8 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     x, weight, _ = fitted(x, weight, product)
     edge: Tensor | None = x.edge
     if torch.is_grad_enabled() and needs_grad(edge, weight):
-        return apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product)  # type: ignore[no-any-return]
-    return product.window(x.stored, x.T, x.timing, weight)
+        return spoiled(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
+    return spoiled(product.window(x.stored, x.T, x.timing, weight), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
@@ -167,7 +170,7 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     weight = product.weighted(weight, x.gain)
-    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing, x.bad), weight
 
 
 def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static) -> tuple[Tensor, Static]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import compute_dtype
-from ..train import SpikeTrain
+from ..train import SpikeTrain, either
 from .products import Product
 
 
@@ -42,6 +42,7 @@ class Tensors(NamedTuple):
     residual_scale: Tensor | None = None  # [C]
     theta: Tensor | None = None  # [C], a tensor threshold: the neurons' unit of potential, in which they fire at 1
     v_init: Tensor | None = None
+    bad: Tensor | None = None  # [B], or [1] for all samples: NaN for those that are not finite already
 
 
 def static_of(
@@ -86,16 +87,20 @@ def tensors_of(
     threshold: float | Tensor = 1.0,
     v_init: float | Tensor = 0.0,
     timing: str = "step",
+    bad: Tensor | None = None,
 ) -> Tensors:
-    """Checks and folds the tensors of neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype."""
+    """Checks and folds the tensors of neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype, and
+    ``bad`` is that of the layer's input.
+    """
     theta = edge = scale = start = None
     numbers = not isinstance(threshold, Tensor) and not isinstance(v_init, Tensor)
     if residual is None and numbers and v_init == 0:
-        return _NEUTRAL
+        return _NEUTRAL if bad is None else Tensors(None, None, None, None, None, bad)
     device, dtype, channels = like.device, compute_dtype(like.dtype), channels_of(shape)
     if isinstance(threshold, Tensor):
         checks.threshold(threshold, channels, device)
         theta = spread(threshold, (channels,), dtype, device)
+        theta = torch.add(theta, theta.detach(), alpha=0)  # an infinite one becomes NaN, which potentials show
         unit = theta.detach()
     if residual is not None:
         window = timing == "window"
@@ -108,6 +113,8 @@ def tensors_of(
             edge = residual.edge
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
+            if residual.bad is not bad:
+                bad = either(bad, residual.bad)
             residual = residual.count_bytes if window else residual.planes
         if theta is not None:
             scale = 1 / unit if scale is None else scale / unit
@@ -120,7 +127,7 @@ def tensors_of(
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:
         start = (start / over_space(unit, shape)).expand(shape if start.dim() == len(shape) else shape[1:])
-    return Tensors(residual, edge, scale, theta, start)
+    return Tensors(residual, edge, scale, theta, start, bad)
 
 
 _NEUTRAL = Tensors()

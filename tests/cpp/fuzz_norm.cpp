@@ -105,7 +105,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const BatchNorm<float> affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
   const LayerNorm norm{affine, product.data(), mean.data(), var.data()};
   const Outputs<float> out(a);
-  REQUIRE(cpu::run_normalised(layer->layer(), norm, cut_for) == cpu::Refusal::kNone, "%s", text(*layer).c_str());
+  cpu::run_normalised(layer->layer(), norm, cut_for);
 
   const PlainNorm want(*layer, norm);
   REQUIRE(product == want.product, "%s", text(*layer).c_str());

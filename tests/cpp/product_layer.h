@@ -153,12 +153,11 @@ struct ProductLayer {
 struct PreparedWeights {
   std::vector<char> memory;
   char* data;
-  cpu::Refusal refusal;
 
   PreparedWeights(const Geometry& geometry, const Weights& weights, ParallelFor parallel = serial_for)
       : memory(cpu::prepared_size(geometry, weights) + 64) {
     data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-    refusal = cpu::prepare(geometry, weights, data, parallel);
+    cpu::prepare(geometry, weights, data, parallel);
   }
 };
 

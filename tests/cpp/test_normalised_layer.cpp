@@ -23,7 +23,7 @@ void check(const Shape& s, int32_t T, const char* name) {
       layer.way = way;
       std::fill(product.begin(), product.end(), -77.f);
       const Outputs<float> out(layer.args);
-      CHECK(cpu::run_normalised(layer.layer(), norm, parallel) == cpu::Refusal::kNone, "%s", name);
+      cpu::run_normalised(layer.layer(), norm, parallel);
       CHECK(product == want.product && mean == want.mean && var == want.var, "%s, way %d", name, int(way));
       CHECK(agree(layer.args, neurons), "%s, way %d", name, int(way));
     }

@@ -45,7 +45,7 @@ std::vector<Call> calls_of_product(const Shape& s, int32_t T) {
   const PreparedWeights prepared(layer.geometry, layer.weights);
   layer.prepared = prepared.data;
   const Outputs<float> out(layer.args);
-  return calls_of([&] { CHECK(cpu::run(layer.layer(), record) == cpu::Refusal::kNone, "run"); });
+  return calls_of([&] { cpu::run(layer.layer(), record); });
 }
 
 }  // namespace

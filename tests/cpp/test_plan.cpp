@@ -125,9 +125,8 @@ TEST(units_are_larger_where_that_saves_a_digit) {
     const Tiling tiling(geometry);
     std::vector<float> units(tiling.width());
     std::vector<int32_t> tile(tiling.tile_size);
-    const bool finite = pack(geometry, {weights.data(), DType::kFloat32, false},
-                             {tiling, units.data(), tile.data(), nullptr, nullptr}, serial_for);
-    CHECK(finite, "%ld inputs", long(c.inputs));
+    pack(geometry, {weights.data(), DType::kFloat32, false}, {tiling, units.data(), tile.data(), nullptr, nullptr},
+         serial_for);
     CHECK(units[0] == c.unit, "%ld inputs: %g", long(c.inputs), units[0]);
     CHECK(static_cast<float>(tile[0]) * units[0] == weights[0], "%ld inputs: %d", long(c.inputs), tile[0]);
   }

@@ -18,7 +18,7 @@ from build_tools.compile import NUMERICS, ROOT, build_folder, ninja_text, nvcc_f
 from build_tools.decide import Plan, Toolkit, decide
 
 HERE = Path(__file__).parent
-INPUT, OUTPUT, INOUT = 1, 2, 3
+INPUT, OUTPUT, INOUT, MARKS = 1, 2, 3, 5
 GUARD = 4096  # bytes either side of a buffer: what runs out of bounds hits nothing else
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -195,6 +195,8 @@ def neuron_args(real: type) -> type[ctypes.Structure]:
             ("counts_dtype", ctypes.c_int32),
             ("mask", ctypes.c_void_p),
             ("v", ctypes.c_void_p),
+            ("bad", ctypes.c_void_p),
+            ("sample", ctypes.c_int64),
         ]
 
     return Args

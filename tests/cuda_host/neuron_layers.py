@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from harness import DTYPES, INOUT, OUTPUT, Emulator, NeuronArgs, NeuronArgs64, pointer
+from harness import DTYPES, INOUT, MARKS, OUTPUT, Emulator, NeuronArgs, NeuronArgs64, pointer
 from torch import Tensor
 
 from tandem_ext.reference import integrate_and_fire, open_gate
@@ -107,7 +107,8 @@ def expected(layer: Layer) -> Outputs:
     if layer.gate == "resu":
         spikes = spikes * (z > 0)
     mask = pack_mask(open_gate(z, layer.gate, layer.threshold, layer.T))
-    return {"planes": pack(spikes), "counts": spikes.sum(0).to(layer.currents.dtype), "mask": mask, "v": v}
+    counts, bad = spikes.sum(0).to(layer.currents.dtype), (v - v).float().sum(1)
+    return {"planes": pack(spikes), "counts": counts, "mask": mask, "v": v, "bad": bad}
 
 
 def place_neurons(
@@ -131,6 +132,7 @@ def place_neurons(
         "planes": emulator.place("planes", planes, INOUT if rewritten else OUTPUT, shift("planes")),
         "counts": emulator.output("counts", shape, dtype, shift("counts")),
         "v": emulator.output("v", shape, compute_dtype(dtype), shift("v")),
+        "bad": emulator.place("bad", torch.zeros(shape[0]), MARKS),
     }
     if layer.train:
         out["mask"] = emulator.output("mask", [(shape.numel() + 7) // 8], torch.uint8, shift("mask"))
@@ -145,6 +147,7 @@ def place_neurons(
         timing=int(layer.window),
         v_init_size=0 if layer.v_init is None else layer.v_init.numel(),
         counts_dtype=DTYPES[dtype],
+        sample=shape[-1],
         **given,
         **{name: pointer(tensor) for name, tensor in out.items()},
     )

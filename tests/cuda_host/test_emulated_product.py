@@ -312,7 +312,10 @@ def test_weights_that_are_not_finite(plain: Emulator, mode: int) -> None:
     out = run(plain, LINEAR, layer, spikes, weight.to(dtype).view(8, 1, 1, 2), mode)
     assert torch.equal(out["planes"][0, 0] == 1, weight[:, 0] == inf)
     spikes[..., 0] = 0
-    assert run(plain, LINEAR, layer, spikes, weight.to(dtype).view(8, 1, 1, 2), mode)["v"].isnan().all()
+    silent = run(plain, LINEAR, layer, spikes, weight.to(dtype).view(8, 1, 1, 2), mode)
+    assert silent["v"].isnan().all()
+    assert out["bad"].isnan().all()
+    assert silent["bad"].isnan().all()
 
 
 @pytest.mark.parametrize(

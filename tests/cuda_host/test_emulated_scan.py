@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Collection
 
 import pytest
@@ -152,6 +153,17 @@ def test_special_values(plain: Emulator) -> None:
         for name, tensor in got.items():
             assert torch.equal(tensor.nan_to_num(7.0), want[name].nan_to_num(7.0)), name
         assert got["counts"][0, 0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("T", [8, 12])
+def test_samples_that_are_not_finite(checked: Emulator, T: int, dtype: torch.dtype) -> None:
+    """They are marked by any number of threads, the others by none; a mark from before stays."""
+    layer = Layer(torch.randn(T, 40, 36, dtype=dtype), T)
+    layer.currents[T - 1, 3, 35], layer.currents[0, 17], layer.currents[T // 2, 39, 0] = math.nan, math.inf, -math.inf
+    bad = run(checked, layer)["bad"]
+    assert bad.isnan().nonzero().flatten().tolist() == [3, 17, 39]
+    assert torch.equal(bad.nan_to_num(0), torch.zeros(40))
 
 
 def test_empty(plain: Emulator) -> None:

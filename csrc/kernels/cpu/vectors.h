@@ -96,6 +96,15 @@ TANDEM_INLINE uint16_t bits_of(Bytes<L> mask) {
   return static_cast<uint16_t>(((half[0] * gather) >> 56) | (((half[1] * gather) >> 56) << 8));
 }
 
+// Is any lane of a mask set?
+template <class V>
+TANDEM_INLINE bool any(const V& mask) {
+  uint64_t words[(sizeof(V) + 7) / 8] = {}, all = 0;
+  std::memcpy(words, &mask, sizeof(V));
+  for (const uint64_t word : words) all |= word;
+  return all != 0;
+}
+
 template <class B>
 TANDEM_INLINE B popcount(B x) {
   x = x - ((x >> 1) & 0x55);

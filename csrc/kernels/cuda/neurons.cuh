@@ -230,6 +230,12 @@ struct Neurons {
         }
       }
     }
+    if (a.bad != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        if ((whole || i < live) && !is_finite(v.at[i])) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
+      }
+    }
     return gates;
   }
 };

@@ -15,10 +15,6 @@ namespace tandem::network {
 
 namespace {
 
-[[noreturn]] void refuse(int64_t i, const std::string& why) {
-  throw std::invalid_argument("instruction " + std::to_string(i) + ": " + why);
-}
-
 constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
 
 template <class Window>
@@ -98,9 +94,7 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
     const auto i = static_cast<int64_t>(n);
     uint8_t* part = prepared + offsets[n];
     if (is_packed(i)) {
-      if (cpu::prepare(geometry(i), weights_of(i), part, parallel) != cpu::Refusal::kNone) {
-        refuse(i, "a weight is not finite");
-      }
+      cpu::prepare(geometry(i), weights_of(i), part, parallel);
     } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
       widen(i, reinterpret_cast<float*>(part));
     }
@@ -123,6 +117,9 @@ class Run {
         so_far_(program_.instructions.size()) {
     thread_local cpu::Scratch<uint8_t> workspace;
     workspace_ = workspace.reserve(plan.workspace);
+    thread_local cpu::Scratch<float> bad;
+    bad_ = plan.stream ? call.state : bad.reserve(plan.batch);
+    if (!plan.stream || call.step == 0) std::fill_n(bad_, plan.batch, 0.f);
   }
 
   void operator()() {
@@ -319,6 +316,8 @@ class Run {
       a.v_init = floats(in.v_init);
       if (a.v_init != nullptr && in.v_height > 0) a.v_init_size = in.v_height * in.v_width * a.channels;
     }
+    a.bad = bad_;
+    a.sample = plan_.steps[i].out.features();
     return a;
   }
 
@@ -334,7 +333,7 @@ class Run {
 
   void multiply(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
     Layer of = layer(i, input, neuron);
-    if (program_.kind(i) != Kind::average) return run(i, of);
+    if (program_.kind(i) != Kind::average) return cpu::run(of, call_.parallel);
     // Spikes are counted, and the count weighted. How many channels there are is known only now.
     Geometry& g = of.geometry;
     g.outputs = g.channels = g.groups = neuron.channels;
@@ -343,11 +342,7 @@ class Run {
     of.weights = {ones.data(), DType::kInt8, false};
     of.neuron.scale = shares.data();
     of.prepared = nullptr;
-    run(i, of);
-  }
-
-  void run(int64_t i, const Layer& of) const {
-    if (cpu::run(of, call_.parallel) != cpu::Refusal::kNone) refuse(i, "a weight is not finite");
+    cpu::run(of, call_.parallel);
   }
 
   bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
@@ -390,7 +385,7 @@ class Run {
       of.neuron.T = 1;
       g.batch *= steps;
     }
-    run(i, of);
+    cpu::run(of, call_.parallel);
   }
 
   Layer layer(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
@@ -442,7 +437,7 @@ class Run {
         bias = bias_so_far.data();
       }
       const float* y = call_.host->product(window(i), weights(i), bias, x);
-      std::copy_n(y, plan_.batch * in.outputs, to);
+      for (int64_t n = 0; n < plan_.batch * in.outputs; ++n) to[n] = y[n] + bad_[n / in.outputs];
     }
   }
 
@@ -484,6 +479,7 @@ class Run {
   std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
   std::vector<float> scaled_;
   uint8_t* workspace_;  // of this thread
+  float* bad_;          // [batch], likewise, or a stream's: NaN where a potential was not finite
 };
 
 void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }

@@ -70,7 +70,7 @@ struct Plan {
   bool stream;        // a step at a time
   int64_t planes;     // of a train, in the form of planes
   int64_t workspace;  // bytes
-  int64_t state;      // floats
+  int64_t state;      // floats; the first are the samples' `bad`
 };
 
 struct Call {

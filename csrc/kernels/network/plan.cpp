@@ -254,7 +254,7 @@ class Planner {
 };
 
 Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const {
-  Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, 0};
+  Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, stream ? 1 : 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
   Planner planner(*this, plan);
   for (size_t n = 0; n < program_.instructions.size(); ++n) {

@@ -49,16 +49,9 @@ struct BurstLanes {
       }
     }
     if (a.v != nullptr) store_first(a.v + n, v, lanes());
+    mark_bad<C, L>(a, n, v, lanes());
   }
 };
-
-template <class V>
-TANDEM_INLINE bool any(const V& lanes) {
-  uint64_t words[sizeof(V) / 8], all = 0;
-  std::memcpy(words, &lanes, sizeof(V));
-  for (const uint64_t word : words) all |= word;
-  return all != 0;
-}
 
 // G vectors of neurons from n on, L apart, whose dependency chains overlap; product(g) gives their u. `open`, null or a
 // byte per neuron, takes the place of the mask where lanes do not fill its bytes.

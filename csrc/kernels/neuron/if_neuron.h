@@ -58,6 +58,12 @@ TANDEM_HOST_DEVICE auto step(V& v, V current, C threshold, C leak) {
   return spike;
 }
 
+// A potential that is infinite or NaN stays so, whatever the currents: one look after the last step sees it.
+template <class V>
+TANDEM_HOST_DEVICE auto is_finite(V v) {
+  return v - v == V{};
+}
+
 // When a layer fires.
 enum class Timing : int32_t {
   kStep = 0,    // at every step of its input
@@ -117,8 +123,10 @@ struct Neuron {
   uint8_t* planes;  // out [P, neurons], P = ceil(T / 8)
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
-  uint8_t* mask;  // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
-  C* v;           // out [neurons], the membrane potential after the last step
+  uint8_t* mask;   // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
+  C* v;            // out [neurons], the membrane potential after the last step
+  float* bad;      // out [neurons / sample]: NaN where a potential of the sample is not finite; other values stay
+  int64_t sample;  // neurons of a sample
 };
 
 // One step of a layer's neurons.

@@ -1,6 +1,8 @@
 // Neurons side by side in vectors: the scan, and the last stage of every product, run on these.
 #pragma once
 
+#include <limits>
+
 #include "../cpu/halves.h"
 #include "../cpu/vectors.h"
 #include "if_neuron.h"
@@ -25,6 +27,25 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> v
     case DType::kInt8:  // no type of counts
       return;
   }
+}
+
+// Out of line, for it is rare. Several threads may write one sample's NaN.
+template <class C>
+[[gnu::noinline]] inline void write_bad(const Neuron<C>& a, int64_t n, const C* v, int lanes) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (int i = 0; i < lanes; ++i) {
+    if (!is_finite(v[i])) __atomic_store(a.bad + (n + i) / a.sample, &nan, __ATOMIC_RELAXED);
+  }
+}
+
+// Notes the samples of which one of the last potentials v of neurons [n, n + lanes) is not finite.
+template <class C, int L>
+TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n, const Vec<C, L>& v, int lanes) {
+  const Bytes<L> lost = convert<uint8_t, Lane<C>, L>(~is_finite(v));
+  if (a.bad == nullptr || __builtin_expect(!any(lost), 1)) return;
+  C potentials[L];
+  store(potentials, v);
+  write_bad(a, n, potentials, lanes);
 }
 
 // The state during a window of neurons [n, n + lanes), of which the vectors hold L. `whole`: there are always L.
@@ -90,6 +111,7 @@ struct NeuronLanes {
     }
     if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, count, lanes());
     if (a.v != nullptr) store_first(a.v + n, v, lanes());
+    mark_bad<C, L>(a, n, v, lanes());
   }
 };
 

@@ -45,8 +45,10 @@ struct Currents {
   }
 };
 
+// `marked` is the layer, whose samples are marked here, one look for all neurons of a block; `a` is the same without.
 template <class C, bool has_residual>
-TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
+TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
+                              int64_t size) {
   NeuronLanes<C> neurons[kGroups];
   for (int g = 0; g < kGroups; ++g) {
     neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
@@ -75,6 +77,10 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, i
     for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
   }
   for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
+  Vec<C> sum{};
+  for (int g = 0; g < kGroups; ++g) sum += neurons[g].v;
+  if (__builtin_expect(!any(convert<uint8_t, Lane<C>, kLanes>(~is_finite(sum))), 1)) return;
+  for (int g = 0; g < kGroups; ++g) mark_bad<C, kLanes>(marked, n + g * kLanes, neurons[g].v, neurons[g].lanes());
 }
 
 // The product of the window of some neurons, the sum of y[t] in order.
@@ -107,14 +113,16 @@ TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, 
 template <class C>
 TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
   const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
+  Neuron<C> unmarked = a;
+  unmarked.bad = nullptr;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
     if (a.timing == Timing::kWindow) {
       scan_window(currents, a, n, size);
     } else if (has_residual) {
-      scan_block<C, true>(currents, a, n, size);
+      scan_block<C, true>(currents, unmarked, a, n, size);
     } else {
-      scan_block<C, false>(currents, a, n, size);
+      scan_block<C, false>(currents, unmarked, a, n, size);
     }
   }
 }

@@ -30,7 +30,7 @@ TANDEM_HOST_DEVICE Normalised<C> normalise(const BatchNorm<C>& norm, int64_t cha
   Normalised<C> n;
   n.gain = norm.gain == nullptr ? C(1) : norm.gain[norm.gain_size == 1 ? 0 : channel];
   const C variance = rounded_add(rounded_mul(rounded_mul(n.gain, n.gain), var), norm.eps);
-  n.rstd = C(1) / std::sqrt(variance);
+  n.rstd = rounded_add(C(1) / std::sqrt(variance), rounded_mul(C(0), variance));  // NaN for an infinite variance
   n.slope = norm.gamma == nullptr ? n.rstd : rounded_mul(norm.gamma[channel], n.rstd);
   n.scale = rounded_mul(n.slope, n.gain);
   const C centre = rounded_mul(rounded_mul(n.gain, mean), n.slope);

@@ -109,18 +109,16 @@ void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, Par
 }
 
 // Neurons of window timing need the product of the window and nothing else.
-Refusal run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel) {
-  const Refusal refusal = window_product(layer, affine.product, parallel);
-  if (refusal != Refusal::kNone) return refusal;
+void run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel) {
+  window_product(layer, affine.product, parallel);
   batch_norm_statistics(affine.statistics, parallel);
   if_scan(affine.product, DType::kFloat32, Source::kImpulse, affine.apply(layer).neuron, parallel);
-  return Refusal::kNone;
 }
 
 }  // namespace
 
-Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return Refusal::kNone;
+void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
+  if (layer.neuron.neurons == 0) return;
   const Affine affine(layer, norm);
   if (layer.counted()) return run_counted(layer, affine, parallel);
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
@@ -130,16 +128,14 @@ Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor pa
   const Way window = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
   const bool counts = many_rows && takes_digits(window);
   const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || counts, parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   if (!counts) {
     run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
-    return Refusal::kNone;
+    return;
   }
   multiply_windows({layer, prepared, window}, norm.product, parallel);
   batch_norm_statistics(affine.statistics, parallel);
   const Layer scaled = affine.apply(layer);
   run_prepared({scaled, prepared, way}, parallel);
-  return Refusal::kNone;
 }
 
 }  // namespace tandem::cpu

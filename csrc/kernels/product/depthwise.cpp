@@ -108,9 +108,8 @@ TANDEM_CPU_LANES_KERNEL(fire_windows, (const Layer& layer, const Tile& tile, uin
 
 // Calls use(tile) for the tiles of every few rows: their bytes stay in cache for the next tile.
 template <class Use>
-Refusal for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, const Use& use) {
+void for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, const Use& use) {
   const Prepared prepared(packed, true, false, parallel);
-  if (!prepared.usable()) return Refusal::kNotFinite;
   const SpikeLists no_lists;
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kRows = 64;
@@ -125,7 +124,6 @@ Refusal for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel,
       }
     }
   });
-  return Refusal::kNone;
 }
 
 Layer packed_layer(const Layer& layer) {
@@ -144,20 +142,19 @@ const double* windows_of(const Layer& layer, const Tile& tile) {
 
 }  // namespace
 
-Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
+void run_depthwise(const Layer& layer, ParallelFor parallel) {
   const Layer packed = packed_layer(layer);
   uint8_t* open = reserve_open(packed);
-  const Refusal refusal = for_tiles(layer, packed, parallel, [&](const Tile& tile) {
+  for_tiles(layer, packed, parallel, [&](const Tile& tile) {
     if (!layer.counted()) return fire_windows(layer, tile, open);
     fire_sums(tile, windows_of(layer, tile), layer.neuron, open);
   });
-  if (refusal == Refusal::kNone) write_mask(packed, open, parallel);
-  return refusal;
+  write_mask(packed, open, parallel);
 }
 
-Refusal multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel) {
-  return for_tiles(layer, packed_layer(layer), parallel,
-                   [&](const Tile& tile) { write_products(tile, windows_of(layer, tile), u, layer.geometry.outputs); });
+void multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel) {
+  for_tiles(layer, packed_layer(layer), parallel,
+            [&](const Tile& tile) { write_products(tile, windows_of(layer, tile), u, layer.geometry.outputs); });
 }
 
 }  // namespace tandem::cpu

@@ -15,9 +15,9 @@ inline Geometry packed_geometry(Geometry geometry) {
 }
 
 // As run().
-Refusal run_depthwise(const Layer& layer, ParallelFor parallel);
+void run_depthwise(const Layer& layer, ParallelFor parallel);
 
 // As window_product() of counts.
-Refusal multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel);
+void multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel);
 
 }  // namespace tandem::cpu

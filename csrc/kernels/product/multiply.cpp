@@ -1,7 +1,5 @@
 #include "multiply.h"
 
-#include <atomic>
-
 #include "../cpu/vectors.h"
 #include "dense.h"
 #include "pack.h"
@@ -241,7 +239,7 @@ Way way_of(const Layer& layer) {
   return possible_way(layer, choose(in, prepared, density, unit), false);
 }
 
-Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+void run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
   const Tiling tiling(layer.geometry);
   const TilePacker pack_one(layer.geometry, layer.weights, tiling);
   const Prepared none(tiling);
@@ -249,7 +247,6 @@ Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
   by_lists.way = Way::kTileByTile;
   const Multiplier m(layer, none, way_of(by_lists));
   uint8_t* open = reserve_open(layer);
-  std::atomic<bool> all_finite{true};
   const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that
   const Blocks blocks = m.blocks();
   for (int64_t b = 0; b < blocks.size(); ++b) {
@@ -258,16 +255,12 @@ Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
       int32_t* tile = words.reserve(tiling.tile_size);
       float unit[32];
       const int64_t number = group * tiling.tiles_per_group + i;
-      if (pack_one(number, tile, unit)) {
-        const Prepared one(tiling, number, tile, unit);
-        Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
-      } else {
-        all_finite = false;
-      }
+      pack_one(number, tile, unit);
+      const Prepared one(tiling, number, tile, unit);
+      Multiplier(layer, one, m.way).fire(group, i, blocks[b], inputs, open);
     });
   }
   write_mask(layer, open, parallel);
-  return all_finite ? Refusal::kNone : Refusal::kNotFinite;
 }
 
 }  // namespace tandem::cpu

@@ -62,6 +62,6 @@ Way possible_way(const Layer& layer, Way way, bool whole_window);
 inline bool takes_digits(Way way) { return way == Way::kMatrixUnit || way == Way::kDense; }
 
 // run() of a few rows: each tile is prepared just before it is used, and stays in the cache.
-Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel);
+void run_tile_by_tile(const Layer& layer, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -1,8 +1,8 @@
 #include "pack.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
+#include <limits>
 #include <optional>
 
 #include "../cpu/scratch.h"
@@ -49,15 +49,14 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
   }
 }
 
-// Packs a tile of integers and its units. position[j] is the row, within it, of the j-th weight of an output. False:
-// some weight is not finite.
+// Packs a tile of integers and its units. position[j] is the row, within it, of the j-th weight of an output. Outputs
+// with a weight that is not finite have the unit NaN, and so have their currents at every step.
 template <int L, class E>
-TANDEM_INLINE bool pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
+TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
   const Geometry& geometry = job.geometry;
   const Tiling& tiling = job.tiling;
   const int64_t inputs = geometry.inputs();
   const int width = tiling.width();
-  bool finite = true;
   const int64_t group = tile / tiling.tiles_per_group;
   const int64_t first = tile % tiling.tiles_per_group * width;
   for (int64_t q = 0; q < tiling.blocks; ++q) {
@@ -67,14 +66,15 @@ TANDEM_INLINE bool pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
   for (int lane = 0; lane < width; lane += L) {
     const E* row[L];
     float factor[L];
+    bool finite[L];
     for (int i = 0; i < L; ++i) {
       const bool exists = first + lane + i < geometry.group_outputs();
       const int64_t output = group * geometry.group_outputs() + (exists ? first + lane + i : 0);
       row[i] = static_cast<const E*>(job.weights.data) + output * inputs;
       int exponent;
-      finite &= unit_exponent<L>(row[i], inputs, exponent);
+      finite[i] = unit_exponent<L>(row[i], inputs, exponent);
       factor[i] = exists ? power_of_two(-exponent) : 0.f;
-      unit[lane + i] = power_of_two(exponent);
+      unit[lane + i] = finite[i] ? power_of_two(exponent) : std::numeric_limits<float>::quiet_NaN();
     }
     int64_t j = 0;
     for (; j + L <= inputs; j += L) {
@@ -90,28 +90,30 @@ TANDEM_INLINE bool pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
         out[job.position[j] * width + lane + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
       }
     }
+    for (int i = 0; i < L; ++i) {
+      for (j = finite[i] ? inputs : 0; j < inputs; ++j) out[job.position[j] * width + lane + i] = 0;
+    }
   }
-  return finite;
 }
 
 template <int L>
-TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out, float* unit, bool* finite) {
+TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
   switch (job.weights.dtype) {
     case DType::kBFloat16:
-      *finite = pack_typed<L, BFloat16>(job, tile, out, unit);
+      pack_typed<L, BFloat16>(job, tile, out, unit);
       return;
     case DType::kFloat16:
-      *finite = pack_typed<L, Float16>(job, tile, out, unit);
+      pack_typed<L, Float16>(job, tile, out, unit);
       return;
     case DType::kInt8:
-      *finite = pack_typed<L, int8_t>(job, tile, out, unit);
+      pack_typed<L, int8_t>(job, tile, out, unit);
       return;
     default:
-      *finite = pack_typed<L, float>(job, tile, out, unit);
+      pack_typed<L, float>(job, tile, out, unit);
   }
 }
-TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit, bool* finite),
-                        (job, tile, out, unit, finite))
+TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit),
+                        (job, tile, out, unit))
 
 // Rows of a tile are in the order K-block, tap, channel; the weights of an output are not.
 void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& tiling, int64_t* position) {
@@ -133,18 +135,15 @@ TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& 
   fill_positions(of, values.channels_last, cut, positions_.data());
 }
 
-bool TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  bool finite;
-  pack_tile({geometry_, weights_, tiling_, positions_.data()}, i, tile, unit, &finite);
-  return finite;
+void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
+  pack_tile({geometry_, weights_, tiling_, positions_.data()}, i, tile, unit);
 }
 
-bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {
+void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {
   const Tiling& tiling = to.tiling;
   const TilePacker pack_one(geometry, weights, tiling);
   std::optional<DigitPacker> digits;
   if (to.digits != nullptr) digits.emplace(geometry, tiling, weights.dtype, to.digits);
-  std::atomic<bool> all_finite{true};
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
   parallel_ranges(parallel, geometry.groups * tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
@@ -152,12 +151,11 @@ bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, Pa
     int32_t* passing = to.words == nullptr ? tile_memory.reserve(tiling.tile_size) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       int32_t* tile = to.words == nullptr ? passing : to.words + i * tiling.tile_size;
-      if (!pack_one(i, tile, to.units + i * tiling.width())) all_finite = false;
+      pack_one(i, tile, to.units + i * tiling.width());
       if (to.bytes != nullptr) std::copy_n(tile, tiling.tile_size, to.bytes + i * tiling.tile_size);
       if (digits) digits->pack(i, tile);
     }
   });
-  return all_finite;
 }
 
 }  // namespace tandem::cpu

@@ -11,8 +11,8 @@ namespace tandem::cpu {
 class TilePacker {
  public:
   TilePacker(const Geometry& geometry, const Weights& weights, const Tiling& tiling);
-  // tile [tile_size], unit [16 R]. False: some weight is not finite.
-  bool operator()(int64_t i, int32_t* tile, float* unit) const;
+  // tile [tile_size], unit [16 R].
+  void operator()(int64_t i, int32_t* tile, float* unit) const;
 
  private:
   const Geometry& geometry_;
@@ -30,7 +30,6 @@ struct Packed {
   int32_t* digits;  // for the matrix unit (DigitPacker)
 };
 
-// False: some weight is not finite, and what was written is not usable.
-bool pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel);
+void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -40,17 +40,17 @@ struct Parts {
   }
 };
 
-bool write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, bool bytes, bool with_tiles,
+void write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, bool bytes, bool with_tiles,
            bool with_digits, char* memory, ParallelFor parallel) {
   const Parts at(geometry, tiling, weights.dtype, bytes, with_tiles, with_digits);
   *reinterpret_cast<int32_t*>(memory) = bytes;
   void* tiles = memory + at.tiles;
-  return pack(geometry, weights,
-              {tiling, reinterpret_cast<float*>(memory + at.units),
-               with_tiles && !bytes ? static_cast<int32_t*>(tiles) : nullptr,
-               with_tiles && bytes ? static_cast<int8_t*>(tiles) : nullptr,
-               with_digits ? reinterpret_cast<int32_t*>(memory + at.digits) : nullptr},
-              parallel);
+  pack(geometry, weights,
+       {tiling, reinterpret_cast<float*>(memory + at.units),
+        with_tiles && !bytes ? static_cast<int32_t*>(tiles) : nullptr,
+        with_tiles && bytes ? static_cast<int8_t*>(tiles) : nullptr,
+        with_digits ? reinterpret_cast<int32_t*>(memory + at.digits) : nullptr},
+       parallel);
 }
 
 bool can_have_digits(const Geometry& geometry, const Tiling& tiling, DType dtype) {
@@ -66,13 +66,12 @@ int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
   return Parts(packed, tiling, weights.dtype, bytes, true, can_have_digits(packed, tiling, weights.dtype)).size;
 }
 
-Refusal prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
+void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
   const Geometry packed = packed_geometry(geometry);
   const bool bytes = fits_bytes(packed, weights);
   const Tiling tiling(packed, bytes);
   const bool digits = can_have_digits(packed, tiling, weights.dtype);
-  const bool finite = write(packed, weights, tiling, bytes, true, digits, static_cast<char*>(memory), parallel);
-  return finite ? Refusal::kNone : Refusal::kNotFinite;
+  write(packed, weights, tiling, bytes, true, digits, static_cast<char*>(memory), parallel);
 }
 
 Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel)
@@ -89,7 +88,7 @@ Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor para
   const Parts at(geometry, tiling_, dtype, bytes_, with_tiles, with_digits);
   if (from == nullptr) {
     char* own = memory.reserve(at.size);
-    usable_ = write(geometry, layer.weights, tiling_, bytes_, with_tiles, with_digits, own, parallel);
+    write(geometry, layer.weights, tiling_, bytes_, with_tiles, with_digits, own, parallel);
     from = own;
   }
   units_ = reinterpret_cast<const float*>(from + at.units);

@@ -20,7 +20,6 @@ class Prepared {
   Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
       : bytes_(false), tiling_(tiling), tiles_(tile), units_(unit), first_(number) {}
 
-  bool usable() const { return usable_; }  // else some weight is not finite
   const Tiling& tiling() const { return tiling_; }
   bool bytes() const { return bytes_; }
   bool has_digits() const { return digits_ != nullptr; }
@@ -41,7 +40,6 @@ class Prepared {
   const float* units_ = nullptr;
   int64_t first_ = 0;  // number of the first tile that is here
   const DigitWeights* digits_ = nullptr;
-  bool usable_ = true;
 };
 
 // A byte per neuron where the gates of a layer's channels do not fill the bytes of the mask, else null. This thread's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self._weights: dict[str, str] = {}
+        self._spoilers: list[str] = []  # [batch, 1], NaN where a potential is not finite, else 0
 
     def checked(self, name: str, **facts: str) -> Any:
         """The model of what was written."""
@@ -77,6 +79,15 @@ class Graph:
     def output(self, name: str, value: str, shape: tuple[int, ...]) -> None:
         self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name], f"{name} out"))
         self.outputs.append(self.info(name, shape, True))
+
+    def watch(self, v: str) -> None:
+        """The answer of a sample is NaN where one of these potentials is infinite or NaN."""
+        flat = self.op("Flatten", v)
+        last_axis = self.constant("last axis", torch.tensor([1]))
+        self._spoilers.append(self.op("ReduceSum", self.op("Sub", flat, flat), last_axis))
+
+    def answer(self, value: str, shape: tuple[int, ...]) -> None:
+        self.output("answer", reduce(lambda a, b: self.op("Add", a, b), self._spoilers, value), shape)
 
     def weight(self, name: str, layer: Layer) -> str:
         if name not in self._weights:

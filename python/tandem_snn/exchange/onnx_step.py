@@ -25,7 +25,7 @@ class StepGraph(Graph):
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self.output("answer", self.result[last.name], last.shape)
+        self.answer(self.result[last.name], last.shape)
         return self.checked("step")
 
     def _write(self, stage: Stage) -> None:
@@ -56,6 +56,7 @@ class StepGraph(Graph):
         if start is not None:
             v = self.op("Where", self.op("Equal", "step", self.number(0.0)), start, v)
         v = self.op("Add", v, current)
+        self.watch(v)
         threshold, spikes = self.number(layer.threshold), self.spikes(v, layer.threshold)
         if layer.leak != 1.0:
             v = self.op("Mul", v, self.number(layer.leak))

@@ -37,7 +37,7 @@ class WindowGraph(Graph):
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self.output("answer", self.whole[last.name], last.shape)
+        self.answer(self.whole[last.name], last.shape)
         return self.checked("window", timing="window")
 
     @property
@@ -107,7 +107,9 @@ class WindowGraph(Graph):
         if stage.residual is not None:
             z = self.op("Add", z, self.residual(stage, self._whole(stage.residual)))
         start = self.start(stage)
-        return self._fired(z if start is None else self.op("Add", start, z), stage.layer.threshold)
+        v = z if start is None else self.op("Add", start, z)
+        self.watch(v)
+        return self._fired(v, stage.layer.threshold)
 
     def _fire(self, stage: Stage, currents: list[str]) -> list[str]:
         layer, v, train = stage.layer, self.start(stage), []
@@ -119,6 +121,8 @@ class WindowGraph(Graph):
             train.append(self.spikes(potential, layer.threshold))
             left = potential if layer.leak == 1.0 else self.op("Mul", potential, self.number(layer.leak))
             v = self.op("Sub", left, self.op("Mul", train[-1], self.number(layer.threshold)))
+        if v is not None:
+            self.watch(v)
         return train
 
     def _fired(self, v: str, threshold: float) -> str:

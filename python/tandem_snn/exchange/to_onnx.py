@@ -34,7 +34,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
 
     Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, in a DequantizeLinear node; their
     step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in
-    float32: a potential within rounding of its threshold may fall on the other side.
+    float32: a potential within rounding of its threshold may fall on the other side. Where a potential of a sample is
+    infinite or NaN, its answer is NaN.
 
     Args:
         net: a frozen network, or one to freeze.

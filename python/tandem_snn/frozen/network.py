@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.train import spoiled
 
 from .. import nn as tnn
+from ..nn.currents import step_of
 from ..nn.quantise import check_bits
 from ..nn.signals import check_network, describe
 from . import file
@@ -22,7 +24,7 @@ from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .lowering import lower
 from .program import Facts, encode, prepare
 from .quantise import Grid, grids_of, round_
-from .stages import CannotLower, Stages
+from .stages import CannotLower, Stages, check_finite
 
 MOST_PROGRAMS = 8  # each has its own copy of the packed weights
 _TRACING = threading.Lock()  # torch.fx changes classes while it traces
@@ -95,7 +97,7 @@ class FrozenNetwork(nn.Module):
         self.shape: tuple[int, ...] | None = None
         self._programs: dict[float, _Program] = {}  # by what a spike of the input is worth
         self._graphs: dict[Any, Graph | None] = {}
-        self._program_for(1.0)  # traced here, where no other thread serves the network
+        check_finite(self._program_for(1.0).layers)  # traced here, where no other thread serves the network
         self.reset()
 
     @property
@@ -123,8 +125,13 @@ class FrozenNetwork(nn.Module):
             with torch.inference_mode():
                 return self.forward(x)
         _check_batch("x", x)
-        if isinstance(x, SpikeTrain) and x.T != self.T:
-            self.T = x.T
+        if isinstance(x, SpikeTrain):
+            if x.T != self.T:
+                self.T = x.T
+            return spoiled(self._answer(x), x.bad)
+        return self._answer(x)
+
+    def _answer(self, x: Tensor | SpikeTrain) -> Tensor:
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
@@ -250,7 +257,15 @@ class FrozenNetwork(nn.Module):
         _check_batch("x", x)
         if isinstance(x, SpikeTrain):
             self.T = x.T
-        return _streaming(self._program(x), x.device).run(x, self.T, every=True)[0]
+        program = _streaming(self._program(x), x.device)
+        answers, state = program.run(x, self.T, every=True)
+        pipeline = self.latency != self.T
+        if not pipeline and answers.isnan().any():  # of the whole window, where it may have begun at one of its steps
+            assert self.T is not None
+            for t in range(self.T):
+                now: Any = step_of(x, t) if isinstance(x, SpikeTrain) else x
+                answers[t], state = program.run(now, self.T, state, t)
+        return spoiled(answers.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else answers
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -336,7 +351,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Raises:
         TypeError: net is no module, or T no int.
-        ValueError: weight_bits or T out of range.
+        ValueError: weight_bits or T out of range; a weight, scale, threshold or statistic that is not finite, by the
+            name of its layer.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)

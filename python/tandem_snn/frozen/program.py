@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tandem_ext import checks
 
-from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages
+from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
@@ -98,6 +98,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     sizes = [header[name] for name in ("channels", "height", "width")]
     shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
     network = Stages(stages, _MODES[header["source"]], None if header["any_T"] else header["T"])
+    check_finite(network)
     return network, Facts(header["T"] or None, header["weight_bits"] or None, shape)
 
 

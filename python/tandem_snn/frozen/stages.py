@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 from tandem_ext.functional.neuron import Static, over_inputs, over_space
 from tandem_ext.functional.products import Product, float32_precision
+from tandem_ext.train import either
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, residual_total, step_currents
-from ..nn.signals import describe, effective_counts, with_gain
+from ..nn.signals import describe, effective_counts, map_counts, with_gain
 
 _ops = torch.ops.tandem
 # What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
@@ -135,7 +137,7 @@ class Stage(nn.Module):
                 return x.unchecked(self.move(x.x), x.T)
             return self.move(with_gain(x, self.gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
-            return self._product(self._counts(x), self.shift)
+            return map_counts(x, self._answer)
         if self.analog:
             return self._activation(x, residual)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
@@ -160,19 +162,20 @@ class Stage(nn.Module):
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
-        spikes = self._run(
+        before = reduce(either, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
+        spikes, *_, bad = self._run(
             x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=more,
-            residual_scale=self.residual_scale,
-        )[0]  # fmt: skip
-        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, self.timing)
+            residual_scale=self.residual_scale, bad=before,
+        )  # fmt: skip
+        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, self.timing, bad)
 
     def _current(self, step: Any, T: int) -> Tensor:
         self._output_shape(tuple(step.shape))
         return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
-        """(planes, counts, mask, v) of neurons, by the op."""
-        neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None}
+        """(planes, counts, mask, v, bad) of neurons, by the op."""
+        neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None, "bad": None}
         neutral |= {"leak": 1.0, "gate": "relu", "timing": self.timing}
         settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
@@ -196,12 +199,15 @@ class Stage(nn.Module):
         below, right = self.after
         return F.pad(x, (0, right, 0, below)[: 2 * self.axes]) if below or right else x
 
-    def _counts(self, x: Any) -> Tensor:
-        counts = effective_counts(x).to(self.dtype)
+    def _counts(self, counts: Tensor) -> Tensor:
+        counts = counts.to(self.dtype)
         return counts if self.gain == 1.0 else counts * self.gain
 
+    def _answer(self, counts: Tensor) -> Tensor:
+        return self._product(self._counts(counts), self.shift)
+
     def _activation(self, x: Any, residual: Any) -> Tensor:
-        u = self._product(self._counts(x), self.shift if self.scale is None else None)
+        u = self._product(self._counts(effective_counts(x)), self.shift if self.scale is None else None)
         if self.scale is not None:
             u = u * over_space(self.scale, u.shape)
             u = u if self.shift is None else u + over_space(self.shift, u.shape)
@@ -228,7 +234,17 @@ class _InForm(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         stored = x.count_bytes if self.timing == "window" else x.planes
-        return SpikeTrain.unchecked(stored, x.T, None, x.gain, x._dtype, self.timing)
+        return SpikeTrain.unchecked(stored, x.T, None, x.gain, x._dtype, self.timing, x.bad)
+
+
+def check_finite(layers: nn.Module) -> None:
+    """Raises ValueError, which names the layer, where a constant is infinite or NaN."""
+    for name, value in (*layers.named_parameters(), *layers.named_buffers()):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            layer, _, what = name.rpartition(".")
+            if isinstance(layers, Stages):
+                layer = layers.get_submodule(layer).name  # type: ignore[assignment]
+            raise ValueError(f"net: layer {layer!r} has a {what} that is not finite")
 
 
 class Stages(nn.Module):

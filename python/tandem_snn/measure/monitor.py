@@ -134,7 +134,7 @@ class Monitor(Mapping[str, Recording]):
         if name not in self._names or not isinstance(y, SpikeTrain):
             return
         latest = slice(max(0, len(y) - self._samples), None)
-        train = SpikeTrain.unchecked(y.stored.detach(), y.T, None, y.gain, y._dtype, y.timing)[latest].detach()
+        train = SpikeTrain.unchecked(y.stored.detach(), y.T, None, y.gain, y._dtype, y.timing, y.bad)[latest].detach()
         train = train.to("cpu").map(torch.clone)
         potentials = None
         if self._potentials:

@@ -29,7 +29,7 @@ def batch_affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    scale = norm.weight / (var + norm.eps).sqrt()
+    scale = torch.add(norm.weight / (var + norm.eps).sqrt(), var, alpha=0)  # an infinite variance becomes NaN
     return scale, norm.bias - mean * scale
 
 
@@ -116,7 +116,7 @@ class _Normalise(torch.autograd.Function):
         mean = s1 / n
         var = (s2 / n - mean * mean).clamp_min(0).to(dtype)
         mean = mean.to(dtype)
-        rstd = 1 / (var + eps).double().sqrt().to(dtype)
+        rstd = torch.add(1 / (var + eps).double().sqrt().to(dtype), var, alpha=0)
         scale = rstd if gamma is None else gamma.to(dtype) * rstd
         shift = -mean * scale if beta is None else beta.to(dtype) - mean * scale
         z = (u.to(dtype) * over_space(scale, u.shape) + over_space(shift, u.shape)).to(u.dtype)

@@ -12,6 +12,7 @@ from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.planes import spikes_at
+from tandem_ext.train import spoiled
 
 from .signals import Signal, effective_counts
 
@@ -46,6 +47,8 @@ def step_currents(
             first = potential(step_of(x, 0), x.T)
             later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)
             currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
+        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough: potentials keep it
+            currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
     return currents if z is None else apply(_Spread, z, currents)
 
 

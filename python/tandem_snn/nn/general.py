@@ -8,6 +8,7 @@ which gradients flow. Functions here take trains, currents and tensors alike; on
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
+from tandem_ext.train import either
 
 from .currents import potential_trace, window_trace
 from .signals import Signal, describe, effective_counts, over_features, with_gain
@@ -188,6 +190,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
     counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
+    bad = reduce(either, [x.bad for x in trains])
     gains: list[Any] = [first.gain] * len(stored)
     if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
         numbers = {x.gain for x in trains if isinstance(x.gain, float)}
@@ -196,7 +199,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
             gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
             gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding is worth 0
     made = tuple(
-        SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing)
+        SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
         for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return made[0] if len(made) == 1 and f not in SEVERAL else made
@@ -230,7 +233,7 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
         else:
             assert norm.running_var is not None
             mean, var = norm.running_mean, norm.running_var
-        scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        scale = torch.add((var + norm.eps).rsqrt(), var, alpha=0) * (1 if norm.weight is None else norm.weight)
         shift = ((0 if norm.bias is None else norm.bias) - mean * scale) / u.T
         scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
@@ -313,7 +316,9 @@ class Neurons(nn.Module):
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
-            train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype)
+            train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
+        sums = u.total.detach().flatten(1).sum(1)  # not finite where any is not: those of spikes do not know
+        train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return with_gain(train, self.threshold if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
 
@@ -333,7 +338,7 @@ class Neurons(nn.Module):
             currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
             some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
             planes.append(some.stored)
-        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
+        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype, bad=some.bad)
 
     @torch.no_grad()
     def potentials(self, x: Signal | Currents) -> Tensor:

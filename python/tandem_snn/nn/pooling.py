@@ -15,7 +15,7 @@ from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
 from .currents import potential_trace, until, window_trace
-from .signals import Signal, check_input, effective_counts, map_features, with_gain
+from .signals import Signal, check_input, map_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
 
@@ -76,7 +76,7 @@ class AvgPool2d(nn.Module):
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
         check_input(x, "AvgPool2d")
         if not self.spiking:
-            return self._average(effective_counts(x))
+            return map_counts(x, self._average)
         return self._fire(x) if isinstance(x, SpikeTrain) else map_features(x, self._average)
 
     def _average(self, x: Tensor) -> Tensor:
@@ -114,6 +114,7 @@ class AvgPool2d(nn.Module):
             given = self._currents(x.to_dense(torch.uint8))
         train: SpikeTrain = te.functional.if_scan(given, v_init=self.v_init, timing=self.timing)  # type: ignore[assignment]
         train = train.to(x._dtype)
+        train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
         return with_gain(train, x.gain)
@@ -136,7 +137,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "AdaptiveAvgPool2d")
-        return super().forward(effective_counts(x))
+        return map_counts(x, super().forward)
 
 
 class MaxPool2d(nn.Module):
@@ -179,14 +180,14 @@ class MaxPool2d(nn.Module):
         edge = x.edge
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
-            return SpikeTrain.unchecked(self._any(x, size), x.T, None, x.gain, x._dtype, x.timing)
+            return SpikeTrain.unchecked(self._any(x, size), x.T, None, x.gain, x._dtype, x.timing, x.bad)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
-        return SpikeTrain.unchecked(stored, x.T, counts, x.gain, timing=x.timing)
+        return SpikeTrain.unchecked(stored, x.T, counts, x.gain, None, x.timing, x.bad)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -10,7 +10,7 @@ from tandem_ext.functional.layer import by_channel
 from tandem_ext.functional.products import LINEAR
 
 from .quantise import check_bits, rounded
-from .signals import Signal, check_input, effective_counts
+from .signals import Signal, check_input, map_counts
 
 
 class Readout(nn.Linear):
@@ -48,14 +48,15 @@ class Readout(nn.Linear):
         weight = None
         if not isinstance(x, Tensor):
             x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
-        counts = effective_counts(x)
-        counts = counts if isinstance(x, Tensor) else counts.to(self.weight.dtype)
-        if counts.shape[-1] != self.in_features or (counts.dim() > 2 and not isinstance(x, Tensor)):
+        if x.shape[-1] != self.in_features or (len(x.shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
-                f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
-                + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(x.shape)}"
+                + (": put tnn.Flatten() before it" if len(x.shape) > 2 else "")
             )
-        return F.linear(counts, self.used_weight(weight), self.bias)
+        return map_counts(x, lambda counts: self._product(counts, weight))
+
+    def _product(self, counts: Tensor, weight: Tensor | None) -> Tensor:
+        return F.linear(counts.to(self.weight.dtype), self.used_weight(weight), self.bias)
 
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
         """As of :class:`SpikingLayer`; or those in the place of its own."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
 from tandem_ext.functional.neuron import over_space
+from tandem_ext.train import spoiled
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
@@ -51,6 +52,16 @@ def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tenso
     return over_space(gain, shape) if isinstance(gain, Tensor) and gain.dim() == 1 else gain
 
 
+def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """``f``, which makes few numbers of many, of the effective counts. Samples that are bad become NaN behind it: there
+    are fewer numbers to add to.
+    """
+    if not isinstance(x, SpikeTrain) or x.bad is None:
+        return f(effective_counts(x))
+    clean = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)
+    return spoiled(f(effective_counts(clean)), x.bad)
+
+
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     """x with ``f`` applied to its planes, counts or values, of whose dimensions only the last ones, the features, are
     the same in all; not to its gain.
@@ -63,5 +74,5 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing)  # type: ignore[return-value]
+        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing, x.bad)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]

@@ -9,7 +9,7 @@ namespace ptx::checker {
 
 namespace {
 
-enum BufferUse : int { kInput = 1, kOutput = 2 };
+enum BufferUse : int { kInput = 1, kOutput = 2, kMarks = 5 };
 
 struct Access {
   uint32_t block = 0;  // numbers begin at 1: 0 is the host
@@ -67,13 +67,13 @@ Access access_of(const Warp& w, int lane) {
 }
 
 // Notes the access and says what is wrong with it, or null.
-const char* touch(Byte& byte, const Access& now, bool write, bool once) {
+const char* touch(Byte& byte, const Access& now, bool write, int use) {
   const char* wrong = nullptr;
   if (byte.in_flight) wrong = "race: cp.async in flight";
-  if (!byte.write.before(now)) wrong = write ? "race: write after write" : "race: read after write";
+  if (!byte.write.before(now) && !(write && use == kMarks)) wrong = write ? "race: write after write" : "race: read after write";
   if (write) {
     if (!byte.reads[0].before(now) || !byte.reads[1].before(now)) wrong = "race: write after read";
-    if (++byte.write_count > 1 && once) wrong = "written twice";
+    if (++byte.write_count > 1 && use == kOutput) wrong = "written twice";
     byte.write = now;
     byte.defined = true;
   } else {
@@ -198,7 +198,7 @@ void global(const Request& r) {
     const Access now = access_of(r.warp, l);
     const char* wrong = nullptr;
     for (int i = 0; i < r.bytes; ++i) {
-      const char* here = touch(buffer->bytes[offset + static_cast<uint64_t>(i)], now, r.write, buffer->use == kOutput);
+      const char* here = touch(buffer->bytes[offset + static_cast<uint64_t>(i)], now, r.write, buffer->use);
       if (wrong == nullptr) wrong = here;
     }
     if (wrong != nullptr) report(r, wrong, at(buffer->name, offset), l);
@@ -221,7 +221,7 @@ void shared(const Request& r, bool lands_later) {
         byte = Byte{};
         byte.block = now.block;
       }
-      const char* here = touch(byte, now, r.write, false);
+      const char* here = touch(byte, now, r.write, 0);
       if (wrong == nullptr) wrong = here;
       byte.in_flight |= lands_later;
     }
@@ -257,7 +257,8 @@ void emulation_forget_buffers() {
   traffic.clear();
 }
 
-// use: 1 for an input, 2 for an output, 3 for both. Only outputs begin undefined.
+// use: 1 for an input, 2 for an output, 3 for both; 5 for marks, which any number of threads may set, all to one value.
+// Only outputs begin undefined.
 void emulation_buffer(const char* name, uint64_t begin, size_t bytes, int use) {
   buffers.push_back({name, begin, std::vector<Byte>(bytes), use});
   for (Byte& byte : buffers.back().bytes) byte.defined = (use & kInput) != 0;

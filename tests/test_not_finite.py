@@ -1,0 +1,419 @@
+"""Where a potential, threshold or statistic of a sample is not finite, its logits are NaN; nothing else changes."""
+
+import copy
+import dataclasses
+import io
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from cases import dyadic, train
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import default_collate
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_ext.functional.layer import window_product
+from tandem_ext.functional.products import LINEAR
+from tandem_snn.data import load
+from tandem_snn.errors import UserError
+from tandem_snn.nn.general import Neurons
+from tandem_snn.training import Recipe, Trainer
+
+NAN, INF = math.nan, math.inf
+f, ref = te.functional, te.reference
+T = 4
+
+
+def mlp(**options):
+    return nn.Sequential(tnn.Encoder(T), tnn.Linear(6, 9, **options), tnn.Linear(9, 5, **options), tnn.Readout(5, 3))
+
+
+def conv(**options):
+    return nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(2, 8, 3, padding=1, **options),
+        tnn.MaxPool2d(2),
+        tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1, **options)),
+        tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1), nn.Sequential(tnn.Conv2d(8, 8, 1), tnn.Conv2d(8, 8, 1))),
+        tnn.AvgPool2d(2),
+        tnn.Conv2d(8, 8, 2, padding="same", groups=8),
+        tnn.Dropout(0.1),
+        tnn.AdaptiveAvgPool2d(1),
+        tnn.Flatten(),
+        tnn.Readout(8, 3),
+    )
+
+
+def pooled():
+    return nn.Sequential(tnn.Encoder(T), tnn.Conv2d(2, 4, 3), tnn.AvgPool2d(3, spiking=False), tnn.Flatten(),
+                         tnn.Readout(16, 3))  # fmt: skip
+
+
+NETS = {"mlp": (mlp, (6,)), "conv": (conv, (2, 8, 8)), "pooled": (pooled, (2, 8, 8))}
+
+
+def made(name, value=NAN, batch=4):
+    """A network, inputs, and the same with one number of sample 1 replaced."""
+    torch.manual_seed(0)
+    build, shape = NETS[name]
+    x = torch.rand(batch, *shape)
+    bad = x.clone()
+    bad[1].view(-1)[3] = value
+    return build(), x, bad
+
+
+def in_windows(net):
+    """The same network, all neurons of which integrate a window, then fire."""
+    for layer in net.modules():
+        if hasattr(layer, "timing"):
+            layer.timing = "window"
+    return net
+
+
+def spoiled_rows(logits):
+    """Which samples are NaN: all of a row or none of it."""
+    rows = logits.isnan().flatten(1)
+    assert torch.equal(rows.all(1), rows.any(1))
+    return rows.any(1).nonzero().flatten().tolist()
+
+
+def check_sample_1(got, want):
+    """As ``want``, but for sample 1, which is NaN. torch's own first product may round otherwise in another layout."""
+    assert spoiled_rows(got) == [1]
+    keep = [0, 2, 3]
+    torch.testing.assert_close(got[keep], want[keep], rtol=0, atol=0)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_input_spoils_its_own_sample(name, value, grad):
+    net, x, bad = made(name, value)
+    with torch.set_grad_enabled(grad):
+        check_sample_1(net.eval()(bad), net(x))
+
+
+@pytest.mark.parametrize("mode", ["compiled", "exported", "frozen", "streamed", "readouts", "loaded"])
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_wherever_a_network_runs(mode, timing, tmp_path):
+    net, x, bad = made("mlp")
+    net = in_windows(net.eval()) if timing == "window" else net.eval()
+    with torch.no_grad():
+        if mode == "compiled":
+            run = torch.compile(net, backend="aot_eager", fullgraph=True)
+        elif mode == "exported":
+            file = io.BytesIO()
+            torch.export.save(torch.export.export(net, (x,)), file)
+            file.seek(0)
+            run = torch.export.load(file).module()
+        else:
+            run = ts.freeze(net)
+            if mode == "loaded":
+                run.save(tmp_path / "net.tandem")
+                run = ts.load_frozen(tmp_path / "net.tandem")
+        if mode == "streamed":
+            answers = [run.step(bad) for _ in range(run.latency)]
+            assert all(spoiled_rows(answer) == [1] for answer in answers[-T:])
+            answer = answers[-1]
+        elif mode == "readouts":
+            answers = run.readouts(bad)
+            assert all(spoiled_rows(answer) == [1] for answer in answers)
+            answer = answers[-1]
+        else:
+            answer = run(bad)
+        check_sample_1(answer, net(x))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_batch_norm_in_training_spoils_the_batch(name):
+    """Its statistics are those of all samples, in the first layer and behind it."""
+    torch.manual_seed(0)
+    net, x = NETS[name][0](norm=True), made(name)[2]
+    assert spoiled_rows(net(x)) == [0, 1, 2, 3]
+    hidden = tnn.Linear(7, 5, norm=True)
+    clean = train(T, 3, 7)
+    bad = te.SpikeTrain.unchecked(clean.planes, T, bad=torch.tensor([0.0, NAN, 0.0]))
+    assert spoiled_rows(hidden(bad).counts) == [0, 1, 2]
+    assert spoiled_rows(hidden(clean).counts) == []
+    assert spoiled_rows(hidden.eval()(bad).counts) == [1]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_other_statistics_spoil_the_batch_too(sync):
+    layer = tnn.Linear(7, 5, norm=True, bn_stats="batch" if sync else "running")
+    layer.norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.norm) if sync else layer.norm
+    x = te.SpikeTrain.unchecked(train(T, 3, 7).planes, T, bad=torch.tensor([0.0, NAN, 0.0]))
+    assert spoiled_rows(layer(x).counts) == [0, 1, 2]
+
+
+def spoil(net, what, value):
+    with torch.no_grad():
+        if what == "threshold":
+            net[2].threshold = torch.tensor([1.0, value, 1.0, 1.0, 1.0])
+        elif what == "running_var":
+            net[2].norm.running_var[1] = value
+        else:
+            net.get_parameter(what).view(-1)[4] = value
+    return net
+
+
+@pytest.mark.parametrize(("what", "value"), [
+    ("1.weight", NAN), ("1.weight", INF), ("2.weight", NAN), ("2.weight", INF), ("2.bias", NAN), ("2.norm.weight", NAN),
+    ("threshold", INF), ("running_var", NAN), ("running_var", INF),
+])  # fmt: skip
+def test_constants_spoil_every_sample_and_are_not_frozen(what, value):
+    torch.manual_seed(0)
+    net = spoil(mlp(norm=True).eval(), what, value)
+    assert spoiled_rows(net(torch.rand(3, 6))) == [0, 1, 2]
+    layer = "1" if what == "1.weight" else "2"
+    with pytest.raises(ValueError, match=f"net: layer '{layer}' has a .* that is not finite"):
+        ts.freeze(net)
+
+
+def test_a_statistic_that_overflows_spoils_the_batch():
+    """The variance of finite numbers is infinite, their mean is not."""
+    x, weight = train(T, 16, 3), torch.full((2, 3), 1e20)
+    result, mean, var = f.linear_bn_if(x, weight)
+    assert mean.isfinite().all()
+    assert var.isinf().all()
+    assert spoiled_rows(result.counts) == list(range(16))
+
+
+def test_gradients_are_nan_where_guards_look():
+    net, x, bad = made("mlp")
+    nn.functional.cross_entropy(net(x), torch.arange(4) % 3).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0, error_if_nonfinite=True)
+    net.zero_grad()
+    nn.functional.cross_entropy(net(bad), torch.arange(4) % 3).backward()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0, error_if_nonfinite=True)
+
+
+def test_training_ends_at_the_step():
+    """Not at the end of the epoch, and with the weights from before."""
+    data, recipe = load("digits"), Recipe()
+    trainer = Trainer(recipe.build(data), data, recipe)
+    inputs, targets = next(iter(data.train.batches(32, seed=0)))
+    inputs[5].view(-1)[0] = NAN
+    before = copy.deepcopy([p.detach() for p in trainer.net.parameters()])
+    with pytest.raises(UserError, match="the loss became nan"):
+        trainer.train_step(inputs, targets)
+    assert all(torch.equal(p, q) for p, q in zip(trainer.net.parameters(), before, strict=True))
+
+
+# --- frozen networks --------------------------------------------------------------------------------------------------
+
+
+def late():
+    """A network whose potentials overflow at step 2, and its input."""
+    net = nn.Sequential(tnn.Encoder(T), tnn.Linear(1, 1, bias=False), tnn.Readout(1, 2))
+    net[1].weight.data.fill_(1.25e38)
+    return net.eval(), torch.tensor([[0.5], [1.0]])
+
+
+def test_a_stream_is_spoiled_from_its_step_on():
+    net, x = late()
+    frozen = ts.freeze(net)
+    steps = torch.stack([frozen.step(x) for _ in range(T)])
+    assert [spoiled_rows(answer) for answer in steps] == [[], [], [1], [1]]
+    torch.testing.assert_close(frozen.readouts(x), steps, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(frozen(x), steps[-1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_pipeline_is_spoiled_from_the_end_of_the_window_on():
+    net, x, bad = made("mlp")
+    frozen = ts.freeze(in_windows(net.eval()))
+    answers = [frozen.step(image) for image in (x, x, x, bad, x, x) for _ in range(T)]
+    assert [spoiled_rows(answer) for answer in answers[2 * T :]] == [[]] * (2 * T - 1) + [[1]] * (2 * T + 1)
+    assert torch.equal(answers[4 * T - 2][[0, 2, 3]], answers[-2][[0, 2, 3]])
+
+
+def test_nan_is_never_confident():
+    net, _, bad = made("mlp")
+    _, steps = ts.freeze(net).anytime(bad, confidence=0.01)
+    assert steps.tolist() == [1, T, 1, 1]
+
+
+def test_a_bad_train_spoils_a_frozen_network():
+    torch.manual_seed(0)
+    net = nn.Sequential(tnn.Linear(7, 5), tnn.Readout(5, 3)).eval()
+    x = te.SpikeTrain.unchecked(train(T, 4, 7).planes, T, bad=torch.tensor([0.0, NAN, 0.0, 0.0]))
+    frozen = ts.freeze(net)
+    clean = frozen(te.SpikeTrain(x.planes, T))
+    check_sample_1(frozen(x), clean)
+    check_sample_1(frozen.readouts(x)[-1], clean)
+    layers = ts.freeze(nn.Sequential(net, nn.Identity(), _Own()))  # which has no program
+    check_sample_1(layers(x), net(te.SpikeTrain(x.planes, T)))
+
+
+class _Own(nn.Module):
+    def forward(self, x):
+        return x + 0
+
+
+def test_onnx(tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    import test_onnx_window
+    from test_onnx import by_onnxruntime
+
+    for (net, x), steps in ((late(), [[], [], [1], [1]]), (made("conv")[::2], [[1]] * T)):
+        ts.to_onnx(net.eval(), tmp_path / "net.onnx", x)
+        _, answers = by_onnxruntime(tmp_path / "net.onnx", x)
+        assert [spoiled_rows(answer) for answer in answers] == steps
+    for threshold, mixed in ((1.0, False), (0.7, False), (1.0, True)):
+        net, _, bad = made("conv")
+        net = in_windows(net.eval())
+        net[1].threshold, net[6].timing = threshold, "step" if mixed else "window"
+        ts.to_onnx(net, tmp_path / "window.onnx", bad)
+        _, answer = test_onnx_window.by_onnxruntime(tmp_path / "window.onnx", bad)
+        assert spoiled_rows(answer) == [1]
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (64, 200, 300)])  # few rows and many, prepared tile by tile and at once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_output_with_such_a_weight_has_nan_at_every_step(shape, dtype, value):
+    torch.manual_seed(0)
+    B, N, K = shape
+    x, weight = train(9, B, K), dyadic(N, K, dtype=dtype)
+    weight[N // 2, 1] = value
+    (ours, v), (theirs, w) = (m.linear_if(x, weight, return_v=True) for m in (f, ref))
+    assert torch.equal(ours.planes, theirs.planes)
+    torch.testing.assert_close(v, w, rtol=0, atol=0, equal_nan=True)
+    assert v.isnan().any(0).nonzero().flatten().tolist() == [N // 2]
+    assert ours.bad.isnan().all()
+    assert theirs.bad.isnan().all()
+    u = window_product(x, weight, LINEAR)
+    assert u.isnan().all(0).nonzero().flatten().tolist() == [N // 2]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12])
+def test_weights_of_convolutions(groups):
+    x, weight = train(9, 2, 12, 6, 5), dyadic(24, 12 // groups, 3, 3)
+    weight[5, 0, 1, 1] = INF
+    (ours, v), (theirs, w) = (m.conv2d_if(x, weight, None, 1, 1, 1, groups, return_v=True) for m in (f, ref))
+    assert torch.equal(ours.planes, theirs.planes)
+    torch.testing.assert_close(v, w, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("features", [(), (5,), (3, 7), (8, 6, 5)])
+def test_the_samples_of_bad_potentials(features, dtype):
+    """Every sample by itself, wherever the potential lies in it."""
+    torch.manual_seed(0)
+    x = dyadic(9, 40, *features, dtype=dtype)
+    victims = [0, 3, 17, 39]
+    for b in victims:
+        x[:, b].view(9, -1)[b % 9, -1] = [NAN, INF, -INF][b % 3]
+    ours, theirs = f.if_scan(x), ref.if_scan(x)
+    assert ours.bad.isnan().nonzero().flatten().tolist() == victims
+    torch.testing.assert_close(ours.bad, theirs.bad, rtol=0, atol=0, equal_nan=True)
+    assert spoiled_rows(ours.counts.unsqueeze(-1)) == victims
+
+
+def test_a_residual_is_one_of_two_ways():
+    x, r = (te.SpikeTrain.unchecked(train(T, 4, 5).planes, T, bad=torch.tensor(b)) for b in
+            ([0, NAN, 0, 0], [0, 0, NAN, 0]))  # fmt: skip
+    weight = dyadic(5, 5)
+    for m in (f, ref):
+        assert spoiled_rows(m.linear_if(x, weight, residual=r).counts) == [1, 2]
+        assert spoiled_rows(m.linear_if(te.SpikeTrain(x.planes, T), weight, residual=r).counts) == [2]
+        assert spoiled_rows(m.linear_bn_if(te.SpikeTrain(x.planes, T), weight, residual=r)[0].counts) == [2]
+        assert spoiled_rows(m.linear_bn_if(x, weight, residual=r)[0].counts) == [0, 1, 2, 3]
+
+
+def test_the_general_way():
+    """Several linear maps in a row, from trains of which one sample is bad."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 1), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(24, 3))  # fmt: skip
+    x = torch.rand(4, 2, 10)
+    snn = ts.convert(net, T, example=x)
+    assert any(isinstance(m, Neurons) for m in snn.modules())
+    bad = x.clone()
+    bad[1, 0, 0] = NAN
+    assert spoiled_rows(snn(bad)) == [1]
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_layers_of_window_timing(name):
+    net, x, bad = made(name)
+    check_sample_1(in_windows(net).eval()(bad), net(x))
+    weight = dyadic(5, 7)
+    weight[2, 1] = INF
+    for m in (f, ref):
+        assert spoiled_rows(m.linear_if(train(T, 3, 7), weight, timing="window").counts) == [0, 1, 2]
+
+
+# --- trains -----------------------------------------------------------------------------------------------------------
+
+
+def bad_train():
+    x = train(T, 4, 3)
+    return te.SpikeTrain(x.planes, T, bad=torch.tensor([0.0, NAN, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(("way", "rows"), [
+    (lambda x: x, [1]), (lambda x: x[1:3], [0]), (lambda x: x[[0, 1, 1]], [1, 2]), (lambda x: x[0], []),
+    (lambda x: te.cat([train(T, 2, 3), x]), [3]), (lambda x: te.cat([x, train(T, 4, 2)], 1), [1]),
+    (lambda x: te.cat([x, x[[1, 0, 2, 3]]], 1), [0, 1]), (lambda x: default_collate([x[0], x[1]]), [1]),
+    (lambda x: x.to("cpu", torch.bfloat16), [1]), (lambda x: x.detach(), [1]), (copy.deepcopy, [1]),
+    (lambda x: pickle.loads(pickle.dumps(x)), [1]), (dataclasses.replace, [1]),
+    (lambda x: pytree.tree_map(torch.clone, x), [1]), (tnn.Dropout(0.5), [1]), (tnn.Flatten(), [1]),
+    (lambda x: f.couple(x, torch.ones(4, 3, requires_grad=True)), [1]),
+])  # fmt: skip
+def test_it_goes_where_a_train_goes(way, rows):
+    assert spoiled_rows(way(bad_train()).counts) == rows
+
+
+def test_it_stays_where_channels_have_their_own_gain():
+    x, weight = bad_train(), dyadic(5, 3)
+    x.gain = torch.rand(3)
+    for m in (f, ref):
+        assert spoiled_rows(m.linear_if(x, weight).counts) == [1]
+        assert spoiled_rows(m.linear_bn_if(x, weight)[0].counts) == [0, 1, 2, 3]
+    assert spoiled_rows(tnn.Readout(3, 2)(x)) == [1]
+    assert spoiled_rows(te.cat([x, x[[1, 0, 2, 3]]], 1).counts) == [0, 1]
+
+
+def test_counts_that_were_looked_at_have_the_gradient():
+    x = dyadic(4, 6).requires_grad_()
+    hidden = f.if_scan(te.ConstantInput(x, T))
+    with torch.no_grad():
+        assert not hidden.counts.requires_grad
+    seen = hidden.counts
+    assert seen is hidden.counts
+    loss = f.linear_if(hidden, dyadic(2, 6)).counts.sum()
+    assert all(g is not None for g in torch.autograd.grad(loss, [seen, x]))
+
+
+def test_a_clean_train_is_the_leaf_it_was():
+    """Programs that were exported before there was ``bad`` take trains, and ops have a value for it."""
+    assert len(pytree.tree_leaves(bad_train())) == 2
+    x = train(8, 2, 3)
+    outputs = torch.ops.tandem.linear_if(x.planes, 8, dyadic(4, 3), "highest", None, None, None, None, None, 8, 1.0,
+                                         1.0, "relu", True, True)  # fmt: skip
+    assert outputs[-1].tolist() == [0, 0]
+    context = [["planes"], [["T", 8], ["_counts", None], ["gain", 1.0], ["_dtype", "torch.float32"]]]
+    leaf = {"type": None, "context": None, "children_spec": []}
+    spec = json.dumps([1, {"type": "tandem_ext.SpikeTrain", "context": context, "children_spec": [leaf]}])
+    assert pytree.treespec_loads(spec) == pytree.tree_structure(x)
+
+
+def test_errors():
+    planes = train(T, 4, 3).planes
+    with pytest.raises(ValueError, match=r"bad: expected shape \[4\], got \[3\]"):
+        te.SpikeTrain(planes, T, bad=torch.zeros(3))
+    with pytest.raises(TypeError, match="bad: expected floating-point"):
+        te.SpikeTrain(planes, T, bad=torch.zeros(4, dtype=torch.uint8))
