@@ -106,7 +106,7 @@ class WindowGraph(Graph):
             if stage.residual is not None:
                 currents = self.op("Add", currents, self.residual(stage, self._whole(stage.residual)))
             v = currents if start is None else self.op("Add", start, currents)
-            self.watch(v)
+            self.watch(stage, v)
             return self._fired(v, layer.threshold)
         if stage.residual is not None:
             more = [self.residual(stage, value) for value in self._steps(stage.residual)]
@@ -117,7 +117,7 @@ class WindowGraph(Graph):
             train.append(self.spikes(v, layer.threshold))
             v = v if layer.leak == 1.0 else self.op("Mul", v, self.number(layer.leak))
             v = self.op("Sub", v, self.op("Mul", train[-1], self.number(layer.threshold)))
-        self.watch(v)
+        self.watch(stage, v)
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
