@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ class Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self._weights: dict[str, str] = {}
-        self._spoilers: list[str] = []  # [batch, 1], NaN where a potential is not finite, else 0
+        self._spoilers: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def checked(self, name: str, **facts: str) -> Any:
         """The model of what was written."""
@@ -80,14 +79,16 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name], f"{name} out"))
         self.outputs.append(self.info(name, shape, True))
 
-    def watch(self, v: str) -> None:
+    def watch(self, stage: Stage, v: str) -> None:
         """The answer of a sample is NaN where one of these potentials is infinite or NaN."""
-        flat = self.op("Flatten", v)
-        last_axis = self.constant("last axis", torch.tensor([1]))
-        self._spoilers.append(self.op("ReduceSum", self.op("Sub", flat, flat), last_axis))
+        axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
+        self._spoilers.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
 
     def answer(self, value: str, shape: tuple[int, ...]) -> None:
-        self.output("answer", reduce(lambda a, b: self.op("Add", a, b), self._spoilers, value), shape)
+        if self._spoilers:
+            axis = self.constant("1 axes", torch.tensor([1]))
+            value = self.op("Add", value, self.op("Unsqueeze", self.op("Sum", *self._spoilers), axis))
+        self.output("answer", value, shape)
 
     def weight(self, name: str, layer: Layer) -> str:
         if name not in self._weights:

@@ -56,7 +56,7 @@ class StepGraph(Graph):
         if start is not None:
             v = self.op("Where", self.op("Equal", "step", self.number(0.0)), start, v)
         v = self.op("Add", v, current)
-        self.watch(v)
+        self.watch(stage, v)
         threshold, spikes = self.number(layer.threshold), self.spikes(v, layer.threshold)
         if layer.leak != 1.0:
             v = self.op("Mul", v, self.number(layer.leak))

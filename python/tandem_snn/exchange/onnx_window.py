@@ -108,7 +108,7 @@ class WindowGraph(Graph):
             z = self.op("Add", z, self.residual(stage, self._whole(stage.residual)))
         start = self.start(stage)
         v = z if start is None else self.op("Add", start, z)
-        self.watch(v)
+        self.watch(stage, v)
         return self._fired(v, stage.layer.threshold)
 
     def _fire(self, stage: Stage, currents: list[str]) -> list[str]:
@@ -122,7 +122,7 @@ class WindowGraph(Graph):
             left = potential if layer.leak == 1.0 else self.op("Mul", potential, self.number(layer.leak))
             v = self.op("Sub", left, self.op("Mul", train[-1], self.number(layer.threshold)))
         if v is not None:
-            self.watch(v)
+            self.watch(stage, v)
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
