@@ -231,9 +231,13 @@ struct Neurons {
       }
     }
     if (a.bad != nullptr) {
+      uint32_t lost = 0;
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        if ((whole || i < live) && !is_finite(v.at[i])) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
+      for (int i = 0; i < kVec; ++i) lost |= is_finite(v.at[i]) ? 0u : 1u << i;
+      if (!whole) lost &= (1u << live) - 1u;
+#pragma unroll 1
+      for (; lost != 0; lost &= lost - 1u) {
+        a.bad[quotient(n + __ffs(lost) - 1, a.sample)] = __int_as_float(0x7fc00000);
       }
     }
     return gates;

@@ -96,11 +96,6 @@ __device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
   return period <= 1 ? 0 : n - quotient(n, period) * period;
 }
 
-__device__ __forceinline__ int64_t quotient(int64_t n, int64_t divisor) {
-  if (((n | divisor) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(divisor);
-  return n / divisor;
-}
-
 // To the type that potentials are computed in.
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }

@@ -70,7 +70,8 @@ Access access_of(const Warp& w, int lane) {
 const char* touch(Byte& byte, const Access& now, bool write, int use) {
   const char* wrong = nullptr;
   if (byte.in_flight) wrong = "race: cp.async in flight";
-  if (!byte.write.before(now) && !(write && use == kMarks)) wrong = write ? "race: write after write" : "race: read after write";
+  if (!byte.write.before(now) && !(write && use == kMarks))
+    wrong = write ? "race: write after write" : "race: read after write";
   if (write) {
     if (!byte.reads[0].before(now) || !byte.reads[1].before(now)) wrong = "race: write after read";
     if (++byte.write_count > 1 && use == kOutput) wrong = "written twice";
