@@ -233,11 +233,12 @@ struct Neurons {
     if (a.bad != nullptr) {
       uint32_t lost = 0;
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) lost |= is_finite(v.at[i]) ? 0u : 1u << i;
-      if (!whole) lost &= (1u << live) - 1u;
+      for (int i = 0; i < kVec; ++i) {
+        if (!is_finite(v.at[i]) && (whole || i < live)) lost |= 1u << i;
+      }
 #pragma unroll 1
-      for (; lost != 0; lost &= lost - 1u) {
-        a.bad[quotient(n + __ffs(lost) - 1, a.sample)] = __int_as_float(0x7fc00000);
+      for (int i = 0; lost >> i != 0; ++i) {
+        if ((lost >> i & 1u) != 0) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
       }
     }
     return gates;

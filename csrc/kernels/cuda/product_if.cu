@@ -83,7 +83,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+__global__ void __launch_bounds__(S::kRegisterThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;

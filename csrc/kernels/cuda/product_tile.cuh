@@ -28,6 +28,8 @@ struct Shape {
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
   // That share a multiprocessor, as far as registers go.
   static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
+  // Among so many threads a block's registers could be shared: at most 168 for each.
+  static constexpr int kRegisterThreads = kBlocks == 1 ? 384 : kThreads;
 
   // A stage: rows of weights, then rows of spikes, padded for even use of the banks.
   static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
