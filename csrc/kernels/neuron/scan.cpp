@@ -45,31 +45,32 @@ struct Currents {
   }
 };
 
-template <class C, bool has_residual>
+template <class C, int L, bool has_residual>
 TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
-  NeuronLanes<C> neurons[kGroups];
+  using Group = NeuronLanes<C, L>;
+  Group neurons[kGroups];
   for (int g = 0; g < kGroups; ++g) {
     neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
   }
   for (int p = 0; p * 8 < a.T; ++p) {
     const int first = p * 8, last = std::min(first + 8, a.T);
-    Int<C> plane[kGroups];
-    Int<C> residual[kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-      plane[g] = Int<C>{};
-      residual[g] = has_residual ? neurons[g].residual_plane(a, n + g * kLanes, p) : Int<C>{};
-    }
+    typename Group::Plane plane[kGroups] = {}, residual[kGroups];
+    for (int g = 0; has_residual && g < kGroups; ++g) neurons[g].load_residual(a, n + g * kLanes, p, residual[g]);
     for (int t = first; t < last; ++t) {
       C wide[kBlock];
       const C* y = currents.row(t, n, size, wide);
       for (int i = 0; i < kBlock; i += 64 / static_cast<int>(sizeof(C))) __builtin_prefetch(y + kAhead * kBlock + i);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) {
-        Vec<C> current = input_current(load<Vec<C>>(y + g * kLanes), neurons[g].scale, neurons[g].k);
-        if constexpr (has_residual) {
-          current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, t, residual[g]));
+#pragma GCC unroll 8
+        for (int i = 0; i < Group::kParts; ++i) {
+          Vec<C, L> current =
+              input_current(load<Vec<C, L>>(y + g * kLanes + i * L), neurons[g].scale[i], neurons[g].k[i]);
+          if constexpr (has_residual) {
+            current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, i, t, residual[g]));
+          }
+          neurons[g].advance(a, i, current, t, plane[g]);
         }
-        neurons[g].advance(a, current, t, plane[g]);
       }
     }
     for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
@@ -77,29 +78,31 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, i
   for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
 }
 
-template <class C>
+template <class C, int L>
 TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
   const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
     if (has_residual) {
-      scan_block<C, true>(currents, a, n, size);
+      scan_block<C, L, true>(currents, a, n, size);
     } else {
-      scan_block<C, false>(currents, a, n, size);
+      scan_block<C, L, false>(currents, a, n, size);
     }
   }
 }
 
+template <int L>
 TANDEM_INLINE void scan_float_body(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
-  scan_blocks(y, a, begin, end);
+  scan_blocks<float, L>(y, a, begin, end);
 }
+template <int L>
 TANDEM_INLINE void scan_double_body(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
-  scan_blocks(y, a, begin, end);
+  scan_blocks<double, L / 2>(y, a, begin, end);
 }
-TANDEM_CPU_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
-                  (y, a, begin, end))
-TANDEM_CPU_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
-                  (y, a, begin, end))
+TANDEM_CPU_LANES_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
+                        (y, a, begin, end))
+TANDEM_CPU_LANES_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
+                        (y, a, begin, end))
 
 void scan(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
   scan_float(y, a, begin, end);
