@@ -25,6 +25,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("window_product(" PRODUCT WINDOW ") -> Tensor");
+  m.def("quantise(Tensor weight, int bits) -> (Tensor q, Tensor step)");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");

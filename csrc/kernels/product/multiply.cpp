@@ -171,9 +171,12 @@ Way way_of(const Layer& layer) {
   return choose(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), unit);
 }
 
-Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+namespace {
+
+// run_tile_by_tile() of a layer whose channels are all or, if these are given, the active inputs.
+Refusal run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor parallel) {
   const Tiling tiling(layer.geometry);
-  const TilePacker pack_one(layer.geometry, layer.weights, tiling);
+  const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
   const Prepared none(tiling);
   const Multiplier m(layer, none, way_of(layer));
   uint8_t* open = reserve_open(layer);
@@ -196,6 +199,18 @@ Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
   }
   write_mask(layer, open, parallel);
   return all_finite ? Refusal::kNone : Refusal::kNotFinite;
+}
+
+}  // namespace
+
+Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+  if (!ActiveInputs::possible(layer.geometry)) return run_tiles_of(layer, nullptr, parallel);
+  const ActiveInputs active(layer);
+  if (!active.pays()) return run_tiles_of(layer, nullptr, parallel);
+  Layer few = layer;
+  few.geometry.channels = active.count;
+  few.planes = active.planes.data();
+  return run_tiles_of(few, &active, parallel);
 }
 
 }  // namespace tandem::cpu

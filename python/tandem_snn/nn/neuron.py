@@ -13,14 +13,14 @@ from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import norm_layer, product_layer, window_product
+from tandem_ext.functional.layer import needs_grad, norm_layer, product_layer, window_product
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
 from .gamma import initial_gamma
-from .quantise import check_bits, integers, rounded
+from .quantise import byte_integers, check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
@@ -217,7 +217,11 @@ class SpikingLayer(nn.Module):
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
         """The spikes, with a batch norm that is a scale and a shift."""
-        weight, step = self._weights()
+        graph = torch.is_grad_enabled() and needs_grad(self.weight)
+        if self.weight_bits is None or graph or not isinstance(x, SpikeTrain):
+            weight, step = self._weights()
+        else:
+            weight, step = byte_integers(self.weight, self.weight_bits)
         return product_layer(  # type: ignore[return-value]
             x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
         )

@@ -85,7 +85,7 @@ TANDEM_TARGET_AMX Digits pack_column(const int32_t* weights, const std::vector<i
   for (const int64_t p : position) {
     const __m512i w = _mm512_loadu_si512(weights + p);
     bits = _mm512_or_si512(bits, w);
-    most = _mm512_max_epu32(most, _mm512_abs_epi32(w));
+    most = _mm512_max_epu32(most, _mm512_xor_si512(w, _mm512_srai_epi32(w, 31)));  // -128 is a digit, 128 is none
   }
   const auto any = static_cast<uint32_t>(_mm512_reduce_or_epi32(bits));
   const int shift = any == 0 ? 0 : __builtin_ctz(any);
