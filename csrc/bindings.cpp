@@ -45,7 +45,9 @@ STABLE_TORCH_LIBRARY(tandem, m) {
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
+#if defined(__ELF__)
 #pragma weak _PyThreadState_UncheckedGet
+#endif
 
 namespace {
 

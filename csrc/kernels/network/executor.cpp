@@ -245,10 +245,26 @@ class Run {
       silence.resize(a.neurons);
       y = silence.data();
     } else {
-      y = call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
+      y = constant(i, a.neurons);
     }
     cpu::if_scan(y, DType::kFloat32, impulse ? tandem::Source::kImpulse : tandem::Source::kConstant, a, call_.parallel);
     call_.host->fired(i, a.planes, a.neurons * plan_.planes);
+  }
+
+  // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
+  const float* constant(int64_t i, int64_t neurons) {
+    const float* x = real(at(i).input);
+    if (call_.state == nullptr || !network_.keeps_product(i)) {
+      return call_.host->product(window(i), weights(i), nullptr, x);
+    }
+    const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
+    float* y = state(i) + neurons;
+    float* kept = y + neurons;
+    if (call_.step == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
+      std::copy_n(call_.host->product(window(i), weights(i), nullptr, x), neurons, y);
+      std::copy_n(x, inputs, kept);
+    }
+    return y;
   }
 
   // A current is the potential, after one step, of a neuron that begins at 0 and never fires: all steps are samples of

@@ -50,7 +50,9 @@ struct Plan {
   struct Step {
     Shape in, out;
     int64_t place, padded;  // of the result and of the padded input, in bytes per sample and plane
-    int64_t state;          // the layer's potentials or the counts so far, in floats per sample
+    // Of a stream, in floats per sample: the layer's potentials, then of a constant current itself and the input it is
+    // of; or the counts so far.
+    int64_t state;
   };
   std::vector<Step> steps;
   int64_t batch, planes;
@@ -95,6 +97,11 @@ class Network {
   bool reads_spikes(int64_t i) const { return program_.value(program_.instructions[i].input) == Value::kSpikes; }
   bool is_layer(int64_t i) const {
     return program_.kind(i) == Kind::layer || (program_.kind(i) == Kind::average && reads_spikes(i));
+  }
+  // Is its current the same at every step, as long as the input is?
+  bool keeps_product(int64_t i) const {
+    return program_.kind(i) == Kind::layer && !reads_spikes(i) &&
+           static_cast<Source>(program_.header.source) == Source::kDirect;
   }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_spikes(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }

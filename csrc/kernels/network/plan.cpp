@@ -148,6 +148,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t planes) const {
       }
       const bool counts = reads_spikes(number) && program_.values[n] >= Value::kMeans;
       plan.state += fires ? features : counts ? step.in.features() : 0;
+      if (fires && keeps_product(number)) plan.state += features + step.in.features();
       plan.steps.push_back(step);
     } catch (const std::invalid_argument& error) {
       refuse("instruction " + std::to_string(n) + ": " + error.what());

@@ -214,8 +214,6 @@ bool can_compress() {
   static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
   return can;
 }
-#else
-bool can_compress() { return false; }
 #endif
 
 }  // namespace

@@ -15,17 +15,17 @@ constexpr int64_t kAtOnce = 64;
 template <class Quotient>
 TANDEM_INLINE bool round_quotients(int64_t size, float largest, int8_t* q, const Quotient& quotient) {
   constexpr float kWhole = 12582912.f;  // 3 * 2^22: what is added to it loses its fraction
-  const int32_t nearly_half = static_cast<int32_t>(bits_of_float(0.4999f));
-  int32_t doubtful = 0;
+  int32_t farthest = 0;  // from what it is rounded to; the distances are in the order of their bits, NaN above all
   for (int64_t k = 0; k < size; ++k) {
-    float x = quotient(k);
-    x = x > largest ? largest : x < -largest ? -largest : x;
-    const float whole = (x + kWhole) - kWhole;
+    const float x = quotient(k);
+    const float above = x > -largest ? x : -largest;
+    const float within = above < largest ? above : largest;
+    const float whole = (within + kWhole) - kWhole;
     const auto distance = static_cast<int32_t>(bits_of_float(x - whole) & 0x7fffffff);
-    doubtful |= distance > nearly_half ? 1 : 0;
-    q[k] = static_cast<int8_t>(static_cast<int32_t>(whole == whole ? whole : 0.f));
+    farthest = distance > farthest ? distance : farthest;
+    q[k] = static_cast<int8_t>(static_cast<int32_t>(whole));
   }
-  return doubtful == 0;
+  return farthest <= static_cast<int32_t>(bits_of_float(0.4999f));
 }
 
 template <int L>
