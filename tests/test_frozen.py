@@ -297,7 +297,7 @@ def test_a_stream_whose_image_changes(shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         layer.weight.copy_(dyadic(*layer.weight.shape))
         layer.bias.copy_(dyadic(5))
-    net = nn.Sequential(tnn.Encoder(T=8), layer, *[] if len(shape) == 1 else [nn.Flatten()])
+    net = nn.Sequential(tnn.Encoder(T=8), layer, *[] if len(shape) == 1 else [tnn.Flatten()])
     features = 5 * math.prod(shape[1:])
     net.append(tnn.Readout(features, 3))
     images = [dyadic(2, *shape) for _ in range(3)]
