@@ -9,6 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:
 	@echo "make train     train an SNN and its ANN twin on handwritten digits, compare them, write runs/digits"
 	@echo "make test      the tests, Python and C++, in minutes"
+	@echo "make test-clients  notebooks, other people's tools, long lists of models"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time every op by itself"
@@ -16,7 +17,7 @@ help:
 	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage; needs clang and LLVM"
-	@echo "make results   docs/results.md and its pictures, from what tandem-snn sweep has written to docs/results/training"
+	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
@@ -28,9 +29,14 @@ help:
 train: $(READY) ext
 	tandem-snn train
 
+# As many workers as cores, up to four, each with one thread. A file's tests share fixtures, so they stay together.
 test: $(READY) ext
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile
 	$(call ctest,cpu)
+
+# Notebooks, other people's tools and long lists of models.
+test-clients: $(READY) ext
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m "clients and not cuda"
 
 test-all: $(READY) ext
 	python -m pytest -m ""
@@ -54,7 +60,7 @@ bench: $(READY) ext
 performance: $(READY) ext
 	tandem-snn bench --threads 1 --out docs/results/bench-1.json
 	tandem-snn bench --threads 2 --out docs/results/bench-2.json
-	python -m tandem_snn.bench.report docs/results/bench-*.json --out docs/performance.md
+	$(MAKE) results
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
@@ -68,7 +74,8 @@ coverage: $(READY)
 	python tests/measure_coverage.py
 
 results: $(READY) ext
-	python -m tandem_snn.results docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
+	python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
+	python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
 
 gpu-check: $(READY) ext
 	python tests/gpu/check.py
@@ -83,7 +90,7 @@ lint: $(READY)
 	mypy
 	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-docs: $(READY)
+docs: $(READY) results
 	python docs/figures/rule.py
 	python -m mkdocs build --strict
 
@@ -115,4 +122,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-all test-arm ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean

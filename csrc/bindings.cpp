@@ -24,11 +24,13 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("conv_if(" PRODUCT WINDOW NEURON ") -> " SPIKES);
   m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
-  m.def("window_product(" PRODUCT WINDOW ") -> Tensor");
+  m.def("window_product(" PRODUCT WINDOW ", bool counted) -> Tensor");
   m.def("quantise(Tensor weight, int bits) -> (Tensor q, Tensor step)");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
+  m.def("count_bytes(Tensor planes) -> Tensor");
+  m.def("burst_planes(Tensor counts, int T) -> Tensor");
   m.def("gate_grad(Tensor grad, Tensor mask, float threshold) -> Tensor");
   m.def(
       "bn_statistics(Tensor product, float factor, Tensor? gain, Tensor? gamma, Tensor? beta, float eps) -> "
@@ -40,8 +42,8 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_check(Tensor program, Tensor numbers) -> str");
   m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, int T, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, int step, "
-      "bool every_step) -> (Tensor readout, Tensor state)");
+      "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, Tensor? state, "
+      "int step, bool every_step) -> (Tensor readout, Tensor state)");
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.

@@ -18,7 +18,7 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     """Concatenate trains, or inputs of one kind.
 
     Args:
-        signals: at least one; all of the same kind, T and gain.
+        signals: at least one; all of one kind, T and gain. Side by side each may have its own gain per channel.
         dim: the dimension of [B, *features], by default the batch.
 
     Raises:
@@ -46,7 +46,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
             raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
         if not _fit(first.shape, other.shape, dim):
             raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
-        if not _same_gain(first.gain, other.gain):
+        each_its_own = dim == 1 and all(isinstance(s.gain, Tensor) and s.gain.dim() for s in (first, other))
+        if not each_its_own and not _same_gain(first.gain, other.gain):
             raise ValueError(f"signals: a spike must be worth the same in all, got gain {first.gain} and {other.gain}")
     joined: S = first.concatenate(signals, dim)
     return joined

@@ -19,6 +19,7 @@ from ._load import CUDA_ARCHS
 from .signal import Signal
 
 GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
+TIMINGS = ("step", "window")
 _CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -68,8 +69,11 @@ def T(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int from 1 to 255, got {value}")
 
 
-def gain(name: str, value: object) -> None:
-    if isinstance(value, Tensor):
+def gain(name: str, value: object, channels: int | None = None) -> None:
+    """A number or a 0-dim tensor; with ``channels`` also [channels]."""
+    if isinstance(value, Tensor) and value.dim() and channels is not None:
+        per_channel(name, value, channels, value.device)
+    elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
         if value.dim() != 0:
@@ -104,6 +108,28 @@ def high_bits(name: str, value: Tensor, steps: int) -> None:
 def dtype(name: str, value: object) -> None:
     if not isinstance(value, torch.dtype):
         raise TypeError(f"{name}: expected a torch.dtype, such as torch.float32, got {_describe(value)}")
+
+
+def bursts(name: str, value: Tensor, made: Tensor) -> None:
+    """Planes of bursts are those made from their counts. Reads values."""
+    if _readable(value) and not torch.equal(value, made):
+        raise ValueError(
+            f"{name}: with timing='window' a neuron spikes in the first steps, one after the other, or not"
+        )
+
+
+def whole_counts(name: str, value: object, steps: Any) -> None:
+    """The counts of bursts, [B, *features]: whole numbers from 0 to T. Reads values."""
+    T("T", steps)
+    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: expected a tensor of whole numbers [B, *features], got {_describe(value)}")
+    if value.dim() < 1:
+        raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
+    device(name, value)
+    if _readable(value):
+        whole = value == value.round() if value.is_floating_point() else True
+        if not bool(((value >= 0) & (value <= steps) & whole).all()):
+            raise ValueError(f"{name}: expected whole numbers from 0 to T={steps}, got others")
 
 
 def counts(name: str, value: object, planes_: Tensor) -> None:
@@ -167,7 +193,7 @@ def signal(name: str, value: object) -> None:
 
 
 def train(name: str, value: object) -> None:
-    if not hasattr(value, "planes"):
+    if not hasattr(value, "stored"):
         raise TypeError(f"{name}: expected a SpikeTrain, got {_describe(value)}")
 
 
@@ -230,6 +256,23 @@ def gate(value: object) -> None:
         raise ValueError(f"gate: expected one of {', '.join(map(repr, GATES))}, got {value!r}")
 
 
+def timing(value: object) -> None:
+    if value not in TIMINGS:
+        raise ValueError(f"timing: expected one of {', '.join(map(repr, TIMINGS))}, got {value!r:.80}")
+
+
+def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
+    """A window layer integrates a whole window before it fires: it has no leak, and no spike is early."""
+    if timing_ == "step":
+        return
+    if leak_ != 1:
+        raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
+    if gate_ == "resu":
+        raise ValueError(
+            "gate: with timing='window' no neuron fires too early, which 'resu' is for: use 'relu' or 'clip'"
+        )
+
+
 def steps(value: object, name: str = "steps", what: str = ", the length of the window") -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive int{what}, got {_describe(value)}")
@@ -238,17 +281,17 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
 
 
 def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
-    """A number, or a tensor that is 0-dim, [*features] or [B, *features]; shape is the last."""
+    """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not -math.inf < value < math.inf:
             raise ValueError(f"v_init: expected a finite number, got {value}")
     elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
-        if value.dim() != 0 and value.shape not in (shape, shape[1:]):
+        if value.dim() != 0 and value.shape not in (shape, shape[1:], shape[1:2]):
             raise ValueError(
-                f"v_init: expected a float, a 0-dim tensor, or shape {list(shape[1:])} or {list(shape)}, "
-                f"got {list(value.shape)}"
+                f"v_init: expected a float, a 0-dim tensor, one per channel, or shape {list(shape[1:])} or "
+                f"{list(shape)}, got {list(value.shape)}"
             )
         same_device("v_init", value, "the layer", expected)
         if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):
@@ -257,13 +300,14 @@ def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = 
         raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")
 
 
-def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device) -> None:
-    """A train of the layer's own output shape and T, or currents [T, B, *features]."""
+def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device, summed: bool) -> None:
+    """A train of the layer's own output shape and T, or currents [T, B, *features], or ``summed`` ones [1, ...]."""
     if isinstance(value, Tensor):
         if value.dtype not in _FLOATS:
             raise TypeError(f"residual: expected a SpikeTrain or floating-point currents, got {_describe(value)}")
-        if value.shape != (steps_, *shape):
-            raise ValueError(f"residual: expected currents of shape {[steps_, *shape]}, got {list(value.shape)}")
+        if value.shape != (steps_, *shape) and not (summed and value.shape == (1, *shape)):
+            hint = ": their sum over the window is for layers with timing='window'" * (value.shape == (1, *shape))
+            raise ValueError(f"residual: expected currents of shape {[steps_, *shape]}, got {list(value.shape)}{hint}")
         same_device("residual", value, "the layer", expected)
         return
     train("residual", value)

@@ -79,7 +79,7 @@ def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
     shape, dtype = _shape(a), _dtype(a)
     like, train, compute = next(iter(a.values())), a.get("train", True), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
-    planes = _empty(like, [(T + 7) // 8], shape, torch.uint8)
+    planes = _empty(like, [1 if a["timing"] == "window" else (T + 7) // 8], shape, torch.uint8)
     counts = _empty(like, [], shape if train else [0], dtype)
     mask = like.new_empty((math.prod(shape) + 7) // 8 if train else 0, dtype=torch.uint8)
     outputs = planes, counts, mask, _empty(like, [], shape if a["return_v"] else [0], compute)
@@ -110,6 +110,14 @@ def _fake_unpack(a: Arguments) -> Tensor:
 
 def _fake_counts(a: Arguments) -> Tensor:
     return _empty(a["planes"], [], a["planes"].shape[1:], a["dtype"])
+
+
+def _fake_count_bytes(a: Arguments) -> Tensor:
+    return _empty(a["planes"], [1], a["planes"].shape[1:], torch.uint8)
+
+
+def _fake_burst_planes(a: Arguments) -> Tensor:
+    return _empty(a["counts"], [(a["T"] + 7) // 8], a["counts"].shape[1:], torch.uint8)
 
 
 def _fake_gate_grad(a: Arguments) -> Tensor:
@@ -209,4 +217,6 @@ _register("quantise", _fake_quantise, {}, ())
 _register("pack", _fake_pack, {"spikes": 1}, (1,))
 _register("unpack", _fake_unpack, {"planes": 1}, (1,))
 _register("counts", _fake_counts, {"planes": 1}, (0,))
+_register("count_bytes", _fake_count_bytes, {"planes": 1}, (1,))
+_register("burst_planes", _fake_burst_planes, {"counts": 1}, (1,))
 _register("gate_grad", _fake_gate_grad, {"grad": 0, "mask": 0}, lambda a: () if a["grad"].numel() % 8 else (0,))

@@ -61,6 +61,18 @@ def spikes_at(planes: Tensor, t: int) -> Tensor:
     return planes[t // 8] >> t % 8 & 1
 
 
+def counts_of(stored: Tensor, timing: str, dtype: torch.dtype) -> Tensor:
+    """The counts [B, *features] of what a train stores: planes or, with timing "window", counts as bytes.
+
+    >>> counts_of(torch.tensor([[[3, 2]]], dtype=torch.uint8), "window", torch.float32)
+    tensor([[3., 2.]])
+    """
+    if timing == "window":
+        return stored[0].to(dtype)
+    result: Tensor = torch.ops.tandem.counts.default(stored, dtype)
+    return result
+
+
 def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The number of spikes of every neuron, [B, *features]: the popcounts of its planes, summed.
 

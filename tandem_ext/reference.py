@@ -6,7 +6,7 @@ product are exact, from these lines alone. Arguments are not checked and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ def linear_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
     dtype = _counts_dtype(weight)
-    return _layer(*_currents(x, _product(weight), dtype), bias, dtype, return_v, **neuron)
+    x, weight = _weighted(x, weight)
+    currents = _currents(x, _product(weight), dtype, neuron)
+    return _layer(*currents, bias, dtype, return_v, **neuron)
 
 
 def conv_if(
@@ -43,8 +45,9 @@ def conv_if(
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
     """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
     dtype = _counts_dtype(weight)
+    x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
-    return _layer(*_currents(x, product, dtype), bias, dtype, return_v, **neuron)
+    return _layer(*_currents(x, product, dtype, neuron), bias, dtype, return_v, **neuron)
 
 
 def if_scan(
@@ -53,9 +56,11 @@ def if_scan(
     """IF neurons driven by given currents [T, B, *features]; see :func:`tandem_ext.functional.if_scan`."""
     if not isinstance(currents, Tensor):
         dtype = currents.x.dtype
-        return _layer(*_currents(currents, lambda x: x, dtype), None, dtype, return_v, **neuron)
+        given = _currents(currents, lambda x: x, dtype, neuron)
+        return _layer(*given, None, dtype, return_v, **neuron)
     y = currents.to(_compute_dtype(currents.dtype))
-    return _layer(y.detach(), y.sum(0), 1.0, None, currents.dtype, return_v, **neuron)
+    steps = _in_order(y.detach()).unsqueeze(0) if _is_window(neuron) else y.detach()
+    return _layer(steps, len(y), y.sum(0), 1.0, None, currents.dtype, return_v, **neuron)
 
 
 def linear_bn_if(
@@ -69,7 +74,8 @@ def linear_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    currents = _currents(x, _product(weight), weight.dtype)
+    x, weight = _weighted(x, weight)
+    currents = _currents(x, _product(weight), weight.dtype, neuron)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
 
@@ -88,7 +94,9 @@ def conv_bn_if(
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
     """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    currents = _currents(x, _product(weight, stride, padding, dilation, groups), weight.dtype)
+    x, weight = _weighted(x, weight, groups)
+    product = _product(weight, stride, padding, dilation, groups)
+    currents = _currents(x, product, weight.dtype, neuron)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, **neuron)
 
 
@@ -100,7 +108,8 @@ conv1d_bn_if = conv2d_bn_if = conv_bn_if
 
 
 def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The neuron: currents [T, ...] and the first v -> (spikes [T, ...] of 0 and 1, z = Σ currents, the last v).
+    """The neuron of timing "step": currents [T, ...] and the first v -> (spikes [T, ...] of 0 and 1, z = Σ currents,
+    the last v).
 
     Every line rounds once, to the dtype of the currents.
     """
@@ -114,6 +123,19 @@ def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: floa
         z = z + current
         spikes.append(spike)
     return torch.stack(spikes).to(currents.dtype), z, v
+
+
+def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
+    """The neuron of timing "window", which has integrated: the v it has come to -> (counts 0 .. T, the last v).
+
+    It spikes while v ≥ ϑ, T times at most. Every line rounds once, to the dtype of v.
+    """
+    theta, counts = v.new_tensor(threshold), torch.zeros_like(v)
+    for _ in range(T):
+        spike = v >= theta  # NaN does not fire
+        v = v - torch.where(spike, theta, 0)
+        counts = counts + spike.to(v.dtype)
+    return counts, v
 
 
 def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
@@ -143,11 +165,13 @@ def _divided(x: Tensor, by: int) -> Tensor:
 
 def _neurons(
     y: Tensor,
+    T: int,
     ann: Tensor,
     scale: Tensor,
     shift: Tensor,
     counts_dtype: torch.dtype,
     *,
+    timing: str = "step",
     threshold: float | Tensor = 1.0,
     leak: float = 1.0,
     v_init: float | Tensor = 0.0,
@@ -155,32 +179,40 @@ def _neurons(
     gate: str = "relu",
     steps: int | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
-    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], and the ANN's pre-activation, which takes their
-    gradients.
+    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], or of timing "window" from u = W c as [1, ...], and
+    the ANN's pre-activation, which takes their gradients.
 
     A tensor threshold is the neurons' unit of potential: in that unit they fire at 1. scale and shift are given in it.
     """
-    T, unit = y.shape[0], _unit(threshold, y)
+    unit, window = _unit(threshold, y), timing == "window"
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
-        currents = scale * y + _divided(shift, steps or T)
+        currents = scale * y + (shift if window else _divided(shift, steps or T))
     if residual is not None:
         r, r_sum, worth = _residual(residual, y)
-        currents = currents + worth.detach() / unit.detach() * r
+        currents = currents + worth.detach() / unit.detach() * (r_sum.detach() if window else r)
         ann = ann + worth * r_sum
     with torch.no_grad():
-        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device) / unit
-        spikes, z, v = integrate_and_fire(currents, v.expand(y.shape[1:]), fire_at, leak)
-        if gate == "resu":
-            spikes = spikes * (z > 0)
+        v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
+        v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
+        if window:
+            z = currents[0]
+            fired, v = fire_after_window(v + z, fire_at, T)
+            stored = fired.to(torch.uint8).unsqueeze(0)
+        else:
+            spikes, z, v = integrate_and_fire(currents, v, fire_at, leak)
+            if gate == "resu":
+                spikes = spikes * (z > 0)
+            stored, fired = pack(spikes), spikes.sum(0)
     theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
     is_open = open_gate(z, gate, fire_at, T)
-    counts = _Tandem.apply(ann, theta, spikes.sum(0), is_open)  # type: ignore[no-untyped-call]
-    return SpikeTrain.unchecked(pack(spikes), T, counts.to(counts_dtype)), v * unit.detach()
+    counts = _Tandem.apply(ann, theta, fired, is_open)  # type: ignore[no-untyped-call]
+    return SpikeTrain.unchecked(stored, T, counts.to(counts_dtype), timing=timing), v * unit.detach()
 
 
 def _layer(
     y: Tensor,
+    T: int,
     total: Tensor,
     gain: float | Tensor,
     bias: Tensor | None,
@@ -200,12 +232,13 @@ def _layer(
     unit = _unit(threshold, y)
     with torch.no_grad():
         scale, shift = w * s * g / unit, (w * b + k) / unit
-    train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
+    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold=threshold, **neuron)
     return (train, v) if return_v else train
 
 
 def _bn_layer(
     y: Tensor,
+    T: int,
     total: Tensor,
     gain: float | Tensor,
     bias: Tensor | None,
@@ -225,7 +258,7 @@ def _bn_layer(
     beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
     ann = F.batch_norm(worth * total, None, None, gamma, beta, True, 0.0, eps)
     with torch.no_grad():
-        u = total.double().movedim(1, -1).flatten(0, -2)
+        u = (y[0] if _is_window(neuron) else total).double().movedim(1, -1).flatten(0, -2)
         mean = _divided(u.sum(0), len(u))
         var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
         mean = mean.to(y.dtype)
@@ -233,7 +266,7 @@ def _bn_layer(
         a = gamma / unit * (1 / square_root(g * g * var + eps))
         scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
         mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
-    train, v = _neurons(y, ann, scale, shift, dtype, threshold=threshold, **neuron)
+    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold=threshold, **neuron)
     return (train, v) if return_v else train, mean, var
 
 
@@ -254,19 +287,51 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
 
 
-def _currents(x: Input, product: Product, dtype: torch.dtype) -> tuple[Tensor, Tensor, float | Tensor]:
-    """x through ``product``: step by step [T, B, *features], summed over the window [B, *features], and x's gain."""
+def _currents(
+    x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any]
+) -> tuple[Tensor, int, Tensor, float | Tensor]:
+    """x through ``product``: step by step [T, B, *features], of timing "window" the exact sum, rounded once, as one
+    step; T; with a gradient, summed over the window, [B, *features]; and x's gain.
+    """
     compute_dtype = _compute_dtype(dtype)
     if isinstance(x, SpikeTrain):
-        spikes = unpack(x, compute_dtype)
+        counts = _counts(x, compute_dtype)
         with torch.no_grad():
-            y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
-        return y, product(_counts(x, compute_dtype)), x.gain
+            if _is_window(neuron):
+                y = product(counts.double()).to(compute_dtype).unsqueeze(0)
+            else:
+                spikes = unpack(x, compute_dtype)
+                y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
+        return y, x.T, product(counts), x.gain
     current = product(x.x).to(compute_dtype)
+    total = x.T * current if isinstance(x, ConstantInput) else current
+    if _is_window(neuron):
+        return total.detach().unsqueeze(0), x.T, total, x.gain
     y = current.detach().expand(x.T, *current.shape)
-    if isinstance(x, ConstantInput):
-        return y, x.T * current, x.gain
-    return torch.cat([y[:1], torch.zeros_like(y[1:])]), current, x.gain
+    if isinstance(x, ImpulseInput):
+        y = torch.cat([y[:1], torch.zeros_like(y[1:])])
+    return y, x.T, total, x.gain
+
+
+def _is_window(neuron: Mapping[str, Any]) -> bool:
+    return neuron.get("timing") == "window"
+
+
+def _in_order(currents: Tensor) -> Tensor:
+    """Σ over the steps, one after the other."""
+    total = torch.zeros_like(currents[0])
+    for current in currents:
+        total = total + current
+    return total
+
+
+def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
+    """What the spikes of each channel are worth goes into the weights of that channel."""
+    if not isinstance(x.gain, Tensor) or not x.gain.dim():
+        return x, weight
+    rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
+    weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight  # type: ignore[union-attr]
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:
@@ -293,8 +358,10 @@ def pack(spikes: Tensor) -> Tensor:
 
 
 def unpack(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`pack`."""
-    return torch.stack([train.planes[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)
+    """The inverse of :func:`pack`; of a train of bursts its steps, of which a neuron spikes at the first."""
+    if train.timing == "window":
+        return torch.stack([train.stored[0] > t for t in range(train.T)]).to(dtype)
+    return torch.stack([train.stored[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)
 
 
 def _counts(train: SpikeTrain, dtype: torch.dtype) -> Tensor:

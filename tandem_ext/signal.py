@@ -114,7 +114,7 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
     def decorate(cls: C) -> C:
         cls.__annotations__ = {field: Any, **dict.fromkeys(others, InitVar[Any])}
         for name in others:
-            setattr(cls, name, None)  # else replace() asks for them
+            setattr(cls, name, getattr(cls, name, None))  # else replace() asks for them
         dataclass(init=False, eq=False, repr=False)(cls)
         return cls
 
@@ -207,7 +207,7 @@ def _dump(context: Any) -> Any:
 
 def _load(dumped: Any) -> Any:
     def value(v: Any) -> Any:
-        return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) else v
+        return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) and v.startswith("torch.") else v
 
     names, rest = dumped
     return tuple(names), tuple((n, value(v)) for n, v in rest)

@@ -1,4 +1,4 @@
-"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps."""
+"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps, or for all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import checks, events
+from .planes import counts_of
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
 
 
 class _Counts:
-    """Descriptor of the field ``counts``: the tensor given, else the planes' popcounts, made when first asked for.
+    """Descriptor of the field ``counts``: the tensor given, else what the spikes count, made when first asked for.
 
     What was made is kept beside the fields: as a pytree a train is the same whether or not anyone has looked.
     """
@@ -30,7 +31,7 @@ class _Counts:
         if train._counts is not None:
             return train._counts
         if train._made is None:
-            train._made = torch.ops.tandem.counts.default(train.planes, train._dtype)
+            train._made = counts_of(train.stored, train.timing, train._dtype)
         return train._made
 
     def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
@@ -51,9 +52,13 @@ class _Remembers(Signal):
     _dtype: torch.dtype  # of counts that are yet to be made
 
 
-@dataclass_of("counts", "planes", "T", "gain")
+@dataclass_of("counts", "planes", "T", "gain", "timing")
 class SpikeTrain(_Remembers):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
+
+    It has two forms. With timing "step" spikes may be anywhere, and a neuron takes one byte for every eight steps. With
+    timing "window" each neuron spikes in the first steps and then no more, a burst, as layers with that timing fire:
+    its count says all, so it takes one byte whatever T; planes are made when somebody asks for them.
 
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
@@ -61,12 +66,17 @@ class SpikeTrain(_Remembers):
         T: the number of time steps, 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
-        gain: what a spike is worth: the layer that receives the train sees the current ``gain * W s``. A float or a
-            0-dim tensor, which may require a gradient.
+        gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
+            tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
+        timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
+
+    Attributes:
+        stored: what it holds: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
 
     Raises:
         TypeError: planes not uint8, counts not floating point, T not an int, gain neither number nor tensor.
-        ValueError: T out of range, shapes that do not fit, a high bit set, different devices.
+        ValueError: T out of range, shapes that do not fit, a high bit set, different devices; timing "window" for
+            planes that are no bursts.
 
     The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
     SpikeTrain is a dataclass and a pytree node: it passes through ``torch.compile``, ``torch.export``, ``vmap``, DDP
@@ -80,38 +90,52 @@ class SpikeTrain(_Remembers):
     tensor([[2., 1.]])
     """
 
-    planes: Tensor
     T: int
+    stored: Tensor
+    timing: str = "step"
     counts = _Counts()
 
-    def __init__(self, planes: Tensor, T: int, counts: Tensor | None = None, gain: float | Tensor = 1.0) -> None:
-        self.planes = planes
-        self.T = T
-        self._counts = counts
-        self.gain = gain
-        self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
-        checks.planes("planes", self.planes, self.T)
-        checks.gain("gain", self.gain)
-        checks.high_bits("planes", self.planes, self.T)
-        if self._counts is not None:
-            checks.counts("counts", self._counts, self.planes)
-
-    @classmethod
-    def unchecked(
-        cls,
+    def __init__(
+        self,
         planes: Tensor,
         T: int,
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
+        timing: str = "step",
+    ) -> None:
+        self.stored = planes
+        self.T = T
+        self._counts = counts
+        self.gain = gain
+        self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
+        checks.planes("planes", planes, self.T)
+        checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
+        checks.high_bits("planes", planes, self.T)
+        if self._counts is not None:
+            checks.counts("counts", self._counts, planes)
+        checks.timing(timing)
+        if timing == "window":
+            self.stored, self.timing = self.count_bytes, timing
+            checks.bursts("planes", planes, self.planes)
+
+    @classmethod
+    def unchecked(
+        cls,
+        stored: Tensor,
+        T: int,
+        counts: Tensor | None = None,
+        gain: float | Tensor = 1.0,
         dtype: torch.dtype | None = None,
+        timing: str = "step",
     ) -> SpikeTrain:
         """A train from parts known to be right: no check, no look at values.
 
-        dtype is the type that counts will have when they are made from the planes (default: the default dtype).
+        dtype is the type that counts will have when they are made from what is stored (default: the default dtype).
         """
         train = object.__new__(cls)
-        train.planes = planes
+        train.stored = stored
         train.T = T
+        train.timing = timing
         train._counts = counts
         train.gain = gain
         if dtype is None:
@@ -131,12 +155,36 @@ class SpikeTrain(_Remembers):
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
-        checks.gain("gain", gain)
+        checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
         counts = spikes.sum(0) if may_need_grad(spikes) else None
         dtype = spikes.dtype if spikes.is_floating_point() else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
+
+    @classmethod
+    def from_counts(cls, counts: Tensor, T: int, gain: float | Tensor = 1.0) -> SpikeTrain:
+        """A train of bursts, timing "window", from the number of spikes of each neuron.
+
+        Args:
+            counts: whole numbers from 0 to T, [B, *features], of any integer or floating-point dtype; one that
+                requires a gradient receives it.
+            T: the number of time steps, 1..255.
+
+        Raises:
+            TypeError: no such tensor, T no int.
+            ValueError: T out of range, no batch dimension, other values.
+
+        >>> te.SpikeTrain.from_counts(torch.tensor([[2, 0, 3]]), T=3).to_dense(torch.int)[:, 0]
+        tensor([[1, 0, 1],
+                [1, 0, 1],
+                [0, 0, 1]], dtype=torch.int32)
+        """
+        checks.whole_counts("counts", counts, T)
+        checks.gain("gain", gain)
+        edge = counts if may_need_grad(counts) else None
+        dtype = counts.dtype if counts.is_floating_point() else None
+        return cls.unchecked(counts.detach().to(torch.uint8).unsqueeze(0), T, edge, gain, dtype, "window")
 
     @classmethod
     def from_frames(
@@ -226,6 +274,10 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", gain)
         return cls.unchecked(planes, T, None, gain)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Trains that were pickled before there were two forms have planes."""
+        self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
+
     @property
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
@@ -233,13 +285,29 @@ class SpikeTrain(_Remembers):
         return counts if counts is not None and may_need_grad(counts) else None
 
     @property
+    def planes(self) -> Tensor:
+        """uint8 [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is the spike at step t."""
+        if self.timing == "step":
+            return self.stored
+        planes: Tensor = torch.ops.tandem.burst_planes.default(self.stored, self.T)
+        return planes
+
+    @property
+    def count_bytes(self) -> Tensor:
+        """The counts, uint8 [1, B, *features]."""
+        if self.timing == "window":
+            return self.stored
+        count_bytes: Tensor = torch.ops.tandem.count_bytes.default(self.stored)
+        return count_bytes
+
+    @property
     def shape(self) -> torch.Size:
         """[B, *features]."""
-        return self.planes.shape[1:]
+        return self.stored.shape[1:]
 
     @property
     def device(self) -> torch.device:
-        return self.planes.device
+        return self.stored.device
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: that of the counts)."""
@@ -257,13 +325,18 @@ class SpikeTrain(_Remembers):
     def concatenate(cls, signals: Sequence[SpikeTrain], dim: int) -> SpikeTrain:
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
         first = signals[0]
-        planes = torch.cat([s.planes for s in signals], dim + 1)
-        return cls.unchecked(planes, first.T, counts, first.gain, first._dtype)
+        timing = "window" if all(s.timing == "window" for s in signals) else "step"
+        stored = torch.cat([s.stored if timing == "window" else s.planes for s in signals], dim + 1)
+        gain = first.gain
+        if dim == 1 and isinstance(gain, Tensor) and gain.dim():
+            gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
+        return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         counts = None if self._counts is None else f(self._counts)
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        return self.unchecked(f(self.planes), self.T, counts, gain, self._dtype if counts is None else None)
+        dtype = self._dtype if counts is None else None
+        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing)
 
     def to(
         self,
@@ -281,10 +354,11 @@ class SpikeTrain(_Remembers):
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
-        return self.unchecked(self.planes[:, index], self.T, counts, self.gain, self._dtype)
+        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing)
 
     def __repr__(self) -> str:
-        return f"SpikeTrain(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
+        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"
+        return f"SpikeTrain({shown}{', timing=window' * (self.timing == 'window')})"
 
 
-register_pytree(SpikeTrain, ("planes", "T", "_counts", "gain", "_dtype"), static=("T", "_dtype"))
+register_pytree(SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing"), static=("T", "_dtype", "timing"))

@@ -154,7 +154,15 @@ def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
     if shutil.which("clang++-19") is None or not libcxx.exists() or (arch == "arm64" and libc == Path("/usr/include")):
         pytest.skip("needs Debian's clang-19, libc++-19-dev and, for arm64, g++-aarch64-linux-gnu")
     system = [ROOT / "tests/apple", libcxx, libc, Path("/usr/include/x86_64-linux-gnu")][: 3 if arch == "arm64" else 4]
-    flags = [f"--target={arch}-apple-macos14", "-fsyntax-only", "-Wall", "-Wno-unused-private-field", "-Werror", "-U__nonnull", "-D_GNU_SOURCE"]
+    flags = [
+        f"--target={arch}-apple-macos14",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wno-unused-private-field",
+        "-Werror",
+        "-U__nonnull",
+        "-D_GNU_SOURCE",
+    ]
     flags += ["-nostdinc++", *(f"-isystem{folder}" for folder in system)]
     rules, _ = compile.commands(Plan(), "0")
     for group, paths in compile.read_sources().items():

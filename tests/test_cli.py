@@ -4,17 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import tandem_ext as te
 import tandem_snn
 from tandem_snn.cli import main
 from tandem_snn.cli.app import app
-from tandem_snn.training import list_recipes, load_checkpoint, read_recipe
+from tandem_snn.training import Recipe, list_recipes, load_checkpoint, read_recipe
 
 SHORT = ["--model", "mlp", "--epochs", "2", "--width", "0.25", "--seeds", "2"]
 
@@ -61,6 +63,18 @@ def test_help_and_info():
     assert "--seeds" in result.output
     result = CliRunner().invoke(app, ["train", "--list"])
     assert {line.split()[0] for line in result.output.splitlines() if line.strip()} >= {*list_recipes()}
+
+
+def test_every_key_of_a_recipe_is_an_option(tmp_path):
+    options = {p.name: p for p in get_command(app).commands["train"].params}
+    for key in fields(Recipe):
+        assert key.name == "options" or options[key.name].help == key.metadata["help"]
+    given = "--model FC8 --epochs 1 --no-twin --synops-penalty 0.2 --no-validation --augment flip --augment shift:1"
+    assert main(["train", "--set", "lr=1", "--lr", "1e-3", "--seeds", "1", *given.split(), "--out", str(tmp_path)]) == 0
+    expected = Recipe(
+        model="FC8", epochs=1, synops_penalty=0.2, validation=False, augment=("flip", "shift:1"), batch_size=64, lr=1e-3
+    )
+    assert read_recipe(tmp_path / "model.safetensors") == expected
 
 
 def test_info_has_what_a_bug_report_needs(monkeypatch, capsys):
@@ -167,7 +181,7 @@ def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
     (run / "notes.txt").write_text("mine")
     (run / "report.html").write_text("of the old run")
     (run / "model.onnx").write_text("of the old run")
-    monkeypatch.setattr("tandem_snn.training.interruption.Interruption.requested", lambda self: True)
+    monkeypatch.setattr("tandem_snn.training.processes.Interruption.requested", lambda self: True)
     assert main([*arguments, "--overwrite"]) == 143
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
@@ -190,7 +204,7 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys):
     (tmp_path / "run/report.html").write_text("of two epochs")
     assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "SNN, seed 0: trained for 2 epochs, goes on to 3; the learning rate is now 0.0006, that of the" in shown
+    assert "SNN, seed 0: trained for 2 epochs, continues to 3; the learning rate is now 0.0006, from schedule" in shown
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["recipe"]["epochs"] == 3
     assert (

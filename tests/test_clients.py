@@ -22,6 +22,8 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann, freeze, to_ann
 
+pytestmark = pytest.mark.clients
+
 SAMPLES, T = 33, 20  # three planes: not the batch
 
 

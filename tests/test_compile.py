@@ -241,7 +241,7 @@ def test_torch_save_and_safe_load():
 
 def test_torch_distributed_walks_dataclasses():
     from torch.distributed.utils import _apply_to_tensors
-    from torch.nn.parallel.distributed import _find_tensors
+    from torch.nn.parallel.processes import _find_tensors
 
     x = train_with_edge(9, 3, 5)
     assert_same(_apply_to_tensors(torch.clone, x), x)

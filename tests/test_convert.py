@@ -15,6 +15,7 @@ import tandem_snn.nn as tnn
 from tandem_snn import ann as twins
 from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
 from tandem_snn.convert import CannotConvert
+from tandem_snn.nn.signals import effective_counts
 
 
 def settled(net: nn.Module, x: Tensor) -> nn.Module:
@@ -180,7 +181,7 @@ def at_the_counts(twin: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
 
             def spikes(_: object, __: object, y: object, name: str = name) -> None:
                 if isinstance(y, te.SpikeTrain):
-                    worth[name] = (y.counts * y.gain).detach()
+                    worth[name] = effective_counts(y).detach()
 
             handles.append(layer.register_forward_hook(spikes))
     snn(x)
@@ -272,15 +273,20 @@ def test_calibration() -> None:
     settled(net, x)
     snn = convert(net, T=8, v_init=0.25)
     assert calibrate(snn, [(x, None), (x, None)], percentile=100) is snn
-    largest = torch.relu(net[0](x)).max()
+    largest = torch.relu(net[0](x)).amax((0, 2, 3))
     first = snn.get_submodule("0.0")
-    assert first.threshold == largest / 8
-    assert first.v_init == pytest.approx(0.25 * first.threshold.item())
+    assert torch.equal(first.threshold, largest / 8)
+    torch.testing.assert_close(first.v_init, 0.25 * first.threshold)
     again = copy.deepcopy(snn)
     again.load_state_dict(snn.state_dict())
     assert torch.equal(again(x), snn(x))
     calibrate(snn, [x], percentile=50)
-    assert first.threshold < largest / 8
+    assert (first.threshold < largest / 8).all()
+    calibrate(snn, [x])
+    assert (first.threshold <= largest / 8).all()
+    one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
+    calibrate(one, [torch.rand(9, 4)])
+    assert isinstance(one[1].threshold, float)
     for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "no batch")):
         with pytest.raises(ValueError, match=message):
             calibrate(snn, **{"loader": [x], **keywords})

@@ -22,6 +22,7 @@ from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
+from tandem_snn.nn.signals import effective_counts
 
 
 class Net(nn.Module):
@@ -138,7 +139,7 @@ def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
     def spikes(name: str) -> Any:
         def hook(_: object, __: object, y: object) -> None:
             if isinstance(y, te.SpikeTrain):
-                worth[name] = (y.counts * y.gain).detach()
+                worth[name] = effective_counts(y).detach()
 
         return hook
 
@@ -187,6 +188,51 @@ def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
     plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or", gate="relu")
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))
+
+
+@pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "three branches", "shuffled"])
+def test_with_windows_a_count_is_the_activation_rounded(name: str) -> None:
+    net, x = made(name)
+    snn = calibrate(convert(net, T=8, example=x[:1], timing="window"), [x]).eval()
+    twin = to_ann(snn)
+
+    def rounded(layer: Any) -> Any:
+        unit = layer.threshold.view(-1, 1, 1)
+        return lambda module, given, a: (a / unit).add(0.5).floor().clamp(0, 8) * unit
+
+    for path in snn.meta["ways"]:
+        twin.get_submodule(path).register_forward_hook(rounded(snn.get_submodule(path)))
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x), twin(x), atol=0.02, rtol=0.02)  # but for a count at an edge
+    snn.train()(x).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_fused_layers_read_trains_side_by_side() -> None:
+    """Channels of two layers, in another order, with a ceiling on some: each is worth what it is worth."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (
+                conv(2, 4),
+                conv(2, 4),
+                conv(4, 4, padding=1, groups=2),
+                conv(8, 6, groups=2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept, passed = torch.cat([F.relu(self.a(x)), F.relu6(20 * self.b(x))], 1).chunk(2, 1)
+            y = torch.cat([F.pad(kept, (1, 1, 1, 1)), F.relu(self.c(F.pad(passed, (1, 1, 1, 1))))], 1)
+            return F.relu(self.d(F.channel_shuffle(y, 2)))
+
+    net, x = Mixed().eval(), torch.rand(6, 2, 8, 8)
+    snn = calibrate(convert(net, T=200, example=x[:1]), [x], percentile=100)
+    assert snn.meta["ways"]["c"] == snn.meta["ways"]["d"] == "fused: conv2d"
+    with torch.no_grad():
+        assert isinstance(snn(x), Tensor), "the answer is what the ANN's is, spikes too"
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+        assert torch.equal(to_ann(snn)(x), net(x))
 
 
 class Live(nn.Module):

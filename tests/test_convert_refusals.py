@@ -109,6 +109,15 @@ def test_a_transposed_convolution_is_not_blamed_for_what_follows() -> None:
             convert(net, T=8, **options)
 
 
+def test_the_reason_is_the_modules_own() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.Linear(8, 8), nn.ReLU())
+    with pytest.raises(CannotConvert, match=r"MultiheadAttention.*: attention; use a convolutional network"):
+        convert(net, T=8, example=torch.rand(1, 5, 8))
+    with pytest.raises(CannotConvert, match="`after` and `until` there is no ReLU"):
+        convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), T=8, example=torch.rand(1, 8), until="0")
+
+
 def test_examples() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     for example, error, message in (
@@ -152,5 +161,3 @@ def test_arguments() -> None:
         convert("resnet18", T=8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         to_ann("resnet18")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="gain: spikes can be worth"):
-        tnn.Linear(3, 2, threshold=torch.ones(2), gain="threshold")

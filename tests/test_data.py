@@ -10,8 +10,8 @@ import torch
 
 from tandem_snn import data
 from tandem_snn.data.augment import flip, shift
-from tandem_snn.data.images import standardisation
 from tandem_snn.data.split import Chance
+from tandem_snn.data.tensors import standardisation
 from tandem_snn.errors import UserError
 
 

@@ -73,6 +73,10 @@ LAYERS = {
     "residual": lambda layers: layers.Residual(
         layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True), layers.Conv2d(12, 8, 1, bias=False, norm=True)
     ),
+    "windows": lambda layers: layers.Residual(
+        layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True, timing="window"),
+        layers.Conv2d(12, 8, 1, bias=False, norm=True, timing="window"),
+    ),
 }
 
 

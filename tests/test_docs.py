@@ -101,7 +101,7 @@ def test_the_figures_of_the_rule(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "docs/figures/rule.py", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / "docs/figures").glob("*.svg"))
+    assert drawn == sorted(path.name for path in (ROOT / "docs/figures").glob("*.png"))
 
 
 @pytest.mark.slow

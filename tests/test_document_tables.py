@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from performance import document
+from runs import read as read_result
 
-from tandem_snn.bench.report import document
-from tandem_snn.bench.show import median
-from tandem_snn.measure.interval import points
-from tandem_snn.results.result import read as read_result
+from tandem_snn.bench.command import median
+from tandem_snn.measure.quality import points
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from documents import ROOT, read, with_table
@@ -53,7 +53,7 @@ def bench(threads: int) -> dict[str, Any]:
 
 
 def test_the_performance_page() -> None:
-    page = document({f"results/bench-{threads}.png": bench(threads) for threads in (1, 2)})
+    page = document({f"results/figures/bench-{threads}.png": bench(threads) for threads in (1, 2)})
     assert page == (ROOT / "docs/performance.md").read_text()
 
 

@@ -227,7 +227,7 @@ BAD_OP_CALLS = {
 @pytest.mark.parametrize("name", list(BAD_OP_CALLS))
 def test_ops_have_their_own_checks(name):
     """C++ is the second line: no bad call of a bare op reaches a kernel."""
-    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
+    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", "step", True, True)
     with pytest.raises(RuntimeError, match="tandem"):
         getattr(torch.ops.tandem, name)(*BAD_OP_CALLS[name], *neuron)
 
@@ -237,13 +237,13 @@ def test_ops_have_their_own_checks(name):
     (4, torch.ones(4)), (5, 0), (6, 0.0), (6, nan), (7, 0.0), (7, 2.0), (8, "none"),
 ])  # fmt: skip
 def test_ops_check_neurons(position, value):
-    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True]
+    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", "step", True, True]
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
         torch.ops.tandem.linear_if(PLANES, 8, W, "highest", *neuron)
 
 
 def test_ops_check_the_precision():
-    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
+    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", "step", True, True)
     with pytest.raises(RuntimeError, match='precision must be "highest", "high" or "medium", got "low"'):
         torch.ops.tandem.linear_if(PLANES, 8, W, "low", *neuron)

@@ -1,28 +1,54 @@
-"""The examples in the docstrings are what the package does."""
+"""The examples in the docstrings are what the packages do."""
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
 import torch
 
 import tandem_ext as te
+import tandem_snn
+import tandem_snn.nn as tnn
 
+OWN = (
+    *("ann", "bench", "container", "convert", "data", "errors", "exchange", "frozen", "machine", "measure", "memory"),
+    *("models", "nn", "plots", "training"),
+)
 MODULES = [
-    "tandem_ext",
     *(m.name for m in pkgutil.walk_packages(te.__path__, "tandem_ext.") if m.name != "tandem_ext._C"),
+    *(m.name for m in pkgutil.walk_packages(tandem_snn.__path__, "tandem_snn.") if m.name.split(".")[1] in OWN),
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    results = doctest.testmod(module, extraglobs={"torch": torch, "te": te})
-    assert results.failed == 0
+    for package in ("nir", "onnx", "snntorch", "spikingjelly"):
+        if name.endswith(package):
+            pytest.importorskip(package, reason=f"the package {package} is not installed")
+    names = {"torch": torch, "nn": torch.nn, "te": te, "tnn": tnn, "tandem_snn": tandem_snn}
+    assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-def test_there_are_examples():
+PUBLIC = ("ann", "measure", "models", "nn", "training", "")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_that_is_called_has_one(name):
+    """Functions and layers of each module; results and protocols stand in the examples of what gives or takes them."""
+    module = importlib.import_module(f"tandem_snn.{name}".rstrip("."))
+    finder = doctest.DocTestFinder()
+    for public in set(module.__all__) - {"SpikingLayer"}:
+        thing = getattr(module, public)
+        called = inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, torch.nn.Module))
+        if called and not thing.__module__.startswith("torch"):
+            assert any(test.examples for test in finder.find(inspect.unwrap(thing), public)), public
+
+
+def test_every_function_of_the_ops_has_one():
     finder = doctest.DocTestFinder(exclude_empty=False)
     for function in (getattr(te.functional, name) for name in te.functional.__all__):
         assert any(test.examples for test in finder.find(function)), function.__name__

@@ -10,9 +10,9 @@ import tandem_snn.nn as tnn
 from tandem_snn import to_ann
 
 
-def network(T):
+def network(T, timing="step"):
     torch.manual_seed(0)
-    return nn.Sequential(
+    net = nn.Sequential(
         tnn.Encoder(T),
         tnn.Conv2d(1, 4, 3, norm=True),
         tnn.Conv2d(4, 6, 3, stride=2, bias=False),
@@ -22,6 +22,10 @@ def network(T):
         tnn.Linear(20, 20),
         tnn.Readout(20, 10),
     )
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.timing = timing
+    return net
 
 
 def flops(net, x, backward):
@@ -34,9 +38,9 @@ def flops(net, x, backward):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backward", [True, False])
-@pytest.mark.parametrize("T", [1, 8, 20])
-def test_flops_are_those_of_the_twin(T, backward, training):
-    net, x = network(T).train(training), torch.rand(2, 1, 16, 16)
+@pytest.mark.parametrize(("T", "timing"), [(1, "step"), (8, "step"), (20, "step"), (20, "window")])
+def test_flops_are_those_of_the_twin(T, timing, backward, training):
+    net, x = network(T, timing).train(training), torch.rand(2, 1, 16, 16)
     twin = to_ann(net).train(training)
     assert flops(net, x, backward) == flops(twin, x, backward) > 0
 

@@ -193,8 +193,8 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     tensors, facts = container.unpack(path, FORMAT, "", "")
     refused(path, pickle.dumps({"a": 1}), "damaged|not written")
     refused(path, container.pack(tensors, facts, "tandem_snn 1"), "not a frozen network, or")
-    refused(path, container.pack(tensors, facts, "tandem_snn frozen 3"), "another version")
-    refused(path, container.pack(tensors, facts, "tandem_snn frozen 1"), "its format is 'tandem_snn frozen 1'")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 4"), "another version")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 2"), "its format is 'tandem_snn frozen 2'")
     with pytest.raises(UserError, match="no frozen network"):
         ts.load_frozen(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
@@ -215,7 +215,7 @@ def changed(program: Tensor, instruction: int | None, field: str, to: int) -> Te
 
 # The instruction of `small`, None for the header; its layers are 1, 2.body and 3.
 HOSTILE: list[tuple[int | None, str, int, str]] = [
-    (None, "format", 3, "another version"),
+    (None, "format", 2, "another version"),
     (None, "T", 10**9, "T: expected"),
     (None, "T", 0, "T: expected"),
     (None, "any_T", 1, "any_T: expected"),
@@ -264,6 +264,8 @@ HOSTILE: list[tuple[int | None, str, int, str]] = [
     (0, "leak", bits(2.0), "leak"),
     (0, "leak", bits(float("inf")), "leak"),
     (0, "gate", 3, "gate"),
+    (0, "timing", 2, "timing"),
+    (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
     (2, "gain", bits(float("nan")), "layer '3': gain"),
     (2, "axes", 1, "axes"),
 ]

@@ -79,9 +79,16 @@ def test_batch_norm_takes_exact_integers(device):
     """The op normalises integer sums; gain says what a unit of each output is worth."""
     weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
     gain = torch.tensor([0.5, 0.25, 2.0, 1.0], device=device)
-    neuron = None, None, None, 8, 1.0, 1.0, "relu", True
+    neuron = None, None, None, 8, 1.0, 1.0, "relu", "step", True
     got, want = (
         torch.ops.tandem.linear_bn_if(x.planes, 8, w, "highest", gain, None, None, 1e-5, *neuron)
         for w in (weight, weight.float())
     )
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_smallest_integer_in_a_dense_product(device):
+    """-128 is no digit of the matrix unit that is one byte and symmetric."""
+    x, weight = train(8, 128, 256, device=device), integers(64, 256, device=device)
+    weight[:, ::7] = -128
+    assert_same(f.linear_if(x, weight, threshold=100.0), ref.linear_if(x, weight, threshold=100.0))

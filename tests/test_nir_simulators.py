@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from networks import differing, own_counts
 from nir_simulators import (
     assert_same,
@@ -17,6 +18,8 @@ from nir_simulators import (
     images,
     network,
 )
+
+pytestmark = pytest.mark.clients
 
 
 def test_nirtorch_runs_the_primitives_to_the_same_counts(tmp_path: Path) -> None:

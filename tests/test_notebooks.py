@@ -74,18 +74,18 @@ def execute(path, folder, *, before=None, after):
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
 
 
-@pytest.mark.slow
+@pytest.mark.clients
 def test_ten_minutes_runs(tmp_path):
     execute(ROOT / "examples/notebooks/ten-minutes.ipynb", tmp_path, after="assert accuracy > 0.95")
 
 
-@pytest.mark.slow
+@pytest.mark.clients
 def test_convert_and_deploy_runs(tmp_path):
     after = "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"
     execute(ROOT / "examples/notebooks/convert-and-deploy.ipynb", tmp_path, after=after)
 
 
-@pytest.mark.slow
+@pytest.mark.clients
 def test_events_runs(tmp_path):
     for package in "lightning", "tonic":
         pytest.importorskip(package, reason=f"{package} is not installed")

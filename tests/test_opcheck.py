@@ -29,14 +29,14 @@ def lay_out(tensor, layout):
     return tensor
 
 
-def neuron(shape, T, dtype, train_mode=True, return_v=True, full=True):
+def neuron(shape, T, dtype, train_mode=True, return_v=True, full=True, timing="step"):
     C, channels = compute_dtype(dtype), shape[1] if len(shape) > 1 else 1
     tensors = [None] * 5
     if full:
         residual = train(T, *shape).planes
         tensors = [dyadic(channels, dtype=C), dyadic(channels, dtype=C), residual, dyadic(channels, dtype=C),
                    dyadic(*shape[1:], dtype=C)]  # fmt: skip
-    return *tensors, T, 0.5, 1.0, "clip", train_mode, return_v
+    return *tensors, T, 0.5, 1.0, "clip", timing, train_mode, return_v
 
 
 @pytest.mark.parametrize(("layout", "dtype"), GRID)
@@ -93,8 +93,8 @@ def norm(channels, dtype, full):
 def test_batch_norm(layout, dtype, full):
     def arguments(shape):
         _, _, residual, residual_scale, v_init, *scalars = neuron(shape, 9, dtype, full=full)
-        steps, threshold, leak, gate, _, return_v = scalars
-        return residual, residual_scale, v_init, steps, threshold, leak, gate, return_v
+        steps, threshold, leak, gate, timing, _, return_v = scalars
+        return residual, residual_scale, v_init, steps, threshold, leak, gate, timing, return_v
 
     planes, weight = lay_out(train(9, 4, 7).planes, layout), dyadic(5, 7, dtype=dtype)
     check(layout, ops.linear_bn_if, planes, 9, weight, "highest", *norm(5, dtype, full), *arguments((4, 5)))
@@ -108,8 +108,8 @@ def test_window_product(layout, dtype):
     B = 0 if layout == "empty" else 3
     planes, image = (lay_out(train(9, B, *shape).planes, layout) for shape in ((7,), (4, 6, 5)))
     weight, kernel = (dyadic(*shape, unit=1, dtype=dtype) for shape in ((5, 7), (6, 2, 3, 3)))
-    check(layout, ops.window_product, planes, 9, weight, "highest", [], [], [], 1)
-    check(layout, ops.window_product, image, 9, kernel, "high", [2, 1], [1, 0], [1, 1], 2)
+    check(layout, ops.window_product, planes, 9, weight, "highest", [], [], [], 1, False)
+    check(layout, ops.window_product, image, 9, kernel, "high", [2, 1], [1, 0], [1, 1], 2, False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -137,6 +137,35 @@ def test_planes(layout, shape):
     planes = lay_out(train(9, *shape).planes, layout)
     check(layout, ops.unpack, planes, 9, torch.bfloat16)
     check(layout, ops.counts, planes, torch.bfloat16)
+    check(layout, ops.count_bytes, planes)
+    check(layout, ops.burst_planes, ops.count_bytes(planes), 9)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), GRID)
+def test_window_timing(layout, dtype):
+    """Trains are counts there, and so are the residual and what comes out."""
+    B = 0 if layout == "empty" else 3
+
+    def counted(shape, **options):
+        *tensors, residual, residual_scale, v_init, steps, threshold, leak, gate, timing, train_mode, return_v = neuron(
+            shape, 9, dtype, timing="window", **options
+        )
+        residual = None if residual is None else ops.count_bytes(residual)
+        rest = residual, residual_scale, v_init, steps, threshold, leak, gate, timing
+        return (*tensors, *rest, train_mode, return_v), (*rest, return_v)
+
+    counts, image = (ops.count_bytes(lay_out(train(9, B, *shape).planes, layout)) for shape in ((7,), (4, 6, 5)))
+    weight, kernel = dyadic(5, 7, dtype=dtype), dyadic(6, 2, 3, 3, dtype=dtype)
+    check(layout, ops.if_scan, lay_out(dyadic(9, B, 5, dtype=dtype), layout), *counted((B, 5))[0])
+    check(layout, ops.constant_if, lay_out(dyadic(1, B, 5, dtype=dtype), layout)[0], 9, *counted((B, 5))[0])
+    check(layout, ops.linear_if, counts, 9, weight, "highest", *counted((B, 5))[0])
+    check(layout, ops.linear_if, counts, 9, weight, "highest", *counted((B, 5), train_mode=False, full=False)[0])
+    windows = [2, 1], [1, 0], [1, 1], 2
+    check(layout, ops.conv_if, image, 9, kernel, "high", *windows, *counted((B, 6, 3, 3))[0])
+    check(layout, ops.window_product, image, 9, kernel, "high", *windows, True)
+    if B > 0:
+        gain = norm(5, dtype, True)
+        check(layout, ops.linear_bn_if, counts, 9, weight, "highest", *gain, *counted((B, 5))[1])
 
 
 @pytest.mark.parametrize(("layout", "dtype"), GRID)

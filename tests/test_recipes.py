@@ -24,6 +24,7 @@ BAD = {
     "schedule": ("onecycle", "did you mean 'one-cycle'"),
     "precision": ("fp8", "unknown precision"),
     "gate": ("rely", "did you mean 'relu'"),
+    "timing": ("windows", "did you mean 'window'"),
     "encoding": ("poisson", "direct, zero_expand"),
     "T": (256, "T: expected 1 to 255"),
     "epochs": (0, "epochs"),
@@ -133,6 +134,11 @@ def test_keys_reach_the_network():
     assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None
     twin = Recipe(model="mlp", **keys).build(digits, "ANN")
     assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    window = Recipe(model="FC16", timing="window").build(digits).fc1
+    assert (window.timing, window.v_init) == ("window", 0.5)
+    for impossible in ({"leak": 0.9}, {"gate": "resu"}):
+        with pytest.raises(UserError, match=f"model mlp: {min(impossible)}: with timing='window'"):
+            Recipe(model="mlp", timing="window", **impossible).build(digits)
     with pytest.raises(UserError, match=r"model mlp: .*epz"):
         Recipe(model="mlp", options={"epz": 1}).build(digits)
     for options, message in (

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tandem_snn.cli import main
-from tandem_snn.plots.axes import percent_axis
+from tandem_snn.plots import percent_axis
 from tandem_snn.report import figures, gather, page
 
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "$x^{2$", "a & b <b>",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from curves import by_T, front
+from results import read_cost, write
+from runs import Result, read
 
 from tandem_snn.errors import UserError
-from tandem_snn.measure.interval import difference_interval, points
-from tandem_snn.results import Result, read, write
-from tandem_snn.results.cost import read_cost
-from tandem_snn.results.figures import by_T, front
+from tandem_snn.measure.quality import difference_interval, points
 from tandem_snn.training import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -67,12 +67,10 @@ def test_tables(tmp_path):
     assert "- M1: cpu abacus." in page
     pictures = {path.name for path in (tmp_path / "results/figures").iterdir()}
     assert pictures == {
-        "digits-classification-synops.svg", "digits-classification-anytime.svg", "digits-regression-pictures-ae.svg",
+        "digits-classification-synops.png", "digits-classification-anytime.png", "digits-regression-pictures-ae.png",
     }  # fmt: skip
-    assert all(f"(results/figures/{name})" in page for name in pictures)
-    # The same again, and what is no longer drawn goes.
+    assert all(f"<!-- picture: results/figures/{name} | " in page for name in pictures)
     before = {path: path.read_bytes() for path in (tmp_path / "results/figures").iterdir()}
-    (tmp_path / "results/figures/old.svg").write_text("")
     write(runs[::-1], tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == page
     assert {path: path.read_bytes() for path in (tmp_path / "results/figures").iterdir()} == before
@@ -129,7 +127,7 @@ def test_files_that_are_no_results(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             read(path)
-    command = [sys.executable, "-m", "tandem_snn.results", str(path), "--out", str(tmp_path / "page.md")]
+    command = [sys.executable, str(ROOT / "docs/pages/results.py"), str(path), "--out", str(tmp_path / "page.md")]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert "has no recipe" in process.stderr.splitlines()[-1]

@@ -16,6 +16,8 @@ import tandem_snn.nn as tnn
 from tandem_snn.convert import CannotConvert
 from tandem_snn.frozen.stages import CannotLower
 
+pytestmark = pytest.mark.clients
+
 T = 8
 
 

@@ -1,7 +1,9 @@
 """SpikeTrain, direct inputs, planes, batching."""
 
+import copy
 import dataclasses
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_unused_high_bits_are_zero():
 def test_fields():
     x = train(9, 3, 5, gain=0.5)
     assert [f.name for f in dataclasses.fields(x)] == ["counts"]  # what is walked: the batch comes first in it
-    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain"]
+    assert list(inspect.signature(te.SpikeTrain).parameters) == ["planes", "T", "counts", "gain", "timing"]
     assert (x.T, x.shape, x.device, x.gain, len(x)) == (9, (3, 5), x.planes.device, 0.5, 3)
     copy = dataclasses.replace(x)
     assert_same(copy, x)
@@ -181,7 +183,7 @@ def test_pytree(signal, gain, device):
     assert torch.equal(y.counts, x.counts)
     assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
     keys = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(x)[0]]
-    assert keys[0] in (".planes", ".x")
+    assert keys[0] in (".stored", ".x")
     pytree.tree_unflatten([object()] * len(leaves), spec)  # nothing is checked
 
 
@@ -207,3 +209,69 @@ def test_data_loader():
     assert torch.equal(batches[0][0].planes, x.planes[:, :4])
     assert torch.equal(batches[1][1].x, image.x[4:])
     assert batches[1][2].tolist() == [4, 5]
+
+
+# --- trains of bursts, timing "window" --------------------------------------------------------------------------------
+
+
+@given(T=windows, shape=shapes, seed=seeds)
+def test_bursts(T, shape, seed):
+    torch.manual_seed(seed)
+    counts = torch.randint(T + 1, shape)
+    x = te.SpikeTrain.from_counts(counts, T)
+    dense = torch.stack([counts > t for t in range(T)]).float()
+    assert (x.shape, x.T, x.timing) == (torch.Size(shape), T, "window")
+    assert torch.equal(x.to_dense(), dense)
+    assert torch.equal(x.planes, te.reference.pack(dense))
+    assert is_channels_last(x.planes, batch=1)
+    assert torch.equal(x.counts, counts.float())
+    assert x.stored.numel() == counts.numel()  # a byte each, whatever T
+    as_steps = te.SpikeTrain(x.planes, T)
+    assert torch.equal(as_steps.count_bytes, x.stored)
+    assert_same(te.SpikeTrain(x.planes, T, timing="window"), x)
+
+
+def test_bursts_pass_like_tensors():
+    counts = torch.randint(10, (6, 3, 4)).double().requires_grad_()
+    x = te.SpikeTrain.from_counts(counts, 9, gain=0.5)
+    leaves, spec = pytree.tree_flatten(x)
+    for same in (pytree.tree_unflatten(leaves, spec), copy.copy(x), dataclasses.replace(x), x.to("cpu")):
+        assert (same.timing, same.gain, same.T) == ("window", 0.5, 9)
+        assert torch.equal(same.counts, counts)
+    assert x.edge is counts
+    assert torch.equal(x[[5, 0]].counts, counts[[5, 0]])
+    assert x.to(torch.float32).counts.dtype == torch.float32
+    assert repr(x) == "SpikeTrain(T=9, shape=[6, 3, 4], gain=0.5, device=cpu, timing=window)"
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    assert torch.equal(pickle.loads(pickle.dumps(x.detach())).counts, counts)
+
+
+def test_bursts_beside_other_trains():
+    x, y = te.SpikeTrain.from_counts(torch.randint(10, (2, 5)), 9), train(9, 3, 5)
+    assert te.cat([x, x]).timing == "window"
+    both = te.cat([x, y])
+    assert both.timing == "step"
+    assert torch.equal(both.to_dense(), torch.cat([x.to_dense(), y.to_dense()], 1))
+
+
+@pytest.mark.parametrize(("counts", "T", "error", "message"), [
+    (torch.tensor([[4]]), 3, ValueError, "counts: expected whole numbers from 0 to T=3"),
+    (torch.tensor([[-1]]), 3, ValueError, "counts: expected whole numbers"),
+    (torch.tensor([[0.5]]), 3, ValueError, "counts: expected whole numbers"),
+    (torch.tensor([[float("nan")]]), 3, ValueError, "counts: expected whole numbers"),
+    (torch.tensor(1), 3, ValueError, "counts: expected a batch dimension"),
+    (torch.tensor([[True]]), 3, TypeError, "counts: expected a tensor of whole numbers"),
+    ([[1]], 3, TypeError, "counts: expected a tensor of whole numbers"),
+    (torch.tensor([[1]]), 256, ValueError, "T: expected an int from 1 to 255"),
+])  # fmt: skip
+def test_counts_that_are_none(counts, T, error, message):
+    with pytest.raises(error, match=message):
+        te.SpikeTrain.from_counts(counts, T)
+
+
+def test_planes_that_are_no_bursts():
+    planes = torch.tensor([[[2]]], dtype=torch.uint8)  # a spike at step 1 alone
+    with pytest.raises(ValueError, match="planes: with timing='window' a neuron spikes in the first steps"):
+        te.SpikeTrain(planes, 3, timing="window")
+    with pytest.raises(ValueError, match="timing: expected one of 'step', 'window', got 'burst'"):
+        te.SpikeTrain(planes, 3, timing="burst")

@@ -64,7 +64,7 @@ def test_a_sweep_goes_on_after_an_interruption(recipe, monkeypatch, capsys, tmp_
         return len(asked) == 30  # in the second epoch
 
     arguments = ["sweep", recipe, "--seeds", "2"]
-    monkeypatch.setattr("tandem_snn.training.interruption.Interruption.requested", requested)
+    monkeypatch.setattr("tandem_snn.training.processes.Interruption.requested", requested)
     assert main(arguments) == 143
     assert main(["sweep", recipe, "--seeds", "2", "--list"]) == 0
     assert "1 of 1: small\n" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from tandem_snn import data, memory
 from tandem_snn.cli.job import Job, run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
-from tandem_snn.plots.run import report
+from tandem_snn.plots import report
 from tandem_snn.training import (
     Classification,
     Recipe,
@@ -24,7 +24,7 @@ from tandem_snn.training import (
     make_optimizer,
     make_task,
 )
-from tandem_snn.training.timing import median_ratio, step_times
+from tandem_snn.training.measures import median_ratio, step_times
 
 SMALL = Recipe(validation=False, model="mlp", epochs=2, width=0.25)
 

@@ -76,18 +76,21 @@ def test_more_taps_than_a_list_can_name():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("batch", [1, 40])
-def test_the_three_phases_are_the_fused_layer(dtype, batch):
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_the_three_phases_are_the_fused_layer(dtype, batch, timing):
     """window_product, bn_statistics and the layer with their scale and shift have the bits of linear_bn_if."""
     weight, x = at_the_edge(70, 300), trains(20, max(batch, 2), 300)
     weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
     ops = torch.ops.tandem
     gamma, beta = torch.rand(70), torch.rand(70)
-    neuron = None, None, None, 20, 1.0, 1.0, "relu"
+    neuron = None, None, None, 20, 1.0, 1.0, "relu", timing
+    window = timing == "window"
+    given = x.count_bytes if window else x.planes
     planes, counts, mask, v, u, mean, var = ops.linear_bn_if(
-        x.planes, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True
+        given, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True
     )
-    product = ops.window_product(x.planes, 20, weight, "highest", [], [], [], 1)
+    product = ops.window_product(given, 20, weight, "highest", [], [], [], 1, window)
     m, s, scale, shift = ops.bn_statistics(product, 1.0, None, gamma, beta, 1e-5)
-    got = ops.linear_if(x.planes, 20, weight, "highest", scale, shift, *neuron, True, True)
+    got = ops.linear_if(given, 20, weight, "highest", scale, shift, *neuron, True, True)
     for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v), strict=True):
         assert torch.equal(a, b)

@@ -47,17 +47,19 @@ enum class Way : int32_t {
   kMatrixUnit = 8,   // all inputs times all weights (product/matrix_unit), where the processor can
   kPlain = 16,       // inputs one by one (product/plain.h), of kernels with more taps than a list can name
   kTileByTile = 32,  // lists for a few rows, weights prepared tile by tile
+  kDense = 64,       // all counts times all weights (product/dense.h), where the processor multiplies bytes
 };
 
 struct Layer {
   Geometry geometry;
   Weights weights;
   const void* prepared;   // what cpu::prepare() made of the weights, or null: they are prepared in this call
-  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8)
+  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;
 
-  int plane_count() const { return (neuron.T + 7) / 8; }
+  bool counted() const { return neuron.timing == Timing::kWindow; }
+  int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
 };
 
 // Batch normalisation of the product by the statistics of the batch. The bias before it cancels and is left out.
@@ -88,7 +90,7 @@ Refusal prepare(const Geometry& geometry, const Weights& weights, void* memory, 
 // Planes to planes.
 Refusal run(const Layer& layer, ParallelFor parallel);
 
-// u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron it reads T alone.
+// u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron it reads T and timing alone.
 Refusal window_product(const Layer& layer, float* u, ParallelFor parallel);
 
 // window_product(), batch_norm_statistics() and run() with the scale and shift that these give, and the same bits;

@@ -111,9 +111,15 @@ bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLay
   return fused.fire(layer);
 }
 
-// By torch's own product of every step.
+// By torch's own product of every step; neurons of window timing need that of the window alone.
 void fire_by_currents(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
                       const Statistics& statistics) {
+  if (synapses.counted) {
+    product = synapses.window_product();
+    measure(product, 1.0, norm, statistics);
+    layer.set_affine(statistics.scale, statistics.shift);
+    return run_scan(product, Source::kImpulse, layer);
+  }
   const Tensor currents = synapses.currents();
   torch::stable::copy_(product, aten::sum(currents, {0}));
   measure(product, 1.0, norm, statistics);
@@ -121,8 +127,9 @@ void fire_by_currents(const Synapses& synapses, const NormParameters& norm, Neur
   run_scan(currents, Source::kTrain, layer);
 }
 
-NormOutputs layer_bn_if(const Synapses& synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
+NormOutputs layer_bn_if(Synapses synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
+  synapses.counted = is_window(inputs.timing);
   synapses.check();
   const Shape shape = synapses.output_shape();
   NeuronLayer layer(inputs, shape, synapses.T, synapses.counts_type(), synapses.planes);

@@ -116,7 +116,48 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   return out;
 }
 
+// planes [P, B, *features] -> uint8 [1, B, *features].
+Tensor count_bytes(Tensor planes) {
+  TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2 && planes.size(0) <= 32,
+               "planes must be uint8 [P, B, *features] of at most 32 planes, got ", shape_text(shape_of(planes)));
+  const Tensor counts = empty_channels_last(with_first(1, planes), 2, ScalarType::Byte, planes);
+  if (counts.numel() == 0) return counts;
+  const Tensor dense = to_channels_last(planes, 2);
+  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
+  auto* out = static_cast<uint8_t*>(counts.data_ptr());
+  const auto P = static_cast<int32_t>(planes.size(0));
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(planes)) {
+    launch(planes, "count_bytes",
+           [&](void* stream) { return cuda::count_bytes(bytes, P, counts.numel(), out, stream); });
+    return counts;
+  }
+#endif
+  cpu::count_bytes(bytes, P, counts.numel(), out, torch_parallel);
+  return counts;
+}
+
+// counts [1, B, *features], uint8 -> planes [P, B, *features] of trains that spike in their first steps.
 }  // namespace
+
+Tensor burst_planes(Tensor counts, int64_t T) {
+  check_count_bytes(counts, T, "counts");
+  const Tensor planes = empty_channels_last(with_first((T + 7) / 8, counts), 2, ScalarType::Byte, counts);
+  if (planes.numel() == 0) return planes;
+  const Tensor dense = to_channels_last(counts, 2);
+  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
+  auto* out = static_cast<uint8_t*>(planes.data_ptr());
+  const auto steps = static_cast<int32_t>(T);
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(counts)) {
+    launch(counts, "burst_planes",
+           [&](void* stream) { return cuda::burst_planes(bytes, steps, counts.numel(), out, stream); });
+    return planes;
+  }
+#endif
+  cpu::burst_planes(bytes, steps, counts.numel(), out, torch_parallel);
+  return planes;
+}
 
 Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   check_planes(planes, T, "planes");
@@ -139,12 +180,14 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   return spikes;
 }
 
-#define TANDEM_IMPLEMENT(key)                    \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {    \
-    m.impl("pack", TORCH_BOX(&pack));            \
-    m.impl("unpack", TORCH_BOX(&unpack_spikes)); \
-    m.impl("counts", TORCH_BOX(&count_spikes));  \
-    m.impl("gate_grad", TORCH_BOX(&gate_grad));  \
+#define TANDEM_IMPLEMENT(key)                         \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {         \
+    m.impl("pack", TORCH_BOX(&pack));                 \
+    m.impl("unpack", TORCH_BOX(&unpack_spikes));      \
+    m.impl("counts", TORCH_BOX(&count_spikes));       \
+    m.impl("gate_grad", TORCH_BOX(&gate_grad));       \
+    m.impl("count_bytes", TORCH_BOX(&count_bytes));   \
+    m.impl("burst_planes", TORCH_BOX(&burst_planes)); \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

@@ -11,4 +11,7 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype);
 // planes [P, B, *features] -> counts [B, *features], channels-last.
 Tensor count_spikes(const Tensor& planes, ScalarType dtype);
 
+// counts as bytes [1, B, *features] -> planes [P, B, *features] of bursts, channels-last.
+Tensor burst_planes(Tensor counts, int64_t T);
+
 }  // namespace tandem::ops

@@ -27,6 +27,7 @@
   X("Tensor?", OptionalTensor, scale) \
   X("Tensor?", OptionalTensor, shift)
 
+// timing: "step", or "window", with which trains are counts: a byte each instead of planes.
 #define TANDEM_NEURON_FIELDS(X)                \
   X("Tensor?", OptionalTensor, residual)       \
   X("Tensor?", OptionalTensor, residual_scale) \
@@ -34,7 +35,8 @@
   X("int", int64_t, steps)                     \
   X("float", double, threshold)                \
   X("float", double, leak)                     \
-  X("str", std::string, gate)
+  X("str", std::string, gate)                  \
+  X("str", std::string, timing)
 
 #define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
 #define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)

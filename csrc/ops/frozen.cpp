@@ -2,10 +2,13 @@
 // own products and means for what is real-valued.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <memory>
 #include <tuple>
 
 #include "../kernels/network/executor.h"
 #include "aten.h"
+#include "bits.h"
 
 namespace tandem::ops {
 
@@ -88,36 +91,74 @@ class TorchNumbers : public network::Host {
   std::vector<Tensor> kept_;
 };
 
-Network network_of(const Tensor& program, const Tensor& numbers) {
+void check_program(const Tensor& program) {
   TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
                "program must be contiguous int64");
-  TANDEM_CHECK(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
-                   reinterpret_cast<uintptr_t>(numbers.data_ptr()) % 8 == 0,
-               "numbers must be contiguous uint8, aligned to 8 bytes");
-  return Network(static_cast<const int64_t*>(program.data_ptr()), program.numel(),
-                 static_cast<const uint8_t*>(numbers.data_ptr()), numbers.numel());
+}
+
+// The network of a thread's last call and its plan. To check and to plan it anew takes as long as a small layer.
+class LastNetwork {
+ public:
+  const Network& of(const Tensor& program, const Tensor& numbers) {
+    check_program(program);
+    TANDEM_CHECK(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
+                     reinterpret_cast<uintptr_t>(numbers.data_ptr()) % 8 == 0,
+                 "numbers must be contiguous uint8, aligned to 8 bytes");
+    const auto* words = static_cast<const int64_t*>(program.data_ptr());
+    const auto* bytes = static_cast<const uint8_t*>(numbers.data_ptr());
+    if (network_ != nullptr && size_ == numbers.numel() &&
+        std::equal(words_.begin(), words_.end(), words, words + program.numel())) {
+      network_->use(bytes);
+    } else {
+      plan_.reset();
+      network_ = std::make_unique<Network>(words, program.numel(), bytes, numbers.numel());
+      words_.assign(words, words + program.numel());
+      size_ = numbers.numel();
+    }
+    return *network_;
+  }
+
+  const network::Plan& plan(const network::Shape& sample, int64_t batch, int64_t T, bool stream) {
+    if (plan_ == nullptr || !(plan_->sample == sample) || plan_->batch != batch || plan_->T != T ||
+        plan_->stream != stream) {
+      plan_.reset();
+      plan_ = std::make_unique<network::Plan>(network_->plan(sample, batch, T, stream));
+    }
+    return *plan_;
+  }
+
+ private:
+  std::unique_ptr<Network> network_;
+  std::vector<int64_t> words_;
+  int64_t size_ = 0;  // of the numbers
+  std::unique_ptr<network::Plan> plan_;
+};
+
+LastNetwork& last_network() {
+  thread_local LastNetwork last;
+  return last;
 }
 
 // "instruction N: why" the executor does not run the program, or nothing; an error where it is none.
 std::string frozen_check(Tensor program, Tensor numbers) {
-  TANDEM_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous(),
-               "program must be contiguous int64");
+  check_program(program);
   return network::read(static_cast<const int64_t*>(program.data_ptr()), program.numel(), numbers.numel()).not_run;
 }
 
 // Bytes: weights as this processor's kernels want them.
 Tensor frozen_prepare(Tensor program, Tensor numbers) {
-  const Network net = network_of(program, numbers);
+  const Network& net = last_network().of(program, numbers);
   Tensor prepared = empty(net.prepared_size(), ScalarType::Byte, numbers);
   net.prepare(static_cast<uint8_t*>(prepared.data_ptr()), torch_parallel);
   return prepared;
 }
 
-// input: planes [P, B, *features] or float32 [B, *features]. The readout [B, outputs], [T, B, outputs] with every_step;
-// given a state, which is not looked at where step = 0, that after one step, and the new state.
-std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, Tensor numbers, Tensor prepared,
-                                      OptionalTensor state, int64_t step, bool every_step) {
-  const Network net = network_of(program, numbers);
+// input: planes [P, B, *features], counts as bytes [1, B, *features] or float32 [B, *features]. The readout [B,
+// outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after one step,
+// and the new state.
+std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
+                                      Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
+  const Network& net = last_network().of(program, numbers);
   TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
                    net.is_prepared(static_cast<const uint8_t*>(prepared.data_ptr()), prepared.numel()),
                "prepared must be what frozen_prepare gives");
@@ -133,14 +174,19 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, T
   const size_t first = spikes ? 2 : 1;  // of the features
   TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
                shape_text(shape));
-  const int64_t planes = state.has_value() ? 1 : (T + 7) / 8;
+  TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
+  const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
   TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
-  const Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  if (counted && !net.reads_counts()) {
+    dense = to_channels_last(burst_planes(dense, T), 2);
+    counted = false;
+  }
 
   network::Shape sample{static_cast<int64_t>(shape.size() - first), shape[first], 1, 1};
   if (sample.dims > 1) sample.width = shape.back();
   if (sample.dims > 2) sample.height = shape[first + 1];
-  const network::Plan plan = net.plan(sample, shape[first - 1], planes);
+  const network::Plan& plan = last_network().plan(sample, shape[first - 1], T, state.has_value());
   Tensor after = empty(state.has_value() ? plan.state : 0, ScalarType::Float, input);
   if (state.has_value() && step > 0) {
     TANDEM_CHECK(state->numel() == plan.state && state->scalar_type() == ScalarType::Float, "state must hold ",
@@ -151,7 +197,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, Tensor program, T
   if (every_step) out.insert(out.begin(), T);
   const Tensor answer = empty_channels_last(out, 2, ScalarType::Float, input);
   TorchNumbers host(dense);
-  net.run(plan, {dense.data_ptr(), T, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
+  net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
                  state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
                  static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
   return {answer, after};

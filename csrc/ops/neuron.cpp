@@ -31,25 +31,35 @@ E* pointer(const OptionalTensor& tensor) {
 
 }  // namespace
 
+bool is_window(const std::string& timing) {
+  TANDEM_CHECK(timing == "step" || timing == "window", "timing must be \"step\" or \"window\", got \"", timing, "\"");
+  return timing == "window";
+}
+
 NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
                          const Tensor& device_of)
     : shape_(shape),
       T_(T),
       neurons_(product(shape)),
       channels_(shape.size() > 1 ? shape[1] : 1),
+      window_(is_window(inputs.timing)),
       compute_(compute_type(counts_type)),
       device_of_(device_of) {
   TANDEM_CHECK(T >= 1 && T <= 255, "T, the number of steps, must be 1..255, got ", T);
   TANDEM_CHECK(inputs.steps >= 1, "steps must be at least 1, got ", inputs.steps);
   TANDEM_CHECK(inputs.threshold > 0, "threshold must be positive, got ", inputs.threshold);
   TANDEM_CHECK(inputs.leak > 0 && inputs.leak <= 1, "leak must be in (0, 1], got ", inputs.leak);
+  TANDEM_CHECK(!window_ || inputs.leak == 1, "leak must be 1 with timing \"window\", got ", inputs.leak);
+  TANDEM_CHECK(!window_ || inputs.steps == T, "steps must be T = ", T, " with timing \"window\", got ", inputs.steps);
+  TANDEM_CHECK(!window_ || inputs.gate != "resu",
+               "gate must be \"relu\" or \"clip\" with timing \"window\", which never fires too early; got \"resu\"");
   scale_ = per_channel(inputs.scale, "scale");
   shift_ = per_channel(inputs.shift, "shift");
   residual_scale_ = per_channel(inputs.residual_scale, "residual_scale");
   prepare_residual(inputs.residual);
   prepare_v_init(inputs.v_init);
 
-  planes_ = empty_channels_last(prepend((T + 7) / 8, shape), 2, ScalarType::Byte, device_of);
+  planes_ = empty_channels_last(of_trains(true), 2, ScalarType::Byte, device_of);
   counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
   mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
   v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty(0, compute_, device_of);
@@ -91,6 +101,7 @@ void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   args.threshold = static_cast<C>(inputs.threshold);
   args.leak = static_cast<C>(inputs.leak);
   args.gate = parse_gate(inputs.gate);
+  args.timing = window_ ? Timing::kWindow : Timing::kStep;
   args.scale = pointer<const C>(scale_);
   args.shift = pointer<const C>(shift_);
   args.residual_planes = spikes ? pointer<const uint8_t>(residual_) : nullptr;
@@ -114,15 +125,18 @@ OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char
   return to_contiguous(*tensor);
 }
 
+// The shape of trains or currents of the layer.
+Shape NeuronLayer::of_trains(bool spikes) const { return prepend(window_ ? 1 : spikes ? (T_ + 7) / 8 : T_, shape_); }
+
 void NeuronLayer::prepare_residual(const OptionalTensor& residual) {
   if (!residual.has_value()) return;
   check_same_device(*residual, device_of_, "residual");
   const bool spikes = residual->scalar_type() == ScalarType::Byte;
-  const Shape wanted = prepend(spikes ? (T_ + 7) / 8 : T_, shape_);
+  const Shape wanted = of_trains(spikes);
   TANDEM_CHECK(shape_of(*residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(*residual)));
-  TANDEM_CHECK(spikes || residual->scalar_type() == compute_, "residual must be uint8 planes or ",
-               compute_ == ScalarType::Double ? "float64" : "float32", " currents");
+  TANDEM_CHECK(spikes || residual->scalar_type() == compute_, "residual must be uint8 ", window_ ? "counts" : "planes",
+               " or ", compute_ == ScalarType::Double ? "float64" : "float32", " currents");
   residual_ = to_channels_last(*residual, 2);
 }
 

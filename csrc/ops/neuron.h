@@ -14,6 +14,9 @@ struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
 };
 
+// Is it "window"? An error where it is no timing.
+bool is_window(const std::string& timing);
+
 using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v
 
 // A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Holds every tensor the kernel reads.
@@ -36,10 +39,12 @@ class NeuronLayer {
   void fill(Neuron<C>& args, const NeuronInputs& inputs);
   OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;
   void prepare_residual(const OptionalTensor& residual);
+  Shape of_trains(bool spikes) const;
   void prepare_v_init(const OptionalTensor& v_init);
 
   Shape shape_;
   int64_t T_, neurons_, channels_;
+  bool window_;
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;

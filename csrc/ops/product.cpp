@@ -24,7 +24,7 @@ void check_range(int64_t value, int64_t least, const char* name) {
 void Synapses::check() const {
   TANDEM_CHECK(precision == "highest" || precision == "high" || precision == "medium",
                "precision must be \"highest\", \"high\" or \"medium\", got \"", precision, "\"");
-  check_planes(planes, T, "planes");
+  counted ? check_count_bytes(planes, T, "planes") : check_planes(planes, T, "planes");
   if (!is_integer(weight)) kernel_dtype(weight, "weight");
   check_same_device(weight, planes, "weight");
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
@@ -152,11 +152,12 @@ bool FusedSynapses::fire(const NeuronLayer& neurons) {
 
 namespace {
 
-NeuronOutputs layer_if(const Synapses& synapses, const NeuronInputs& inputs) {
+NeuronOutputs layer_if(Synapses synapses, const NeuronInputs& inputs) {
+  synapses.counted = is_window(inputs.timing);
   synapses.check();
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.counts_type(), synapses.planes);
   if (layer.neurons() > 0 && !FusedSynapses(synapses).fire(layer)) {
-    run_scan(synapses.currents(), Source::kTrain, layer);
+    synapses.scan(layer);
   }
   return layer.outputs();
 }
@@ -174,8 +175,9 @@ NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
 }
 
 // The product of the window by the kernels' exact sums, by torch's product where they have none.
-Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)) {
-  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)};
+Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
+                      bool counted) {
+  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
   synapses.check();
   return synapses.window_product();
 }
@@ -187,13 +189,28 @@ Tensor Synapses::window_product() const {
   if (!on_gpu(planes) && weight.scalar_type() != ScalarType::Double) {
     Neuron<float> window{};
     window.T = static_cast<int32_t>(T);
+    window.timing = counted ? Timing::kWindow : Timing::kStep;
     FusedSynapses fused(*this);
     if (cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel) ==
         cpu::Refusal::kNone) {
       return u;
     }
   }
-  return view_channels_last(product_of(count_spikes(planes, compute_type(counts_type()))), shape_of(u), 1);
+  return counts_product();
+}
+
+Tensor Synapses::counts_product() const {
+  const ScalarType compute = compute_type(counts_type());
+  const Shape bytes = shape_of(planes);
+  const Tensor counts = counted ? view_channels_last(aten::to_type(to_channels_last(planes, 2), compute),
+                                                     {bytes.begin() + 1, bytes.end()}, 1)
+                                : count_spikes(planes, compute);
+  return view_channels_last(product_of(counts), output_shape(), 1);
+}
+
+void Synapses::scan(const NeuronLayer& neurons) const {
+  if (counted) return run_scan(counts_product(), Source::kImpulse, neurons);
+  run_scan(currents(), Source::kTrain, neurons);
 }
 
 #define TANDEM_IMPLEMENT(key)                             \

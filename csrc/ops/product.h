@@ -8,24 +8,29 @@ namespace tandem::ops {
 
 // A linear layer (no spatial dimensions) or a convolution of spike planes.
 struct Synapses {
-  Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]
+  Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
   // T, weight [N, K] or [N, C / groups, kernel...], floating or int8, precision
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   Shape stride, padding, dilation;
   int64_t groups = 1;
+  bool counted = false;
 
   void check() const;
   bool is_linear() const { return weight.dim() == 2; }
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;
 
-  // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product.
+  // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product; of planes.
   Tensor currents() const;
 
   // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last.
   Tensor window_product() const;
 
+  // The neurons' spikes by torch's own product and the scan.
+  void scan(const NeuronLayer& neurons) const;
+
  private:
+  Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]
 };
 

@@ -54,6 +54,7 @@ inline ScalarType compute_type(ScalarType dtype) {
 }
 
 void check_planes(const Tensor& planes, int64_t T, const char* name);
+void check_count_bytes(const Tensor& counts, int64_t T, const char* name);
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
 
 // torch's own thread pool behind the kernels' interface.

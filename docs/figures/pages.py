@@ -18,9 +18,10 @@ from torch import nn
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
+from small import save
 
 import tandem_snn as ts
-from tandem_snn.bench.show import median
+from tandem_snn.bench.command import median
 
 ROOT = Path(__file__).parents[2]
 SIZE = (5.0, 3.0)
@@ -51,14 +52,14 @@ def look_inside(folder: Path) -> None:
         ("rates", ts.plots.rates(net, images)),
     ):
         axes.figure.set_size_inches(*SIZE)
-        axes.figure.savefig(folder / f"{name}.png", dpi=110)
+        save(axes.figure, folder / f"{name}.png")
         plt.close(axes.figure)
 
 
 def home(folder: Path) -> None:
     """Time and extra memory of a training step against T."""
     result = json.loads((ROOT / "docs/results/cost.json").read_text())
-    with plt.rc_context({"svg.hashsalt": "home", "svg.fonttype": "none", "font.size": 9}):
+    with plt.rc_context({"font.size": 9}):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
         for axes, quantity, label, unit in (
             (panels[0], "time", "training step, ms", 1e3),
@@ -68,7 +69,7 @@ def home(folder: Path) -> None:
             _lines(axes, rows, unit)
             axes.set(xlabel="time steps T", ylabel=f"{label} (log scale)")
         panels[0].legend(frameon=False)
-        figure.savefig(folder / "home.svg", metadata={"Date": None})
+        save(figure, folder / "home.png")
         plt.close(figure)
 
 

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
+from small import save
 from torch import nn
 
 import tandem_ext as te
@@ -70,7 +71,7 @@ def coupling(axes):
         chosen = torch.randperm(layer.a.numel())[:1500]
         a, c = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
         ax.plot([0, 8, 12], [0, 8, 8], color=ORANGE, linewidth=1.2)
-        ax.plot(a, c + 0.5 * torch.rand(len(c)) - 0.25, ".", color=BLUE, markersize=2, alpha=0.5, rasterized=True)
+        ax.plot(a, c + 0.5 * torch.rand(len(c)) - 0.25, ".", color=BLUE, markersize=2, alpha=0.5)
         ax.set(
             title=f"layer {layer.name}: cosine {found[layer.name].cosine:.3f}",
             xlabel="activation ρ(z)/ϑ",
@@ -79,21 +80,61 @@ def coupling(axes):
     axes[0].set_ylabel("count c (jittered)")
 
 
+def timings(axes):
+    """One neuron by both timings, whose current comes early and is outweighed later; and layers in a pipeline."""
+    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.8, -0.3, -0.5, -0.4, -0.4]).view(8, 1, 1)
+    top, middle, bottom = axes
+    v, last = torch.zeros(1, 1), None
+    for t, step in enumerate(current):
+        before, (train, after) = (v + step).item(), te.functional.if_scan(step[None], v_init=v, return_v=True)
+        fired, v = bool(train.counts), after
+        if last is not None:
+            top.plot([t - 1, t], [last, before], color=BLUE, linewidth=1)
+        last = after.item()
+        top.plot([t, t], [before, after.item()], color=ORANGE if fired else BLUE, linewidth=1)
+        top.plot(t, before, "o", color=ORANGE if fired else BLUE, markersize=5 if fired else 2)
+    trace = current.flatten().cumsum(0).tolist()
+    middle.plot(range(T), trace, "o-", color=BLUE, markersize=2, linewidth=1)
+    v = trace[-1]
+    for t in range(T, 2 * T):
+        fired = v >= 1
+        middle.plot([t, t], [v, v - fired], color=ORANGE if fired else BLUE, linewidth=1)
+        middle.plot(t, v, "o", color=ORANGE if fired else BLUE, markersize=5 if fired else 2)
+        v -= fired
+    for ax, name in (top, "step"), (middle, "window"):
+        ax.axhline(1, color=GREY, linestyle="--", linewidth=0.8)
+        ax.axvline(T - 0.5, color=GREY, linewidth=0.8)
+        ax.set(ylabel=f"v, timing {name!r}", xlim=(-0.6, 2 * T))
+    middle.set(xlabel="step t: the input's window, and the one after it")
+    for row in range(3):
+        for window in range(3):
+            start = (row + window) * T
+            bottom.barh(2.2 - row, T - 0.3, left=start, height=0.35, color=BLUE, alpha=0.3 + 0.3 * window)
+            bottom.barh(1.8 - row, T - 0.3, left=start + T, height=0.35, color=ORANGE, alpha=0.3 + 0.3 * window)
+    bottom.set(
+        xlabel="step: blue a layer integrates a window, orange it fires; darker is a later window",
+        yticks=[0, 1, 2],
+        yticklabels=["layer 3", "layer 2", "layer 1"],
+        xlim=(-0.6, 6 * T),
+        xticks=range(0, 49, 8),
+    )
+
+
 FIGURES = {
     "neuron": (neuron, (2, 1), (6.5, 3.6)),
+    "timings": (timings, (3, 1), (6.5, 5.4)),
     "staircase": (staircase, (1, 3), (8.5, 2.6)),
     "coupling": (coupling, (1, 3), (8.5, 2.8)),
 }
 
 
 def main(folder: Path) -> None:
-    style = {"svg.fonttype": "none", "svg.hashsalt": "rule", "font.size": 9, "axes.spines.top": False,
-             "axes.spines.right": False, "font.family": "sans-serif"}  # fmt: skip
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}
     for name, (draw, shape, size) in FIGURES.items():
         with matplotlib.rc_context(style):
             figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
             draw(axes)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=160)
+            save(figure, folder / f"{name}.png")
             plt.close(figure)
 
 

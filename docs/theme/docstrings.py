@@ -1,5 +1,8 @@
-"""Docstrings for the site: roles such as :func:`name` become code, examples with >>> become code blocks."""
+"""Docstrings for the site: roles such as :func:`name` become code, examples with >>> become code blocks; the help
+of a recipe's key is its docstring.
+"""
 
+import ast
 import re
 from typing import Any
 
@@ -11,6 +14,13 @@ EXAMPLE = re.compile(r"(?:^[ ]*(?:>>>|\.\.\.)[^\n]*\n?(?:^[ ]*[^\s>][^\n]*\n?)*)
 
 class Docstrings(griffe.Extension):
     """Rewrites every docstring before it is parsed."""
+
+    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, **kwargs: Any) -> None:
+        """``name: type = key(default, "help")``."""
+        call = getattr(node, "value", None)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "key":
+            attr.docstring = griffe.Docstring(ast.literal_eval(call.args[1]), parent=attr)
+            attr.value = ast.unparse(call.args[0])
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:

@@ -19,7 +19,7 @@ LIBRARIES = ("numpy", "spikingjelly", "snntorch")
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, caches and memory, as Linux tells them; what it does not tell is left out."""
+    """CPU, cores, caches and memory, as far as Linux tells them."""
     cpu = _table(Path("/proc/cpuinfo"))
     memory = _table(Path("/proc/meminfo")).get("MemTotal", "")
     known = {

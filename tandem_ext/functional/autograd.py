@@ -1,6 +1,7 @@
 """The tandem rule's backward pass, as the one autograd Function of all layers with neurons.
 
-A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. From the
+A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. With timing
+"window" counts as bytes take the place of planes, here and wherever a tensor is called that. From the
 gradient of the counts, grad_z = gate·grad/ϑ takes the place of the gradient of the ANN's pre-activation, and the rest
 is the ordinary backward pass of that ANN at the real counts of the input.
 """
@@ -15,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..ops import compute_dtype
+from ..planes import counts_of
 from .neuron import Static, Tensors, cast, over_inputs, over_space
 from .products import Product, float32_precision
 
@@ -197,12 +199,12 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     grad_shift = channel_sum(grad_z) if needs.shift else None
     if not needs.scale:
         grad_u = scaled(grad_z, scale)
-        grad_edge, grad_weight = product.gradients(grad_u, planes, weight, needs.edge, needs.weight)
+        grad_edge, grad_weight = product.gradients(grad_u, planes, static.timing, weight, needs.edge, needs.weight)
         return Inputs(grad_edge, grad_weight, None, grad_shift)
-    _, raw = product.gradients(grad_z, planes, weight, False, True)
+    _, raw = product.gradients(grad_z, planes, static.timing, weight, False, True)
     grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
     grad_weight = (raw * over_inputs(scale, raw)).to(raw.dtype) if needs.weight else None
-    grad_edge, _ = product.gradients(scaled(grad_z, scale), planes, weight, needs.edge, False)
+    grad_edge, _ = product.gradients(scaled(grad_z, scale), planes, static.timing, weight, needs.edge, False)
     return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
 
 
@@ -235,7 +237,9 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
         grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
     if isinstance(static.source, Product):
         weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
-        grad_edge, grad_weight = static.source.gradients(grad_u, saved.planes, weight, needs.edge, needs.weight)
+        grad_edge, grad_weight = static.source.gradients(
+            grad_u, saved.planes, static.timing, weight, needs.edge, needs.weight
+        )
     else:
         grad_edge, grad_weight = cast(grad_u, saved.u.dtype), None
     return Inputs(
@@ -248,11 +252,12 @@ def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static
     residual = edge = residual_scale = theta = None
     if needs.residual or needs.residual_edge:
         edge = scaled(grad_z, saved.residual_scale)
-        residual = edge.expand(static.T, *grad_z.shape) if needs.residual else None
+        steps = 1 if static.timing == "window" else static.T
+        residual = edge.expand(steps, *grad_z.shape) if needs.residual else None
     if needs.residual_scale:
-        residual_scale = channel_sum(grad_z * _ops.counts.default(saved.residual, grad_z.dtype))
+        residual_scale = channel_sum(grad_z * counts_of(saved.residual, static.timing, grad_z.dtype))
     if needs.theta:
-        theta = -channel_sum(grad_z * _ops.counts.default(saved.spikes, grad_z.dtype)) / saved.theta
+        theta = -channel_sum(grad_z * counts_of(saved.spikes, static.timing, grad_z.dtype)) / saved.theta
     return Inputs(*gradients[:6], residual, edge if needs.residual_edge else None, residual_scale, theta)
 
 
@@ -262,19 +267,21 @@ class WindowProduct(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(edge: Tensor | None, weight: Tensor, planes: Tensor, T: int, product: Product) -> Tensor:
-        return product.window(planes, T, weight)
+    def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
+        return product.window(stored, T, timing, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight, planes, _, ctx.product = inputs
-        ctx.save_for_backward(weight, planes)
+        _, weight, stored, _, ctx.timing, ctx.product = inputs
+        ctx.save_for_backward(weight, stored)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (weight, planes), needs = ctx.saved_tensors, ctx.needs_input_grad
-        return *ctx.product.gradients(cast(grad, weight.dtype), planes, weight, needs[0], needs[1]), None, None, None
+        (weight, stored), needs = ctx.saved_tensors, ctx.needs_input_grad
+        grad = cast(grad, weight.dtype)
+        gradients = ctx.product.gradients(grad, stored, ctx.timing, weight, needs[0], needs[1])
+        return *gradients, None, None, None, None
 
 
 def channel_sum(grad: Tensor) -> Tensor:

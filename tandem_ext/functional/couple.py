@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import checks
+from ..planes import counts_of
 from ..train import SpikeTrain
 from .autograd import apply
 from .neuron import over_space
@@ -30,7 +31,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         gate: "relu": z > 0 lets gradients pass; "clip": 0 < z < ϑT; "resu": as "relu", for a train that was silenced.
 
     Returns:
-        A SpikeTrain with the planes and gain of ``train``, and counts whose gradient goes to z.
+        A SpikeTrain with the spikes and gain of ``train``, and counts whose gradient goes to z.
 
     Raises:
         TypeError, ValueError: a wrong kind, shape, device or gate.
@@ -50,9 +51,9 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     open_ = z > 0
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)
-    counts = torch.ops.tandem.counts.default(train.planes, z.dtype)
+    counts = counts_of(train.stored, train.timing, z.dtype)
     coupled = apply(Couple, z, theta, counts, open_)
-    return SpikeTrain.unchecked(train.planes, train.T, coupled, train.gain)
+    return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, timing=train.timing)
 
 
 class Couple(Function):

@@ -37,10 +37,10 @@ def product_layer(
     if not isinstance(x, SpikeTrain):
         y, static = currents_of(x, weight, static)
         return scan_layer(y, x.gain, bias, scale, shift, step, residual, threshold, v_init, static)
-    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init)
+    tensors = tensors_of(weight, x.T, shape, distinct(residual, x), threshold, v_init, static.timing)
     scale, shift = fold(tensors.theta, bias, scale, shift, step, x.gain, shape[1], weight)
     dtype = torch.float32 if weight.dtype == torch.int8 else weight.dtype
-    return fire(x.edge, weight, scale, shift, None, x.planes, tensors, static, dtype)[0]
+    return fire(x.edge, weight, scale, shift, None, read_by(static, x), tensors, static, dtype)[0]
 
 
 def scan_layer(
@@ -57,7 +57,7 @@ def scan_layer(
 ) -> Result:
     """Neurons driven by currents y: [T, B, *features] for the source "train", else [B, *features]."""
     shape = tuple(y.shape[1:] if static.source == "train" else y.shape)
-    tensors = tensors_of(y, static.T, shape, residual, threshold, v_init)
+    tensors = tensors_of(y, static.T, shape, residual, threshold, v_init, static.timing)
     scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels_of(shape), y)
     return fire(y, None, scale, shift, None, None, tensors, static, y.dtype)[0]
 
@@ -83,7 +83,7 @@ def norm_layer(
         for name, value in (("bias", bias), ("gamma", gamma), ("beta", beta), ("step", step))
     )
     residual = distinct(residual, x)
-    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init)
+    tensors = tensors_of(weight, x.T, shape, residual, threshold, v_init, static.timing)
     if tensors.theta is not None:
         unit = tensors.theta.detach()
         gamma = 1 / unit if gamma is None else gamma / unit
@@ -93,7 +93,7 @@ def norm_layer(
         gain = spread(x.gain, (), compute_dtype(dtype), weight.device)
         gain = gain if step is None else step * gain
     if isinstance(x, SpikeTrain):
-        result, outputs = fire(x.edge, weight, gain, gamma, beta, x.planes, tensors, static, dtype)
+        result, outputs = fire(x.edge, weight, gain, gamma, beta, read_by(static, x), tensors, static, dtype)
     else:
         y, static = currents_of(x, weight, static)
         result, outputs = fire(y, None, gain, gamma, beta, None, tensors, static, dtype)
@@ -121,7 +121,7 @@ def fire(
         outputs = apply(Fire, edge, weight, scale, shift, beta, planes, *tensors, static)
     else:
         outputs = run(edge, weight, scale, shift, beta, planes, tensors, static, False)
-    train = SpikeTrain.unchecked(outputs[0], static.T, outputs[1] if grad else None, 1.0, dtype)
+    train = SpikeTrain.unchecked(outputs[0], static.T, outputs[1] if grad else None, 1.0, dtype, static.timing)
     if not static.return_v:
         return train, outputs
     v, theta = outputs[3], tensors.theta
@@ -139,12 +139,16 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     x, weight, _ = fitted(x, weight, product)
     edge: Tensor | None = x.edge
     if torch.is_grad_enabled() and needs_grad(edge, weight):
-        return apply(WindowProduct, edge, weight, x.planes, x.T, product)  # type: ignore[no-any-return]
-    return product.window(x.planes, x.T, weight)
+        return apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product)  # type: ignore[no-any-return]
+    return product.window(x.stored, x.T, x.timing, weight)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
-    """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output."""
+    """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output.
+
+    What the spikes of each channel are worth goes into the weight, one number for all of them stays with x.
+    """
+    x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a gain has no space
     shape = product.output_shape(x.shape, weight)
@@ -158,6 +162,14 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
     return x, weight, shape
 
 
+def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
+    """x, each of whose spikes is worth as much as any other, and the weight with what was different in it."""
+    if not isinstance(x.gain, Tensor) or not x.gain.dim():
+        return x, weight
+    weight = product.weighted(weight, x.gain)
+    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing), weight
+
+
 def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static) -> tuple[Tensor, Static]:
     """The currents of a direct input, and the layer that is given them."""
     return static.source.direct(x.x, weight), static._replace(source=source_of(x))  # type: ignore[union-attr]
@@ -165,6 +177,11 @@ def currents_of(x: ConstantInput | ImpulseInput, weight: Tensor, static: Static)
 
 def source_of(x: ConstantInput | ImpulseInput) -> str:
     return "constant" if isinstance(x, ConstantInput) else "impulse"
+
+
+def read_by(static: Static, x: SpikeTrain) -> Tensor:
+    """What a layer's op reads of a train: counts as bytes where it integrates a whole window, else planes."""
+    return x.count_bytes if static.timing == "window" else x.planes
 
 
 def distinct(residual: SpikeTrain | Tensor | None, x: Input) -> SpikeTrain | Tensor | None:

@@ -30,6 +30,7 @@ def linear_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> Result:
     """A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
@@ -39,8 +40,10 @@ def linear_if(
         v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = leak·v - ϑ·s[t]
 
     so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
-    spike counts c. In the backward pass the output's counts have the gradient of ρ(z)/ϑ, taken at the real counts:
-    nothing flows through the spikes, and of the steps nothing is stored but their bits.
+    spike counts c. With timing "window" the neuron first integrates the whole window, v = v_init + z, and then spikes
+    while v ≥ ϑ, subtracting ϑ, at most T times: one product whatever T. In the backward pass the output's counts have
+    the gradient of ρ(z)/ϑ, taken at the real counts: nothing flows through the spikes, and of the steps nothing is
+    stored but their bits.
 
     Args:
         x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product
@@ -57,7 +60,10 @@ def linear_if(
         gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
             silenced.
         steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
-        return_v: also return the potential after the last step, [B, N], in float32 (float64 for float64 weights).
+        timing: "step": a neuron fires at once. "window": it integrates, then fires; so there is no leak, no gate
+            "resu", x is the whole window, and currents of a residual may also be their sum [1, B, N].
+        return_v: also return the potential after the last step, or after firing, [B, N], in float32 (float64 for
+            float64 weights).
 
     Returns:
         The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;
@@ -65,7 +71,7 @@ def linear_if(
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
-        ValueError: shapes, devices or T that do not fit; a threshold, leak, gate or steps out of range.
+        ValueError: shapes, devices or T that do not fit; a threshold, leak, gate, steps or timing out of range.
         RuntimeError: CUDA tensors, but a build without CUDA kernels.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 2))
@@ -79,7 +85,7 @@ def linear_if(
     """
     checks.signal("x", x)
     checks.weight("weight", weight, 2, "[N, K]", or_int8=True)
-    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
     return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
 
 
@@ -100,6 +106,7 @@ def conv1d_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 1-d convolution.
@@ -118,7 +125,7 @@ def conv1d_if(
              [2., 3., 3., 3., 2.]]])
     """
     product = _convolution(x, weight, 1, True, stride, padding, dilation, groups)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
     return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
 
 
@@ -139,6 +146,7 @@ def conv2d_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 2-d convolution.
@@ -156,7 +164,7 @@ def conv2d_if(
               [2., 3., 2.]]]])
     """
     product = _convolution(x, weight, 2, True, stride, padding, dilation, groups)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
     return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
 
 
@@ -174,6 +182,7 @@ def linear_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`linear_if` with batch norm in training.
@@ -187,7 +196,7 @@ def linear_bn_if(
         bias: [N]. It cancels in z and only moves the mean that is returned.
         gamma, beta: [N], default 1 and 0. beta is for the whole window.
         eps: added to the variance.
-        threshold, leak, v_init, residual, gate, steps, return_v: as in :func:`linear_if`.
+        threshold, leak, v_init, residual, gate, steps, timing, return_v: as in :func:`linear_if`.
 
     Returns:
         (train, mean, var), with ``return_v`` ((train, v), mean, var). mean and var [N] are the statistics of
@@ -205,7 +214,7 @@ def linear_bn_if(
     checks.signal("x", x)
     checks.weight("weight", weight, 2, "[N, K]")
     checks.eps(eps)
-    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
     return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
 
 
@@ -227,6 +236,7 @@ def conv1d_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`conv1d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
@@ -238,7 +248,7 @@ def conv1d_bn_if(
     """
     product = _convolution(x, weight, 1, False, stride, padding, dilation, groups)
     checks.eps(eps)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
     return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
 
 
@@ -260,6 +270,7 @@ def conv2d_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`conv2d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
@@ -271,7 +282,7 @@ def conv2d_bn_if(
     """
     product = _convolution(x, weight, 2, False, stride, padding, dilation, groups)
     checks.eps(eps)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, return_v, eps)
+    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
     return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
 
 
@@ -286,6 +297,7 @@ def if_scan(
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
+    timing: str = "step",
     return_v: bool = False,
 ) -> Result:
     """A layer of integrate-and-fire neurons with currents that something else has computed.
@@ -296,8 +308,8 @@ def if_scan(
     Args:
         currents: floating point [T, B, *features], T in 1..255; or a :class:`ConstantInput` or :class:`ImpulseInput`,
             whose x [B, *features] is then the current itself. Channels are the first feature.
-        threshold, leak, v_init, scale, shift, residual, gate, steps, return_v: as in :func:`linear_if`; per-channel
-            tensors have one value for each channel.
+        threshold, leak, v_init, scale, shift, residual, gate, steps, timing, return_v: as in :func:`linear_if`;
+            per-channel tensors have one value for each channel.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`linear_if`.
@@ -312,7 +324,7 @@ def if_scan(
     else:
         checks.currents("currents", currents)
         y, T, shape, source, gain = currents, currents.shape[0], currents.shape[1:], "train", 1.0
-    static = static_of(source, T, channels_of(shape), threshold, leak, v_init, gate, steps, return_v)
+    static = static_of(source, T, channels_of(shape), threshold, leak, v_init, gate, steps, timing, return_v)
     return scan_layer(y, gain, None, scale, shift, None, residual, threshold, v_init, static)
 
 

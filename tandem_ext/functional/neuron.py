@@ -29,12 +29,15 @@ class Static(NamedTuple):
     threshold: float
     leak: float
     gate: str
+    timing: str
 
 
 class Tensors(NamedTuple):
     """The tensors of a layer's neurons, ready for an op. None stands for the neutral value."""
 
-    residual: Tensor | None = None  # planes [P, B, *features], or currents [T, B, *features] in the compute dtype
+    # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
+    # currents' sum [1, B, *features]
+    residual: Tensor | None = None
     residual_edge: Tensor | None = None  # the counts of a residual train that gradients flow to
     residual_scale: Tensor | None = None  # [C]
     theta: Tensor | None = None  # [C], a tensor threshold: the neurons' unit of potential, in which they fire at 1
@@ -50,6 +53,7 @@ def static_of(
     v_init: float | Tensor,
     gate: str,
     steps: int | None,
+    timing: str,
     return_v: bool,
     eps: float | None = None,
 ) -> Static:
@@ -63,11 +67,15 @@ def static_of(
         checks.v_init(v_init)
     checks.leak(leak)
     checks.gate(gate)
+    checks.timing(timing)
+    checks.timing_fits(timing, leak, gate)
     if steps is None:
         steps = T
     else:
         checks.steps(steps)
-    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate)
+        if timing == "window" and steps != T:
+            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
+    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate, timing)
 
 
 def tensors_of(
@@ -77,6 +85,7 @@ def tensors_of(
     residual: SpikeTrain | Tensor | None = None,
     threshold: float | Tensor = 1.0,
     v_init: float | Tensor = 0.0,
+    timing: str = "step",
 ) -> Tensors:
     """Checks and folds the tensors of neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype."""
     theta = edge = scale = start = None
@@ -89,19 +98,24 @@ def tensors_of(
         theta = spread(threshold, (channels,), dtype, device)
         unit = theta.detach()
     if residual is not None:
-        checks.residual(residual, T, shape, device)
+        window = timing == "window"
+        checks.residual(residual, T, shape, device, summed=window)
         if isinstance(residual, Tensor):
             residual = cast(residual, dtype)
+            if window and len(residual) != 1:
+                residual = residual.sum(0, keepdim=True)
         else:
             edge = residual.edge
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
-            residual = residual.planes
+            residual = residual.count_bytes if window else residual.planes
         if theta is not None:
             scale = 1 / unit if scale is None else scale / unit
     if isinstance(v_init, Tensor):
         checks.v_init(v_init, shape, device)
         start = cast(v_init, dtype)
+        if start.dim() == 1 and len(shape) > 2:
+            start = over_space(start, shape).expand(shape[1:])
     elif v_init != 0:
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
+from ..planes import counts_of
 
 _CONV = {3: F.conv1d, 4: F.conv2d}
 _ops = torch.ops.tandem
@@ -50,30 +51,43 @@ class Product(NamedTuple):
             space.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
         return x_shape[0], w_shape[0], *space
 
+    def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
+        """The weight for spikes that are worth ``gain`` [K], one number per input channel, as one for plain spikes."""
+        checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
+        if weight.dtype == torch.int8:
+            raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
+        gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
+        weighted: Tensor = weight.unflatten(0, (self.groups, -1)) * gain
+        return weighted.flatten(0, 1).to(weight.dtype)
+
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product with real numbers."""
         if not self.stride:
             return F.linear(x, weight)
         return _CONV[weight.dim()](x, channels_last(weight), None, *self[:4])
 
-    def window(self, planes: Tensor, T: int, weight: Tensor) -> Tensor:
-        """W c, the sum of the products over the window, by the kernel: [B, N, *space] in the compute dtype."""
-        return _window_product(planes, T, weight, float32_precision(), *self[:4])  # type: ignore[no-any-return]
+    def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
+        """W c, the sum of the products over the window, by the kernel: [B, N, *space] in the compute dtype.
+
+        ``stored`` is what a train of that timing stores.
+        """
+        counted = timing == "window"
+        return _window_product(stored, T, weight, float32_precision(), *self[:4], counted)  # type: ignore[no-any-return]
 
     def gradients(
-        self, grad: Tensor, planes: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+        self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The ANN's gradients of input and weight, at the real counts of the input."""
         if not self.stride:
             grad_input = grad @ weight if needs_input else None
-            return grad_input, grad.t() @ _counts(planes, weight.dtype) if needs_weight else None
+            return grad_input, grad.t() @ counts_of(stored, timing, weight.dtype) if needs_weight else None
         if weight.numel() == 0:  # torch's convolution_backward refuses it
-            zeros = planes.new_zeros(planes.shape[1:], dtype=weight.dtype)
+            zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if needs_weight:
-            counts = _counts(planes, weight.dtype)
+            counts = counts_of(stored, timing, weight.dtype)
         elif needs_input:
-            counts = weight.new_empty(()).expand(planes.shape[1:])  # only its shape is looked at
+            counts = weight.new_empty(()).expand(stored.shape[1:])  # only its shape is looked at
         else:
             return None, None
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
@@ -85,7 +99,6 @@ class Product(NamedTuple):
 
 LINEAR = Product()
 _window_product = _ops.window_product.default
-_counts = _ops.counts.default
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def test_if_scan_per_channel(throughput, shape):
 def test_if_scan_train(throughput, shape):
     """With the counts and the gate that the backward pass needs."""
     x = currents(8, *shape)
-    call = lambda: OPS.if_scan(x, None, None, None, None, None, 8, 1.0, 1.0, "relu", True, False)  # noqa: E731
+    call = lambda: OPS.if_scan(x, None, None, None, None, None, 8, 1.0, 1.0, "relu", "step", True, False)  # noqa: E731
     throughput(call, x.nbytes + x[0].numel() * 5 + x[0].numel() // 8)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tandem_ext as te
-from tandem_snn.bench.spikes import KINDS, rate_of
+from tandem_snn.bench.problems import KINDS, rate_of
 
 
 @pytest.fixture(autouse=True)

@@ -78,6 +78,10 @@ def measure(seed: int, data: Dataset) -> dict[str, Any]:
         for name, v_init in ("floor", 0.0), ("rounded", 0.5):
             cells[f"uncalibrated_{name}"] = accuracy(convert(original, T, v_init=v_init), data)
             cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images, 99), data)
+            windows = convert(original, T, v_init=v_init, timing="window")
+            cells[f"windows_{name}"] = accuracy(calibrate(windows, images, 99), data)
+        silenced = calibrate(convert(original, T, gate="resu"), images, 99)
+        cells["silenced"] = accuracy(silenced, data)
         own = copy.deepcopy(original)
         snn = calibrate(convert(own, T), images, 99)
         cells["rate"] = round(fmean(firing_rates(snn, images[0][0]).values()), 4)
@@ -98,7 +102,10 @@ def table(result: dict[str, Any]) -> str:
         ("converted, ϑ = 4/T, v_init = ϑ/2", "uncalibrated_rounded"),
         ("converted and calibrated", "converted_floor"),
         ("**converted and calibrated, v_init = ϑ/2**", "converted_rounded"),
-        ("**the same, after one tandem epoch**", "tandem_epoch"),
+        ("the same, gate resu", "silenced"),
+        ("timing window, v_init = 0", "windows_floor"),
+        ("**timing window, v_init = ϑ/2**", "windows_rounded"),
+        ("**converted and calibrated, v_init = ϑ/2, after one tandem epoch**", "tandem_epoch"),
         ("the ANN itself, after that tandem epoch", "ann_after_tandem_epoch"),
     ]
     lines = [
@@ -106,6 +113,8 @@ def table(result: dict[str, Any]) -> str:
         "| --- " * (1 + len(WINDOWS)) + "|",
     ]
     for label, name in rows:
+        if any(name not in run["T"][str(T)] for run in runs for T in WINDOWS):
+            continue  # of a run from before it was measured
         cells = [f"{fmean(run['T'][str(T)][name] for run in runs):.2f}" for T in WINDOWS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):

@@ -1,10 +1,10 @@
-"""What does torchvision's ResNet-18 lose as a spiking network, and what does one epoch of tandem learning give back?
+"""What does a ResNet-18 lose as a spiking network, and what does one epoch of tandem learning give back?
 
-    python tests/benchmarks/conversion_resnet.py --data-dir DIR [--epochs 5] [--images 45000]
+    python tests/benchmarks/conversion_resnet.py --data-dir DIR [--width 16] [--epochs 5] [--images 50000] [--ann FILE]
 
-trains it on CIFAR-10 (JPEG), whose images of 32 × 32 leave its last stage one pixel; converts it at T = 4, 8, 16,
-calibrates it on 1,000 training images, and trains it for one further epoch as a spiking network, beside the ANN itself.
-It writes docs/results/conversion_resnet.json; `--table` writes the table in docs/convert.md from that.
+trains torchvision's blocks, behind a first convolution for images of 32 × 32, on CIFAR-10 (JPEG); converts that at
+T = 4, 8, 16, calibrates it on 1,000 training images, and trains it for one further epoch as a spiking network, beside
+the ANN itself. It writes docs/results/conversion_resnet.json; `--table` writes the table in docs/convert.md from that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import argparse
 import copy
 import json
 import os
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from conversion import BATCH, LR, TANDEM_LR, accuracy, train
 from documents import origin, read, results, write_table
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from tandem_snn import calibrate, convert, to_ann
 from tandem_snn.data import load
@@ -30,6 +33,20 @@ ROWS = {
     "the same, after one tandem epoch": "tandem_epoch",
     "the ANN itself, after that tandem epoch": "ann_after_tandem_epoch",
 }
+
+
+def resnet18(width: int) -> nn.Module:
+    """Its four stages of two blocks, the first with ``width`` channels; the first convolution keeps the size."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    channels = width
+    for out, stride in [(width << stage, 2 if stage and first else 1) for stage in range(4) for first in (True, False)]:
+        project = None
+        if channels != out:
+            project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        layers.append(BasicBlock(channels, out, stride, project))
+        channels = out
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -45,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--images", type=int, default=None, help="about so many of the training images")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage, 64 in torchvision")
+    parser.add_argument("--images", type=int, default=50_000, help="so many of the training images, evenly spaced")
+    parser.add_argument("--ann", type=Path, default=None, help="where the trained ANN is kept, or was")
     parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
     arguments = parser.parse_args()
     if arguments.table:
@@ -54,15 +73,22 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = load("cifar10-jpeg", arguments.data_dir, validation=False)
-    if arguments.images is not None:
-        data = replace(data, train=data.train.subset(range(0, len(data.train), len(data.train) // arguments.images)))
-    ann = torchvision.models.resnet18(num_classes=10)
-    train(ann, data, 0, arguments.epochs, LR)
-    further = copy.deepcopy(ann)
-    train(further, data, 100, 1, TANDEM_LR)
-    settings = {"epochs": arguments.epochs, "images": len(data.train), "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR}
-    result: dict[str, Any] = {**origin(__file__), "settings": settings, "T": {}}
+    data = replace(data, train=data.train.subset(range(0, len(data.train), len(data.train) // arguments.images)))
+    start = time.process_time()
+    ann, further = resnet18(arguments.width), resnet18(arguments.width)
+    if arguments.ann is not None and arguments.ann.exists():
+        for net, state in zip((ann, further), torch.load(arguments.ann), strict=True):
+            net.load_state_dict(state)
+    else:
+        train(ann, data, 0, arguments.epochs, LR)
+        further.load_state_dict(ann.state_dict())
+        train(further, data, 100, 1, TANDEM_LR)
+        if arguments.ann is not None:
+            torch.save([ann.state_dict(), further.state_dict()], arguments.ann)
+    settings = {"width": arguments.width, "epochs": arguments.epochs, "images": len(data.train), "batch": BATCH}
+    result: dict[str, Any] = {**origin(__file__), "settings": {**settings, "lr": LR, "tandem_lr": TANDEM_LR}, "T": {}}
     result |= {"ann": accuracy(ann, data), "ann_further_epoch": accuracy(further, data)}
+    print({name: value for name, value in result.items() if name.startswith("ann")}, flush=True)
     images, _ = next(data.train.batches(1000, seed=0))
     for T in WINDOWS:
         snn = calibrate(convert(copy.deepcopy(ann), T, example=images[:1]), images.split(100))
@@ -70,6 +96,7 @@ def main() -> None:
         train(snn, data, 100, 1, TANDEM_LR)
         cells |= {"tandem_epoch": accuracy(snn, data), "ann_after_tandem_epoch": accuracy(to_ann(snn), data)}
         result["T"][str(T)] = cells
+        result["cpu_hours"] = round((time.process_time() - start) / 3600, 2)
         print(T, cells, flush=True)
         results("conversion_resnet").write_text(json.dumps(result, indent=1) + "\n")
     write_table("convert.md", "conversion_resnet", table(read("conversion_resnet")))

@@ -64,5 +64,5 @@ def on_fashion_mnist(
         torch.set_num_threads(1)
         facts = {**origin(script), **facts}  # before the measurement, which takes minutes
         rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
-        results(name).write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        results(name).write_text(json.dumps({**facts, "rows": rows}) + "\n")
     write_table(document, name, table(read(name)))

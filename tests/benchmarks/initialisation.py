@@ -28,6 +28,7 @@ from tandem_snn.training import Recipe, fit
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "initialisation.json"
 RECIPE = Recipe(data="fashion-mnist", validation=False, model="cnn", epochs=4, batch_size=128, lr=2e-3)
 IMAGES = 15_000
+NEURON = ("gamma", "v_init", "threshold", "timing", "gate")
 
 
 def settings(width: float) -> list[dict[str, Any]]:
@@ -39,14 +40,23 @@ def settings(width: float) -> list[dict[str, Any]]:
     v_inits = [neuron | {"T": T, "gamma": gamma, "v_init": 0.5} for gamma, T in product((3.0, 2.0), (2, 4, 8))]
     thresholds = [neuron | {"T": 8, "gamma": 3.0, "threshold": theta} for theta in (0.5, 2.0)]
     seeds = [neuron | {"T": T, "gamma": gamma, "seed": 1} for T, gamma in product((8, 4, 2, 16), (1.0, 2.0, 3.0, 4.5))]
-    return ann + gammas + v_inits + thresholds + seeds
+    return ann + gammas + v_inits + thresholds + seeds + _windows(neuron)
+
+
+def _windows(neuron: dict[str, Any]) -> list[dict[str, Any]]:
+    """Timing "window", which starts at half a threshold, and with the gate that knows the ceiling."""
+    window = neuron | {"v_init": 0.5, "timing": "window", "gate": "clip"}
+    gammas = {2: (1.0, 2.0, 1.5, 3.0), 4: (2.0, 1.5, 3.0, 1.0), 1: (1.0, 0.7, 2.0), 8: (3.0, 2.0, 4.5), 16: (3.0,)}
+    found = [window | {"T": T, "gamma": gamma} for T, tried in gammas.items() for gamma in tried]
+    found[4:4] = [window | {"T": 2, "gamma": 1.0, "gate": "relu"}, window | {"T": 2, "gamma": 2.0, "v_init": 0.0}]
+    return [*found, window | {"T": 8, "gamma": 3.0, "v_init": 0.0}, window | {"T": 8, "gamma": 3.0, "gate": "relu"}]
 
 
 def train(setting: dict[str, Any], data: Any) -> dict[str, Any]:
     torch.manual_seed(setting["seed"])
     shape = {"shape": data.shape, "classes": data.classes, "width": setting["width"]}
     if setting["T"]:
-        neuron = {name: setting[name] for name in ("gamma", "v_init", "threshold")}
+        neuron = {name: setting[name] for name in NEURON if name in setting}
         net = create_model("cnn", **shape, T=setting["T"], **neuron)
     else:
         net = create_twin("cnn", **shape)
@@ -67,24 +77,26 @@ def table(results: list[dict[str, Any]]) -> str:
     """Accuracy, and in brackets the mean firing rate and the SynOps ratio, as Markdown: seeds averaged."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
-        key = tuple(result.get(name) for name in ("width", "gamma", "v_init", "threshold", "T"))
+        names = (("width", 1.0), *dict.fromkeys(NEURON[:3]).items(), ("timing", "step"), ("gate", "relu"), ("T", None))
+        key = tuple(result.get(name, default) for name, default in names)
         groups.setdefault(key, []).append(result)
     windows = sorted({key[-1] for key in groups if key[-1]})
     lines = [
-        "| width | γ | v_init | ϑ | " + " | ".join(f"T = {T}" for T in windows) + " |",
-        "| --- " * (4 + len(windows)) + "|",
+        "| width | γ | v_init | ϑ | timing | gate | " + " | ".join(f"T = {T}" for T in windows) + " |",
+        "| --- " * (6 + len(windows)) + "|",
     ]
     for width in sorted({key[0] for key in groups}):
-        ann = groups[width, None, None, None, 0]
-        lines.append(
-            f"| {width} | ANN | | | {_mean(ann, 'test_accuracy'):.2f} ({len(ann)} seeds) |" + " |" * (len(windows) - 1)
-        )
-        for setting in sorted({key[1:4] for key in groups if key[0] == width and key[-1]}):
+        ann = groups[width, None, None, None, "step", "relu", 0]
+        mean = f"{_mean(ann, 'test_accuracy'):.2f} ({len(ann)} seeds)"
+        lines.append(f"| {width} | ANN | | | | | {mean} |" + " |" * (len(windows) - 1))
+        for setting in sorted({key[1:6] for key in groups if key[0] == width and key[-1]}):
             cells = [_cell(groups.get((width, *setting, T))) for T in windows]
-            lines.append(
-                f"| {width} | " + " | ".join(f"{value:g}" for value in setting) + " | " + " | ".join(cells) + " |"
-            )
+            lines.append(f"| {width} | " + " | ".join(map(_text, setting)) + " | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _mean(runs: list[dict[str, Any]], name: str) -> float:

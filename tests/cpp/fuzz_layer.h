@@ -50,7 +50,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.channels_last = in.flag();
   layer.plain = in.flag();
-  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32}));
+  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32, 64}));
   layer.finish();
   Neuron<float>& a = layer.args;
   a.steps = static_cast<int32_t>(in.range(1, 255));
@@ -63,13 +63,24 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
     a.residual_planes = in.maybe(a.residual_planes);
     a.residual_scale = in.maybe(a.residual_scale);
   }
+  if (in.flag()) {  // bytes are counts
+    a.timing = Timing::kWindow;
+    a.steps = T;
+    a.leak = 1;
+    a.gate = a.gate == Gate::kResu ? Gate::kRelu : a.gate;
+    layer.planes.resize(s.batch * s.height * s.width * s.channels);
+    const int most = static_cast<int>(in.pick({255, 8, 15, 127, 128}));
+    for (uint8_t& count : layer.planes) count = static_cast<uint8_t>(std::min<int>(count, most));
+  }
   parts = in.range(1, 5);
   return layer;
 }
 
 inline std::string text(const ProductLayer& layer) {
   const Shape& s = layer.shape;
-  std::string out = "T " + std::to_string(layer.T) + ", way " + std::to_string(static_cast<int>(layer.way));
+  const bool window = layer.args.timing == Timing::kWindow;
+  std::string out = (window ? "window timing, T " : "T ") + std::to_string(layer.T) + ", way " +
+                    std::to_string(static_cast<int>(layer.way));
   const auto add = [&](const char* name, int64_t a, int64_t b) {
     out += std::string(", ") + name + " " + std::to_string(a) + " " + std::to_string(b);
   };

@@ -53,7 +53,7 @@ void run(const FrozenFile& file, Input& in) {
   }
   const int64_t T = header.T == 0 ? in.range(1, 17) : header.T, batch = in.range(0, 3);
   const bool streams = in.flag();
-  const Plan plan = network.plan(shape, batch, streams ? 1 : (T + 7) / 8);
+  const Plan plan = network.plan(shape, batch, T, streams);
   int64_t work = shape.features() * T;
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Instruction& one = network.program().instructions[i];
@@ -63,17 +63,18 @@ void run(const FrozenFile& file, Input& in) {
     if (plan.steps[i].out.features() > 1 << 20 || inputs > 1 << 20) return;
     work += plan.steps[i].out.features() * inputs;
   }
-  if (work > 1 << 22 || plan.workspace > 1 << 24 || network.outputs() > 1 << 20) return;
+  if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 22 || network.outputs() > 1 << 20) return;
 
   const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
   const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
   const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
   const bool every_step = !streams && in.flag();
   std::vector<float> state(plan.state), answer((every_step ? T : 1) * batch * network.outputs());
-  for (int64_t step = 0; step < (streams ? 2 : 1); ++step) {
+  const bool counted = spikes && !streams && network.reads_counts() && in.flag();
+  const int64_t steps = streams ? std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1)) : 1;
+  for (int64_t step = 0; step < steps; ++step) {
     PlainNumbers host;
-    network.run(plan, {input, T, prepared, every_step, streams && plan.state > 0 ? state.data() : nullptr, step,
-                       answer.data(), &host, cut_for});
+    network.run(plan, {input, counted, prepared, every_step, state.data(), step, answer.data(), &host, cut_for});
   }
 }
 
@@ -112,6 +113,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
         one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
         if (in.flag()) file.program[3] = in.range(0, 2);  // the source
+        if (in.flag()) {  // the timing of all layers, or of some
+          const bool all = in.flag();
+          for (int64_t i = 0; i <= last; ++i) {
+            reinterpret_cast<Instruction&>(file.program[header + row * i]).timing = all ? 1 : in.range(0, 1);
+          }
+        }
+        if (in.flag()) {  // a move from one form of trains to the other
+          Instruction move{};
+          move.kind = static_cast<int64_t>(in.flag() ? Kind::popcount : Kind::burst);
+          move.input = in.range(-1, last) == -1 ? kNetworkInput : in.range(0, last);
+          move.residual = move.weight = move.step = move.scale = move.shift = move.residual_scale = move.v_init = -1;
+          move.kernel_h = move.kernel_w = move.stride_h = move.stride_w = move.dilation_h = move.dilation_w = 1;
+          move.threshold = move.leak = one.leak, move.groups = 1;
+          one = move;
+        }
       }
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) file.program[in.range(0, words - 1)] = junk();
       if (in.range(0, 7) == 0) file.program.resize(in.range(0, words));

@@ -13,9 +13,7 @@ struct PlainNorm {
   PlainNorm(const ProductLayer& layer, const LayerNorm& norm) {
     const int64_t channels = layer.shape.outputs, rows = layer.args.neurons / channels;
     for (int64_t n = 0; n < layer.args.neurons; ++n) {
-      float u = 0;
-      for (int t = 0; t < layer.T; ++t) u += layer.current(t, n);
-      product.push_back(u);
+      product.push_back(layer.window(n));
     }
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0, squares = 0;

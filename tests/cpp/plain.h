@@ -17,7 +17,7 @@ struct Outputs {
   std::vector<C> v;
 
   explicit Outputs(Neuron<C>& args)
-      : planes((args.T + 7) / 8 * args.neurons, 255),
+      : planes((args.timing == Timing::kWindow ? 1 : (args.T + 7) / 8) * args.neurons, 255),
         mask((args.neurons + 7) / 8, 255),
         counts(args.neurons * size_of(args.counts_dtype), '\xff'),
         v(args.neurons, C(-77)) {
@@ -34,7 +34,7 @@ struct Outputs {
 
 template <class C>
 struct PlainNeuron {
-  std::vector<uint8_t> train;
+  std::vector<uint8_t> train;  // planes, or with window timing the count
   int count = 0;
   bool open = false;
   C v = 0;
@@ -70,6 +70,28 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, const Y& y) {
     std::fill(out.train.begin(), out.train.end(), uint8_t{0});
     out.count = 0;
   }
+  return out;
+}
+
+// The same with window timing, for the product u of the window.
+template <class C>
+PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
+  const int64_t channel = n % a.channels;
+  const C residual_scale = a.residual_scale ? a.residual_scale[channel] : C(1);
+  C z = rounded_mul(a.scale ? a.scale[channel] : C(1), u);
+  z = rounded_add(z, a.shift ? a.shift[channel] : C(0));
+  if (a.residual_planes) z = rounded_add(z, rounded_mul(residual_scale, static_cast<C>(a.residual_planes[n])));
+  if (a.residual_currents) z = rounded_add(z, rounded_mul(residual_scale, a.residual_currents[n]));
+  PlainNeuron<C> out;
+  out.v = rounded_add(a.v_init ? a.v_init[n % a.v_init_size] : C(0), z);
+  for (int t = 0; t < a.T; ++t) {  // the neuron's own window: nothing comes in, and spikes end with the first silence
+    C v = out.v;
+    if (!step(v, C(0), a.threshold, C(1))) break;
+    out.v = v;
+    ++out.count;
+  }
+  out.train = {static_cast<uint8_t>(out.count)};
+  out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
   return out;
 }
 

@@ -120,9 +120,29 @@ struct ProductLayer {
     return sum;
   }
 
+  // Its product of the window, whose sums are exact and rounded once.
+  float window(int64_t n) const {
+    if (args.timing == Timing::kStep) {
+      float u = 0;
+      for (int t = 0; t < T; ++t) u += current(t, n);
+      return u;
+    }
+    const int64_t output = n % shape.outputs, row = n / shape.outputs;
+    const int64_t height = geometry.out_height(), width = geometry.out_width();
+    double u = 0;  // of the counts' bits
+    for (int j = 0; j < 8; ++j) {
+      u += std::ldexp(current(j, row / (height * width), row / width % height, row % width, output), j);
+    }
+    return static_cast<float>(u);
+  }
+
   std::vector<PlainNeuron<float>> expected() const {
     std::vector<PlainNeuron<float>> out;
     for (int64_t n = 0; n < args.neurons; ++n) {
+      if (args.timing == Timing::kWindow) {
+        out.push_back(plain_burst(args, n, window(n)));
+        continue;
+      }
       out.push_back(plain_neuron(args, n, [&](int t) { return current(t, n); }));
     }
     return out;

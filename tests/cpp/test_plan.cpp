@@ -134,9 +134,9 @@ TEST(units_are_larger_where_that_saves_a_digit) {
 }
 
 TEST(rows_expanded_at_a_time) {
-  CHECK(expanded_rows(linear(800, 10), 1) == 128, "one plane");
-  CHECK(expanded_rows(linear(4096, 10), 1) == 32, "memory");
-  CHECK(expanded_rows(linear(8000, 10), 32) == 16, "a tile has sixteen");
+  CHECK(expanded_rows(linear(800, 10), 8) == 128, "one plane");
+  CHECK(expanded_rows(linear(4096, 10), 8) == 32, "memory");
+  CHECK(expanded_rows(linear(8000, 10), 256) == 16, "a tile has sixteen");
 }
 
 // Sparse to dense, the choice changes, and it does so where the costs of the two widths cross.
@@ -234,4 +234,23 @@ TEST(what_the_matrix_unit_costs) {
     return cost(linear(inputs, outputs), rows, false) - cost(linear(inputs, outputs), rows);
   };
   CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
+}
+
+// Of counts lists pay where few inputs spike, or where weights would be read for few rows.
+TEST(the_way_for_counts) {
+  const auto way = [](int64_t rows, bool packed, double nibbles, Way digits) {
+    Geometry geometry = linear(800, 800);
+    geometry.batch = rows;
+    return choose_for_counts(geometry, packed, {{4 * nibbles, 2 * nibbles, nibbles}}, digits);
+  };
+  for (const Way digits : {kUnit, Way::kDense}) {
+    CHECK(way(128, true, 0.9, digits) == digits && way(128, false, 0.9, digits) == digits, "way %d", int(digits));
+    CHECK(way(1, true, 0.05, digits) != digits && way(1, false, 0.9, digits) != digits, "way %d", int(digits));
+  }
+  CHECK(way(128, true, 0.05, Way::kDense) != Way::kDense, "few spikes");
+  CHECK(way(128, true, 0.9, kL4) == kL4, "no digits");
+  Geometry geometry = linear(640, 160);
+  geometry.batch = 16;
+  const double cost = counts_cost(geometry, true, Way::kDense);
+  CHECK(counts_cost(geometry, true, kUnit) < cost && counts_cost(geometry, false, Way::kDense) > cost, "costs");
 }

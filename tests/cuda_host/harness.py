@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -67,7 +68,11 @@ def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit) -> Pa
     """A library of kernels and the machine. What did not change since it was last built is not compiled again."""
     library = build_folder() / f"{name}.so"
     text = ninja_text(build_folder(), machine_rules(toolkit), LINK, parts, library)
-    if not run_ninja(build_folder() / f"{name}.ninja", text):
+    (ROOT / build_folder()).mkdir(parents=True, exist_ok=True)
+    with (ROOT / build_folder() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest-xdist want the same
+        built = run_ninja(build_folder() / f"{name}.ninja", text)
+    if not built:
         raise RuntimeError(f"{name} does not compile; the compiler's message is above")
     return ROOT / library
 

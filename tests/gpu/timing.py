@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tandem_ext as te
-from tandem_snn.bench.rivals.plain import if_loop
+from tandem_snn.bench.rivals import if_loop
 
 from .clock import Bench, Row, T, failed, peaks, precision
 from .training import inference, kernel_table, training
@@ -32,7 +32,7 @@ def scans(bench: Bench) -> Iterator[Row]:
         yield bench.row(case, "tandem", partial(te.functional.if_scan, currents), bytes=needed)
         yield bench.row(case, "torch, loop", partial(if_loop, currents))
         yield bench.row(case, "torch, loop compiled", partial(loop, currents))
-    neurons = (*[None] * 5, T, 1.0, 1.0, "relu", True, False)
+    neurons = (*[None] * 5, T, 1.0, 1.0, "relu", "step", True, False)
     currents = torch.randn(T, 1, n, device=bench.device)
     needed = 4 * T * n + 5 * n + n // 8
     yield bench.row(

@@ -59,6 +59,26 @@ __global__ void __launch_bounds__(kThreads)
   store_counts<kVec>(counts, dtype, n, bytes);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    count_bytes_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, uint8_t* __restrict__ counts) {
+  const int64_t n = thread_index();
+  if (n >= neurons) return;
+  int count = 0;
+  for (int p = 0; p < P; ++p) count += __popc(planes[p * neurons + n]);
+  counts[n] = static_cast<uint8_t>(count);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    burst_planes_kernel(const uint8_t* __restrict__ counts, int T, int64_t neurons, uint8_t* __restrict__ planes) {
+  const int64_t n = thread_index();
+  if (n >= neurons) return;
+  const int count = min(static_cast<int>(counts[n]), T);
+  for (int p = 0; p * 8 < T; ++p) {
+    const int spikes = min(max(count - 8 * p, 0), 8);
+    planes[p * neurons + n] = static_cast<uint8_t>((1 << spikes) - 1);
+  }
+}
+
 // bfloat16 and float16 divide in float and round once.
 template <class E>
 __device__ __forceinline__ E divide(E x, float threshold) {
@@ -181,6 +201,20 @@ int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTyp
     return cudaGetLastError();
   }
   counts_kernel<1><<<grid_for(neurons, 1), kThreads, 0, on>>>(planes, P, neurons, counts, dtype);
+  return cudaGetLastError();
+}
+
+int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  count_bytes_kernel<<<grid_for(neurons, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(planes, P, neurons,
+                                                                                               counts);
+  return cudaGetLastError();
+}
+
+int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream) {
+  if (neurons == 0) return cudaSuccess;
+  burst_planes_kernel<<<grid_for(neurons, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(counts, T, neurons,
+                                                                                                planes);
   return cudaGetLastError();
 }
 

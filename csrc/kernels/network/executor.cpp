@@ -9,6 +9,7 @@
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
 #include "../planes/moves.h"
+#include "stream.h"
 
 namespace tandem::network {
 
@@ -114,8 +115,11 @@ class Run {
         program_(network.program_),
         plan_(plan),
         call_(call),
-        T_(call.state != nullptr ? 1 : call.T),
+        T_(plan.stream ? 1 : plan.T),
+        window_(network.waits() ? call.step / plan.T : 0),
+        step_(network.waits() ? call.step % plan.T : call.step),
         real_(program_.instructions.size()),
+        trains_(program_.instructions.size()),
         so_far_(program_.instructions.size()) {
     thread_local cpu::Scratch<uint8_t> workspace;
     workspace_ = workspace.reserve(plan.workspace);
@@ -123,12 +127,21 @@ class Run {
 
   void operator()() {
     for (int64_t i = 0; i < size(); ++i) {
-      if (program_.values[i] < Value::kMeans) execute(i);
+      if (program_.values[i] >= Value::kMeans) continue;
+      trains_[i] = result(i);
+      if (plan_.stream) {
+        stream(i);
+      } else {
+        execute(i);
+      }
     }
-    const bool streaming = call_.state != nullptr;
     for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
-      const int64_t steps = (streaming ? call_.step : t) + 1;
+      const int64_t steps = (plan_.stream ? step_ : t) + 1;
       float* to = call_.answer + (call_.every_step ? t : 0) * plan_.batch * network_.outputs();
+      if (plan_.stream && window_ < plan_.steps.back().depth) {
+        std::fill_n(to, plan_.batch * network_.outputs(), std::numeric_limits<float>::quiet_NaN());
+        continue;
+      }
       for (int64_t i = 0; i < size(); ++i) {
         if (program_.values[i] >= Value::kMeans) answer(i, t, steps, to);
       }
@@ -139,41 +152,129 @@ class Run {
   int64_t size() const { return static_cast<int64_t>(program_.instructions.size()); }
   const Instruction& at(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
-  uint8_t* place(int64_t offset) const { return workspace_ + offset * plan_.batch * plan_.planes; }
-  const uint8_t* spikes(int64_t value) const {
-    return value >= 0 ? place(plan_.steps[value].place) : static_cast<const uint8_t*>(call_.input);
+  uint8_t* place(int64_t offset) const { return workspace_ + offset * plan_.batch; }
+  uint8_t* result(int64_t i) const { return place(plan_.steps[i].place); }
+  float* state(int64_t offset) const { return call_.state + offset * plan_.batch; }
+  const uint8_t* train(int64_t value) const {
+    return value >= 0 ? trains_[value] : static_cast<const uint8_t*>(call_.input);
+  }
+  const uint8_t* input(int64_t i) const { return delayed(plan_.steps[i].input, at(i).input); }
+  const uint8_t* residual(int64_t i) const { return delayed(plan_.steps[i].residual, at(i).residual); }
+  const uint8_t* delayed(const Delay& delay, int64_t value) const {
+    return delay.windows > 0 ? place(delay.place) : value == kAbsent ? nullptr : train(value);
   }
   const float* real(int64_t value) const { return value >= 0 ? real_[value] : static_cast<const float*>(call_.input); }
-  float* state(int64_t i) const { return call_.state + plan_.steps[i].state * plan_.batch; }
   RealWindow window(int64_t i) const { return {at(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
+  // Of what instruction i reads, in the form in which it comes.
+  int64_t images(int64_t i) const {
+    return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : plan_.planes);
+  }
+  bool has_residual_train(int64_t i) const { return at(i).residual != kAbsent && program_.is_train(at(i).residual); }
 
   void execute(int64_t i) {
-    const bool from_spikes = network_.reads_spikes(i);
-    const int64_t images = plan_.batch * plan_.planes;
+    const bool from_train = network_.reads_train(i);
     const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
     switch (program_.kind(i)) {
       case Kind::layer:
-        if (program_.values[i] == Value::kCurrents) return currents(i);
-        return from_spikes ? product(i) : direct(i);
+        if (program_.values[i] == Value::kCurrents) return currents(i, input(i));
+        return from_train ? product(i) : direct(i);
       case Kind::max_pool:
-        if (from_spikes) return max_pool(i, images, in, out);
+        if (from_train) return max_pool(i, in, out);
         real_[i] = call_.host->maximum(window(i), real(at(i).input));
         return;
       case Kind::flatten:
-        if (!from_spikes) {
+        if (!from_train) {
           real_[i] = real(at(i).input);
-        } else if (in.dims > 1) {
-          cpu::to_channels_first(spikes(at(i).input), images, in.height * in.width, in.channels,
-                                 place(plan_.steps[i].place), call_.parallel);
-        } else if (at(i).input == kNetworkInput) {
-          std::memcpy(place(plan_.steps[i].place), call_.input, images * in.features());
+        } else if (in.dims == 1) {
+          trains_[i] = train(at(i).input);
+        } else {
+          cpu::to_channels_first(train(at(i).input), images(i), in.height * in.width, in.channels, result(i),
+                                 call_.parallel);
         }
         return;
+      case Kind::popcount:
+      case Kind::burst:
+        return change_form(i);
       default:
-        if (from_spikes) return product(i);  // of an average
+        if (from_train) return product(i);  // of an average
         real_[i] = call_.host->mean(window(i), false, real(at(i).input));
     }
   }
+
+  void change_form(int64_t i) {
+    const int64_t from = at(i).input, n = plan_.batch * plan_.steps[i].in.features();
+    if (plan_.stream || (from == kNetworkInput && call_.counted)) {
+      trains_[i] = train(from);
+    } else if (program_.kind(i) == Kind::popcount) {
+      cpu::count_bytes(train(from), static_cast<int32_t>(plan_.planes), n, result(i), call_.parallel);
+    } else {
+      cpu::burst_planes(train(from), static_cast<int32_t>(plan_.T), n, result(i), call_.parallel);
+    }
+  }
+
+  // --- a step of a stream --------------------------------------------------------------------------------------------
+
+  void stream(int64_t i) {
+    const Plan::Step& s = plan_.steps[i];
+    align(s.input, at(i).input);
+    align(s.residual, at(i).residual);
+    if (window_ < s.depth) return;
+    const bool fires = network_.has_neurons(i) || program_.values[i] == Value::kCurrents;
+    return fires && program_.waits(i) ? wait(i) : execute(i);
+  }
+
+  void align(const Delay& delay, int64_t value) {
+    if (delay.windows == 0) return;
+    const int64_t n = plan_.batch * (value < 0 ? plan_.sample : plan_.steps[value].out).features();
+    float* ring = state(delay.state);
+    uint8_t* then = place(delay.place);
+    if (program_.value(value) != Value::kCurrents) {
+      return delay_spikes(train(value), n, delay.windows * plan_.T, call_.step, reinterpret_cast<uint8_t*>(ring), then);
+    }
+    const bool waits = program_.waits(value);
+    if (waits && step_ + 1 < plan_.T) return;
+    delay_currents(reinterpret_cast<const float*>(train(value)), n, delay.windows * (waits ? 1 : plan_.T),
+                   waits ? window_ : call_.step, ring, reinterpret_cast<float*>(then));
+  }
+
+  // A step of a layer that integrates its window, and fires what it had integrated in the one before.
+  void wait(int64_t i) {
+    const Plan::Step& s = plan_.steps[i];
+    const bool first = step_ == 0, last = step_ + 1 == plan_.T, from_train = network_.reads_train(i);
+    auto* memory = reinterpret_cast<uint8_t*>(state(s.state));
+    const auto counters = [&](int64_t features) {
+      uint8_t* bytes = memory;
+      memory += bytes_as_floats(features) * sizeof(float) * plan_.batch;
+      return bytes;
+    };
+    const int64_t inputs = plan_.batch * s.in.features(), neurons = plan_.batch * s.out.features();
+    uint8_t* received = counters(from_train ? s.in.features() : s.out.features() * sizeof(float));
+    if (from_train) {
+      add_spikes(input(i), inputs, first, received);
+    } else if (first) {
+      std::memcpy(received, direct_product(i), neurons * sizeof(float));
+    }
+    if (program_.values[i] == Value::kCurrents) return last ? currents(i, received) : void();
+    const uint8_t* more = residual(i);
+    if (has_residual_train(i)) {
+      uint8_t* sum = counters(s.out.features());
+      add_spikes(more, neurons, first, sum);
+      more = sum;
+    }
+    uint8_t* to_fire = counters(s.out.features());
+    if (window_ > s.depth) {
+      fire_counts(to_fire, neurons, step_, result(i));
+      call_.host->fired(i, Timing::kStep, result(i), neurons);
+    }
+    if (!last) return;
+    if (from_train) {
+      multiply(i, received, firing(i, more, to_fire));
+    } else {
+      scan(reinterpret_cast<const float*>(received), firing(i, more, to_fire));
+    }
+  }
+
+  // --- layers --------------------------------------------------------------------------------------------------------
 
   // Neurons without their state.
   Neuron<float> neurons(int64_t i) const {
@@ -181,8 +282,9 @@ class Run {
     Neuron<float> a{};
     a.neurons = plan_.batch * plan_.steps[i].out.features();
     a.channels = plan_.steps[i].out.channels;
-    a.T = static_cast<int32_t>(T_);
-    a.steps = static_cast<int32_t>(call_.T);
+    a.T = static_cast<int32_t>(program_.waits(i) ? plan_.T : T_);
+    a.steps = static_cast<int32_t>(plan_.T);
+    a.timing = static_cast<Timing>(in.timing);
     a.threshold = std::numeric_limits<float>::max();
     a.leak = 1;
     a.v_init_size = 1;
@@ -192,119 +294,139 @@ class Run {
     return a;
   }
 
-  Neuron<float> firing(int64_t i) const {
+  Neuron<float> firing(int64_t i, const uint8_t* residual, uint8_t* train) const {
     const Instruction& in = at(i);
     Neuron<float> a = neurons(i);
     a.threshold = static_cast<float>(network::real(in.threshold));
     a.leak = static_cast<float>(network::real(in.leak));
     a.gate = static_cast<Gate>(in.gate);
-    if (program_.kind(i) == Kind::layer && in.residual != kAbsent) {
+    if (program_.kind(i) == Kind::layer && residual != nullptr) {
       if (program_.value(in.residual) == Value::kCurrents) {
-        a.residual_currents = reinterpret_cast<const float*>(spikes(in.residual));
+        a.residual_currents = reinterpret_cast<const float*>(residual);
       } else {
-        a.residual_planes = spikes(in.residual);
+        a.residual_planes = residual;
       }
       a.residual_scale = floats(in.residual_scale);
     }
-    a.planes = place(plan_.steps[i].place);
-    if (call_.state != nullptr && call_.step > 0) {
-      a.v_init = state(i);
+    a.planes = train;
+    const bool remembers = plan_.stream && !program_.waits(i);
+    if (remembers) a.v = state(plan_.steps[i].state);
+    if (remembers && step_ > 0) {
+      a.v_init = a.v;
       a.v_init_size = a.neurons;
     } else {
       a.v_init = floats(in.v_init);
       if (a.v_init != nullptr && in.v_height > 0) a.v_init_size = in.v_height * in.v_width * a.channels;
     }
-    if (call_.state != nullptr) a.v = state(i);
     return a;
   }
 
   void product(int64_t i) {
-    Layer of = layer(i, firing(i));
-    std::vector<float> shares;
-    if (program_.kind(i) == Kind::average) {  // whose channels are known only now: prepared in this call
-      Geometry& g = of.geometry;
-      g.outputs = g.channels = g.groups = of.neuron.channels;
-      shares.assign(g.outputs * g.taps(), static_cast<float>(1.0 / static_cast<double>(g.taps())));
-      of.weights = {shares.data(), DType::kFloat32, false};
-      of.prepared = nullptr;
-    }
-    multiply(i, of);
-    call_.host->fired(i, of.neuron.planes, of.neuron.neurons * plan_.planes);
+    multiply(i, input(i), firing(i, residual(i), result(i)));
+    fired(i);
   }
 
-  void multiply(int64_t i, const Layer& of) const {
+  void fired(int64_t i) const {
+    const int64_t bytes = plan_.batch * plan_.steps[i].out.features() * (program_.waits(i) ? 1 : plan_.planes);
+    call_.host->fired(i, static_cast<Timing>(at(i).timing), result(i), bytes);
+  }
+
+  void multiply(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
+    Layer of = layer(i, input, neuron);
+    if (program_.kind(i) != Kind::average) return run(i, of);
+    // Spikes are counted, and the count weighted. How many channels there are is known only now.
+    Geometry& g = of.geometry;
+    g.outputs = g.channels = g.groups = neuron.channels;
+    const std::vector<int8_t> ones(g.outputs * g.taps(), 1);
+    const std::vector<float> shares(g.outputs, static_cast<float>(1.0 / static_cast<double>(g.taps())));
+    of.weights = {ones.data(), DType::kInt8, false};
+    of.neuron.scale = shares.data();
+    of.prepared = nullptr;
+    run(i, of);
+  }
+
+  void run(int64_t i, const Layer& of) const {
     if (cpu::run(of, call_.parallel) != cpu::Refusal::kNone) refuse(i, "a weight is not finite");
   }
 
+  bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
+
+  const float* direct_product(int64_t i) const {
+    return call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
+  }
+
+  void scan(const float* y, const Neuron<float>& neuron) const {
+    const auto source = is_impulse() ? tandem::Source::kImpulse : tandem::Source::kConstant;
+    cpu::if_scan(y, DType::kFloat32, source, neuron, call_.parallel);
+  }
+
   void direct(int64_t i) {
-    const Neuron<float> a = firing(i);
-    const bool impulse = static_cast<Source>(program_.header.source) == Source::kImpulse;
-    std::vector<float> silence;
-    const float* y = nullptr;
-    if (impulse && call_.state != nullptr && call_.step > 0) {
-      silence.resize(a.neurons);
-      y = silence.data();
+    const Neuron<float> a = firing(i, residual(i), result(i));
+    if (is_impulse() && plan_.stream && step_ > 0) {
+      const std::vector<float> silence(a.neurons);
+      scan(silence.data(), a);
     } else {
-      y = constant(i, a.neurons);
+      scan(constant(i, a.neurons), a);
     }
-    cpu::if_scan(y, DType::kFloat32, impulse ? tandem::Source::kImpulse : tandem::Source::kConstant, a, call_.parallel);
-    call_.host->fired(i, a.planes, a.neurons * plan_.planes);
+    fired(i);
   }
 
   // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
   const float* constant(int64_t i, int64_t neurons) {
+    if (!plan_.stream || !network_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
-    if (call_.state == nullptr || !network_.keeps_product(i)) {
-      return call_.host->product(window(i), weights(i), nullptr, x);
-    }
     const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
-    float* y = state(i) + neurons;
+    float* y = state(plan_.steps[i].state) + neurons;
     float* kept = y + neurons;
-    if (call_.step == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
-      std::copy_n(call_.host->product(window(i), weights(i), nullptr, x), neurons, y);
+    if (step_ == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
+      std::copy_n(direct_product(i), neurons, y);
       std::copy_n(x, inputs, kept);
     }
     return y;
   }
 
-  // A current is the potential, after one step, of a neuron that begins at 0 and never fires: all steps are samples of
-  // one batch.
-  void currents(int64_t i) {
-    Layer of = layer(i, neurons(i));
+  // A current is the potential, after its one step or window, of a neuron that begins at 0 and never fires. All steps
+  // are samples of one batch.
+  void currents(int64_t i, const uint8_t* input) {
+    Layer of = layer(i, input, neurons(i));
     Geometry& g = of.geometry;
-    of.neuron.T = 1;
-    of.neuron.neurons *= T_;
-    const int64_t inputs = g.batch * g.height * g.width * g.channels;
+    const int64_t inputs = g.batch * g.height * g.width * g.channels, steps = program_.waits(i) ? 1 : T_;
+    of.neuron.neurons *= steps;
     thread_local cpu::Scratch<uint8_t> memory;
-    uint8_t* steps = memory.reserve(T_ * inputs + of.neuron.neurons);
-    cpu::split_steps(of.planes, static_cast<int32_t>(T_), inputs, steps, call_.parallel);
-    of.neuron.planes = steps + T_ * inputs;  // silence
-    of.neuron.v = reinterpret_cast<float*>(place(plan_.steps[i].place));
-    of.planes = steps;
-    g.batch *= T_;
-    multiply(i, of);
+    uint8_t* bytes = memory.reserve((steps > 1 ? steps * inputs : 0) + of.neuron.neurons);
+    of.neuron.planes = bytes;  // silence
+    of.neuron.v = reinterpret_cast<float*>(result(i));
+    if (steps > 1) {
+      uint8_t* spikes = bytes + of.neuron.neurons;
+      cpu::split_steps(of.planes, static_cast<int32_t>(steps), inputs, spikes, call_.parallel);
+      of.planes = spikes;
+      of.neuron.T = 1;
+      g.batch *= steps;
+    }
+    run(i, of);
   }
 
-  Layer layer(int64_t i, const Neuron<float>& neuron) const {
+  Layer layer(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
     const Instruction& in = at(i);
     const Shape& image = plan_.steps[i].in;
-    Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), spikes(in.input), neuron, Way::kFastest};
+    Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), input, neuron, Way::kFastest};
     of.geometry.batch = plan_.batch;
     of.geometry.height = image.height + in.after_h;
     of.geometry.width = image.width + in.after_w;
     if (in.after_h + in.after_w > 0) {
       uint8_t* padded = place(plan_.steps[i].padded);
-      cpu::pad_after(of.planes, plan_.batch * plan_.planes, image.height, image.width, image.channels, in.after_h,
-                     in.after_w, padded, call_.parallel);
+      cpu::pad_after(of.planes, images(i), image.height, image.width, image.channels, in.after_h, in.after_w, padded,
+                     call_.parallel);
       of.planes = padded;
     }
     return of;
   }
 
-  void max_pool(int64_t i, int64_t images, const Shape& in, const Shape& out) const {
-    PoolWindow pool{images, in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}};
+  void max_pool(int64_t i, const Shape& in, const Shape& out) const {
+    PoolWindow pool{images(i), in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, false};
+    pool.counted = program_.value(at(i).input) == Value::kCounts;
     set_window(at(i), pool);
-    cpu::max_pool(pool, spikes(at(i).input), place(plan_.steps[i].place), call_.parallel);
+    cpu::max_pool(pool, train(at(i).input), result(i), call_.parallel);
   }
 
   const uint8_t* prepared(int64_t i) const {
@@ -318,17 +440,17 @@ class Run {
   // What reads counts, after step t of this run, which is the stream's last of `steps`.
   void answer(int64_t i, int64_t t, int64_t steps, float* to) {
     const Instruction& in = at(i);
-    const bool from_spikes = network_.reads_spikes(i);
-    const float* x = from_spikes ? counts(i, t) : real(in.input);
+    const bool from_train = network_.reads_train(i);
+    const float* x = from_train ? counts(i, t) : real(in.input);
     if (program_.kind(i) == Kind::flatten) {
       real_[i] = x;
     } else if (program_.kind(i) != Kind::readout) {
-      real_[i] = call_.host->mean(window(i), from_spikes, x);
+      real_[i] = call_.host->mean(window(i), from_train, x);
     } else {
       const float* bias = floats(in.shift);
       std::vector<float> bias_so_far;
-      if (bias != nullptr && steps != call_.T) {
-        const float share = static_cast<float>(steps) / static_cast<float>(call_.T);
+      if (bias != nullptr && steps != plan_.T) {
+        const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
         for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
         bias = bias_so_far.data();
       }
@@ -340,18 +462,22 @@ class Run {
   // The counts after step t, times the gain, channels last.
   const float* counts(int64_t i, int64_t t) {
     const int64_t n = plan_.batch * plan_.steps[i].in.features();
-    const uint8_t* planes = spikes(at(i).input);
+    const uint8_t* bytes = train(at(i).input);
+    const bool counted = program_.value(at(i).input) == Value::kCounts && !plan_.stream;
     std::vector<float>& sum = so_far_[i];
     sum.resize(n);
-    if (call_.every_step) {
-      planes += t / 8 * n;
-      for (int64_t k = 0; k < n; ++k) sum[k] += static_cast<float>(planes[k] >> (t % 8) & 1);
+    if (counted) {
+      const auto most = static_cast<uint8_t>(t + 1);  // a burst's spikes so far
+      for (int64_t k = 0; k < n; ++k) sum[k] = static_cast<float>(std::min(bytes[k], most));
+    } else if (call_.every_step) {
+      bytes += t / 8 * n;
+      for (int64_t k = 0; k < n; ++k) sum[k] += static_cast<float>(bytes[k] >> (t % 8) & 1);
     } else {
-      cpu::counts(planes, static_cast<int32_t>(plan_.planes), n, sum.data(), DType::kFloat32, call_.parallel);
+      cpu::counts(bytes, static_cast<int32_t>(plan_.planes), n, sum.data(), DType::kFloat32, call_.parallel);
     }
-    if (call_.state != nullptr) {
-      float* before = state(i);
-      for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (call_.step > 0 ? before[k] : 0.f) + sum[k];
+    if (plan_.stream) {
+      float* before = state(plan_.steps[i].state);
+      for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (step_ > 0 ? before[k] : 0.f) + sum[k];
     }
     const auto gain = static_cast<float>(network::real(at(i).gain));
     if (gain == 1.f) return sum.data();
@@ -364,8 +490,10 @@ class Run {
   const Program& program_;
   const Plan& plan_;
   const Call& call_;
-  int64_t T_;
+  int64_t T_;                               // steps of this run
+  int64_t window_, step_;                   // of a stream: the number of the window, and of the step in it
   std::vector<const float*> real_;          // by instruction, what is real-valued
+  std::vector<const uint8_t*> trains_;      // what is not
   std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
   std::vector<float> scaled_;
   uint8_t* workspace_;  // of this thread

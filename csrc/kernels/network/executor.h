@@ -5,8 +5,9 @@
 //   plan              for a batch of a size: the shape of every value, and places in the workspace that they share
 //   run               a loop over the instructions
 //
-// Spikes are multiplied by the kernels. What is real-valued (the input of a direct encoder, mean counts, the readout)
-// is computed by the caller's functions, so that it has the bits of the caller's own.
+// A stream of a network whose layers have window timing is a pipeline (stream.h); `depth` says how late an instruction
+// is. Spikes are multiplied by the kernels. What is real-valued (the input of a direct encoder, mean counts, the
+// readout) is computed by the caller's functions, so that it has the bits of the caller's own.
 #pragma once
 
 #include "../layer.h"
@@ -41,33 +42,46 @@ class Host {
   virtual const float* product(const RealWindow& window, const float* weight, const float* bias, const float* x) = 0;
   virtual const float* mean(const RealWindow& window, bool channels_last, const float* x) = 0;
   virtual const float* maximum(const RealWindow& window, const float* x) = 0;
-  // The spikes of an instruction with neurons, for callers that look at them.
-  virtual void fired(int64_t /*instruction*/, const uint8_t* /*planes*/, int64_t /*bytes*/) {}
+  // The trains of an instruction with neurons, for callers that look at them: planes or, with kWindow, counts.
+  virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };
 
-// Sizes of a run, which fit int64.
+// A value that an instruction reads, so many windows after it was made.
+struct Delay {
+  int64_t windows;
+  int64_t place, state;  // of what comes out, and of the ring; where windows > 0
+};
+
+// So many bytes of a sample are a state of so many floats.
+inline int64_t bytes_as_floats(int64_t bytes) { return (bytes + 3) / 4; }
+
+// Sizes of a run, which fit int64. Places are in bytes per sample, states in floats per sample.
 struct Plan {
   struct Step {
     Shape in, out;
-    int64_t place, padded;  // of the result and of the padded input, in bytes per sample and plane
-    // Of a stream, in floats per sample: the layer's potentials, then of a constant current itself and the input it is
-    // of; or the counts so far.
-    int64_t state;
+    int64_t place, padded;  // of the result and of the padded input
+    int64_t state;          // see the stream's functions in executor.cpp
+    int64_t depth;          // of a stream: how many layers that wait come before it, of a window each
+    Delay input, residual;
   };
   std::vector<Step> steps;
-  int64_t batch, planes;
+  Shape sample;
+  int64_t batch, T;
+  bool stream;        // a step at a time
+  int64_t planes;     // of a train, in the form of planes
   int64_t workspace;  // bytes
   int64_t state;      // floats
 };
 
 struct Call {
   const void* input;  // spike planes [P, batch, height, width, channels], or what Host takes
-  int64_t T;          // of the window
+  bool counted;       // the input is counts, P = 1; only where reads_counts() says so
   const uint8_t* prepared;
-  bool every_step;
-  float* state;  // null: the whole window; else one step of a stream, read where step > 0, and written
+  bool every_step;  // of the window in which the answer comes, see answer
+  float* state;     // of a stream: read where step > 0, and written
   int64_t step;
-  float* answer;  // [batch, outputs]; of every step [T, batch, outputs]
+  float*
+      answer;  // [batch, outputs]; of every step [T, batch, outputs]. In a stream NaN until the first window is there
   Host* host;
   ParallelFor parallel;
 };
@@ -77,6 +91,9 @@ struct Call {
 class Network {
  public:
   Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes);
+
+  // The same numbers at another place.
+  void use(const uint8_t* numbers) { numbers_ = numbers; }
 
   const Program& program() const { return program_; }
   int64_t outputs() const { return program_.instructions.back().outputs; }
@@ -88,22 +105,29 @@ class Network {
   // Are these bytes of that size the result of prepare()?
   bool is_prepared(const uint8_t* prepared, int64_t size) const;
 
-  Plan plan(const Shape& sample, int64_t batch, int64_t planes) const;
+  // Does every reader of the input want counts?
+  bool reads_counts() const;
+  // Has it neurons that integrate a window, and fire in the next one?
+  bool waits() const;
+
+  Plan plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const;
   void run(const Plan& plan, const Call& call) const;
 
  private:
   friend class Run;
+  friend class Planner;
 
-  bool reads_spikes(int64_t i) const { return program_.value(program_.instructions[i].input) == Value::kSpikes; }
+  bool reads_train(int64_t i) const { return program_.is_train(program_.instructions[i].input); }
   bool is_layer(int64_t i) const {
-    return program_.kind(i) == Kind::layer || (program_.kind(i) == Kind::average && reads_spikes(i));
+    return program_.kind(i) == Kind::layer || (program_.kind(i) == Kind::average && reads_train(i));
   }
   // Is its current the same at every step, as long as the input is?
   bool keeps_product(int64_t i) const {
-    return program_.kind(i) == Kind::layer && !reads_spikes(i) &&
+    return program_.kind(i) == Kind::layer && !reads_train(i) && !program_.waits(i) &&
            static_cast<Source>(program_.header.source) == Source::kDirect;
   }
-  bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_spikes(i); }
+  bool has_neurons(int64_t i) const { return is_layer(i) && program_.is_train(i); }
+  bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_train(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }
   Geometry geometry(int64_t i) const;
   Weights weights_of(int64_t i) const;

@@ -59,6 +59,9 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
     case Kind::adaptive_mean:
       image();
       return {3, in.channels, i.kernel_h, i.kernel_w};
+    case Kind::popcount:
+    case Kind::burst:
+      return in;
     default: {
       const int64_t dims = in.dims + 1, first = (i.first % dims + dims) % dims, last = (i.last % dims + dims) % dims;
       if (in.dims > 1 && (first != 1 || last != in.dims)) refuse("only a Flatten of all features");
@@ -67,7 +70,7 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
   }
 }
 
-// Bytes per sample and plane that values share: a place is free when the last reader is done.
+// Bytes per sample that values share: a place is free when the last reader is done.
 class Places {
  public:
   explicit Places(std::vector<int64_t> last_use) : last_use_(std::move(last_use)) {}
@@ -101,7 +104,8 @@ std::vector<int64_t> last_uses(const Program& program) {
   for (int64_t i = n; i-- > 0;) {
     const Instruction& reader = program.instructions[i];
     last[i] = std::max(last[i], i);
-    const bool is_view = program.kind(i) == Kind::flatten;
+    const Kind kind = program.kind(i);
+    const bool is_view = kind == Kind::flatten || kind == Kind::popcount || kind == Kind::burst;
     const bool counts = program.values[i] == Value::kMeans || program.values[i] == Value::kAnswer;
     if (reader.input >= 0) last[reader.input] = std::max(last[reader.input], counts ? n : is_view ? last[i] : i);
     const bool has_residual = program.kind(i) == Kind::layer && reader.fires != 0 && reader.residual >= 0;
@@ -112,49 +116,159 @@ std::vector<int64_t> last_uses(const Program& program) {
 
 }  // namespace
 
-Plan Network::plan(const Shape& sample, int64_t batch, int64_t planes) const {
-  Plan plan{{}, batch, planes, 0, 0};
-  Places places(last_uses(program_));
-  const auto shape_of = [&](int64_t value) { return value < 0 ? sample : plan.steps[value].out; };
-  checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
+bool Network::reads_counts() const {
   for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto number = static_cast<int64_t>(n);
     const Instruction& i = program_.instructions[n];
+    const bool of_residual = i.residual == kNetworkInput;
+    if (of_residual || (i.input == kNetworkInput && program_.kind(static_cast<int64_t>(n)) != Kind::popcount)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool Network::waits() const {
+  for (size_t n = 0; n < program_.instructions.size(); ++n) {
+    const auto i = static_cast<int64_t>(n);
+    if (has_neurons(i) && program_.waits(i)) return true;
+  }
+  return false;
+}
+
+// Makes the plan of one instruction after the other.
+class Planner {
+ public:
+  Planner(const Network& network, Plan& plan)
+      : network_(network), program_(network.program_), plan_(plan), places_(last_uses(program_)) {}
+
+  void add(int64_t number) {
+    const Instruction& i = program_.instructions[number];
+    Plan::Step step{};
+    step.in = shape_of(i.input);
+    step.out = result(program_, number, step.in);
+    const int64_t features = checked_size(step.out);
+    const Value value = program_.values[number];
+    check(number, step);
+    if (plan_.stream) align(number, step);
+    if (program_.is_train(number) || value == Value::kCurrents) {
+      const bool pads = network_.is_layer(number) && network_.reads_train(number) && i.after_h + i.after_w > 0;
+      if (pads) {
+        const Shape padded{3, step.in.channels, step.in.height + i.after_h, step.in.width + i.after_w};
+        step.padded = take(kAbsent, bytes_of(i.input, checked_size(padded)), number);
+      }
+      step.place = take(number, bytes_of(number, features), number);
+    }
+    if (plan_.stream) step.state = keep(state_of(number, step));
+    plan_.steps.push_back(step);
+  }
+
+  int64_t workspace() const { return places_.size(); }
+
+ private:
+  const Plan::Step* at(int64_t value) const { return value < 0 ? nullptr : &plan_.steps[value]; }
+  Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : at(value)->out; }
+  static int64_t checked_size(const Shape& s) {
+    return checked_product(checked_product(s.height, s.width, kMostFeatures), s.channels, kMostFeatures);
+  }
+  bool has_residual(int64_t number) const {
+    return program_.kind(number) == Kind::layer && network_.has_neurons(number) &&
+           program_.instructions[number].residual != kAbsent;
+  }
+
+  void check(int64_t number, const Plan::Step& step) const {
+    const Instruction& i = program_.instructions[number];
+    const Shape& out = step.out;
+    if (!network_.has_neurons(number)) return;
+    if (has_residual(number) && !(shape_of(i.residual) == out)) {
+      refuse("its residual is " + text(shape_of(i.residual)) + ", its neurons " + text(out));
+    }
+    if (i.v_init != kAbsent && i.v_height * i.v_width > 1 && (i.v_height != out.height || i.v_width != out.width)) {
+      refuse("v_init: not of the neurons' shape " + text(out));
+    }
+  }
+
+  // Of a train or currents of so many features.
+  int64_t bytes_of(int64_t value, int64_t features) const {
+    if (program_.value(value) == Value::kCounts) return features;
+    if (program_.value(value) == Value::kSpikes) return checked_product(features, plan_.planes, kMostWorkspace);
+    const int64_t steps = program_.waits(value) || plan_.stream ? 1 : plan_.T;
+    return checked_product(features, steps * sizeof(float), kMostWorkspace);
+  }
+  int64_t take(int64_t value, int64_t size, int64_t now) {
+    const int64_t start = places_.take(value, size, now);
+    if (places_.size() > kMostWorkspace) refuse("sizes whose product is too large");
+    return start;
+  }
+  int64_t keep(int64_t floats) {
+    const int64_t start = plan_.state;
+    plan_.state += floats;
+    if (plan_.state > kMostWorkspace) refuse("sizes whose product is too large");
+    return start;
+  }
+
+  // Values that come together were made at the same time: the earlier one waits.
+  void align(int64_t number, Plan::Step& step) {
+    const Instruction& i = program_.instructions[number];
+    const auto made = [&](int64_t value) {
+      if (value < 0) return int64_t{0};
+      return at(value)->depth + (network_.has_neurons(value) && program_.waits(value) ? 1 : 0);
+    };
+    step.depth = made(i.input);
+    if (!has_residual(number)) return;
+    step.depth = std::max(step.depth, made(i.residual));
+    step.input = delay(i.input, step.depth - made(i.input), number);
+    step.residual = delay(i.residual, step.depth - made(i.residual), number);
+  }
+
+  Delay delay(int64_t value, int64_t windows, int64_t number) {
+    if (windows == 0) return {0, 0, 0};
+    if (program_.value(value) == Value::kReal) refuse("a stream does not keep a real-valued input for a later window");
+    const int64_t features = checked_size(shape_of(value));
+    const bool currents = program_.value(value) == Value::kCurrents;
+    const int64_t turns = windows * (currents && program_.waits(value) ? 1 : plan_.T);
+    const int64_t slots = currents ? turns : ((turns + 7) / 8 + 3) / 4;
+    return {windows, take(kAbsent, bytes_of(value, features), number),
+            keep(checked_product(features, slots, kMostWorkspace))};
+  }
+
+  // Floats: the potentials of a layer, then of a constant current itself and the input it is of; the counts that an
+  // answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a real-valued
+  // one, the counters of its residual, and what it has to fire.
+  int64_t state_of(int64_t number, const Plan::Step& step) const {
+    const Instruction& i = program_.instructions[number];
+    const Value value = program_.values[number];
+    const bool counts = network_.reads_train(number) && value >= Value::kMeans;
+    if (counts) return step.in.features();
+    if (!network_.has_neurons(number) && value != Value::kCurrents) return 0;
+    if (!program_.waits(number)) {
+      const int64_t product = network_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
+      return value == Value::kCurrents ? 0 : step.out.features() + product;
+    }
+    const int64_t inputs = network_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
+    if (value == Value::kCurrents) return inputs;
+    const int64_t residual =
+        has_residual(number) && program_.is_train(i.residual) ? bytes_as_floats(step.out.features()) : 0;
+    return inputs + residual + bytes_as_floats(step.out.features());
+  }
+
+  const Network& network_;
+  const Program& program_;
+  Plan& plan_;
+  Places places_;
+};
+
+Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const {
+  Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, 0};
+  checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
+  Planner planner(*this, plan);
+  for (size_t n = 0; n < program_.instructions.size(); ++n) {
     try {
-      Plan::Step step{shape_of(i.input), {}, 0, 0, plan.state};
-      step.out = result(program_, number, step.in);
-      const Shape& out = step.out;
-      const int64_t pixels = checked_product(out.height, out.width, kMostFeatures);
-      const int64_t features = checked_product(out.channels, pixels, kMostFeatures);
-      const bool is_average = program_.kind(number) == Kind::average;
-      const bool fires = is_layer(number) && (is_average || i.fires != 0);
-      if (fires && !is_average && i.residual != kAbsent && !(shape_of(i.residual) == out)) {
-        refuse("its residual is " + text(shape_of(i.residual)) + ", its neurons " + text(out));
-      }
-      if (fires && i.v_init != kAbsent && i.v_height * i.v_width > 1 &&
-          (i.v_height != out.height || i.v_width != out.width)) {
-        refuse("v_init: not of the neurons' shape " + text(out));
-      }
-      const bool is_view = program_.kind(number) == Kind::flatten && step.in.dims == 1;
-      if (is_view && i.input >= 0) {
-        step.place = plan.steps[i.input].place;
-      } else if (program_.values[n] == Value::kSpikes || program_.values[n] == Value::kCurrents) {
-        const bool currents = program_.values[n] == Value::kCurrents;
-        if (is_layer(number) && reads_spikes(number) && i.after_h + i.after_w > 0) {
-          const int64_t lines = checked_product(step.in.height + i.after_h, step.in.width + i.after_w, kMostFeatures);
-          step.padded = places.take(-1, checked_product(lines, step.in.channels, kMostFeatures), number);
-        }
-        step.place = places.take(number, (currents ? 8 * sizeof(float) : 1) * features, number);  // 8 steps a plane
-      }
-      const bool counts = reads_spikes(number) && program_.values[n] >= Value::kMeans;
-      plan.state += fires ? features : counts ? step.in.features() : 0;
-      if (fires && keeps_product(number)) plan.state += features + step.in.features();
-      plan.steps.push_back(step);
+      planner.add(static_cast<int64_t>(n));
     } catch (const std::invalid_argument& error) {
       refuse("instruction " + std::to_string(n) + ": " + error.what());
     }
   }
-  plan.workspace = checked_product(checked_product(places.size(), planes, kMostWorkspace), batch, kMostWorkspace);
+  plan.workspace = checked_product(planner.workspace(), batch, kMostWorkspace);
   plan.state = checked_product(plan.state, batch, kMostWorkspace / 4);
   return plan;
 }

@@ -4,8 +4,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "../neuron/if_neuron.h"
-
 namespace tandem::network {
 
 namespace {
@@ -43,6 +41,10 @@ class Checker {
     check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
     check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
     check_double("gain", i_.gain, -kLargest, kLargest);
+    check_range("timing", i_.timing, 0, static_cast<int64_t>(Timing::kWindow));
+    if (waits() && (real(i_.leak) != 1 || i_.gate == static_cast<int64_t>(Gate::kResu))) {
+      refuse("timing: neurons that integrate a window have no leak, and not the gate resu");
+    }
     if (kind == Kind::layer || kind == Kind::readout) {
       check_weights();
     } else {
@@ -63,8 +65,15 @@ class Checker {
       case Kind::layer:
         return check_layer(x);
       case Kind::average:
+        if (x != Value::kSpikes && x != Value::kCounts) return x;
+        check_form(x);
+        return x;
       case Kind::flatten:
         return x;
+      case Kind::popcount:
+      case Kind::burst:
+        if (x != (kind == Kind::popcount ? Value::kSpikes : Value::kCounts)) refuse("it is of another form of trains");
+        return kind == Kind::popcount ? Value::kCounts : Value::kSpikes;
       case Kind::max_pool:
         if (x == Value::kMeans) not_run("a maximum of mean counts");
         return x;
@@ -84,15 +93,28 @@ class Checker {
       return Value::kMeans;
     }
     if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
+    if (x == Value::kSpikes || x == Value::kCounts) check_form(x);
     if (i_.fires == 0) {
       if (x == Value::kReal) not_run("currents of a real-valued input that leave a layer");
       return Value::kCurrents;
     }
     if (i_.residual != kAbsent) {
       const Value residual = program_.value(i_.residual);
-      if (residual != Value::kSpikes && residual != Value::kCurrents) not_run("a residual of real numbers");
+      if (program_.is_train(i_.residual)) {
+        check_form(residual);
+      } else if (residual != Value::kCurrents) {
+        not_run("a residual of real numbers");
+      } else if (program_.waits(i_.residual) != waits()) {
+        not_run("its residual is currents of another timing");
+      }
     }
-    return Value::kSpikes;
+    return waits() ? Value::kCounts : Value::kSpikes;
+  }
+
+  bool waits() const { return program_.waits(number_); }
+
+  void check_form(Value train) const {
+    if (train != (waits() ? Value::kCounts : Value::kSpikes)) refuse("timing: it reads the other form of trains");
   }
 
   void not_run(const char* why) const {

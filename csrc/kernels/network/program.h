@@ -7,9 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "../neuron/if_neuron.h"
+
 namespace tandem::network {
 
-constexpr int64_t kFormat = 2;         // the first word of a program
+constexpr int64_t kFormat = 3;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // of a value or an offset
 constexpr int64_t kNetworkInput = -2;  // as a value
 constexpr int64_t kMostInstructions = 65535;
@@ -52,7 +54,8 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                     \
   X(threshold) X(leak)    /* bits of a double */                                                \
   X(gain)            /* the same: of the counts that a readout, a mean or an analog layer reads */ \
-  X(gate)            /* as Gate */
+  X(gate)            /* as Gate */                                                              \
+  X(timing)          /* as Timing */
 // clang-format on
 
 #define TANDEM_FIELD(name) int64_t name;
@@ -68,13 +71,15 @@ struct Instruction {
 
 enum class Source : int64_t { kDirect, kImpulse, kSpikes };
 
-#define TANDEM_KINDS(X)                                                                   \
-  X(layer)         /* weights, then neurons */                                            \
-  X(average)       /* neurons fed with the mean of a window; of real numbers, the mean */ \
-  X(max_pool)      /* the OR of each window's bytes, the maximum of real numbers */       \
-  X(mean)          /* the mean counts of a window */                                      \
-  X(adaptive_mean) /* of windows that make kernel_h x kernel_w of an image */             \
-  X(flatten)       /* in C, H, W order */                                                 \
+#define TANDEM_KINDS(X)                                                                        \
+  X(layer)         /* weights, then neurons */                                                 \
+  X(average)       /* neurons fed with the mean of a window; of real numbers, the mean */      \
+  X(max_pool)      /* the OR of each window's planes, the maximum of counts or real numbers */ \
+  X(mean)          /* the mean counts of a window */                                           \
+  X(adaptive_mean) /* of windows that make kernel_h x kernel_w of an image */                  \
+  X(flatten)       /* in C, H, W order */                                                      \
+  X(popcount)      /* planes to counts */                                                      \
+  X(burst)         /* counts to planes */                                                      \
   X(readout)       /* counts times weights plus shift */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
@@ -82,8 +87,9 @@ enum class Kind : int64_t {
 #undef TANDEM_KIND
 };
 
-// What an instruction makes.
-enum class Value { kReal, kSpikes, kCurrents, kMeans, kAnswer };  // kMeans: real numbers made of counts
+// What an instruction makes. A train is kSpikes, planes, or kCounts, a byte a neuron, as neurons with window timing
+// read and make it. kMeans: real numbers made of counts.
+enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans, kAnswer };
 
 // Names for the writer of programs: the fields of the header, those of an instruction, the kinds, and constants as
 // name=value, a line each.
@@ -100,6 +106,9 @@ struct Program {
     if (v >= 0) return values[v];
     return static_cast<Source>(header.source) == Source::kSpikes ? Value::kSpikes : Value::kReal;
   }
+  bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
+  // Of a layer or an average: does it integrate a window, to fire in the next one?
+  bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
 };
 
 // Reads `count` words that use `bytes` bytes of numbers. Throws std::invalid_argument, "instruction N: why", for what

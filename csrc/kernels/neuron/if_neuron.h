@@ -41,7 +41,8 @@ TANDEM_HOST_DEVICE double rounded_mul(double a, double b) {
 }
 #endif
 
-// I = scale y + k, where k is the share of the window's shift that falls on one step.
+// I = scale y + k, where k is the share of the window's shift that falls on one step; or z = scale u + k of a whole
+// window, k its shift.
 template <class V>
 TANDEM_HOST_DEVICE V input_current(V y, V scale, V k) {
   return rounded_add(rounded_mul(scale, y), k);
@@ -55,6 +56,20 @@ TANDEM_HOST_DEVICE auto step(V& v, V current, C threshold, C leak) {
   const auto spike = v >= threshold;
   v = rounded_add(rounded_mul(V{} + leak, v), spike ? V{} - threshold : V{});
   return spike;
+}
+
+// When a layer fires.
+enum class Timing : int32_t {
+  kStep = 0,    // at every step of its input
+  kWindow = 1,  // in the T steps after its input's window, which it integrates first: no leak, no gate "resu"
+};
+
+// The spikes of a neuron that has integrated its window: one in each step while v >= threshold, at most T.
+template <class C>
+TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
+  int count = 0;
+  for (; count < T && v >= threshold; ++count) v = rounded_add(v, -threshold);
+  return count;
 }
 
 // Which neurons let the gradient through, given z, the sum of the window's currents (the ANN's pre-activation).
@@ -79,6 +94,9 @@ TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
 // A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
 // neuron n has channel n % channels. C is the type the membrane potential is computed in. A null pointer stands for
 // the neutral value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
+//
+// With window timing a train is its number of spikes: a plane is one, P = 1, and its bytes are counts; the residual
+// currents are one, their sum.
 template <class C>
 struct Neuron {
   int64_t neurons;
@@ -88,6 +106,7 @@ struct Neuron {
   C threshold;
   C leak;
   Gate gate;
+  Timing timing;
   const C* scale;                  // [channels]
   const C* shift;                  // [channels]
   const uint8_t* residual_planes;  // [P, neurons]

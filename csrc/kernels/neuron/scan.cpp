@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "lanes.h"
+#include "burst.h"
 
 namespace tandem::cpu {
 
@@ -78,12 +78,45 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, i
   for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
 }
 
+// The product of the window of some neurons, the sum of y[t] in order.
+template <class C>
+TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int64_t size, C* u) {
+  C wide[kBlock];
+  const C* first = currents.row(0, n, size, wide);
+  std::copy(first, first + kBlock, u);
+  if (currents.source == Source::kConstant) {
+    for (int i = 0; i < kBlock; ++i) u[i] *= static_cast<C>(T);
+  }
+  for (int t = 1; currents.source == Source::kTrain && t < T; ++t) {
+    const C* y = currents.row(t, n, size, wide);
+    for (int i = 0; i < kBlock; ++i) u[i] += y[i];
+  }
+}
+
+template <class C, int L>
+TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
+  C u[kBlock];
+  sum_block(currents, a.T, n, size, u);
+  constexpr int kVectors = kBlock / L, kAtOnce = kVectors < 8 ? kVectors : 8;
+  for (int i = 0; i < kVectors; i += kAtOnce) {
+    BurstLanes<C, L> neurons[kAtOnce];
+    for (int g = 0; g < kAtOnce; ++g) {
+      const int64_t at = (i + g) * L;
+      neurons[g].begin(a, n + at, static_cast<int>(std::clamp<int64_t>(size - at, 0, L)));
+    }
+    fire_windows<kAtOnce>(a, neurons, n + i * L, nullptr,
+                          [&](int g) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + (i + g) * L); });
+  }
+}
+
 template <class C, int L>
 TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
   const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
-    if (has_residual) {
+    if (a.timing == Timing::kWindow) {
+      scan_window<C, L>(currents, a, n, size);
+    } else if (has_residual) {
       scan_block<C, L, true>(currents, a, n, size);
     } else {
       scan_block<C, L, false>(currents, a, n, size);

@@ -1,4 +1,5 @@
-// The IF scan: currents of T steps in, spike trains out.
+// The IF scan: currents of T steps in, spike trains out. With window timing the currents are added up in order, T times
+// a constant one is one product.
 #pragma once
 
 #include "../parallel.h"

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../neuron/scan.h"
 #include "../product/multiply.h"
 #include "../product/window.h"
 
@@ -107,23 +108,34 @@ void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, Par
   write_mask(m.layer, open, parallel);
 }
 
+// Neurons of window timing need the product of the window and nothing else.
+Refusal run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel) {
+  const Refusal refusal = window_product(layer, affine.product, parallel);
+  if (refusal != Refusal::kNone) return refusal;
+  batch_norm_statistics(affine.statistics, parallel);
+  if_scan(affine.product, DType::kFloat32, Source::kImpulse, affine.apply(layer).neuron, parallel);
+  return Refusal::kNone;
+}
+
 }  // namespace
 
 Refusal run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
   if (layer.neuron.neurons == 0) return Refusal::kNone;
   const Affine affine(layer, norm);
+  if (layer.counted()) return run_counted(layer, affine, parallel);
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
   const Way way = way_of(layer);
-  const bool many_rows = tile_bytes > kKeptBytes, counts = many_rows && has_matrix_unit();
-  const Prepared prepared(layer, way != Way::kMatrixUnit || !has_matrix_unit(), way == Way::kMatrixUnit || counts,
-                          parallel);
+  const bool many_rows = tile_bytes > kKeptBytes;
+  const Way window = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
+  const bool counts = many_rows && takes_digits(window);
+  const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || counts, parallel);
   if (!prepared.usable()) return Refusal::kNotFinite;
-  if (!counts || !prepared.has_digits()) {
+  if (!counts) {
     run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
     return Refusal::kNone;
   }
-  multiply_windows({layer, prepared, Way::kMatrixUnit}, norm.product, parallel);
+  multiply_windows({layer, prepared, window}, norm.product, parallel);
   batch_norm_statistics(affine.statistics, parallel);
   const Layer scaled = affine.apply(layer);
   run_prepared({scaled, prepared, way}, parallel);

@@ -51,6 +51,28 @@ TANDEM_INLINE void counts_range_body(const uint8_t* planes, int32_t P, int64_t n
   }
 }
 
+TANDEM_INLINE void count_range_body(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, int64_t begin,
+                                    int64_t end) {
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
+    ByteLanes count{};
+    for (int p = 0; p < P; ++p) count += popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes));
+    store_first(counts + n, count, lanes);
+  }
+}
+
+TANDEM_INLINE void burst_range_body(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin,
+                                    int64_t end) {
+  for (int p = 0; p * 8 < T; ++p) {
+    const int most = std::min(T - 8 * p, 8), before = 8 * p;
+    uint8_t* plane = planes + p * neurons;
+    for (int64_t n = begin; n < end; ++n) {
+      const int count = std::clamp(counts[n] - before, 0, most);
+      plane[n] = static_cast<uint8_t>((1 << count) - 1);
+    }
+  }
+}
+
 TANDEM_INLINE void pack_range_body(const void* spikes, int32_t size, uint64_t nonzero, int32_t T, int64_t neurons,
                                    uint8_t* planes, int64_t begin, int64_t end) {
   const auto run = [&](auto zero) __attribute__((always_inline)) {
@@ -123,6 +145,12 @@ TANDEM_CPU_KERNEL(counts_range,
                   (const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, int64_t begin,
                    int64_t end),
                   (planes, P, neurons, counts, dtype, begin, end))
+TANDEM_CPU_KERNEL(count_range,
+                  (const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, int64_t begin, int64_t end),
+                  (planes, P, neurons, counts, begin, end))
+TANDEM_CPU_KERNEL(burst_range,
+                  (const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin, int64_t end),
+                  (counts, T, neurons, planes, begin, end))
 TANDEM_CPU_KERNEL(gate_range,
                   (const void* grad, DType dtype, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
                    int64_t end),
@@ -157,6 +185,16 @@ void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int
 void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel) {
   over_neurons(parallel, neurons,
                [&](int64_t begin, int64_t end) { counts_range(planes, P, neurons, counts, dtype, begin, end); });
+}
+
+void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel) {
+  over_neurons(parallel, neurons,
+               [&](int64_t begin, int64_t end) { count_range(planes, P, neurons, counts, begin, end); });
+}
+
+void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel) {
+  over_neurons(parallel, neurons,
+               [&](int64_t begin, int64_t end) { burst_range(counts, T, neurons, planes, begin, end); });
 }
 
 void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,

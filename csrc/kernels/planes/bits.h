@@ -18,6 +18,12 @@ void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int
 // planes [P, neurons] -> counts [neurons], the sum of the popcounts.
 void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel);
 
+// planes [P, neurons] -> counts [neurons] in a byte each.
+void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel);
+
+// counts [neurons] -> planes [ceil(T / 8), neurons] of trains that spike in their first min(count, T) steps.
+void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel);
+
 // grad_z[n] = mask bit n ? grad[n] / threshold : 0.
 void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel);
@@ -32,6 +38,8 @@ int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int
 int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
            void* stream);
 int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream);
+int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream);
+int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream);
 int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
               void* stream);
 

@@ -13,6 +13,10 @@ TANDEM_INLINE void or_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] |= in[i];
 }
 
+TANDEM_INLINE void most_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i], in[i]);
+}
+
 TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
   for (int64_t line = begin; line < end; ++line) {
     const int64_t image = line / w.out_height, y = line % w.out_height;
@@ -25,7 +29,8 @@ TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8
         for (int64_t j = 0; j < w.kernel[1]; ++j) {
           const int64_t column = x * w.stride[1] - w.padding[1] + j * w.dilation[1];
           if (column < 0 || column >= w.width) continue;
-          or_bytes(in + ((image * w.height + row) * w.width + column) * w.channels, w.channels, pixel);
+          const uint8_t* from = in + ((image * w.height + row) * w.width + column) * w.channels;
+          w.counted ? most_bytes(from, w.channels, pixel) : or_bytes(from, w.channels, pixel);
         }
       }
     }

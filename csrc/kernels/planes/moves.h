@@ -12,11 +12,13 @@ struct PoolWindow {
   int64_t images, height, width, channels;
   int64_t out_height, out_width;
   int64_t kernel[2], stride[2], padding[2], dilation[2];  // vertical, horizontal
+  bool counted;                                           // bytes are counts
 };
 
 namespace cpu {
 
-// Each output byte is the OR of its window: a spike wherever one of the window's neurons spikes at that step.
+// Each output byte is the OR of its window: a spike wherever one of the window's neurons spikes at that step. Of counts
+// it is the maximum.
 void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel);
 
 // [images, pixels, channels] -> [images, channels, pixels].

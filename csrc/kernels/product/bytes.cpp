@@ -8,7 +8,7 @@ namespace {
 template <class S>
 TANDEM_INLINE void byte_sums(const Tile& tile, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<kByteSteps>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], sums);
+  sum_steps<kByteSteps>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], tile.lists.bits, sums);
 }
 
 template <int L, int R>

@@ -13,6 +13,8 @@
 
 namespace tandem::cpu {
 
+// Collectors list the first `bits` bits of the bytes, 4 or 8, G at a time.
+
 // Up to 64 consecutive inputs; the first one has this entry.
 struct InputBlock {
   const uint8_t* bytes;
@@ -58,14 +60,14 @@ struct TableCollector {
   };
 
   template <int G, int Q>
-  TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, uint16_t zero, Memory& memory,
+  TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero, Memory& memory,
                                          uint16_t* out, uint16_t* sizes) {
     constexpr int patterns = (1 << G) - 1;
     int64_t inputs = 0;
     for (int i = 0; i < count; ++i) inputs += blocks[i].size;
     const int64_t capacity = inputs + kSlack;
     uint16_t* buckets = G == 1 ? nullptr : memory.buckets.reserve(capacity * patterns);
-    for (int g = 0; g < 8 / G; ++g) {
+    for (int g = 0; g < bits / G; ++g) {
       if constexpr (G == 1) {
         uint16_t* end = out;
         for (int i = 0; i < count; ++i) end = positions<G>(blocks[i], g, blocks[i].entry, end);
@@ -134,8 +136,8 @@ struct CompressCollector {
   };
 
   template <int G, int Q>
-  TANDEM_TARGET_VBMI2 static uint16_t* collect(const InputBlock* blocks, int count, uint16_t zero, Memory& memory,
-                                               uint16_t* out, uint16_t* sizes) {
+  TANDEM_TARGET_VBMI2 static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero,
+                                               Memory& memory, uint16_t* out, uint16_t* sizes) {
     alignas(64) static constexpr auto iota = [] {
       std::array<uint8_t, 64> lanes{};
       for (int i = 0; i < 64; ++i) lanes[i] = static_cast<uint8_t>(i);
@@ -147,7 +149,7 @@ struct CompressCollector {
       bytes[i].lanes = blocks[i].size == 64 ? _mm512_loadu_si512(blocks[i].bytes)
                                             : _mm512_maskz_loadu_epi8((1ull << blocks[i].size) - 1, blocks[i].bytes);
     }
-    for (int g = 0; g < 8 / G; ++g) {
+    for (int g = 0; g < bits / G; ++g) {
       const __m512i group = _mm512_set1_epi8(static_cast<char>(((1 << G) - 1) << (g * G)));
       for (int c = 1; c < 1 << G; ++c) {
         const __m512i pattern = _mm512_set1_epi8(static_cast<char>(c << (g * G)));

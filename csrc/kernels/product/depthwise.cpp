@@ -2,6 +2,7 @@
 
 #include "fire.h"
 #include "prepared.h"
+#include "window.h"
 
 namespace tandem::cpu {
 
@@ -19,37 +20,76 @@ TANDEM_INLINE Int<float, L> input_lanes(const uint8_t* pixel, int64_t output, in
   return convert<int32_t, uint8_t, L>(load<Bytes<L>>(bytes));
 }
 
-// Sums of the eight steps of row (b, y, x), plane p, and the outputs of a tile.
-template <int L, int R, bool bytes>
-TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row, int p, WideSums<L, R> (&sums)[8]) {
-  constexpr int S = R * kLanes / L;
+// Calls f(tap, pixel) for every tap of a row that lies within the image, in plane p.
+template <class F>
+TANDEM_INLINE void for_taps(const Layer& layer, int64_t row, int p, const F& f) {
   const Geometry& geometry = layer.geometry;
   const int64_t out_width = geometry.out_width(), lines = row / out_width;
   const int64_t x = row % out_width, y = lines % geometry.out_height(), b = lines / geometry.out_height();
   const uint8_t* image = layer.planes + (p * geometry.batch + b) * geometry.height * geometry.width * geometry.channels;
-#pragma GCC unroll 8
-  for (int t = 0; t < 8; ++t) sums[t] = WideSums<L, R>{};
   for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
     const int64_t iy = y * geometry.stride[0] - geometry.padding[0] + tap / geometry.kernel[1] * geometry.dilation[0];
     const int64_t ix = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1] * geometry.dilation[1];
     if (iy < 0 || iy >= geometry.height || ix < 0 || ix >= geometry.width) continue;
-    const uint8_t* pixel = image + (iy * geometry.width + ix) * geometry.channels;
+    f(tap, image + (iy * geometry.width + ix) * geometry.channels);
+  }
+}
+
+// L weights of a tile from the at-th on.
+template <int L, bool bytes>
+TANDEM_INLINE Int<float, L> weight_lanes(const Tile& tile, int64_t at) {
+  if constexpr (!bytes) return load<Int<float, L>>(static_cast<const int32_t*>(tile.weights) + at);
+  return convert<int32_t, int8_t, L>(
+      load<typename Simd<int8_t, L>::type>(static_cast<const int8_t*>(tile.weights) + at));
+}
+
+// Sums of the eight steps of a row, plane p, and the outputs of a tile.
+template <int L, int R, bool bytes>
+TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row, int p, WideSums<L, R> (&sums)[8]) {
+  constexpr int S = R * kLanes / L;
+  const Geometry& geometry = layer.geometry;
+#pragma GCC unroll 8
+  for (int t = 0; t < 8; ++t) sums[t] = WideSums<L, R>{};
+  for_taps(layer, row, p, [&](int64_t tap, const uint8_t* pixel) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       const auto spikes = input_lanes<L>(pixel, tile.channel + s * L, geometry.group_outputs(), geometry.outputs);
-      const int64_t at = tap * (S * L) + s * L;
-      Int<float, L> weight;
-      if constexpr (bytes) {
-        weight = convert<int32_t, int8_t, L>(
-            load<typename Simd<int8_t, L>::type>(static_cast<const int8_t*>(tile.weights) + at));
-      } else {
-        weight = load<Int<float, L>>(static_cast<const int32_t*>(tile.weights) + at);
-      }
+      const auto weight = weight_lanes<L, bytes>(tile, (tap * S + s) * L);
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
     }
+  });
+}
+
+// Sums of the counts of rows, [rows, 16 R], exact integers.
+template <int L, int R, bool bytes>
+TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out) {
+  constexpr int H = L / 2, S = R * kLanes / H;
+  typedef Vec<double, H> Wide;
+  const Geometry& geometry = layer.geometry;
+  for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
+    Wide sum[S] = {};
+    for_taps(layer, tile.first_row + row, 0, [&](int64_t tap, const uint8_t* pixel) TANDEM_INLINE_LAMBDA {
+#pragma GCC unroll 16
+      for (int s = 0; s < S; ++s) {
+        const auto counts = input_lanes<H>(pixel, tile.channel + s * H, geometry.group_outputs(), geometry.outputs);
+        const auto weight = weight_lanes<H, bytes>(tile, (tap * S + s) * H);
+        sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
+      }
+    });
+    std::memcpy(out, sum, sizeof(sum));
   }
 }
+
+template <int L, int R>
+TANDEM_INLINE void count_sums_of(const Layer& layer, const Tile& tile, double* sums) {
+  tile.bytes ? count_sums<L, R, true>(layer, tile, sums) : count_sums<L, R, false>(layer, tile, sums);
+}
+template <int L>
+TANDEM_INLINE void sum_counts_body(const Layer& layer, const Tile& tile, double* sums) {
+  tile.registers == 1 ? count_sums_of<L, 1>(layer, tile, sums) : count_sums_of<L, 2>(layer, tile, sums);
+}
+TANDEM_CPU_LANES_KERNEL(sum_counts, (const Layer& layer, const Tile& tile, double* sums), (layer, tile, sums))
 
 template <int L, int R>
 TANDEM_INLINE void fire_windows_of(const Layer& layer, const Tile& tile, uint8_t* open) {
@@ -66,17 +106,14 @@ TANDEM_INLINE void fire_windows_body(const Layer& layer, const Tile& tile, uint8
 }
 TANDEM_CPU_LANES_KERNEL(fire_windows, (const Layer& layer, const Tile& tile, uint8_t* open), (layer, tile, open))
 
-}  // namespace
-
-Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
-  Layer packed = layer;
-  packed.geometry = packed_geometry(layer.geometry);
+// Calls use(tile) for the tiles of every few rows: their bytes stay in cache for the next tile.
+template <class Use>
+Refusal for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, const Use& use) {
   const Prepared prepared(packed, true, false, parallel);
   if (!prepared.usable()) return Refusal::kNotFinite;
-  uint8_t* open = reserve_open(packed);
   const SpikeLists no_lists;
   const Geometry& geometry = layer.geometry;
-  constexpr int64_t kRows = 64;  // rows a tile takes at a time: their bytes stay in cache for the next tile
+  constexpr int64_t kRows = 64;
   const int64_t rows = geometry.rows(), chunks = (rows + kRows - 1) / kRows;
   const int64_t row_bytes = layer.plane_count() * geometry.taps() * geometry.outputs;
   const int64_t grain = 1 + (int64_t{1} << 20) / (kRows * row_bytes + 1);
@@ -84,12 +121,43 @@ Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kRows, size = std::min(kRows, rows - first);
       for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-        fire_windows(layer, prepared.tile(packed, 0, i, 0, no_lists, size, first), open);
+        use(prepared.tile(packed, 0, i, 0, no_lists, size, first));
       }
     }
   });
-  write_mask(packed, open, parallel);
   return Refusal::kNone;
+}
+
+Layer packed_layer(const Layer& layer) {
+  Layer packed = layer;
+  packed.geometry = packed_geometry(layer.geometry);
+  return packed;
+}
+
+// The sums of a tile's counts, this thread's.
+const double* windows_of(const Layer& layer, const Tile& tile) {
+  thread_local Scratch<double> memory;
+  double* windows = memory.reserve(tile.rows * tile.width());
+  sum_counts(layer, tile, windows);
+  return windows;
+}
+
+}  // namespace
+
+Refusal run_depthwise(const Layer& layer, ParallelFor parallel) {
+  const Layer packed = packed_layer(layer);
+  uint8_t* open = reserve_open(packed);
+  const Refusal refusal = for_tiles(layer, packed, parallel, [&](const Tile& tile) {
+    if (!layer.counted()) return fire_windows(layer, tile, open);
+    fire_sums(tile, windows_of(layer, tile), layer.neuron, open);
+  });
+  if (refusal == Refusal::kNone) write_mask(packed, open, parallel);
+  return refusal;
+}
+
+Refusal multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel) {
+  return for_tiles(layer, packed_layer(layer), parallel,
+                   [&](const Tile& tile) { write_products(tile, windows_of(layer, tile), u, layer.geometry.outputs); });
 }
 
 }  // namespace tandem::cpu

@@ -17,4 +17,7 @@ inline Geometry packed_geometry(Geometry geometry) {
 // As run().
 Refusal run_depthwise(const Layer& layer, ParallelFor parallel);
 
+// As window_product() of counts.
+Refusal multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel);
+
 }  // namespace tandem::cpu

@@ -12,8 +12,7 @@ Refusal run(const Layer& layer, ParallelFor parallel) {
   const bool few = layer.way == Way::kFastest && prefers_tile_by_tile(layer.geometry, layer.plane_count());
   if (layer.prepared == nullptr && (few || layer.way == Way::kTileByTile)) return run_tile_by_tile(layer, parallel);
   const Way way = way_of(layer);
-  const bool unit = way == Way::kMatrixUnit;
-  const Prepared prepared(layer, !unit || !has_matrix_unit(), unit, parallel);
+  const Prepared prepared(layer, !takes_digits(way), takes_digits(way), parallel);
   if (!prepared.usable()) return Refusal::kNotFinite;
   run_prepared({layer, prepared, way}, parallel);
   return Refusal::kNone;
@@ -21,10 +20,11 @@ Refusal run(const Layer& layer, ParallelFor parallel) {
 
 Refusal window_product(const Layer& layer, float* u, ParallelFor parallel) {
   if (layer.geometry.neurons() == 0) return Refusal::kNone;
-  const bool unit = has_matrix_unit() && layer.geometry.taps() <= kMaxInputs;
-  const Prepared prepared(layer, !unit, unit, parallel);
+  if (is_depthwise(layer.geometry) && layer.counted()) return multiply_depthwise_counts(layer, u, parallel);
+  const Way way = window_way(layer);
+  const Prepared prepared(layer, !takes_digits(way), takes_digits(way), parallel);
   if (!prepared.usable()) return Refusal::kNotFinite;
-  multiply_windows({layer, prepared, prepared.has_digits() ? Way::kMatrixUnit : way_of(layer)}, u, parallel);
+  multiply_windows({layer, prepared, way}, u, parallel);
   return Refusal::kNone;
 }
 

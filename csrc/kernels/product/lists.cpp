@@ -11,7 +11,7 @@ namespace {
 struct ListJob {
   const Geometry& geometry;
   const uint8_t* spikes;  // the layer's planes
-  int planes;
+  int planes, bits;
   int64_t first, last;  // input channels
   const Strip* strips;
   const int64_t* row;  // number of the first row of each strip
@@ -87,7 +87,8 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, kWordEntries>(blocks, count, job.zero(), memory.collector, out, nullptr);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.bits, job.zero(), memory.collector, out,
+                                                         nullptr);
     }
   }
   return out;
@@ -119,8 +120,8 @@ struct Piece {
 
 // The runs of a window: those of its columns, one after another.
 template <int G>
-TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, uint16_t zero, uint16_t* out) {
-  for (int run = 0; run < runs_per_plane(G); ++run) {
+TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t zero, uint16_t* out) {
+  for (int run = 0; run < runs; ++run) {
     uint16_t* end = out;
 #pragma GCC unroll 3
     for (int i = 0; i < count; ++i) {
@@ -138,7 +139,7 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, uint16_t zero, uin
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
                                      uint16_t* out) {
-  constexpr int runs = runs_per_plane(G);
+  const int runs = runs_per_plane(G) * job.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
   const int64_t begin = std::max<int64_t>(job.in_x(strip.x0, 0), 0);
@@ -159,7 +160,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
         if (!job.has_line(y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      Collector::template collect<G, 0>(blocks, count, 0, memory.collector, entries + i * column_capacity,
+      Collector::template collect<G, 0>(blocks, count, job.bits, 0, memory.collector, entries + i * column_capacity,
                                         sizes + i * runs);
     }
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
@@ -173,9 +174,9 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
       job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
       if (count == 3) {
         Piece three[3] = {pieces[0], pieces[1], pieces[2]};
-        out = concatenate<G>(three, 3, job.zero(), out);
+        out = concatenate<G>(three, 3, runs, job.zero(), out);
       } else {
-        out = concatenate<G>(pieces, count, job.zero(), out);
+        out = concatenate<G>(pieces, count, runs, job.zero(), out);
       }
     }
   }
@@ -223,8 +224,8 @@ bool can_compress() {
 #endif
 }
 
-void build_lists(const Layer& layer, int steps, int64_t first, int64_t last, const Block& block, SpikeLists& lists,
-                 ParallelFor parallel) {
+void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
+                 SpikeLists& lists, ParallelFor parallel) {
   thread_local Scratch<int64_t> rows_memory;
   int64_t* row = rows_memory.reserve(block.count);
   for (int64_t i = 0, rows = 0; i < block.count; ++i) {
@@ -236,9 +237,11 @@ void build_lists(const Layer& layer, int steps, int64_t first, int64_t last, con
   const int64_t capacity = 8 / steps * inputs + runs * kWordEntries + kSlack;
   const int64_t total = block.rows * planes;
   lists.steps = steps;
+  lists.bits = bits;
   const ListJob job{layer.geometry,
                     layer.planes,
                     planes,
+                    bits,
                     first,
                     last,
                     block.strips,

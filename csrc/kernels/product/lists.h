@@ -31,6 +31,7 @@ constexpr uint16_t kLastOfRun = 1;
 // Lists of consecutive rows: that of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
   int steps = 1;  // of a group
+  int bits = 8;   // of a byte that are listed
   Scratch<uint16_t> entries;
   Scratch<int64_t> start;
 };
@@ -38,8 +39,9 @@ struct SpikeLists {
 // Are lists made by AVX-512 VBMI2?
 bool can_compress();
 
-// Lists the input channels [first, last) of the image for the rows of a block, which `parallel` may divide.
-void build_lists(const Layer& layer, int steps, int64_t first, int64_t last, const Block& block, SpikeLists& lists,
-                 ParallelFor parallel);
+// Lists the input channels [first, last) of the image for the rows of a block, which `parallel` may divide; of their
+// bytes the first 4 or all 8 bits.
+void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
+                 SpikeLists& lists, ParallelFor parallel);
 
 }  // namespace tandem::cpu

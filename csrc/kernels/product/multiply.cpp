@@ -2,36 +2,70 @@
 
 #include <atomic>
 
+#include "../cpu/vectors.h"
+#include "dense.h"
 #include "pack.h"
 #include "plain.h"
 #include "window.h"
 
 namespace tandem::cpu {
 
+namespace {
+
+TANDEM_INLINE void or_bytes_body(const uint8_t* bytes, int64_t size, uint64_t* all) {
+  uint64_t any[8] = {};
+  int64_t i = 0;
+  for (; i + 64 <= size; i += 64) {
+    for (int j = 0; j < 8; ++j) any[j] |= load<uint64_t>(bytes + i + 8 * j);
+  }
+  for (; i < size; ++i) any[0] |= bytes[i];
+  for (const uint64_t word : any) *all |= word;
+}
+TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all), (bytes, size, all))
+
+// Is no count above 15?
+bool are_nibbles(const Layer& layer) {
+  const Geometry& in = layer.geometry;
+  uint64_t all = 0;
+  or_bytes(layer.planes, in.batch * in.height * in.width * in.channels, &all);
+  return (all & 0xf0f0f0f0f0f0f0f0ull) == 0;
+}
+
+}  // namespace
+
 Multiplier::Multiplier(const Layer& of, const Prepared& weights, Way wanted)
     : layer(of), prepared(weights), way(wanted) {
-  if (of.geometry.taps() > kMaxInputs) way = Way::kPlain;
-  const bool missing = way == Way::kMatrixUnit ? !weights.has_digits() : way == Way::kPlain && weights.bytes();
-  if (missing) way = Way::kLists4;
+  if (way == Way::kPlain && weights.bytes()) way = Way::kLists4;
   list_steps = way > Way::kLists4 ? 0 : prepared.bytes() ? kByteSteps : static_cast<int>(way);
+  list_bits = list_steps == 4 && of.counted() && of.geometry.neurons() > 0 && are_nibbles(of) ? 4 : 8;
 }
 
 Blocks Multiplier::blocks() const {
   const Geometry& geometry = layer.geometry;
   const int planes = layer.plane_count();
-  const bool unit = way == Way::kMatrixUnit;
-  return {geometry, unit ? expanded_rows(geometry, planes) : listed_rows(geometry, prepared.tiling(), planes)};
+  if (takes_digits(way)) return {geometry, expanded_rows(geometry, layer.counted() ? 1 : 8 * planes)};
+  return {geometry, listed_rows(geometry, prepared.tiling(), planes)};
 }
 
 void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
   const Tiling& tiling = prepared.tiling();
   const int64_t channel = group * layer.geometry.group_channels();
+  if (takes_digits(way) && layer.counted()) return load_counts(group, block, inputs);
   if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
   for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
-    build_lists(layer, list_steps, channel + tiling.first_channel(q), channel + tiling.last_channel(layer.geometry, q),
-                block, inputs.lists[q], parallel);
+    build_lists(layer, list_steps, list_bits, channel + tiling.first_channel(q),
+                channel + tiling.last_channel(layer.geometry, q), block, inputs.lists[q], parallel);
   }
+}
+
+void Multiplier::load_counts(int64_t group, const Block& block, BlockInputs& inputs) const {
+  inputs.expanded.count_spikes(layer, group * layer.geometry.group_channels(), block);
+}
+
+void Multiplier::sum_counts(int64_t group, int64_t i, const BlockInputs& inputs, double* windows) const {
+  const auto multiply = way == Way::kMatrixUnit ? multiply_counts : multiply_counts_dense;
+  multiply(inputs.expanded, prepared.columns(group, i), prepared.tiling().registers, windows);
 }
 
 Tile Multiplier::tile(int64_t group, int64_t i, const Block& block) const {
@@ -52,10 +86,27 @@ void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockIn
   for (int64_t q = 0; q < tiling.blocks; ++q) sum_lists(tile_of(q), sums, q == 0);
 }
 
+void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs,
+                            double* windows) const {
+  thread_local Scratch<int32_t> sums_memory;
+  const Tiling& tiling = prepared.tiling();
+  if (takes_digits(way) && layer.counted()) return sum_counts(group, i, inputs, windows);
+  int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
+  sum(group, i, block, inputs, sums);
+  if (layer.counted()) return add_bits(sums, block.rows, tiling.width(), windows);
+  add_steps(sums, layer.neuron.T, block.rows, tiling.width(), windows);
+}
+
 void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
   thread_local Scratch<int32_t> sums_memory;
   const Tiling& tiling = prepared.tiling();
   const int64_t last = tiling.blocks - 1;
+  if (layer.counted()) {
+    thread_local Scratch<double> windows_memory;
+    double* windows = windows_memory.reserve(block.rows * tiling.width());
+    sum_window(group, i, block, inputs, windows);
+    return fire_sums(tile(group, i, block), windows, layer.neuron, open);
+  }
   const auto tile_of = [&](int64_t q) {
     return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
   };
@@ -123,21 +174,21 @@ void run_prepared(const Multiplier& m, ParallelFor parallel) {
 
 namespace {
 
-// A matrix unit multiplies spike counts as fast as spikes: one product instead of one for each step.
+// Bytes may as well be spike counts as spikes: one product instead of one for each step.
 void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
   const Geometry& geometry = m.layer.geometry;
   const Tiling& tiling = m.prepared.tiling();
-  const Blocks blocks = m.blocks();
+  const Blocks blocks(geometry, expanded_rows(geometry, 1));
   parallel_ranges(parallel, blocks.size(), 1, [&](int64_t first, int64_t last) {
     thread_local Scratch<double> windows_memory;
-    ExpandedInputs& counts = own_inputs().expanded;
+    BlockInputs& counts = own_inputs();
     for (int64_t b = first; b < last; ++b) {
       const Block block = blocks[b];
       double* windows = windows_memory.reserve(block.rows * tiling.width());
       for (int64_t group = 0; group < geometry.groups; ++group) {
-        counts.count_spikes(m.layer, group * geometry.group_channels(), block);
+        m.load_counts(group, block, counts);
         for (int64_t i = 0; i < tiling.tiles_per_group; ++i) {
-          multiply_counts(counts, m.prepared.columns(group, i), tiling.registers, windows);
+          m.sum_counts(group, i, counts, windows);
           write_products(m.tile(group, i, block), windows, u, geometry.outputs);
         }
       }
@@ -148,27 +199,46 @@ void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
 }  // namespace
 
 void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
-  if (m.prepared.has_digits()) return multiply_all_counts(m, u, parallel);
+  if (takes_digits(m.way)) return multiply_all_counts(m, u, parallel);
   for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
     for_tiles(m, block, bytes_of(m, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
-      thread_local Scratch<int32_t> sums_memory;
       thread_local Scratch<double> windows_memory;
-      const int width = m.prepared.tiling().width();
-      int32_t* sums = sums_memory.reserve(block.rows * m.layer.plane_count() * 8 * width);
-      double* windows = windows_memory.reserve(block.rows * width);
-      m.sum(group, i, block, inputs, sums);
-      add_steps(sums, m.layer.neuron.T, block.rows, width, windows);
+      double* windows = windows_memory.reserve(block.rows * m.prepared.tiling().width());
+      m.sum_window(group, i, block, inputs, windows);
       write_products(m.tile(group, i, block), windows, u, m.layer.geometry.outputs);
     });
   });
 }
 
+Way possible_way(const Layer& layer, Way way, bool whole_window) {
+  const Geometry& in = layer.geometry;
+  if (in.taps() > kMaxInputs) return Way::kPlain;
+  if (!takes_digits(way)) return way;
+  const bool counts = whole_window || layer.counted();
+  if (DigitWeights::size(in, Tiling(in), layer.weights.dtype) == 0) return Way::kLists4;
+  if (way == Way::kMatrixUnit && has_matrix_unit()) return way;
+  return counts ? Way::kDense : Way::kLists4;
+}
+
+Way window_way(const Layer& layer) {
+  if (takes_digits(layer.way)) return possible_way(layer, layer.way, true);
+  const Way digits = possible_way(layer, Way::kMatrixUnit, true);
+  const bool better = layer.way == Way::kFastest && !layer.counted() && takes_digits(digits);
+  return better ? digits : way_of(layer);
+}
+
 Way way_of(const Layer& layer) {
-  if (layer.way != Way::kFastest && layer.way != Way::kTileByTile) return layer.way;
+  if (layer.way != Way::kFastest && layer.way != Way::kTileByTile) return possible_way(layer, layer.way, false);
   const Geometry& in = layer.geometry;
   const int64_t bytes = in.batch * in.height * in.width * in.channels * layer.plane_count();
-  const bool unit = layer.way == Way::kFastest && DigitWeights::size(in, Tiling(in), layer.weights.dtype) > 0;
-  return choose(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), unit);
+  const Density density = Density::measure(layer.planes, bytes);
+  const bool prepared = layer.prepared != nullptr, all = layer.way == Way::kFastest;
+  if (layer.counted()) {
+    const Way digits = possible_way(layer, all ? Way::kMatrixUnit : Way::kLists4, true);
+    return possible_way(layer, choose_for_counts(in, prepared, density, digits), true);
+  }
+  const bool unit = all && possible_way(layer, Way::kMatrixUnit, false) == Way::kMatrixUnit;
+  return possible_way(layer, choose(in, prepared, density, unit), false);
 }
 
 namespace {
@@ -178,7 +248,9 @@ Refusal run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor
   const Tiling tiling(layer.geometry);
   const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
   const Prepared none(tiling);
-  const Multiplier m(layer, none, way_of(layer));
+  Layer by_lists = layer;
+  by_lists.way = Way::kTileByTile;
+  const Multiplier m(layer, none, way_of(by_lists));
   uint8_t* open = reserve_open(layer);
   std::atomic<bool> all_finite{true};
   const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that

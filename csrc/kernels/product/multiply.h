@@ -18,16 +18,24 @@ struct Multiplier {
   const Prepared& prepared;
   Way way;         // one for prepared weights
   int list_steps;  // of the lists' patterns; 0: no lists
+  int list_bits;   // of the bytes that lists have to look at, 4 or 8
 
-  // Lists take the place of a matrix unit that is not there, and of the plain way for weights in bytes.
+  // `wanted` is a possible_way(). Lists take the place of the plain way for weights in bytes.
   Multiplier(const Layer& of, const Prepared& weights, Way wanted);
 
   Blocks blocks() const;
 
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const;
 
-  // Tile i of the group: its sums to memory, [rows, planes, 8, 16 R].
+  // Of a way that takes digits: what sum_counts() needs.
+  void load_counts(int64_t group, const Block& block, BlockInputs& inputs) const;
+  void sum_counts(int64_t group, int64_t i, const BlockInputs& inputs, double* windows) const;
+
+  // Tile i of the group: its sums to memory, [rows, planes, 8, 16 R]; of counts those of their bits.
   void sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const;
+
+  // Tile i of the group: its sums over the window to memory, [rows, 16 R].
+  void sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, double* windows) const;
 
   // Tile i of the group: its spikes.
   void fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const;
@@ -40,8 +48,18 @@ struct Multiplier {
 void run_prepared(const Multiplier& multiplier, ParallelFor parallel);
 void multiply_windows(const Multiplier& multiplier, float* u, ParallelFor parallel);
 
-// The fastest way for the layer's input.
+// The fastest way for the layer's input, or the one it asks for, where possible.
 Way way_of(const Layer& layer);
+
+// The same for window_product().
+Way window_way(const Layer& layer);
+
+// The way that takes the place of one which the processor does not have, or that has no use for the layer: that of the
+// product of a whole window, or of its spikes.
+Way possible_way(const Layer& layer, Way way, bool whole_window);
+
+// Does it multiply digits?
+inline bool takes_digits(Way way) { return way == Way::kMatrixUnit || way == Way::kDense; }
 
 // run() of a few rows: each tile is prepared just before it is used, and stays in the cache.
 Refusal run_tile_by_tile(const Layer& layer, ParallelFor parallel);

@@ -37,9 +37,9 @@ int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) 
   return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
 }
 
-int64_t expanded_rows(const Geometry& geometry, int planes) {
+int64_t expanded_rows(const Geometry& geometry, int bytes) {
   constexpr int64_t kMaxBytes = 3 << 18;  // spikes expanded at a time: beside them the L2 cache holds digits
-  const int64_t rows = kMaxBytes / (8 * planes * std::max<int64_t>(geometry.inputs(), 1));
+  const int64_t rows = kMaxBytes / (bytes * std::max<int64_t>(geometry.inputs(), 1));
   return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
 }
 
@@ -109,6 +109,17 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared) {
   return tiles * (multiply + fire) + expand + 1.1 * weights / static_cast<double>(geometry.rows());
 }
 
+double counts_cost(const Geometry& geometry, bool prepared, Way way) {
+  const ExpandedRows rows(geometry);
+  const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
+  const bool unit = way == Way::kMatrixUnit;
+  const double chunk = unit ? 6 * rows.idle : 40, fire = 50;
+  const double expand = 0.2 * static_cast<double>(rows.pixels * geometry.group_channels());
+  const double weights = prepared ? 0 : static_cast<double>(geometry.inputs() * geometry.group_outputs());
+  return tiles * (chunk * static_cast<double>(ChunkShape(geometry).chunks()) + fire) + expand +
+         1.1 * weights / static_cast<double>(geometry.rows());
+}
+
 Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit, const ListCosts& costs) {
   Way best = Way::kLists1;
   for (const Way way : {Way::kLists2, Way::kLists4}) {
@@ -116,6 +127,15 @@ Way choose(const Geometry& geometry, bool prepared, const Density& density, bool
   }
   const double least = lists_cost(geometry, best, density, costs);
   return matrix_unit && matrix_unit_cost(geometry, prepared) < least ? Way::kMatrixUnit : best;
+}
+
+Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits) {
+  Way best = Way::kLists1;
+  for (const Way way : {Way::kLists2, Way::kLists4}) {
+    if (lists_cost(geometry, way, density) < lists_cost(geometry, best, density)) best = way;
+  }
+  if (digits != Way::kMatrixUnit && digits != Way::kDense) return best;
+  return counts_cost(geometry, prepared, digits) < lists_cost(geometry, best, density) ? digits : best;
 }
 
 bool prefers_tile_by_tile(const Geometry& geometry, int planes) {

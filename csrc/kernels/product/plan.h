@@ -33,7 +33,8 @@ struct Tiling {
 
 // Rows whose inputs are listed at a time; rows whose inputs are expanded at a time for the matrix unit.
 int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
-int64_t expanded_rows(const Geometry& geometry, int planes);
+// bytes: of an input, one for each step or one count.
+int64_t expanded_rows(const Geometry& geometry, int bytes);
 
 // Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
 struct Density {
@@ -70,6 +71,13 @@ double matrix_unit_cost(const Geometry& geometry, bool prepared);
 // The way of least cost among those for prepared weights.
 Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit,
            const ListCosts& costs = ListCosts::here());
+
+// The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense, and for the choice among
+// them and lists, in which the counts' bits take the place of steps. On a Xeon with AMX layers as above, from 1 to 128
+// rows. kDense is by VNNI; by AVX2 it takes twice the time, and so do lists there.
+double counts_cost(const Geometry& geometry, bool prepared, Way way);
+// `digits`: the way to compare with lists, or one of them where there is none.
+Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits);
 
 // So few rows that tiles pay which are prepared just before they are used.
 bool prefers_tile_by_tile(const Geometry& geometry, int planes);

@@ -94,12 +94,17 @@ TANDEM_INLINE S sum_run(const char* weights, const uint16_t*& entries) {
 }
 
 // Sums of the eight steps of one row and plane, from patterns of G steps. Runs have their code each, and so their own
-// branches to predict; what a run sums up to goes straight to the steps of its pattern.
+// branches to predict; what a run sums up to goes straight to the steps of its pattern. Steps from `bits` on are
+// silent.
 template <int G, class S>
-TANDEM_INLINE void sum_steps(const void* weights, const uint16_t* entries, S (&step)[8]) {
+TANDEM_INLINE void sum_steps(const void* weights, const uint16_t* entries, int bits, S (&step)[8]) {
 #pragma GCC unroll 8
   for (int g = 0; g < 8 / G; ++g) {
     S of_group[G] = {};
+    if (G == 4 && g == 1 && bits == 4) {
+      std::memcpy(step + 4, of_group, sizeof(of_group));
+      break;
+    }
 #pragma GCC unroll 16
     for (int pattern = 1; pattern < 1 << G; ++pattern) {
       const S sum = sum_run<S>(static_cast<const char*>(weights), entries);

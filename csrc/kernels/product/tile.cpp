@@ -15,7 +15,7 @@ TANDEM_INLINE auto* sums_at(int32_t* sums, const Tile& tile, int64_t row, int p)
 template <int G, class S>
 TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], sums);
+  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], tile.lists.bits, sums);
 }
 
 // Calls f(R, steps of a pattern).

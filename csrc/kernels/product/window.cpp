@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../cpu/vectors.h"
+#include "../neuron/burst.h"
 
 namespace tandem::cpu {
 
@@ -24,6 +24,20 @@ TANDEM_INLINE void add_steps_body(const int32_t* sums, int T, int64_t rows, int 
 }
 
 template <int L>
+TANDEM_INLINE void add_bits_body(const int32_t* sums, int64_t rows, int width, double* windows) {
+  constexpr int H = L / 2;
+  for (int64_t r = 0; r < rows; ++r, sums += 8 * width) {
+    for (int i = 0; i < width; i += H) {
+      Vec<double, H> total{};
+      for (int j = 7; j >= 0; --j) {
+        total = 2 * total + __builtin_convertvector(load<Int<float, H>>(sums + j * width + i), Vec<double, H>);
+      }
+      store(windows + r * width + i, total);
+    }
+  }
+}
+
+template <int L>
 TANDEM_INLINE void write_products_body(const Tile& tile, const double* windows, float* u, int64_t outputs) {
   constexpr int H = L / 2;
   const int width = tile.width();
@@ -37,8 +51,66 @@ TANDEM_INLINE void write_products_body(const Tile& tile, const double* windows, 
   }
 }
 
+// L sums, rounded to float.
+template <int L>
+TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
+  constexpr int H = L / 2;
+  float out[L];
+  for (int i = 0; i < L; i += H) {
+    store(out + i, __builtin_convertvector(load<Vec<double, H>>(sums + i), Vec<float, H>));
+  }
+  return load<Vec<float, L>>(out);
+}
+
+template <int L, int R, bool whole>
+TANDEM_INLINE void fire_rows(const Tile& tile, const double* windows, const Neuron<float>& layer, uint8_t* open) {
+  constexpr int S = R * kLanes / L;
+  constexpr int G = S < 4 ? S : 4;
+  BurstLanes<float, L, whole> neurons[S];
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) {
+    neurons[s].begin(layer, tile.channel + s * L, static_cast<int>(std::clamp<int64_t>(tile.channels - s * L, 0, L)));
+  }
+  for (int64_t row = 0; row < tile.rows; ++row, windows += 16 * R) {
+    const int64_t n = (tile.first_row + row) * layer.channels + tile.channel;
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      if (layer.v_init_size > 1) {
+        neurons[s].v_init = load_periodic<float, L>(layer.v_init, n + s * L, layer.v_init_size, 0.f);
+      }
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < S; s += G) {
+      fire_windows<G>(layer, neurons + s, n + s * L, open, [&](int g) TANDEM_INLINE_LAMBDA {
+        return rounded_mul(narrow<L>(windows + (s + g) * L), load<Vec<float, L>>(tile.unit + (s + g) * L));
+      });
+    }
+  }
+}
+
+template <int L, int R>
+TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
+  if (tile.channels == 16 * R) return fire_rows<L, R, true>(tile, windows, neuron, open);
+  fire_rows<L, R, false>(tile, windows, neuron, open);
+}
+template <int L>
+TANDEM_INLINE void fire_window_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron,
+                                         uint8_t* open) {
+  tile.registers == 1 ? fire_sums_of<L, 1>(tile, windows, neuron, open)
+                      : fire_sums_of<L, 2>(tile, windows, neuron, open);
+}
+TANDEM_CPU_LANES_KERNEL(fire_window_sums,
+                        (const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, windows, neuron, open))
+
 }  // namespace
 
+void fire_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
+  fire_window_sums(tile, windows, neuron, open);
+}
+
+TANDEM_CPU_LANES_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, double* windows),
+                        (sums, rows, width, windows))
 TANDEM_CPU_LANES_KERNEL(add_steps, (const int32_t* sums, int T, int64_t rows, int width, double* windows),
                         (sums, T, rows, width, windows))
 TANDEM_CPU_LANES_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),

@@ -49,11 +49,11 @@ class CountingNumbers : public PlainNumbers {
  public:
   explicit CountingNumbers(const std::vector<std::string>& names) : names_(names) {}
 
-  void fired(int64_t instruction, const uint8_t* planes, int64_t bytes) override {
-    std::vector<float> counts(bytes);
-    tandem::cpu::counts(planes, 1, bytes, counts.data(), tandem::DType::kFloat32, tandem::serial_for);
+  void fired(int64_t instruction, tandem::Timing timing, const uint8_t* train, int64_t bytes) override {
+    std::vector<uint8_t> counts(train, train + bytes);
+    if (timing == tandem::Timing::kStep) tandem::cpu::count_bytes(train, 1, bytes, counts.data(), tandem::serial_for);
     double sum = 0;
-    for (const float count : counts) sum += count;
+    for (const uint8_t count : counts) sum += count;
     const size_t i = static_cast<size_t>(instruction);
     std::printf("layer %s: %.0f spikes\n", i < names_.size() ? names_[i].c_str() : "", sum);
   }
@@ -80,11 +80,11 @@ void classify(const char* path, const char* input, bool answers) {
   }
   const auto batch = static_cast<int64_t>(x.size() / sample);
   const std::vector<uint8_t> planes = spikes ? planes_of(x, batch, header.T, shape) : std::vector<uint8_t>();
-  const Plan plan = network.plan(shape, batch, (header.T + 7) / 8);
+  const Plan plan = network.plan(shape, batch, header.T, false);
   std::vector<float> answer(batch * network.outputs());
   CountingNumbers host(file.names);
   const void* source = spikes ? static_cast<const void*>(planes.data()) : x.data();
-  network.run(plan, {source, header.T, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
+  network.run(plan, {source, false, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
 
   const int64_t outputs = network.outputs();
   for (int64_t b = 0; b < batch; ++b) {

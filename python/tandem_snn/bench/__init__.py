@@ -1,6 +1,5 @@
-"""The performance contract, measured: ``tandem-snn bench``.
+"""``tandem-snn bench``: this package beside the ANN, plain PyTorch and other libraries.
 
-measure.py times candidates in turn; spikes.py makes spikes and says what they cost; network.py draws networks;
-rivals/ computes them in every way; cases/ lists what is measured and what must be reached; run.py gathers results, each
-measured by worker.py in a process of its own; show.py and report.py present them.
+cases.py lists what is measured; problems.py draws spikes and networks; rivals.py computes each network in every way;
+measure.py samples the rivals in turn; run.py measures a case in a process of its own; command.py prints the table.
 """

@@ -16,6 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
+from ..memory import forget_peak, resident
+from .rivals import Output, values
+
 Run = Callable[[int], object]  # takes the number of the call, which selects its input
 
 
@@ -54,6 +60,11 @@ class Spread:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
+
+
+def spread(a: Sequence[float], b: Sequence[float]) -> Spread:
+    """Of the ratio of two rivals, round by round."""
+    return Spread.of([x / y for x, y in zip(a, b, strict=True)])
 
 
 def interleave(
@@ -160,3 +171,32 @@ def runnable() -> int:
             return int(f.read().split()[3].split("/")[0])
     except OSError:
         return 1
+
+
+def kept_for_backward(step: Callable[[], Output], parameters: Sequence[Tensor]) -> int:
+    """Bytes that the graph of a training step holds, each storage once, without the parameters and the result."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = values(step())
+    for tensor in (*parameters, result):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes by which the process grows during a call, beyond what it holds before: Linux only.
+
+    The allocator must return what is freed to the system, else freed memory hides the growth: see
+    :func:`tandem_snn.bench.run.environment`.
+    """
+    call()
+    forget_peak()
+    before = resident()
+    call()
+    return resident("VmHWM") - before

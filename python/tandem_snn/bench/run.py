@@ -1,30 +1,38 @@
-"""Measures cases and gathers what is written as JSON, with the verdict on every limit.
+"""Measures cases, each in a process of its own, because allocator and thread pool take their settings at the start.
+
+Two settings decide whether two runs agree. An allocator that gives memory back makes every training step fault its
+pages in anew: the same step then takes 9 ms or 13. Threads that spin while they wait use up the other core, and their
+waiting counts as process time.
 
 A result has the fields machine, versions, commit, command, date, threads, quick and rows. A row has the fields of its
-:class:`~tandem_snn.bench.case.Case`, the values of :mod:`~tandem_snn.bench.worker` (lists: one number per round), the
-ratios of their medians to the base's, and the limits with what was reached.
+:class:`~tandem_snn.bench.cases.Case`, the values that :func:`work` measured (lists: one number per round), and the
+ratios to the base's.
 """
 
 from __future__ import annotations
 
 import datetime
 import fnmatch
-from collections.abc import Iterable, Sequence
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from tandem_ext import build_info
+import torch
+from torch import Tensor
 
 from ..errors import check_name
 from ..machine import commit, machine, versions
-from .case import COMPILED, OURS, Case, Limit
-from .cases import CASES
-from .measure import Spread
-from .process import in_own_process
-from .rivals import available
+from .cases import CASES, COMPILED, Case, Quantity
+from .measure import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
+from .rivals import Candidate, available
 
-DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
-PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
+REFERENCES = ("naive", "tandem")  # the first of these that a case has is what other answers are compared with
 
 
 def choose(patterns: Iterable[str]) -> list[Case]:
@@ -42,25 +50,28 @@ def choose(patterns: Iterable[str]) -> list[Case]:
 
 def describe(command: str, threads: int, quick: bool) -> dict[str, Any]:
     """A result that has no rows yet."""
-    return {
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": command,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "threads": threads,
-        "quick": quick,
-        "rows": [],
-    }
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    origin = {"machine": machine(), "versions": versions(), "commit": commit(), "command": command, "date": date}
+    return origin | {"threads": threads, "quick": quick, "rows": []}
 
 
 def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
-    """The row of a case; ``quick`` takes few samples, and leaves out what has to be compiled first."""
+    """The row of a case; ``quick`` takes few samples, and leaves out what has to be compiled first.
+
+    Raises:
+        subprocess.CalledProcessError: the measuring process failed; it has said why on stderr.
+    """
     rivals = [r for r in case.rivals if not (quick and COMPILED in r) and available(r)]
-    groups = [[r] for r in rivals] if case.quantity == "peak" else [rivals]
     measured: dict[str, Any] = {}
-    for group in groups:
-        for name, value in in_own_process(case.name, case.quantity, threads, quick, group).items():
+    for group in [[r] for r in rivals] if case.quantity == "peak" else [rivals]:
+        request = {"case": case.name, "threads": threads, "quick": quick, "rivals": group}
+        done = subprocess.run(
+            [sys.executable, "-m", "tandem_snn.bench.run", json.dumps(request)],
+            env={**os.environ, **environment(threads, case.quantity)},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        for name, value in json.loads(done.stdout).items():
             measured[name] = measured.get(name, {}) | value if isinstance(value, dict) else value
     values = measured["values"]
     return {
@@ -71,35 +82,73 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
         **measured,
         "ratios": {r: asdict(spread(values[r], values[case.base])) for r in values},
         "missing": [r for r in case.rivals if r not in values],
-        "limits": [judge(limit, values, case.quantity, measured.get("answers", {})) for limit in case.limits],
     }
 
 
-def spread(a: Sequence[float], b: Sequence[float]) -> Spread:
-    """Of the ratio of two rivals, round by round."""
-    return Spread.of([x / y for x, y in zip(a, b, strict=True)])
+def environment(threads: int, quantity: Quantity) -> dict[str, str]:
+    """The variables of a measuring process."""
+    count = str(threads)
+    keep_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 26)}
+    return_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_ARENA_MAX": "1",
+        **(return_memory if quantity == "peak" else keep_memory),
+    }
 
 
-def judge(
-    limit: Limit, values: dict[str, list[float]], quantity: str, answers: dict[str, dict[str, float]] | None = None
-) -> dict[str, Any]:
-    """What was reached, and whether that meets the limit: None where a competitor was not measured.
+def work(case: Case, rivals: list[str], threads: int, quick: bool) -> dict[str, Any]:
+    """Values of the case's rivals, in the measuring process: seconds per call, one number per round; or bytes."""
+    torch.set_num_threads(threads)
+    workload = case.build()
+    result: dict[str, Any] = {"rates": {name: list(rate) for name, rate in workload.rates.items()}}
+    candidates = {name: make() for name, make in workload.candidates.items() if name in rivals}
+    if case.quantity == "peak":
+        return result | {"values": {name: [peak(partial(c.run, 0))] for name, c in candidates.items()}}
+    result["answers"] = compare(candidates)
+    if case.quantity == "kept":
+        kept = {name: kept_for_backward(partial(c.run, 0), c.parameters) for name, c in candidates.items()}
+        return result | {"values": {name: [total / workload.neurons] for name, total in kept.items()}}
 
-    Whoever gives another answer meets no limit.
+    settle = QuietWait() if threads > 1 else None
+    clock = time.process_time if threads == 1 else time.perf_counter
+    runs = {name: candidate.run for name, candidate in candidates.items()}
+    timings = interleave(runs, QUICK if quick else Protocol(), clock, settle or (lambda: None))
+    return result | {
+        "values": {name: [float(f"{s:.5g}") for s in timing.seconds] for name, timing in timings.items()},
+        "faults": {name: sorted(timing.faults)[len(timing.faults) // 2] for name, timing in timings.items()},
+        "disturbed": settle.disturbed if settle else 0.0,
+    }
+
+
+def compare(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:
+    """How the answers differ from the reference's, where there is one.
+
+    spikes: the fraction of counts, or logits, that are not equal. gradient: the largest difference of a gradient, as a
+    fraction of that gradient's largest entry.
     """
-    portable = quantity == "time" and build_info()["cpu_capability"] != "v4"
-    at_most = limit.at_most * (PORTABLE if portable else 1)
-    ours = next((name for name in OURS if name in values), None)
-    verdict: dict[str, Any] = {
-        "text": limit.text,
-        "of": limit.of,
-        "ours": ours,
-        "at_most": at_most,
-        "quantity": quantity,
+    reference = next((name for name in REFERENCES if name in candidates), None)
+    answer = None if reference is None else candidates[reference].answer
+    if answer is None:
+        return {}
+    expected = answer(0)
+    return {
+        name: difference(candidate.answer(0), expected)
+        for name, candidate in candidates.items()
+        if candidate.answer is not None and name != reference
     }
-    verdict["portable"] = portable
-    if ours is None or (limit.of is not None and limit.of not in values):
-        return verdict | {"reached": None, "met": None}
-    reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours])).median
-    alike = all(difference["spikes"] <= DIFFERENT for difference in (answers or {}).values())
-    return verdict | {"reached": reached, "met": reached <= at_most and alike}
+
+
+def difference(answer: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    result = {"spikes": (answer[0] != expected[0]).double().mean().item()}
+    if len(answer) > 1:
+        pairs = list(zip(answer[1:], expected[1:], strict=True))
+        result["gradient"] = max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
+    return result
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.argv[1])
+    print(json.dumps(work(CASES[request.pop("case")], **request)))

@@ -1,21 +1,29 @@
-"""The commands, put together."""
+"""The commands of ``tandem-snn``, put together; eval, export, report and info are here."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import platform
+import sys
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Optional
 
+import torch
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
 
-from ..bench.cli import bench
-from .evaluate import evaluate
-from .export import export
-from .info import info
-from .report import report
+from ..bench.command import bench
+from ..container import atomically
+from ..errors import UserError, extra
+from ..machine import commit, machine
 from .sweep import sweep
-from .train import train
+from .train import DataDir, Device, Workers, train
+
+# ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 
 
 def _plain(parameters: list[Any]) -> list[Any]:
@@ -40,6 +48,153 @@ def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"tandem-snn {tandem_ext.__version__}")
         raise typer.Exit
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    workers: Workers = 0,
+) -> None:
+    """Measure the networks of a run again on the test samples: the metric, firing rates, synaptic operations."""
+    from ..measure import firing_rates, mismatch, synops
+    from ..training.checkpoint import load_checkpoint, read_recipe
+    from ..training.task import make_task
+    from ..training.trainer import evaluate
+    from .job import CHECKPOINT, TWIN, check_device
+    from .train import OPERATIONS, compared, show_layers, show_networks
+
+    check_device(device)
+    recipe = read_recipe(run / CHECKPOINT)
+    data = recipe.load(data_dir, workers).to(device)
+    task = make_task(data.task)
+    kinds = {"SNN": CHECKPOINT, "ANN": TWIN} if (run / TWIN).exists() else {"SNN": CHECKPOINT}
+    nets, values = {}, {}
+    for kind, name in kinds.items():
+        nets[kind] = recipe.build(data, kind).to(device)
+        load_checkpoint(run / name, nets[kind])
+        values[kind] = evaluate(nets[kind], data.test, task, precision=recipe.precision)[task.metric]
+    samples = next(data.test.batches(1000))[0].to(device)
+    rows = [
+        compared(task.metric, values["SNN"], values.get("ANN"), len(data.test)),
+        (OPERATIONS, "", "", f"{synops(nets['SNN'], samples).ratio:.2f}"),
+    ]
+    show_networks(f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}", rows)
+    show_layers(nets["SNN"], firing_rates(nets["SNN"], samples), mismatch(nets["SNN"], samples))
+
+
+# ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
+
+
+class Format(str, Enum):
+    frozen = "frozen"
+    onnx = "onnx"
+    nir = "nir"
+
+
+class Neurons(str, Enum):
+    IF = "IF"
+    primitives = "primitives"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
+    to: Annotated[Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: one time step; nir: a graph.")],
+    out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/model with the format's ending).")] = None,
+    weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to so many bits, 2 to 8.")] = None,
+    neurons: Annotated[Neurons, typer.Option(help="NIR's IF nodes, or primitives that define them.")] = Neurons.IF,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a run's spiking network as one file for inference, other engines, chips and simulators."""
+    from ..exchange import to_nir, to_onnx
+    from ..frozen import freeze
+    from ..training.checkpoint import load_checkpoint, read_recipe
+    from .job import CHECKPOINT, SUFFIX
+
+    recipe = read_recipe(run / CHECKPOINT)
+    data = recipe.load(data_dir)
+    net = recipe.build(data)
+    load_checkpoint(run / CHECKPOINT, net)
+    sample = next(data.test.batches(1))[0]
+    path = out or run / f"model{SUFFIX[to.value]}"
+    nir: Any = extra("nir", "the export to NIR") if to is Format.nir else None
+    try:
+        frozen = freeze(net, weight_bits)
+        frozen(sample)  # so it knows its shapes
+        if to is Format.frozen:
+            frozen.save(path)
+        elif to is Format.onnx:
+            to_onnx(frozen, path)
+        else:
+            graph = to_nir(frozen, sample, neurons=neurons.value)
+            atomically(path, lambda temporary: nir.write(str(temporary), graph))
+    except ValueError as error:
+        raise UserError(f"{run} as {to.value}: {error}") from error
+    typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
+    out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/report.html).")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, confusions, spikes, rates, accuracy against time."""
+    from ..report import write_report
+
+    typer.echo(write_report(run, out, data_dir))
+
+
+# The extra "all", numpy, and the libraries that networks are exchanged with.
+PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml", "rich",
+            "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic", "torchvision",
+            "typer")  # fmt: skip
+STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TANDEM_", "TORCH")
+
+
+def info() -> None:
+    """Print all that a bug report needs: build, machine, torch, environment variables and packages."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for section in _build(), _machine(), _environment(), _packages():
+        for name, value in section.items():
+            table.add_row(name, value)
+        table.add_section()
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pasted report has no broken lines
+
+
+def _build() -> dict[str, str]:
+    built = tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()}
+    return {name: _text(value) for name, value in built.items()}
+
+
+def _machine() -> dict[str, str]:
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [f"{d.name}, sm_{d.major}{d.minor}, {d.total_memory / 2**30:.0f} GiB" for d in devices]
+    return {name: str(value) for name, value in machine().items()} | {
+        "Python": f"{platform.python_version()}, {sys.executable}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {_text(torch.version.cuda)}",
+        "GPU": "; ".join(gpus) or "none visible to torch",
+    }
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
+
+
+def _packages() -> dict[str, str]:
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {package: version(package) for package in PACKAGES}
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else " ".join(value) if isinstance(value, list) else str(value)
 
 
 app = typer.Typer(

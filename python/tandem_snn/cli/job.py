@@ -19,17 +19,16 @@ from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
 from ..memory import freed_is_kept
-from ..plots.run import report
+from ..plots import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
-from ..training.distributed import join
-from ..training.interruption import Interruption
-from ..training.optim import learning_rate
+from ..training.processes import Interruption, join
 from ..training.recipe import Recipe
 from ..training.store import LAST, NEWEST, PREVIOUS, RESULT, locked
+from ..training.task import learning_rate
 from ..training.trainer import Trainer
-from .export import SUFFIX
 
+SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
 # What `tandem-snn train`, `report` and `export` write into a run's folder beside its trainings.
 PRODUCTS = (CHECKPOINT, TWIN, REPORT, SUMMARY, "report.html", *(f"model{suffix}" for suffix in SUFFIX.values()))
@@ -93,8 +92,8 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
     """Trains, measures and writes the results. Of several processes the main one alone writes.
 
     Args:
-        interruption: that of the caller, who looks at it after the run: a wish to stop that comes during the last
-            measurements stops nothing any more.
+        interruption: the caller's, who checks it after the run: a signal during the last measurements does not stop
+            this run.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -132,7 +131,7 @@ def _holding(job: Job, is_main: bool) -> Iterator[None]:
 
 
 def _keep_seeds(job: Job) -> None:
-    """A run that is gone on with has its seeds, and may get more."""
+    """A resumed run keeps its seeds and may get more."""
     wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
     lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
     if lost:
@@ -148,7 +147,7 @@ def _make_room(job: Job) -> None:
             "with --overwrite"
         )
     if _begun(folder) and not (job.restart or job.overwrite):
-        raise UserError(f"{folder} holds a run that was begun: go on with --resume, or begin with --restart")
+        raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start again with --restart")
     _remove(folder, PRODUCTS)
     for seed in folder.glob("seed-*"):
         shutil.rmtree(seed)
@@ -253,8 +252,8 @@ def _goes_on(trainer: Trainer) -> str:
         recipe, min(trainer.step, recipe.epochs * trainer.steps_per_epoch - 1), trainer.steps_per_epoch
     )
     return (
-        f"trained for {before['epochs']} epochs, goes on to {recipe.epochs}; the learning rate is now {rate:.2g}, that "
-        f"of the schedule {recipe.schedule!r} over {recipe.epochs} epochs after {trainer.step} steps"
+        f"trained for {before['epochs']} epochs, continues to {recipe.epochs}; the learning rate is now {rate:.2g}, "
+        f"from schedule {recipe.schedule!r} over {recipe.epochs} epochs after {trainer.step} steps"
     )
 
 

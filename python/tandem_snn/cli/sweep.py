@@ -1,11 +1,10 @@
-"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it can be stopped and gone on with."""
+"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it resumes after an interruption."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import Interrupted, UserError
-from .train import DataDir, Device, Seeds, Settings, Threads, Twin, Workers
+from .train import DataDir, Device, Settings, Threads, Twin, Workers
 
 if TYPE_CHECKING:
     from .job import Job
@@ -58,7 +57,7 @@ def sweep(
         Optional[list[str]],
         typer.Option(metavar="KEY=V1,V2,...", help="A run for each value; given twice, for each combination."),
     ] = None,
-    seeds: Seeds = None,
+    seeds: Annotated[Optional[int], typer.Option(help="Number of runs of each (default: the recipe's).")] = None,
     twin: Twin = True,
     data_dir: DataDir = None,
     device: Device = "cpu",
@@ -72,16 +71,14 @@ def sweep(
 ) -> None:
     """Run recipes one after another, each beside its ANN twin, and write a JSON file for each.
 
-    A finished run is not repeated, one that was interrupted goes on where it was: the same command continues a sweep
-    that was stopped. Runs that differ only in their neurons share one twin. A run that fails is reported, and the
-    others still run.
+    Finished runs are not repeated and interrupted ones resume, so the same command continues a sweep. Runs that differ
+    only in their neurons share one twin. A run that fails is reported, and the others still run.
 
     The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
     """
     from ..container import atomically
-    from ..training.distributed import launched
-    from ..training.interruption import Interruption
     from ..training.library import load_recipe
+    from ..training.processes import Interruption, launched
     from .job import SUMMARY, Job, run
 
     if launched():
@@ -101,7 +98,7 @@ def sweep(
     with Interruption() as interruption:
         for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
             if interruption.signal is not None:
-                raise Interrupted(f"stopped before {entry.name}: the same command goes on", interruption.signal)
+                raise Interrupted(f"stopped before {entry.name}: the same command resumes", interruption.signal)
             try:
                 finished = _finished(job.folder / SUMMARY, job)
                 typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
@@ -110,12 +107,17 @@ def sweep(
                 if not finished:
                     run(job, interruption)
                 kept.mkdir(parents=True, exist_ok=True)
-                atomically(kept / f"{entry.name}.json", partial(shutil.copyfile, job.folder / SUMMARY))
+                atomically(kept / f"{entry.name}.json", partial(_copy, job.folder / SUMMARY))
             except UserError as error:
                 failed.append(entry.name)
                 typer.echo(f"{entry.name}: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
+
+
+def _copy(summary: Path, result: Path) -> None:
+    """The summary on one line: results are kept, many of them."""
+    result.write_text(json.dumps(json.loads(summary.read_text()), separators=(",", ":")) + "\n")
 
 
 def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
@@ -141,7 +143,7 @@ def _finished(summary: Path, job: Job) -> bool:
     """Whether the folder holds the result of this very recipe with all its seeds, and with its twin if that is wanted.
 
     Raises:
-        UserError: it holds that of another recipe.
+        UserError: it holds the result of another recipe.
     """
     if not summary.exists():
         return False

@@ -1,13 +1,24 @@
-"""``tandem-snn train``: an SNN and its ANN twin by the same recipe."""
+"""``tandem-snn train``: an SNN and its ANN twin by the same recipe, and the tables that compare them."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args, get_origin
 
 import typer
+
+from ..training.recipe import Recipe, type_hints
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..measure import Mismatch
+    from ..training import Comparison
 
 # typer reads annotations at run time, on Python 3.10 too: hence Optional.
 # ruff: noqa: UP045
@@ -19,25 +30,43 @@ Settings = Annotated[
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode the images of a stream (imagenet); 0: this one.")]
-Seeds = Annotated[
-    Optional[int], typer.Option(help="Number of runs, whose seeds count up from the recipe's (default: the recipe's).")
-]
 Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 
 
+def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each key of a recipe, as :class:`Recipe` declares it; ``command`` gets those that
+    were given as keyword arguments. A key's value from a list of names is given as often as there are names.
+    """
+
+    def run(**given: Any) -> None:
+        keys = {name: given.pop(name) for name in options}
+        command(**given, **{name: value for name, value in keys.items() if value not in (None, [])})
+
+    options = {}
+    for one in fields(Recipe):
+        hint = type_hints()[one.name]
+        kind, *_ = get_args(hint) if get_origin(hint) not in (None, tuple, dict) else (hint,)
+        if get_origin(kind) is dict:
+            continue  # --set options.NAME=VALUE
+        kind = list[get_args(kind)[0]] if get_origin(kind) is tuple else kind  # type: ignore[misc]
+        flag = "--" + one.name.replace("_", "-")
+        flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+        option = typer.Option(flags, help=one.metadata["help"], rich_help_panel="Recipe", show_default=False)
+        options[one.name] = inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[kind], option]
+        )
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "keys"]
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *options.values())}
+    return run
+
+
+@with_recipe_options
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")] = "digits",
     settings: Settings = None,
-    data: Annotated[Optional[str], typer.Option(help="The data set's name, such as mnist.")] = None,
     data_dir: DataDir = None,
-    model: Annotated[Optional[str], typer.Option(help="The network's name, or its layers, such as 32C3-FC256.")] = None,
-    time_steps: Annotated[Optional[int], typer.Option("--T", help="Number of time steps, 1 to 255.")] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training samples.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Samples per training step.")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="The (peak) learning rate.")] = None,
-    width: Annotated[Optional[float], typer.Option(help="Multiplier of the model's channels.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="The first seed.")] = None,
-    seeds: Seeds = None,
     twin: Twin = True,
     device: Device = "cpu",
     threads: Threads = 0,
@@ -47,9 +76,9 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with what is in the folder; by as many threads, to the same weights. With other --epochs the "
-            "run is trained on: the schedule is that of the new number of epochs, from the step it has reached. With "
-            "more --seeds, those are added. Paths, device, threads and workers are free, all else must be as it was.",
+            help="Resume what is in the folder; with as many threads, the weights end bit-identical. With other "
+            "--epochs the run is trained on, by the schedule of the new number of epochs from the step it has reached. "
+            "With more --seeds, those are added. Paths, device, threads and workers are free, all else must be equal.",
         ),
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
@@ -58,45 +87,119 @@ def train(
     checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="Print the recipes of the package.")] = False,
+    **keys: Any,
 ) -> None:
     """Train an SNN and its ANN twin, compare them, write the results.
 
     Without options: a small convolutional network on scikit-learn's handwritten digits, T=8, three seeds, one minute.
-    Ctrl-C finishes the step and writes a checkpoint, from which --resume goes on. Under torchrun the processes share
+    Ctrl-C finishes the step and writes a checkpoint, from which --resume continues. Under torchrun the processes share
     each batch.
     """
     from ..training.library import load_recipe
     from .job import Job, outputs, run
-    from .show import show_comparison, show_recipes
 
     if list_recipes:
         show_recipes()
         return
-    named = {
-        "data": data, "model": model, "T": time_steps, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "width": width, "seed": seed, "seeds": seeds,
-    }  # fmt: skip
-    given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    chosen = load_recipe(recipe).override([*(settings or []), *given])
     folder = out if out is not None else Path("runs") / Path(recipe).stem
     job = Job(
-        recipe=chosen,
-        folder=folder,
-        command=shlex.join(["tandem-snn", *sys.argv[1:]]),
-        twin=twin,
-        data_dir=data_dir,
-        device=device,
-        threads=threads,
-        workers=workers,
-        resume=resume,
-        restart=restart,
-        overwrite=overwrite,
-        train_on=resume,
-        checkpoint_seconds=checkpoint_seconds,
-        checkpoint_steps=checkpoint_steps,
+        load_recipe(recipe).override(settings or [], **keys), folder, shlex.join(["tandem-snn", *sys.argv[1:]]), twin,
+        data_dir=data_dir, device=device, threads=threads, workers=workers, resume=resume, restart=restart,
+        overwrite=overwrite, train_on=resume, checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps,
         tensorboard=tensorboard,
-    )
+    )  # fmt: skip
     result = run(job)
     if result.measures is not None:
         show_comparison(result)
         typer.echo(f"{folder}: " + ", ".join(outputs(folder)))
+
+
+OPERATIONS = "operations at inference"
+CAPTION = (
+    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one "
+    "per spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
+)
+
+
+def show_comparison(result: Comparison) -> None:
+    from ..training.recipe import CONTINUED
+
+    recipe, seeds, measures = result.recipe, len(result.runs), result.measures
+    assert measures is not None
+    times = {kind: 1e3 * seconds for kind, seconds in measures.step_times.items()}
+    ratio = "" if measures.step_time_ratio is None else f"{measures.step_time_ratio:.2f}"
+    ann = result.test("ANN") if "ANN" in result.kinds else None
+    rows = [compared(result.metric, result.test("SNN"), ann, result.samples["test"])]
+    if CONTINUED in result.kinds:
+        longer = compared(result.metric, result.test("SNN"), result.test(CONTINUED), result.samples["test"])
+        rows.append(("the twin, trained as long", "", *longer[2:]))
+    rows += [
+        ("time per training step", f"{times['SNN']:.2f} ms", f"{times['ANN']:.2f} ms" if "ANN" in times else "", ratio),
+        (OPERATIONS, "", "", f"{measures.synops_ratio:.2f}"),
+    ]
+    title = f"{recipe.data}, {recipe.model}, T={recipe.T}, mean of {seeds} seed{'s' * (seeds > 1)}"
+    show_networks(title, rows)
+    show_layers(result.runs[0].nets["SNN"], measures.firing_rates)
+
+
+def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
+    """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
+    from ..measure.quality import points
+
+    if metric == "accuracy":
+        difference = "" if ann is None else points(snn, ann, samples)
+        return "test accuracy", f"{100 * snn:.2f} %", "" if ann is None else f"{100 * ann:.2f} %", difference
+    return (
+        f"test {metric}",
+        f"{snn:.5f}",
+        "" if ann is None else f"{ann:.5f}",
+        "" if ann is None else f"{snn / ann:.3f}",
+    )
+
+
+def show_recipes() -> None:
+    """The recipes of the package."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..training.library import describe, list_recipes, load_recipe
+
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
+        numbers = f"T={recipe.T}, {recipe.epochs} epochs, {recipe.seeds} seed{'s' * (recipe.seeds > 1)}"
+        table.add_row(name, f"{describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
+    Console().print(table)
+
+
+def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """Each row is (what, of the SNN, of its twin, compared)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=CAPTION, caption_justify="left")
+    table.add_column()
+    for column in ("SNN", "ANN twin", "SNN / ANN"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def show_layers(net: nn.Module, rates: Mapping[str, float], matches: Mapping[str, Mismatch] | None = None) -> None:
+    """Firing rates and, where measured, how well the counts c follow the ANN branch's activation a."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="layers with neurons")
+    table.add_column("layer")
+    for column in ("firing rate", *(("cosine of c and a", "c as expected") if matches else ())):
+        table.add_column(column, justify="right")
+    for name, rate in rates.items():
+        match = matches.get(name) if matches else None
+        cells = [f"{match.cosine:.3f}", f"{100 * match.exact:.1f} %"] if match else []
+        table.add_row(f"{name} ({type(net.get_submodule(name)).__name__})", f"{100 * rate:.1f} %", *cells)
+    Console().print(table)

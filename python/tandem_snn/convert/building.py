@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -25,12 +26,24 @@ class Value:
             "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part), "constant" (depends on
             Parameters only), "size", or "unused".
         node: in the new graph, once there is one.
-        worth: of spikes: the node whose neurons say what each is worth; None where channels differ.
+        worth: of spikes: labels of what each is worth, [1, *features], 0 where none comes, in a tuple for several
+            trains; ONE number for all, or CHANNELS, one for each, where no shapes are known; None: not known.
     """
 
     kind: str
     node: fx.Node | None = None
-    worth: fx.Node | None = None
+    worth: Any = None
+
+    @property
+    def by_channel(self) -> bool:
+        """Are these spikes, all of a channel worth the same, as layers of ``tandem_snn.nn`` take them?"""
+        if self.kind != "spikes" or not isinstance(self.worth, Tensor):
+            return False
+        labels = self.worth.flatten(2) if self.worth.dim() > 2 else self.worth.unsqueeze(-1)
+        return bool(((labels == 0) | (labels == labels.amax(-1, keepdim=True))).all())
+
+
+ONE, CHANNELS = torch.ones(()), torch.ones(1)
 
 
 class Builder:
@@ -51,6 +64,7 @@ class Builder:
         self.env: dict[Op, Value] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.counted: dict[fx.Node, fx.Node] = {}
+        self.made = 1  # labels; ONE is the first
 
     def network(self, name: str) -> fx.GraphModule:
         for node in reversed(self.graph.nodes):
@@ -119,9 +133,36 @@ class Builder:
         args, kwargs = _map(_any_batch(op), self.signal)
         return self.function(function, (_reshaping(op), *args), kwargs)
 
-    def rearrange(self, op: Op) -> fx.Node:
+    def rearrange(self, op: Op) -> Value:
+        value = Value("spikes", worth=self._moved(op))
         args, kwargs = _map(_any_batch(op), self.signal)
-        return self.function(general.rearranged, (_reshaping(op), *args), kwargs)
+        each = value.worth if isinstance(value.worth, tuple) else (value.worth,)
+        by_channel = all(Value("spikes", worth=one).by_channel for one in each)
+        value.node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
+        return value
+
+    def _moved(self, op: Op) -> Any:
+        """The labels of what each spike is worth behind an Op that moves them."""
+        given = {value: self.env[value].worth for value in self.signals(op)}
+        if all(worth is ONE for worth in given.values()):
+            return ONE
+        if any(worth is None or worth is CHANNELS or value.shape is None for value, worth in given.items()):
+            return None
+        labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
+        args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # a size: that of a batch of one
+        moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
+        return moved if isinstance(moved, Tensor) else tuple(moved)
+
+    def fired(self, op: Op, node: fx.Node) -> Value:
+        """The spikes of neurons with a threshold for each channel."""
+        if op.shape is None:
+            return Value("spikes", node, CHANNELS)
+        shape = (1, *op.features)
+        if len(shape) == 1:
+            return Value("spikes", node, ONE)
+        self.made += shape[1]
+        labels = torch.arange(self.made - shape[1], self.made, dtype=torch.float64) + 1
+        return Value("spikes", node, labels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape))
 
     def sums(self, op: Op) -> str:
         """The kinds of Ops between trains and these currents."""
@@ -189,7 +230,7 @@ class Builder:
         return name
 
 
-def _map(tree: Any, f: Callable[[Op], fx.Node]) -> Any:
+def _map(tree: Any, f: Callable[[Op], Any]) -> Any:
     if isinstance(tree, Op):
         return f(tree)
     if isinstance(tree, tuple):

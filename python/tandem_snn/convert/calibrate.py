@@ -16,24 +16,25 @@ from .. import nn as tnn
 from ..measure.hooks import evaluating, watching
 from ..nn import general
 from ..nn.signals import describe, effective_counts
-from ..nn.threshold import percentile_of, positive_sample, set_threshold
+from ..nn.threshold import covering, percentiles_of, sample_by_channel, set_threshold
 from .to_ann import to_ann
 
 
 @torch.no_grad()
 def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = None) -> nn.Module:
-    """Sets the threshold of each layer so that its counts just cover the ANN's activations.
+    """Sets the thresholds of each layer so that its counts cover the ANN's activations.
 
-    ϑ = a/T, where a is the given percentile of the layer's activations that are not zero, over all neurons and all of
-    the loader's inputs, in the ANN twin and in evaluation mode. Larger ones saturate: a count cannot exceed T. The
-    initial potentials keep their ratio to the thresholds.
+    ϑ = a/T, where activations above a saturate: a count cannot exceed T. a comes from the layer's activations in the
+    ANN twin, in evaluation mode, over all of the loader's inputs: for each channel where the layer has a threshold for
+    each, as those of :func:`convert` have, else over all neurons. By default it is what leaves the least squared error
+    of both kinds, of what saturates and of what is rounded to multiples of ϑ; for channels with few samples what is
+    common to the layer counts too. The initial potentials keep their ratio to the thresholds.
 
     Args:
         net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
             returns; its thresholds are changed in place. Layers with other gains keep theirs.
         loader: batches of what ``net`` takes, or tuples or lists whose first item is one.
-        percentile: in (0, 100]. None: 100 - 8/T, but 99 at least: the more steps there are, the less do larger
-            thresholds cost, and the more does it count what saturates.
+        percentile: in (0, 100]: that of the activations that are not zero is a.
 
     Returns:
         net.
@@ -45,8 +46,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
     >>> _ = calibrate(snn, [torch.rand(10, 6)])
-    >>> snn.get_submodule("0").threshold.item() < 0.5
-    True
+    >>> snn.get_submodule("0").threshold.shape, bool((snn.get_submodule("0").threshold < 0.5).all())
+    (torch.Size([5]), True)
     """
     if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
         raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
@@ -59,7 +60,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
         if name in seen and keywords.get("fire", True):
-            seen[name].append(positive_sample(activation))
+            seen[name].append(sample_by_channel(activation))
 
     twin = to_ann(net)
     with (
@@ -82,9 +83,21 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows
-    percentile = max(99.0, 100 - 8 / T) if percentile is None else percentile
     for name, layer in layers.items():
-        values = torch.cat([*seen[name], torch.empty(0)])
-        if len(values):  # a projection's own neurons never fire, nor does a layer that is silent throughout
-            set_threshold(layer, percentile_of(values, percentile) / T)
+        if seen[name]:  # a projection's own neurons never fire
+            _set(layer, torch.cat(seen[name], 1), T, percentile)
     return net
+
+
+def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, percentile: float | None) -> None:
+    """From activations [C, N]. A layer that is silent throughout keeps its threshold."""
+    threshold = torch.as_tensor(layer.threshold)
+    values = values if threshold.dim() else values.reshape(1, -1)
+    if percentile is None:
+        start = torch.as_tensor(layer.v_init).mean() / threshold.mean()
+        a = covering(values, T, float(start))
+    else:
+        a = percentiles_of(values, percentile)
+    if bool((a > 0).any()):
+        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a percentile of a silent channel
+        set_threshold(layer, a / T if threshold.dim() else a.item() / T)

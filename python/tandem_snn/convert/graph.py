@@ -57,6 +57,11 @@ class Op:
         return self.inputs[0]
 
     @property
+    def features(self) -> tuple[int, ...]:
+        """The sizes of its value, without the batch; none where no example told."""
+        return tuple(int(size or 0) for size in (self.shape or ())[1:])
+
+    @property
     def dims(self) -> int | None:
         return None if self.shape is None else len(self.shape)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .. import nn as tnn
 from ..nn import general
 from . import kinds
-from .building import Builder, Value
+from .building import ONE, Builder, Value
 from .graph import CannotConvert, Graph, Op, refuse
 from .layers import (
     VIEWS,
@@ -42,11 +43,14 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        gate, max_pool, after, until: see :func:`convert`.
+        gate, timing, max_pool, after, until: see :func:`convert`.
 
     Attributes:
         ways: how each layer of neurons gets its currents, by its name.
+        counts_answer: is an answer of spikes their counts, as the ANN's?
     """
+
+    counts_answer = True
 
     def __init__(
         self,
@@ -56,12 +60,14 @@ class Lowering(Builder):
         v_init: float,
         *,
         gate: str = "relu",
+        timing: str = "step",
         max_pool: str = "or",
         after: str | None = None,
         until: str | None = None,
     ) -> None:
         super().__init__(graph, encoder)
         self.threshold, self.v_init, self.gate, self.max_pool = threshold, v_init, gate, max_pool
+        self.timing = timing
         self.ways: dict[str, str] = {}
         self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
@@ -82,6 +88,8 @@ class Lowering(Builder):
 
     def _silent(self) -> CannotConvert:
         """Nothing would spike: names what is there instead, or what stands in the place of a ReLU."""
+        if self.front or self.back:
+            return CannotConvert("between the modules of `after` and `until` there is no ReLU: nothing would spike")
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
         begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
@@ -151,7 +159,7 @@ class Lowering(Builder):
         if self.encoder.mode != "events":
             return Value("image", x)
         train = self.encode(x)
-        return Value("spikes", train, train)
+        return Value("spikes", train, ONE)
 
     def _begins(self, op: Op) -> bool:
         """Is it where the image is encoded?"""
@@ -161,7 +169,8 @@ class Lowering(Builder):
         if len(op.call[0]) != 1 or not isinstance(op.call[0][0], Op):
             raise CannotConvert(f"the network returns {len(op.call[0][0])} values: a spiking network has one answer")
         value = self.env[op.x]
-        self.graph.output(self.tensor(op.x) if value.kind == "currents" else self.node(value))
+        counts = value.kind == "currents" or (value.kind == "spikes" and self.counts_answer)
+        self.graph.output(self.tensor(op.x) if counts else self.node(value))
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
@@ -183,10 +192,12 @@ class Lowering(Builder):
 
     def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
         if op.kind == "getitem":
-            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, op.call[0][1])), x.worth)
+            which = op.call[0][1]
+            worth = x.worth[which] if isinstance(x.worth, tuple) else x.worth
+            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, which)), worth)
         if op.kind == "dropout":
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
-        if op.kind in kinds.MAX_POOLS and x.worth is not None:
+        if op.kind in kinds.MAX_POOLS and x.by_channel:
             return self._layer(op, max_pool_of(op, self.max_pool), x)
         if op.kind in kinds.AVERAGES:
             return self._average(op, x)
@@ -194,20 +205,17 @@ class Lowering(Builder):
         if op.kind not in kinds.REARRANGE or not only_spikes or kinds.is_affine(op, self.signals(op)):
             return None
         flat = flatten_of(op)
-        if flat is not None:
-            return self._layer(op, flat, x)
-        same = all(value.worth is x.worth for value in signals)
-        return Value("spikes", self.rearrange(op), x.worth if same else None)
+        return self.rearrange(op) if flat is None else self._layer(op, flat, x)
 
     def _average(self, op: Op, x: Value) -> Value | None:
         """Average pooling by neurons of its own, where there is a layer for it."""
-        layer = average_of(op) if x.worth is not None else None
+        layer = average_of(op) if x.by_channel else None
         if layer is None:
             unknown = op.shape is None and (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op))
             return Value("counts", x.node) if unknown else None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
             return x
-        layer.v_init = self.v_init  # its neurons' threshold is 1
+        layer.v_init, layer.timing = self.v_init, self.timing  # its neurons' threshold is 1
         pooled = self._layer(op, layer, x)
         flat = op.kind == "mean" and not op.args["keepdim"]
         return self._layer(op, tnn.Flatten(), pooled) if flat else pooled
@@ -218,7 +226,9 @@ class Lowering(Builder):
         if op.kind in ("cat", "stack") and op.args["dim"] == 0:
             raise refuse(op, "it puts samples together: concatenate features, dimension 1")
         if op.shape is not None and (not op.shape or op.shape[0] is not None):
-            raise refuse(op, "it mixes the samples of the batch: keep the first dimension as it is")
+            raise refuse(
+                op, kinds.instead_of(op) or "it mixes the samples of the batch: keep the first dimension as it is"
+            )
 
     def _no_counterpart(self, op: Op) -> str:
         instead = kinds.instead_of(op)
@@ -238,7 +248,7 @@ class Lowering(Builder):
                 path, weight, bias = parameters(op, self.attributes)
                 return Value("answer", self.call_as(path, sharing(tnn.Readout, op, weight, bias), self.node(x)))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
-            if op.kind in kinds.MAX_POOLS and x.kind == "spikes" and x.worth is not None:
+            if op.kind in kinds.MAX_POOLS and x.by_channel:
                 layer = max_pool_of(op, self.max_pool)
             if layer is not None:
                 return self._layer(op, layer, x)
@@ -248,7 +258,16 @@ class Lowering(Builder):
         return Value("answer", self.copy(op))
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
-        return Value(x.kind, self.call(op, layer, self.node(x)), x.worth)
+        """A layer that passes on what spikes are worth: by channel, or each where it only flattens them."""
+        worth = x.worth
+        if isinstance(worth, Tensor) and worth.dim() > 1 and op.shape is not None:
+            shape = (1, *op.features)
+            if worth.numel() == math.prod(shape):
+                worth = worth.reshape(shape)
+            else:
+                each = worth.flatten(2).amax(2)
+                worth = each.view(*each.shape, *[1] * (len(shape) - 2)).expand(shape)
+        return Value(x.kind, self.call(op, layer, self.node(x)), worth)
 
     # --- neurons ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +285,7 @@ class Lowering(Builder):
         if fused is None and not any(layer.kind in kinds.MAX_POOLS for layer in after):
             source, after = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
-        value = Value("spikes", node, node)
+        value = self.fired(source, node)
         for passed in reversed(after):
             if passed.kind in kinds.MAX_POOLS:
                 value = self._layer(passed, max_pool_of(passed, self.max_pool), value)
@@ -282,9 +301,10 @@ class Lowering(Builder):
 
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
         ceiling = kinds.ceiling_of(op)
-        threshold = self._threshold(op)
+        threshold = torch.full(op.features[:1], self._threshold(op))
         v_init = self.v_init * threshold
-        return general.Neurons(threshold, v_init, gate=self.gate, ceiling=ceiling or None, sums=sums)
+        given: dict[str, Any] = {"gate": self.gate, "timing": self.timing, "ceiling": ceiling or None, "sums": sums}
+        return general.Neurons(threshold, v_init, **given)
 
     def _threshold(self, op: Op) -> float:
         ceiling = kinds.ceiling_of(op)
@@ -300,7 +320,7 @@ class Lowering(Builder):
             return None
         for body, other in (pair, pair[::-1]):
             term, value = self._term(body), self.env[other]
-            if term is not None and value.kind == "spikes" and value.worth is not None:
+            if term is not None and value.by_channel:
                 return term, None, value.node
             projection = self._term(other)
             if term is not None and projection is not None:
@@ -314,7 +334,7 @@ class Lowering(Builder):
         if op.kind not in FUSED or len(op.users) != 1 or self.env[op].kind != "currents" or not is_plain(op):
             return None
         x = self.env[op.x]
-        if not (x.kind == "image" or (x.kind == "spikes" and x.worth is not None)):
+        if not (x.kind == "image" or x.by_channel):
             return None
         if (op.kind == "linear" and (op.dims or 2) != 2) or (norm is not None and norm.args["weight"] is None):
             return None
@@ -341,7 +361,7 @@ class Lowering(Builder):
 
     def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
         """The threshold and what depends on it; the neurons of a projection play no part."""
-        layer.gain, layer.gate = "threshold", self.gate
+        layer.gain, layer.gate, layer.timing = "threshold", self.gate, self.timing
         ceiling = kinds.ceiling_of(op)
         if ceiling:
             layer.gate, layer.ceiling = "clip", ceiling
@@ -349,7 +369,7 @@ class Lowering(Builder):
         like = layer.weight.detach()
         for name, value in (("threshold", threshold), ("v_init", self.v_init * threshold)):
             delattr(layer, name)
-            layer.register_buffer(name, like.new_full((), value, dtype=torch.float32))
+            layer.register_buffer(name, like.new_full((layer._channels,), value, dtype=torch.float32))
 
 
 def _keeps_counts(op: Op) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 from torch import fx, nn
+
+from tandem_ext import checks
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -27,6 +30,7 @@ def convert(
     v_init: float = 0.5,
     example: Example | None = None,
     gate: str | None = None,
+    timing: str = "step",
     max_pool: str | None = None,
     after: str | None = None,
     until: str | None = None,
@@ -62,8 +66,10 @@ def convert(
             for inputs of that size wherever the ANN's forward looks at it.
         gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
             way to a z that is not positive; "resu" silences those, which needs the end of the window, and leaves little
-            more than the rounding to T levels. None is "resu" with an example and "relu" without. Neurons with a
-            ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
+            more than the rounding to T levels. None is "resu" with an example and "relu" without, or with timing
+            "window". Neurons with a ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
+        timing: "step" or "window", of all neurons: with "window" they integrate the whole window before they fire, so
+            that no spike is early and "resu" has no use; what is left of an error is the rounding to T levels.
         max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
             ANN's maximum pooling (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a window spikes where any of its
             neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
@@ -102,14 +108,17 @@ def convert(
         raise ValueError(f"max_pool: expected 'exact', 'or' or None, got {max_pool!r:.80}")
     if gate not in (None, "relu", "resu"):
         raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
-    gate = gate or ("relu" if example is None else "resu")
+    checks.timing(timing)
+    checks.timing_fits(timing, 1.0, gate or "relu")
+    gate = gate or ("relu" if example is None or timing == "window" else "resu")
     max_pool = max_pool or ("or" if example is None else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # of torch.compile
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
     graph = traced(ann) if example is None else exported(ann, example)
-    lowering = Lowering(graph, encoder, threshold, v_init, gate=gate, max_pool=max_pool, after=after, until=until)
+    ways: dict[str, Any] = {"gate": gate, "timing": timing, "max_pool": max_pool, "after": after, "until": until}
+    lowering = Lowering(graph, encoder, threshold, v_init, **ways)
     snn = lowering.run(type(ann).__name__)
     if verbose:
         width = max(len(name) for name in lowering.ways)

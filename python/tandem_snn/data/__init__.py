@@ -7,13 +7,11 @@ kept in a cache on disk.
 from .augment import AUGMENTATIONS
 from .catalogue import EVENTS, NAMES, load
 from .dataset import TASKS, Dataset, as_dataset
-from .events import EventSplit
-from .images import ImageSplit
+from .events import EventSplit, TrainDataset, from_tonic
 from .source import DatasetSplit, as_split
 from .split import Split
 from .stream import StreamSplit
-from .tensors import TensorSplit
-from .trains import TrainDataset, from_tonic
+from .tensors import ImageSplit, TensorSplit
 
 __all__ = [
     "AUGMENTATIONS",

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from ..errors import UserError, check_name
+from . import readers, recordings
 from .augment import parse
 from .dataset import TASKS, Dataset
 from .events import BINS, EventSplit
 from .files import Folder, data_root
-from .images import ImageSplit, standardisation
-from .readers import cifar10, digits, idx, imagenet, recordings
-from .readers.parts import Images
 from .split import Split
+from .tensors import ImageSplit, standardisation
 
 EVENTS = tuple(recordings.SETS)
 """The names of the data sets of event recordings, whose samples are spike trains."""
-NAMES = ("digits", *idx.SETS, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
+NAMES = ("digits", *readers.IDX, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
 """The names of all data sets that :func:`load` knows."""
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
@@ -95,7 +94,7 @@ def load(
         if augment:
             raise UserError("augment: the stream 'imagenet' has its own augmentation")
         shape = _size(name, size) or (224, 224)
-        train, test, class_names = imagenet.read(data_root(name, data_dir), shape, workers)
+        train, test, class_names = readers.read_imagenet(data_root(name, data_dir), shape, workers)
         common |= {"shape": (3, *shape), "class_names": class_names}
     else:
         if size is not None:
@@ -122,16 +121,16 @@ def load(
     return Dataset(train=train, validation=held_out, test=test, **common)
 
 
-def _read_images(name: str, data_dir: Folder | None) -> Images:
+def _read_images(name: str, data_dir: Folder | None) -> readers.Images:
     if name == "digits":
-        return digits.read()
+        return readers.read_digits()
     root = data_root(name, data_dir)
-    if name in idx.SETS:
-        return idx.read(name, root)
-    return cifar10.read_official(root) if name == "cifar10" else cifar10.read_folder(root)
+    if name in readers.IDX:
+        return readers.read_idx(name, root)
+    return readers.read_cifar10(root) if name == "cifar10" else readers.read_cifar10_jpeg(root)
 
 
-def _scaling(images: Images, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _scaling(images: readers.Images, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
     """To 0..1 for regression, else standardised by the samples that are trained on."""
     if task == "regression":
         channels = images.train.samples.shape[1]

@@ -1,26 +1,30 @@
-"""Event recordings as spike trains: binned once, kept as bytes."""
+"""Event recordings as spike trains: binned once and kept as bytes, or binned when they are indexed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tandem_ext import SpikeTrain
+from tandem_ext.checks import T as check_T
+from tandem_ext.events import features_of
 
+from ..errors import check_name
 from .augment import Augmentation, augment
-from .split import Chance, Split
+from .split import Chance, MemorySplit
 
 BINS = ("time", "count")
 AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # of space, by the number of features' dimensions
 
 
 @dataclass(frozen=True, repr=False)
-class EventSplit(Split):
+class EventSplit(MemorySplit):
     """Spike trains in memory.
 
     Attributes:
@@ -30,21 +34,15 @@ class EventSplit(Split):
         augmentations: what a batch with a seed goes through.
     """
 
+    rows = ("planes", "targets")
     planes: Tensor
     T: int
     targets: Tensor
     augmentations: tuple[Augmentation, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.planes)
-
     @property
     def kind(self) -> str:
         return "events"
-
-    @property
-    def device(self) -> torch.device:
-        return self.planes.device
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[SpikeTrain, Tensor]:
         chosen = chosen.to(self.device)
@@ -58,16 +56,6 @@ class EventSplit(Split):
     def _sample(self) -> str:
         height, width, polarities = self.planes.shape[2:]
         return f"events {[polarities, height, width]}, T={self.T}"
-
-    def subset(self, indices: Sequence[int] | Tensor) -> EventSplit:
-        chosen = torch.as_tensor(indices, device=self.device)
-        return replace(self, planes=self.planes[chosen], targets=self.targets[chosen])
-
-    def without_augmentation(self) -> EventSplit:
-        return replace(self, augmentations=())
-
-    def to(self, device: torch.device | str) -> EventSplit:
-        return replace(self, planes=self.planes.to(device), targets=self.targets.to(device))
 
 
 def bin_recording(
@@ -101,7 +89,7 @@ def bin_events(
     """One recording as a train with a batch of one.
 
     Args:
-        events: with the fields t and those of ``shape``, in any order of time.
+        events: with the fields t and the names of ``shape``, in any order of time.
         shape: of the sensor: [p, y, x], [p, x] or [x].
         T, bins: as in :func:`bin_recording`.
         size: of the frames in space, [y, x] or [x], at most that of the sensor, which is the default.
@@ -129,3 +117,128 @@ def _integers(name: str, values: Any) -> np.ndarray:
     if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
         raise ValueError(f"{name}: expected finite numbers")
     return numbers.astype(np.int64)
+
+
+class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
+    """The samples of another data set, (train with a batch of one, target). :func:`from_tonic` makes it.
+
+    Attributes:
+        dataset: the data set that it was made from.
+        T: time steps of every train.
+        shape: of one sample: [p, y, x], [p, x] or [x].
+    """
+
+    def __init__(
+        self, dataset: Any, T: int, sensor: tuple[int, ...], bins: str, size: tuple[int, ...] | None, window: Any
+    ) -> None:
+        self.dataset = dataset
+        self.T = T
+        self._sensor = sensor
+        self._bins = bins
+        self._size = size
+        self._window = window
+        self.shape = sensor if size is None else (*sensor[: len(sensor) - len(size)], *size)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[SpikeTrain, Any]:
+        sample, target = self.dataset[index]
+        return self._train(sample, index), target
+
+    def _train(self, sample: Any, index: int) -> SpikeTrain:
+        if isinstance(sample, np.ndarray) and sample.dtype.names:
+            sample = sample.reshape(-1)  # ASL-DVS comes as a column
+        if isinstance(sample, Mapping) or (isinstance(sample, np.ndarray) and sample.dtype.names):
+            return bin_events(sample, self._sensor, self.T, self._bins, self._size, self._window)
+        if isinstance(sample, SpikeTrain):
+            sample = np.asarray(sample)
+        if not isinstance(sample, (np.ndarray, Tensor)):
+            raise TypeError(
+                f"dataset: expected events, frames or trains, got {type(sample).__name__} as sample {index}"
+            )
+        frames = torch.as_tensor(sample)
+        if frames.dim() == 0 or _wide(frames.shape[1:]) != _wide(self._sensor):
+            raise ValueError(
+                f"dataset: expected frames [T, *{list(self._sensor)}] as the sensor has, got {list(frames.shape)} as "
+                f"sample {index}"
+            )
+        if self._size is not None:
+            raise ValueError("size: frames keep theirs; give the data set of events, or tonic's Downsample")
+        if not len(frames) or self.T % len(frames):
+            raise ValueError(
+                f"T: sample {index} has {len(frames)} frames, of which T={self.T} is no multiple: give ToFrame "
+                "n_time_bins or n_event_bins, by which all samples have as many"
+            )
+        return SpikeTrain.from_frames(frames.reshape(-1, 1, *self._sensor), substeps=self.T // len(frames))
+
+    def __repr__(self) -> str:
+        return f"TrainDataset({len(self):,} trains {list(self.shape)}, T={self.T}, of {_named(self.dataset)})"
+
+
+def from_tonic(
+    dataset: Any,
+    T: int = 8,
+    *,
+    sensor_size: Sequence[int] | None = None,
+    bins: str = "time",
+    size: int | None = None,
+    window: tuple[float, float] | None = None,
+) -> TrainDataset:
+    """A tonic data set as a source of spike trains, for a DataLoader as it is, for :func:`tandem_snn.training.fit`,
+    Lightning and others.
+
+    It may be any data set with ``len()`` whose samples are (sample, target), and tonic's caches and slices may be
+    around it or within it:
+
+    - events, a structured array or a mapping with t, x and, where the sensor has them, y and p: they are binned into T
+      frames. A neuron spikes in a frame in which it has any event.
+    - frames of counts, as ``tonic.transforms.ToFrame`` makes them: T must be a multiple of their number. Each becomes
+      as many steps; a neuron with n events spikes at n of them, at most at all.
+    - trains, as they come from a disk cache: dense [T, 1, *shape].
+
+    Args:
+        dataset: indexed at every use; ``tonic.MemoryCachedDataset(from_tonic(...))`` keeps the trains.
+        T: time steps, 1..255.
+        sensor_size: (x, y, polarities); None: what ``dataset``, or what it caches or slices, has by this name.
+        bins: of events: "time", frames of equal length, or "count", frames of equally many events.
+        size: of events: height and width to which they are sampled down.
+        window: of events binned by time: (start, stop) in the unit of t; None: from a recording's first event to its
+            last.
+
+    Raises:
+        TypeError: no such data set; while indexing: samples of another kind.
+        ValueError: no sensor_size, T, size or window out of range; while indexing: events outside the sensor, frames
+            that do not fit.
+        UserError: unknown bins.
+
+    >>> recording = {"t": [0, 1, 90], "x": [0, 1, 1], "p": [1, 1, 0]}
+    >>> trains = from_tonic([(recording, 3)], T=2, sensor_size=(2, 1, 2))
+    >>> trains[0]
+    (SpikeTrain(T=2, shape=[1, 2, 2], gain=1.0, device=cpu), 3)
+    """
+    check_T("T", T)
+    check_name("kind of bins", bins, BINS)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"dataset: expected one with len() and samples (sample, target), got {type(dataset).__name__}")
+    inner = dataset
+    while sensor_size is None and inner is not None:
+        sensor_size = getattr(inner, "sensor_size", None)
+        inner = getattr(inner, "dataset", None)
+    if sensor_size is None:
+        raise ValueError(f"sensor_size: {_named(dataset)} does not tell it: give (x, y, polarities)")
+    sensor = features_of(sensor_size)
+    if window is not None and bins == "count":
+        raise ValueError("window: it is for bins by time, got bins='count'")
+    if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
+        raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
+    return TrainDataset(dataset, T, sensor, bins, None if size is None else (size,) * len(AXES[len(sensor)]), window)
+
+
+def _wide(shape: Sequence[int]) -> list[int]:
+    """What a shape is apart from dimensions of one, with which audio, single polarities and batches of one come."""
+    return [n for n in shape if n != 1]
+
+
+def _named(dataset: Any) -> str:
+    return f"{type(dataset).__name__}" + (f" of {_named(dataset.dataset)}" if hasattr(dataset, "dataset") else "")

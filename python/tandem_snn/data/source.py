@@ -26,7 +26,7 @@ _EXPECTED = "expected a data set with len() and samples (input, target), a DataL
 class DatasetSplit(WorkerSplit):
     """The samples of any data set that torch's DataLoader takes.
 
-    Batches are chosen as those of every split. Where a batch has a seed, each sample is made with the generators of
+    Batches are chosen as in every split. Where a batch has a seed, each sample is made with the generators of
     torch, NumPy and Python seeded by it and by the sample's place, so that random transforms repeat too.
 
     Attributes:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 S = TypeVar("S", bound="Split")
+M = TypeVar("M", bound="MemorySplit")
 
 
 @dataclass(frozen=True)
 class Chance:
-    """The random numbers of one batch: those of its samples within the batch of all processes together."""
+    """The random numbers of this process's samples in one global batch."""
 
     seed: int
     step: int
@@ -34,7 +35,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples are in which batch; the arguments are those of :meth:`Split.batches`."""
+    """Which samples are in which batch; the arguments are as in :meth:`Split.batches`."""
 
     samples: int
     batch_size: int
@@ -132,3 +133,29 @@ class Split(ABC):
     @abstractmethod
     def to(self: S, device: torch.device | str) -> S:
         """The split with its samples, or at least its batches, on another device."""
+
+
+class MemorySplit(Split):
+    """Base of the splits that hold their samples: dataclasses whose fields ``rows`` have a row for each sample."""
+
+    rows: ClassVar[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.rows[0]))
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = getattr(self, self.rows[0]).device
+        return found
+
+    def subset(self: M, indices: Sequence[int] | Tensor) -> M:
+        chosen = torch.as_tensor(indices, device=self.device)
+        held = {name: getattr(self, name) for name in self.rows}
+        return replace(self, **{name: rows[chosen] for name, rows in held.items() if rows is not None})  # type: ignore[type-var]
+
+    def without_augmentation(self: M) -> M:
+        return replace(self, augmentations=()) if hasattr(self, "augmentations") else self  # type: ignore[type-var]
+
+    def to(self: M, device: torch.device | str) -> M:
+        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **moved)  # type: ignore[type-var]

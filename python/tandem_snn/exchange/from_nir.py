@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from tandem_ext import checks
 from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
@@ -111,13 +112,14 @@ class _Average:
 
 @dataclass
 class _Neurons:
-    """Any of NIR's ways to say: v = v + factor·I, fire at ϑ, subtract ϑ."""
+    """Any of NIR's ways to say: v = v + factor·I, fire at ϑ, subtract ϑ; at once or, by to_nir's, after a window."""
 
     threshold: Tensor
     factor: float
     leak: float = 1.0
     v_init: Tensor | None = None
     inputs: list[str] = field(default_factory=list)
+    timing: str = "step"
 
 
 class _Importer:
@@ -196,7 +198,8 @@ class _Importer:
             return
         if isinstance(node, (nir.IF, nir.LIF)):
             self._check_reset(name, node)
-            node = _Neurons(_tensor(node.v_threshold), *self._dynamics(name, node))
+            timing, v_init = self._timing(name, node)
+            node = _Neurons(_tensor(node.v_threshold), *self._dynamics(name, node), v_init, timing=timing)
         if isinstance(node, _Neurons):
             self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
@@ -231,6 +234,15 @@ class _Importer:
                 f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract the "
                 'threshold: give reset="subtract" if that is what the graph means'
             )
+
+    def _timing(self, name: str, node: Any) -> tuple[str, Tensor | None]:
+        """Timing and initial potential, which to_nir says in the metadata."""
+        timing, v_init = _plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
+        if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
+            raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
+        if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
+            raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
+        return timing, None if v_init is None else _tensor(v_init)
 
     def _answer(self, name: str, x: Any) -> fx.Node:
         if isinstance(x, _Synapses) and x.weight.dim() == 2:
@@ -291,14 +303,15 @@ class _Importer:
         unit = torch.ones(())
         keywords: dict[str, Any] = {}
         if len(paths) == 2:
-            layer = self._layer(paths[1].times(neurons.factor))
+            layer = self._layer(paths[1].times(neurons.factor), timing=neurons.timing)
             keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
         elif shortcuts:  # whose spikes are worth one: that is the unit of the potential
             unit = neurons.factor * (unit if shortcuts[0].scale is None else shortcuts[0].scale)
             if not bool((unit > 0).all()):
                 raise ValueError(f"node {name!r}: the Scale of a shortcut must be positive")
             keywords["residual"] = shortcuts[0].node
-        options = {"threshold": _per_channel(name, "v_threshold", neurons.threshold / unit), "leak": neurons.leak}
+        threshold = _per_channel(name, "v_threshold", neurons.threshold / unit)
+        options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
         if neurons.v_init is not None and neurons.v_init.any():
             options["v_init"] = neurons.v_init / unit
         path = paths[0].times(neurons.factor / _per_channel(name, "a Scale", unit))
@@ -311,7 +324,8 @@ class _Importer:
         if pool.x.kind != "spikes" or pool.x.scale is not None:
             raise ValueError(f"node {name!r}: AvgPool2d with neurons of something other than spikes")
         v_init = 0.0 if neurons.v_init is None else _uniform(name, "the initial potential", neurons.v_init)
-        return self._call(name, _pool(pool.nir, spiking=True, v_init=v_init), pool.x.node)
+        pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
+        return self._call(name, pooling, pool.x.node)
 
     def _layer(self, path: _Synapses, **options: Any) -> tnn.SpikingLayer:
         node, weight = path.nir, path.weight

@@ -14,7 +14,7 @@ from tandem_ext import SpikeTrain
 from ..frozen import stages as frozen
 from ..frozen.lowering import lower
 from ..frozen.network import FrozenNetwork
-from ..frozen.stages import ABSENT, INPUT, CannotLower
+from ..frozen.stages import ABSENT, FORMS, INPUT, CannotLower
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Stage:
         x, residual: names of the stages whose result it reads; "input" is the network's.
         fires: has it neurons? False for the synapses of a projection, and where an average is of real numbers.
         shape: of its result, [*features]; ``in_shape`` of what it reads.
+        depth: how many layers with timing "window" are before it, each of which its input passes a window later.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Stage:
     fires: bool
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    depth: int
+
+    @property
+    def waits(self) -> bool:
+        """Does it integrate a window, to fire in the next one?"""
+        return self.fires and self.layer.timing == "window"
 
 
 @dataclass
@@ -51,6 +58,10 @@ class Listing:
     mode: str
     T: int
     shape: tuple[int, ...]
+
+    @property
+    def waits(self) -> bool:
+        return any(stage.waits for stage in self.stages)
 
 
 @torch.no_grad()
@@ -76,14 +87,14 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
             raise CannotLower(layer.name, "it is analog, and has no spikes")
         if layer.gate == "resu":
             raise CannotLower(layer.name, 'its gate "resu" needs the end of the window, so it has no step')
-        if layer.kind == "flatten" and len(x.shape) <= 2:
+        if layer.kind in FORMS or (layer.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[layer.input]
             return
         names[number] = _identifier(layer.name or "layer", {*names.values(), "output"})
         fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
-        stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes))
+        stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, network.depths[number]))
 
     network(x, watch)
     last = stages[-1] if stages else None

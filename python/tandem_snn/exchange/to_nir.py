@@ -34,6 +34,11 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
       leak), a Threshold, and a Scale that brings -ϑ back to the integrator one step later. It means the same in every
       tool that runs recurrent graphs.
 
+    Neurons with timing "window", which integrate T steps and fire in the next T, are IF nodes whose metadata say
+    ``timing = "window"`` and, where it is not zero, ``v_init``; ``phase`` of these and all other neurons is the number
+    of windows by which their input's window is later than the network's. A reader that works layer by layer adds up
+    the currents of the T steps, and then lets the node fire T times without any.
+
     Args:
         net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
         x: a batch of what it takes, for the shapes.
@@ -44,8 +49,8 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
         A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
 
     Raises:
-        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or with a leak), layers
-            that are not one chain to the Readout: a ValueError that names the layer.
+        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or with a leak), timing
+            "window" as primitives, layers that are not one chain to the Readout: a ValueError that names the layer.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -76,6 +81,8 @@ class _Writer:
         self.nodes["output"] = self.nir.Output({"output": np.array(last.shape)})
         self.edges.append((self.result[last.name], "output"))
         facts = {"producer": "tandem_snn", "T": self.network.T, "dt": self.dt, "input": self.network.mode}
+        if self.network.waits:  # the answer is that of the T steps after so many windows
+            facts |= {"timing": "window", "phase": last.depth}
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
 
     def _write(self, stage: Stage) -> None:
@@ -161,7 +168,11 @@ class _Writer:
             sources.append(residual)
         v_init = stage.layer.v_init
         starts_at_zero = v_init is None or not bool(v_init.any())
-        if not starts_at_zero and (self.form == "IF" or stage.layer.leak < 1):
+        if stage.waits and self.form != "IF":
+            raise CannotLower(
+                stage.name, 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
+            )
+        if not starts_at_zero and not stage.waits and (self.form == "IF" or stage.layer.leak < 1):
             raise CannotLower(
                 stage.name,
                 "NIR's neurons start at potential 0: set v_init=0"
@@ -178,7 +189,11 @@ class _Writer:
         return spikes
 
     def _if(self, stage: Stage) -> Any:
-        facts = {"reset": "subtract", "fires": "v >= v_threshold"}
+        facts: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
+        if self.network.waits:
+            facts |= {"timing": stage.layer.timing, "phase": stage.depth}
+        if stage.waits and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
+            facts["v_init"] = _full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), np.full(stage.shape, stage.layer.threshold, np.float32)
         if stage.layer.leak == 1.0:
             return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .program import Facts, decode, encode
 from .stages import CannotLower, Stages
 
-FORMAT = "tandem_snn frozen 2"
+FORMAT = "tandem_snn frozen 3"
 
 
 def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:

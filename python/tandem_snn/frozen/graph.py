@@ -16,7 +16,7 @@ def key_of(x: Tensor | SpikeTrain) -> Hashable:
     """Inputs with the same key can take the same graph. None: no graph can take x."""
     if not isinstance(x, SpikeTrain):
         return x.device, tuple(x.shape), x.dtype
-    return None if isinstance(x.gain, Tensor) else (x.device, tuple(x.shape), x.T, x.gain)
+    return None if isinstance(x.gain, Tensor) else (x.device, tuple(x.shape), x.T, x.gain, x.timing)
 
 
 class Graph:
@@ -27,7 +27,7 @@ class Graph:
 
     def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
         self._x = _copy_of(x)
-        self._planes = self._x.planes if isinstance(self._x, SpikeTrain) else self._x
+        self._given = self._x.stored if isinstance(self._x, SpikeTrain) else self._x
         now, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
         side.wait_stream(now)
         with torch.cuda.stream(side):  # what libraries choose and allocate at a first call is no part of the graph
@@ -38,7 +38,7 @@ class Graph:
             self._answer: Tensor = net(self._x)
 
     def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
-        self._planes.copy_(x.planes if isinstance(x, SpikeTrain) else x)
+        self._given.copy_(x.stored if isinstance(x, SpikeTrain) else x)
         self._graph.replay()
         return self._answer.clone()
 
@@ -58,5 +58,6 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
 
 def _copy_of(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes.clone(memory_format=torch.preserve_format), x.T, None, x.gain)
+        stored = x.stored.clone(memory_format=torch.preserve_format)
+        return SpikeTrain.unchecked(stored, x.T, None, x.gain, timing=x.timing)
     return x.clone(memory_format=torch.preserve_format)

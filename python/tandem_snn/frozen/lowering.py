@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext.functional.products import LINEAR
+
 from .. import nn as tnn
 from ..measure.hooks import given
+from ..nn.general import Neurons
+from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
-from .stages import ABSENT, INPUT, CannotLower, Stage, Stages
+from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
 _MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
 _LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -31,7 +35,8 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (*_LEAVES, tnn.SpikingLayer)) or super().is_leaf_module(module, name)
+        ours = (*_LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
+        return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 
 def _trace(net: nn.Module) -> fx.Graph:
@@ -62,6 +67,7 @@ class _Lowering:
                     raise CannotLower("net", f"it has a second input, {node.name!r}")
                 self._same(node, INPUT, self.first_gain)
             elif node.op == "output":
+                self._by_number(node.args[0])
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
                     raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
@@ -69,7 +75,17 @@ class _Lowering:
             else:
                 what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
                 raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
-        return Stages(self.list, self.mode or "events", self.T)
+        mode = self.mode or "events"
+        return Stages(_in_their_forms(self.list, mode), mode, self.T)
+
+    def _by_number(self, answer: fx.Node) -> None:
+        """Where the answer is counts, each in its own unit, a readout makes them numbers."""
+        gain = self.gains.get(answer, 1.0)
+        if _by_channel(gain):
+            if self.list[-1].kind != "flatten":
+                raise CannotLower("net", "its answer is in units of each channel: put a Flatten or a Readout behind")
+            stage = Stage("answer", "readout", self.values[answer], weight=torch.diag(gain.detach()))  # type: ignore[union-attr]
+            self._add(answer, stage, 1.0)
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
@@ -98,12 +114,14 @@ class _Lowering:
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
-            stage.gain = float(gain) if means else 1.0
-            self._add(node, stage, 1.0 if means else gain)
+            one = not _by_channel(gain)
+            stage.gain = float(gain) if means and one else 1.0
+            self._add(node, stage, 1.0 if means and one else gain)
         elif type(layer) in _LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:
-            stage = _synapses(name, "readout", value, layer)
+            weight, gain = _weighted(layer, gain)
+            stage = _synapses(name, "readout", value, layer, weight)
             stage.shift, stage.gain = None if layer.bias is None else layer.bias.detach(), float(gain)
             self._add(node, stage, 1.0)
         else:
@@ -112,12 +130,14 @@ class _Lowering:
     def _layer(
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
-        stage = _synapses(name, "layer", x, layer)
+        weight, gain = _weighted(layer, gain)
+        stage = _synapses(name, "layer", x, layer, weight)
         stage.fires, stage.analog = fire, layer.analog
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fire and not layer.analog)
+        fires = fire and not layer.analog
+        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fires, weight=weight)
         for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
             numbers = getattr(folded, key)
             setattr(stage, key, None if numbers is None else numbers.detach())
@@ -130,8 +150,22 @@ class _Lowering:
         self._add(node, stage, result if fire else 1.0)
 
 
-def _synapses(name: str, kind: str, x: int, layer: Any) -> Stage:
-    weight, step = layer.weight.detach(), None
+def _by_channel(gain: _Gain) -> bool:
+    return isinstance(gain, Tensor) and gain.dim() > 0
+
+
+def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
+    """The layer's weights, with what the spikes of each channel are worth in them, and what is left of the gain."""
+    weight = layer.weight.detach()
+    if not _by_channel(gain):
+        return weight, gain
+    product = layer.synapses() if isinstance(layer, tnn.SpikingLayer) else LINEAR
+    each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # flattened, a channel is that many
+    return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
+
+
+def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage:
+    step = None
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
         weight = q.to(torch.int8)
@@ -164,7 +198,38 @@ def _move(name: str, x: int, layer: Any) -> Stage:
     if not layer.spiking:
         return Stage(name, "mean", x, **window)
     start = torch.full_like(layer.weight, layer.v_init)  # of the weight's type, in which 1/k² is rounded
-    return Stage(name, "average", x, v_init=start, **window)
+    return Stage(name, "average", x, v_init=start, timing=layer.timing, **window)
+
+
+def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
+    """The list with moves where a train has another form than its reader wants, planes or counts."""
+    forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}  # by the new number
+    now = {ABSENT: ABSENT, INPUT: INPUT}
+    moved: dict[int, int] = {}
+    result: list[Stage] = []
+
+    def add(stage: Stage, form: str | None) -> int:
+        result.append(stage)
+        forms[len(result) - 1] = form
+        return len(result) - 1
+
+    def read(value: int, reader: Stage) -> int:
+        form = forms[value]
+        if form is None or form == reader.timing:
+            return value
+        if value not in moved:
+            kind = next(kind for kind, timing in FORMS.items() if timing == reader.timing)
+            moved[value] = add(Stage(reader.name, kind, value), reader.timing)
+        return moved[value]
+
+    for number, stage in enumerate(stages):
+        stage.input, stage.residual = now[stage.input], now[stage.residual]
+        spikes = stage.kind in ("layer", "average") and not stage.analog
+        if spikes:
+            stage.input, stage.residual = read(stage.input, stage), read(stage.residual, stage)
+        form = forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
+        now[number] = add(stage, stage.timing if stage.kind == "layer" and spikes and stage.fires else form)
+    return result
 
 
 def _multiply(stage: Stage, factor: Tensor) -> None:

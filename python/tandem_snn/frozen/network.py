@@ -59,9 +59,9 @@ class _Program:
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
-        source = x.planes if isinstance(x, SpikeTrain) else x
+        source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return torch.ops.tandem.frozen_run.default(
-            source, T, self.words, self.numbers, self.prepared, state, step, every
+            source, T, counted, self.words, self.numbers, self.prepared, state, step, every
         )
 
 
@@ -101,7 +101,21 @@ class FrozenNetwork(nn.Module):
     @property
     def grids(self) -> dict[str, Grid]:
         """The integers and steps of the weights of few bits, by the layer's name."""
-        return grids_of(self.net)
+        return grids_of(self._program_for(1.0).layers)
+
+    @property
+    def latency(self) -> int | None:
+        """Steps of a stream from a window's first to its complete answer: T, and T more for each layer with timing
+        "window" on the way. None while T is not known.
+
+        >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
+        >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
+        24
+        """
+        if self.T is None:
+            return None
+        layers = self._program_for(1.0).layers
+        return self.T * (1 + (layers.windows if isinstance(layers, Stages) else 0))
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
@@ -168,20 +182,24 @@ class FrozenNetwork(nn.Module):
         """Forgets the stream: the next :meth:`step` is step 0."""
         self._state: Tensor | None = None
         self._steps = self._batch = 0
+        self._window: int | None = None  # T of the stream
 
     @torch.inference_mode()
     def step(self, x_t: Tensor) -> Tensor:
         """One time step: its spikes x_t [B, *features], 0 and 1, or the image of a direct encoder.
 
+        Layers with timing "window" make a pipeline of the network: windows go in one after the other, and the answer of
+        each comes out :attr:`latency` - T steps later. Of images these layers take the one of a window's first step.
+
         Returns:
             The readout so far [B, outputs], in which the bias counts t/T: after T steps exactly that of the whole
-            window.
+            window. NaN in the steps of a pipeline to whose end the first window has not come.
 
         Raises:
             TypeError: x_t is not a tensor.
             ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; a network that
-                has no program; x_t is not on the CPU; spikes other than 0 and 1; a batch that changed without
-                :meth:`reset`.
+                has no program; x_t is not on the CPU; spikes other than 0 and 1; a batch or T that changed without
+                :meth:`reset`; an image that a later layer of a pipeline reads too.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -199,9 +217,11 @@ class FrozenNetwork(nn.Module):
         signal = x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
         program = _streaming(self._program(signal), x_t.device)
         if self._state is None:
-            self._state, self._batch = torch.empty(0), len(x_t)
+            self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
         if len(x_t) != self._batch:
             raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
+        if self._window != self.T:
+            raise ValueError(f"T: {self._window} in the steps before, now {self.T}; reset() begins a new stream")
         try:
             answer, self._state = program.run(signal, self.T, self._state, self._steps)
         except (RuntimeError, ValueError) as error:
@@ -212,6 +232,8 @@ class FrozenNetwork(nn.Module):
     @torch.inference_mode()
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
         """What :meth:`step` would return at each step, [T, B, outputs], in one call, at about the price of one.
+
+        Of a pipeline these are the steps of the window in which the answer comes.
 
         Args:
             x: a batch as for a call.
@@ -235,7 +257,7 @@ class FrozenNetwork(nn.Module):
         """Answers each sample as it is as soon as it is sure of it.
 
         A processor that takes one step after the other may stop there. This one computes all steps together, which
-        takes it less time than a few of them one by one.
+        takes it less time than a few of them one by one. Steps of a pipeline are those of its last window.
 
         Args:
             x: a batch as for a call.

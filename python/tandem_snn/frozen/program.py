@@ -23,7 +23,7 @@ _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
 _MODES = list(SIGNALS)
-_NAMES = {"kind": KINDS, "gate": checks.GATES}  # fields that are the place of a name
+_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # fields that are the place of a name
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,17 @@ class Grid:
 
 @torch.no_grad()
 def round_(net: nn.Module, bits: int | None) -> None:
-    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number."""
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
-            layer.weight_bits = layer.weight_bits if bits is None else bits
-            if layer.weight_bits is not None:
-                layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
+    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
+
+    Where channels are worth different things, layers round their weights times that, when they run.
+    """
+    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
+    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
+    by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)
+    for layer in layers:
+        layer.weight_bits = layer.weight_bits if bits is None else bits
+        if layer.weight_bits is not None and not by_channel:
+            layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
 
 
 @torch.no_grad()

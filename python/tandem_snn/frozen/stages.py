@@ -29,6 +29,7 @@ HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
 ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and what the network was given
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
+FORMS = {"popcount": "window", "burst": "step"}  # the timing of whose form of trains these moves make
 Pair = tuple[int, int]
 _CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 
@@ -59,6 +60,8 @@ class Stage(nn.Module):
         kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
         ceil: of a max_pool. first, last: the dimensions of a flatten.
         gain: what a unit of the counts is worth that it reads, where it reads counts and not spikes.
+        timing: of neurons and of the currents that others receive. What reads a train wants it in that form; between
+            two forms there is a stage "popcount" or "burst".
         move: the pooling or Flatten that a stage without weights is.
     """
 
@@ -87,6 +90,7 @@ class Stage(nn.Module):
     leak: float = 1.0
     gain: float = 1.0
     gate: str = "relu"
+    timing: str = "step"
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         stage = super().__new__(cls)
@@ -100,7 +104,7 @@ class Stage(nn.Module):
         self.move = self._move() if self.weight is None else None
 
     def set_neurons(self, static: Static) -> None:
-        self.threshold, self.leak, self.gate = static.threshold, static.leak, static.gate
+        self.threshold, self.leak, self.gate, self.timing = static.threshold, static.leak, static.gate, static.timing
 
     @property
     def axes(self) -> int:
@@ -134,17 +138,20 @@ class Stage(nn.Module):
             return self._product(self._counts(x), self.shift)
         if self.analog:
             return self._activation(x, residual)
-        return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current)
+        return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
 
     def _move(self) -> nn.Module:
         if self.kind == "flatten":
             return tnn.Flatten(self.first, self.last)
+        if self.kind in FORMS:
+            return _InForm(FORMS[self.kind])
         if self.kind == "adaptive_mean":
             return tnn.AdaptiveAvgPool2d(self.kernel)
         if self.kind == "max_pool":
             return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
         start = torch.zeros(()) if self.v_init is None else self.v_init
         options: dict[str, Any] = {"v_init": float(start), "device": start.device, "dtype": start.dtype}
+        options["timing"] = self.timing
         return tnn.AvgPool2d(self.kernel, self.stride, self.padding, spiking=self.kind == "average", **options)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
@@ -152,12 +159,12 @@ class Stage(nn.Module):
         v_init = self.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
-        planes = residual.planes if isinstance(residual, SpikeTrain) else residual
+        more = residual.stored if isinstance(residual, SpikeTrain) else residual
         spikes = self._run(
-            x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=planes,
+            x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=more,
             residual_scale=self.residual_scale,
         )[0]  # fmt: skip
-        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype)
+        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, self.timing)
 
     def _current(self, step: Any, T: int) -> Tensor:
         self._output_shape(tuple(step.shape))
@@ -165,12 +172,13 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """(planes, counts, mask, v) of neurons, by the op."""
-        neutral = {"residual": None, "residual_scale": None, "v_init": None, "leak": 1.0, "gate": "relu"}
+        neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None}
+        neutral |= {"leak": 1.0, "gate": "relu", "timing": self.timing}
         settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
-        synapses = (self._padded(x.planes), x.T, self.weight, float32_precision())
+        synapses = (self._padded(x.stored), x.T, self.weight, float32_precision())
         if self.axes == 0:
             return _ops.linear_if.default(*synapses, **settings)
         return _ops.conv_if.default(*synapses, *self._geometry(), **settings)
@@ -211,12 +219,26 @@ class Stage(nn.Module):
         return Product(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
 
 
+class _InForm(nn.Module):
+    """A train in the form of that timing."""
+
+    def __init__(self, timing: str) -> None:
+        super().__init__()
+        self.timing = timing
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        stored = x.count_bytes if self.timing == "window" else x.planes
+        return SpikeTrain.unchecked(stored, x.T, None, x.gain, x._dtype, self.timing)
+
+
 class Stages(nn.Module):
     """A network's evaluation: all stages in order, the last of which gives the answer.
 
     Attributes:
         mode: what it takes, as of ``tnn.Encoder``.
         T: the number of time steps, or None: those of the train it is given.
+        depths: of each stage, how many layers with timing "window" are before it, of a window each.
+        windows: from the beginning of a window of the input to that of its answer.
     """
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
@@ -224,7 +246,17 @@ class Stages(nn.Module):
         self.stages: Any = nn.ModuleList(stages)
         self.mode, self.T = mode, T
         readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
+        self.depths, self.windows = self._depths()
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
+
+    def _depths(self) -> tuple[list[int], int]:
+        depths: list[int] = []
+        made = {ABSENT: 0, INPUT: 0}
+        for number, stage in enumerate(self.stages):
+            depths.append(max(made[stage.input], made[stage.residual]))
+            fires = stage.fires and stage.kind in ("layer", "average")
+            made[number] = depths[-1] + (fires and stage.timing == "window")
+        return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
         """x as what it is to the first stages.

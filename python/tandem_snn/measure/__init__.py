@@ -2,13 +2,10 @@
 mismatch between its two branches, quality against time.
 """
 
-from ._energy import Energy, energy
-from .anytime import Exit, early_exit, metric_over_time
 from .coupling import Activation, Mismatch, activations, mismatch
-from .monitor import Monitor, Recording
-from .operations import LayerOps, SynOps, fan_out, synops, synops_over_time
-from .penalty import synops_penalty
-from .rates import firing_rates
+from .monitor import Monitor, Recording, firing_rates
+from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_over_time, synops_penalty
+from .quality import Exit, early_exit, metric_over_time
 
 __all__ = [
     "Activation",

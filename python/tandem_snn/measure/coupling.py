@@ -12,7 +12,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
-from ..nn.signals import effective_counts
+from ..nn.signals import effective_counts, over_features
 from .hooks import check_layers, evaluating, watching
 
 _PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
@@ -100,7 +100,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
             threshold = torch.as_tensor(layer.threshold, device=z.device)
             threshold = over_space(threshold, tuple(z.shape)) if threshold.dim() else threshold
             found.append(Activation(name, y.counts, z / threshold, y.T))
-            ideal[id(y)] = (y, found[-1].a.relu() * y.gain, found[-1])
+            ideal[id(y)] = (y, found[-1].a.relu() * over_features(y.gain, y.shape), found[-1])
 
     with evaluating(net), watching(net, (*_PASSING, *_READING), record):
         net(x)

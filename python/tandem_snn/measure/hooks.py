@@ -27,7 +27,7 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
     """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds.
 
-    What a layer was given beside its input is in the keywords, whichever way it was given.
+    The layer's further arguments are in the keywords, also when they were positional.
     """
 
     def hook(name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Monitor: what chosen layers do while a network runs."""
+"""What the layers of a network do: recordings of their spikes and potentials, firing rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from ..errors import listing
-from .hooks import FIRING, watching
+from .hooks import FIRING, check_layers, evaluating, watching
 
 
 @dataclass(repr=False)
@@ -23,7 +23,8 @@ class Recording:
 
     Attributes:
         train: the spikes of the latest samples, on the CPU.
-        potentials: v after each step of the same samples, [T, B, *features]; None where they were not asked for.
+        potentials: v after each step of the same samples, [T, B, *features], with timing "window" [2T, B, *features];
+            None where they were not asked for.
         samples: how many samples the layer saw in all.
         spikes: float64 [*features], each neuron's spikes, over all samples that the layer saw.
     """
@@ -58,8 +59,8 @@ class Monitor(Mapping[str, Recording]):
 
     The network runs as it would without it, in training or evaluation; the recordings carry no gradients. They stay
     when the monitor is left, and grow when it is entered again. Memory is bounded: of the latest ``samples`` samples
-    each layer keeps ⌈T/8⌉ bytes per neuron, and 4·T more with potentials. A pass with another T or another size of
-    images begins the recording of a layer anew.
+    each layer keeps ⌈T/8⌉ bytes per neuron and 4·T more with potentials, or with timing "window" 1 and 8·T. A pass with
+    another T or another size of images begins the recording of a layer anew.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
@@ -133,7 +134,7 @@ class Monitor(Mapping[str, Recording]):
         if name not in self._names or not isinstance(y, SpikeTrain):
             return
         latest = slice(max(0, len(y) - self._samples), None)
-        train = SpikeTrain.unchecked(y.planes.detach(), y.T, None, y.gain, y._dtype)[latest].detach()
+        train = SpikeTrain.unchecked(y.stored.detach(), y.T, None, y.gain, y._dtype, y.timing)[latest].detach()
         train = train.to("cpu").map(torch.clone)
         potentials = None
         if self._potentials:
@@ -142,7 +143,7 @@ class Monitor(Mapping[str, Recording]):
             potentials = v[:, latest].to("cpu", copy=True)
         spikes = y.counts.detach().sum(0, dtype=torch.float64).to("cpu")
         before = self._recordings.get(name)
-        if before is None or (before.train.T, before.train.shape[1:]) != (train.T, train.shape[1:]):
+        if before is None or _kind(before.train) != _kind(train):
             self._recordings[name] = Recording(train, potentials, len(y), spikes)
             return
         if potentials is not None and before.potentials is not None:
@@ -153,3 +154,37 @@ class Monitor(Mapping[str, Recording]):
             before.samples + len(y),
             before.spikes + spikes,
         )
+
+
+def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
+    """Spikes per neuron and time step, 0..1, of each layer with neurons, in evaluation mode.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``.
+        x: a batch of what ``net`` takes.
+
+    Returns:
+        The rate by the layer's name, in the order of execution.
+
+    Raises:
+        ValueError: there are no such layers.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
+    >>> list(firing_rates(net, torch.rand(5, 4)))
+    ['1']
+    """
+    rates: dict[str, float] = {}
+
+    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], train: Any) -> None:
+        if isinstance(train, SpikeTrain):
+            rates[name] = (train.counts.double().mean() / train.T).item()
+
+    check_layers(net, FIRING)
+    with evaluating(net), watching(net, FIRING, record):
+        net(x)
+    return rates
+
+
+def _kind(train: SpikeTrain) -> tuple[Any, ...]:
+    """What trains have in common that can be one."""
+    return train.T, train.timing, train.shape[1:]

@@ -1,4 +1,4 @@
-"""Synaptic operations: what a network costs on hardware that works per spike, beside what its ANN twin costs."""
+"""Synaptic operations of a network, an estimate of their energy, and a penalty on them for training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from ..nn.general import Neurons
-from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, watching
+from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, given, watching
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def synops_over_time(net: nn.Module, x: Any) -> list[float]:
 
 def _steps(train: SpikeTrain) -> Iterator[Tensor]:
     """The spikes of each step, [B, *features]."""
-    return (spikes_at(train.planes, t) for t in range(train.T))
+    planes = train.planes
+    return (spikes_at(planes, t) for t in range(train.T))
 
 
 def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:
@@ -205,3 +206,97 @@ def _fan_out(space: torch.Size, kernel: tuple[int, ...], *window: Any) -> Tensor
         reached = conv(ones, torch.ones(1, 1, *kernel, dtype=torch.float64), None, *window).sum()
         (gradient,) = torch.autograd.grad(reached, ones)
     return gradient[0, 0]
+
+
+MAC_PJ = 4.6  # a 32-bit floating-point multiplication, 3.7 pJ, and addition, 0.9 pJ
+AC_PJ = 0.9  # a 32-bit floating-point addition
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Picojoules per sample.
+
+    Attributes:
+        snn: of the network.
+        ann: of its ANN twin.
+    """
+
+    snn: float
+    ann: float
+
+    @property
+    def ratio(self) -> float:
+        """snn / ann."""
+        return self.snn / self.ann
+
+
+def energy(ops: SynOps, *, mac: float = MAC_PJ, ac: float = AC_PJ) -> Energy:
+    """What a network's arithmetic takes per sample, an estimate.
+
+        E = mac · MACs + ac · ACs
+
+    The defaults are those of 32-bit floating point in a 45 nm process at 0.9 V (M. Horowitz, "Computing's energy
+    problem", ISSCC 2014), on which the field's comparisons agree. They leave out memory, which takes far more than
+    arithmetic on most machines, the neurons' own updates, and whatever hardware for spikes saves or spends: compare
+    networks with them, not machines.
+
+    Args:
+        ops: what :func:`synops` counted.
+        mac, ac: picojoules per multiply-accumulate and per accumulate; for 32-bit integers 3.2 and 0.1.
+
+    >>> from tandem_snn.measure import LayerOps, SynOps
+    >>> energy(SynOps({"fc": LayerOps(ann_macs=10.0, macs=0.0, acs=6.0)}))
+    Energy(snn=5.4, ann=46.0)
+    """
+    macs = sum(layer.macs for layer in ops.layers.values())
+    acs = sum(layer.acs for layer in ops.layers.values())
+    return Energy(snn=mac * macs + ac * acs, ann=mac * ops.ann)
+
+
+class synops_penalty:  # used like a function: penalty = synops_penalty(net)
+    """A regulariser on the synaptic operations of a network's last forward pass with gradients.
+
+        penalty = Σ_l Σ_j fan-out_j · c_j  /  Σ_l MACs_l
+
+    per sample: the accumulations that the spike counts c cost, over the multiplications of the ANN twin; what
+    :func:`synops` counts, but for a real-valued input. Spikes of a layer that feeds many synapses are dearer than those
+    of one that feeds few. The gradient takes the counts' path, like that of the loss.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``; it is watched until :meth:`remove`.
+
+    Raises:
+        ValueError: there are no such layers.
+        RuntimeError: on a call, no forward pass since the last one.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
+    >>> penalty = synops_penalty(net)
+    >>> loss = net(torch.rand(5, 4)).square().mean() + 0.1 * penalty()
+    >>> loss.backward()
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._spent: dict[nn.Module, tuple[float, Tensor]] = {}
+        check_layers(net, SYNAPTIC)
+        layers = [m for m in net.modules() if isinstance(m, SYNAPTIC)]
+        self._handles = [m.register_forward_hook(self._record, with_kwargs=True) for m in layers]
+
+    def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        outputs = neurons(layer, output)
+        if outputs is None or not torch.is_grad_enabled():
+            return
+        x, further = given(args, kwargs)
+        self._spent[layer] = costs(layer, x, further.get("residual"), outputs)
+
+    def __call__(self) -> Tensor:
+        """The penalty of the last forward pass, a 0-dim tensor. It can be taken once per pass."""
+        if not self._spent:
+            raise RuntimeError("synops_penalty: run the network forward first; each pass gives one penalty")
+        spent, self._spent = self._spent, {}
+        macs, acs = zip(*spent.values(), strict=True)
+        return sum(acs, torch.zeros((), dtype=torch.float64)) / sum(macs)
+
+    def remove(self) -> None:
+        """Stops watching the network."""
+        for handle in self._handles:
+            handle.remove()

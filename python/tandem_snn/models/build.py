@@ -36,9 +36,11 @@ class Plan:
         norm: batch norm in every layer with neurons; without it they have a bias.
         threshold: of every layer with neurons; None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
         learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
-        gamma: the initial γ; None is the one for T, or with ``ann_units`` 1.
+        gamma: the initial γ; None is the one for T and the timing, or with ``ann_units`` 1.
         weight_bits: of every layer, the readout included.
-        v_init: the potential before the first step, in units of the threshold.
+        v_init: the potential before the first step, in units of the threshold; None is 0, or 0.5 with timing "window",
+            which rounds to the nearest count.
+        timing: "step" or "window", of every layer with neurons.
         ann_units: spikes are worth their threshold and a direct input 1/T per step, so that every z is in the units of
             an ANN with the same weights. Thresholds then are buffers, to be set from data.
         neuron: further arguments of the layers with neurons (gate, bn_stats, ...).
@@ -56,7 +58,8 @@ class Plan:
     learn_threshold: str | None = None
     gamma: float | None = None
     weight_bits: int | None = None
-    v_init: float = 0.0
+    v_init: float | None = None
+    timing: str = "step"
     ann_units: bool = False
     neuron: dict[str, Any] = field(default_factory=dict)
 
@@ -86,18 +89,23 @@ class Plan:
         """``base`` channels times the width."""
         return max(1, round(base * self.width))
 
+    @property
+    def start(self) -> float:
+        """The initial potential in units of the threshold."""
+        return (0.5 if self.timing == "window" else 0.0) if self.v_init is None else self.v_init
+
     def neurons(self, channels: int) -> dict[str, Any]:
         """The keyword arguments of a layer with that many channels of neurons."""
         start = (4 / self.T if self.ann_units else 1.0) if self.threshold is None else float(self.threshold)
         threshold: float | Tensor = start
-        v_init: float | Tensor = self.v_init * start
+        v_init: float | Tensor = self.start * start
         if self.learn_threshold is not None:
             threshold = nn.Parameter(torch.full(() if self.learn_threshold == "layer" else (channels,), start))
         elif self.ann_units:
             threshold, v_init = torch.tensor(start), torch.tensor(v_init)
         gamma = self.gamma
         if gamma is None:
-            gamma = 1.0 if self.ann_units else initial_gamma(self.T)
+            gamma = 1.0 if self.ann_units else initial_gamma(self.T, self.timing)
         return {
             "bias": not self.norm,
             "norm": self.norm,
@@ -105,12 +113,19 @@ class Plan:
             "gamma": gamma,
             "weight_bits": self.weight_bits,
             "v_init": v_init,
+            "timing": self.timing,
             "gain": "threshold" if self.ann_units else 1.0,
             **self.neuron,
         }
 
     def readout(self, features: int) -> nn.Module:
         return self.layers.Readout(features, self.classes, weight_bits=self.weight_bits)
+
+    def average(self, kernel: int, stride: int) -> nn.Module:
+        """Average pooling; its neurons have the threshold 1."""
+        start = self.start if self.timing == "window" else 0.0
+        pool: nn.Module = self.layers.AvgPool2d(kernel, stride, v_init=start, timing=self.timing)
+        return pool
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Module:
         padding = kernel // 2 if padding is None else padding

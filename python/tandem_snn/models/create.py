@@ -97,10 +97,10 @@ def create_model(
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
             a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
             own probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel";
-            ``v_init`` (0.0), in units of the threshold; ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of
-            quantisation-aware training; ``ann_units`` (False): spikes are worth their threshold, so that the weights of
-            a trained ANN keep their meaning; further arguments of the layers with neurons: ``leak``, ``gate``,
-            ``bn_stats``, ``momentum``, ``eps``.
+            ``timing``, "step" or "window"; ``v_init``, in units of the threshold (0.0, with timing "window" 0.5);
+            ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of quantisation-aware training; ``ann_units``
+            (False): spikes are worth their threshold, so that the weights of a trained ANN keep their meaning; further
+            arguments of the layers with neurons: ``leak``, ``gate``, ``bn_stats``, ``momentum``, ``eps``.
 
     Raises:
         UserError: an unknown name, an architecture for which the shape is too small, or without shape and classes.

@@ -65,8 +65,8 @@ def build(notation: str, plan: Plan) -> nn.Sequential:
         elif pool := _POOL.fullmatch(part):
             kernel = int(pool["k"])
             stride = int(pool["s"] or kernel)
-            cls = plan.layers.MaxPool2d if pool["kind"] == "M" else plan.layers.AvgPool2d
-            add("pool", cls(kernel, stride))
+            make = plan.layers.MaxPool2d if pool["kind"] == "M" else plan.average
+            add("pool", make(kernel, stride))
             shape = (shape[0], *_shrunk(plan, part, shape, kernel, stride, 0))
         elif full := _FULL.fullmatch(part):
             features, out = flatten(), plan.channels(int(full["n"]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.planes import spikes_at
 
@@ -24,15 +25,20 @@ def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
     return effective_counts(residual)
 
 
-def step_currents(x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor]) -> Tensor:
-    """The currents I[t] of a layer, [T, B, *features], whose gradient goes to z, their sum.
+def step_currents(
+    x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor], timing: str = "step"
+) -> Tensor:
+    """The currents I[t] of a layer, [T, B, *features], whose gradient goes to z, their sum. With timing "window", in
+    which neurons receive them together, this sum, [1, B, *features].
 
     Args:
         potential: (x, T) -> the potential, after the one step of x, of neurons that begin at 0 and never fire, in a
             window of T steps: the current of that step, by the very kernel that would have fed it to neurons.
     """
     with torch.no_grad():
-        if isinstance(x, SpikeTrain):  # all steps are samples of one batch
+        if timing == "window":
+            currents = potential(x, x.T).unsqueeze(0)
+        elif isinstance(x, SpikeTrain):  # all steps are samples of one batch
             steps = x.to_dense(torch.uint8).flatten(0, 1).unsqueeze(0)
             samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
             currents = samples.unflatten(0, (x.T, x.shape[0]))
@@ -50,6 +56,30 @@ def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Ten
         v = after(t, v)
         trace.append(v)
     return torch.stack(trace)
+
+
+def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
+    """The potentials of neurons with timing "window", [2T, ...]: after the T steps in which they integrate, and after
+    the T in which they fire.
+
+    Args:
+        integrated: t -> the potential of the input's first t steps.
+    """
+    trace = [integrated(t) for t in range(1, T + 1)]
+    for _ in range(T):
+        silence, v = torch.zeros_like(trace[-1]).unsqueeze(0), trace[-1]
+        _, v = if_scan(silence, threshold=threshold, v_init=v, return_v=True)  # type: ignore[misc]
+        trace.append(v)
+    return torch.stack(trace)
+
+
+def until(x: Signal, t: int) -> Signal:
+    """The first t steps of a signal."""
+    if not isinstance(x, SpikeTrain):
+        return x.unchecked(x.x, t, x.gain)
+    if x.timing == "window":
+        return SpikeTrain.unchecked(x.stored.clamp(max=t), t, None, x.gain, x._dtype, x.timing)
+    return SpikeTrain.from_dense(x.to_dense(torch.uint8)[:t], x.gain)
 
 
 def step_of(x: Signal, t: int) -> Signal:

@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
             return x
         if isinstance(x, Tensor):
             return super().forward(x)  # type: ignore[return-value]
-        values = x.planes[0] if isinstance(x, SpikeTrain) else x.x
+        values = x.stored[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept = map_features(x, lambda t: t * keep)
         return kept if self.p == 1 else with_gain(kept, x.gain / (1 - self.p))

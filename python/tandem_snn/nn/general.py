@@ -19,8 +19,8 @@ import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
-from .currents import potential_trace
-from .signals import Signal, describe, effective_counts, with_gain
+from .currents import potential_trace, window_trace
+from .signals import Signal, describe, effective_counts, over_features, with_gain
 
 AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
 Steps = Callable[[int, int], Tensor]
@@ -55,12 +55,14 @@ def currents_of(x: Signal | Currents) -> Currents:
     if isinstance(x, Currents):
         return x
     total = effective_counts(x)
-    gain = x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
+    gain = over_features(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
     if isinstance(x, SpikeTrain):
         train, dtype = x, total.dtype
 
         def steps(start: int, stop: int) -> Tensor:
-            planes = train.planes[start // 8 : (stop + 7) // 8]
+            if train.timing == "window":
+                return torch.stack([train.stored[0] > t for t in range(start, stop)]).to(dtype) * gain
+            planes = train.stored[start // 8 : (stop + 7) // 8]
             return SpikeTrain.unchecked(planes, stop - start).to_dense(dtype) * gain
 
         return Currents(total, steps, x.T)
@@ -154,12 +156,18 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     return tuple(Currents(each, part(i), T, constant) for i, each in enumerate(whole))
 
 
-def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
+def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     """f, which only moves, repeats or leaves out features (a view, a permutation, a slice, a concatenation): of trains
-    it gives trains. Where they are worth different things, the result's gain has a value for each feature.
+    it gives trains.
+
+    Args:
+        f: the name of an operator of ``torch.ops.aten``.
+        by_channel: all spikes of a channel are worth the same in what f gives. Where different trains are worth
+            different things, the result's gain then has a number for each channel, else one for each feature.
+        args, kwargs: of f.
 
     >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
-    >>> rearranged("cat", [a, b], 1).gain
+    >>> rearranged("cat", True, [a, b], 1).gain
     tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
@@ -174,18 +182,22 @@ def rearranged(f: str, *args: Any, **kwargs: Any) -> Any:
         return [result] if isinstance(result, Tensor) else list(result)
 
     first = trains[0]
-    P = len(first.planes)
-    planes = [p.unflatten(0, (P, -1)) for p in apply(lambda x: x.planes.flatten(0, 1))]
+    timing = "window" if all(x.timing == "window" for x in trains) else "step"
+    P = 1 if timing == "window" else (first.T + 7) // 8
+    stored = apply(lambda x: (x.stored if x.timing == timing else x.planes).flatten(0, 1))
+    stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
-    counts = apply(lambda x: x.counts) if edges else [None] * len(planes)
-    gains: list[Any] = [first.gain] * len(planes)
+    counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
+    gains: list[Any] = [first.gain] * len(stored)
     if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
         numbers = {x.gain for x in trains if isinstance(x.gain, float)}
         if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
             dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
             gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
+            gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding is worth 0
     made = tuple(
-        SpikeTrain.unchecked(p, first.T, c, g, first._dtype) for p, c, g in zip(planes, counts, gains, strict=True)
+        SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing)
+        for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return made[0] if len(made) == 1 and f not in SEVERAL else made
 
@@ -194,7 +206,8 @@ SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # gi
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    return torch.as_tensor(x.gain, dtype=dtype, device=x.device).expand(1, *x.shape[1:])
+    gain = torch.as_tensor(x.gain, dtype=dtype, device=x.device)
+    return torch.as_tensor(over_features(gain, x.shape)).expand(1, *x.shape[1:])
 
 
 def normalise(x: Any, norm: _BatchNorm) -> Any:
@@ -244,6 +257,7 @@ class Neurons(nn.Module):
         offset: a further current at every step, as threshold.
         gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
         gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
+        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" this way takes as many products as the ANN.
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
         sums: what the currents are made of, for the reader.
 
@@ -257,6 +271,7 @@ class Neurons(nn.Module):
     threshold: Tensor
     v_init: Tensor
     offset: Tensor
+    timing: str = "step"
 
     def __init__(
         self,
@@ -269,6 +284,7 @@ class Neurons(nn.Module):
         gain: float | str = "threshold",
         ceiling: float | None = None,
         sums: str = "",
+        timing: str = "step",
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
@@ -279,7 +295,10 @@ class Neurons(nn.Module):
             raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
         if gain != "threshold":
             checks.gain("gain", gain)
+        checks.timing(timing)
+        checks.timing_fits(timing, leak, gate)
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
+        self.timing = timing
         self.moved = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
@@ -294,22 +313,26 @@ class Neurons(nn.Module):
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
-            train = SpikeTrain.unchecked(train.planes * (z > 0), u.T, None, 1.0, u.total.dtype)
+            train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype)
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return with_gain(train, self._over_space(self.threshold, u) if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+        return with_gain(train, self.threshold if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
 
     def _fire(self, u: Currents) -> SpikeTrain:
-        planes, v = [], self._over_space(self.v_init, u)
+        v = self._over_space(self.v_init, u)
         v = v.expand(u.shape) if v.dim() else v
         offset = self._over_space(self.offset, u) if self.moved else 0.0
         neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        if self.timing == "window":
+            total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
+            return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
         if u.constant:
             current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
             return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
+        planes = []
         for start in range(0, u.T, AT_ONCE):
             currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
             some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
-            planes.append(some.planes)
+            planes.append(some.stored)
         return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype)
 
     @torch.no_grad()
@@ -321,13 +344,16 @@ class Neurons(nn.Module):
         currents = torch.cat(chunks) + self._over_space(self.offset, u)
         currents = currents.expand(u.T, *u.shape) if u.constant else currents
         v_init = self._over_space(self.v_init, u)
+        v_init = v_init.expand(u.shape) if v_init.dim() else v_init
+        if self.timing == "window":
+            return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
 
         def after(t: int, v: float | Tensor) -> Tensor:
             neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
             _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
             return v
 
-        return potential_trace(u.T, v_init.expand(u.shape) if v_init.dim() else v_init, after)
+        return potential_trace(u.T, v_init, after)
 
     def _over_space(self, value: Tensor, u: Currents) -> Tensor:
         return over_space(value, tuple(u.shape)) if value.dim() else value
@@ -338,6 +364,7 @@ class Neurons(nn.Module):
             self.gate != "relu"
         )
         shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
+        shown += [f"timing={self.timing!r}"] * (self.timing != "step")
         return ", ".join(shown)
 
 

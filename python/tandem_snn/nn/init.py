@@ -14,7 +14,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def init_gamma_(net: Net, T: int | None = None) -> Net:
-    """Sets γ of every batch norm of the network's layers to :func:`initial_gamma` of T, in place.
+    """Sets γ of every batch norm of the network's layers to :func:`initial_gamma` of T and their timing, in place.
 
     Args:
         net: any module that contains layers of this package.
@@ -38,5 +38,5 @@ def init_gamma_(net: Net, T: int | None = None) -> Net:
         (T,) = windows
     for layer in net.modules():
         if isinstance(layer, SpikingLayer) and layer.norm is not None:
-            nn.init.constant_(layer.norm.weight, initial_gamma(T))
+            nn.init.constant_(layer.norm.weight, initial_gamma(T, layer.timing))
     return net

@@ -13,12 +13,12 @@ from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import needs_grad, norm_layer, product_layer, window_product
+from tandem_ext.functional.layer import by_channel, needs_grad, norm_layer, product_layer, window_product
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
-from .currents import NEVER, potential_trace, residual_total, step_currents, step_of
+from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
 from .gamma import initial_gamma
 from .quantise import byte_integers, check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
@@ -41,11 +41,12 @@ class NeuronOptions(TypedDict, total=False):
     bn_stats: str
     gamma: float | None
     weight_bits: int | None
+    timing: str
 
 
 DEFAULTS: dict[str, Any] = {
     "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
-    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None,
+    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None, "timing": "step",
 }  # fmt: skip
 
 
@@ -73,9 +74,9 @@ class SpikingLayer(nn.Module):
         threshold: positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which is
             learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
-        v_init: the potential before the first step, float or tensor [*features].
-        gain: what one of its spikes is worth to the next layer. "threshold": as much as ϑ, a float or 0-dim, so that
-            gain times count stands for ρ(z), an activation in the ANN's own units, whatever ϑ is.
+        v_init: the potential before the first step, float or tensor, 0-dim, one per channel or [*features].
+        gain: what one of its spikes is worth to the next layer. "threshold": as much as ϑ, so that gain times count
+            stands for ρ(z), an activation in the ANN's own units, whatever ϑ is.
         gate: which neurons pass the gradient on: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and those
             it closes stay silent.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
@@ -85,6 +86,9 @@ class SpikingLayer(nn.Module):
             :func:`init_gamma_` sets it throughout a network for the network's T.
         weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
             step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
+            Where the channels of the input are worth different things, it rounds the weights times that.
+        timing: "step": neurons fire at once. "window": they integrate a whole window, then fire, so that the layer is
+            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; v_init = ϑ/2 rounds.
 
     Attributes may be set anew, and are checked then.
 
@@ -106,6 +110,7 @@ class SpikingLayer(nn.Module):
     gate: str
     bn_stats: str
     weight_bits: int | None
+    timing: str = "step"
     _channels: int
     analog: bool = False
 
@@ -133,7 +138,8 @@ class SpikingLayer(nn.Module):
         if options["norm"]:
             momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
-            nn.init.constant_(self.norm.weight, initial_gamma(8) if options["gamma"] is None else options["gamma"])
+            gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
+            nn.init.constant_(self.norm.weight, gamma)
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
         """Tensors belong to the state_dict, and move with the module."""
@@ -168,8 +174,9 @@ class SpikingLayer(nn.Module):
         Args:
             x: the input signal; an ``analog`` layer takes tensors too.
             residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *], or
-                for an ``analog`` layer their sum [B, *].
-            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum.
+                for an ``analog`` layer their sum [B, *], with timing "window" also [1, B, *].
+            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum: [B, *] of
+                an ``analog`` layer, [1, B, *] with timing "window".
         """
         if self.analog:
             return self._activation(x, residual) if fire else self.preactivation(x)
@@ -207,21 +214,26 @@ class SpikingLayer(nn.Module):
         """What an op takes of this layer besides tensors."""
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         few_bits = self.weight_bits is not None
-        return Static(self.synapses(), T, False, eps, few_bits, T, threshold, float(self.leak), self.gate)
+        neuron = (threshold, float(self.leak), self.gate, self.timing)
+        return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
-    def _weights(self) -> tuple[Tensor, Tensor | None]:
-        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
-        return (self.weight, None) if self.weight_bits is None else integers(self.weight, self.weight_bits)
+    def _weights(self, x: Any, exact: bool = False) -> tuple[Any, Tensor, Tensor | None]:
+        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth.
+
+        Args:
+            exact: the product takes int8; it gets it where no gradient is needed.
+        """
+        if self.weight_bits is None:
+            return x, self.weight, None
+        x, weight = by_channel(x, self.weight, self.synapses())
+        graph = torch.is_grad_enabled() and needs_grad(weight)
+        return x, *(byte_integers if exact and not graph else integers)(weight, self.weight_bits)
 
     def _run(
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
         """The spikes, with a batch norm that is a scale and a shift."""
-        graph = torch.is_grad_enabled() and needs_grad(self.weight)
-        if self.weight_bits is None or graph or not isinstance(x, SpikeTrain):
-            weight, step = self._weights()
-        else:
-            weight, step = byte_integers(self.weight, self.weight_bits)
+        x, weight, step = self._weights(x, exact=isinstance(x, SpikeTrain))
         return product_layer(  # type: ignore[return-value]
             x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
         )
@@ -230,7 +242,7 @@ class SpikingLayer(nn.Module):
         """The spikes, with batch norm by the statistics of this batch."""
         # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
-        weight, step = self._weights()
+        x, weight, step = self._weights(x)
         static = self._static(x.T, norm.eps)
         train, mean, var = norm_layer(
             x, weight, self.bias, norm.weight, beta, step, residual, self.threshold, self.v_init, static
@@ -249,18 +261,28 @@ class SpikingLayer(nn.Module):
             train = self._run(x, scale, shift, residual)
         return couple(train, z, threshold=self.threshold, gate=self.gate)
 
-    def lowered(self, gain: float | Tensor = 1.0, residual_gain: float | Tensor = 1.0, *, fire: bool = True) -> Lowered:
+    def lowered(
+        self,
+        gain: float | Tensor = 1.0,
+        residual_gain: float | Tensor = 1.0,
+        *,
+        fire: bool = True,
+        weight: Tensor | None = None,
+    ) -> Lowered:
         """The layer in evaluation: what frozen networks and exports are made of.
 
         Args:
-            gain, residual_gain: what a spike of the input, and of a residual, is worth.
+            gain, residual_gain: what a spike of the input, and of a residual, is worth; that of the input one number.
             fire: False for the currents alone, into neurons that never fire.
+            weight: in the place of its own, with what the spikes of each channel are worth in it.
         """
-        weight, step = self._weights()
+        weight, step = self.weight if weight is None else weight, None
+        if self.weight_bits is not None:
+            weight, step = integers(weight, self.weight_bits)
         scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
         static, tensors, channels = self._static(1), Tensors(), len(weight)
         if fire:
-            given = self.v_init.shape if isinstance(self.v_init, Tensor) else ()
+            given = self.v_init.shape if isinstance(self.v_init, Tensor) and self.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
             tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
         else:
@@ -286,6 +308,9 @@ class SpikingLayer(nn.Module):
     def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """The membrane potential after each step, after leak and reset, [T, B, *features], by the kernel that fires.
 
+        With timing "window" it is [2T, B, *features]: T steps in which neurons integrate, bias and shift from the first
+        on, and T in which they fire.
+
         Raises:
             ValueError: the layer would normalise by the batch's statistics, which are those of training.
         """
@@ -295,8 +320,19 @@ class SpikingLayer(nn.Module):
             if self._uses_batch(norm):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
-        weight, step = self._weights()
+        x, weight, step = self._weights(x)
         static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
+
+        def integrated(t: int) -> Tensor:
+            more: Any = residual
+            if residual is not None:
+                more = residual[:t] if isinstance(residual, Tensor) else until(residual, t)
+            quiet = static._replace(T=t, steps=t, threshold=NEVER)
+            _, v = product_layer(until(x, t), weight, self.bias, scale, shift, step, more, NEVER, self.v_init, quiet)  # type: ignore[misc]
+            return v
+
+        if self.timing == "window":
+            return window_trace(x.T, integrated, self.threshold)
 
         def after(t: int, v: float | Tensor) -> Tensor:
             more: Any = residual
@@ -315,9 +351,10 @@ class SpikingLayer(nn.Module):
         """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
         if not isinstance(x, SpikeTrain):
             return self._ann_product(x)
-        weight, step = self._weights()
+        x, weight, step = self._weights(x)
         u = window_product(x, weight, self.synapses()).to(self.weight.dtype)
-        worth = x.gain if step is None else step * x.gain
+        gain = 1.0 if isinstance(x.gain, Tensor) and x.gain.dim() else x.gain  # those of channels are in the weights
+        worth = gain if step is None else step * gain
         if isinstance(worth, Tensor) or worth != 1.0:
             u = u * (over_space(worth, u.shape) if isinstance(worth, Tensor) and worth.dim() else worth)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
@@ -332,14 +369,15 @@ class SpikingLayer(nn.Module):
             z, scale, shift = self._normalised(norm, z)
         elif norm is not None:
             scale, shift = fold_norm(norm)
-        weight, step = self._weights()
+        x, weight, step = self._weights(x)
 
         def potential(signal: Signal, T: int) -> Tensor:
-            static = Static(self.synapses(), signal.T, True, None, step is not None, T, NEVER, 1.0, "relu")
+            quiet = (NEVER, 1.0, "relu", self.timing)
+            static = Static(self.synapses(), signal.T, True, None, step is not None, T, *quiet)
             _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
             return v
 
-        return step_currents(x, z, potential)
+        return step_currents(x, z, potential, self.timing)
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z of the product u, and the scale and shift of the currents, without a gradient."""
@@ -367,8 +405,21 @@ class SpikingLayer(nn.Module):
 def _check_gain(layer: SpikingLayer, gain: object) -> None:
     if gain != "threshold":
         checks.gain("gain", gain)
-    elif isinstance(layer.threshold, Tensor) and layer.threshold.dim():
-        raise ValueError("gain: spikes can be worth the threshold where it is one number, not one per channel")
+
+
+def _check_leak(layer: SpikingLayer, leak: Any) -> None:
+    checks.leak(leak)
+    checks.timing_fits(layer.timing, leak, "relu")
+
+
+def _check_gate(layer: SpikingLayer, gate: Any) -> None:
+    checks.gate(gate)
+    checks.timing_fits(layer.timing, 1.0, gate)
+
+
+def _check_timing(layer: SpikingLayer, timing: Any) -> None:
+    checks.timing(timing)
+    checks.timing_fits(timing, layer.leak, layer.gate)
 
 
 def _check_bn_stats(bn_stats: object) -> None:
@@ -379,10 +430,11 @@ def _check_bn_stats(bn_stats: object) -> None:
 # In the order in which they are shown.
 _CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "leak": lambda layer, value: checks.leak(value),
+    "leak": _check_leak,
     "v_init": lambda layer, value: checks.v_init(value),
     "gain": _check_gain,
-    "gate": lambda layer, value: checks.gate(value),
+    "gate": _check_gate,
     "bn_stats": lambda layer, value: _check_bn_stats(value),
     "weight_bits": lambda layer, value: check_bits(value),
+    "timing": _check_timing,
 }

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tandem_ext as te
-from tandem_ext import SpikeTrain, checks
+from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
-from .currents import potential_trace
+from .currents import potential_trace, until, window_trace
 from .signals import Signal, check_input, effective_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
@@ -27,6 +27,7 @@ class AvgPool2d(nn.Module):
         kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
         v_init: the neurons' potential before the first step. 0.5 rounds a mean count where 0 cuts it off.
+        timing: as of :class:`SpikingLayer`; the attribute may be set anew.
         device, dtype: of the fixed weight.
 
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
@@ -37,6 +38,7 @@ class AvgPool2d(nn.Module):
     """
 
     weight: Tensor
+    timing: str = "step"
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class AvgPool2d(nn.Module):
         *,
         spiking: bool = True,
         v_init: float = 0.0,
+        timing: str = "step",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -56,8 +59,14 @@ class AvgPool2d(nn.Module):
         self.spiking = spiking
         checks.v_init(v_init, (), torch.device("cpu"))
         self.v_init = float(v_init)
+        self.timing = timing
         self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "timing":
+            checks.timing(value)
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """The fixed weight, 1/k²; for modules that came to their device by ``to_empty``."""
@@ -76,7 +85,9 @@ class AvgPool2d(nn.Module):
     @torch.no_grad()
     def potentials(self, x: SpikeTrain) -> Tensor:
         """As of :class:`SpikingLayer`."""
-        currents = self._currents(x)
+        if self.timing == "window":
+            return window_trace(x.T, lambda t: self.v_init + self._currents(until(x, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
+        currents = self._currents(x.to_dense(torch.uint8))
 
         def after(t: int, v: float | Tensor) -> Tensor:
             _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, return_v=True)  # type: ignore[misc]
@@ -84,24 +95,33 @@ class AvgPool2d(nn.Module):
 
         return potential_trace(x.T, self.v_init, after)
 
-    def _currents(self, x: SpikeTrain) -> Tensor:
-        """All weights are one, so the spikes of a window are counted first, in integers, and weighted once."""
-        few = self.kernel_size[0] * self.kernel_size[1] < 256
-        spikes = x.to_dense(torch.uint8 if few else torch.int32)
-        size = self._average(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
+    def _currents(self, spikes: Tensor) -> Tensor:
+        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are one, so what is in a window is counted
+        first, in integers, and weighted once.
+        """
+        if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
+            spikes = spikes.int()
+        size = self._average(spikes.new_empty(spikes.shape[1:], dtype=torch.float32, device="meta")).shape[-2:]
         inside = reduce(torch.add, _windows(spikes, size, self.kernel_size, self.stride, self.padding))
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         return inside.to(weight.dtype) * weight
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
-        train = te.functional.if_scan(self._currents(x), v_init=self.v_init).to(x._dtype)  # type: ignore[union-attr]
+        given: Any
+        if self.timing == "window":
+            given = ImpulseInput.unchecked(self._currents(x.count_bytes)[0], x.T)
+        else:
+            given = self._currents(x.to_dense(torch.uint8))
+        train: SpikeTrain = te.functional.if_scan(given, v_init=self.v_init, timing=self.timing)  # type: ignore[assignment]
+        train = train.to(x._dtype)
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
         return with_gain(train, x.gain)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
-        return shown + (f", v_init={self.v_init}" if self.v_init else "")
+        shown += f", v_init={self.v_init}" if self.v_init else ""
+        return shown + (f", timing={self.timing!r}" if self.timing != "step" else "")
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
@@ -123,7 +143,8 @@ class MaxPool2d(nn.Module):
     """Maximum pooling: a window spikes at the steps at which any of its neurons does, the bitwise OR of their bytes.
 
     It is causal, so it streams. The gradient is that of ``torch.nn.MaxPool2d`` on the counts: it goes to the neuron of
-    the window that spiked most. The count of the OR is at least that maximum, and at most T.
+    the window that spiked most. The count of the OR is at least that maximum, and at most T. Of trains of bursts, as
+    layers with timing "window" fire them, it is that maximum.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: as ``torch.nn.MaxPool2d``.
@@ -157,22 +178,22 @@ class MaxPool2d(nn.Module):
             return map_features(x, self._maximum)
         edge = x.edge
         if edge is None:
-            size = self._maximum(x.planes.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
-            planes = self._any(x.planes, size)
-            return SpikeTrain.unchecked(planes, x.T, None, x.gain, x._dtype)
+            size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
+            return SpikeTrain.unchecked(self._any(x, size), x.T, None, x.gain, x._dtype, x.timing)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
-        planes = self._any(x.planes, winners.shape[-2:])
-        spikes = SpikeTrain.unchecked(planes, x.T, dtype=edge.dtype).counts
-        return SpikeTrain.unchecked(planes, x.T, apply(_ToWinner, edge, spikes, winners), x.gain)
+        stored = self._any(x, winners.shape[-2:])
+        spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
+        counts = apply(_ToWinner, edge, spikes, winners)
+        return SpikeTrain.unchecked(stored, x.T, counts, x.gain, timing=x.timing)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
-    def _any(self, planes: Tensor, size: Sequence[int]) -> Tensor:
-        windows = _windows(planes, size, self.kernel_size, self.stride, self.padding, self.dilation)
-        return reduce(torch.bitwise_or, windows)
+    def _any(self, x: SpikeTrain, size: Sequence[int]) -> Tensor:
+        windows = _windows(x.stored, size, self.kernel_size, self.stride, self.padding, self.dilation)
+        return reduce(torch.maximum if x.timing == "window" else torch.bitwise_or, windows)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tandem_ext.functional.layer import by_channel
+from tandem_ext.functional.products import LINEAR
+
 from .quantise import check_bits, rounded
 from .signals import Signal, check_input, effective_counts
 
@@ -42,6 +45,9 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
+        weight = None
+        if not isinstance(x, Tensor):
+            x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
         counts = effective_counts(x)
         counts = counts if isinstance(x, Tensor) else counts.to(self.weight.dtype)
         if counts.shape[-1] != self.in_features or (counts.dim() > 2 and not isinstance(x, Tensor)):
@@ -49,8 +55,8 @@ class Readout(nn.Linear):
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(counts.shape)}"
                 + (": put tnn.Flatten() before it" if counts.dim() > 2 else "")
             )
-        return F.linear(counts, self.used_weight(), self.bias)
+        return F.linear(counts, self.used_weight(weight), self.bias)
 
-    def used_weight(self) -> Tensor:
-        """As of :class:`SpikingLayer`."""
-        return rounded(self.weight, self.weight_bits)
+    def used_weight(self, weight: Tensor | None = None) -> Tensor:
+        """As of :class:`SpikingLayer`; or those in the place of its own."""
+        return rounded(self.weight if weight is None else weight, self.weight_bits)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-from .signals import X, check_input, map_features
+from torch import Tensor, nn
+
+from .signals import X, check_input, map_features, with_gain
 
 
 class Flatten(nn.Flatten):
@@ -28,4 +30,8 @@ class Flatten(nn.Flatten):
         if dims == 1:
             return x
         start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # from the end: planes have one more
-        return map_features(x, lambda t: t.flatten(start, end))
+        flat: Any = map_features(x, lambda t: t.flatten(start, end))
+        gain = 1.0 if isinstance(x, Tensor) else x.gain
+        if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # each channel has become many
+            flat = with_gain(flat, gain.repeat_interleave(flat.shape[1] // len(gain)))
+        return flat  # type: ignore[no-any-return]

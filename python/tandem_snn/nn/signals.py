@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext.functional.neuron import over_space
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
@@ -42,20 +43,25 @@ def effective_counts(x: Signal | Tensor) -> Tensor:
     """What the ANN branch sees, [B, *features]: the counts times what a spike is worth. A tensor is that already."""
     if isinstance(x, Tensor):
         return x
-    return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * x.gain
+    return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * over_features(x.gain, x.shape)
+
+
+def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
+    """A gain so that it broadcasts against [B, *features]: one per channel [C], or of another shape as it is."""
+    return over_space(gain, shape) if isinstance(gain, Tensor) and gain.dim() == 1 else gain
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     """x with ``f`` applied to its planes, counts or values, of whose dimensions only the last ones, the features, are
-    the same in all.
+    the same in all; not to its gain.
     """
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
-    return x.map(lambda t: f(t) if t.dim() else t)  # type: ignore[return-value]  # a 0-dim tensor is the gain
+    return with_gain(with_gain(x, 1.0).map(f), x.gain)  # type: ignore[return-value]
 
 
 def with_gain(x: S, gain: float | Tensor) -> S:
     """The same signal, worth something else."""
     if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.planes, x.T, x._counts, gain, x._dtype)  # type: ignore[return-value]
+        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]

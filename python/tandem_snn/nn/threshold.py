@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from tandem_ext.functional.neuron import over_space
 
 from .general import Neurons
 from .neuron import SpikingLayer
 
 _SAMPLE = 2**20  # activations that are kept of one batch
+_PRIOR, _FEW = 16, 256  # samples of a channel as which the layer's mean square counts, and its thresholds
 
 
 def positive_sample(activations: Tensor) -> Tensor:
@@ -27,15 +31,78 @@ def percentile_of(values: Tensor, percentile: float) -> float:
     return values.kthvalue(rank + 1).values.item()
 
 
-def set_threshold(layer: SpikingLayer | Neurons, value: float) -> None:
-    """Sets a layer's threshold, in place where it is a tensor. The initial potential keeps its ratio to it."""
+def sample_by_channel(activations: Tensor) -> Tensor:
+    """A million at most of the activations [B, C, *space], evenly spaced, by channel: float32 [C, N] on the CPU."""
+    values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
+    return values[:, :: 1 + values.numel() // _SAMPLE].float().cpu()
+
+
+def percentiles_of(values: Tensor, percentile: float) -> Tensor:
+    """:func:`percentile_of` the positive values of each row [C, N]; 0 where there is none.
+
+    >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
+    tensor([2., 0.])
+    """
+    values, positive = values.clamp_min(0).sort(1).values, (values > 0).sum(1)
+    rank = len(values[0]) - positive + ((positive - 1).clamp_min(0) * percentile / 100).round().long()
+    return values.gather(1, rank.clamp_max(len(values[0]) - 1).unsqueeze(1)).squeeze(1)
+
+
+def least_error(values: Tensor, T: int, start: float) -> Tensor:
+    """For each row [C, N] of activations the largest that counts should stand for, so that their error is least.
+
+    With ϑ = a/T, activations above a lose what is above, and those of 0 < v ≤ a are rounded to multiples of ϑ, with an
+    error of variance ϑ²/12 about a mean of ϑ(start - 1/2). a is one of the row's values; 0 where none is positive.
+
+    Args:
+        start: the initial potential, in units of ϑ.
+
+    >>> least_error(torch.cat([torch.linspace(0, 1, 1000), torch.tensor([9.0])]).unsqueeze(0), T=4, start=0.5) < 2
+    tensor([True])
+    """
+    a = values.clamp_min(0).double().sort(1).values
+    above = torch.arange(a.shape[1] - 1, -1, -1)
+    total, squares = (powers.sum(1, keepdim=True) - powers.cumsum(1) for powers in (a, a * a))
+    lost = squares - 2 * a * total + above * a * a
+    rounded = (a > 0).cumsum(1) * (a / T) ** 2 * (1 / 12 + (start - 0.5) ** 2)
+    best = torch.where(a > 0, lost + rounded, torch.inf).argmin(1, keepdim=True)
+    return a.gather(1, best).squeeze(1).to(values.dtype)
+
+
+def covering(values: Tensor, T: int, start: float) -> Tensor:
+    """:func:`least_error` for the channels [C, N] of a layer, of which each may have few samples: [C], 0 for all where
+    nothing is positive.
+
+    What few samples of a channel say does not hold for others that come later. So the fewer there are, the more counts
+    what the samples of all channels together say, each in units of its channel's root mean square.
+
+    >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.0])
+    tensor([True, True])
+    """
+    positive, squares = (values > 0).sum(1), values.clamp_min(0).square().sum(1)
+    if not bool(positive.any()):
+        return squares
+    mean = squares.sum() / positive.sum()
+    scale = ((squares + _PRIOR * mean) / (positive + _PRIOR)).sqrt()
+    common = least_error((values / scale.unsqueeze(1)).view(1, -1), T, start)
+    return torch.lerp(common * scale, least_error(values, T, start), positive / (positive + _FEW))
+
+
+def set_threshold(layer: SpikingLayer | Neurons, value: float | Tensor) -> None:
+    """Sets a layer's threshold, in place where it is a tensor. The initial potential keeps its ratio to it.
+
+    Args:
+        value: a number, or where the threshold is [C] one for each channel.
+    """
     threshold, v_init = layer.threshold, layer.v_init
-    ratio = value / float(threshold)
+    ratio = value / threshold
     if isinstance(threshold, Tensor):
-        threshold.data.fill_(value)
+        threshold.data.copy_(torch.as_tensor(value))
     else:
-        layer.threshold = value
+        layer.threshold = float(value)
     if isinstance(v_init, Tensor):
+        if isinstance(ratio, Tensor) and ratio.dim() and v_init.dim() != 1:
+            ratio = over_space(ratio, (1, *v_init.shape)) if v_init.dim() else ratio.mean()
         v_init.data.mul_(ratio)
     else:
-        layer.v_init = v_init * ratio
+        layer.v_init = v_init * float(torch.as_tensor(ratio).mean())

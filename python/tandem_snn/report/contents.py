@@ -109,7 +109,7 @@ def gather(run: Path, data_dir: Path | None = None) -> Contents:
     """Reads a run's folder and measures its first seed's network on the test split, on the CPU.
 
     Raises:
-        UserError: no run, a damaged one, or its data set is not there.
+        UserError: no run, a damaged run, or its data set is missing.
     """
     summary = _summary(run / SUMMARY)
     recipe = Recipe.from_dict(summary["recipe"])

@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
+from .. import plots
 from ..errors import extra
-from ..plots.axes import percent_axis, say_scale, step_axis
-from ..training.recipe import CONTINUED
+from ..plots import step_axis
 from .contents import Contents
 
-# Stand-ins that matplotlib draws with, and what they become on the page.
-_COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--snn)", "#040404": "var(--ann)"}
-INK, LINE, SNN, ANN = _COLOURS
-KINDS = {"SNN": SNN, "ANN": ANN, CONTINUED: INK}
+# What matplotlib draws with, those of the package's plots among them, and what it becomes on the page.
+_COLOURS = {
+    "#010101": "currentColor",
+    "#020202": "var(--line)",
+    "#1f77b4": "var(--snn)",
+    "#ff7f0e": "var(--ann)",
+    "#8c564b": "currentColor",  # of the twin that is trained on
+}
+INK, LINE, SNN, ANN, _ = _COLOURS
 WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
 _STYLE = {
     "svg.fonttype": "none",
@@ -70,24 +75,9 @@ def _side_by_side(figures: Iterable[str], kind: str) -> str:
     return f'<div class="panels {kind}">{"".join(figures)}</div>'
 
 
-def _log(axes: Any) -> None:
-    """A logarithmic axis upwards, with numbers where it spans less than two decades too."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high < 50 * low else (1,)
-    axes.yaxis.set_major_locator(extra("matplotlib.ticker", "the report").LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    say_scale(axes, "logarithmic axis")
-
-
 def _legend(axes: Any) -> None:
     """Below the axes, where it covers nothing."""
     axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), ncols=2, borderaxespad=0)
-
-
-def _quality(axes: Any, accuracy: bool) -> None:
-    (percent_axis if accuracy else _log)(axes)
 
 
 def _whole(axes: Any) -> None:
@@ -97,16 +87,9 @@ def _whole(axes: Any) -> None:
 def learning_curves(contents: Contents) -> str:
     """Loss, and the metric on the validation split where there is one, by epoch; one line per seed."""
 
-    def panel(key: str, label: str, accuracy: bool) -> str:
+    def panel(key: str, label: str, percent: bool) -> str:
         def draw(axes: Any) -> None:
-            for kind, runs in contents.histories.items():
-                for i, history in enumerate(runs):
-                    values = [record[key] * (100 if accuracy else 1) for record in history]
-                    epochs = range(1, len(values) + 1)
-                    axes.plot(epochs, values, color=KINDS[kind], alpha=0.85, label=None if i else kind)
-            axes.set(xlabel="epoch", ylabel=label)
-            _whole(axes)
-            _quality(axes, accuracy)
+            plots.learning_curves(axes, contents.histories, key, label, percent=percent)
             _legend(axes)
 
         return _svg(f"{label} by epoch", WIDE, draw)
@@ -132,7 +115,7 @@ def over_time(contents: Contents) -> str:
         if contents.twin is not None:
             axes.axhline(contents.twin, color=ANN, linewidth=1.2, label="ANN twin")
         axes.set(xlabel=xlabel, ylabel=label)
-        _quality(axes, accuracy)
+        plots.quality_axis(axes, accuracy)
 
     def steps(axes: Any) -> None:
         axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="after so many steps")

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..container import atomically
-from ..measure._energy import AC_PJ, MAC_PJ
-from ..measure.interval import points
+from ..measure.operations import AC_PJ, MAC_PJ
+from ..measure.quality import points
 from . import figures
 from .contents import Contents, gather
 
@@ -124,7 +124,7 @@ def _sections(contents: Contents) -> Iterable[str]:
         "Spike counts against the ANN branch's activations",
         f"The rule learns by the ANN's gradient at the real counts: the closer the dots, neurons of {contents.few} "
         "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples, correlations "
-        "those of the products of counts and of activations with the next layer's weights. Counts are as expected "
+        "compare the products of counts and of activations with the next layer's weights. Counts are as expected "
         "where they are ⌊z/ϑ⌋ within 0 and T, as of currents that are the same at every step; neurons with more or "
         "fewer spikes saw theirs come and go. Spurious are spikes of neurons with z ≤ 0, which no gradient reaches.",
         figures.coupling(contents) + _matches(contents),

@@ -7,19 +7,16 @@ optimizers, learning rates, tasks and checkpoints are functions of their own.
 
 from .checkpoint import load_checkpoint, read_recipe, save_checkpoint
 from .comparison import Comparison, compare
-from .distributed import join, synchronised
 from .fit import Fitted, fit
-from .interruption import Interruption
 from .library import list_recipes, load_recipe
-from .optim import learning_rate, make_optimizer
+from .measures import step_times
+from .processes import Interruption, World, join, synchronised
 from .progressive import Progressive
 from .recipe import Recipe
 from .store import Store
-from .task import Classification, Regression, Task, make_task
-from .timing import step_times
+from .task import Classification, Regression, Task, learning_rate, make_optimizer, make_task
 from .trainer import Trainer, evaluate
 from .transfer import start_from
-from .world import World
 
 __all__ = [
     "Classification",

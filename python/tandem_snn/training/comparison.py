@@ -17,14 +17,13 @@ from torch import nn
 
 from ..data import Dataset
 from .fit import Fitted, fit
-from .interruption import Interruption
 from .measures import Measures, measure
+from .processes import Interruption, World
 from .recipe import CONTINUED, KINDS, TWIN, Recipe, folder_of
 from .store import Store, locked
 from .task import make_task
 from .trainer import Trainer
 from .transfer import start_from, start_from_checkpoint
-from .world import World
 
 OnStep = Callable[[str, int, Trainer], None]
 PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the keys in a summary

@@ -13,12 +13,10 @@ from torch import nn
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
-from .distributed import synchronised
-from .interruption import Interruption
+from .processes import Interruption, World, synchronised
 from .recipe import Recipe
 from .store import Store
 from .trainer import Trainer
-from .world import World
 
 OnStep = Callable[[Trainer], None]
 
@@ -118,7 +116,7 @@ def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interr
                 where = f"stopped {trainer.position()}"
                 if store is not None:
                     store.save(trainer)
-                    where += ": a checkpoint is written, --resume goes on from it"
+                    where += ": a checkpoint is written, --resume continues from it"
                 raise Interrupted(where, (interruption and interruption.signal) or signal.SIGTERM)
             if store is not None and store.due(trainer):
                 store.save(trainer)

@@ -1,16 +1,22 @@
-"""Recipes as YAML files: those that come with the package, by name, and any other, by path."""
+"""Recipes as YAML: those that come with the package, by name from recipes.yaml, and any other file, by path."""
 
 from __future__ import annotations
 
-import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, check_name
+from .keys import LARGEST, from_yaml
 from .recipe import Recipe
-from .values import LARGEST, from_yaml
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+PACKAGE = Path(__file__).with_name("recipes.yaml")
+
+
+@cache
+def _package() -> dict[str, dict[str, Any]]:
+    """The keys of the recipes that come with the package, and what each is ``about``, by name."""
+    return dict(sorted(_read(PACKAGE).items()))
 
 
 def list_recipes() -> list[str]:
@@ -19,18 +25,17 @@ def list_recipes() -> list[str]:
     >>> "digits" in list_recipes()
     True
     """
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return list(_package())
 
 
 def describe(name: str) -> str:
-    """What a recipe of the package is, in a sentence or two: the comment that its file begins with.
+    """What a recipe of the package is, in a sentence or two.
 
     >>> describe("mnist")
     '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
     """
-    lines = _path(name, FOLDER).read_text().splitlines()
-    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.strip("# ") for line in comment)
+    about: str = _package()[name]["about"]
+    return about
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -48,20 +53,30 @@ def load_recipe(name: str | Path) -> Recipe:
     >>> load_recipe("digits").data
     'digits'
     """
-    path = _path(str(name), Path())
-    return Recipe.from_dict(_read(path, ()))
+    return Recipe.from_dict(_keys(str(name), Path(), ()))
 
 
-def _path(name: str, folder: Path) -> Path:
+def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of a recipe, its base's included."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return folder / name
-    check_name("recipe", name, list_recipes())
-    return FOLDER / f"{name}.yaml"
+        path = folder / name
+        what, folder = f"recipe {path}", path.parent
+        keys = _read(path)
+    else:
+        check_name("recipe", name, list_recipes())
+        what = f"recipe {name}"
+        keys = {key: value for key, value in _package()[name].items() if key != "about"}
+    if what in derived:
+        raise UserError(f"{what}: its base leads back to itself")
+    base = keys.pop("base", None)
+    if base is None:
+        return keys
+    if not isinstance(base, str):
+        raise UserError(f"{what}: base: expected a recipe's name or path, got {base!r}")
+    return _keys(base, folder, (*derived, what)) | keys
 
 
-def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
-    if path in derived:
-        raise UserError(f"recipe {path}: its base leads back to itself")
+def _read(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"recipe {path} is not a file")
     try:
@@ -69,13 +84,8 @@ def _read(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    values = from_yaml(content.decode(errors="replace"), f"recipe {path}")
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    keys = from_yaml(content.decode(errors="replace"), f"recipe {path}")
+    keys = {} if keys is None else keys
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"recipe {path}: expected lines `key: value`")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"recipe {path}: base: expected a recipe's name or path, got {base!r}")
-    return _read(_path(base, path.parent), (*derived, path)) | values
+    return keys

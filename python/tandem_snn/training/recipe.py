@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
 from os import PathLike
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from tandem_ext.checks import GATES
+from tandem_ext.checks import GATES, TIMINGS
 
 from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
@@ -23,7 +22,7 @@ from ..data.events import BINS
 from ..errors import UserError, check_name
 from ..models import check_model, create_model, create_twin
 from ..nn.encoder import MODES
-from .values import from_yaml
+from .keys import BELOW_1, FINITE, FROM_0, POSITIVE, above_0_to, check, from_yaml, key, typed, within
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
@@ -31,61 +30,15 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TWIN = "twin"  # as a value of init_from
 CONTINUED = "ANN continued"  # the control of a network that started from its twin: the twin, trained as long
 KINDS = ("SNN", "ANN", CONTINUED)
-
-# What is handed on to the model where it is given; None leaves the choice to the model.
-MODEL_KEYS = (
-    "encoding", "dropout", "norm", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits",
-    "ann_units",
-)  # fmt: skip
-_POSITIVE = (
-    "epochs", "batch_size", "lr", "width", "threshold", "gamma", "clip_grad_norm", "lr_factor", "seeds", "init_gain",
-    "patience",
-)  # fmt: skip
-
-# What the ANN has no use for. Of T, event data need the number of frames.
-NEURON_KEYS = {
-    "T", "gamma", "threshold", "learn_threshold", "leak", "gate", "v_init", "weight_bits", "ann_units",
-    "synops_penalty", "init_from", "init_gain", "progressive", "percentile", "patience",
-}  # fmt: skip
-
-
 _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. Two runs of equal recipes on one machine's CPU give equal weights, bit for bit, if they have the
+    """A training run. Two runs of equal recipes on one machine's CPU end with bit-identical weights, if they have the
     same number of threads, among which torch splits its own sums.
 
-    Attributes:
-        data, task, augment, bins, size: the data set's name, what it is used for ("classification" or "regression"),
-            and how, see :func:`tandem_snn.data.load`.
-        validation: hold a fixed part of the training samples out and keep the weights of the epoch that does best on
-            it. False: train on everything and keep the weights of the last epoch.
-        model, T, width: the network's name or architecture, see :func:`tandem_snn.create_model`, its time steps and the
-            multiplier of its channels.
-        encoding, dropout, norm, gamma, threshold, learn_threshold, leak, gate, v_init, weight_bits, ann_units: see the
-            same function; None is the model's own choice, and for encoding "events" or "direct" by what the data are.
-        options: further arguments of the model.
-        init_from, init_gain: start the spiking network from a trained one: "twin", the ANN that is trained first, or
-            the path of a checkpoint, of an ANN or a spiking network with the same layers. What becomes of its weights
-            with the gain is said at :func:`tandem_snn.training.start_from`.
-        progressive, percentile, patience: convert the network layer by layer, in stages that share the epochs, each
-            with a threshold from that percentile of the layer's activations; a stage also ends after ``patience``
-            epochs without a better validation. See :class:`tandem_snn.training.Progressive`.
-        optimizer, lr, momentum, weight_decay: "adam", "adamw" or "sgd", which alone has momentum. Weight decay spares
-            parameters of fewer than two dimensions: biases and batch norm.
-        schedule: of the learning rate. "one-cycle" rises over the first tenth of the steps and then falls to zero as a
-            cosine, "cosine" only falls, "multistep" is multiplied by ``lr_factor`` at each epoch of ``milestones``,
-            "constant".
-        label_smoothing: of the cross-entropy, 0 to 1.
-        synops_penalty: weight in the loss of the synaptic operations in units of the ANN's, see
-            :class:`tandem_snn.measure.synops_penalty`.
-        clip_grad_norm: the greatest norm of the gradient; None leaves it as it is.
-        epochs, batch_size: passes over the training samples, and samples per step of all processes together.
-        precision: "fp32", or "bf16" and "fp16" for automatic mixed precision.
-        seed: of the initial weights, the order of the samples, augmentation and dropout.
-        seeds: how many runs a comparison consists of; their seeds count up from ``seed``.
+    Every key is also an option of ``tandem-snn train``: ``--synops-penalty 0.2``.
 
     Raises:
         UserError: an unknown name, a value of a wrong kind or out of range.
@@ -94,92 +47,112 @@ class Recipe:
     4
     """
 
-    data: str = "digits"
-    task: str = "classification"
-    augment: tuple[str, ...] = ()
-    bins: str = "time"
-    size: int | None = None
-    validation: bool = True
-    model: str = "cnn"
-    T: int = 8
-    width: float = 1.0
-    encoding: str | None = None
-    dropout: float | None = None
-    norm: bool | None = None
-    gamma: float | None = None
-    threshold: float | None = None
-    learn_threshold: str | None = None
-    leak: float | None = None
-    gate: str | None = None
-    v_init: float | None = None
-    weight_bits: int | None = None
-    ann_units: bool | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    init_from: str | None = None
-    init_gain: float = 1.0
-    progressive: bool = False
-    percentile: float = 99.9
-    patience: int | None = None
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "one-cycle"
-    milestones: tuple[int, ...] = ()
-    lr_factor: float = 0.1
-    label_smoothing: float = 0.0
-    synops_penalty: float = 0.0
-    clip_grad_norm: float | None = None
-    epochs: int = 30
-    batch_size: int = 64
-    precision: str = "fp32"
-    seed: int = 0
-    seeds: int = 1
+    data: str = key("digits", "The data set's name, such as mnist.", NAMES)
+    task: str = key("classification", "classification, or regression: the images are their own targets.", TASKS)
+    augment: tuple[str, ...] = key((), "Augmentations of the training images, in order: flip, shift, shift:PIXELS.")
+    bins: str = key("time", "Frames of event recordings: of equal time, or of equal count of events.", BINS)
+    size: int | None = key(None, "Height and width of the samples of recordings and streams.")
+    validation: bool = key(
+        True,
+        "Hold a fixed part of the training samples out and keep the weights of the epoch that does best on it. Without "
+        "it, train on everything and keep the weights of the last epoch.",
+    )
+    model: str = key("cnn", "The network's name, or its layers, such as 32C3-FC256.")
+    T: int = key(8, "Number of time steps, 1 to 255.", within(1, 255, " time steps"), neuron=True)
+    width: float = key(1.0, "Multiplier of the model's channels.", POSITIVE)
+    encoding: str | None = key(None, "How inputs become spikes; by default as the data need it.", MODES, model=True)
+    dropout: float | None = key(None, "Share of the activity that is dropped in training.", BELOW_1, model=True)
+    norm: bool | None = key(None, "Batch norm.", model=True)
+    gamma: float | None = key(None, "Initial scale of batch norm.", POSITIVE, model=True, neuron=True)
+    threshold: float | None = key(None, "Firing threshold.", POSITIVE, model=True, neuron=True)
+    learn_threshold: str | None = key(None, "Learn thresholds: layer or channel.", model=True, neuron=True)
+    leak: float | None = key(
+        None, "What a membrane potential keeps of itself from step to step.", above_0_to(1), model=True, neuron=True
+    )
+    gate: str | None = key(
+        None,
+        "Which neurons pass a gradient on: relu (z > 0), clip (and not firing at every step), resu (as relu, and "
+        "neurons with z <= 0 are silenced).",
+        GATES,
+        model=True,
+        neuron=True,
+    )
+    v_init: float | None = key(None, "Initial membrane potential, in thresholds.", FINITE, model=True, neuron=True)
+    weight_bits: int | None = key(None, "Train with weights rounded to so many bits, 2 to 8.", model=True, neuron=True)
+    ann_units: bool | None = key(
+        None, "Spikes are worth their threshold, so that activations keep the ANN's units.", model=True, neuron=True
+    )
+    timing: str | None = key(
+        None,
+        "When neurons fire: step, at once, or window, after the whole window of their input.",
+        TIMINGS,
+        model=True,
+        neuron=True,
+    )
+    options: dict[str, Any] = key({}, "Further arguments of the model: --set options.NAME=VALUE.")
+    init_from: str | None = key(
+        None,
+        "Start the spiking network from a trained one with the same layers: twin, the ANN that is trained first, or "
+        "the path of a checkpoint.",
+        neuron=True,
+    )
+    init_gain: float = key(1.0, "Scale of the activations of that network, see start_from.", POSITIVE, neuron=True)
+    progressive: bool = key(
+        False, "Convert the network layer by layer, in stages that share the epochs, see Progressive.", neuron=True
+    )
+    percentile: float = key(
+        99.9, "Progressive training: the percentile of activations at the threshold.", above_0_to(100), neuron=True
+    )
+    patience: int | None = key(
+        None,
+        "Progressive training: a stage also ends after so many epochs without a better validation.",
+        POSITIVE,
+        neuron=True,
+    )
+    optimizer: str = key("adam", "adam, adamw or sgd.", OPTIMIZERS)
+    lr: float = key(2e-3, "The (peak) learning rate.", POSITIVE)
+    momentum: float = key(0.9, "Momentum of sgd.", BELOW_1)
+    weight_decay: float = key(0.0, "Weight decay of weights; biases and batch norm are spared.", FROM_0)
+    schedule: str = key(
+        "one-cycle",
+        "The learning rate: one-cycle rises over the first tenth of the steps and falls to zero as a cosine, cosine "
+        "only falls, multistep is multiplied by lr_factor at each milestone, constant.",
+        SCHEDULES,
+    )
+    milestones: tuple[int, ...] = key((), "Epochs at which multistep lowers the learning rate.")
+    lr_factor: float = key(0.1, "What multistep multiplies the learning rate by.", POSITIVE)
+    label_smoothing: float = key(0.0, "Label smoothing of the cross-entropy.", BELOW_1)
+    synops_penalty: float = key(
+        0.0, "Weight in the loss of the synaptic operations, in units of the ANN's.", FROM_0, neuron=True
+    )
+    clip_grad_norm: float | None = key(None, "The greatest norm of the gradient.", POSITIVE)
+    epochs: int = key(30, "Passes over the training samples.", POSITIVE)
+    batch_size: int = key(64, "Samples per training step, of all processes together.", POSITIVE)
+    precision: str = key("fp32", "fp32, or bf16 and fp16 for automatic mixed precision.", PRECISIONS)
+    seed: int = key(0, "The first seed: of initial weights, order of the samples, augmentation, dropout.", FROM_0)
+    seeds: int = key(1, "Number of runs, whose seeds count up from the first.", POSITIVE)
 
     def __post_init__(self) -> None:
-        for key in fields(self):
-            object.__setattr__(self, key.name, _typed(key.name, str(key.type), getattr(self, key.name)))
-        check_name("data set", self.data, NAMES)
+        hints = type_hints()
+        for one in fields(self):
+            value = typed(one.name, hints[one.name], getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+        for one in fields(self):
+            check(one.name, one.metadata["allowed"], getattr(self, one.name))
         check_model(self.model)
-        check_name("task", self.task, TASKS)
-        check_name("optimizer", self.optimizer, OPTIMIZERS)
-        check_name("schedule", self.schedule, SCHEDULES)
-        check_name("precision", self.precision, PRECISIONS)
-        check_name("gate", self.gate or "relu", GATES)
-        check_name("encoding", self.encoding or "direct", MODES)
-        check_name("kind of bins", self.bins, BINS)
         parse(self.augment)
         if self.seed + self.seeds > _GREATEST_SEED:
             raise UserError(f"seed, seeds: expected seeds up to {_GREATEST_SEED}, got {self.seed + self.seeds - 1}")
-        if not 1 <= self.T <= 255:
-            raise UserError(f"T: expected 1 to 255 time steps, got {self.T}")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name}: expected a positive number, got {value}")
-        for name in ("weight_decay", "synops_penalty", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("momentum", "label_smoothing", "dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UserError(f"{name}: expected 0 or more and less than 1, got {value}")
-        if self.leak is not None and not 0 < self.leak <= 1:
-            raise UserError(f"leak: expected more than 0 and at most 1, got {self.leak}")
         if self.init_from not in (None, TWIN) and not str(self.init_from).endswith(".safetensors"):
             raise UserError(f"init_from: expected {TWIN!r} or a checkpoint's .safetensors file, got {self.init_from!r}")
         if self.init_from is None and self.init_gain != 1:
             raise UserError("init_gain: without init_from there is nothing that it scales")
-        if not 0 < self.percentile <= 100:
-            raise UserError(f"percentile: expected more than 0 and at most 100, got {self.percentile}")
         if self.patience is not None and not (self.progressive and self.validation):
             raise UserError("patience: it ends stages of progressive training, by the validation split")
         if self.progressive and (self.init_gain != 1 or self.ann_units is False):
             raise UserError(
                 "init_gain, ann_units: progressive training takes weights in the units of the ANN, as they are"
             )
-        if self.v_init is not None and not math.isfinite(self.v_init):
-            raise UserError(f"v_init: expected a finite number, got {self.v_init}")
         if list(self.milestones) != sorted(set(self.milestones)) or any(
             not 0 < m < self.epochs for m in self.milestones
         ):
@@ -188,7 +161,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_dict`."""
-        known = [key.name for key in fields(cls)]
+        known = [one.name for one in fields(cls)]
         for name in values:
             check_name("recipe key", name, known)
         return cls(**values)
@@ -197,12 +170,12 @@ class Recipe:
         """Every key, as JSON and YAML can hold it."""
         return asdict(self) | {"milestones": list(self.milestones), "augment": list(self.augment)}
 
-    def override(self, settings: Iterable[str]) -> Recipe:
-        """This recipe with settings "key=value", the values written as in YAML.
+    def override(self, settings: Iterable[str] = (), **keys: Any) -> Recipe:
+        """This recipe with settings "key=value", the values written as in YAML, and then with ``keys``.
 
         ``options.eps=1e-3`` sets one of the options.
 
-        >>> Recipe().override(["T=4", "lr=1e-3"]).lr
+        >>> Recipe().override(["T=4", "lr=1e-3"], seeds=3).lr
         0.001
         """
         values = self.to_dict()
@@ -216,7 +189,7 @@ class Recipe:
                 values["options"] = values["options"] | {option: value}
             else:
                 values[name.strip()] = value
-        return Recipe.from_dict(values)
+        return Recipe.from_dict(values | keys)
 
     def digest(self) -> str:
         """A name for what the recipe says: other values give another.
@@ -262,9 +235,9 @@ class Recipe:
         >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
         True
         """
-        ignored = NEURON_KEYS - {"T"} if self.data in EVENTS else NEURON_KEYS
-        defaults: dict[str, Any] = {key.name: key.default for key in fields(self) if key.name in ignored}
-        return replace(self, **defaults)
+        frames = {"T"} if self.data in EVENTS else set()  # event data need their number
+        defaults: dict[str, Any] = {one.name: one.default for one in fields(self) if one.metadata["neuron"]}
+        return replace(self, **{name: value for name, value in defaults.items() if name not in frames})
 
     def of(self, kind: str) -> Recipe:
         """What determines the training of one kind of network."""
@@ -275,7 +248,8 @@ class Recipe:
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
         """The network, kind "SNN", or its twin, other kinds, with the initial weights that torch's generator gives."""
         check_name("kind", kind, KINDS)
-        chosen = {name: getattr(self, name) for name in MODEL_KEYS if getattr(self, name) is not None}
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["model"]}
+        chosen = {name: value for name, value in given.items() if value is not None}
         events = data.kind == "events"
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:
@@ -296,6 +270,12 @@ class Recipe:
             raise UserError(f"model {self.model}: {str(error).splitlines()[0]}") from error
 
 
+@cache
+def type_hints() -> dict[str, Any]:
+    """The type of each key."""
+    return get_type_hints(Recipe)
+
+
 def folder_of(kind: str) -> str:
     """Of a kind's training.
 
@@ -303,47 +283,3 @@ def folder_of(kind: str) -> str:
     'ann-continued'
     """
     return kind.lower().replace(" ", "-")
-
-
-def _number(value: Any) -> Any:
-    """A string that is a number, as that number: to YAML 1.1, 1e-3 is a string."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _is_collection(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str)
-
-
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """``value`` as the field's type, if it can be that."""
-    if value is None and "None" in kind:
-        return None
-    if isinstance(value, int) and value.bit_length() > 64:
-        raise UserError(f"{name}: a number of {value.bit_length()} bits")
-    kind = kind.removesuffix(" | None")
-    try:
-        if kind == "float" and not isinstance(value, bool):
-            return float(value)
-        if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
-        if kind.startswith("tuple") and not isinstance(value, str | Mapping):
-            return tuple(_typed(name, kind[6:9], item) for item in value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    if kind == "single" or (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
-        return value
-    if kind.startswith("dict") and isinstance(value, Mapping) and not any(map(_is_collection, value.values())):
-        return {str(key): _typed(str(key), "single", _number(item)) for key, item in value.items()}
-    expected = {
-        "float": "a number",
-        "int": "a whole number",
-        "bool": "true or false",
-        "str": "a name",
-        "tuple[int, ...]": "a list of whole numbers, such as [10, 20]",
-        "tuple[str, ...]": "a list of names, such as [flip]",
-        "dict[str, Any]": "a mapping of names to single values",
-    }
-    raise UserError(f"{name}: expected {expected[kind]}, got {value!r}")

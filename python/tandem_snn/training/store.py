@@ -12,16 +12,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..container import atomically
+from ..data import Split
 from ..errors import UserError, extra
-from .board import log_layers
+from ..measure import Monitor
+from ..measure.hooks import FIRING, evaluating
 from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
@@ -30,7 +36,7 @@ MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
 class Store:
     """Where a training run is kept, so that it survives whatever ends it.
 
-    The folder holds ``checkpoint.safetensors`` and the one before it while the run goes on; once it is finished
+    The folder holds ``checkpoint.safetensors`` and the one before it while the run is unfinished; afterwards
     ``model.safetensors``, ``result.json``, and ``last.safetensors``, the state from which it can be trained on; and all
     the time the record of each epoch as ``metrics.csv`` and ``metrics.jsonl`` and, if wanted, for TensorBoard.
 
@@ -39,8 +45,8 @@ class Store:
         seconds, steps: write a checkpoint when so much time or so many steps have passed since the last.
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
-        train_on: a run of the same recipe with another number of epochs, finished or not, is gone on with. Its next
-            step has the learning rate of the new number of epochs at that step. Everything else in a recipe is the
+        train_on: continue a run of the same recipe with another number of epochs, finished or not. Its next step has
+            the learning rate of the new schedule at that step. Everything else in a recipe is the
             run's identity: it is refused where it differs. Paths, devices and workers are no part of a recipe.
     """
 
@@ -132,7 +138,7 @@ class Store:
         self._good = trainer.position()
 
     def last_good(self) -> str:
-        """What there is to go on from, in words."""
+        """The last good checkpoint, in words."""
         return (
             "no checkpoint was written before"
             if self._good is None
@@ -163,7 +169,7 @@ class Store:
     def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
         """Writes the trained network and its result, which marks the run as finished; checkpoints go."""
         if self.writes:
-            (self.folder / RESULT).unlink(missing_ok=True)  # that of fewer epochs, which is not of these weights
+            (self.folder / RESULT).unlink(missing_ok=True)  # a result of fewer epochs is not of these weights
             self._write(MODEL, pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts}))
             self._write(RESULT, (json.dumps({"recipe": recipe.to_dict(), **result}, indent=2) + "\n").encode())
             for name in (NEWEST, PREVIOUS):
@@ -174,7 +180,7 @@ class Store:
         it is to be trained on.
 
         Raises:
-            UserError: it is that of another recipe, or damaged, or it was trained on and for more epochs.
+            UserError: it is of another recipe, damaged, or was trained for more epochs.
         """
         path = self.folder / RESULT
         if not path.exists():
@@ -225,7 +231,7 @@ def _check_longer(path: Path, there: Recipe, here: Recipe, last: Path) -> None:
     if here.epochs < there.epochs:
         raise UserError(f"epochs: {path} was trained for {there.epochs} already, so expected more, got {here.epochs}")
     if not last.exists():
-        raise UserError(f"{path} cannot be trained on: {last} is not there, the state after its last epoch")
+        raise UserError(f"{path} cannot be trained on: {last}, the state after its last epoch, is missing")
 
 
 @contextmanager
@@ -257,3 +263,20 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         os.close(handle)
+
+
+SAMPLES = 256
+
+
+def log_layers(board: SummaryWriter, net: nn.Module, split: Split, epoch: int) -> None:
+    """The firing rate of each layer as a scalar, and a histogram over its neurons, in evaluation mode
+    over the first samples of the split. Of a network without spikes nothing.
+    """
+    if not any(isinstance(layer, FIRING) for layer in net.modules()):
+        return
+    x: Any = next(split.batches(SAMPLES))[0].to(next(net.parameters()).device)
+    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
+        net(x)
+    for name, layer in monitor.items():
+        board.add_scalar(f"firing_rate/{name}", layer.rates.mean().item(), epoch)
+        board.add_histogram(f"firing_rates/{name}", layer.rates.flatten(), epoch)

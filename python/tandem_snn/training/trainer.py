@@ -18,11 +18,10 @@ from ..measure import synops_penalty
 from ..measure.hooks import FIRING, evaluating
 from ..memory import return_freed
 from .checkpoint import is_finite
-from .optim import learning_rate, make_optimizer
+from .processes import World
 from .progressive import Progressive
 from .recipe import Recipe
-from .task import Task, make_task
-from .world import World
+from .task import Task, learning_rate, make_optimizer, make_task
 
 TIDY_STEPS = 64  # between returns of freed memory, which take milliseconds
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,8 +50,8 @@ class Trainer:
     """A network, its optimizer, and how far its training has come.
 
     Whatever is random in a step follows from the seed and the step's number: the order of the samples, augmentation,
-    dropout. So the weights, the optimizer's state and the number of the step are all there is to a run's state, and a
-    run continues from them exactly as it would have gone on.
+    dropout. So the weights, the optimizer's state and the step number are the whole state of a run, and a resumed run
+    ends with bit-identical weights.
 
     Args:
         net: trained in place, on the device it is on.
@@ -63,10 +62,9 @@ class Trainer:
     Attributes:
         step: the number of steps taken.
         history: one record per finished epoch, of plain numbers.
-        stages: those of progressive training, or None.
+        stages: of progressive training, or None.
         best: the best epoch by the validation split, or None.
-        trained_on: what it was meant to be before it was trained on: the epochs of each earlier plan, and the number of
-            steps taken by it.
+        trained_on: the earlier plans of a run that was trained on: the epochs of each, and the steps taken by then.
 
     >>> data = tandem_snn.data.load("digits")
     >>> recipe = Recipe(model="mlp", epochs=1)
@@ -261,7 +259,7 @@ class Trainer:
         return tensors, facts
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`. The recipe may have another number of epochs than that of the state."""
+        """The inverse of :meth:`state`. The recipe may have another number of epochs."""
         groups: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")

@@ -38,8 +38,8 @@ def start_from(
 
         z' = g·z        and so, but for rounding, the counts        c = g·a,
 
-    g being ``gain``, in every layer, and the readout stays what it is. To that end γ' = g·γ and β' = g·β; where batch
-    norm is missing, W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is how much larger a layer's input is than
+    g being ``gain``, in every layer, and the readout's answer stays the same. For that, γ' = g·γ and β' = g·β; without
+    batch norm, W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is how much larger a layer's input is than
     in the trained network: T for the first layer after a direct encoder, which sees T·x, and g for the others. The
     running statistics of u = W x follow: mean' = k·mean, var' = k²·var. In a network with thresholds ϑ other than 1,
     g·ϑ takes g's place in z', γ', β', W' and b', so that the counts are the same.

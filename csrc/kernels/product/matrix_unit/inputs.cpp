@@ -1,6 +1,9 @@
 // Spikes, or spike counts, as the bytes that the matrix unit multiplies.
 #include <algorithm>
+#include <cstring>
 
+#include "../../cpu/vectors.h"
+#include "../dense.h"
 #include "layout.h"
 
 #if TANDEM_MULTIVERSION
@@ -28,10 +31,9 @@ ExpandedRows::ExpandedRows(const Geometry& geometry)
   idle = idle_rows(std::max<int64_t>(geometry.rows(), 1));
 }
 
-#if TANDEM_MULTIVERSION
-
 namespace {
 
+#if TANDEM_MULTIVERSION
 // The bits of `n` bytes, each step's in a plane of its own.
 TANDEM_TARGET_AMX void split_bits(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
   const __m512i one = _mm512_set1_epi8(1);
@@ -44,22 +46,29 @@ TANDEM_TARGET_AMX void split_bits(const uint8_t* in, int64_t n, uint8_t* out, in
   }
 }
 
+#endif
+
 // Spikes of `n` bytes in all planes, which lie `plane_bytes` apart.
-TANDEM_TARGET_AMX void add_counts(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
-  const __m512i nibble = _mm512_set1_epi8(0x0f);
-  const __m512i ones = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
-    __m512i count = _mm512_setzero_si512();
-    for (int p = 0; p < planes; ++p) {
-      const __m512i bytes = _mm512_maskz_loadu_epi8(lanes, in + p * plane_bytes + i);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, _mm512_and_si512(bytes, nibble)));
-      count = _mm512_add_epi8(count, _mm512_shuffle_epi8(ones, high));
-    }
-    _mm512_mask_storeu_epi8(out + i, lanes, count);
+TANDEM_INLINE void add_counts_body(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - i));
+    ByteLanes count{};
+    for (int p = 0; p < planes; ++p) count += popcount(load_first<ByteLanes>(in + p * plane_bytes + i, lanes));
+    store_first(out + i, count, lanes);
   }
 }
+TANDEM_CPU_KERNEL(add_counts, (const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out),
+                  (in, n, planes, plane_bytes, out))
+
+TANDEM_INLINE void largest_byte_body(const uint8_t* bytes, int64_t n, int* most) {
+  ByteLanes largest{};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const auto x = load_first<ByteLanes>(bytes + i, static_cast<int>(std::min<int64_t>(kLanes, n - i)));
+    largest = x > largest ? x : largest;
+  }
+  for (int i = 0; i < kLanes; ++i) *most = std::max<int>(*most, largest[i]);
+}
+TANDEM_CPU_KERNEL(largest_byte, (const uint8_t* bytes, int64_t n, int* most), (bytes, n, most))
 
 // The image's pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
@@ -170,25 +179,29 @@ void lay_out(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t fir
 
 }  // namespace
 
+#if TANDEM_MULTIVERSION
 void ExpandedInputs::expand(const Layer& layer, int64_t first, const Block& block) {
   steps = 8;
   lay_out(*this, layer, layer.plane_count(), first, block, split_bits);
 }
+#else
+void ExpandedInputs::expand(const Layer&, int64_t, const Block&) {}
+#endif
 
 void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block& block) {
   steps = 1;
   const Geometry& in = layer.geometry;
   const int64_t plane_bytes = in.batch * in.height * in.width * in.channels;
+  const bool limited = layer.counted() && counts_are_limited();
+  most = limited ? 0 : layer.neuron.T;
   lay_out(*this, layer, 1, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
-    add_counts(bytes, n, layer.plane_count(), plane_bytes, out);
+    if (layer.counted()) {
+      std::memcpy(out, bytes, n);
+      if (limited) largest_byte(bytes, n, &most);
+    } else {
+      add_counts(bytes, n, layer.plane_count(), plane_bytes, out);
+    }
   });
 }
-
-#else
-
-void ExpandedInputs::expand(const Layer&, int64_t, const Block&) {}
-void ExpandedInputs::count_spikes(const Layer&, int64_t, const Block&) {}
-
-#endif
 
 }  // namespace tandem::cpu

@@ -81,13 +81,14 @@ struct ExpandedPiece {
 // What a block of rows reads, from input channel `first` on, zero outside of the image.
 struct ExpandedInputs {
   int steps;  // bytes of an input: one for each of the eight steps of a plane, or its spike count
+  int most;   // no count is larger; of counts alone
   int64_t chunks;
   std::vector<ExpandedPiece> pieces;
   std::vector<int64_t> offsets;  // [pieces, chunks]
   Scratch<uint8_t> bytes;
 
   void expand(const Layer& layer, int64_t first, const Block& block);
-  // One plane of counts.
+  // One plane of counts: of the spikes in all planes, or what a counted layer is given.
   void count_spikes(const Layer& layer, int64_t first, const Block& block);
 };
 

@@ -1,11 +1,10 @@
-// Weights as the digits that the matrix unit multiplies.
+// Weights as the digits that the matrix unit and products of bytes multiply.
+#include <algorithm>
+
+#include "../dense.h"
 #include "../lists.h"
 #include "../units.h"
 #include "layout.h"
-
-#if TANDEM_MULTIVERSION
-#include <immintrin.h>
-#endif
 
 namespace tandem::cpu {
 
@@ -34,18 +33,18 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
 
 struct ColumnMemory {
   int64_t columns, header;  // int32 of counts and shifts, filled up to a cache line
-  int64_t column_bytes;
+  int64_t column_bytes;     // -128 takes a second digit
 
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
       : columns(geometry.groups * tiling.tiles_per_group * tiling.registers),
         header((2 * columns + 15) / 16 * 16),
-        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 1 : kMostDigits) * kTileBytes) {}
+        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 2 : kMostDigits) * kTileBytes) {}
 };
 
 }  // namespace
 
 int64_t DigitWeights::size(const Geometry& geometry, const Tiling& tiling, DType dtype) {
-  if (!has_matrix_unit() || geometry.inputs() == 0 || geometry.inputs() > kMaxInputs) return 0;
+  if (!has_byte_products() || geometry.inputs() == 0 || geometry.inputs() > kMaxInputs) return 0;
   const ColumnMemory at(geometry, tiling, dtype);
   return at.header + at.columns * at.column_bytes / 4;
 }
@@ -67,68 +66,80 @@ DigitPacker::DigitPacker(const Geometry& geometry, const Tiling& tiling, DType d
   digits_ = reinterpret_cast<int8_t*>(memory + at.header);
 }
 
-#if TANDEM_MULTIVERSION
-
 namespace {
-
-// Bits of a where the mask has ones, of b elsewhere.
-TANDEM_TARGET_AMX TANDEM_INLINE __m512i choose(__m512i mask, __m512i a, __m512i b) {
-  return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
-}
 
 struct Digits {
   int count, shift;
 };
 
-TANDEM_TARGET_AMX Digits pack_column(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits) {
-  __m512i bits = _mm512_setzero_si512(), most = bits;
-  for (const int64_t p : position) {
-    const __m512i w = _mm512_loadu_si512(weights + p);
-    bits = _mm512_or_si512(bits, w);
-    most = _mm512_max_epu32(most, _mm512_xor_si512(w, _mm512_srai_epi32(w, 31)));  // -128 is a digit, 128 is none
-  }
-  const auto any = static_cast<uint32_t>(_mm512_reduce_or_epi32(bits));
-  const int shift = any == 0 ? 0 : __builtin_ctz(any);
-  const uint32_t largest = _mm512_reduce_max_epu32(most) >> shift;
-  const int count = largest <= 0x7f ? 1 : largest <= 0x7f7f ? 2 : largest <= kThreeDigits ? 3 : kMostDigits;
-
-  // The bytes of w + 0x80808080 are its digits plus 128, and four inputs' words of four bytes are transposed.
-  const __m512i bias = _mm512_set1_epi32(static_cast<int>(0x80808080u));
-  const __m512i even = _mm512_set1_epi32(0x00ff00ff), low = _mm512_set1_epi32(0x0000ffff);
-  for (size_t k = 0; k < position.size(); k += 4) {
-    __m512i w[4];
-    for (int j = 0; j < 4; ++j) {
-      w[j] = _mm512_add_epi32(_mm512_srai_epi32(_mm512_loadu_si512(weights + position[k + j]), shift), bias);
-    }
-    const __m512i first[2] = {choose(even, w[0], _mm512_slli_epi32(w[1], 8)),
-                              choose(even, _mm512_srli_epi32(w[0], 8), w[1])};
-    const __m512i last[2] = {choose(even, w[2], _mm512_slli_epi32(w[3], 8)),
-                             choose(even, _mm512_srli_epi32(w[2], 8), w[3])};
-    int8_t* out = digits + k / kChunk * count * kTileBytes + k % kChunk * 16;
-    for (int d = 0; d < count; ++d, out += kTileBytes) {
-      const __m512i a = first[d % 2], b = last[d % 2];
-      const __m512i four = d < 2 ? choose(low, a, _mm512_slli_epi32(b, 16)) : choose(low, _mm512_srli_epi32(a, 16), b);
-      _mm512_storeu_si512(out, _mm512_xor_si512(four, bias));
-    }
-  }
-  return {count, shift};
+// Bits of a where the mask has ones, of b elsewhere.
+template <class V>
+TANDEM_INLINE V choose(int32_t mask, const V& a, const V& b) {
+  return (a & mask) | (b & ~mask);
 }
+
+template <int L>
+TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<int64_t>& position) {
+  int32_t bits = 0, most = 0;
+  for (int i = 0; i < 16; i += L) {
+    Int<float, L> any{}, largest{};
+    for (const int64_t p : position) {
+      const auto w = load<Int<float, L>>(weights + p + i);
+      const Int<float, L> size = w ^ (w >> 31);  // -128 is a digit, 128 is none
+      any |= w;
+      largest = size > largest ? size : largest;
+    }
+    for (int lane = 0; lane < L; ++lane) {
+      bits |= any[lane];
+      most = std::max<int32_t>(most, largest[lane]);
+    }
+  }
+  const int shift = bits == 0 ? 0 : __builtin_ctz(static_cast<uint32_t>(bits));
+  most >>= shift;
+  return {most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits, shift};
+}
+
+// The bytes of w + 0x80808080 are its digits plus 128, and four inputs' words of four bytes are transposed.
+template <int L>
+TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
+                                    Digits* packed) {
+  const Digits cut = measure_column<L>(weights, position);
+  *packed = cut;
+  constexpr int32_t bias = static_cast<int32_t>(0x80808080u), even = 0x00ff00ff, low = 0x0000ffff;
+  typedef typename Simd<uint32_t, L>::type Words;
+  for (size_t k = 0; k < position.size(); k += 4) {
+    int8_t* to = digits + k / kChunk * cut.count * kTileBytes + k % kChunk * 16;
+    for (int i = 0; i < 16; i += L) {
+      Words w[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        w[j] = reinterpret_cast<Words>(load<Int<float, L>>(weights + position[k + j] + i) >> cut.shift) + bias;
+      }
+      const Words first[2] = {choose<Words>(even, w[0], w[1] << 8), choose<Words>(even, w[0] >> 8, w[1])};
+      const Words last[2] = {choose<Words>(even, w[2], w[3] << 8), choose<Words>(even, w[2] >> 8, w[3])};
+      int8_t* out = to + 4 * i;
+      for (int d = 0; d < cut.count; ++d, out += kTileBytes) {
+        const Words a = first[d % 2], b = last[d % 2];
+        const Words four = d < 2 ? choose<Words>(low, a, b << 16) : choose<Words>(low, a >> 16, b);
+        store(out, four ^ static_cast<uint32_t>(bias));
+      }
+    }
+  }
+}
+TANDEM_CPU_LANES_KERNEL(pack_column,
+                        (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Digits* packed),
+                        (weights, position, digits, packed))
 
 }  // namespace
 
 void DigitPacker::pack(int64_t i, const int32_t* tile) const {
   for (int r = 0; r < registers_; ++r) {
     const int64_t column = i * registers_ + r;
-    const Digits packed = pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_);
+    Digits packed;
+    pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_, &packed);
     header_[2 * column] = packed.count;
     header_[2 * column + 1] = packed.shift;
   }
 }
-
-#else
-
-void DigitPacker::pack(int64_t, const int32_t*) const {}
-
-#endif
 
 }  // namespace tandem::cpu

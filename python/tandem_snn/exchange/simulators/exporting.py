@@ -20,18 +20,24 @@ from .neurons import Neuron
 WriteNeuron = Callable[[Neuron], tuple[nn.Module, float | Tensor]]
 
 
-def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule:
+def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = None) -> fx.GraphModule:
     """The evaluation of ``net`` as a module of torch's layers and another simulator's neurons.
 
     Args:
         x: a batch of what the network takes, for the shapes.
         write: the module that is a neuron of ours (factor 1 and offset 0), and the current that it wants at each step
             besides. Raises ValueError for what it cannot be.
+        windows: the module that puts neurons into windows, and that which delays values, for networks with timing
+            "window"; None: the simulator has no such.
 
     Raises:
         CannotLower: a layer that has no counterpart; the message names it.
     """
     network = listing_of(net, x, readout=False)
+    if network.waits and windows is None:
+        name = next(stage.name for stage in network.stages if stage.waits)
+        raise CannotLower(name, 'timing "window" has no counterpart: to_spikingjelly has modules for it')
+    made = {"input": 0} | {stage.name: stage.depth + stage.waits for stage in network.stages}
     graph, root = fx.Graph(), nn.Module()
     values = {"input": graph.placeholder("x")}
 
@@ -39,27 +45,39 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron) -> fx.GraphModule
         root.add_module(name, module)
         return graph.call_module(name, (value,))
 
+    def late(stage: Stage, name: str) -> fx.Node:
+        """The value, when the others come that the stage reads."""
+        after = stage.depth - made[name]
+        return (
+            values[name]
+            if after == 0
+            else call(f"{name}_for_{stage.name}", windows.Late(network.T, after), values[name])
+        )
+
+    def neurons_of(stage: Stage, neurons: nn.Module) -> nn.Module:
+        return windows.in_windows(neurons, network.T, stage.waits) if network.waits else neurons
+
     def constant(name: str, numbers: Tensor, dims: int) -> fx.Node:
         root.register_buffer(name, numbers.detach().float().view(-1, *[1] * (dims - 1)))
         return graph.get_attr(name)
 
     _add_as_they_are(network.stages)
     for stage in network.stages:
-        x_in, layer, dims = values[stage.x], stage.layer, len(stage.shape)
+        x_in, layer, dims = late(stage, stage.x), stage.layer, len(stage.shape)
         if layer.weight is not None:
             neurons, offset = _written(stage, write) if stage.fires else (None, 0.0)
             value = call(stage.name, _synapses(stage, network.T, offset), x_in)
             if stage.residual is not None:
-                residual = values[stage.residual]
+                residual = late(stage, stage.residual)
                 if layer.residual_scale is not None:
                     scale = constant(f"{stage.name}_shortcut", layer.residual_scale, dims)
                     residual = graph.call_function(operator.mul, (residual, scale))
                 value = graph.call_function(operator.add, (value, residual))
-            value = value if neurons is None else call(f"{stage.name}_neurons", neurons, value)
+            value = value if neurons is None else call(f"{stage.name}_neurons", neurons_of(stage, neurons), value)
         else:
             value = call(stage.name, _without_weights(stage), x_in)
             if stage.fires:
-                value = call(f"{stage.name}_neurons", _written(stage, write)[0], value)
+                value = call(f"{stage.name}_neurons", neurons_of(stage, _written(stage, write)[0]), value)
             elif layer.gain != 1.0:
                 value = graph.call_function(operator.mul, (value, layer.gain))
         values[stage.name] = value

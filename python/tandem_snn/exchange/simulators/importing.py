@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ... import nn as tnn
 from ...convert import kinds
-from ...convert.building import Value
+from ...convert.building import ONE, Value
 from ...convert.graph import CannotConvert, Graph, Op, refuse
 from ...convert.layers import average_of
 from ...convert.lowering import Lowering
@@ -160,6 +160,7 @@ class _Importing(Lowering):
     """
 
     largest = staticmethod(maximum.largest_now)
+    counts_answer = False
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         super().__init__(graph, encoder, 1.0, 0.0)
@@ -228,7 +229,7 @@ class _Importing(Lowering):
             source = source.x
         fused = self._fused(source)
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
-        return Value("spikes", node, node)
+        return Value("spikes", node, ONE)
 
     def _averaging_neurons(self, op: Op) -> Value | None:
         """IF neurons with threshold 1 behind an average pooling of spikes are a layer of ours."""
@@ -236,7 +237,7 @@ class _Importing(Lowering):
         if op.x.kind != "avg_pool2d" or len(op.x.users) > 1 or isinstance(neuron.v_init, Tensor):
             return None
         x, layer = self.env[op.x.x], average_of(op.x)
-        if layer is None or not replace(neuron, v_init=0.0).is_plain or x.kind != "spikes" or x.worth is None:
+        if layer is None or not replace(neuron, v_init=0.0).is_plain or not x.by_channel:
             return None
         layer.v_init = neuron.v_init
         return self._layer(op.x, layer, x)

@@ -78,6 +78,9 @@ def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
     gains are in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros,
     or the steps' spikes; the sum of what it returns is the network's answer. ``functional.reset_net`` begins anew.
 
+    Layers with timing "window" make a pipeline of it: the neurons add up the currents of T steps, and fire in the next
+    T. Its answer is the sum over the last T of the first :attr:`FrozenNetwork.latency` steps.
+
     Args:
         net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
         x: a batch of what it takes, for the shapes.
@@ -107,4 +110,6 @@ def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
         node.reset()
         return node, theirs.offset
 
-    return export_network(net, x, write)
+    from . import spikingjelly_windows
+
+    return export_network(net, x, write, spikingjelly_windows)

@@ -1,0 +1,266 @@
+#include "dense.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../cpu/vectors.h"
+#include "matrix_unit/layout.h"
+
+#if TANDEM_MULTIVERSION
+#include <immintrin.h>
+#endif
+
+namespace tandem::cpu {
+
+#if TANDEM_MULTIVERSION
+
+#define TANDEM_TARGET_VNNI [[gnu::target("arch=x86-64-v4,avx512vnni" TANDEM_WIDE_VECTORS)]]
+
+namespace {
+
+constexpr int64_t kWords = kChunk / 4;  // of four inputs, in a chunk
+// Chunks whose digits, 24 KB for three, stay in the L1 cache while the counts of many rows stream by.
+constexpr int64_t kPassChunks = 8;
+
+TANDEM_INLINE int32_t word_at(const uint8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+
+// Some rows' products with N digits of a column.
+struct Product {
+  const int64_t* offsets;  // of the chunks within the counts of a row
+  int64_t chunks;
+  const int8_t* digits;
+  int64_t chunk_bytes;  // of all digits
+  int most;             // the largest count
+};
+
+// sums [rows, N, 16]
+template <int N, int Rows>
+TANDEM_TARGET_VNNI TANDEM_INLINE void multiply_vnni(const Product& product, const uint8_t* counts, int64_t row_bytes,
+                                                    int32_t* sums) {
+  __m512i sum[Rows][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+    for (int d = 0; d < N; ++d) sum[r][d] = _mm512_setzero_si512();
+  }
+  const int8_t* digits = product.digits;
+  for (int64_t c = 0; c < product.chunks; ++c, digits += product.chunk_bytes) {
+    const uint8_t* in = counts + product.offsets[c];
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < kWords; ++k) {
+      __m512i weights[N];
+#pragma GCC unroll 3
+      for (int d = 0; d < N; ++d) weights[d] = _mm512_loadu_si512(digits + d * kTileBytes + k * 64);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const __m512i four = _mm512_set1_epi32(word_at(in + r * row_bytes + 4 * k));
+#pragma GCC unroll 3
+        for (int d = 0; d < N; ++d) sum[r][d] = _mm512_dpbusd_epi32(sum[r][d], four, weights[d]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+    for (int d = 0; d < N; ++d) _mm512_storeu_si512(sums + (r * N + d) * 16, sum[r][d]);
+  }
+}
+
+// Of 16 bits each, to be widened; the two vectors of a digit have eight outputs each.
+template <int N, int Rows>
+TANDEM_TARGET_V3 TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* sums) {
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+    for (int d = 0; d < N; ++d) {
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        auto* at = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
+        const __m256i wide = _mm256_madd_epi16(sum[r][d][h], ones);
+        _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
+        sum[r][d][h] = _mm256_setzero_si256();
+      }
+    }
+  }
+}
+
+// Two products of a count and a digit, in 16 bits: of counts above 127 the highest bit has a product of its own.
+template <int N, int Rows>
+TANDEM_TARGET_V3 TANDEM_INLINE void multiply_large(const Product& product, const uint8_t* counts, int64_t row_bytes,
+                                                   int32_t* sums) {
+  const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(0x7f);
+  const int8_t* digits = product.digits;
+  for (int64_t c = 0; c < product.chunks; ++c, digits += product.chunk_bytes) {
+    for (int64_t k = 0; k < kWords; ++k) {
+      for (int r = 0; r < Rows; ++r) {
+        const __m256i four = _mm256_set1_epi32(word_at(counts + product.offsets[c] + r * row_bytes + 4 * k));
+        const __m256i lower = _mm256_and_si256(four, low);
+        const __m256i highest = _mm256_and_si256(_mm256_srli_epi16(four, 7), _mm256_set1_epi8(1));
+        for (int d = 0; d < N; ++d) {
+          for (int h = 0; h < 2; ++h) {
+            const __m256i weights =
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
+            const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(lower, weights), ones);
+            const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(highest, weights), ones);
+            auto* at = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
+            const __m256i sum = _mm256_add_epi32(a, _mm256_slli_epi32(b, 7));
+            _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), sum));
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int N, int Rows>
+TANDEM_TARGET_V3 TANDEM_INLINE void multiply_avx2(const Product& product, const uint8_t* counts, int64_t row_bytes,
+                                                  int32_t* sums) {
+  std::fill_n(sums, Rows * N * 16, 0);
+  if (product.most > 127) return multiply_large<N, Rows>(product, counts, row_bytes, sums);
+  // Words whose sums stay within 16 bits.
+  const int64_t at_once = INT16_MAX / (2 * 128 * std::max(product.most, 1));
+  __m256i sum[Rows][N][2];
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+    for (int d = 0; d < N; ++d) sum[r][d][0] = sum[r][d][1] = _mm256_setzero_si256();
+  }
+  const int8_t* digits = product.digits;
+  int64_t until = at_once;  // words until the sums are full
+  for (int64_t c = 0; c < product.chunks; ++c, digits += product.chunk_bytes) {
+    const uint8_t* in = counts + product.offsets[c];
+    for (int64_t k = 0; k < kWords;) {
+      const int64_t end = std::min(kWords, k + until);
+      until -= end - k;
+#pragma GCC unroll 1
+      for (; k < end; ++k) {
+        __m256i four[Rows];
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) four[r] = _mm256_set1_epi32(word_at(in + r * row_bytes + 4 * k));
+#pragma GCC unroll 3
+        for (int d = 0; d < N; ++d) {
+#pragma GCC unroll 2
+          for (int h = 0; h < 2; ++h) {
+            const __m256i weights =
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
+#pragma GCC unroll 2
+            for (int r = 0; r < Rows; ++r) {
+              sum[r][d][h] = _mm256_add_epi16(sum[r][d][h], _mm256_maddubs_epi16(four[r], weights));
+            }
+          }
+        }
+      }
+      if (until == 0) {
+        widen<N, Rows>(sum, sums);
+        until = at_once;
+      }
+    }
+  }
+  widen<N, Rows>(sum, sums);
+}
+
+// The digits' sums of some rows, [rows, N, 16], to those of the weights, worth `unit`.
+template <int N, int H>
+TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool first, double* out, int64_t stride) {
+  typedef Vec<double, H> Wide;
+  for (int64_t r = 0; r < rows; ++r, sums += N * 16) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += H) {
+      Wide sum{};
+#pragma GCC unroll 4
+      for (int d = N - 1; d >= 0; --d) {
+        sum = 256 * sum + __builtin_convertvector(load<Int<float, H>>(sums + d * 16 + i), Wide);
+      }
+      double* target = out + r * stride + i;
+      store(target, first ? sum * unit : sum * unit + load<Wide>(target));
+    }
+  }
+}
+
+struct Vnni {
+  static constexpr int kRows = 8, kDoubles = 8;
+  template <int N>
+  TANDEM_TARGET_VNNI TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts,
+                                                        int64_t row_bytes, int32_t* sums) {
+    multiply_vnni<N, kRows>(product, counts, row_bytes, sums);
+  }
+};
+
+struct Avx2 {
+  static constexpr int kRows = 2, kDoubles = 4;
+  template <int N>
+  TANDEM_TARGET_V3 TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts, int64_t row_bytes,
+                                                      int32_t* sums) {
+    multiply_avx2<N, kRows>(product, counts, row_bytes, sums);
+  }
+};
+
+// All rows by some chunks of N digits. A template of the kernel's target would be inlined into no function of another,
+// hence the macro: the loop is compiled for each.
+#define TANDEM_DENSE(target, name, Kernel)                                                                            \
+  template <int N>                                                                                                    \
+  target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,      \
+                          double* out, int64_t stride) {                                                              \
+    alignas(64) int32_t sums[Kernel::kRows * N * 16];                                                                 \
+    for (const ExpandedPiece& piece : inputs.pieces) {                                                                \
+      product.offsets = piece.offsets + begin;                                                                        \
+      for (int64_t row = 0; row < piece.rows; row += Kernel::kRows) {                                                 \
+        const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +              \
+                                row % kTileRows * piece.row_bytes;                                                    \
+        const int64_t rows = std::min<int64_t>(Kernel::kRows, piece.rows - row);                                      \
+        Kernel::multiply<N>(product, counts, piece.row_bytes, sums);                                                  \
+        combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                           \
+        out += rows * stride;                                                                                         \
+      }                                                                                                               \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  void name(int digits, const ExpandedInputs& inputs, const Product& product, int64_t begin, double unit, bool first, \
+            double* out, int64_t stride) {                                                                            \
+    if (digits == 1) name##_rows<1>(inputs, product, begin, unit, first, out, stride);                                \
+    if (digits == 2) name##_rows<2>(inputs, product, begin, unit, first, out, stride);                                \
+    if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                \
+  }
+TANDEM_DENSE(TANDEM_TARGET_VNNI, by_vnni, Vnni)
+TANDEM_DENSE(TANDEM_TARGET_V3, by_avx2, Avx2)
+
+bool has_vnni() {
+  static const bool has = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
+}  // namespace
+
+bool has_byte_products() { return capability() >= Capability::kV3; }
+bool counts_are_limited() { return !has_vnni(); }
+
+void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums) {
+  const auto multiply = has_vnni() ? by_vnni : by_avx2;
+  const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
+  for (int r = 0; r < registers; ++r) {
+    const DigitColumn& column = columns[r];
+    const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
+    for (int64_t i = 0; i < passes * groups; ++i) {
+      const int64_t begin = inputs.chunks * (i / groups) / passes, end = inputs.chunks * (i / groups + 1) / passes;
+      const int digit = static_cast<int>(i % groups) * digits;
+      const Product product{nullptr, end - begin, column.digits + (begin * column.count + digit) * kTileBytes,
+                            column.count * kTileBytes, inputs.most};
+      const auto unit = static_cast<double>(int64_t{1} << (column.shift + 8 * digit));
+      multiply(digits, inputs, product, begin, unit, i == 0, sums + r * 16, 16 * registers);
+    }
+  }
+}
+
+#else
+
+bool has_byte_products() { return false; }
+bool counts_are_limited() { return false; }
+void multiply_counts_dense(const ExpandedInputs&, const DigitColumn*, int, double*) {}
+
+#endif
+
+}  // namespace tandem::cpu

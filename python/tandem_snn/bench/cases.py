@@ -1,0 +1,299 @@
+"""The cases by name, each a problem and the rivals that compute it; one list, here and for tests/benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tandem_ext as te
+
+from .problems import Batch, Problem, Rate, Shape, image_input, make_problem, rate_of, spiking_input
+from .rivals import MAKERS, Candidate, Loop, available, if_loop
+
+Quantity = Literal["time", "kept", "peak"]
+COMPILED = "compiled"  # in the name of the rivals that torch.compile
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Candidates are made when they are needed: some take a minute to compile."""
+
+    candidates: Mapping[str, Callable[[], Candidate]]
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    neurons: int = 0  # in one batch
+
+
+@dataclass(frozen=True)
+class Case:
+    """quantity: "time" of a call, "kept" bytes per neuron from forward to backward, or "peak" bytes of a call."""
+
+    name: str
+    title: str
+    build: Callable[[], Workload]
+    rivals: tuple[str, ...]
+    base: str = "ANN"
+    quantity: Quantity = "time"
+
+
+def of_network(
+    name: str,
+    title: str,
+    problem: Callable[[], Problem],
+    rivals: tuple[str, ...],
+    *,
+    training: bool = False,
+    input_gradient: bool = False,
+    quantity: Quantity = "time",
+) -> Case:
+    """A case of a network and the rivals that compute it."""
+
+    def build() -> Workload:
+        made = problem()
+        batches = [batch.differentiable() for batch in made.batches] if input_gradient else made.batches
+
+        def candidate(rival: str) -> Candidate:
+            model = MAKERS[rival](made)
+            return model.training_step(batches) if training else model.inference(batches)
+
+        return Workload({r: partial(candidate, r) for r in rivals if available(r)}, made.rates, made.neurons)
+
+    return Case(name, title, build, rivals, quantity=quantity)
+
+
+def drawn(
+    T: int,
+    data: Callable[[torch.Generator], list[Batch]],
+    shapes: tuple[Shape, ...],
+    rate: float,
+    classes: int = 0,
+) -> Callable[[], Problem]:
+    """A problem that is made when it is needed, the same every time; its layers fire at ``rate``."""
+
+    def make() -> Problem:
+        g = torch.Generator().manual_seed(0)
+        return make_problem(T, data(g), shapes, rate, classes, g)
+
+    return make
+
+
+def spikes(T: int, *shape: int, rate: float, kind: str, batches: int) -> Callable[[torch.Generator], list[Batch]]:
+    return lambda g: spiking_input(T, shape, rate, kind, batches, g)
+
+
+def images(*shape: int, batches: int = 3, nonzero: float = 1.0) -> Callable[[torch.Generator], list[Batch]]:
+    return lambda g: image_input(shape, batches, g, nonzero)
+
+
+LAYER = ("tandem", "ANN", "naive", "naive, loop compiled")
+INFERENCE = ("frozen", *LAYER, "SpikingJelly", "snnTorch")
+TRAINING = (*LAYER, "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
+LABEL = {"rate": "rate-coded spikes in", "iid": "iid spikes in", "direct": "direct encoding"}
+
+
+def mlp(T: int, B: int, kind: str) -> Callable[[], Problem]:
+    """784-800-800-10. Layers fire at 14 %; spikes in at 11 %, or images of which a fifth of the pixels is not zero."""
+    batches = 16 if B == 1 else 4
+    direct = images(B, 784, batches=batches, nonzero=0.2)
+    data = direct if kind == "direct" else spikes(T, B, 784, rate=0.11, kind=kind, batches=batches)
+    return drawn(T, data, (Shape(800), Shape(800)), 0.14, 10)
+
+
+def mlp_cases() -> list[Case]:
+    inference = [
+        of_network(
+            f"mlp-infer-{B}-{kind}", f"MLP 784-800-800-10, T=8, B={B}, inference, {LABEL[kind]}", mlp(8, B, kind),
+            INFERENCE,
+        )
+        for B, kind in ((128, "rate"), (128, "iid"), (1, "rate"), (1, "iid"), (128, "direct"))
+    ]  # fmt: skip
+    training = [
+        of_network(
+            f"mlp-train-T{T}-{kind}", f"MLP 784-800-800-10, T={T}, B=128, training step, {LABEL[kind]}",
+            mlp(T, 128, kind), TRAINING, training=True,
+        )
+        for T, kind in ((8, "direct"), (8, "rate"), (16, "rate"))
+    ]  # fmt: skip
+    return inference + training
+
+
+def convolutions() -> list[Case]:
+    """Single layers, inference."""
+
+    def case(inputs: int, outputs: int, stride: int, kind: str, percent: int) -> Case:
+        title = f"Conv {inputs}→{outputs} 3×3 s{stride} on 32×32, T=8, B=16, {percent}% {kind}"
+        data = spikes(8, 16, inputs, 32, 32, rate=percent / 100, kind=kind, batches=3)
+        shape = Shape(outputs, kernel=3, stride=stride, padding=1)
+        return of_network(f"conv-{inputs}-{outputs}-{kind}-{percent}", title, drawn(8, data, (shape,), 0.15), LAYER)
+
+    return [
+        case(*layer, kind, percent)
+        for layer in ((128, 256, 2), (64, 64, 1))
+        for percent in (10, 25)
+        for kind in ("rate", "iid")
+    ]
+
+
+def with_batch_norm() -> list[Case]:
+    """Layers inside a network: forward and backward, with the gradient of the input."""
+    conv = Shape(128, kernel=3, stride=2, padding=1, norm=True)
+    layers = {
+        "conv": ("Conv 64→128 3×3 s2 on 32×32 + batch norm, T=8, B=32", (32, 64, 32, 32), conv, 3),
+        "linear": ("Linear 800×800 + batch norm, T=8, B=128", (128, 800), Shape(800, norm=True), 4),
+    }
+    return [
+        of_network(
+            f"{name}-norm-train-{kind}", f"{what}, training step, 15% {kind}",
+            drawn(8, spikes(8, *size, rate=0.15, kind=kind, batches=batches), (shape,), 0.15), LAYER, training=True,
+            input_gradient=True,
+        )
+        for name, (what, size, shape, batches) in layers.items()
+        for kind in ("rate", "iid")
+    ]  # fmt: skip
+
+
+def conv_net(channels: tuple[int, int, int]) -> tuple[Shape, ...]:
+    """Three convolutions, of which the second and third halve the image."""
+    strides = zip(channels, (1, 2, 2), strict=True)
+    return tuple(Shape(outputs, kernel=3, stride=stride, padding=1) for outputs, stride in strides)
+
+
+def conv_net_cases() -> list[Case]:
+    """The network by which libraries of spiking networks were compared."""
+    title = "Conv net 3→128→256(s2)→512(s2)→10 on 32×32, T=8, B=16, training step, {}%, direct encoding"
+
+    def case(name: str, title: str, percent: int, quantity: Quantity) -> Case:
+        problem = drawn(8, images(16, 3, 32, 32), conv_net((128, 256, 512)), percent / 100, 10)
+        return of_network(name, title, problem, TRAINING, training=True, quantity=quantity)
+
+    return [
+        case("conv-net-train-9", title.format(9), 9, "time"),
+        case("conv-net-train-20", title.format(20), 20, "time"),
+        case("conv-net-peak", f"Extra peak memory of: {title.format(9)}", 9, "peak"),
+    ]
+
+
+def scan() -> Workload:
+    """The IF scan alone: from currents to spikes."""
+    g = torch.Generator().manual_seed(0)
+    currents = [(torch.randn(8, 256, 4096, generator=g) * 0.5 * 1024).round() / 1024 for _ in range(3)]
+    target = torch.empty_like(currents[0])
+
+    def ours(i: int) -> Any:
+        with torch.inference_mode():
+            return te.functional.if_scan(currents[i % 3])
+
+    def naive(loop: Loop) -> Candidate:
+        def run(i: int) -> Tensor:
+            with torch.inference_mode():
+                return loop(currents[i % 3])[1]
+
+        return Candidate(run, lambda i: [run(i)])
+
+    makers = {
+        "tandem": lambda: Candidate(ours, lambda i: [ours(i).counts]),
+        "copy": lambda: Candidate(lambda i: target.copy_(currents[i % 3])),
+        "naive": lambda: naive(if_loop),
+        "naive, loop compiled": lambda: naive(torch.compile(if_loop, dynamic=False)),
+    }
+    return Workload(makers, {"layer 1": rate_of(ours(0))}, currents[0][0].numel())
+
+
+def call(training: bool) -> Workload:
+    """What a call costs by itself: one sample, 16 neurons with 16 inputs."""
+    g = torch.Generator().manual_seed(0)
+    train = te.SpikeTrain.from_dense((torch.rand(8, 1, 16, generator=g) < 0.3).float())
+    train = te.SpikeTrain(train.planes, 8, train.counts)
+    weight = torch.randint(-32, 33, (16, 16), generator=g) / 64
+    grad = torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
+    layers: dict[str, Callable[[te.SpikeTrain, Tensor], Any]] = {
+        "tandem": te.functional.linear_if,
+        "ANN": lambda x, w: torch.relu(F.linear(x.counts, w)),
+    }
+
+    def candidate(name: str) -> Candidate:
+        w, counts = weight.clone().requires_grad_(), train.counts.clone().requires_grad_()
+        x = te.SpikeTrain(train.planes, 8, counts)
+
+        def infer(i: int) -> Any:
+            with torch.no_grad():
+                return layers[name](train, weight)
+
+        def step(i: int) -> Tensor:
+            w.grad = counts.grad = None
+            output = layers[name](x, w)
+            activity = output.counts if isinstance(output, te.SpikeTrain) else output
+            activity.backward(grad)
+            return activity
+
+        return Candidate(step if training else infer)
+
+    return Workload({name: partial(candidate, name) for name in layers}, {"input": rate_of(train)}, 16)
+
+
+def kept_cases() -> list[Case]:
+    """Three layers of 800 neurons with 800 inputs: what a layer keeps of its input counts as its own."""
+    data = spikes(8, 128, 800, rate=0.14, kind="rate", batches=1)
+
+    def case(name: str, title: str, norm: bool, rivals: tuple[str, ...]) -> Case:
+        problem = drawn(8, data, (Shape(800, norm=norm),) * 3, 0.14)
+        return of_network(name, title, problem, rivals, training=True, input_gradient=True, quantity="kept")
+
+    title = "Kept for backward, linear layers{}, T=8"
+    return [
+        case("kept", title.format(""), False, ("tandem", "ANN", "naive", "BPTT")),
+        case("kept-norm", title.format(" + batch norm"), True, ("tandem", "ANN", "naive")),
+    ]
+
+
+def event_cases() -> list[Case]:
+    """A long window of events on 2 % of the inputs at each step, as of the Spiking Heidelberg Digits."""
+    rivals = ("tandem", "ANN", "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
+    data = spikes(128, 64, 700, rate=0.02, kind="iid", batches=2)
+    problem = drawn(128, data, (Shape(256), Shape(256)), 0.05, 20)
+    quantities: dict[Quantity, str] = {"time": "training step", "kept": "kept for backward"}
+    return [
+        of_network(
+            f"events-{quantity}-T128", f"Events, 700-256-256-20, T=128, B=64, {what}", problem, rivals, training=True,
+            quantity=quantity,
+        )
+        for quantity, what in quantities.items()
+    ]  # fmt: skip
+
+
+def cost_cases() -> list[Case]:
+    """What training costs as T grows, beside the ANN and backpropagation through time."""
+    data = images(128, 1, 28, 28, nonzero=0.2)
+    quantities: dict[Quantity, str] = {"time": "Training step", "peak": "Extra peak memory"}
+    return [
+        of_network(
+            f"cost-{quantity}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B=128, 10%",
+            drawn(T, data, conv_net((32, 64, 128)), 0.1, 10), ("tandem", "ANN", "BPTT"), training=True,
+            quantity=quantity,
+        )
+        for quantity, what in quantities.items()
+        for T in (4, 8, 16, 32)
+    ]  # fmt: skip
+
+
+_CALL = "linear_if 16×16, T=8, B=1"
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        *mlp_cases(),
+        *convolutions(),
+        *with_batch_norm(),
+        *conv_net_cases(),
+        Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", *LAYER[2:]), base="copy"),
+        Case("call", _CALL, partial(call, False), ("tandem", "ANN")),
+        Case("call-train", f"{_CALL}, forward and backward", partial(call, True), ("tandem", "ANN")),
+        *kept_cases(),
+        *event_cases(),
+        *cost_cases(),
+    )
+}

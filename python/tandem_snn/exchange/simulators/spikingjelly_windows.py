@@ -1,0 +1,73 @@
+"""Layers of SpikingJelly in a pipeline: a step of it is a step of every layer, each in a window of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+
+class _Clocked(base.MemoryModule):  # type: ignore[misc]
+    """A module that knows the number of the step; ``functional.reset_net`` begins anew."""
+
+    t: int
+    kept: list[Tensor]  # of earlier steps
+
+    def __init__(self, T: int) -> None:
+        super().__init__()
+        self.T = T
+        self.register_memory("t", 0)
+        self.register_memory("kept", [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.step(x, self.t % self.T == 0)
+        self.t += 1
+        return y
+
+    def step(self, x: Tensor, first: bool) -> Tensor:
+        raise NotImplementedError
+
+
+class AtOnce(_Clocked):
+    """Neurons that begin a window with their initial potential."""
+
+    def __init__(self, neuron: Any, T: int) -> None:
+        super().__init__(T)
+        self.neuron = neuron
+
+    def step(self, x: Tensor, first: bool) -> Tensor:
+        if first:
+            self.neuron.reset()
+        return self.neuron(x)
+
+
+class Waiting(AtOnce):
+    """Neurons that add up the currents of a window, and fire in the next one."""
+
+    def step(self, x: Tensor, first: bool) -> Tensor:
+        charge = x * 0
+        if first:
+            charge = charge + sum(self.kept[1:], self.kept[0]) if self.kept else charge
+            self.kept = []
+        self.kept = [*self.kept, x]
+        return super().step(charge, first)
+
+
+class Late(_Clocked):
+    """Values of some windows ago: those of a shortcut, where layers beside it take their time."""
+
+    def __init__(self, T: int, windows: int) -> None:
+        super().__init__(T)
+        self.windows = windows
+
+    def step(self, x: Tensor, first: bool) -> Tensor:
+        self.kept = [*self.kept, x]
+        if len(self.kept) <= self.T * self.windows:
+            return x * 0
+        then, *self.kept = self.kept
+        return then
+
+
+def in_windows(neuron: nn.Module, T: int, waits: bool) -> nn.Module:
+    return (Waiting if waits else AtOnce)(neuron, T)

@@ -1,0 +1,149 @@
+"""Quality against time: the readout after each step, and when it is sure enough to stop. Intervals of accuracies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..frozen import FrozenNetwork
+
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+Batches = Iterable[tuple[Any, Tensor]]
+
+
+def right_answers(output: Tensor, targets: Tensor) -> Tensor:
+    """How many outputs [B, classes] are greatest at their targets [B].
+
+    >>> right_answers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])).item()
+    1
+    """
+    return (output.argmax(1) == targets).sum()
+
+
+def metric_over_time(
+    frozen: FrozenNetwork, batches: Batches, total: Callable[[Tensor, Tensor], Tensor] = right_answers
+) -> list[float]:
+    """A metric after 1, 2, ..., T steps, per sample; by default the share of right answers.
+
+    The readout after t steps counts for t/T of a whole window, so what is measured is T/t times as much.
+
+    Args:
+        frozen: a network that streams, see :meth:`tandem_snn.FrozenNetwork.step`.
+        batches: (inputs, targets), such as ``data.test.batches(500)``.
+        total: the metric of (outputs, targets), summed over a batch, such as ``make_task("regression").total``.
+
+    Raises:
+        TypeError: the network is not a frozen one.
+        ValueError: the network cannot stream.
+
+    >>> from tandem_snn import freeze
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+    >>> len(metric_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
+    4
+    """
+    _check_frozen(frozen)
+    sums: list[float] = []
+    samples = 0
+    for x, targets in batches:
+        answers = frozen.readouts(x)
+        parts = [float(total(answer * len(answers) / t, targets)) for t, answer in enumerate(answers, 1)]
+        sums = [a + b for a, b in zip(sums or [0.0] * len(parts), parts, strict=True)]
+        samples += len(targets)
+    return [value / samples for value in sums]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """What comes of stopping as soon as the softmax of the readout reaches ``confidence``: the accuracy, 0..1, and the
+    mean number of steps.
+    """
+
+    confidence: float
+    accuracy: float
+    steps: float
+
+
+def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[float] = CONFIDENCES) -> list[Exit]:
+    """Accuracy and time against the confidence at which a sample is done, as :meth:`tandem_snn.FrozenNetwork.anytime`
+    has it.
+
+    Args:
+        frozen: a network that streams.
+        batches: (inputs, classes).
+        confidences: each in (0, 1].
+
+    Raises:
+        TypeError: the network is not a frozen one.
+        ValueError: the network cannot stream, or a confidence is out of range.
+
+    >>> from tandem_snn import freeze
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+    >>> early_exit(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())], [1.0])[0].steps
+    4.0
+    """
+    _check_frozen(frozen)
+    for confidence in confidences:
+        if not 0 < confidence <= 1:
+            raise ValueError(f"confidences: expected numbers in (0, 1], got {confidence}")
+    sums = torch.zeros(len(confidences), 2, dtype=torch.float64)
+    samples = 0
+    for x, targets in batches:
+        answers = frozen.readouts(x)
+        highest = answers.softmax(2).amax(2)
+        right = answers.argmax(2) == targets
+        for i, confidence in enumerate(confidences):
+            sure = highest >= confidence
+            sure[-1] = True
+            last = sure.int().argmax(0)  # the first step of those
+            sums[i, 0] += right.gather(0, last[None]).sum()
+            sums[i, 1] += (last + 1).sum()
+        samples += len(targets)
+    return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
+
+
+def _check_frozen(net: Any) -> None:
+    if not hasattr(net, "readouts"):
+        raise TypeError(f"frozen: expected what tandem_snn.freeze(net) gives, got {type(net).__name__}")
+
+
+Z = 1.959964  # of a normal distribution: 95 % lie within
+
+
+def difference_interval(first: float, second: float, samples: int) -> tuple[float, float]:
+    """The 95 % interval of first - second, two accuracies 0..1 on ``samples`` test samples each.
+
+    By Newcombe's method 10 (Statistics in Medicine 17, 1998), from Wilson's intervals of both, as if the networks erred
+    independently of each other. Networks that err on the same samples differ by less than that says, so it is wide
+    rather than narrow. It knows nothing of what other seeds or other training data would give.
+
+    >>> low, high = difference_interval(0.99, 0.97, 100)
+    >>> f"{low:.3f} to {high:.3f}"
+    '-0.029 to 0.075'
+    """
+    (low1, high1), (low2, high2) = (_wilson(p, samples) for p in (first, second))
+    return (
+        first - second - math.hypot(first - low1, high2 - second),
+        first - second + math.hypot(high1 - first, second - low2),
+    )
+
+
+def _wilson(p: float, n: int) -> tuple[float, float]:
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    width = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return centre - width, centre + width
+
+
+def points(first: float, second: float, samples: int, digits: int = 2) -> str:
+    """The difference of two accuracies 0..1 in points, with its interval.
+
+    >>> points(0.99, 0.97, 100)
+    '+2.00 [-2.87, +7.51]'
+    """
+    low, high = difference_interval(first, second, samples)
+    return f"{100 * (first - second):+.{digits}f} [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"

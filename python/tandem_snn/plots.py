@@ -1,0 +1,317 @@
+"""Pictures in one line: each function draws one pair of matplotlib's axes and returns it.
+
+>>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
+>>> axes = tandem_snn.plots.raster(train)
+>>> axes.figure.savefig("raster.png")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tandem_ext import SpikeTrain
+
+from .data import Dataset
+from .errors import extra, listing
+from .measure import Monitor, Recording, activations, firing_rates
+from .measure.hooks import evaluating
+
+if TYPE_CHECKING:
+    from .training.comparison import Comparison
+
+__all__ = ["counts_against_activations", "potentials", "raster", "rates"]
+
+SNN, ANN, CONTINUED = "tab:blue", "tab:orange", "tab:brown"
+MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
+WIDENED = "axis widened towards 100"
+
+
+def given_or_new(axes: Any) -> Any:
+    """``axes``, or new ones."""
+    return extra("matplotlib.pyplot", "a picture").subplots(layout="constrained")[1] if axes is None else axes
+
+
+def step_axis(axes: Any, T: int, ticks: int = 8) -> None:
+    """Steps are counted from 1 to T, as everywhere."""
+    axes.set(xlabel="time step", xlim=(0.4, T + 0.6))
+    axes.set_xticks(step_ticks(T, ticks))
+
+
+def step_ticks(T: int, ticks: int) -> list[int]:
+    """At most so many of the steps 1..T, at round distances, and the first.
+
+    >>> step_ticks(8, 8), step_ticks(8, 4), step_ticks(200, 8)
+    ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 6, 8], [1, 50, 100, 150, 200])
+    """
+    distance = next(10**k * d for k in range(9) for d in (1, 2, 5) if T / (10**k * d) <= ticks)
+    return sorted({1, *range(distance, T + 1, distance)})
+
+
+def percent_axis(axes: Any) -> None:
+    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y.
+
+    It says so, in small letters beside the axis.
+    """
+
+    def place(percent: Any) -> Any:
+        return -np.log10(101 - np.minimum(percent, 100.9))
+
+    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
+    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
+    ticks: list[float] = []
+    for mark in MARKS:
+        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
+            ticks.append(mark)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)
+    say_scale(axes, WIDENED)
+
+
+def say_scale(axes: Any, text: str) -> None:
+    """Beside the axis upwards: that it is not linear."""
+    axes.text(0.0, 1.01, text, transform=axes.transAxes, size=7, ha="left", va="bottom", alpha=0.75)
+
+
+def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
+    """The spikes of one sample: a mark for each neuron and step.
+
+    Args:
+        train: a train, or what a :class:`tandem_snn.measure.Monitor` recorded of a layer.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        sample: which one of the batch.
+        neurons: at most so many are shown, evenly spaced.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: no train.
+        IndexError: there is no such sample.
+        ValueError: neurons below 1.
+
+    >>> train = te.SpikeTrain.from_dense((torch.rand(16, 2, 40) < 0.2).float())
+    >>> raster(train, sample=1).get_xlabel()
+    'time step'
+    """
+    train = train.train if isinstance(train, Recording) else train
+    if not isinstance(train, SpikeTrain):
+        raise TypeError(f"train: expected a SpikeTrain or a Recording, got {type(train).__name__}")
+    if neurons < 1:
+        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    spikes = train[sample].to_dense(torch.uint8)[:, 0].flatten(1).cpu()
+    distance = math.ceil(spikes.shape[1] / neurons)
+    steps, which = spikes[:, ::distance].nonzero(as_tuple=True)
+    axes = given_or_new(axes)
+    axes.scatter(
+        (steps + 1).tolist(), (which * distance).tolist(), s=_size(len(spikes[0]) // distance), marker="|", color=SNN
+    )
+    step_axis(axes, train.T)
+    every = f", 1 of {distance} shown" if distance > 1 else ""
+    axes.set(ylabel=f"neuron{every}", ylim=(-0.02 * spikes.shape[1] - 0.5, 1.02 * spikes.shape[1] - 0.5))
+    return axes
+
+
+def potentials(
+    monitor: Mapping[str, Recording] | Recording,
+    axes: Any = None,
+    *,
+    layer: str | None = None,
+    sample: int = 0,
+    neurons: int = 4,
+) -> Any:
+    """The membrane potentials of a few neurons after each step, and above them their spikes; with timing "window" the
+    T steps in which they integrate, and then those in which they fire.
+
+    Args:
+        monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        layer: its name; None: the last that was recorded.
+        sample: which one of the batch.
+        neurons: how many: those that fire first, and then those that do not.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: nothing was recorded, no potentials, no such layer, neurons below 1.
+        IndexError: there is no such sample.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
+    >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
+    ...     _ = net(torch.rand(5, 4))
+    >>> potentials(monitor).get_ylabel()
+    'membrane potential v'
+    """
+    if isinstance(monitor, Recording):
+        recording = monitor
+    elif not monitor:
+        raise ValueError("monitor: nothing was recorded: run the network while it is entered")
+    else:
+        layer = list(monitor)[-1] if layer is None else layer
+        if layer not in monitor:
+            raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
+        recording = monitor[layer]
+    if recording.potentials is None:
+        raise ValueError("monitor: no potentials were recorded: Monitor(net, potentials=True)")
+    if neurons < 1:
+        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()
+    v = recording.potentials[:, sample].flatten(1)
+    first = torch.where(spikes.any(0), spikes.int().argmax(0), len(spikes))
+    shown = first.argsort(stable=True)[:neurons]
+    top, bottom = float(v[:, shown].max()), float(v[:, shown].min())
+    start = len(v) - len(spikes)
+    row = 0.07 * max(0.5, top - bottom)
+    axes = given_or_new(axes)
+    for i, neuron in enumerate(shown.tolist()):
+        (line,) = axes.plot(range(1, len(v) + 1), v[:, neuron].tolist(), ".-", linewidth=1, label=f"neuron {neuron}")
+        fired = (spikes[:, neuron].nonzero().flatten() + 1 + start).tolist()
+        axes.scatter(fired, [top + (i + 1.5) * row] * len(fired), s=40, marker="|", color=line.get_color())
+    step_axis(axes, len(v))
+    axes.set(ylabel="membrane potential v", title=None if layer is None else f"Layer {layer}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+def counts_against_activations(
+    net: nn.Module, x: Any, axes: Any = None, *, layer: str | None = None, points: int = 1500
+) -> Any:
+    """Each neuron's spike count against the activation its ANN branch computes, ρ(z)/ϑ.
+
+    Counts are moved apart by up to a quarter, to be seen. The line is where both are equal, up to T.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
+        x: a batch of its inputs.
+        axes: matplotlib's, to draw into; None: of a new figure.
+        layer: the name of one layer; None: all.
+        points: at most so many of each layer.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the network has no layers of spiking neurons, or none of this name.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
+    >>> counts_against_activations(net, torch.rand(5, 64)).get_ylabel()
+    'spike count'
+    """
+    with torch.no_grad():
+        found = activations(net, x)
+    if layer is not None and layer not in {one.name for one in found}:
+        raise ValueError(f"layer: expected one of {listing(one.name for one in found)}, got {layer!r}")
+    axes = given_or_new(axes)
+    T, highest = found[0].T, 1.0
+    for one in found:
+        if layer in (None, one.name):
+            chosen = torch.randperm(one.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
+            counts, a = one.counts.flatten().cpu()[chosen], one.a.relu().flatten().cpu()[chosen]
+            highest = max(highest, a.max().item(), counts.max().item())
+            moved = torch.rand(len(counts), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
+            axes.scatter(a.tolist(), (counts + moved).tolist(), s=3, alpha=0.4, label=f"layer {one.name}")
+    axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
+    axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count")
+    axes.set(xlim=(-0.03 * highest, min(1.05 * highest, 1.5 * T)), ylim=(-0.5, min(highest, T) + 0.5))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.legend(markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
+    """The firing rate of each layer with neurons, in per cent of the steps.
+
+    Args:
+        net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
+        x: a batch of its inputs.
+        axes: matplotlib's, to draw into; None: of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the network has no layers with neurons.
+
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    >>> rates(net, torch.rand(5, 4)).get_xlabel()
+    'firing rate, %'
+    """
+    with torch.no_grad():
+        found = firing_rates(net, x)
+    axes = given_or_new(axes)
+    bars = axes.barh(list(found), [100 * rate for rate in found.values()], height=0.6, color=SNN)
+    axes.bar_label(bars, fmt=" %.1f", padding=2)
+    axes.set(xlabel="firing rate, %", ylabel="layer", xlim=(0, 115 * max(*found.values(), 0.01)))
+    axes.invert_yaxis()
+    return axes
+
+
+def _size(rows: int) -> float:
+    """Of a mark, in points squared, where so many lie above each other."""
+    return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
+
+
+def report(path: Path, result: Comparison, data: Dataset) -> None:
+    """One picture of a comparison: learning curves, a spike raster, counts against the ANN branch's activation."""
+    matplotlib = extra("matplotlib", "the report")
+    matplotlib.use("agg")
+    plt = extra("matplotlib.pyplot", "the report")
+    figure, (curves, spikes, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    recipe, net = result.recipe, result.runs[0].nets["SNN"]
+    figure.suptitle(
+        f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
+    )
+    histories = {kind: [run.fitted[kind].history for run in result.runs] for kind in result.kinds}
+    held_out, percent = f"validation_{result.metric}", result.metric == "accuracy"
+    key = held_out if held_out in histories["SNN"][0][0] else result.metric
+    label = f"{'validation' if key == held_out else 'training'} {result.metric}{', %' * percent}"
+    learning_curves(curves, histories, key, label, percent=percent)
+    curves.set_title("Learning curves")
+    curves.legend()
+    curves.grid(alpha=0.3)
+    images, _ = next(data.test.batches(64))
+    images = images.to(next(net.parameters()).device)
+    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
+        net(images[:1])
+    name = list(monitor)[-1]
+    raster(monitor[name], spikes, neurons=1000).set_title(f"Spikes of layer {name} for one image")
+    counts_against_activations(net, images, scatter).set_title("Counts against activations")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def learning_curves(
+    axes: Any, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str, *, percent: bool
+) -> None:
+    """A value of the records of epochs, one line per seed; ``histories`` by kind and seed."""
+    for kind, color in zip(histories, (SNN, ANN, CONTINUED), strict=False):
+        for i, history in enumerate(histories[kind]):
+            values = [record[key] * (100 if percent else 1) for record in history]
+            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    quality_axis(axes, percent)
+
+
+def quality_axis(axes: Any, percent: bool) -> None:
+    """Upwards, where networks differ: of accuracies in per cent, or logarithmic for errors, with numbers even where it
+    spans less than two decades.
+    """
+    if percent:
+        percent_axis(axes)
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 50 * low else (1,)
+    axes.yaxis.set_major_locator(extra("matplotlib.ticker", "a picture").LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    say_scale(axes, "logarithmic axis")

@@ -1,1 +1,0 @@
-"""The recipes that come with the package, a YAML file each."""

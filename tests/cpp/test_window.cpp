@@ -1,0 +1,326 @@
+// Window timing: the fused product of counts against a plain simulation that integrates one window and fires in the
+// next, step by step. Weights are multiples of 1/64 where results are compared with it, so every sum is exact.
+#include "check.h"
+#include "norm_layer.h"
+#include "product_layer.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+constexpr cpu::Refusal kDone = cpu::Refusal::kNone;
+constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,     Way::kLists4,
+                         Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile, Way::kDense};
+
+struct Case {
+  Shape shape;
+  int32_t T = 8;
+  int most = 8;       // of the counts that come in
+  double rate = 0.3;  // of inputs that spike at all
+  unsigned seed = 1;
+  DType dtype = DType::kFloat32;
+  double largest = 1;  // of the weights, which are integers for int8
+};
+
+ProductLayer window_layer(const Case& c) {
+  ProductLayer layer(c.shape, c.T, 0, c.seed);
+  std::mt19937 random(c.seed);
+  layer.planes.resize(c.shape.batch * c.shape.height * c.shape.width * c.shape.channels);
+  for (uint8_t& count : layer.planes) {
+    count = static_cast<uint8_t>(random() % 1000 < 1000 * c.rate ? 1 + random() % c.most : 0);
+  }
+  layer.residual.resize(layer.args.neurons);
+  for (uint8_t& count : layer.residual) count = static_cast<uint8_t>(random() % 256);
+  layer.dtype = c.dtype;
+  if (c.dtype == DType::kInt8) {
+    for (double& w : layer.values) w = std::round(w * c.largest);
+  }
+  layer.args.timing = Timing::kWindow;
+  return layer;
+}
+
+void check(ProductLayer& layer, const char* name) {
+  layer.finish();
+  const std::vector<PlainNeuron<float>> want = layer.expected();
+  std::vector<float> u(layer.args.neurons), product(layer.args.neurons);
+  for (int64_t n = 0; n < layer.args.neurons; ++n) product[n] = layer.window(n);
+  for (const Way way : kWays) {
+    for (ParallelFor parallel : {serial_for, threads_for}) {
+      layer.way = way;
+      const Outputs<float> got(layer.args);
+      CHECK(cpu::run(layer.layer(), parallel) == kDone, "%s", name);
+      CHECK(agree(layer.args, want), "%s, T %d, way %d, %s", name, layer.T, int(way),
+            parallel == serial_for ? "serial" : "threads");
+      std::fill(u.begin(), u.end(), -77.f);
+      CHECK(cpu::window_product(layer.layer(), u.data(), parallel) == kDone, "%s", name);
+      CHECK(u == product, "%s: the product, way %d", name, int(way));
+    }
+  }
+}
+
+}  // namespace
+
+TEST(linear_layers) {
+  unsigned seed = 0;
+  for (int64_t inputs : {0, 1, 63, 64, 130, 700}) {
+    for (int64_t outputs : {1, 8, 20, 40}) {
+      for (int32_t T : {1, 2, 8, 9, 33, 255}) {
+        Case c;
+        c.shape.channels = inputs;
+        c.shape.outputs = outputs;
+        c.shape.batch = 1 + seed % 21;
+        c.T = T;
+        c.most = std::vector<int>{1, 8, 15, 16, 127, 128, 255}[seed % 7];
+        c.rate = std::vector<double>{0, 0.1, 0.5, 1}[seed % 4];
+        c.dtype = kDTypes[seed % 3];
+        c.seed = seed;
+        ProductLayer layer = window_layer(c);
+        layer.args.gate = static_cast<Gate>(seed % 2);
+        layer.plain = seed % 5 == 0;
+        ++seed;
+        check(layer, "linear");
+      }
+    }
+  }
+}
+
+TEST(convolutions) {
+  std::mt19937 random(3);
+  const auto pick = [&](std::initializer_list<int64_t> values) { return values.begin()[random() % values.size()]; };
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    Case c;
+    Shape& s = c.shape;
+    s.groups = pick({1, 1, 2, 3});
+    s.channels = s.groups * pick({1, 3, 8, 64, 70});
+    s.outputs = s.groups * pick({1, 4, 8, 16, 20});
+    for (int i = 0; i < 2; ++i) {
+      s.kernel[i] = pick({1, 2, 3});
+      s.stride[i] = pick({1, 2, 3});
+      s.padding[i] = pick({0, 1, 2});
+      s.dilation[i] = pick({1, 1, 2});
+    }
+    s.height = pick({1, 5, 6}) + s.dilation[0] * (s.kernel[0] - 1);
+    s.width = pick({1, 5, 7, 33}) + s.dilation[1] * (s.kernel[1] - 1);
+    c.T = static_cast<int32_t>(pick({1, 4, 8, 20}));
+    c.most = static_cast<int>(pick({1, 8, 15, 255}));
+    c.rate = std::vector<double>{0.02, 0.1, 0.5, 1}[seed % 4];
+    c.dtype = kDTypes[seed % 3];
+    c.seed = seed;
+    ProductLayer layer = window_layer(c);
+    layer.channels_last = seed % 2 == 0;
+    layer.args.gate = static_cast<Gate>(seed % 2);
+    check(layer, "convolution");
+  }
+}
+
+TEST(depthwise_convolutions) {
+  for (int64_t channels : {1, 7, 16, 40}) {
+    for (int64_t multiplier : {1, 2}) {
+      for (const DType dtype : {DType::kFloat32, DType::kInt8}) {
+        Case c;
+        c.shape.groups = c.shape.channels = channels;
+        c.shape.outputs = channels * multiplier;
+        c.shape.height = c.shape.width = 6;
+        for (int i = 0; i < 2; ++i) {
+          c.shape.kernel[i] = 3;
+          c.shape.padding[i] = 1;
+        }
+        c.most = 255;
+        c.dtype = dtype;
+        c.largest = 127;
+        ProductLayer layer = window_layer(c);
+        check(layer, "depthwise");
+      }
+    }
+  }
+}
+
+TEST(few_bits) {
+  for (int64_t inputs : {5, 64, 300, 1500}) {
+    for (int64_t outputs : {1, 33, 70}) {
+      for (int largest : {7, 127}) {
+        Case c;
+        c.shape.channels = inputs;
+        c.shape.outputs = outputs;
+        c.shape.batch = 20;
+        c.dtype = DType::kInt8;
+        c.largest = largest;
+        c.most = inputs % 2 == 0 ? 8 : 255;
+        ProductLayer layer = window_layer(c);
+        if (largest == 127) layer.values[0] = layer.values[layer.values.size() - 1] = -128;
+        check(layer, "few bits");
+      }
+    }
+  }
+}
+
+// The largest sums that a digit's products can have: where 16 bits hold them, and where they do not.
+TEST(all_inputs_at_their_most) {
+  for (int64_t inputs : {64, 1024, 8191}) {
+    for (int count : {1, 15, 127, 128, 255}) {
+      for (double weight : {-1.0, 1.0, 127.0 / 128}) {
+        Case c;
+        c.shape.channels = inputs;
+        c.shape.outputs = 17;
+        c.shape.batch = 3;
+        c.T = 255;
+        ProductLayer layer = window_layer(c);
+        std::fill(layer.planes.begin(), layer.planes.end(), static_cast<uint8_t>(count));
+        std::fill(layer.values.begin(), layer.values.end(), weight);
+        layer.values[0] = 1.0 / 64;
+        check(layer, "extremes");
+      }
+    }
+  }
+}
+
+TEST(inputs_beyond_what_ways_can_take) {
+  Case c;
+  c.shape.batch = 2;
+  c.shape.channels = 30000;
+  c.shape.outputs = 9;
+  c.rate = 0.05;
+  ProductLayer many = window_layer(c);
+  check(many, "many inputs");
+  c.shape.channels = 2;
+  c.shape.width = 8300;
+  c.shape.kernel[1] = 8200;
+  ProductLayer taps = window_layer(c);
+  check(taps, "taps");
+}
+
+TEST(residual_currents_and_v_init) {
+  for (int64_t v_init_size : {1, 20, 40}) {
+    Case c;
+    ProductLayer layer = window_layer(c);
+    layer.finish();
+    std::vector<float> residual(layer.args.neurons);
+    for (size_t i = 0; i < residual.size(); ++i) residual[i] = 0.125f * static_cast<float>(i % 17) - 1;
+    layer.args.residual_planes = nullptr;
+    layer.args.residual_currents = residual.data();
+    layer.args.v_init_size = v_init_size;
+    const std::vector<PlainNeuron<float>> want = layer.expected();
+    for (const Way way : kWays) {
+      layer.way = way;
+      const Outputs<float> got(layer.args);
+      CHECK(cpu::run(layer.layer(), serial_for) == kDone && agree(layer.args, want), "way %d", int(way));
+    }
+  }
+}
+
+// Random weights: no sum is a multiple of anything, yet all ways round the same integers once. And what holds for any
+// neuron: theta c + v = v_init + z where that is exact, and no count falls when z grows.
+TEST(all_ways_have_the_same_bits) {
+  for (const auto& [channels, kernel] : {std::pair<int64_t, int64_t>{500, 1}, {64, 3}}) {
+    Case c;
+    c.shape.channels = channels;
+    c.shape.outputs = 48;
+    c.shape.batch = 20;
+    c.shape.height = c.shape.width = 2 * kernel - 1;
+    c.shape.kernel[0] = c.shape.kernel[1] = kernel;
+    c.T = 20;
+    c.most = 20;
+    ProductLayer layer = window_layer(c);
+    std::mt19937 random(1);
+    std::normal_distribution<double> normal(0, 0.1);
+    for (double& w : layer.values) w = static_cast<float>(normal(random));
+    layer.finish();
+    layer.way = Way::kLists1;
+    const Outputs<float> want(layer.args);
+    CHECK(cpu::run(layer.layer(), serial_for) == kDone, "random weights");
+    for (const Way way : kWays) {
+      layer.way = way;
+      const Outputs<float> got(layer.args);
+      CHECK(cpu::run(layer.layer(), threads_for) == kDone, "random weights");
+      CHECK(got == want, "way %d", int(way));
+    }
+  }
+}
+
+TEST(counts_grow_with_z_and_lose_nothing) {
+  Case c;
+  c.shape.channels = 100;
+  c.shape.outputs = 64;
+  c.shape.batch = 50;
+  ProductLayer layer = window_layer(c);
+  layer.finish();
+  layer.args.scale = layer.args.shift = layer.args.residual_scale = nullptr;
+  layer.args.residual_planes = nullptr;
+  const Outputs<float> out(layer.args);
+  CHECK(cpu::run(layer.layer(), serial_for) == kDone, "run");
+  std::vector<std::pair<float, int>> counts;
+  for (int64_t n = 0; n < layer.args.neurons; ++n) {
+    const float start = layer.v_init[n] + layer.window(n);
+    CHECK(start == static_cast<float>(out.planes[n]) + out.v[n], "neuron %ld", long(n));
+    counts.emplace_back(start, out.planes[n]);
+  }
+  std::sort(counts.begin(), counts.end());
+  for (size_t i = 1; i < counts.size(); ++i) CHECK(counts[i - 1].second <= counts[i].second, "%g", counts[i].first);
+  CHECK(counts.front().second == 0 && counts.back().second == c.T, "silent and saturated neurons");
+}
+
+TEST(prepared_weights_and_none) {
+  Case c;
+  c.shape.channels = 100;
+  c.shape.outputs = 33;
+  ProductLayer layer = window_layer(c);
+  layer.finish();
+  const std::vector<PlainNeuron<float>> want = layer.expected();
+  const PreparedWeights prepared(layer.geometry, layer.weights);
+  layer.prepared = prepared.data;
+  for (const Way way : kWays) {
+    layer.way = way;
+    const Outputs<float> got(layer.args);
+    CHECK(cpu::run(layer.layer(), serial_for) == kDone && agree(layer.args, want), "prepared, way %d", int(way));
+  }
+  c.shape.batch = 0;
+  ProductLayer none = window_layer(c);
+  none.finish();
+  const Outputs<float> nothing(none.args);
+  CHECK(cpu::run(none.layer(), threads_for) == kDone, "no samples");
+}
+
+TEST(sums_beyond_float_are_infinite_and_nan_never_fires) {
+  Case c;
+  c.shape.batch = 1;
+  ProductLayer layer = window_layer(c);
+  layer.plain = true;
+  for (double& w : layer.values) w = 3e38;
+  std::fill(layer.planes.begin(), layer.planes.end(), uint8_t{8});
+  check(layer, "large");
+  ProductLayer bad = window_layer(c);
+  bad.finish();
+  std::fill(bad.scale.begin(), bad.scale.end(), std::nanf(""));
+  const Outputs<float> got(bad.args);
+  CHECK(cpu::run(bad.layer(), serial_for) == kDone && agree(bad.args, bad.expected()), "nan");
+  for (const uint8_t count : got.planes) CHECK(count == 0, "nan fired");
+}
+
+TEST(batch_norm) {
+  for (int64_t kernel : {1, 3}) {
+    Case c;
+    c.shape.batch = 9;
+    c.shape.channels = 70;
+    c.shape.outputs = 37;
+    c.shape.height = c.shape.width = 2 * kernel - 1;
+    c.shape.kernel[0] = c.shape.kernel[1] = kernel;
+    ProductLayer layer = window_layer(c);
+    layer.finish();
+    const int64_t channels = c.shape.outputs;
+    const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
+    std::vector<float> product(layer.args.neurons), mean(channels), var(channels);
+    const LayerNorm norm{{nullptr, 1, gamma.data(), beta.data(), 1e-5f}, product.data(), mean.data(), var.data()};
+    const PlainNorm want(layer, norm);
+    layer.args.scale = want.scale.data();
+    layer.args.shift = want.shift.data();
+    const std::vector<PlainNeuron<float>> neurons = layer.expected();
+    for (const Way way : kWays) {
+      layer.way = way;
+      const Outputs<float> out(layer.args);
+      CHECK(cpu::run_normalised(layer.layer(), norm, threads_for) == kDone, "way %d", int(way));
+      CHECK(product == want.product && mean == want.mean && var == want.var, "way %d", int(way));
+      CHECK(agree(layer.args, neurons), "way %d", int(way));
+    }
+  }
+}

@@ -1,0 +1,157 @@
+"""Trains whose channels are worth different things: layers that read them put that into their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.nn.signals import effective_counts
+from tandem_snn.nn.threshold import covering, set_threshold
+
+
+def train(*shape: int, T: int = 11, **options: Any) -> te.SpikeTrain:
+    return te.SpikeTrain.from_dense(torch.rand(T, *shape).lt(0.4).float(), **options)
+
+
+def gains(n: int) -> Tensor:
+    """Powers of two, with which products are exact."""
+    return 2.0 ** torch.randint(-3, 3, (n,))
+
+
+def same(a: Any, b: Any) -> None:
+    assert torch.equal(a.planes, b.planes)
+    assert torch.equal(a.counts, b.counts)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize(("shape", "groups"), [((3, 12), 1), ((3, 4, 5, 5), 1), ((3, 4, 5, 5), 2), ((3, 4, 9), 2)])
+def test_layers_are_the_reference(shape: tuple[int, ...], groups: int, timing: str) -> None:
+    gain = gains(shape[1]).requires_grad_()
+    x = train(*shape)
+    edge = x.counts.requires_grad_()
+    weight = (torch.randint(-4, 5, (6, shape[1] // groups, *[3] * (len(shape) - 2))) / 8).requires_grad_()
+    name = {2: "linear_if", 3: "conv1d_if", 4: "conv2d_if"}[len(shape)]
+    geometry = {} if len(shape) == 2 else {"groups": groups, "padding": 1}
+    results = []
+    for package in te.functional, te.reference:
+        for worth, w in (
+            (gain, weight),
+            (
+                1.0,
+                weight * gain.view(groups, 1, -1).expand(-1, 6 // groups, -1).reshape(6, -1, *[1] * (len(shape) - 2)),
+            ),
+        ):
+            x = te.SpikeTrain(x.planes, x.T, edge, worth)
+            y = getattr(package, name)(x, w, timing=timing, v_init=torch.full((6,), 0.5), **geometry)
+            grads = torch.autograd.grad(y.counts.square().sum(), [edge, weight, gain])
+            results.append((y, grads))
+    for y, grads in results[1:]:
+        same(results[0][0], y)
+        for ours, other in zip(results[0][1], grads, strict=True):
+            torch.testing.assert_close(ours, other)
+
+
+def test_batch_norm_normalises_what_spikes_are_worth() -> None:
+    layer, gain = tnn.Conv2d(4, 6, 3, norm=True), gains(4)
+    x = train(5, 4, 6, 6, gain=gain)
+    y = layer(x)
+    layer.zero_grad()
+    u = F.conv2d(effective_counts(x), layer.weight, layer.bias)
+    torch.testing.assert_close(layer.norm.running_mean, 0.1 * u.mean((0, 2, 3)))
+    z = F.batch_norm(u, None, None, layer.norm.weight, layer.norm.bias, True)
+    assert torch.corrcoef(torch.stack([y.counts.flatten(), z.relu().clamp(max=11).flatten()]))[0, 1] > 0.8
+    layer.bn_stats = "running"
+    torch.testing.assert_close(layer(x).counts.sum() > 0, torch.tensor(True))
+    layer.eval()
+    torch.testing.assert_close(layer.preactivation(x), layer(x, fire=False).sum(0), atol=1e-4, rtol=1e-4)
+
+
+def test_what_passes_it_on() -> None:
+    gain = gains(4)
+    x = train(3, 4, 6, 6, gain=gain)
+    expected = x.counts * gain.view(-1, 1, 1)
+    assert torch.equal(effective_counts(x), expected)
+    assert torch.equal(effective_counts(x[1:]), expected[1:])
+    assert torch.equal(effective_counts(tnn.Flatten()(x)), expected.flatten(1))
+    assert torch.equal(effective_counts(tnn.Flatten(2)(x)), expected.flatten(2))
+    assert torch.equal(tnn.AdaptiveAvgPool2d(1)(x), F.adaptive_avg_pool2d(expected, 1))
+    pooled = tnn.AvgPool2d(2)(x)
+    assert torch.equal(pooled.gain, gain)
+    dropped = tnn.Dropout(0.5)(x)
+    assert set((effective_counts(dropped) / expected).nan_to_num().unique().tolist()) <= {0.0, 2.0}
+    assert torch.equal(effective_counts(te.cat([x, x], 1)), torch.cat([expected, expected], 1))
+    assert torch.equal(effective_counts(te.cat([x, x])), torch.cat([expected, expected]))
+    readout = tnn.Readout(4 * 36, 5)
+    torch.testing.assert_close(readout(tnn.Flatten()(x)), F.linear(expected.flatten(1), readout.weight, readout.bias))
+    body = tnn.Conv2d(4, 4, 3, padding=1)
+    z = body.preactivation(x, x)
+    torch.testing.assert_close(z, F.conv2d(expected, body.weight, body.bias, padding=1) + expected)
+    torch.testing.assert_close(tnn.Residual(body)(x).counts, z.relu().clamp(max=11).floor(), atol=11, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_frozen_networks_have_it_in_their_weights(timing: str, bits: int | None) -> None:
+    def settings(n: int) -> dict[str, Any]:
+        threshold = torch.rand(n) + 0.5
+        return {"threshold": threshold, "v_init": threshold / 2, "gain": "threshold", "timing": timing}
+
+    net = nn.Sequential(
+        tnn.Encoder(8, gain=1 / 8), tnn.Conv2d(2, 6, 3, norm=True, **settings(6)), tnn.MaxPool2d(2),
+        tnn.Residual(tnn.Conv2d(6, 6, 3, padding=1, groups=2, weight_bits=bits, **settings(6))),
+        tnn.Conv2d(6, 8, 3, weight_bits=bits, **settings(8)), tnn.Flatten(),
+        tnn.Linear(32, 9, weight_bits=bits, **settings(9)), tnn.Readout(9, 4),
+    ).eval()  # fmt: skip
+    images = 4 * torch.rand(5, 2, 10, 10)
+    with torch.no_grad():
+        expected = net(images)
+        frozen = ts.freeze(net)
+        assert torch.equal(frozen(images), expected)
+        assert torch.equal(frozen(images), frozen.net(images))
+        if timing == "step":
+            assert torch.equal(torch.stack([frozen.step(images) for _ in range(8)])[-1], expected)
+            grid = frozen.grids.get("3.body")
+            assert (grid is None) == (bits is None)
+            assert grid is None or len((grid.weight() / net[1].threshold[:3].repeat(2).view(6, 1, 1, 1)).unique()) > 15
+
+
+def test_means_of_channels_end_in_numbers() -> None:
+    threshold = torch.rand(6) + 0.5
+    layers = [tnn.Encoder(8), tnn.Conv2d(2, 6, 3, threshold=threshold, gain="threshold"), tnn.AdaptiveAvgPool2d(1)]
+    net, images = nn.Sequential(*layers, tnn.Flatten()).eval(), torch.rand(3, 2, 6, 6)
+    torch.testing.assert_close(ts.freeze(net)(images), net(images))
+    with pytest.raises(ValueError, match="in units of each channel: put a Flatten"):
+        ts.freeze(nn.Sequential(*layers)).save("unused")
+
+
+def test_thresholds_that_cover() -> None:
+    """Least squared error of what saturates and what is rounded, against a search."""
+    a = torch.randn(5, 4000).relu() * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(-1, 1)
+    for T in 4, 8, 64:
+        best, error = covering(a, T, 0.5), []
+        for factor in 0.7, 1.0, 1.4:
+            unit = (factor * best / T).view(-1, 1)
+            error.append(((a / unit).round().clamp(0, T) * unit - a).square().mean())
+        assert error[1] < min(error[0], error[2])
+        torch.testing.assert_close(best / best[0], torch.arange(1.0, 6.0), atol=0.5, rtol=0.1)
+    few = torch.cat([a[:1, :64], torch.zeros(1, 64)])
+    assert (covering(few, 8, 0.5) > 0).all(), "a channel that was silent"
+    layer = tnn.Conv2d(2, 5, 3, threshold=torch.ones(5), v_init=torch.full((5,), 0.25))
+    set_threshold(layer, torch.arange(1.0, 6.0))
+    torch.testing.assert_close(layer.v_init, 0.25 * torch.arange(1.0, 6.0))
+
+
+def test_refused() -> None:
+    with pytest.raises(ValueError, match=r"gain: expected.*\[4\]"):
+        te.SpikeTrain(train(2, 4).planes, 11, gain=torch.ones(3))
+    with pytest.raises(ValueError, match=r"gain: .*12"):
+        tnn.Linear(12, 2)(te.SpikeTrain.unchecked(train(2, 12).planes, 11, None, torch.ones(3)))
+    with pytest.raises(ValueError, match="weights of few bits are integers"):
+        te.functional.linear_if(train(2, 4, gain=gains(4)), torch.ones(3, 4, dtype=torch.int8), scale=torch.ones(3))

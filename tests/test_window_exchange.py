@@ -1,0 +1,149 @@
+"""Layers that integrate a window, in NIR and in SpikingJelly: what comes back, and the same counts there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import own_counts
+from nir_simulators import assert_same, by_spikingjelly, dyadic, file_of, images, network
+from test_simulators import stepped
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.frozen.stages import CannotLower
+
+T = 8
+
+
+def waiting(net: nn.Module, *at_once: str, v_init: float = 0.5) -> nn.Module:
+    for name, layer in net.named_modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)) and name not in at_once:
+            layer.timing = "window"
+            layer.v_init = v_init
+    return net
+
+
+def blocks() -> nn.Module:
+    """A shortcut past two layers that wait, a projection, averages, and a layer that does not wait."""
+    torch.manual_seed(2)
+    body = nn.Sequential(tnn.Conv2d(8, 4, 3, padding=1), tnn.Conv2d(4, 8, 1, threshold=2.0))
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 8, 3, padding=1, gain=0.5),
+        tnn.AvgPool2d(2),
+        tnn.Residual(body),
+        tnn.Residual(nn.Sequential(tnn.Conv2d(8, 8, 1), tnn.Conv2d(8, 6, 3, 2, 1)), tnn.Conv2d(8, 6, 1, 2)),
+        tnn.AvgPool2d(2, spiking=False),
+        tnn.Flatten(),
+        tnn.Readout(6, 3),
+    )
+    return waiting(dyadic(net), "3.body.1")
+
+
+def events() -> tuple[nn.Module, te.SpikeTrain]:
+    torch.manual_seed(3)
+    net = nn.Sequential(tnn.Conv1d(2, 6, 3), tnn.Residual(tnn.Conv1d(6, 6, 1)), tnn.Flatten(), tnn.Readout(60, 3))
+    return waiting(dyadic(net)), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 12).lt(0.4).float())
+
+
+NETWORKS: dict[str, Any] = {
+    "chain": lambda: (waiting(network()), images()),
+    "blocks": lambda: (blocks(), images()),
+    "every other": lambda: (waiting(network(), "2"), images()),
+    "events": events,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_nir_is_given_comes_back(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("nir", reason="the package nir is not installed")
+    net, x = NETWORKS[name]()
+    back = ts.from_nir(file_of(net, x, tmp_path)).eval()
+    assert_same(own_counts(net, x), own_counts(back, x))
+    timings = [layer.timing for layer in back.modules() if isinstance(layer, tnn.SpikingLayer)]
+    assert "window" in timings
+    assert_same(own_counts(net, x), own_counts(ts.from_nir(ts.to_nir(back, x)), x))
+
+
+def test_what_a_reader_of_nir_must_know() -> None:
+    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    net, x = NETWORKS["every other"]()
+    graph = ts.to_nir(net, x)
+    neurons = {name: node.metadata for name, node in graph.nodes.items() if isinstance(node, nir.IF)}
+    told = [(facts["timing"], facts["phase"], "v_init" in facts) for facts in neurons.values()]
+    assert told == [("window", 0, True), ("step", 1, False), ("window", 1, True)]
+    assert (graph.metadata["timing"], graph.metadata["phase"]) == ("window", 2)
+    with pytest.raises(CannotLower, match='n1: timing "window" needs a clock'):
+        ts.to_nir(net, x, neurons="primitives")
+    facts = next(iter(neurons.values()))
+    for key, value, message in (("timing", "later", "timing 'later'"), ("v_init", np.zeros(3), "v_init is not of")):
+        before = facts[key]
+        facts[key] = value
+        with pytest.raises(ValueError, match=f"node 'n1_neurons': .*{message}"):
+            ts.from_nir(graph)
+        facts[key] = before
+
+
+@torch.no_grad()
+def test_spikingjelly_runs_the_file_layer_by_layer(tmp_path: Path) -> None:
+    """Its import, and the two phases that the metadata ask for: currents are added up, then the neurons fire."""
+    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    net, x = NETWORKS["chain"]()
+    path = file_of(net, x, tmp_path)
+    model, _ = by_spikingjelly(path)
+    facts = {name: node.metadata for name, node in nir.read(path).nodes.items() if isinstance(node, nir.IF)}
+    assert {value["timing"] for value in facts.values()} == {"window"}
+    train, counts = [x] * T, []
+    for name, module in model.named_children():
+        if name in facts:
+            node = module.module
+            node.reset()
+            node.v = torch.tensor(facts[name]["v_init"]) + torch.stack(train).sum(0)
+            train = [node(torch.zeros_like(node.v)) for _ in range(T)]
+            counts.append(torch.stack(train).sum(0))
+        elif name not in ("input", "output"):
+            train = [module(value) for value in train]
+    assert_same(own_counts(net, x), (counts, torch.stack(train).sum(0)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pipeline_of_spikingjelly(name: str) -> None:
+    base = pytest.importorskip("spikingjelly.activation_based.functional", reason="SpikingJelly is not installed")
+    net, x = NETWORKS[name]()
+    theirs, frozen = ts.to_spikingjelly(net, x), ts.freeze(net, T=T)
+    steps: Any = [x] * T if isinstance(x, Tensor) else list(x.to_dense(torch.float32))
+    windows = frozen.latency // T
+    for _ in range(2):
+        stepped(theirs, steps * (windows - 1), lambda *_: False)
+        assert torch.equal(stepped(theirs, steps, lambda *_: False)[1], own_counts(net, x)[1])
+        base.reset_net(theirs)
+
+
+def test_each_layer_of_spikingjelly_s_pipeline_in_its_own_window() -> None:
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    net, x = NETWORKS["blocks"]()
+    theirs = ts.to_spikingjelly(net, x)
+    later: dict[str, list[Tensor]] = {}
+    for name, module in theirs.named_modules():
+        if name.endswith("_neurons"):
+            module.register_forward_hook(lambda _, __, y, name=name: later.setdefault(name, []).append(y))
+    with torch.no_grad():
+        for _ in range(ts.freeze(net).latency):
+            theirs(x)
+    counts, _ = own_counts(net, x)
+    assert len(later) == len(counts)
+    for c, spikes in zip(counts, later.values(), strict=True):
+        assert torch.equal(c, torch.stack(spikes[-T:]).sum(0))  # the same images come window after window
+
+
+def test_snntorch_has_no_such_neurons() -> None:
+    pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    net, x = NETWORKS["chain"]()
+    with pytest.raises(CannotLower, match='n1: timing "window" has no counterpart: to_spikingjelly'):
+        ts.to_snntorch(net, x)
