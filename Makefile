@@ -20,6 +20,7 @@ help:
 	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
+	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"
@@ -44,6 +45,9 @@ test-all: $(READY) ext
 	$(call ctest,ubsan)
 	$(call ctest,tsan)
 	if command -v nvcc; then cmake --preset cuda-compile-only && cmake --build --preset cuda-compile-only; fi
+
+test-arm:
+	$(call ctest,arm)
 
 # Python's own build, without the rest of the installation: seconds after a change of one file.
 ext:
@@ -90,11 +94,17 @@ docs: $(READY) results
 	python docs/figures/rule.py
 	python -m mkdocs build --strict
 
+ifeq ($(shell uname),Darwin)
+repair = python -m delocate.cmd.delocate_wheel --exclude libtorch --exclude libc10 --wheel-dir dist build/wheel/*.whl
+else
+repair = python -m auditwheel repair --strip --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
+endif
+
 # torch's libraries are torch's own; the tag says the oldest glibc that has what this machine's compiler used.
 wheel: $(READY)
 	rm -rf build/lib* build/bdist* build/wheel
 	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
-	python -m auditwheel repair --strip --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
+	$(repair)
 
 clean:
 	rm -rf build dist *.egg-info tandem_ext/*.so
@@ -112,4 +122,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean

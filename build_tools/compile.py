@@ -21,7 +21,7 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-from .decide import Plan, decide, default_jobs
+from .decide import Plan, compiler_flags, decide, default_jobs, linker_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_LIST = "csrc/sources.txt"
@@ -119,23 +119,14 @@ def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]
     """The compiler's command of each group of sources that is compiled, without files; the linker's flags."""
     torch = find_torch()
     cxx = find_compiler()
-    user = shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
+    user = compiler_flags(sys.platform, os.environ)
+    user += shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
     system = [find_pybind11(), torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    # libtorch has to be in NEEDED although nothing strong refers to it: the weak symbol that gives the CUDA stream is
-    # looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch is left alone.
-    link = [
-        "-shared",
-        "-Wl,--exclude-libs,ALL",
-        f"-L{torch / 'lib'}",
-        "-Wl,--push-state,--no-as-needed",
-        "-ltorch",
-        "-Wl,--pop-state",
-    ]
+    link = linker_flags(sys.platform, torch / "lib", plan.toolkit.cudart if plan.toolkit else None)
     if plan.toolkit is not None:
         system.append(plan.toolkit.include)
         macros += ["-DTANDEM_WITH_CUDA", f'-DTANDEM_CUDA_ARCHS="{" ".join(plan.archs)}"']
-        link += [str(plan.toolkit.cudart), "-ldl", "-lrt", "-lpthread"]
     rules = {
         "ops": [*cxx, "-std=c++20", *HOST, *macros, "-Icsrc", *(f"-isystem{d}" for d in system), *user],
         "cpu": [*cxx, "-std=c++17", *HOST, "-Icsrc", *user],
@@ -229,8 +220,16 @@ def jobs() -> int:
     """MAX_JOBS, or as many compilers as cores and free memory allow."""
     if os.environ.get("MAX_JOBS"):
         return int(os.environ["MAX_JOBS"])
-    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    return default_jobs(len(os.sched_getaffinity(0)), 1024 * int(available[1]) if available else 0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return default_jobs(cores, free_memory())
+
+
+def free_memory(table: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that compilers may take: what Linux says is available, elsewhere half of what the machine has."""
+    if not table.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    available = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text())
+    return 1024 * int(available[1]) if available else 0
 
 
 def shell(words: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,25 @@ def parse_archs(text: str) -> tuple[str, ...]:
 def default_jobs(cores: int, free_bytes: int) -> int:
     """Files compiled at the same time: a compiler needs up to 2 GB."""
     return max(1, min(cores, free_bytes // (2 << 30)))
+
+
+def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
+    """How the module is linked on ``system``, as ``sys.platform`` names it.
+
+    libtorch is named among what the module needs although nothing strong refers to it: on Linux the weak symbol that
+    gives the CUDA stream is looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch
+    is left alone.
+    """
+    if system == "darwin":  # a plug-in: Python's own symbols are those of the program that loads it
+        return ["-bundle", "-undefined", "dynamic_lookup", f"-L{libtorch}", "-ltorch"]
+    flags = ["-shared", "-Wl,--exclude-libs,ALL", f"-L{libtorch}"]
+    flags += ["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"]
+    return flags if cudart is None else [*flags, str(cudart), "-ldl", "-lrt", "-lpthread"]
+
+
+def compiler_flags(system: str, env: Mapping[str, str]) -> list[str]:
+    """What the platform adds to every compiler's command: on macOS ARCHFLAGS, as for any extension."""
+    return shlex.split(env.get("ARCHFLAGS", "")) if system == "darwin" else []
 
 
 def _candidates(

@@ -27,6 +27,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("window_product(" PRODUCT WINDOW ", bool counted=False) -> Tensor");
+  m.def("quantise(Tensor weight, int bits) -> (Tensor q, Tensor step)");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
   m.def("counts(Tensor planes, ScalarType dtype) -> Tensor");
@@ -48,7 +49,9 @@ STABLE_TORCH_LIBRARY(tandem, m) {
 }
 
 // Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
+#if defined(__ELF__)
 #pragma weak _PyThreadState_UncheckedGet
+#endif
 
 namespace {
 

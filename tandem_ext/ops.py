@@ -94,6 +94,13 @@ def _fake_window_product(a: Arguments) -> Tensor:
     return _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a)))
 
 
+def _fake_quantise(a: Arguments) -> tuple[Tensor, Tensor]:
+    weight = a["weight"]
+    last = weight.dim() > 2 and not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
+    q = _empty(weight, [], weight.shape, torch.int8) if last else weight.new_empty(weight.shape, dtype=torch.int8)
+    return q, weight.new_empty(weight.shape[0])
+
+
 def _fake_pack(a: Arguments) -> Tensor:
     T, *shape = a["spikes"].shape
     return _empty(a["spikes"], [(T + 7) // 8], shape, torch.uint8)
@@ -212,6 +219,7 @@ _register("conv_bn_if", _fake_neurons, {}, ())
 _register("bn_statistics", _fake_bn_statistics, {}, ())
 _register("bn_grad", _fake_bn_grad, {}, ())
 _register("window_product", _fake_window_product, {"planes": 1}, (0,))
+_register("quantise", _fake_quantise, {}, ())
 _register("pack", _fake_pack, {"spikes": 1}, (1,))
 _register("unpack", _fake_unpack, {"planes": 1}, (1,))
 _register("counts", _fake_counts, {"planes": 1}, (0,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 import tandem_ext as te
 from build_tools import backend, compile
-from build_tools.decide import Plan, decide, default_jobs, parse_archs
+from build_tools.decide import Plan, compiler_flags, decide, default_jobs, linker_flags, parse_archs
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
@@ -119,6 +120,60 @@ def test_arch_list_without_meaning_is_an_error(text: str) -> None:
 @pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1)])
 def test_parallel_compilers_fit_into_memory(cores: int, gigabytes: int, jobs: int) -> None:
     assert default_jobs(cores, gigabytes << 30) == jobs
+
+
+def test_the_linker_gets_what_the_platform_knows() -> None:
+    linux = linker_flags("linux", Path("/torch"), Path("/cuda/libcudart_static.a"))
+    assert "-Wl,--exclude-libs,ALL" in linux
+    assert linux[-4:] == ["/cuda/libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
+    mac = linker_flags("darwin", Path("/torch"), None)
+    assert mac == ["-bundle", "-undefined", "dynamic_lookup", "-L/torch", "-ltorch"]
+    assert compiler_flags("darwin", {"ARCHFLAGS": "-arch arm64"}) == ["-arch", "arm64"]
+    assert compiler_flags("linux", {"ARCHFLAGS": "-arch arm64"}) == []
+
+
+def test_a_platform_without_proc_and_affinity_can_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.delattr(compile.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(compile.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(compile, "free_memory", lambda: 64 << 30)
+    assert compile.jobs() == 3
+    monkeypatch.undo()
+    assert compile.free_memory(tmp_path / "meminfo") == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
+    assert compile.free_memory(tmp_path / "meminfo") == 7 * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["arm64", "x86_64"])
+def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
+    """With libc++, headers of another C library and the few of Apple's in tests/apple. Nothing is compiled, or runs."""
+    libcxx = Path("/usr/lib/llvm-19/include/c++/v1")
+    libc = Path(f"/usr/{'aarch64' if arch == 'arm64' else 'x86_64'}-linux-gnu/include")
+    libc = libc if libc.exists() else Path("/usr/include")
+    if shutil.which("clang++-19") is None or not libcxx.exists() or (arch == "arm64" and libc == Path("/usr/include")):
+        pytest.skip("needs Debian's clang-19, libc++-19-dev and, for arm64, g++-aarch64-linux-gnu")
+    system = [ROOT / "tests/apple", libcxx, libc, Path("/usr/include/x86_64-linux-gnu")][: 3 if arch == "arm64" else 4]
+    flags = [
+        f"--target={arch}-apple-macos14",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wno-unused-private-field",
+        "-Werror",
+        "-U__nonnull",
+        "-D_GNU_SOURCE",
+    ]
+    flags += ["-nostdinc++", *(f"-isystem{folder}" for folder in system)]
+    rules, _ = compile.commands(Plan(), "0")
+    for group, paths in compile.read_sources().items():
+        for path in paths if group in rules else ():
+            command = [
+                "clang++-19",
+                *flags,
+                *(word for word in rules[group] if word.startswith(("-std", "-I", "-D", "-is"))),
+            ]
+            done = subprocess.run([*command, path], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
 
 
 def test_torch_is_a_build_requirement_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,41 @@ def test_the_gradient_goes_straight_through(bits):
     assert torch.equal(rounded(torch.zeros(2, 3), bits), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize("shape", [(9, 300), (4, 3, 5, 5), (3, 0), (0, 4)])
+def test_the_kernel_rounds_as_torch_does(shape, bits):
+    """Halves too, which a product with the inverse of the step may miss; and numbers below the normal ones."""
+    largest = 2 ** (bits - 1) - 1
+    weight = torch.randn(shape)
+    if weight.numel():
+        weight[0] = torch.randint(-2 * largest, 2 * largest + 1, shape[1:]) * 0.05
+        weight[0].view(-1)[0] = 2 * largest * 0.05
+        weight[1] = 0
+        weight[2] *= 1e-44
+    image = weight.dim() == 4
+    for w in (weight, weight.to(memory_format=torch.channels_last) if image else weight.t().clone().t()):
+        q, step = torch.ops.tandem.quantise(w, bits)
+        peak = w.abs().flatten(1).amax(1) if w[:1].numel() else w.new_zeros(len(w))
+        assert torch.equal(step, torch.where(peak / largest == 0, 1.0, peak / largest))
+        quotient = w / step.view(-1, *[1] * (w.dim() - 1))
+        assert torch.equal(q.float(), quotient.round().clamp(-largest, largest))
+        assert w.dim() == 2 or q.stride() == w.stride()
+
+
+def test_weights_that_are_no_numbers_make_the_step_none():
+    weight = torch.ones(3, 20)
+    weight[0, 3], weight[1, 4] = torch.nan, -torch.inf
+    q, step = torch.ops.tandem.quantise(weight, 8)
+    assert step.isnan().tolist() == [True, False, False]
+    assert step[1].isinf()
+    assert q[2].eq(127).all()
+    layer = tnn.Linear(20, 3, weight_bits=8).eval()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.zero_()
+        assert layer(te.SpikeTrain.from_dense(torch.ones(8, 2, 20))).counts[:, 2].eq(8).all()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", ["cnn", "resnet18-cifar", "8C3-MP2-8C3-AP2-FC16"])
 def test_frozen_it_has_the_bits_of_its_evaluation(name, bits):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from cases import dyadic
 from networks import conv, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 
@@ -276,3 +278,25 @@ def test_state_dict_and_repr() -> None:
     frozen = freeze(net)
     assert isinstance(frozen, FrozenNetwork)
     assert set(frozen.state_dict()) == {f"net.{k}" for k in net.state_dict()}
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 5, 4)])
+def test_a_stream_whose_image_changes(shape: tuple[int, ...]) -> None:
+    """It keeps W x of a direct encoder while x is the same, and no longer."""
+    layer: tnn.Linear | tnn.Conv2d = tnn.Linear(6, 5) if len(shape) == 1 else tnn.Conv2d(3, 5, 3, padding=1)
+    with torch.no_grad():
+        layer.weight.copy_(dyadic(*layer.weight.shape))
+        layer.bias.copy_(dyadic(5))
+    net = nn.Sequential(tnn.Encoder(T=8), layer, *[] if len(shape) == 1 else [tnn.Flatten()])
+    features = 5 * math.prod(shape[1:])
+    net.append(tnn.Readout(features, 3))
+    images = [dyadic(2, *shape) for _ in range(3)]
+    order = [0, 0, 1, 1, 1, 0, 2, 2]
+    frozen = freeze(net)
+    for k in order:
+        so_far = frozen.step(images[k])
+    with torch.no_grad():
+        y = torch.stack([nn.functional.linear(images[k], layer.weight) if len(shape) == 1
+                         else nn.functional.conv2d(images[k], layer.weight, padding=1) for k in order])  # fmt: skip
+        spikes = te.functional.if_scan(y, shift=layer.bias).counts.flatten(1)
+        assert torch.equal(so_far, nn.functional.linear(spikes, net[-1].weight, net[-1].bias))

@@ -112,6 +112,13 @@ def test_window_product(layout, dtype):
     check(layout, ops.window_product, image, 9, kernel, "high", [2, 1], [1, 0], [1, 1], 2, False)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(5, 7), (6, 3, 4), (4, 2, 3, 3)])
+def test_quantise(layout, shape):
+    shape = (0, *shape[1:]) if layout == "empty" else shape
+    check(layout, ops.quantise, lay_out(dyadic(1, *shape), layout)[0], 4)
+
+
 @pytest.mark.parametrize("T", [1, 7, 8, 16, 17, 255])
 def test_windows(T):
     """How many planes a window takes."""

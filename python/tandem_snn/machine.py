@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
     cpu = _table(Path("/proc/cpuinfo"))
     memory = _table(Path("/proc/meminfo")).get("MemTotal", "")
     known = {
-        "cpu": cpu.get("model name", platform.processor()),
+        "cpu": cpu.get("model name") or _arm_name(cpu) or platform.processor(),
         "family": f"{cpu['cpu family']}, model {cpu['model']}" if "cpu family" in cpu else "",
         "cores": os.cpu_count(),
         "caches": _caches(),
@@ -69,6 +69,27 @@ def short(commit: str | None, digits: int = 10) -> str:
     '0123456789+'
     """
     return "unknown" if commit is None else commit[:digits] + "+" * commit.endswith("+")
+
+
+_ARM_CORES = {
+    "0x41": {"0xd08": "Cortex-A72", "0xd0c": "Neoverse N1", "0xd40": "Neoverse V1", "0xd49": "Neoverse N2",
+             "0xd4f": "Neoverse V2"},
+}  # fmt: skip
+
+
+def _arm_name(cpu: dict[str, str]) -> str:
+    """What Linux says of an ARM processor: numbers, of which the most common have names here.
+
+    >>> _arm_name({"CPU implementer": "0x41", "CPU part": "0xd49"})
+    'ARM Neoverse N2'
+    >>> _arm_name({"CPU implementer": "0x48", "CPU part": "0xd01"})
+    'ARM, implementer 0x48, part 0xd01'
+    """
+    if "CPU implementer" not in cpu:
+        return ""
+    implementer, part = cpu["CPU implementer"], cpu.get("CPU part", "?")
+    name = _ARM_CORES.get(implementer, {}).get(part)
+    return f"ARM {name}" if name else f"ARM, implementer {implementer}, part {part}"
 
 
 def _table(path: Path) -> dict[str, str]:

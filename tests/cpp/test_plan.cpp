@@ -37,7 +37,7 @@ namespace {
 constexpr auto kL1 = Way::kLists1, kL4 = Way::kLists4, kUnit = Way::kMatrixUnit;
 
 Way way_for(const Geometry& geometry, const Density& density, bool matrix_unit) {
-  return choose(geometry, false, density, matrix_unit);
+  return choose(geometry, false, density, matrix_unit, kCompressedLists);
 }
 
 }  // namespace
@@ -145,7 +145,8 @@ TEST(the_choice_changes_where_costs_cross) {
       const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
       const auto choice = [&](double nibbles) { return way_for(geometry, density(nibbles), matrix_unit); };
       const auto cost = [&](Way way, double nibbles) {
-        return way == kUnit ? matrix_unit_cost(geometry, false) : lists_cost(geometry, way, density(nibbles));
+        return way == kUnit ? matrix_unit_cost(geometry, false)
+                            : lists_cost(geometry, way, density(nibbles), kCompressedLists);
       };
       int changes = 0;
       for (int i = 0; i < 200; ++i) {
@@ -173,7 +174,7 @@ TEST(what_lists_cost) {
   const auto cost = [](const Geometry& geometry, int width, double adds) {
     Density density{{-1, -1, -1}};
     density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width, and of no other
-    return lists_cost(geometry, static_cast<Way>(width), density);
+    return lists_cost(geometry, static_cast<Way>(width), density, kCompressedLists);
   };
   for (int width : {1, 2, 4}) {
     const double list = cost(linear(64, 0), width, 1);  // 64 inputs are compared at once
@@ -199,6 +200,14 @@ TEST(what_lists_cost) {
     CHECK(of_block(3) == 2 * of_block(2), "three K-blocks");
     CHECK(cost(linear(64, 48), width, 2) - cost(linear(64, 48), width, 0) == 3 * 2 * 64, "additions");
   }
+}
+
+// A table has the same work for every group of steps, so lists of four steps are the cheapest to make.
+TEST(lists_by_a_table_are_of_more_steps) {
+  const Density tenth{{0.8, 0.72, 0.59}};
+  CHECK(choose(conv3x3(64, 64), false, tenth, false, kCompressedLists) == Way::kLists1, "AVX-512");
+  CHECK(choose(conv3x3(64, 64), false, tenth, false, kAvx2Lists) == Way::kLists4, "AVX2");
+  CHECK(choose(conv3x3(64, 64), false, tenth, false, kNarrowLists) == Way::kLists4, "narrow");
 }
 
 TEST(what_the_matrix_unit_costs) {

@@ -362,9 +362,23 @@ class Run {
       const std::vector<float> silence(a.neurons);
       scan(silence.data(), a);
     } else {
-      scan(direct_product(i), a);
+      scan(constant(i, a.neurons), a);
     }
     fired(i);
+  }
+
+  // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
+  const float* constant(int64_t i, int64_t neurons) {
+    if (!plan_.stream || !network_.keeps_product(i)) return direct_product(i);
+    const float* x = real(at(i).input);
+    const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
+    float* y = state(plan_.steps[i].state) + neurons;
+    float* kept = y + neurons;
+    if (step_ == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
+      std::copy_n(direct_product(i), neurons, y);
+      std::copy_n(x, inputs, kept);
+    }
+    return y;
   }
 
   // A current is the potential, after its one step or window, of a neuron that begins at 0 and never fires. All steps

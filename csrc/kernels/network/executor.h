@@ -121,6 +121,11 @@ class Network {
   bool is_layer(int64_t i) const {
     return program_.kind(i) == Kind::layer || (program_.kind(i) == Kind::average && reads_train(i));
   }
+  // Is its current the same at every step, as long as the input is?
+  bool keeps_product(int64_t i) const {
+    return program_.kind(i) == Kind::layer && !reads_train(i) && !program_.waits(i) &&
+           static_cast<Source>(program_.header.source) == Source::kDirect;
+  }
   bool has_neurons(int64_t i) const { return is_layer(i) && program_.is_train(i); }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_train(i); }
   bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }

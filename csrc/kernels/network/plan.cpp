@@ -231,15 +231,19 @@ class Planner {
             keep(checked_product(features, slots, kMostWorkspace))};
   }
 
-  // Floats: the potentials of a layer, the counts that an answer is made of; of a layer that waits the counters of its
-  // input, a byte each, or the product of a real-valued one, the counters of its residual, and what it has to fire.
+  // Floats: the potentials of a layer, then of a constant current itself and the input it is of; the counts that an
+  // answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a real-valued
+  // one, the counters of its residual, and what it has to fire.
   int64_t state_of(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];
     const bool counts = network_.reads_train(number) && value >= Value::kMeans;
     if (counts) return step.in.features();
     if (!network_.has_neurons(number) && value != Value::kCurrents) return 0;
-    if (!program_.waits(number)) return value == Value::kCurrents ? 0 : step.out.features();
+    if (!program_.waits(number)) {
+      const int64_t product = network_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
+      return value == Value::kCurrents ? 0 : step.out.features() + product;
+    }
     const int64_t inputs = network_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
     if (value == Value::kCurrents) return inputs;
     const int64_t residual =

@@ -1,6 +1,7 @@
 // Neurons side by side in vectors: the scan, and the last stage of every product, run on these.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "../cpu/halves.h"
@@ -48,47 +49,68 @@ TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n, const Vec<C, L>& v, i
   write_bad(a, n, potentials, lanes);
 }
 
-// The state during a window of neurons [n, n + lanes), of which the vectors hold L. `whole`: there are always L.
+// Sixteen neurons [n, n + lanes) during a window, in vectors of L; what is stored of them, bytes and bits, is stored
+// for all sixteen at once. `whole`: there are always sixteen.
 template <class C, int L = kLanes, bool whole = false>
 struct NeuronLanes {
-  Vec<C, L> v, z, scale, k, residual_scale;
-  Bytes<L> count;
+  static constexpr int kParts = kLanes / L;
+  typedef Int<C, L> Plane[kParts];  // the bytes of a plane, as lanes
+
+  Vec<C, L> v[kParts], z[kParts];
+  Vec<C, L> v_init[kParts], scale[kParts], k[kParts], residual_scale[kParts];
+  ByteLanes count;
   int existing;
 
-  TANDEM_INLINE int lanes() const { return whole ? L : existing; }
+  TANDEM_INLINE int lanes() const { return whole ? kLanes : existing; }
 
   TANDEM_INLINE void begin(const Neuron<C>& a, int64_t n, int lanes_that_exist) {
     existing = lanes_that_exist;
-    z = Vec<C, L>{};
-    count = Bytes<L>{};
-    v = load_periodic<C, L>(a.v_init, n, a.v_init_size, C(0));
-    scale = load_periodic<C, L>(a.scale, n, a.channels, C(1));
-    k = load_periodic<C, L>(a.shift, n, a.channels, C(0)) / static_cast<C>(a.steps);
-    residual_scale = load_periodic<C, L>(a.residual_scale, n, a.channels, C(1));
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) {
+      v_init[i] = load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
+      scale[i] = load_periodic<C, L>(a.scale, n + i * L, a.channels, C(1));
+      k[i] = load_periodic<C, L>(a.shift, n + i * L, a.channels, C(0)) / static_cast<C>(a.steps);
+      residual_scale[i] = load_periodic<C, L>(a.residual_scale, n + i * L, a.channels, C(1));
+    }
+    start(a, n);
+  }
+
+  // A window of the neurons at n, which have the channels of begin().
+  TANDEM_INLINE void start(const Neuron<C>& a, int64_t n) {
+    count = ByteLanes{};
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) {
+      z[i] = Vec<C, L>{};
+      v[i] = a.v_init_size <= 1 ? v_init[i] : load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
+    }
   }
 
   // The spikes of the residual in plane p, for residual(); zero where it has none.
-  TANDEM_INLINE Int<C, L> residual_plane(const Neuron<C>& a, int64_t n, int p) const {
-    if (a.residual_planes == nullptr) return Int<C, L>{};
-    return convert<Lane<C>, uint8_t, L>(load_first<Bytes<L>>(a.residual_planes + p * a.neurons + n, lanes()));
+  TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
+    const bool given = a.residual_planes != nullptr;
+    const auto loaded = given ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
+    const auto wide = convert<Lane<C>, uint8_t, kLanes>(loaded);
+    std::memcpy(bytes, &wide, sizeof(bytes));
   }
 
-  // The residual's current at step t of the plane `bytes`.
-  TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int t, const Int<C, L>& bytes) const {
+  // The residual's current into part i at step t of the plane `bytes`.
+  TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) const {
     if (a.residual_planes == nullptr) {
-      return rounded_mul(residual_scale, load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n, lanes()));
+      const int here = whole ? L : std::clamp(existing - i * L, 0, L);
+      return rounded_mul(residual_scale[i],
+                         load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here));
     }
-    return rounded_mul(residual_scale, __builtin_convertvector((bytes >> (t & 7)) & 1, Vec<C, L>));
+    return rounded_mul(residual_scale[i], __builtin_convertvector((bytes[i] >> (t & 7)) & 1, Vec<C, L>));
   }
 
-  // One step; sets bit t % 8 of `plane` where the neuron fires.
-  TANDEM_INLINE void advance(const Neuron<C>& a, const Vec<C, L>& current, int t, Int<C, L>& plane) {
-    z = rounded_add(z, current);
-    plane |= step(v, current, a) & (Lane<C>{1} << (t & 7));
+  // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
+  TANDEM_INLINE void advance(const Neuron<C>& a, int i, const Vec<C, L>& current, int t, Plane& plane) {
+    z[i] = rounded_add(z[i], current);
+    plane[i] |= step(v[i], current, a) & (Lane<C>{1} << (t & 7));
   }
 
-  TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Int<C, L>& plane) {
-    const Bytes<L> bytes = convert<uint8_t, Lane<C>, L>(plane);
+  TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Plane& plane) {
+    const ByteLanes bytes = narrow(plane);
     count += popcount(bytes);
     store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
@@ -96,22 +118,44 @@ struct NeuronLanes {
   // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written. `open`,
   // null or a byte per neuron, takes the place of the mask where lanes do not fill its bytes.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
-    const Bytes<L> open = convert<uint8_t, Lane<C>, L>(gate_open(z, a.gate, a.threshold * static_cast<C>(a.T)));
-    if (a.gate == Gate::kResu) {
-      count &= open;
-      for (int p = 0; p < (a.T + 7) / 8; ++p) {
-        uint8_t* train = a.planes + p * a.neurons + n;
-        store_first(train, load_first<Bytes<L>>(train, lanes()) & open, lanes());
+    if (a.gate == Gate::kResu || open_neurons != nullptr || a.mask != nullptr) {
+      const ByteLanes open = is_open(a);
+      if (a.gate == Gate::kResu) {
+        count &= open;
+        for (int p = 0; p < (a.T + 7) / 8; ++p) {
+          uint8_t* train = a.planes + p * a.neurons + n;
+          store_first(train, load_first<ByteLanes>(train, lanes()) & open, lanes());
+        }
+      }
+      if (open_neurons != nullptr) {
+        store_first(open_neurons + n, open & 1, lanes());
+      } else if (a.mask != nullptr) {
+        store_bits<kLanes>(a.mask, n, bits_of<kLanes>(open), lanes());
       }
     }
-    if (open_neurons != nullptr) {
-      store_first(open_neurons + n, open & 1, lanes());
-    } else if (a.mask != nullptr) {
-      store_bits<L>(a.mask, n, bits_of<L>(open), lanes());
-    }
-    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, count, lanes());
-    if (a.v != nullptr) store_first(a.v + n, v, lanes());
-    mark_bad<C, L>(a, n, v, lanes());
+    if (a.counts != nullptr) store_counts<kLanes>(a.counts, a.counts_dtype, n, count, lanes());
+    if (a.v != nullptr) store_first(a.v + n, potentials(), lanes());
+    if (a.bad != nullptr) mark_bad<C, kLanes>(a, n, potentials(), lanes());
+  }
+
+  TANDEM_INLINE Vec<C> potentials() const {
+    Vec<C> all;
+    std::memcpy(&all, v, sizeof(v));
+    return all;
+  }
+
+ private:
+  TANDEM_INLINE static ByteLanes narrow(const Plane& plane) {
+    Int<C> wide;
+    std::memcpy(&wide, plane, sizeof(plane));
+    return convert<uint8_t, Lane<C>, kLanes>(wide);
+  }
+
+  TANDEM_INLINE ByteLanes is_open(const Neuron<C>& a) const {
+    Plane open;
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<C>(a.T));
+    return narrow(open);
   }
 };
 

@@ -46,41 +46,44 @@ struct Currents {
 };
 
 // `marked` is the layer, whose samples are marked here, one look for all neurons of a block; `a` is the same without.
-template <class C, bool has_residual>
+template <class C, int L, bool has_residual>
 TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
                               int64_t size) {
-  NeuronLanes<C> neurons[kGroups];
+  using Group = NeuronLanes<C, L>;
+  Group neurons[kGroups];
   for (int g = 0; g < kGroups; ++g) {
     neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
   }
   for (int p = 0; p * 8 < a.T; ++p) {
     const int first = p * 8, last = std::min(first + 8, a.T);
-    Int<C> plane[kGroups];
-    Int<C> residual[kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-      plane[g] = Int<C>{};
-      residual[g] = has_residual ? neurons[g].residual_plane(a, n + g * kLanes, p) : Int<C>{};
-    }
+    typename Group::Plane plane[kGroups] = {}, residual[kGroups];
+    for (int g = 0; has_residual && g < kGroups; ++g) neurons[g].load_residual(a, n + g * kLanes, p, residual[g]);
     for (int t = first; t < last; ++t) {
       C wide[kBlock];
       const C* y = currents.row(t, n, size, wide);
       for (int i = 0; i < kBlock; i += 64 / static_cast<int>(sizeof(C))) __builtin_prefetch(y + kAhead * kBlock + i);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) {
-        Vec<C> current = input_current(load<Vec<C>>(y + g * kLanes), neurons[g].scale, neurons[g].k);
-        if constexpr (has_residual) {
-          current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, t, residual[g]));
+#pragma GCC unroll 8
+        for (int i = 0; i < Group::kParts; ++i) {
+          Vec<C, L> current =
+              input_current(load<Vec<C, L>>(y + g * kLanes + i * L), neurons[g].scale[i], neurons[g].k[i]);
+          if constexpr (has_residual) {
+            current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, i, t, residual[g]));
+          }
+          neurons[g].advance(a, i, current, t, plane[g]);
         }
-        neurons[g].advance(a, current, t, plane[g]);
       }
     }
     for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
   }
   for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
   Vec<C> sum{};
-  for (int g = 0; g < kGroups; ++g) sum += neurons[g].v;
+  for (int g = 0; g < kGroups; ++g) sum += neurons[g].potentials();
   if (__builtin_expect(!any(convert<uint8_t, Lane<C>, kLanes>(~is_finite(sum))), 1)) return;
-  for (int g = 0; g < kGroups; ++g) mark_bad<C, kLanes>(marked, n + g * kLanes, neurons[g].v, neurons[g].lanes());
+  for (int g = 0; g < kGroups; ++g) {
+    mark_bad<C, kLanes>(marked, n + g * kLanes, neurons[g].potentials(), neurons[g].lanes());
+  }
 }
 
 // The product of the window of some neurons, the sum of y[t] in order.
@@ -98,19 +101,23 @@ TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int6
   }
 }
 
-template <class C>
+template <class C, int L>
 TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
   C u[kBlock];
   sum_block(currents, a.T, n, size, u);
-  BurstLanes<C> neurons[kGroups];
-  for (int g = 0; g < kGroups; ++g) {
-    neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
+  constexpr int kVectors = kBlock / L, kAtOnce = kVectors < 8 ? kVectors : 8;
+  for (int i = 0; i < kVectors; i += kAtOnce) {
+    BurstLanes<C, L> neurons[kAtOnce];
+    for (int g = 0; g < kAtOnce; ++g) {
+      const int64_t at = (i + g) * L;
+      neurons[g].begin(a, n + at, static_cast<int>(std::clamp<int64_t>(size - at, 0, L)));
+    }
+    fire_windows<kAtOnce>(a, neurons, n + i * L, nullptr,
+                          [&](int g) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + (i + g) * L); });
   }
-  fire_windows<kGroups>(a, neurons, n, nullptr,
-                        [&](int g) TANDEM_INLINE_LAMBDA { return load<Vec<C>>(u + g * kLanes); });
 }
 
-template <class C>
+template <class C, int L>
 TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
   const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   Neuron<C> unmarked = a;
@@ -118,25 +125,27 @@ TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, 
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
     if (a.timing == Timing::kWindow) {
-      scan_window(currents, a, n, size);
+      scan_window<C, L>(currents, a, n, size);
     } else if (has_residual) {
-      scan_block<C, true>(currents, unmarked, a, n, size);
+      scan_block<C, L, true>(currents, unmarked, a, n, size);
     } else {
-      scan_block<C, false>(currents, unmarked, a, n, size);
+      scan_block<C, L, false>(currents, unmarked, a, n, size);
     }
   }
 }
 
+template <int L>
 TANDEM_INLINE void scan_float_body(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
-  scan_blocks(y, a, begin, end);
+  scan_blocks<float, L>(y, a, begin, end);
 }
+template <int L>
 TANDEM_INLINE void scan_double_body(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
-  scan_blocks(y, a, begin, end);
+  scan_blocks<double, L / 2>(y, a, begin, end);
 }
-TANDEM_CPU_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
-                  (y, a, begin, end))
-TANDEM_CPU_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
-                  (y, a, begin, end))
+TANDEM_CPU_LANES_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
+                        (y, a, begin, end))
+TANDEM_CPU_LANES_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
+                        (y, a, begin, end))
 
 void scan(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
   scan_float(y, a, begin, end);

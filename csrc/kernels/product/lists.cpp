@@ -211,15 +211,18 @@ TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int steps, int64_t begin, 
 TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int steps, int64_t begin, int64_t end) {
   list_any<CompressCollector>(job, steps, begin, end);
 }
-bool can_compress() {
-  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
-  return can;
-}
-#else
-bool can_compress() { return false; }
 #endif
 
 }  // namespace
+
+bool can_compress() {
+#if TANDEM_MULTIVERSION
+  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
+  return can;
+#else
+  return false;
+#endif
+}
 
 void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
                  SpikeLists& lists, ParallelFor parallel) {

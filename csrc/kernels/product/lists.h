@@ -36,6 +36,9 @@ struct SpikeLists {
   Scratch<int64_t> start;
 };
 
+// Are lists made by AVX-512 VBMI2?
+bool can_compress();
+
 // Lists the input channels [first, last) of the image for the rows of a block, which `parallel` may divide; of their
 // bytes the first 4 or all 8 bits.
 void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,

@@ -239,9 +239,12 @@ Way way_of(const Layer& layer) {
   return possible_way(layer, choose(in, prepared, density, unit), false);
 }
 
-void run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+namespace {
+
+// run_tile_by_tile() of a layer whose channels are all or, if these are given, the active inputs.
+void run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor parallel) {
   const Tiling tiling(layer.geometry);
-  const TilePacker pack_one(layer.geometry, layer.weights, tiling);
+  const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
   const Prepared none(tiling);
   Layer by_lists = layer;
   by_lists.way = Way::kTileByTile;
@@ -261,6 +264,18 @@ void run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
     });
   }
   write_mask(layer, open, parallel);
+}
+
+}  // namespace
+
+void run_tile_by_tile(const Layer& layer, ParallelFor parallel) {
+  if (!ActiveInputs::possible(layer.geometry)) return run_tiles_of(layer, nullptr, parallel);
+  const ActiveInputs active(layer);
+  if (!active.pays()) return run_tiles_of(layer, nullptr, parallel);
+  Layer few = layer;
+  few.geometry.channels = active.count;
+  few.planes = active.planes.data();
+  run_tiles_of(few, &active, parallel);
 }
 
 }  // namespace tandem::cpu

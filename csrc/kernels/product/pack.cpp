@@ -18,6 +18,7 @@ struct PackJob {
   const Weights& weights;
   const Tiling& tiling;
   const int64_t* position;
+  const ActiveInputs* active;  // or null: all
 };
 
 // a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
@@ -49,14 +50,42 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
   }
 }
 
+// Writes L rows of weights, each times its factor, as L columns of a tile. position[j] is the row of the tile where the
+// j-th weight of an output lies. On the way the L2 cache gets the weights so many elements
+// `ahead`.
+template <int L, class E>
+TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int64_t ahead,
+                             int32_t* out) {
+  const int64_t inputs = job.geometry.inputs();
+  const int width = job.tiling.width();
+  int64_t j = 0;
+  for (; j + L <= inputs; j += L) {
+    Int<float, L> block[L];
+#pragma GCC unroll 16
+    for (int i = 0; ahead > 0 && i < L; ++i) __builtin_prefetch(row[i] + ahead + j, 0, 2);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
+    transpose<L>(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store(out + job.position[j + i] * width, block[i]);
+  }
+  for (; j < inputs; ++j) {
+    for (int i = 0; i < L; ++i) {
+      out[job.position[j] * width + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
+    }
+  }
+}
+
 // Packs a tile of integers and its units. position[j] is the row, within it, of the j-th weight of an output. Outputs
 // with a weight that is not finite have the unit NaN, and so have their currents at every step.
 template <int L, class E>
 TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
+  thread_local Scratch<float> active_memory;
   const Geometry& geometry = job.geometry;
   const Tiling& tiling = job.tiling;
-  const int64_t inputs = geometry.inputs();
+  const int64_t row_size = job.active != nullptr ? job.active->inputs : geometry.inputs();
   const int width = tiling.width();
+  int scale = 0;
   const int64_t group = tile / tiling.tiles_per_group;
   const int64_t first = tile % tiling.tiles_per_group * width;
   for (int64_t q = 0; q < tiling.blocks; ++q) {
@@ -65,33 +94,30 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
   }
   for (int lane = 0; lane < width; lane += L) {
     const E* row[L];
+    const float* active_row[L];
     float factor[L];
     bool finite[L];
+    const int64_t active_size = geometry.inputs() + 15;
+    float* to = job.active != nullptr ? active_memory.reserve(L * active_size) : nullptr;
     for (int i = 0; i < L; ++i) {
       const bool exists = first + lane + i < geometry.group_outputs();
       const int64_t output = group * geometry.group_outputs() + (exists ? first + lane + i : 0);
-      row[i] = static_cast<const E*>(job.weights.data) + output * inputs;
+      row[i] = static_cast<const E*>(job.weights.data) + output * row_size;
       int exponent;
-      finite[i] = unit_exponent<L>(row[i], inputs, exponent);
+      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale);
       factor[i] = exists ? power_of_two(-exponent) : 0.f;
       unit[lane + i] = finite[i] ? power_of_two(exponent) : std::numeric_limits<float>::quiet_NaN();
+      active_row[i] = to + i * active_size;
+      if (to != nullptr) gather_active(*job.active, row[i], L * row_size, to + i * active_size);
     }
-    int64_t j = 0;
-    for (; j + L <= inputs; j += L) {
-      Int<float, L> block[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
-      transpose<L>(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) store(out + job.position[j + i] * width + lane, block[i]);
-    }
-    for (; j < inputs; ++j) {
-      for (int i = 0; i < L; ++i) {
-        out[job.position[j] * width + lane + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
-      }
+    if (to != nullptr) {
+      pack_rows<L>(job, active_row, factor, 0, out + lane);
+    } else {
+      pack_rows<L>(job, row, factor, L * row_size, out + lane);
     }
     for (int i = 0; i < L; ++i) {
-      for (j = finite[i] ? inputs : 0; j < inputs; ++j) out[job.position[j] * width + lane + i] = 0;
+      const int64_t inputs = finite[i] ? 0 : geometry.inputs();
+      for (int64_t j = 0; j < inputs; ++j) out[job.position[j] * width + lane + i] = 0;
     }
   }
 }
@@ -130,13 +156,13 @@ void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& 
 
 }  // namespace
 
-TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& cut)
-    : geometry_(of), weights_(values), tiling_(cut), positions_(of.inputs()) {
+TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& cut, const ActiveInputs* active)
+    : geometry_(of), weights_(values), tiling_(cut), active_(active), positions_(of.inputs()) {
   fill_positions(of, values.channels_last, cut, positions_.data());
 }
 
 void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  pack_tile({geometry_, weights_, tiling_, positions_.data()}, i, tile, unit);
+  pack_tile({geometry_, weights_, tiling_, positions_.data(), active_}, i, tile, unit);
 }
 
 void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {

@@ -3,14 +3,17 @@
 
 #include <vector>
 
+#include "active.h"
 #include "plan.h"
 
 namespace tandem::cpu {
 
-// Packs tiles of words one by one. What it is made of must outlive it.
+// Packs tiles of words one by one. What it is made of must outlive it. The geometry and its tiling may be those of the
+// active inputs alone.
 class TilePacker {
  public:
-  TilePacker(const Geometry& geometry, const Weights& weights, const Tiling& tiling);
+  TilePacker(const Geometry& geometry, const Weights& weights, const Tiling& tiling,
+             const ActiveInputs* active = nullptr);
   // tile [tile_size], unit [16 R].
   void operator()(int64_t i, int32_t* tile, float* unit) const;
 
@@ -18,6 +21,7 @@ class TilePacker {
   const Geometry& geometry_;
   const Weights& weights_;
   const Tiling& tiling_;
+  const ActiveInputs* active_;
   std::vector<int64_t> positions_;
 };
 

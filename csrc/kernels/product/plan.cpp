@@ -72,18 +72,32 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
   return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
 }
 
-double lists_cost(const Geometry& geometry, Way way, const Density& density) {
+const ListCosts& ListCosts::here() {
+  static const ListCosts costs = [] {
+    ListCosts of = kCompressedLists;
+    if (capability() == Capability::kV3) of = kAvx2Lists;
+    if (capability() == Capability::kDefault) of = kNarrowLists;
+    of.compressed = can_compress();
+    return of;
+  }();
+  return costs;
+}
+
+double lists_cost(const Geometry& geometry, Way way, const Density& density, const ListCosts& costs) {
   const int steps = static_cast<int>(way), index = steps == 4 ? 2 : steps - 1;
-  const double fold_and_fire[] = {180, 180, 260};
-  const int64_t vectors = (geometry.group_channels() + 63) / 64;
+  const int64_t channels = geometry.group_channels();
   const bool columns = geometry.kernel[1] > geometry.stride[1];  // as build_lists() decides
-  const int64_t compares = columns ? geometry.kernel[0] * geometry.stride[1] * vectors : geometry.taps() * vectors;
+  const int64_t pixels = columns ? geometry.kernel[0] * geometry.stride[1] : geometry.taps();
   const int64_t copies = columns ? geometry.kernel[1] : 0;
   const double tiles = static_cast<double>(geometry.group_outputs()) / 16,
                inputs = static_cast<double>(geometry.inputs());
   const double blocks = static_cast<double>(Tiling(geometry).blocks);
-  return tiles * (density.adds[index] * inputs + fold_and_fire[index] + 80 * (blocks - 1)) +
-         8.0 * static_cast<double>(runs_per_plane(steps) * (compares + copies));
+  const int64_t runs = runs_per_plane(steps);
+  const int64_t compares = 8 * runs * pixels * ((channels + 63) / 64),
+                look_ups = 7 * 8 / steps * pixels * ((channels + 7) / 8);
+  return tiles *
+             (costs.addition * density.adds[index] * inputs + costs.fold_and_fire[index] + costs.block * (blocks - 1)) +
+         static_cast<double>((costs.compressed ? compares : look_ups) + 8 * runs * copies);
 }
 
 double matrix_unit_cost(const Geometry& geometry, bool prepared) {
@@ -106,12 +120,12 @@ double counts_cost(const Geometry& geometry, bool prepared, Way way) {
          1.1 * weights / static_cast<double>(geometry.rows());
 }
 
-Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit) {
+Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit, const ListCosts& costs) {
   Way best = Way::kLists1;
   for (const Way way : {Way::kLists2, Way::kLists4}) {
-    if (lists_cost(geometry, way, density) < lists_cost(geometry, best, density)) best = way;
+    if (lists_cost(geometry, way, density, costs) < lists_cost(geometry, best, density, costs)) best = way;
   }
-  const double least = lists_cost(geometry, best, density);
+  const double least = lists_cost(geometry, best, density, costs);
   return matrix_unit && matrix_unit_cost(geometry, prepared) < least ? Way::kMatrixUnit : best;
 }
 

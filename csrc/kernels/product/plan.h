@@ -43,11 +43,25 @@ struct Density {
   static Density measure(const uint8_t* bytes, int64_t size);
 };
 
+// What lists cost on a processor: its vectors decide, and whether it can compress bytes (AVX-512 VBMI2) or has to look
+// positions up in a table. Of the other two levels from times of two 3 x 3 layers at 10% on the same Xeon.
+struct ListCosts {
+  double addition;          // of 16 weights
+  double fold_and_fire[3];  // of 16 outputs, for patterns of 1, 2 and 4 steps
+  double block;             // of every K-block beyond the first
+  bool compressed;
+
+  static const ListCosts& here();
+};
+constexpr ListCosts kCompressedLists{1, {180, 180, 260}, 80, true};  // of AVX-512
+constexpr ListCosts kAvx2Lists{1.4, {150, 160, 220}, 110, false}, kNarrowLists{2.8, {240, 250, 350}, 220, false};
+
 // The time per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding and
 // firing, making the lists. The constants are rounded from times of 12 layers on an Intel processor with AVX-512
 // (linear and 3 x 3, K = 576 .. 1152, N = 64 .. 800, rates 10 .. 25%), in which the cheapest way cost at most 3% more
 // time than the fastest one; that of K-blocks beyond the first, later, from 3 x 3 layers of 128 channels.
-double lists_cost(const Geometry& geometry, Way way, const Density& density);
+double lists_cost(const Geometry& geometry, Way way, const Density& density,
+                  const ListCosts& costs = ListCosts::here());
 
 // The same by the matrix unit, in the same unit of time. On a Xeon with AMX, for five layers (linear and 3 x 3, K = 288
 // .. 1152, N = 64 .. 800) at rates from 1 to 15%, layers go to the unit where it takes at most a quarter more time than
@@ -55,7 +69,8 @@ double lists_cost(const Geometry& geometry, Way way, const Density& density);
 double matrix_unit_cost(const Geometry& geometry, bool prepared);
 
 // The way of least cost among those for prepared weights.
-Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit);
+Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit,
+           const ListCosts& costs = ListCosts::here());
 
 // The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense, and for the choice among
 // them and lists, in which the counts' bits take the place of steps. On a Xeon with AMX layers as above, from 1 to 128

@@ -70,12 +70,12 @@ template <int L, int R>
 using ByteSums = Sums<int16_t, (2 * L < 16 * R ? 2 * L : 16 * R), 16 * R / (2 * L < 16 * R ? 2 * L : 16 * R)>;
 
 // Sum of the weights of the next run; moves `entries` past it. An addition takes two cycles and two start in each:
-// hence four chains, where there are registers for them.
+// hence four chains, where there are registers for them. x86-64 has the fewest, but there an addition takes one cycle.
 template <class S>
 TANDEM_INLINE S sum_run(const char* weights, const uint16_t*& entries) {
   constexpr int row_scale = S::kRowBytes / kEntryScale, parts = sizeof(S) / sizeof(typename S::Part);
   const auto row = [&](uint64_t entry) TANDEM_INLINE_LAMBDA { return S::load(weights + entry * row_scale); };
-  constexpr int chains = parts == 1 ? 4 : parts == 2 ? 2 : 1;
+  constexpr int chains = parts == 1 ? 4 : parts == 2 || (parts == 4 && !TANDEM_MULTIVERSION) ? 2 : 1;
   S sum[chains] = {};
   uint64_t word;
   do {

@@ -16,7 +16,7 @@ TANDEM_INLINE Vec<float, L> load_floats(const float* p) {
 }
 template <int L>
 TANDEM_INLINE Vec<float, L> load_floats(const int8_t* p) {
-  return convert<float, int8_t, L>(load<typename Simd<int8_t, L>::type>(p));
+  return __builtin_convertvector(convert<int32_t, int8_t, L>(load<typename Simd<int8_t, L>::type>(p)), Vec<float, L>);
 }
 template <int L, class Half>
 TANDEM_INLINE Vec<float, L> load_floats(const Half* p) {
@@ -42,37 +42,36 @@ TANDEM_INLINE Vec<float, L> load_magnitudes(const E* p) {
   return reinterpret_cast<Vec<float, L>>(reinterpret_cast<Int<float, L>>(load_floats<L>(p)) & 0x7fffffff);
 }
 
-// The largest magnitude. Those of floats are in the order of their bits, infinity and NaN above all others.
+// The largest magnitude, and the sum of the magnitudes, each cut off to an integer after the factor and to be below
+// 2^20 then, or the sum has no meaning. Magnitudes of floats are in the order of their bits, infinity and NaN above all
+// others.
+struct Magnitudes {
+  float largest;
+  int64_t sum;
+};
 template <int L, class E>
-TANDEM_INLINE float largest_magnitude(const E* weights, int64_t size) {
+TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, float factor) {
   Int<float, L> most{};
-  int64_t k = 0;
-  for (; k + L <= size; k += L) {
-    const auto bits = reinterpret_cast<Int<float, L>>(load_magnitudes<L>(weights + k));
-    most = bits > most ? bits : most;
+  int64_t sum = 0, k = 0;
+  while (k + L <= size) {
+    constexpr int64_t kAtOnce = 2048;  // of which no int32 overflows
+    typename Simd<uint32_t, L>::type lanes{};
+    for (const int64_t end = std::min(size, k + kAtOnce * L); k + L <= end; k += L) {
+      const Vec<float, L> magnitudes = load_magnitudes<L>(weights + k);
+      const auto bits = reinterpret_cast<Int<float, L>>(magnitudes);
+      most = bits > most ? bits : most;
+      lanes += reinterpret_cast<decltype(lanes)>(__builtin_convertvector(magnitudes * factor, Int<float, L>));
+    }
+    for (int i = 0; i < L; ++i) sum += static_cast<int32_t>(lanes[i]);
   }
   int32_t largest = 0;
   for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, most[i]);
   for (; k < size; ++k) {
-    largest = std::max<int32_t>(largest, reinterpret_cast<Int<float, 1>>(load_magnitudes<1>(weights + k))[0]);
+    const Vec<float, 1> magnitude = load_magnitudes<1>(weights + k);
+    largest = std::max<int32_t>(largest, reinterpret_cast<Int<float, 1>>(magnitude)[0]);
+    sum += __builtin_convertvector(magnitude * factor, Int<float, 1>)[0];
   }
-  return float_of_bits(static_cast<uint32_t>(largest));
-}
-
-// The sum of the magnitudes, each below 2^20 after the factor and cut off to an integer.
-template <int L, class E>
-TANDEM_INLINE int64_t magnitude_sum(const E* weights, int64_t size, float factor) {
-  int64_t sum = 0, k = 0;
-  while (k + L <= size) {
-    constexpr int64_t kAtOnce = 2048;  // of which no int32 overflows
-    Int<float, L> lanes{};
-    for (const int64_t end = std::min(size, k + kAtOnce * L); k + L <= end; k += L) {
-      lanes += __builtin_convertvector(load_magnitudes<L>(weights + k) * factor, Int<float, L>);
-    }
-    for (int i = 0; i < L; ++i) sum += lanes[i];
-  }
-  for (; k < size; ++k) sum += static_cast<int32_t>(load_magnitudes<1>(weights + k)[0] * factor);
-  return sum;
+  return {float_of_bits(static_cast<uint32_t>(largest)), sum};
 }
 
 // The largest sum of three signed digits to the base 256, as the matrix unit multiplies them.
@@ -80,22 +79,25 @@ constexpr int kThreeDigits = 0x7f7f7f;
 
 // The unit of an output's weights, as the exponent of a power of two; false: some weight is not finite. No sum of the
 // weights in this unit exceeds int32. It is up to four times larger than that where the weights then are three digits
-// to the matrix unit, and not four. Magnitudes are added up as integers, so that their order does not matter.
+// to the matrix unit, and not four. Magnitudes are added up as integers, so that their order does not matter. `scale`,
+// that of the largest one, is a guess on entry: outputs of a layer are much alike, and most are read but once.
 template <int L, class E>
-TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent) {
+TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale) {
   exponent = 0;
   if constexpr (sizeof(E) == 1) return true;  // integers
-  const float largest = largest_magnitude<L>(weights, size);
-  if (!std::isfinite(largest)) return false;
   constexpr int kBits = 20, kLeast = -30;
-  int scale = 0;
-  std::frexp(largest, &scale);
+  const auto measure = [&] { return measure_magnitudes<L>(weights, size, power_of_two(kBits - scale)); };
+  Magnitudes seen = measure();
+  if (!std::isfinite(seen.largest)) return false;
+  const int guess = scale;
+  std::frexp(seen.largest, &scale);
   scale = std::max(scale, kLeast);
-  const int64_t bound = magnitude_sum<L>(weights, size, power_of_two(kBits - scale)) + size + 1;
+  if (scale != guess) seen = measure();
+  const int64_t bound = seen.sum + size + 1;
   const int sum_exponent = 64 - __builtin_clzll(static_cast<uint64_t>((bound - 1) | 1)) - kBits + scale;  // sum < 2^it
   exponent = std::max(sum_exponent, kLeast) - 30;
   for (int spare = 0; spare <= 2; ++spare) {
-    if (largest * power_of_two(-exponent - spare) <= kThreeDigits) {
+    if (seen.largest * power_of_two(-exponent - spare) <= kThreeDigits) {
       exponent += spare;
       break;
     }

@@ -13,14 +13,14 @@ from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import by_channel, norm_layer, product_layer, window_product
+from tandem_ext.functional.layer import by_channel, needs_grad, norm_layer, product_layer, window_product
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
 from .gamma import initial_gamma
-from .quantise import check_bits, integers, rounded
+from .quantise import byte_integers, check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 
 BN_STATS = ("batch", "running")
@@ -217,18 +217,23 @@ class SpikingLayer(nn.Module):
         neuron = (threshold, float(self.leak), self.gate, self.timing)
         return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
-    def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
-        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth."""
+    def _weights(self, x: Any, exact: bool = False) -> tuple[Any, Tensor, Tensor | None]:
+        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth.
+
+        Args:
+            exact: the product takes int8; it gets it where no gradient is needed.
+        """
         if self.weight_bits is None:
             return x, self.weight, None
         x, weight = by_channel(x, self.weight, self.synapses())
-        return x, *integers(weight, self.weight_bits)
+        graph = torch.is_grad_enabled() and needs_grad(weight)
+        return x, *(byte_integers if exact and not graph else integers)(weight, self.weight_bits)
 
     def _run(
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
         """The spikes, with a batch norm that is a scale and a shift."""
-        x, weight, step = self._weights(x)
+        x, weight, step = self._weights(x, exact=isinstance(x, SpikeTrain))
         return product_layer(  # type: ignore[return-value]
             x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
         )

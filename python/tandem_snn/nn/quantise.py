@@ -23,12 +23,31 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     >>> q, step
     (tensor([[  64., -127.]]), tensor([0.0079]))
     """
+    if _has_kernel(weight):
+        q, step = torch.ops.tandem.quantise.default(weight, bits)
+        return q.to(weight.dtype), step
     largest = 2 ** (bits - 1) - 1
     rows = weight.flatten(1)
     peak = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
-    step = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
+    step = peak / largest
+    step = torch.where(step == 0, torch.ones_like(step), step)
     q = (weight / over_inputs(step, weight)).round().clamp(-largest, largest)
     return q, step
+
+
+def _has_kernel(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def byte_integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """:func:`quantise` for a layer that needs no gradient: q in int8 where the weights are float32 on the CPU.
+
+    >>> byte_integers(torch.tensor([[0.5, -1.0]]), 2)
+    (tensor([[ 0, -1]], dtype=torch.int8), tensor([1.]))
+    """
+    if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # which wants products in its own type
+        return torch.ops.tandem.quantise.default(weight, bits)  # type: ignore[no-any-return]
+    return quantise(weight, bits)
 
 
 def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

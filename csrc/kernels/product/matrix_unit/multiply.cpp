@@ -6,6 +6,8 @@
 #if TANDEM_MULTIVERSION
 #include <cpuid.h>
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -25,8 +27,12 @@ bool permitted() {
   if (__get_cpuid_count(kFirstLeaf, 0, &a, &b, &c, &d) == 0 || !(d >> kTileBit & 1) || !(d >> kInt8Bit & 1)) {
     return false;
   }
+#if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux hands out the tiles' state on demand
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 struct alignas(64) TileConfig {

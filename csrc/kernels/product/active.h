@@ -1,0 +1,53 @@
+// The inputs of a linear layer that spike at all. With few rows many do not, and their weights need not be packed.
+#pragma once
+
+#include <vector>
+
+#include "../cpu/capability.h"
+#include "../layer.h"
+#include "units.h"
+
+#if TANDEM_MULTIVERSION
+#include <immintrin.h>
+#endif
+
+namespace tandem::cpu {
+
+struct ActiveInputs {
+  int64_t inputs;               // of the layer
+  int64_t count;                // that spike
+  std::vector<uint16_t> masks;  // of sixteen inputs each
+  std::vector<uint8_t> planes;  // [P, batch, count]
+
+  explicit ActiveInputs(const Layer& layer);
+
+  // Is it a layer, and a processor, for which leaving out the others pays?
+  static bool possible(const Geometry& geometry);
+  bool pays() const { return 8 * count < 7 * inputs; }
+};
+
+// Their weights of a row side by side; up to 15 more floats are written. The L2 cache gets the weights
+// so many elements `ahead`.
+#if TANDEM_MULTIVERSION
+template <class E>
+TANDEM_TARGET_V4 void gather_active(const ActiveInputs& active, const E* row, int64_t ahead, float* out) {
+  const E* end = row + active.inputs;
+  for (const uint16_t mask : active.masks) {
+    Vec<float> floats{};
+    __builtin_prefetch(row + ahead, 0, 2);
+    if (end - row >= kLanes) {
+      floats = load_floats<kLanes>(row);
+    } else {
+      for (int i = 0; i < end - row; ++i) floats[i] = load_floats<1>(row + i)[0];
+    }
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(mask, reinterpret_cast<__m512>(floats)));
+    out += __builtin_popcount(mask);
+    row += kLanes;
+  }
+}
+#else
+template <class E>
+void gather_active(const ActiveInputs&, const E*, int64_t, float*) {}  // not possible()
+#endif
+
+}  // namespace tandem::cpu

@@ -1,0 +1,65 @@
+#include "quantise.h"
+
+#include <algorithm>
+
+#include "units.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+constexpr int64_t kAtOnce = 64;
+
+// Rounds so many quotients; returns whether each of them, if it is off by a few units in the last place, is rounded all
+// the same. Loops without branches, which become vector code.
+template <class Quotient>
+TANDEM_INLINE bool round_quotients(int64_t size, float largest, int8_t* q, const Quotient& quotient) {
+  constexpr float kWhole = 12582912.f;  // 3 * 2^22: what is added to it loses its fraction
+  int32_t farthest = 0;  // from what it is rounded to; the distances are in the order of their bits, NaN above all
+  for (int64_t k = 0; k < size; ++k) {
+    const float x = quotient(k);
+    const float above = x > -largest ? x : -largest;
+    const float within = above < largest ? above : largest;
+    const float whole = (within + kWhole) - kWhole;
+    const auto distance = static_cast<int32_t>(bits_of_float(x - whole) & 0x7fffffff);
+    farthest = distance > farthest ? distance : farthest;
+    q[k] = static_cast<int8_t>(static_cast<int32_t>(whole));
+  }
+  return farthest <= static_cast<int32_t>(bits_of_float(0.4999f));
+}
+
+template <int L>
+TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int largest, int8_t* q, float* steps,
+                                      int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* w = weights + row * size;
+    const float peak = measure_magnitudes<L>(w, size, 0.f).largest, most = static_cast<float>(largest);
+    const float step = peak / most == 0 ? 1.f : peak / most;
+    const float inverse = 1.f / step;  // a division takes ten times as long as a product
+    steps[row] = step;
+    for (int64_t k = 0; k < size; k += kAtOnce) {
+      const int64_t here = std::min(kAtOnce, size - k);
+      int8_t* to = q + row * size + k;
+      const auto by_product = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] * inverse; };
+      const auto by_division = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] / step; };
+      const bool sure = here == kAtOnce ? round_quotients(kAtOnce, most, to, by_product)  // a loop of known length
+                                        : round_quotients(here, most, to, by_product);
+      if (!sure) round_quotients(here, most, to, by_division);
+    }
+  }
+}
+TANDEM_CPU_LANES_KERNEL(quantise_rows,
+                        (const float* weights, int64_t size, int largest, int8_t* q, float* steps, int64_t begin,
+                         int64_t end),
+                        (weights, size, largest, q, steps, begin, end))
+
+}  // namespace
+
+void quantise(const float* weights, int64_t rows, int64_t size, int largest, int8_t* q, float* step,
+              ParallelFor parallel) {
+  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
+  parallel_ranges(parallel, rows, 1 + kGrain / (size + 1),
+                  [&](int64_t begin, int64_t end) { quantise_rows(weights, size, largest, q, step, begin, end); });
+}
+
+}  // namespace tandem::cpu
