@@ -181,6 +181,7 @@ TEST(layers_with_batch_norm) {
                               var.data(),
                               norm.norm,
                               0.7f,
+                              DType::kFloat32,
                               grad_u.data(),
                               gamma.data(),
                               beta.data()};
