@@ -46,7 +46,7 @@ def byte_integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     (tensor([[ 0, -1]], dtype=torch.int8), tensor([1.]))
     """
     if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # which wants products in its own type
-        return torch.ops.tandem.quantise.default(weight, bits)  # type: ignore[no-any-return]
+        return torch.ops.tandem.quantise.default(weight, bits)
     return quantise(weight, bits)
 
 
