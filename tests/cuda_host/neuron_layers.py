@@ -83,7 +83,8 @@ def expected_window(layer: Layer) -> Outputs:
         counts += fires
     mask = pack_mask(open_gate(z, layer.gate, layer.threshold, layer.T))
     planes = counts.to(torch.uint8).unsqueeze(0)
-    return {"planes": planes, "counts": counts.to(layer.currents.dtype), "mask": mask, "v": v}
+    bad = (v - v).float().sum(1)
+    return {"planes": planes, "counts": counts.to(layer.currents.dtype), "mask": mask, "v": v, "bad": bad}
 
 
 def expected(layer: Layer) -> Outputs:

@@ -148,6 +148,7 @@ struct FinishStatistics {
     C mean;
     C var;
     moments(sum, squares, a.rows, mean, var);
+    if (!is_finite(mean)) mean = static_cast<C>(__int_as_float(0x7fc00000));  // infinite weights are NaN elsewhere
     const auto n = normalise(a.norm, channel, mean, var);
     a.mean[channel] = mean;
     a.var[channel] = var;

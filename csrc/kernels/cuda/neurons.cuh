@@ -212,32 +212,33 @@ struct Neurons {
   }
 
   __device__ __forceinline__ uint32_t write(const Args& a, int64_t n, int last, uint32_t gates) const {
-    put_planes(a.planes + last * a.neurons + n);
-    if (a.counts != nullptr) {
-      if (whole) {
-        store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
-      } else {
+    uint8_t* planes = a.planes + last * a.neurons + n;
+    if (whole) {
+      store_planes<kVec>(planes, plane);
+      if (a.counts != nullptr) store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
+      if (a.v != nullptr) store(a.v + n, v);
+    } else {
+      put_planes(planes);
+      if (a.counts != nullptr) {
         one_by_one([&](int i) { store_counts<1>(a.counts, a.counts_dtype, n + i, counts >> 8 * i); });
       }
-    }
-    if (a.v != nullptr) {
-      if (whole) {
-        store(a.v + n, v);
-      } else {
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          if (i < live) a.v[n + i] = v.at[i];
-        }
+      for (int i = 0; i < kVec; ++i) {
+        if (a.v != nullptr && i < live) a.v[n + i] = v.at[i];
       }
     }
-    if (a.bad != nullptr) {
+    // One look at the sum, which is finite only where all are; samples are sought only where it is not.
+    C sum = v.at[0];
+#pragma unroll
+    for (int i = 1; i < kVec; ++i) sum += v.at[i];
+    if (!is_finite(sum)) {
       uint32_t lost = 0;
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
         if (!is_finite(v.at[i]) && (whole || i < live)) lost |= 1u << i;
       }
 #pragma unroll 1
-      for (int i = 0; lost >> i != 0; ++i) {
+      for (int i = 0; a.bad != nullptr && lost >> i != 0; ++i) {
         if ((lost >> i & 1u) != 0) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
       }
     }
