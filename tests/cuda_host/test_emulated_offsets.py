@@ -40,10 +40,11 @@ def neurons(layer: Layer, size: int, channels: int) -> tuple[ctypes.Structure, d
         "counts": huge(size, dtype=torch.float32),
         "v": huge(size, dtype=torch.float32),
         "mask": huge(size // 8, dtype=torch.uint8),
+        "bad": huge(size // channels, dtype=torch.float32),
     }
-    args = NeuronArgs(neurons=size, channels=channels, T=layer.T, steps=layer.T, threshold=layer.threshold,
-                      leak=layer.leak, scale=pointer(layer.scale), shift=pointer(layer.shift),
-                      **{name: pointer(t) for name, t in out.items()})  # fmt: skip
+    args = NeuronArgs(neurons=size, channels=channels, sample=channels, T=layer.T, steps=layer.T,
+                      threshold=layer.threshold, leak=layer.leak, scale=pointer(layer.scale),
+                      shift=pointer(layer.shift), **{name: pointer(t) for name, t in out.items()})  # fmt: skip
     return args, out
 
 
