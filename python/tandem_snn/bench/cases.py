@@ -90,8 +90,8 @@ def images(*shape: int, batches: int = 3, nonzero: float = 1.0) -> Callable[[tor
     return lambda g: image_input(shape, batches, g, nonzero)
 
 
-LAYER = ("tandem", "ANN", "naive", "naive, loop compiled")
-INFERENCE = ("frozen", *LAYER, "SpikingJelly", "snnTorch")
+LAYER = ("tandem", "windows", "ANN", "naive", "naive, loop compiled")
+INFERENCE = ("frozen", "frozen, windows", *LAYER, "SpikingJelly", "snnTorch")
 TRAINING = (*LAYER, "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
 LABEL = {"rate": "rate-coded spikes in", "iid": "iid spikes in", "direct": "direct encoding"}
 
@@ -289,7 +289,7 @@ CASES: dict[str, Case] = {
         *convolutions(),
         *with_batch_norm(),
         *conv_net_cases(),
-        Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", *LAYER[2:]), base="copy"),
+        Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", *LAYER[3:]), base="copy"),
         Case("call", _CALL, partial(call, False), ("tandem", "ANN")),
         Case("call-train", f"{_CALL}, forward and backward", partial(call, True), ("tandem", "ANN")),
         *kept_cases(),

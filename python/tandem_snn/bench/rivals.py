@@ -246,6 +246,33 @@ def frozen(problem: Problem) -> Model:
     return Model([], lambda batch: net(_input(batch)))
 
 
+def _windows(problem: Problem, freeze: bool) -> Model:
+    """The network with timing "window", which fires otherwise: other spikes, the same number of layers and weights."""
+    net = copy.deepcopy(problem.network)
+    for layer in net:
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.timing = "window"
+    run = tandem_snn.freeze(net.eval()) if freeze else net
+    inputs: dict[int, Output] = {}  # trains as a window layer before this one would give them
+
+    def forward(batch: Batch) -> Output:
+        if batch.train is None:
+            return run(batch.x)  # type: ignore[no-any-return]
+        if id(batch) not in inputs:
+            inputs[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
+        return run(inputs[id(batch)])  # type: ignore[no-any-return]
+
+    return Model([] if freeze else list(net.parameters()), forward, same=False, same_gradient=False)
+
+
+def windows(problem: Problem) -> Model:
+    return _windows(problem, freeze=False)
+
+
+def frozen_windows(problem: Problem) -> Model:
+    return _windows(problem, freeze=True)
+
+
 def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
     """Multi-step mode: products of all steps at once."""
     from spikingjelly.activation_based import functional, neuron, surrogate
@@ -306,7 +333,9 @@ def snntorch(problem: Problem) -> Model:
 
 MAKERS: dict[str, Callable[[Problem], Model]] = {
     "tandem": layerwise,
+    "windows": windows,
     "frozen": frozen,
+    "frozen, windows": frozen_windows,
     "ANN": ann,
     "naive": naive,
     "naive, loop compiled": naive_compiled,
