@@ -257,10 +257,10 @@ def _windows(problem: Problem, freeze: bool) -> Model:
 
     def forward(batch: Batch) -> Output:
         if batch.train is None:
-            return run(batch.x)  # type: ignore[no-any-return]
+            return run(batch.x)
         if id(batch) not in inputs:
             inputs[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
-        return run(inputs[id(batch)])  # type: ignore[no-any-return]
+        return run(inputs[id(batch)])
 
     return Model([] if freeze else list(net.parameters()), forward, same=False, same_gradient=False)
 
