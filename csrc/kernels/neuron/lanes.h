@@ -42,8 +42,9 @@ template <class C>
 // Notes the samples of which one of the last potentials v of neurons [n, n + lanes) is not finite.
 template <class C, int L>
 TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n, const Vec<C, L>& v, int lanes) {
+  if (a.bad == nullptr) return;
   const Bytes<L> lost = convert<uint8_t, Lane<C>, L>(~is_finite(v));
-  if (a.bad == nullptr || __builtin_expect(!any(lost), 1)) return;
+  if (__builtin_expect(!any(lost), 1)) return;
   C potentials[L];
   store(potentials, v);
   write_bad(a, n, potentials, lanes);
@@ -135,7 +136,7 @@ struct NeuronLanes {
     }
     if (a.counts != nullptr) store_counts<kLanes>(a.counts, a.counts_dtype, n, count, lanes());
     if (a.v != nullptr) store_first(a.v + n, potentials(), lanes());
-    if (a.bad != nullptr) mark_bad<C, kLanes>(a, n, potentials(), lanes());
+    mark_bad<C, kLanes>(a, n, potentials(), lanes());
   }
 
   TANDEM_INLINE Vec<C> potentials() const {

@@ -121,6 +121,17 @@ class Graph:
             y = self.op("Add", y, self.per_channel(f"{stage.name}.current_shift", share, dims))
         return y
 
+    def readout(self, stage: Stage, counts: str, share: str | None = None) -> str:
+        """The answer at these counts, with so large a share of its bias, by default all of it."""
+        layer = stage.layer
+        if layer.gain != 1.0:
+            counts = self.op("Mul", counts, self.number(layer.gain))
+        y = self.product(stage.name, layer, counts)
+        if layer.shift is None:
+            return y
+        bias = self.constant(f"{stage.name}.bias", layer.shift.detach().float())
+        return self.op("Add", y, bias if share is None else self.op("Mul", bias, share))
+
     def residual(self, stage: Stage, value: str) -> str:
         scale = stage.layer.residual_scale
         if scale is None:

@@ -71,13 +71,7 @@ class StepGraph(Graph):
         return so_far
 
     def _readout(self, stage: Stage, counts: str) -> str:
-        layer = stage.layer
-        if layer.gain != 1.0:
-            counts = self.op("Mul", counts, self.number(layer.gain))
-        y = self.product(stage.name, layer, counts)
-        if layer.shift is None:
-            return y
+        if stage.layer.shift is None:
+            return self.readout(stage, counts)
         steps = self.op("Add", "step", self.number(1.0))
-        share = self.op("Div", steps, self.number(float(self.network.T)))
-        bias = self.constant(f"{stage.name}.bias", layer.shift.detach().float())
-        return self.op("Add", y, self.op("Mul", bias, share))
+        return self.readout(stage, counts, self.op("Div", steps, self.number(float(self.network.T))))

@@ -71,7 +71,7 @@ class WindowGraph(Graph):
             in_steps = x not in self.real and x in self.steps
             result = [move(stage, value) for value in self.steps[x]] if in_steps else move(stage, self._whole(x))
         elif layer.kind == "readout":
-            result = self._readout(stage, self._whole(x))
+            result = self.readout(stage, self._whole(x))
         else:
             result = self.average(stage, self._whole(x))
         if isinstance(result, str):
@@ -138,12 +138,3 @@ class WindowGraph(Graph):
             train.append(self.spikes(v, threshold))
             v = self.op("Sub", v, self.op("Mul", train[-1], self.number(threshold)))
         return self.op("Sum", *train)
-
-    def _readout(self, stage: Stage, counts: str) -> str:
-        layer = stage.layer
-        if layer.gain != 1.0:
-            counts = self.op("Mul", counts, self.number(layer.gain))
-        y = self.product(stage.name, layer, counts)
-        if layer.shift is None:
-            return y
-        return self.op("Add", y, self.constant(f"{stage.name}.bias", layer.shift.detach().float()))

@@ -33,12 +33,12 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
 
 struct ColumnMemory {
   int64_t columns, header;  // int32 of counts and shifts, filled up to a cache line
-  int64_t column_bytes;     // -128 takes a second digit
+  int64_t column_bytes;
 
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
       : columns(geometry.groups * tiling.tiles_per_group * tiling.registers),
         header((2 * columns + 15) / 16 * 16),
-        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 2 : kMostDigits) * kTileBytes) {}
+        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 1 : kMostDigits) * kTileBytes) {}
 };
 
 }  // namespace
