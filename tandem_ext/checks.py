@@ -19,7 +19,8 @@ from ._load import CUDA_ARCHS
 from .signal import Signal
 
 GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
-TIMINGS = ("step", "window")
+MOST_STEPS = {"step": 65535, "window": 255}  # counts of bursts have a byte
+TIMINGS = tuple(MOST_STEPS)
 _CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -62,11 +63,14 @@ def same_device(name: str, tensor: Tensor | Signal, other: str, expected: torch.
 # --- trains and inputs ------------------------------------------------------------------------------------------------
 
 
-def T(name: str, value: object) -> None:
+def T(name: str, value: object, timing_: str = "step") -> None:
+    if type(value) is int and 1 <= value <= MOST_STEPS[timing_]:
+        return
+    allowed = f"an int from 1 to {MOST_STEPS[timing_]}" + f" with timing={timing_!r}" * (timing_ != "step")
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int from 1 to 255, got {_describe(value)}")
-    if not 1 <= value <= 255:
-        raise ValueError(f"{name}: expected an int from 1 to 255, got {value}")
+        raise TypeError(f"{name}: expected {allowed}, got {_describe(value)}")
+    if not 1 <= value <= MOST_STEPS[timing_]:
+        raise ValueError(f"{name}: expected {allowed}, got {value}")
 
 
 def gain(name: str, value: object, channels: int | None = None) -> None:
@@ -120,7 +124,7 @@ def bursts(name: str, value: Tensor, made: Tensor) -> None:
 
 def whole_counts(name: str, value: object, steps: Any) -> None:
     """The counts of bursts, [B, *features]: whole numbers from 0 to T. Reads values."""
-    T("T", steps)
+    T("T", steps, "window")
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name}: expected a tensor of whole numbers [B, *features], got {_describe(value)}")
     if value.dim() < 1:
@@ -155,8 +159,10 @@ def dense_spikes(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a real tensor [T, B, *features], got {_describe(value)}")
     if value.dim() < 2:
         raise ValueError(f"{name}: expected at least two dimensions [T, B, *features], got {_describe(value)}")
-    if not 1 <= value.shape[0] <= 255:
-        raise ValueError(f"{name}: expected T from 1 to 255 steps in dimension 0, got {_describe(value)}")
+    if not 1 <= value.shape[0] <= MOST_STEPS["step"]:
+        raise ValueError(
+            f"{name}: expected T from 1 to {MOST_STEPS['step']} steps in dimension 0, got {_describe(value)}"
+        )
 
 
 def frames(name: str, value: object) -> None:

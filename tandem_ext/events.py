@@ -21,9 +21,12 @@ def bin_events(
         raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {shape}")
     times, neurons = _addresses(recording, shape)
     frames, inside = _frames(times, T, window)
-    spikes = np.zeros((T, math.prod(shape)), dtype=bool)
-    spikes[frames[inside], neurons[inside]] = True
-    return np.packbits(spikes, axis=0, bitorder="little").reshape((T + 7) // 8, *shape)
+    frames, neurons = frames[inside], neurons[inside]
+    planes = np.zeros(((T + 7) // 8, math.prod(shape)), dtype=np.uint8)
+    for bit in range(min(T, 8)):  # the dense spikes of a long window would take eight times the memory
+        at = frames % 8 == bit
+        planes[frames[at] // 8, neurons[at]] |= np.uint8(1 << bit)
+    return planes.reshape(-1, *shape)
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:

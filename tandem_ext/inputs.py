@@ -70,7 +70,7 @@ class ConstantInput(DirectInput):
 
     Args:
         x: floating point [B, *features].
-        T: the number of time steps, 1..255.
+        T: the number of time steps, 1..65535.
         gain: what x is worth, as in :class:`SpikeTrain`.
 
     Raises:

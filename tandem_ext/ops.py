@@ -25,6 +25,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
+    """The type of counts up to T: ``dtype``, or float32 where it is a half that does not hold all of them."""
+    exact = {torch.bfloat16: 256, torch.float16: 2048}.get(dtype, T)
+    return torch.float32 if exact < T else dtype
+
+
 def _names(name: str) -> list[str]:
     return [argument.name for argument in getattr(torch.ops.tandem, name).default._schema.arguments]
 
@@ -80,7 +86,7 @@ def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
     like, train, compute = next(iter(a.values())), a.get("train", True), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
     planes = _empty(like, [1 if a["timing"] == "window" else (T + 7) // 8], shape, torch.uint8)
-    counts = _empty(like, [], shape if train else [0], dtype)
+    counts = _empty(like, [], shape if train else [0], counts_dtype(dtype, T))
     mask = like.new_empty((math.prod(shape) + 7) // 8 if train else 0, dtype=torch.uint8)
     v = _empty(like, [], shape if a["return_v"] else [0], compute)
     outputs, bad = (planes, counts, mask, v), like.new_empty(shape[0], dtype=torch.float32)

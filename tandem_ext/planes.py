@@ -16,7 +16,7 @@ def pack(spikes: Tensor) -> Tensor:
     """Spikes of any bool, integer or floating-point dtype, nonzero meaning a spike, into planes.
 
     Args:
-        spikes: [T, B, *features], T in 1..255.
+        spikes: [T, B, *features], T in 1..65535.
 
     Returns:
         uint8 [ceil(T/8), B, *features].

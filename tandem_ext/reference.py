@@ -19,6 +19,7 @@ from .train import SpikeTrain
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Product = Callable[[Tensor], Tensor]
+EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these types hold
 
 
 def linear_if(
@@ -213,7 +214,8 @@ def _neurons(
     bad = _not_finite(v.movedim(0, -1))
     for other in (before, _bad(residual)):
         bad = bad if other is None else bad + other
-    return SpikeTrain.unchecked(stored, T, counts.to(counts_dtype), timing=timing, bad=bad), v * unit.detach()
+    dtype = torch.float32 if EXACT.get(counts_dtype, T) < T else counts_dtype
+    return SpikeTrain.unchecked(stored, T, counts.to(dtype), timing=timing, bad=bad), v * unit.detach()
 
 
 def _layer(

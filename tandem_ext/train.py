@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checks, events
+from .ops import counts_dtype
 from .planes import counts_of
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
 
@@ -32,7 +33,7 @@ class _Counts:
         if train._made is None:
             counts = train._counts
             if counts is None:
-                counts = counts_of(train.stored, train.timing, train._dtype)
+                counts = counts_of(train.stored, train.timing, counts_dtype(train._dtype, train.T))
             elif train.bad is None:
                 return counts
             made = spoiled(counts, train.bad)
@@ -87,7 +88,7 @@ class SpikeTrain(_Remembers):
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
             are 0. Any strides; what layers produce is channels-last in memory.
-        T: the number of time steps, 1..255; not a transpose.
+        T: the number of time steps, 1..65535, or with timing "window" 1..255; not a transpose.
         counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
             flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
         gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
@@ -146,6 +147,7 @@ class SpikeTrain(_Remembers):
             checks.bad("bad", self.bad, planes)
         checks.timing(timing)
         if timing == "window":
+            checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
             checks.bursts("planes", planes, self.planes)
 
@@ -185,15 +187,15 @@ class SpikeTrain(_Remembers):
 
         Raises:
             TypeError: not a tensor, or a complex one.
-            ValueError: fewer than two dimensions, T out of 1..255, or a value other than 0 and 1.
+            ValueError: fewer than two dimensions, T out of 1..65535, or a value other than 0 and 1.
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
         checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
-        counts = spikes.sum(0) if may_need_grad(spikes) else None
         dtype = spikes.dtype if spikes.is_floating_point() else None
+        counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if may_need_grad(spikes) else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
 
     @classmethod
@@ -241,7 +243,7 @@ class SpikeTrain(_Remembers):
 
         Raises:
             TypeError: no real tensor or array.
-            ValueError: fewer than two dimensions, T out of 1..255, values that are negative or not whole numbers.
+            ValueError: fewer than two dimensions, T out of 1..65535, values that are negative or not whole numbers.
 
         >>> frames = torch.tensor([[[0, 1, 2, 3]]])  # one frame of one sample of four neurons
         >>> te.SpikeTrain.from_frames(frames).counts
@@ -283,7 +285,7 @@ class SpikeTrain(_Remembers):
                 indices into the flattened ``shape``. Any order.
             shape: the features: [neurons], [polarities, x] or [polarities, y, x], so that polarities are channels.
                 With one polarity channel, ``p`` is not looked at and the polarities merge.
-            T: the number of frames, 1..255.
+            T: the number of frames, 1..65535.
             sensor_size: in the place of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
                 [p, y, x], or [p, x] where y is 1, and [x] where p is 1 too.
             window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d), where
@@ -328,9 +330,10 @@ class SpikeTrain(_Remembers):
 
     @property
     def count_bytes(self) -> Tensor:
-        """The counts, uint8 [1, B, *features]."""
+        """The counts, uint8 [1, B, *features], of at most 255 steps."""
         if self.timing == "window":
             return self.stored
+        checks.T("T", self.T, "window")
         count_bytes: Tensor = torch.ops.tandem.count_bytes.default(self.stored)
         return count_bytes
 
@@ -385,10 +388,12 @@ class SpikeTrain(_Remembers):
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> SpikeTrain:
-        moved = super().to(device, dtype, non_blocking)
-        dtype = device if isinstance(device, torch.dtype) else dtype
-        if dtype is not None:
-            moved._dtype = dtype  # also of counts that are yet to be made
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        exact = dtype and counts_dtype(dtype, self.T)
+        moved = super().to(device, exact, non_blocking)
+        if exact is not None:
+            moved._dtype = exact  # also of counts that are yet to be made
         if self.bad is not None:
             moved.bad = self.bad.to(moved.device, non_blocking=non_blocking)
         return moved

@@ -198,7 +198,7 @@ def test_errors() -> None:
     net, x = mlp()
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         freeze("net.tandem")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="T: expected an int from 1 to 255"):
+    with pytest.raises(TypeError, match="T: expected an int from 1 to 65535"):
         freeze(net, T=2.5)  # type: ignore[arg-type]
     for call in (freeze(net), freeze(net).anytime):
         with pytest.raises(TypeError, match=r"x: expected a tensor \[B, \*features\] or a SpikeTrain, got ndarray"):

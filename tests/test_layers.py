@@ -248,9 +248,9 @@ def test_every_parameter_gets_a_gradient():
 
 BAD = {
     "bare tensor": (lambda: tnn.Linear(4, 3)(torch.randn(2, 4)), TypeError, "tnn.Encoder"),
-    "T": (lambda: tnn.Encoder(256), ValueError, "1 to 255"),
-    "T bool": (lambda: tnn.Encoder(True), TypeError, "1 to 255"),
-    "T float": (lambda: tnn.Encoder(8.0), TypeError, "1 to 255"),
+    "T": (lambda: tnn.Encoder(65536), ValueError, "1 to 65535"),
+    "T bool": (lambda: tnn.Encoder(True), TypeError, "1 to 65535"),
+    "T float": (lambda: tnn.Encoder(8.0), TypeError, "1 to 65535"),
     "mode": (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
     "integer image": (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
     "threshold": (lambda: tnn.Linear(4, 3, threshold=0.0), ValueError, "threshold"),

@@ -26,7 +26,7 @@ BAD = {
     "gate": ("rely", "did you mean 'relu'"),
     "timing": ("windows", "did you mean 'window'"),
     "encoding": ("poisson", "direct, zero_expand"),
-    "T": (256, "T: expected 1 to 255"),
+    "T": (65536, "T: expected 1 to 65535"),
     "epochs": (0, "epochs"),
     "batch_size": (2.5, "batch_size: expected a whole number, got 2.5"),
     "lr": ("fast", "lr: expected a number, got 'fast'"),

@@ -112,14 +112,16 @@ bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLay
   return fused.fire(layer);
 }
 
-// By torch's own product of every step; neurons of window timing need that of the window alone.
+// By torch's own product of every step; neurons of window timing need that of the window alone, and of long windows the
+// currents of all steps would not fit into memory.
 void fire_by_currents(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
                       const Statistics& statistics) {
-  if (synapses.counted) {
+  constexpr int64_t kKeptSteps = 255;
+  if (synapses.counted || synapses.T > kKeptSteps) {
     product = synapses.window_product();
     measure(product, 1.0, norm, statistics);
     layer.set_affine(statistics.scale, statistics.shift);
-    return run_scan(product, Source::kImpulse, layer);
+    return synapses.counted ? run_scan(product, Source::kImpulse, layer) : synapses.scan(layer);
   }
   const Tensor currents = synapses.currents();
   torch::stable::copy_(product, aten::sum(currents, {0}));

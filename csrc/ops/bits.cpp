@@ -45,7 +45,7 @@ Tensor pack(Tensor spikes) {
   TANDEM_CHECK(spikes.dim() >= 2, "spikes must be [T, B, *features], got ", shape_text(shape_of(spikes)));
   TANDEM_CHECK(is_packable(spikes.scalar_type()), "spikes must be bool, integer or floating");
   const int64_t T = spikes.size(0);
-  TANDEM_CHECK(T >= 1 && T <= 255, "spikes must have 1..255 steps T, got ", T);
+  check_steps(T, Timing::kStep);
   const Tensor dense = to_channels_last(spikes, 2);
   Tensor planes = empty_channels_last(with_first((T + 7) / 8, spikes), 2, ScalarType::Byte, spikes);
   const int64_t neurons = spikes.numel() / T;

@@ -163,8 +163,8 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
                    net.is_prepared(static_cast<const uint8_t*>(prepared.data_ptr()), prepared.numel()),
                "prepared must be what frozen_prepare gives");
   const network::Header& header = net.program().header;
-  TANDEM_CHECK(T >= 1 && T <= network::kMostSteps && (header.any_T != 0 || header.T == T), "T must be ",
-               header.any_T != 0 ? "1..255" : std::to_string(header.T), ", got ", T);
+  const int64_t least = header.any_T != 0 ? 1 : header.T, most = header.any_T != 0 ? net.program().most_steps() : least;
+  TANDEM_CHECK(T >= least && T <= most, "T must be ", least, "..", most, ", got ", T);
   TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
                "every_step is for a whole window, a state for one of its steps");
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;

@@ -40,6 +40,11 @@ bool is_window(const std::string& timing) {
   return timing == "window";
 }
 
+ScalarType exact_counts(ScalarType type, int64_t T) {
+  const int64_t most = type == ScalarType::BFloat16 ? 256 : type == ScalarType::Half ? 2048 : T;
+  return T > most ? ScalarType::Float : type;
+}
+
 NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
                          const Tensor& device_of)
     : shape_(shape),
@@ -49,7 +54,7 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
       window_(is_window(inputs.timing)),
       compute_(compute_type(counts_type)),
       device_of_(device_of) {
-  TANDEM_CHECK(T >= 1 && T <= 255, "T, the number of steps, must be 1..255, got ", T);
+  check_steps(T, window_ ? Timing::kWindow : Timing::kStep);
   TANDEM_CHECK(inputs.steps >= 1, "steps must be at least 1, got ", inputs.steps);
   TANDEM_CHECK(inputs.threshold > 0, "threshold must be positive, got ", inputs.threshold);
   TANDEM_CHECK(inputs.leak > 0 && inputs.leak <= 1, "leak must be in (0, 1], got ", inputs.leak);
@@ -64,6 +69,7 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   prepare_v_init(inputs.v_init);
   prepare_bad(inputs.bad);
 
+  counts_type = exact_counts(counts_type, T);
   planes_ = empty_channels_last(of_trains(true), 2, ScalarType::Byte, device_of);
   counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
   mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
@@ -85,6 +91,31 @@ const Neuron<float>& NeuronLayer::args() const {
 template <>
 const Neuron<double>& NeuronLayer::args() const {
   return double_args_;
+}
+
+std::vector<NeuronLayer> NeuronLayer::pieces(int64_t steps) const {
+  if (T_ <= steps) return {*this};
+  std::vector<NeuronLayer> pieces;
+  const Tensor v = empty(neurons_, compute_, device_of_), z = empty(neurons_, compute_, device_of_);
+  const Tensor counts = empty(neurons_, ScalarType::Short, device_of_);  // unsigned
+  const auto piece_of = [&](auto& args, int64_t first, int64_t size) {
+    using C = std::decay_t<decltype(args.threshold)>;
+    args = piece(
+        args, static_cast<int32_t>(first), static_cast<int32_t>(size),
+        {static_cast<C*>(v.data_ptr()), static_cast<C*>(z.data_ptr()), static_cast<uint16_t*>(counts.data_ptr())});
+  };
+  for (int64_t first = 0; first < T_; first += steps) {
+    NeuronLayer layer = *this;
+    layer.carried_v_ = v, layer.carried_z_ = z, layer.carried_counts_ = counts;
+    layer.T_ = std::min(steps, T_ - first);
+    if (compute_ == ScalarType::Double) {
+      piece_of(layer.double_args_, first, layer.T_);
+    } else {
+      piece_of(layer.float_args_, first, layer.T_);
+    }
+    pieces.push_back(std::move(layer));
+  }
+  return pieces;
 }
 
 void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {

@@ -18,6 +18,9 @@ struct NeuronInputs {
 // Is it "window"? An error where it is no timing.
 bool is_window(const std::string& timing);
 
+// The type in which counts up to T are exact: that one, or float32 where it is a half that does not hold them.
+ScalarType exact_counts(ScalarType type, int64_t T);
+
 using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v, bad
 
 // A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Holds every tensor the kernel reads.
@@ -31,6 +34,10 @@ class NeuronLayer {
 
   int64_t neurons() const { return neurons_; }
   NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_, *bad_}; }
+
+  int64_t T() const { return T_; }
+  // The layer over `steps` steps at a time, in order; they share its outputs.
+  std::vector<NeuronLayer> pieces(int64_t steps) const;
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
@@ -50,6 +57,7 @@ class NeuronLayer {
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
+  OptionalTensor carried_v_, carried_z_, carried_counts_;
   OptionalTensor planes_, counts_, mask_, v_, bad_;  // never absent; a Tensor cannot be made without an allocation
   Neuron<float> float_args_{};
   Neuron<double> double_args_{};

@@ -11,6 +11,7 @@ namespace tandem::ops {
 
 namespace {
 
+constexpr int64_t kScannedSteps = 128;             // whose currents are in memory at a time
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // sizes of windows are computed without a thought of overflow
 
 bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }
@@ -203,6 +204,7 @@ Tensor Synapses::window_product() const {
   const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, planes);
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(planes)) {
+    if (T > most_steps(Timing::kWindow)) return counts_product();
     Synapses bytes = *this;
     if (!counted) bytes.planes = count_bytes(planes);
     bytes.counted = true;
@@ -228,7 +230,16 @@ Tensor Synapses::counts_product() const {
 
 void Synapses::scan(const NeuronLayer& neurons) const {
   if (counted) return run_scan(window_product(), Source::kImpulse, neurons);
-  run_scan(currents(), Source::kTrain, neurons);
+  Synapses of = *this;
+  Tensor all = planes;
+  int64_t plane = 0;
+  for (const NeuronLayer& piece : neurons.pieces(kScannedSteps)) {
+    const int64_t P = (piece.T() + 7) / 8;
+    of.planes = torch::stable::narrow(all, 0, plane, P);
+    of.T = piece.T();
+    run_scan(of.currents(), Source::kTrain, piece);
+    plane += P;
+  }
 }
 
 #define TANDEM_IMPLEMENT(key)                             \

@@ -137,24 +137,29 @@ DType kernel_dtype(const Tensor& tensor, const char* name) {
   }
 }
 
+void check_steps(int64_t T, Timing timing) {
+  TANDEM_CHECK(T >= 1 && T <= most_steps(timing), "T, the number of steps, must be 1..", most_steps(timing),
+               timing == Timing::kWindow ? " with timing \"window\", got " : ", got ", T);
+}
+
 namespace {
 
-void check_trains(const Tensor& bytes, int64_t T, const char* name) {
+void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* name) {
   TANDEM_CHECK(bytes.scalar_type() == ScalarType::Byte, name, " must be uint8");
-  TANDEM_CHECK(T >= 1 && T <= 255, "T must be 1..255, got ", T);
+  check_steps(T, timing);
   TANDEM_CHECK(bytes.dim() >= 2, name, " must be [P, B, *features], got ", shape_text(shape_of(bytes)));
 }
 
 }  // namespace
 
 void check_planes(const Tensor& planes, int64_t T, const char* name) {
-  check_trains(planes, T, name);
+  check_trains(planes, T, Timing::kStep, name);
   TANDEM_CHECK(planes.size(0) == (T + 7) / 8, name, " must hold ", (T + 7) / 8, " planes for T = ", T, ", got ",
                planes.size(0));
 }
 
 void check_count_bytes(const Tensor& counts, int64_t T, const char* name) {
-  check_trains(counts, T, name);
+  check_trains(counts, T, Timing::kWindow, name);
   TANDEM_CHECK(counts.size(0) == 1, name, " must be counts [1, B, *features], got ", shape_text(shape_of(counts)));
 }
 

@@ -53,6 +53,8 @@ inline ScalarType compute_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// 1..most_steps(timing).
+void check_steps(int64_t T, Timing timing);
 void check_planes(const Tensor& planes, int64_t T, const char* name);
 void check_count_bytes(const Tensor& counts, int64_t T, const char* name);
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);

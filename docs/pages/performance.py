@@ -68,6 +68,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     "kept": (Limit(1.25, None, "≤ 1.25 bytes per neuron"), at_most(1.0)),
     "kept-norm": (Limit(5.25, None, "≤ 5.25 bytes per neuron"), at_most(1.0)),
     "events-time-T128": (faster(5, "SpikingJelly"), faster(5, "snnTorch")),
+    "events-time-T1000": (faster(5, "SpikingJelly"), faster(5, "snnTorch")),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..ops import compute_dtype
+from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
 from .neuron import Static, Tensors, cast, over_inputs, over_space
 from .products import Product, float32_precision
@@ -198,7 +198,7 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     """The gradients of scale·(W c) + shift."""
     product: Any = static.source
     planes, scale = saved.planes, saved.scale
-    weight = cast(saved.weight, grad_z.dtype)  # int8
+    weight = cast(saved.weight, grad_z.dtype)  # int8, and halves that do not hold the counts
     grad_shift = channel_sum(grad_z) if needs.shift else None
     if not needs.scale:
         grad_u = scaled(grad_z, scale)
@@ -277,15 +277,17 @@ class WindowProduct(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight, stored, _, ctx.timing, ctx.product = inputs
+        _, weight, stored, ctx.T, ctx.timing, ctx.product = inputs
         ctx.save_for_backward(weight, stored)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (weight, stored), needs = ctx.saved_tensors, ctx.needs_input_grad
-        grad = cast(grad, weight.dtype)
-        gradients = ctx.product.gradients(grad, stored, ctx.timing, weight, needs[0], needs[1])
+        dtype = counts_dtype(weight.dtype, ctx.T)
+        gradients = ctx.product.gradients(
+            cast(grad, dtype), stored, ctx.timing, cast(weight, dtype), needs[0], needs[1]
+        )
         return *gradients, None, None, None, None
 
 

@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .. import checks
+from ..ops import counts_dtype
 from ..planes import counts_of
 from ..train import SpikeTrain
 from .autograd import apply
@@ -51,7 +52,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     open_ = z > 0
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)
-    counts = counts_of(train.stored, train.timing, z.dtype)
+    counts = counts_of(train.stored, train.timing, counts_dtype(z.dtype, train.T))
     coupled = apply(Couple, z, theta, counts, open_)
     return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, None, train.timing, train.bad)
 

@@ -13,7 +13,7 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..ops import compute_dtype
 from ..train import SpikeTrain, spoiled
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import Static, Tensors, channels_of, fold, over_space, per_channel, spread, tensors_of
+from .neuron import Static, Tensors, cast, channels_of, fold, over_space, per_channel, spread, tensors_of
 from .products import Product
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -158,11 +158,16 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
     checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
+    return x, cast(weight, autocast_dtype(weight)), shape
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype:
+    """The type that torch.autocast gives to a product with this weight."""
     if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
         device = weight.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            weight = weight.to(torch.get_autocast_dtype(device))
-    return x, weight, shape
+            return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:

@@ -306,7 +306,7 @@ def if_scan(
     same gradient, scale·grad_z, as a view that is expanded over time.
 
     Args:
-        currents: floating point [T, B, *features], T in 1..255; or a :class:`ConstantInput` or :class:`ImpulseInput`,
+        currents: floating point [T, B, *features], T in 1..65535; or a :class:`ConstantInput` or :class:`ImpulseInput`,
             whose x [B, *features] is then the current itself. Channels are the first feature.
         threshold, leak, v_init, scale, shift, residual, gate, steps, timing, return_v: as in :func:`linear_if`;
             per-channel tensors have one value for each channel.

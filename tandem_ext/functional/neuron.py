@@ -92,6 +92,8 @@ def tensors_of(
     """Checks and folds the tensors of neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype, and
     ``bad`` is that of the layer's input.
     """
+    if timing == "window":
+        checks.T("T", T, timing)
     theta = edge = scale = start = None
     numbers = not isinstance(threshold, Tensor) and not isinstance(v_init, Tensor)
     if residual is None and numbers and v_init == 0:

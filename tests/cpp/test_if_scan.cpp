@@ -35,7 +35,7 @@ TEST(every_shape) {
   unsigned seed = 0;
   for (DType dtype : kDTypes) {
     for (Source source : {Source::kTrain, Source::kConstant, Source::kImpulse}) {
-      for (int32_t T : {1, 7, 8, 9, 33, 255}) {
+      for (int32_t T : {1, 7, 8, 9, 33, 255, 256, 1000}) {
         for (int64_t neurons : {0, 1, 3, 63, 64, 65, 1000}) {
           Case c;
           c.dtype = c.counts_dtype = dtype;
@@ -124,6 +124,40 @@ TEST(every_dtype_of_the_counts) {
     c.T = 255;
     check_scan(c, 1);
   }
+}
+
+// Piece by piece as at once.
+TEST(pieces_of_a_window) {
+  for (Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
+    for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
+      Case c;
+      c.gate = gate;
+      c.residual = residual;
+      c.scaled = true;
+      c.T = c.steps = 300;
+      c.neurons = 75;
+      c.channels = 3;
+      c.leak = 0.9;
+      ScanLayer<float> layer(c, 1);
+      Outputs<float> out(layer.args);
+      std::vector<float> v(c.neurons, NAN), z(c.neurons, NAN);
+      std::vector<uint16_t> counts(c.neurons, 12345);
+      for (int32_t first : {0, 8, 264}) {
+        const int32_t steps = first == 0 ? 8 : first == 8 ? 256 : 36;
+        cpu::if_scan(layer.currents.data() + first * c.neurons * sizeof(float), c.dtype, c.source,
+                     piece(layer.args, first, steps, {v.data(), z.data(), counts.data()}), serial_for);
+      }
+      for (int64_t n = 0; n < c.neurons; ++n) check_neuron(layer, n);
+    }
+  }
+}
+
+TEST(the_longest_window) {
+  Case c;
+  c.T = c.steps = 65535;
+  c.neurons = 3;
+  c.gate = Gate::kClip;
+  check_scan(c, 1);
 }
 
 TEST(nan_never_fires) {

@@ -46,6 +46,57 @@ TEST(linear_layers) {
   }
 }
 
+// What neurons have come to goes from piece to piece, and the gates look at the whole window.
+TEST(long_windows) {
+  for (int32_t T : {129, 255, 256, 300, 1000}) {
+    for (const Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
+      for (const float leak : {1.f, 0.9f}) {
+        Shape linear;
+        linear.channels = 40;
+        ProductLayer layer(linear, T, 0.2, static_cast<unsigned>(T));
+        layer.args.gate = gate;
+        layer.args.leak = leak;
+        check(layer, "linear");
+      }
+      Shape image;
+      image.height = image.width = 3;
+      image.channels = 6;
+      image.groups = 2;
+      image.kernel[0] = image.kernel[1] = 2;
+      ProductLayer layer(image, T, 0.2, static_cast<unsigned>(T));
+      layer.args.gate = gate;
+      check(layer, "convolution");
+      image.groups = image.channels = image.outputs = 20;
+      ProductLayer depthwise(image, T, 0.2, static_cast<unsigned>(T));
+      depthwise.args.gate = gate;
+      check(depthwise, "depthwise");
+    }
+  }
+  Shape deep;
+  deep.channels = 2100;
+  deep.outputs = 5;
+  deep.batch = 1;
+  ProductLayer blocks(deep, 300, 0.02, 3);
+  check(blocks, "K-blocks");
+  deep.channels = 70;
+  ProductLayer bytes(deep, 300, 0.1, 4);
+  bytes.dtype = DType::kInt8;
+  for (double& w : bytes.values) w = std::round(w * 7);
+  check(bytes, "few bits");
+}
+
+TEST(the_longest_window) {
+  Shape s;
+  s.channels = 2;
+  s.outputs = 3;
+  s.batch = 1;
+  ProductLayer layer(s, 65535, 0.9, 1);
+  layer.args.threshold = 0.125f;
+  layer.args.gate = Gate::kClip;
+  for (double& w : layer.values) w = std::abs(w);  // some neuron fires at nearly every step
+  check(layer, "65535 steps");
+}
+
 TEST(inputs_beyond_the_range_of_an_entry) {
   for (int64_t inputs : {8191, 8192, 30000}) {
     Shape shape;

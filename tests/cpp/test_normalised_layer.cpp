@@ -46,6 +46,19 @@ TEST(a_few_tiles_at_a_time) {
   }
 }
 
+// Kept where there are a few rows, else multiplied twice; the product of the window in pieces either way.
+TEST(long_windows) {
+  for (int32_t T : {256, 300, 1000}) {
+    for (int64_t batch : {2, 40}) {
+      Shape s;
+      s.batch = batch;
+      s.channels = 12;
+      s.outputs = 20;
+      check(s, T, "long");
+    }
+  }
+}
+
 TEST(blocks_of_an_image) {
   Shape s;
   s.height = s.width = 9;

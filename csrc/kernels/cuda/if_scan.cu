@@ -23,14 +23,18 @@ TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
   return residual ? 2 : 4;
 }
 
-// kT is T where it is known at compile time, else 0. kHeld: one current for all steps, not a train of them.
+// kT is T where it is known at compile time, else 0, and a.T may be a piece of the window. kHeld: one current for all
+// steps, not a train of them.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const Neuron<Compute<In>>& a,
                                          int64_t n) {
   constexpr int kSteps = chunk_of(kT, kResidual);
   using Input = Vec<In, kVec>;
-  Neurons<kVec, Compute<In>> neurons;
+  Neurons<kVec, Compute<In>, kT == 0> neurons;
   neurons.begin(a, remainder(n, a.v_init_size));
+  if constexpr (kT == 0) {
+    if (a.before > 0) neurons.resume(a, n);
+  }
   neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
   neurons.load_parameters(a);
   Input held;
@@ -64,6 +68,13 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
     }
     if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
   }
+  if constexpr (kT == 0) {
+    if (a.after > 0) {
+      neurons.end_plane(a, n, (T - 1) / kPlaneSteps);
+      neurons.pause(a, n);
+      return 0;
+    }
+  }
   return neurons.end(a, n, (T - 1) / kPlaneSteps);
 }
 
@@ -79,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
-  if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
+  if (a.mask != nullptr && a.after == 0) store_mask<kVec>(a.mask, n, a.neurons, gates);
 }
 
 // Window timing: the sum of the currents in order, or T times one, is the product of the window.
@@ -140,7 +151,7 @@ int launch_for(const In* currents, Source source, const Neuron<Compute<In>>& a, 
   }
   if (residual) return launch<In, false, true, 0, kVec>(currents, source, a, stream);
   if constexpr (std::is_same_v<In, double>) return launch<In, false, false, 0, kVec>(currents, source, a, stream);
-  switch (a.T) {
+  switch (a.window() == a.T ? a.T : 0) {
     case 4:
       return launch<In, false, false, 4, kVec>(currents, source, a, stream);
     case 8:

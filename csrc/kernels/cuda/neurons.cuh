@@ -6,16 +6,18 @@
 
 namespace tandem::cuda {
 
-template <int kVec, class C = float>
+//
+// kLong: a window may have more than 255 steps.
+template <int kVec, class C = float, bool kLong = false>
 struct Neurons {
   using Args = Neuron<C>;
 
   bool whole = true;  // they are moved together; else, those that exist, one by one
   int live = kVec;    // that exist
   Vec<C, kVec> v, z, scale, k;
-  uint32_t channel;         // of the first neuron
-  uint32_t plane;           // the spikes of up to eight steps, one byte per neuron
-  uint32_t counts;          // one byte per neuron: T <= 255
+  uint32_t channel;  // of the first neuron
+  uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
+  Counts<kLong> counts;
   uint32_t residual_plane;  // the residual's spikes of the same steps
 
   // The state before the first step; v_init[at] belongs to the first neuron, unless there is one value for all.
@@ -28,7 +30,25 @@ struct Neurons {
       v = take(a.v_init + at);
     }
     z = fill<C, kVec>(0);
-    plane = counts = 0;
+    plane = 0;
+    counts = {};
+  }
+
+  // The state after one piece of a window, and before the next.
+  __device__ __forceinline__ void pause(const Args& a, int64_t n) const {
+    one_by_one([&](int i) { a.carried.counts[n + i] = static_cast<uint16_t>(counts[i]); });
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (i < live) {
+        a.carried.v[n + i] = v.at[i];
+        a.carried.z[n + i] = z.at[i];
+      }
+    }
+  }
+  __device__ __forceinline__ void resume(const Args& a, int64_t n) {
+    v = take(a.carried.v + n);
+    z = take(a.carried.z + n);
+    one_by_one([&](int i) { counts.set(i, a.carried.counts[n + i]); });
   }
 
   // Those of its channels.
@@ -82,7 +102,7 @@ struct Neurons {
 
   // After the last step of plane p. The last plane is for end(), which may have to silence it.
   __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
-    counts += popcount_bytes(plane);
+    counts.add(plane);
     put_planes(a.planes + p * a.neurons + n);
   }
 
@@ -177,21 +197,21 @@ struct Neurons {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       v.at[i] = rounded_add(v.at[i], z.at[i]);
-      counts |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i;
+      plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i;
     }
-    plane = counts;
+    counts.bytes = plane;
     return write(a, n, 0, open_gates(a));
   }
 
   // After the last step, one of plane `last`: as above.
   __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
     const uint32_t gates = open_gates(a);
-    counts += popcount_bytes(plane);
+    counts.add(plane);
     if (a.gate == Gate::kResu) {
       const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // a byte for each gate
       plane &= open_bytes;
-      counts &= open_bytes;
-      for (int p = 0; p < last; ++p) {
+      counts.keep(open_bytes);
+      for (int p = -a.before / kPlaneSteps; p < last; ++p) {
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
           if ((gates >> i & 1u) == 0 && i < live) a.planes[p * a.neurons + n + i] = 0;
@@ -202,7 +222,7 @@ struct Neurons {
   }
 
   __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
-    const C ceiling = rounded_mul(a.threshold, static_cast<C>(a.T));
+    const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
     uint32_t gates = 0;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -220,7 +240,7 @@ struct Neurons {
     } else {
       put_planes(planes);
       if (a.counts != nullptr) {
-        one_by_one([&](int i) { store_counts<1>(a.counts, a.counts_dtype, n + i, counts >> 8 * i); });
+        one_by_one([&](int i) { store_counts<1>(a.counts, a.counts_dtype, n + i, counts, i); });
       }
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {

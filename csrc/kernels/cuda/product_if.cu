@@ -9,12 +9,15 @@ namespace tandem::cuda {
 
 namespace {
 
+template <class S>
+using NeuronsOf = Neurons<S::kVec, float, S::kRounds>;
+
 // The neurons of an item: the outputs of a unit, for one of two pixels.
 template <class S>
-__device__ __forceinline__ Neurons<S::kVec> neurons_of(const Neuron<float>& a, const DeviceGeometry& g,
-                                                       const typename S::Place& at, int item) {
+__device__ __forceinline__ NeuronsOf<S> neurons_of(const Neuron<float>& a, const DeviceGeometry& g,
+                                                   const typename S::Place& at, int item) {
   const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (item / 2 * 8 + at.g) * S::kVec;
-  Neurons<S::kVec> neurons;
+  NeuronsOf<S> neurons;
   neurons.whole = g.outputs_aligned;
   neurons.live = min(g.group_outputs - output, S::kVec);
   neurons.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
@@ -25,7 +28,7 @@ __device__ __forceinline__ Neurons<S::kVec> neurons_of(const Neuron<float>& a, c
 // Integrates them over the steps of a round, of which `first` is the first one; products(t) gives theirs.
 template <class S, class Products>
 __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
-                                          Neurons<S::kVec> neurons, int first, int item, float* states,
+                                          NeuronsOf<S> neurons, int first, int item, float* states,
                                           const Products& products) {
   constexpr int kVec = S::kVec;
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + 2 * at.q + item % 2;
@@ -42,7 +45,10 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
         neurons.v.at[i] = state[i * S::kThreads];
         neurons.z.at[i] = state[(kVec + i) * S::kThreads];
       }
-      neurons.counts = __float_as_uint(state[2 * kVec * S::kThreads]);
+      if constexpr (S::kRounds) {
+        neurons.counts.even = __float_as_uint(state[2 * kVec * S::kThreads]);
+        neurons.counts.odd = __float_as_uint(state[(2 * kVec + 1) * S::kThreads]);
+      }
     }
 #pragma unroll
     for (int plane = 0; plane < S::kPlanes; ++plane) {
@@ -74,7 +80,10 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
         state[i * S::kThreads] = neurons.v.at[i];
         state[(kVec + i) * S::kThreads] = neurons.z.at[i];
       }
-      state[2 * kVec * S::kThreads] = __uint_as_float(neurons.counts);
+      if constexpr (S::kRounds) {
+        state[2 * kVec * S::kThreads] = __uint_as_float(neurons.counts.even);
+        state[(2 * kVec + 1) * S::kThreads] = __uint_as_float(neurons.counts.odd);
+      }
     }
   }
   if (a.mask == nullptr || (S::kRounds && first + S::kSteps < a.T)) return;

@@ -49,7 +49,7 @@ struct Shape {
   // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
   static constexpr int kSumBytes = kWarpsDepth > 1 ? kThreads * 16 * kTiles * kSteps : 0;
   // What kVec neurons keep from one round of steps to the next: v, z, counts.
-  static constexpr int kStateWords = 2 * kVec + 1;
+  static constexpr int kStateWords = 2 * kVec + 2;
   static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
 
   // As many stages as fit into what every GPU since Ampere has.

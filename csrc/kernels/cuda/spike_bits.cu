@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads)
     counts_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, void* __restrict__ counts, DType dtype) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
-  uint32_t bytes = 0;
-  for (int p = 0; p < P; ++p) bytes += popcount_bytes(load_planes<kVec>(planes + p * neurons + n));
-  store_counts<kVec>(counts, dtype, n, bytes);
+  Counts<true> sum;
+  for (int p = 0; p < P; ++p) sum.add(load_planes<kVec>(planes + p * neurons + n));
+  store_counts<kVec>(counts, dtype, n, sum);
 }
 
 template <int kVec>

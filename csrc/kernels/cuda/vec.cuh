@@ -144,26 +144,54 @@ __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
   return (x + (x >> 4)) & 0x0f0f0f0fu;
 }
 
-template <class E, int kVec>
-__device__ __forceinline__ void store_bytes_as(E* p, uint32_t bytes) {
+// The spikes of up to four neurons: in a byte each, or where a window may have more than 255 steps in sixteen bits.
+template <bool kLong>
+struct Counts {
+  uint32_t bytes = 0;
+
+  __device__ __forceinline__ void add(uint32_t plane) { bytes += popcount_bytes(plane); }
+  // A byte for each neuron: 255 or, where its train is silenced, 0.
+  __device__ __forceinline__ void keep(uint32_t open) { bytes &= open; }
+  __device__ __forceinline__ uint32_t operator[](int i) const { return bytes >> 8 * i & 255u; }
+};
+template <>
+struct Counts<true> {
+  uint32_t even = 0, odd = 0;
+
+  __device__ __forceinline__ void add(uint32_t plane) {
+    const uint32_t bytes = popcount_bytes(plane);
+    even += bytes & 0x00ff00ffu;
+    odd += bytes >> 8 & 0x00ff00ffu;
+  }
+  __device__ __forceinline__ void keep(uint32_t open) {
+    even &= (open & 0x00ff00ffu) * 257u;
+    odd &= (open >> 8 & 0x00ff00ffu) * 257u;
+  }
+  __device__ __forceinline__ void set(int i, uint32_t count) { (i & 1 ? odd : even) |= count << 8 * (i & 2); }
+  __device__ __forceinline__ uint32_t operator[](int i) const { return (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu; }
+};
+
+template <class E, int kVec, bool kLong>
+__device__ __forceinline__ void store_counts_as(E* p, const Counts<kLong>& counts, int first) {
   Vec<E, kVec> out;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<E>::convert(static_cast<float>(bytes >> (8 * i) & 255u));
+  for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<E>::convert(static_cast<float>(counts[first + i]));
   store(p, out);
 }
 
-// Writes kVec counts, one a byte of `bytes`, in the type the caller wants.
-template <int kVec>
-__device__ __forceinline__ void store_counts(void* counts, DType dtype, int64_t n, uint32_t bytes) {
+// Writes kVec of the counts, from the first-th on, in the type the caller wants.
+template <int kVec, bool kLong>
+__device__ __forceinline__ void store_counts(void* to, DType dtype, int64_t n, const Counts<kLong>& counts,
+                                             int first = 0) {
   switch (dtype) {
     case DType::kFloat32:
-      return store_bytes_as<float, kVec>(static_cast<float*>(counts) + n, bytes);
+      return store_counts_as<float, kVec>(static_cast<float*>(to) + n, counts, first);
     case DType::kBFloat16:
-      return store_bytes_as<__nv_bfloat16, kVec>(static_cast<__nv_bfloat16*>(counts) + n, bytes);
+      return store_counts_as<__nv_bfloat16, kVec>(static_cast<__nv_bfloat16*>(to) + n, counts, first);
     case DType::kFloat16:
-      return store_bytes_as<__half, kVec>(static_cast<__half*>(counts) + n, bytes);
+      return store_counts_as<__half, kVec>(static_cast<__half*>(to) + n, counts, first);
     case DType::kFloat64:
-      return store_bytes_as<double, kVec>(static_cast<double*>(counts) + n, bytes);
+      return store_counts_as<double, kVec>(static_cast<double*>(to) + n, counts, first);
   }
 }
 

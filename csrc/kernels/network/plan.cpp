@@ -258,6 +258,9 @@ class Planner {
 };
 
 Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const {
+  if (T < 1 || T > program_.most_steps()) {
+    refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
+  }
   Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, stream ? 1 : 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
   Planner planner(*this, plan);

@@ -199,7 +199,7 @@ void check_header(const Header& header) {
   check_range("weight_bits", header.weight_bits, 0, 8);
   check_range("source", header.source, 0, static_cast<int64_t>(Source::kSpikes));
   check_range("any_T", header.any_T, 0, header.source == static_cast<int64_t>(Source::kSpikes) ? 1 : 0);
-  check_range("T", header.T, 1 - header.any_T, kMostSteps);
+  check_range("T", header.T, 1 - header.any_T, tandem::most_steps(Timing::kStep));
   check_range("dims", header.dims, 0, 3);
   for (const int64_t size : {header.channels, header.height, header.width}) {
     check_range("shape", size, header.dims == 0 ? 0 : 1, header.dims == 0 ? 0 : kLargestSize);
@@ -234,6 +234,13 @@ std::string vocabulary() {
   return names;
 }
 
+int64_t Program::most_steps() const {
+  for (int64_t i = 0; i < header.instructions; ++i) {
+    if (waits(i) || values[i] == Value::kCounts) return tandem::most_steps(Timing::kWindow);
+  }
+  return tandem::most_steps(Timing::kStep);
+}
+
 Program read(const int64_t* words, int64_t count, int64_t bytes) {
   constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
   Program program;
@@ -253,6 +260,7 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
       refuse("instruction " + std::to_string(i) + ": " + error.what());
     }
   }
+  check_range("T", program.header.T, 0, program.most_steps());
   if (program.values.back() != Value::kAnswer) program.not_run = "the network does not end in a Readout";
   if (program.header.dtype != static_cast<int64_t>(DType::kFloat32)) program.not_run = "it computes in float32 alone";
   return program;

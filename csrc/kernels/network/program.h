@@ -15,7 +15,6 @@ constexpr int64_t kFormat = 3;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // of a value or an offset
 constexpr int64_t kNetworkInput = -2;  // as a value
 constexpr int64_t kMostInstructions = 65535;
-constexpr int64_t kMostSteps = 255;
 constexpr int64_t kLargestWindow = 65535;             // of a kernel, a stride or a dilation
 constexpr int64_t kLargestPadding = 255;              // or what "same" needs, if that is more
 constexpr int64_t kLargestSize = int64_t{1} << 30;    // of one axis
@@ -107,6 +106,8 @@ struct Program {
     return static_cast<Source>(header.source) == Source::kSpikes ? Value::kSpikes : Value::kReal;
   }
   bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
+  // The largest T, which counts as bytes decide.
+  int64_t most_steps() const;
   // Of a layer or an average: does it integrate a window, to fire in the next one?
   bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
 };

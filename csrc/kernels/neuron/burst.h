@@ -39,7 +39,7 @@ struct BurstLanes {
                            const Int<C, L>& count, uint8_t* open_neurons) const {
     const Bytes<L> bytes = convert<uint8_t, Lane<C>, L>(count);
     store_first(a.planes + n, bytes, lanes());
-    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, bytes, lanes());
+    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, convert<int32_t, uint8_t, L>(bytes), lanes());
     if (open_neurons != nullptr || a.mask != nullptr) {
       const Bytes<L> open = convert<uint8_t, Lane<C>, L>(gate_open(z, a.gate, a.threshold * static_cast<C>(a.T)));
       if (open_neurons != nullptr) {

@@ -70,6 +70,9 @@ enum class Timing : int32_t {
   kWindow = 1,  // in the T steps after its input's window, which it integrates first: no leak, no gate "resu"
 };
 
+// The largest T: a count of window timing has a byte, any other sixteen bits.
+constexpr int32_t most_steps(Timing timing) { return timing == Timing::kWindow ? 255 : 65535; }
+
 // The spikes of a neuron that has integrated its window: one in each step while v >= threshold, at most T.
 template <class C>
 TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
@@ -97,17 +100,27 @@ TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
 }
 
+// What neurons have come to, where a window is run piece by piece. [neurons] each.
+template <class C>
+struct Carried {
+  C* v;
+  C* z;
+  uint16_t* counts;
+};
+
 // A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
 // neuron n has channel n % channels. C is the type the membrane potential is computed in. A null pointer stands for
 // the neutral value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
 //
 // With window timing a train is its number of spikes: a plane is one, P = 1, and its bytes are counts; the residual
 // currents are one, their sum.
+//
+// A run may be a piece() of a window, in whose place T and all that has steps are then those of the piece.
 template <class C>
 struct Neuron {
   int64_t neurons;
   int64_t channels;
-  int32_t T;
+  int32_t T;      // 1..most_steps(timing)
   int32_t steps;  // the shift of a window is spread over this many steps
   C threshold;
   C leak;
@@ -127,7 +140,25 @@ struct Neuron {
   C* v;            // out [neurons], the membrane potential after the last step
   float* bad;      // out [neurons / sample]: NaN where a potential of the sample is not finite; other values stay
   int64_t sample;  // neurons of a sample
+
+  int32_t before, after;  // steps of the window that belong to earlier and to later pieces
+  Carried<C> carried;     // read where there are earlier ones, and written where there are later ones
+
+  TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
 };
+
+// Steps [first, first + steps) of a run, first a multiple of eight, as a run of their own.
+template <class C>
+Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& carried) {
+  a.before += first;
+  a.after += a.T - first - steps;
+  a.T = steps;
+  a.carried = carried;
+  if (a.planes != nullptr) a.planes += first / 8 * a.neurons;
+  if (a.residual_planes != nullptr) a.residual_planes += first / 8 * a.neurons;
+  if (a.residual_currents != nullptr) a.residual_currents += first * a.neurons;
+  return a;
+}
 
 // One step of a layer's neurons.
 template <class V, class C>

@@ -10,10 +10,10 @@
 
 namespace tandem::cpu {
 
-// Counts are at most 255, so every type holds them exactly.
+// Whoever wants them in a type that does not hold all up to T gets rounded ones.
 template <int L>
-TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> value, int lanes) {
-  const auto wide = convert<float, int32_t, L>(convert<int32_t, uint8_t, L>(value));
+TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Int<float, L> value, int lanes) {
+  const auto wide = convert<float, int32_t, L>(value);
   switch (dtype) {
     case DType::kFloat32:
       return store_first(static_cast<float*>(counts) + n, wide, lanes);
@@ -50,6 +50,9 @@ TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n, const Vec<C, L>& v, i
   write_bad(a, n, potentials, lanes);
 }
 
+// Counts are at most 65535.
+typedef Simd<uint16_t, kLanes>::type CountLanes;
+
 // Sixteen neurons [n, n + lanes) during a window, in vectors of L; what is stored of them, bytes and bits, is stored
 // for all sixteen at once. `whole`: there are always sixteen.
 template <class C, int L = kLanes, bool whole = false>
@@ -59,7 +62,7 @@ struct NeuronLanes {
 
   Vec<C, L> v[kParts], z[kParts];
   Vec<C, L> v_init[kParts], scale[kParts], k[kParts], residual_scale[kParts];
-  ByteLanes count;
+  CountLanes count;
   int existing;
 
   TANDEM_INLINE int lanes() const { return whole ? kLanes : existing; }
@@ -78,7 +81,8 @@ struct NeuronLanes {
 
   // A window of the neurons at n, which have the channels of begin().
   TANDEM_INLINE void start(const Neuron<C>& a, int64_t n) {
-    count = ByteLanes{};
+    if (__builtin_expect(a.before > 0, 0)) return resume(a.carried, n);
+    count = CountLanes{};
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
       z[i] = Vec<C, L>{};
@@ -112,18 +116,19 @@ struct NeuronLanes {
 
   TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Plane& plane) {
     const ByteLanes bytes = narrow(plane);
-    count += popcount(bytes);
+    count += convert<uint16_t, uint8_t, kLanes>(popcount(bytes));
     store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
 
   // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written. `open`,
   // null or a byte per neuron, takes the place of the mask where lanes do not fill its bytes.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
+    if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
     if (a.gate == Gate::kResu || open_neurons != nullptr || a.mask != nullptr) {
       const ByteLanes open = is_open(a);
       if (a.gate == Gate::kResu) {
-        count &= open;
-        for (int p = 0; p < (a.T + 7) / 8; ++p) {
+        count &= convert<uint16_t, int8_t, kLanes>(reinterpret_cast<Simd<int8_t, kLanes>::type>(open));
+        for (int p = -a.before / 8; p < (a.T + 7) / 8; ++p) {
           uint8_t* train = a.planes + p * a.neurons + n;
           store_first(train, load_first<ByteLanes>(train, lanes()) & open, lanes());
         }
@@ -134,18 +139,35 @@ struct NeuronLanes {
         store_bits<kLanes>(a.mask, n, bits_of<kLanes>(open), lanes());
       }
     }
-    if (a.counts != nullptr) store_counts<kLanes>(a.counts, a.counts_dtype, n, count, lanes());
+    if (a.counts != nullptr) {
+      store_counts<kLanes>(a.counts, a.counts_dtype, n, convert<int32_t, uint16_t, kLanes>(count), lanes());
+    }
     if (a.v != nullptr) store_first(a.v + n, potentials(), lanes());
     mark_bad<C, kLanes>(a, n, potentials(), lanes());
   }
 
-  TANDEM_INLINE Vec<C> potentials() const {
+  TANDEM_INLINE Vec<C> potentials() const { return joined(v); }
+
+ private:
+  // The state after one piece of a window, and before the next.
+  TANDEM_INLINE void pause(const Carried<C>& carried, int64_t n) const {
+    store_first(carried.v + n, joined(v), lanes());
+    store_first(carried.z + n, joined(z), lanes());
+    store_first(carried.counts + n, count, lanes());
+  }
+  TANDEM_INLINE void resume(const Carried<C>& carried, int64_t n) {
+    const auto potential = load_first<Vec<C>>(carried.v + n, lanes()), sum = load_first<Vec<C>>(carried.z + n, lanes());
+    std::memcpy(v, &potential, sizeof(v));
+    std::memcpy(z, &sum, sizeof(z));
+    count = load_first<CountLanes>(carried.counts + n, lanes());
+  }
+
+  TANDEM_INLINE static Vec<C> joined(const Vec<C, L> (&parts)[kParts]) {
     Vec<C> all;
-    std::memcpy(&all, v, sizeof(v));
+    std::memcpy(&all, parts, sizeof(parts));
     return all;
   }
 
- private:
   TANDEM_INLINE static ByteLanes narrow(const Plane& plane) {
     Int<C> wide;
     std::memcpy(&wide, plane, sizeof(plane));
@@ -155,7 +177,7 @@ struct NeuronLanes {
   TANDEM_INLINE ByteLanes is_open(const Neuron<C>& a) const {
     Plane open;
 #pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<C>(a.T));
+    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<C>(a.window()));
     return narrow(open);
   }
 };

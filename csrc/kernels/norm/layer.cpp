@@ -4,7 +4,7 @@
 // take more time than anything else. There are two ways around it:
 // - The sums of all steps of a few tiles stay in the cache.
 // - A matrix unit takes the product of the counts at an eighth of the price of the steps, which then are multiplied as
-//   in evaluation.
+//   in evaluation. So are long windows, by any way.
 #include "../layer.h"
 
 #include <algorithm>
@@ -124,11 +124,12 @@ void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor paral
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
   const Way way = way_of(layer);
-  const bool many_rows = tile_bytes > kKeptBytes;
-  const Way window = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
-  const bool counts = many_rows && takes_digits(window);
-  const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || counts, parallel);
-  if (!counts) {
+  const Way digits = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
+  const Way window = takes_digits(digits) ? digits : way;
+  const bool twice = tile_bytes > kKeptBytes && (takes_digits(window) || layer.neuron.T > kPieceSteps);
+  const bool by_digits = twice && takes_digits(window);
+  const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || by_digits, parallel);
+  if (!twice) {
     run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
     return;
   }

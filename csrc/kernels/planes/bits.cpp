@@ -45,9 +45,11 @@ TANDEM_INLINE void counts_range_body(const uint8_t* planes, int32_t P, int64_t n
                                      int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; n += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
-    ByteLanes count{};
-    for (int p = 0; p < P; ++p) count += popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes));
-    store_counts<kLanes>(counts, dtype, n, count, lanes);
+    CountLanes count{};
+    for (int p = 0; p < P; ++p) {
+      count += convert<uint16_t, uint8_t, kLanes>(popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes)));
+    }
+    store_counts<kLanes>(counts, dtype, n, convert<int32_t, uint16_t, kLanes>(count), lanes);
   }
 }
 

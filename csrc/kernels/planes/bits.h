@@ -15,10 +15,10 @@ void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, in
 void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
             ParallelFor parallel);
 
-// planes [P, neurons] -> counts [neurons], the sum of the popcounts.
+// planes [P, neurons] -> counts [neurons], the sum of the popcounts, at most 65535.
 void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel);
 
-// planes [P, neurons] -> counts [neurons] in a byte each.
+// planes [P, neurons], of at most 255 steps -> counts [neurons] in a byte each.
 void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel);
 
 // counts [neurons] -> planes [ceil(T / 8), neurons] of trains that spike in their first min(count, T) steps.

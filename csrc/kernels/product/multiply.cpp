@@ -161,19 +161,47 @@ void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFo
 
 }  // namespace
 
+namespace {
+
+// The layer over all its steps or, where there are more than `most`, over so many at a time: what is kept of every step
+// then stays in the cache.
+std::vector<Layer> pieces_of(const Layer& layer, int most, const Carried<float>& carried) {
+  const Geometry& in = layer.geometry;
+  const int T = layer.neuron.T;
+  if (layer.counted() || T <= most) return {layer};
+  std::vector<Layer> pieces;
+  for (int first = 0; first < T; first += most) {
+    pieces.push_back(layer);
+    pieces.back().planes += first / 8 * in.batch * in.height * in.width * in.channels;
+    pieces.back().neuron = piece(layer.neuron, first, std::min(most, T - first), carried);
+  }
+  return pieces;
+}
+
+}  // namespace
+
 void run_prepared(const Multiplier& m, ParallelFor parallel) {
+  thread_local Scratch<float> state;
+  thread_local Scratch<uint16_t> counts;
   uint8_t* open = reserve_open(m.layer);
-  for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
-    for_tiles(m, block, bytes_of(m, block), inner,
-              [&](int64_t group, int64_t i, const BlockInputs& inputs) { m.fire(group, i, block, inputs, open); });
-  });
+  const int64_t n = m.layer.neuron.T > kPieceSteps ? m.layer.neuron.neurons : 0;
+  float* v = state.reserve(2 * n);
+  for (const Layer& layer : pieces_of(m.layer, kPieceSteps, {v, v + n, counts.reserve(n)})) {
+    const Multiplier piece(layer, m.prepared, m.way);
+    for_blocks(piece.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
+      for_tiles(piece, block, bytes_of(piece, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
+        piece.fire(group, i, block, inputs, open);
+      });
+    });
+  }
   write_mask(m.layer, open, parallel);
 }
 
 namespace {
 
 // Bytes may as well be spike counts as spikes: one product instead of one for each step.
-void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
+template <class Use>
+void multiply_counts_of(const Multiplier& m, ParallelFor parallel, const Use& use) {
   const Geometry& geometry = m.layer.geometry;
   const Tiling& tiling = m.prepared.tiling();
   const Blocks blocks(geometry, expanded_rows(geometry, 1));
@@ -187,25 +215,55 @@ void multiply_all_counts(const Multiplier& m, float* u, ParallelFor parallel) {
         m.load_counts(group, block, counts);
         for (int64_t i = 0; i < tiling.tiles_per_group; ++i) {
           m.sum_counts(group, i, counts, windows);
-          write_products(m.tile(group, i, block), windows, u, geometry.outputs);
+          use(group, i, block, windows);
         }
       }
     }
   });
 }
 
-}  // namespace
-
-void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
-  if (takes_digits(m.way)) return multiply_all_counts(m, u, parallel);
+// Calls use(group, i, block, windows) with the sums of every tile of every block over all steps.
+template <class Use>
+void multiply_steps(const Multiplier& m, ParallelFor parallel, const Use& use) {
+  if (takes_digits(m.way)) return multiply_counts_of(m, parallel, use);
   for_blocks(m.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
     for_tiles(m, block, bytes_of(m, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
       thread_local Scratch<double> windows_memory;
       double* windows = windows_memory.reserve(block.rows * m.prepared.tiling().width());
       m.sum_window(group, i, block, inputs, windows);
-      write_products(m.tile(group, i, block), windows, u, m.layer.geometry.outputs);
+      use(group, i, block, windows);
     });
   });
+}
+
+TANDEM_INLINE void add_body(const double* more, int64_t n, double* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += more[i];
+}
+TANDEM_CPU_KERNEL(add, (const double* more, int64_t n, double* sum), (more, n, sum))
+
+}  // namespace
+
+void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
+  const Geometry& geometry = m.layer.geometry;
+  const Tiling& tiling = m.prepared.tiling();
+  const auto write = [&](int64_t group, int64_t i, const Block& block, const double* windows) {
+    write_products(m.tile(group, i, block), windows, u, geometry.outputs);
+  };
+  const std::vector<Layer> pieces = pieces_of(m.layer, takes_digits(m.way) ? kCountedSteps : kPieceSteps, {});
+  if (pieces.size() == 1) return multiply_steps(m, parallel, write);
+  thread_local Scratch<double> totals_memory;  // exact: they are rounded when they are whole
+  double* totals = totals_memory.reserve(geometry.groups * tiling.tiles_per_group * geometry.rows() * tiling.width());
+  for (const Layer& layer : pieces) {
+    const bool first = &layer == &pieces.front(), last = &layer == &pieces.back();
+    multiply_steps({layer, m.prepared, m.way}, parallel,
+                   [&](int64_t group, int64_t i, const Block& block, const double* windows) {
+                     const int64_t tile = group * tiling.tiles_per_group + i, size = block.rows * tiling.width();
+                     double* total = totals + (tile * geometry.rows() + block.first_row) * tiling.width();
+                     if (first) std::fill_n(total, size, 0.0);
+                     add(windows, size, total);
+                     if (last) write(group, i, block, total);
+                   });
+  }
 }
 
 Way possible_way(const Layer& layer, Way way, bool whole_window) {

@@ -36,6 +36,11 @@ int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
 // bytes: of an input, one for each step or one count.
 int64_t expanded_rows(const Geometry& geometry, int bytes);
 
+// Steps of a window that are multiplied at a time: what is kept of each stays in the cache. And those of which counts
+// are made: whole planes whose counts fit a byte.
+constexpr int kPieceSteps = 128;
+constexpr int kCountedSteps = 248;
+
 // Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
 struct Density {
   double adds[3];

@@ -56,7 +56,7 @@ def convert(
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
-        T: the number of time steps, 1..255.
+        T: the number of time steps, 1..65535.
         mode: how the input is encoded, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain, of
             which the ANN takes ``gain * counts``.
         threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, which covers activations up

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tandem_ext.checks import MOST_STEPS
+
 from ..errors import UserError, check_name
 from . import readers, recordings
 from .augment import parse
@@ -63,7 +65,7 @@ def load(
         augment: of the training split, names from :data:`AUGMENTATIONS`, in order: "flip", "shift" (by up to 4 pixels),
             "shift:2". A stream has its own, random crops and flips.
         task: "regression": the images are their own targets, flattened; inputs and targets then are in 0..1.
-        T: the number of frames of a recording, 1..255. Images have no time and ignore it.
+        T: the number of frames of a recording, 1..65535. Images have no time and ignore it.
         bins: "time": frames of equal length; "count": frames of equally many events.
         size: height and width of the samples of recordings (down-sampled) and streams (default 224), for which it is.
         workers: processes that decode a stream's images.
@@ -146,8 +148,8 @@ def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _T(T: int) -> int:
-    if not isinstance(T, int) or not 1 <= T <= 255:
-        raise UserError(f"T: expected 1 to 255 time steps, got {T}")
+    if not isinstance(T, int) or not 1 <= T <= MOST_STEPS["step"]:
+        raise UserError(f"T: expected 1 to {MOST_STEPS['step']} time steps, got {T}")
     return T
 
 

@@ -66,7 +66,7 @@ def bin_recording(
     Args:
         events: with the fields t, x, y, p, in any order of time.
         sensor: height and width of the camera.
-        T: the number of frames, 1..255.
+        T: the number of frames, 1..65535.
         bins: "time": frames of equal length, from the first event to the last; "count": frames of equally many events.
         size: height and width of the frames; a neuron gets the events of the pixels that it covers. Spikes are binary:
             further events of a neuron in the same frame are dropped.
@@ -199,7 +199,7 @@ def from_tonic(
 
     Args:
         dataset: indexed at every use; ``tonic.MemoryCachedDataset(from_tonic(...))`` keeps the trains.
-        T: time steps, 1..255.
+        T: time steps, 1..65535.
         sensor_size: (x, y, polarities); None: what ``dataset``, or what it caches or slices, has by this name.
         bins: of events: "time", frames of equal length, or "count", frames of equally many events.
         size: of events: height and width to which they are sampled down.

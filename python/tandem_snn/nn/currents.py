@@ -16,6 +16,7 @@ from tandem_ext.train import spoiled
 
 from .signals import Signal, effective_counts
 
+AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
 NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 
 
@@ -50,6 +51,26 @@ def step_currents(
         if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough: potentials keep it
             currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
     return currents if z is None else apply(_Spread, z, currents)
+
+
+def fire_steps(
+    steps: Callable[[int, int], Tensor], T: int, v: float | Tensor, dtype: torch.dtype, **neuron: Any
+) -> SpikeTrain:
+    """Neurons whose currents are computed when they ask for them, so that memory does not grow with T.
+
+    Args:
+        steps: (start, stop) -> the currents of those steps, [stop - start, B, *features]; start is a multiple of 8.
+        v: the potential that they begin with.
+        dtype: of the counts.
+        neuron: further arguments of :func:`tandem_ext.functional.if_scan`.
+    """
+    planes = []
+    for start in range(0, T, AT_ONCE):
+        currents = steps(start, min(start + AT_ONCE, T))
+        some, v = if_scan(currents, v_init=v, steps=T, return_v=True, **neuron)  # type: ignore[misc]
+        planes.append(some.stored)
+    stored = planes[0] if len(planes) == 1 else torch.cat(planes)
+    return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=some.bad)
 
 
 def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:

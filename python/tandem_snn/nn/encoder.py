@@ -15,7 +15,7 @@ class Encoder(nn.Module):
     """Gives a real-valued input its T time steps.
 
     Args:
-        T: the number of time steps of the whole network, 1..255.
+        T: the number of time steps of the whole network, 1..65535.
         mode: "direct": x is the current of the first layer at every step (its count is T·x; the product W x is computed
             once). "zero_expand": x is present at step 0 only (its count is x). "events": x is a SpikeTrain of T steps
             and stays as it is; a network of spikes may do without this encoder, but its ANN twin may not.

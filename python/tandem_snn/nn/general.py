@@ -21,10 +21,9 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
-from .currents import potential_trace, window_trace
+from .currents import AT_ONCE, fire_steps, potential_trace, window_trace
 from .signals import Signal, describe, effective_counts, over_features, with_gain
 
-AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
 Steps = Callable[[int, int], Tensor]
 
 
@@ -333,12 +332,7 @@ class Neurons(nn.Module):
         if u.constant:
             current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
             return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
-        planes = []
-        for start in range(0, u.T, AT_ONCE):
-            currents = u.steps(start, min(start + AT_ONCE, u.T)) + offset
-            some, v = te.functional.if_scan(currents, v_init=v, steps=u.T, return_v=True, **neuron)  # type: ignore[misc]
-            planes.append(some.stored)
-        return SpikeTrain.unchecked(torch.cat(planes), u.T, None, 1.0, u.total.dtype, bad=some.bad)
+        return fire_steps(lambda start, stop: u.steps(start, stop) + offset, u.T, v, u.total.dtype, **neuron)
 
     @torch.no_grad()
     def potentials(self, x: Signal | Currents) -> Tensor:

@@ -14,7 +14,7 @@ import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
-from .currents import potential_trace, until, window_trace
+from .currents import fire_steps, potential_trace, until, window_trace
 from .signals import Signal, check_input, map_counts, map_features, with_gain
 
 Size = int | tuple[int, int]
@@ -107,13 +107,12 @@ class AvgPool2d(nn.Module):
         return inside.to(weight.dtype) * weight
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
-        given: Any
+        train: SpikeTrain
         if self.timing == "window":
             given = ImpulseInput.unchecked(self._currents(x.count_bytes)[0], x.T)
+            train = te.functional.if_scan(given, v_init=self.v_init, timing="window").to(x._dtype)  # type: ignore[union-attr]
         else:
-            given = self._currents(x.to_dense(torch.uint8))
-        train: SpikeTrain = te.functional.if_scan(given, v_init=self.v_init, timing=self.timing)  # type: ignore[assignment]
-        train = train.to(x._dtype)
+            train = fire_steps(lambda *steps: self._currents(_spikes(x, *steps)), x.T, self.v_init, x._dtype)
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
@@ -204,6 +203,11 @@ def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
     """Vertical and horizontal."""
     height, width = checks.ints(name, size, 2, least)
     return height, width
+
+
+def _spikes(x: SpikeTrain, start: int, stop: int) -> Tensor:
+    """Steps start .. stop - 1, uint8 [stop - start, B, *features]; start is a multiple of 8."""
+    return te.unpack(x.planes[start // 8 : (stop + 7) // 8], stop - start, torch.uint8)
 
 
 def _windows(

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext.functional.layer import by_channel
+from tandem_ext.functional.layer import autocast_dtype, by_channel
 from tandem_ext.functional.products import LINEAR
+from tandem_ext.ops import counts_dtype
 
 from .quantise import check_bits, rounded
 from .signals import Signal, check_input, map_counts
@@ -16,7 +17,8 @@ from .signals import Signal, check_input, map_counts
 class Readout(nn.Linear):
     """The network's output layer: a linear map of the counts, which is the free aggregate membrane potential.
 
-    Its gradient is exact. The bias counts once for the whole window.
+    Its gradient is exact. The bias counts once for the whole window. Counts that a half-precision type does not hold,
+    above 256 in bfloat16 and 2,048 in float16, are multiplied in float32, under autocast too.
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
@@ -53,10 +55,17 @@ class Readout(nn.Linear):
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(x.shape)}"
                 + (": put tnn.Flatten() before it" if len(x.shape) > 2 else "")
             )
-        return map_counts(x, lambda counts: self._product(counts, weight))
+        T = 1 if isinstance(x, Tensor) else x.T
+        return map_counts(x, lambda counts: self._product(counts, weight, T))
 
-    def _product(self, counts: Tensor, weight: Tensor | None) -> Tensor:
-        return F.linear(counts.to(self.weight.dtype), self.used_weight(weight), self.bias)
+    def _product(self, counts: Tensor, weight: Tensor | None, T: int) -> Tensor:
+        weight = self.used_weight(weight)
+        dtype = autocast_dtype(weight)
+        if counts_dtype(dtype, T) == dtype:
+            return F.linear(counts.to(weight.dtype), weight, self.bias)
+        with torch.autocast(weight.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(counts.float(), weight.float(), bias).to(dtype)
 
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
         """As of :class:`SpikingLayer`; or those in the place of its own."""

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from tandem_ext.checks import GATES, TIMINGS
+from tandem_ext.checks import GATES, MOST_STEPS, TIMINGS
 
 from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
@@ -58,7 +58,12 @@ class Recipe:
         "it, train on everything and keep the weights of the last epoch.",
     )
     model: str = key("cnn", "The network's name, or its layers, such as 32C3-FC256.")
-    T: int = key(8, "Number of time steps, 1 to 255.", within(1, 255, " time steps"), neuron=True)
+    T: int = key(
+        8,
+        "Number of time steps, 1 to 65535, or with timing window 255.",
+        within(1, MOST_STEPS["step"], " time steps"),
+        neuron=True,
+    )
     width: float = key(1.0, "Multiplier of the model's channels.", POSITIVE)
     encoding: str | None = key(None, "How inputs become spikes; by default as the data need it.", MODES, model=True)
     dropout: float | None = key(None, "Share of the activity that is dropped in training.", BELOW_1, model=True)
@@ -139,6 +144,8 @@ class Recipe:
             object.__setattr__(self, one.name, value)
         for one in fields(self):
             check(one.name, one.metadata["allowed"], getattr(self, one.name))
+        if self.timing is not None:
+            check("T", within(1, MOST_STEPS[self.timing], f" time steps with timing {self.timing}"), self.T)
         check_model(self.model)
         parse(self.augment)
         if self.seed + self.seeds > _GREATEST_SEED:
