@@ -1,0 +1,243 @@
+"""Windows of more than 255 steps: the reference's bits, in all that runs them, and counts that are not rounded.
+
+Kernels run such windows in pieces; 128 and 248 steps are the ends of some. Above 256 a bfloat16 does not hold every
+count, above 2,048 a float16.
+"""
+
+import pytest
+import torch
+from cases import assert_same, dyadic, spikes, train, train_with_edge
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+
+f, ref = te.functional, te.reference
+LENGTHS = (256, 300, 1000)
+GATES = ("relu", "clip", "resu")
+
+
+def both(name, *arguments, **keywords):
+    assert_same(*(getattr(module, name)(*arguments, **keywords) for module in (f, ref)))
+
+
+def everything(T, *shape, gate):
+    """Neurons with all that they may have, which a long window does not take to potentials that round."""
+    return {
+        "gate": gate,
+        "leak": 0.5 if T == 256 else 1.0,
+        "threshold": 1.25,
+        "scale": dyadic(shape[1], low=1),
+        "shift": dyadic(shape[1]),
+        "residual": train(T, *shape, gain=0.5),
+        "v_init": dyadic(*shape[1:]),
+        "return_v": True,
+    }
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("T", LENGTHS)
+def test_layers(T, gate):
+    x, image = train(T, 3, 20), train(T, 2, 4, 5, 5)
+    both("linear_if", x, dyadic(9, 20), **everything(T, 3, 9, gate=gate))
+    both("conv2d_if", image, dyadic(6, 4, 3, 3), padding=1, **everything(T, 2, 6, 5, 5, gate=gate))
+    both("conv2d_if", image, dyadic(4, 1, 3, 3), groups=4, **everything(T, 2, 4, 3, 3, gate=gate))
+    both("if_scan", dyadic(T, 3, 9), **everything(T, 3, 9, gate=gate))
+    both("if_scan", te.ConstantInput(dyadic(3, 9), T), **everything(T, 3, 9, gate=gate))
+    both("linear_if", x, dyadic(9, 20, dtype=torch.float64), gate=gate, v_init=0.5)
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batch_norm(T, dtype):
+    """Its statistics are those of exact sums of all pieces."""
+    for B in (3, 70):  # a few rows keep their sums, more are multiplied twice
+        weight, gamma = dyadic(9, 20, dtype=dtype), dyadic(9, low=1, dtype=dtype)
+        both("linear_bn_if", train(T, B, 20), weight, None, gamma, gate="clip", return_v=True)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_the_longest_window():
+    T = 65535
+    x = te.SpikeTrain.from_dense(torch.ones(T, 1, 2, dtype=torch.uint8))
+    both("linear_if", x, dyadic(3, 2, low=1), gate="clip", threshold=0.5, return_v=True)
+    train = f.linear_if(x, torch.ones(1, 2))
+    assert train.counts.item() == T
+    assert te.counts(x.planes, torch.float64).unique().item() == T
+
+
+def test_limits():
+    with pytest.raises(ValueError, match="T: expected an int from 1 to 65535, got 65536"):
+        tnn.Encoder(65536)
+    for make in (
+        lambda: te.SpikeTrain.from_counts(torch.ones(1, 1), 256),
+        lambda: tnn.Linear(2, 3, timing="window")(train(256, 1, 2)),
+        lambda: tnn.Linear(2, 3, timing="window")(te.ConstantInput(torch.ones(1, 2), 256)),
+        lambda: tnn.Linear(2, 3, timing="window", norm=True)(train(256, 2, 2)),
+        lambda: tnn.AvgPool2d(2, timing="window")(train(256, 1, 1, 2, 2)),
+        lambda: train(256, 1, 2).count_bytes,
+    ):
+        with pytest.raises(ValueError, match="T: expected an int from 1 to 255 with timing='window', got 256"):
+            make()
+
+
+def small(T, **options):
+    """All kinds of layers, on events."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Conv2d(2, 6, 3, padding=1, **options),
+        tnn.Residual(tnn.Conv2d(6, 6, 3, padding=1, **options)),
+        tnn.AvgPool2d(2),
+        tnn.MaxPool2d(2),
+        tnn.Flatten(),
+        tnn.Linear(6, 12, norm=True, **options),
+        tnn.Readout(12, 3),
+    )
+    return net, train(T, 4, 2, 4, 4, rate=0.05)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+@pytest.mark.parametrize("T", LENGTHS)
+def test_frozen_and_its_stream(T, leak):
+    net, x = small(T, gate="clip", leak=leak)
+    net(x)
+    net.eval()
+    frozen, expected = ts.freeze(net, T=T), net(x).detach()
+    assert torch.equal(frozen(x), expected)
+    dense = x.to_dense()
+    steps = [frozen.step(dense[t]) for t in range(T)]
+    assert torch.equal(steps[-1], expected)
+    assert torch.equal(frozen.readouts(x), torch.stack(steps))
+
+
+def test_frozen_direct_and_few_bits():
+    net = nn.Sequential(
+        tnn.Encoder(300), tnn.Linear(8, 20, gate="resu", weight_bits=4), tnn.Linear(20, 9), tnn.Readout(9, 2)
+    )
+    x = torch.rand(3, 8)
+    with pytest.raises(ValueError, match="resu"):
+        ts.freeze(net.eval()).step(x)
+    assert torch.equal(ts.freeze(net)(x), net(x).detach())
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_pieces_of_the_user_are_the_window(gate):
+    """Carried potentials give the spikes of the whole; the gates look at the window that a call is given."""
+    T, x, weight, shift = 500, spikes(500, 3, 20), dyadic(9, 20), dyadic(9)
+    whole = f.linear_if(te.SpikeTrain.from_dense(x), weight, shift=shift)
+    v, planes = 0.0, []
+    for part in x.split(200):
+        some, v = f.linear_if(te.SpikeTrain.from_dense(part), weight, shift=shift, v_init=v, steps=T, return_v=True)
+        planes.append(some.planes)
+    assert torch.equal(torch.cat(planes), whole.planes)
+
+
+@pytest.mark.parametrize("T", [250, 1000])
+def test_silence_of_what_is_not_finite(T):
+    x, weight = train(T, 3, 4, rate=0.9), torch.full((2, 4), 1e38)
+    x.planes[:, 1] = 0
+    assert f.linear_if(x, weight).bad.isnan().tolist() == [True, False, True]
+    assert f.linear_if(x, weight.double()).bad.isnan().any().item() is False
+
+
+# --- gradients and half precision -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gradients(gate):
+    """They are the reference's, at counts above 256; a learned threshold's and dropout's too."""
+    grads = []
+    for module in (f, ref):
+        torch.manual_seed(0)
+        x = train_with_edge(1000, 5, 20)
+        weight, shift, theta = (dyadic(*s, low=1).requires_grad_() for s in ((9, 20), (9,), (9,)))
+        y = module.linear_if(x, weight, shift=shift, threshold=theta, gate=gate)
+        (y.counts * dyadic(5, 9)).sum().backward()
+        grads.append((x.counts.grad, weight.grad, shift.grad, theta.grad))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-4)  # sums of 5 to 20 products
+
+
+@pytest.mark.parametrize(("dtype", "T"), [(torch.bfloat16, 1000), (torch.float16, 3000)])
+def test_autocast_does_not_round_counts(dtype, T):
+    """Counts, the gradients of weights and the readout are those of float32 for weights that are halves."""
+    torch.manual_seed(0)
+    dense = spikes(T, 6, 12, rate=0.9)
+    results = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        net = nn.Sequential(tnn.Linear(12, 8), tnn.Linear(8, 7, norm=True), tnn.Readout(7, 5))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.copy_(parameter.to(dtype))
+        with torch.autocast("cpu", dtype, enabled=half):
+            hidden = net[0](te.SpikeTrain.from_dense(dense))
+            trains = [hidden, net[1](hidden)]
+            answer = net[2](trains[1])
+        answer.float().sum().backward()
+        assert all(y.counts.dtype == torch.float32 for y in trains)
+        results.append((answer, [y.counts for y in trains], net[0].weight.grad))
+    (answer, counts, grad), (half_answer, half_counts, half_grad) = results
+    assert max(c.max() for c in counts) > (256 if dtype == torch.bfloat16 else 2048)
+    for c, h in zip(counts, half_counts, strict=True):
+        assert torch.equal(c, h)
+    assert half_answer.dtype == dtype
+    assert torch.equal(answer.to(dtype), half_answer)
+    torch.testing.assert_close(half_grad, grad, rtol=1e-5, atol=1e-5 * grad.abs().max().item())
+
+
+def test_types_of_counts():
+    x = train(1000, 2, 3)
+    for dtype in (torch.bfloat16, torch.float16):
+        want = torch.float32 if dtype == torch.bfloat16 else dtype
+        assert x.to(dtype).counts.dtype == want
+        assert f.linear_if(x, torch.ones(2, 3, dtype=dtype)).counts.dtype == want
+        dense = x.to_dense(dtype).requires_grad_()
+        assert torch.equal(te.SpikeTrain.from_dense(dense).counts, x.counts.to(want))
+    assert x.to(torch.bfloat16).counts.equal(x.counts)
+    assert train(256, 2, 3).to(torch.bfloat16).counts.dtype == torch.bfloat16
+
+
+def test_compiled_and_exported():
+    net, x = small(300)
+    net.eval()
+    expected = net(x)
+    exported = torch.export.export(net, (x,))
+    assert torch.equal(exported.module()(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        exported = torch.export.export(net.train(), (x,))  # fakes know the type of the counts
+
+
+# --- data and tools ---------------------------------------------------------------------------------------------------
+
+
+def test_events_and_frames():
+    recording = (list(range(1000)), [0, 1] * 500)
+    x = te.SpikeTrain.from_events(recording, shape=[2], T=1000, window=(0, 1000))
+    assert x.counts.tolist() == [[500, 500]]
+    assert x.to_dense(torch.uint8)[:4, 0].tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    frames = torch.zeros(500, 1, 2).index_fill(2, torch.tensor([1]), 2)
+    assert te.SpikeTrain.from_frames(frames, substeps=2).counts.tolist() == [[0, 1000]]
+
+
+@pytest.mark.parametrize("recipe", [{"T": 1000}, {"T": 255, "timing": "window"}])
+def test_recipes(recipe):
+    assert ts.training.Recipe.from_dict(recipe).to_dict()["T"] == recipe["T"]
+
+
+def test_recipes_of_window_timing_end_at_255():
+    with pytest.raises(ts.errors.UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
+        ts.training.Recipe(T=256, timing="window")
+
+
+def test_measures_and_plots():
+    net, x = small(300)
+    net.eval()
+    with ts.measure.Monitor(net) as monitor:
+        net(x)
+    assert all(layer.counts.max() <= 300 for layer in monitor.values())
+    ts.measure.synops(net, x)
+    ts.plots.raster(x)
