@@ -12,6 +12,8 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.errors import UserError
+from tandem_snn.training import Recipe
 
 f, ref = te.functional, te.reference
 LENGTHS = (256, 300, 1000)
@@ -161,7 +163,7 @@ def test_gradients(gate):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-4)  # sums of 5 to 20 products
 
 
-@pytest.mark.parametrize(("dtype", "T"), [(torch.bfloat16, 1000), (torch.float16, 3000)])
+@pytest.mark.parametrize(("dtype", "T"), [(torch.bfloat16, 1000), (torch.float16, 6000)])
 def test_autocast_does_not_round_counts(dtype, T):
     """Counts, the gradients of weights and the readout are those of float32 for weights that are halves."""
     torch.manual_seed(0)
@@ -186,7 +188,7 @@ def test_autocast_does_not_round_counts(dtype, T):
         assert torch.equal(c, h)
     assert half_answer.dtype == dtype
     assert torch.equal(answer.to(dtype), half_answer)
-    torch.testing.assert_close(half_grad, grad, rtol=1e-5, atol=1e-5 * grad.abs().max().item())
+    assert torch.equal(half_grad, grad.to(dtype).float())  # rounded once, when it is whole
 
 
 def test_types_of_counts():
@@ -225,12 +227,12 @@ def test_events_and_frames():
 
 @pytest.mark.parametrize("recipe", [{"T": 1000}, {"T": 255, "timing": "window"}])
 def test_recipes(recipe):
-    assert ts.training.Recipe.from_dict(recipe).to_dict()["T"] == recipe["T"]
+    assert Recipe.from_dict(recipe).to_dict()["T"] == recipe["T"]
 
 
 def test_recipes_of_window_timing_end_at_255():
-    with pytest.raises(ts.errors.UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
-        ts.training.Recipe(T=256, timing="window")
+    with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
+        Recipe(T=256, timing="window")
 
 
 def test_measures_and_plots():

@@ -18,6 +18,12 @@ int emulated_if_scan64(const void* currents, DType dtype, Source source, const N
   return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
 }
 
+// The steps [first, first + steps) of a window, whose state is carried in v, z and counts.
+int emulated_if_scan_piece(const void* currents, DType dtype, const Neuron<float>* args, int32_t first, int32_t steps,
+                           float* v, float* z, uint16_t* counts) {
+  return cuda::if_scan(currents, dtype, Source::kTrain, piece(*args, first, steps, {v, z, counts}), emulation_stream());
+}
+
 int emulated_pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons,
                   uint8_t* planes) {
   return cuda::pack(spikes, element_size, is_float, T, neurons, planes, emulation_stream());

@@ -197,6 +197,11 @@ def neuron_args(real: type) -> type[ctypes.Structure]:
             ("v", ctypes.c_void_p),
             ("bad", ctypes.c_void_p),
             ("sample", ctypes.c_int64),
+            ("before", ctypes.c_int32),
+            ("after", ctypes.c_int32),
+            ("carried_v", ctypes.c_void_p),
+            ("carried_z", ctypes.c_void_p),
+            ("carried_counts", ctypes.c_void_p),
         ]
 
     return Args

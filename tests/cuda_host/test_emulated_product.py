@@ -105,6 +105,13 @@ def test_bits(plain: Emulator, dtype: torch.dtype) -> None:
         check(plain, T, B, N, K, dtype, seed=i, offset=i % 2)
 
 
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_long_windows(plain: Emulator, dtype: torch.dtype) -> None:
+    """More spikes than a byte counts."""
+    for T, seed in itertools.product([256, 300], range(3)):
+        check(plain, T, 3, 16, 32, dtype, seed=seed)
+
+
 @pytest.mark.parametrize("T", [4, 8, 16, 21])
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
 def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from harness import DTYPES, Emulator, NeuronArgs, pointer
+from harness import DTYPES, INOUT, Emulator, NeuronArgs, pointer
 from neuron_layers import (
     CONSTANT,
     GATES,
@@ -68,6 +68,34 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: 
             if name in checked.buffers:
                 touches = checked.touches(name)
                 assert (touches.least_reads, touches.most_reads) == (1, 1), name
+
+
+@pytest.mark.parametrize("residual", [None, "planes", "currents"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_long_windows(checked: Emulator, dtype: torch.dtype, residual: str | None) -> None:
+    """At once, and in pieces that carry what the neurons have come to."""
+    for (i, shape), gate in itertools.product(enumerate([(3, 7), (5, 36)]), GATES):
+        layer = random_layer(i, 300, shape, dtype, TRAIN, residual)
+        layer.gate = gate
+        layer.threshold = max(layer.threshold, 0.8)  # counts that a bfloat16 holds
+        check(checked, layer, offset=i)
+        if dtype == torch.float32:
+            check_outputs(layer, run_in_pieces(checked, layer, [8, 264, 28]))
+
+
+def run_in_pieces(emulator: Emulator, layer: Layer, pieces: list[int]) -> Outputs:
+    emulator.begin()
+    neurons, currents = layer.currents[0].numel(), layer.currents.split(pieces)
+    placed = [emulator.place(f"currents {i}", part.contiguous()) for i, part in enumerate(currents)]
+    args, out = place_neurons(emulator, layer)
+    types = {"carried v": torch.float32, "carried z": torch.float32, "carried counts": torch.int16}
+    state = [emulator.place(name, torch.zeros(neurons, dtype=dtype), INOUT) for name, dtype in types.items()]
+    for i, steps in enumerate(pieces):
+        window = sum(pieces[:i]), steps, *map(pointer, state)
+        status = emulator.lib.emulated_if_scan_piece(pointer(placed[i]), 0, ctypes.byref(args), *window)
+        assert status == 0
+    assert not emulator.reports()
+    return out
 
 
 def random_window(
