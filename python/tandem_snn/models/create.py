@@ -14,9 +14,8 @@ from torch import nn
 from .. import ann
 from .. import nn as tnn
 from ..errors import UserError, check_name
-from .build import Plan
+from .build import Plan, resnet18, resnet18_cifar
 from .notation import build, check_notation, is_notation
-from .resnet import resnet18, resnet18_cifar
 
 _VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
 _ALEXNET = "96C11s4p2-MP3s2-256C5-MP3s2-384C3-384C3-256C3-MP3s2-D0.5-FC4096-D0.5-FC4096"
