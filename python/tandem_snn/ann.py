@@ -62,11 +62,14 @@ class AvgPool2d(nn.AvgPool2d):
 class _Activated(nn.Module):
     """Product, batch norm where wanted, a shortcut's contribution, ReLU, a change of ``units`` where there is one."""
 
+    _norm_class: type[nn.Module] = nn.BatchNorm1d
     norm: nn.Module | None
     units: nn.Module | None
 
-    def _add_norm(self, norm: nn.Module | None) -> None:
-        self.norm = norm
+    def _add_norm(self, channels: int, norm: bool, options: dict[str, Any]) -> None:
+        names = ("eps", "momentum", "device", "dtype")
+        known = {name: options[name] for name in names if options.get(name) is not None}
+        self.norm = self._norm_class(channels, **known) if norm else None
         self.units = None
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -79,13 +82,6 @@ class _Activated(nn.Module):
         if not fire:
             return z
         return torch.relu(z) if self.units is None else self.units(torch.relu(z))
-
-
-def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, Any]) -> nn.Module | None:
-    if not norm:
-        return None
-    known = {name: options[name] for name in ("eps", "momentum", "device", "dtype") if options.get(name) is not None}
-    return cls(channels, **known)
 
 
 class Readout(nn.Linear):
@@ -111,10 +107,33 @@ class Linear(_Activated, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, norm: bool = False, **options: Any):
         nn.Linear.__init__(self, in_features, out_features, bias, options.get("device"), options.get("dtype"))
-        self._add_norm(_norm(nn.BatchNorm1d, out_features, norm, options))
+        self._add_norm(out_features, norm, options)
 
 
-class Conv1d(_Activated, nn.Conv1d):
+class _Conv(_Activated):
+    """The arguments of both convolutions."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        norm: bool = False,
+        **options: Any,
+    ):
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        factory = (options.get("device"), options.get("dtype"))
+        super().__init__(in_channels, out_channels, *geometry, bias, "zeros", *factory)
+        self._add_norm(out_channels, norm, options)
+
+
+class Conv1d(_Conv, nn.Conv1d):
     """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_channels, L] -> [B, out_channels, L'].
 
     >>> from tandem_snn import ann
@@ -122,27 +141,8 @@ class Conv1d(_Activated, nn.Conv1d):
     torch.Size([5, 4, 6])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        norm: bool = False,
-        **options: Any,
-    ):
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        factory = (options.get("device"), options.get("dtype"))
-        nn.Conv1d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
-        self._add_norm(_norm(nn.BatchNorm1d, out_channels, norm, options))
 
-
-class Conv2d(_Activated, nn.Conv2d):
+class Conv2d(_Conv, nn.Conv2d):
     """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU: [B, in_channels, H, W] -> [B, out_channels, H', W'].
 
     >>> from tandem_snn import ann
@@ -150,21 +150,4 @@ class Conv2d(_Activated, nn.Conv2d):
     torch.Size([5, 4, 8, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        norm: bool = False,
-        **options: Any,
-    ):
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        factory = (options.get("device"), options.get("dtype"))
-        nn.Conv2d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
-        self._add_norm(_norm(nn.BatchNorm2d, out_channels, norm, options))
+    _norm_class = nn.BatchNorm2d
