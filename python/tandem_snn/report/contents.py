@@ -14,44 +14,22 @@ from tandem_ext import SpikeTrain
 
 from ..data import Dataset
 from ..errors import UserError
-from ..frozen import freeze
-from ..measure import (
-    Exit,
-    Mismatch,
-    Monitor,
-    activations,
-    early_exit,
-    energy,
-    metric_over_time,
-    mismatch,
-    synops,
-    synops_over_time,
-)
+from ..measure import Monitor, activations, synops, synops_over_time
 from ..measure.hooks import evaluating
 from ..training.checkpoint import load_checkpoint
 from ..training.recipe import KINDS, Recipe, folder_of
-from ..training.task import make_task
 
-ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "firing_rates")
+ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "energy_pj", "firing_rates", "mismatch")
 SUMMARY, MODEL, TWIN = "summary.json", "model.safetensors", "twin.safetensors"
 SAMPLES = 1000  # of the test split, for rates and operations
 FEW = 256  # for what is looked at neuron by neuron
 POINTS = 400  # of a layer's neurons in the scatter plot
 
 
-@dataclass(frozen=True)
-class OverTime:
-    """The metric and the operations per sample after each step, and for classes what early exit makes of them."""
-
-    metric: list[float]
-    operations: list[float]
-    exits: list[Exit]
-    samples: int
-
-
 @dataclass
 class Contents:
-    """Everything that a report shows; what a run does not have is empty or None.
+    """Everything that a report shows: the run's summary, and what is measured on its first seed's network. A run lacks
+    some of it, such as a class for regression: that is empty or None.
 
     Attributes:
         name: the run's folder.
@@ -64,11 +42,9 @@ class Contents:
         verdict: its class, and the network's answer; None for regression.
         rasters: the spikes [T, neurons] that it causes, by layer.
         rates: each neuron's firing rate, by layer.
-        matches: of each layer's counts with the ANN branch.
         points: (activations, counts) of some neurons, by layer.
         operations: synaptic operations per sample of the SNN and, as MACs, of the twin.
-        energy: estimated picojoules per sample of the SNN and the twin.
-        over_time: None where the network cannot stream; ``no_time`` then says why.
+        spent: the SNN's after each step; empty where the network cannot stream.
     """
 
     name: str
@@ -82,12 +58,9 @@ class Contents:
     verdict: tuple[str, str] | None = None
     rasters: dict[str, Tensor] = field(default_factory=dict)
     rates: dict[str, Tensor] = field(default_factory=dict)
-    matches: dict[str, Mismatch] = field(default_factory=dict)
     points: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     operations: tuple[float, float] = (0.0, 0.0)
-    energy: tuple[float, float] = (0.0, 0.0)
-    over_time: OverTime | None = None
-    no_time: str = ""
+    spent: list[float] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -100,8 +73,14 @@ class Contents:
 
     @property
     def twin(self) -> float | None:
-        """The metric of the first seed's twin."""
-        found: float | None = self.summary["per_seed"][0].get(f"ann_test_{self.metric}")
+        """The twin's metric."""
+        found: float | None = self.summary.get(f"ann_test_{self.metric}")
+        return found
+
+    @property
+    def over_time(self) -> list[float] | None:
+        """The metric after each step; None where the network cannot stream."""
+        found: list[float] | None = self.summary.get(f"test_{self.metric}_over_time")
         return found
 
 
@@ -120,10 +99,6 @@ def gather(run: Path, data_dir: Path | None = None) -> Contents:
     _look(contents, net, data)
     if data.task == "classification":
         contents.confusion = _confusion(net, data)
-    try:
-        contents.over_time = _over_time(net, data)
-    except ValueError as reason:
-        contents.no_time = f"The network cannot stream: {reason}."
     return contents
 
 
@@ -132,8 +107,7 @@ def _summary(path: Path) -> dict[str, Any]:
         raise UserError(f"no run in {path.parent}: `tandem-snn train` writes {path.name} when it has finished")
     try:
         summary: dict[str, Any] = json.loads(path.read_text())
-        [summary[key] for key in ESSENTIAL]
-        summary["per_seed"][0][f"test_{'mse' if 'test_mse' in summary else 'accuracy'}"]
+        [summary[key] for key in (*ESSENTIAL, "test_mse" if "test_mse" in summary else "test_accuracy")]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
     return summary
@@ -172,14 +146,12 @@ def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
         contents.verdict = data.class_names[int(targets[0])], data.class_names[int(answer.argmax())]
     contents.rasters = {name: layer.train.to_dense()[:, 0].flatten(1) for name, layer in monitor.items()}
     contents.example = _image(x[:1])
-    contents.matches = mismatch(net, few)
     for layer in activations(net, few):
         chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
         contents.points[layer.name] = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
     operations = synops(net, x)
-    estimate = energy(operations)
     contents.operations = operations.snn, operations.ann
-    contents.energy = estimate.snn, estimate.ann
+    contents.spent = [] if contents.over_time is None else synops_over_time(net, x)
 
 
 def _confusion(net: nn.Module, data: Dataset) -> Tensor:
@@ -189,18 +161,6 @@ def _confusion(net: nn.Module, data: Dataset) -> Tensor:
         for x, targets in data.test.batches(512):
             confusion += torch.bincount(targets * classes + net(x).argmax(1), minlength=classes * classes)
     return confusion.view(classes, classes)
-
-
-def _over_time(net: nn.Module, data: Dataset) -> OverTime:
-    frozen = freeze(net)
-    x, targets = next(data.test.batches(2 * SAMPLES))
-    batches = [(x[i : i + 500], targets[i : i + 500]) for i in range(0, len(targets), 500)]
-    return OverTime(
-        metric_over_time(frozen, batches, make_task(data.task).total),
-        synops_over_time(net, x[:SAMPLES]),
-        early_exit(frozen, batches) if data.task == "classification" else [],
-        len(targets),
-    )
 
 
 def _image(x: Tensor | SpikeTrain) -> Tensor | None:

@@ -104,12 +104,11 @@ def learning_curves(contents: Contents) -> str:
 
 def over_time(contents: Contents) -> str:
     """The metric after each step, against the steps and against the operations; early exit; the twin as a level."""
-    found = contents.over_time
-    assert found is not None
+    values = contents.over_time
+    assert values is not None
     accuracy = contents.metric == "accuracy"
-    unit, label = (100.0, "test accuracy, %") if accuracy else (1.0, f"test {contents.metric}")
-    values = [unit * value for value in found.metric]
-    spent = [operations / contents.operations[1] for operations in found.operations]
+    label = "test accuracy, %" if accuracy else f"test {contents.metric}"
+    spent = [operations / contents.operations[1] for operations in contents.spent]
 
     def finish(axes: Any, xlabel: str) -> None:
         if contents.twin is not None:
@@ -119,8 +118,8 @@ def over_time(contents: Contents) -> str:
 
     def steps(axes: Any) -> None:
         axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="after so many steps")
-        if found.exits:
-            exits = sorted((e.steps, unit * e.accuracy) for e in found.exits)
+        if contents.summary.get("early_exit"):
+            exits = sorted((exit["steps"], 100 * exit["accuracy"]) for exit in contents.summary["early_exit"])
             axes.plot(*zip(*exits, strict=True), "s--", color=INK, markersize=3, linewidth=0.9,
                       label="stopping when sure (mean)")  # fmt: skip
         _whole(axes)
@@ -186,7 +185,9 @@ def coupling(contents: Contents) -> str:
             jittered = [count + 0.6 * ((i * 0.618034) % 1 - 0.5) for i, count in enumerate(counts)]
             axes.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
             axes.plot(a, jittered, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
-            axes.set(title=f"{name}: cosine {contents.matches[name].cosine:.3f}", xlabel="activation ρ(z)/ϑ")
+            axes.set(
+                title=f"{name}: cosine {contents.summary['mismatch'][name]['cosine']:.3f}", xlabel="activation ρ(z)/ϑ"
+            )
             axes.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6), ylabel="spike count")
 
         return _svg(f"Counts of {name} against its activations", (2.0, 2.0), draw)

@@ -70,9 +70,8 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
         if "ann_test_mse" in summary:
             yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
     yield f"{summary['synops_ratio']:.2f} ×", "operations at inference: one per spike and synapse / the ANN's products"
-    snn, ann = contents.energy
     yield (
-        f"{snn / ann:.2f} ×",
+        f"{summary['energy_pj']['snn'] / summary['energy_pj']['ann']:.2f} ×",
         (
             f"energy of these operations, if one per spike takes {AC_PJ} pJ and a product {MAC_PJ} pJ: an estimate for "
             "chips that work per spike"
@@ -92,17 +91,17 @@ def _sections(contents: Contents) -> Iterable[str]:
     if contents.histories:
         yield _section("Learning curves", "One line per seed.", figures.learning_curves(contents))
     title = ("Accuracy" if contents.metric == "accuracy" else "Error") + " against time and operations"
-    found = contents.over_time
-    if found is not None:
-        explanation = f"The first seed's network, stopped after each of its T steps, on {found.samples:,} test samples."
-        if found.exits:
-            explanation += " Dashed: each sample stops by itself as soon as the softmax of its readout reaches a "
-            explanation += "confidence, 0.5 to 1."
+    if contents.over_time is not None:
+        explanation = f"Answers after each of the T steps, on {contents.summary['samples']['test']:,} test samples"
+        explanation += ", mean of the seeds." if len(contents.summary["seeds"]) > 1 else "."
+        if contents.summary.get("early_exit"):
+            explanation += " Dashed: each sample stops as soon as the softmax of the readout reaches a confidence, 0.5 "
+            explanation += "to 1 (first seed)."
         if contents.twin is not None:
-            explanation += " The diamond is the same seed's twin, which spends all of its operations at once."
+            explanation += " The diamond is the twin, which spends all of its operations at once."
         yield _section(title, explanation, figures.over_time(contents))
     else:
-        yield _section(title, contents.no_time, "")
+        yield _section(title, "The network cannot stream: it has no answer before the end of the window.", "")
     if contents.confusion is not None:
         yield _confusion(contents)
     if contents.rasters:
@@ -197,15 +196,16 @@ def _matches(contents: Contents) -> str:
     return _table(
         head,
         (
-            (name, f"{m.cosine:.3f}", f"{m.correlation:.3f}", *(f"{100 * s:.1f} %" for s in
-             (m.exact, m.over, m.under, m.spurious)))
-            for name, m in contents.matches.items()
+            (name, f"{m['cosine']:.3f}", "" if m["correlation"] is None else f"{m['correlation']:.3f}",
+             *(f"{100 * m[share]:.1f} %" for share in ("exact", "over", "under", "spurious")))
+            for name, m in contents.summary["mismatch"].items()
         ),
     )  # fmt: skip
 
 
 def _costs(contents: Contents) -> str:
     summary, rows = contents.summary, []
+    energy = summary["energy_pj"]
     for key, label, unit, format_ in (
         ("step_time_ms", "one training step", 1.0, "{:.2f} ms"),
         ("seconds_per_epoch", "one epoch", 1.0, "{:.2f} s"),
@@ -218,7 +218,7 @@ def _costs(contents: Contents) -> str:
         rows.append((label, *shown, ratio))
     for label, (snn, ann), unit, format_ in (
         ("synaptic operations", contents.operations, 1e-6, "{:.3g} million"),
-        ("energy of arithmetic, estimate", contents.energy, 1e-6, "{:.3g} µJ"),
+        ("energy of arithmetic, estimate", (energy["snn"], energy["ann"]), 1e-6, "{:.3g} µJ"),
     ):
         rows.append((label, format_.format(unit * snn), format_.format(unit * ann), f"{snn / ann:.2f}"))
     return _table(("", "SNN", "ANN twin", "SNN / ANN"), rows)
