@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Optional
 
 import typer
@@ -77,10 +78,6 @@ def amount(value: float, quantity: str) -> str:
     if quantity == "peak":
         return f"{value / 2**20:.0f} MiB"
     return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def rates(row: dict[str, Any]) -> str:

@@ -29,8 +29,8 @@ from torch import Tensor
 from ..errors import check_name
 from ..machine import commit, machine, versions
 from .cases import CASES, COMPILED, Case, Quantity
-from .measure import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 from .rivals import Candidate, available
+from .timing import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 
 REFERENCES = ("naive", "tandem")  # the first of these that a case has is what other answers are compared with
 
@@ -117,8 +117,7 @@ def work(case: Case, rivals: list[str], threads: int, quick: bool) -> dict[str, 
     runs = {name: candidate.run for name, candidate in candidates.items()}
     timings = interleave(runs, QUICK if quick else Protocol(), clock, settle or (lambda: None))
     return result | {
-        "values": {name: [float(f"{s:.5g}") for s in timing.seconds] for name, timing in timings.items()},
-        "faults": {name: sorted(timing.faults)[len(timing.faults) // 2] for name, timing in timings.items()},
+        "values": {name: [float(f"{s:.5g}") for s in seconds] for name, seconds in timings.items()},
         "disturbed": settle.disturbed if settle else 0.0,
     }
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import gc
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,14 +35,6 @@ class Protocol:
 
 
 QUICK = Protocol(rounds=5, least_rounds=3, sample=0.002, budget=4.0)
-
-
-@dataclass
-class Timing:
-    """Of one candidate, per call: seconds and page faults, one number for each round."""
-
-    seconds: list[float] = field(default_factory=list)
-    faults: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,8 @@ def interleave(
     protocol: Protocol,
     clock: Callable[[], float] = time.process_time,
     settle: Callable[[], None] = lambda: None,
-) -> dict[str, Timing]:
-    """Sample all candidates in turn.
+) -> dict[str, list[float]]:
+    """Samples all candidates in turn: for each the seconds of a call, one number for each round.
 
     Args:
         candidates: name -> what to call; they are called with 0, 1, 2, ...
@@ -100,7 +91,7 @@ def interleave(
     finally:
         if gc_was_on:
             gc.enable()
-    return {name: sampler.timing for name, sampler in samplers.items()}
+    return {name: sampler.seconds for name, sampler in samplers.items()}
 
 
 class _Sampler:
@@ -111,7 +102,7 @@ class _Sampler:
     def __init__(self, run: Run, least: float, clock: Callable[[], float]) -> None:
         self.run = run
         self.clock = clock
-        self.timing = Timing()
+        self.seconds: list[float] = []
         self._next = 0
         self._call(2)
         once = self._call(1)
@@ -120,10 +111,7 @@ class _Sampler:
 
     def take(self) -> None:
         self._call(self.warm_up)
-        faults = _page_faults()
-        seconds = self._call(self.calls)
-        self.timing.faults.append((_page_faults() - faults) / self.calls)
-        self.timing.seconds.append(seconds / self.calls)
+        self.seconds.append(self._call(self.calls) / self.calls)
 
     def _call(self, times: int) -> float:
         first, self._next = self._next, self._next + times
@@ -131,10 +119,6 @@ class _Sampler:
         for i in range(first, first + times):
             self.run(i)
         return self.clock() - start
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 class QuietWait:
