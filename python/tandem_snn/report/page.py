@@ -127,8 +127,9 @@ def _sections(contents: Contents) -> Iterable[str]:
         "The rule uses the ANN's gradient at the real counts. It is the more exact, the closer the dots (neurons of "
         f"{contents.few} test samples) are to the line min(a, T). The table is of {contents.samples:,} test samples. "
         "Cosine: mean over the samples. Correlation: between the next layer's products with counts and with "
-        "activations. A count is as expected if it is ⌊z/ϑ⌋, clipped to 0..T, the count for currents that are the same at every step; other "
-        "neurons received currents that changed. Spurious: neurons that fire although z ≤ 0; they get no gradient.",
+        "activations. A count is as expected if it is ⌊z/ϑ⌋, clipped to 0..T, the count for currents that are the same "
+        "at every step; other neurons received currents that changed. Spurious: neurons that fire although z ≤ 0; they "
+        "get no gradient.",
         figures.coupling(contents) + _matches(contents),
     )
     yield _section(

@@ -35,8 +35,8 @@ _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. Two runs of equal recipes on one machine's CPU end with bit-identical weights if they use the same
-    number of threads: torch splits sums among its threads.
+    """A training run. Two runs of equal recipes on one machine's CPU end with bit-identical weights if they use the
+    same number of threads: torch splits sums among its threads.
 
     Every key is also an option of ``tandem-snn train``: ``--synops-penalty 0.2``.
 
