@@ -6,6 +6,7 @@ import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -171,15 +172,10 @@ class _Importer:
         raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
 
     def _order(self) -> list[str]:
-        done: list[str] = []
-        waiting = list(self.nodes)
-        while waiting:
-            ready = [name for name in waiting if all(source in done for source in self._sources(name))]
-            if not ready:
-                raise ValueError(f"nodes {waiting}: recurrent connections, which these layers do not have")
-            done += ready
-            waiting = [name for name in waiting if name not in ready]
-        return done
+        try:
+            return list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
+        except CycleError as error:
+            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
