@@ -1,7 +1,7 @@
 """The ANN twins of the layers in tandem_snn.nn: same names, same arguments, same state_dict keys, no spikes.
 
-A network built from one module becomes its twin by importing the other. What only neurons have (threshold, v_init, ...)
-is accepted and ignored; T of the encoder too.
+A network built from one module becomes its twin by importing the other. Arguments of neurons (threshold, v_init, ...)
+and the encoder's T are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity: an ANN has no time. Of a SpikeTrain it sees the counts.
+    """The identity: an ANN has no time steps. A SpikeTrain becomes its counts.
 
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
@@ -60,7 +60,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class _Activated(nn.Module):
-    """Product, batch norm where wanted, a shortcut's contribution, ReLU, a change of ``units`` where there is one."""
+    """Product, optional batch norm, a shortcut's contribution, ReLU, optional change of ``units``."""
 
     _norm_class: type[nn.Module] = nn.BatchNorm1d
     norm: nn.Module | None
@@ -100,7 +100,7 @@ class Linear(_Activated, nn.Linear):
     """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_features] -> [B, out_features].
 
     >>> from tandem_snn import ann
-    >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # what only neurons have is ignored
+    >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # arguments of neurons are ignored
     >>> layer(torch.rand(5, 3)).shape, sorted(layer.state_dict()) == sorted(tnn.Linear(3, 2, norm=True).state_dict())
     (torch.Size([5, 2]), True)
     """

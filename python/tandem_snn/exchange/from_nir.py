@@ -5,7 +5,8 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,23 @@ def from_nir(
     graph: Any, T: int | None = None, *, mode: str | None = None, dt: float | None = None, reset: str | None = None
 ) -> fx.GraphModule:
     """A spiking network from a NIR graph of Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, or
-    of the loops of primitives that :func:`to_nir` writes in the place of the last two.
+    of the loops of primitives that :func:`to_nir` writes for IF and LIF.
 
-    The network runs T steps and gives the sum of the graph's output over them, or the spike trains where the graph ends
-    in neurons. The bias of a step, times T, is the bias of the layer; Scale nodes go into weights and thresholds. What
-    :func:`to_nir` wrote comes back to the same spikes, but for rounding where folded factors are no powers of two.
+    The network runs T steps and returns the sum of the graph's output over them, or the spike train if the graph ends
+    in neurons. The bias of a layer is T times the bias of a step; Scale nodes are folded into weights and thresholds. A
+    graph from :func:`to_nir` gives the same spikes, except for rounding by factors that are not powers of two.
 
     Args:
         graph: a ``nir.NIRGraph`` or the path of a file.
-        T: the number of time steps; None: as the file says, if :func:`to_nir` wrote it.
-        mode: of the encoder; None: as the file says, else "direct".
-        dt: the length of a time step in the unit of the graph's time constants; None: as the file says, else 1.
-        reset: "subtract": take IF and LIF nodes to subtract their threshold. None: believe the file: the nodes' own
-            metadata, or its version, for nir below 1.0.8 meant subtraction.
+        T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
+        mode: of the encoder; None: from the metadata, else "direct".
+        dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
+        reset: "subtract": IF and LIF nodes subtract their threshold. None: as the nodes' metadata say; files of nir
+            before 1.0.8 meant subtraction.
 
     Raises:
         UserError: a file that cannot be read; the package nir is not installed.
-        ValueError: a node that has no counterpart, above all neurons that reset to a value: the message names it.
+        ValueError: a node is not supported, above all neurons that reset to a value; the message names it.
 
     >>> from tandem_snn import to_nir
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -69,9 +70,9 @@ def from_nir(
 
 @dataclass
 class _Signal:
-    """What a module gives, and what Scale nodes make of it since: one factor for all, or an array of its shape.
+    """A module's output, times the Scale nodes after it: one factor for all, or an array of its shape.
 
-    kind: "spikes", "image": real numbers before the first of them, or "counts": such after the last, for the readout.
+    kind: "spikes"; "image", real numbers before the first spikes; or "counts", real numbers for the readout.
     """
 
     node: fx.Node
@@ -81,7 +82,7 @@ class _Signal:
 
 @dataclass
 class _Synapses:
-    """A convolution or affine map, with the bias of a step, that waits for its neurons. ``nir`` has the geometry."""
+    """A convolution or affine map, with the bias of a step, before its neurons are read. ``nir`` has the geometry."""
 
     name: str
     nir: Any
@@ -90,7 +91,7 @@ class _Synapses:
     bias: Tensor
 
     def times(self, factor: float | Tensor) -> _Synapses:
-        """Its currents times a factor, or one per channel."""
+        """The same map with currents times a factor, or a factor per channel."""
         rows = over_inputs(factor, self.weight) if isinstance(factor, Tensor) else factor
         return replace(self, weight=self.weight * rows, bias=self.bias * factor)
 
@@ -106,13 +107,12 @@ class _Average:
 
 @dataclass
 class _Neurons:
-    """Any of NIR's ways to say: v = v + factor·I, fire at ϑ, subtract ϑ; at once or, by to_nir's, after a window."""
+    """A neuron in any of NIR's forms: v = leak·v + factor·I, fires at ϑ and subtracts ϑ, with our timing."""
 
     threshold: Tensor
     factor: float
     leak: float = 1.0
     v_init: Tensor | None = None
-    inputs: list[str] = field(default_factory=list)
     timing: str = "step"
 
 
@@ -172,15 +172,10 @@ class _Importer:
         raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
 
     def _order(self) -> list[str]:
-        done: list[str] = []
-        waiting = list(self.nodes)
-        while waiting:
-            ready = [name for name in waiting if all(source in done for source in self._sources(name))]
-            if not ready:
-                raise ValueError(f"nodes {waiting}: recurrent connections, which these layers do not have")
-            done += ready
-            waiting = [name for name in waiting if name not in ready]
-        return done
+        try:
+            return list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
+        except CycleError as error:
+            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -250,7 +245,7 @@ class _Importer:
         if isinstance(x, _Average):
             if x.x.scale is not None and x.x.scale.dim():
                 raise ValueError(f"node {x.name!r}: a Scale before AvgPool2d must be the same for all neurons")
-            image = x.x.kind == "image"  # of which a layer makes an image, whatever it would make of spikes
+            image = x.x.kind == "image"  # pooling of an image gives an image
             node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
             return _Signal(node, "image" if image else "counts", x.x.scale)
         if isinstance(x, _Synapses):

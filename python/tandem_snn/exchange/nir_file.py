@@ -21,8 +21,8 @@ def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
     """The graph in a file, and the version of nir that wrote it.
 
     Raises:
-        UserError: no file, not one of NIR's, or one that declares more numbers than it holds, leads to other files, or
-            is nested beyond reason.
+        UserError: no such file, not a NIR file, or one that declares more numbers than it holds, links to other files,
+            or is nested too deeply.
     """
     nir = extra("nir", "the import of NIR")
     if not path.is_file():
@@ -81,12 +81,12 @@ def uniform(name: str, what: str, values: Any) -> float:
 
 
 def near_one(factor: float) -> float:
-    """1 where the file's float32 are the reason that it is not."""
+    """1 if the factor differs from it only by rounding to float32 in the file."""
     return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
 
 
 def compact(scale: Tensor) -> Tensor:
-    """One factor, 0-dim, where all are the same."""
+    """A single factor, 0-dim, if all are equal."""
     first = scale.flatten()[0]
     return first if bool((scale == first).all()) else scale
 

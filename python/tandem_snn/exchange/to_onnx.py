@@ -18,33 +18,33 @@ from .onnx_graph import Graph
 
 
 def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
-    """Writes one time step of a frozen network as an ONNX file, the counterpart of :meth:`FrozenNetwork.step`.
+    """Writes a network as an ONNX file: one time step, as :meth:`FrozenNetwork.step`; or the whole window, if a layer
+    has timing "window".
 
-    Where layers have timing "window" it writes the whole window, the counterpart of a call (see below). Else inputs
-    of the graph, all float32, are ``x`` [batch, *features], the step's spikes, 0 and 1, or the image, the same
+    One step has these inputs, all float32: ``x`` [batch, *features], the step's spikes, 0 and 1, or the image, the same
     at every step; ``step`` [1], the number of the step from 0; and the state: ``NAME.v`` [batch, *features], the
-    potentials of each layer with neurons, and ``NAME.counts``, the spikes that the readout has seen. Before the first
-    step the state is zeros. Outputs are ``answer`` [batch, outputs], the readout so far; ``NAME.v.next`` and
-    ``NAME.counts.next``, the state for the next step; and ``NAME.spikes`` of each layer with neurons, which cost
-    nothing unless they are asked for. The batch is free; T and the kind of input stand in the model's metadata.
+    potentials of each layer with neurons, and ``NAME.counts``, the spikes that the readout has received. The state
+    starts as zeros. Outputs: ``answer`` [batch, outputs], the readout so far; ``NAME.v.next`` and ``NAME.counts.next``,
+    the state for the next step; and ``NAME.spikes`` of each layer with neurons, at no cost unless requested. The batch
+    size is free. T and the kind of input are in the model's metadata.
 
-    The graph of a whole window, whose metadata say ``timing`` "window", has no state. Its input ``x`` is the image
-    [batch, *features], or the spikes [T, batch, *features]; its outputs are ``answer`` and ``NAME.counts`` of each
-    layer with neurons. A layer with timing "window" is a product, a Floor and a Clip, or T subtractions where its
-    threshold is no power of two; one that fires at once is written T times.
+    A whole window has no state; its metadata have ``timing`` "window". Its input ``x`` is the image [batch, *features],
+    or the spikes [T, batch, *features]. Its outputs are ``answer`` and ``NAME.counts`` of each layer with neurons. A
+    layer with timing "window" is a product, a Floor and a Clip, or T subtractions if its threshold is not a power of
+    two. A layer with timing "step" is written T times.
 
-    Weights that ``freeze(weight_bits=...)`` rounded are int8 or, up to 4 bits, int4, in a DequantizeLinear node; their
-    step is in the scale of the currents, but for the readout. Sums are those of the engine that runs the file, in
-    float32: a potential within rounding of its threshold may fall on the other side. Where a potential of a sample is
-    infinite or NaN, its answer is NaN.
+    Weights rounded by ``freeze(weight_bits=...)`` are int8, or int4 up to 4 bits, in a DequantizeLinear node; their
+    step is in the scale of the currents, except for the readout. The engine sums in float32, in its own order: a
+    potential within rounding of the threshold may be on the other side. If a potential of a sample is infinite or NaN,
+    its answer is NaN.
 
     Args:
         net: a frozen network, or one to freeze.
         path: the file.
-        x: a batch of what it takes, for the shapes; not needed if the frozen network has run.
+        x: a batch of inputs, for the shapes; not needed if the frozen network has run.
 
     Raises:
-        ValueError: neither x nor a run gave the shapes; a layer that has no step (see :class:`CannotLower`).
+        ValueError: the shapes are unknown: give x; or a layer cannot run step by step (see :class:`CannotLower`).
         UserError: the package onnx is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -62,7 +62,7 @@ class StepGraph(Graph):
 
     def __init__(self, network: Listing) -> None:
         super().__init__(network)
-        self.result = {"input": "x"}  # the value that holds a stage's result
+        self.result = {"input": "x"}  # the name of each stage's result
         self.fed = {"input"} if network.mode != "events" else set()  # stages whose result is not spikes
 
     def model(self) -> Any:
@@ -114,7 +114,7 @@ class StepGraph(Graph):
         return spikes
 
     def _counts(self, stage: Stage, spikes: str) -> str:
-        """The spikes that have come so far."""
+        """The sum of the spikes so far."""
         so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), spikes)
         self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
         return so_far
@@ -165,7 +165,7 @@ class WindowGraph(Graph):
         return self.whole[name]
 
     def _steps(self, name: str) -> list[str]:
-        """Of counts the burst."""
+        """The T steps of a value; counts become bursts."""
         if name not in self.steps:
             counts = self.whole[name]
             self.steps[name] = [self.spikes(counts, t + 1) for t in range(self.T)]
@@ -241,8 +241,8 @@ class WindowGraph(Graph):
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
-        """The spikes of neurons that have integrated v. Of a threshold that is a power of two a division says how often
-        it can be subtracted; of another one, whose multiples are rounded, subtraction alone does.
+        """The counts of neurons with potential v after integration: a division if the threshold is a power of two, else
+        repeated subtraction, since multiples of the threshold are rounded.
         """
         if math.frexp(threshold)[0] == 0.5:
             v = v if threshold == 1.0 else self.op("Mul", v, self.number(1 / threshold))

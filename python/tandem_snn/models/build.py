@@ -1,4 +1,4 @@
-"""What the builders of all models share: the module of layers to build from and the neurons' settings; ResNet-18."""
+"""The plan of a model: which layers to build from, and the neurons' settings; ResNet-18."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report shows: read from a run's folder, or measured on its networks."""
+"""The contents of a report: read from a run's folder, or measured on its first seed's network."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from ..training.recipe import KINDS, Recipe, folder_of
 ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "energy_pj", "firing_rates", "mismatch")
 SUMMARY, MODEL, TWIN = "summary.json", "model.safetensors", "twin.safetensors"
 SAMPLES = 1000  # of the test split, for rates and operations
-FEW = 256  # for what is looked at neuron by neuron
+FEW = 256  # of these, for measures of single neurons
 POINTS = 400  # of a layer's neurons in the scatter plot
 
 
 @dataclass
 class Contents:
-    """Everything that a report shows: the run's summary, and what is measured on its first seed's network. A run lacks
-    some of it, such as a class for regression: that is empty or None.
+    """Everything that a report shows: the run's summary, and measures of its first seed's network. Fields that a run
+    does not have, such as classes in regression, are empty or None.
 
     Attributes:
         name: the run's folder.
         summary: its summary.json.
         histories: the records of the epochs, by kind ("SNN", "ANN", "ANN continued") and seed.
         class_names: of the data set.
-        samples: how many test samples the rates are of; ``few`` of them were looked at neuron by neuron.
+        samples: the number of test samples for the rates; ``few``: for measures of single neurons.
         confusion: int64 [classes, classes], target by answer, on the test split.
         example: one test sample as an image [H, W] or [H, W, 3] in 0..1.
         verdict: its class, and the network's answer; None for regression.
-        rasters: the spikes [T, neurons] that it causes, by layer.
+        rasters: its spikes [T, neurons] by layer.
         rates: each neuron's firing rate, by layer.
         points: (activations, counts) of some neurons, by layer.
         operations: synaptic operations per sample of the SNN and, as MACs, of the twin.
@@ -133,7 +133,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
-    """Rates, rasters and the coupling of the branches, on the first test samples."""
+    """Rates, rasters, and counts beside activations, on the first test samples."""
     x, targets = next(data.test.batches(SAMPLES))
     few = x[:FEW]
     contents.samples, contents.few = len(x), len(few)
@@ -164,7 +164,7 @@ def _confusion(net: nn.Module, data: Dataset) -> Tensor:
 
 
 def _image(x: Tensor | SpikeTrain) -> Tensor | None:
-    """A batch of one as a picture: of spikes, how many there were."""
+    """A batch of one sample as a picture; spikes are counted."""
     sample = (x.counts if isinstance(x, SpikeTrain) else x)[0].float()
     if sample.dim() != 3:
         return None

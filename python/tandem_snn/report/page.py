@@ -1,4 +1,4 @@
-"""The page: contents and figures put into HTML. All text from outside goes through ``escape``."""
+"""The page: contents and figures as HTML. All text from outside goes through ``escape``."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..measure.quality import points
 from . import figures
 from .contents import Contents, gather
 
-MOST_CLASSES = 40  # of a confusion matrix; beyond, its largest entries are listed
+MOST_CLASSES = 40  # of a confusion matrix; with more, only its largest entries are listed
 LISTED = 25
 
 
 def write_report(run: Path, out: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Writes the report of a run as one HTML file, which loads nothing from elsewhere.
+    """Writes the report of a run as one self-contained HTML file.
 
     Args:
-        run: the folder that ``tandem-snn train`` wrote.
+        run: a folder written by ``tandem-snn train``.
         out: the file; default ``run/report.html``.
-        data_dir: where the data set's files are, see :func:`tandem_snn.data.load`.
+        data_dir: the folder of the data set's files, see :func:`tandem_snn.data.load`.
 
     Returns:
         The file.
 
     Raises:
-        UserError: no run, a damaged one, no data, no matplotlib, or a file that cannot be written.
+        UserError: no run, a damaged run, no data, no matplotlib, or a file that cannot be written.
     """
     out = run / "report.html" if out is None else out
     text = page(gather(run, data_dir))
@@ -69,16 +69,19 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
         yield f"{summary['test_mse']:.4g}", f"test error (mse){mean}"
         if "ann_test_mse" in summary:
             yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
-    yield f"{summary['synops_ratio']:.2f} ×", "operations at inference: one per spike and synapse / the ANN's products"
+    yield (
+        f"{summary['synops_ratio']:.2f} ×",
+        "operations at inference: one per spike and synapse / the ANN's multiply-accumulates",
+    )
     yield (
         f"{summary['energy_pj']['snn'] / summary['energy_pj']['ann']:.2f} ×",
         (
-            f"energy of these operations, if one per spike takes {AC_PJ} pJ and a product {MAC_PJ} pJ: an estimate for "
-            "chips that work per spike"
+            f"energy of these operations, at {AC_PJ} pJ per accumulate and {MAC_PJ} pJ per multiply-accumulate: an "
+            "estimate for hardware that works per spike"
         ),
     )
     if "step_time_ratio" in summary:
-        yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step here, all of T steps / the twin's"
+        yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step over all T time steps / the twin's"
     rates = summary["firing_rates"].values()
     yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
 
@@ -109,31 +112,32 @@ def _sections(contents: Contents) -> Iterable[str]:
         picture = figures.example(contents) if contents.example is not None else ""
         yield _section(
             "Spikes of one sample",
-            "The first test sample, and every spike it causes in up to 120 evenly spaced neurons of each layer.",
+            "The first test sample, and its spikes in up to 120 evenly spaced neurons of each layer.",
             f'<div class="side"><figure>{picture}<figcaption>{escape(told)}</figcaption></figure>'
             f"{figures.rasters(contents)}</div>",
         )
     yield _section(
         "Firing rates",
         f"Neurons by their firing rate, in spikes per step over {contents.samples:,} test samples; the line is the "
-        "mean. A silent neuron fired for none of them.",
+        "mean. A silent neuron never fired.",
         figures.rate_histograms(contents),
     )
     yield _section(
         "Spike counts against the ANN branch's activations",
-        f"The rule learns by the ANN's gradient at the real counts: the closer the dots, neurons of {contents.few} "
-        "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples, correlations "
-        "compare the products of counts and of activations with the next layer's weights. Counts are as expected "
-        "where they are ⌊z/ϑ⌋ within 0 and T, as of currents that are the same at every step; neurons with more or "
-        "fewer spikes saw theirs come and go. Spurious are spikes of neurons with z ≤ 0, which no gradient reaches.",
+        "The rule uses the ANN's gradient at the real counts. It is the more exact, the closer the dots (neurons of "
+        f"{contents.few} test samples) are to the line min(a, T). The table is of {contents.samples:,} test samples. "
+        "Cosine: mean over the samples. Correlation: between the next layer's products with counts and with "
+        "activations. A count is as expected if it is ⌊z/ϑ⌋, clipped to 0..T, the count for currents that are the same "
+        "at every step; other neurons received currents that changed. Spurious: neurons that fire although z ≤ 0; they "
+        "get no gradient.",
         figures.coupling(contents) + _matches(contents),
     )
     yield _section(
         "Memory and time beside the twin",
-        "Training steps were taken alternately, of the first seed's networks; the ratio is the median of ratios. "
-        "Epochs are means over the seeds. Memory is the largest, beyond what was held before training. Operations and "
-        f"energy are per sample: an addition takes {AC_PJ} pJ, a multiply-accumulate {MAC_PJ} pJ (32-bit floating "
-        "point in 45 nm; memory is left out).",
+        "Training steps of the first seed's networks were measured in turns; the ratio is the median of ratios. Epochs "
+        "are means over the seeds. Memory is the peak beyond the memory held before training. Operations and energy: "
+        f"per sample, at {AC_PJ} pJ per addition and {MAC_PJ} pJ per multiply-accumulate (32-bit floating point in 45 "
+        "nm, without memory accesses).",
         _costs(contents),
     )
     yield _origin(contents.summary)
@@ -231,4 +235,4 @@ def _origin(summary: dict[str, Any]) -> str:
     body = _table((), ((name, str(value)) for name, value in facts.items()), "facts")
     for name, text in ("Recipe", recipe), ("Machine and versions", machine):
         body += f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
-    return _section("How it came about", "", body)
+    return _section("Origin", "", body)
