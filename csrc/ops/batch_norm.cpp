@@ -106,7 +106,9 @@ bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLay
   if (!on_gpu(product)) return false;
   FusedSynapses fused(synapses);
   if (!fused.suits(layer)) return false;
-  product = synapses.window_product();
+  Synapses prepared = synapses;
+  prepared.digits = fused.digits();
+  product = prepared.window_product();
   measure(product, 1.0, norm, statistics);
   layer.set_affine(statistics.scale, statistics.shift);
   return fused.fire(layer);
