@@ -250,7 +250,7 @@ NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
   const Synapses synapses{
-      planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted, {}};
+      planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
   synapses.check();
   return synapses.window_product();
 }

@@ -14,7 +14,7 @@ struct Synapses {
   Shape stride, padding, dilation;
   int64_t groups = 1;
   bool counted = false;
-  OptionalTensor digits;  // what prepare_digits() made of the weight; absent or empty: it does so when it has to
+  OptionalTensor digits = std::nullopt;  // what prepare_digits() made of the weight, or it is done when it has to be
 
   void check() const;
   bool is_linear() const { return weight.dim() == 2; }

@@ -11,7 +11,7 @@ namespace tandem::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 
 struct Rows {
   const float* weight;

@@ -344,7 +344,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     depend on its batch, but for how torch rounds the one product of a real-valued input in batches of other sizes.
     A network that has no program (other modules between the layers, weights other than float32) runs layer by layer
     instead. On a GPU the kernels of the layers are captured in one CUDA graph for each shape of batch, the last eight
-    of which are kept; sums there are float32.
+    of which are kept, and float32 weights multiplied as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
