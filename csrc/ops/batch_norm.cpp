@@ -100,10 +100,11 @@ bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const Neu
   return true;
 }
 
-// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory.
+// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory. Of window
+// timing it is all there is to multiply.
 bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
                  const Statistics& statistics) {
-  if (!on_gpu(product)) return false;
+  if (!on_gpu(product) || synapses.counted) return false;
   FusedSynapses fused(synapses);
   if (!fused.suits(layer)) return false;
   Synapses prepared = synapses;

@@ -84,11 +84,10 @@ def main() -> None:
                     module.running_var.uniform_(0.3, 3)
             net.eval()
             trains: list[torch.Tensor] = []
+            answer: Any = x
             for layer in net:
-                layer.register_forward_hook(
-                    lambda _, __, out: trains.append(out.stored) if isinstance(out, SpikeTrain) else None
-                )
-            answer = net(x)
+                answer = layer(answer)
+                trains += [answer.stored] if isinstance(answer, SpikeTrain) else []
             assert sum(int((train != 0).sum()) for train in trains) > 100
             show(f"{make.__name__} {timing}", answer, *trains)
             frozen = tandem_snn.freeze(net)

@@ -1,18 +1,18 @@
-"""float32 weights as digits on the emulation: the units, the integers and the bits of the CPU's kernels, on any weights."""
+"""float32 weights as digits on the emulation: units, integers and bits of the CPU's kernels, on any weights."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
 from harness import OUTPUT, Emulator, pointer
-from neuron_layers import GATES, TRAIN, Layer, Outputs, pack, random_layer
+from neuron_layers import GATES, IMPULSE, Layer, Outputs, pack, random_layer
 from test_emulated_product import CONVS, FLOAT32, LINEAR, Conv, prepare, run
+from test_emulated_scan import random_window
 from torch import Tensor
 
-import tandem_ext as te
+import tandem_ext  # noqa: F401  (the CPU's ops)
 
 INF, NAN = math.inf, math.nan
 
@@ -88,13 +88,15 @@ def test_the_order_of_a_kernel(checked: Emulator, C: int, kernel: tuple[int, int
 
 def on_the_cpu(conv: Conv, layer: Layer, spikes: Tensor, weight: Tensor) -> Outputs:
     """What the CPU's kernels make of the layer, in rows of pixels."""
-    T, B = spikes.shape[:2]
-    planes, w = pack(spikes).permute(0, 1, 4, 2, 3), weight.permute(0, 3, 1, 2)
+    T, B = layer.T, spikes.shape[1]
+    planes = (spikes if layer.window else pack(spikes)).permute(0, 1, 4, 2, 3)
+    w = weight.permute(0, 3, 1, 2)
     space = () if conv is LINEAR else (conv.stride, conv.padding, conv.dilation, conv.groups)
     op = torch.ops.tandem.conv_if if space else torch.ops.tandem.linear_if
     planes, w = (planes, w) if space else (planes.flatten(2), w.flatten(1))
     neurons = layer.residual, layer.residual_scale, layer.v_init, layer.steps or T, layer.threshold, layer.leak
-    out = op(planes, T, w, "highest", *space, layer.scale, layer.shift, *neurons, layer.gate, True, True)
+    rest = layer.gate, True, True, "window" if layer.window else "step"
+    out = op(planes, T, w, "highest", *space, layer.scale, layer.shift, *neurons, *rest)
     rows = {"planes": out[0], "counts": out[1], "v": out[3]}
     found = {name: t.movedim(-3, -1) if space else t for name, t in rows.items()}
     found = {name: t.reshape(*t.shape[: -4 if space else -2], -1, len(weight)) for name, t in found.items()}
@@ -109,16 +111,17 @@ def random_weight(g: torch.Generator, *shape: int) -> Tensor:
     return weight
 
 
-def compare(emulator: Emulator, T: int, B: int, N: int, C: int, conv: Conv, seed: int) -> None:
+def compare(emulator: Emulator, T: int, B: int, N: int, C: int, conv: Conv, seed: int, window: bool) -> None:
     g = torch.Generator().manual_seed(seed)
     weight = random_weight(g, N, *conv.kernel, C // conv.groups)
     spikes = torch.rand(T, B, *conv.size, C, generator=g) < 0.3
+    spikes = spikes.sum(0, dtype=torch.uint8).unsqueeze(0) if window else spikes
     pixels = len(conv(spikes, weight)[0])
     residual = [None, "planes", "currents"][seed % 3] if conv is LINEAR else None
-    layer = random_layer(seed, T, (pixels, N), torch.float32, TRAIN, residual)
+    layer = (random_window if window else random_layer)(seed, T, (pixels, N), torch.float32, IMPULSE, residual)
     if conv is not LINEAR:
         layer.v_init = None
-    layer.gate, layer.train = GATES[seed % 3], N // conv.groups % 8 == 0
+    layer.gate, layer.train = GATES[seed % (2 if window else 3)], N // conv.groups % 8 == 0
     got, want = run(emulator, conv, layer, spikes, weight, FLOAT32, seed), on_the_cpu(conv, layer, spikes, weight)
     for name, tensor in got.items():
         assert torch.equal(tensor, want[name]), f"{name}: {(tensor != want[name]).sum()} of {tensor.numel()} differ"
@@ -127,16 +130,17 @@ def compare(emulator: Emulator, T: int, B: int, N: int, C: int, conv: Conv, seed
 SHAPES = [(4, 1, 8, 1), (8, 9, 40, 130), (8, 33, 65, 400), (21, 9, 24, 700), (8, 3, 80, 3000)]
 
 
+@pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("seed", range(len(SHAPES)))
-def test_linear(plain: Emulator, seed: int) -> None:
+def test_linear(plain: Emulator, seed: int, window: bool) -> None:
     T, B, N, K = SHAPES[seed]
-    compare(plain, T, B, N, K, LINEAR, seed)
+    compare(plain, T, B, N, K, LINEAR, seed, window)
 
 
-@pytest.mark.parametrize("seed", range(len(CONVS)))
-def test_convolution(plain: Emulator, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "window"), [*((seed, False) for seed in range(len(CONVS))), (0, True), (4, True)])
+def test_convolution(plain: Emulator, seed: int, window: bool) -> None:
     C, N, conv = CONVS[seed]
-    compare(plain, [8, 4, 18][seed % 3], 2, N, C, conv, seed)
+    compare(plain, [8, 4, 18][seed % 3], 2, N, C, conv, seed, window)
 
 
 @pytest.mark.parametrize(("B", "N", "K"), [(1, 1, 1), (70, 72, 288), (9, 45, 1715)])
@@ -172,9 +176,22 @@ def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
     assert out["bad"].isnan().all()
 
 
-@pytest.mark.parametrize(("bits", "most"), [(None, 1.0), (4, 1.0)])
-def test_instructions(plain: Emulator, bits: int | None, most: float) -> None:
-    raise NotImplementedError
+@pytest.mark.parametrize(
+    ("K", "bits", "digits", "most"),
+    [(128, 0, 3, 12.5), (1024, 0, 3, 5.6), (4096, 0, 3, 4.9), (1024, 4, 1, 7.4)],
+)
+def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: float) -> None:
+    """Of a warp, the whole kernel's, for each mma at T = 8: docs/cuda.md has the table. Few bits take one digit."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 1, 1, K, generator=g) / K**0.5
+    if bits:
+        weight = (weight / weight.abs().max() * 2 ** (bits - 1)).round() / 2**bits
+    spikes, neurons = torch.rand(8, 32, 1, 1, K, generator=g) < 0.2, torch.rand(2, 64, generator=g)
+    layer = Layer(LINEAR(spikes, weight), 8, scale=neurons[0].clone(), shift=neurons[1].clone())
+    run(plain, LINEAR, layer, spikes, weight, FLOAT32)
+    instructions, mma = plain.counted("product_if")
+    assert mma == digits * 8 * K // 2
+    assert instructions <= most * mma
 
 
 def test_a_layer_that_is_not_prepared(plain: Emulator) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from harness import INOUT, Emulator, pointer
-from neuron_layers import TRAIN, Layer, Outputs, check_outputs, pack, place_neurons, random_layer
+from neuron_layers import IMPULSE, TRAIN, Layer, Outputs, check_outputs, pack, place_neurons, random_layer
+from test_emulated_scan import random_window
 from torch import Tensor
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8 = range(6)  # cuda::Weights
@@ -35,7 +36,6 @@ class Conv:
         w = weight.double().permute(0, 3, 1, 2)
         y = torch.nn.functional.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
         return y.permute(0, 2, 3, 1).float().unflatten(0, images.shape[:2]).flatten(1, 3)
-
 
     def sizes(self, images: Sequence[int], weight: Tensor, last: bool = True) -> Any:
         """What the entry points take of [B, height, width, C] and the weights, which are channels ``last``."""
@@ -78,10 +78,11 @@ def run(
     offset: int = 0,
     truncating: bool = False,
 ) -> Outputs:
-    """The kernel's outputs; ``layer`` says all but the currents. ``truncating``: as Hopper's tensor cores add."""
+    """The kernel's outputs; ``layer`` says all but the currents. With window timing ``spikes`` are counts, [1, ...].
+    ``truncating``: as Hopper's tensor cores add."""
     emulator.begin(seed % 3)
     emulator.lib.emulation_truncate(truncating)
-    planes = pointer(emulator.place("spikes", pack(spikes), offset=offset))
+    planes = pointer(emulator.place("spikes", spikes if layer.window else pack(spikes), offset=offset))
     placed = pointer(emulator.place("weight", weight, offset=offset))
     args, out = place_neurons(emulator, layer)
     sizes = conv.sizes(spikes.shape[1:], weight)
@@ -250,6 +251,25 @@ def test_window_product(checked: Emulator, mode: int) -> None:
             assert checked.traffic("counts").bytes == passes * counts.numel()
 
 
+@pytest.mark.parametrize("mode", range(6))
+def test_windows_fire(checked: Emulator, mode: int) -> None:
+    """Where the product of the counts is: nothing of it is in memory."""
+    dtype = next((dtype for dtype, number in WEIGHTS.items() if number == mode), torch.float32)
+    for seed, (B, N, C, conv) in enumerate(WINDOWS):
+        g = torch.Generator().manual_seed(seed)
+        T = [8, 255, 1, 21][seed % 4]
+        counts = torch.randint(0, T + 1, (1, B, *conv.size, C), generator=g, dtype=torch.uint8)
+        K = conv.kernel[0] * conv.kernel[1] * C
+        weight = torch.randint(-16, 17, (N, K), generator=g).to(dtype).view(N, *conv.kernel, C)
+        currents = conv(counts, weight)[0]
+        layer = random_window(seed, T, currents.shape, torch.float32, IMPULSE, [None, "planes", "currents"][seed % 3])
+        layer.currents, layer.scale = currents, torch.rand(N, generator=g) / K**0.5 / 8
+        layer.train = N % 8 == 0
+        out = run(checked, conv, layer, counts, weight, mode, seed)
+        assert N < 16 or 0 < out["counts"].count_nonzero() < currents.numel()
+        check_outputs(layer, out)
+
+
 def test_no_stage_is_empty(checked: Emulator) -> None:
     """Up to 128 depths are one stage of shared memory."""
     written = []
@@ -329,7 +349,7 @@ def test_convolution_accesses(checked: Emulator, dtype: torch.dtype) -> None:
 
 
 def test_float32_weights(plain: Emulator) -> None:
-    """Two bfloat16 hold 16 bits of a weight of any size, one what bfloat16 is. For all bits: test_emulated_digits.py."""
+    """Two bfloat16 hold 16 bits of a weight of any size, one what bfloat16 is; test_emulated_digits.py has all."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 48, generator=g) * 2.0 ** torch.randint(-100, 100, (64, 1), generator=g)
     assert ((products(plain, weight, FLOAT32_HIGH) - weight).abs() <= weight.abs() * 2.0**-16).all()

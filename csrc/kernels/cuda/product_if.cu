@@ -172,7 +172,8 @@ int launch_for(const Layer& layer, cudaStream_t stream) {
 
 bool can_run(const Layer& layer, Operand operand) {
   const bool bytes = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
-  return !layer.counted() && bytes && can_multiply(layer, operand, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
+  if (layer.counted()) return bytes && prefers_window_product(layer, operand);
+  return bytes && can_multiply(layer, operand, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {
@@ -181,13 +182,14 @@ bool prefers_run(const Layer& layer, Operand operand) {
   if (geometry.groups > 1 && geometry.group_outputs() < 16) return false;
   // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
   // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
-  const bool compute_bound = layer.neuron.T * geometry.rows() > 256;
+  const bool compute_bound = !layer.counted() && layer.neuron.T * geometry.rows() > 256;
   return !(operand == Operand::kFloat32High && compute_bound && geometry.inputs() > 768);
 }
 
 int run(const Layer& layer, Operand operand, void* stream) {
   if (layer.neuron.neurons == 0) return cudaSuccess;
   if (!can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
+  if (layer.counted()) return run_window(layer, operand, stream);
   const auto on = static_cast<cudaStream_t>(stream);
   switch (operand) {
     case Operand::kFloat16:

@@ -71,6 +71,9 @@ DeviceGeometry geometry_for(const Layer& layer) {
   return g;
 }
 
+// Neurons with window timing, which integrate the product of counts and fire.
+int run_window(const Layer& layer, Operand operand, void* stream);
+
 // Digits are made of the weights before.
 inline bool is_prepared(const Layer& layer, Operand operand) {
   return operand != Operand::kFloat32 || layer.prepared != nullptr;
