@@ -1,6 +1,6 @@
 """Windows of more than 255 steps: the reference's bits, in all that runs them, and counts that are not rounded.
 
-Kernels run such windows in pieces; 128 and 248 steps are the ends of some. Above 256 a bfloat16 does not hold every
+Kernels run such windows in pieces; 32 and 248 steps are the ends of some. Above 256 a bfloat16 does not hold every
 count, above 2,048 a float16.
 """
 

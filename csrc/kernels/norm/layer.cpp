@@ -20,6 +20,8 @@ namespace {
 
 // Sums that are kept at a time: half of a common L2 cache.
 constexpr int64_t kKeptBytes = int64_t{1} << 20;
+// Of longer windows they would need too much memory where they do not fit there.
+constexpr int kKeptSteps = 128;
 
 // Scale and shift of a layer's neurons, from the statistics of its product.
 struct Affine {
@@ -126,7 +128,7 @@ void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor paral
   const Way way = way_of(layer);
   const Way digits = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
   const Way window = takes_digits(digits) ? digits : way;
-  const bool twice = tile_bytes > kKeptBytes && (takes_digits(window) || layer.neuron.T > kPieceSteps);
+  const bool twice = tile_bytes > kKeptBytes && (takes_digits(window) || layer.neuron.T > kKeptSteps);
   const bool by_digits = twice && takes_digits(window);
   const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || by_digits, parallel);
   if (!twice) {

@@ -49,7 +49,7 @@ TANDEM_INLINE void counts_range_body(const uint8_t* planes, int32_t P, int64_t n
     for (int p = 0; p < P; ++p) {
       count += convert<uint16_t, uint8_t, kLanes>(popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes)));
     }
-    store_counts<kLanes>(counts, dtype, n, convert<int32_t, uint16_t, kLanes>(count), lanes);
+    store_counts(counts, dtype, n, count, lanes);
   }
 }
 

@@ -36,9 +36,10 @@ int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
 // bytes: of an input, one for each step or one count.
 int64_t expanded_rows(const Geometry& geometry, int bytes);
 
-// Steps of a window that are multiplied at a time: what is kept of each stays in the cache. And those of which counts
-// are made: whole planes whose counts fit a byte.
-constexpr int kPieceSteps = 128;
+// Steps of a window that are multiplied at a time: what is kept of each stays in the cache. On a Xeon with AMX, of
+// 1,000 steps, 1,500 inputs at 10 % take 46 ms by 32, 65 by 64 and 104 by 128; those of narrow and sparse layers 1 to
+// 15 % more by 128 than by 32. And those of which counts are made: whole planes whose counts fit a byte.
+constexpr int kPieceSteps = 32;
 constexpr int kCountedSteps = 248;
 
 // Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
