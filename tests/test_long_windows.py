@@ -4,6 +4,7 @@ Kernels run such windows in pieces; 32 and 248 steps are the ends of some. Above
 count, above 2,048 a float16.
 """
 
+import numpy as np
 import pytest
 import torch
 from cases import assert_same, dyadic, spikes, train, train_with_edge
@@ -233,6 +234,38 @@ def test_recipes(recipe):
 def test_recipes_of_window_timing_end_at_255():
     with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
         Recipe(T=256, timing="window")
+
+
+def test_exchange(tmp_path):
+    """NIR, a step in ONNX and SpikingJelly, at dyadic numbers of which all sums are exact."""
+    layers = tnn.Linear(16, 12), tnn.Linear(12, 9), tnn.Readout(9, 3)
+    net, x, T = nn.Sequential(tnn.Encoder(256), *layers).eval(), dyadic(4, 16), 256
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(dyadic(*layer.weight.shape))
+            layer.bias.copy_(dyadic(*layer.bias.shape) + 2**-5)
+    expected = net(x).detach()
+
+    pytest.importorskip("nir")
+    back = ts.from_nir(ts.to_nir(net, x))
+    assert torch.equal(back(x).detach(), expected)
+    assert back(x).shape == (4, 3)
+
+    pytest.importorskip("spikingjelly")
+    theirs = ts.to_spikingjelly(net, x)
+    for _ in range(T):
+        answer = theirs(x)
+    assert torch.equal(answer.detach(), expected)
+
+    ort = pytest.importorskip("onnxruntime")
+    ts.to_onnx(net, tmp_path / "net.onnx", x)
+    session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    state = {i.name: np.zeros([4, *i.shape[1:]], np.float32) for i in session.get_inputs() if "." in i.name}
+    for t in range(T):
+        found = dict(zip(names, session.run(names, {"x": x.numpy(), "step": [np.float32(t)], **state}), strict=True))
+        state = {name: found[f"{name}.next"] for name in state}
+    assert torch.equal(torch.from_numpy(found["answer"]), expected)
 
 
 def test_measures_and_plots():

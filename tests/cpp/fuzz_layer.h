@@ -40,7 +40,7 @@ inline Shape any_image(Input& in) {
 // Nothing where the layer would be too large. Scale, shift and the rest are there or not.
 inline std::optional<ProductLayer> any_layer(Input& in) {
   const Shape s = in.flag() ? any_linear(in) : any_image(in);
-  const int32_t T = static_cast<int32_t>(in.range(1, in.flag() ? 255 : 10));
+  const int32_t T = static_cast<int32_t>(in.range(1, in.flag() ? 600 : 10));
   const double rate = in.pick({0.1, 0.02, 0.0, 0.5, 1.0});
   const Geometry shape = s.geometry();
   const int64_t neurons = shape.rows() * s.outputs;
@@ -58,12 +58,13 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   a.leak = in.pick({1.f, 0.9f});
   a.gate = in.pick({Gate::kRelu, Gate::kClip, Gate::kResu});
   a.counts_dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64});
+  if (T > 256) a.counts_dtype = DType::kFloat32;  // which a bfloat16 need not hold
   if (!layer.plain) {
     a.v_init_size = in.pick({neurons, int64_t{1}, shape.out_height() * shape.out_width() * s.outputs});
     a.residual_planes = in.maybe(a.residual_planes);
     a.residual_scale = in.maybe(a.residual_scale);
   }
-  if (in.flag()) {  // bytes are counts
+  if (T <= most_steps(Timing::kWindow) && in.flag()) {  // bytes are counts
     a.timing = Timing::kWindow;
     a.steps = T;
     a.leak = 1;

@@ -46,7 +46,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   c.channels = in.range(1, 130);
   const int64_t features = c.channels * in.range(1, 9);
   c.neurons = features * in.range(0, 5);
-  c.T = static_cast<int32_t>(in.range(1, std::clamp<int64_t>(kMostSteps / (c.neurons + 1), 1, 255)));
+  c.T = static_cast<int32_t>(in.range(1, std::clamp<int64_t>(kMostSteps / (c.neurons + 1), 1, 600)));
+  if (c.T > 256) c.counts_dtype = DType::kFloat32;  // which a bfloat16 need not hold
   c.v_init_size = in.pick({int64_t{0}, int64_t{1}, features, c.neurons});
   c.dtype == DType::kFloat64 ? scan<double>(c, in) : scan<float>(c, in);
   return 0;

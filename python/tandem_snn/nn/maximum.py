@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
-from .general import AT_ONCE, Currents, currents_of
+from .currents import AT_ONCE
+from .general import Currents, currents_of
 
 
 class MaxPool(nn.Module):
