@@ -26,7 +26,7 @@ def bin_events(
     for bit in range(min(T, 8)):  # the dense spikes of a long window would take eight times the memory
         at = frames % 8 == bit
         planes[frames[at] // 8, neurons[at]] |= np.uint8(1 << bit)
-    return planes.reshape(-1, *shape)
+    return planes.reshape(len(planes), *shape)
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:

@@ -215,7 +215,7 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match="weight_bits"):
             freeze(net, weight_bits=bits)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="T: expected"):
-        freeze(net, T=256)
+        freeze(net, T=65536)
     with pytest.raises(ValueError, match="confidence"):
         freeze(net).anytime(x, 1.5)
     frozen = freeze(net)
