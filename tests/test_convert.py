@@ -14,7 +14,6 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann as twins
 from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
-from tandem_snn.convert import CannotConvert
 from tandem_snn.nn.signals import effective_counts
 
 
@@ -354,15 +353,32 @@ def test_an_example_moves_no_statistics() -> None:
     torch.testing.assert_close(dict(net.state_dict()), dict(before), atol=0, rtol=0)
 
 
-def test_vgg_with_an_adaptive_pooling_in_the_middle() -> None:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
-    net = models.vgg11_bn(num_classes=3).eval()
-    with pytest.raises(CannotConvert, match=r"'classifier_0'.*give `example`"):
-        convert(net, T=4)
-    x = torch.rand(1, 3, 224, 224)
-    snn = convert(net, T=4, example=x)
-    assert snn(x).shape == (1, 3)
+@pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Conv1d(2, 3, 50), nn.Conv3d(2, 3, 5), nn.Conv2d(2, 3, 60)])
+def test_what_the_ann_takes_is_found(layer: nn.Module) -> None:
+    """Kernels and a Linear behind them that the first guess does not fit."""
+    side = {nn.Linear: [], nn.Conv1d: [600], nn.Conv3d: [9] * 3, nn.Conv2d: [61] * 2}[type(layer)]
+    x = torch.rand(3, 2, *side)
+    body = nn.Sequential(layer, nn.ReLU(), nn.Flatten())
+    net = nn.Sequential(body, nn.Linear(body(x).shape[1], 4))
+    snn = convert(net, T=4)
+    assert snn(x).shape == (3, 4)
     assert torch.equal(to_ann(snn)(x), net(x))
+    wide = nn.Sequential(nn.Linear(9, 9), nn.Unflatten(1, (1, 3, 3)), nn.Conv2d(1, 2, 2), nn.ReLU()).double()
+    assert convert(wide, T=4)(torch.rand(2, 9).double()).shape == (2, 2, 2, 2)
+
+
+def test_where_no_size_is_given_none_is_taken_for_granted() -> None:
+    """Windows that depend on it are those of each image: the general way; with an example they are a layer's."""
+    layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
+    net = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+    x = torch.rand(4, 2, 17, 17)
+    snn = calibrate(convert(net, T=255), [x], percentile=100)
+    assert snn.meta["ways"]["5"] == "general: adaptive_avg_pool2d, flatten, linear"
+    assert convert(net, T=255, example=x).meta["ways"]["4"] == "fused: linear"
+    for size in (17, 17), (11, 20):
+        x = torch.rand(4, 2, *size)
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
+        assert torch.equal(to_ann(snn)(x), net(x))
 
 
 def test_a_learned_threshold_gets_both_gradients() -> None:

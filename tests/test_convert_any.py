@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn import calibrate, convert, freeze, to_ann, to_nir, to_onnx
 from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
 from tandem_snn.nn.general import Neurons
@@ -303,12 +304,11 @@ def test_a_part_that_spikes() -> None:
     net, x = Sandwich().eval(), torch.rand(6, 2, 8, 8)
     with pytest.raises(CannotConvert, match="GELU"):
         convert(net, 8, example=x)
-    for options in {"example": x}, {}:
-        snn = convert(net, 200, after="stem", until="layer1", **options)
-        assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
-        assert torch.equal(to_ann(snn)(x), net(x))
-        calibrate(snn, [x], percentile=100)
-        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+    snn = convert(net, 200, after="stem", until="layer1")
+    assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
+    assert torch.equal(to_ann(snn)(x), net(x))
+    calibrate(snn, [x], percentile=100)
+    torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
 
 
 def test_it_says_which_way_it_took(capsys: Any) -> None:
@@ -330,6 +330,28 @@ def test_copies_and_frozen_networks(name: str) -> None:
     again = convert(copy.deepcopy(net), T=12, example=x[:1])
     again.load_state_dict(state)
     assert torch.equal(again.eval()(x), snn(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("depthwise, pointwise", r"relu_1.*: its currents come the general way \(conv2d, batch_norm\)"),
+        ("pooled", r'max_pool2d.*: exact maximum pooling .*max_pool="or"'),
+    ],
+)
+def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Path) -> None:
+    """NIR, ONNX and frozen files have layers only."""
+    body = {"pooled": lambda: Net(lambda m, a: m.c(F.max_pool2d(a, 2)), 6, c=conv())}.get(name, BODIES.get(name))
+    net, x = body(), torch.rand(2, 2, 8, 8)
+    snn = convert(net.eval(), T=8, example=x, gate="relu")
+    exports: tuple[Callable[[], object], ...] = (
+        lambda: to_nir(snn, x),
+        lambda: to_onnx(snn, tmp_path / "net.onnx", x),
+        lambda: freeze(snn).save(tmp_path / "net.tandem"),
+    )
+    for export in exports:
+        with pytest.raises(ValueError, match=message):
+            export()
 
 
 def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import Op, leaves, refuse
+from .graph import Op, refuse
 
 SYNAPSES = (
     "linear",
@@ -90,8 +90,7 @@ def is_affine(op: Op, signals: list[Op]) -> bool:
                 raise refuse(op, f"its {name} depends on the input: use Parameters")
         return True
     if op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(op.inputs) > 1:
-        factors = [value for value in leaves(op.call) if isinstance(value, Op)]
-        if sum(factor in signals for factor in factors) > 1:
+        if sum(factor in signals for factor in op.inputs) > 1:
             raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
         return op.kind in ("addmm", "baddbmm")
     if op.kind == "div":

@@ -63,10 +63,10 @@ def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm
     given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
     given = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in given.items()}
     like = next((value for value in given.values() if value is not None), None)
-    channels = len(like) if like is not None else op.x.shape[1] if op.x.shape is not None else 0
-    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims or 4]
+    channels = len(like) if like is not None else op.features[0]
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims]
     affine, tracks = given["weight"] is not None, given["running_mean"] is not None
-    norm: Any = cls(channels or 1, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
+    norm: Any = cls(channels, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
     norm.weight, norm.bias = given["weight"], given["bias"]
     if tracks:
         norm.running_mean, norm.running_var = given["running_mean"], given["running_var"]
@@ -102,10 +102,9 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
         if args["ceil_mode"] or args["divisor_override"] is not None or border:
             return None
         return tnn.AvgPool2d(*(pair(args[name]) for name in _POOL))
-    before = op.x.shape
-    if before is None or len(before) != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
+    if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
         return None
-    sizes = [int(size or 0) for size in before[2:]]
+    sizes = op.x.features[1:]
     outputs = (1, 1) if op.kind == "mean" else pair(op.args["output_size"])
     windows = [(size, size if out is None else out) for size, out in zip(sizes, outputs, strict=True)]
     if any(size % out for size, out in windows):
@@ -130,7 +129,7 @@ def means_of(op: Op) -> nn.Module | None:
 def is_mean_over_space(op: Op) -> bool:
     dims = op.args.get("dim")
     is_pair = isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
-    return op.kind == "mean" and is_pair and (op.x.dims or 4) == 4
+    return op.kind == "mean" and is_pair and op.x.dims == 4
 
 
 def pair(value: Any) -> Any:
