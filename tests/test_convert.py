@@ -14,6 +14,8 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann as twins
 from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
+from tandem_snn.nn.general import Neurons
+from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
 
 
@@ -171,29 +173,30 @@ def test_many_steps_approach_the_ann(make: Maker) -> None:
     assert errors[1] < errors[0] / 4
 
 
-def at_the_counts(twin: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
+def at_the_counts(snn: nn.Module, x: Tensor) -> Tensor:
     """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
     worth: dict[str, Tensor] = {}
-    handles = []
-    for name, layer in snn.named_modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d)):
+    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
 
-            def spikes(_: object, __: object, y: object, name: str = name) -> None:
-                if isinstance(y, te.SpikeTrain):
-                    worth[name] = effective_counts(y).detach()
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, y: object) -> None:
+            if isinstance(y, te.SpikeTrain):
+                worth[name] = effective_counts(y).detach()
 
-            handles.append(layer.register_forward_hook(spikes))
+        return hook
+
+    def replace(name: str) -> Callable[..., Tensor]:
+        def hook(layer: object, _: object, a: Tensor) -> Tensor:
+            if isinstance(layer, nn.AvgPool2d):
+                a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
+            return worth[name] + (a - a.detach())
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
     snn(x)
-
-    for name, layer in twin.named_modules():
-        if name in worth:
-
-            def replace(layer: object, _: object, a: Tensor, name: str = name) -> Tensor:
-                if isinstance(layer, nn.AvgPool2d):
-                    a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
-                return worth[name] + (a - a.detach())
-
-            handles.append(layer.register_forward_hook(replace))
+    twin = to_ann(snn)
+    handles += [m.register_forward_hook(replace(n)) for n, m in twin.named_modules() if n in worth]
     answer = twin(x)
     for handle in handles:
         handle.remove()
@@ -211,9 +214,8 @@ def test_gradients_are_those_of_the_ann_branch(make: Maker, training: bool) -> N
         if isinstance(module, tnn.Dropout):
             module.eval()
     target = torch.randn_like(net(x))
-    twin = to_ann(snn)
     gradients = []
-    for answer in (lambda: snn(x), lambda: at_the_counts(twin, snn, x)):
+    for answer in (lambda: snn(x), lambda: at_the_counts(snn, x)):
         net.zero_grad()
         (answer() * target).sum().backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})

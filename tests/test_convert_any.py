@@ -11,19 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_convert import NETWORKS, Maker, settled
+from test_convert import NETWORKS, Maker, at_the_counts, settled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, freeze, to_ann, to_nir, to_onnx
 from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
-from tandem_snn.nn.general import Neurons
-from tandem_snn.nn.maximum import MaxPool
-from tandem_snn.nn.signals import effective_counts
 
 
 class Net(nn.Module):
@@ -132,32 +128,6 @@ def test_many_steps_approach_the_ann(name: str) -> None:
     assert errors[1] < errors[0] / 3
 
 
-def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
-    """The ANN's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
-    worth: dict[str, Tensor] = {}
-    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
-
-    def spikes(name: str) -> Any:
-        def hook(_: object, __: object, y: object) -> None:
-            if isinstance(y, te.SpikeTrain):
-                worth[name] = effective_counts(y).detach()
-
-        return hook
-
-    handles = [m.register_forward_hook(spikes(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
-    snn(x)
-    twin = to_ann(snn)
-
-    def replaced(name: str) -> Any:
-        return lambda layer, _, a: worth[name] + (a - a.detach())
-
-    handles += [m.register_forward_hook(replaced(n)) for n, m in twin.named_modules() if n in worth]
-    answer = twin(x)
-    for handle in handles:
-        handle.remove()
-    return answer
-
-
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
 @pytest.mark.parametrize("name", BODIES)
 def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, training: bool) -> None:
@@ -170,7 +140,7 @@ def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, t
     target = torch.randn_like(net(x))
     start = copy.deepcopy(net.state_dict())
     results = []
-    for answer in (lambda: snn(x), lambda: at_the_counts(net, snn, x)):
+    for answer in (lambda: snn(x), lambda: at_the_counts(snn, x)):
         net.load_state_dict(start)
         net.zero_grad()
         y = answer()

@@ -142,6 +142,14 @@ class Added(nn.Module):
         return self.fire_c(self.c(self.fire_b(self.b(x)) + x))
 
 
+class Functions(Added):
+    """A layer's own weight and bias in a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fire(nn.functional.linear(x, self.a.weight, self.a.bias))
+        return self.fire_c(self.c(self.fire_b(self.b(x))))
+
+
 class Offset(Added):
     """A constant beside the synapses' own."""
 
@@ -197,6 +205,7 @@ def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
     for theirs, given in (
         (Averaged(lambda: NEURONS[name](sj)), x),
         (Added(lambda: NEURONS[name](sj)), x.flatten(1)[:, :4]),
+        (Functions(lambda: NEURONS[name](sj)), x.flatten(1)[:, 10:14]),
         (nn.Sequential(nn.Conv2d(1, 4, 3), NEURONS[name](sj), NEURONS["IF"](sj)), x),
     ):
         expected = stepped(dyadic(theirs), [given] * T, sj_fires)

@@ -28,7 +28,7 @@ class Value:
             Parameters only), or "size".
         node: in the new graph, once there is one.
         worth: of spikes: labels of what each is worth, [1, *features], 0 where none comes, in a tuple for several
-            trains; ONE number for all; None: not known.
+            trains; ONE number for all.
     """
 
     kind: str
@@ -147,8 +147,6 @@ class Builder:
         given = {value: self.env[value].worth for value in self.signals(op)}
         if all(worth is ONE for worth in given.values()):
             return ONE
-        if any(worth is None for worth in given.values()):
-            return None
         labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
         args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # a size: that of a batch of one
         moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)

@@ -19,23 +19,17 @@ _POOL = ("kernel_size", "stride", "padding")
 
 def is_plain(op: Op) -> bool:
     """Are a product's weight and bias Parameters, or buffers, that nothing computes and no hook looks at?"""
-    module = op.module
-    if op.alone and module is not None:
-        own = {**module._parameters, **module._buffers}
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-        return zeros and "weight" in own and "bias" in own and not hooks
-    given = [op.args["weight"], op.args.get("bias")]
+    if op.alone and op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
+        return False
+    given = [op.args["weight"], op.args["bias"]]
     return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in given)
 
 
 def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """Where a plain product's weight is, the weight and the bias."""
-    if op.alone and op.module is not None:
-        return op.path, op.module.weight, op.module.bias
-    weight, bias = op.args["weight"], op.args.get("bias")
-    value = None if bias is None else attributes[bias.target]
-    return weight.target.rpartition(".")[0] or op.name, attributes[weight.target], value
+    weight, bias = op.args["weight"].target, op.args["bias"]
+    path = op.path if op.alone else weight.rpartition(".")[0] or op.name
+    return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
 def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None) -> Any:

@@ -161,11 +161,12 @@ class _Importing(Lowering):
         self._sum_functions(graph.ops)
 
     def _sum_functions(self, ops: list[Op]) -> None:
-        """The biases of products that are functions, as those of modules."""
+        """The biases that are no layer's own, as those."""
         self.attributes = dict(self.attributes)
         biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
         for path in biases:
-            self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
+            if not isinstance(self.ann.get_submodule(path.rpartition(".")[0]), (nn.Linear, _ConvNd)):
+                self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
         for op in ops:
             if kinds.is_relu(op) and not self.fires(op):
                 raise refuse(op, "a ReLU, where spikes are: only a network of spiking neurons is imported")
