@@ -336,6 +336,8 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     assert (v[-1] < layer.threshold).any()
     with pytest.raises(ValueError, match="'relu_1' receives any sum"):
         synops(snn, x)
+    with pytest.raises(ValueError, match="weight_bits: the currents of 'relu_1' come the general way"):
+        freeze(snn, weight_bits=4)
 
 
 def test_neurons_that_should_be_silent_are() -> None:
