@@ -92,14 +92,6 @@ class Added(nn.Module):
         return self.fire_c(self.c(self.fire_b(self.b(x)) + x))
 
 
-class Functions(Added):
-    """A layer's own weight and bias in a function."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fire(nn.functional.linear(x, self.a.weight, self.a.bias))
-        return self.fire_c(self.c(self.fire_b(self.b(x))))
-
-
 class Offset(Added):
     """A constant beside the synapses' own."""
 
@@ -155,7 +147,6 @@ def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
     for theirs, given in (
         (Averaged(lambda: NEURONS[name](sj)), x),
         (Added(lambda: NEURONS[name](sj)), x.flatten(1)[:, :4]),
-        (Functions(lambda: NEURONS[name](sj)), x.flatten(1)[:, 10:14]),
         (nn.Sequential(nn.Conv2d(1, 4, 3), NEURONS[name](sj), NEURONS["IF"](sj)), x),
     ):
         expected = stepped(dyadic(theirs), [given] * T, sj_fires)
@@ -168,6 +159,17 @@ def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
         getattr(output, "counts", output).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
         sj.functional.reset_net(theirs)
+
+
+def test_a_layers_own_bias_in_a_function_counts_once_a_step(sj: Any) -> None:
+    class Functions(Added):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fire_c(self.c(self.fire(nn.functional.linear(x, self.a.weight, self.a.bias))))
+
+    x, theirs = images().flatten(1)[:, 10:14], dyadic(Functions(lambda: sj.IFNode(0.5, v_reset=None)))
+    expected = stepped(theirs, [x] * T, sj_fires)
+    with pytest.warns(UserWarning, match="b takes no part"):
+        assert_same(own_counts(ts.from_spikingjelly(theirs, T), x), expected)
 
 
 def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:

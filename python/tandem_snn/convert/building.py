@@ -186,7 +186,6 @@ class Builder:
             return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
         if op.alone:
             return self.graph.call_module(self._name(op.path, op.module), (self.tensor(op.x),))
-        assert op.source is not None
         return self.graph.create_node(op.source.op, op.source.target, *_map(_any_batch(op), self.tensor))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:

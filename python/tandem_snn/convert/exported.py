@@ -135,11 +135,11 @@ class _Reader:
                 self.ops[node] = self._placeholder(node, program)
             elif node.op == "output":
                 answers: Any = node.args[0]
-                self.ops[node] = Op("output", "output", call=(tuple(self.ops[a] for a in answers), {}), source=node)
+                self.ops[node] = Op("output", "output", node, call=(tuple(self.ops[a] for a in answers), {}))
             elif node.op == "call_function":
                 self.ops[node] = self._call(node)
             else:
-                self.ops[node] = Op(node.name, "attribute", target=str(node.target), source=node)
+                self.ops[node] = Op(node.name, "attribute", node, target=str(node.target))
                 self.attributes[str(node.target)] = attribute(program.graph_module, str(node.target))
         self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
         for op in self.graph.ops:
@@ -149,21 +149,21 @@ class _Reader:
         if node.name in self.paths:
             path = self.paths[node.name]
             self.attributes[path] = attribute(self.ann, path)
-            return Op(node.name, "attribute", target=path, source=node)
+            return Op(node.name, "attribute", node, target=path)
         if node.name in self.constants:
             path = f"_{self.constants[node.name].replace('.', '_')}"
             self.attributes[path] = program.constants[self.constants[node.name]]
-            return Op(node.name, "attribute", target=path, source=node)
+            return Op(node.name, "attribute", node, target=path)
         shape = batch_of(node.meta["val"])
         if shape and shape[0] is not None:
             raise CannotConvert("its forward fixes the size of the batch, where a spiking network takes any")
-        return Op(node.name, "input", shape=shape, source=node)
+        return Op(node.name, "input", node, shape=shape)
 
     def _call(self, node: fx.Node) -> Op:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
         target: Any = node.target
         value = node.meta.get("val")
-        op = Op(node.name, "unknown", call=(args, kwargs), source=node, shape=batch_of(value), target=str(target))
+        op = Op(node.name, "unknown", node, call=(args, kwargs), shape=batch_of(value), target=str(target))
         op.line = _line_of(node)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         if stack and stack[-1][0] in self.modules:

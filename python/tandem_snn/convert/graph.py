@@ -23,9 +23,9 @@ class Op:
         kind: "input", "attribute" (a Parameter, buffer or constant), "output", "size" (arithmetic on sizes), "getitem",
             "unknown" (somebody else's operator), or the operator's name in ``torch.ops.aten`` without the underscore of
             its in-place version.
+        source: the node of the exported graph, which is copied where the ANN stays an ANN.
         args: by the names of the operator's schema, defaults included; inputs among them are Ops.
         call: (args, kwargs) as the operator takes them.
-        source: the node of the traced graph, which is copied where the ANN stays an ANN.
         path, module: the innermost module in whose forward it is, and its path in the ANN.
         alone: is it all that the module does? Then the module itself can be called in its place.
         shape: of its value, the batch as None; None of what is no tensor.
@@ -36,9 +36,9 @@ class Op:
 
     name: str
     kind: str
+    source: fx.Node
     args: dict[str, Any] = field(default_factory=dict)
     call: tuple[Any, Any] = ((), {})
-    source: fx.Node | None = None
     path: str = ""
     module: nn.Module | None = None
     alone: bool = False

@@ -50,7 +50,7 @@ EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and addi
 
 def instead_of(op: Op) -> str | None:
     """What would do in the place of a known operator that spikes do not have."""
-    names = [op.kind, *op.target.split()[-1:], type(op.module).__name__]
+    names = [op.kind, type(op.module).__name__]
     return next((INSTEAD[n] for n in (name.replace("_", "").lower() for name in names) if n in INSTEAD), None)
 
 

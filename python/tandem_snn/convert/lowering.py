@@ -143,7 +143,6 @@ class Lowering(Builder):
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
 
     def _input(self, op: Op) -> Value:
-        assert op.source is not None
         x = self.graph.node_copy(op.source)
         return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
 
