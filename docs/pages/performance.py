@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from small import save
 
 from tandem_snn.bench.command import amount, answers, median, rates
-from tandem_snn.bench.measure import spread
+from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
 DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
@@ -188,8 +188,7 @@ sparse sums, which take a load for each addition, are not.
 
 - **Page faults.** By default the allocator returns large blocks to the system, and every step faults its pages in
   anew. The naive scan of [8, 1M] floats takes 65 ms with 28 600 faults a call, 15 ms without; training steps become
-  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`); faults
-  per call are in the JSON.
+  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`).
 - **Threads that spin while they wait** occupy the other core, and count as CPU time: `OMP_WAIT_POLICY=PASSIVE`.
 - **Cold caches.** The first call after another competitor pays for the cache misses: without untimed calls an ANN
   beside a naive SNN looks 15 to 30% slower than it is.

@@ -1,7 +1,7 @@
 """The ANN twins of the layers in tandem_snn.nn: same names, same arguments, same state_dict keys, no spikes.
 
-A network built from one module becomes its twin by importing the other. What only neurons have (threshold, v_init, ...)
-is accepted and ignored; T of the encoder too.
+A network built from one module becomes its twin by importing the other. Arguments of neurons (threshold, v_init, ...)
+and the encoder's T are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity: an ANN has no time. Of a SpikeTrain it sees the counts.
+    """The identity: an ANN has no time steps. A SpikeTrain becomes its counts.
 
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
@@ -60,13 +60,16 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class _Activated(nn.Module):
-    """Product, batch norm where wanted, a shortcut's contribution, ReLU, a change of ``units`` where there is one."""
+    """Product, optional batch norm, a shortcut's contribution, ReLU, optional change of ``units``."""
 
+    _norm_class: type[nn.Module] = nn.BatchNorm1d
     norm: nn.Module | None
     units: nn.Module | None
 
-    def _add_norm(self, norm: nn.Module | None) -> None:
-        self.norm = norm
+    def _add_norm(self, channels: int, norm: bool, options: dict[str, Any]) -> None:
+        names = ("eps", "momentum", "device", "dtype")
+        known = {name: options[name] for name in names if options.get(name) is not None}
+        self.norm = self._norm_class(channels, **known) if norm else None
         self.units = None
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -79,13 +82,6 @@ class _Activated(nn.Module):
         if not fire:
             return z
         return torch.relu(z) if self.units is None else self.units(torch.relu(z))
-
-
-def _norm(cls: type[nn.Module], channels: int, norm: bool, options: dict[str, Any]) -> nn.Module | None:
-    if not norm:
-        return None
-    known = {name: options[name] for name in ("eps", "momentum", "device", "dtype") if options.get(name) is not None}
-    return cls(channels, **known)
 
 
 class Readout(nn.Linear):
@@ -104,17 +100,40 @@ class Linear(_Activated, nn.Linear):
     """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_features] -> [B, out_features].
 
     >>> from tandem_snn import ann
-    >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # what only neurons have is ignored
+    >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # arguments of neurons are ignored
     >>> layer(torch.rand(5, 3)).shape, sorted(layer.state_dict()) == sorted(tnn.Linear(3, 2, norm=True).state_dict())
     (torch.Size([5, 2]), True)
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, norm: bool = False, **options: Any):
         nn.Linear.__init__(self, in_features, out_features, bias, options.get("device"), options.get("dtype"))
-        self._add_norm(_norm(nn.BatchNorm1d, out_features, norm, options))
+        self._add_norm(out_features, norm, options)
 
 
-class Conv1d(_Activated, nn.Conv1d):
+class _Conv(_Activated):
+    """The arguments of both convolutions."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        norm: bool = False,
+        **options: Any,
+    ):
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        factory = (options.get("device"), options.get("dtype"))
+        super().__init__(in_channels, out_channels, *geometry, bias, "zeros", *factory)
+        self._add_norm(out_channels, norm, options)
+
+
+class Conv1d(_Conv, nn.Conv1d):
     """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_channels, L] -> [B, out_channels, L'].
 
     >>> from tandem_snn import ann
@@ -122,27 +141,8 @@ class Conv1d(_Activated, nn.Conv1d):
     torch.Size([5, 4, 6])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        norm: bool = False,
-        **options: Any,
-    ):
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        factory = (options.get("device"), options.get("dtype"))
-        nn.Conv1d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
-        self._add_norm(_norm(nn.BatchNorm1d, out_channels, norm, options))
 
-
-class Conv2d(_Activated, nn.Conv2d):
+class Conv2d(_Conv, nn.Conv2d):
     """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU: [B, in_channels, H, W] -> [B, out_channels, H', W'].
 
     >>> from tandem_snn import ann
@@ -150,21 +150,4 @@ class Conv2d(_Activated, nn.Conv2d):
     torch.Size([5, 4, 8, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        norm: bool = False,
-        **options: Any,
-    ):
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        factory = (options.get("device"), options.get("dtype"))
-        nn.Conv2d.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", *factory)
-        self._add_norm(_norm(nn.BatchNorm2d, out_channels, norm, options))
+    _norm_class = nn.BatchNorm2d

@@ -1,4 +1,4 @@
-"""Files of tensors and facts: safetensors with JSON and a checksum, written whole or not at all, checked when read."""
+"""Files of tensors and facts: safetensors with JSON and a checksum, written atomically, verified when read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 
 def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
-    """Has ``write`` write to a temporary file beside ``path``, which then takes its place at once.
+    """Writes a file atomically: ``write`` gets a temporary path beside ``path``, which then replaces it.
 
-    File and folder are flushed to the disk, so that a power failure too leaves the old file or the new one.
+    File and folder are flushed to the disk, so that even a power failure leaves the old file or the new one.
 
     Args:
-        keep: where the old file goes, if there is one, once the new one is complete.
+        keep: the old file, if there is one, is moved here once the new one is complete.
 
     Raises:
         OSError: it cannot be written; the message names ``path``.
@@ -66,8 +66,8 @@ def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
 
     Args:
         tensors: copied to the CPU; they may share memory.
-        facts: what JSON can hold, by name.
-        format: name and version of what the file means.
+        facts: values that JSON can hold, by name.
+        format: name and version of the file format.
     """
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -83,16 +83,16 @@ def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
 
 
 def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a file, after its sizes were checked and its checksum compared.
+    """The tensors and facts of a file, after its sizes and its checksum are verified.
 
-    Nothing in the file is run, and nothing larger than the file is allocated.
+    Nothing in the file is executed, and nothing larger than the file is allocated.
 
     Args:
-        format: the name and version it must have.
-        kind, writer: what the file should be and what writes it, for messages.
+        format: the expected name and version.
+        kind, writer: the kind of file and the command that writes it, for messages.
 
     Raises:
-        UserError: no such file, not one of ours, or any byte differs from what was written.
+        UserError: no such file, another format, or a byte differs from what was written.
     """
     if not path.is_file():
         raise UserError(f"no {kind} {path}: {writer} writes one")

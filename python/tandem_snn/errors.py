@@ -1,4 +1,4 @@
-"""What ends a run early: mistakes a user can put right, and interruptions. Each is one line that says what to do."""
+"""User errors and interruptions. Each message is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """Wrong input from outside: a name, a file, an option. The command line prints it without a traceback."""
+    """Wrong input by the user: a name, a file, an option. The command line prints it without a traceback."""
 
 
 class Interrupted(Exception):
-    """A run was asked to stop and did so in good order.
+    """A run was asked to stop, and stopped after writing a checkpoint.
 
     Attributes:
-        signal: the number of the signal that asked.
+        signal: the number of the signal.
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 def listing(names: Iterable[object], most: int = 12) -> str:
-    """Names for a message, of many the first.
+    """Names for a message; of many only the first.
 
     >>> listing("abc"), listing(range(100), most=3)
     ('a, b, c', '0, 1, 2 and 97 more')
@@ -35,7 +35,7 @@ def listing(names: Iterable[object], most: int = 12) -> str:
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raises UserError, suggesting the nearest, unless ``name`` is one of ``known``.
+    """Raises UserError with the nearest name unless ``name`` is one of ``known``.
 
     >>> check_name("data set", "digit", ["digits", "mnist"])
     Traceback (most recent call last):
@@ -50,10 +50,10 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def extra(module: str, purpose: str) -> ModuleType:
-    """An optional dependency, imported when it is needed."""
+    """Imports an optional dependency; UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        absent = (error.name or module).split(".")[0]  # which may be what the module itself imports
+        absent = (error.name or module).split(".")[0]  # perhaps a dependency of the module
         package = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}.get(absent, absent)
         raise UserError(f'{purpose} needs {package} ({error}): pip install "tandem-ext[all]"') from error

@@ -1,4 +1,4 @@
-"""Where and of what a measurement was made."""
+"""The machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIBRARIES = ("numpy", "spikingjelly", "snntorch")
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, caches and memory, as far as Linux tells them."""
+    """CPU, cores, caches and memory, as far as Linux reports them."""
     cpu = _table(Path("/proc/cpuinfo"))
     memory = _table(Path("/proc/meminfo")).get("MemTotal", "")
     known = {
@@ -43,8 +43,8 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this package was built from or, imported from a source tree, the tree's; with "+" where files
-    differ from it.
+    """The commit of the build, or of the source tree if the package is imported from one; with "+" if files differ from
+    it. None if it is not known.
     """
     written = Path(tandem_ext.__file__).with_name("commit.txt")  # by build_tools/compile.py, in an installed package
     if written.exists():
@@ -63,7 +63,7 @@ def commit() -> str | None:
 
 
 def short(commit: str | None, digits: int = 10) -> str:
-    """The first digits of what :func:`commit` gives, and its "+".
+    """The first digits of :func:`commit`, and its "+".
 
     >>> short("0123456789abcdef+")
     '0123456789+'
@@ -78,7 +78,7 @@ _ARM_CORES = {
 
 
 def _arm_name(cpu: dict[str, str]) -> str:
-    """What Linux says of an ARM processor: numbers, of which the most common have names here.
+    """The name of an ARM processor. Linux reports numbers; the most common ones have names here.
 
     >>> _arm_name({"CPU implementer": "0x41", "CPU part": "0xd49"})
     'ARM Neoverse N2'

@@ -1,4 +1,4 @@
-"""The memory of this machine and of this process, as Linux counts it."""
+"""The memory of this machine and of this process, on Linux."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def total() -> int:
 
 
 def forget_peak() -> None:
-    """The peak, VmHWM, starts anew from what is held now."""
+    """Resets the peak (VmHWM) to the memory held now."""
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")
 
@@ -37,10 +37,10 @@ def resident(key: str = "VmRSS") -> int:
 
 
 def return_freed() -> None:
-    """Gives freed memory, which glibc keeps for later, back to the system.
+    """Returns freed memory, which glibc keeps for later, to the system.
 
-    glibc seldom finds it again for aligned blocks, as torch's tensors are (its bug 14581): the holes that a training
-    step leaves can grow to gigabytes within minutes.
+    glibc rarely reuses it for aligned blocks such as torch's tensors (glibc bug 14581): the unused memory can grow to
+    gigabytes within minutes of training.
     """
     if _trim is not None:
         _trim(0)
@@ -50,9 +50,9 @@ def return_freed() -> None:
 def freed_is_kept() -> Iterator[None]:
     """Within this context freed memory stays with the process until :func:`return_freed` or the end.
 
-    Otherwise glibc gives large blocks back at once, and every training step has the system clear the same pages anew:
-    a seventh of the time of a step of a small convolutional network. It is a setting of the whole process, so only the
-    command line, whose process is its own, changes it.
+    Otherwise glibc returns large blocks at once, and the system clears the same pages again in every training step:
+    a seventh of the step's time for a small convolutional network. The setting affects the whole process, so only the
+    command line uses it.
 
     >>> with freed_is_kept():
     ...     for _ in range(3):
@@ -66,14 +66,13 @@ def freed_is_kept() -> Iterator[None]:
     finally:
         if _option is not None:
             _option(_MMAP_MAX, 1 << 16)  # glibc's own
-            _option(_TRIM_THRESHOLD, 1 << 26)  # and the most to which it grows by itself
+            _option(_TRIM_THRESHOLD, 1 << 26)  # the greatest value to which glibc raises it
             return_freed()
 
 
 class PeakMemory:
-    """Bytes by which memory grows at most within this context, beyond what is held at its start.
-
-    On a CPU it is the process that grows, on a GPU what torch allocates there.
+    """The peak growth of memory within this context, in bytes: of the process on a CPU, of torch's allocations on a
+    GPU.
 
     >>> with PeakMemory(torch.device("cpu")) as memory:
     ...     _ = torch.ones(1 << 24)
@@ -92,7 +91,7 @@ class PeakMemory:
         else:
             try:
                 gc.collect()
-                return_freed()  # growth into it would not be seen
+                return_freed()  # growth into freed memory would not be visible
                 forget_peak()
                 self._before = resident()
             except OSError:

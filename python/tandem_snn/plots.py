@@ -1,4 +1,4 @@
-"""Pictures in one line: each function draws one pair of matplotlib's axes and returns it.
+"""Plots in one line: each function draws into one of matplotlib's axes and returns it.
 
 >>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
 >>> axes = tandem_snn.plots.raster(train)
@@ -39,13 +39,13 @@ def given_or_new(axes: Any) -> Any:
 
 
 def step_axis(axes: Any, T: int, ticks: int = 8) -> None:
-    """Steps are counted from 1 to T, as everywhere."""
+    """Labels time steps from 1 to T."""
     axes.set(xlabel="time step", xlim=(0.4, T + 0.6))
     axes.set_xticks(step_ticks(T, ticks))
 
 
 def step_ticks(T: int, ticks: int) -> list[int]:
-    """At most so many of the steps 1..T, at round distances, and the first.
+    """At most ``ticks`` of the steps 1..T: the first, and others at round distances.
 
     >>> step_ticks(8, 8), step_ticks(8, 4), step_ticks(200, 8)
     ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 6, 8], [1, 50, 100, 150, 200])
@@ -55,9 +55,8 @@ def step_ticks(T: int, ticks: int) -> list[int]:
 
 
 def percent_axis(axes: Any) -> None:
-    """An axis of per cent upwards that widens towards 100, where networks differ: even in the logarithm of 101 - y.
-
-    It says so, in small letters beside the axis.
+    """A vertical axis in per cent, linear in the logarithm of 101 - y, so that it widens towards 100, where networks
+    differ. A small note beside the axis says so.
     """
 
     def place(percent: Any) -> Any:
@@ -75,7 +74,7 @@ def percent_axis(axes: Any) -> None:
 
 
 def say_scale(axes: Any, text: str) -> None:
-    """Beside the axis upwards: that it is not linear."""
+    """A note beside the vertical axis: it is not linear."""
     axes.text(0.0, 1.01, text, transform=axes.transAxes, size=7, ha="left", va="bottom", alpha=0.75)
 
 
@@ -83,17 +82,17 @@ def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, 
     """The spikes of one sample: a mark for each neuron and step.
 
     Args:
-        train: a train, or what a :class:`tandem_snn.measure.Monitor` recorded of a layer.
-        axes: matplotlib's, to draw into; None: of a new figure.
-        sample: which one of the batch.
-        neurons: at most so many are shown, evenly spaced.
+        train: a train, or a layer's recording by :class:`tandem_snn.measure.Monitor`.
+        axes: matplotlib's axes; None: of a new figure.
+        sample: the index in the batch.
+        neurons: the greatest number of neurons shown; they are evenly spaced.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError: no train.
-        IndexError: there is no such sample.
+        TypeError: not a train.
+        IndexError: the batch has no such sample.
         ValueError: neurons below 1.
 
     >>> train = te.SpikeTrain.from_dense((torch.rand(16, 2, 40) < 0.2).float())
@@ -126,22 +125,22 @@ def potentials(
     sample: int = 0,
     neurons: int = 4,
 ) -> Any:
-    """The membrane potentials of a few neurons after each step, and above them their spikes; with timing "window" the
-    T steps in which they integrate, and then those in which they fire.
+    """The membrane potentials of a few neurons after each step, with their spikes above. With timing "window": over the
+    T steps of integration, then the T steps of firing.
 
     Args:
         monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
-        axes: matplotlib's, to draw into; None: of a new figure.
-        layer: its name; None: the last that was recorded.
-        sample: which one of the batch.
-        neurons: how many: those that fire first, and then those that do not.
+        axes: matplotlib's axes; None: of a new figure.
+        layer: the name of a layer; None: the last one recorded.
+        sample: the index in the batch.
+        neurons: the number of neurons, those that fire earliest first.
 
     Returns:
         The axes.
 
     Raises:
         ValueError: nothing was recorded, no potentials, no such layer, neurons below 1.
-        IndexError: there is no such sample.
+        IndexError: the batch has no such sample.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
     >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
@@ -184,22 +183,22 @@ def potentials(
 def counts_against_activations(
     net: nn.Module, x: Any, axes: Any = None, *, layer: str | None = None, points: int = 1500
 ) -> Any:
-    """Each neuron's spike count against the activation its ANN branch computes, ρ(z)/ϑ.
+    """Each neuron's spike count against ρ(z)/ϑ, the activation of its ANN branch.
 
-    Counts are moved apart by up to a quarter, to be seen. The line is where both are equal, up to T.
+    Counts are jittered by up to a quarter. The line shows equality, up to T.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib's, to draw into; None: of a new figure.
+        axes: matplotlib's axes; None: of a new figure.
         layer: the name of one layer; None: all.
-        points: at most so many of each layer.
+        points: the greatest number of points per layer.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: the network has no layers of spiking neurons, or none of this name.
+        ValueError: the network has no spiking layers, or none of this name.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
     >>> counts_against_activations(net, torch.rand(5, 64)).get_ylabel()
@@ -232,7 +231,7 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib's, to draw into; None: of a new figure.
+        axes: matplotlib's axes; None: of a new figure.
 
     Returns:
         The axes.
@@ -255,12 +254,12 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 
 
 def _size(rows: int) -> float:
-    """Of a mark, in points squared, where so many lie above each other."""
+    """The size of a mark, in points squared, for this many rows of marks."""
     return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
 
 
 def report(path: Path, result: Comparison, data: Dataset) -> None:
-    """One picture of a comparison: learning curves, a spike raster, counts against the ANN branch's activation."""
+    """Writes one figure of a comparison: learning curves, a spike raster, counts against activations."""
     matplotlib = extra("matplotlib", "the report")
     matplotlib.use("agg")
     plt = extra("matplotlib.pyplot", "the report")
@@ -291,7 +290,7 @@ def report(path: Path, result: Comparison, data: Dataset) -> None:
 def learning_curves(
     axes: Any, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str, *, percent: bool
 ) -> None:
-    """A value of the records of epochs, one line per seed; ``histories`` by kind and seed."""
+    """One value of the epochs' records, one line per seed; ``histories``: by kind and seed."""
     for kind, color in zip(histories, (SNN, ANN, CONTINUED), strict=False):
         for i, history in enumerate(histories[kind]):
             values = [record[key] * (100 if percent else 1) for record in history]
@@ -302,8 +301,8 @@ def learning_curves(
 
 
 def quality_axis(axes: Any, percent: bool) -> None:
-    """Upwards, where networks differ: of accuracies in per cent, or logarithmic for errors, with numbers even where it
-    spans less than two decades.
+    """The vertical axis: of accuracies in per cent, or logarithmic for errors, with tick labels even if it spans less
+    than two decades.
     """
     if percent:
         percent_axis(axes)

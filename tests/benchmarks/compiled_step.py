@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tandem_snn import create_model
-from tandem_snn.bench.measure import Protocol, Run, Spread, interleave
+from tandem_snn.bench.timing import Protocol, Run, Spread, interleave
 
 CASES = {"cnn": ((1, 28, 28), 64), "FC800-FC800": ((784,), 128), "FC64-FC64": ((64,), 32)}
 
@@ -36,7 +36,7 @@ def main() -> None:
     for architecture, (shape, batch) in CASES.items():
         candidates = {name: step(architecture, shape, batch, name == "compiled") for name in ("eager", "compiled")}
         timings = interleave(candidates, Protocol(rounds=40))
-        eager, compiled = timings["eager"].seconds, timings["compiled"].seconds
+        eager, compiled = timings["eager"], timings["compiled"]
         ratio = Spread.of([c / e for c, e in zip(compiled, eager, strict=True)])
         print(
             f"{architecture}, batch {batch}: eager {1e3 * Spread.of(eager).median:.2f} ms, "

@@ -4,7 +4,7 @@
 
 trains 32C3-64C3s2-128C3s2-FC256 (times the width) on the first 15,000 images of Fashion-MNIST for 4 epochs, once per
 setting, and adds each result to docs/results/initialisation.json; settings that are there already are skipped. Hours on
-two cores. tandem_snn/nn/gamma.py and docs/initialisation.md follow from it.
+two cores. tandem_snn.nn.initial_gamma and docs/initialisation.md follow from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cases by name, each a problem and the rivals that compute it; one list, here and for tests/benchmarks."""
+"""The cases by name: each is a problem and its rivals. tests/benchmarks uses the same list."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .problems import Batch, Problem, Rate, Shape, image_input, make_problem, ra
 from .rivals import MAKERS, Candidate, Loop, available, if_loop
 
 Quantity = Literal["time", "kept", "peak"]
-COMPILED = "compiled"  # in the name of the rivals that torch.compile
+COMPILED = "compiled"  # in the name of rivals that use torch.compile
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Candidates are made when they are needed: some take a minute to compile."""
+    """Candidates are made on demand: some take a minute to compile."""
 
     candidates: Mapping[str, Callable[[], Candidate]]
     rates: Mapping[str, Rate] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def drawn(
     rate: float,
     classes: int = 0,
 ) -> Callable[[], Problem]:
-    """A problem that is made when it is needed, the same every time; its layers fire at ``rate``."""
+    """A function that makes the same problem every time; its layers fire at ``rate``."""
 
     def make() -> Problem:
         g = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ LABEL = {"rate": "rate-coded spikes in", "iid": "iid spikes in", "direct": "dire
 
 
 def mlp(T: int, B: int, kind: str) -> Callable[[], Problem]:
-    """784-800-800-10. Layers fire at 14 %; spikes in at 11 %, or images of which a fifth of the pixels is not zero."""
+    """784-800-800-10. Layers fire at 14 %; the input is spikes at 11 %, or images with a fifth of nonzero pixels."""
     batches = 16 if B == 1 else 4
     direct = images(B, 784, batches=batches, nonzero=0.2)
     data = direct if kind == "direct" else spikes(T, B, 784, rate=0.11, kind=kind, batches=batches)
@@ -140,7 +140,7 @@ def convolutions() -> list[Case]:
 
 
 def with_batch_norm() -> list[Case]:
-    """Layers inside a network: forward and backward, with the gradient of the input."""
+    """Layers in the middle of a network: forward and backward, including the gradient of the input."""
     conv = Shape(128, kernel=3, stride=2, padding=1, norm=True)
     layers = {
         "conv": ("Conv 64→128 3×3 s2 on 32×32 + batch norm, T=8, B=32", (32, 64, 32, 32), conv, 3),
@@ -158,13 +158,13 @@ def with_batch_norm() -> list[Case]:
 
 
 def conv_net(channels: tuple[int, int, int]) -> tuple[Shape, ...]:
-    """Three convolutions, of which the second and third halve the image."""
+    """Three convolutions; the second and third halve the image."""
     strides = zip(channels, (1, 2, 2), strict=True)
     return tuple(Shape(outputs, kernel=3, stride=stride, padding=1) for outputs, stride in strides)
 
 
 def conv_net_cases() -> list[Case]:
-    """The network by which libraries of spiking networks were compared."""
+    """The network for the comparison with other libraries."""
     title = "Conv net 3→128→256(s2)→512(s2)→10 on 32×32, T=8, B=16, training step, {}%, direct encoding"
 
     def case(name: str, title: str, percent: int, quantity: Quantity) -> Case:
@@ -205,7 +205,7 @@ def scan() -> Workload:
 
 
 def call(training: bool) -> Workload:
-    """What a call costs by itself: one sample, 16 neurons with 16 inputs."""
+    """The overhead of a call: one sample, 16 neurons with 16 inputs."""
     g = torch.Generator().manual_seed(0)
     train = te.SpikeTrain.from_dense((torch.rand(8, 1, 16, generator=g) < 0.3).float())
     train = te.SpikeTrain(train.planes, 8, train.counts)
@@ -237,7 +237,7 @@ def call(training: bool) -> Workload:
 
 
 def kept_cases() -> list[Case]:
-    """Three layers of 800 neurons with 800 inputs: what a layer keeps of its input counts as its own."""
+    """Three layers of 800 neurons with 800 inputs. A saved input belongs to the layer that saves it."""
     data = spikes(8, 128, 800, rate=0.14, kind="rate", batches=1)
 
     def case(name: str, title: str, norm: bool, rivals: tuple[str, ...]) -> Case:
@@ -252,7 +252,7 @@ def kept_cases() -> list[Case]:
 
 
 def event_cases() -> list[Case]:
-    """A long window of events on 2 % of the inputs at each step, as of the Spiking Heidelberg Digits."""
+    """A long window with events on 2 % of the inputs at each step, as in the Spiking Heidelberg Digits."""
     rivals = ("tandem", "ANN", "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
     data = spikes(128, 64, 700, rate=0.02, kind="iid", batches=2)
     problem = drawn(128, data, (Shape(256), Shape(256)), 0.05, 20)
@@ -267,7 +267,7 @@ def event_cases() -> list[Case]:
 
 
 def cost_cases() -> list[Case]:
-    """What training costs as T grows, beside the ANN and backpropagation through time."""
+    """The cost of training for several T, beside the ANN and backpropagation through time."""
     data = images(128, 1, 28, 28, nonzero=0.2)
     quantities: dict[Quantity, str] = {"time": "Training step", "peak": "Extra peak memory"}
     return [

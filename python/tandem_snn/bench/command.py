@@ -1,4 +1,4 @@
-"""``tandem-snn bench``: this package against the ANN, plain PyTorch and other libraries, as a table."""
+"""``tandem-snn bench``: this package beside the ANN, plain PyTorch and other libraries, as a table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Optional
 
 import typer
@@ -19,13 +20,13 @@ def bench(
         typer.Option(help="Only cases of this name; wildcards are allowed, and the option may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(help="1: process CPU time; 2 or more: wall time.", min=1)] = 1,
-    quick: Annotated[bool, typer.Option(help="Few samples, and nothing that has to be compiled first.")] = False,
+    quick: Annotated[bool, typer.Option(help="Few samples, and no rivals that are compiled first.")] = False,
     out: Annotated[Path, typer.Option(help="The result as JSON.")] = Path("runs/bench/bench.json"),
     list_cases: Annotated[bool, typer.Option("--list", help="Print the names of the cases.")] = False,
 ) -> None:
     """Measure every case beside its rivals, print a table, write JSON.
 
-    The machine should be otherwise idle. All of it takes about half an hour, with --quick a few minutes.
+    The machine should be idle. All cases take about half an hour, with --quick a few minutes.
     """
     from .run import choose, describe, measure
 
@@ -43,7 +44,7 @@ def bench(
             result["rows"].append(measure(chosen, threads, quick))
         except subprocess.CalledProcessError as error:
             raise UserError(f"measuring {chosen.name} failed with status {error.returncode}, see above") from error
-        out.write_text(json.dumps(result, indent=1) + "\n")  # after every case: all of them take long
+        out.write_text(json.dumps(result, indent=1) + "\n")  # after every case, since all of them take long
     show(result)
 
 
@@ -79,17 +80,13 @@ def amount(value: float, quantity: str) -> str:
     return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
 
 
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
 def rates(row: dict[str, Any]) -> str:
     """Spikes per step in percent / nonzero nibbles per byte, of the input and of each layer."""
     return ", ".join(f"{name} {100 * spikes:.1f}%/{nibbles:.2f}" for name, (spikes, nibbles) in row["rates"].items())
 
 
 def answers(row: dict[str, Any]) -> str:
-    """How far the answers differ from the reference's."""
+    """Differences between the answers and the reference's, in words."""
     compared = row.get("answers", {})
     if not compared:
         return "not compared"

@@ -1,10 +1,11 @@
-"""Spikes of a given rate, and networks from which every rival builds its own version.
+"""Spikes of a given rate, and the networks that every rival computes.
 
-Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ where they meet images, multiples of 2⁻⁸, and T is a power of two. Sums, below
-64, are then exact in float32 in any order, and all versions of a network without batch norm must give the same spikes.
+Weights are multiples of 2⁻¹⁸, or of 2⁻¹⁰ for images, whose pixels are multiples of 2⁻⁸. T is a power of two. Sums stay
+below 64, so they are exact in float32 in any order, and all versions of a network without batch norm give the same
+spikes.
 
-Two numbers say what spikes cost: how many there are, and how bunched they are. A kernel that reads trains four steps at
-a time pays for nonzero nibbles, not for spikes, and independent spikes cost most.
+The cost of spikes depends on their number and on how bunched they are: a kernel that reads four steps at a time pays
+for nonzero half-bytes (nibbles), so that independent spikes cost most.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 import tandem_snn.nn as tnn
 from tandem_ext import ConstantInput, SpikeTrain
 
-_SAMPLE = 1 << 16  # neurons that suffice to find the drive of a rate
+_SAMPLE = 1 << 16  # enough neurons to find the drive for a rate
 
 
 class Rate(NamedTuple):
-    """Of a train: the mean number of spikes per neuron and step, and of nonzero half-bytes per byte (0 to 2)."""
+    """Spikes per neuron and step of a train, and nonzero half-bytes per byte (0 to 2), both as means."""
 
     spikes: float
     nibbles: float
@@ -45,13 +46,13 @@ def iid(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -
 
 
 def rate_coded(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
-    """Spikes bool [T, *shape] as layers with ReLU-like activity emit them.
+    """Spikes bool [T, *shape], distributed as the output of a layer of IF neurons.
 
-    Half of the neurons are silent; the others are IF neurons with the positive half of a normal distribution as mean
-    current, half as much noise on it at every step, and a random initial potential. ``rate`` is met in the mean.
+    Half of the neurons are silent. The others are IF neurons with random initial potentials; their mean currents are
+    the positive half of a normal distribution, with noise of half that size at every step. ``rate`` is the mean rate.
 
     Raises:
-        ValueError: a rate that half of the neurons cannot reach.
+        ValueError: half of the neurons cannot reach this rate.
     """
     if not 0 < rate <= 0.45:
         raise ValueError(f"rate: expected 0 < rate <= 0.45, since half of the neurons are silent, got {rate}")
@@ -93,11 +94,11 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One input in the forms that the competitors take, and what the training step needs.
+    """One input in the forms that rivals take, and the target of the training step.
 
-    x: real values, the input of the ANN and of a direct encoder. train, spikes: the same spikes as bytes and as floats
-    [T, B, *features]; None with a direct encoder. counts: spike counts. target: labels [B], or, where there is
-    no readout, the gradient of the last counts.
+    x: real values, for the ANN and a direct encoder. train, spikes: the same spikes as bytes and as floats
+    [T, B, *features]; None with a direct encoder. counts: spike counts. target: labels [B]; without a readout, the
+    gradient of the last counts.
     """
 
     x: Tensor
@@ -107,7 +108,7 @@ class Batch:
     spikes: Tensor | None = None
 
     def differentiable(self) -> Batch:
-        """The batch with inputs that receive gradients, as inside a network."""
+        """The same batch with inputs that require gradients, as in the middle of a network."""
         assert self.train is not None
         x, counts = _leaf(self.x), _leaf(self.counts)
         return replace(self, x=x, counts=counts, train=SpikeTrain.unchecked(self.train.planes, self.train.T, counts))
@@ -121,8 +122,8 @@ class Batch:
 class Problem:
     """A network and batches for it.
 
-    network: an encoder of real-valued inputs or none, layers with neurons and, where there are classes, a readout, as a
-    user writes them. rates: of the input, where it is spikes, and of every layer. neurons: of all layers, in one batch.
+    network: an encoder for real-valued inputs, layers with neurons, and a readout if there are classes. rates: of
+    every layer, and of an input of spikes. neurons: their number in all layers, for one batch.
     """
 
     T: int
@@ -135,7 +136,7 @@ class Problem:
 def spiking_input(
     T: int, shape: Sequence[int], rate: float, kind: str, batches: int, generator: torch.Generator
 ) -> list[Batch]:
-    """Batches of spikes of ``kind`` "rate" or "iid"; targets are yet to be given."""
+    """Batches of spikes, ``kind`` "rate" or "iid", still without targets."""
     return [_spiking_batch(KINDS[kind](T, shape, rate, generator)) for _ in range(batches)]
 
 
@@ -146,7 +147,7 @@ def _spiking_batch(spikes: Tensor) -> Batch:
 
 
 def image_input(shape: Sequence[int], batches: int, generator: torch.Generator, nonzero: float = 1.0) -> list[Batch]:
-    """Batches of real values in [0, 1), of which a fraction is not zero."""
+    """Batches of real values in [0, 1); ``nonzero`` is the fraction of nonzero values."""
 
     def batch() -> Batch:
         x = torch.randint(0, 256, tuple(shape), generator=generator) / 256
@@ -163,7 +164,7 @@ def _channels_last(x: Tensor, lead: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a layer to be drawn: its outputs and, for a convolution, kernel, stride and padding."""
+    """The shape of a layer: its outputs and, for a convolution, kernel, stride and padding."""
 
     outputs: int
     kernel: int = 0
@@ -176,7 +177,7 @@ class Shape:
 def make_problem(
     T: int, batches: list[Batch], shapes: Sequence[Shape], rate: float, classes: int, generator: torch.Generator
 ) -> Problem:
-    """Draws a network whose layers fire at ``rate`` on average, with a readout where there are ``classes``."""
+    """A random network whose layers fire at ``rate`` on average, with a readout if ``classes`` is not 0."""
     first = batches[0]
     signal: SpikeTrain | ConstantInput = ConstantInput(first.x, T) if first.train is None else first.train
     rates = {"input": rate_of(signal)} if isinstance(signal, SpikeTrain) else {}
@@ -205,7 +206,7 @@ def _target(B: int, features: Sequence[int], classes: int, generator: torch.Gene
 
 
 def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generator: torch.Generator) -> Any:
-    """A layer whose bias (or β) makes it fire at ``rate`` on average."""
+    """A random layer whose bias (or β) is set so that it fires at ``rate`` on average."""
     power = signal.x.square().mean().item() if isinstance(signal, ConstantInput) else rate_of(signal).spikes
     inputs, norm = signal.shape[1], shape.norm
     layer: Any

@@ -1,5 +1,5 @@
-"""The rivals: ways to compute the same network, each a function from a :class:`~tandem_snn.bench.problems.Problem` to a
-:class:`Model`, whose forward takes a batch in the form that suits it best.
+"""The rivals: ways to compute the same network. Each is a function from a :class:`~tandem_snn.bench.problems.Problem`
+to a :class:`Model`, whose forward takes a batch in the form that suits it best.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Output = Tensor | SpikeTrain  # logits, or the last layer's activity
 
 @dataclass(frozen=True)
 class Candidate:
-    """run takes the number of the call. answer: what such a call computes; None where that is not to be compared."""
+    """run: takes the number of the call. answer: the result of this call; None if it is not to be compared."""
 
     run: Callable[[int], Output]
     answer: Callable[[int], list[Tensor]] | None = None
@@ -37,7 +37,7 @@ class Candidate:
 class Model:
     """parameters are in the order of the network's.
 
-    same, same_gradient: whether the spikes, and the gradients, equal the tandem rule's.
+    same, same_gradient: whether spikes, and gradients, equal the tandem rule's.
     """
 
     parameters: Sequence[Tensor]
@@ -53,7 +53,7 @@ class Model:
         return Candidate(run, (lambda i: [values(run(i))]) if self.same else None)
 
     def training_step(self, batches: Sequence[Batch]) -> Candidate:
-        """Forward, loss, backward; without an optimiser, which costs all of them the same."""
+        """Forward, loss, backward; without an optimiser, whose cost is the same for all rivals."""
 
         def run(i: int) -> Output:
             batch = batches[i % len(batches)]
@@ -156,8 +156,8 @@ class _Couple(torch.autograd.Function):
 
 
 def naive(problem: Problem, loop: Loop = if_loop) -> Model:
-    """The tandem rule as one writes it first: products of all steps at once, a loop over time, and in training the ANN
-    branch at the counts."""
+    """The tandem rule in plain PyTorch: products of all steps at once, a loop over time, and in training the ANN branch
+    at the counts."""
     own, T = Parts(problem), problem.T
 
     def currents(layer: Any, spikes: Tensor, u: Tensor | None) -> Tensor:
@@ -247,13 +247,13 @@ def frozen(problem: Problem) -> Model:
 
 
 def _windows(problem: Problem, freeze: bool) -> Model:
-    """The network with timing "window", which fires otherwise: other spikes, the same number of layers and weights."""
+    """The network with timing "window": other spikes, the same layers and weights."""
     net = copy.deepcopy(problem.network)
     for layer in net:
         if isinstance(layer, tnn.SpikingLayer):
             layer.timing = "window"
     run = tandem_snn.freeze(net.eval()) if freeze else net
-    inputs: dict[int, Output] = {}  # trains as a window layer before this one would give them
+    inputs: dict[int, Output] = {}  # trains in the form that a window layer gives
 
     def forward(batch: Batch) -> Output:
         if batch.train is None:
@@ -308,8 +308,8 @@ def spikingjelly_compiled(problem: Problem) -> Model:
 
 
 def snntorch(problem: Problem) -> Model:
-    """Step by step. Its neurons fire above the threshold, not at it: an initial potential finer than the grid of all
-    currents makes that the same."""
+    """Step by step. Its neurons fire at v > ϑ, not v ≥ ϑ: an initial potential below the grid of all currents makes
+    both the same."""
     import snntorch as snn
 
     own = Parts(problem)
@@ -349,5 +349,5 @@ _LIBRARY = {"SpikingJelly": "spikingjelly", "SpikingJelly, compiled": "spikingje
 
 
 def available(name: str) -> bool:
-    """Whether the library that the competitor needs is installed."""
+    """Whether the rival's library is installed."""
     return name not in _LIBRARY or find_spec(_LIBRARY[name]) is not None

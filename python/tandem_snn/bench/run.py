@@ -1,12 +1,11 @@
-"""Measures cases, each in a process of its own, because allocator and thread pool take their settings at the start.
+"""Measures cases, each in its own process, because allocator and thread pool read their settings at the start.
 
-Two settings decide whether two runs agree. An allocator that gives memory back makes every training step fault its
-pages in anew: the same step then takes 9 ms or 13. Threads that spin while they wait use up the other core, and their
-waiting counts as process time.
+Runs agree only with two settings. An allocator that returns memory causes page faults in every training step: the same
+step takes 9 ms or 13. Threads that spin while they wait occupy another core, and their waiting counts as process time.
 
 A result has the fields machine, versions, commit, command, date, threads, quick and rows. A row has the fields of its
-:class:`~tandem_snn.bench.cases.Case`, the values that :func:`work` measured (lists: one number per round), and the
-ratios to the base's.
+:class:`~tandem_snn.bench.cases.Case`, the values measured by :func:`work` (lists: one number per round), and their
+ratios to the base.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from torch import Tensor
 from ..errors import check_name
 from ..machine import commit, machine, versions
 from .cases import CASES, COMPILED, Case, Quantity
-from .measure import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 from .rivals import Candidate, available
+from .timing import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 
-REFERENCES = ("naive", "tandem")  # the first of these that a case has is what other answers are compared with
+REFERENCES = ("naive", "tandem")  # answers are compared with the first of these in a case
 
 
 def choose(patterns: Iterable[str]) -> list[Case]:
-    """The cases with these names, which may have wildcards; all of them where there is none.
+    """The cases with these names, which may have wildcards; without names all cases.
 
     Raises:
-        UserError: a name that no case has.
+        UserError: no case has this name.
     """
     patterns = list(patterns)
     for pattern in patterns:
@@ -49,17 +48,17 @@ def choose(patterns: Iterable[str]) -> list[Case]:
 
 
 def describe(command: str, threads: int, quick: bool) -> dict[str, Any]:
-    """A result that has no rows yet."""
+    """A result without rows."""
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     origin = {"machine": machine(), "versions": versions(), "commit": commit(), "command": command, "date": date}
     return origin | {"threads": threads, "quick": quick, "rows": []}
 
 
 def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
-    """The row of a case; ``quick`` takes few samples, and leaves out what has to be compiled first.
+    """The row of a case. ``quick``: few samples, and no rivals that are compiled first.
 
     Raises:
-        subprocess.CalledProcessError: the measuring process failed; it has said why on stderr.
+        subprocess.CalledProcessError: the measuring process failed; the reason is on stderr.
     """
     rivals = [r for r in case.rivals if not (quick and COMPILED in r) and available(r)]
     measured: dict[str, Any] = {}
@@ -86,7 +85,7 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
 
 
 def environment(threads: int, quantity: Quantity) -> dict[str, str]:
-    """The variables of a measuring process."""
+    """Environment variables of a measuring process."""
     count = str(threads)
     keep_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 26)}
     return_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
@@ -100,7 +99,7 @@ def environment(threads: int, quantity: Quantity) -> dict[str, str]:
 
 
 def work(case: Case, rivals: list[str], threads: int, quick: bool) -> dict[str, Any]:
-    """Values of the case's rivals, in the measuring process: seconds per call, one number per round; or bytes."""
+    """Measures the case's rivals, in the measuring process: seconds per call, one number per round; or bytes."""
     torch.set_num_threads(threads)
     workload = case.build()
     result: dict[str, Any] = {"rates": {name: list(rate) for name, rate in workload.rates.items()}}
@@ -117,17 +116,16 @@ def work(case: Case, rivals: list[str], threads: int, quick: bool) -> dict[str, 
     runs = {name: candidate.run for name, candidate in candidates.items()}
     timings = interleave(runs, QUICK if quick else Protocol(), clock, settle or (lambda: None))
     return result | {
-        "values": {name: [float(f"{s:.5g}") for s in timing.seconds] for name, timing in timings.items()},
-        "faults": {name: sorted(timing.faults)[len(timing.faults) // 2] for name, timing in timings.items()},
+        "values": {name: [float(f"{s:.5g}") for s in seconds] for name, seconds in timings.items()},
         "disturbed": settle.disturbed if settle else 0.0,
     }
 
 
 def compare(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:
-    """How the answers differ from the reference's, where there is one.
+    """Differences between the answers and the reference's, if there is a reference.
 
-    spikes: the fraction of counts, or logits, that are not equal. gradient: the largest difference of a gradient, as a
-    fraction of that gradient's largest entry.
+    spikes: the fraction of counts, or logits, that differ. gradient: the largest difference of a gradient, relative to
+    its largest entry.
     """
     reference = next((name for name in REFERENCES if name in candidates), None)
     answer = None if reference is None else candidates[reference].answer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line (default: ``sys.argv``) and returns its exit status. Mistakes are one line on stderr."""
+    """Runs the command line (default: ``sys.argv``) and returns its exit status. User errors are one line on stderr."""
     from ..errors import Interrupted, UserError, extra
 
     try:

@@ -1,4 +1,4 @@
-"""The commands of ``tandem-snn``, put together; eval, export, report and info are here."""
+"""The commands of ``tandem-snn``; eval, export, report and info are defined here."""
 
 from __future__ import annotations
 
@@ -83,9 +83,6 @@ def evaluate(
     show_layers(nets["SNN"], firing_rates(nets["SNN"], samples), mismatch(nets["SNN"], samples))
 
 
-# ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
-
-
 class Format(str, Enum):
     frozen = "frozen"
     onnx = "onnx"
@@ -101,7 +98,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
     to: Annotated[Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: one time step; nir: a graph.")],
     out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/model with the format's ending).")] = None,
-    weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to so many bits, 2 to 8.")] = None,
+    weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to this many bits, 2 to 8.")] = None,
     neurons: Annotated[Neurons, typer.Option(help="NIR's IF nodes, or primitives that define them.")] = Neurons.IF,
     data_dir: DataDir = None,
 ) -> None:
@@ -120,7 +117,7 @@ def export(
     nir: Any = extra("nir", "the export to NIR") if to is Format.nir else None
     try:
         frozen = freeze(net, weight_bits)
-        frozen(sample)  # so it knows its shapes
+        frozen(sample)  # an export needs the shapes of a run
         if to is Format.frozen:
             frozen.save(path)
         elif to is Format.onnx:
@@ -152,7 +149,7 @@ STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "
 
 
 def info() -> None:
-    """Print all that a bug report needs: build, machine, torch, environment variables and packages."""
+    """Print what a bug report needs: build, machine, torch, environment variables and packages."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What surrounds the training of a comparison: checks beforehand, a progress bar, the files afterwards."""
+"""A training run with its surroundings: checks beforehand, a progress bar, the files afterwards."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from ..training.trainer import Trainer
 
 SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`
 CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
-# What `tandem-snn train`, `report` and `export` write into a run's folder beside its trainings.
+# Files that `tandem-snn train`, `report` and `export` write into a run's folder.
 PRODUCTS = (CHECKPOINT, TWIN, REPORT, SUMMARY, "report.html", *(f"model{suffix}" for suffix in SUFFIX.values()))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, and everything around it that does not change the result.
+    """A recipe, and the settings that do not change its result.
 
     Attributes:
         recipe, twin: see :func:`tandem_snn.training.compare`.
         folder: where the results go.
-        twins: see the same function.
-        command: what reproduces the result.
-        data_dir: where the data set's files are.
-        device, threads: where to run; 0 threads leaves their number to torch.
+        twins: see :func:`tandem_snn.training.compare`.
+        command: the command that reproduces the result.
+        data_dir: the folder of the data set's files.
+        device, threads: where to run; with 0 threads torch chooses their number.
         workers: see :func:`tandem_snn.data.load`.
-        resume: continue what is in the folder. restart: throw away what was begun in it. overwrite: also what is
-            finished.
+        resume: resume the run in the folder. restart: discard an unfinished run in it. overwrite: discard a finished
+            run too.
         train_on: see :class:`tandem_snn.training.Store`.
         checkpoint_seconds, checkpoint_steps, tensorboard: see :class:`tandem_snn.training.Store`.
     """
@@ -89,11 +89,11 @@ def check_device(device: str) -> None:
 
 
 def run(job: Job, interruption: Interruption | None = None) -> Comparison:
-    """Trains, measures and writes the results. Of several processes the main one alone writes.
+    """Trains, measures and writes the results. Of several processes only the main one writes.
 
     Args:
-        interruption: the caller's, who checks it after the run: a signal during the last measurements does not stop
-            this run.
+        interruption: from a caller that checks it after the run, since a signal during the final measurements does not
+            stop this run.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -118,7 +118,7 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
 
 @contextmanager
 def _holding(job: Job, is_main: bool) -> Iterator[None]:
-    """The folder, ready for the job, with nothing of another in it."""
+    """Locks the folder and removes the files of another run from it."""
     if not is_main:
         yield
         return
@@ -131,7 +131,7 @@ def _holding(job: Job, is_main: bool) -> Iterator[None]:
 
 
 def _keep_seeds(job: Job) -> None:
-    """A resumed run keeps its seeds and may get more."""
+    """Checks that a resumed run keeps its seeds; it may have more."""
     wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
     lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
     if lost:
@@ -139,7 +139,7 @@ def _keep_seeds(job: Job) -> None:
 
 
 def _make_room(job: Job) -> None:
-    """Removes what an earlier run left in the folder, if the job may. Files that are not a run's stay."""
+    """Removes the files of an earlier run from the folder, if the job allows it. Other files stay."""
     folder = job.folder
     if _finished(folder) and not job.overwrite:
         raise UserError(
@@ -159,14 +159,14 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether the folder holds what is not to be lost: a summary, or files of a run's names that no training is of."""
+    """Whether the folder holds files to protect: a summary, or a run's files without a training folder."""
     if (folder / SUMMARY).exists():
         return True
     return not any(folder.glob("seed-*")) and any((folder / name).exists() for name in PRODUCTS)
 
 
 def _begun(folder: Path) -> bool:
-    """Whether the folder holds work that no summary has seen yet."""
+    """Whether the folder holds trainings that are not in a summary yet."""
     parts = list(folder.glob("seed-*/*"))
     if any((part / name).exists() for part in parts for name in (NEWEST, PREVIOUS)):
         return True
@@ -177,7 +177,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _summed_up(summary: Path) -> str | None:
-    """The digest of the results that the summary is of."""
+    """The digest of the results in the summary."""
     try:
         digest: str | None = json.loads(summary.read_text())["results"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -186,7 +186,7 @@ def _summed_up(summary: Path) -> str | None:
 
 
 def _digest(folder: Path) -> str | None:
-    """Of the results of the trainings in the folder; None while there are none."""
+    """The digest of the trainings' results in the folder; None if there are none."""
     results = sorted(folder.glob(f"seed-*/*/{RESULT}"))
     digest = hashlib.sha256()
     for path in results:
@@ -196,7 +196,7 @@ def _digest(folder: Path) -> str | None:
 
 @contextmanager
 def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str, int, Trainer], None] | None]:
-    """A progress bar over all training steps; gives the callback of :func:`tandem_snn.training.compare`."""
+    """A progress bar over all training steps; yields ``on_step`` for :func:`tandem_snn.training.compare`."""
     if not visible:
         yield None
         return
@@ -210,7 +210,7 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
     )
     from rich.table import Column
 
-    whole = Column(no_wrap=True)  # a narrow terminal takes from the bar, not from the figures
+    whole = Column(no_wrap=True)  # a narrow terminal shortens the bar, not the figures
     columns = (
         TextColumn("{task.description:<21}", table_column=whole),
         BarColumn(bar_width=24),
@@ -246,7 +246,7 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
 
 
 def _goes_on(trainer: Trainer) -> str:
-    """What training on does, in words."""
+    """How a run with more epochs continues, in words."""
     recipe, before = trainer.recipe, trainer.trained_on[-1]
     rate = learning_rate(
         recipe, min(trainer.step, recipe.epochs * trainer.steps_per_epoch - 1), trainer.steps_per_epoch
@@ -258,7 +258,7 @@ def _goes_on(trainer: Trainer) -> str:
 
 
 def _origin(command: str, started: datetime) -> dict[str, Any]:
-    """How a result came about."""
+    """The origin of a result: command, commit, time, machine."""
     finished = datetime.now(timezone.utc)
     return {
         "command": command,
@@ -272,9 +272,9 @@ def _origin(command: str, started: datetime) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: Comparison, data: Dataset, origin: dict[str, Any]) -> None:
-    """The first seed's networks, the report and, last, the summary; each file appears whole or not at all."""
+    """Writes the first seed's networks, the report and, last, the summary, each atomically."""
     if _summed_up(folder / SUMMARY) != _digest(folder):
-        _remove(folder, set(PRODUCTS) - {SUMMARY})  # they are of what was there before
+        _remove(folder, set(PRODUCTS) - {SUMMARY})  # they belong to earlier results
     first = result.runs[0]
     for kind, name in zip(result.kinds, (CHECKPOINT, TWIN), strict=False):
         save_checkpoint(folder / name, first.nets[kind], result.recipe, kind=kind)

@@ -1,4 +1,4 @@
-"""``tandem-snn sweep``: many recipes, or variants of them, one after another; it resumes after an interruption."""
+"""``tandem-snn sweep``: many recipes, or variants of them, one after another. It resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL, TWINS, RESULTS = "all", "twins", "results"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a sweep: a recipe and what is set differently in it."""
+    """One run of a sweep: a recipe, and its changed keys."""
 
     recipe: str
     settings: tuple[str, ...]
@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of its folder and its result.
+        """The name of the run's folder and result.
 
         >>> Entry("mnist", ("epochs=5",), ("T=4", "gamma=2")).name
         'mnist+T=4+gamma=2'
@@ -116,7 +116,7 @@ def sweep(
 
 
 def _copy(summary: Path, result: Path) -> None:
-    """The summary on one line: results are kept, many of them."""
+    """The summary on one line, since results are committed."""
     result.write_text(json.dumps(json.loads(summary.read_text()), separators=(",", ":")) + "\n")
 
 

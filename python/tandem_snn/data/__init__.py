@@ -1,7 +1,7 @@
-"""Data sets by name, split once and for all, in batches that are a pure function of seed, step and process.
+"""Data sets by name, with fixed splits; batches are a pure function of seed, step and process.
 
-Images stay uint8 in memory and become numbers batch by batch; event recordings are binned into spike trains once and
-kept in a cache on disk.
+Images stay uint8 in memory and become floating point batch by batch. Event recordings are binned into spike trains once
+and kept in a cache on disk.
 """
 
 from .augment import AUGMENTATIONS

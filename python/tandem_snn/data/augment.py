@@ -1,4 +1,4 @@
-"""Augmentations by name. They move whole pixels, so images stay uint8 and spike trains stay bytes."""
+"""Augmentations by name. They move whole pixels, so that images and spike trains stay bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEFAULT_SHIFT = 4
 
 @dataclass(frozen=True)
 class Augmentation:
-    """``apply(x [B, K, H, W], u [B, numbers])``: as random as u, which is uniform in [0, 1)."""
+    """``apply(x [B, K, H, W], u [B, numbers])``, a function of x and the random numbers u, uniform in [0, 1)."""
 
     numbers: int
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +28,7 @@ def parse(names: Sequence[str]) -> tuple[Augmentation, ...]:
     """Augmentations from their names.
 
     "flip" mirrors left and right with probability 1/2. "shift" moves by up to 4 pixels in each direction and fills with
-    zeros, which is the random crop of an image that was padded by 4; "shift:2" by up to 2.
+    zeros: a random crop of the image padded by 4. "shift:2" moves by up to 2 pixels.
 
     >>> [a.numbers for a in parse(["flip", "shift:2"])]
     [1, 2]
@@ -48,7 +48,7 @@ def _parse(text: str) -> Augmentation:
 
 
 def augment(x: Tensor, augmentations: Sequence[Augmentation], chance: Chance | None) -> Tensor:
-    """x [B, K, H, W] after all augmentations; x itself without chance."""
+    """x [B, K, H, W] after all augmentations; without ``chance`` x itself."""
     if chance is None or not augmentations:
         return x
     sizes = [a.numbers for a in augmentations]
@@ -69,7 +69,7 @@ def flip(x: Tensor, u: Tensor) -> Tensor:
 
 
 def shift(x: Tensor, u: Tensor, most: int) -> Tensor:
-    """Moves each sample by whole pixels, by u from -most to most; zeros come in.
+    """Moves each sample by -most to most pixels, as u says, and fills with zeros.
 
     >>> shift(torch.tensor([1, 2, 3]).view(1, 1, 1, 3), torch.tensor([[0.5, 0.9]]), 1).flatten()
     tensor([2, 3, 0])

@@ -56,16 +56,15 @@ def load(
 
     Args:
         name: from the table.
-        data_dir: the folder that holds the folders of the table, as torchvision and tonic lay them out. Default: the
+        data_dir: the folder with the folders of the table, in the layout of torchvision and tonic. Default: the
             environment variable ``TANDEM_DATA``.
-        validation: take a twelfth of the official training samples, the same ones every time, as validation split.
-            False: train on all of them.
-        augment: of the training split, names from :data:`AUGMENTATIONS`, in order: "flip", "shift" (by up to 4 pixels),
-            "shift:2". A stream has its own, random crops and flips.
-        task: "regression": the images are their own targets, flattened; inputs and targets then are in 0..1.
-        T: the number of frames of a recording, 1..255. Images have no time and ignore it.
-        bins: "time": frames of equal length; "count": frames of equally many events.
-        size: height and width of the samples of recordings (down-sampled) and streams (default 224), for which it is.
+        validation: use a fixed twelfth of the official training samples as validation split. False: train on all.
+        augment: augmentations of the training split, in order, see :data:`AUGMENTATIONS`: "flip", "shift" (by up to 4
+            pixels), "shift:2". A stream has random crops and flips instead.
+        task: "regression": the images, flattened, are their own targets; inputs and targets are in 0..1.
+        T: the number of frames of a recording, 1..255. Ignored for images.
+        bins: "time": frames of equal length; "count": frames with equal numbers of events.
+        size: height and width of the samples; only for recordings (down-sampled) and streams (default 224).
         workers: processes that decode a stream's images.
 
     Raises:
@@ -131,7 +130,7 @@ def _read_images(name: str, data_dir: Folder | None) -> readers.Images:
 
 
 def _scaling(images: readers.Images, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """To 0..1 for regression, else standardised by the samples that are trained on."""
+    """(scale, offset): to 0..1 for regression, else standardised by the training samples."""
     if task == "regression":
         channels = images.train.samples.shape[1]
         return torch.full((channels,), 1 / images.white), torch.zeros(channels)
@@ -139,7 +138,7 @@ def _scaling(images: readers.Images, kept: torch.Tensor | slice, task: str) -> t
 
 
 def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of what is trained on, and of the validation split."""
+    """Indices of the training and of the validation samples."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(_VALIDATION_SEED))
     held_out = -(-samples // _VALIDATION_SHARE)
     return order[held_out:].sort().values, order[:held_out].sort().values

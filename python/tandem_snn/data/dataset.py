@@ -1,4 +1,4 @@
-"""Dataset: a training, a validation and a test split, and what a network needs to know of them."""
+"""Dataset: a training, a validation and a test split, with shape and classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .split import Split
 from .tensors import TensorSplit
 
 TASKS = ("classification", "regression")
-"""What a network may be trained for: the class of a sample, or numbers."""
+"""A network is trained for classes or for numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,9 +25,9 @@ class Dataset:
     """A data set with its fixed split.
 
     Attributes:
-        train, validation, test: the validation split is a fixed part of the official training samples, or None.
+        train, validation, test: the splits. Validation is a fixed part of the official training samples, or None.
         shape: of one sample, such as [C, H, W].
-        classes: the number of outputs a network has: classes, or numbers in regression.
+        classes: the number of a network's outputs: of classes, or of numbers in regression.
         class_names: empty in regression.
         task: "classification" or "regression".
     """
@@ -52,18 +52,18 @@ class Dataset:
         task: str | None = None,
         classes: int | Sequence[str] | None = None,
     ) -> Dataset:
-        """A data set of what people have.
+        """A data set of your own data.
 
         Args:
-            train, test, validation: each a data set of torch's kind, a DataLoader, a pair of tensors or a split, see
+            train, test, validation: each a torch data set, a DataLoader, a pair of tensors or a split, see
                 :func:`as_split`.
-            name: of the whole, for results.
-            task: "classification" or "regression"; None: regression where targets are floating point.
-            classes: their number or their names; None: what the data set of the training samples has as ``classes``, or
-                the greatest target of a pair of tensors and one.
+            name: the name in results.
+            task: "classification" or "regression"; None: regression if targets are floating point.
+            classes: their number or their names; None: the attribute ``classes`` of the training data set, or for a
+                pair of tensors the greatest target plus one.
 
         Raises:
-            TypeError, ValueError: as :func:`as_split`; the number of classes is not to be found.
+            TypeError, ValueError: as :func:`as_split`; ``classes`` is needed.
             UserError: an unknown task.
 
         >>> x, y = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
@@ -93,12 +93,12 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """What inputs are, "images" or "events"."""
+        """The kind of inputs: "images" or "events"."""
         return self.train.kind
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of batches."""
         return self.train.device
 
     def to(self, device: torch.device | str) -> Dataset:
@@ -115,7 +115,7 @@ class Dataset:
 
 
 def as_dataset(data: Any) -> Dataset:
-    """``data`` where it is a :class:`Dataset`, or one of a mapping with what :meth:`Dataset.of` takes.
+    """``data`` if it is a :class:`Dataset`; else :meth:`Dataset.of` the entries of a mapping.
 
     >>> as_dataset({"train": (torch.rand(20, 4), torch.rand(20, 2)), "test": (torch.rand(9, 4), torch.rand(9, 2))})
     Dataset('own': regression, 2 outputs, images [4]; 20 training, 9 test samples)

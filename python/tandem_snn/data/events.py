@@ -1,4 +1,4 @@
-"""Event recordings as spike trains: binned once and kept as bytes, or binned when they are indexed."""
+"""Event recordings as spike trains: binned once and kept as bytes, or binned on access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .augment import Augmentation, augment
 from .split import Chance, MemorySplit
 
 BINS = ("time", "count")
-AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # of space, by the number of features' dimensions
+AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # in space, by the number of feature dimensions
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,10 +28,10 @@ class EventSplit(MemorySplit):
     """Spike trains in memory.
 
     Attributes:
-        planes: uint8 [N, ceil(T/8), H, W, C], the channels being polarities; bit t%8 of plane t//8 is step t.
+        planes: uint8 [N, ceil(T/8), H, W, C], with polarities as channels; bit t%8 of plane t//8 is step t.
         T: the number of frames.
         targets: int64 [N].
-        augmentations: what a batch with a seed goes through.
+        augmentations: of batches with a seed.
     """
 
     rows = ("planes", "targets")
@@ -49,7 +49,7 @@ class EventSplit(MemorySplit):
         planes = self.planes[chosen].movedim(-1, 2)  # [B, P, C, H, W]
         if chance is not None and self.augmentations:
             planes = augment(planes.flatten(1, 2), self.augmentations, chance).unflatten(1, planes.shape[1:3])
-        # channels innermost in memory, as kernels want them
+        # channels innermost in memory, for the kernels
         planes = planes.transpose(0, 1).movedim(2, -1).contiguous().movedim(-1, 2)
         return SpikeTrain.unchecked(planes, self.T), self.targets[chosen]
 
@@ -61,14 +61,15 @@ class EventSplit(MemorySplit):
 def bin_recording(
     events: Mapping[str, Any] | np.ndarray, sensor: tuple[int, int], T: int, bins: str, size: tuple[int, int]
 ) -> Tensor:
-    """One recording as planes uint8 [ceil(T/8), H, W, 2], the two channels being the polarities.
+    """One recording as planes uint8 [ceil(T/8), H, W, 2], with the two polarities as channels.
 
     Args:
         events: with the fields t, x, y, p, in any order of time.
         sensor: height and width of the camera.
         T: the number of frames, 1..255.
-        bins: "time": frames of equal length, from the first event to the last; "count": frames of equally many events.
-        size: height and width of the frames; a neuron gets the events of the pixels that it covers. Spikes are binary:
+        bins: "time": frames of equal length, from the first event to the last; "count": frames with equal numbers of
+            events.
+        size: height and width of the frames; a neuron gets the events of all pixels that it covers. Spikes are binary:
             further events of a neuron in the same frame are dropped.
 
     >>> events = {"t": [0, 1, 90], "x": [0, 1, 1], "y": [0, 0, 0], "p": [1, 1, 0]}
@@ -92,7 +93,7 @@ def bin_events(
         events: with the fields t and the names of ``shape``, in any order of time.
         shape: of the sensor: [p, y, x], [p, x] or [x].
         T, bins: as in :func:`bin_recording`.
-        size: of the frames in space, [y, x] or [x], at most that of the sensor, which is the default.
+        size: of the frames in space, [y, x] or [x]; default and maximum: the size of the sensor.
         window: as in :meth:`tandem_ext.SpikeTrain.from_events`; for bins by time only.
     """
     space = AXES[len(shape)]
@@ -120,10 +121,10 @@ def _integers(name: str, values: Any) -> np.ndarray:
 
 
 class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
-    """The samples of another data set, (train with a batch of one, target). :func:`from_tonic` makes it.
+    """The samples of another data set as (train with a batch of one, target), made by :func:`from_tonic`.
 
     Attributes:
-        dataset: the data set that it was made from.
+        dataset: the other data set.
         T: time steps of every train.
         shape: of one sample: [p, y, x], [p, x] or [x].
     """
@@ -185,31 +186,31 @@ def from_tonic(
     size: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> TrainDataset:
-    """A tonic data set as a source of spike trains, for a DataLoader as it is, for :func:`tandem_snn.training.fit`,
-    Lightning and others.
+    """A tonic data set as a data set of spike trains, for a DataLoader, :func:`tandem_snn.training.fit`, Lightning and
+    others.
 
-    It may be any data set with ``len()`` whose samples are (sample, target), and tonic's caches and slices may be
-    around it or within it:
+    Any data set with ``len()`` and samples (sample, target) will do. It may be wrapped in tonic's caches and slices,
+    and they may wrap it. Samples are:
 
-    - events, a structured array or a mapping with t, x and, where the sensor has them, y and p: they are binned into T
-      frames. A neuron spikes in a frame in which it has any event.
-    - frames of counts, as ``tonic.transforms.ToFrame`` makes them: T must be a multiple of their number. Each becomes
-      as many steps; a neuron with n events spikes at n of them, at most at all.
-    - trains, as they come from a disk cache: dense [T, 1, *shape].
+    - events: a structured array or a mapping with t, x and, if the sensor has them, y and p. They are binned into T
+      frames. A neuron spikes in each frame with an event.
+    - frames of counts, as from ``tonic.transforms.ToFrame``. T must be a multiple k of their number. Each frame becomes
+      k steps; a neuron with n events spikes in min(n, k) of them.
+    - trains, as from a disk cache: dense [T, 1, *shape].
 
     Args:
         dataset: indexed at every use; ``tonic.MemoryCachedDataset(from_tonic(...))`` keeps the trains.
         T: time steps, 1..255.
-        sensor_size: (x, y, polarities); None: what ``dataset``, or what it caches or slices, has by this name.
-        bins: of events: "time", frames of equal length, or "count", frames of equally many events.
-        size: of events: height and width to which they are sampled down.
-        window: of events binned by time: (start, stop) in the unit of t; None: from a recording's first event to its
-            last.
+        sensor_size: (x, y, polarities); None: the attribute of ``dataset``, or of a data set within it.
+        bins: for events: "time", frames of equal length, or "count", frames with equal numbers of events.
+        size: for events: height and width after down-sampling.
+        window: for events binned by time: (start, stop) in the unit of t; None: from the first event of a recording to
+            the last.
 
     Raises:
-        TypeError: no such data set; while indexing: samples of another kind.
-        ValueError: no sensor_size, T, size or window out of range; while indexing: events outside the sensor, frames
-            that do not fit.
+        TypeError: not such a data set; on indexing: samples of another kind.
+        ValueError: sensor_size is unknown; T, size or window is out of range; on indexing: events outside the sensor,
+            frames that do not fit.
         UserError: unknown bins.
 
     >>> recording = {"t": [0, 1, 90], "x": [0, 1, 1], "p": [1, 1, 0]}
@@ -236,7 +237,7 @@ def from_tonic(
 
 
 def _wide(shape: Sequence[int]) -> list[int]:
-    """What a shape is apart from dimensions of one, with which audio, single polarities and batches of one come."""
+    """A shape without its dimensions of size one, as audio, single polarities and batches of one have."""
     return [n for n in shape if n != 1]
 
 

@@ -1,4 +1,4 @@
-"""Where files are looked for, what is said when they are missing, and a cache of what takes long to make from them."""
+"""The folders of files, errors for missing and damaged files, and a cache for slow conversions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES = (".jpeg", ".jpg", ".png")
 
 
 def data_root(name: str, data_dir: Folder | None) -> Path:
-    """The folder under which all data sets lie."""
+    """The folder that contains all data sets."""
     root = data_dir or os.environ.get("TANDEM_DATA")
     if not root:
         raise UserError(f"data set {name!r} is read from files: give their folder with --data-dir or TANDEM_DATA")
@@ -29,13 +29,13 @@ def data_root(name: str, data_dir: Folder | None) -> Path:
 
 
 def missing(name: str, path: Path, how: str) -> UserError:
-    """For a missing file or folder."""
+    """The error for a missing file or folder."""
     kind = "file" if path.suffix or "ubyte" in path.name or path.name.startswith(("data_", "test_")) else "folder"
     return UserError(f"data set {name!r}: no {kind} {path}: {_explained(how)}")
 
 
 def damaged(name: str, path: Path, why: object, how: str) -> UserError:
-    """For a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return UserError(f"data set {name!r}: damaged file {path} ({why}): delete it, then {_explained(how)}")
 
 
@@ -46,9 +46,9 @@ def _explained(how: str) -> str:
 def class_folders(
     name: str, folder: Path, suffixes: Sequence[str], how: str
 ) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """Classes, files and their classes, of a folder that holds one folder per class; all in alphabetical order.
+    """(classes, files, class of each file) of a folder with one folder per class, in alphabetical order.
 
-    Hidden folders are no classes. A file counts if its name ends in one of ``suffixes``, in capitals or not.
+    Hidden folders are skipped. Files must end in one of ``suffixes``, in any case.
     """
     if not folder.is_dir():
         raise missing(name, folder, how)
@@ -75,11 +75,11 @@ def cache_folder() -> Path:
 
 
 def cached(name: str, parameters: dict[str, Any], files: Iterable[Path], make: Callable[[], Tensors]) -> Tensors:
-    """What ``make`` returns, from the cache where it has it.
+    """The result of ``make``, from the cache if it is there.
 
-    An entry belongs to its parameters and to the names, sizes and modification times of ``files``, the files that it
-    was made from: when one changes, it is made anew. Entries are written whole or not at all and carry a checksum; a
-    damaged one is made anew. A cache that cannot be written costs a warning and time.
+    The key of an entry is its parameters and the names, sizes and modification times of its source ``files``: if one
+    changes, the entry is made again. Entries are written atomically, with a checksum; a damaged one is made again. If
+    the cache cannot be written, that is a warning.
     """
     facts = [(str(path), status.st_size, status.st_mtime_ns) for path in files for status in [path.stat()]]
     key = json.dumps([_FORMAT, parameters, facts], sort_keys=True)

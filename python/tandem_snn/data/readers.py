@@ -1,4 +1,4 @@
-"""Images, from files to bytes in memory: digits, MNIST and Fashion-MNIST, CIFAR-10, ImageNet."""
+"""Images from files: digits, MNIST and Fashion-MNIST, CIFAR-10, ImageNet."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def read_cifar10_jpeg(root: Path) -> Images:
             try:
                 with look(path) as header:
                     size = header.size
-                if size == (32, 32):  # before the pixels of what may be much larger are decoded
+                if size == (32, 32):  # else nothing is decoded: it may be huge
                     pixels[i] = image.decode_image(image.read_file(str(path)), image.ImageReadMode.RGB)
             except Exception as error:  # Pillow's and torchvision's ways to fail
                 raise damaged(name, path, "not a whole image", how) from error
@@ -156,7 +156,7 @@ _HOW = "lay the images out as DIR/imagenet/{train,val}/CLASS/NAME.JPEG (image-ne
 
 
 def read_imagenet(root: Path, size: tuple[int, int], workers: int) -> tuple[StreamSplit, StreamSplit, tuple[str, ...]]:
-    """Training images (random crop and flip, or for evaluation the centre), validation images, and class names."""
+    """Training images (random crops and flips; the centre in evaluation), validation images, and class names."""
     name = "imagenet"
     transforms = extra("torchvision.transforms", "the data set imagenet")
     to_tensor = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]

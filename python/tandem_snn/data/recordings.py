@@ -36,7 +36,7 @@ _HELD_OUT = 10  # every tenth recording of a class, where a set has no official 
 
 @dataclass(frozen=True)
 class Recordings:
-    """One data set of recordings: how its files are found and read."""
+    """A data set of recordings, with functions that find and read its files."""
 
     sensor: tuple[int, int]
     class_names: tuple[str, ...]
@@ -46,11 +46,11 @@ class Recordings:
 
 
 def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Frames:
-    """All recordings as frames, from the cache where it has them.
+    """All recordings as frames, cached.
 
     Args:
         name: one of ``SETS``.
-        root: the folder under which all data sets lie.
+        root: the folder that contains all data sets.
         T, bins, size: as in :func:`~tandem_snn.data.events.bin_recording`; size None is the camera's.
     """
     kind = SETS[name]
@@ -78,7 +78,7 @@ def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tu
         return bin_recording(kind.events(path), kind.sensor, T, bins, size)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # each format's reader fails in its own way; a panic of aedat's is no Exception
+    except BaseException as error:  # readers raise many classes; a panic in aedat is not even an Exception
         raise damaged(name, path, error, kind.how) from error
 
 
@@ -101,7 +101,7 @@ def _n_mnist_events(path: Path) -> Any:
 
 
 def _find_cifar10_dvs(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
-    """The set has no official test part: it is every tenth recording of each class, in alphabetical order."""
+    """The data set has no official test split: here it is every tenth recording of each class, alphabetically."""
     folder = root / "CIFAR10DVS"
     classes, files, targets = class_folders(name, folder, (".aedat4",), kind.how)
     if classes != kind.class_names:
@@ -138,7 +138,7 @@ def _find_gestures(name: str, root: Path, kind: Recordings) -> tuple[Listing, Li
 
 
 def _gesture_events(path: Path) -> Any:
-    rows = np.load(path, mmap_mode="r")  # which compares the sizes that the file declares with its own
+    rows = np.load(path, mmap_mode="r")  # checks the declared size against the file's
     if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
         raise ValueError(f"expected rows of x, y, p and t, got shape {rows.shape}")
     return dict(zip("xypt", rows.T, strict=True))

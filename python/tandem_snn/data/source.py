@@ -1,4 +1,4 @@
-"""What people have, as a split: a data set of torch's kind, a DataLoader, a pair of tensors."""
+"""Your own data as a split: a torch data set, a DataLoader, a pair of tensors."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ _EXPECTED = "expected a data set with len() and samples (input, target), a DataL
 
 @dataclass(frozen=True, repr=False)
 class DatasetSplit(WorkerSplit):
-    """The samples of any data set that torch's DataLoader takes.
+    """The samples of any map-style data set of torch.
 
-    Batches are chosen as in every split. Where a batch has a seed, each sample is made with the generators of
-    torch, NumPy and Python seeded by it and by the sample's place, so that random transforms repeat too.
+    Batches are chosen as in every split. In batches with a seed, the generators of torch, NumPy and Python are seeded
+    for each sample, by the seed and the sample's position, so that random transforms are reproducible.
 
     Attributes:
         dataset: ``dataset[i]`` is (input, target) for i from 0 to ``len(dataset) - 1``; an input is a tensor or array
             of floating point, or a train with a batch of one.
-        indices: the samples of it that this split has; None: all.
+        indices: the samples of this split; None: all of the data set.
         collate: makes a batch of a list of samples.
-        batch_size: of the DataLoader this came from, with which :class:`tandem_snn.training.Trainer` compares the
-            recipe's.
-        workers, device: as in every split whose samples are made one by one.
+        batch_size: of the original DataLoader; :class:`tandem_snn.training.Trainer` compares it with the recipe's.
+        workers, device: as in :class:`WorkerSplit`.
 
     >>> split = DatasetSplit(torch.utils.data.TensorDataset(torch.rand(10, 3), torch.arange(10)))
     >>> split, next(split.batches(4))[1]
@@ -92,21 +91,21 @@ class DatasetSplit(WorkerSplit):
         return replace(self, indices=tuple(chosen if self.indices is None else (self.indices[i] for i in chosen)))
 
     def without_augmentation(self) -> DatasetSplit:
-        return self  # what a data set does to its samples is its own
+        return self  # the data set's own transforms stay
 
 
 def as_split(source: Any, name: str = "source") -> Split:
-    """A split of what people have.
+    """A split of your own data.
 
     Args:
-        source: a split, which is returned; a data set with ``len()`` whose samples are (input, target); a DataLoader of
-            one, whose ``collate_fn`` and workers are used, while the order of the samples and the size of batches are
-            the engine's; a pair (inputs, targets) of tensors or arrays, or of a SpikeTrain and targets.
+        source: a split, which is returned unchanged; a data set with ``len()`` and samples (input, target); a
+            DataLoader, of which ``collate_fn`` and workers are used, but not the order of samples and the batch size;
+            a pair (inputs, targets) of tensors or arrays, or of a SpikeTrain and targets.
         name: of the argument, for errors.
 
     Raises:
-        TypeError: something else; samples that are not (input, target); inputs of integers.
-        ValueError: no samples; a DataLoader that chooses its samples by a sampler of its own.
+        TypeError: something else; samples that are not (input, target); integer inputs.
+        ValueError: no samples; a DataLoader with its own sampler.
 
     >>> as_split((torch.rand(10, 3), torch.arange(10) % 2))
     TensorSplit(10 samples: images [3], device=cpu)
@@ -140,7 +139,7 @@ def _of_loader(loader: DataLoader[Any], name: str) -> Split:
 
 
 def _kinds(value: Any) -> str:
-    """The types of a value's parts, of few of them."""
+    """The types of a value's first parts."""
     if not isinstance(value, (tuple, list)):
         return type(value).__name__
     return f"({', '.join(type(part).__name__ for part in value[:4])}{', ...' * (len(value) > 4)})"
@@ -148,11 +147,11 @@ def _kinds(value: Any) -> str:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """The generators that transforms draw from, seeded; afterwards they are where they were."""
+    """Within this context the global generators are seeded; afterwards they have their old state."""
     if seed is None:
         yield
         return
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global ones are what is drawn from)
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (transforms draw from the global one)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""Split: samples that are served in batches, each of which is a pure function of seed, step and process."""
+"""Split: samples in batches. Each batch is a pure function of seed, step and process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chance:
     total: int
 
     def uniform(self, numbers: int) -> Tensor:
-        """[count, numbers], float64 in [0, 1). Asked again it gives the same."""
+        """[count, numbers], float64 in [0, 1); the same at every call."""
         entropy = int(np.random.SeedSequence((self.seed, self.step)).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(entropy)
         drawn = torch.rand(self.total, numbers, generator=generator, dtype=torch.float64)
@@ -35,7 +35,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples are in which batch; the arguments are as in :meth:`Split.batches`."""
+    """The samples of each batch; the arguments are as in :meth:`Split.batches`."""
 
     samples: int
     batch_size: int
@@ -68,13 +68,13 @@ class Order:
 class Split(ABC):
     """One part of a data set.
 
-    It is also what torch's DataLoader takes: ``split[i]`` is (input, target) of one sample, a train being a batch of
-    one. Augmented splits then draw from torch's global generator; :meth:`batches` never does.
+    It is also a data set for torch's DataLoader: ``split[i]`` is (input, target) of one sample, a train with a batch of
+    one. Augmentation then uses torch's global generator; :meth:`batches` never does.
     """
 
     @property
     def kind(self) -> str:
-        """What inputs are: "images", floating point, or "events", spike trains."""
+        """The kind of inputs: "images", floating point, or "events", spike trains."""
         return "images"
 
     @abstractmethod
@@ -84,11 +84,11 @@ class Split(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where its batches are."""
+        """The device of batches."""
 
     @abstractmethod
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Any, Tensor]:
-        """(inputs, targets) of the samples with these indices, augmented where there is chance."""
+        """(inputs, targets) of the samples with these indices, augmented if ``chance`` is given."""
 
     @abstractmethod
     def subset(self: S, indices: Sequence[int] | Tensor) -> S:
@@ -96,7 +96,7 @@ class Split(ABC):
 
     @abstractmethod
     def without_augmentation(self: S) -> S:
-        """The same samples, as they are whatever the seed."""
+        """The same samples without augmentation."""
 
     def batches(
         self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
@@ -106,12 +106,12 @@ class Split(ABC):
 
         Args:
             batch_size: samples per batch and process.
-            seed: None: every sample once, in order and as it is, the last batch shorter; the processes take disjoint
-                parts. Else a random order, a pure function of the seed, without the last global batch where it is
-                incomplete; the augmentation of a batch is a pure function of the seed and its number.
-            start: skip that many batches, without computing them.
-            rank, world: which of how many processes asks. Of a random order, batch b of all processes together is, in
-                augmentation too, what one process with batches of world·batch_size gets as its batch b.
+            seed: None: every sample once, in order, without augmentation; the last batch may be shorter, and processes
+                get disjoint parts. Else a random order, a pure function of the seed; an incomplete last global batch is
+                dropped. The augmentation of a batch is a pure function of the seed and its number.
+            start: skip this many batches, without computing them.
+            rank, world: the number of this process, and of all. In random order, the batches b of all processes
+                together equal batch b of one process with batches of world·batch_size, augmentation included.
         """
         for chosen, chance in Order(len(self), batch_size, seed, start, rank, world):
             yield self.take(chosen, chance)
@@ -127,16 +127,16 @@ class Split(ABC):
         return f"{type(self).__name__}({len(self):,} samples: {self._sample()}, device={self.device})"
 
     def _sample(self) -> str:
-        """What a sample is, for the repr."""
+        """A sample's description, for the repr."""
         return self.kind
 
     @abstractmethod
     def to(self: S, device: torch.device | str) -> S:
-        """The split with its samples, or at least its batches, on another device."""
+        """The split with its samples, or its batches, on another device."""
 
 
 class MemorySplit(Split):
-    """Base of the splits that hold their samples: dataclasses whose fields ``rows`` have a row for each sample."""
+    """Base of splits in memory: dataclasses whose fields named in ``rows`` have one row per sample."""
 
     rows: ClassVar[tuple[str, ...]]
 

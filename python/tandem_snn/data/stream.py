@@ -1,4 +1,4 @@
-"""Samples too many for memory: made one by one as they are needed, by workers. Image files are such samples."""
+"""Samples that are made one by one on demand, by workers, such as image files too large for memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Draw = tuple[int, int | None]  # a sample's index, and its seed where it is augm
 
 
 class WorkerSplit(Split):
-    """Base of the splits whose samples are made one by one.
+    """Base of splits whose samples are made one by one.
 
     Attributes:
-        workers: processes that make them; 0: this one does.
-        device: where batches go.
+        workers: processes that make them; 0: this process.
+        device: of batches.
     """
 
     workers: int
@@ -32,7 +32,7 @@ class WorkerSplit(Split):
 
     @abstractmethod
     def stack(self, draws: list[Draw]) -> tuple[Any, Tensor]:
-        """A batch of these samples, on the CPU."""
+        """A batch of these samples on the CPU."""
 
     def batches(
         self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
@@ -66,10 +66,10 @@ class StreamSplit(WorkerSplit):
 
     Attributes:
         files, targets: paths and classes.
-        training, evaluation: torchvision transforms from an image to a tensor [C, H, W]; a batch with a seed goes
-            through ``training``, whose random numbers follow from that seed, its number and the sample's place in it.
-        workers: processes that decode; 0 decodes in this one.
-        device: where batches go.
+        training, evaluation: torchvision transforms from an image to a tensor [C, H, W]. ``training`` is for batches
+            with a seed; its random numbers depend on the seed, the batch's number and the sample's position.
+        workers: processes that decode; 0: this process.
+        device: of batches.
     """
 
     name: str
@@ -94,7 +94,7 @@ class StreamSplit(WorkerSplit):
                 image = file.convert("RGB")
         except UserError:
             raise
-        except Exception as error:  # Pillow has many ways to fail, among them one for images of absurd sizes
+        except Exception as error:  # Pillow raises many classes, one of them for huge images
             raise damaged(self.name, path, error, "put the whole file there again") from error
         if seed is None:
             return self.evaluation(image), self.targets[index]
@@ -113,7 +113,9 @@ class StreamSplit(WorkerSplit):
 
 @dataclass(frozen=True)
 class _Batches(torch.utils.data.Dataset):
-    """What a worker serves: batches by their draws. An error is handed over, since raised it would lose its words."""
+    """A worker's data set: batches by their draws. Errors are returned, since DataLoader replaces the text of raised
+    ones.
+    """
 
     split: WorkerSplit
 

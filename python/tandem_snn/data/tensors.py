@@ -1,4 +1,4 @@
-"""Samples that fit in memory: images as the bytes they are, and tensors of any kind."""
+"""Samples in memory: images as bytes, and any tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .split import Chance, MemorySplit
 
 @dataclass(frozen=True, repr=False)
 class TensorSplit(MemorySplit):
-    """Tensors in memory, served as they are.
+    """Tensors in memory, unchanged.
 
     Attributes:
         inputs: floating point [N, *shape], or a SpikeTrain of N samples.
         targets: int64 [N], classes; or for regression floating point [N, ...].
 
     Raises:
-        TypeError: inputs that are no floating-point tensor and no train, targets that are no tensor.
-        ValueError: there are more of the one than of the other.
+        TypeError: inputs are not a floating-point tensor or a train, or targets not a tensor.
+        ValueError: the numbers of inputs and targets differ.
 
     >>> split = TensorSplit(torch.rand(10, 3), torch.arange(10) % 2)
     >>> [len(targets) for _, targets in split.batches(4)]
@@ -70,7 +70,7 @@ class ImageSplit(MemorySplit):
         images: uint8 [N, C, H, W].
         targets: int64 [N]; None: the images are their own targets, flattened.
         scale, offset: float32 [C]: a batch is scale·images + offset.
-        augmentations: what a batch with a seed goes through, before that.
+        augmentations: of batches with a seed, before scaling.
     """
 
     rows = ("images", "targets")
@@ -82,7 +82,7 @@ class ImageSplit(MemorySplit):
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
         chosen = chosen.to(self.device)
-        # In this layout torch's convolutions are faster than in the images' own, for the ANN twin too.
+        # torch's convolutions are faster in this layout, for the ANN twin too.
         x = channels_last(augment(self.images[chosen], self.augmentations, chance)).float()
         x.mul_(self.scale.view(-1, 1, 1)).add_(self.offset.view(-1, 1, 1))
         return x, x.flatten(1) if self.targets is None else self.targets[chosen]

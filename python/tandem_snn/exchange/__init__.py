@@ -1,4 +1,4 @@
-"""Networks in the formats of others: NIR for neuromorphic tools and chips, ONNX for inference engines, simulators."""
+"""Networks in other formats: NIR for neuromorphic tools and chips, ONNX for inference engines, two simulators."""
 
 from .from_nir import from_nir
 from .simulators import from_snntorch, from_spikingjelly, to_snntorch, to_spikingjelly

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import keyword
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
 from ..errors import extra
-from .nir_file import read_nir
+from .nir_file import compact, near_one, numbers, per_channel, plain, read_nir, tensor, uniform
 
 HARD_RESET_SINCE = (1, 0, 8)
 
@@ -29,23 +29,23 @@ def from_nir(
     graph: Any, T: int | None = None, *, mode: str | None = None, dt: float | None = None, reset: str | None = None
 ) -> fx.GraphModule:
     """A spiking network from a NIR graph of Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, or
-    of the loops of primitives that :func:`to_nir` writes in the place of the last two.
+    of the loops of primitives that :func:`to_nir` writes for IF and LIF.
 
-    The network runs T steps and gives the sum of the graph's output over them, or the spike trains where the graph ends
-    in neurons. The bias of a step, times T, is the bias of the layer; Scale nodes go into weights and thresholds. What
-    :func:`to_nir` wrote comes back to the same spikes, but for rounding where folded factors are no powers of two.
+    The network runs T steps and returns the sum of the graph's output over them, or the spike train if the graph ends
+    in neurons. The bias of a layer is T times the bias of a step; Scale nodes are folded into weights and thresholds. A
+    graph from :func:`to_nir` gives the same spikes, except for rounding by factors that are not powers of two.
 
     Args:
         graph: a ``nir.NIRGraph`` or the path of a file.
-        T: the number of time steps; None: as the file says, if :func:`to_nir` wrote it.
-        mode: of the encoder; None: as the file says, else "direct".
-        dt: the length of a time step in the unit of the graph's time constants; None: as the file says, else 1.
-        reset: "subtract": take IF and LIF nodes to subtract their threshold. None: believe the file: the nodes' own
-            metadata, or its version, for nir below 1.0.8 meant subtraction.
+        T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
+        mode: of the encoder; None: from the metadata, else "direct".
+        dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
+        reset: "subtract": IF and LIF nodes subtract their threshold. None: as the nodes' metadata say; files of nir
+            before 1.0.8 meant subtraction.
 
     Raises:
         UserError: a file that cannot be read; the package nir is not installed.
-        ValueError: a node that has no counterpart, above all neurons that reset to a value: the message names it.
+        ValueError: a node is not supported, above all neurons that reset to a value; the message names it.
 
     >>> from tandem_snn import to_nir
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -60,7 +60,7 @@ def from_nir(
         graph, version = read_nir(Path(graph))
         if version < HARD_RESET_SINCE:
             reset = "subtract"
-    facts = {} if graph.metadata is dict else {key: _plain(value) for key, value in graph.metadata.items()}
+    facts = {} if graph.metadata is dict else {key: plain(value) for key, value in graph.metadata.items()}
     T = facts.get("T") if T is None else T
     if T is None:
         raise ValueError("T: give the number of time steps: the graph does not say it")
@@ -68,16 +68,11 @@ def from_nir(
     return _Importer(nir, graph, encoder, float(dt or facts.get("dt", 1.0)), reset).network()
 
 
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.decode() if isinstance(value, bytes) else value
-
-
 @dataclass
 class _Signal:
-    """What a module gives, and what Scale nodes make of it since: one factor for all, or an array of its shape.
+    """A module's output, times the Scale nodes after it: one factor for all, or an array of its shape.
 
-    kind: "spikes", "image": real numbers before the first of them, or "counts": such after the last, for the readout.
+    kind: "spikes"; "image", real numbers before the first spikes; or "counts", real numbers for the readout.
     """
 
     node: fx.Node
@@ -87,7 +82,7 @@ class _Signal:
 
 @dataclass
 class _Synapses:
-    """A convolution or affine map, with the bias of a step, that waits for its neurons. ``nir`` has the geometry."""
+    """A convolution or affine map, with the bias of a step, before its neurons are read. ``nir`` has the geometry."""
 
     name: str
     nir: Any
@@ -96,7 +91,7 @@ class _Synapses:
     bias: Tensor
 
     def times(self, factor: float | Tensor) -> _Synapses:
-        """Its currents times a factor, or one per channel."""
+        """The same map with currents times a factor, or a factor per channel."""
         rows = over_inputs(factor, self.weight) if isinstance(factor, Tensor) else factor
         return replace(self, weight=self.weight * rows, bias=self.bias * factor)
 
@@ -112,13 +107,12 @@ class _Average:
 
 @dataclass
 class _Neurons:
-    """Any of NIR's ways to say: v = v + factor·I, fire at ϑ, subtract ϑ; at once or, by to_nir's, after a window."""
+    """A neuron in any of NIR's forms: v = leak·v + factor·I, fires at ϑ and subtracts ϑ, with our timing."""
 
     threshold: Tensor
     factor: float
     leak: float = 1.0
     v_init: Tensor | None = None
-    inputs: list[str] = field(default_factory=list)
     timing: str = "step"
 
 
@@ -152,9 +146,9 @@ class _Importer:
         node = self.nodes.get(integrator)
         if len(loops) != 1 or not isinstance(self.nodes[loops[0]], self.nir.Scale) or node is None:
             raise ValueError(f"node {name!r}: a Threshold without the loop that makes it a neuron")
-        theta = _tensor(-self.nodes[loops[0]].scale)
+        theta = tensor(-self.nodes[loops[0]].scale)
         factor, leak = self._dynamics(integrator, node)
-        self.nodes[name] = _Neurons(theta, factor, leak, theta - _tensor(threshold.threshold))
+        self.nodes[name] = _Neurons(theta, factor, leak, theta - tensor(threshold.threshold))
         inside = {integrator, loops[0]}
         self.edges = [
             (a, name if b == integrator else b)
@@ -167,26 +161,21 @@ class _Importer:
     def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
         """(factor of the input, leak) of a step, of I, IF, LI and LIF alike."""
         if isinstance(node, (self.nir.I, self.nir.IF)):
-            return _near_one(_uniform(name, "r", node.r) * self.dt), 1.0
+            return near_one(uniform(name, "r", node.r) * self.dt), 1.0
         if isinstance(node, (self.nir.LI, self.nir.LIF)):
             if np.any(node.v_leak != 0):
                 raise ValueError(f"node {name!r}: v_leak other than 0")
-            share = self.dt / _uniform(name, "tau", node.tau)
+            share = self.dt / uniform(name, "tau", node.tau)
             if not 0 < share < 1:
                 raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
-            return _near_one(_uniform(name, "r", node.r) * share), 1 - share
+            return near_one(uniform(name, "r", node.r) * share), 1 - share
         raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
 
     def _order(self) -> list[str]:
-        done: list[str] = []
-        waiting = list(self.nodes)
-        while waiting:
-            ready = [name for name in waiting if all(source in done for source in self._sources(name))]
-            if not ready:
-                raise ValueError(f"nodes {waiting}: recurrent connections, which these layers do not have")
-            done += ready
-            waiting = [name for name in waiting if name not in ready]
-        return done
+        try:
+            return list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
+        except CycleError as error:
+            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -199,7 +188,7 @@ class _Importer:
         if isinstance(node, (nir.IF, nir.LIF)):
             self._check_reset(name, node)
             timing, v_init = self._timing(name, node)
-            node = _Neurons(_tensor(node.v_threshold), *self._dynamics(name, node), v_init, timing=timing)
+            node = _Neurons(tensor(node.v_threshold), *self._dynamics(name, node), v_init, timing=timing)
         if isinstance(node, _Neurons):
             self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
@@ -210,7 +199,7 @@ class _Importer:
             self.graph.output(self._answer(name, x))
             return
         if isinstance(node, nir.Scale) and isinstance(x, _Synapses):
-            self.values[name] = x.times(_per_channel(name, "a Scale", _tensor(node.scale)))
+            self.values[name] = x.times(per_channel(name, "a Scale", tensor(node.scale)))
             return
         x = self._signal(name, x)
         if x.kind == "image":  # pooled once for all who read it
@@ -222,13 +211,13 @@ class _Importer:
         elif isinstance(node, nir.Flatten):
             self.values[name] = self._flatten(name, node, x)
         elif isinstance(node, nir.Scale):
-            scale = _compact(_tensor(node.scale))
+            scale = compact(tensor(node.scale))
             self.values[name] = replace(x, scale=scale if x.scale is None else x.scale * scale)
         else:
             raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
 
     def _check_reset(self, name: str, node: Any) -> None:
-        reset = self.reset or _plain(node.metadata.get("reset"))
+        reset = self.reset or plain(node.metadata.get("reset"))
         if reset != "subtract":
             raise ValueError(
                 f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract the "
@@ -237,12 +226,12 @@ class _Importer:
 
     def _timing(self, name: str, node: Any) -> tuple[str, Tensor | None]:
         """Timing and initial potential, which to_nir says in the metadata."""
-        timing, v_init = _plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
+        timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
         if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
             raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
-        return timing, None if v_init is None else _tensor(v_init)
+        return timing, None if v_init is None else tensor(v_init)
 
     def _answer(self, name: str, x: Any) -> fx.Node:
         if isinstance(x, _Synapses) and x.weight.dim() == 2:
@@ -256,7 +245,7 @@ class _Importer:
         if isinstance(x, _Average):
             if x.x.scale is not None and x.x.scale.dim():
                 raise ValueError(f"node {x.name!r}: a Scale before AvgPool2d must be the same for all neurons")
-            image = x.x.kind == "image"  # of which a layer makes an image, whatever it would make of spikes
+            image = x.x.kind == "image"  # pooling of an image gives an image
             node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
             return _Signal(node, "image" if image else "counts", x.x.scale)
         if isinstance(x, _Synapses):
@@ -279,8 +268,8 @@ class _Importer:
         return _Signal(self._call(name, layer, x.node), x.kind, scale)
 
     def _synapses(self, name: str, node: Any, x: _Signal) -> _Synapses:
-        weight = _tensor(node.weight)
-        bias = _tensor(node.bias) if hasattr(node, "bias") else torch.zeros(len(weight))
+        weight = tensor(node.weight)
+        bias = tensor(node.bias) if hasattr(node, "bias") else torch.zeros(len(weight))
         affine = isinstance(node, (self.nir.Affine, self.nir.Linear))
         if affine and weight.dim() != 2:
             raise ValueError(f"node {name!r}: a weight of {weight.dim()} dimensions")
@@ -310,11 +299,11 @@ class _Importer:
             if not bool((unit > 0).all()):
                 raise ValueError(f"node {name!r}: the Scale of a shortcut must be positive")
             keywords["residual"] = shortcuts[0].node
-        threshold = _per_channel(name, "v_threshold", neurons.threshold / unit)
+        threshold = per_channel(name, "v_threshold", neurons.threshold / unit)
         options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
         if neurons.v_init is not None and neurons.v_init.any():
             options["v_init"] = neurons.v_init / unit
-        path = paths[0].times(neurons.factor / _per_channel(name, "a Scale", unit))
+        path = paths[0].times(neurons.factor / per_channel(name, "a Scale", unit))
         return self._call(name, self._layer(path, **options), path.x.node, **keywords)
 
     def _pooled(self, name: str, neurons: _Neurons, pool: _Average) -> fx.Node:
@@ -323,7 +312,7 @@ class _Importer:
             raise ValueError(f"node {name!r}: neurons after AvgPool2d must be IF with r = 1 and threshold 1")
         if pool.x.kind != "spikes" or pool.x.scale is not None:
             raise ValueError(f"node {name!r}: AvgPool2d with neurons of something other than spikes")
-        v_init = 0.0 if neurons.v_init is None else _uniform(name, "the initial potential", neurons.v_init)
+        v_init = 0.0 if neurons.v_init is None else uniform(name, "the initial potential", neurons.v_init)
         pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
         return self._call(name, pooling, pool.x.node)
 
@@ -334,7 +323,7 @@ class _Importer:
         else:
             cls: Any = tnn.Conv1d if weight.dim() == 3 else tnn.Conv2d
             groups = int(node.groups)
-            geometry = (_numbers(node.stride), _numbers(node.padding), _numbers(node.dilation), groups)
+            geometry = (numbers(node.stride), numbers(node.padding), numbers(node.dilation), groups)
             layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
         layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(path.bias * self.encoder.T)
         return layer
@@ -360,43 +349,4 @@ def _identifier(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:
-    return tnn.AvgPool2d(*(_numbers(v) for v in (node.kernel_size, node.stride, node.padding)), **options)
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=np.float32))
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, (str, bytes)):
-        return _plain(value)
-    array = np.asarray(value)
-    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
-
-
-def _uniform(name: str, what: str, values: Any) -> float:
-    first, *others = np.unique(np.asarray(values))
-    if others:
-        raise ValueError(f"node {name!r}: {what} must be the same for all neurons")
-    return float(first)
-
-
-def _near_one(factor: float) -> float:
-    """1 where the file's float32 are the reason that it is not."""
-    return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
-
-
-def _compact(scale: Tensor) -> Tensor:
-    """One factor, 0-dim, where all are the same."""
-    first = scale.flatten()[0]
-    return first if bool((scale == first).all()) else scale
-
-
-def _per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
-    values = _compact(values)
-    if not values.dim():
-        return values.item()
-    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
-    if not bool((rows == rows[:, :1]).all()):
-        raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
-    return rows[:, 0].clone()
+    return tnn.AvgPool2d(*(numbers(v) for v in (node.kernel_size, node.stride, node.padding)), **options)

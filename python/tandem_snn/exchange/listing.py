@@ -1,4 +1,4 @@
-"""What every export starts from: a network's evaluation, stage by stage, with names and the shapes for an input."""
+"""The start of every export: a network's evaluation, stage by stage, with names and shapes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..frozen.stages import ABSENT, FORMS, INPUT, CannotLower
 
 @dataclass
 class Stage:
-    """One stage of the list, and what it is in this network.
+    """One stage of the list, with its name, inputs and shapes.
 
     Attributes:
-        name: unique, an identifier.
-        layer: the stage itself, which is the export's to change.
-        x, residual: names of the stages whose result it reads; "input" is the network's.
-        fires: has it neurons? False for the synapses of a projection, and where an average is of real numbers.
-        shape: of its result, [*features]; ``in_shape`` of what it reads.
-        depth: how many layers with timing "window" are before it, each of which its input passes a window later.
+        name: a unique identifier.
+        layer: the frozen stage, a copy that the export may change.
+        x, residual: names of the stages that it reads; "input" is the network's input.
+        fires: whether it has neurons. False for the synapses of a projection and for averages of real numbers.
+        shape: of its result, [*features]; ``in_shape``: of its input.
+        depth: the number of layers with timing "window" before it; each delays its input by one window.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Stage:
 
     @property
     def waits(self) -> bool:
-        """Does it integrate a window, to fire in the next one?"""
+        """Whether it has timing "window"."""
         return self.fires and self.layer.timing == "window"
 
 
 @dataclass
 class Listing:
-    """All stages in order, the last of them as a rule the Readout's; what the network takes, and its T.
+    """All stages in order, the network's input and its T. The last stage is usually the Readout.
 
     Attributes:
-        mode: "direct", "zero_expand" or "events", as of ``tnn.Encoder``.
+        mode: "direct", "zero_expand" or "events", as in ``tnn.Encoder``.
         shape: of the input, [*features].
     """
 
@@ -69,11 +69,11 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     """The stages of ``net`` for inputs like x.
 
     Args:
-        readout: must the network end in a Readout? Else it may end in neurons too.
+        readout: whether the network must end in a Readout, not in neurons.
 
     Raises:
-        CannotLower: the network is not one chain of this package's layers from the input to a Readout, or a layer has
-            no step.
+        CannotLower: the network is not a chain of this package's layers from the input to a Readout, or a layer cannot
+            run step by step.
     """
     net = net.net if isinstance(net, FrozenNetwork) else net
     x = x[:1]

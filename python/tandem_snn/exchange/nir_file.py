@@ -1,9 +1,14 @@
-"""NIR files that a stranger may have written: nothing is allocated before the file is known to hold as much."""
+"""What a NIR file holds: untrusted files, checked before anything is allocated; their arrays as tensors and numbers."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from .. import memory
 from ..errors import UserError, extra
@@ -16,8 +21,8 @@ def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
     """The graph in a file, and the version of nir that wrote it.
 
     Raises:
-        UserError: no file, not one of NIR's, or one that declares more numbers than it holds, leads to other files, or
-            is nested beyond reason.
+        UserError: no such file, not a NIR file, or one that declares more numbers than it holds, links to other files,
+            or is nested too deeply.
     """
     nir = extra("nir", "the import of NIR")
     if not path.is_file():
@@ -50,3 +55,47 @@ def _check_values(values: Any, place: str) -> None:
     stored = values.id.get_storage_size()
     if values.nbytes > _DENSEST * stored or values.nbytes > memory.total():
         raise ValueError(f"{place} declares {values.nbytes:,} bytes, and the file holds {stored:,} for it")
+
+
+def plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def numbers(value: Any) -> Any:
+    if isinstance(value, (str, bytes)):
+        return plain(value)
+    array = np.asarray(value)
+    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+
+
+def uniform(name: str, what: str, values: Any) -> float:
+    first, *others = np.unique(np.asarray(values))
+    if others:
+        raise ValueError(f"node {name!r}: {what} must be the same for all neurons")
+    return float(first)
+
+
+def near_one(factor: float) -> float:
+    """1 if the factor differs from it only by rounding to float32 in the file."""
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
+
+
+def compact(scale: Tensor) -> Tensor:
+    """A single factor, 0-dim, if all are equal."""
+    first = scale.flatten()[0]
+    return first if bool((scale == first).all()) else scale
+
+
+def per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
+    values = compact(values)
+    if not values.dim():
+        return values.item()
+    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+    if not bool((rows == rows[:, :1]).all()):
+        raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
+    return rows[:, 0].clone()

@@ -1,4 +1,4 @@
-"""What the ONNX graphs of a step and of a window have in common: their values, products and averages."""
+"""Common parts of the ONNX graphs of a step and of a window: values, products and averages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPSET, IR_VERSION = 21, 10  # the first that have 4-bit integers
 
 
 class Graph:
-    """A graph that is being written: a node's name is that of its value."""
+    """A graph under construction. A node and its value have the same name."""
 
     def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
@@ -30,7 +30,7 @@ class Graph:
         self._spoilers: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def checked(self, name: str, **facts: str) -> Any:
-        """The model of what was written."""
+        """The finished model, checked."""
         helper = self.onnx.helper
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         model = helper.make_model(
@@ -50,7 +50,7 @@ class Graph:
         return name
 
     def integers(self, name: str, q: Tensor, largest: int) -> str:
-        """int8, or int4 where all fit: two in a byte, the first in its lower half."""
+        """int8; int4 if all values fit: two in a byte, the first in its lower half."""
         if largest > 7:
             return self.constant(name, q)
         halves = np.append(q.flatten().numpy().astype(np.uint8) & 15, np.zeros(q.numel() % 2, np.uint8))
@@ -80,7 +80,7 @@ class Graph:
         self.outputs.append(self.info(name, shape, True))
 
     def watch(self, stage: Stage, v: str) -> None:
-        """The answer of a sample is NaN where one of these potentials is infinite or NaN."""
+        """Makes the answer of a sample NaN if one of these potentials is infinite or NaN."""
         axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
         self._spoilers.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
 
@@ -96,7 +96,7 @@ class Graph:
         return self._weights[name]
 
     def _weight(self, name: str, layer: Layer) -> str:
-        """Few bits: integers, whose step is in the scale of the currents; a readout's are times their step."""
+        """Weights of few bits are integers; their step is in the scale of the currents. A readout multiplies by it."""
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.detach().float())
@@ -105,14 +105,14 @@ class Graph:
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
     def product(self, name: str, layer: Layer, x: str) -> str:
-        """Gemm, not MatMul: onnxruntime would round its input to 8 bits where the weights are dequantised."""
+        """Gemm, not MatMul: for dequantised weights, onnxruntime would round MatMul's input to 8 bits."""
         weight = self.weight(name, layer)
         if layer.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
         return self.op("Conv", x, weight, group=layer.groups, **window_of(layer))
 
     def affine(self, stage: Stage, y: str, parts: int) -> str:
-        """The currents of the product y, with so large a part of the window's shift."""
+        """The currents of the product y, with one of ``parts`` equal parts of the window's shift."""
         dims, layer = len(stage.shape), stage.layer
         if layer.scale is not None:
             y = self.op("Mul", y, self.per_channel(f"{stage.name}.current_scale", layer.scale, dims))
@@ -122,7 +122,7 @@ class Graph:
         return y
 
     def readout(self, stage: Stage, counts: str, share: str | None = None) -> str:
-        """The answer at these counts, with so large a share of its bias, by default all of it."""
+        """The answer at these counts; ``share`` multiplies the bias, by default 1."""
         layer = stage.layer
         if layer.gain != 1.0:
             counts = self.op("Mul", counts, self.number(layer.gain))
@@ -139,7 +139,7 @@ class Graph:
         return self.op("Mul", value, self.per_channel(f"{stage.name}.residual_scale", scale, len(stage.shape)))
 
     def start(self, stage: Stage) -> str | None:
-        """The initial potential, None where it is 0."""
+        """The initial potential; None if it is 0."""
         given = stage.layer.v_init
         if given is None or not bool(given.any()):
             return None
@@ -156,7 +156,7 @@ class Graph:
         return self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
 
     def spiking_average(self, stage: Stage, spikes: str) -> str:
-        """The spikes of each window are counted, which is exact, and weighted once."""
+        """Counts the spikes of each pooling window, which is exact, and multiplies once."""
         layer, channels = stage.layer, stage.in_shape[0]
         ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
         inside = self.op("Conv", spikes, ones, group=channels, **window_of(layer))

@@ -20,28 +20,27 @@ FORMS = ("IF", "primitives")
 def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
     """A NIR graph of the network's evaluation, for inputs shaped like x.
 
-    Each time step the input is the image (direct encoding), the image once and zeros afterwards (zero expand), or the
-    step's spikes; the graph's output is the step's share of the readout, so the sum over the T steps is the network's
-    answer. Gains, batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and
-    biases, an average over all space becomes one over windows.
+    The input of each time step is the image (direct encoding), the image once and then zeros (zero expand), or the
+    step's spikes. The output of a step is its share of the readout: the sum over T steps is the network's answer.
+    Gains, batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases;
+    adaptive pooling becomes pooling over windows.
 
-    NIR's own IF resets to ``v_reset`` (nir 1.0.8; older versions subtract the threshold), so the reset by subtraction
-    is written down in one of two ways:
+    NIR's IF resets to ``v_reset`` (since nir 1.0.8; older versions subtract the threshold), so the reset by subtraction
+    is written in one of two ways:
 
-    * ``neurons="IF"``: IF and LIF nodes whose metadata say ``reset = "subtract"``. Chips and simulators know these
-      nodes; run it where they subtract, or map the node to a neuron that does.
-    * ``neurons="primitives"``: no IF at all, but its definition as a loop: an integrator (I, or LI where there is a
-      leak), a Threshold, and a Scale that brings -ϑ back to the integrator one step later. It means the same in every
-      tool that runs recurrent graphs.
+    * ``neurons="IF"``: IF and LIF nodes with the metadata ``reset = "subtract"``. Chips and simulators know these
+      nodes; use a tool that subtracts, or map the nodes to neurons that do.
+    * ``neurons="primitives"``: an IF neuron as a loop of an integrator (I; LI with a leak), a Threshold, and a Scale
+      that returns -ϑ to the integrator one step later. It means the same in every tool that runs recurrent graphs.
 
-    Neurons with timing "window", which integrate T steps and fire in the next T, are IF nodes whose metadata say
-    ``timing = "window"`` and, where it is not zero, ``v_init``; ``phase`` of these and all other neurons is the number
-    of windows by which their input's window is later than the network's. A reader that works layer by layer adds up
-    the currents of the T steps, and then lets the node fire T times without any.
+    Neurons with timing "window" integrate T steps and fire in the next T. They are IF nodes with the metadata
+    ``timing = "window"`` and, if it is not zero, ``v_init``. With such neurons in the network, every IF node has a
+    ``phase``: the number of windows by which its input is delayed. A reader that works layer by layer sums the currents
+    of T steps, then runs the node T times without input.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
-        x: a batch of what it takes, for the shapes.
+        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
+        x: a batch of inputs, for the shapes.
         neurons: "IF" or "primitives".
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
 
@@ -50,7 +49,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
 
     Raises:
         CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or with a leak), timing
-            "window" as primitives, layers that are not one chain to the Readout: a ValueError that names the layer.
+            "window" as primitives, layers that are not a chain to the Readout. It is a ValueError that names the layer.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -72,7 +71,7 @@ class _Writer:
         self.taken = {"input", "output", *(stage.name for stage in network.stages)}
         self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(network.shape)})}
         self.edges: list[tuple[str, str]] = []
-        self.result = {"input": "input"}  # the node that holds a stage's result
+        self.result = {"input": "input"}  # the node of each stage's result
 
     def graph(self) -> Any:
         for stage in self.network.stages:
@@ -81,7 +80,7 @@ class _Writer:
         self.nodes["output"] = self.nir.Output({"output": np.array(last.shape)})
         self.edges.append((self.result[last.name], "output"))
         facts = {"producer": "tandem_snn", "T": self.network.T, "dt": self.dt, "input": self.network.mode}
-        if self.network.waits:  # the answer is that of the T steps after so many windows
+        if self.network.waits:  # the answer comes ``phase`` windows later
             facts |= {"timing": "window", "phase": last.depth}
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
 
@@ -104,14 +103,14 @@ class _Writer:
         return name
 
     def _free(self, name: str) -> str:
-        """A name for a node beside a stage's own, which no stage has."""
+        """A name for a further node of a stage, different from all stages' names."""
         while name in self.taken:
             name += "_"
         self.taken.add(name)
         return name
 
     def _flattened(self, stage: Stage) -> tuple[int, int]:
-        """From the end: NIR does not count the batch, and readers do not agree on whether a positive number does."""
+        """Dimensions counted from the end: readers disagree on whether positive numbers count the batch."""
         start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
         return start % dims - dims, end % dims - dims
 
@@ -207,13 +206,13 @@ class _Writer:
         return self.nir.LI(tau, r, np.zeros(stage.shape, np.float32))
 
     def _leak(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
-        """tau and r with which a step of length dt is v = λv + I."""
+        """tau and r for which a step of length dt is v = λv + I."""
         lost = 1.0 - stage.layer.leak
         return np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
 
 
 def _without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
-    """The kernel with zeros between the groups: the type check of nir 1.0.8 takes every convolution for one group."""
+    """The kernel of one group, with zeros between the groups: nir 1.0.8's type check ignores groups."""
     if groups == 1:
         return weight
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]

@@ -1,5 +1,5 @@
-"""What a trained network does and costs: recordings of its layers, firing rates, synaptic operations and their energy,
-mismatch between its two branches, quality against time.
+"""Measures of trained networks: recordings of layers, firing rates, synaptic operations and their energy, the mismatch
+between spike counts and ANN branch, accuracy over time.
 """
 
 from .coupling import Activation, Mismatch, activations, mismatch

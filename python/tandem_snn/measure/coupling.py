@@ -1,4 +1,4 @@
-"""How well the counts c follow the ANN branch's activation a = ρ(z)/ϑ."""
+"""The mismatch between the counts c and the ANN branch's activation a = ρ(z)/ϑ."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _READING = (tnn.SpikingLayer, tnn.Readout)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One layer's counts c beside its activation a, and beside q = clip(⌊z/ϑ⌋, 0, T), what an ideal neuron would fire.
+    """One layer's counts c compared with its activation a, and with q = clip(⌊z/ϑ⌋, 0, T), the count of an ideal
+    neuron.
 
     Attributes:
         cosine: of the angle between c and a, as vectors over the layer's neurons; mean over samples.
-        correlation: Pearson's, between the products W c and W a of the layer that reads them next, over its outputs and
-            the samples; NaN where none of this package's layers does.
+        correlation: Pearson's, between the products W c and W a of the next layer, over its outputs and the samples;
+            NaN if no layer of this package reads the counts.
         exact, over, under: shares of the neurons with c = q, c > q, c < q.
-        spurious: share of the neurons that fire although z ≤ 0, so that no gradient reaches them.
+        spurious: share of the neurons that fire although z ≤ 0, so that they get no gradient.
     """
 
     cosine: float
@@ -41,7 +42,7 @@ class Mismatch:
 
 @dataclass
 class Activation:
-    """A layer at work: its counts c, a = z/ϑ (not rectified), T, and the products W c and W ρ(a) of the next layer."""
+    """A layer's counts c, a = z/ϑ (not rectified) and T, and the products W c and W ρ(a) of the next layer."""
 
     name: str
     counts: Tensor
@@ -51,14 +52,14 @@ class Activation:
 
 
 def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
-    """The mismatch of each layer of IF neurons at the real counts of its input, in evaluation mode.
+    """The mismatch of each layer with neurons, at the real counts of its input, in evaluation mode.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of what ``net`` takes.
+        x: a batch of inputs of ``net``.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: the network has no such layers.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, norm=True), tnn.Readout(32, 2))
     >>> result = mismatch(net, torch.rand(5, 64))["1"]
@@ -69,14 +70,14 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
 
 
 def activations(net: nn.Module, x: Any) -> list[Activation]:
-    """Each layer of IF neurons at work, in the order of execution, in evaluation mode.
+    """Counts and activations of each layer with neurons, in the order of execution, in evaluation mode.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of what ``net`` takes.
+        x: a batch of inputs of ``net``.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: the network has no such layers.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
     >>> [(layer.name, layer.counts.shape, layer.a.shape) for layer in activations(net, torch.rand(5, 64))]
@@ -84,7 +85,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
     """
     check_layers(net, (tnn.SpikingLayer,))
     found: list[Activation] = []
-    # What a train would be if neurons were ideal, by the train's identity: (train, activation, where it came from).
+    # By the identity of a train: (train, the activation in its place, its layer).
     ideal: dict[int, tuple[Any, Tensor, Activation]] = {}
 
     def record(name: str, layer: Any, x: Any, kwargs: dict[str, Any], y: Any) -> None:

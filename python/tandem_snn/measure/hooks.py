@@ -1,4 +1,4 @@
-"""Watching a network's layers during a forward pass."""
+"""Hooks that watch a network's layers during a forward pass."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 
 @contextmanager
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
-    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of the layers of these kinds.
+    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of layers of these kinds.
 
-    The layer's further arguments are in the keywords, also when they were positional.
+    ``keywords`` are the layer's further arguments, positional ones included.
     """
 
     def hook(name: str) -> Callable[..., None]:
@@ -49,14 +49,14 @@ def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watche
 
 
 def given(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A layer's input, and its further arguments by name: of those only the residual may come without."""
+    """A layer's input, and its further arguments by name. Only the residual may be positional."""
     named = dict(zip(("x", "residual"), args, strict=False)) | dict(kwargs)
     return named.pop("x"), named
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """In evaluation mode and without gradients; afterwards every module is in the mode it was in."""
+    """Within this context: evaluation mode, no gradients. Afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in net.modules()]
     try:
         with torch.no_grad():

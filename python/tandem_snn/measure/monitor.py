@@ -1,4 +1,4 @@
-"""What the layers of a network do: recordings of their spikes and potentials, firing rates."""
+"""Recordings of layers: spikes, membrane potentials, firing rates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .hooks import FIRING, check_layers, evaluating, watching
 
 @dataclass(repr=False)
 class Recording:
-    """What one layer did.
+    """The recording of one layer.
 
     Attributes:
         train: the spikes of the latest samples, on the CPU.
         potentials: v after each step of the same samples, [T, B, *features], with timing "window" [2T, B, *features];
-            None where they were not asked for.
-        samples: how many samples the layer saw in all.
-        spikes: float64 [*features], each neuron's spikes, over all samples that the layer saw.
+            None unless asked for.
+        samples: the number of all samples that the layer has seen.
+        spikes: float64 [*features], each neuron's number of spikes over these samples.
     """
 
     train: SpikeTrain
@@ -41,7 +41,7 @@ class Recording:
 
     @property
     def rates(self) -> Tensor:
-        """Each neuron's firing rate, in spikes per step, over all samples that the layer saw: float64 [*features]."""
+        """Each neuron's firing rate, in spikes per step, over all samples: float64 [*features]."""
         return self.spikes / (self.samples * self.train.T)
 
     def __repr__(self) -> str:
@@ -57,21 +57,21 @@ class Recording:
 class Monitor(Mapping[str, Recording]):
     """Records spike trains, counts and membrane potentials of a network's layers with neurons, while it is entered.
 
-    The network runs as it would without it, in training or evaluation; the recordings carry no gradients. They stay
-    when the monitor is left, and grow when it is entered again. Memory is bounded: of the latest ``samples`` samples
-    each layer keeps ⌈T/8⌉ bytes per neuron and 4·T more with potentials, or with timing "window" 1 and 8·T. A pass with
-    another T or another size of images begins the recording of a layer anew.
+    The network itself runs unchanged, in training or evaluation; recordings carry no gradients. They stay after the
+    context, and grow when the monitor is entered again. Memory is bounded: a layer keeps the latest ``samples``
+    samples, with ⌈T/8⌉ bytes per neuron and 4·T more with potentials, or with timing "window" 1 and 8·T. A pass with
+    another T or image size restarts the recording of a layer.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
         layers: names of layers, or patterns such as "conv*", one or several.
-        potentials: record v after each step too (after the reset). The layer is then run twice, the second time
-            step by step; layers with batch norm must be in evaluation mode.
-        samples: how many of the latest samples to keep.
+        potentials: also record v after each step (after the reset). Each layer then runs a second time, step by step;
+            layers with batch norm must be in evaluation mode.
+        samples: the number of latest samples to keep.
 
     Raises:
-        ValueError: a name or pattern that no layer with neurons has, samples below 1; while running, potentials of
-            batch norm in training mode.
+        ValueError: no layer with neurons has this name or pattern; samples below 1; while running, potentials of batch
+            norm in training mode.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
     >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
@@ -112,7 +112,7 @@ class Monitor(Mapping[str, Recording]):
         self._watching = None
 
     def clear(self) -> None:
-        """Forgets what was recorded."""
+        """Deletes the recordings."""
         self._recordings.clear()
 
     def __getitem__(self, name: str) -> Recording:
@@ -161,13 +161,13 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of what ``net`` takes.
+        x: a batch of inputs of ``net``.
 
     Returns:
         The rate by the layer's name, in the order of execution.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: the network has no such layers.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
     >>> list(firing_rates(net, torch.rand(5, 4)))
@@ -186,5 +186,5 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
 
 
 def _kind(train: SpikeTrain) -> tuple[Any, ...]:
-    """What trains have in common that can be one."""
+    """Equal for trains that can be joined."""
     return train.T, train.timing, train.shape[1:]

@@ -36,17 +36,17 @@ class LayerOps:
 
 @dataclass(frozen=True)
 class SynOps:
-    """Operations of a network per sample, by layer and in all.
+    """Operations of a network per sample, by layer and in total.
 
     Attributes:
-        layers: each layer's, by its name.
+        layers: the operations of each layer, by its name.
     """
 
     layers: dict[str, LayerOps]
 
     @property
     def ann(self) -> float:
-        """MACs of the ANN twin: fan-in times neurons, over all layers."""
+        """MACs of the ANN twin: fan-in times neurons, summed over the layers."""
         return sum(layer.ann_macs for layer in self.layers.values())
 
     @property
@@ -66,18 +66,18 @@ def synops(net: nn.Module, x: Any) -> SynOps:
         ANN = Σ_l fan-in_l · neurons_l  (MACs)        SNN = Σ_t Σ_l Σ_j fan-out_j · s_j[t]  (ACs)
 
     The fan-out of a spike is the number of synapses it reaches: exact at borders, strides, dilations and groups. The
-    fan-in is that of a neuron whose window lies inside the image, as such figures are published: it is the products an
-    ANN computes, padding included. A layer whose input is real-valued (direct encoding, mean counts) costs the ANN's
-    MACs once, whatever T. Average pooling is a layer with k² synapses per neuron; a residual block's identity is one
-    per spike. Pooling to counts has no synapses.
+    fan-in counts the products that an ANN computes, padding included, as is usual in publications. A layer with
+    real-valued input (direct encoding, mean counts) costs the ANN's MACs once, whatever T. Average pooling is a layer
+    with k² synapses per neuron; the identity of a residual block is one synapse per neuron. Pooling to counts has no
+    synapses.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of what ``net`` takes.
+        x: a batch of inputs of ``net``.
 
     Raises:
-        ValueError: there are no such layers, or some whose synapses are not counted (those of ``convert`` that took the
-            general way).
+        ValueError: the network has no such layers, or layers whose synapses cannot be counted (``general.Neurons`` of a
+            converted network).
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -94,9 +94,9 @@ def synops(net: nn.Module, x: Any) -> SynOps:
 
 
 def synops_over_time(net: nn.Module, x: Any) -> list[float]:
-    """The operations of :func:`synops` that are spent by the end of step 0, 1, ..., T-1, per sample.
+    """The operations of :func:`synops` up to the end of step 0, 1, ..., T-1, per sample.
 
-    A real-valued input is spent at step 0. The last number is ``synops(net, x).snn``.
+    A real-valued input counts at step 0. The last number is ``synops(net, x).snn``.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> x = torch.rand(5, 4)
@@ -147,14 +147,14 @@ def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, An
 
 
 def neurons(layer: nn.Module, output: Any) -> torch.Size | None:
-    """The shape, per sample, of what a layer's synapses lead to; None where it has none: pooling to counts."""
+    """The shape, per sample, of the neurons behind a layer's synapses; None for pooling to counts, without synapses."""
     if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
         return None
     return output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
 
 
 def costs(layer: Any, x: Any, residual: Any, outputs: torch.Size) -> tuple[float, Tensor]:
-    """Per sample, the ANN's MACs for ``outputs`` values of a layer, and the ACs of the spikes of x and of the residual:
+    """Per sample: the ANN's MACs for ``outputs`` values of a layer; the ACs of the spikes of x and the residual,
     float64 [], differentiable.
     """
     macs = _macs(layer, outputs)
@@ -169,15 +169,15 @@ def _per_sample(spikes: Tensor) -> Tensor:
 
 
 def _macs(layer: Any, outputs: torch.Size) -> float:
-    """The products, per sample, by which an ANN computes ``outputs`` values of a layer."""
+    """The products, per sample, that an ANN needs for ``outputs`` values of a layer."""
     pool = isinstance(layer, tnn.AvgPool2d)
     fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
     return float(fan_in * outputs.numel())
 
 
 def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
-    """The synapses, per sample, that these numbers of spikes [B, *features] reach."""
-    # The sum over samples as a product: exact, as numbers of spikes are, and faster than torch's own.
+    """The number of synapses, per sample, that ``spikes`` [B, *features], numbers of spikes, reach."""
+    # A sum over samples as a matrix product: exact, since these are integers, and faster than torch's sum.
     innermost = spikes.movedim(1, -1).float()
     total = (innermost.new_ones(len(spikes)) @ innermost.flatten(1)).double().view(innermost.shape[1:])  # [*space, C]
     if total.dim() == 1:
@@ -190,7 +190,7 @@ def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
 def fan_out(layer: Any, space: torch.Size) -> Tensor:
     """How many output positions each input position reaches in a convolution or pooling layer: float64 [*space].
 
-    It is the gradient of the sum over an all-ones product, whose kernel has one channel.
+    It is the gradient of the sum over the convolution of ones with a kernel of ones.
 
     >>> fan_out(tnn.Conv1d(1, 1, 3, padding=1), torch.Size([4]))
     tensor([2., 3., 3., 2.], dtype=torch.float64)
@@ -198,7 +198,7 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
     return _fan_out(space, layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1)).clone()
 
 
-@lru_cache(256)  # a penalty asks at every training step
+@lru_cache(256)  # a penalty calls this at every training step
 def _fan_out(space: torch.Size, kernel: tuple[int, ...], *window: Any) -> Tensor:
     conv = nn.functional.conv1d if len(space) == 1 else nn.functional.conv2d
     with torch.inference_mode(False), torch.enable_grad():
@@ -231,17 +231,16 @@ class Energy:
 
 
 def energy(ops: SynOps, *, mac: float = MAC_PJ, ac: float = AC_PJ) -> Energy:
-    """What a network's arithmetic takes per sample, an estimate.
+    """An estimate of the energy of a network's arithmetic per sample.
 
         E = mac · MACs + ac · ACs
 
-    The defaults are those of 32-bit floating point in a 45 nm process at 0.9 V (M. Horowitz, "Computing's energy
-    problem", ISSCC 2014), on which the field's comparisons agree. They leave out memory, which takes far more than
-    arithmetic on most machines, the neurons' own updates, and whatever hardware for spikes saves or spends: compare
-    networks with them, not machines.
+    The defaults are for 32-bit floating point in a 45 nm process at 0.9 V (M. Horowitz, "Computing's energy problem",
+    ISSCC 2014), as usual in the field. They leave out memory accesses, which cost far more than arithmetic on most
+    machines, and the updates of neurons. Use them to compare networks, not machines.
 
     Args:
-        ops: what :func:`synops` counted.
+        ops: the result of :func:`synops`.
         mac, ac: picojoules per multiply-accumulate and per accumulate; for 32-bit integers 3.2 and 0.1.
 
     >>> from tandem_snn.measure import LayerOps, SynOps
@@ -258,15 +257,15 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
 
         penalty = Σ_l Σ_j fan-out_j · c_j  /  Σ_l MACs_l
 
-    per sample: the accumulations that the spike counts c cost, over the multiplications of the ANN twin; what
-    :func:`synops` counts, but for a real-valued input. Spikes of a layer that feeds many synapses are dearer than those
-    of one that feeds few. The gradient takes the counts' path, like that of the loss.
+    per sample: the accumulates for the spike counts c, relative to the multiply-accumulates of the ANN twin. It is
+    :func:`synops` without the cost of a real-valued input. A spike costs as much as it reaches synapses. The gradient
+    flows through the counts, as that of the loss does.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``; it is watched until :meth:`remove`.
+        net: a network of layers of ``tandem_snn.nn``; hooks watch it until :meth:`remove`.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: the network has no such layers.
         RuntimeError: on a call, no forward pass since the last one.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
@@ -289,7 +288,7 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
         self._spent[layer] = costs(layer, x, further.get("residual"), outputs)
 
     def __call__(self) -> Tensor:
-        """The penalty of the last forward pass, a 0-dim tensor. It can be taken once per pass."""
+        """The penalty of the last forward pass, a 0-dim tensor; once per pass."""
         if not self._spent:
             raise RuntimeError("synops_penalty: run the network forward first; each pass gives one penalty")
         spent, self._spent = self._spent, {}

@@ -1,4 +1,4 @@
-"""Quality against time: the readout after each step, and when it is sure enough to stop. Intervals of accuracies."""
+"""Accuracy over time: the readout after each step, early exit; confidence intervals of accuracies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batches = Iterable[tuple[Any, Tensor]]
 
 
 def right_answers(output: Tensor, targets: Tensor) -> Tensor:
-    """How many outputs [B, classes] are greatest at their targets [B].
+    """The number of outputs [B, classes] with their maximum at the target [B].
 
     >>> right_answers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])).item()
     1
@@ -29,9 +29,9 @@ def right_answers(output: Tensor, targets: Tensor) -> Tensor:
 def metric_over_time(
     frozen: FrozenNetwork, batches: Batches, total: Callable[[Tensor, Tensor], Tensor] = right_answers
 ) -> list[float]:
-    """A metric after 1, 2, ..., T steps, per sample; by default the share of right answers.
+    """A metric after 1, 2, ..., T steps, per sample; by default the accuracy.
 
-    The readout after t steps counts for t/T of a whole window, so what is measured is T/t times as much.
+    The readout after t steps is t/T of a whole window's, so it is multiplied by T/t.
 
     Args:
         frozen: a network that streams, see :meth:`tandem_snn.FrozenNetwork.step`.
@@ -60,8 +60,8 @@ def metric_over_time(
 
 @dataclass(frozen=True)
 class Exit:
-    """What comes of stopping as soon as the softmax of the readout reaches ``confidence``: the accuracy, 0..1, and the
-    mean number of steps.
+    """Early exit as soon as the softmax of the readout reaches ``confidence``: the accuracy, 0..1, and the mean number
+    of steps.
     """
 
     confidence: float
@@ -70,8 +70,7 @@ class Exit:
 
 
 def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[float] = CONFIDENCES) -> list[Exit]:
-    """Accuracy and time against the confidence at which a sample is done, as :meth:`tandem_snn.FrozenNetwork.anytime`
-    has it.
+    """Accuracy and time for each confidence at which a sample stops, as in :meth:`tandem_snn.FrozenNetwork.anytime`.
 
     Args:
         frozen: a network that streams.
@@ -100,7 +99,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
         for i, confidence in enumerate(confidences):
             sure = highest >= confidence
             sure[-1] = True
-            last = sure.int().argmax(0)  # the first step of those
+            last = sure.int().argmax(0)  # the first such step
             sums[i, 0] += right.gather(0, last[None]).sum()
             sums[i, 1] += (last + 1).sum()
         samples += len(targets)
@@ -112,15 +111,15 @@ def _check_frozen(net: Any) -> None:
         raise TypeError(f"frozen: expected what tandem_snn.freeze(net) gives, got {type(net).__name__}")
 
 
-Z = 1.959964  # of a normal distribution: 95 % lie within
+Z = 1.959964  # 95 % of a normal distribution lie within ±Z
 
 
 def difference_interval(first: float, second: float, samples: int) -> tuple[float, float]:
     """The 95 % interval of first - second, two accuracies 0..1 on ``samples`` test samples each.
 
-    By Newcombe's method 10 (Statistics in Medicine 17, 1998), from Wilson's intervals of both, as if the networks erred
-    independently of each other. Networks that err on the same samples differ by less than that says, so it is wide
-    rather than narrow. It knows nothing of what other seeds or other training data would give.
+    By Newcombe's method 10 (Statistics in Medicine 17, 1998), from Wilson's intervals of both, as if the networks'
+    errors were independent. Networks make errors on the same samples, so the interval is rather too wide. It does not
+    include the variation over seeds or training data.
 
     >>> low, high = difference_interval(0.99, 0.97, 100)
     >>> f"{low:.3f} to {high:.3f}"

@@ -14,9 +14,8 @@ from torch import nn
 from .. import ann
 from .. import nn as tnn
 from ..errors import UserError, check_name
-from .build import Plan
+from .build import Plan, resnet18, resnet18_cifar
 from .notation import build, check_notation, is_notation
-from .resnet import resnet18, resnet18_cifar
 
 _VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
 _ALEXNET = "96C11s4p2-MP3s2-256C5-MP3s2-384C3-384C3-256C3-MP3s2-D0.5-FC4096-D0.5-FC4096"
@@ -69,10 +68,10 @@ def list_models() -> list[str]:
 
 
 def check_model(name: str) -> None:
-    """Is it a name that :func:`create_model` knows, or can read as an architecture?
+    """Checks a model's name or architecture for :func:`create_model`.
 
     Raises:
-        UserError: it is neither; the message has the nearest name.
+        UserError: it is neither a name nor an architecture; the message has the nearest name.
 
     >>> check_model("16C3-MP2-FC100")
     """
@@ -91,19 +90,19 @@ def create_model(
     Args:
         name: one of :func:`list_models`, or an architecture such as "32C3-64C3s2-FC256".
         shape: of one input sample, e.g. (1, 28, 28).
-        classes: the number of outputs. Of a named network both have a default, those of the data it is made for:
+        classes: the number of outputs. For named networks, shape and classes default to their usual data set's:
             (3, 32, 32) and 10 for "cifarnet".
         T: the number of time steps.
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
-            a SpikeTrain; the default of the networks for event data); ``dropout``, in the place of the architecture's
-            own probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel";
-            ``timing``, "step" or "window"; ``v_init``, in units of the threshold (0.0, with timing "window" 0.5);
-            ``gamma``, the initial γ; ``weight_bits``, 2 to 8, of quantisation-aware training; ``ann_units``
-            (False): spikes are worth their threshold, so that the weights of a trained ANN keep their meaning; further
-            arguments of the layers with neurons: ``leak``, ``gate``, ``bn_stats``, ``momentum``, ``eps``.
+            a SpikeTrain; the default of networks for event data); ``dropout``, instead of the architecture's
+            probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel"; ``timing``,
+            "step" or "window"; ``v_init``, in units of the threshold (0.0, with timing "window" 0.5); ``gamma``, the
+            initial γ; ``weight_bits``, 2 to 8, for quantisation-aware training; ``ann_units`` (False): a spike counts
+            as its threshold, so that weights of a trained ANN keep their meaning; further arguments of the layers with
+            neurons: ``leak``, ``gate``, ``bn_stats``, ``momentum``, ``eps``.
 
     Raises:
-        UserError: an unknown name, an architecture for which the shape is too small, or without shape and classes.
+        UserError: an unknown name; a shape too small for the architecture; an architecture without shape and classes.
         TypeError, ValueError: an option that the layers refuse.
 
     >>> net = create_model("cnn", shape=(1, 8, 8), classes=10, T=8)
@@ -118,9 +117,10 @@ def create_model(
 def create_twin(
     name: str, *, shape: Sequence[int] | None = None, classes: int | None = None, T: int = 1, **options: Any
 ) -> nn.Sequential:
-    """The ANN twin of :func:`create_model`'s network: same arguments, same state_dict keys; it learns no threshold.
+    """The ANN twin of a network of :func:`create_model`: same arguments, same state_dict keys, but no learned
+    threshold.
 
-    In the place of a SpikeTrain it takes its counts.
+    It takes the counts of a SpikeTrain.
 
     >>> spiking, twin = (f("mlp", shape=(64,), classes=10, T=8) for f in (create_model, create_twin))
     >>> spiking.load_state_dict(twin.state_dict())

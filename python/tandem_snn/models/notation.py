@@ -20,7 +20,7 @@ _ALL = (_CONV, _POOL, _FULL, _DROP)
 
 
 def is_notation(text: str) -> bool:
-    """Does the text name layers, rather than a network?
+    """Whether the text is an architecture, not a network's name.
 
     >>> is_notation("32C3-FC256"), is_notation("cnn")
     (True, False)
@@ -29,19 +29,19 @@ def is_notation(text: str) -> bool:
 
 
 def _strange(text: str) -> list[str]:
-    """The parts of the text that name no layer."""
+    """The parts of the text that are not layers."""
     return [part for part in text.split("-") if not any(kind.fullmatch(part) for kind in _ALL)]
 
 
 def check_notation(text: str) -> None:
-    """Raises UserError if some parts of the text name layers and others do not: it was meant as an architecture."""
+    """Raises UserError if only some parts of the text are layers: then it was meant as an architecture."""
     strange = _strange(text)
     if 0 < len(strange) < len(text.split("-")):
         raise UserError(f"unknown model {text!r}: {strange[0]!r} is neither nCk, FCn, MPk, APk nor DP, such as 32C3s2")
 
 
 def build(notation: str, plan: Plan) -> nn.Sequential:
-    """The network, whose layers are called encoder, conv1, pool1, flatten, fc1, dropout1, ..., readout."""
+    """The network; its layers are named encoder, conv1, pool1, flatten, fc1, dropout1, ..., readout."""
     modules: OrderedDict[str, nn.Module] = OrderedDict(encoder=plan.encoder())
     numbers: Counter[str] = Counter()
     shape = tuple(plan.shape)

@@ -6,18 +6,16 @@
 torch.Size([2, 10])
 """
 
-from .conv import Conv1d, Conv2d
-from .dropout import Dropout
+from .batch_norm import initial_gamma
 from .encoder import Encoder
-from .gamma import initial_gamma
 from .init import init_gamma_
 from .lazy import LazyConv1d, LazyConv2d, LazyLinear, LazyReadout
-from .linear import Linear
 from .neuron import SpikingLayer
+from .passing import Dropout, Flatten
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .readout import Readout
 from .residual import Residual
-from .shape import Flatten
+from .synapses import Conv1d, Conv2d, Linear
 
 __all__ = [
     "AdaptiveAvgPool2d",

@@ -1,4 +1,6 @@
-"""What layers need of batch norm besides torch's own: its fold into scale and shift, and statistics over processes."""
+"""What layers need of batch norm besides torch's own: its initial γ, its fold into scale and shift, and statistics over
+processes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
+
+
+def initial_gamma(T: int, timing: str = "step") -> float:
+    """The initial γ for a window of T steps, by the measurement in docs/initialisation.md.
+
+    >>> initial_gamma(2), initial_gamma(8)
+    (2.0, 3.0)
+    >>> initial_gamma(2, "window"), initial_gamma(8, "window")
+    (1.0, 2.0)
+    """
+    if timing == "window":
+        return min(2.0, max(0.7, T / 2))
+    return 2.0 if T <= 2 else 3.0
 
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from .batch_norm import initial_gamma
 from .encoder import Encoder
-from .gamma import initial_gamma
 from .neuron import SpikingLayer
 
 Net = TypeVar("Net", bound=nn.Module)

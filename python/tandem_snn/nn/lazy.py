@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .conv import Conv1d, Conv2d, Size
-from .linear import Linear
 from .neuron import NeuronOptions
 from .quantise import check_bits
 from .readout import Readout
 from .signals import Signal
-from .signature import shows_neuron_options
+from .synapses import Conv1d, Conv2d, Linear, Size, shows_neuron_options
 
 Device = torch.device | str | None
 

@@ -17,9 +17,8 @@ from tandem_ext.functional.layer import by_channel, needs_grad, norm_layer, prod
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, own_sync, track
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
-from .gamma import initial_gamma
 from .quantise import byte_integers, check_bits, integers, rounded
 from .signals import Signal, check_input, check_signal, effective_counts, with_gain
 

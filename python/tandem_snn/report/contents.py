@@ -1,4 +1,4 @@
-"""What a report shows: read from a run's folder, or measured on its networks."""
+"""The contents of a report: read from a run's folder, or measured on its first seed's network."""
 
 from __future__ import annotations
 
@@ -14,61 +14,37 @@ from tandem_ext import SpikeTrain
 
 from ..data import Dataset
 from ..errors import UserError
-from ..frozen import freeze
-from ..measure import (
-    Exit,
-    Mismatch,
-    Monitor,
-    activations,
-    early_exit,
-    energy,
-    metric_over_time,
-    mismatch,
-    synops,
-    synops_over_time,
-)
+from ..measure import Monitor, activations, synops, synops_over_time
 from ..measure.hooks import evaluating
 from ..training.checkpoint import load_checkpoint
 from ..training.recipe import KINDS, Recipe, folder_of
-from ..training.task import make_task
 
-ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "firing_rates")
+ESSENTIAL = ("recipe", "seeds", "T", "synops_ratio", "energy_pj", "firing_rates", "mismatch")
 SUMMARY, MODEL, TWIN = "summary.json", "model.safetensors", "twin.safetensors"
 SAMPLES = 1000  # of the test split, for rates and operations
-FEW = 256  # for what is looked at neuron by neuron
+FEW = 256  # of these, for measures of single neurons
 POINTS = 400  # of a layer's neurons in the scatter plot
-
-
-@dataclass(frozen=True)
-class OverTime:
-    """The metric and the operations per sample after each step, and for classes what early exit makes of them."""
-
-    metric: list[float]
-    operations: list[float]
-    exits: list[Exit]
-    samples: int
 
 
 @dataclass
 class Contents:
-    """Everything that a report shows; what a run does not have is empty or None.
+    """Everything that a report shows: the run's summary, and measures of its first seed's network. Fields that a run
+    does not have, such as classes in regression, are empty or None.
 
     Attributes:
         name: the run's folder.
         summary: its summary.json.
         histories: the records of the epochs, by kind ("SNN", "ANN", "ANN continued") and seed.
         class_names: of the data set.
-        samples: how many test samples the rates are of; ``few`` of them were looked at neuron by neuron.
+        samples: the number of test samples for the rates; ``few``: for measures of single neurons.
         confusion: int64 [classes, classes], target by answer, on the test split.
         example: one test sample as an image [H, W] or [H, W, 3] in 0..1.
         verdict: its class, and the network's answer; None for regression.
-        rasters: the spikes [T, neurons] that it causes, by layer.
+        rasters: its spikes [T, neurons] by layer.
         rates: each neuron's firing rate, by layer.
-        matches: of each layer's counts with the ANN branch.
         points: (activations, counts) of some neurons, by layer.
         operations: synaptic operations per sample of the SNN and, as MACs, of the twin.
-        energy: estimated picojoules per sample of the SNN and the twin.
-        over_time: None where the network cannot stream; ``no_time`` then says why.
+        spent: the SNN's after each step; empty where the network cannot stream.
     """
 
     name: str
@@ -82,12 +58,9 @@ class Contents:
     verdict: tuple[str, str] | None = None
     rasters: dict[str, Tensor] = field(default_factory=dict)
     rates: dict[str, Tensor] = field(default_factory=dict)
-    matches: dict[str, Mismatch] = field(default_factory=dict)
     points: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     operations: tuple[float, float] = (0.0, 0.0)
-    energy: tuple[float, float] = (0.0, 0.0)
-    over_time: OverTime | None = None
-    no_time: str = ""
+    spent: list[float] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -100,8 +73,14 @@ class Contents:
 
     @property
     def twin(self) -> float | None:
-        """The metric of the first seed's twin."""
-        found: float | None = self.summary["per_seed"][0].get(f"ann_test_{self.metric}")
+        """The twin's metric."""
+        found: float | None = self.summary.get(f"ann_test_{self.metric}")
+        return found
+
+    @property
+    def over_time(self) -> list[float] | None:
+        """The metric after each step; None where the network cannot stream."""
+        found: list[float] | None = self.summary.get(f"test_{self.metric}_over_time")
         return found
 
 
@@ -120,10 +99,6 @@ def gather(run: Path, data_dir: Path | None = None) -> Contents:
     _look(contents, net, data)
     if data.task == "classification":
         contents.confusion = _confusion(net, data)
-    try:
-        contents.over_time = _over_time(net, data)
-    except ValueError as reason:
-        contents.no_time = f"The network cannot stream: {reason}."
     return contents
 
 
@@ -132,8 +107,7 @@ def _summary(path: Path) -> dict[str, Any]:
         raise UserError(f"no run in {path.parent}: `tandem-snn train` writes {path.name} when it has finished")
     try:
         summary: dict[str, Any] = json.loads(path.read_text())
-        [summary[key] for key in ESSENTIAL]
-        summary["per_seed"][0][f"test_{'mse' if 'test_mse' in summary else 'accuracy'}"]
+        [summary[key] for key in (*ESSENTIAL, "test_mse" if "test_mse" in summary else "test_accuracy")]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
     return summary
@@ -159,7 +133,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
-    """Rates, rasters and the coupling of the branches, on the first test samples."""
+    """Rates, rasters, and counts beside activations, on the first test samples."""
     x, targets = next(data.test.batches(SAMPLES))
     few = x[:FEW]
     contents.samples, contents.few = len(x), len(few)
@@ -172,14 +146,12 @@ def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
         contents.verdict = data.class_names[int(targets[0])], data.class_names[int(answer.argmax())]
     contents.rasters = {name: layer.train.to_dense()[:, 0].flatten(1) for name, layer in monitor.items()}
     contents.example = _image(x[:1])
-    contents.matches = mismatch(net, few)
     for layer in activations(net, few):
         chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
         contents.points[layer.name] = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
     operations = synops(net, x)
-    estimate = energy(operations)
     contents.operations = operations.snn, operations.ann
-    contents.energy = estimate.snn, estimate.ann
+    contents.spent = [] if contents.over_time is None else synops_over_time(net, x)
 
 
 def _confusion(net: nn.Module, data: Dataset) -> Tensor:
@@ -191,20 +163,8 @@ def _confusion(net: nn.Module, data: Dataset) -> Tensor:
     return confusion.view(classes, classes)
 
 
-def _over_time(net: nn.Module, data: Dataset) -> OverTime:
-    frozen = freeze(net)
-    x, targets = next(data.test.batches(2 * SAMPLES))
-    batches = [(x[i : i + 500], targets[i : i + 500]) for i in range(0, len(targets), 500)]
-    return OverTime(
-        metric_over_time(frozen, batches, make_task(data.task).total),
-        synops_over_time(net, x[:SAMPLES]),
-        early_exit(frozen, batches) if data.task == "classification" else [],
-        len(targets),
-    )
-
-
 def _image(x: Tensor | SpikeTrain) -> Tensor | None:
-    """A batch of one as a picture: of spikes, how many there were."""
+    """A batch of one sample as a picture; spikes are counted."""
     sample = (x.counts if isinstance(x, SpikeTrain) else x)[0].float()
     if sample.dim() != 3:
         return None

@@ -1,4 +1,4 @@
-"""Figures of a report, as SVG whose colours and fonts are the page's: it may be light or dark."""
+"""Figures of a report: SVG in the colours and fonts of the page, which may be light or dark."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import extra
 from ..plots import step_axis
 from .contents import Contents
 
-# What matplotlib draws with, those of the package's plots among them, and what it becomes on the page.
+# Colours in matplotlib, including those of the package's plots, and their replacements on the page.
 _COLOURS = {
     "#010101": "currentColor",
     "#020202": "var(--line)",
     "#1f77b4": "var(--snn)",
     "#ff7f0e": "var(--ann)",
-    "#8c564b": "currentColor",  # of the twin that is trained on
+    "#8c564b": "currentColor",  # the twin, continued
 }
 INK, LINE, SNN, ANN, _ = _COLOURS
 WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
@@ -63,20 +63,20 @@ def _svg(title: str, size: tuple[float, float], draw: Callable[[Any], None]) -> 
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for drawn, shown in _COLOURS.items():
         svg = svg.replace(drawn, shown)
-    # The page has one namespace: names that nothing refers to go, the others are digests of what they name.
+    # Ids share one namespace on the page: unused ones are removed, the others are digests of their content.
     used = set(re.findall(r'#(\w+)[")]', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    widest = f"max-width:{140 * size[0]:.0f}px"  # letters no larger than the text's
+    widest = f"max-width:{140 * size[0]:.0f}px"  # no larger letters than in the text
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{widest}"', 1)
 
 
 def _side_by_side(figures: Iterable[str], kind: str) -> str:
-    """As many in a row as the page is wide for: ``kind`` is "wide", or "layers" for many small ones."""
+    """As many in a row as the page has room for. ``kind``: "wide", or "layers" for many small figures."""
     return f'<div class="panels {kind}">{"".join(figures)}</div>'
 
 
 def _legend(axes: Any) -> None:
-    """Below the axes, where it covers nothing."""
+    """A legend below the axes."""
     axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), ncols=2, borderaxespad=0)
 
 
@@ -103,13 +103,12 @@ def learning_curves(contents: Contents) -> str:
 
 
 def over_time(contents: Contents) -> str:
-    """The metric after each step, against the steps and against the operations; early exit; the twin as a level."""
-    found = contents.over_time
-    assert found is not None
+    """The metric after each step against steps and operations, early exit, and the twin's metric as a line."""
+    values = contents.over_time
+    assert values is not None
     accuracy = contents.metric == "accuracy"
-    unit, label = (100.0, "test accuracy, %") if accuracy else (1.0, f"test {contents.metric}")
-    values = [unit * value for value in found.metric]
-    spent = [operations / contents.operations[1] for operations in found.operations]
+    label = "test accuracy, %" if accuracy else f"test {contents.metric}"
+    spent = [operations / contents.operations[1] for operations in contents.spent]
 
     def finish(axes: Any, xlabel: str) -> None:
         if contents.twin is not None:
@@ -118,11 +117,11 @@ def over_time(contents: Contents) -> str:
         plots.quality_axis(axes, accuracy)
 
     def steps(axes: Any) -> None:
-        axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="after so many steps")
-        if found.exits:
-            exits = sorted((e.steps, unit * e.accuracy) for e in found.exits)
+        axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="all samples stop")
+        if contents.summary.get("early_exit"):
+            exits = sorted((exit["steps"], 100 * exit["accuracy"]) for exit in contents.summary["early_exit"])
             axes.plot(*zip(*exits, strict=True), "s--", color=INK, markersize=3, linewidth=0.9,
-                      label="stopping when sure (mean)")  # fmt: skip
+                      label="each stops when sure (mean)")  # fmt: skip
         _whole(axes)
         finish(axes, "time steps")
         _legend(axes)
@@ -140,7 +139,7 @@ def over_time(contents: Contents) -> str:
 
 
 def rasters(contents: Contents, neurons: int = 120) -> str:
-    """The spikes of one sample: a mark per neuron and step, evenly spaced neurons of each layer."""
+    """The spikes of one sample: a mark per spike, for evenly spaced neurons of each layer."""
 
     def panel(name: str) -> str:
         def draw(axes: Any) -> None:
@@ -159,7 +158,7 @@ def rasters(contents: Contents, neurons: int = 120) -> str:
 
 
 def rate_histograms(contents: Contents) -> str:
-    """How many neurons fire how often, by layer."""
+    """Histograms of the neurons' firing rates, by layer."""
 
     def panel(name: str) -> str:
         def draw(axes: Any) -> None:
@@ -186,7 +185,9 @@ def coupling(contents: Contents) -> str:
             jittered = [count + 0.6 * ((i * 0.618034) % 1 - 0.5) for i, count in enumerate(counts)]
             axes.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
             axes.plot(a, jittered, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
-            axes.set(title=f"{name}: cosine {contents.matches[name].cosine:.3f}", xlabel="activation ρ(z)/ϑ")
+            axes.set(
+                title=f"{name}: cosine {contents.summary['mismatch'][name]['cosine']:.3f}", xlabel="activation ρ(z)/ϑ"
+            )
             axes.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6), ylabel="spike count")
 
         return _svg(f"Counts of {name} against its activations", (2.0, 2.0), draw)
@@ -195,7 +196,7 @@ def coupling(contents: Contents) -> str:
 
 
 def example(contents: Contents) -> str:
-    """The sample of the rasters."""
+    """The sample whose spikes the rasters show."""
 
     def draw(axes: Any) -> None:
         assert contents.example is not None

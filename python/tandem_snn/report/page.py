@@ -1,4 +1,4 @@
-"""The page: contents and figures put into HTML. All text from outside goes through ``escape``."""
+"""The page: contents and figures as HTML. All text from outside goes through ``escape``."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..measure.quality import points
 from . import figures
 from .contents import Contents, gather
 
-MOST_CLASSES = 40  # of a confusion matrix; beyond, its largest entries are listed
+MOST_CLASSES = 40  # of a confusion matrix; with more, only its largest entries are listed
 LISTED = 25
 
 
 def write_report(run: Path, out: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Writes the report of a run as one HTML file, which loads nothing from elsewhere.
+    """Writes the report of a run as one self-contained HTML file.
 
     Args:
-        run: the folder that ``tandem-snn train`` wrote.
+        run: a folder written by ``tandem-snn train``.
         out: the file; default ``run/report.html``.
-        data_dir: where the data set's files are, see :func:`tandem_snn.data.load`.
+        data_dir: the folder of the data set's files, see :func:`tandem_snn.data.load`.
 
     Returns:
         The file.
 
     Raises:
-        UserError: no run, a damaged one, no data, no matplotlib, or a file that cannot be written.
+        UserError: no run, a damaged run, no data, no matplotlib, or a file that cannot be written.
     """
     out = run / "report.html" if out is None else out
     text = page(gather(run, data_dir))
@@ -69,17 +69,19 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
         yield f"{summary['test_mse']:.4g}", f"test error (mse){mean}"
         if "ann_test_mse" in summary:
             yield f"{summary['test_mse'] / summary['ann_test_mse']:.2f} ×", "the twin's error"
-    yield f"{summary['synops_ratio']:.2f} ×", "operations at inference: one per spike and synapse / the ANN's products"
-    snn, ann = contents.energy
     yield (
-        f"{snn / ann:.2f} ×",
+        f"{summary['synops_ratio']:.2f} ×",
+        "operations at inference: one per spike and synapse / the ANN's multiply-accumulates",
+    )
+    yield (
+        f"{summary['energy_pj']['snn'] / summary['energy_pj']['ann']:.2f} ×",
         (
-            f"energy of these operations, if one per spike takes {AC_PJ} pJ and a product {MAC_PJ} pJ: an estimate for "
-            "chips that work per spike"
+            f"energy of these operations, at {AC_PJ} pJ per accumulate and {MAC_PJ} pJ per multiply-accumulate: an "
+            "estimate for hardware that works per spike"
         ),
     )
     if "step_time_ratio" in summary:
-        yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step here, all of T steps / the twin's"
+        yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step over all T time steps / the twin's"
     rates = summary["firing_rates"].values()
     yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
 
@@ -92,17 +94,17 @@ def _sections(contents: Contents) -> Iterable[str]:
     if contents.histories:
         yield _section("Learning curves", "One line per seed.", figures.learning_curves(contents))
     title = ("Accuracy" if contents.metric == "accuracy" else "Error") + " against time and operations"
-    found = contents.over_time
-    if found is not None:
-        explanation = f"The first seed's network, stopped after each of its T steps, on {found.samples:,} test samples."
-        if found.exits:
-            explanation += " Dashed: each sample stops by itself as soon as the softmax of its readout reaches a "
-            explanation += "confidence, 0.5 to 1."
+    if contents.over_time is not None:
+        explanation = f"Answers after each of the T steps, on {contents.summary['samples']['test']:,} test samples"
+        explanation += ", mean of the seeds." if len(contents.summary["seeds"]) > 1 else "."
+        if contents.summary.get("early_exit"):
+            explanation += " Dashed: each sample stops as soon as the softmax of the readout reaches a confidence, 0.5 "
+            explanation += "to 1 (first seed)."
         if contents.twin is not None:
-            explanation += " The diamond is the same seed's twin, which spends all of its operations at once."
+            explanation += " The diamond is the twin, which spends all of its operations at once."
         yield _section(title, explanation, figures.over_time(contents))
     else:
-        yield _section(title, contents.no_time, "")
+        yield _section(title, "The network cannot stream: it has no answer before the end of the window.", "")
     if contents.confusion is not None:
         yield _confusion(contents)
     if contents.rasters:
@@ -110,31 +112,32 @@ def _sections(contents: Contents) -> Iterable[str]:
         picture = figures.example(contents) if contents.example is not None else ""
         yield _section(
             "Spikes of one sample",
-            "The first test sample, and every spike it causes in up to 120 evenly spaced neurons of each layer.",
+            "The first test sample, and its spikes in up to 120 evenly spaced neurons of each layer.",
             f'<div class="side"><figure>{picture}<figcaption>{escape(told)}</figcaption></figure>'
             f"{figures.rasters(contents)}</div>",
         )
     yield _section(
         "Firing rates",
         f"Neurons by their firing rate, in spikes per step over {contents.samples:,} test samples; the line is the "
-        "mean. A silent neuron fired for none of them.",
+        "mean. A silent neuron never fired.",
         figures.rate_histograms(contents),
     )
     yield _section(
         "Spike counts against the ANN branch's activations",
-        f"The rule learns by the ANN's gradient at the real counts: the closer the dots, neurons of {contents.few} "
-        "test samples, lie to the line min(a, T), the truer it is. Cosines are means over the samples, correlations "
-        "compare the products of counts and of activations with the next layer's weights. Counts are as expected "
-        "where they are ⌊z/ϑ⌋ within 0 and T, as of currents that are the same at every step; neurons with more or "
-        "fewer spikes saw theirs come and go. Spurious are spikes of neurons with z ≤ 0, which no gradient reaches.",
+        "The rule uses the ANN's gradient at the real counts. It is the more exact, the closer the dots (neurons of "
+        f"{contents.few} test samples) are to the line min(a, T). The table is of {contents.samples:,} test samples. "
+        "Cosine: mean over the samples. Correlation: between the next layer's products with counts and with "
+        "activations. A count is as expected if it is ⌊z/ϑ⌋, clipped to 0..T, the count for currents that are the same "
+        "at every step; other neurons received currents that changed. Spurious: neurons that fire although z ≤ 0; they "
+        "get no gradient.",
         figures.coupling(contents) + _matches(contents),
     )
     yield _section(
         "Memory and time beside the twin",
-        "Training steps were taken alternately, of the first seed's networks; the ratio is the median of ratios. "
-        "Epochs are means over the seeds. Memory is the largest, beyond what was held before training. Operations and "
-        f"energy are per sample: an addition takes {AC_PJ} pJ, a multiply-accumulate {MAC_PJ} pJ (32-bit floating "
-        "point in 45 nm; memory is left out).",
+        "Training steps of the first seed's networks were measured in turns; the ratio is the median of ratios. Epochs "
+        "are means over the seeds. Memory is the peak beyond the memory held before training. Operations and energy: "
+        f"per sample, at {AC_PJ} pJ per addition and {MAC_PJ} pJ per multiply-accumulate (32-bit floating point in 45 "
+        "nm, without memory accesses).",
         _costs(contents),
     )
     yield _origin(contents.summary)
@@ -197,15 +200,16 @@ def _matches(contents: Contents) -> str:
     return _table(
         head,
         (
-            (name, f"{m.cosine:.3f}", f"{m.correlation:.3f}", *(f"{100 * s:.1f} %" for s in
-             (m.exact, m.over, m.under, m.spurious)))
-            for name, m in contents.matches.items()
+            (name, f"{m['cosine']:.3f}", "" if m["correlation"] is None else f"{m['correlation']:.3f}",
+             *(f"{100 * m[share]:.1f} %" for share in ("exact", "over", "under", "spurious")))
+            for name, m in contents.summary["mismatch"].items()
         ),
     )  # fmt: skip
 
 
 def _costs(contents: Contents) -> str:
     summary, rows = contents.summary, []
+    energy = summary["energy_pj"]
     for key, label, unit, format_ in (
         ("step_time_ms", "one training step", 1.0, "{:.2f} ms"),
         ("seconds_per_epoch", "one epoch", 1.0, "{:.2f} s"),
@@ -218,7 +222,7 @@ def _costs(contents: Contents) -> str:
         rows.append((label, *shown, ratio))
     for label, (snn, ann), unit, format_ in (
         ("synaptic operations", contents.operations, 1e-6, "{:.3g} million"),
-        ("energy of arithmetic, estimate", contents.energy, 1e-6, "{:.3g} µJ"),
+        ("energy of arithmetic, estimate", (energy["snn"], energy["ann"]), 1e-6, "{:.3g} µJ"),
     ):
         rows.append((label, format_.format(unit * snn), format_.format(unit * ann), f"{snn / ann:.2f}"))
     return _table(("", "SNN", "ANN twin", "SNN / ANN"), rows)
@@ -231,4 +235,4 @@ def _origin(summary: dict[str, Any]) -> str:
     body = _table((), ((name, str(value)) for name, value in facts.items()), "facts")
     for name, text in ("Recipe", recipe), ("Machine and versions", machine):
         body += f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
-    return _section("How it came about", "", body)
+    return _section("Origin", "", body)

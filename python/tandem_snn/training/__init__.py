@@ -1,8 +1,8 @@
-"""Training, in pieces that can be taken singly.
+"""Training, in pieces that can be used on their own.
 
-A :class:`Recipe` says what to do; :func:`fit` does it for one network, :func:`compare` for a network and its ANN twin
-over several seeds. Below them, :class:`Trainer` takes single steps, :class:`Store` keeps a run on the disk, and
-optimizers, learning rates, tasks and checkpoints are functions of their own.
+A :class:`Recipe` describes a training run. :func:`fit` runs it for one network, :func:`compare` for a network and its
+ANN twin over several seeds. Below them, :class:`Trainer` takes single steps, :class:`Store` keeps a run on the disk,
+and optimizers, learning rates, tasks and checkpoints are functions.
 """
 
 from .checkpoint import load_checkpoint, read_recipe, save_checkpoint

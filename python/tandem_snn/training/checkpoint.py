@@ -73,7 +73,7 @@ def load_checkpoint(path: str | os.PathLike[str], net: nn.Module) -> Facts:
         The checkpoint's facts.
 
     Raises:
-        UserError: no such file, damaged, or the checkpoint of another model.
+        UserError: no such file, a damaged one, or the checkpoint of another model.
 
     >>> recipe = Recipe(model="FC16")
     >>> net = recipe.build(recipe.load())
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str], net: nn.Module) -> Facts:
 
 
 def load_weights(path: Path, state: Mapping[str, Tensor], net: nn.Module) -> None:
-    """Copies ``state``, read from ``path``, into ``net``, if every entry fits."""
+    """Copies ``state``, read from ``path``, into ``net``. Every entry must fit."""
     own = net.state_dict()
     differing = [name for name in {**own, **state} if _shape(own, name) != _shape(state, name)]
     if differing:
@@ -105,5 +105,5 @@ def _shape(state: Mapping[str, Tensor], name: str) -> str:
 
 
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every floating-point value is a number."""
+    """Whether every floating-point value is finite."""
     return all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point())

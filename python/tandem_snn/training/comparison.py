@@ -31,7 +31,7 @@ PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the key
 
 @dataclass(frozen=True)
 class Run:
-    """One seed: each kind of network, trained, and how it got there."""
+    """One seed: the trained networks by kind, and the records of their training."""
 
     seed: int
     nets: dict[str, nn.Module]
@@ -43,10 +43,10 @@ class Comparison:
     """The runs of all seeds, and their measures.
 
     Attributes:
-        kinds: "SNN" and, if the twin was trained too, "ANN"; and "ANN continued", the control where the spiking network
-            started from the twin: the twin, trained on by the same recipe for as many epochs.
+        kinds: "SNN"; "ANN" if the twin was trained too; and "ANN continued" if the spiking network started from the
+            twin: the control, the twin trained by the same recipe for as many further epochs.
         metric: "accuracy" or "mse".
-        samples: how many there are, by split.
+        samples: the number of samples by split.
         measures: None in processes other than the main one.
     """
 
@@ -62,7 +62,7 @@ class Comparison:
         return fmean(self._tests(kind))
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds. Accuracies are percentages, times milliseconds, unless the name says otherwise."""
+        """The content of summary.json. Accuracies are in per cent, times in milliseconds, unless a name says else."""
         assert self.measures is not None
         unit, digits = (100, 4) if self.metric == "accuracy" else (1, 7)
         names = PREFIXES
@@ -127,21 +127,21 @@ def compare(
     interruption: Interruption | None = None,
     **store: Any,
 ) -> Comparison:
-    """Trains the recipe's network and its twin for each of its seeds, and measures them on the test samples.
+    """Trains the recipe's network and its twin for each seed, and measures them on the test samples.
 
-    For a seed, both networks see the same samples in the same order, and start from the same weights, unless the recipe
-    says otherwise.
+    For a seed, both networks see the same samples in the same order. They start from the same weights unless the recipe
+    has ``init_from``.
 
     Args:
         recipe: what to train.
         data: the recipe's data, loaded.
-        twin: train the ANN too, and where the spiking network starts from it, train it on for as long.
+        twin: train the ANN too; if the spiking network starts from it, train it for as long again, as a control.
         device: where to train.
-        folder: where each training has a :class:`Store`, ``folder/seed-0/snn`` and so on. What is there is continued.
-        twins: a folder of ANN twins that comparisons share: what is in it is taken, what is not is trained into it.
+        folder: each training has a :class:`Store` in it, such as ``folder/seed-0/snn``, and resumes from it.
+        twins: a folder of ANN twins that comparisons share: twins in it are loaded, missing ones trained and added.
         world: the processes that train together.
         on_step: called after every training step with the kind ("SNN" or "ANN"), the seed and the trainer.
-        interruption: asked after every step whether to stop.
+        interruption: says after every step whether to stop.
         store: further arguments of :class:`Store`.
 
     Returns:
@@ -186,7 +186,7 @@ def compare(
 
 
 def _start(recipe: Recipe, nets: Mapping[str, nn.Module]) -> None:
-    """Where the spiking network begins."""
+    """Gives the spiking network its initial weights, if the recipe has ``init_from``."""
     if recipe.init_from == TWIN:
         start_from(nets["SNN"], nets["ANN"].state_dict(), recipe.init_gain)
     elif recipe.init_from is not None:

@@ -23,15 +23,15 @@ OnStep = Callable[[Trainer], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a training run.
+    """The result of a training run.
 
     Attributes:
         history: one record per epoch: loss, metric, learning rate, seconds, and the same of the validation split.
-        epoch: the epoch whose weights were kept, counted from 1: the best by the validation split, else the last.
-        test: loss and metric on the test split, measured once, with those weights.
-        peak_memory: bytes by which the process grew in training, or that were allocated on the GPU; None where the
-            system does not tell.
-        trained_on: see :class:`Trainer`; empty for a run that was trained as it was meant from the first.
+        epoch: the epoch whose weights were kept, counted from 1: the best on the validation split, else the last.
+        test: loss and metric of these weights on the test split, measured once.
+        peak_memory: bytes by which the process grew in training, or that were allocated on the GPU; None if the system
+            does not report it.
+        trained_on: see :class:`Trainer`; empty unless the number of epochs was raised.
     """
 
     history: list[dict[str, Any]]
@@ -42,7 +42,7 @@ class Fitted:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Of training, without validation; the mean over the epochs."""
+        """Training time without validation, mean over the epochs."""
         return sum(record["seconds"] for record in self.history) / len(self.history)
 
 
@@ -59,18 +59,18 @@ def fit(
     """Trains ``net`` in place by the recipe, and tests it once at the end.
 
     Args:
-        net: on the device where it shall be trained.
-        data: what the recipe's :meth:`~Recipe.load` gives, or {"train": ..., "validation": ..., "test": ...} of one's
-            own, see :meth:`tandem_snn.data.Dataset.of`; "validation" may be missing.
-        recipe: its ``model`` and the keys that go with it are not looked at: ``net`` is there already.
-        store: where checkpoints and logs go. A run that it holds is continued; a finished one is only loaded.
+        net: on the device where it is to be trained.
+        data: from the recipe's :meth:`~Recipe.load`, or your own {"train": ..., "validation": ..., "test": ...}, see
+            :meth:`tandem_snn.data.Dataset.of`; "validation" may be missing.
+        recipe: its ``model`` and the model's keys are ignored: ``net`` is given.
+        store: where checkpoints and logs go. An unfinished run in it resumes; a finished one is only loaded.
         world: the processes that train together.
         on_step: called with the trainer after every step, and once before the first.
-        interruption: asked after every step whether to stop.
+        interruption: says after every step whether to stop.
 
     Raises:
         UserError: the loss is not finite, or a file cannot be written.
-        Interrupted: it was asked to stop; a checkpoint is written.
+        Interrupted: ``interruption`` asked for a stop; a checkpoint is written.
 
     >>> data = tandem_snn.data.load("digits")
     >>> recipe = Recipe(model="mlp", epochs=2)
@@ -129,7 +129,7 @@ def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interr
 
 
 def _asked_to_stop(trainer: Trainer, interruption: Interruption | None) -> bool:
-    """Whether any process was asked: all of them stop after the same step."""
+    """Whether any process was asked to stop: then all processes stop after the same step."""
     asked = interruption is not None and interruption.requested()
     if trainer.world.size == 1:
         return asked

@@ -1,5 +1,5 @@
-"""Keys of a recipe, each declared once: default, help, what is allowed. And values from untrusted YAML:
-nothing is built before its size and kind are known.
+"""Keys of a recipe, each declared once: default, help, allowed values. Values from untrusted YAML: size and type are
+checked before anything is built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LABELS = {"data": "data set", "bins": "kind of bins"}  # in messages
 
 
 class Bound(NamedTuple):
-    """What a number has to be."""
+    """A condition on a number, and how messages state it."""
 
     text: str
     holds: Callable[[float], bool]
@@ -44,18 +44,18 @@ def key(
     """A field of :class:`~tandem_snn.training.Recipe`, and an option of ``tandem-snn train``.
 
     Args:
-        default: of the field.
-        help: what the key means, for the command line and the reference.
-        allowed: the names it may have, or the bound of a number.
-        model: it is handed on to the model where it is given; None leaves the choice to the model.
-        neuron: the ANN has no use for it.
+        default: the field's default.
+        help: the meaning of the key, for the command line and the reference.
+        allowed: the allowed names, or the bound of a number.
+        model: the key is an argument of the model; None leaves the choice to the model.
+        neuron: the ANN ignores the key.
     """
     made: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
     return field(**made, metadata={"help": help, "allowed": allowed, "model": model, "neuron": neuron})
 
 
 def check(name: str, allowed: Bound | Iterable[str] | None, value: Any) -> None:
-    """Raises UserError where a value of the right kind is not allowed."""
+    """Raises UserError if a value of the right type is not allowed."""
     if value is None or allowed is None:
         return
     if not isinstance(allowed, Bound):
@@ -65,10 +65,10 @@ def check(name: str, allowed: Bound | Iterable[str] | None, value: Any) -> None:
 
 
 def typed(name: str, hint: Any, value: Any) -> Any:
-    """``value`` as the type ``hint`` of a field, if it can be that.
+    """``value`` converted to the type ``hint`` of a field.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be converted.
     """
     kind, *others = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in others:
@@ -113,14 +113,14 @@ def _is_collection(value: Any) -> bool:
 
 
 def from_yaml(text: str, what: str) -> Any:
-    """What the text says, in plain lists, mappings, strings, numbers, dates and None.
+    """The content of a YAML text: plain lists, mappings, strings, numbers, dates and None.
 
     Args:
-        what: names the text in messages.
+        what: the name of the text in messages.
 
     Raises:
-        UserError: not YAML, a key given twice, longer than ``LARGEST``, nested more than ten times, or with aliases, by
-            which a short text can stand for an endless value.
+        UserError: not YAML, a key given twice, longer than ``LARGEST``, nested more than ten times, or with aliases,
+            which can expand a short text without limit.
 
     >>> from_yaml("a: [1, true]", "this")
     {'a': [1, True]}
@@ -149,5 +149,5 @@ def from_yaml(text: str, what: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not YAML: {error}") from error
-    except ValueError as error:  # a date or number that there is not
+    except ValueError as error:  # an impossible date or number
         raise error if isinstance(error, UserError) else UserError(f"{what} is not YAML: {error}") from error

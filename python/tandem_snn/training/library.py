@@ -1,4 +1,4 @@
-"""Recipes as YAML: those that come with the package, by name from recipes.yaml, and any other file, by path."""
+"""Recipes as YAML: the package's own by name, from recipes.yaml, others by the path of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).with_name("recipes.yaml")
 
 @cache
 def _package() -> dict[str, dict[str, Any]]:
-    """The keys of the recipes that come with the package, and what each is ``about``, by name."""
+    """The package's recipes by name: their keys, and a description under ``about``."""
     return dict(sorted(_read(PACKAGE).items()))
 
 
@@ -29,7 +29,7 @@ def list_recipes() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """What a recipe of the package is, in a sentence or two.
+    """A short description of one of the package's recipes.
 
     >>> describe("mnist")
     '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
@@ -41,11 +41,11 @@ def describe(name: str) -> str:
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe by name, or from a YAML file.
 
-    A file holds keys of :class:`Recipe`; what it leaves out has the default. ``base`` names a recipe whose keys it
-    takes over first, by name, or by a path that is relative to the file.
+    A file holds keys of :class:`Recipe`; missing keys have their defaults. ``base`` is another recipe whose keys come
+    first: a name, or a path relative to the file.
 
     Args:
-        name: one of :func:`list_recipes`, or a path: something with a slash or the ending .yaml.
+        name: one of :func:`list_recipes`, or a path, which has a slash or ends in .yaml.
 
     Raises:
         UserError: unknown name, no such file, not YAML, an unknown key.
@@ -57,7 +57,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a recipe, its base's included."""
+    """The keys of a recipe and of its base."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = folder / name
         what, folder = f"recipe {path}", path.parent

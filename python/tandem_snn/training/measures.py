@@ -1,4 +1,4 @@
-"""What trained networks cost, and how their spikes do what they do: the part of a comparison that is not its metric."""
+"""Measures of trained networks besides the metric: costs, firing rates, mismatch, accuracy over time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..measure.hooks import evaluating
 from .recipe import Recipe
 from .task import Task, make_task
 
-SAMPLES = 1000  # of the test split, by which spikes are counted
+SAMPLES = 1000  # of the test split, on which spikes are counted
 PICTURES = 8
 
 
@@ -35,11 +35,10 @@ class Measures:
         energy: picojoules per sample.
         mismatch: of the first seed, by layer.
         over_time: the metric on the test split after 1, 2, ..., T steps; None for a network that cannot stream.
-        exits: of the first seed: accuracy and time against the confidence at which a sample is done; None as before,
-            and in regression.
+        exits: accuracy and time for each confidence at which samples may stop, of the first seed; None for a network
+            that cannot stream, and for regression.
         step_times: seconds of a training step by kind. step_time_ratio: SNN over ANN.
-        pictures: of the first seed, where images are their own targets: test images as they are and as each kind of
-            network gives them.
+        pictures: if images are their own targets: test images and each kind of network's output, of the first seed.
     """
 
     firing_rates: dict[str, float]
@@ -80,12 +79,12 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
 def _over_time(net: nn.Module, data: Dataset, task: Task) -> list[float] | None:
     try:
         return metric_over_time(*_streaming(net, data), task.total)
-    except ValueError:  # that is how a network says that it cannot stream
+    except ValueError:  # the network cannot stream
         return None
 
 
 def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[tuple[Any, Tensor]]]:
-    """The network and the test samples where streams run: on the CPU."""
+    """The frozen network and the test samples, on the CPU, where streams run."""
     return freeze(net).cpu(), data.test.to("cpu").batches(500)
 
 

@@ -1,4 +1,4 @@
-"""The processes that train one network, as torchrun starts them; and being asked to stop."""
+"""The processes that train one network, started by torchrun; signals that stop them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError
 from ..nn.batch_norm import SyncBatchNorm
 
-# gloo's threads outlive their group. One of them that were the last to hold a sum would need Python's lock to free it,
-# and dies for it, with the process, where Python is already ending: the last sum is held here instead.
+# gloo's threads outlive their group. A thread that holds the last reference to a sum takes Python's lock to free it. If
+# Python is shutting down, that ends the process: so the last sum is kept here.
 _kept: list[Any] = []
 
 
@@ -54,7 +54,7 @@ class World:
         """``net`` with its gradients averaged over the processes in the backward pass."""
         if self.size == 1:
             return net
-        # The buffers are batch norm's, equal already. torch renamed the argument that says so.
+        # Buffers are equal already: batch norm is synchronised. torch has renamed this argument.
         parallel: Any = nn.parallel.DistributedDataParallel
         known = inspect.signature(parallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -62,19 +62,19 @@ class World:
 
 
 def launched() -> bool:
-    """Whether torchrun, or something alike, started this process as one of several."""
+    """Whether torchrun, or a similar launcher, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tuple[World, str]]:
-    """Joins the processes that torchrun started; alone, there is nothing to join.
+    """Joins the processes that torchrun started; does nothing for a single process.
 
         torchrun --nproc-per-node 2 -m tandem_snn train fashion-mnist
 
     Args:
-        device: "cpu", where the processes talk through gloo, or "cuda", through NCCL: each has one GPU of its machine.
-        timeout: how long to wait for the others.
+        device: "cpu" (backend gloo), or "cuda" (NCCL, one GPU for each process of a machine).
+        timeout: how long to wait for the other processes.
 
     Returns:
         A context that gives (world, this process's device).
@@ -94,7 +94,7 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     try:
-        # torchrun may keep what processes told each other before it started them again: each start has its own place.
+        # torchrun may keep the entries of processes that it has restarted: each start has its own prefix.
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
@@ -113,13 +113,13 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
 
 @contextmanager
 def synchronised(net: nn.Module, world: World) -> Iterator[None]:
-    """Within this context the network's batch norms, spiking layers' and others, use the statistics of all processes.
+    """Within this context all batch norms of the network use the statistics of all processes.
 
     Afterwards they are torch's own again, with the same parameters and buffers.
 
     Args:
         net: the network, not wrapped.
-        world: the processes; of one alone nothing changes.
+        world: the processes; with a single one nothing changes.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3, norm=True), tnn.Readout(3, 2))
     >>> with synchronised(net, World()):
@@ -148,9 +148,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Within this context the first Ctrl-C or SIGTERM only sets :attr:`signal`; the second acts as it always does.
+    """Within this context the first Ctrl-C or SIGTERM only sets :attr:`signal`; the second acts as usual.
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    Outside the main thread, where Python delivers no signals, this does nothing.
 
     >>> import signal
     >>> with Interruption() as interruption:

@@ -1,4 +1,4 @@
-"""Progressive tandem learning: a network becomes a spiking one layer by layer, each after those before it."""
+"""Progressive tandem learning: an ANN becomes a spiking network layer by layer, from the first to the last."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _BATCH = 250
 class Progressive:
     """The stages of a training, after Wu et al., "Progressive Tandem Learning", arXiv 2007.01204.
 
-    In stage k of L layers with neurons, the first k spike, with thresholds that were measured, and the others are what
-    they are in the ANN. The first k - 1 are frozen, their batch norms included; the rest is trained, through the rule's
-    gradient where it spikes. Then layer k + 1 gets its threshold,
+    The network has L layers with neurons. In stage k the first k layers spike, with measured thresholds, and the others
+    are analog, as in the ANN. The first k - 1 layers are frozen, including their batch norms; the rest is trained, by
+    the rule's gradient where it spikes. Then layer k + 1 begins to spike, with the threshold
 
-        ϑ = a / T,    a: the recipe's percentile of its activations that are not zero, in the network as it then is,
+        ϑ = a / T,    a: the recipe's percentile of the layer's nonzero activations at this point of the training.
 
-    and its spikes. In stage L + 1 only the readout is trained. Each stage begins at the best weights of the one before,
-    with a new optimizer. It ends when the validation metric has not improved for ``patience`` epochs, and at the latest
-    when it has used its share of the epochs that are left.
+    In stage L + 1 only the readout is trained. A stage starts from the best weights of the stage before, with a new
+    optimizer. It ends when the validation metric has not improved for ``patience`` epochs, at the latest when its share
+    of the remaining epochs is used up.
 
     Args:
-        net: built by the recipe, so that spikes are worth their threshold.
-        data: its training split, for the thresholds.
+        net: built by the recipe, so that a spike counts as its threshold.
+        data: thresholds are measured on its training split.
         recipe: with ``progressive``.
 
     Attributes:
-        layers: those with neurons that fire, in the order in which they work.
+        layers: the layers whose neurons fire, in order of execution.
         stage: counted from 0; ``len(layers)`` is the readout's. -1: nothing spikes yet.
-        start: the number of epochs that were finished when the stage began.
+        start: the number of finished epochs at the start of the stage.
 
     >>> recipe = Recipe(model="FC32-FC16", progressive=True, epochs=3)
     >>> data = recipe.load()
@@ -67,13 +67,13 @@ class Progressive:
         return self.stage == len(self.layers)
 
     def advance(self, epochs: int) -> None:
-        """On to the next stage, after so many epochs: the next layer gets its threshold and its spikes."""
+        """Begins the next stage, after ``epochs`` epochs: the next layer gets its threshold and spikes."""
         if self.stage + 1 < len(self.layers):
             self._measure(self.layers[self.stage + 1])
         self.enter(self.stage + 1, epochs)
 
     def enter(self, stage: int, start: int) -> None:
-        """Sets who spikes and who is trained, and leaves thresholds alone."""
+        """Sets which layers spike and which are trained. Thresholds stay."""
         self.stage, self.start = stage, start
         spiking = min(stage + 1, len(self.layers))
         for i, layer in enumerate(self.layers):
@@ -85,11 +85,11 @@ class Progressive:
             layer.requires_grad_(False)
 
     def release(self) -> None:
-        """Every parameter can be trained again."""
+        """Makes every parameter trainable again."""
         self.net.requires_grad_(True)
 
     def keep_frozen(self) -> None:
-        """To be called after ``net.train()``: frozen layers work as in evaluation, and their statistics stay."""
+        """Call after ``net.train()``: puts frozen layers into evaluation mode, so that their statistics stay."""
         for layer in self._frozen():
             layer.eval()
 
@@ -98,7 +98,7 @@ class Progressive:
 
         Args:
             epochs: the number of finished epochs.
-            best_epoch: the stage's best by the validation split, counted from 1.
+            best_epoch: the stage's best epoch on the validation split, counted from 1.
         """
         patience = self.recipe.patience
         if patience is not None and best_epoch is not None and epochs - best_epoch >= patience:
@@ -108,7 +108,7 @@ class Progressive:
         return epochs - self.start >= share
 
     def _frozen(self) -> list[tnn.SpikingLayer]:
-        """The layers that spiked in the stage before, with the shortcuts into them."""
+        """The layers that spiked in the stage before, and the shortcuts that lead into them."""
         frozen = self.layers[: max(self.stage, 0)]
         blocks = (m for m in self.net.modules() if isinstance(m, tnn.Residual) and m.shortcut is not None)
         return frozen + [_last(block.shortcut) for block in blocks if _last(block.body) in frozen]
@@ -138,7 +138,7 @@ class Progressive:
             for x in self._samples(SAMPLES, _BATCH):
                 self.net(x)
         values = torch.cat(seen)
-        if len(values):  # one that is silent throughout keeps its threshold
+        if len(values):  # a silent layer keeps its threshold
             set_threshold(layer, percentile_of(values, self.recipe.percentile) / self.recipe.T)
 
 

@@ -27,16 +27,16 @@ from .keys import BELOW_1, FINITE, FROM_0, POSITIVE, above_0_to, check, from_yam
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-TWIN = "twin"  # as a value of init_from
-CONTINUED = "ANN continued"  # the control of a network that started from its twin: the twin, trained as long
+TWIN = "twin"  # a value of init_from
+CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
 KINDS = ("SNN", "ANN", CONTINUED)
 _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. Two runs of equal recipes on one machine's CPU end with bit-identical weights, if they have the
-    same number of threads, among which torch splits its own sums.
+    """A training run. Two runs of equal recipes on one machine's CPU end with bit-identical weights if they use the
+    same number of threads: torch splits sums among its threads.
 
     Every key is also an option of ``tandem-snn train``: ``--synops-penalty 0.2``.
 
@@ -67,24 +67,26 @@ class Recipe:
     threshold: float | None = key(None, "Firing threshold.", POSITIVE, model=True, neuron=True)
     learn_threshold: str | None = key(None, "Learn thresholds: layer or channel.", model=True, neuron=True)
     leak: float | None = key(
-        None, "What a membrane potential keeps of itself from step to step.", above_0_to(1), model=True, neuron=True
+        None, "Share of the membrane potential that is left after a step.", above_0_to(1), model=True, neuron=True
     )
     gate: str | None = key(
         None,
-        "Which neurons pass a gradient on: relu (z > 0), clip (and not firing at every step), resu (as relu, and "
-        "neurons with z <= 0 are silenced).",
+        "Which neurons pass a gradient: relu (z > 0), clip (as relu, unless the neuron fires at every step), resu (as "
+        "relu, and neurons with z <= 0 are silenced).",
         GATES,
         model=True,
         neuron=True,
     )
     v_init: float | None = key(None, "Initial membrane potential, in thresholds.", FINITE, model=True, neuron=True)
-    weight_bits: int | None = key(None, "Train with weights rounded to so many bits, 2 to 8.", model=True, neuron=True)
+    weight_bits: int | None = key(
+        None, "Train with weights rounded to this many bits, 2 to 8.", model=True, neuron=True
+    )
     ann_units: bool | None = key(
-        None, "Spikes are worth their threshold, so that activations keep the ANN's units.", model=True, neuron=True
+        None, "A spike counts as its threshold, so that activations keep the ANN's units.", model=True, neuron=True
     )
     timing: str | None = key(
         None,
-        "When neurons fire: step, at once, or window, after the whole window of their input.",
+        "When neurons fire: step, in each time step, or window, after the whole window of their input.",
         TIMINGS,
         model=True,
         neuron=True,
@@ -105,18 +107,18 @@ class Recipe:
     )
     patience: int | None = key(
         None,
-        "Progressive training: a stage also ends after so many epochs without a better validation.",
+        "Progressive training: end a stage after this many epochs without a better validation result.",
         POSITIVE,
         neuron=True,
     )
     optimizer: str = key("adam", "adam, adamw or sgd.", OPTIMIZERS)
     lr: float = key(2e-3, "The (peak) learning rate.", POSITIVE)
     momentum: float = key(0.9, "Momentum of sgd.", BELOW_1)
-    weight_decay: float = key(0.0, "Weight decay of weights; biases and batch norm are spared.", FROM_0)
+    weight_decay: float = key(0.0, "Weight decay of the weights, not of biases and batch norm.", FROM_0)
     schedule: str = key(
         "one-cycle",
-        "The learning rate: one-cycle rises over the first tenth of the steps and falls to zero as a cosine, cosine "
-        "only falls, multistep is multiplied by lr_factor at each milestone, constant.",
+        "The learning rate: one-cycle rises over the first tenth of the steps, then falls to zero as a cosine; cosine "
+        "only falls; multistep is multiplied by lr_factor at each milestone; constant.",
         SCHEDULES,
     )
     milestones: tuple[int, ...] = key((), "Epochs at which multistep lowers the learning rate.")
@@ -129,7 +131,7 @@ class Recipe:
     epochs: int = key(30, "Passes over the training samples.", POSITIVE)
     batch_size: int = key(64, "Samples per training step, of all processes together.", POSITIVE)
     precision: str = key("fp32", "fp32, or bf16 and fp16 for automatic mixed precision.", PRECISIONS)
-    seed: int = key(0, "The first seed: of initial weights, order of the samples, augmentation, dropout.", FROM_0)
+    seed: int = key(0, "The first seed, for initial weights, order of the samples, augmentation and dropout.", FROM_0)
     seeds: int = key(1, "Number of runs, whose seeds count up from the first.", POSITIVE)
 
     def __post_init__(self) -> None:
@@ -192,7 +194,7 @@ class Recipe:
         return Recipe.from_dict(values | keys)
 
     def digest(self) -> str:
-        """A name for what the recipe says: other values give another.
+        """A name for the recipe's values: different values give different names.
 
         >>> Recipe(T=4).digest() == Recipe(T=8).digest()
         False
@@ -208,7 +210,7 @@ class Recipe:
         )  # fmt: skip
 
     def with_seed(self, seed: int) -> Recipe:
-        """The recipe of one of its runs."""
+        """The recipe of a single run, with this seed."""
         return replace(self, seed=seed, seeds=1)
 
     @property
@@ -216,8 +218,8 @@ class Recipe:
         return range(self.seed, self.seed + self.seeds)
 
     def order(self, twin: bool) -> Sequence[str]:
-        """The kinds of networks that are trained, in turn. Where the spiking network starts from the twin, the twin is
-        first, and afterwards it is trained on as long as the spiking network was.
+        """The kinds of networks, in the order of training. If the spiking network starts from the twin, the twin comes
+        first; afterwards it is trained for as long again as the spiking network.
 
         >>> Recipe(init_from="twin").order(twin=True)
         ('ANN', 'SNN', 'ANN continued')
@@ -229,8 +231,8 @@ class Recipe:
         return ("SNN", "ANN") if twin else ("SNN",)
 
     def of_twin(self) -> Recipe:
-        """What determines the ANN twin's training: this recipe with the defaults of all that only neurons have. Recipes
-        that differ in nothing else have the same twin.
+        """The recipe of the ANN twin: this one with the defaults of all keys that the ANN ignores. Recipes that differ
+        only in those keys have the same twin.
 
         >>> Recipe(T=4, gamma=2).of_twin() == Recipe(T=8, leak=0.9).of_twin()
         True
@@ -240,13 +242,13 @@ class Recipe:
         return replace(self, **{name: value for name, value in defaults.items() if name not in frames})
 
     def of(self, kind: str) -> Recipe:
-        """What determines the training of one kind of network."""
+        """The recipe of one kind of network."""
         if kind == "SNN":
             return self
         return self.of_twin() if kind == "ANN" else replace(self.of_twin(), init_from=TWIN)
 
     def build(self, data: Dataset, kind: str = "SNN") -> nn.Module:
-        """The network, kind "SNN", or its twin, other kinds, with the initial weights that torch's generator gives."""
+        """The network (kind "SNN") or its twin (other kinds), initialised by torch's global generator."""
         check_name("kind", kind, KINDS)
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["model"]}
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -277,7 +279,7 @@ def type_hints() -> dict[str, Any]:
 
 
 def folder_of(kind: str) -> str:
-    """Of a kind's training.
+    """The folder name for the training of one kind of network.
 
     >>> folder_of(CONTINUED)
     'ann-continued'

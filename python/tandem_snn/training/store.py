@@ -34,20 +34,21 @@ MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
 
 
 class Store:
-    """Where a training run is kept, so that it survives whatever ends it.
+    """The folder of a training run, from which it resumes after an interruption.
 
-    The folder holds ``checkpoint.safetensors`` and the one before it while the run is unfinished; afterwards
-    ``model.safetensors``, ``result.json``, and ``last.safetensors``, the state from which it can be trained on; and all
-    the time the record of each epoch as ``metrics.csv`` and ``metrics.jsonl`` and, if wanted, for TensorBoard.
+    While the run is unfinished, the folder holds the last two checkpoints, ``checkpoint.safetensors`` and
+    ``checkpoint.previous.safetensors``. Afterwards it holds ``model.safetensors``, ``result.json``, and
+    ``last.safetensors``, the state from which training can continue. The records of the epochs are always in
+    ``metrics.csv`` and ``metrics.jsonl``, and in TensorBoard's files if wanted.
 
     Args:
-        folder: made if need be.
-        seconds, steps: write a checkpoint when so much time or so many steps have passed since the last.
+        folder: created if it does not exist.
+        seconds, steps: write a checkpoint when this much time, or this many steps, have passed since the last.
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
-        train_on: continue a run of the same recipe with another number of epochs, finished or not. Its next step has
-            the learning rate of the new schedule at that step. Everything else in a recipe is the
-            run's identity: it is refused where it differs. Paths, devices and workers are no part of a recipe.
+        train_on: continue a run of the same recipe, finished or not, with another number of epochs. The learning rate
+            of the next step is that of the new schedule at this step. Any other difference between the recipes is
+            refused. Paths, devices and workers are not part of a recipe.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class Store:
                 self._tensorboard = board.SummaryWriter(self.folder / "tensorboard")
 
     def restore(self, trainer: Trainer) -> bool:
-        """Puts a trainer where the newest good checkpoint says.
+        """Restores a trainer from the newest intact checkpoint.
 
         Returns:
-            Whether there was one.
+            Whether there is one.
 
         Raises:
-            UserError: it is the checkpoint of another recipe or model, it is further than the recipe's epochs, or all
-                that there are is damaged.
+            UserError: the checkpoint is of another recipe or model, it is beyond the recipe's epochs, or all
+                checkpoints are damaged.
         """
         damage = None
         for path in (self.folder / name for name in (NEWEST, PREVIOUS, LAST)):
@@ -114,10 +115,10 @@ class Store:
         return time.monotonic() - self._last_time >= self.seconds
 
     def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint; the newest so far stays as the previous one.
+        """Writes a checkpoint; the newest so far becomes the previous one.
 
         Raises:
-            UserError: it cannot be written, or the weights are not numbers. The checkpoints before are as they were.
+            UserError: it cannot be written, or a weight is not finite. Earlier checkpoints are unchanged.
         """
         if not self.writes:
             return
@@ -129,7 +130,7 @@ class Store:
         self._note(trainer)
 
     def keep(self, trainer: Trainer) -> None:
-        """Writes the state after the last epoch, from which a finished run can be trained on."""
+        """Writes the state after the last epoch, from which a finished run can continue."""
         if self.writes:
             self._write(LAST, pack(*trainer.state()))
 
@@ -162,12 +163,12 @@ class Store:
             self._tensorboard.flush()
 
     def log_layers(self, trainer: Trainer) -> None:
-        """For TensorBoard, where it is wanted: how often the layers fire."""
+        """Writes the layers' firing rates, if TensorBoard is wanted."""
         if self._tensorboard is not None:
             log_layers(self._tensorboard, trainer.net, trainer.data.validation or trainer.data.train, trainer.epochs)
 
     def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
-        """Writes the trained network and its result, which marks the run as finished; checkpoints go."""
+        """Writes the trained network and its result, which marks the run as finished, and removes checkpoints."""
         if self.writes:
             (self.folder / RESULT).unlink(missing_ok=True)  # a result of fewer epochs is not of these weights
             self._write(MODEL, pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts}))
@@ -176,11 +177,11 @@ class Store:
                 (self.folder / name).unlink(missing_ok=True)
 
     def result(self, net: nn.Module, recipe: Recipe) -> dict[str, Any] | None:
-        """The result of a finished run, whose weights are loaded into ``net``; None while it is not finished, or where
-        it is to be trained on.
+        """The result of a finished run, whose weights are loaded into ``net``; None if it is unfinished or is to be
+        continued.
 
         Raises:
-            UserError: it is of another recipe, damaged, or was trained for more epochs.
+            UserError: the result is of another recipe, damaged, or of more epochs.
         """
         path = self.folder / RESULT
         if not path.exists():
@@ -227,7 +228,7 @@ def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> Non
 
 
 def _check_longer(path: Path, there: Recipe, here: Recipe, last: Path) -> None:
-    """Whether a finished run can be trained on."""
+    """Checks that a finished run can continue."""
     if here.epochs < there.epochs:
         raise UserError(f"epochs: {path} was trained for {there.epochs} already, so expected more, got {here.epochs}")
     if not last.exists():
@@ -236,13 +237,13 @@ def _check_longer(path: Path, there: Recipe, here: Recipe, last: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Makes the folder and holds it, so that no two runs write to it at once. What stays empty in it goes away again.
+    """Creates the folder and locks it, so that no two runs write to it at once. Removes empty folders afterwards.
 
     Args:
-        wait: for another run that holds it, rather than to refuse.
+        wait: wait for another run that holds the lock, instead of an error.
 
     Raises:
-        UserError: it cannot be made or written to, or another run holds it.
+        UserError: the folder cannot be created or written to, or another run holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,8 +270,8 @@ SAMPLES = 256
 
 
 def log_layers(board: SummaryWriter, net: nn.Module, split: Split, epoch: int) -> None:
-    """The firing rate of each layer as a scalar, and a histogram over its neurons, in evaluation mode
-    over the first samples of the split. Of a network without spikes nothing.
+    """Logs the firing rate of each layer as a scalar and over its neurons as a histogram: in evaluation mode, on the
+    first samples of the split. Does nothing for a network without spikes.
     """
     if not any(isinstance(layer, FIRING) for layer in net.modules()):
         return

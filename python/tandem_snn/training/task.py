@@ -1,4 +1,4 @@
-"""What a network is trained for, and how: loss, metric, optimizer, learning rate."""
+"""Loss, metric, optimizer and learning rate."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Task(Protocol):
     """A loss and a metric.
 
     Attributes:
-        metric: its name in logs and results.
-        higher_is_better: whether it grows as the network gets better.
+        metric: the name of the metric in logs and results.
+        higher_is_better: whether a better network has a higher metric.
     """
 
     metric: str
@@ -76,14 +76,14 @@ class Regression:
 
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:
-    """The task by its name, as :class:`tandem_snn.data.Dataset` has it: "classification" or "regression".
+    """The task with this name.
 
     Args:
-        name: one of :data:`tandem_snn.data.TASKS`.
+        name: "classification" or "regression", see :attr:`tandem_snn.data.Dataset.task`.
         label_smoothing: of the cross-entropy.
 
     Raises:
-        UserError: another name.
+        UserError: an unknown name.
 
     >>> make_task("regression").metric
     'mse'
@@ -92,14 +92,14 @@ def make_task(name: str, label_smoothing: float = 0.0) -> Task:
     return Classification(label_smoothing) if name == "classification" else Regression()
 
 
-_START = 1 / 25  # where the one-cycle schedule begins, as a share of the peak
-_RISE = 0.1  # the share of the steps over which it rises
+_START = 1 / 25  # the one-cycle schedule's first learning rate, as a share of the peak
+_RISE = 0.1  # the share of the steps in which it rises
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer for the parameters that are trained.
+    """The recipe's optimizer, for the parameters with ``requires_grad``.
 
-    Weight decay applies to parameters of two and more dimensions, not to biases, batch norm and thresholds.
+    Weight decay applies to parameters with two or more dimensions, not to biases, batch norm and thresholds.
 
     >>> [len(group["params"]) for group in make_optimizer(torch.nn.Linear(3, 2), Recipe(weight_decay=0.1)).param_groups]
     [1, 1]
@@ -117,7 +117,7 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0 over the whole run: a function of the step, without a state.
+    """The learning rate of a step, counted from 0 over the whole run. A pure function: the schedule has no state.
 
     >>> [learning_rate(Recipe(epochs=10, lr=1.0), step, 10) for step in (0, 10, 55)]
     [0.04, 1.0, 0.5]

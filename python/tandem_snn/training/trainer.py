@@ -1,4 +1,4 @@
-"""Trainer: one network in training. All its state can be taken out and put back, at any step."""
+"""Trainer: one network in training. Its whole state can be saved and restored at any step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .progressive import Progressive
 from .recipe import Recipe
 from .task import Task, learning_rate, make_optimizer, make_task
 
-TIDY_STEPS = 64  # between returns of freed memory, which take milliseconds
+TIDY_STEPS = 64  # steps between returns of freed memory, which take milliseconds
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Totals:
-    """Sums over the samples of an epoch, of all processes."""
+    """Sums over the samples of an epoch, over all processes."""
 
     loss: float = 0.0
     metric: float = 0.0
@@ -39,7 +39,7 @@ class Totals:
 
 @dataclass
 class Best:
-    """The epoch, counted from 1, that did best on the validation split, and its weights."""
+    """The epoch with the best validation result, counted from 1, and its weights."""
 
     epoch: int
     value: float
@@ -47,24 +47,24 @@ class Best:
 
 
 class Trainer:
-    """A network, its optimizer, and how far its training has come.
+    """A network, its optimizer, and the progress of its training.
 
-    Whatever is random in a step follows from the seed and the step's number: the order of the samples, augmentation,
-    dropout. So the weights, the optimizer's state and the step number are the whole state of a run, and a resumed run
-    ends with bit-identical weights.
+    The order of the samples, augmentation and dropout depend only on the seed and the number of the step. So the
+    weights, the optimizer's state and the step number are the whole state of a run, and a resumed run ends with
+    bit-identical weights.
 
     Args:
-        net: trained in place, on the device it is on.
-        data: the training samples and, where there is one, the validation split; as :func:`fit` takes it.
-        recipe: how.
+        net: trained in place, on its device.
+        data: as for :func:`fit`; its training and validation splits are used.
+        recipe: the training's settings.
         world: the processes that train together; each has its own copy of ``net``.
 
     Attributes:
         step: the number of steps taken.
         history: one record per finished epoch, of plain numbers.
-        stages: of progressive training, or None.
-        best: the best epoch by the validation split, or None.
-        trained_on: the earlier plans of a run that was trained on: the epochs of each, and the steps taken by then.
+        stages: the stages of progressive training, or None.
+        best: the best epoch on the validation split, or None.
+        trained_on: if the number of epochs was changed: each earlier number, and the steps taken by then.
 
     >>> data = tandem_snn.data.load("digits")
     >>> recipe = Recipe(model="mlp", epochs=1)
@@ -120,7 +120,7 @@ class Trainer:
         return self.stages is not None and self.stages.in_last_stage and self._stage_is_over()
 
     def epoch(self) -> Iterator[int]:
-        """The steps of the current epoch that are still to be taken; yields each one's number after it was taken."""
+        """Takes the remaining steps of the current epoch; yields the number of each step after it is done."""
         done = self.step - self.epochs * self.steps_per_epoch
         batches = self.data.train.batches(
             self.batch_size,
@@ -176,11 +176,11 @@ class Trainer:
         self.step += 1
 
     def finish_epoch(self) -> dict[str, Any]:
-        """Measures the network on the validation split, remembers it if it is the best so far, and gives the record. In
-        progressive training it also begins the next stage when it is time.
+        """Measures the network on the validation split, keeps its weights if they are the best so far, and returns the
+        record of the epoch. In progressive training it also begins the next stage when the current one is over.
 
         Raises:
-            RuntimeError: steps of the epoch are still to be taken.
+            RuntimeError: the epoch has steps left.
             UserError: a weight is not finite.
         """
         if self.step != (self.epochs + 1) * self.steps_per_epoch:
@@ -200,7 +200,7 @@ class Trainer:
             record |= {f"validation_{name}": value for name, value in measured.items()}
             value = measured[metric]
             sign = 1 if self.task.higher_is_better else -1
-            # The later of two equals: it was trained for longer, at a smaller learning rate.
+            # Of equals the later: it was trained for longer, at a smaller learning rate.
             if self.best is None or sign * value >= sign * self.best.value:
                 self.best = Best(self.epochs + 1, value, {name: t.clone() for name, t in self.net.state_dict().items()})
         record |= {"seconds": totals.seconds, "images_per_second": totals.samples / max(totals.seconds, 1e-9)}
@@ -224,22 +224,22 @@ class Trainer:
         self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Other parameters are trained from here on."""
+        """A new optimizer: a stage trains other parameters."""
         self.optimizer = make_optimizer(self.net, self.recipe)
         self._model = self.world.wrap(self.net)
 
     def evaluate(self, split: Split) -> dict[str, float]:
-        """Loss and metric of the network as it is, see :func:`evaluate`."""
+        """Loss and metric of the current network, see :func:`evaluate`."""
         return evaluate(self.net, split, self.task, world=self.world, precision=self.recipe.precision)
 
     def position(self) -> str:
-        """How far the training has come, in words."""
+        """The progress of the training, in words."""
         done = self.step - self.epochs * self.steps_per_epoch
         within = f" and {done} of {self.steps_per_epoch} steps" if done else ""
         return f"after {self.epochs} of {self.recipe.epochs} epochs{within}"
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a run consists of, as tensors and as what JSON can hold."""
+        """The state of the run: tensors, and facts that JSON can hold."""
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
@@ -298,14 +298,14 @@ def evaluate(
     world: World | None = None,
     precision: str = "fp32",
 ) -> dict[str, float]:
-    """The mean loss and metric over a split, in evaluation mode; the network keeps its mode.
+    """The mean loss and metric over a split, in evaluation mode; afterwards the network is in the mode it was in.
 
     Args:
-        net: the network, on the device where it shall run.
-        split: every sample of it is used once; a split, a data set, a DataLoader or a pair of tensors.
+        net: the network, on the device where it is to run.
+        split: a split, a data set, a DataLoader or a pair of tensors; every sample is used once.
         task: the loss and the metric.
         batch_size: samples at a time.
-        world: processes that share the samples and all get the result.
+        world: processes that share the samples; all of them get the result.
         precision: as in a :class:`Recipe`.
 
     >>> data = tandem_snn.data.load("digits")
@@ -334,13 +334,13 @@ def _spikes(net: nn.Module) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Automatic mixed precision as the recipe names it; nothing for fp32."""
+    """Automatic mixed precision by its name in a recipe; does nothing for fp32."""
     check_name("precision", precision, AUTOCAST)
     dtype = AUTOCAST[precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def derive(*parts: int | str) -> int:
-    """A seed that follows from these parts and from nothing else; different parts give unrelated seeds."""
+    """A seed that depends on these parts alone; different parts give unrelated seeds."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""A spiking network that starts from a trained one: from its ANN twin, or from a checkpoint."""
+"""A spiking network that starts from a trained network: its ANN twin, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .recipe import TWIN
 
 
 def start_from_checkpoint(net: nn.Module, path: Path, gain: float = 1.0) -> None:
-    """:func:`start_from` the network that a checkpoint holds, spiking or not.
+    """:func:`start_from` with the network in a checkpoint, spiking or not.
 
     Raises:
         UserError: no such file, damaged, or the checkpoint of another model.
@@ -34,28 +34,28 @@ def start_from(
 ) -> None:
     """Gives a spiking network the weights of a trained network with the same layers, in place.
 
-    The trained network's pre-activations z and activations a = ρ(z) become
+    In every layer the pre-activations z and activations a = ρ(z) of the trained network become
 
         z' = g·z        and so, but for rounding, the counts        c = g·a,
 
-    g being ``gain``, in every layer, and the readout's answer stays the same. For that, γ' = g·γ and β' = g·β; without
-    batch norm, W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is how much larger a layer's input is than
-    in the trained network: T for the first layer after a direct encoder, which sees T·x, and g for the others. The
-    running statistics of u = W x follow: mean' = k·mean, var' = k²·var. In a network with thresholds ϑ other than 1,
-    g·ϑ takes g's place in z', γ', β', W' and b', so that the counts are the same.
+    with g = ``gain``; the readout's answer stays the same. For that, γ' = g·γ and β' = g·β; without batch norm,
+    W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is the ratio of a layer's input to the input in the trained
+    network: T for the first layer after a direct encoder, which sees T·x, and g for the others. The running statistics
+    of u = W x follow: mean' = k·mean, var' = k²·var. With thresholds ϑ other than 1, g·ϑ replaces g in z', γ', β', W'
+    and b', so that the counts are the same.
 
-    A network whose spikes are worth their threshold (``ann_units=True``) takes the weights as they are, with gain 1.
+    If a spike counts as its threshold (``ann_units=True``), the weights are copied unchanged; the gain must be 1.
 
     Args:
         net: a network of :func:`tandem_snn.create_model`; its thresholds and initial potentials stay.
         state: the state_dict of the trained network.
-        gain: g > 0. A network that was trained with γ near 1 uses few of the counts with g = 1, see
+        gain: g > 0. With g = 1, a network that was trained with γ near 1 uses only a few of the counts 0 to T, see
             docs/initialisation.md.
-        source_T: the number of time steps of a trained network that is itself a spiking one.
-        source: what ``state`` was read from, for messages.
+        source_T: the number of time steps of the trained network, if it is a spiking one.
+        source: the origin of ``state``, for messages.
 
     Raises:
-        UserError: the trained network has other layers, or the gain is not positive or does not suit.
+        UserError: the trained network has other layers; the gain is not positive, or not 1 with ``ann_units``.
 
     >>> options = {"shape": (64,), "classes": 10, "T": 8}
     >>> net, twin = (create("mlp", **options) for create in (tandem_snn.create_model, tandem_snn.models.create_twin))
@@ -95,12 +95,12 @@ def start_from(
 
 
 def _layers(net: nn.Module) -> Iterator[tuple[bool, tnn.SpikingLayer]]:
-    """The layers with neurons, each with whether it is the first, which sees the input."""
+    """(is it the first, which sees the input?, layer) for each layer with neurons."""
     layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer)]
     yield from ((i == 0, layer) for i, layer in enumerate(layers))
 
 
 def _steps(net: nn.Module, source_T: int) -> float:
-    """How much larger the first layer's input is than in the trained network: only a direct encoder's grows with T."""
+    """The ratio of the first layer's input to the input in the trained network: T for a direct encoder."""
     encoders = [module for module in net.modules() if isinstance(module, tnn.Encoder) and module.mode == "direct"]
     return encoders[0].T / source_T if encoders else 1.0

@@ -1,20 +1,19 @@
-"""Timing several ways to do the same thing, so that their ratio can be trusted on a machine that is not quiet.
+"""Interleaved timing: reliable ratios of candidates on a machine that is not idle.
 
-Candidates take turns: in every round each one is sampled once, in a random order, so that whatever slows the machine
-down meets all of them. What is reported is the median over rounds of the ratio of two candidates, with its quartiles.
-A sample is several calls long where one call is too short for the clock, and is preceded by untimed calls: without them
-a candidate pays for the caches its predecessor left behind. Calls rotate through several inputs, as they do in use.
+In every round each candidate is sampled once, in random order, so that other load slows all of them. The result is the
+median over rounds of the ratio of two candidates, with its quartiles. A sample has several calls if one is too short
+for the clock. Untimed calls precede it: without them a candidate pays for the cache contents of the one before. Calls
+rotate through several inputs, as in use.
 """
 
 from __future__ import annotations
 
 import gc
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,28 +21,20 @@ from torch import Tensor
 from ..memory import forget_peak, resident
 from .rivals import Output, values
 
-Run = Callable[[int], object]  # takes the number of the call, which selects its input
+Run = Callable[[int], object]  # its argument is the number of the call, which selects the input
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long to measure. Times in seconds."""
+    """The length of a measurement. Times in seconds."""
 
     rounds: int = 15
     least_rounds: int = 5
     sample: float = 0.004  # the least duration of a sample
-    budget: float = 30.0  # after this, no round begins once there have been ``least_rounds``
+    budget: float = 30.0  # no round begins after this time, but for ``least_rounds``
 
 
 QUICK = Protocol(rounds=5, least_rounds=3, sample=0.002, budget=4.0)
-
-
-@dataclass
-class Timing:
-    """Of one candidate, per call: seconds and page faults, one number for each round."""
-
-    seconds: list[float] = field(default_factory=list)
-    faults: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,15 +63,15 @@ def interleave(
     protocol: Protocol,
     clock: Callable[[], float] = time.process_time,
     settle: Callable[[], None] = lambda: None,
-) -> dict[str, Timing]:
-    """Sample all candidates in turn.
+) -> dict[str, list[float]]:
+    """Samples all candidates in turn. Returns the seconds of a call, one number per round, by candidate.
 
     Args:
-        candidates: name -> what to call; they are called with 0, 1, 2, ...
-        protocol: how long.
-        clock: ``time.process_time`` counts the process's own work, so that others on the machine disturb little; it is
-            the clock for one thread. With several, ``time.perf_counter``.
-        settle: called before each sample, for instance to wait until the machine is quiet.
+        candidates: name -> function, which is called with 0, 1, 2, ...
+        protocol: the length of the measurement.
+        clock: ``time.process_time`` for one thread: it counts only the work of this process. With several threads
+            ``time.perf_counter``.
+        settle: called before each sample, for example to wait until the machine is idle.
     """
     samplers = {name: _Sampler(run, protocol.sample, clock) for name, run in candidates.items()}
     order = list(samplers)
@@ -100,18 +91,18 @@ def interleave(
     finally:
         if gc_was_on:
             gc.enable()
-    return {name: sampler.timing for name, sampler in samplers.items()}
+    return {name: sampler.seconds for name, sampler in samplers.items()}
 
 
 class _Sampler:
     """Takes the samples of one candidate."""
 
-    LONG = 0.02  # one call of this many seconds leaves its own caches behind: a single untimed call is enough
+    LONG = 0.02  # a call of this many seconds fills the caches itself: one untimed call is enough
 
     def __init__(self, run: Run, least: float, clock: Callable[[], float]) -> None:
         self.run = run
         self.clock = clock
-        self.timing = Timing()
+        self.seconds: list[float] = []
         self._next = 0
         self._call(2)
         once = self._call(1)
@@ -120,10 +111,7 @@ class _Sampler:
 
     def take(self) -> None:
         self._call(self.warm_up)
-        faults = _page_faults()
-        seconds = self._call(self.calls)
-        self.timing.faults.append((_page_faults() - faults) / self.calls)
-        self.timing.seconds.append(seconds / self.calls)
+        self.seconds.append(self._call(self.calls) / self.calls)
 
     def _call(self, times: int) -> float:
         first, self._next = self._next, self._next + times
@@ -133,15 +121,11 @@ class _Sampler:
         return self.clock() - start
 
 
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
 class QuietWait:
-    """Waits until nothing else wants to run, but not for ever; remembers how often that did not help.
+    """Waits a limited time until nothing else is runnable; counts the waits that did not help.
 
-    With several threads every parallel region ends in a barrier, so that one neighbour delays them all: a wall-clock
-    sample taken beside other work is worth nothing.
+    With several threads every parallel region ends in a barrier: a single other process delays them all, and the
+    wall-clock sample is useless.
     """
 
     def __init__(self, longest: float = 0.5) -> None:
@@ -160,12 +144,12 @@ class QuietWait:
 
     @property
     def disturbed(self) -> float:
-        """The fraction of samples taken while something else wanted to run."""
+        """The fraction of samples taken while something else was runnable."""
         return self.in_vain / self.waits if self.waits else 0.0
 
 
 def runnable() -> int:
-    """The number of threads on the machine that want to run, this one included; 1 where the system does not say."""
+    """The number of runnable threads on the machine, including this one; 1 if the system does not report it."""
     try:
         with open("/proc/loadavg") as f:
             return int(f.read().split()[3].split("/")[0])
@@ -174,7 +158,7 @@ def runnable() -> int:
 
 
 def kept_for_backward(step: Callable[[], Output], parameters: Sequence[Tensor]) -> int:
-    """Bytes that the graph of a training step holds, each storage once, without the parameters and the result."""
+    """Bytes saved for backward by a training step: each storage once, without the parameters and the result."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -190,9 +174,9 @@ def kept_for_backward(step: Callable[[], Output], parameters: Sequence[Tensor]) 
 
 
 def peak(call: Callable[[], object]) -> int:
-    """Bytes by which the process grows during a call, beyond what it holds before: Linux only.
+    """The peak growth of the process during a call, in bytes. Linux only.
 
-    The allocator must return what is freed to the system, else freed memory hides the growth: see
+    The allocator must return freed memory to the system, else it hides the growth: see
     :func:`tandem_snn.bench.run.environment`.
     """
     call()

@@ -1,8 +1,9 @@
-"""Conv1d and Conv2d: convolutional synapses and IF neurons."""
+"""Linear, Conv1d and Conv2d: synapses and IF neurons."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import inspect
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,58 @@ from typing_extensions import Unpack
 
 from tandem_ext.functional.products import Product, convolution
 
-from .neuron import NeuronOptions, SpikingLayer
-from .signature import shows_neuron_options
+from .neuron import DEFAULTS, NeuronOptions, SpikingLayer
 
 Size = int | tuple[int, ...]
+L = TypeVar("L", bound=type[SpikingLayer])
+
+
+def shows_neuron_options(layer: L) -> L:
+    """A class decorator for help() and completion: they show the neurons' options with defaults, not ``**neuron``."""
+    init = layer.__init__  # which classes may share
+    shown = inspect.signature(init)
+    types = {name: getattr(t, "__forward_arg__", t) for name, t in NeuronOptions.__annotations__.items()}
+    kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
+        for name in types
+    ]
+    init.__signature__ = shown.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return layer
+
+
+@shows_neuron_options
+class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward gives a train
+    """A fully connected layer of IF neurons, in the place of ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
+        norm and further keywords of neurons: see :class:`SpikingLayer`.
+
+    Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
+
+    State: ``weight`` and ``bias`` as ``nn.Linear``, with ``norm.*`` as ``nn.BatchNorm1d``.
+
+    >>> layer = tnn.Linear(784, 800, norm=True)
+    >>> layer(te.ConstantInput(torch.rand(2, 784), T=8))
+    SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
+    """
+
+    _product = staticmethod(F.linear)
+    _norm_class = nn.BatchNorm1d
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self._add_neurons(out_features, device, dtype, **neuron)
 
 
 class _Conv(SpikingLayer):
