@@ -4,12 +4,15 @@
 
 On Debian 13 with `apt install qemu-user` and `dpkg --add-architecture arm64 && apt update`, which lets apt download
 Python for ARM; nothing of it is installed. ziglang, torch for aarch64 and what the tests import come from PyPI, into
-build/arm. The wheel, in dist, needs no glibc newer than 2.28; auditwheel has to say so.
+build/arm. The wheel, in dist, needs no glibc newer than 2.28, auditwheel has to say so of its symbols; and torch's own
+library.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,13 +94,15 @@ def make_wheel() -> Path:
     made, repaired = FOLDER / "wheel", FOLDER / "repaired"
     for folder in (made, repaired):
         shutil.rmtree(folder, ignore_errors=True)
-    compiler = f"{zig} c++ -target aarch64-linux-gnu.2.28 -s"
-    emulated(["setup.py", "-q", "bdist_wheel", "--dist-dir", made], CXX=compiler, TANDEM_CUDA="0")
+    compiler = {"CXX": f"{zig} c++ -target aarch64-linux-gnu.2.28 -s", "CPPFLAGS": f"-isystem{FOLDER}/root/usr/include"}
+    emulated(["setup.py", "-q", "bdist_wheel", "--dist-dir", made], TANDEM_CUDA="0", **compiler)
     audit = [sys.executable, "-m", "auditwheel"]
     exclude = ["--exclude", "libtorch*.so", "--exclude", "libc10*.so"]
     run([*audit, "repair", *exclude, "--plat", TAG, "--wheel-dir", repaired, *made.glob("*.whl")])
     (wheel,) = repaired.glob("*.whl")
-    if f'"{TAG}"' not in run([*audit, "show", wheel]).split("tag:")[1]:
+    found = json.loads(run([*audit, "show", "--json", wheel]).splitlines()[-1])
+    glibc = re.fullmatch(r"manylinux_2_(\d+)_aarch64", found["sym_tag"])
+    if glibc is None or int(glibc[1]) > 28 or set(found["external_libs"]) - {"libtorch.so"}:
         raise SystemExit(f"{wheel} is no {TAG} wheel")
     (ROOT / "dist").mkdir(exist_ok=True)
     return Path(shutil.copy(wheel, ROOT / "dist"))
