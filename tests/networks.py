@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,3 +148,57 @@ def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
 def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
     """Share of each layer's neurons whose count is another."""
     return [(c != other).double().mean().item() for c, other in zip(ours, theirs, strict=True)]
+
+
+def images(number: int = 200) -> Tensor:
+    """Handwritten digits, in sixteenths."""
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    return torch.from_numpy(datasets.load_digits().images[:number]).float().unsqueeze(1) / 16
+
+
+@torch.no_grad()
+def dyadic(net: nn.Module) -> nn.Module:
+    """Numbers with which all sums are exact, and biases that let no potential meet its threshold exactly: there
+    simulators differ, some fire at v ≥ ϑ and others at v > ϑ.
+    """
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            module.weight.copy_((module.weight * 128).round() / 64)
+            if module.bias is not None:
+                module.bias.copy_((module.bias * 64).round() / 64 + 2**-11)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.copy_(torch.randint(-4, 5, module.running_mean.shape) / 16)
+            module.running_var.fill_(1 - module.eps)
+            module.weight.fill_(1.5)
+            module.bias.copy_(torch.randint(-4, 5, module.bias.shape) / 16 + 2**-10)
+    return net.eval()
+
+
+@torch.no_grad()
+def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool]) -> tuple[list[Tensor], Tensor]:
+    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers."""
+    counts: dict[str, Tensor] = {}
+
+    def counting(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, y: Any) -> None:
+            counts[name] = counts.get(name, torch.zeros(())) + (y[0] if isinstance(y, tuple) else y)
+
+        return hook
+
+    hooks = [m.register_forward_hook(counting(n)) for n, m in net.named_modules() if names(n, m)]
+    answer = torch.zeros(())
+    for x in steps:
+        y = net(x)
+        answer = answer + (y[0] if isinstance(y, tuple) else y)
+    for hook in hooks:
+        hook.remove()
+    return list(counts.values()), answer
+
+
+def assert_same(ours: tuple[list[Tensor], Any], theirs: tuple[list[Tensor], Tensor], least: int = 1) -> None:
+    """Equal counts of every layer, of which some neuron has at least so many, and equal answers."""
+    assert len(ours[0]) == len(theirs[0])
+    for c, other in zip(ours[0], theirs[0], strict=True):
+        assert c.max() >= least
+        assert torch.equal(c, other)
+    assert torch.equal(getattr(ours[1], "counts", ours[1]), theirs[1])

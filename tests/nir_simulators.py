@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import dyadic
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
@@ -18,29 +19,6 @@ from tandem_snn import to_nir
 
 nir = pytest.importorskip("nir", reason="the package nir is not installed")
 T = 8
-
-
-def images() -> Tensor:
-    """Handwritten digits, in sixteenths."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    return torch.from_numpy(datasets.load_digits().images[:200]).float().unsqueeze(1) / 16
-
-
-@torch.no_grad()
-def dyadic(net: nn.Module) -> nn.Module:
-    """Weights in 64ths, so that every sum is exact, and biases that let no potential meet its threshold exactly: there
-    simulators differ, some fire at v ≥ ϑ and others at v > ϑ. Batch norms multiply by powers of two.
-    """
-    for layer in net.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            layer.weight.copy_((layer.weight * 128).round() / 64)
-            if layer.bias is not None:
-                layer.bias.copy_((layer.bias * 64).round() / 64 + 2**-11)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.eps = 0.0
-            layer.weight.copy_(2.0 ** torch.randint(-1, 2, layer.weight.shape))
-            layer.bias.copy_(torch.randint(-8, 16, layer.bias.shape) / 64 + 2**-11)
-    return net.eval()
 
 
 def network() -> nn.Module:
@@ -77,14 +55,6 @@ def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor, steps: Call
     for hook in hooks:
         hook.remove()
     return spikes, answer
-
-
-def assert_same(ours: tuple[list[Tensor], Tensor], theirs: tuple[list[Tensor], Tensor]) -> None:
-    assert len(ours[0]) == len(theirs[0])
-    for c, other in zip(ours[0], theirs[0], strict=True):
-        assert c.sum() > 0
-        assert torch.equal(c, other)
-    assert torch.equal(ours[1], theirs[1])
 
 
 # --- other simulators: their own import of the file, and where it changes the neuron, the neuron put right ------------

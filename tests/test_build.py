@@ -236,6 +236,8 @@ def test_build_info() -> None:
     assert info["cuda_archs"] is None or all(re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch) for arch in info["cuda_archs"])
     assert info["cpu_capability"] in ("default", "v3", "v4")
     assert re.search(r"\d+\.\d+", info["compiler"])
+    info["version"] = "changed"  # a copy
+    assert te.build_info()["version"] == te.__version__
 
 
 def test_imports_from_another_folder(tmp_path: Path) -> None:

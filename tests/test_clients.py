@@ -4,9 +4,6 @@ wrong; never a silent difference.
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 import warnings
 
 import pytest
@@ -237,14 +234,6 @@ def test_torchinfo_refuses_trains_and_takes_the_twin():
     assert found.total_params == sum(p.numel() for p in net.parameters())
 
 
-def test_the_profiler_names_the_ops():
-    net = images()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        net(torch.rand(4, 1, 8, 8)).sum().backward()
-    names = {event.key for event in found.key_averages()}
-    assert len([name for name in names if name.startswith("tandem::")]) >= 2
-
-
 # --- averages, wrappers, copies ---------------------------------------------------------------------------------------
 
 
@@ -277,29 +266,6 @@ def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
         y = checkpoint(net[1], net[0](x), use_reentrant=True)
     net[2](y).sum().backward()
     assert net[0].weight.grad is None
-
-
-def test_data_parallel_without_gpus_is_the_network(items):
-    x, _ = torch.utils.data.default_collate(items)
-    net = network().eval()
-    assert torch.equal(nn.DataParallel(net)(x), net(x))
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
-def test_copies_of_networks(copied, items):
-    x, _ = torch.utils.data.default_collate(items)
-    net = network()
-    net(x)
-    other = copied(net)
-    assert_equal(other.state_dict(), net.state_dict())
-    assert torch.equal(other.eval()(copied(x)), net.eval()(x))
-
-
-def test_state_dicts_load_with_weights_only():
-    net, file = network(), io.BytesIO()
-    torch.save(net.state_dict(), file)
-    file.seek(0)
-    assert_equal(torch.load(file, weights_only=True), net.state_dict())
 
 
 def test_a_backbone_takes_another_head():

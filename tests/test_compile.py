@@ -109,14 +109,6 @@ def test_export_save_load(strict, dynamic):
         assert_same(loaded(y), module(y))
 
 
-def test_compile_a_module_in_training():
-    module, x = Layer(), train(8, 3, 7)
-    torch.compile(module, fullgraph=True, backend="aot_eager")(x).counts.sum().backward()
-    compiled_grad, module.weight.grad = module.weight.grad, None
-    module(x).counts.sum().backward()
-    assert torch.equal(module.weight.grad, compiled_grad)
-
-
 def test_make_fx():
     def layer(planes, weight):
         return f.linear_if(te.SpikeTrain.unchecked(planes, 8), weight).counts

@@ -253,15 +253,6 @@ def test_programs_do_not_pile_up() -> None:
     assert len(frozen._programs) == 8
 
 
-def test_a_kernel_with_more_taps_than_a_list_can_name() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(tnn.Conv1d(4, 4, 8200), tnn.Flatten(), tnn.Readout(44, 3)).eval()
-    x = te.SpikeTrain.from_dense(torch.rand(8, 2, 4, 8210).lt(0.4).float())
-    frozen = freeze(net)
-    assert torch.equal(frozen(x), net(x))
-    assert frozen._programs[1.0].refusal is None
-
-
 def test_state_dict_and_repr() -> None:
     net, _x = mlp()
     frozen = freeze(net)

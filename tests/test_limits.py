@@ -140,4 +140,6 @@ def test_frozen_kernels_of_many_taps(taps):
     torch.manual_seed(taps)
     net = nn.Sequential(tnn.Conv1d(4, 4, taps), tnn.Flatten(), tnn.Readout(12, 3)).eval()
     x = train(8, 2, 4, taps + 2)
-    assert torch.equal(freeze(net)(x), net(x))
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    assert frozen._programs[1.0].refusal is None

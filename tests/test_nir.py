@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import differing, own_counts
-from nir_simulators import T, assert_same, by_nirtorch, counts_of, dyadic, file_of, images, network
+from networks import assert_same, differing, dyadic, images, own_counts
+from nir_simulators import T, by_nirtorch, counts_of, file_of, network
 from torch import Tensor, nn
 
 import tandem_ext as te

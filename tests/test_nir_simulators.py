@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from networks import differing, own_counts
-from nir_simulators import (
-    assert_same,
-    by_nirtorch,
-    by_norse,
-    by_sinabs,
-    by_snntorch,
-    by_spikingjelly,
-    counts_of,
-    file_of,
-    images,
-    network,
-)
+from networks import assert_same, differing, images, own_counts
+from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of, network
 
 pytestmark = pytest.mark.clients
 

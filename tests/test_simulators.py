@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import networks
 import pytest
 import torch
-from networks import own_counts
+from networks import dyadic, images, own_counts, stepped
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -19,6 +21,7 @@ from tandem_snn.frozen.stages import CannotLower
 pytestmark = pytest.mark.clients
 
 T = 8
+assert_same = partial(networks.assert_same, least=2)
 
 
 @pytest.fixture
@@ -33,59 +36,6 @@ def sj() -> Any:
 @pytest.fixture
 def snn() -> Any:
     return pytest.importorskip("snntorch", reason="snnTorch is not installed")
-
-
-def images() -> Tensor:
-    """Handwritten digits, in sixteenths."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    return torch.from_numpy(datasets.load_digits().images[:100]).float().unsqueeze(1) / 16
-
-
-@torch.no_grad()
-def dyadic(net: nn.Module) -> nn.Module:
-    """Numbers with which all sums are exact, and biases that let no potential meet its threshold exactly."""
-    for module in net.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv1d)):
-            module.weight.copy_((module.weight * 128).round() / 64)
-            if module.bias is not None:
-                module.bias.copy_((module.bias * 64).round() / 64 + 2**-11)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.copy_(torch.randint(-4, 5, module.running_mean.shape) / 16)
-            module.running_var.fill_(1 - module.eps)
-            module.weight.fill_(1.5)
-            module.bias.copy_(torch.randint(-4, 5, module.bias.shape) / 16 + 2**-10)
-    return net.eval()
-
-
-@torch.no_grad()
-def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool]) -> tuple[list[Tensor], Tensor]:
-    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers."""
-    counts: dict[str, Tensor] = {}
-
-    def counting(name: str) -> Callable[..., None]:
-        def hook(_: object, __: object, y: Any) -> None:
-            counts[name] = counts.get(name, torch.zeros(())) + (y[0] if isinstance(y, tuple) else y)
-
-        return hook
-
-    hooks = [m.register_forward_hook(counting(n)) for n, m in net.named_modules() if names(n, m)]
-    answer = torch.zeros(())
-    for x in steps:
-        y = net(x)
-        answer = answer + (y[0] if isinstance(y, tuple) else y)
-    for hook in hooks:
-        hook.remove()
-    return list(counts.values()), answer
-
-
-def assert_same(ours: tuple[list[Tensor], Any], theirs: tuple[list[Tensor], Tensor]) -> None:
-    assert len(ours[0]) == len(theirs[0])
-    for c, other in zip(ours[0], theirs[0], strict=True):
-        assert c.sum() > 0
-        assert c.max() > 1
-        assert torch.equal(c, other)
-    answer = ours[1].counts if isinstance(ours[1], te.SpikeTrain) else ours[1]
-    assert torch.equal(answer, theirs[1])
 
 
 def sj_fires(name: str, module: nn.Module) -> bool:
@@ -175,7 +125,7 @@ NEURONS = {
 @pytest.mark.parametrize("name", NEURONS)
 @pytest.mark.parametrize("make", [sj_chain, SJResidual])
 def test_spikingjelly_as_ours_and_back(make: Any, name: str, sj: Any) -> None:
-    x = images()
+    x = images(100)
     theirs = dyadic(make(sj, lambda: NEURONS[name](sj)))
     expected = stepped(theirs, [x] * T, sj_fires)
     before = {key: value.clone() for key, value in theirs.state_dict().items()}
@@ -193,7 +143,7 @@ def test_spikingjelly_as_ours_and_back(make: Any, name: str, sj: Any) -> None:
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
-    x = images()
+    x = images(100)
     for theirs, given in (
         (Averaged(lambda: NEURONS[name](sj)), x),
         (Added(lambda: NEURONS[name](sj)), x.flatten(1)[:, :4]),
@@ -221,7 +171,7 @@ def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:
 
 
 def test_an_imported_network_trains(sj: Any) -> None:
-    x = images()
+    x = images(100)
     ours = ts.from_spikingjelly(dyadic(SJResidual(sj, lambda: sj.IFNode(0.5, v_reset=None))), T).train()
     nn.functional.cross_entropy(ours(x), torch.zeros(len(x), dtype=torch.long)).backward()
     silent = {name for name, p in ours.named_parameters() if p.grad is None or not p.grad.any()}
@@ -230,7 +180,7 @@ def test_an_imported_network_trains(sj: Any) -> None:
 
 def test_a_converted_ann_as_spikingjelly(sj: Any) -> None:
     """Gains, calibrated thresholds and initial potentials of half a threshold."""
-    x = images()
+    x = images(100)
     ann = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 32), nn.ReLU(), nn.Linear(32, 5))
     net = ts.calibrate(ts.convert(ann, T), [x])
     counts, answer = own_counts(net, x)
@@ -254,7 +204,7 @@ def test_what_is_done_to_averages_and_answers_adds_up_over_the_steps(sj: Any) ->
             means = self.flat(0.5 * self.pool(self.fire(self.conv(x))))
             return (self.fc2(self.fc1(means)) + self.fc3(means)) / 4
 
-    x, theirs = images(), dyadic(Heads())
+    x, theirs = images(100), dyadic(Heads())
     expected, answer = stepped(theirs, [x] * T, sj_fires)
     counts, other = own_counts(ts.from_spikingjelly(theirs, T), x)
     assert torch.equal(counts[0], expected[0])
@@ -304,7 +254,7 @@ def test_spikingjellys_own_sums_of_spikes_and_vgg(sj: Any) -> None:
 
 def test_shortcuts_that_are_worth_something(sj: Any) -> None:
     """Gains, thresholds per channel: in the weights, so that there are only layers and neurons, and the way back."""
-    x = images()
+    x = images(100)
     net = nn.Sequential(
         tnn.Encoder(T),
         tnn.Conv2d(1, 6, 3, padding=1, gain=0.5, threshold=0.5),
@@ -384,7 +334,7 @@ class Stateful(nn.Module):
 def test_snntorch_as_ours_and_back(beta: float, snn: Any) -> None:
     from snntorch import utils
 
-    x = images()
+    x = images(100)
     theirs = dyadic(snn_chain(snn, beta))
     expected = stepped(theirs, [x] * T, snn_fires)
     ours = ts.from_snntorch(theirs, T)
@@ -407,7 +357,7 @@ def test_snntorchs_tutorial_with_pooling_before_the_neurons(beta: float, snn: An
         *(nn.Conv2d(12, 16, 2), nn.MaxPool2d(2), leaky()),
         *(nn.Flatten(), nn.Linear(16, 10), leaky(output=True)),
     )
-    x = images()
+    x = images(100)
     expected, answer = stepped(dyadic(theirs), [x] * T, snn_fires)
     counts, other = own_counts(ts.from_snntorch(theirs, T), x)
     assert all(torch.equal(c, d) for c, d in zip(counts, expected, strict=True))
@@ -415,7 +365,7 @@ def test_snntorchs_tutorial_with_pooling_before_the_neurons(beta: float, snn: An
 
 
 def test_potentials_that_go_in_and_out(snn: Any) -> None:
-    x = images()
+    x = images(100)
     theirs = dyadic(Stateful(snn, 0.75))
     state = [torch.zeros(()), torch.zeros(())]
     total = torch.zeros(())

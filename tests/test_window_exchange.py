@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import own_counts
-from nir_simulators import assert_same, by_spikingjelly, dyadic, file_of, images, network
-from test_simulators import stepped
+from networks import assert_same, dyadic, images, own_counts, stepped
+from nir_simulators import by_spikingjelly, file_of, network
 from torch import Tensor, nn
 
 import tandem_ext as te

@@ -10,8 +10,11 @@ from statistics import median
 from typing import Annotated, Any, Optional
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ..errors import UserError
+from .run import choose, describe, measure
 
 
 def bench(
@@ -28,8 +31,6 @@ def bench(
 
     The machine should be idle. All cases take about half an hour, with --quick a few minutes.
     """
-    from .run import choose, describe, measure
-
     cases = choose(case or [])
     if list_cases:
         print("\n".join(f"{c.name:24} {c.title}" for c in cases))
@@ -50,9 +51,6 @@ def bench(
 
 def show(result: dict[str, Any]) -> None:
     """Print the results, a small table for each case."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(highlight=False)
     for row in result["rows"]:
         console.print(f"\n[bold]{row['case']}[/]: {row['title']}")

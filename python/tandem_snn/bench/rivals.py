@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -186,10 +187,6 @@ def naive(problem: Problem, loop: Loop = if_loop) -> Model:
     return Model(own.parameters, forward)
 
 
-def naive_compiled(problem: Problem) -> Model:
-    return naive(problem, torch.compile(if_loop, dynamic=False))
-
-
 class _Surrogate(torch.autograd.Function):
     """A step function with the derivative of an arc tangent."""
 
@@ -246,7 +243,7 @@ def frozen(problem: Problem) -> Model:
     return Model([], lambda batch: net(_input(batch)))
 
 
-def _windows(problem: Problem, freeze: bool) -> Model:
+def windows(problem: Problem, freeze: bool = False) -> Model:
     """The network with timing "window": other spikes, the same layers and weights."""
     net = copy.deepcopy(problem.network)
     for layer in net:
@@ -263,14 +260,6 @@ def _windows(problem: Problem, freeze: bool) -> Model:
         return run(inputs[id(batch)])
 
     return Model([] if freeze else list(net.parameters()), forward, same=False, same_gradient=False)
-
-
-def windows(problem: Problem) -> Model:
-    return _windows(problem, freeze=False)
-
-
-def frozen_windows(problem: Problem) -> Model:
-    return _windows(problem, freeze=True)
 
 
 def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
@@ -303,10 +292,6 @@ def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
     return Model([*net.parameters(), *(own.readout.parameters() if own.readout else ())], forward, same_gradient=False)
 
 
-def spikingjelly_compiled(problem: Problem) -> Model:
-    return spikingjelly(problem, compiled=True)
-
-
 def snntorch(problem: Problem) -> Model:
     """Step by step. Its neurons fire at v > ϑ, not v ≥ ϑ: an initial potential below the grid of all currents makes
     both the same."""
@@ -335,13 +320,13 @@ MAKERS: dict[str, Callable[[Problem], Model]] = {
     "tandem": layerwise,
     "windows": windows,
     "frozen": frozen,
-    "frozen, windows": frozen_windows,
+    "frozen, windows": partial(windows, freeze=True),
     "ANN": ann,
     "naive": naive,
-    "naive, loop compiled": naive_compiled,
+    "naive, loop compiled": lambda problem: naive(problem, torch.compile(if_loop, dynamic=False)),
     "BPTT": bptt,
     "SpikingJelly": spikingjelly,
-    "SpikingJelly, compiled": spikingjelly_compiled,
+    "SpikingJelly, compiled": partial(spikingjelly, compiled=True),
     "snnTorch": snntorch,
 }
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
@@ -19,9 +21,17 @@ import tandem_ext
 from ..bench.command import bench
 from ..container import atomically
 from ..errors import UserError, extra
+from ..exchange import to_nir, to_onnx
+from ..frozen import freeze
 from ..machine import commit, machine
+from ..measure import firing_rates, mismatch, synops
+from ..report import write_report
+from ..training.checkpoint import load_checkpoint, read_recipe
+from ..training.task import make_task
+from ..training.trainer import evaluate
+from .job import CHECKPOINT, SUFFIX, TWIN, check_device
 from .sweep import sweep
-from .train import DataDir, Device, Workers, train
+from .train import OPERATIONS, DataDir, Device, Workers, compared, show_layers, show_networks, train
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 
@@ -50,20 +60,13 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def evaluate(
+def evaluate_run(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
     data_dir: DataDir = None,
     device: Device = "cpu",
     workers: Workers = 0,
 ) -> None:
     """Measure the networks of a run again on the test samples: the metric, firing rates, synaptic operations."""
-    from ..measure import firing_rates, mismatch, synops
-    from ..training.checkpoint import load_checkpoint, read_recipe
-    from ..training.task import make_task
-    from ..training.trainer import evaluate
-    from .job import CHECKPOINT, TWIN, check_device
-    from .train import OPERATIONS, compared, show_layers, show_networks
-
     check_device(device)
     recipe = read_recipe(run / CHECKPOINT)
     data = recipe.load(data_dir, workers).to(device)
@@ -103,11 +106,6 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Write a run's spiking network as one file for inference, other engines, chips and simulators."""
-    from ..exchange import to_nir, to_onnx
-    from ..frozen import freeze
-    from ..training.checkpoint import load_checkpoint, read_recipe
-    from .job import CHECKPOINT, SUFFIX
-
     recipe = read_recipe(run / CHECKPOINT)
     data = recipe.load(data_dir)
     net = recipe.build(data)
@@ -136,8 +134,6 @@ def report(
     data_dir: DataDir = None,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, confusions, spikes, rates, accuracy against time."""
-    from ..report import write_report
-
     typer.echo(write_report(run, out, data_dir))
 
 
@@ -150,9 +146,6 @@ STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "
 
 def info() -> None:
     """Print what a bug report needs: build, machine, torch, environment variables and packages."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(show_header=False)
     for section in _build(), _machine(), _environment(), _packages():
         for name, value in section.items():
@@ -213,7 +206,7 @@ def _options(
 
 
 for name, command in (
-    ("train", train), ("sweep", sweep), ("eval", evaluate), ("report", report), ("export", export), ("bench", bench),
-    ("info", info),
+    ("train", train), ("sweep", sweep), ("eval", evaluate_run), ("report", report), ("export", export),
+    ("bench", bench), ("info", info),
 ):  # fmt: skip
     app.command(name, cls=Command)(command)

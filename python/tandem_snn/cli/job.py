@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from ..container import atomically
 from ..data import Dataset
@@ -200,16 +209,6 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
     if not visible:
         yield None
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
     whole = Column(no_wrap=True)  # a narrow terminal shortens the bar, not the figures
     columns = (
         TextColumn("{task.description:<21}", table_column=whole),

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
+from ..container import atomically
 from ..errors import Interrupted, UserError
+from ..training.comparison import PREFIXES
+from ..training.library import list_recipes, load_recipe
+from ..training.processes import Interruption, launched
+from .job import SUMMARY, Job, run
 from .train import DataDir, Device, Settings, Threads, Twin, Workers
-
-if TYPE_CHECKING:
-    from .job import Job
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 
@@ -76,11 +78,6 @@ def sweep(
 
     The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
     """
-    from ..container import atomically
-    from ..training.library import load_recipe
-    from ..training.processes import Interruption, launched
-    from .job import SUMMARY, Job, run
-
     if launched():
         raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")
     fixed = [*(settings or []), *([] if seeds is None else [f"seeds={seeds}"])]
@@ -122,8 +119,6 @@ def _copy(summary: Path, result: Path) -> None:
 
 def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
     """Every combination of recipe and varied values."""
-    from ..training.library import list_recipes
-
     choices = []
     for text in vary:
         key, equals, values = text.partition("=")
@@ -147,8 +142,6 @@ def _finished(summary: Path, job: Job) -> bool:
     """
     if not summary.exists():
         return False
-    from ..training.comparison import PREFIXES
-
     try:
         found = json.loads(summary.read_text())
         there, here = dict(found["recipe"]), job.recipe.to_dict()

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args, get_origin
+from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
 
-from ..training.recipe import Recipe, type_hints
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..measure import Mismatch
-    from ..training import Comparison
+from ..measure import Mismatch
+from ..measure.quality import points
+from ..training import Comparison, library
+from ..training.recipe import CONTINUED, Recipe, type_hints
+from .job import Job, outputs, run
 
 # typer reads annotations at run time, on Python 3.10 too: hence Optional.
 # ruff: noqa: UP045
@@ -95,15 +96,13 @@ def train(
     Ctrl-C finishes the step and writes a checkpoint, from which --resume continues. Under torchrun the processes share
     each batch.
     """
-    from ..training.library import load_recipe
-    from .job import Job, outputs, run
-
     if list_recipes:
         show_recipes()
         return
     folder = out if out is not None else Path("runs") / Path(recipe).stem
+    chosen, command = library.load_recipe(recipe).override(settings or [], **keys), ["tandem-snn", *sys.argv[1:]]
     job = Job(
-        load_recipe(recipe).override(settings or [], **keys), folder, shlex.join(["tandem-snn", *sys.argv[1:]]), twin,
+        chosen, folder, shlex.join(command), twin,
         data_dir=data_dir, device=device, threads=threads, workers=workers, resume=resume, restart=restart,
         overwrite=overwrite, train_on=resume, checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps,
         tensorboard=tensorboard,
@@ -122,8 +121,6 @@ CAPTION = (
 
 
 def show_comparison(result: Comparison) -> None:
-    from ..training.recipe import CONTINUED
-
     recipe, seeds, measures = result.recipe, len(result.runs), result.measures
     assert measures is not None
     times = {kind: 1e3 * seconds for kind, seconds in measures.step_times.items()}
@@ -144,8 +141,6 @@ def show_comparison(result: Comparison) -> None:
 
 def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
     """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
-    from ..measure.quality import points
-
     if metric == "accuracy":
         difference = "" if ann is None else points(snn, ann, samples)
         return "test accuracy", f"{100 * snn:.2f} %", "" if ann is None else f"{100 * ann:.2f} %", difference
@@ -159,27 +154,19 @@ def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[
 
 def show_recipes() -> None:
     """The recipes of the package."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..training.library import describe, list_recipes, load_recipe
-
     table = Table(box=None, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    for name in list_recipes():
-        recipe = load_recipe(name)
+    for name in library.list_recipes():
+        recipe = library.load_recipe(name)
         network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
         numbers = f"T={recipe.T}, {recipe.epochs} epochs, {recipe.seeds} seed{'s' * (recipe.seeds > 1)}"
-        table.add_row(name, f"{describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
+        table.add_row(name, f"{library.describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
     Console().print(table)
 
 
 def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
     """Each row is (what, of the SNN, of its twin, compared)."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column()
     for column in ("SNN", "ANN twin", "SNN / ANN"):
@@ -191,9 +178,6 @@ def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None
 
 def show_layers(net: nn.Module, rates: Mapping[str, float], matches: Mapping[str, Mismatch] | None = None) -> None:
     """Firing rates and, where measured, how well the counts c follow the ANN branch's activation a."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title="layers with neurons")
     table.add_column("layer")
     for column in ("firing rate", *(("cosine of c and a", "c as expected") if matches else ())):

@@ -123,14 +123,10 @@ class _Writer:
         shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / self.network.T
         return weight.cpu().numpy(), shift.cpu().numpy()
 
-    def _affine(self, stage: Stage) -> Any:
-        return self.nir.Affine(*self._folded(stage))
-
     def _synapses(self, stage: Stage) -> Any:
-        layer = stage.layer
+        layer, (weight, bias) = stage.layer, self._folded(stage)
         if layer.axes == 0:
-            return self._affine(stage)
-        weight, bias = self._folded(stage)
+            return self.nir.Affine(weight, bias)
         weight = _without_groups(weight, layer.groups)
         padding = _padding(stage)
         if layer.axes == 1:

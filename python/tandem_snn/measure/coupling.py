@@ -125,7 +125,7 @@ def _compare(layer: Activation) -> Mismatch:
 
     return Mismatch(
         cosine=cosine.double().mean().item(),
-        correlation=float("nan") if layer.products is None else _pearson(*layer.products),
+        correlation=float("nan") if layer.products is None else _correlation(layer.products),
         exact=share(counts == ideal),
         over=share(counts > ideal),
         under=share(counts < ideal),
@@ -133,6 +133,5 @@ def _compare(layer: Activation) -> Mismatch:
     )
 
 
-def _pearson(a: Tensor, b: Tensor) -> float:
-    a, b = (t.double().flatten() - t.double().mean() for t in (a, b))
-    return (a @ b / (a.norm() * b.norm())).item()
+def _correlation(products: tuple[Tensor, Tensor]) -> float:
+    return torch.corrcoef(torch.stack([values.double().flatten() for values in products]))[0, 1].item()

@@ -50,7 +50,10 @@ def page(contents: Contents) -> str:
     return template.substitute(
         title=escape(f"{recipe['data']}, {recipe['model']}, T = {summary['T']}"),
         subtitle=escape(f"run {contents.name}, {seeds} seed{'s' * (seeds > 1)}, {summary.get('started', '')[:10]}"),
-        tiles="".join(_tile(value, label) for value, label in _headline(contents)),
+        tiles="".join(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+            for value, label in _headline(contents)
+        ),
         sections="\n".join(_sections(contents)),
     )
 
@@ -84,10 +87,6 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
         yield f"{summary['step_time_ratio']:.2f} ×", "time of a training step over all T time steps / the twin's"
     rates = summary["firing_rates"].values()
     yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
-
-
-def _tile(value: str, label: str) -> str:
-    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 
 def _sections(contents: Contents) -> Iterable[str]:

@@ -86,7 +86,7 @@ def typed(name: str, hint: Any, value: Any) -> Any:
         pass
     if kind is Any or (kind in (bool, str) and isinstance(value, kind)):
         return value
-    if get_origin(kind) is dict and isinstance(value, Mapping) and not any(map(_is_collection, value.values())):
+    if get_origin(kind) is dict and isinstance(value, Mapping) and _single_values(value):
         return {str(key): typed(str(key), Any, _number(item)) for key, item in value.items()}
     expected = {
         float: "a number",
@@ -108,8 +108,8 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _is_collection(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str)
+def _single_values(mapping: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, str) or not isinstance(value, Iterable) for value in mapping.values())
 
 
 def from_yaml(text: str, what: str) -> Any:
