@@ -3,7 +3,7 @@
     python tests/benchmarks/clock.py [--load "taskset -c 1 build/matrix_unit load"] [--cpu 0] [--seconds 20]
 
 A process for each of TANDEM_PATH's values runs the same layers, in turns. Prints microseconds a call, the median of the
-turns, as wall time: what a neighbour takes away is no CPU time. `--load` is a command that runs in the second half.
+turns, in CPU time, which a slower matrix unit takes as well. `--load` is a command that runs in the second half.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def serve() -> None:
     torch.set_num_threads(1)
     calls = list(layers().values())
     for line in sys.stdin:
-        call, until, count = calls[int(line)], time.perf_counter() + 0.1, 0
-        start = now = time.perf_counter()
+        call, until, count = calls[int(line)], time.process_time() + 0.1, 0
+        start = now = time.process_time()
         while now < until:
             call()
             count += 1
-            now = time.perf_counter()
+            now = time.process_time()
         print(1e6 * (now - start) / count, flush=True)
 
 
