@@ -121,6 +121,32 @@ TEST(every_layer_has_times_of_its_own) {
   CHECK(same_place() == 0, "the later one begins anew");
 }
 
+// Each of these has times of its own, and so starts with the model's way, the lists, when those of the first are slow.
+TEST(calls_of_a_layer_that_do_not_compare) {
+  Clock clock(made_up);
+  ProductLayer given({64, 1, 1, 200, 150}, 8, 0.2, 1);
+  given.finish();
+  const auto way = [&](const Layer& layer, double lists_cost, Task task) {
+    const Ways ways{{Way::kLists4, lists_cost}, {Way::kMatrixUnit, 1.1 * lists_cost}};
+    const TimedWay timed(layer, ways, task, clock);
+    now += timed.way() == Way::kLists4 ? 1000000 : 100000;
+    timed.end();
+    return timed.way();
+  };
+  Layer layer = given.layer();
+  for (int i = 0; i < 300; ++i) way(layer, 5000, Task::kSpikes);
+  CHECK(way(layer, 5000, Task::kSpikes) == Way::kMatrixUnit, "measured");
+  CHECK(way(layer, 5100, Task::kSpikes) == Way::kMatrixUnit, "about as dense");
+  CHECK(way(layer, 9000, Task::kSpikes) == Way::kLists4, "denser");
+  CHECK(way(layer, 5000, Task::kNormalised) == Way::kLists4, "another task");
+  CHECK(way(layer, 5, Task::kSpikes) == Way::kLists4, "too short");
+  layer.neuron.T = 7;
+  CHECK(way(layer, 5000, Task::kSpikes) == Way::kLists4, "fewer steps");
+  layer.neuron.T = 8;
+  layer.geometry.batch = 63;
+  CHECK(way(layer, 5000, Task::kSpikes) == Way::kLists4, "fewer rows");
+}
+
 TEST(threads_share_times) {
   static std::atomic<int64_t> time{0}, trials{0}, wrong{0};
   static Clock clock(+[]() -> int64_t { return time += 1000; });

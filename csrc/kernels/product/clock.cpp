@@ -65,11 +65,6 @@ int64_t steady_nanoseconds() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
-Clock& shared_clock() {
-  static Clock clock(steady_nanoseconds);
-  return clock;
-}
-
 enum class Path { kMeasured, kModel, kLists, kMatrix, kDense };
 
 Path read_path() {
@@ -114,6 +109,11 @@ uint64_t key_of(const Layer& layer, const Ways& ways, Task task) {
 
 }  // namespace
 
+Clock& shared_clock() {
+  static Clock clock(steady_nanoseconds);
+  return clock;
+}
+
 Way fixed_way() {
   switch (path()) {
     case Path::kLists:
@@ -127,14 +127,13 @@ Way fixed_way() {
   }
 }
 
-TimedWay::TimedWay(const Layer& layer, const Ways& ways, Task task) : way_(ways.cheaper()) {
+TimedWay::TimedWay(const Layer& layer, const Ways& ways, Task task, Clock& clock)
+    : way_(ways.cheaper()), clock_(clock) {
   if (!ways.differ() || path() == Path::kModel) return;
   constexpr double kPerNanosecond = 3;  // of what costs count
-  const double calls = static_cast<double>(layer.geometry.rows() * layer.geometry.groups) / kPerNanosecond;
-  call_ = shared_clock().begin(key_of(layer, ways, task), calls * ways.lists.cost, calls * ways.digits.cost);
+  const double rows = static_cast<double>(layer.geometry.rows() * layer.geometry.groups) / kPerNanosecond;
+  call_ = clock_.begin(key_of(layer, ways, task), rows * ways.lists.cost, rows * ways.digits.cost);
   way_ = call_.way == 0 ? ways.lists.way : ways.digits.way;
 }
-
-void TimedWay::end() const { shared_clock().end(call_); }
 
 }  // namespace tandem::cpu

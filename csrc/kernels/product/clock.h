@@ -52,15 +52,19 @@ class Clock {
 // What is timed: calls of different tasks do not compare.
 enum class Task { kSpikes, kProduct, kNormalised };
 
+// That of the process.
+Clock& shared_clock();
+
 // The way of a call of a layer, timed from here to end().
 class TimedWay {
  public:
-  TimedWay(const Layer& layer, const Ways& ways, Task task);
+  TimedWay(const Layer& layer, const Ways& ways, Task task, Clock& clock = shared_clock());
   Way way() const { return way_; }
-  void end() const;
+  void end() const { clock_.end(call_); }
 
  private:
   Way way_;
+  Clock& clock_;
   Clock::Call call_{};
 };
 
