@@ -11,8 +11,8 @@ import torch
 from ..errors import UserError, check_name
 from . import readers, recordings
 from .augment import parse
+from .binning import BINS, EventSplit
 from .dataset import TASKS, Dataset
-from .events import BINS, EventSplit
 from .files import Folder, data_root
 from .split import Split
 from .tensors import ImageSplit, standardisation

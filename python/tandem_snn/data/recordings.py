@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError, extra, listing
-from .events import bin_recording
+from .binning import bin_recording
 from .files import cached, class_folders, damaged, missing
 from .readers import DIGITS, Frames, Part
 
@@ -51,7 +51,7 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
     Args:
         name: one of ``SETS``.
         root: the folder that contains all data sets.
-        T, bins, size: as in :func:`~tandem_snn.data.events.bin_recording`; size None is the camera's.
+        T, bins, size: as in :func:`~tandem_snn.data.binning.bin_recording`; size None is the camera's.
     """
     kind = SETS[name]
     size = kind.sensor if size is None else size
