@@ -14,7 +14,7 @@ import torch
 from ..errors import UserError, extra, listing
 from .binning import bin_recording
 from .files import cached, class_folders, damaged, missing
-from .readers import DIGITS, Frames, Part
+from .readers import DIGITS, Part, Samples
 
 Listing = tuple[list[Path], list[int]]
 _GESTURES = (
@@ -45,7 +45,7 @@ class Recordings:
     events: Callable[[Path], Any]
 
 
-def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Frames:
+def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Samples:
     """All recordings as frames, cached.
 
     Args:
@@ -66,7 +66,7 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
 
     planes = cached(name, {"T": T, "bins": bins, "size": list(size)}, files, make)["planes"]
     n = len(train)
-    return Frames(
+    return Samples(
         Part(planes[:n], torch.tensor(train_targets)),
         Part(planes[n:], torch.tensor(test_targets)),
         kind.class_names,
