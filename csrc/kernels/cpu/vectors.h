@@ -11,6 +11,10 @@
 #include "capability.h"
 #include "halves.h"
 
+#if TANDEM_MULTIVERSION
+#include <emmintrin.h>
+#endif
+
 namespace tandem::cpu {
 
 constexpr int kLanes = 16;
@@ -68,6 +72,50 @@ TANDEM_INLINE typename Simd<To, L>::type convert(typename Simd<From, L>::type x)
   return load<typename Simd<To, L>::type>(out);
 }
 
+// The low bytes of sixteen integers in vectors of L.
+template <class E, int L>
+TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLanes / L]) {
+#if TANDEM_MULTIVERSION
+  if constexpr (sizeof(E) == 4 && L < kLanes) {
+    __m128i words[4];
+    std::memcpy(words, parts, sizeof(words));
+#pragma GCC unroll 4
+    for (__m128i& word : words) word = _mm_and_si128(word, _mm_set1_epi32(0xff));
+    return reinterpret_cast<ByteLanes>(
+        _mm_packus_epi16(_mm_packs_epi32(words[0], words[1]), _mm_packs_epi32(words[2], words[3])));
+  }
+#endif
+  typename Simd<E, kLanes>::type all;
+  std::memcpy(&all, parts, sizeof(all));
+  return convert<uint8_t, E, kLanes>(all);
+}
+
+// Sixteen bytes as integers in vectors of L.
+template <class E, int L>
+TANDEM_INLINE void widen(ByteLanes bytes, typename Simd<E, L>::type (&parts)[kLanes / L]) {
+#if TANDEM_MULTIVERSION
+  if constexpr (sizeof(E) == 4 && L < kLanes) {
+    const auto x = reinterpret_cast<__m128i>(bytes), zero = _mm_setzero_si128();
+    const __m128i halves[2] = {_mm_unpacklo_epi8(x, zero), _mm_unpackhi_epi8(x, zero)};
+    typename Simd<E, 4>::type words[4];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      words[2 * i] = reinterpret_cast<typename Simd<E, 4>::type>(_mm_unpacklo_epi16(halves[i], zero));
+      words[2 * i + 1] = reinterpret_cast<typename Simd<E, 4>::type>(_mm_unpackhi_epi16(halves[i], zero));
+    }
+    if constexpr (L == 4) {
+      std::memcpy(parts, words, sizeof(words));
+    } else {
+      parts[0] = __builtin_shufflevector(words[0], words[1], 0, 1, 2, 3, 4, 5, 6, 7);
+      parts[1] = __builtin_shufflevector(words[2], words[3], 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+    return;
+  }
+#endif
+  const auto all = convert<E, uint8_t, kLanes>(bytes);
+  std::memcpy(parts, &all, sizeof(all));
+}
+
 // Elements [first, first + lanes) of a periodic array; out of line, for it is rare and would be inlined everywhere.
 template <class C>
 [[gnu::noinline]] inline void copy_periodic(const C* p, int64_t first, int64_t period, int lanes, C* out) {
@@ -79,30 +127,34 @@ template <class C, int L = kLanes>
 TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
   if (p == nullptr) return Vec<C, L>{} + neutral;
   if (period == 1) return Vec<C, L>{} + *p;
-  const int64_t first = n % period;
+  const int64_t first = n < period ? n : n % period;
   if (first + L <= period) return load<Vec<C, L>>(p + first);
   C out[L];
   copy_periodic(p, first, period, L, out);
   return load<Vec<C, L>>(out);
 }
 
-// Bit 0 of each of L bytes, as L bits.
-template <int L = kLanes>
-TANDEM_INLINE uint16_t bits_of(Bytes<L> mask) {
-  const Bytes<L> one = mask & 1;
-  uint64_t half[2] = {};
+// Bit 0 of each byte.
+TANDEM_INLINE uint16_t bits_of(ByteLanes mask) {
+#if TANDEM_MULTIVERSION
+  return static_cast<uint16_t>(_mm_movemask_epi8(_mm_slli_epi16(reinterpret_cast<__m128i>(mask), 7)));
+#else
+  const ByteLanes one = mask & 1;
+  uint64_t half[2];
   std::memcpy(half, &one, sizeof(one));
   constexpr uint64_t gather = 0x0102040810204080ull;  // moves bit 0 of byte i to bit 56 + i
   return static_cast<uint16_t>(((half[0] * gather) >> 56) | (((half[1] * gather) >> 56) << 8));
+#endif
 }
 
-// Is any lane of a mask set?
+// Is any bit of a vector of 16 bytes or more set?
 template <class V>
-TANDEM_INLINE bool any(const V& mask) {
-  uint64_t words[(sizeof(V) + 7) / 8] = {}, all = 0;
-  std::memcpy(words, &mask, sizeof(V));
-  for (const uint64_t word : words) all |= word;
-  return all != 0;
+TANDEM_INLINE bool any(const V& bits) {
+  typedef typename Simd<uint64_t, 2>::type Words;
+  Words words[sizeof(V) / sizeof(Words)], all{};
+  std::memcpy(words, &bits, sizeof(V));
+  for (const Words& word : words) all |= word;
+  return (all[0] | all[1]) != 0;
 }
 
 template <class B>
@@ -112,17 +164,13 @@ TANDEM_INLINE B popcount(B x) {
   return (x + (x >> 4)) & 0x0f;
 }
 
-// Writes bits [n, n + lanes) of a bit-packed mask. n is a multiple of L; half a byte is completed by the thread that
-// began it, and the last byte ends in zeros.
-template <int L>
+// Writes bits [n, n + lanes) of a bit-packed mask, n a multiple of 16; the last byte ends in zeros.
 TANDEM_INLINE void store_bits(uint8_t* mask, int64_t n, uint16_t bits, int lanes) {
   uint8_t* p = mask + n / 8;
-  if (lanes < L) bits &= static_cast<uint16_t>((1u << lanes) - 1);
-  if constexpr (L < 8) {
-    if (lanes > 0) *p = static_cast<uint8_t>(n % 8 == 0 ? bits : *p | bits << (n % 8));
-  } else if (__builtin_expect(lanes == L, 1)) {
-    std::memcpy(p, &bits, L / 8);
+  if (__builtin_expect(lanes == kLanes, 1)) {
+    std::memcpy(p, &bits, 2);
   } else {
+    bits &= static_cast<uint16_t>((1u << lanes) - 1);
     for (int i = 0; i < lanes; i += 8) p[i / 8] = static_cast<uint8_t>(bits >> i);
   }
 }

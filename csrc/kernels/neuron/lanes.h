@@ -10,20 +10,27 @@
 
 namespace tandem::cpu {
 
-// Counts are at most 255, so every type holds them exactly.
+// Counts are at most 255, so every type holds them exactly. L is the vectors' size.
 template <int L>
-TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, Bytes<L> value, int lanes) {
-  const auto wide = convert<float, int32_t, L>(convert<int32_t, uint8_t, L>(value));
+TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, ByteLanes bytes, int lanes) {
+  Int<float, L> wide[kLanes / L];
+  widen<int32_t, L>(bytes, wide);
+  Vec<float, L> parts[kLanes / L];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes / L; ++i) parts[i] = __builtin_convertvector(wide[i], Vec<float, L>);
+  float values[kLanes];
+  std::memcpy(values, parts, sizeof(values));
   switch (dtype) {
     case DType::kFloat32:
-      return store_first(static_cast<float*>(counts) + n, wide, lanes);
+      return store_first(static_cast<float*>(counts) + n, load<Vec<float>>(values), lanes);
     case DType::kFloat64:
-      return store_first(static_cast<double*>(counts) + n, convert<double, float, L>(wide), lanes);
+      for (int i = 0; i < lanes; ++i) static_cast<double*>(counts)[n + i] = values[i];
+      return;
     case DType::kBFloat16:
-      for (int i = 0; i < lanes; ++i) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(wide[i]);
+      for (int i = 0; i < lanes; ++i) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(values[i]);
       return;
     case DType::kFloat16:
-      for (int i = 0; i < lanes; ++i) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(wide[i]);
+      for (int i = 0; i < lanes; ++i) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(values[i]);
       return;
     case DType::kInt8:  // no type of counts
       return;
@@ -39,15 +46,10 @@ template <class C>
   }
 }
 
-// Notes the samples of which one of the last potentials v of neurons [n, n + lanes) is not finite.
+// Is any lane infinite or NaN? Such a lane minus itself is no zero; a comparison takes longer.
 template <class C, int L>
-TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n, const Vec<C, L>& v, int lanes) {
-  if (a.bad == nullptr) return;
-  const Bytes<L> lost = convert<uint8_t, Lane<C>, L>(~is_finite(v));
-  if (__builtin_expect(!any(lost), 1)) return;
-  C potentials[L];
-  store(potentials, v);
-  write_bad(a, n, potentials, lanes);
+TANDEM_INLINE bool any_lost(const Vec<C, L>& v) {
+  return any(reinterpret_cast<Int<C, L>>(v - v));
 }
 
 // Sixteen neurons [n, n + lanes) during a window, in vectors of L; what is stored of them, bytes and bits, is stored
@@ -66,12 +68,14 @@ struct NeuronLanes {
 
   TANDEM_INLINE void begin(const Neuron<C>& a, int64_t n, int lanes_that_exist) {
     existing = lanes_that_exist;
+    const int64_t channel = n % a.channels;
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
       v_init[i] = load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
-      scale[i] = load_periodic<C, L>(a.scale, n + i * L, a.channels, C(1));
-      k[i] = load_periodic<C, L>(a.shift, n + i * L, a.channels, C(0)) / static_cast<C>(a.steps);
-      residual_scale[i] = load_periodic<C, L>(a.residual_scale, n + i * L, a.channels, C(1));
+      scale[i] = load_periodic<C, L>(a.scale, channel + i * L, a.channels, C(1));
+      k[i] = load_periodic<C, L>(a.shift, channel + i * L, a.channels, C(0));
+      if (a.timing == Timing::kStep) k[i] /= static_cast<C>(a.steps);
+      residual_scale[i] = load_periodic<C, L>(a.residual_scale, channel + i * L, a.channels, C(1));
     }
     start(a, n);
   }
@@ -90,24 +94,42 @@ struct NeuronLanes {
   TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
     const bool given = a.residual_planes != nullptr;
     const auto loaded = given ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
-    const auto wide = convert<Lane<C>, uint8_t, kLanes>(loaded);
-    std::memcpy(bytes, &wide, sizeof(bytes));
+    widen<Lane<C>, L>(loaded, bytes);
   }
 
   // The residual's current into part i at step t of the plane `bytes`.
   TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) const {
-    if (a.residual_planes == nullptr) {
-      const int here = whole ? L : std::clamp(existing - i * L, 0, L);
-      return rounded_mul(residual_scale[i],
-                         load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here));
-    }
-    return rounded_mul(residual_scale[i], __builtin_convertvector((bytes[i] >> (t & 7)) & 1, Vec<C, L>));
+    return residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
   }
 
   // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
   TANDEM_INLINE void advance(const Neuron<C>& a, int i, const Vec<C, L>& current, int t, Plane& plane) {
     z[i] = rounded_add(z[i], current);
     plane[i] |= step(v[i], current, a) & (Lane<C>{1} << (t & 7));
+  }
+
+  // Window timing: z of the window's product u, and v before the first spike. `counts` are the residual's.
+  TANDEM_INLINE void integrate(const Neuron<C>& a, int64_t n, int i, const Vec<C, L>& u, const Plane& counts) {
+    z[i] = input_current(u, scale[i], k[i]);
+    if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
+      z[i] = rounded_add(z[i], residual_of(a, n, i, 0, counts[i]));
+    }
+    v[i] = rounded_add(v[i], z[i]);
+  }
+
+  // A step after it: counts the spikes of part i. Returns what they cost, the threshold or nothing; as integers, for
+  // GCC 12 compares lane by lane where results of comparisons are combined.
+  TANDEM_INLINE Int<C, L> spike(const Neuron<C>& a, int i, Plane& counts) {
+    const Int<C, L> fires = v[i] >= a.threshold;
+    const Vec<C, L> cost = fires ? Vec<C, L>{} + a.threshold : Vec<C, L>{};
+    v[i] = rounded_add(v[i], -cost);
+    counts[i] -= fires;
+    return reinterpret_cast<Int<C, L>>(cost);
+  }
+
+  TANDEM_INLINE void end_window(const Neuron<C>& a, int64_t n, const Plane& counts) {
+    count = narrow(counts);
+    store_first(a.planes + n, count, lanes());
   }
 
   TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Plane& plane) {
@@ -131,12 +153,28 @@ struct NeuronLanes {
       if (open_neurons != nullptr) {
         store_first(open_neurons + n, open & 1, lanes());
       } else if (a.mask != nullptr) {
-        store_bits<kLanes>(a.mask, n, bits_of<kLanes>(open), lanes());
+        store_bits(a.mask, n, bits_of(open), lanes());
       }
     }
-    if (a.counts != nullptr) store_counts<kLanes>(a.counts, a.counts_dtype, n, count, lanes());
+    if (a.counts != nullptr)
+      store_counts<L* static_cast<int>(sizeof(C)) / 4>(a.counts, a.counts_dtype, n, count, lanes());
     if (a.v != nullptr) store_first(a.v + n, potentials(), lanes());
-    mark_bad<C, kLanes>(a, n, potentials(), lanes());
+    mark_bad(a, n);
+  }
+
+  // Notes the samples of which one of the last potentials is not finite. One look for all: their sum is not either.
+  TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n) const {
+    if (a.bad == nullptr || __builtin_expect(!any_lost<C, L>(sum()), 1)) return;
+    C all[kLanes];
+    store(all, potentials());
+    write_bad(a, n, all, lanes());
+  }
+
+  TANDEM_INLINE Vec<C, L> sum() const {
+    Vec<C, L> sum{};
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) sum += v[i];
+    return sum;
   }
 
   TANDEM_INLINE Vec<C> potentials() const {
@@ -146,11 +184,14 @@ struct NeuronLanes {
   }
 
  private:
-  TANDEM_INLINE static ByteLanes narrow(const Plane& plane) {
-    Int<C> wide;
-    std::memcpy(&wide, plane, sizeof(plane));
-    return convert<uint8_t, Lane<C>, kLanes>(wide);
+  // The residual's current into part i, of its spikes or else of its currents at step t.
+  TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
+    if (a.residual_planes != nullptr) return rounded_mul(residual_scale[i], __builtin_convertvector(spikes, Vec<C, L>));
+    const int here = whole ? L : std::clamp(existing - i * L, 0, L);
+    return rounded_mul(residual_scale[i], load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here));
   }
+
+  TANDEM_INLINE static ByteLanes narrow(const Plane& plane) { return low_bytes<Lane<C>, L>(plane); }
 
   TANDEM_INLINE ByteLanes is_open(const Neuron<C>& a) const {
     Plane open;

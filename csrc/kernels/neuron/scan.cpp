@@ -45,15 +45,25 @@ struct Currents {
   }
 };
 
-// `marked` is the layer, whose samples are marked here, one look for all neurons of a block; `a` is the same without.
-template <class C, int L, bool has_residual>
-TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
-                              int64_t size) {
-  using Group = NeuronLanes<C, L>;
-  Group neurons[kGroups];
-  for (int g = 0; g < kGroups; ++g) {
-    neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
+// The product of the window of some neurons, the sum of y[t] in order.
+template <class C>
+TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int64_t size, C* u) {
+  C wide[kBlock];
+  const C* first = currents.row(0, n, size, wide);
+  std::copy(first, first + kBlock, u);
+  if (currents.source == Source::kConstant) {
+    for (int i = 0; i < kBlock; ++i) u[i] *= static_cast<C>(T);
   }
+  for (int t = 1; currents.source == Source::kTrain && t < T; ++t) {
+    const C* y = currents.row(t, n, size, wide);
+    for (int i = 0; i < kBlock; ++i) u[i] += y[i];
+  }
+}
+
+template <class C, int L, bool has_residual>
+TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
+                              NeuronLanes<C, L>* neurons) {
+  using Group = NeuronLanes<C, L>;
   for (int p = 0; p * 8 < a.T; ++p) {
     const int first = p * 8, last = std::min(first + 8, a.T);
     typename Group::Plane plane[kGroups] = {}, residual[kGroups];
@@ -77,44 +87,40 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, c
     }
     for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
   }
-  for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
-  Vec<C> sum{};
-  for (int g = 0; g < kGroups; ++g) sum += neurons[g].potentials();
-  if (__builtin_expect(!any(convert<uint8_t, Lane<C>, kLanes>(~is_finite(sum))), 1)) return;
-  for (int g = 0; g < kGroups; ++g) {
-    mark_bad<C, kLanes>(marked, n + g * kLanes, neurons[g].potentials(), neurons[g].lanes());
-  }
 }
 
-// The product of the window of some neurons, the sum of y[t] in order.
-template <class C>
-TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int64_t size, C* u) {
-  C wide[kBlock];
-  const C* first = currents.row(0, n, size, wide);
-  std::copy(first, first + kBlock, u);
-  if (currents.source == Source::kConstant) {
-    for (int i = 0; i < kBlock; ++i) u[i] *= static_cast<C>(T);
-  }
-  for (int t = 1; currents.source == Source::kTrain && t < T; ++t) {
-    const C* y = currents.row(t, n, size, wide);
-    for (int i = 0; i < kBlock; ++i) u[i] += y[i];
-  }
-}
-
+// As many groups at once as have registers for their chains.
 template <class C, int L>
-TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size) {
+TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
+                               NeuronLanes<C, L>* neurons) {
+  constexpr int kParts = NeuronLanes<C, L>::kParts, kAtOnce = kParts > 4 ? 1 : 4 / kParts;
   C u[kBlock];
   sum_block(currents, a.T, n, size, u);
-  constexpr int kVectors = kBlock / L, kAtOnce = kVectors < 8 ? kVectors : 8;
-  for (int i = 0; i < kVectors; i += kAtOnce) {
-    BurstLanes<C, L> neurons[kAtOnce];
-    for (int g = 0; g < kAtOnce; ++g) {
-      const int64_t at = (i + g) * L;
-      neurons[g].begin(a, n + at, static_cast<int>(std::clamp<int64_t>(size - at, 0, L)));
-    }
-    fire_windows<kAtOnce>(a, neurons, n + i * L, nullptr,
-                          [&](int g) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + (i + g) * L); });
+  for (int g = 0; g < kGroups; g += kAtOnce) {
+    fire_windows<kAtOnce>(a, neurons + g, n + g * kLanes,
+                          [&](int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + g * kLanes + s * L); });
   }
+}
+
+// `marked` is the layer, whose samples are marked here, one look for all neurons of a block; `a` is the same without.
+template <class C, int L, Timing timing, bool has_residual>
+TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
+                              int64_t size) {
+  using Group = NeuronLanes<C, L>;
+  Group neurons[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
+  }
+  if constexpr (timing == Timing::kWindow) {
+    scan_window(currents, a, n, size, neurons);
+  } else {
+    scan_steps<C, L, has_residual>(currents, a, n, size, neurons);
+  }
+  for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
+  Vec<C, L> sum{};
+  for (int g = 0; g < kGroups; ++g) sum += neurons[g].sum();
+  if (__builtin_expect(!any_lost<C, L>(sum), 1)) return;
+  for (int g = 0; g < kGroups; ++g) neurons[g].mark_bad(marked, n + g * kLanes);
 }
 
 template <class C, int L>
@@ -125,11 +131,11 @@ TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, 
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
     if (a.timing == Timing::kWindow) {
-      scan_window<C, L>(currents, a, n, size);
+      scan_block<C, L, Timing::kWindow, true>(currents, unmarked, a, n, size);
     } else if (has_residual) {
-      scan_block<C, L, true>(currents, unmarked, a, n, size);
+      scan_block<C, L, Timing::kStep, true>(currents, unmarked, a, n, size);
     } else {
-      scan_block<C, L, false>(currents, unmarked, a, n, size);
+      scan_block<C, L, Timing::kStep, false>(currents, unmarked, a, n, size);
     }
   }
 }

@@ -47,9 +47,8 @@ TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> 
   for (int g = 0; g < G; ++g) neurons[first + g].end_plane(args, at(g), p, plane[g]);
 }
 
-template <int L, int R, bool whole, class Sum, class RowSums>
-TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
-  constexpr int G = L == kLanes ? R : 1;  // as many as there are registers for
+template <int L, int R, bool whole, class Run>
+TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
   NeuronLanes<float, L, whole> neurons[R];
 #pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
@@ -60,6 +59,28 @@ TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_
     const int64_t n = (tile.first_row + row) * layer.channels + tile.channel;
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) neurons[r].start(layer, n + r * kLanes);
+    run(row, n, neurons);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) neurons[r].end(layer, n + r * kLanes, open);
+  }
+}
+
+// Runs the neurons of a tile, row by row: run(row, n, neurons) takes those from n on through their window.
+template <int L, int R, class Run>
+TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
+  if (tile.channels == 16 * R) return run_rows<L, R, true>(tile, layer, open, run);
+  run_rows<L, R, false>(tile, layer, open, run);
+}
+
+// Groups of neurons at once: as many as there are registers for.
+template <int L, int R>
+constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
+
+// The same with timing "step": row_sums(row, plane, sums) gives the sums of a row and plane.
+template <int L, int R, class Sum, class RowSums>
+TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
+  constexpr int G = kGroupsAtOnce<L, R>;
+  run_tile<L, R>(tile, layer, open, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
     for (int p = 0; p < tile.planes; ++p) {
       Sum sums[8];
       row_sums(row, p, sums);
@@ -71,16 +92,7 @@ TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_
         });
       }
     }
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) neurons[r].end(layer, n + r * kLanes, open);
-  }
-}
-
-// Runs the neurons of a tile, row by row. row_sums(row, plane, sums) gives the sums of a row and plane.
-template <int L, int R, class Sum, class RowSums>
-TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
-  if (tile.channels == 16 * R) return run_rows<L, R, true, Sum>(tile, layer, open, row_sums);
-  run_rows<L, R, false, Sum>(tile, layer, open, row_sums);
+  });
 }
 
 }  // namespace tandem::cpu

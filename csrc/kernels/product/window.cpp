@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../neuron/burst.h"
+#include "fire.h"
 
 namespace tandem::cpu {
 
@@ -62,37 +63,21 @@ TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
   return load<Vec<float, L>>(out);
 }
 
-template <int L, int R, bool whole>
-TANDEM_INLINE void fire_rows(const Tile& tile, const double* windows, const Neuron<float>& layer, uint8_t* open) {
-  constexpr int S = R * kLanes / L;
-  constexpr int G = S < 4 ? S : 4;
-  BurstLanes<float, L, whole> neurons[S];
-#pragma GCC unroll 8
-  for (int s = 0; s < S; ++s) {
-    neurons[s].begin(layer, tile.channel + s * L, static_cast<int>(std::clamp<int64_t>(tile.channels - s * L, 0, L)));
-  }
-  for (int64_t row = 0; row < tile.rows; ++row, windows += 16 * R) {
-    const int64_t n = (tile.first_row + row) * layer.channels + tile.channel;
-#pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) {
-      if (layer.v_init_size > 1) {
-        neurons[s].v_init = load_periodic<float, L>(layer.v_init, n + s * L, layer.v_init_size, 0.f);
-      }
-    }
-#pragma GCC unroll 8
-    for (int s = 0; s < S; s += G) {
-      fire_windows<G>(layer, neurons + s, n + s * L, open, [&](int g) TANDEM_INLINE_LAMBDA {
-        return rounded_mul(narrow<L>(windows + (s + g) * L), load<Vec<float, L>>(tile.unit + (s + g) * L));
-      });
-    }
-  }
-}
-
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
-  if (tile.channels == 16 * R) return fire_rows<L, R, true>(tile, windows, neuron, open);
-  fire_rows<L, R, false>(tile, windows, neuron, open);
+  constexpr int G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
+  run_tile<L, R>(tile, neuron, open, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
+    const double* sums = windows + row * 16 * R;
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r += G) {
+      fire_windows<G>(neuron, neurons + r, n + r * kLanes, [&](int s) TANDEM_INLINE_LAMBDA {
+        const int at = (r * kParts + s) * L;
+        return rounded_mul(narrow<L>(sums + at), load<Vec<float, L>>(tile.unit + at));
+      });
+    }
+  });
 }
+
 template <int L>
 TANDEM_INLINE void fire_window_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron,
                                          uint8_t* open) {
