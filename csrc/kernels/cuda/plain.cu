@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 
 struct Synapses {
   DeviceGeometry g;
-  bool moved;  // in the weights taps are innermost
+  int tap_step, channel_step;  // from one to the next in the weights
 };
 
 // A neuron's place: its output, and the corner of its window in a plane.
@@ -40,18 +40,20 @@ struct Place {
   template <class Add>
   __device__ __forceinline__ void each_input(const Synapses& of, int plane, const Add& add) const {
     const DeviceGeometry& g = of.g;
-    for (int tap = 0; tap < g.taps; ++tap) {
-      const int r = tap / g.kernel_width;
+    const float* weights = weight;
+    for (int r = 0; r < g.kernel_height; ++r) {
       const int y = window.y + r * g.dilation[0];
-      const int x = window.x + (tap - r * g.kernel_width) * g.dilation[1];
-      if (static_cast<unsigned>(y) >= static_cast<unsigned>(g.height) ||
-          static_cast<unsigned>(x) >= static_cast<unsigned>(g.width)) {
-        continue;
-      }
-      const uint8_t* bytes = window.image + plane * g.plane + (static_cast<int64_t>(y) * g.width + x) * g.channels;
-      const float* weights = weight + (of.moved ? tap : tap * g.group_channels);
-      for (int c = 0; c < g.group_channels; ++c) {
-        add(bytes[c], to_fixed(rounded_mul(weights[of.moved ? c * g.taps : c], per_unit)));
+      const uint8_t* row = window.image + plane * g.plane + static_cast<int64_t>(y) * g.width * g.channels;
+      for (int s = 0; s < g.kernel_width; ++s, weights += of.tap_step) {
+        const int x = window.x + s * g.dilation[1];
+        if (static_cast<unsigned>(y) >= static_cast<unsigned>(g.height) ||
+            static_cast<unsigned>(x) >= static_cast<unsigned>(g.width)) {
+          continue;
+        }
+        const uint8_t* bytes = row + static_cast<int64_t>(x) * g.channels;
+        for (int c = 0; c < g.group_channels; ++c) {
+          add(bytes[c], to_fixed(rounded_mul(weights[c * of.channel_step], per_unit)));
+        }
       }
     }
   }
@@ -71,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
       int sums[kPlaneSteps] = {};
       at.each_input(of, plane, [&](uint32_t spikes, int weight) {
 #pragma unroll
-        for (int t = 0; t < kPlaneSteps; ++t) sums[t] += (spikes >> t & 1u) != 0 ? weight : 0;
+        for (int t = 0; t < kPlaneSteps; ++t)
+          if ((spikes & 1u << t) != 0) sums[t] += weight;
       });
       Vec<float, 1> current[kPlaneSteps];
 #pragma unroll
@@ -114,7 +117,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Synapses synapses_of(const Layer& layer) {
-  Synapses of{geometry_of(layer), !layer.weights.channels_last};
+  Synapses of{geometry_of(layer), 1, 1};
+  if (layer.weights.channels_last) {
+    of.tap_step = of.g.group_channels;
+  } else {
+    of.channel_step = of.g.taps;
+  }
   of.g.units = DigitMemory(layer.geometry).units(layer.prepared);
   return of;
 }
