@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, settings
 # The same examples every time: a failure is then the change's fault. `--hypothesis-profile=random` explores.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(  # under qemu, where each takes seconds
+    "emulated", deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 

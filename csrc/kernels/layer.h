@@ -48,6 +48,7 @@ enum class Way : int32_t {
   kPlain = 16,       // inputs one by one (product/plain.h), of kernels with more taps than a list can name
   kTileByTile = 32,  // lists for a few rows, weights prepared tile by tile
   kDense = 64,       // all counts times all weights (product/dense.h), where the processor multiplies bytes
+  kLists = 128,      // lists, of whatever patterns cost least
 };
 
 struct Layer {
