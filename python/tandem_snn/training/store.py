@@ -48,7 +48,8 @@ class Store:
         writes: False in processes that only read (all but one of a distributed run).
         train_on: continue a run of the same recipe, finished or not, with another number of epochs. The next step
             has the learning rate of the new schedule. Any other difference between the recipes is refused. Paths,
-    devices and workers are not part of a recipe. """
+            devices and workers are not part of a recipe.
+    """
 
     def __init__(
         self,
