@@ -14,6 +14,7 @@
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
   TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA) TANDEM_LATER_SCHEMA
 #define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
+#define DIGITS ", Tensor? digits=None"  // of the weight, by frozen_digits
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor bad)"
 #define SPIKES_AND_MOMENTS \
   "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
@@ -22,8 +23,8 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);
   m.def("constant_if(Tensor current, int T" NEURON ") -> " SPIKES);
   m.def("impulse_if(Tensor current, int T" NEURON ") -> " SPIKES);
-  m.def("linear_if(" PRODUCT NEURON ") -> " SPIKES);
-  m.def("conv_if(" PRODUCT WINDOW NEURON ") -> " SPIKES);
+  m.def("linear_if(" PRODUCT NEURON DIGITS ") -> " SPIKES);
+  m.def("conv_if(" PRODUCT WINDOW NEURON DIGITS ") -> " SPIKES);
   m.def("linear_bn_if(" PRODUCT NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("conv_bn_if(" PRODUCT WINDOW NORM ") -> " SPIKES_AND_MOMENTS);
   m.def("window_product(" PRODUCT WINDOW ", bool counted=False) -> Tensor");
@@ -40,6 +41,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
+  m.def("frozen_digits(Tensor weight, int groups) -> Tensor");
   m.def("frozen_fields() -> str");
   m.def("frozen_check(Tensor program, Tensor numbers) -> str");
   m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");

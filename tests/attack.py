@@ -82,7 +82,11 @@ def linear(draw, norm):
     T, dtype, B, K, N = draw(windows), draw(dtypes), draw(sizes), draw(sizes), draw(sizes)
     weight = dyadic(N, K, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
     x = {"planes": train(T, B, K).planes, "T": T, "weight": weight, "precision": draw(precisions)}
-    return {**x, **draw(neuron(T, (B, N), dtype, norm))}
+    return {**x, **draw(neuron(T, (B, N), dtype, norm)), **digits(norm)}
+
+
+def digits(norm):
+    return {} if norm else {"digits": None}
 
 
 @st.composite
@@ -103,7 +107,7 @@ def conv(draw, norm):
     x = {"planes": train(T, B, inputs * groups, *space).planes, "T": T}
     weight = dyadic(outputs * groups, inputs, *kernel, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
     rest = draw(neuron(T, (B, outputs * groups, *out), dtype, norm))
-    return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest}
+    return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest, **digits(norm)}
 
 
 @st.composite

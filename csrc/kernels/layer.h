@@ -53,7 +53,7 @@ enum class Way : int32_t {
 struct Layer {
   Geometry geometry;
   Weights weights;
-  const void* prepared;   // what cpu::prepare() made of the weights, or null: they are prepared in this call
+  const void* prepared;   // what prepare() made of the weights; on the CPU null: they are prepared in this call
   const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;
@@ -100,8 +100,8 @@ namespace cuda {
 enum class Operand : int32_t {
   kFloat16 = 0,
   kBFloat16 = 1,
-  kFloat32 = 2,        // as the sum of three bfloat16, which is exact
-  kFloat32High = 3,    // of two, which keep 16 bits of a weight
+  kFloat32 = 2,        // in the units and integers of the CPU's kernels, of which sums are exact; to be prepared
+  kFloat32High = 3,    // as the sum of two bfloat16, which keep 16 bits of a weight
   kFloat32Medium = 4,  // rounded to bfloat16
   kInt8 = 5,           // exact
 };

@@ -100,13 +100,16 @@ bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const Neu
   return true;
 }
 
-// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory.
+// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory. Of window
+// timing it is all there is to multiply.
 bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
                  const Statistics& statistics) {
-  if (!on_gpu(product)) return false;
+  if (!on_gpu(product) || synapses.counted) return false;
   FusedSynapses fused(synapses);
   if (!fused.suits(layer)) return false;
-  product = synapses.window_product();
+  Synapses prepared = synapses;
+  prepared.digits = fused.digits();
+  product = prepared.window_product();
   measure(product, 1.0, norm, statistics);
   layer.set_affine(statistics.scale, statistics.shift);
   return fused.fire(layer);

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../kernels/cuda/digits.h"
 #include "aten.h"
 #include "bits.h"
 #include "scan.h"
@@ -89,7 +90,47 @@ cuda::Operand operand_of(ScalarType type, const std::string& precision) {
   return precision == "medium" ? cuda::Operand::kFloat32Medium : cuda::Operand::kFloat32;
 }
 
+// What the geometry has of the weight.
+void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
+  geometry.channels = weight.size(1) * groups;
+  geometry.outputs = weight.size(0);
+  geometry.groups = groups;
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t d = axis + weight.dim() - 2;  // a line is an image of height 1
+    geometry.kernel[axis] = d < 2 ? 1 : weight.size(static_cast<int32_t>(d));
+  }
+}
+
+bool in_rows(const Tensor& weight) { return weight.dim() > 2 && weight.size(1) > 1 && is_channels_last(weight, 1); }
+
+// Bytes of digits.
+int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] const Tensor& weight) {
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(weight) && weight.scalar_type() == ScalarType::Float) return cuda::prepared_size(geometry);
+#endif
+  return 0;
+}
+
 }  // namespace
+
+Tensor prepare_digits(const Tensor& weight, int64_t groups) {
+  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
+               shape_text(shape_of(weight)));
+  TANDEM_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the outputs of weight, got ", groups);
+  Geometry geometry{};
+  set_weight(geometry, weight, groups);
+  Tensor digits = empty(digits_size(geometry, weight), ScalarType::Byte, weight);
+#ifdef TANDEM_WITH_CUDA
+  if (digits.numel() > 0) {
+    const bool last = in_rows(weight);
+    const Tensor rows = last ? weight : to_contiguous(weight);
+    launch(weight, "prepare", [&](void* stream) {
+      return cuda::prepare(geometry, {rows.data_ptr(), DType::kFloat32, last}, digits.data_ptr(), stream);
+    });
+  }
+#endif
+  return digits;
+}
 
 FusedSynapses::FusedSynapses(const Synapses& s)
     : planes_(to_channels_last(s.planes, 2)),
@@ -99,30 +140,44 @@ FusedSynapses::FusedSynapses(const Synapses& s)
   Geometry& geometry = layer_.geometry;
   layer_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
   geometry.batch = s.planes.size(1);
-  geometry.channels = s.planes.size(2);
-  geometry.outputs = s.weight.size(0);
-  geometry.groups = s.groups;
+  set_weight(geometry, s.weight, s.groups);
   layer_.weights.dtype = is_integer(weight_) ? DType::kInt8 : kernel_dtype(weight_, "weight");
-  // On the CPU a weight that is channels-last already is taken as it is, any other as contiguous.
-  layer_.weights.channels_last =
-      on_gpu(weight_) || (!s.is_linear() && s.weight.size(1) > 1 && is_channels_last(weight_, 1));
+  // Where it is prepared, a weight that is channels-last already is taken as it is, any other as contiguous.
+  layer_.weights.channels_last = !is_prepared() || in_rows(weight_);
   int64_t size[2] = {1, 1};
   for (int axis = 0; axis < 2; ++axis) {
     const int d = axis - (2 - spatial);  // a line is an image of height 1
     size[axis] = d < 0 ? 1 : s.planes.size(3 + d);
-    geometry.kernel[axis] = d < 0 ? 1 : s.weight.size(2 + d);
     geometry.stride[axis] = d < 0 ? 1 : s.stride[d];
     geometry.padding[axis] = d < 0 ? 0 : s.padding[d];
     geometry.dilation[axis] = d < 0 ? 1 : s.dilation[d];
   }
   geometry.height = size[0];
   geometry.width = size[1];
+  if (s.digits.has_value() && s.digits->numel() > 0) {
+    TANDEM_CHECK(s.digits->scalar_type() == ScalarType::Byte && s.digits->is_contiguous() &&
+                     reinterpret_cast<uintptr_t>(s.digits->data_ptr()) % 16 == 0 &&
+                     s.digits->numel() == digits_size(geometry, weight_),
+                 "digits must be what frozen_digits gives for this weight");
+    check_same_device(*s.digits, s.planes, "digits");
+    if (is_prepared()) digits_ = s.digits;
+  }
+}
+
+bool FusedSynapses::is_prepared() const { return !on_gpu(weight_) || operand_ == cuda::Operand::kFloat32; }
+
+const OptionalTensor& FusedSynapses::digits() {
+  if (!digits_.has_value() && on_gpu(weight_) && is_prepared()) {
+    digits_ = prepare_digits(weight_, layer_.geometry.groups);
+  }
+  return digits_;
 }
 
 Layer FusedSynapses::layer(const Neuron<float>& neuron) {
-  const bool in_rows = layer_.weights.channels_last && weight_.dim() > 2;
-  weight_ = in_rows ? to_channels_last(weight_, 1) : to_contiguous(weight_);
+  const bool last = layer_.weights.channels_last && weight_.dim() > 2;
+  if (!digits().has_value()) weight_ = last ? to_channels_last(weight_, 1) : to_contiguous(weight_);
   layer_.weights.data = weight_.data_ptr();
+  layer_.prepared = digits_.has_value() ? digits_->data_ptr() : nullptr;
   layer_.neuron = neuron;
   return layer_;
 }
@@ -177,21 +232,25 @@ NeuronOutputs layer_if(Synapses synapses, const NeuronInputs& inputs) {
 }
 
 NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}},
+                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER),
+                        OptionalTensor digits) {
+  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false, std::move(digits)},
                   {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
+                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER),
+                      OptionalTensor digits) {
+  return layer_if(
+      {planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false, std::move(digits)},
+      {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
 // The product of the window by the kernels' exact sums, by torch's product where they have none.
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
-  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
+  const Synapses synapses{
+      planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
   synapses.check();
   return synapses.window_product();
 }
@@ -231,11 +290,14 @@ void Synapses::scan(const NeuronLayer& neurons) const {
   run_scan(currents(), Source::kTrain, neurons);
 }
 
+Tensor frozen_digits(Tensor weight, int64_t groups) { return prepare_digits(weight, groups); }
+
 #define TANDEM_IMPLEMENT(key)                             \
   STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {             \
     m.impl("linear_if", TORCH_BOX(&linear_if));           \
     m.impl("conv_if", TORCH_BOX(&conv_if));               \
     m.impl("window_product", TORCH_BOX(&window_product)); \
+    m.impl("frozen_digits", TORCH_BOX(&frozen_digits));   \
   }
 TANDEM_IMPLEMENT(CPU)
 #ifdef TANDEM_WITH_CUDA

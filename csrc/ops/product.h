@@ -14,6 +14,7 @@ struct Synapses {
   Shape stride, padding, dilation;
   int64_t groups = 1;
   bool counted = false;
+  OptionalTensor digits = std::nullopt;  // what prepare_digits() made of the weight, or it is done when it has to be
 
   void check() const;
   bool is_linear() const { return weight.dim() == 2; }
@@ -34,6 +35,9 @@ struct Synapses {
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]
 };
 
+// What the kernels of a GPU multiply in place of float32 weights, empty where there is no such thing.
+Tensor prepare_digits(const Tensor& weight, int64_t groups);
+
 // The synapses as the fused kernels take them; holds the tensors they point to.
 class FusedSynapses {
  public:
@@ -48,11 +52,17 @@ class FusedSynapses {
   // u, the product of planes that are counts, on the GPU, where there is a kernel and it is the faster way.
   bool multiply(const Tensor& u);
 
+  // Those of prepare_digits(), where they will be multiplied; made once.
+  const OptionalTensor& digits();
+
   // The layer with these neurons, or without any for its product alone; the weight in the order the kernels want.
   Layer layer(const Neuron<float>& neuron);
 
  private:
+  bool is_prepared() const;  // are weights, before they are multiplied
+
   Tensor planes_, weight_;
+  OptionalTensor digits_;
   cuda::Operand operand_{};
   Layer layer_{};
 };

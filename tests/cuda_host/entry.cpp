@@ -1,5 +1,5 @@
 // C entry points to the launchers, for ctypes.
-#include "../../csrc/kernels/layer.h"
+#include "../../csrc/kernels/cuda/digits.h"
 #include "../../csrc/kernels/neuron/scan.h"
 #include "../../csrc/kernels/norm/batch_norm.h"
 #include "../../csrc/kernels/planes/bits.h"
@@ -88,21 +88,31 @@ Layer layer_of(const int64_t* sizes, int32_t T) {
 
 extern "C" {
 
-int emulated_product_if(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Operand operand,
-                        const Neuron<float>* args) {
+int64_t emulated_prepared_size(const int64_t* sizes) { return cuda::prepared_size(layer_of(sizes, 1).geometry); }
+
+int emulated_prepare(const float* weight, const int64_t* sizes, void* memory) {
+  const Layer layer = layer_of(sizes, 1);
+  return cuda::prepare(layer.geometry, {weight, DType::kFloat32, layer.weights.channels_last}, memory,
+                       emulation_stream());
+}
+
+int emulated_product_if(const uint8_t* planes, const void* weight, const void* prepared, const int64_t* sizes,
+                        cuda::Operand operand, const Neuron<float>* args) {
   Layer layer = layer_of(sizes, args->T);
   layer.planes = planes;
   layer.weights.data = weight;
+  layer.prepared = prepared;
   layer.neuron = *args;
   return cuda::run(layer, operand, emulation_stream());
 }
 
 // `planes` are counts.
-int emulated_window_product(const uint8_t* planes, const void* weight, const int64_t* sizes, cuda::Operand operand,
-                            float* u) {
+int emulated_window_product(const uint8_t* planes, const void* weight, const void* prepared, const int64_t* sizes,
+                            cuda::Operand operand, float* u) {
   Layer layer = layer_of(sizes, 255);
   layer.planes = planes;
   layer.weights.data = weight;
+  layer.prepared = prepared;
   layer.neuron.timing = Timing::kWindow;
   return cuda::window_product(layer, operand, u, emulation_stream());
 }

@@ -117,8 +117,11 @@ class Emulator:
         self.lib.emulation_begin(ctypes.c_uint64(seed))
         self.lib.emulation_forget_buffers()
 
-    def place(self, name: str, value: Tensor | None, use: int = INPUT, offset: int = 0) -> Tensor | None:
-        """A copy of ``value`` in guarded memory, ``offset`` elements past a 256-byte boundary."""
+    def place(
+        self, name: str, value: Tensor | None, use: int = INPUT, offset: int = 0, parts: dict[str, int] | None = None
+    ) -> Tensor | None:
+        """A copy of ``value`` in guarded memory, ``offset`` elements past a 256-byte boundary. Its accesses are counted
+        under its name, or as those of its ``parts``, of so many bytes."""
         if value is None:
             return None
         size = value.numel() * value.element_size()
@@ -129,8 +132,10 @@ class Emulator:
             view.copy_(value)
         self.buffers[name] = memory, view, use
         if self.checked:
-            pointer = ctypes.c_void_p(memory.data_ptr() + start)
-            self.lib.emulation_buffer(name.encode(), pointer, ctypes.c_size_t(size), use)
+            for part, bytes_ in (parts or {name: size}).items():
+                pointer = ctypes.c_void_p(memory.data_ptr() + start)
+                self.lib.emulation_buffer(part.encode(), pointer, ctypes.c_size_t(bytes_), use)
+                start += bytes_
         return view
 
     def output(self, name: str, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> Tensor:

@@ -79,7 +79,8 @@ def test_product(plain: Emulator) -> None:
     last_block(plain, B // 32)
     args, out = neurons(layer, B * N, N)
     sizes = (ctypes.c_int64 * 15)(B, 1, 1, K, N, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1)
-    assert plain.lib.emulated_product_if(pointer(planes), pointer(weight), sizes, FLOAT16, ctypes.byref(args)) == 0
+    arguments = pointer(planes), pointer(weight), None, sizes, FLOAT16, ctypes.byref(args)
+    assert plain.lib.emulated_product_if(*arguments) == 0
     compare(layer, out)
 
 

@@ -70,7 +70,36 @@ print(te.pack(torch.ones(2, 1, 1)).item())
     assert out.endswith("3\n")
 
 
-def test_training(library: Path) -> None:
-    """The spikes of every step and the losses are those of the CPU kernels."""
-    script = [str(HERE / "training_run.py")]
-    assert run(script, library) == run(script, None)
+@pytest.mark.parametrize("script", ["training_run.py", "network_run.py"])
+def test_bits_of_the_cpu(library: Path, script: str) -> None:
+    """The spikes of every step of a training, and the losses; networks of any weights: evaluation, frozen, stream."""
+    command = [str(HERE / script)]
+    assert run(command, library) == run(command, None)
+
+
+def test_a_frozen_network_prepares_once(library: Path) -> None:
+    """Its digits are made where the graph is, not in it. Without, every call makes them."""
+    script = """
+import ctypes, os, torch, tandem_ext as te
+lib = ctypes.CDLL(os.environ["TANDEM_LIBRARY"])
+count = (ctypes.c_uint64 * 2)()
+def made():
+    lib.emulation_counters(b"digits", count)
+    return count[0]
+x, weight = te.SpikeTrain.from_dense(torch.ones(8, 2, 30)), torch.randn(16, 30)
+call = x.planes, 8, weight, "highest", None, None, None, None, None, 8, 1.0, 1.0, "relu", True, False
+digits = torch.ops.tandem.frozen_digits(weight, 1)
+before = made()
+outputs = torch.ops.tandem.linear_if(*call, digits=digits)
+assert 0 < before == made()
+assert all(map(torch.equal, outputs, torch.ops.tandem.linear_if(*call)))
+assert made() == 2 * before
+for wrong in (digits[1:], digits.float(), torch.ops.tandem.frozen_digits(weight[:8], 1)):
+    try:
+        torch.ops.tandem.linear_if(*call, digits=wrong)
+    except RuntimeError as error:
+        assert "digits must be what frozen_digits gives" in str(error)
+    else:
+        raise AssertionError
+"""
+    run(["-c", script], library)

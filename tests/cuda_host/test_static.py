@@ -19,9 +19,9 @@ from build_tools.decide import Toolkit
 
 ARCHS = {"80": "80", "90": "90", "120": "90"}  # newer GPUs get what the driver makes of the PTX for 90
 # By file. In the product it is shared memory that decides how many blocks fit.
-REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "window_product": 168, "batch_norm": 64}
+REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "window_product": 168, "batch_norm": 64, "digits": 64}
 # That share a multiprocessor.
-WARPS = {"if_scan": 32, "spike_bits": 40, "product_if": 12, "window_product": 12, "batch_norm": 32}
+WARPS = {"if_scan": 32, "spike_bits": 40, "product_if": 12, "window_product": 12, "batch_norm": 32, "digits": 32}
 REGISTER_FILE = 64 * 1024
 
 KERNELS = [path for path in kernel_sources() if "__global__" in path.read_text()]
@@ -73,7 +73,7 @@ def test_two_blocks_of_the_product(compiled: Compiled) -> None:
         shape = kernel.match(text)
         if shape and int(shape[3]) * int(shape[4]) * int(shape[5]) == 8:
             found[shape.groups()] = int(re.findall(r"Used (\d+) registers", text)[0])
-    assert len(found) == 20  # four operands at three numbers of steps, in grids large and small; four warps at T <= 4
+    assert len(found) == 25  # five operands at three numbers of steps, in grids large and small; four warps at T <= 4
     assert max(found.values()) <= 128, found
 
 
@@ -112,7 +112,7 @@ def test_product_loop(compile_for: Callable[[str], Compiled], arch: str, float16
         if shape is None:
             continue  # where warps share the depth, the loop is unrolled into that over the stages
         operands, steps = shape.groups()
-        mma = "IMMA" if operands == "Int8Weights" else "HMMA"
+        mma = "IMMA" if operands in ("Int8Weights", "DigitWeights") else "HMMA"
         bodies = [body for body in loops(lines) if any(mma in line for line in body)]
         slots[operands, int(steps)] = min(len(body) / sum(mma in line for line in body) for body in bodies)
     assert len(slots) == 18

@@ -4,7 +4,7 @@
 // window by so many taps and channels.
 #pragma once
 
-#include "../layer.h"
+#include "digits.h"
 #include "product_tile.cuh"
 
 namespace tandem::cuda {
@@ -17,9 +17,12 @@ struct Tap {
 // Geometry in numbers that are cheap on the device. Groups are the blocks' z.
 struct DeviceGeometry {
   const uint8_t* planes;
-  const void* weight;  // [outputs, taps, group_channels]
-  int64_t plane;       // bytes of one
-  int64_t pixels;      // batch * out_size
+  const void* weight;           // [outputs, taps, group_channels], or digits of these
+  int64_t weight_row;           // from one output to the next, in elements
+  const float* units;           // of digits: what a sum of 1 is worth, by output
+  const int32_t* digit_counts;  // and how many an output has
+  int64_t plane;                // bytes of one
+  int64_t pixels;               // batch * out_size
   int P;
   int height, width, channels;
   int out_width, out_size;
@@ -84,23 +87,26 @@ class Filler {
                 "a thread copies one and the same piece of every row");
 
  public:
-  __device__ __forceinline__ Filler(const DeviceGeometry& g, int first_plane) {
+  // `digits`: the number of the first one of the weights, and one.
+  __device__ __forceinline__ Filler(const DeviceGeometry& g, int first_plane, int digits) : digit_(digits - 1) {
     const int thread = static_cast<int>(threadIdx.x);
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + thread / kPieces;
     const int k = thread % kPieces * kElements;
     weights_to_ = S::row_of(threadIdx.x / kPieces) * S::kWeightRow + thread % kPieces * 16;
     weights_left_ = g.depth - k;
-    row_step_ = kRows * static_cast<int64_t>(g.depth);
+    row_step_ = kRows * g.weight_row;
     rows_ = g.group_outputs - output;
-    weights_ = static_cast<const Weight*>(g.weight) +
-               (blockIdx.z * static_cast<int64_t>(g.group_outputs) + output) * g.depth + k;
-    const int spike_k = thread % S::kSpikePieces * 16;
-    spikes_to_ = S::kWeightBytes + thread / S::kSpikePieces * S::kSpikeRow + thread % S::kSpikePieces * 16;
-    tap_ = {0, 0, spike_k};
-    if (g.taps > 1) {
-      const int tap = spike_k / g.group_channels;
-      tap_ = {tap / g.kernel_width, tap % g.kernel_width, spike_k - tap * g.group_channels};
+    const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
+    weights_ = static_cast<const Weight*>(g.weight) + channel * g.weight_row + k;
+    if constexpr (S::Operands::kDigits) {
+      weights_ += digit_ * (g.weight_row / kMostDigits);
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        digit_counts_[turn] = turn * kRows < rows_ ? g.digit_counts[channel + turn * kRows] : 0;
+      }
     }
+    spikes_to_ = S::kWeightBytes + thread / S::kSpikePieces * S::kSpikeRow + thread % S::kSpikePieces * 16;
+    tap_ = first_tap(g);
 #pragma unroll
     for (int i = 0; i < kWindows; ++i) {
       const int row = (i * S::kThreads + thread) / S::kSpikePieces;
@@ -108,6 +114,14 @@ class Filler {
       const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + row % S::kPixels;
       windows_[i] = planes_ > 0 ? find_window(g, g.P - planes_, pixel) : Window{nullptr, 0, 0};
     }
+  }
+
+  // Goes back to the first stage, and on to the next lower digit.
+  __device__ __forceinline__ void begin_digit(const DeviceGeometry& g, int stages) {
+    weights_ -= stages * kTileDepth + g.weight_row / kMostDigits;
+    weights_left_ += stages * kTileDepth;
+    tap_ = first_tap(g);
+    --digit_;
   }
 
   // Requests the next stage.
@@ -131,13 +145,22 @@ class Filler {
   }
 
  private:
+  static __device__ __forceinline__ Tap first_tap(const DeviceGeometry& g) {
+    const int k = static_cast<int>(threadIdx.x) % S::kSpikePieces * 16;
+    if (g.taps == 1) return {0, 0, k};
+    const int tap = k / g.group_channels;
+    return {tap / g.kernel_width, tap % g.kernel_width, k - tap * g.group_channels};
+  }
+
   __device__ __forceinline__ void copy_weights(Shared to, const DeviceGeometry& g) const {
-    if (g.weight_bytes == 16) {
+    if (S::Operands::kDigits || g.weight_bytes == 16) {
       const int rows = weights_left_ > 0 ? rows_ : 0;
+      const int digit = weights_left_ > 0 ? digit_ : kMostDigits;
       const Weight* from = weights_;
 #pragma unroll
       for (int turn = 0; turn < kTurns; ++turn) {
-        cp_async<16>(to + S::row_of(turn * kRows) * S::kWeightRow, from, turn * kRows < rows);
+        const bool exists = S::Operands::kDigits ? digit < digit_counts_[turn] : turn * kRows < rows;
+        cp_async<16>(to + S::row_of(turn * kRows) * S::kWeightRow, from, exists);
         from += row_step_;
       }
     } else if (g.weight_bytes == 8) {
@@ -219,20 +242,40 @@ class Filler {
   int weights_to_, spikes_to_;
   int weights_left_;  // of the depth, from its own piece on
   int rows_;          // of weights, from its own on
+  int digit_;
+  int digit_counts_[S::Operands::kDigits ? kTurns : 1];  // of its rows
   Tap tap_;
   int planes_;  // from its own on
   Window windows_[kWindows];
 };
 
-// Adds the products of all depths with the spikes of a round, whose first plane this is.
+// Of the block's outputs, the most that one has; 1 where weights are no digits.
 template <class S>
-__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, unsigned char* memory,
-                                         const typename S::Place& at, Sums<S>& sums) {
+__device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
+  if (!S::Operands::kDigits) return 1;
+  int most = 0;
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < S::kOutputs; i += 32) {
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + i;
+    if (output >= g.group_outputs) break;
+    most = max(most, g.digit_counts[blockIdx.z * static_cast<int64_t>(g.group_outputs) + output]);
+  }
+  int count = kMostDigits;
+  while (count > 0 && !__any_sync(0xffffffffu, most >= count)) --count;
+  return count;
+}
+
+// Adds the products of all depths with the spikes of a round, whose first plane this is: of the weights, or of their
+// digits below `digits`, down to the `lowest`.
+template <class S>
+__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, int digits, int lowest,
+                                         unsigned char* memory, const typename S::Place& at, Sums<S>& sums) {
   const Shared ring(memory);
-  const int stages = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
+  const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
+  const int stages = S::Operands::kDigits ? (digits - lowest) * depths : depths;
   const int ahead = min(stages, S::kStages - 1);  // that are on their way while one is multiplied
-  Filler<S> filler(g, first_plane);
+  Filler<S> filler(g, first_plane, digits);
   int filled = 0, full = 0;
+  int left_to_fill = depths, left = depths;  // of a digit
   const auto next = [](int stage) { return stage == (S::kStages - 1) * S::kStageBytes ? 0 : stage + S::kStageBytes; };
 #pragma unroll 1
   for (int stage = -ahead; stage < stages; ++stage) {
@@ -244,10 +287,20 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
       }
       __syncthreads();  // this stage has come, and the one that is requested next has been read
     }
-    if (stage + ahead < stages) filler.fill(ring + filled, g);
+    if (stage + ahead < stages) {
+      filler.fill(ring + filled, g);
+      if (S::Operands::kDigits && --left_to_fill == 0) {
+        filler.begin_digit(g, depths);
+        left_to_fill = depths;
+      }
+    }
     cp_async_commit();
     filled = next(filled);
     if (stage < 0) continue;
+    if (S::Operands::kDigits && left-- == 0) {
+      begin_digit<S>(sums);
+      left = depths - 1;
+    }
     multiply_stage<S>(ring + full, at, sums);
     full = next(full);
   }

@@ -56,6 +56,14 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
 #pragma unroll
         for (int i = 0; i < kVec; ++i) current[t].at[i] = S::Operands::product(sums.at[i], t);
       }
+      if constexpr (S::Operands::kDigits) {
+        const auto units = neurons.load_channels(g.units, 1);
+#pragma unroll
+        for (int t = 0; t < kSumSteps; ++t) {
+#pragma unroll
+          for (int i = 0; i < kVec; ++i) current[t].at[i] = rounded_mul(current[t].at[i], units.at[i]);
+        }
+      }
       const int steps = S::kRounds ? min(a.T - begin, kSumSteps) : a.T;
       if (S::kSteps == 8) __builtin_assume(steps > 4);  // fewer have a kernel of their own
       neurons.begin_plane(a, n, begin / kPlaneSteps);
@@ -88,11 +96,12 @@ __global__ void __launch_bounds__(S::kRegisterThreads, S::kBlocks)
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
   auto* states = reinterpret_cast<float*>(memory + S::kSharedBytes);
+  const int digits = count_digits<S>(g);
 #pragma unroll 1
   for (int round = 0; round < (S::kRounds ? (a.T + S::kSteps - 1) / S::kSteps : 1); ++round) {
     const int first = S::kRounds ? round * S::kSteps : 0;
     Sums<S> sums = {};
-    multiply<S>(g, first / kPlaneSteps, memory, at, sums);
+    multiply<S>(g, first / kPlaneSteps, digits, 0, memory, at, sums);
     if constexpr (S::kWarpsDepth == 1) {
 #pragma unroll
       for (int item = 0; item < S::kItems; item += 2) {
@@ -119,14 +128,15 @@ __global__ void __launch_bounds__(S::kRegisterThreads, S::kBlocks)
 }
 
 template <class S>
-int launch(DeviceGeometry g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
+int launch(const Layer& layer, cudaStream_t stream) {
+  const Neuron<float>& a = layer.neuron;
+  DeviceGeometry g = geometry_for<S>(layer);
   const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
-  g.weight_bytes = aligned_bytes(g.weight, g.depth * sizeof(typename S::Weight));
   g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
-  product_if_kernel<S><<<grid_of<S>(g, groups), S::kThreads, shared_bytes, stream>>>(g, a);
+  product_if_kernel<S><<<grid_of<S>(layer.geometry), S::kThreads, shared_bytes, stream>>>(g, a);
   return cudaGetLastError();
 }
 
@@ -142,28 +152,28 @@ int multiprocessors() {
 // Four times eight pixels and two times the outputs of a warp share what is read, unless the warps of a block share the
 // depth of fewer, so that there are blocks enough.
 template <class Operands, int kSteps>
-int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
+int launch_for(const Layer& layer, cudaStream_t stream) {
   using Wide = Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>;
-  if (g.pixels <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(g, groups, a, stream);
-  const dim3 grid = grid_of<Wide>(g, groups);
+  if (layer.geometry.rows() <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(layer, stream);
+  const dim3 grid = grid_of<Wide>(layer.geometry);
   const bool few = int64_t{grid.x} * grid.y * grid.z < multiprocessors();
   using Deep = Shape<Operands, kSteps, kSteps == 16 ? 2 : 1, 2, kSteps == 16 ? 2 : 4>;
-  if (few) return launch<Deep>(g, groups, a, stream);
-  return launch<Wide>(g, groups, a, stream);
+  return few ? launch<Deep>(layer, stream) : launch<Wide>(layer, stream);
 }
 
 template <class Operands>
-int launch_for(const DeviceGeometry& g, int64_t groups, const Neuron<float>& a, cudaStream_t stream) {
-  if (a.T <= 4) return launch_for<Operands, 4>(g, groups, a, stream);
-  if (a.T <= 8) return launch_for<Operands, 8>(g, groups, a, stream);
-  return launch_for<Operands, 16>(g, groups, a, stream);
+int launch_for(const Layer& layer, cudaStream_t stream) {
+  if (layer.neuron.T <= 4) return launch_for<Operands, 4>(layer, stream);
+  if (layer.neuron.T <= 8) return launch_for<Operands, 8>(layer, stream);
+  return launch_for<Operands, 16>(layer, stream);
 }
 
 }  // namespace
 
 bool can_run(const Layer& layer, Operand operand) {
   const bool bytes = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
-  return !layer.counted() && bytes && can_multiply(layer, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
+  if (layer.counted()) return bytes && prefers_window_product(layer, operand);
+  return bytes && can_multiply(layer, operand, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {
@@ -172,30 +182,28 @@ bool prefers_run(const Layer& layer, Operand operand) {
   if (geometry.groups > 1 && geometry.group_outputs() < 16) return false;
   // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
   // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
-  const bool compute_bound = layer.neuron.T * geometry.rows() > 256;
+  const bool compute_bound = !layer.counted() && layer.neuron.T * geometry.rows() > 256;
   return !(operand == Operand::kFloat32High && compute_bound && geometry.inputs() > 768);
 }
 
 int run(const Layer& layer, Operand operand, void* stream) {
-  const Neuron<float>& neuron = layer.neuron;
-  if (neuron.neurons == 0) return cudaSuccess;
-  if (!can_run(layer, operand)) return cudaErrorInvalidValue;
-  const DeviceGeometry g = geometry_of(layer);
-  const int64_t groups = layer.geometry.groups;
+  if (layer.neuron.neurons == 0) return cudaSuccess;
+  if (!can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
+  if (layer.counted()) return run_window(layer, operand, stream);
   const auto on = static_cast<cudaStream_t>(stream);
   switch (operand) {
     case Operand::kFloat16:
-      return launch_for<Float16Weights>(g, groups, neuron, on);
+      return launch_for<Float16Weights>(layer, on);
     case Operand::kBFloat16:
-      return launch_for<BFloat16Weights>(g, groups, neuron, on);
+      return launch_for<BFloat16Weights>(layer, on);
     case Operand::kFloat32:
-      return launch_for<Float32Weights<3>>(g, groups, neuron, on);
+      return launch_for<DigitWeights>(layer, on);
     case Operand::kFloat32High:
-      return launch_for<Float32Weights<2>>(g, groups, neuron, on);
+      return launch_for<Float32Weights<2>>(layer, on);
     case Operand::kFloat32Medium:
-      return launch_for<Float32Weights<1>>(g, groups, neuron, on);
+      return launch_for<Float32Weights<1>>(layer, on);
     case Operand::kInt8:
-      return launch_for<Int8Weights>(g, groups, neuron, on);
+      return launch_for<Int8Weights>(layer, on);
   }
   return cudaErrorInvalidValue;
 }

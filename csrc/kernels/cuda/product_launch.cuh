@@ -15,10 +15,11 @@ inline int aligned_bytes(const void* p, size_t row) {
 }
 
 template <class S>
-dim3 grid_of(const DeviceGeometry& g, int64_t groups) {
+dim3 grid_of(const Geometry& geometry) {
   // Blocks that share weights run side by side.
-  return dim3(static_cast<unsigned>((g.pixels + S::kPixels - 1) / S::kPixels),
-              static_cast<unsigned>((g.group_outputs + S::kOutputs - 1) / S::kOutputs), static_cast<unsigned>(groups));
+  return dim3(static_cast<unsigned>((geometry.rows() + S::kPixels - 1) / S::kPixels),
+              static_cast<unsigned>((geometry.group_outputs() + S::kOutputs - 1) / S::kOutputs),
+              static_cast<unsigned>(geometry.groups));
 }
 
 inline DeviceGeometry geometry_of(const Layer& layer) {
@@ -42,6 +43,7 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   g.kernel_height = narrow(geometry.kernel[0]);
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
+  g.weight_row = g.depth;
   const int taps = kTileDepth / g.group_channels;
   g.spike_bytes = aligned_bytes(g.planes, g.group_channels);
   g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth % g.group_channels};
@@ -53,10 +55,35 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   return g;
 }
 
+// With weights as this type of operand has them.
+template <class S>
+DeviceGeometry geometry_for(const Layer& layer) {
+  DeviceGeometry g = geometry_of(layer);
+  if constexpr (S::Operands::kDigits) {
+    const DigitMemory at(layer.geometry);
+    g.weight = layer.prepared;
+    g.weight_row = at.output_bytes();
+    g.units = at.units(layer.prepared);
+    g.digit_counts = at.counts(layer.prepared);
+  } else {
+    g.weight_bytes = aligned_bytes(g.weight, g.depth * sizeof(typename S::Weight));
+  }
+  return g;
+}
+
+// Neurons with window timing, which integrate the product of counts and fire.
+int run_window(const Layer& layer, Operand operand, void* stream);
+
+// Digits are made of the weights before.
+inline bool is_prepared(const Layer& layer, Operand operand) {
+  return operand != Operand::kFloat32 || layer.prepared != nullptr;
+}
+
 // Are there numbers and blocks enough, and do the weights of an output lie in the order of a stage?
-inline bool can_multiply(const Layer& layer, int64_t deepest) {
+inline bool can_multiply(const Layer& layer, Operand operand, int64_t deepest) {
   const Geometry& geometry = layer.geometry;
-  const bool rows = layer.weights.channels_last || geometry.taps() == 1 || geometry.group_channels() == 1;
+  const bool rows = operand == Operand::kFloat32 || layer.weights.channels_last || geometry.taps() == 1 ||
+                    geometry.group_channels() == 1;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
   constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
   const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&

@@ -48,12 +48,14 @@ struct Shape {
   }
   // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
   static constexpr int kSumBytes = kWarpsDepth > 1 ? kThreads * 16 * kTiles * kSteps : 0;
+  // Of counts times digits also the sums of all digits but the lowest, which a sum of the lowest has no room for.
+  static constexpr int kHigherBytes = Operands::kCounted && Operands::kDigits ? kSumBytes / kWarpsDepth : 0;
   // What kVec neurons keep from one round of steps to the next: v, z, counts.
   static constexpr int kStateWords = 2 * kVec + 1;
   static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
 
   // As many stages as fit into what every GPU since Ampere has.
-  static constexpr int kFitting = (96 * 1024 - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
+  static constexpr int kFitting = (96 * 1024 - kHigherBytes - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
   static constexpr int kMost = kWarpsDepth > 1 ? 8 : 4;
   static constexpr int kStages = kFitting < kMost ? kFitting : kMost;
   static constexpr int kRingBytes = kStages * kStageBytes;
@@ -84,6 +86,16 @@ struct Shape {
 
 template <class S>
 using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
+
+// Makes room in the sums for the products of the next lower digit.
+template <class S>
+__device__ __forceinline__ void begin_digit(Sums<S>& sums) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * S::kSteps * 4; ++i) {
+    auto& sum = sums[i / (4 * S::kSteps)][i / 4 % S::kSteps][i % 4];
+    sum *= 256;
+  }
+}
 
 // Adds the products of one stage.
 template <class S>

@@ -21,6 +21,7 @@ struct Float16Weights {
   static constexpr int kDepth = 16;
   static constexpr int kTerms = 1;  // mma that a product takes
   static constexpr bool kCounted = false;
+  static constexpr bool kDigits = false;
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
 
   struct Spikes {
@@ -90,8 +91,8 @@ struct BFloat16Weights : Float16Weights {
   static __device__ __forceinline__ float product(float sum, int /*t*/) { return sum * 0.5f; }
 };
 
-// A float32 weight is the sum of three bfloat16, exactly; the first two hold 16 bits of it, the first one 8. A lane
-// takes four neighbours in depth, one load of weights and one of spikes: any order will do if both operands agree.
+// A float32 weight as the sum of two bfloat16, which hold 16 bits of it, or as the first, which holds 8. A lane takes
+// four neighbours in depth, one load of weights and one of spikes: any order will do if both operands agree.
 template <int terms>
 struct Float32Weights : BFloat16Weights {
   using Weight = float;
@@ -137,6 +138,7 @@ struct Int8Weights {
   static constexpr int kDepth = 32;
   static constexpr int kTerms = 1;
   static constexpr bool kCounted = false;
+  static constexpr bool kDigits = false;
   static constexpr int kWeightPad = 16;
 
   struct Spikes {
@@ -162,6 +164,18 @@ struct Int8Weights {
     mma_s8_u8(sum, a, b);
   }
   static __device__ __forceinline__ float product(int32_t sum, int t) { return static_cast<float>(sum >> t); }
+};
+
+// All of a float32 weight, as digits (digits.h): one after the other, the highest first, is multiplied by the spikes,
+// and what there is of the sums by 256 in between. They are those of integers modulo 2^32, and the last fit: a spike
+// is 1.
+struct DigitWeights : Int8Weights {
+  static constexpr bool kDigits = true;
+
+  static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
+    return s.bytes[r] >> t & 0x01010101u;
+  }
+  static __device__ __forceinline__ float product(int32_t sum, int /*t*/) { return static_cast<float>(sum); }
 };
 
 // The bytes are counts: every type holds 0 to 255.

@@ -1,5 +1,6 @@
 // u = W c, the product of a window's counts: a layer's currents summed over its steps, multiplied once. The operand of
-// a step is eight more pixels here.
+// a step is eight more pixels here. It is written, or neurons with window timing integrate it where it is.
+#include "neurons.cuh"
 #include "product_launch.cuh"
 
 namespace tandem::cuda {
@@ -10,15 +11,71 @@ namespace {
 template <class Operands>
 using CountShape = Shape<Counted<Operands>, 4, 1, 2, 2>;
 
-template <class S>
+// The products of neighbouring outputs for a pixel, as far as there are such: n is the first one's number.
+template <int kVec>
+struct Products {
+  Vec<float, kVec> u;
+  int live;  // outputs; none where there is no such pixel
+  uint32_t channel;
+  int64_t n;
+};
+
+struct Write {
+  float* u;
+  bool whole;
+
+  template <int kVec>
+  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+    if (whole && products.live > 0) return store(u + products.n, products.u);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      if (j < products.live) u[products.n + j] = products.u.at[j];
+    }
+  }
+};
+
+struct Fire {
+  Neuron<float> a;
+  bool whole;
+
+  template <int kVec>
+  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+    uint32_t gates = 0;
+    if (products.live > 0) {
+      Neurons<kVec> neurons;
+      neurons.whole = whole;
+      neurons.live = products.live;
+      neurons.channel = products.channel;
+      neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
+      gates = neurons.fire_window(a, products.n, products.u);
+    }
+    if (a.mask == nullptr) return;
+    const uint8_t byte = join_gates<kVec>(gates, 4);  // the next outputs are four lanes further on
+    if (threadIdx.x / 4 % (8 / kVec) == 0 && products.live > 0) a.mask[products.n >> 3] = byte;
+  }
+};
+
+template <class S, class Finish>
 __global__ void __launch_bounds__(S::kThreads, 3)
-    window_product_kernel(const __grid_constant__ DeviceGeometry g, float* __restrict__ u, int64_t channels) {
+    window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Finish finish,
+                          int64_t channels) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
+  using Totals = Vec<typename S::Sum, S::kVec>;
+  auto* higher = reinterpret_cast<Totals*>(memory + S::kSharedBytes);
+  const int digits = count_digits<S>(g);
+  if (S::Operands::kDigits && digits > 1) {
+    Sums<S> sums = {};
+    multiply<S>(g, 0, digits, 1, memory, at, sums);
+    __syncthreads();
+    add_up<S>(memory, at, sums, [&](int i, const Totals& total) { higher[i] = total; });
+    __syncthreads();
+  }
   Sums<S> sums = {};
-  multiply<S>(g, 0, memory, at, sums);
+  multiply<S>(g, 0, 1, 0, memory, at, sums);
   __syncthreads();
-  add_up<S>(memory, at, sums, [&](int i, const Vec<typename S::Sum, S::kVec>& total) {
+  static_assert(S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps % S::kThreads == 0, "whole warps finish");
+  add_up<S>(memory, at, sums, [&](int i, const Totals& total) {
     const int lane = i % 32;
     const int t = i / 32 % S::kSteps;
     const int item = i / (32 * S::kSteps) % S::kItems;
@@ -26,33 +83,56 @@ __global__ void __launch_bounds__(S::kThreads, 3)
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (item / 2 * 8 + lane / 4) * S::kVec;
     const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + tile * S::kTilePixels + t * kWarpPixels +
                           lane % 4 * 2 + item % 2;
-    const int live = min(g.group_outputs - output, S::kVec);
-    if (pixel >= g.pixels || live <= 0) return;
-    float* to = u + pixel * channels + blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
-    Vec<float, S::kVec> out;
-#pragma unroll
-    for (int j = 0; j < S::kVec; ++j) out.at[j] = static_cast<float>(total.at[j]);
-    if (g.outputs_aligned) return store(to, out);
+    Products<S::kVec> products;
+    products.live = pixel < g.pixels ? min(g.group_outputs - output, S::kVec) : 0;
+    products.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
+    products.n = pixel * channels + products.channel;
 #pragma unroll
     for (int j = 0; j < S::kVec; ++j) {
-      if (j < live) to[j] = out.at[j];
+      products.u.at[j] = static_cast<float>(total.at[j]);
+      if constexpr (S::Operands::kDigits) {
+        const int64_t above = digits > 1 ? higher[i].at[j] : 0;
+        const float unit = j < products.live ? g.units[products.channel + j] : 0;
+        products.u.at[j] = rounded_mul(static_cast<float>(256 * above + total.at[j]), unit);
+      }
     }
+    finish(products);
   });
 }
 
-template <class Operands>
-int launch(const Layer& layer, float* u, void* stream) {
+template <class Operands, class Finish>
+int launch(const Layer& layer, Finish finish, void* stream) {
   using S = CountShape<Operands>;
-  const cudaError_t status =
-      cudaFuncSetAttribute(&window_product_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  constexpr int kSharedBytes = S::kSharedBytes + S::kHigherBytes;
+  const cudaError_t status = cudaFuncSetAttribute(&window_product_kernel<S, Finish>,
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (status != cudaSuccess) return cudaGetLastError();
-  DeviceGeometry g = geometry_of(layer);
-  g.weight_bytes = aligned_bytes(g.weight, g.depth * sizeof(typename S::Weight));
-  g.outputs_aligned = g.group_outputs % 4 == 0 && is_aligned(u, 16);
-  window_product_kernel<S>
-      <<<grid_of<S>(g, layer.geometry.groups), S::kThreads, S::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(
-          g, u, layer.geometry.outputs);
+  finish.whole = finish.whole && layer.geometry.group_outputs() % 4 == 0;
+  window_product_kernel<S, Finish>
+      <<<grid_of<S>(layer.geometry), S::kThreads, kSharedBytes, static_cast<cudaStream_t>(stream)>>>(
+          geometry_for<S>(layer), finish, layer.geometry.outputs);
   return cudaGetLastError();
+}
+
+template <class Finish>
+int launch_for(const Layer& layer, Operand operand, const Finish& finish, void* stream) {
+  if (layer.geometry.neurons() == 0) return cudaSuccess;
+  if (!prefers_window_product(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
+  switch (operand) {
+    case Operand::kFloat16:
+      return launch<Float16Weights>(layer, finish, stream);
+    case Operand::kBFloat16:
+      return launch<BFloat16Weights>(layer, finish, stream);
+    case Operand::kFloat32:
+      return launch<DigitWeights>(layer, finish, stream);
+    case Operand::kFloat32High:
+      return launch<Float32Weights<2>>(layer, finish, stream);
+    case Operand::kFloat32Medium:
+      return launch<Float32Weights<1>>(layer, finish, stream);
+    case Operand::kInt8:
+      return launch<Int8Weights>(layer, finish, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
@@ -60,27 +140,16 @@ int launch(const Layer& layer, float* u, void* stream) {
 bool prefers_window_product(const Layer& layer, Operand operand) {
   if (layer.geometry.groups > 1 && layer.geometry.group_outputs() < 16) return false;  // most of a tile would be empty
   constexpr int64_t kExact = (int64_t{1} << 31) / (128 * 255);                         // summands of an int32
-  return layer.counted() && can_multiply(layer, operand == Operand::kInt8 ? kExact : 1 << 24);
+  const bool exact = operand == Operand::kInt8 || operand == Operand::kFloat32;
+  return layer.counted() && can_multiply(layer, operand, exact ? kExact : 1 << 24);
 }
 
 int window_product(const Layer& layer, Operand operand, float* u, void* stream) {
-  if (layer.geometry.neurons() == 0) return cudaSuccess;
-  if (!prefers_window_product(layer, operand)) return cudaErrorInvalidValue;
-  switch (operand) {
-    case Operand::kFloat16:
-      return launch<Float16Weights>(layer, u, stream);
-    case Operand::kBFloat16:
-      return launch<BFloat16Weights>(layer, u, stream);
-    case Operand::kFloat32:
-      return launch<Float32Weights<3>>(layer, u, stream);
-    case Operand::kFloat32High:
-      return launch<Float32Weights<2>>(layer, u, stream);
-    case Operand::kFloat32Medium:
-      return launch<Float32Weights<1>>(layer, u, stream);
-    case Operand::kInt8:
-      return launch<Int8Weights>(layer, u, stream);
-  }
-  return cudaErrorInvalidValue;
+  return launch_for(layer, operand, Write{u, is_aligned(u, 16)}, stream);
+}
+
+int run_window(const Layer& layer, Operand operand, void* stream) {
+  return launch_for(layer, operand, Fire{layer.neuron, fit_four(layer.neuron)}, stream);
 }
 
 }  // namespace tandem::cuda

@@ -7,6 +7,7 @@
 
 #include "../cpu/halves.h"
 #include "../cpu/vectors.h"
+#include "unit.h"
 
 namespace tandem::cpu {
 
@@ -25,15 +26,12 @@ TANDEM_INLINE Vec<float, L> load_floats(const Half* p) {
   return load<Vec<float, L>>(out);
 }
 
-// 2^n, for the n of a normal number.
-TANDEM_INLINE float power_of_two(int n) { return float_of_bits(static_cast<uint32_t>(n + 127) << 23); }
-
-// To the nearest integer, halves away from zero; integers stay what they are whatever their size.
+// To the nearest integer (unit.h).
 template <class V>
 TANDEM_INLINE auto to_fixed(V x) {
   using I = decltype(x < x);
   const I sign = reinterpret_cast<I>(x) & static_cast<int32_t>(0x80000000u);
-  const V nearly_half = reinterpret_cast<V>(reinterpret_cast<I>(V{} + 0.49999997f) | sign);
+  const V nearly_half = reinterpret_cast<V>(reinterpret_cast<I>(V{} + kNearlyHalf) | sign);
   return __builtin_convertvector(x + nearly_half, I);
 }
 
@@ -74,34 +72,21 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
   return {float_of_bits(static_cast<uint32_t>(largest)), sum};
 }
 
-// The largest sum of three signed digits to the base 256, as the matrix unit multiplies them.
-constexpr int kThreeDigits = 0x7f7f7f;
-
-// The unit of an output's weights, as the exponent of a power of two; false: some weight is not finite. No sum of the
-// weights in this unit exceeds int32. It is up to four times larger than that where the weights then are three digits
-// to the matrix unit, and not four. Magnitudes are added up as integers, so that their order does not matter. `scale`,
-// that of the largest one, is a guess on entry: outputs of a layer are much alike, and most are read but once.
+// The unit of an output's weights, as the exponent of a power of two (unit.h); false: some weight is not finite.
+// Magnitudes are added up as integers, so that their order does not matter. `scale` is a guess on entry: outputs of a
+// layer are much alike, and most are read but once.
 template <int L, class E>
 TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale) {
   exponent = 0;
   if constexpr (sizeof(E) == 1) return true;  // integers
-  constexpr int kBits = 20, kLeast = -30;
-  const auto measure = [&] { return measure_magnitudes<L>(weights, size, power_of_two(kBits - scale)); };
+  const auto measure = [&] { return measure_magnitudes<L>(weights, size, measure_of(scale)); };
   Magnitudes seen = measure();
-  if (!std::isfinite(seen.largest)) return false;
+  const auto largest = static_cast<uint32_t>(bits_of_float(seen.largest));
+  if (largest >= kInfinity) return false;
   const int guess = scale;
-  std::frexp(seen.largest, &scale);
-  scale = std::max(scale, kLeast);
+  scale = scale_of(largest);
   if (scale != guess) seen = measure();
-  const int64_t bound = seen.sum + size + 1;
-  const int sum_exponent = 64 - __builtin_clzll(static_cast<uint64_t>((bound - 1) | 1)) - kBits + scale;  // sum < 2^it
-  exponent = std::max(sum_exponent, kLeast) - 30;
-  for (int spare = 0; spare <= 2; ++spare) {
-    if (seen.largest * power_of_two(-exponent - spare) <= kThreeDigits) {
-      exponent += spare;
-      break;
-    }
-  }
+  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size);
   return true;
 }
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
+from .stages import Stage
+
 MOST_GRAPHS = 8  # each keeps the memory of one evaluation
 
 
@@ -48,6 +50,9 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.dim() == 4:  # as the kernels read weights, and would else make them at every replay
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for stage in net.modules():
+        if isinstance(stage, Stage):
+            stage.prepare()
     try:
         return Graph(net, x)
     except RuntimeError as error:

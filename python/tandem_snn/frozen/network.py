@@ -24,7 +24,7 @@ from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .lowering import lower
 from .program import Facts, encode, prepare
 from .quantise import Grid, grids_of, round_
-from .stages import CannotLower, Stages, check_finite
+from .stages import CannotLower, Stage, Stages, check_finite
 
 MOST_PROGRAMS = 8  # each has its own copy of the packed weights
 _TRACING = threading.Lock()  # torch.fx changes classes while it traces
@@ -167,6 +167,9 @@ class FrozenNetwork(nn.Module):
         """Programs have a copy of the weights, and graphs read them where they were."""
         self._programs.clear()
         self._graphs.clear()
+        for stage in self.net.modules():
+            if isinstance(stage, Stage):
+                stage.digits = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the programs: another version or machine may pack weights in another way. Graphs are not data."""
@@ -341,7 +344,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     depend on its batch, but for how torch rounds the one product of a real-valued input in batches of other sizes.
     A network that has no program (other modules between the layers, weights other than float32) runs layer by layer
     instead. On a GPU the kernels of the layers are captured in one CUDA graph for each shape of batch, the last eight
-    of which are kept; sums there are float32.
+    of which are kept, and float32 weights multiplied as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.

@@ -104,6 +104,14 @@ class Stage(nn.Module):
             if "Tensor" in str(each.type):
                 self.register_buffer(each.name, self.__dict__.pop(each.name))
         self.move = self._move() if self.weight is None else None
+        self.digits: Tensor | None = None  # what a GPU multiplies in place of the weight, once prepare() was called
+
+    def prepare(self) -> None:
+        if self.digits is None and self.weight is not None and self.kind == "layer" and not self.analog:
+            self.digits = _ops.frozen_digits.default(self.weight, self.groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"digits": None}
 
     def set_neurons(self, static: Static) -> None:
         self.threshold, self.leak, self.gate, self.timing = static.threshold, static.leak, static.gate, static.timing
@@ -183,8 +191,8 @@ class Stage(nn.Module):
             return op.default(self._product(x.x), x.T, **settings)
         synapses = (self._padded(x.stored), x.T, self.weight, float32_precision())
         if self.axes == 0:
-            return _ops.linear_if.default(*synapses, **settings)
-        return _ops.conv_if.default(*synapses, *self._geometry(), **settings)
+            return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
+        return _ops.conv_if.default(*synapses, *self._geometry(), **settings, digits=self.digits)
 
     def _geometry(self) -> tuple[Any, ...]:
         return *(self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation)), self.groups

@@ -1,0 +1,174 @@
+// float32 weights as tensor cores multiply them exactly: of each output the unit and the integers that the CPU's
+// kernels have too, these as signed digits to the base 256. A block has one output, and reads its weights four times:
+// from memory, and then from the cache.
+#include <limits>
+
+#include "../product/unit.h"
+#include "digits.h"
+#include "vec.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Rows {
+  const float* weight;
+  int inputs, taps, channels;
+  bool moved;  // taps are innermost, and channels shall be
+  bool whole;  // four neighbours are aligned everywhere
+  int8_t* digits;
+  int64_t row;
+  float* units;
+  int32_t* counts;
+};
+
+// Four weights of an output from the k-th on, as they lie in memory; zeros behind the last.
+__device__ __forceinline__ Vec<float, 4> load_four(const Rows& rows, const float* weight, int k) {
+  if (rows.whole) return load<Vec<float, 4>>(weight + k);
+  auto four = fill<float, 4>(0);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (k + i < rows.inputs) four.at[i] = weight[k + i];
+  }
+  return four;
+}
+
+// From the k-th of a stage on.
+__device__ __forceinline__ Vec<float, 4> load_staged(const Rows& rows, const float* weight, int k) {
+  if (!rows.moved && k + 4 <= rows.inputs) return load_four(rows, weight, k);
+  auto four = fill<float, 4>(0);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int tap = (k + i) / rows.channels;
+    const int channel = k + i - tap * rows.channels;
+    if (k + i < rows.inputs) four.at[i] = weight[rows.moved ? channel * rows.taps + tap : k + i];
+  }
+  return four;
+}
+
+// Joins what the threads of a block have. To be called once for each type of `join`.
+template <class E, class Join>
+__device__ __forceinline__ E over_block(E mine, const Join& join) {
+  __shared__ E parts[kThreads / 32];
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) mine = join(mine, __shfl_xor_sync(0xffffffffu, mine, lanes));
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
+  __syncthreads();
+  E all = parts[0];
+#pragma unroll
+  for (int i = 1; i < kThreads / 32; ++i) all = join(all, parts[i]);
+  return all;
+}
+
+__device__ __forceinline__ int to_fixed(float x) {
+  const uint32_t sign = __float_as_uint(x) & ~kMagnitude;
+  return __float2int_rz(rounded_add(x, __uint_as_float(__float_as_uint(kNearlyHalf) | sign)));
+}
+
+// Digit d of four words: their bytes d.
+__device__ __forceinline__ void transpose(const uint32_t (&w)[4], uint32_t (&digits)[kMostDigits]) {
+  const uint32_t even[2] = {__byte_perm(w[0], w[1], 0x5140), __byte_perm(w[2], w[3], 0x5140)};
+  const uint32_t odd[2] = {__byte_perm(w[0], w[1], 0x7362), __byte_perm(w[2], w[3], 0x7362)};
+  digits[0] = __byte_perm(even[0], even[1], 0x5410);
+  digits[1] = __byte_perm(even[0], even[1], 0x7632);
+  digits[2] = __byte_perm(odd[0], odd[1], 0x5410);
+  digits[3] = __byte_perm(odd[0], odd[1], 0x7632);
+}
+
+__global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant__ Rows rows) {
+  const int64_t output = blockIdx.x;
+  const float* weight = rows.weight + output * rows.inputs;
+  const int first = 4 * static_cast<int>(threadIdx.x);
+  const auto each = [&](const auto& visit) {
+#pragma unroll 4
+    for (int k = first; k < rows.inputs; k += 4 * kThreads) {
+      const auto four = load_four(rows, weight, k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(four.at[i]);
+    }
+  };
+
+  uint32_t largest = 0;
+  each([&](float w) { largest = max(largest, __float_as_uint(w) & kMagnitude); });
+  largest = over_block(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
+  if (largest >= kInfinity) {
+    if (threadIdx.x == 0) {
+      rows.units[output] = __uint_as_float(0x7fc00000u);
+      rows.counts[output] = 0;
+    }
+    return;
+  }
+
+  const int scale = scale_of(largest);
+  const float measure = measure_of(scale);
+  unsigned long long sum = 0;
+  each([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
+  sum = over_block(sum, [](unsigned long long a, unsigned long long b) { return a + b; });
+  const int exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), rows.inputs);
+  const float factor = power_of_two(-exponent);
+
+  uint32_t any = 0;
+  int most = 0;
+  each([&](float w) {
+    const int integer = to_fixed(rounded_mul(w, factor));
+    any |= static_cast<uint32_t>(integer);
+    most = max(most, integer ^ integer >> 31);  // -128 is a digit, 128 is none
+  });
+  any = over_block(any, [](uint32_t a, uint32_t b) { return a | b; });
+  most = over_block(most, [](int a, int b) { return max(a, b); });
+  const int shift = any == 0 ? 0 : 31 - __clz(static_cast<int>(any & -any));  // zeros at the end are left out
+  most >>= shift;
+  const int count = any == 0 ? 0 : most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits;
+  if (threadIdx.x == 0) {
+    rows.units[output] = power_of_two(exponent + shift);
+    rows.counts[output] = count;
+  }
+
+  int8_t* to = rows.digits + kMostDigits * output * rows.row;
+#pragma unroll 4
+  for (int64_t k = first; k < rows.row; k += 4 * kThreads) {
+    const auto four = load_staged(rows, weight, static_cast<int>(k));
+    uint32_t words[4];
+    constexpr uint32_t kBias = 0x80808080u;  // with it a word's bytes are its digits plus 128
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = static_cast<uint32_t>(to_fixed(rounded_mul(four.at[i], factor)) >> shift) + kBias;
+    }
+    uint32_t digits[kMostDigits];
+    transpose(words, digits);
+#pragma unroll
+    for (int d = 0; d < kMostDigits; ++d) {
+      if (d < count) store(to + d * rows.row + k, digits[d] ^ kBias);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t prepared_size(const Geometry& geometry) { return DigitMemory(geometry).bytes(); }
+
+int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max() - 4 * kThreads;
+  if (geometry.outputs == 0) return cudaSuccess;
+  if (geometry.inputs() > kInt || geometry.outputs > kInt || weights.dtype != DType::kFloat32) {
+    return cudaErrorInvalidValue;
+  }
+  const DigitMemory at(geometry);
+  Rows rows{};
+  rows.weight = static_cast<const float*>(weights.data);
+  rows.inputs = static_cast<int>(geometry.inputs());
+  rows.taps = static_cast<int>(geometry.taps());
+  rows.channels = static_cast<int>(geometry.group_channels());
+  rows.moved = !weights.channels_last && rows.taps > 1 && rows.channels > 1;
+  rows.whole = rows.inputs % 4 == 0 && is_aligned(rows.weight, 16);
+  rows.digits = static_cast<int8_t*>(memory);
+  rows.row = at.row;
+  rows.units = at.units(memory);
+  rows.counts = at.counts(memory);
+  digits_kernel<<<static_cast<unsigned>(geometry.outputs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(rows);
+  return cudaGetLastError();
+}
+
+}  // namespace tandem::cuda

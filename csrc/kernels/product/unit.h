@@ -1,0 +1,57 @@
+// What an output's weights are worth as integers: the rule, for every kernel.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../neuron/if_neuron.h"
+
+namespace tandem {
+
+// 2^n, for the n of a normal number.
+TANDEM_HOST_DEVICE float power_of_two(int n) {
+  const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+  float out;
+  std::memcpy(&out, &bits, sizeof(out));
+  return out;
+}
+
+// Added, with the sign of a number, before its fraction is cut off: to the nearest integer, halves away from zero;
+// integers stay what they are whatever their size.
+constexpr float kNearlyHalf = 0.49999997f;
+
+// Of a float: infinity and NaN are above all others, and magnitudes are in the order of their bits.
+constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+
+// The largest sum of three signed digits to the base 256, as tensor cores and the matrix unit multiply them.
+constexpr int kThreeDigits = 0x7f7f7f;
+
+// Magnitudes are measured as integers, so that their order does not matter: times measure_of(scale), and cut off, they
+// are below 2^20.
+TANDEM_HOST_DEVICE int scale_of(uint32_t largest) {
+  const int exponent = static_cast<int>(largest >> 23) - 126;
+  return exponent < -30 ? -30 : exponent;
+}
+TANDEM_HOST_DEVICE float measure_of(int scale) { return power_of_two(20 - scale); }
+
+TANDEM_HOST_DEVICE int bit_length(uint64_t x) {  // of x > 0
+#if defined(__CUDA_ARCH__)
+  return 64 - __clzll(static_cast<long long>(x));
+#else
+  return 64 - __builtin_clzll(x);
+#endif
+}
+
+// The exponent of the unit of `size` finite weights, whose magnitudes, measured, have this sum. No sum of the weights
+// in this unit exceeds int32. It is up to four times larger than that where the weights then are three digits, and not
+// four.
+TANDEM_HOST_DEVICE int unit_exponent(float largest, int scale, int64_t sum, int64_t size) {
+  const int bits = bit_length(static_cast<uint64_t>(sum + size) | 1) - 20 + scale;  // together they are below 2^bits
+  const int exponent = (bits < -30 ? -30 : bits) - 30;
+  for (int spare = 0; spare <= 2; ++spare) {
+    if (rounded_mul(largest, power_of_two(-exponent - spare)) <= kThreeDigits) return exponent + spare;
+  }
+  return exponent;
+}
+
+}  // namespace tandem
