@@ -25,7 +25,7 @@ TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* ne
       neurons[g].integrate(a, n + g * kLanes, i, product(g * Group::kParts + i), residual);
     }
   }
-  Int<C, L> paid;
+  Int<C, L> paid{};
   int t = 0;
   do {
     for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {

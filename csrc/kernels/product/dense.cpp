@@ -77,7 +77,7 @@ template <int N, int Rows>
 TANDEM_TARGET_AVX_VNNI TANDEM_INLINE void multiply_avx_vnni(const Product& product, const uint8_t* counts,
                                                             int64_t row_bytes, int32_t* sums) {
   __m256i sum[Rows][N][2];
-#pragma GCC unroll 6
+#pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 3
     for (int d = 0; d < N; ++d) sum[r][d][0] = sum[r][d][1] = _mm256_setzero_si256();
@@ -88,7 +88,7 @@ TANDEM_TARGET_AVX_VNNI TANDEM_INLINE void multiply_avx_vnni(const Product& produ
 #pragma GCC unroll 1
     for (int64_t k = 0; k < kWords; ++k) {
       __m256i four[Rows];
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) four[r] = _mm256_set1_epi32(word_at(in + r * row_bytes + 4 * k));
 #pragma GCC unroll 3
       for (int d = 0; d < N; ++d) {
@@ -96,7 +96,7 @@ TANDEM_TARGET_AVX_VNNI TANDEM_INLINE void multiply_avx_vnni(const Product& produ
         for (int h = 0; h < 2; ++h) {
           const __m256i weights =
               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
-#pragma GCC unroll 6
+#pragma GCC unroll 4
           for (int r = 0; r < Rows; ++r) sum[r][d][h] = _mm256_dpbusd_avx_epi32(sum[r][d][h], four[r], weights);
         }
       }
@@ -217,7 +217,7 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool 
   }
 }
 
-// Rows at a time: as many sums as there are registers for, at least the ten that hide the latency of a product.
+// Rows at a time, a divisor of those in a tile: as many sums as there are registers for, to hide a product's latency.
 struct Vnni {
   template <int N>
   static constexpr int kRows = 8;
@@ -231,9 +231,7 @@ struct Vnni {
 
 struct AvxVnni {
   template <int N>
-  static constexpr int kRows = N == 1   ? 5
-                               : N == 2 ? 3
-                                        : 2;
+  static constexpr int kRows = N == 1 ? 4 : 2;
   static constexpr int kDoubles = 4;
   template <int N>
   TANDEM_TARGET_AVX_VNNI TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts,
@@ -259,6 +257,7 @@ struct Avx2 {
   template <int N>                                                                                                    \
   target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,      \
                           double* out, int64_t stride) {                                                              \
+    static_assert(kTileRows % Kernel::template kRows<N> == 0);                                                        \
     alignas(64) int32_t sums[Kernel::template kRows<N> * N * 16];                                                     \
     for (const ExpandedPiece& piece : inputs.pieces) {                                                                \
       product.offsets = piece.offsets + begin;                                                                        \
