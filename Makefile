@@ -21,6 +21,7 @@ help:
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
+	@echo "make test-arm-python  a wheel for aarch64 Linux, made by zig, and tests with it under qemu; an hour; see tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"
@@ -48,6 +49,9 @@ test-all: $(READY) ext
 
 test-arm:
 	$(call ctest,arm)
+
+test-arm-python: $(READY)
+	python tests/arm.py
 
 # Python's own build, without the rest of the installation: seconds after a change of one file.
 ext:
@@ -122,4 +126,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all test-arm ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean

@@ -122,13 +122,14 @@ def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
 
     libtorch is named among what the module needs although nothing strong refers to it: on Linux the weak symbol that
     gives the CUDA stream is looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch
-    is left alone.
+    is left alone. Without it, the flags are those that zig's linker knows as well.
     """
     if system == "darwin":  # a plug-in: Python's own symbols are those of the program that loads it
         return ["-bundle", "-undefined", "dynamic_lookup", f"-L{libtorch}", "-ltorch"]
-    flags = ["-shared", "-Wl,--exclude-libs,ALL", f"-L{libtorch}"]
-    flags += ["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"]
-    return flags if cudart is None else [*flags, str(cudart), "-ldl", "-lrt", "-lpthread"]
+    flags = ["-shared", f"-L{libtorch}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
+    if cudart is None:
+        return flags
+    return [*flags, "-Wl,--exclude-libs,ALL", str(cudart), "-ldl", "-lrt", "-lpthread"]
 
 
 def compiler_flags(system: str, env: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
+#include "kernels/product/clock.h"
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"
 #endif
@@ -103,5 +104,6 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
   tandem::cpu::capability();  // an impossible TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
+  tandem::cpu::fixed_way();   // and so is an impossible TANDEM_PATH
   m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
 }

@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, settings
 # The same examples every time: a failure is then the change's fault. `--hypothesis-profile=random` explores.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(  # under qemu, where each takes seconds
+    "emulated", deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 
@@ -32,3 +35,19 @@ def on_device(device):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs the command line, which must refuse in one line that has the given words."""
+    from tandem_snn.cli import main
+
+    def run(arguments, words, status=2):
+        capsys.readouterr()
+        assert main([*map(str, arguments)]) == status
+        error = capsys.readouterr().err
+        assert error.startswith("tandem-snn: ")
+        assert error.count("\n") == 1
+        assert words in error
+
+    return run

@@ -82,6 +82,24 @@ def projection() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 2, 16, 12)
 
 
+def image_paths(mode: str = "direct") -> tuple[nn.Module, Tensor]:
+    """Two synaptic paths from the image, the second time of pixels that were pooled."""
+    body = nn.Sequential(tnn.Conv2d(2, 6, 3, padding=1, norm=True), tnn.Conv2d(6, 5, 3, padding=1))
+    net = nn.Sequential(
+        tnn.Encoder(T=10, mode=mode),
+        tnn.MaxPool2d(2),
+        tnn.Residual(body, tnn.Conv2d(2, 5, 2, padding="same", norm=True)),
+        tnn.Residual(tnn.Conv2d(5, 5, 1)),
+        tnn.Flatten(),
+        tnn.Readout(60, 10),
+    )
+    return net, torch.rand(5, 2, 8, 6)
+
+
+def impulse_paths() -> tuple[nn.Module, Tensor]:
+    return image_paths("zero_expand")
+
+
 def line() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
         tnn.Encoder(T=3),

@@ -80,6 +80,26 @@ def test_an_unknown_instruction_set_is_refused():
     assert "v5" in error.value.stderr
 
 
+@pytest.mark.parametrize("path", ["lists", "matrix", "dense", "model"])
+def test_every_way_gives_the_same_bits(path, expected):
+    try:
+        assert run(TANDEM_PATH=path) == expected
+    except subprocess.CalledProcessError as error:
+        if f"TANDEM_PATH={path}: this processor has no" not in error.stderr:
+            raise
+        pytest.skip(error.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("lisst", "allowed are lists, matrix, dense, model"), ("matrix", "no matrix")]
+)
+def test_a_way_that_does_not_exist_is_refused(path, words):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(TANDEM_PATH=path, TANDEM_CPU_CAPABILITY="default")
+    assert f"TANDEM_PATH={path}: " in error.value.stderr
+    assert words in error.value.stderr
+
+
 def test_any_number_of_threads_gives_the_same_bits(expected):
     threads = torch.get_num_threads()
     try:

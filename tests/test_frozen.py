@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from cases import dyadic
-from networks import conv, lif, line, mlp, projection, residual, trained
+from networks import conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn.frozen import FrozenNetwork, freeze, load_frozen
-from tandem_snn.frozen.stages import CannotLower
 from tandem_snn.nn.quantise import quantise
 
 
-@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
+@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, image_paths, impulse_paths, line])
 def test_one_call_is_the_evaluation_and_the_stream(make: object) -> None:
     torch.manual_seed(0)
     net, x = make()  # type: ignore[operator]
@@ -72,16 +71,6 @@ def test_the_input_itself_as_residual() -> None:
         so_far = frozen.step(spikes[t])
     assert torch.equal(so_far, net(x))
     assert torch.equal(frozen(x), net(x))
-
-
-def test_two_paths_from_the_image() -> None:
-    """No program, but an answer, and an error that says why there are no steps."""
-    layers = tnn.Residual(tnn.Conv2d(1, 4, 3, padding=1), tnn.Conv2d(1, 4, 1)), tnn.Flatten(), tnn.Readout(64, 3)
-    net, x = nn.Sequential(tnn.Encoder(T=8), *layers).eval(), torch.rand(2, 1, 4, 4)
-    frozen = freeze(net)
-    assert torch.equal(frozen(x), net(x))
-    with pytest.raises(CannotLower, match=r"1\.shortcut: currents of a real-valued input"):
-        frozen.step(x)
 
 
 def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:

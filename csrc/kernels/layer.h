@@ -48,6 +48,7 @@ enum class Way : int32_t {
   kPlain = 16,       // inputs one by one (product/plain.h), of kernels with more taps than a list can name
   kTileByTile = 32,  // lists for a few rows, weights prepared tile by tile
   kDense = 64,       // all counts times all weights (product/dense.h), where the processor multiplies bytes
+  kLists = 128,      // lists, of whatever patterns cost least
 };
 
 struct Layer {
@@ -107,7 +108,7 @@ enum class Operand : int32_t {
 };
 
 // Is there a fused kernel? The weights of an output have to be in the order kernel, channel; and the mask takes eight
-// outputs of a group at a time.
+// outputs of a group at a time, but for kFloat32.
 bool can_run(const Layer& layer, Operand operand);
 
 // Is it the faster way, or are the library's product and the scan? By the arithmetic in docs/cuda.md.

@@ -2,6 +2,8 @@
 // stores that a layer needs.
 //
 //     g++ -O2 -march=sapphirerapids tests/benchmarks/matrix_unit.cpp -o build/matrix_unit && build/matrix_unit
+//
+// `build/matrix_unit load` multiplies until it is killed: a neighbour for tests/benchmarks/clock.py.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -10,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <iterator>
 #include <random>
 #include <vector>
@@ -96,7 +99,7 @@ void measure(const char* name, int chunks, const F& call) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** words) {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return std::puts("no matrix unit"), 1;
   // Memory that was never written would be one page of zeros, in the L1 cache at all times.
@@ -107,6 +110,7 @@ int main() {
     for (auto& digit : chunk) std::generate(std::begin(digit), std::end(digit), random);
   const TileConfig config;
   _tile_loadconfig(&config);
+  while (count > 1 && std::strcmp(words[1], "load") == 0) products();
   measure("products alone", kChunks, [](int) { products(); });
   measure("two steps times three digits, all from the L1 cache", kFewChunks,
           [](int) { three_digits<kFewChunks, Load::kPlain>(0); });

@@ -8,8 +8,8 @@ using namespace tandem::test;
 
 namespace {
 
-constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,    Way::kLists4,
-                         Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile};
+constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,     Way::kLists4,
+                         Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile, Way::kLists};
 
 void check(ProductLayer& layer, const char* name) {
   layer.finish();

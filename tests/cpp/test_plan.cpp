@@ -37,7 +37,7 @@ namespace {
 constexpr auto kL1 = Way::kLists1, kL4 = Way::kLists4, kUnit = Way::kMatrixUnit;
 
 Way way_for(const Geometry& geometry, const Density& density, bool matrix_unit) {
-  return choose(geometry, false, density, matrix_unit, kCompressedLists);
+  return compare(geometry, false, density, matrix_unit ? kUnit : kL1, false, kCompressedLists).cheaper();
 }
 
 }  // namespace
@@ -205,9 +205,12 @@ TEST(what_lists_cost) {
 // A table has the same work for every group of steps, so lists of four steps are the cheapest to make.
 TEST(lists_by_a_table_are_of_more_steps) {
   const Density tenth{{0.8, 0.72, 0.59}};
-  CHECK(choose(conv3x3(64, 64), false, tenth, false, kCompressedLists) == Way::kLists1, "AVX-512");
-  CHECK(choose(conv3x3(64, 64), false, tenth, false, kAvx2Lists) == Way::kLists4, "AVX2");
-  CHECK(choose(conv3x3(64, 64), false, tenth, false, kNarrowLists) == Way::kLists4, "narrow");
+  const auto way = [&](const ListCosts& costs) {
+    return compare(conv3x3(64, 64), false, tenth, kL1, false, costs).lists.way;
+  };
+  CHECK(way(kCompressedLists) == kL1, "AVX-512");
+  CHECK(way(kAvx2Lists) == kL4, "AVX2");
+  CHECK(way(kNarrowLists) == kL4, "narrow");
 }
 
 TEST(what_the_matrix_unit_costs) {
@@ -240,7 +243,7 @@ TEST(the_way_for_counts) {
   const auto way = [](int64_t rows, bool packed, double nibbles, Way digits) {
     Geometry geometry = linear(800, 800);
     geometry.batch = rows;
-    return choose_for_counts(geometry, packed, {{4 * nibbles, 2 * nibbles, nibbles}}, digits);
+    return compare(geometry, packed, {{4 * nibbles, 2 * nibbles, nibbles}}, digits, true).cheaper();
   };
   for (const Way digits : {kUnit, Way::kDense}) {
     CHECK(way(128, true, 0.9, digits) == digits && way(128, false, 0.9, digits) == digits, "way %d", int(digits));

@@ -12,8 +12,8 @@ using namespace tandem::test;
 
 namespace {
 
-constexpr Way kWays[] = {Way::kFastest,    Way::kLists1, Way::kLists2,     Way::kLists4,
-                         Way::kMatrixUnit, Way::kPlain,  Way::kTileByTile, Way::kDense};
+constexpr Way kWays[] = {Way::kFastest, Way::kLists1,     Way::kLists2, Way::kLists4, Way::kMatrixUnit,
+                         Way::kPlain,   Way::kTileByTile, Way::kDense,  Way::kLists};
 
 struct Case {
   Shape shape;

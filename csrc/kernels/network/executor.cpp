@@ -174,7 +174,7 @@ class Run {
     const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
     switch (program_.kind(i)) {
       case Kind::layer:
-        if (program_.values[i] == Value::kCurrents) return currents(i, input(i));
+        if (program_.values[i] == Value::kCurrents) return from_train ? currents(i, input(i)) : real_currents(i);
         return from_train ? product(i) : direct(i);
       case Kind::max_pool:
         if (from_train) return max_pool(i, in, out);
@@ -252,7 +252,10 @@ class Run {
     } else if (first) {
       std::memcpy(received, direct_product(i), neurons * sizeof(float));
     }
-    if (program_.values[i] == Value::kCurrents) return last ? currents(i, received) : void();
+    if (program_.values[i] == Value::kCurrents) {
+      if (!last) return;
+      return from_train ? currents(i, received) : one_current(i, reinterpret_cast<const float*>(received), result(i));
+    }
     const uint8_t* more = residual(i);
     if (has_residual_train(i)) {
       uint8_t* sum = counters(s.out.features());
@@ -358,13 +361,16 @@ class Run {
 
   void direct(int64_t i) {
     const Neuron<float> a = firing(i, residual(i), result(i));
-    if (is_impulse() && plan_.stream && step_ > 0) {
-      const std::vector<float> silence(a.neurons);
-      scan(silence.data(), a);
-    } else {
-      scan(constant(i, a.neurons), a);
-    }
+    std::vector<float> silence;
+    scan(now(i, silence, a.neurons), a);
     fired(i);
+  }
+
+  // W x, or the silence after an impulse.
+  const float* now(int64_t i, std::vector<float>& silence, int64_t neurons) {
+    if (!is_impulse() || !plan_.stream || step_ == 0) return constant(i, neurons);
+    silence.resize(neurons);
+    return silence.data();
   }
 
   // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
@@ -372,13 +378,38 @@ class Run {
     if (!plan_.stream || !network_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
     const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
-    float* y = state(plan_.steps[i].state) + neurons;
+    float* y = state(plan_.steps[i].state) + (network_.has_neurons(i) ? neurons : 0);
     float* kept = y + neurons;
     if (step_ == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
       std::copy_n(direct_product(i), neurons, y);
       std::copy_n(x, inputs, kept);
     }
     return y;
+  }
+
+  // The currents of a real-valued input: those of the first step, and of all others.
+  void real_currents(int64_t i) {
+    std::vector<float> silence;
+    const int64_t n = neurons(i).neurons, steps = program_.waits(i) ? 1 : T_;
+    auto* out = reinterpret_cast<float*>(result(i));
+    one_current(i, now(i, silence, n), result(i));
+    if (steps == 1) return;
+    if (is_impulse()) {
+      silence.resize(n);
+      one_current(i, silence.data(), result(i) + n * sizeof(float));
+    }
+    const float* later = out + (is_impulse() ? n : 0);
+    for (int64_t t = is_impulse() ? 2 : 1; t < steps; ++t) std::copy_n(later, n, out + t * n);
+  }
+
+  // Of the product y of a real-valued input, in a step or a window.
+  void one_current(int64_t i, const float* y, uint8_t* to) const {
+    Neuron<float> a = neurons(i);
+    if (!program_.waits(i)) a.T = 1;
+    thread_local cpu::Scratch<uint8_t> silence;
+    a.planes = silence.reserve(a.neurons);
+    a.v = reinterpret_cast<float*>(to);
+    scan(y, a);
   }
 
   // A current is the potential, after its one step or window, of a neuron that begins at 0 and never fires. All steps

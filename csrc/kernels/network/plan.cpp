@@ -231,7 +231,7 @@ class Planner {
             keep(checked_product(features, slots, kMostWorkspace))};
   }
 
-  // Floats: the potentials of a layer, then of a constant current itself and the input it is of; the counts that an
+  // Floats: the potentials of a layer that fires, then of a constant current itself and the input it is of; the counts that an
   // answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a real-valued
   // one, the counters of its residual, and what it has to fire.
   int64_t state_of(int64_t number, const Plan::Step& step) const {
@@ -242,7 +242,7 @@ class Planner {
     if (!network_.has_neurons(number) && value != Value::kCurrents) return 0;
     if (!program_.waits(number)) {
       const int64_t product = network_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
-      return value == Value::kCurrents ? 0 : step.out.features() + product;
+      return product + (value == Value::kCurrents ? 0 : step.out.features());
     }
     const int64_t inputs = network_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
     if (value == Value::kCurrents) return inputs;

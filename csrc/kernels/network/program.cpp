@@ -94,10 +94,7 @@ class Checker {
     }
     if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
     if (x == Value::kSpikes || x == Value::kCounts) check_form(x);
-    if (i_.fires == 0) {
-      if (x == Value::kReal) not_run("currents of a real-valued input that leave a layer");
-      return Value::kCurrents;
-    }
+    if (i_.fires == 0) return Value::kCurrents;
     if (i_.residual != kAbsent) {
       const Value residual = program_.value(i_.residual);
       if (program_.is_train(i_.residual)) {

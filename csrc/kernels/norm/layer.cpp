@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../neuron/scan.h"
+#include "../product/clock.h"
 #include "../product/multiply.h"
 #include "../product/window.h"
 
@@ -117,25 +118,28 @@ void run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel)
 
 }  // namespace
 
-void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return;
-  const Affine affine(layer, norm);
-  if (layer.counted()) return run_counted(layer, affine, parallel);
+void run_normalised(const Layer& given, const LayerNorm& norm, ParallelFor parallel) {
+  if (given.neuron.neurons == 0) return;
+  const Affine affine(given, norm);
+  if (given.counted()) return run_counted(given, affine, parallel);
+  const Layer layer = by_fixed_way(given, false);
   const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
   const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
-  const Way way = way_of(layer);
+  const TimedWay timed(layer, ways_of(layer), Task::kNormalised);
+  const Way way = timed.way();
   const bool many_rows = tile_bytes > kKeptBytes;
   const Way window = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
-  const bool counts = many_rows && takes_digits(window);
+  const bool counts = many_rows && takes_digits(window) && layer.way != Way::kLists;
   const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || counts, parallel);
-  if (!counts) {
+  if (counts) {
+    multiply_windows({layer, prepared, window}, norm.product, parallel);
+    batch_norm_statistics(affine.statistics, parallel);
+    const Layer scaled = affine.apply(layer);
+    run_prepared({scaled, prepared, way}, parallel);
+  } else {
     run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
-    return;
   }
-  multiply_windows({layer, prepared, window}, norm.product, parallel);
-  batch_norm_statistics(affine.statistics, parallel);
-  const Layer scaled = affine.apply(layer);
-  run_prepared({scaled, prepared, way}, parallel);
+  timed.end();
 }
 
 }  // namespace tandem::cpu

@@ -1,27 +1,35 @@
 // The layer: which way, and whether its weights have to be prepared for it.
 #include "../layer.h"
 
+#include "clock.h"
 #include "depthwise.h"
 #include "multiply.h"
 
 namespace tandem::cpu {
 
-void run(const Layer& layer, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return;
-  if (is_depthwise(layer.geometry)) return run_depthwise(layer, parallel);
-  const bool few = layer.way == Way::kFastest && prefers_tile_by_tile(layer.geometry, layer.plane_count());
+void run(const Layer& given, ParallelFor parallel) {
+  if (given.neuron.neurons == 0) return;
+  if (is_depthwise(given.geometry)) return run_depthwise(given, parallel);
+  const Layer layer = by_fixed_way(given, given.counted());
+  const bool free = layer.way == Way::kFastest || layer.way == Way::kLists;
+  const bool few = free && prefers_tile_by_tile(layer.geometry, layer.plane_count());
   if (layer.prepared == nullptr && (few || layer.way == Way::kTileByTile)) return run_tile_by_tile(layer, parallel);
-  const Way way = way_of(layer);
-  const Prepared prepared(layer, !takes_digits(way), takes_digits(way), parallel);
-  run_prepared({layer, prepared, way}, parallel);
+  const TimedWay timed(layer, ways_of(layer), Task::kSpikes);
+  const bool digits = takes_digits(timed.way());
+  const Prepared prepared(layer, !digits, digits, parallel);
+  run_prepared({layer, prepared, timed.way()}, parallel);
+  timed.end();
 }
 
-void window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  if (layer.geometry.neurons() == 0) return;
-  if (is_depthwise(layer.geometry) && layer.counted()) return multiply_depthwise_counts(layer, u, parallel);
-  const Way way = window_way(layer);
-  const Prepared prepared(layer, !takes_digits(way), takes_digits(way), parallel);
-  multiply_windows({layer, prepared, way}, u, parallel);
+void window_product(const Layer& given, float* u, ParallelFor parallel) {
+  if (given.geometry.neurons() == 0) return;
+  if (is_depthwise(given.geometry) && given.counted()) return multiply_depthwise_counts(given, u, parallel);
+  const Layer layer = by_fixed_way(given, true);
+  const TimedWay timed(layer, window_ways(layer), Task::kProduct);
+  const bool digits = takes_digits(timed.way());
+  const Prepared prepared(layer, !digits, digits, parallel);
+  multiply_windows({layer, prepared, timed.way()}, u, parallel);
+  timed.end();
 }
 
 }  // namespace tandem::cpu

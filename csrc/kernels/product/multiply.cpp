@@ -1,6 +1,7 @@
 #include "multiply.h"
 
 #include "../cpu/vectors.h"
+#include "clock.h"
 #include "dense.h"
 #include "pack.h"
 #include "plain.h"
@@ -210,6 +211,12 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
   });
 }
 
+namespace {
+
+Ways only(Way way) { return {{way, 0}, {way, 0}}; }
+
+}  // namespace
+
 Way possible_way(const Layer& layer, Way way, bool whole_window) {
   const Geometry& in = layer.geometry;
   if (in.taps() > kMaxInputs) return Way::kPlain;
@@ -220,25 +227,27 @@ Way possible_way(const Layer& layer, Way way, bool whole_window) {
   return counts ? Way::kDense : Way::kLists4;
 }
 
-Way window_way(const Layer& layer) {
-  if (takes_digits(layer.way)) return possible_way(layer, layer.way, true);
-  const Way digits = possible_way(layer, Way::kMatrixUnit, true);
-  const bool better = layer.way == Way::kFastest && !layer.counted() && takes_digits(digits);
-  return better ? digits : way_of(layer);
+Layer by_fixed_way(const Layer& layer, bool whole_window) {
+  Layer out = layer;
+  if (layer.way == Way::kFastest) out.way = fixed_way();
+  if (takes_digits(out.way) && possible_way(layer, out.way, whole_window) != out.way) out.way = Way::kLists;
+  return out;
 }
 
-Way way_of(const Layer& layer) {
-  if (layer.way != Way::kFastest && layer.way != Way::kTileByTile) return possible_way(layer, layer.way, false);
+Ways window_ways(const Layer& layer) {
+  const Way digits = possible_way(layer, takes_digits(layer.way) ? layer.way : Way::kMatrixUnit, true);
+  const bool may = layer.way == Way::kFastest && !layer.counted() && takes_digits(digits);
+  return may || takes_digits(layer.way) ? only(digits) : ways_of(layer);
+}
+
+Ways ways_of(const Layer& layer) {
+  const bool all = layer.way == Way::kFastest, lists = layer.way == Way::kLists || layer.way == Way::kTileByTile;
+  if (!all && !lists) return only(possible_way(layer, layer.way, false));
   const Geometry& in = layer.geometry;
+  if (in.taps() > kMaxInputs) return only(Way::kPlain);
   const int64_t bytes = in.batch * in.height * in.width * in.channels * layer.plane_count();
-  const Density density = Density::measure(layer.planes, bytes);
-  const bool prepared = layer.prepared != nullptr, all = layer.way == Way::kFastest;
-  if (layer.counted()) {
-    const Way digits = possible_way(layer, all ? Way::kMatrixUnit : Way::kLists4, true);
-    return possible_way(layer, choose_for_counts(in, prepared, density, digits), true);
-  }
-  const bool unit = all && possible_way(layer, Way::kMatrixUnit, false) == Way::kMatrixUnit;
-  return possible_way(layer, choose(in, prepared, density, unit), false);
+  const Way digits = all ? possible_way(layer, Way::kMatrixUnit, layer.counted()) : Way::kLists;
+  return compare(in, layer.prepared != nullptr, Density::measure(layer.planes, bytes), digits, layer.counted());
 }
 
 namespace {
@@ -249,8 +258,8 @@ void run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor pa
   const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
   const Prepared none(tiling);
   Layer by_lists = layer;
-  by_lists.way = Way::kTileByTile;
-  const Multiplier m(layer, none, way_of(by_lists));
+  by_lists.way = Way::kLists;
+  const Multiplier m(layer, none, ways_of(by_lists).lists.way);
   uint8_t* open = reserve_open(layer);
   const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that
   const Blocks blocks = m.blocks();

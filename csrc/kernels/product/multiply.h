@@ -48,11 +48,14 @@ struct Multiplier {
 void run_prepared(const Multiplier& multiplier, ParallelFor parallel);
 void multiply_windows(const Multiplier& multiplier, float* u, ParallelFor parallel);
 
-// The fastest way for the layer's input, or the one it asks for, where possible.
-Way way_of(const Layer& layer);
+// The layer with the way that TANDEM_PATH fixes, lists where it has no use for the layer. `whole_window`: as below.
+Layer by_fixed_way(const Layer& layer, bool whole_window);
+
+// The ways for the layer's input among which time decides, or the one it asks for, where possible.
+Ways ways_of(const Layer& layer);
 
 // The same for window_product().
-Way window_way(const Layer& layer);
+Ways window_ways(const Layer& layer);
 
 // The way that takes the place of one which the processor does not have, or that has no use for the layer: that of the
 // product of a whole window, or of its spikes.

@@ -120,22 +120,15 @@ double counts_cost(const Geometry& geometry, bool prepared, Way way) {
          1.1 * weights / static_cast<double>(geometry.rows());
 }
 
-Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit, const ListCosts& costs) {
-  Way best = Way::kLists1;
+Ways compare(const Geometry& geometry, bool prepared, const Density& density, Way digits, bool counted,
+             const ListCosts& costs) {
+  Ways::One best{Way::kLists1, lists_cost(geometry, Way::kLists1, density, costs)};
   for (const Way way : {Way::kLists2, Way::kLists4}) {
-    if (lists_cost(geometry, way, density, costs) < lists_cost(geometry, best, density, costs)) best = way;
+    const double cost = lists_cost(geometry, way, density, costs);
+    if (cost < best.cost) best = {way, cost};
   }
-  const double least = lists_cost(geometry, best, density, costs);
-  return matrix_unit && matrix_unit_cost(geometry, prepared) < least ? Way::kMatrixUnit : best;
-}
-
-Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits) {
-  Way best = Way::kLists1;
-  for (const Way way : {Way::kLists2, Way::kLists4}) {
-    if (lists_cost(geometry, way, density) < lists_cost(geometry, best, density)) best = way;
-  }
-  if (digits != Way::kMatrixUnit && digits != Way::kDense) return best;
-  return counts_cost(geometry, prepared, digits) < lists_cost(geometry, best, density) ? digits : best;
+  if (digits != Way::kMatrixUnit && digits != Way::kDense) return {best, best};
+  return {best, {digits, counted ? counts_cost(geometry, prepared, digits) : matrix_unit_cost(geometry, prepared)}};
 }
 
 bool prefers_tile_by_tile(const Geometry& geometry, int planes) {

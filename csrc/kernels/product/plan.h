@@ -68,16 +68,26 @@ double lists_cost(const Geometry& geometry, Way way, const Density& density,
 // lists, and not before it takes at most a fifth less.
 double matrix_unit_cost(const Geometry& geometry, bool prepared);
 
-// The way of least cost among those for prepared weights.
-Way choose(const Geometry& geometry, bool prepared, const Density& density, bool matrix_unit,
-           const ListCosts& costs = ListCosts::here());
-
-// The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense, and for the choice among
-// them and lists, in which the counts' bits take the place of steps. On a Xeon with AMX layers as above, from 1 to 128
-// rows. kDense is by VNNI; by AVX2 it takes twice the time, and so do lists there.
+// The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense. On a Xeon with AMX layers as
+// above, from 1 to 128 rows. kDense is by VNNI; by AVX2 it takes twice the time, and so do lists there.
 double counts_cost(const Geometry& geometry, bool prepared, Way way);
-// `digits`: the way to compare with lists, or one of them where there is none.
-Way choose_for_counts(const Geometry& geometry, bool prepared, const Density& density, Way digits);
+
+// The ways of prepared weights: the lists of least cost and, where there is one, the way that multiplies all inputs.
+struct Ways {
+  struct One {
+    Way way;
+    double cost;
+  };
+  One lists, digits;
+
+  bool differ() const { return digits.way != lists.way; }
+  Way cheaper() const { return digits.cost < lists.cost ? digits.way : lists.way; }
+};
+
+// `digits`: the other way, kMatrixUnit or kDense; anything else stands for none. `counted`: the input is counts, whose
+// bits take the place of steps in lists.
+Ways compare(const Geometry& geometry, bool prepared, const Density& density, Way digits, bool counted = false,
+             const ListCosts& costs = ListCosts::here());
 
 // So few rows that tiles pay which are prepared just before they are used.
 bool prefers_tile_by_tile(const Geometry& geometry, int planes);

@@ -354,8 +354,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Raises:
         TypeError: net is no module, or T no int.
-        ValueError: weight_bits or T out of range; a weight, scale, threshold or statistic that is not finite, by the
-            name of its layer.
+        ValueError: weight_bits or T out of range; few bits for neurons of the general way; a weight, scale,
+            threshold or statistic that is not finite, by the name of its layer.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
