@@ -1,6 +1,9 @@
 // Window timing: the fused product of counts against a plain simulation that integrates one window and fires in the
 // next, step by step. Weights are multiples of 1/64 where results are compared with it, so every sum is exact.
 #include "check.h"
+#include "kernels/product/dense.h"
+#include "kernels/product/multiply.h"
+#include "kernels/product/window.h"
 #include "norm_layer.h"
 #include "product_layer.h"
 
@@ -169,6 +172,47 @@ TEST(all_inputs_at_their_most) {
         std::fill(layer.values.begin(), layer.values.end(), weight);
         layer.values[0] = 1.0 / 64;
         check(layer, "extremes");
+      }
+    }
+  }
+}
+
+// Each kind of products that the processor has, not only the best one that the layer takes.
+TEST(every_kind_of_byte_products) {
+  for (int64_t inputs : {63, 700, 1500}) {
+    for (int most : {1, 8, 127, 255}) {
+      for (const auto& [dtype, largest] : {std::pair{DType::kFloat32, 1.0}, {DType::kInt8, 127.0}}) {
+        Case c;
+        c.shape.channels = inputs;
+        c.shape.outputs = 40;
+        c.shape.batch = 21;
+        c.T = c.most = most;
+        c.dtype = dtype;
+        c.largest = largest;
+        ProductLayer layer = window_layer(c);
+        layer.finish();
+        const Layer of = layer.layer();
+        const cpu::Prepared prepared(of, false, true, serial_for);
+        if (!prepared.has_digits()) return;
+        const cpu::Multiplier m(of, prepared, Way::kDense);
+        const cpu::Blocks blocks = m.blocks();
+        const int width = prepared.tiling().width();
+        cpu::BlockInputs in;
+        m.load_counts(0, blocks[0], in);
+        in.expanded.most = most;
+        std::vector<double> sums(blocks[0].rows * width);
+        std::vector<float> u(of.geometry.neurons());
+        for (int kind = 1; kind <= int(cpu::byte_products()); ++kind) {
+          for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
+            cpu::multiply_counts_dense(in.expanded, prepared.columns(0, i), prepared.tiling().registers, sums.data(),
+                                       static_cast<cpu::ByteProducts>(kind));
+            cpu::write_products(m.tile(0, i, blocks[0]), sums.data(), u.data(), c.shape.outputs);
+          }
+          for (int64_t n = 0; n < of.geometry.neurons(); ++n) {
+            CHECK(u[n] == layer.window(n), "%ld inputs, most %d, kind %d, neuron %ld", long(inputs), most, kind,
+                  long(n));
+          }
+        }
       }
     }
   }

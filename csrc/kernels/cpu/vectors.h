@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "capability.h"
 #include "halves.h"
@@ -72,6 +73,17 @@ TANDEM_INLINE typename Simd<To, L>::type convert(typename Simd<From, L>::type x)
   return load<typename Simd<To, L>::type>(out);
 }
 
+template <class V, size_t... lanes>
+TANDEM_INLINE auto join_lanes(V low, V high, std::index_sequence<lanes...>) {
+  return __builtin_shufflevector(low, high, lanes...);
+}
+
+// L lanes of two halves, in registers: halves stored and loaded as one would wait for their stores to end.
+template <class E, int L>
+TANDEM_INLINE typename Simd<E, L>::type join(typename Simd<E, L / 2>::type low, typename Simd<E, L / 2>::type high) {
+  return join_lanes(low, high, std::make_index_sequence<L>());
+}
+
 // The low bytes of sixteen integers in vectors of L.
 template <class E, int L>
 TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLanes / L]) {
@@ -106,8 +118,8 @@ TANDEM_INLINE void widen(ByteLanes bytes, typename Simd<E, L>::type (&parts)[kLa
     if constexpr (L == 4) {
       std::memcpy(parts, words, sizeof(words));
     } else {
-      parts[0] = __builtin_shufflevector(words[0], words[1], 0, 1, 2, 3, 4, 5, 6, 7);
-      parts[1] = __builtin_shufflevector(words[2], words[3], 0, 1, 2, 3, 4, 5, 6, 7);
+      parts[0] = join<E, L>(words[0], words[1]);
+      parts[1] = join<E, L>(words[2], words[3]);
     }
     return;
   }

@@ -5,6 +5,10 @@
 
 namespace tandem::cpu {
 
+// Steps after which is looked whether any neuron still fires. Each look is a jump that is guessed wrong, after which
+// nothing overlaps: that costs more than some steps in vain.
+constexpr int kUnchecked = 4;
+
 // The spikes of G groups of sixteen neurons from n on, interleaved so that their dependency chains overlap. product(s)
 // gives the product u of the window for vector s of the groups.
 template <int G, class C, int L, bool whole, class Product>
@@ -21,15 +25,18 @@ TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* ne
       neurons[g].integrate(a, n + g * kLanes, i, product(g * Group::kParts + i), residual);
     }
   }
-  for (int t = 0; t < a.T; ++t) {
-    Int<C, L> paid{};
+  Int<C, L> paid{};
+  int t = 0;
+  do {
+    for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {
+      paid = Int<C, L>{};
 #pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
+      for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 8
-      for (int i = 0; i < Group::kParts; ++i) paid |= neurons[g].spike(a, i, counts[g]);
+        for (int i = 0; i < Group::kParts; ++i) paid |= neurons[g].spike(a, i, counts[g]);
+      }
     }
-    if (!any(paid)) break;
-  }
+  } while (t < a.T && any(paid));
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) neurons[g].end_window(a, n + g * kLanes, counts[g]);
 }

@@ -79,7 +79,7 @@ Path read_path() {
   if (path == "model") return Path::kModel;
   if (path == "lists") return Path::kLists;
   if (path == "matrix") return with(has_matrix_unit(), "matrix unit", Path::kMatrix);
-  if (path == "dense") return with(has_byte_products(), "products of bytes", Path::kDense);
+  if (path == "dense") return with(byte_products() != ByteProducts::kNone, "products of bytes", Path::kDense);
   throw std::runtime_error(start + "allowed are lists, matrix, dense, model");
 }
 

@@ -7,6 +7,7 @@
 #include "matrix_unit/layout.h"
 
 #if TANDEM_MULTIVERSION
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -15,6 +16,7 @@ namespace tandem::cpu {
 #if TANDEM_MULTIVERSION
 
 #define TANDEM_TARGET_VNNI [[gnu::target("arch=x86-64-v4,avx512vnni" TANDEM_WIDE_VECTORS)]]
+#define TANDEM_TARGET_AVX_VNNI [[gnu::target("arch=x86-64-v3,avxvnni")]]
 
 namespace {
 
@@ -68,6 +70,39 @@ TANDEM_TARGET_VNNI TANDEM_INLINE void multiply_vnni(const Product& product, cons
 #pragma GCC unroll 3
     for (int d = 0; d < N; ++d) _mm512_storeu_si512(sums + (r * N + d) * 16, sum[r][d]);
   }
+}
+
+// The same in vectors of eight outputs.
+template <int N, int Rows>
+TANDEM_TARGET_AVX_VNNI TANDEM_INLINE void multiply_avx_vnni(const Product& product, const uint8_t* counts,
+                                                            int64_t row_bytes, int32_t* sums) {
+  __m256i sum[Rows][N][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+    for (int d = 0; d < N; ++d) sum[r][d][0] = sum[r][d][1] = _mm256_setzero_si256();
+  }
+  const int8_t* digits = product.digits;
+  for (int64_t c = 0; c < product.chunks; ++c, digits += product.chunk_bytes) {
+    const uint8_t* in = counts + product.offsets[c];
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < kWords; ++k) {
+      __m256i four[Rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) four[r] = _mm256_set1_epi32(word_at(in + r * row_bytes + 4 * k));
+#pragma GCC unroll 3
+      for (int d = 0; d < N; ++d) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const __m256i weights =
+              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
+#pragma GCC unroll 4
+          for (int r = 0; r < Rows; ++r) sum[r][d][h] = _mm256_dpbusd_avx_epi32(sum[r][d][h], four[r], weights);
+        }
+      }
+    }
+  }
+  std::memcpy(sums, sum, sizeof(sum));
 }
 
 // Of 16 bits each, to be widened; the two vectors of a digit have eight outputs each.
@@ -182,21 +217,37 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool 
   }
 }
 
+// Rows at a time, a divisor of those in a tile: as many sums as there are registers for, to hide a product's latency.
 struct Vnni {
-  static constexpr int kRows = 8, kDoubles = 8;
+  template <int N>
+  static constexpr int kRows = 8;
+  static constexpr int kDoubles = 8;
   template <int N>
   TANDEM_TARGET_VNNI TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts,
                                                         int64_t row_bytes, int32_t* sums) {
-    multiply_vnni<N, kRows>(product, counts, row_bytes, sums);
+    multiply_vnni<N, kRows<N>>(product, counts, row_bytes, sums);
+  }
+};
+
+struct AvxVnni {
+  template <int N>
+  static constexpr int kRows = N == 1 ? 4 : 2;
+  static constexpr int kDoubles = 4;
+  template <int N>
+  TANDEM_TARGET_AVX_VNNI TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts,
+                                                            int64_t row_bytes, int32_t* sums) {
+    multiply_avx_vnni<N, kRows<N>>(product, counts, row_bytes, sums);
   }
 };
 
 struct Avx2 {
-  static constexpr int kRows = 2, kDoubles = 4;
+  template <int N>
+  static constexpr int kRows = 2;
+  static constexpr int kDoubles = 4;
   template <int N>
   TANDEM_TARGET_V3 TANDEM_INLINE static void multiply(const Product& product, const uint8_t* counts, int64_t row_bytes,
                                                       int32_t* sums) {
-    multiply_avx2<N, kRows>(product, counts, row_bytes, sums);
+    multiply_avx2<N, kRows<N>>(product, counts, row_bytes, sums);
   }
 };
 
@@ -206,14 +257,15 @@ struct Avx2 {
   template <int N>                                                                                                    \
   target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,      \
                           double* out, int64_t stride) {                                                              \
-    alignas(64) int32_t sums[Kernel::kRows * N * 16];                                                                 \
+    static_assert(kTileRows % Kernel::template kRows<N> == 0);                                                        \
+    alignas(64) int32_t sums[Kernel::template kRows<N> * N * 16];                                                     \
     for (const ExpandedPiece& piece : inputs.pieces) {                                                                \
       product.offsets = piece.offsets + begin;                                                                        \
-      for (int64_t row = 0; row < piece.rows; row += Kernel::kRows) {                                                 \
+      for (int64_t row = 0; row < piece.rows; row += Kernel::template kRows<N>) {                                     \
         const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +              \
                                 row % kTileRows * piece.row_bytes;                                                    \
-        const int64_t rows = std::min<int64_t>(Kernel::kRows, piece.rows - row);                                      \
-        Kernel::multiply<N>(product, counts, piece.row_bytes, sums);                                                  \
+        const int64_t rows = std::min<int64_t>(Kernel::template kRows<N>, piece.rows - row);                          \
+        Kernel::template multiply<N>(product, counts, piece.row_bytes, sums);                                         \
         combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                           \
         out += rows * stride;                                                                                         \
       }                                                                                                               \
@@ -226,20 +278,30 @@ struct Avx2 {
     if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                \
   }
 TANDEM_DENSE(TANDEM_TARGET_VNNI, by_vnni, Vnni)
+TANDEM_DENSE(TANDEM_TARGET_AVX_VNNI, by_avx_vnni, AvxVnni)
 TANDEM_DENSE(TANDEM_TARGET_V3, by_avx2, Avx2)
 
-bool has_vnni() {
-  static const bool has = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vnni");
-  return has;
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 
 }  // namespace
 
-bool has_byte_products() { return capability() >= Capability::kV3; }
-bool counts_are_limited() { return !has_vnni(); }
+ByteProducts byte_products() {
+  static const ByteProducts best = [] {
+    if (capability() == Capability::kV4 && __builtin_cpu_supports("avx512vnni")) return ByteProducts::kAvx512Vnni;
+    if (capability() == Capability::kDefault) return ByteProducts::kNone;
+    return has_avx_vnni() ? ByteProducts::kAvxVnni : ByteProducts::kAvx2;
+  }();
+  return best;
+}
 
-void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums) {
-  const auto multiply = has_vnni() ? by_vnni : by_avx2;
+void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
+                           ByteProducts by) {
+  const auto multiply = by == ByteProducts::kAvx512Vnni ? by_vnni
+                        : by == ByteProducts::kAvxVnni  ? by_avx_vnni
+                                                        : by_avx2;
   const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
   for (int r = 0; r < registers; ++r) {
     const DigitColumn& column = columns[r];
@@ -257,9 +319,8 @@ void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* colu
 
 #else
 
-bool has_byte_products() { return false; }
-bool counts_are_limited() { return false; }
-void multiply_counts_dense(const ExpandedInputs&, const DigitColumn*, int, double*) {}
+ByteProducts byte_products() { return ByteProducts::kNone; }
+void multiply_counts_dense(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts) {}
 
 #endif
 

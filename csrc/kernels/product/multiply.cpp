@@ -63,8 +63,10 @@ void Multiplier::load_counts(int64_t group, const Block& block, BlockInputs& inp
 }
 
 void Multiplier::sum_counts(int64_t group, int64_t i, const BlockInputs& inputs, double* windows) const {
-  const auto multiply = way == Way::kMatrixUnit ? multiply_counts : multiply_counts_dense;
-  multiply(inputs.expanded, prepared.columns(group, i), prepared.tiling().registers, windows);
+  const DigitColumn* columns = prepared.columns(group, i);
+  const int registers = prepared.tiling().registers;
+  if (way == Way::kMatrixUnit) return multiply_counts(inputs.expanded, columns, registers, windows);
+  multiply_counts_dense(inputs.expanded, columns, registers, windows, byte_products());
 }
 
 Tile Multiplier::tile(int64_t group, int64_t i, const Block& block) const {

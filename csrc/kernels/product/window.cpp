@@ -56,11 +56,10 @@ TANDEM_INLINE void write_products_body(const Tile& tile, const double* windows, 
 template <int L>
 TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
   constexpr int H = L / 2;
-  float out[L];
-  for (int i = 0; i < L; i += H) {
-    store(out + i, __builtin_convertvector(load<Vec<double, H>>(sums + i), Vec<float, H>));
-  }
-  return load<Vec<float, L>>(out);
+  const auto half = [&](int i) TANDEM_INLINE_LAMBDA {
+    return __builtin_convertvector(load<Vec<double, H>>(sums + i), Vec<float, H>);
+  };
+  return join<float, L>(half(0), half(H));
 }
 
 template <int L, int R>

@@ -192,7 +192,7 @@ void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block
   steps = 1;
   const Geometry& in = layer.geometry;
   const int64_t plane_bytes = in.batch * in.height * in.width * in.channels;
-  const bool limited = layer.counted() && counts_are_limited();
+  const bool limited = layer.counted() && byte_products() == ByteProducts::kAvx2;
   most = limited ? 0 : layer.neuron.T;
   lay_out(*this, layer, 1, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
     if (layer.counted()) {

@@ -81,7 +81,7 @@ struct ExpandedPiece {
 // What a block of rows reads, from input channel `first` on, zero outside of the image.
 struct ExpandedInputs {
   int steps;  // bytes of an input: one for each of the eight steps of a plane, or its spike count
-  int most;   // no count is larger; of counts alone
+  int most;   // no count is larger; AVX2 alone has to know
   int64_t chunks;
   std::vector<ExpandedPiece> pieces;
   std::vector<int64_t> offsets;  // [pieces, chunks]

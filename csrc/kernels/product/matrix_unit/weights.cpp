@@ -44,7 +44,7 @@ struct ColumnMemory {
 }  // namespace
 
 int64_t DigitWeights::size(const Geometry& geometry, const Tiling& tiling, DType dtype) {
-  if (!has_byte_products() || geometry.inputs() == 0 || geometry.inputs() > kMaxInputs) return 0;
+  if (byte_products() == ByteProducts::kNone || geometry.inputs() == 0 || geometry.inputs() > kMaxInputs) return 0;
   const ColumnMemory at(geometry, tiling, dtype);
   return at.header + at.columns * at.column_bytes / 4;
 }
