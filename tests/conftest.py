@@ -35,3 +35,19 @@ def on_device(device):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs the command line, which must refuse in one line that has the given words."""
+    from tandem_snn.cli import main
+
+    def run(arguments, words, status=2):
+        capsys.readouterr()
+        assert main([*map(str, arguments)]) == status
+        error = capsys.readouterr().err
+        assert error.startswith("tandem-snn: ")
+        assert error.count("\n") == 1
+        assert words in error
+
+    return run

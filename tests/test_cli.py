@@ -122,74 +122,53 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line_and_leave_nothing_behind(name, capsys, tmp_path, monkeypatch):
+def test_mistakes_are_one_line_and_leave_nothing_behind(name, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments, expected = MISTAKES[name]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("tandem-snn: ")
-    assert expected in error
+    refused(*MISTAKES[name])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not (tmp_path / "runs/digits").exists()
 
 
-def test_damaged_files_are_one_line(run, tmp_path, capsys):
+def test_damaged_files_are_one_line(run, tmp_path, refused):
     content = (run / "model.safetensors").read_bytes()
     for cut in (0, 100, len(content) - 1):
         (tmp_path / "model.safetensors").write_bytes(content[:cut])
-        assert main(["eval", str(tmp_path)]) == 2
-        assert main(["train", "--set", f"init_from={tmp_path}/model.safetensors", "--out", str(tmp_path / "x")]) == 2
-        errors = capsys.readouterr().err.splitlines()
-        assert len(errors) == 2
-        assert all("model.safetensors is damaged: " in line for line in errors)
+        start = f"init_from={tmp_path}/model.safetensors"
+        for arguments in ["eval", tmp_path], ["train", "--set", start, "--out", tmp_path / "x"]:
+            refused(arguments, "model.safetensors is damaged: ")
 
 
-def test_training_that_diverges_is_one_line(tmp_path, capsys):
-    arguments = ["train", *SHORT, "--lr", "1e38", "--out", str(tmp_path)]
-    for _ in range(2):  # without a checkpoint there is nothing to go on from, so it may begin again
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "smaller learning rate" in error
+def test_training_that_diverges_is_one_line(tmp_path, refused):
+    for _ in range(2):  # without a checkpoint there is nothing to resume, so it may begin again
+        refused(["train", *SHORT, "--lr", "1e38", "--out", tmp_path], "smaller learning rate")
 
 
-def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, capsys):
+def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, refused):
     (tmp_path / "file").write_text("")
-    assert main(["train", "--out", str(tmp_path / "file" / "digits")]) == 2
-    assert "--out" in capsys.readouterr().err
+    refused(["train", "--out", tmp_path / "file" / "digits"], "--out")
 
 
-def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, refused):
     folder = tmp_path / "mixed"
     assert main(["train", *SHORT[:-3], "0.5", "--seeds", "1", "--out", str(folder)]) == 0
     (folder / "twin.safetensors").write_bytes((run / "twin.safetensors").read_bytes())
-    capsys.readouterr()
-    assert main(["eval", str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert "another model" in error
-    assert error.count("\n") == 1
+    refused(["eval", folder], "another model")
 
 
-def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
+def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, refused):
     before = (run / "summary.json").read_bytes()
     arguments = ["train", *SHORT, "--T", "4", "--out", str(run)]
-    assert main(arguments) == 2
-    assert "holds a finished run: give another folder with --out" in capsys.readouterr().err
-    assert main([*arguments, "--restart"]) == 2  # which is for what was begun
-    assert "--overwrite" in capsys.readouterr().err
+    refused(arguments, "holds a finished run: give another folder with --out")
+    refused([*arguments, "--restart"], "--overwrite")  # --restart is for unfinished runs
     (run / "notes.txt").write_text("mine")
     (run / "report.html").write_text("of the old run")
     (run / "model.onnx").write_text("of the old run")
     monkeypatch.setattr("tandem_snn.training.processes.Interruption.requested", lambda self: True)
-    assert main([*arguments, "--overwrite"]) == 143
-    assert "--resume" in capsys.readouterr().err
+    refused([*arguments, "--overwrite"], "--resume", status=143)
     monkeypatch.undo()
     assert sorted(path.name for path in run.iterdir()) == ["notes.txt", "seed-0"]  # nothing of the old run
-    assert main(arguments) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert main([*arguments, "--resume", "--lr", "0.1"]) == 2
-    assert "another recipe: lr is" in capsys.readouterr().err
+    refused(arguments, "--resume")
+    refused([*arguments, "--resume", "--lr", "0.1"], "another recipe: lr is")
     assert main([*arguments, "--resume"]) == 0
     first, again = (json.loads(text) for text in (before, (run / "summary.json").read_text()))
     assert first["per_seed"] == again["per_seed"]
@@ -198,7 +177,7 @@ def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, capsys):
     assert main(["eval", str(run)]) == 0
 
 
-def test_a_finished_run_is_trained_on(tmp_path, capsys):
+def test_a_finished_run_is_trained_on(tmp_path, capsys, refused):
     arguments = ["train", "--model", "FC16", "--seeds", "1", "--epochs"]
     assert main([*arguments, "2", "--out", str(tmp_path / "run")]) == 0
     (tmp_path / "run/report.html").write_text("of two epochs")
@@ -211,21 +190,18 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys):
         summary["per_seed"][0]["trained_on"] == summary["per_seed"][0]["ann_trained_on"] == [{"epochs": 2, "steps": 42}]
     )
     assert not (tmp_path / "run/report.html").exists()
-    assert main([*arguments, "2", "--out", str(tmp_path / "run"), "--resume"]) == 2
-    assert "was trained for 3 already" in capsys.readouterr().err
-    assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume", "--seed", "1"]) == 2
-    assert "holds seed-0 too, which the recipe's seeds leave out" in capsys.readouterr().err
+    resume = ["--out", tmp_path / "run", "--resume"]
+    refused([*arguments, "2", *resume], "was trained for 3 already")
+    refused([*arguments, "3", *resume, "--seed", "1"], "holds seed-0 too, which the recipe's seeds leave out")
     # Elsewhere, with other threads and workers: none of them is part of the recipe.
     (tmp_path / "run").rename(tmp_path / "moved")
     assert main([*arguments, "4", "--out", str(tmp_path / "moved"), "--resume", "--threads", "1"]) == 0
-    assert main([*arguments, "3", "--out", str(tmp_path / "moved"), "--resume", "--lr", "1"]) == 2
-    assert "another recipe: lr" in capsys.readouterr().err
+    refused([*arguments, "3", "--out", tmp_path / "moved", "--resume", "--lr", "1"], "another recipe: lr")
 
 
-def test_files_that_only_look_like_a_run_are_not_replaced(tmp_path, capsys):
+def test_files_that_only_look_like_a_run_are_not_replaced(tmp_path, refused):
     (tmp_path / "model.safetensors").write_bytes(b"downloaded")
-    assert main(["train", *SHORT, "--out", str(tmp_path)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    refused(["train", *SHORT, "--out", tmp_path], "--overwrite")
     assert (tmp_path / "model.safetensors").read_bytes() == b"downloaded"
 
 
@@ -245,7 +221,7 @@ def test_the_main_job(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["frozen", "onnx", "nir"])
-def test_export(kind, run, tmp_path, capsys):
+def test_export(kind, run, tmp_path, capsys, refused):
     if kind != "frozen":
         pytest.importorskip(kind, reason=f"the package {kind} is not installed")
     path = tmp_path / "net"
@@ -262,10 +238,7 @@ def test_export(kind, run, tmp_path, capsys):
         import onnx
 
         assert "INT4" in onnx.printer.to_text(onnx.load(path)).upper()
-    assert main(["export", str(run), "--to", kind, "--weight-bits", "9", "--out", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "weight_bits" in error
+    refused(["export", run, "--to", kind, "--weight-bits", "9", "--out", path], "weight_bits")
 
 
 def load_checkpoint_of(run):

@@ -9,7 +9,7 @@ import torch
 
 import tandem_ext as te
 from tandem_snn import data
-from tandem_snn.data.events import bin_recording
+from tandem_snn.data.binning import bin_recording
 from tandem_snn.data.files import cache_folder, cached
 from tandem_snn.errors import UserError
 

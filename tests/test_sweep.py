@@ -108,13 +108,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_seen_before_anything_runs(name, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_seen_before_anything_runs(name, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
-    arguments, expected = MISTAKES[name]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert expected in error
+    refused(*MISTAKES[name])
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-from test_data_events import aedat4
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
@@ -244,20 +243,3 @@ def test_n_mnist_files(tmp_path):
     assert torch.equal(trains[7].planes, ours.planes)
     names = data.Dataset.of(data.from_tonic(dataset, 10), data.from_tonic(dataset, 10)).class_names
     assert names[3] == "3 - three"
-
-
-def test_cifar10_dvs_files(tmp_path):
-    pytest.importorskip("aedat", reason="aedat is not installed")
-    folder = tmp_path / "CIFAR10DVS" / "deer"
-    folder.mkdir(parents=True)
-    (tmp_path / "CIFAR10DVS" / "CIFAR10DVS.zip").touch()
-    events = recording(80, (128, 128, 2))
-    (folder / "cifar10_deer_0.aedat4").write_bytes(aedat4(events))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tonic.datasets.CIFAR10DVS, "_check_exists", lambda self: True)  # it wants 1,000 of each class
-        dataset = tonic.datasets.CIFAR10DVS(str(tmp_path))
-    x, target = data.from_tonic(dataset, 10, size=32)[0]
-    assert (x.shape, target) == ((1, 2, 32, 32), 4)
-    events["x"] //= 4
-    events["y"] //= 4
-    assert torch.equal(x.planes, te.SpikeTrain.from_events(events, (2, 32, 32), 10).planes)

@@ -20,7 +20,7 @@ from tandem_ext import SpikeTrain
 
 from .data import Dataset
 from .errors import extra, listing
-from .measure import Monitor, Recording, activations, firing_rates
+from .measure import Activation, Monitor, Recording, activations, firing_rates
 from .measure.hooks import evaluating
 
 if TYPE_CHECKING:
@@ -212,17 +212,23 @@ def counts_against_activations(
     T, highest = found[0].T, 1.0
     for one in found:
         if layer in (None, one.name):
-            chosen = torch.randperm(one.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
-            counts, a = one.counts.flatten().cpu()[chosen], one.a.relu().flatten().cpu()[chosen]
-            highest = max(highest, a.max().item(), counts.max().item())
-            moved = torch.rand(len(counts), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
-            axes.scatter(a.tolist(), (counts + moved).tolist(), s=3, alpha=0.4, label=f"layer {one.name}")
+            a, counts = jittered(one, points)
+            highest = max(highest, *a, *counts)
+            axes.scatter(a, counts, s=3, alpha=0.4, label=f"layer {one.name}")
     axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
     axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count")
     axes.set(xlim=(-0.03 * highest, min(1.05 * highest, 1.5 * T)), ylim=(-0.5, min(highest, T) + 0.5))
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
+
+
+def jittered(layer: Activation, points: int) -> tuple[list[float], list[float]]:
+    """Activations and counts of at most ``points`` neurons of a layer; counts are moved by up to a quarter."""
+    chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
+    moved = torch.rand(len(chosen), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
+    counts = layer.counts.flatten().cpu()[chosen] + moved
+    return layer.a.relu().flatten().cpu()[chosen].tolist(), counts.tolist()
 
 
 def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:

@@ -5,9 +5,9 @@ and kept in a cache on disk.
 """
 
 from .augment import AUGMENTATIONS
+from .binning import EventSplit, TrainDataset, from_tonic
 from .catalogue import EVENTS, NAMES, load
 from .dataset import TASKS, Dataset, as_dataset
-from .events import EventSplit, TrainDataset, from_tonic
 from .source import DatasetSplit, as_split
 from .split import Split
 from .stream import StreamSplit

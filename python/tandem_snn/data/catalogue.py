@@ -11,8 +11,8 @@ import torch
 from ..errors import UserError, check_name
 from . import readers, recordings
 from .augment import parse
+from .binning import BINS, EventSplit
 from .dataset import TASKS, Dataset
-from .events import BINS, EventSplit
 from .files import Folder, data_root
 from .split import Split
 from .tensors import ImageSplit, standardisation
@@ -120,7 +120,7 @@ def load(
     return Dataset(train=train, validation=held_out, test=test, **common)
 
 
-def _read_images(name: str, data_dir: Folder | None) -> readers.Images:
+def _read_images(name: str, data_dir: Folder | None) -> readers.Samples:
     if name == "digits":
         return readers.read_digits()
     root = data_root(name, data_dir)
@@ -129,7 +129,7 @@ def _read_images(name: str, data_dir: Folder | None) -> readers.Images:
     return readers.read_cifar10(root) if name == "cifar10" else readers.read_cifar10_jpeg(root)
 
 
-def _scaling(images: readers.Images, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _scaling(images: readers.Samples, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, offset): to 0..1 for regression, else standardised by the training samples."""
     if task == "regression":
         channels = images.train.samples.shape[1]

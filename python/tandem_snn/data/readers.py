@@ -22,8 +22,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images [N, C, H, W] whose brightest value is ``white``."""
+class Samples:
+    """Images [N, C, H, W], whose brightest value is ``white``, or spike planes [N, ceil(T/8), H, W, 2]."""
 
     train: Part
     test: Part
@@ -31,19 +31,10 @@ class Images:
     white: int = 255
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Spike planes [N, ceil(T/8), H, W, 2]."""
-
-    train: Part
-    test: Part
-    class_names: tuple[str, ...]
-
-
 DIGITS = tuple("0123456789")
 
 
-def read_digits() -> Images:
+def read_digits() -> Samples:
     """scikit-learn's handwritten digits, with 17 levels of grey; a fixed stratified quarter is the test set."""
     purpose = "the data set digits"
     digits = extra("sklearn.datasets", purpose).load_digits()
@@ -53,18 +44,18 @@ def read_digits() -> Images:
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
     targets = torch.from_numpy(digits.target).long()
     train, test = (Part(images[part], targets[part]) for part in chosen)
-    return Images(train, test, DIGITS, white=16)
+    return Samples(train, test, DIGITS, white=16)
 
 
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IDX = {"mnist": ("MNIST", DIGITS), "fashion-mnist": ("FashionMNIST", _CLOTHES)}
 
 
-def read_idx(name: str, root: Path) -> Images:
+def read_idx(name: str, root: Path) -> Samples:
     """60,000 training and 10,000 test images of 28×28, as IDX files in the folders that torchvision makes."""
     folder, classes = IDX[name]
     raw = root / folder / "raw"
-    return Images(_part(name, raw, "train"), _part(name, raw, "t10k"), classes)
+    return Samples(_part(name, raw, "train"), _part(name, raw, "t10k"), classes)
 
 
 def _part(name: str, raw: Path, part: str) -> Part:
@@ -98,7 +89,7 @@ def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def read_cifar10(root: Path) -> Images:
+def read_cifar10(root: Path) -> Samples:
     """``cifar-10-batches-py`` as torchvision lays it out; its checksums are verified before anything is unpickled."""
     name = "cifar10"
     vision = extra("torchvision.datasets", f"the data set {name}")
@@ -117,10 +108,10 @@ def read_cifar10(root: Path) -> Images:
         images = torch.from_numpy(data.data).movedim(-1, 1).contiguous()
         parts.append(Part(images, torch.tensor(data.targets)))
         classes = tuple(data.classes)
-    return Images(parts[0], parts[1], classes)
+    return Samples(parts[0], parts[1], classes)
 
 
-def read_cifar10_jpeg(root: Path) -> Images:
+def read_cifar10_jpeg(root: Path) -> Samples:
     """``cifar10-jpeg/{train,test}/CLASS``, JPEG or PNG files, decoded once and kept in the cache."""
     name, how = "cifar10-jpeg", "put the images at DIR/cifar10-jpeg/{train,test}/CLASS/NAME.jpg"
     folder = root / name
@@ -148,7 +139,7 @@ def read_cifar10_jpeg(root: Path) -> Images:
 
     pixels = cached(name, {}, files, decode)["pixels"]
     n = len(train)
-    return Images(Part(pixels[:n], torch.tensor(train_targets)), Part(pixels[n:], torch.tensor(test_targets)), classes)
+    return Samples(Part(pixels[:n], torch.tensor(train_targets)), Part(pixels[n:], torch.tensor(test_targets)), classes)
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training images, as published with torchvision

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..errors import UserError, extra, listing
-from .events import bin_recording
+from .binning import bin_recording
 from .files import cached, class_folders, damaged, missing
-from .readers import DIGITS, Frames, Part
+from .readers import DIGITS, Part, Samples
 
 Listing = tuple[list[Path], list[int]]
 _GESTURES = (
@@ -45,13 +45,13 @@ class Recordings:
     events: Callable[[Path], Any]
 
 
-def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Frames:
+def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Samples:
     """All recordings as frames, cached.
 
     Args:
         name: one of ``SETS``.
         root: the folder that contains all data sets.
-        T, bins, size: as in :func:`~tandem_snn.data.events.bin_recording`; size None is the camera's.
+        T, bins, size: as in :func:`~tandem_snn.data.binning.bin_recording`; size None is the camera's.
     """
     kind = SETS[name]
     size = kind.sensor if size is None else size
@@ -66,7 +66,7 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
 
     planes = cached(name, {"T": T, "bins": bins, "size": list(size)}, files, make)["planes"]
     n = len(train)
-    return Frames(
+    return Samples(
         Part(planes[:n], torch.tensor(train_targets)),
         Part(planes[n:], torch.tensor(test_targets)),
         kind.class_names,

@@ -116,7 +116,7 @@ def own_sync(module: nn.Module | None) -> nn.Module | None:
 
 
 class _Normalise(torch.autograd.Function):
-    """The statistics' sums are added over the processes; so are, backward, those of the gradients."""
+    """Sums of the statistics are added over the processes; in the backward pass also sums of the gradients."""
 
     @staticmethod
     def forward(

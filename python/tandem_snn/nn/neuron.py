@@ -56,7 +56,7 @@ class Lowered(NamedTuple):
     """
 
     static: Static  # of one step
-    weight: Tensor  # integers, where ``static.few_bits``; what a unit of a row is worth is a part of scale
+    weight: Tensor  # integers if ``static.few_bits``; the step of a row is then a part of scale
     scale: Tensor | None
     shift: Tensor | None
     residual_scale: Tensor | None
@@ -67,33 +67,34 @@ class SpikingLayer(nn.Module):
     """Base of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, each of which is also torch's layer of that name.
 
     Keyword arguments of all of them:
-        norm: batch norm between the synapses and the neurons. One set of statistics serves the currents and the ANN
-            branch: those of the batch in training, the running ones in evaluation. Its parameters and buffers are those
-            of torch's batch norm, in the submodule ``norm``; ``layer.norm.eval()`` freezes it.
-        threshold: positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which is
-            learned.
+        norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
+            the batch's in training, the running ones in evaluation. The submodule ``norm`` has the parameters and
+            buffers of torch's batch norm; ``layer.norm.eval()`` freezes it.
+        threshold: a positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which
+            is learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
         v_init: the potential before the first step, float or tensor, 0-dim, one per channel or [*features].
-        gain: what one of its spikes is worth to the next layer. "threshold": as much as ϑ, so that gain times count
-            stands for ρ(z), an activation in the ANN's own units, whatever ϑ is.
-        gate: which neurons pass the gradient on: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and those
-            it closes stay silent.
+        gain: the worth of a spike to the next layer. "threshold": ϑ, so that gain times count stands for ρ(z), an
+            activation in the ANN's units, whatever ϑ is.
+        gate: which neurons pass a gradient: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and all other
+            neurons are silenced.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
-        bn_stats: "running" folds the running statistics into the currents already in training, as the rule's first
-            release does; the gradient then is that of the batch norm of the batch. It costs a second product.
-        gamma: the initial γ; None is :func:`initial_gamma` of 8 steps. 1 leaves most of the counts' range unused.
-            :func:`init_gamma_` sets it throughout a network for the network's T.
-        weight_bits: None, or 2 to 8: the layer computes with its weights rounded to that many bits, symmetrically, one
-            step per output channel; gradients go straight through to the weights. ``tandem_snn.freeze`` has the same.
-            Where the channels of the input are worth different things, it rounds the weights times that.
-        timing: "step": neurons fire at once. "window": they integrate a whole window, then fire, so that the layer is
-            one product whatever T, and the input's order does not matter. No leak, no gate "resu"; v_init = ϑ/2 rounds.
+        bn_stats: "running" folds the running statistics into the currents in training too, as in the rule's first
+            release; the gradient is that of batch norm with the batch's statistics. It costs a second product.
+        gamma: the initial γ; None is :func:`initial_gamma` for 8 steps. 1 leaves most of the counts 0 to T unused.
+            :func:`init_gamma_` sets it in a whole network for the network's T.
+        weight_bits: None, or 2 to 8: the layer computes with weights rounded to this many bits, symmetrically, with one
+            step per output channel; gradients pass straight through to the weights, as in ``tandem_snn.freeze``. If
+            spikes have a different worth in each channel, it rounds the product of worth and weight.
+        timing: "step": neurons fire in each time step. "window": they integrate a whole window, then fire, so that the
+            layer is one product whatever T, and the order of the input does not matter. No leak and no gate "resu";
+            v_init = ϑ/2 rounds to the nearest count.
 
-    Attributes may be set anew, and are checked then.
+    Attributes may be changed; they are checked when set.
 
     Attributes:
-        analog: True makes the layer what it is in the ANN, without spikes: it takes signals and tensors and returns the
-            tensor ρ(z)/ϑ, times what a spike is worth. So a network can be part spiking, part ANN.
+        analog: True makes the layer an ANN layer, without spikes: it takes signals and tensors and returns the tensor
+            ρ(z)/ϑ, times the worth of a spike. So a network can be partly spiking.
     """
 
     _product: ClassVar[Callable[..., Tensor]]
@@ -210,17 +211,17 @@ class SpikingLayer(nn.Module):
         return activation / threshold * self.gain
 
     def _static(self, T: int, eps: float | None = None) -> Static:
-        """What an op takes of this layer besides tensors."""
+        """The layer's arguments of an op besides tensors."""
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         few_bits = self.weight_bits is not None
         neuron = (threshold, float(self.leak), self.gate, self.timing)
         return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
     def _weights(self, x: Any, exact: bool = False) -> tuple[Any, Tensor, Tensor | None]:
-        """What the layer multiplies, and where these are integers of few bits what a unit of each row is worth.
+        """The input and weights of the product; for integers of few bits also the step of each row.
 
         Args:
-            exact: the product takes int8; it gets it where no gradient is needed.
+            exact: the product takes int8; it gets int8 unless a gradient is needed.
         """
         if self.weight_bits is None:
             return x, self.weight, None
@@ -239,7 +240,7 @@ class SpikingLayer(nn.Module):
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """The spikes, with batch norm by the statistics of this batch."""
-        # A bias cancels. Its gradient is then zero, not absent: distributed training waits for every parameter's.
+        # A bias cancels. Its gradient must be zero, not absent: distributed training waits for every parameter.
         beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
         x, weight, step = self._weights(x)
         static = self._static(x.T, norm.eps)
@@ -253,7 +254,7 @@ class SpikingLayer(nn.Module):
         return train
 
     def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        """z and the spikes by a product each, where the fused layer's statistics are not those that are wanted."""
+        """z and the spikes by a product each, for statistics other than the fused layer's."""
         z, scale, shift = self._normalised(norm, self._window_product(x))
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
@@ -268,12 +269,12 @@ class SpikingLayer(nn.Module):
         fire: bool = True,
         weight: Tensor | None = None,
     ) -> Lowered:
-        """The layer in evaluation: what frozen networks and exports are made of.
+        """The layer in evaluation, for frozen networks and exports.
 
         Args:
-            gain, residual_gain: what a spike of the input, and of a residual, is worth; that of the input one number.
+            gain, residual_gain: the worth of a spike of the input, one number, and of a residual.
             fire: False for the currents alone, into neurons that never fire.
-            weight: in the place of its own, with what the spikes of each channel are worth in it.
+            weight: replaces the layer's own; includes the worth of spikes per channel.
         """
         weight, step = self.weight if weight is None else weight, None
         if self.weight_bits is not None:
@@ -291,7 +292,7 @@ class SpikingLayer(nn.Module):
         return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
 
     def used_weight(self) -> Tensor:
-        """The weights the layer computes with: rounded where it has ``weight_bits``."""
+        """The weights of the computation: rounded if the layer has ``weight_bits``."""
         return rounded(self.weight, self.weight_bits)
 
     def preactivation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
@@ -311,7 +312,7 @@ class SpikingLayer(nn.Module):
         on, and T in which they fire.
 
         Raises:
-            ValueError: the layer would normalise by the batch's statistics, which are those of training.
+            ValueError: batch norm is in training mode.
         """
         check_signal(x, type(self).__name__)
         norm, scale, shift = self.norm, None, None

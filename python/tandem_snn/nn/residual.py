@@ -16,9 +16,9 @@ class Residual(nn.Module):
 
     Args:
         body: a layer of this package with neurons (Linear, Conv1d, Conv2d), or a Sequential that ends in one.
-        shortcut: None: the input's own spikes are the currents, each worth the train's gain (the input must then be a
-            SpikeTrain of the body's output shape). Else as ``body``: its last layer's currents are added; its own
-            neurons play no part.
+        shortcut: None: the input's spikes are the currents, each worth the train's gain (the input must then be a
+            SpikeTrain of the body's output shape). Else as ``body``: its last layer's currents are added; that layer's
+            neurons are not used.
 
     Shape: what ``body`` takes -> SpikeTrain of the body's output shape.
 
@@ -50,7 +50,7 @@ def _layers(path: object) -> list[object]:
 
 
 def _run(path: nn.Module, x: Any, **last: Any) -> Any:
-    """x through the layers of ``path``, the last of which takes the further arguments."""
+    """x through the layers of ``path``; the last layer takes the further arguments."""
     *layers, end = _layers(path)
     for layer in layers:
         x = layer(x)  # type: ignore[operator]

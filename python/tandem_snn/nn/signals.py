@@ -1,4 +1,4 @@
-"""What layers do to their inputs, whatever the kind: a train, a direct input, or a tensor of counts."""
+"""Functions for all kinds of inputs of layers: trains, direct inputs, and tensors of counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ S = TypeVar("S", bound=Signal)
 
 
 def check_signal(x: object, layer: str) -> None:
-    """A layer of spiking neurons needs to know when its input comes: a bare tensor will not do."""
+    """Checks the input of a layer with neurons: not a plain tensor, which has no time steps."""
     if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput):
         raise TypeError(
             f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
@@ -26,7 +26,7 @@ def check_signal(x: object, layer: str) -> None:
 
 
 def check_input(x: object, layer: str) -> None:
-    """A layer without neurons takes counts as well."""
+    """Checks the input of a layer without neurons: it may be counts."""
     if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput | Tensor):
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
@@ -41,21 +41,19 @@ def describe(x: object) -> str:
 
 
 def effective_counts(x: Signal | Tensor) -> Tensor:
-    """What the ANN branch sees, [B, *features]: the counts times what a spike is worth. A tensor is that already."""
+    """The input of the ANN branch, [B, *features]: counts times gain. A tensor is returned unchanged."""
     if isinstance(x, Tensor):
         return x
     return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * over_features(x.gain, x.shape)
 
 
 def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
-    """A gain so that it broadcasts against [B, *features]: one per channel [C], or of another shape as it is."""
+    """A gain that broadcasts against [B, *features]: reshaped if it is one per channel [C], else unchanged."""
     return over_space(gain, shape) if isinstance(gain, Tensor) and gain.dim() == 1 else gain
 
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """``f``, which makes few numbers of many, of the effective counts. Samples that are bad become NaN behind it: there
-    are fewer numbers to add to.
-    """
+    """``f``, a reduction, of the effective counts. Bad samples become NaN after it, on fewer numbers."""
     if not isinstance(x, SpikeTrain) or x.bad is None:
         return f(effective_counts(x))
     clean = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)
@@ -63,8 +61,8 @@ def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
-    """x with ``f`` applied to its planes, counts or values, of whose dimensions only the last ones, the features, are
-    the same in all; not to its gain.
+    """x with ``f`` applied to its planes, counts or values, but not to its gain. Only their last dimensions, the
+    features, are the same.
     """
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
@@ -72,7 +70,7 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
 
 
 def with_gain(x: S, gain: float | Tensor) -> S:
-    """The same signal, worth something else."""
+    """The same signal with another gain."""
     if isinstance(x, SpikeTrain):
         return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing, x.bad)  # type: ignore[return-value]
     return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]

@@ -10,12 +10,12 @@ from tandem_ext.functional.neuron import over_space
 from .general import Neurons
 from .neuron import SpikingLayer
 
-_SAMPLE = 2**20  # activations that are kept of one batch
-_PRIOR, _FEW = 16, 256  # samples of a channel as which the layer's mean square counts, and its thresholds
+_SAMPLE = 2**20  # activations kept of one batch
+_PRIOR, _FEW = 16, 256  # the weight, in samples of a channel, of the layer's mean square and threshold
 
 
 def positive_sample(activations: Tensor) -> Tensor:
-    """The positive ones among a million activations at most, evenly spaced: float32 [N] on the CPU."""
+    """The positive values among at most a million evenly spaced activations: float32 [N] on the CPU."""
     values = activations.flatten()
     values = values[:: 1 + values.numel() // _SAMPLE]
     return values[values > 0].float().cpu()
@@ -32,13 +32,13 @@ def percentile_of(values: Tensor, percentile: float) -> float:
 
 
 def sample_by_channel(activations: Tensor) -> Tensor:
-    """A million at most of the activations [B, C, *space], evenly spaced, by channel: float32 [C, N] on the CPU."""
+    """At most a million evenly spaced activations of [B, C, *space], by channel: float32 [C, N] on the CPU."""
     values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
     return values[:, :: 1 + values.numel() // _SAMPLE].float().cpu()
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """:func:`percentile_of` the positive values of each row [C, N]; 0 where there is none.
+    """:func:`percentile_of` the positive values of each row [C, N]; 0 if there are none.
 
     >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
     tensor([2., 0.])
@@ -49,10 +49,11 @@ def percentiles_of(values: Tensor, percentile: float) -> Tensor:
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:
-    """For each row [C, N] of activations the largest that counts should stand for, so that their error is least.
+    """For each row [C, N] of activations, the activation a at count T for which the squared error of the counts is
+    least.
 
-    With ϑ = a/T, activations above a lose what is above, and those of 0 < v ≤ a are rounded to multiples of ϑ, with an
-    error of variance ϑ²/12 about a mean of ϑ(start - 1/2). a is one of the row's values; 0 where none is positive.
+    With ϑ = a/T, activations v > a are cut to a. Activations 0 < v ≤ a are rounded to multiples of ϑ, with an error of
+    variance ϑ²/12 about a mean of ϑ(start - 1/2). a is one of the row's values; 0 if none is positive.
 
     Args:
         start: the initial potential, in units of ϑ.
@@ -70,11 +71,11 @@ def least_error(values: Tensor, T: int, start: float) -> Tensor:
 
 
 def covering(values: Tensor, T: int, start: float) -> Tensor:
-    """:func:`least_error` for the channels [C, N] of a layer, of which each may have few samples: [C], 0 for all where
-    nothing is positive.
+    """:func:`least_error` for the channels [C, N] of a layer, which may have few samples each: [C], all 0 if nothing is
+    positive.
 
-    What few samples of a channel say does not hold for others that come later. So the fewer there are, the more counts
-    what the samples of all channels together say, each in units of its channel's root mean square.
+    An estimate from few samples does not generalise. So the fewer samples a channel has, the larger is the weight of an
+    estimate from all channels together, each in units of its root mean square.
 
     >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.0])
     tensor([True, True])
@@ -89,10 +90,10 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
 
 
 def set_threshold(layer: SpikingLayer | Neurons, value: float | Tensor) -> None:
-    """Sets a layer's threshold, in place where it is a tensor. The initial potential keeps its ratio to it.
+    """Sets a layer's threshold, in place if it is a tensor. The initial potential keeps its ratio to the threshold.
 
     Args:
-        value: a number, or where the threshold is [C] one for each channel.
+        value: a number, or for a threshold [C] one per channel.
     """
     threshold, v_init = layer.threshold, layer.v_init
     ratio = value / threshold

@@ -16,6 +16,7 @@ from ..data import Dataset
 from ..errors import UserError
 from ..measure import Monitor, activations, synops, synops_over_time
 from ..measure.hooks import evaluating
+from ..plots import jittered
 from ..training.checkpoint import load_checkpoint
 from ..training.recipe import KINDS, Recipe, folder_of
 
@@ -40,9 +41,9 @@ class Contents:
         confusion: int64 [classes, classes], target by answer, on the test split.
         example: one test sample as an image [H, W] or [H, W, 3] in 0..1.
         verdict: its class, and the network's answer; None for regression.
-        rasters: its spikes [T, neurons] by layer.
+        rasters: its spike trains by layer.
         rates: each neuron's firing rate, by layer.
-        points: (activations, counts) of some neurons, by layer.
+        points: activations and jittered counts of some neurons, by layer.
         operations: synaptic operations per sample of the SNN and, as MACs, of the twin.
         spent: the SNN's after each step; empty where the network cannot stream.
     """
@@ -56,9 +57,9 @@ class Contents:
     confusion: Tensor | None = None
     example: Tensor | None = None
     verdict: tuple[str, str] | None = None
-    rasters: dict[str, Tensor] = field(default_factory=dict)
+    rasters: dict[str, SpikeTrain] = field(default_factory=dict)
     rates: dict[str, Tensor] = field(default_factory=dict)
-    points: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    points: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     operations: tuple[float, float] = (0.0, 0.0)
     spent: list[float] = field(default_factory=list)
 
@@ -144,11 +145,9 @@ def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
         answer = net(x[:1])
     if data.task == "classification":
         contents.verdict = data.class_names[int(targets[0])], data.class_names[int(answer.argmax())]
-    contents.rasters = {name: layer.train.to_dense()[:, 0].flatten(1) for name, layer in monitor.items()}
+    contents.rasters = {name: layer.train for name, layer in monitor.items()}
     contents.example = _image(x[:1])
-    for layer in activations(net, few):
-        chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
-        contents.points[layer.name] = layer.a.relu().flatten()[chosen], layer.counts.flatten()[chosen]
+    contents.points = {layer.name: jittered(layer, POINTS) for layer in activations(net, few)}
     operations = synops(net, x)
     contents.operations = operations.snn, operations.ann
     contents.spent = [] if contents.over_time is None else synops_over_time(net, x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Callable, Iterable
 from html import escape
@@ -11,7 +10,6 @@ from typing import Any
 
 from .. import plots
 from ..errors import extra
-from ..plots import step_axis
 from .contents import Contents
 
 # Colours in matplotlib, including those of the package's plots, and their replacements on the page.
@@ -143,13 +141,10 @@ def rasters(contents: Contents, neurons: int = 120) -> str:
 
     def panel(name: str) -> str:
         def draw(axes: Any) -> None:
-            spikes = contents.rasters[name]
-            T, N = spikes.shape
-            shown = spikes[:, :: math.ceil(N / neurons)]
-            steps, which = shown.nonzero(as_tuple=True)
-            axes.scatter((steps + 1).tolist(), which.tolist(), s=9, marker="|", color=SNN, linewidths=1.1)
-            step_axis(axes, T, ticks=5)
-            axes.set(title=f"{name}, {N:,} neurons", ylabel="neurons", ylim=(-2, shown.shape[1] + 1), yticks=[])
+            train = contents.rasters[name]
+            plots.raster(train, axes, neurons=neurons)
+            plots.step_axis(axes, train.T, ticks=5)
+            axes.set(title=f"{name}, {train.shape.numel():,} neurons", ylabel="neurons", yticks=[])
             axes.grid(False)
 
         return _svg(f"Spikes of {name}", (2.0, 2.2), draw)
@@ -181,10 +176,8 @@ def coupling(contents: Contents) -> str:
 
     def panel(name: str) -> str:
         def draw(axes: Any) -> None:
-            a, counts = (values.tolist() for values in contents.points[name])
-            jittered = [count + 0.6 * ((i * 0.618034) % 1 - 0.5) for i, count in enumerate(counts)]
             axes.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
-            axes.plot(a, jittered, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
+            axes.plot(*contents.points[name], ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
             axes.set(
                 title=f"{name}: cosine {contents.summary['mismatch'][name]['cosine']:.3f}", xlabel="activation ρ(z)/ϑ"
             )

@@ -18,7 +18,7 @@ from tandem_ext.checks import GATES, TIMINGS
 from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
 from ..data.augment import parse
-from ..data.events import BINS
+from ..data.binning import BINS
 from ..errors import UserError, check_name
 from ..models import check_model, create_model, create_twin
 from ..nn.encoder import MODES
