@@ -14,7 +14,8 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann as twins
 from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
-from tandem_snn.convert import CannotConvert
+from tandem_snn.nn.general import Neurons
+from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
 
 
@@ -172,29 +173,30 @@ def test_many_steps_approach_the_ann(make: Maker) -> None:
     assert errors[1] < errors[0] / 4
 
 
-def at_the_counts(twin: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
+def at_the_counts(snn: nn.Module, x: Tensor) -> Tensor:
     """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
     worth: dict[str, Tensor] = {}
-    handles = []
-    for name, layer in snn.named_modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d)):
+    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
 
-            def spikes(_: object, __: object, y: object, name: str = name) -> None:
-                if isinstance(y, te.SpikeTrain):
-                    worth[name] = effective_counts(y).detach()
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, y: object) -> None:
+            if isinstance(y, te.SpikeTrain):
+                worth[name] = effective_counts(y).detach()
 
-            handles.append(layer.register_forward_hook(spikes))
+        return hook
+
+    def replace(name: str) -> Callable[..., Tensor]:
+        def hook(layer: object, _: object, a: Tensor) -> Tensor:
+            if isinstance(layer, nn.AvgPool2d):
+                a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
+            return worth[name] + (a - a.detach())
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
     snn(x)
-
-    for name, layer in twin.named_modules():
-        if name in worth:
-
-            def replace(layer: object, _: object, a: Tensor, name: str = name) -> Tensor:
-                if isinstance(layer, nn.AvgPool2d):
-                    a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
-                return worth[name] + (a - a.detach())
-
-            handles.append(layer.register_forward_hook(replace))
+    twin = to_ann(snn)
+    handles += [m.register_forward_hook(replace(n)) for n, m in twin.named_modules() if n in worth]
     answer = twin(x)
     for handle in handles:
         handle.remove()
@@ -212,9 +214,8 @@ def test_gradients_are_those_of_the_ann_branch(make: Maker, training: bool) -> N
         if isinstance(module, tnn.Dropout):
             module.eval()
     target = torch.randn_like(net(x))
-    twin = to_ann(snn)
     gradients = []
-    for answer in (lambda: snn(x), lambda: at_the_counts(twin, snn, x)):
+    for answer in (lambda: snn(x), lambda: at_the_counts(snn, x)):
         net.zero_grad()
         (answer() * target).sum().backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
@@ -354,15 +355,32 @@ def test_an_example_moves_no_statistics() -> None:
     torch.testing.assert_close(dict(net.state_dict()), dict(before), atol=0, rtol=0)
 
 
-def test_vgg_with_an_adaptive_pooling_in_the_middle() -> None:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
-    net = models.vgg11_bn(num_classes=3).eval()
-    with pytest.raises(CannotConvert, match=r"'classifier_0'.*give `example`"):
-        convert(net, T=4)
-    x = torch.rand(1, 3, 224, 224)
-    snn = convert(net, T=4, example=x)
-    assert snn(x).shape == (1, 3)
+@pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Conv1d(2, 3, 50), nn.Conv3d(2, 3, 5), nn.Conv2d(2, 3, 60)])
+def test_what_the_ann_takes_is_found(layer: nn.Module) -> None:
+    """Kernels and a Linear behind them that the first guess does not fit."""
+    side = {nn.Linear: [], nn.Conv1d: [600], nn.Conv3d: [9] * 3, nn.Conv2d: [61] * 2}[type(layer)]
+    x = torch.rand(3, 2, *side)
+    body = nn.Sequential(layer, nn.ReLU(), nn.Flatten())
+    net = nn.Sequential(body, nn.Linear(body(x).shape[1], 4))
+    snn = convert(net, T=4)
+    assert snn(x).shape == (3, 4)
     assert torch.equal(to_ann(snn)(x), net(x))
+    wide = nn.Sequential(nn.Linear(9, 9), nn.Unflatten(1, (1, 3, 3)), nn.Conv2d(1, 2, 2), nn.ReLU()).double()
+    assert convert(wide, T=4)(torch.rand(2, 9).double()).shape == (2, 2, 2, 2)
+
+
+def test_where_no_size_is_given_none_is_taken_for_granted() -> None:
+    """Windows that depend on it are those of each image: the general way; with an example they are a layer's."""
+    layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
+    net = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+    x = torch.rand(4, 2, 17, 17)
+    snn = calibrate(convert(net, T=255), [x], percentile=100)
+    assert snn.meta["ways"]["5"] == "general: adaptive_avg_pool2d, flatten, linear"
+    assert convert(net, T=255, example=x).meta["ways"]["4"] == "fused: linear"
+    for size in (17, 17), (11, 20):
+        x = torch.rand(4, 2, *size)
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
+        assert torch.equal(to_ann(snn)(x), net(x))
 
 
 def test_a_learned_threshold_gets_both_gradients() -> None:

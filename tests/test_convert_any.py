@@ -5,24 +5,21 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_convert import NETWORKS, Maker, settled
+from test_convert import NETWORKS, Maker, at_the_counts, settled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn import calibrate, convert, freeze, to_ann, to_nir, to_onnx
 from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
-from tandem_snn.nn.general import Neurons
-from tandem_snn.nn.maximum import MaxPool
-from tandem_snn.nn.signals import effective_counts
 
 
 class Net(nn.Module):
@@ -131,32 +128,6 @@ def test_many_steps_approach_the_ann(name: str) -> None:
     assert errors[1] < errors[0] / 3
 
 
-def at_the_counts(net: nn.Module, snn: nn.Module, x: Tensor) -> Tensor:
-    """The ANN's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
-    worth: dict[str, Tensor] = {}
-    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
-
-    def spikes(name: str) -> Any:
-        def hook(_: object, __: object, y: object) -> None:
-            if isinstance(y, te.SpikeTrain):
-                worth[name] = effective_counts(y).detach()
-
-        return hook
-
-    handles = [m.register_forward_hook(spikes(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
-    snn(x)
-    twin = to_ann(snn)
-
-    def replaced(name: str) -> Any:
-        return lambda layer, _, a: worth[name] + (a - a.detach())
-
-    handles += [m.register_forward_hook(replaced(n)) for n, m in twin.named_modules() if n in worth]
-    answer = twin(x)
-    for handle in handles:
-        handle.remove()
-    return answer
-
-
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
 @pytest.mark.parametrize("name", BODIES)
 def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, training: bool) -> None:
@@ -169,7 +140,7 @@ def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, t
     target = torch.randn_like(net(x))
     start = copy.deepcopy(net.state_dict())
     results = []
-    for answer in (lambda: snn(x), lambda: at_the_counts(net, snn, x)):
+    for answer in (lambda: snn(x), lambda: at_the_counts(snn, x)):
         net.load_state_dict(start)
         net.zero_grad()
         y = answer()
@@ -303,12 +274,11 @@ def test_a_part_that_spikes() -> None:
     net, x = Sandwich().eval(), torch.rand(6, 2, 8, 8)
     with pytest.raises(CannotConvert, match="GELU"):
         convert(net, 8, example=x)
-    for options in {"example": x}, {}:
-        snn = convert(net, 200, after="stem", until="layer1", **options)
-        assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
-        assert torch.equal(to_ann(snn)(x), net(x))
-        calibrate(snn, [x], percentile=100)
-        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
+    snn = convert(net, 200, after="stem", until="layer1")
+    assert [type(m).__name__ for m in snn.modules() if isinstance(m, tnn.SpikingLayer)] == ["Conv2d", "Conv2d"]
+    assert torch.equal(to_ann(snn)(x), net(x))
+    calibrate(snn, [x], percentile=100)
+    torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.05)
 
 
 def test_it_says_which_way_it_took(capsys: Any) -> None:
@@ -332,6 +302,28 @@ def test_copies_and_frozen_networks(name: str) -> None:
     assert torch.equal(again.eval()(x), snn(x))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("depthwise, pointwise", r"relu_1.*: its currents come the general way \(conv2d, batch_norm\)"),
+        ("pooled", r'max_pool2d.*: exact maximum pooling .*max_pool="or"'),
+    ],
+)
+def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Path) -> None:
+    """NIR, ONNX and frozen files have layers only."""
+    body = {"pooled": lambda: Net(lambda m, a: m.c(F.max_pool2d(a, 2)), 6, c=conv())}.get(name, BODIES.get(name))
+    net, x = body(), torch.rand(2, 2, 8, 8)
+    snn = convert(net.eval(), T=8, example=x, gate="relu")
+    exports: tuple[Callable[[], object], ...] = (
+        lambda: to_nir(snn, x),
+        lambda: to_onnx(snn, tmp_path / "net.onnx", x),
+        lambda: freeze(snn).save(tmp_path / "net.tandem"),
+    )
+    for export in exports:
+        with pytest.raises(ValueError, match=message):
+            export()
+
+
 def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     net, x = made("depthwise, pointwise")
     snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
@@ -344,6 +336,8 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     assert (v[-1] < layer.threshold).any()
     with pytest.raises(ValueError, match="'relu_1' receives any sum"):
         synops(snn, x)
+    with pytest.raises(ValueError, match="weight_bits: the currents of 'relu_1' come the general way"):
+        freeze(snn, weight_bits=4)
 
 
 def test_neurons_that_should_be_silent_are() -> None:

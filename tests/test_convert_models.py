@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from convertible import MODELS, NOT, make
@@ -42,3 +44,13 @@ def test_models(name: str) -> None:
 def test_what_stops_the_others(name: str) -> None:
     with pytest.raises(CannotConvert, match=NOT[name]):
         ts.convert(model(name), T=4, example=torch.rand(1, 3, 224, 224))
+
+
+@pytest.mark.clients
+def test_resnet50_converts_in_ten_seconds() -> None:
+    """With an example and without; process time, in which other programs have no part."""
+    net = model("torchvision resnet50")
+    for options in {"example": torch.rand(1, 3, 224, 224)}, {}:
+        start = time.process_time()
+        ts.convert(net, T=8, **options)
+        assert time.process_time() - start < 10

@@ -161,6 +161,17 @@ def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
         sj.functional.reset_net(theirs)
 
 
+def test_a_layers_own_bias_in_a_function_counts_once_a_step(sj: Any) -> None:
+    class Functions(Added):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fire_c(self.c(self.fire(nn.functional.linear(x, self.a.weight, self.a.bias))))
+
+    x, theirs = images().flatten(1)[:, 10:14], dyadic(Functions(lambda: sj.IFNode(0.5, v_reset=None)))
+    expected = stepped(theirs, [x] * T, sj_fires)
+    with pytest.warns(UserWarning, match="b takes no part"):
+        assert_same(own_counts(ts.from_spikingjelly(theirs, T), x), expected)
+
+
 def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:
     theirs = dyadic(nn.Sequential(sj.layer.Conv2d(2, 6, 3), sj.IFNode(v_reset=None), nn.Flatten(), nn.Linear(96, 4)))
     x = te.SpikeTrain.from_dense(torch.rand(T, 5, 2, 6, 6).lt(0.4).float())
@@ -248,7 +259,7 @@ def test_spikingjellys_own_sums_of_spikes_and_vgg(sj: Any) -> None:
         for c, d in zip(counts, expected, strict=True):
             assert (c != d).float().mean() < 2e-3
         torch.testing.assert_close(other, answer, atol=2e-2, rtol=2e-2)
-    with pytest.raises(CannotConvert, match=r"'sub' .*adds the same at every step"):
+    with pytest.raises(CannotConvert, match=r"'rsub' .*adds the same at every step"):
         ts.from_spikingjelly(sew_resnet.sew_resnet18(cnf="IAND", **make), 4)
 
 
@@ -283,11 +294,11 @@ def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
         (chain(sj.IFNode()), r"module '1': SpikingJelly's IFNode resets to v_reset=0.0.*v_reset=None"),
         (chain(sj.EIFNode()), "module '1': SpikingJelly's EIFNode is none of"),
         (chain(sj.layer.SynapseFilter()), "module '1': SpikingJelly's SynapseFilter is none of"),
-        (chain(nn.ReLU()), "node '_1'.*a ReLU, where spikes are"),
+        (chain(nn.ReLU()), "module '1', ReLU.*a ReLU, where spikes are"),
         (chain(nn.Sigmoid(), plain()), "no counterpart"),
         (chain(twice, nn.Linear(3, 3), twice), "module '1': its neurons are used twice"),
-        (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "node '_3' .*does not add up over the steps"),
-        (chain(nn.Softmax(1), plain()), "node '_1' .*no counterpart: one time step consists of"),
+        (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "module '3', Softmax.*does not add up over the steps"),
+        (chain(nn.Softmax(1), plain()), "module '1', Softmax.*no counterpart: one time step consists of"),
         (Offset(plain), "node 'add'.*adds the same at every step"),
     ):
         with pytest.raises(CannotConvert, match=message):

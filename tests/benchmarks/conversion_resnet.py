@@ -3,14 +3,16 @@
     python tests/benchmarks/conversion_resnet.py --data-dir DIR [--width 16] [--epochs 5] [--images 50000] [--ann FILE]
 
 trains torchvision's blocks, behind a first convolution for images of 32 × 32, on CIFAR-10 (JPEG); converts that at
-T = 4, 8, 16, calibrates it on 1,000 training images, and trains it for one further epoch as a spiking network, beside
-the ANN itself. It writes docs/results/conversion_resnet.json; `--table` writes the table in docs/convert.md from that.
+T = 4, 8, 16 in both timings, calibrates it on 1,000 training images, and trains it for one further epoch as a spiking
+network, beside the ANN itself. It writes docs/results/conversion_resnet.json; `--table` writes the table in
+docs/convert.md from that.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import time
@@ -28,6 +30,7 @@ from tandem_snn import calibrate, convert, to_ann
 from tandem_snn.data import load
 
 WINDOWS = (4, 8, 16)
+TIMINGS = ("window", "step")
 ROWS = {
     "converted and calibrated": "converted",
     "the same, after one tandem epoch": "tandem_epoch",
@@ -51,8 +54,9 @@ def resnet18(width: int) -> nn.Module:
 
 def table(result: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |", "| --- " * (1 + len(WINDOWS)) + "|"]
-    for label, name in ROWS.items():
-        lines.append(f"| {label} | " + " | ".join(f"{result['T'][str(T)][name]:.2f}" for T in WINDOWS) + " |")
+    for timing, (label, name) in itertools.product(TIMINGS, ROWS.items()):
+        cells = [f"{result['T'][str(T)][timing][name]:.2f}" for T in WINDOWS]
+        lines.append(f"| timing {timing}: {label} | {' | '.join(cells)} |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
         lines.append(f"| {label} | {result[name]:.2f} " + "| " * (len(WINDOWS) - 1) + "|")
     return "\n".join(lines)
@@ -90,14 +94,14 @@ def main() -> None:
     result |= {"ann": accuracy(ann, data), "ann_further_epoch": accuracy(further, data)}
     print({name: value for name, value in result.items() if name.startswith("ann")}, flush=True)
     images, _ = next(data.train.batches(1000, seed=0))
-    for T in WINDOWS:
-        snn = calibrate(convert(copy.deepcopy(ann), T, example=images[:1]), images.split(100))
+    for timing, T in itertools.product(TIMINGS, WINDOWS):
+        snn = calibrate(convert(copy.deepcopy(ann), T, example=images[:1], timing=timing), images.split(100))
         cells = {"converted": accuracy(snn, data)}
         train(snn, data, 100, 1, TANDEM_LR)
         cells |= {"tandem_epoch": accuracy(snn, data), "ann_after_tandem_epoch": accuracy(to_ann(snn), data)}
-        result["T"][str(T)] = cells
+        result["T"].setdefault(str(T), {})[timing] = cells
         result["cpu_hours"] = round((time.process_time() - start) / 3600, 2)
-        print(T, cells, flush=True)
+        print(timing, T, cells, flush=True)
         results("conversion_resnet").write_text(json.dumps(result, indent=1) + "\n")
     write_table("convert.md", "conversion_resnet", table(read("conversion_resnet")))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -24,10 +25,10 @@ class Value:
     Attributes:
         kind: "image" (before the encoder), "spikes" (a train), "currents" (yet to be fired, made when asked for),
             "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part), "constant" (depends on
-            Parameters only), "size", or "unused".
+            Parameters only), or "size".
         node: in the new graph, once there is one.
         worth: of spikes: labels of what each is worth, [1, *features], 0 where none comes, in a tuple for several
-            trains; ONE number for all, or CHANNELS, one for each, where no shapes are known; None: not known.
+            trains; ONE number for all.
     """
 
     kind: str
@@ -43,7 +44,7 @@ class Value:
         return bool(((labels == 0) | (labels == labels.amax(-1, keepdim=True))).all())
 
 
-ONE, CHANNELS = torch.ones(()), torch.ones(1)
+ONE = torch.ones(())
 
 
 class Builder:
@@ -146,8 +147,6 @@ class Builder:
         given = {value: self.env[value].worth for value in self.signals(op)}
         if all(worth is ONE for worth in given.values()):
             return ONE
-        if any(worth is None or worth is CHANNELS or value.shape is None for value, worth in given.items()):
-            return None
         labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
         args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # a size: that of a batch of one
         moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
@@ -155,8 +154,6 @@ class Builder:
 
     def fired(self, op: Op, node: fx.Node) -> Value:
         """The spikes of neurons with a threshold for each channel."""
-        if op.shape is None:
-            return Value("spikes", node, CHANNELS)
         shape = (1, *op.features)
         if len(shape) == 1:
             return Value("spikes", node, ONE)
@@ -188,12 +185,8 @@ class Builder:
         if op.kind == "dropout" and not op.alone:
             return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
         if op.alone:
-            args, kwargs = op.call if op.kind == "unknown" else ((op.x,), {})
-            args, kwargs = _map((tuple(args), dict(kwargs)), self.tensor)
-            return self.graph.call_module(self._name(op.path, op.module), args, kwargs)
-        assert op.source is not None
-        args, kwargs = _map(_any_batch(op), self.tensor)
-        return self.graph.create_node(op.source.op, op.source.target, args, kwargs)
+            return self.graph.call_module(self._name(op.path, op.module), (self.tensor(op.x),))
+        return self.graph.create_node(op.source.op, op.source.target, *_map(_any_batch(op), self.tensor))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
         """A module that stands for an Op, in its mode."""
@@ -230,16 +223,9 @@ class Builder:
         return name
 
 
-def _map(tree: Any, f: Callable[[Op], Any]) -> Any:
-    if isinstance(tree, Op):
-        return f(tree)
-    if isinstance(tree, tuple):
-        return tuple(_map(value, f) for value in tree)
-    if isinstance(tree, list):
-        return [_map(value, f) for value in tree]
-    if isinstance(tree, dict):
-        return {name: _map(value, f) for name, value in tree.items()}
-    return tree
+def _map(call: Any, f: Callable[[Op], Any]) -> Any:
+    """(args, kwargs) with f of each Op in them."""
+    return pytree.tree_map_only(Op, f, call)
 
 
 def _reshaping(op: Op) -> str:
@@ -249,6 +235,6 @@ def _reshaping(op: Op) -> str:
 
 def _any_batch(op: Op) -> tuple[Any, Any]:
     """An operator's arguments, in which no size depends on the batch's."""
-    if op.kind in (*VIEWS, "expand") and op.shape is not None and op.shape[0] is None:
+    if op.kind in (*VIEWS, "expand") and op.shape and op.shape[0] is None:
         return (op.x, [-1, *op.shape[1:]]), {}
     return op.call

@@ -1,4 +1,4 @@
-"""With an example: the ANN's graph by torch.export.
+"""The ANN's graph by torch.export.
 
 torch.export bakes the mode and the numbers of dropout and batch norm in. Here its graph is only a map: the nodes lead
 to the live modules, whose mode, Parameters, momentum and hooks count when they run.
@@ -15,59 +15,88 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
 
 from ..measure.hooks import evaluating
 from ..nn.signals import describe, effective_counts
+from .example import GIVE, examples_for
 from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only
 
 Example = Tensor | SpikeTrain
 
 
-def exported(ann: nn.Module, example: Example) -> Graph:
-    """The graph of the ANN's evaluation of inputs of the example's size, in batches of any size.
+def exported(ann: nn.Module, example: Example | None = None, stateful: bool = False) -> Graph:
+    """The graph of the ANN's evaluation, in batches of any size.
+
+    Args:
+        example: of inputs of its size; None: of what the ANN takes, of any size if it takes several.
+        stateful: its further inputs and answers are state, which nothing looks at.
 
     Raises:
         TypeError, ValueError: an example that the ANN does not take.
-        CannotConvert: the ANN has several outputs, or its forward depends on the data.
+        CannotConvert: the ANN has several inputs or outputs, its forward depends on the data, or, without an example,
+            it is not known what it takes.
     """
-    if not isinstance(example, Example):
-        raise TypeError(f"example: expected a batch of what the network takes, got {describe(example)}")
-    x = effective_counts(example)
-    if x.dim() < 2 or not len(x):
-        raise ValueError(f"example: expected at least one sample, [B, *features], got {describe(x)}")
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
             path = name.rpartition(".")[0]
             lazy = f"module {path!r}, {type(ann.get_submodule(path)).__name__}"
             raise CannotConvert(f"{lazy}: give it a batch first, after which it is a layer of torch's")
-    x = torch.cat([x[:1], x[:1]]).detach()  # a size of one would not stay free
+    parameters = inspect.signature(ann.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(needed) > 1 and not stateful:
+        raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
+    state = [torch.zeros(())] * (len(needed) - 1)
     with evaluating(ann):
-        _check_run(ann, x)
-        try:
-            program = torch.export.export(ann, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
-        except Exception as error:  # of many classes, for whatever the forward does
-            raise CannotConvert(_why_not(error)) from error
-    graph = _Reader(ann, program).graph
+        examples = examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
+        answer = _answer(ann, (examples[0], *state))
+        if not isinstance(answer, Tensor) and not stateful:
+            several = isinstance(answer, (tuple, list, dict))
+            what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
+            raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
+        graph, *others = (_graph(ann, (x, *state)) for x in examples)
+    if any(_numbers(graph) != _numbers(other) for other in others):
+        raise CannotConvert(f"what the ANN does depends on the size of its input: {GIVE}")
+    graph.sized = not others
     _say_unused(graph)
     return graph
 
 
-def _check_run(ann: nn.Module, x: Tensor) -> None:
-    """Runs the ANN once, for its own words about an input that it does not take."""
-    parameters = inspect.signature(ann.forward).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if len(needed) > 1:
-        raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
+def _doubled(example: Example) -> Tensor:
+    """Its first sample twice: a size of one would not stay free."""
+    if not isinstance(example, Example):
+        raise TypeError(f"example: expected a batch of what the network takes, got {describe(example)}")
+    x = effective_counts(example)
+    if x.dim() < 2 or not len(x):
+        raise ValueError(f"example: expected at least one sample, [B, *features], got {describe(x)}")
+    return torch.cat([x[:1], x[:1]]).detach()
+
+
+def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The ANN's own words about an input that it does not take."""
     try:
-        answer = ann(x)
-    except Exception as error:  # whatever the ANN says to a batch that it does not take
+        return ann(*inputs)
+    except Exception as error:  # whatever the ANN says
         raise ValueError(f"example: the ANN does not take it: {str(error).splitlines()[0]}") from error
-    if not isinstance(answer, Tensor):
-        several = isinstance(answer, (tuple, list, dict))
-        what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
-        raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
+
+
+def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
+    free = ({0: torch.export.Dim.AUTO}, *({} for _ in inputs[1:]))
+    try:
+        return _Reader(ann, torch.export.export(ann, inputs, dynamic_shapes=free, strict=False)).graph
+    except CannotConvert:
+        raise
+    except Exception as error:  # of many classes, for whatever the forward does
+        raise CannotConvert(_why_not(error)) from error
+
+
+def _numbers(graph: Graph) -> list[Any]:
+    """All but the shapes of values."""
+    return [
+        (op.kind, [value for value in pytree.tree_leaves(op.call) if not isinstance(value, Op)]) for op in graph.ops
+    ]
 
 
 def _say_unused(graph: Graph) -> None:
@@ -105,37 +134,36 @@ class _Reader:
             if node.op == "placeholder":
                 self.ops[node] = self._placeholder(node, program)
             elif node.op == "output":
-                (answer,) = node.args[0]
-                self.ops[node] = Op("output", "output", call=((self.ops[answer],), {}), source=node)
+                answers: Any = node.args[0]
+                self.ops[node] = Op("output", "output", node, call=(tuple(self.ops[a] for a in answers), {}))
             elif node.op == "call_function":
                 self.ops[node] = self._call(node)
             else:
-                self.ops[node] = Op(node.name, "attribute", target=str(node.target), source=node)
+                self.ops[node] = Op(node.name, "attribute", node, target=str(node.target))
                 self.attributes[str(node.target)] = attribute(program.graph_module, str(node.target))
-        ops = [op for op in self.ops.values() if op.kind != "input" or op.name != "unused"]
-        self.graph = Graph(ops, ann, self.attributes).link()
-        for op in ops:
+        self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
+        for op in self.graph.ops:
             op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
 
     def _placeholder(self, node: fx.Node, program: Any) -> Op:
         if node.name in self.paths:
             path = self.paths[node.name]
             self.attributes[path] = attribute(self.ann, path)
-            return Op(node.name, "attribute", target=path, source=node)
+            return Op(node.name, "attribute", node, target=path)
         if node.name in self.constants:
             path = f"_{self.constants[node.name].replace('.', '_')}"
             self.attributes[path] = program.constants[self.constants[node.name]]
-            return Op(node.name, "attribute", target=path, source=node)
+            return Op(node.name, "attribute", node, target=path)
         shape = batch_of(node.meta["val"])
-        if shape is not None and shape[0] is not None:
+        if shape and shape[0] is not None:
             raise CannotConvert("its forward fixes the size of the batch, where a spiking network takes any")
-        return Op(node.name, "input", shape=shape, source=node)
+        return Op(node.name, "input", node, shape=shape)
 
     def _call(self, node: fx.Node) -> Op:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
         target: Any = node.target
         value = node.meta.get("val")
-        op = Op(node.name, "unknown", call=(args, kwargs), source=node, shape=batch_of(value), target=str(target))
+        op = Op(node.name, "unknown", node, call=(args, kwargs), shape=batch_of(value), target=str(target))
         op.line = _line_of(node)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         if stack and stack[-1][0] in self.modules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +21,14 @@ class Op:
     Attributes:
         name: unique.
         kind: "input", "attribute" (a Parameter, buffer or constant), "output", "size" (arithmetic on sizes), "getitem",
-            "unknown", or the operator's name in ``torch.ops.aten`` without the underscore of its in-place version.
+            "unknown" (somebody else's operator), or the operator's name in ``torch.ops.aten`` without the underscore of
+            its in-place version.
+        source: the node of the exported graph, which is copied where the ANN stays an ANN.
         args: by the names of the operator's schema, defaults included; inputs among them are Ops.
         call: (args, kwargs) as the operator takes them.
-        source: the node of the traced graph, which is copied where the ANN stays an ANN.
         path, module: the innermost module in whose forward it is, and its path in the ANN.
         alone: is it all that the module does? Then the module itself can be called in its place.
-        shape: of its value, the batch as None; None where no example told.
+        shape: of its value, the batch as None; None of what is no tensor.
         line: the line of Python that made it.
         target: the attribute's path, or what a kind "unknown" is called.
         users: the Ops that read it.
@@ -36,9 +36,9 @@ class Op:
 
     name: str
     kind: str
+    source: fx.Node
     args: dict[str, Any] = field(default_factory=dict)
     call: tuple[Any, Any] = ((), {})
-    source: fx.Node | None = None
     path: str = ""
     module: nn.Module | None = None
     alone: bool = False
@@ -49,7 +49,7 @@ class Op:
 
     @property
     def inputs(self) -> list[Op]:
-        return [value for value in leaves(self.call) if isinstance(value, Op)]
+        return [value for value in pytree.tree_leaves(self.call) if isinstance(value, Op)]
 
     @property
     def x(self) -> Op:
@@ -58,12 +58,12 @@ class Op:
 
     @property
     def features(self) -> tuple[int, ...]:
-        """The sizes of its value, without the batch; none where no example told."""
+        """The sizes of its value, without the batch."""
         return tuple(int(size or 0) for size in (self.shape or ())[1:])
 
     @property
-    def dims(self) -> int | None:
-        return None if self.shape is None else len(self.shape)
+    def dims(self) -> int:
+        return len(self.shape or ())
 
 
 @dataclass
@@ -74,13 +74,13 @@ class Graph:
         ops: in the order of execution.
         ann: the live ANN.
         attributes: Parameters, buffers and constants by path.
-        shapeless: no example told the shapes.
+        sized: images have the example's size; else any, and what depends on it is left to the operators themselves.
     """
 
     ops: list[Op]
     ann: nn.Module
     attributes: dict[str, Any]
-    shapeless: bool = False
+    sized: bool = True
 
     def link(self) -> Graph:
         for op in self.ops:
@@ -91,15 +91,9 @@ class Graph:
         return self
 
 
-def leaves(tree: Any) -> Iterator[Any]:
-    yield from pytree.tree_leaves(tree)
-
-
 def refuse(op: Op, why: str) -> CannotConvert:
     what = op.target or op.kind
-    if op.alone and op.module is not None:
-        what = f"call_module {op.path}, {type(op.module).__name__}"
-    elif op.module is not None:
+    if op.module is not None:
         inside = f"module {op.path!r}, " if op.path else ""
         what = f"{what} in {inside}{type(op.module).__name__}"
     where = f"; {op.line}" if op.line else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import Op, leaves, refuse
+from .graph import Op, refuse
 
 SYNAPSES = (
     "linear",
@@ -50,7 +50,7 @@ EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and addi
 
 def instead_of(op: Op) -> str | None:
     """What would do in the place of a known operator that spikes do not have."""
-    names = [op.kind, *op.target.split()[-1:], type(op.module).__name__]
+    names = [op.kind, type(op.module).__name__]
     return next((INSTEAD[n] for n in (name.replace("_", "").lower() for name in names) if n in INSTEAD), None)
 
 
@@ -90,8 +90,7 @@ def is_affine(op: Op, signals: list[Op]) -> bool:
                 raise refuse(op, f"its {name} depends on the input: use Parameters")
         return True
     if op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(op.inputs) > 1:
-        factors = [value for value in leaves(op.call) if isinstance(value, Op)]
-        if sum(factor in signals for factor in factors) > 1:
+        if sum(factor in signals for factor in op.inputs) > 1:
             raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
         return op.kind in ("addmm", "baddbmm")
     if op.kind == "div":

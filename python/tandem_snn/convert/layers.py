@@ -19,23 +19,17 @@ _POOL = ("kernel_size", "stride", "padding")
 
 def is_plain(op: Op) -> bool:
     """Are a product's weight and bias Parameters, or buffers, that nothing computes and no hook looks at?"""
-    module = op.module
-    if op.alone and module is not None:
-        own = {**module._parameters, **module._buffers}
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-        return zeros and "weight" in own and "bias" in own and not hooks
-    given = [op.args["weight"], op.args.get("bias")]
+    if op.alone and op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
+        return False
+    given = [op.args["weight"], op.args["bias"]]
     return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in given)
 
 
 def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """Where a plain product's weight is, the weight and the bias."""
-    if op.alone and op.module is not None:
-        return op.path, op.module.weight, op.module.bias
-    weight, bias = op.args["weight"], op.args.get("bias")
-    value = None if bias is None else attributes[bias.target]
-    return weight.target.rpartition(".")[0] or op.name, attributes[weight.target], value
+    weight, bias = op.args["weight"].target, op.args["bias"]
+    path = op.path if op.alone else weight.rpartition(".")[0] or op.name
+    return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
 def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None) -> Any:
@@ -63,10 +57,10 @@ def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm
     given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
     given = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in given.items()}
     like = next((value for value in given.values() if value is not None), None)
-    channels = len(like) if like is not None else op.x.shape[1] if op.x.shape is not None else 0
-    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims or 4]
+    channels = len(like) if like is not None else op.features[0]
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims]
     affine, tracks = given["weight"] is not None, given["running_mean"] is not None
-    norm: Any = cls(channels or 1, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
+    norm: Any = cls(channels, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
     norm.weight, norm.bias = given["weight"], given["bias"]
     if tracks:
         norm.running_mean, norm.running_var = given["running_mean"], given["running_var"]
@@ -102,10 +96,9 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
         if args["ceil_mode"] or args["divisor_override"] is not None or border:
             return None
         return tnn.AvgPool2d(*(pair(args[name]) for name in _POOL))
-    before = op.x.shape
-    if before is None or len(before) != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
+    if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
         return None
-    sizes = [int(size or 0) for size in before[2:]]
+    sizes = op.x.features[1:]
     outputs = (1, 1) if op.kind == "mean" else pair(op.args["output_size"])
     windows = [(size, size if out is None else out) for size, out in zip(sizes, outputs, strict=True)]
     if any(size % out for size, out in windows):
@@ -130,7 +123,7 @@ def means_of(op: Op) -> nn.Module | None:
 def is_mean_over_space(op: Op) -> bool:
     dims = op.args.get("dim")
     is_pair = isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
-    return op.kind == "mean" and is_pair and (op.x.dims or 4) == 4
+    return op.kind == "mean" and is_pair and op.x.dims == 4
 
 
 def pair(value: Any) -> Any:

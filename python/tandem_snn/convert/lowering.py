@@ -16,17 +16,14 @@ from . import kinds
 from .building import ONE, Builder, Value
 from .graph import CannotConvert, Graph, Op, refuse
 from .layers import (
-    VIEWS,
     average_of,
     flatten_of,
-    is_mean_over_space,
     is_plain,
     max_pool_of,
     means_of,
     parameters,
     sharing,
 )
-from .traced import GIVE
 
 FUSED: dict[str, type[tnn.SpikingLayer]] = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 
@@ -141,33 +138,19 @@ class Lowering(Builder):
             return Value("constant" if "constant" in given or not given else "size")
         if op in self.front or (found == {"image"} and not self._begins(op)):
             return Value("image", self.copy(op))
-        if self.fires(op) and op not in self.back and found <= {"image", "spikes", "currents"}:
+        if self.fires(op) and op not in self.back:
             return self._fire(op)
-        if op not in self.before_neurons or (found == {"counts"} and _keeps_counts(op)):
-            return self._behind(op)
-        if found & {"counts", "answer"}:
-            raise refuse(op, f"it follows an adaptive pooling whose windows are not known: {GIVE}")
-        return self._towards_neurons(op)
+        return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
 
     def _input(self, op: Op) -> Value:
-        if not op.users:
-            return Value("unused")
-        if any(value.kind in ("image", "spikes") for value in self.env.values()):
-            raise refuse(op, "a second input: a spiking network has one")
-        assert op.source is not None
         x = self.graph.node_copy(op.source)
-        if self.encoder.mode != "events":
-            return Value("image", x)
-        train = self.encode(x)
-        return Value("spikes", train, ONE)
+        return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
 
     def _begins(self, op: Op) -> bool:
         """Is it where the image is encoded?"""
         return op.kind in kinds.SYNAPSES and op in self.before_neurons
 
     def _output(self, op: Op) -> Value:
-        if len(op.call[0]) != 1 or not isinstance(op.call[0][0], Op):
-            raise CannotConvert(f"the network returns {len(op.call[0][0])} values: a spiking network has one answer")
         value = self.env[op.x]
         counts = value.kind == "currents" or (value.kind == "spikes" and self.counts_answer)
         self.graph.output(self.tensor(op.x) if counts else self.node(value))
@@ -209,10 +192,10 @@ class Lowering(Builder):
 
     def _average(self, op: Op, x: Value) -> Value | None:
         """Average pooling by neurons of its own, where there is a layer for it."""
-        layer = average_of(op) if x.by_channel else None
+        windows_known = self.source.sized or op.kind == "avg_pool2d"
+        layer = average_of(op) if x.by_channel and windows_known else None
         if layer is None:
-            unknown = op.shape is None and (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op))
-            return Value("counts", x.node) if unknown else None
+            return None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
             return x
         layer.v_init, layer.timing = self.v_init, self.timing  # its neurons' threshold is 1
@@ -231,10 +214,7 @@ class Lowering(Builder):
             )
 
     def _no_counterpart(self, op: Op) -> str:
-        instead = kinds.instead_of(op)
-        if instead is None and op.kind == "unknown" and self.source.shapeless:
-            instead = f"or none that is known without shapes; {GIVE}"
-        return f"it has no spiking counterpart: {instead or kinds.EVERYTHING}"
+        return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
 
     def _behind(self, op: Op) -> Value:
         """No neurons follow: the answer, a tensor, in which spikes count."""
@@ -244,7 +224,7 @@ class Lowering(Builder):
         if len(self.signals(op)) == 1 and x.kind in ("spikes", "counts"):
             if op.kind in kinds.SAME:
                 return x
-            if op.kind == "linear" and (op.dims or 2) == 2 and is_plain(op):
+            if op.kind == "linear" and op.dims == 2 and is_plain(op):
                 path, weight, bias = parameters(op, self.attributes)
                 return Value("answer", self.call_as(path, sharing(tnn.Readout, op, weight, bias), self.node(x)))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
@@ -260,7 +240,7 @@ class Lowering(Builder):
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """A layer that passes on what spikes are worth: by channel, or each where it only flattens them."""
         worth = x.worth
-        if isinstance(worth, Tensor) and worth.dim() > 1 and op.shape is not None:
+        if isinstance(worth, Tensor) and worth.dim() > 1:
             shape = (1, *op.features)
             if worth.numel() == math.prod(shape):
                 worth = worth.reshape(shape)
@@ -336,7 +316,7 @@ class Lowering(Builder):
         x = self.env[op.x]
         if not (x.kind == "image" or x.by_channel):
             return None
-        if (op.kind == "linear" and (op.dims or 2) != 2) or (norm is not None and norm.args["weight"] is None):
+        if (op.kind == "linear" and op.dims != 2) or (norm is not None and norm.args["weight"] is None):
             return None
         return Term(op, norm)
 
@@ -370,7 +350,3 @@ class Lowering(Builder):
         for name, value in (("threshold", threshold), ("v_init", self.v_init * threshold)):
             delattr(layer, name)
             layer.register_buffer(name, like.new_full((layer._channels,), value, dtype=torch.float32))
-
-
-def _keeps_counts(op: Op) -> bool:
-    return op.kind in ("flatten", "dropout", *VIEWS, *kinds.SAME)

@@ -16,7 +16,6 @@ from ..nn.signals import check_network
 from .exported import Example, exported
 from .graph import CannotConvert
 from .lowering import Lowering
-from .traced import traced
 
 SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, general.Neurons, maximum.MaxPool)
 
@@ -46,9 +45,11 @@ def convert(
     hardtanh(0, c) are neurons with the ceiling ϑT = c. What is done to the image before the first synapses, or to the
     answer after the last neurons, stays as it is.
 
-    The graph is that of ``torch.export`` for an input like ``example``, with batches of any size. Without an example
-    ``torch.fx`` traces it, which suffices for networks without control flow that need no shapes. Both lead to the live
-    modules: their mode, momentum, hooks and parametrisations count when they run.
+    The graph is that of ``torch.export`` for an input like ``example``, with batches of any size. It leads to the live
+    modules: their mode, momentum, hooks and parametrisations count when they run. Without an example an input is looked
+    for that the ANN takes: the features or channels of its first layer, and square images of a size that fits. Where
+    several sizes do, the spiking network is for all of them, or, if the forward looks at the size, an example is asked
+    for.
 
     Every layer's spikes are worth its threshold, and the input 1/T per step, so z is the ANN's own pre-activation in
     the ANN's own units: biases and batch-norm statistics hold. A count stands for activations up to ϑT, which is what
@@ -85,8 +86,9 @@ def convert(
         names of the ANN's synapses.
 
     Raises:
-        CannotConvert: the ANN cannot be traced, a node has no spiking counterpart, or nothing would spike; the message
-            names the node, its module and its line, and says what to use instead. It is a ValueError.
+        CannotConvert: ``torch.export`` cannot follow the ANN, an example is needed, a node has no spiking counterpart,
+            or nothing would spike; the message names the node, its module and its line, and says what to use instead.
+            It is a ValueError.
         TypeError: ann is no module, T no int, or example no batch.
         ValueError: T, mode, threshold or v_init out of range, an example that the ANN does not take, or a module of
             ``after`` or ``until`` that it does not call.
@@ -116,7 +118,7 @@ def convert(
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
-    graph = traced(ann) if example is None else exported(ann, example)
+    graph = exported(ann, example)
     ways: dict[str, Any] = {"gate": gate, "timing": timing, "max_pool": max_pool, "after": after, "until": until}
     lowering = Lowering(graph, encoder, threshold, v_init, **ways)
     snn = lowering.run(type(ann).__name__)

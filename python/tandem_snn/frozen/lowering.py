@@ -61,7 +61,11 @@ class _Lowering:
         self.T: int | None = None
 
     def stages(self) -> Stages:
-        for node in _trace(self.net).nodes:
+        nodes = list(_trace(self.net).nodes)
+        for node in nodes:
+            if node.op == "call_module":
+                _refuse_the_general_way(str(node.target), self.net.get_submodule(str(node.target)))
+        for node in nodes:
             if node.op == "placeholder":
                 if self.values:
                     raise CannotLower("net", f"it has a second input, {node.name!r}")
@@ -148,6 +152,16 @@ class _Lowering:
             if fire and layer.gain != "threshold":
                 _multiply(stage, torch.as_tensor(layer.gain / layer.threshold).expand(len(layer.weight)))
         self._add(node, stage, result if fire else 1.0)
+
+
+def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
+    """By the name of what gives spikes, rather than that of one of the operators before it."""
+    if isinstance(layer, Neurons):
+        why = f"its currents come the general way ({layer.sums or 'any sum of linear maps'})"
+        raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and has no step")
+    if isinstance(layer, MaxPool):
+        why = "exact maximum pooling is not a layer of tandem_snn.nn"
+        raise CannotLower(name, f'{why}: convert with max_pool="or", or use tnn.MaxPool2d')
 
 
 def _by_channel(gain: _Gain) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
+from ..nn.general import Neurons
 from ..nn.quantise import quantise
 from .stages import Stages
 
@@ -39,7 +40,13 @@ def round_(net: nn.Module, bits: int | None) -> None:
     """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
 
     Where channels are worth different things, layers round their weights times that, when they run.
+
+    Raises:
+        ValueError: neurons whose currents come the general way: their weights are torch's own operators'.
     """
+    general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
+    if bits is not None and general is not None:
+        raise ValueError(f"weight_bits: the currents of {general!r} come the general way, with weights as they are")
     layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
     firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
     by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)

@@ -16,10 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from ... import nn as tnn
 from ...convert import kinds
 from ...convert.building import ONE, Value
+from ...convert.exported import exported
 from ...convert.graph import CannotConvert, Graph, Op, refuse
 from ...convert.layers import average_of
 from ...convert.lowering import Lowering
-from ...convert.traced import traced
 from ...nn import general, maximum
 from .neurons import Neuron
 
@@ -28,22 +28,36 @@ NO_COUNTERPART = (
     "it has no counterpart: one time step consists of linear layers, batch norm, pooling, additions of currents, and "
     "neurons: give that part of the network"
 )
+ONE_STEP = "a network's forward has to be one time step, without a loop over time"
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
 class _Firing(nn.Module):
-    """Stands in a network in the place of another simulator's neurons."""
+    """Stands in a network in the place of another simulator's neurons.
 
-    def __init__(self, neuron: Neuron) -> None:
+    Args:
+        tells: its forward returns the potential, too.
+    """
+
+    def __init__(self, neuron: Neuron, tells: bool) -> None:
         super().__init__()
-        self.neuron = neuron
+        self.neuron, self.tells = neuron, tells
+
+    def forward(self, x: Tensor, *state: Any) -> Any:
+        spikes = torch.relu(x)
+        return (spikes, torch.neg(x)) if self.tells else spikes
 
     def init_leaky(self) -> None:
         raise ValueError("its forward makes new potentials")
 
 
 def import_network(
-    net: nn.Module, T: int, mode: str, read: ReadNeuron, plain: type[nn.Module] | None
+    net: nn.Module,
+    T: int,
+    mode: str,
+    read: ReadNeuron,
+    plain: type[nn.Module] | None = None,
+    tells: Callable[[nn.Module], bool] = lambda module: False,
 ) -> fx.GraphModule:
     """The spiking network that T steps of ``net`` are.
 
@@ -51,6 +65,7 @@ def import_network(
         net: its forward is one time step; layers of torch, and neurons.
         read: what a module is as a neuron, None where it is none. Raises ValueError for neurons that ours cannot be.
         plain: a base class of the other simulator's own versions of torch's layers.
+        tells: does the forward of a neuron return its potential, too?
 
     Raises:
         CannotConvert: a node or a module that has no counterpart; the message names it.
@@ -58,34 +73,22 @@ def import_network(
     encoder = tnn.Encoder(T, mode)
     memo: dict[int, Any] = {}
     for name, module in net.named_modules():
-        stand_in = _stand_in(name, module, read, plain)
+        try:
+            neuron = read(module)
+        except ValueError as error:
+            raise CannotConvert(f"module {name!r}: {error}") from error
+        stand_in = _torchs_own(module, plain) if neuron is None else _Firing(neuron, tells(module))
         if stand_in is not None:
+            stand_in.step_mode = "s"  # which a forward may ask for
             memo[id(module)] = stand_in
     net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
     _sum_over(net, T)
     try:
-        graph = traced(net, own=(_Firing,))
+        graph = exported(net, stateful=True)
     except CannotConvert as error:
-        if error.__cause__ is None:
-            raise
-        cause = error.__cause__
-        raise CannotConvert(
-            f"torch.fx cannot trace one time step of the network ({type(cause).__name__}: {cause}): give a network "
-            "whose forward is one step, without a loop over time; potentials go in and out of it or are hidden"
-        ) from cause
+        raise CannotConvert(f"{error}; {ONE_STEP}, and potentials go in and out of it or are hidden") from error
     _forget_state(graph)
     return _Importing(graph, encoder).run(type(net).__name__)
-
-
-def _stand_in(name: str, module: Any, read: ReadNeuron, plain: Any) -> Any:
-    try:
-        neuron = read(module)
-    except ValueError as error:
-        raise CannotConvert(f"module {name!r}: {error}") from error
-    stand_in = _Firing(neuron) if neuron is not None else _torchs_own(module, plain)
-    if stand_in is not None and plain is not None:
-        stand_in.step_mode = "s"  # which a forward may ask for
-    return stand_in
 
 
 def _torchs_own(module: Any, plain: Any) -> Any:
@@ -115,26 +118,17 @@ def _sum_over(net: nn.Module, T: int) -> None:
 
 def _forget_state(graph: Graph) -> None:
     """Takes the neurons' state, which a spiking network keeps by itself, out of the graph of one step."""
-    firing = [op for op in graph.ops if _is_firing(op)]
-    twice = [name for name, uses in Counter(op.path for op in firing).items() if uses > 1]
-    if twice:
-        raise CannotConvert(f"module {twice[0]!r}: its neurons are used twice in a step: give each use its own")
-    potentials = []
-    for op in firing:
-        op.call = (op.call[0][:1], {})
-        for user in op.users:
-            if user.target == "call_function getitem" and user.call[0][0] is op:
-                if user.call[0][1] == 0:
-                    user.kind, user.call = "alias", ((op,), {})
-                else:
-                    potentials.append(user)
+    uses = Counter(op.module for op in graph.ops if _is_firing(op))
+    twice = next((op for op in graph.ops if uses[op.module] > 1), None)
+    if twice is not None:
+        raise CannotConvert(f"module {twice.path!r}: its neurons are used twice: give each use its own; {ONE_STEP}")
+    potentials = [op for op in graph.ops if isinstance(op.module, _Firing) and not _is_firing(op)]
+    potentials += [op for op in graph.ops if op.kind == "input"][1:]
     (output,) = [op for op in graph.ops if op.kind == "output"]
-    answer = output.call[0][0]
-    if isinstance(answer, (tuple, list)):
-        answers = [value for value in answer if value not in potentials]
-        if len(answers) != 1:
-            raise CannotConvert(f"the network returns {len(answers)} values beside potentials: return one")
-        output.call = ((answers[0],), {})
+    answers = [value for value in output.inputs if value not in potentials]
+    if len(answers) != 1:
+        raise CannotConvert(f"the network returns {len(answers)} values beside potentials: return one")
+    output.call = ((answers[0],), {})
     graph.ops = [op for op in graph.ops if op not in potentials]
     graph.link()
     for op in graph.ops:
@@ -150,7 +144,7 @@ def _neuron_of(op: Op) -> Neuron:
 
 
 def _is_firing(op: Op) -> bool:
-    return isinstance(op.module, _Firing) and op.alone
+    return isinstance(op.module, _Firing) and op.kind == "relu"
 
 
 class _Importing(Lowering):
@@ -167,13 +161,14 @@ class _Importing(Lowering):
         self._sum_functions(graph.ops)
 
     def _sum_functions(self, ops: list[Op]) -> None:
-        """The biases of products that are functions, as those of modules."""
+        """The biases that are no layer's own, as those."""
         self.attributes = dict(self.attributes)
         biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
         for path in biases:
-            self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
+            if not isinstance(self.ann.get_submodule(path.rpartition(".")[0]), (nn.Linear, _ConvNd)):
+                self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
         for op in ops:
-            if kinds.is_relu(op):
+            if kinds.is_relu(op) and not self.fires(op):
                 raise refuse(op, "a ReLU, where spikes are: only a network of spiking neurons is imported")
             if op.kind == "batch_norm" and not op.alone:
                 raise refuse(op, "batch norm as a function: use the module")

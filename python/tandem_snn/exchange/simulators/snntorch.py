@@ -45,7 +45,11 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphMo
     True
     """
     library = extra("snntorch", "the import from snnTorch")
-    return import_network(net, T, mode, lambda module: _read(module, library), None)
+    return import_network(net, T, mode, lambda module: _read(module, library), tells=_tells)
+
+
+def _tells(leaky: Any) -> bool:
+    return bool(leaky.output or not leaky.init_hidden)
 
 
 def _read(module: Any, library: Any) -> Neuron | None:
