@@ -21,7 +21,7 @@ help:
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
-	@echo "make test-arm-python  a wheel for aarch64 Linux, made by zig, and tests with it under qemu; an hour; see tests/arm.py"
+	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; what it needs: tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"

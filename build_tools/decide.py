@@ -122,7 +122,7 @@ def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
 
     libtorch is named among what the module needs although nothing strong refers to it: on Linux the weak symbol that
     gives the CUDA stream is looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch
-    is left alone. Without it, the flags are those that zig's linker knows as well.
+    is left alone.
     """
     if system == "darwin":  # a plug-in: Python's own symbols are those of the program that loads it
         return ["-bundle", "-undefined", "dynamic_lookup", f"-L{libtorch}", "-ltorch"]

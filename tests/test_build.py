@@ -115,7 +115,7 @@ def test_the_linker_gets_what_the_platform_knows() -> None:
     linux = linker_flags("linux", Path("/torch"), Path("/cuda/libcudart_static.a"))
     assert "-Wl,--exclude-libs,ALL" in linux
     assert linux[-4:] == ["/cuda/libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
-    portable = linker_flags("linux", Path("/torch"), None)  # what zig's linker knows: it makes the wheel for aarch64
+    portable = linker_flags("linux", Path("/torch"), None)  # no static library
     assert portable == ["-shared", "-L/torch", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
     mac = linker_flags("darwin", Path("/torch"), None)
     assert mac == ["-bundle", "-undefined", "dynamic_lookup", "-L/torch", "-ltorch"]

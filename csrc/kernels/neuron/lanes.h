@@ -38,7 +38,7 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const Coun
 // Out of line, for it is rare. Several threads may write one sample's NaN.
 template <class C>
 [[gnu::noinline]] inline void write_bad(const Neuron<C>& a, int64_t n, const C* v, int lanes) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
+  float nan = std::numeric_limits<float>::quiet_NaN();  // no const: clang's builtin takes none
   for (int i = 0; i < lanes; ++i) {
     if (!is_finite(v[i])) __atomic_store(a.bad + (n + i) / a.sample, &nan, __ATOMIC_RELAXED);
   }

@@ -103,12 +103,15 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
       const bool exists = first + lane + i < geometry.group_outputs();
       const int64_t output = group * geometry.group_outputs() + (exists ? first + lane + i : 0);
       row[i] = static_cast<const E*>(job.weights.data) + output * row_size;
+      active_row[i] = to + i * active_size;
+      std::optional<Magnitudes> seen;
+      if (to != nullptr) {
+        seen = gather_active(*job.active, row[i], L * row_size, measure_of(scale), to + i * active_size);
+      }
       int exponent;
-      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale);
+      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale, seen ? &*seen : nullptr);
       factor[i] = exists ? power_of_two(-exponent) : 0.f;
       unit[lane + i] = finite[i] ? power_of_two(exponent) : std::numeric_limits<float>::quiet_NaN();
-      active_row[i] = to + i * active_size;
-      if (to != nullptr) gather_active(*job.active, row[i], L * row_size, to + i * active_size);
     }
     if (to != nullptr) {
       pack_rows<L>(job, active_row, factor, 0, out + lane);

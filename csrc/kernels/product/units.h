@@ -35,11 +35,6 @@ TANDEM_INLINE auto to_fixed(V x) {
   return __builtin_convertvector(x + nearly_half, I);
 }
 
-template <int L, class E>
-TANDEM_INLINE Vec<float, L> load_magnitudes(const E* p) {
-  return reinterpret_cast<Vec<float, L>>(reinterpret_cast<Int<float, L>>(load_floats<L>(p)) & 0x7fffffff);
-}
-
 // The largest magnitude, and the sum of the magnitudes, each cut off to an integer after the factor and to be below
 // 2^20 then, or the sum has no meaning. Magnitudes of floats are in the order of their bits, infinity and NaN above all
 // others.
@@ -47,40 +42,60 @@ struct Magnitudes {
   float largest;
   int64_t sum;
 };
+// They are being measured, L weights at a time.
+template <int L>
+struct MagnitudeSums {
+  static constexpr int64_t kAtOnce = 2048;  // between two flush(), so that no int32 overflows
+
+  Int<float, L> most{};
+  typename Simd<uint32_t, L>::type lanes{};
+  int64_t sum = 0;
+
+  TANDEM_INLINE void add(const Vec<float, L>& weights, float factor) {
+    const auto magnitudes = reinterpret_cast<Int<float, L>>(weights) & 0x7fffffff;
+    most = magnitudes > most ? magnitudes : most;
+    lanes += reinterpret_cast<decltype(lanes)>(
+        __builtin_convertvector(reinterpret_cast<Vec<float, L>>(magnitudes) * factor, Int<float, L>));
+  }
+  TANDEM_INLINE void flush() {
+    for (int i = 0; i < L; ++i) sum += static_cast<int32_t>(lanes[i]);
+    lanes = decltype(lanes){};
+  }
+  TANDEM_INLINE Magnitudes result() {
+    flush();
+    int32_t largest = 0;
+    for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, most[i]);
+    return {float_of_bits(static_cast<uint32_t>(largest)), sum};
+  }
+};
+
 template <int L, class E>
 TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, float factor) {
-  Int<float, L> most{};
-  int64_t sum = 0, k = 0;
+  MagnitudeSums<L> sums;
+  MagnitudeSums<1> rest;
+  int64_t k = 0;
   while (k + L <= size) {
-    constexpr int64_t kAtOnce = 2048;  // of which no int32 overflows
-    typename Simd<uint32_t, L>::type lanes{};
-    for (const int64_t end = std::min(size, k + kAtOnce * L); k + L <= end; k += L) {
-      const Vec<float, L> magnitudes = load_magnitudes<L>(weights + k);
-      const auto bits = reinterpret_cast<Int<float, L>>(magnitudes);
-      most = bits > most ? bits : most;
-      lanes += reinterpret_cast<decltype(lanes)>(__builtin_convertvector(magnitudes * factor, Int<float, L>));
+    for (const int64_t end = std::min(size, k + sums.kAtOnce * L); k + L <= end; k += L) {
+      sums.add(load_floats<L>(weights + k), factor);
     }
-    for (int i = 0; i < L; ++i) sum += static_cast<int32_t>(lanes[i]);
+    sums.flush();
   }
-  int32_t largest = 0;
-  for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, most[i]);
-  for (; k < size; ++k) {
-    const Vec<float, 1> magnitude = load_magnitudes<1>(weights + k);
-    largest = std::max<int32_t>(largest, reinterpret_cast<Int<float, 1>>(magnitude)[0]);
-    sum += __builtin_convertvector(magnitude * factor, Int<float, 1>)[0];
-  }
-  return {float_of_bits(static_cast<uint32_t>(largest)), sum};
+  for (; k < size; ++k) rest.add(load_floats<1>(weights + k), factor);
+  const Magnitudes whole = sums.result(), others = rest.result();
+  const bool within = bits_of_float(whole.largest) >= bits_of_float(others.largest);
+  return {within ? whole.largest : others.largest, whole.sum + others.sum};
 }
 
 // The unit of an output's weights, as the exponent of a power of two (unit.h); false: some weight is not finite.
 // Magnitudes are added up as integers, so that their order does not matter. `scale` is a guess on entry: outputs of a
-// layer are much alike, and most are read but once.
+// layer are much alike, and most are read but once. `first`: they have been measured at this guess.
 template <int L, class E>
-TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale) {
+TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
+                                 const Magnitudes* first = nullptr) {
   exponent = 0;
   if constexpr (sizeof(E) == 1) return true;  // integers
   const auto measure = [&] { return measure_magnitudes<L>(weights, size, measure_of(scale)); };
-  Magnitudes seen = measure();
+  Magnitudes seen = first != nullptr ? *first : measure();
   const auto largest = static_cast<uint32_t>(bits_of_float(seen.largest));
   if (largest >= kInfinity) return false;
   const int guess = scale;
