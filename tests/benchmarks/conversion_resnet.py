@@ -1,11 +1,12 @@
 """What does a ResNet-18 lose as a spiking network, and what does one epoch of tandem learning give back?
 
-    python tests/benchmarks/conversion_resnet.py --data-dir DIR [--width 16] [--epochs 5] [--images 50000] [--ann FILE] [--timing window]
+    python tests/benchmarks/conversion_resnet.py --data-dir DIR [--width 16] [--epochs 5] [--images 50000] [--ann FILE]
+        [--timing window]
 
 trains torchvision's blocks, behind a first convolution for images of 32 × 32, on CIFAR-10 (JPEG); converts that at
 T = 4, 8, 16 in both timings, calibrates it on 1,000 training images, and trains it for one further epoch as a spiking
-network, beside the ANN itself. It writes docs/results/conversion_resnet.json, with one `--timing` beside what is there of
-the other; `--table` writes the table in docs/convert.md from that.
+network, beside the ANN itself. It writes docs/results/conversion_resnet.json, where one `--timing` leaves the other's
+results; `--table` writes the table in docs/convert.md from that.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def resnet18(width: int) -> nn.Module:
 def table(result: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |", "| --- " * (1 + len(WINDOWS)) + "|"]
     for timing, (label, name) in itertools.product(TIMINGS, ROWS.items()):
-        cells = [f"{result['T'][str(T)][timing][name]:.2f}" for T in WINDOWS]
+        runs = [result["T"].get(str(T), {}).get(timing) for T in WINDOWS]
+        cells = ["not measured" if run is None else f"{run[name]:.2f}" for run in runs]
         lines.append(f"| timing {timing}: {label} | {' | '.join(cells)} |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
         lines.append(f"| {label} | {result[name]:.2f} " + "| " * (len(WINDOWS) - 1) + "|")
