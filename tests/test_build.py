@@ -39,29 +39,30 @@ class Machine:
         return decide(env, lambda _: self.nvcc, self.run, lambda path: str(path) in self.files)
 
 
-def test_no_nvcc_builds_the_cpu_kernels() -> None:
-    plan = Machine().decide()
-    assert plan.toolkit is None
-    assert plan.summary() == "tandem_ext: CPU kernels only (no nvcc on PATH, CUDA_HOME not set)"
+CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for sm_80, sm_90+PTX (nvcc 13.0)"
+TOOLKIT, NOWHERE = Machine.with_toolkit("/opt/cuda"), {"CUDA_HOME": "/nowhere"}
+BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
 
 
-def test_toolkit_on_the_path() -> None:
-    plan = Machine.with_toolkit("/opt/cuda").decide()
-    assert plan.summary() == "tandem_ext: CPU kernels + CUDA kernels for sm_80, sm_90+PTX (nvcc 13.0)"
-    assert plan.toolkit is not None
-    assert plan.toolkit.include == Path("/opt/cuda/include")
-    assert plan.toolkit.cudart == Path("/opt/cuda/lib64/libcudart_static.a")
+@pytest.mark.parametrize(("machine", "env", "summary"), [
+    (Machine(), {}, f"{CPU} (no nvcc on PATH, CUDA_HOME not set)"),
+    (Machine(), NOWHERE, f"{CPU} (CUDA_HOME=/nowhere has no bin/nvcc)"),
+    (BARE, {}, f"{CPU} (the toolkit of /usr/bin/nvcc has no cuda_runtime.h)"),
+    (TOOLKIT, {}, CUDA),
+    (TOOLKIT, NOWHERE, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
+    (TOOLKIT, NOWHERE | {"TANDEM_CUDA": "1"}, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
+])  # fmt: skip
+def test_what_is_built_and_why(machine: Machine, env: dict[str, str], summary: str) -> None:
+    assert machine.decide(**env).summary() == summary
 
 
-def test_nvcc_that_is_a_wrapper_elsewhere() -> None:
-    plan = Machine.with_toolkit("/opt/cuda", nvcc="/usr/local/bin/nvcc").decide()
-    assert plan.toolkit is not None
-    assert plan.toolkit.nvcc == Path("/opt/cuda/bin/nvcc")
-
-
-def test_toolkit_without_headers_is_not_used() -> None:
-    plan = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..").decide()
-    assert plan.summary() == "tandem_ext: CPU kernels only (the toolkit of /usr/bin/nvcc has no cuda_runtime.h)"
+@pytest.mark.parametrize("nvcc", ["/opt/cuda/bin/nvcc", "/usr/local/bin/nvcc"], ids=["itself", "a wrapper elsewhere"])
+def test_the_toolkit_of_an_nvcc(nvcc: str) -> None:
+    toolkit = Machine.with_toolkit("/opt/cuda", nvcc=nvcc).decide().toolkit
+    assert toolkit is not None
+    assert toolkit.nvcc == Path("/opt/cuda/bin/nvcc")
+    assert toolkit.include == Path("/opt/cuda/include")
+    assert toolkit.cudart == Path("/opt/cuda/lib64/libcudart_static.a")
 
 
 def test_cuda_home_comes_first() -> None:
@@ -70,18 +71,6 @@ def test_cuda_home_comes_first() -> None:
     plan = machine.decide(CUDA_HOME="/mine")
     assert plan.toolkit is not None
     assert plan.toolkit.nvcc == Path("/mine/bin/nvcc")
-
-
-@pytest.mark.parametrize("wish", ["auto", "1"])
-def test_bad_cuda_home_is_passed_over_and_named(wish: str) -> None:
-    plan = Machine.with_toolkit("/opt/cuda").decide(CUDA_HOME="/nowhere", TANDEM_CUDA=wish)
-    assert plan.toolkit is not None
-    assert plan.summary().endswith("(nvcc 13.0) (CUDA_HOME=/nowhere has no bin/nvcc)")
-
-
-def test_bad_cuda_home_without_nvcc_builds_the_cpu_kernels() -> None:
-    plan = Machine().decide(CUDA_HOME="/nowhere")
-    assert plan.summary() == "tandem_ext: CPU kernels only (CUDA_HOME=/nowhere has no bin/nvcc)"
 
 
 def test_cuda_can_be_refused() -> None:

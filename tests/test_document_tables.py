@@ -6,13 +6,13 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from performance import document
 from runs import read as read_result
 
-from tandem_snn.bench.command import median
 from tandem_snn.measure.quality import points
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))

@@ -7,7 +7,7 @@ import torch
 
 from tandem_snn import data
 from tandem_snn.errors import UserError, check_name, extra
-from tandem_snn.training import Recipe, list_recipes, load_recipe
+from tandem_snn.training import Recipe, load_recipe
 
 
 def test_recipes_survive_a_file():
@@ -90,11 +90,6 @@ def test_settings_override():
     ):
         with pytest.raises(UserError, match=message):
             recipe.override([setting])
-
-
-@pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_of_the_package_loads(name):
-    assert isinstance(load_recipe(name), Recipe)
 
 
 def test_files(tmp_path):

@@ -108,7 +108,7 @@ enum class Operand : int32_t {
 };
 
 // Is there a fused kernel? The weights of an output have to be in the order kernel, channel; and the mask takes eight
-// outputs of a group at a time.
+// outputs of a group at a time, but for kFloat32.
 bool can_run(const Layer& layer, Operand operand);
 
 // Is it the faster way, or are the library's product and the scan? By the arithmetic in docs/cuda.md.

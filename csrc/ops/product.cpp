@@ -175,9 +175,9 @@ const OptionalTensor& FusedSynapses::digits() {
 
 Layer FusedSynapses::layer(const Neuron<float>& neuron) {
   const bool last = layer_.weights.channels_last && weight_.dim() > 2;
-  if (!digits().has_value()) weight_ = last ? to_channels_last(weight_, 1) : to_contiguous(weight_);
+  weight_ = last ? to_channels_last(weight_, 1) : to_contiguous(weight_);
   layer_.weights.data = weight_.data_ptr();
-  layer_.prepared = digits_.has_value() ? digits_->data_ptr() : nullptr;
+  layer_.prepared = digits().has_value() ? digits_->data_ptr() : nullptr;
   layer_.neuron = neuron;
   return layer_;
 }
@@ -249,8 +249,7 @@ NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
 // The product of the window by the kernels' exact sums, by torch's product where they have none.
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
-  const Synapses synapses{
-      planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
+  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
   synapses.check();
   return synapses.window_product();
 }

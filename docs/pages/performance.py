@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -20,7 +21,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from small import save
 
-from tandem_snn.bench.command import amount, answers, median, rates
+from tandem_snn.bench.command import amount, answers, rates
 from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge

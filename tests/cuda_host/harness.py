@@ -67,7 +67,11 @@ def library_parts() -> list[tuple[str, str, Path]]:
 def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit) -> Path:
     """A library of kernels and the machine. What did not change since it was last built is not compiled again."""
     library = build_folder() / f"{name}.so"
-    text = ninja_text(build_folder(), machine_rules(toolkit), LINK, parts, library)
+    return link(name, ninja_text(build_folder(), machine_rules(toolkit), LINK, parts, library), library)
+
+
+def link(name: str, text: str, library: Path) -> Path:
+    """The library that a file of ninja makes. Objects are shared: two at a time would lose dependencies."""
     (ROOT / build_folder()).mkdir(parents=True, exist_ok=True)
     with (ROOT / build_folder() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest-xdist want the same

@@ -44,6 +44,7 @@ def images(timing: str) -> nn.Module:
         tnn.Encoder(T=11),
         tnn.Conv2d(2, 16, 3, padding=1, timing=timing),
         tnn.Residual(tnn.Conv2d(16, 16, 3, padding=1, norm=True, timing=timing)),
+        tnn.Conv2d(16, 16, 3, padding=1, groups=16, norm=True, timing=timing),
         tnn.Conv2d(16, 32, 3, stride=2, padding=1, groups=2, norm=True, timing=timing),
         tnn.Flatten(),
         tnn.Linear(32 * 16, 24, norm=True, timing=timing),

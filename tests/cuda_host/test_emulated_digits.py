@@ -111,7 +111,18 @@ def random_weight(g: torch.Generator, *shape: int) -> Tensor:
     return weight
 
 
-def compare(emulator: Emulator, T: int, B: int, N: int, C: int, conv: Conv, seed: int, window: bool) -> None:
+def compare(
+    emulator: Emulator,
+    T: int,
+    B: int,
+    N: int,
+    C: int,
+    conv: Conv,
+    seed: int,
+    window: bool,
+    train: bool,
+    last: bool = True,
+) -> None:
     g = torch.Generator().manual_seed(seed)
     weight = random_weight(g, N, *conv.kernel, C // conv.groups)
     spikes = torch.rand(T, B, *conv.size, C, generator=g) < 0.3
@@ -121,8 +132,11 @@ def compare(emulator: Emulator, T: int, B: int, N: int, C: int, conv: Conv, seed
     layer = (random_window if window else random_layer)(seed, T, (pixels, N), torch.float32, IMPULSE, residual)
     if conv is not LINEAR:
         layer.v_init = None
-    layer.gate, layer.train = GATES[seed % (2 if window else 3)], N // conv.groups % 8 == 0
-    got, want = run(emulator, conv, layer, spikes, weight, FLOAT32, seed), on_the_cpu(conv, layer, spikes, weight)
+    layer.gate, layer.train = GATES[seed % (2 if window else 3)], train
+    got, want = (
+        run(emulator, conv, layer, spikes, weight, FLOAT32, seed, last=last),
+        on_the_cpu(conv, layer, spikes, weight),
+    )
     for name, tensor in got.items():
         assert torch.equal(tensor, want[name]), f"{name}: {(tensor != want[name]).sum()} of {tensor.numel()} differ"
 
@@ -134,16 +148,35 @@ SHAPES = [(4, 1, 8, 1), (8, 9, 40, 130), (8, 33, 65, 400), (21, 9, 24, 700), (8,
 @pytest.mark.parametrize("seed", range(len(SHAPES)))
 def test_linear(plain: Emulator, seed: int, window: bool) -> None:
     T, B, N, K = SHAPES[seed]
-    compare(plain, T, B, N, K, LINEAR, seed, window)
+    compare(plain, T, B, N, K, LINEAR, seed, window, N % 8 == 0)
 
 
 @pytest.mark.parametrize(("seed", "window"), [*((seed, False) for seed in range(len(CONVS))), (0, True), (4, True)])
 def test_convolution(plain: Emulator, seed: int, window: bool) -> None:
     C, N, conv = CONVS[seed]
-    compare(plain, [8, 4, 18][seed % 3], 2, N, C, conv, seed, window)
+    compare(plain, [8, 4, 18][seed % 3], 2, N, C, conv, seed, window, N // conv.groups % 8 == 0)
 
 
-@pytest.mark.parametrize(("B", "N", "K"), [(1, 1, 1), (70, 72, 288), (9, 45, 1715)])
+# By what tiles are not for: depthwise, narrow groups, a mask that is not by the byte.
+PLAIN = [
+    (8, 2, 12, 12, Conv((5, 6), (3, 3), padding=(1, 1), groups=12)),
+    (21, 1, 30, 10, Conv((1, 9), (1, 4), (1, 2), (0, 2), groups=10)),
+    (4, 2, 24, 12, Conv((4, 3), (2, 2), dilation=(2, 1), groups=6)),
+    (16, 3, 65, 40, LINEAR),
+    (3, 2, 9, 3, Conv((6, 6), (3, 2), (2, 1), (2, 1))),
+]
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("seed", range(len(PLAIN)))
+def test_plain(checked: Emulator, seed: int, last: bool, window: bool) -> None:
+    T, B, N, C, conv = PLAIN[seed]
+    compare(checked, T, B, N, C, conv, seed, window, True, last)
+    assert checked.counted("plain")[0] > 0
+
+
+@pytest.mark.parametrize(("B", "N", "K"), [(2, 2, 65_800), (1, 1, 1), (70, 72, 288), (9, 45, 1715)])
 def test_window_product(checked: Emulator, B: int, N: int, K: int) -> None:
     """Sums of counts have up to eight bits more than an int32 holds."""
     g = torch.Generator().manual_seed(B)

@@ -77,15 +77,17 @@ def run(
     seed: int = 0,
     offset: int = 0,
     truncating: bool = False,
+    last: bool = True,
 ) -> Outputs:
     """The kernel's outputs; ``layer`` says all but the currents. With window timing ``spikes`` are counts, [1, ...].
-    ``truncating``: as Hopper's tensor cores add."""
+    ``truncating``: as Hopper's tensor cores add. Weights are channels ``last``, as they are given, or first."""
     emulator.begin(seed % 3)
     emulator.lib.emulation_truncate(truncating)
     planes = pointer(emulator.place("spikes", spikes if layer.window else pack(spikes), offset=offset))
-    placed = pointer(emulator.place("weight", weight, offset=offset))
+    stored = weight if last else weight.permute(0, 3, 1, 2).contiguous()
+    placed = pointer(emulator.place("weight", stored, offset=offset))
     args, out = place_neurons(emulator, layer)
-    sizes = conv.sizes(spikes.shape[1:], weight)
+    sizes = conv.sizes(spikes.shape[1:], weight, last)
     prepared = prepare(emulator, placed, weight, sizes, mode)
     arguments = planes, placed, pointer(prepared), sizes, mode, ctypes.byref(args)
     status = emulator.lib.emulated_product_if(*arguments)

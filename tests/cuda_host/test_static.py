@@ -19,9 +19,25 @@ from build_tools.decide import Toolkit
 
 ARCHS = {"80": "80", "90": "90", "120": "90"}  # newer GPUs get what the driver makes of the PTX for 90
 # By file. In the product it is shared memory that decides how many blocks fit.
-REGISTERS = {"if_scan": 64, "spike_bits": 48, "product_if": 168, "window_product": 168, "batch_norm": 64, "digits": 64}
+REGISTERS = {
+    "if_scan": 64,
+    "spike_bits": 48,
+    "product_if": 168,
+    "window_product": 168,
+    "batch_norm": 64,
+    "digits": 64,
+    "plain": 64,
+}
 # That share a multiprocessor.
-WARPS = {"if_scan": 32, "spike_bits": 40, "product_if": 12, "window_product": 12, "batch_norm": 32, "digits": 32}
+WARPS = {
+    "if_scan": 32,
+    "spike_bits": 40,
+    "product_if": 12,
+    "window_product": 12,
+    "batch_norm": 32,
+    "digits": 32,
+    "plain": 32,
+}
 REGISTER_FILE = 64 * 1024
 
 KERNELS = [path for path in kernel_sources() if "__global__" in path.read_text()]

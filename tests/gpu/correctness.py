@@ -1,4 +1,5 @@
-"""Cases in which the ops on a device must give the reference's bits. All numbers are dyadic: no sum rounds."""
+"""Cases in which the ops on a device must give the reference's bits. All numbers are dyadic: no sum rounds; but for
+float32 weights of no grid, which must give those of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -237,7 +238,27 @@ def precisions(_: bool) -> Iterator[Case]:
         yield Case(f"precision {precision}", lambda d, p=precision: run(d, p))
 
 
+def any_weights(small: bool) -> Iterator[Case]:
+    """Of layers that read spikes, at "highest": linear, by tiles and plain, wide and few samples."""
+
+    def run(device: torch.device, T: int, timing: str) -> None:
+        g = torch.Generator().manual_seed(T)
+        for B, K, N in [(3, 40, 24), (40, 700, 72), (5, 300, 10)]:
+            x, weight = random_train(g, T, B, K), torch.randn(N, K, generator=g)
+            want = F.linear_if(x, weight, return_v=True, timing=timing)
+            same(F.linear_if(x.to(device), weight.to(device), return_v=True, timing=timing), want)
+        for C, N, groups in [(16, 32, 1), (32, 32, 2), (12, 12, 12)]:
+            x, weight = random_train(g, T, 2, C, 6, 5), torch.randn(N, C // groups, 3, 3, generator=g)
+            window = {"padding": 1, "groups": groups, "return_v": True, "timing": timing}
+            same(F.conv2d_if(x.to(device), weight.to(device), **window), F.conv2d_if(x, weight, **window))
+
+    for T, timing in (
+        [(8, "step")] if small else [(4, "step"), (8, "step"), (21, "step"), (8, "window"), (255, "window")]
+    ):
+        yield Case(f"weights of no grid T={T} {timing}", lambda d, T=T, timing=timing: run(d, T, timing))
+
+
 def cases(small: bool = False) -> list[Case]:
     """All of them; ``small`` ones for tools that slow a kernel down a hundredfold."""
-    kinds = (planes, scans, linears, convolutions, batch_norms, gradients, precisions)
+    kinds = (planes, scans, linears, convolutions, batch_norms, gradients, precisions, any_weights)
     return [case for kind in kinds for case in kind(small)]

@@ -62,11 +62,6 @@ __device__ __forceinline__ E over_block(E mine, const Join& join) {
   return all;
 }
 
-__device__ __forceinline__ int to_fixed(float x) {
-  const uint32_t sign = __float_as_uint(x) & ~kMagnitude;
-  return __float2int_rz(rounded_add(x, __uint_as_float(__float_as_uint(kNearlyHalf) | sign)));
-}
-
 // Digit d of four words: their bytes d.
 __device__ __forceinline__ void transpose(const uint32_t (&w)[4], uint32_t (&digits)[kMostDigits]) {
   const uint32_t even[2] = {__byte_perm(w[0], w[1], 0x5140), __byte_perm(w[2], w[3], 0x5140)};

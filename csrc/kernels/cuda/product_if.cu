@@ -171,25 +171,23 @@ int launch_for(const Layer& layer, cudaStream_t stream) {
 }  // namespace
 
 bool can_run(const Layer& layer, Operand operand) {
-  const bool bytes = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
-  if (layer.counted()) return bytes && prefers_window_product(layer, operand);
-  return bytes && can_multiply(layer, operand, operand == Operand::kInt8 ? 1 << 17 : 1 << 24);
+  return can_multiply(layer, operand) && (fits_tiles(layer, operand) || is_plain(layer, operand));
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {
-  const Geometry& geometry = layer.geometry;
-  // A tile has at least thirty-two outputs: narrow groups leave it empty.
-  if (geometry.groups > 1 && geometry.group_outputs() < 16) return false;
+  if (operand == Operand::kFloat32) return true;  // no other way has the CPU's bits
+  if (!fills_tiles(layer)) return false;
   // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
   // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
-  const bool compute_bound = !layer.counted() && layer.neuron.T * geometry.rows() > 256;
-  return !(operand == Operand::kFloat32High && compute_bound && geometry.inputs() > 768);
+  const bool compute_bound = !layer.counted() && layer.neuron.T * layer.geometry.rows() > 256;
+  return !(operand == Operand::kFloat32High && compute_bound && layer.geometry.inputs() > 768);
 }
 
 int run(const Layer& layer, Operand operand, void* stream) {
   if (layer.neuron.neurons == 0) return cudaSuccess;
   if (!can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
   if (layer.counted()) return run_window(layer, operand, stream);
+  if (is_plain(layer, operand)) return run_plain(layer, stream);
   const auto on = static_cast<cudaStream_t>(stream);
   switch (operand) {
     case Operand::kFloat16:

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "product_fill.cuh"
+#include "window_ends.cuh"
 
 namespace tandem::cuda {
 
@@ -80,7 +81,7 @@ inline bool is_prepared(const Layer& layer, Operand operand) {
 }
 
 // Are there numbers and blocks enough, and do the weights of an output lie in the order of a stage?
-inline bool can_multiply(const Layer& layer, Operand operand, int64_t deepest) {
+inline bool can_multiply(const Layer& layer, Operand operand) {
   const Geometry& geometry = layer.geometry;
   const bool rows = operand == Operand::kFloat32 || layer.weights.channels_last || geometry.taps() == 1 ||
                     geometry.group_channels() == 1;
@@ -91,7 +92,29 @@ inline bool can_multiply(const Layer& layer, Operand operand, int64_t deepest) {
                       geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
                       geometry.out_height() * geometry.out_width() <= kInt;
   const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
-  return rows && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < deepest;
+  return rows && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < 1 << 24;
 }
+
+// Can tiles hold it? The mask takes eight outputs of a group at a time, and no sum of bytes may exceed int32.
+inline bool fits_tiles(const Layer& layer, Operand operand) {
+  const bool mask = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
+  const bool bytes = operand == Operand::kInt8 || (operand == Operand::kFloat32 && layer.counted());
+  const int64_t most = int64_t{1} << 31;
+  return mask && (!bytes || layer.geometry.inputs() < most / 128 / (layer.counted() ? 255 : 128));
+}
+
+// Or would most of a tile, which has thirty-two outputs or more, be empty?
+inline bool fills_tiles(const Layer& layer) {
+  return layer.geometry.groups == 1 || layer.geometry.group_outputs() >= 16;
+}
+
+// Whatever tiles are not for, float32 weights alone.
+inline bool is_plain(const Layer& layer, Operand operand) {
+  return operand == Operand::kFloat32 && !(fits_tiles(layer, operand) && fills_tiles(layer));
+}
+
+int run_plain(const Layer& layer, void* stream);
+int run_plain(const Layer& layer, const Write& end, void* stream);
+int run_plain(const Layer& layer, const Fire& end, void* stream);
 
 }  // namespace tandem::cuda

@@ -1,7 +1,7 @@
 // u = W c, the product of a window's counts: a layer's currents summed over its steps, multiplied once. The operand of
 // a step is eight more pixels here. It is written, or neurons with window timing integrate it where it is.
-#include "neurons.cuh"
 #include "product_launch.cuh"
+#include "window_ends.cuh"
 
 namespace tandem::cuda {
 
@@ -11,54 +11,9 @@ namespace {
 template <class Operands>
 using CountShape = Shape<Counted<Operands>, 4, 1, 2, 2>;
 
-// The products of neighbouring outputs for a pixel, as far as there are such: n is the first one's number.
-template <int kVec>
-struct Products {
-  Vec<float, kVec> u;
-  int live;  // outputs; none where there is no such pixel
-  uint32_t channel;
-  int64_t n;
-};
-
-struct Write {
-  float* u;
-  bool whole;
-
-  template <int kVec>
-  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
-    if (whole && products.live > 0) return store(u + products.n, products.u);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      if (j < products.live) u[products.n + j] = products.u.at[j];
-    }
-  }
-};
-
-struct Fire {
-  Neuron<float> a;
-  bool whole;
-
-  template <int kVec>
-  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
-    uint32_t gates = 0;
-    if (products.live > 0) {
-      Neurons<kVec> neurons;
-      neurons.whole = whole;
-      neurons.live = products.live;
-      neurons.channel = products.channel;
-      neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
-      gates = neurons.fire_window(a, products.n, products.u);
-    }
-    if (a.mask == nullptr) return;
-    const uint8_t byte = join_gates<kVec>(gates, 4);  // the next outputs are four lanes further on
-    if (threadIdx.x / 4 % (8 / kVec) == 0 && products.live > 0) a.mask[products.n >> 3] = byte;
-  }
-};
-
-template <class S, class Finish>
+template <class S, class End>
 __global__ void __launch_bounds__(S::kThreads, 3)
-    window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Finish finish,
-                          int64_t channels) {
+    window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ End end, int64_t channels) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
   using Totals = Vec<typename S::Sum, S::kVec>;
@@ -74,7 +29,7 @@ __global__ void __launch_bounds__(S::kThreads, 3)
   Sums<S> sums = {};
   multiply<S>(g, 0, 1, 0, memory, at, sums);
   __syncthreads();
-  static_assert(S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps % S::kThreads == 0, "whole warps finish");
+  static_assert(S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps % S::kThreads == 0, "whole warps end");
   add_up<S>(memory, at, sums, [&](int i, const Totals& total) {
     const int lane = i % 32;
     const int t = i / 32 % S::kSteps;
@@ -96,41 +51,42 @@ __global__ void __launch_bounds__(S::kThreads, 3)
         products.u.at[j] = rounded_mul(static_cast<float>(256 * above + total.at[j]), unit);
       }
     }
-    finish(products);
+    end(products);
   });
 }
 
-template <class Operands, class Finish>
-int launch(const Layer& layer, Finish finish, void* stream) {
+template <class Operands, class End>
+int launch(const Layer& layer, End end, void* stream) {
   using S = CountShape<Operands>;
   constexpr int kSharedBytes = S::kSharedBytes + S::kHigherBytes;
-  const cudaError_t status = cudaFuncSetAttribute(&window_product_kernel<S, Finish>,
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  const cudaError_t status =
+      cudaFuncSetAttribute(&window_product_kernel<S, End>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (status != cudaSuccess) return cudaGetLastError();
-  finish.whole = finish.whole && layer.geometry.group_outputs() % 4 == 0;
-  window_product_kernel<S, Finish>
+  end.whole = end.whole && layer.geometry.group_outputs() % 4 == 0;
+  window_product_kernel<S, End>
       <<<grid_of<S>(layer.geometry), S::kThreads, kSharedBytes, static_cast<cudaStream_t>(stream)>>>(
-          geometry_for<S>(layer), finish, layer.geometry.outputs);
+          geometry_for<S>(layer), end, layer.geometry.outputs);
   return cudaGetLastError();
 }
 
-template <class Finish>
-int launch_for(const Layer& layer, Operand operand, const Finish& finish, void* stream) {
+template <class End>
+int launch_for(const Layer& layer, Operand operand, const End& end, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
-  if (!prefers_window_product(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
+  if (!layer.counted() || !can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
+  if (is_plain(layer, operand)) return run_plain(layer, end, stream);
   switch (operand) {
     case Operand::kFloat16:
-      return launch<Float16Weights>(layer, finish, stream);
+      return launch<Float16Weights>(layer, end, stream);
     case Operand::kBFloat16:
-      return launch<BFloat16Weights>(layer, finish, stream);
+      return launch<BFloat16Weights>(layer, end, stream);
     case Operand::kFloat32:
-      return launch<DigitWeights>(layer, finish, stream);
+      return launch<DigitWeights>(layer, end, stream);
     case Operand::kFloat32High:
-      return launch<Float32Weights<2>>(layer, finish, stream);
+      return launch<Float32Weights<2>>(layer, end, stream);
     case Operand::kFloat32Medium:
-      return launch<Float32Weights<1>>(layer, finish, stream);
+      return launch<Float32Weights<1>>(layer, end, stream);
     case Operand::kInt8:
-      return launch<Int8Weights>(layer, finish, stream);
+      return launch<Int8Weights>(layer, end, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -138,10 +94,7 @@ int launch_for(const Layer& layer, Operand operand, const Finish& finish, void* 
 }  // namespace
 
 bool prefers_window_product(const Layer& layer, Operand operand) {
-  if (layer.geometry.groups > 1 && layer.geometry.group_outputs() < 16) return false;  // most of a tile would be empty
-  constexpr int64_t kExact = (int64_t{1} << 31) / (128 * 255);                         // summands of an int32
-  const bool exact = operand == Operand::kInt8 || operand == Operand::kFloat32;
-  return layer.counted() && can_multiply(layer, operand, exact ? kExact : 1 << 24);
+  return layer.counted() && can_run(layer, operand) && prefers_run(layer, operand);
 }
 
 int window_product(const Layer& layer, Operand operand, float* u, void* stream) {
@@ -149,7 +102,7 @@ int window_product(const Layer& layer, Operand operand, float* u, void* stream) 
 }
 
 int run_window(const Layer& layer, Operand operand, void* stream) {
-  return launch_for(layer, operand, Fire{layer.neuron, fit_four(layer.neuron)}, stream);
+  return launch_for(layer, operand, Fire{layer.neuron, fit_four(layer.neuron), 4}, stream);
 }
 
 }  // namespace tandem::cuda

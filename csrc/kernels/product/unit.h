@@ -20,6 +20,10 @@ TANDEM_HOST_DEVICE float power_of_two(int n) {
 // integers stay what they are whatever their size.
 constexpr float kNearlyHalf = 0.49999997f;
 
+TANDEM_HOST_DEVICE int32_t to_fixed(float x) {
+  return static_cast<int32_t>(rounded_add(x, x < 0 ? -kNearlyHalf : kNearlyHalf));
+}
+
 // Of a float: infinity and NaN are above all others, and magnitudes are in the order of their bits.
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 

@@ -141,15 +141,14 @@ def show_comparison(result: Comparison) -> None:
 
 def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
     """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
-    if metric == "accuracy":
-        difference = "" if ann is None else points(snn, ann, samples)
-        return "test accuracy", f"{100 * snn:.2f} %", "" if ann is None else f"{100 * ann:.2f} %", difference
-    return (
-        f"test {metric}",
-        f"{snn:.5f}",
-        "" if ann is None else f"{ann:.5f}",
-        "" if ann is None else f"{snn / ann:.3f}",
-    )
+    accuracy, label = metric == "accuracy", f"test {metric}"
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.2f} %" if accuracy else f"{value:.5f}"
+
+    if ann is None:
+        return label, shown(snn), "", ""
+    return label, shown(snn), shown(ann), points(snn, ann, samples) if accuracy else f"{snn / ann:.3f}"
 
 
 def show_recipes() -> None:

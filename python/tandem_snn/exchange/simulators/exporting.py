@@ -25,13 +25,12 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
     Args:
         x: a batch of what the network takes, for the shapes.
-        write: the module that is a neuron of ours (factor 1 and offset 0), and the current that it wants at each step
-            besides. Raises ValueError for what it cannot be.
-        windows: the module that puts neurons into windows, and that which delays values, for networks with timing
-            "window"; None: the simulator has no such.
+        write: the other simulator's module for a neuron of ours (factor 1 and offset 0), and a further current that it
+            needs at each step. Raises ValueError if the neuron is not supported.
+        windows: modules for timing "window", see spikingjelly_windows.py; None: not supported.
 
     Raises:
-        CannotLower: a layer that has no counterpart; the message names it.
+        CannotLower: a layer is not supported; the message names it.
     """
     network = listing_of(net, x, readout=False)
     if network.waits and windows is None:
@@ -46,7 +45,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
         return graph.call_module(name, (value,))
 
     def late(stage: Stage, name: str) -> fx.Node:
-        """The value, when the others come that the stage reads."""
+        """The value, delayed to the time of the stage's other inputs."""
         after = stage.depth - made[name]
         return (
             values[name]
@@ -87,8 +86,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
 
 def _add_as_they_are(stages: list[Stage]) -> None:
-    """Puts what a shortcut is worth into weights: into its own, or, where spikes are worth one number, that number is
-    the unit of potential. What is left are spikes that are worth something else in each channel.
+    """Removes the scale of shortcuts: it goes into the shortcut's weights or, if it is one number for all channels, it
+    becomes the unit of the potential. Shortcuts of spikes with another worth in each channel keep their scale.
     """
     named = {stage.name: stage.layer for stage in stages}
     for stage in stages:
@@ -118,13 +117,13 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
     if isinstance(v_init, Tensor) and (v_init.dim() == 0 or bool((v_init == v_init.flatten()[0]).all())):
         v_init = v_init.flatten()[0].item()
     try:
-        return write(Neuron.of(stage.layer, v_init))
+        return write(Neuron(stage.layer.threshold, stage.layer.leak, v_init))
     except ValueError as error:
         raise CannotLower(stage.name, str(error)) from error
 
 
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
-    """torch's layer with the currents of one step: gains and batch norm in its weights, bias/T as its bias."""
+    """torch's layer for the currents of one step: gains and batch norm are in its weights, its bias is bias/T."""
     layer = stage.layer
     weight = layer.real_weight().detach().float() * layer.gain
     if layer.scale is not None:

@@ -1,4 +1,4 @@
-"""What a neuron of another simulator is in ours, and what ours is there."""
+"""Neurons of other simulators in our terms, and ours in theirs."""
 
 from __future__ import annotations
 
@@ -34,17 +34,12 @@ class Neuron:
             for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
         )
 
-    @classmethod
-    def of(cls, layer: Any, v_init: float | Tensor) -> Neuron:
-        """The neurons of a layer of ours."""
-        return cls(layer.threshold, layer.leak, v_init)
-
     def settings(self) -> dict[str, Any]:
-        """Those of a layer of ours, whose currents come as they are."""
+        """The settings of a layer of ours, for currents in the unit of the potential."""
         return {"threshold": self.threshold, "leak": self.leak, "v_init": self.v_init}
 
     def in_unit(self) -> Neuron:
-        """The same neuron with its potential in units of ``factor``, so that currents come as they are.
+        """The same neuron with its potential in units of ``factor``, so that currents need no factor.
 
         >>> Neuron(threshold=1.0, leak=0.5, factor=0.5, offset=0.25).in_unit()
         Neuron(threshold=2.0, leak=0.5, v_init=0.0, factor=1.0, offset=0.5)
@@ -55,8 +50,8 @@ class Neuron:
     def leaks_its_reset(self) -> Neuron:
         """This neuron in our terms, if its own step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
 
-        There the next leak takes a part of the reset too, so only λϑ are subtracted in effect. With a = (1 − λ)ϑ and
-        u = v − a, that is our neuron of threshold λϑ, which gets (λ − 1)a more at each step and starts at
+        The next leak reduces the reset too, so that in effect only λϑ are subtracted. With a = (1 − λ)ϑ and u = v − a,
+        this is our neuron with threshold λϑ, a further current (λ − 1)a at each step, and the initial potential
         λ(v_init − a).
 
         >>> Neuron(threshold=1.0, leak=0.5).leaks_its_reset()

@@ -1,4 +1,4 @@
-"""SpikingJelly: its layers and neurons as ours, and ours as its."""
+"""Networks from and to SpikingJelly."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct") -> fx.Gra
 
     ``net`` consists of torch's or SpikingJelly's Linear, Conv1d, Conv2d, BatchNorm, MaxPool2d, AvgPool2d, Flatten and
     Dropout, of additions of currents, and of neurons that reset by subtraction (``v_reset=None``): IFNode, LIFNode and
-    ParametricLIFNode. It is left as it is; the new network has copies of its numbers. Biases and batch norms, which act
-    at every step there, count for the whole window here, so they are T times as large.
+    ParametricLIFNode. It is not changed; the new network has copies of its parameters. Biases and batch norms act at
+    every step there and once per window here, so they are multiplied by T.
 
-    SpikingJelly's LIF neurons leak what a reset subtracted, ours do not: theirs is ours with another threshold, a
-    constant current and an initial potential. Spikes are those of its evaluation mode, apart from what rounding does.
+    In SpikingJelly's LIF neurons the leak also acts on the reset. Such a neuron is one of ours with another threshold,
+    a constant current and an initial potential. The spikes equal those in evaluation mode, except for rounding.
 
     Args:
         net: in step mode "s" or "m", with one input.
         T: the number of time steps.
-        mode: what it is given at each step: "direct", the same input; "zero_expand", an input and then zeros; "events",
-            the steps of a SpikeTrain.
+        mode: the input at each step: "direct", the same; "zero_expand", the input and then zeros; "events", the steps
+            of a SpikeTrain.
 
     Returns:
-        A network that gives the SpikeTrain of the last neurons or, where ``net`` ends in a Linear layer, the sum of its
+        A network that returns the SpikeTrain of the last neurons or, if ``net`` ends in a Linear layer, the sum of its
         outputs over the T steps.
 
     Raises:
-        CannotConvert: a module or an operation that has no counterpart, such as a hard reset; the message names it. It
-            is a ValueError.
+        CannotConvert: a module or an operation is not supported, such as a hard reset; the message names it. It is a
+            ValueError.
         UserError: SpikingJelly is not installed.
 
     >>> from spikingjelly.activation_based import neuron
@@ -74,19 +74,19 @@ def _read(module: Any, base: Any, nodes: Any) -> Neuron | None:
 def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
     """The network's evaluation as a SpikingJelly network of one time step, with the same spikes.
 
-    It consists of torch's layers and of ``IFNode(v_reset=None)``, or ``LIFNode`` where there is a leak. Batch norm and
-    gains are in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros,
-    or the steps' spikes; the sum of what it returns is the network's answer. ``functional.reset_net`` begins anew.
+    It consists of torch's layers and of ``IFNode(v_reset=None)``, or ``LIFNode`` with a leak. Batch norm and gains are
+    in the weights. Its input at each of the T steps is the image (direct encoding), the image and then zeros, or the
+    step's spikes; the sum of its outputs is the network's answer. ``functional.reset_net`` resets it.
 
-    Layers with timing "window" make a pipeline of it: the neurons add up the currents of T steps, and fire in the next
-    T. Its answer is the sum over the last T of the first :attr:`FrozenNetwork.latency` steps.
+    With timing "window" the network is a pipeline: neurons sum the currents of T steps and fire in the next T. The
+    answer is the sum over the last T of the first :attr:`FrozenNetwork.latency` steps.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
-        x: a batch of what it takes, for the shapes.
+        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
+        x: a batch of inputs, for the shapes.
 
     Raises:
-        CannotLower: a layer that has no counterpart; the message names it. It is a ValueError.
+        CannotLower: a layer is not supported; the message names it. It is a ValueError.
         UserError: SpikingJelly is not installed.
 
     >>> from tandem_snn import nn as tnn

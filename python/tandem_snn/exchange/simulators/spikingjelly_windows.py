@@ -1,4 +1,4 @@
-"""Layers of SpikingJelly in a pipeline: a step of it is a step of every layer, each in a window of its own."""
+"""SpikingJelly modules for timing "window": in a pipeline, every layer works on its own window in each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Clocked(base.MemoryModule):  # type: ignore[misc]
-    """A module that knows the number of the step; ``functional.reset_net`` begins anew."""
+    """A module that counts steps; ``functional.reset_net`` resets it."""
 
     t: int
     kept: list[Tensor]  # of earlier steps
@@ -30,7 +30,7 @@ class _Clocked(base.MemoryModule):  # type: ignore[misc]
 
 
 class AtOnce(_Clocked):
-    """Neurons that begin a window with their initial potential."""
+    """Neurons that start each window at their initial potential."""
 
     def __init__(self, neuron: Any, T: int) -> None:
         super().__init__(T)
@@ -43,7 +43,7 @@ class AtOnce(_Clocked):
 
 
 class Waiting(AtOnce):
-    """Neurons that add up the currents of a window, and fire in the next one."""
+    """Neurons that sum the currents of a window and fire in the next."""
 
     def step(self, x: Tensor, first: bool) -> Tensor:
         charge = x * 0
@@ -55,7 +55,7 @@ class Waiting(AtOnce):
 
 
 class Late(_Clocked):
-    """Values of some windows ago: those of a shortcut, where layers beside it take their time."""
+    """Delays values by some windows: for a shortcut beside layers with timing "window"."""
 
     def __init__(self, T: int, windows: int) -> None:
         super().__init__(T)

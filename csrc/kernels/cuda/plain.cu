@@ -1,0 +1,156 @@
+// Layers of float32 weights that leave tiles almost empty, as depthwise convolutions do, or that these cannot hold: a
+// thread has one neuron and adds up what it receives, input by input, in the integers that digits.cu has found. Weights
+// are read as they are; of what was prepared the units alone.
+#include "../product/unit.h"
+#include "product_launch.cuh"
+
+namespace tandem::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Synapses {
+  DeviceGeometry g;
+  int tap_step, channel_step;  // from one to the next in the weights
+};
+
+// A neuron's place: its output, and the corner of its window in a plane.
+struct Place {
+  int64_t pixel;
+  uint32_t channel;
+  Window window;
+  const float* weight;
+  float per_unit;  // integers in a weight of 1
+
+  __device__ __forceinline__ Place(const DeviceGeometry& g, int64_t channels, int64_t n)
+      : pixel(quotient(n, channels)), channel(static_cast<uint32_t>(n - pixel * channels)) {
+    const int64_t b = quotient(pixel, g.out_size);
+    const int in_image = static_cast<int>(pixel - b * g.out_size);
+    const int y = in_image / g.out_width;
+    const int x = in_image - y * g.out_width;
+    const int64_t group = channel / static_cast<uint32_t>(g.group_outputs);
+    window = {g.planes + b * g.height * g.width * g.channels + group * g.group_channels, y * g.stride[0] - g.padding[0],
+              x * g.stride[1] - g.padding[1]};
+    weight = static_cast<const float*>(g.weight) + channel * static_cast<int64_t>(g.depth);
+    per_unit = 1 / g.units[channel];
+  }
+
+  // Calls add(byte, integer) for each input in a plane, and its weight.
+  template <class Add>
+  __device__ __forceinline__ void each_input(const Synapses& of, int plane, const Add& add) const {
+    const DeviceGeometry& g = of.g;
+    const float* weights = weight;
+    for (int r = 0; r < g.kernel_height; ++r) {
+      const int y = window.y + r * g.dilation[0];
+      const uint8_t* row = window.image + plane * g.plane + static_cast<int64_t>(y) * g.width * g.channels;
+      for (int s = 0; s < g.kernel_width; ++s, weights += of.tap_step) {
+        const int x = window.x + s * g.dilation[1];
+        if (static_cast<unsigned>(y) >= static_cast<unsigned>(g.height) ||
+            static_cast<unsigned>(x) >= static_cast<unsigned>(g.width)) {
+          continue;
+        }
+        const uint8_t* bytes = row + static_cast<int64_t>(x) * g.channels;
+        for (int c = 0; c < g.group_channels; ++c) {
+          add(bytes[c], to_fixed(rounded_mul(weights[c * of.channel_step], per_unit)));
+        }
+      }
+    }
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    plain_if_kernel(const __grid_constant__ Synapses of, const __grid_constant__ Neuron<float> a) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  uint32_t gates = 0;
+  if (n < a.neurons) {
+    const Place at(of.g, a.channels, n);
+    Neurons<1> neurons;
+    neurons.channel = at.channel;
+    neurons.load_parameters(a);
+    neurons.begin(a, remainder(n, a.v_init_size));
+    for (int plane = 0; plane < of.g.P; ++plane) {
+      int sums[kPlaneSteps] = {};
+      at.each_input(of, plane, [&](uint32_t spikes, int weight) {
+#pragma unroll
+        for (int t = 0; t < kPlaneSteps; ++t)
+          if ((spikes & 1u << t) != 0) sums[t] += weight;
+      });
+      Vec<float, 1> current[kPlaneSteps];
+#pragma unroll
+      for (int t = 0; t < kPlaneSteps; ++t) {
+        current[t].at[0] = rounded_mul(static_cast<float>(sums[t]), of.g.units[at.channel]);
+      }
+      const int first = plane * kPlaneSteps;
+      const int steps = min(a.T - first, kPlaneSteps);
+      neurons.begin_plane(a, n, plane);
+      neurons.scale_products(current);
+      neurons.add_residual(a, n, first, 0, steps, current);
+      neurons.advance(a, 0, steps, current);
+      if (plane + 1 < of.g.P) {
+        neurons.end_plane(a, n, plane);
+      } else {
+        gates = neurons.end(a, n, plane);
+      }
+    }
+  }
+  if (a.mask == nullptr) return;
+  const uint8_t byte = join_gates<1>(gates, 1);
+  if (threadIdx.x % 8 == 0 && n < a.neurons) a.mask[n >> 3] = byte;
+}
+
+template <class End>
+__global__ void __launch_bounds__(kThreads)
+    plain_window_kernel(const __grid_constant__ Synapses of, const __grid_constant__ End end, int64_t neurons,
+                        int64_t channels) {
+  Products<1> products;
+  products.n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  products.live = products.n < neurons ? 1 : 0;
+  if (products.live > 0) {
+    const Place at(of.g, channels, products.n);
+    int64_t sum = 0;
+    at.each_input(of, 0, [&](uint32_t count, int weight) { sum += static_cast<int64_t>(weight) * count; });
+    products.channel = at.channel;
+    products.u.at[0] = rounded_mul(static_cast<float>(sum), of.g.units[at.channel]);
+  }
+  end(products);
+}
+
+Synapses synapses_of(const Layer& layer) {
+  Synapses of{geometry_of(layer), 1, 1};
+  if (layer.weights.channels_last) {
+    of.tap_step = of.g.group_channels;
+  } else {
+    of.channel_step = of.g.taps;
+  }
+  of.g.units = DigitMemory(layer.geometry).units(layer.prepared);
+  return of;
+}
+
+unsigned blocks_of(const Layer& layer) {
+  return static_cast<unsigned>((layer.geometry.neurons() + kThreads - 1) / kThreads);
+}
+
+template <class End>
+int launch_window(const Layer& layer, End end, void* stream) {
+  end.whole = true;
+  plain_window_kernel<<<blocks_of(layer), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      synapses_of(layer), end, layer.geometry.neurons(), layer.geometry.outputs);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int run_plain(const Layer& layer, void* stream) {
+  plain_if_kernel<<<blocks_of(layer), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(synapses_of(layer),
+                                                                                        layer.neuron);
+  return cudaGetLastError();
+}
+
+int run_plain(const Layer& layer, const Write& end, void* stream) { return launch_window(layer, end, stream); }
+
+int run_plain(const Layer& layer, const Fire& end, void* stream) {
+  return launch_window(layer, Fire{end.a, true, 1}, stream);
+}
+
+}  // namespace tandem::cuda

@@ -1,0 +1,55 @@
+// What becomes of the product of a window's counts.
+#pragma once
+
+#include "neurons.cuh"
+
+namespace tandem::cuda {
+
+// The products of neighbouring outputs for a pixel, as far as there are such: n is the first one's number.
+template <int kVec>
+struct Products {
+  Vec<float, kVec> u;
+  int live;  // outputs; none where there is no such pixel
+  uint32_t channel;
+  int64_t n;
+};
+
+// They are written,
+struct Write {
+  float* u;
+  bool whole;
+
+  template <int kVec>
+  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+    if (whole && products.live > 0) return store(u + products.n, products.u);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      if (j < products.live) u[products.n + j] = products.u.at[j];
+    }
+  }
+};
+
+// or integrated by neurons with window timing, which fire.
+struct Fire {
+  Neuron<float> a;
+  bool whole;
+  unsigned lanes;  // from a thread to that of the next outputs
+
+  template <int kVec>
+  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+    uint32_t gates = 0;
+    if (products.live > 0) {
+      Neurons<kVec> neurons;
+      neurons.whole = whole;
+      neurons.live = products.live;
+      neurons.channel = products.channel;
+      neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
+      gates = neurons.fire_window(a, products.n, products.u);
+    }
+    if (a.mask == nullptr) return;
+    const uint8_t byte = join_gates<kVec>(gates, lanes);
+    if (threadIdx.x / lanes % (8 / kVec) == 0 && products.live > 0) a.mask[products.n >> 3] = byte;
+  }
+};
+
+}  // namespace tandem::cuda
