@@ -381,6 +381,21 @@ def test_a_flattened_image_streams(flatten: nn.Module) -> None:
     assert torch.equal([frozen.step(x) for _ in range(4)][-1], frozen(x))
 
 
+def test_rows_as_samples_are_no_flattened_image() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x.view(-1, 4))))
+
+    net, x = Rows(), torch.rand(5, 3, 4)
+    snn = convert(net, T=4, example=x)
+    assert snn(x).shape == (15, 3)
+    assert torch.equal(to_ann(snn)(x), net(x))
+
+
 def test_where_no_size_is_given_none_is_taken_for_granted() -> None:
     """Windows that depend on it are those of each image: the general way; with an example they are a layer's."""
     layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
