@@ -12,7 +12,7 @@ help:
 	@echo "make test-clients  notebooks, other people's tools, long lists of models"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
-	@echo "make bench     time every op by itself"
+	@echo "make bench     time the cases of tandem-snn bench, and ops without products, by pytest-benchmark"
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
 	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"

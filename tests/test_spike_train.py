@@ -11,7 +11,6 @@ from cases import assert_same, dyadic, is_channels_last, seeds, spikes, train, t
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
 import tandem_ext as te
 
@@ -200,15 +199,6 @@ def test_flattening_makes_no_counts():
     x = train(8, 4, 5)
     pytree.tree_flatten(x)
     assert x._counts is None
-
-
-def test_data_loader():
-    x, image = train(8, 6, 5), te.ConstantInput(dyadic(6, 5), 8)
-    dataset = [(x[i], image[i], i) for i in range(6)]
-    batches = list(DataLoader(dataset, batch_size=4))
-    assert torch.equal(batches[0][0].planes, x.planes[:, :4])
-    assert torch.equal(batches[1][1].x, image.x[4:])
-    assert batches[1][2].tolist() == [4, 5]
 
 
 # --- trains of bursts, timing "window" --------------------------------------------------------------------------------

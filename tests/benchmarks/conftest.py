@@ -1,4 +1,4 @@
-"""Microbenchmarks of single ops: ``make bench``. For comparisons with limits see ``tandem-snn bench``.
+"""``make bench``: the cases of ``tandem-snn bench`` and ops without products, timed by pytest-benchmark.
 
 These files are not called test_*.py: speed is measured here and asserted nowhere.
 """

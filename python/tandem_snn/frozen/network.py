@@ -68,12 +68,12 @@ class _Program:
 
 
 class FrozenNetwork(nn.Module):
-    """What :func:`freeze` returns. Calling it takes what the network took and returns the network's readout.
+    """The result of :func:`freeze`. A call takes the network's input and returns its readout.
 
     Attributes:
-        net: the snapshot: the network in evaluation mode, with its own copy of every weight; of a loaded one, the list
-            of its layers, as the file has it.
-        weight_bits: bits per weight, or None for the weights as the network's evaluation has them.
+        net: the snapshot: the network in evaluation mode, with its own copy of every weight. If it was loaded from a
+            file: the list of its layers.
+        weight_bits: bits per weight, or None for the weights of the network's evaluation.
         T: the number of time steps; None until it is known (see :func:`freeze`).
         shape: [*features] of its input; None until it has run.
 
@@ -95,7 +95,7 @@ class FrozenNetwork(nn.Module):
             windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._programs: dict[float, _Program] = {}  # by what a spike of the input is worth
+        self._programs: dict[float, _Program] = {}  # by the worth of a spike of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # traced here, where no other thread serves the network
         self.reset()
@@ -164,7 +164,7 @@ class FrozenNetwork(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
 
     def _forget_weights(self) -> None:
-        """Programs have a copy of the weights, and graphs read them where they were."""
+        """Programs have copies of the weights, and graphs have their addresses."""
         self._programs.clear()
         self._graphs.clear()
         for stage in self.net.modules():
@@ -176,10 +176,10 @@ class FrozenNetwork(nn.Module):
         return self.__dict__ | {"_programs": {}, "_graphs": {}}
 
     def example(self) -> Any:
-        """A sample [1, *features] of zeros of what the network takes.
+        """A sample [1, *features] of zeros, as input of the network.
 
         Raises:
-            ValueError: the network has not run, and so does not know.
+            ValueError: the network has not run yet, so its input's shape is unknown.
         """
         if self.shape is not None and self._takes_images:
             return torch.zeros(1, *self.shape)
@@ -198,18 +198,18 @@ class FrozenNetwork(nn.Module):
     def step(self, x_t: Tensor) -> Tensor:
         """One time step: its spikes x_t [B, *features], 0 and 1, or the image of a direct encoder.
 
-        Layers with timing "window" make a pipeline of the network: windows go in one after the other, and the answer of
-        each comes out :attr:`latency` - T steps later. Of images these layers take the one of a window's first step.
+        With timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps after the
+        window's steps. If the input is images, only the image at the first step of each window is used.
 
         Returns:
-            The readout so far [B, outputs], in which the bias counts t/T: after T steps exactly that of the whole
-            window. NaN in the steps of a pipeline to whose end the first window has not come.
+            The readout so far [B, outputs], with t/T of the bias; after T steps it is exactly the readout of the whole
+            window. NaN until the first window has passed a pipeline.
 
         Raises:
             TypeError: x_t is not a tensor.
-            ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; a network that
-                has no program; x_t is not on the CPU; spikes other than 0 and 1; a batch or T that changed without
-                :meth:`reset`; an image that a later layer of a pipeline reads too.
+            ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; the network has
+                no program; x_t is not on the CPU; spikes other than 0 and 1; the batch or T changed without
+                :meth:`reset`; a later layer of a pipeline also reads the image.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -241,16 +241,16 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
-        """What :meth:`step` would return at each step, [T, B, outputs], in one call, at about the price of one.
+        """The results of :meth:`step` at all steps, [T, B, outputs], in one call, in about the time of a single call.
 
-        Of a pipeline these are the steps of the window in which the answer comes.
+        For a pipeline: at the steps of the window in which the answer comes.
 
         Args:
             x: a batch as for a call.
 
         Raises:
-            TypeError: x is no batch.
-            ValueError: a network that cannot stream (see :meth:`step`).
+            TypeError: x is not a batch.
+            ValueError: the network cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen, x = freeze(net), torch.rand(6, 3)
@@ -272,21 +272,21 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Answers each sample as it is as soon as it is sure of it.
+        """Early exit: the answer of each sample at the first step at which the network is confident.
 
-        A processor that takes one step after the other may stop there. This one computes all steps together, which
-        takes it less time than a few of them one by one. Steps of a pipeline are those of its last window.
+        Hardware that works step by step can stop there. On this processor all steps are computed together, which takes
+        less time than a few single steps. For a pipeline, steps are counted in its last window.
 
         Args:
             x: a batch as for a call.
-            confidence: in (0, 1]: a sample is done when the softmax of its readout so far reaches it, or at step T.
+            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches it, or at step T.
 
         Returns:
-            The readouts [B, outputs] at those steps, and the numbers of steps [B] (int64) they took.
+            The readouts [B, outputs] at these steps, and the numbers of steps [B] (int64).
 
         Raises:
-            TypeError: x is no batch, or confidence no number.
-            ValueError: confidence out of range, or a network that cannot stream (see :meth:`step`).
+            TypeError: x is not a batch, or confidence not a number.
+            ValueError: confidence is out of range, or the network cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> logits, steps = freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
@@ -370,18 +370,17 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
 
 def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
-    """A frozen network from the file that :meth:`FrozenNetwork.save` wrote: its answers are bit for bit the same.
+    """A frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
 
-    The file may come from anyone. It holds numbers, never code, and is read with its sizes checked before anything is
-    allocated, its checksum compared, and every setting of every layer checked. What a network then costs to run is what
-    its layers cost.
+    The file may be untrusted. It has numbers and no code. Sizes are checked before anything is allocated, the checksum
+    is verified, and every setting of every layer is checked. There is no limit on what its layers cost to run.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, written by another version of the format, or a network
-            that cannot be. It is a ValueError.
+        UserError: no such file, not a frozen network, damaged, another version of the format, or an impossible network.
+            It is a ValueError.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
     >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
@@ -396,7 +395,7 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
 
 
 def _streaming(program: _Program, device: torch.device) -> _Program:
-    """The program, if it is one that can stream."""
+    """Checks that the program can stream, and returns it."""
     if device.type != "cpu":
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
     if program.refusal is not None:

@@ -46,9 +46,9 @@ class Store:
         seconds, steps: write a checkpoint when this much time, or this many steps, have passed since the last.
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
-        train_on: continue a run of the same recipe, finished or not, with another number of epochs. The learning rate
-            of the next step is that of the new schedule at this step. Any other difference between the recipes is
-            refused. Paths, devices and workers are not part of a recipe.
+        train_on: continue a run of the same recipe, finished or not, with another number of epochs. The next step
+            has the learning rate of the new schedule. Any other difference between the recipes is refused. Paths,
+            devices and workers are not part of a recipe.
     """
 
     def __init__(
