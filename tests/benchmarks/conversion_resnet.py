@@ -1,12 +1,11 @@
 """What does a ResNet-18 lose as a spiking network, and what does one epoch of tandem learning give back?
 
     python tests/benchmarks/conversion_resnet.py --data-dir DIR [--width 16] [--epochs 5] [--images 50000] [--ann FILE]
-        [--timing window]
 
 trains torchvision's blocks, behind a first convolution for images of 32 × 32, on CIFAR-10 (JPEG); converts that at
 T = 4, 8, 16 in both timings, calibrates it on 1,000 training images, and trains it for one further epoch as a spiking
-network, beside the ANN itself. It writes docs/results/conversion_resnet.json, where one `--timing` leaves the other's
-results; `--table` writes the table in docs/convert.md from that.
+network, beside the ANN itself. It writes docs/results/conversion_resnet.json; `--table` writes the table in
+docs/convert.md from that.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ def resnet18(width: int) -> nn.Module:
 def table(result: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |", "| --- " * (1 + len(WINDOWS)) + "|"]
     for timing, (label, name) in itertools.product(TIMINGS, ROWS.items()):
-        runs = [result["T"].get(str(T), {}).get(timing) for T in WINDOWS]
-        cells = ["not measured" if run is None else f"{run[name]:.2f}" for run in runs]
+        cells = [f"{result['T'][str(T)][timing][name]:.2f}" for T in WINDOWS]
         lines.append(f"| timing {timing}: {label} | {' | '.join(cells)} |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
         lines.append(f"| {label} | {result[name]:.2f} " + "| " * (len(WINDOWS) - 1) + "|")
@@ -71,7 +69,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage, 64 in torchvision")
     parser.add_argument("--images", type=int, default=50_000, help="so many of the training images, evenly spaced")
     parser.add_argument("--ann", type=Path, default=None, help="where the trained ANN is kept, or was")
-    parser.add_argument("--timing", choices=TIMINGS, nargs="*", default=TIMINGS)
     parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
     arguments = parser.parse_args()
     if arguments.table:
@@ -94,12 +91,10 @@ def main() -> None:
             torch.save([ann.state_dict(), further.state_dict()], arguments.ann)
     settings = {"width": arguments.width, "epochs": arguments.epochs, "images": len(data.train), "batch": BATCH}
     result: dict[str, Any] = {**origin(__file__), "settings": {**settings, "lr": LR, "tandem_lr": TANDEM_LR}, "T": {}}
-    if set(arguments.timing) != set(TIMINGS) and results("conversion_resnet").exists():
-        result["T"] = read("conversion_resnet")["T"]
     result |= {"ann": accuracy(ann, data), "ann_further_epoch": accuracy(further, data)}
     print({name: value for name, value in result.items() if name.startswith("ann")}, flush=True)
     images, _ = next(data.train.batches(1000, seed=0))
-    for timing, T in itertools.product(arguments.timing, WINDOWS):
+    for timing, T in itertools.product(TIMINGS, WINDOWS):
         snn = calibrate(convert(copy.deepcopy(ann), T, example=images[:1], timing=timing), images.split(100))
         cells = {"converted": accuracy(snn, data)}
         train(snn, data, 100, 1, TANDEM_LR)
