@@ -355,6 +355,11 @@ def test_an_example_moves_no_statistics() -> None:
     torch.testing.assert_close(dict(net.state_dict()), dict(before), atol=0, rtol=0)
 
 
+class Viewed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 12)
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Conv1d(2, 3, 50), nn.Conv3d(2, 3, 5), nn.Conv2d(2, 3, 60)])
 def test_what_the_ann_takes_is_found(layer: nn.Module) -> None:
     """Kernels and a Linear behind them that the first guess does not fit."""
@@ -367,6 +372,28 @@ def test_what_the_ann_takes_is_found(layer: nn.Module) -> None:
     assert torch.equal(to_ann(snn)(x), net(x))
     wide = nn.Sequential(nn.Linear(9, 9), nn.Unflatten(1, (1, 3, 3)), nn.Conv2d(1, 2, 2), nn.ReLU()).double()
     assert convert(wide, T=4)(torch.rand(2, 9).double()).shape == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(), Viewed()])
+def test_a_flattened_image_streams(flatten: nn.Module) -> None:
+    layers = nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)
+    frozen, x = freeze(convert(nn.Sequential(flatten, *layers).eval(), T=4)), torch.rand(5, 1, 3, 4)
+    assert torch.equal([frozen.step(x) for _ in range(4)][-1], frozen(x))
+
+
+def test_rows_as_samples_are_no_flattened_image() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x.view(-1, 4))))
+
+    net, x = Rows(), torch.rand(5, 3, 4)
+    snn = convert(net, T=4, example=x)
+    assert snn(x).shape == (15, 3)
+    assert torch.equal(to_ann(snn)(x), net(x))
 
 
 def test_where_no_size_is_given_none_is_taken_for_granted() -> None:

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def origin(script: str) -> dict[str, Any]:
-    """How a result comes about, wherever the data lie."""
-    given = ["DIR" if before == "--data-dir" else one for before, one in zip(sys.argv, sys.argv[1:], strict=False)]
+    """How a result comes about, wherever files lie."""
+    paths = {"--data-dir": "DIR", "--ann": "FILE"}
+    given = [paths.get(before, one) for before, one in zip(sys.argv, sys.argv[1:], strict=False)]
     command = " ".join(["python", str(Path(script).resolve().relative_to(ROOT)), *given])
     return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
 

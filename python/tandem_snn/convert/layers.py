@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,8 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
         if op.args["start_dim"] == 0:
             raise refuse(op, "it flattens the batch dimension: start at dimension 1")
         return tnn.Flatten(op.args["start_dim"], op.args["end_dim"])
-    return tnn.Flatten() if op.kind in VIEWS and op.dims == 2 else None
+    flat = op.kind in VIEWS and op.features == (math.prod(op.x.features),)
+    return tnn.Flatten() if flat else None
 
 
 def max_pool_geometry(op: Op) -> list[Any]:

@@ -137,7 +137,8 @@ class Lowering(Builder):
         if not found:
             return Value("constant" if "constant" in given or not given else "size")
         if op in self.front or (found == {"image"} and not self._begins(op)):
-            return Value("image", self.copy(op))
+            flat = None if op in self.front else flatten_of(op)  # which frozen networks have
+            return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
         if self.fires(op) and op not in self.back:
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
