@@ -122,7 +122,7 @@ def compare(
     window: bool,
     train: bool,
     last: bool = True,
-) -> None:
+) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     weight = random_weight(g, N, *conv.kernel, C // conv.groups)
     spikes = torch.rand(T, B, *conv.size, C, generator=g) < 0.3
@@ -139,6 +139,7 @@ def compare(
     )
     for name, tensor in got.items():
         assert torch.equal(tensor, want[name]), f"{name}: {(tensor != want[name]).sum()} of {tensor.numel()} differ"
+    return want
 
 
 SHAPES = [(4, 1, 8, 1), (8, 9, 40, 130), (8, 33, 65, 400), (21, 9, 24, 700), (8, 3, 80, 3000)]
@@ -174,6 +175,13 @@ def test_plain(checked: Emulator, seed: int, last: bool, window: bool) -> None:
     T, B, N, C, conv = PLAIN[seed]
     compare(checked, T, B, N, C, conv, seed, window, True, last)
     assert checked.counted("plain")[0] > 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 9])
+def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
+    """More spikes than a byte counts."""
+    want = compare(plain, 300, 1, 12, 12, PLAIN[0][-1], seed, False, True)
+    assert want["counts"].max() > 255
 
 
 @pytest.mark.parametrize(("B", "N", "K"), [(2, 2, 65_800), (1, 1, 1), (70, 72, 288), (9, 45, 1715)])

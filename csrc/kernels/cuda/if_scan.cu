@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         for (int i = 0; i < kVec; ++i) u.at[i] = rounded_add(u.at[i], widen(y.at[i]));
       }
     }
-    Neurons<kVec, C> neurons;
+    Neurons<kVec, C, false> neurons;
     neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
     neurons.begin(a, remainder(n, a.v_init_size));
     gates = neurons.fire_window(a, n, u);

@@ -6,9 +6,8 @@
 
 namespace tandem::cuda {
 
-//
-// kLong: a window may have more than 255 steps.
-template <int kVec, class C = float, bool kLong = false>
+// kLong: a window may have more than 255 steps, as it may unless something rules it out.
+template <int kVec, class C = float, bool kLong = true>
 struct Neurons {
   using Args = Neuron<C>;
 

@@ -39,7 +39,7 @@ struct Fire {
   __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
     uint32_t gates = 0;
     if (products.live > 0) {
-      Neurons<kVec> neurons;
+      Neurons<kVec, float, false> neurons;
       neurons.whole = whole;
       neurons.live = products.live;
       neurons.channel = products.channel;
