@@ -162,23 +162,21 @@ void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFo
   }
 }
 
-}  // namespace
+// Is the layer run piece by piece, so many steps at a time? What is kept of every step then stays in the cache.
+bool has_pieces(const Layer& layer, int most) { return !layer.counted() && layer.neuron.T > most; }
 
-namespace {
-
-// The layer over all its steps or, where there are more than `most`, over so many at a time: what is kept of every step
-// then stays in the cache.
-std::vector<Layer> pieces_of(const Layer& layer, int most, const Carried<float>& carried) {
+// Calls use(layer) for each piece of the layer, or for the layer.
+template <class Use>
+void for_pieces(const Layer& layer, int most, const Carried<float>& carried, const Use& use) {
+  if (!has_pieces(layer, most)) return use(layer);
   const Geometry& in = layer.geometry;
   const int T = layer.neuron.T;
-  if (layer.counted() || T <= most) return {layer};
-  std::vector<Layer> pieces;
   for (int first = 0; first < T; first += most) {
-    pieces.push_back(layer);
-    pieces.back().planes += first / 8 * in.batch * in.height * in.width * in.channels;
-    pieces.back().neuron = piece(layer.neuron, first, std::min(most, T - first), carried);
+    Layer part = layer;
+    part.planes += first / 8 * in.batch * in.height * in.width * in.channels;
+    part.neuron = piece(layer.neuron, first, std::min(most, T - first), carried);
+    use(part);
   }
-  return pieces;
 }
 
 }  // namespace
@@ -187,16 +185,16 @@ void run_prepared(const Multiplier& m, ParallelFor parallel) {
   thread_local Scratch<float> state;
   thread_local Scratch<uint16_t> counts;
   uint8_t* open = reserve_open(m.layer);
-  const int64_t n = m.layer.neuron.T > kPieceSteps ? m.layer.neuron.neurons : 0;
+  const int64_t n = has_pieces(m.layer, kPieceSteps) ? m.layer.neuron.neurons : 0;
   float* v = state.reserve(2 * n);
-  for (const Layer& layer : pieces_of(m.layer, kPieceSteps, {v, v + n, counts.reserve(n)})) {
+  for_pieces(m.layer, kPieceSteps, {v, v + n, counts.reserve(n)}, [&](const Layer& layer) {
     const Multiplier piece(layer, m.prepared, m.way);
     for_blocks(piece.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
       for_tiles(piece, block, bytes_of(piece, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {
         piece.fire(group, i, block, inputs, open);
       });
     });
-  }
+  });
   write_mask(m.layer, open, parallel);
 }
 
@@ -252,12 +250,12 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
   const auto write = [&](int64_t group, int64_t i, const Block& block, const double* windows) {
     write_products(m.tile(group, i, block), windows, u, geometry.outputs);
   };
-  const std::vector<Layer> pieces = pieces_of(m.layer, takes_digits(m.way) ? kCountedSteps : kPieceSteps, {});
-  if (pieces.size() == 1) return multiply_steps(m, parallel, write);
+  const int most = takes_digits(m.way) ? kCountedSteps : kPieceSteps;
+  if (!has_pieces(m.layer, most)) return multiply_steps(m, parallel, write);
   thread_local Scratch<double> totals_memory;  // exact: they are rounded when they are whole
   double* totals = totals_memory.reserve(geometry.groups * tiling.tiles_per_group * geometry.rows() * tiling.width());
-  for (const Layer& layer : pieces) {
-    const bool first = &layer == &pieces.front(), last = &layer == &pieces.back();
+  for_pieces(m.layer, most, {}, [&](const Layer& layer) {
+    const bool first = layer.neuron.before == 0, last = layer.neuron.after == 0;
     multiply_steps({layer, m.prepared, m.way}, parallel,
                    [&](int64_t group, int64_t i, const Block& block, const double* windows) {
                      const int64_t tile = group * tiling.tiles_per_group + i, size = block.rows * tiling.width();
@@ -266,7 +264,7 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
                      add(windows, size, total);
                      if (last) write(group, i, block, total);
                    });
-  }
+  });
 }
 
 namespace {
