@@ -231,9 +231,9 @@ class Planner {
             keep(checked_product(features, slots, kMostWorkspace))};
   }
 
-  // Floats: the potentials of a layer that fires, then of a constant current itself and the input it is of; the counts that an
-  // answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a real-valued
-  // one, the counters of its residual, and what it has to fire.
+  // Floats: the potentials of a layer that fires, then of a constant current itself and the input it is of; the counts
+  // that an answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a
+  // real-valued one, the counters of its residual, and what it has to fire.
   int64_t state_of(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];
