@@ -128,7 +128,8 @@ def test_sub_steps_are_spaced_evenly():
     (torch.tensor([[-1]]), {}, "frames: expected counts"), (torch.tensor([[0.5]]), {}, "frames: expected counts"),
     (torch.tensor([1]), {}, "frames: expected at least two"), ([[1]], {}, "frames: expected a real tensor"),
     (torch.ones(2, 1), {"substeps": 0}, "substeps: expected a positive int, got 0"),
-    (torch.ones(32768, 1), {"substeps": 2}, "T from 1 to"), (torch.tensor([[torch.nan]]), {}, "frames: expected counts"),
+    (torch.ones(32768, 1), {"substeps": 2}, "T from 1 to"),
+    (torch.tensor([[torch.nan]]), {}, "frames: expected counts"),
 ])  # fmt: skip
 def test_frames_are_checked(frames, options, said):
     with pytest.raises((TypeError, ValueError), match=said):
