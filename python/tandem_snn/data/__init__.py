@@ -10,7 +10,6 @@ from .catalogue import EVENTS, NAMES, load
 from .dataset import TASKS, Dataset, as_dataset
 from .source import DatasetSplit, as_split
 from .split import Split
-from .stream import StreamSplit
 from .tensors import ImageSplit, TensorSplit
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "EventSplit",
     "ImageSplit",
     "Split",
-    "StreamSplit",
     "TensorSplit",
     "TrainDataset",
     "as_dataset",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError, extra
 from .files import IMAGES, cached, class_folders, damaged, missing
-from .stream import StreamSplit
+from .source import DatasetSplit, ImageFiles
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training imag
 _HOW = "lay the images out as DIR/imagenet/{train,val}/CLASS/NAME.JPEG (image-net.org, after registration)"
 
 
-def read_imagenet(root: Path, size: tuple[int, int], workers: int) -> tuple[StreamSplit, StreamSplit, tuple[str, ...]]:
+def read_imagenet(
+    root: Path, size: tuple[int, int], workers: int
+) -> tuple[DatasetSplit, DatasetSplit, tuple[str, ...]]:
     """Training images (random crops and flips; the centre in evaluation), validation images, and class names."""
     name = "imagenet"
     transforms = extra("torchvision.transforms", "the data set imagenet")
@@ -158,6 +160,9 @@ def read_imagenet(root: Path, size: tuple[int, int], workers: int) -> tuple[Stre
     if found[0][0] != found[1][0]:
         raise UserError(f"data set {name!r}: the classes in {root}/imagenet/train and {root}/imagenet/val differ")
     train, test = (
-        StreamSplit(name, tuple(files), tuple(targets), training, evaluation, workers) for _, files, targets in found
+        DatasetSplit(
+            ImageFiles(name, files, targets, training), ImageFiles(name, files, targets, evaluation), workers=workers
+        )
+        for _, files, targets in found
     )
     return train, test, found[0][0]

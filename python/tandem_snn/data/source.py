@@ -6,24 +6,27 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from tandem_ext import SpikeTrain
 
-from .split import Split
-from .stream import Draw, WorkerSplit
+from ..errors import UserError, extra
+from .files import damaged
+from .split import Chance, Order, Split
 from .tensors import TensorSplit
 
+Draw = tuple[int, int | None]  # a sample's index, and its seed where it is augmented
 _EXPECTED = "expected a data set with len() and samples (input, target), a DataLoader of one, or a pair of tensors"
 
 
 @dataclass(frozen=True, repr=False)
-class DatasetSplit(WorkerSplit):
+class DatasetSplit(Split):
     """The samples of any map-style data set of torch.
 
     Batches are chosen as in every split. In batches with a seed, the generators of torch, NumPy and Python are seeded
@@ -32,10 +35,15 @@ class DatasetSplit(WorkerSplit):
     Attributes:
         dataset: ``dataset[i]`` is (input, target) for i from 0 to ``len(dataset) - 1``; an input is a tensor or array
             of floating point, or a train with a batch of one.
+        plain: the same samples without augmentation, for batches without a seed; None: ``dataset`` itself.
         indices: the samples of this split; None: all of the data set.
         collate: makes a batch of a list of samples.
         batch_size: of the original DataLoader; :class:`tandem_snn.training.Trainer` compares it with the recipe's.
-        workers, device: as in :class:`WorkerSplit`.
+        workers: processes that make the samples; 0: this process.
+        device: of batches.
+
+    Raises:
+        UserError: there are no samples.
 
     >>> split = DatasetSplit(torch.utils.data.TensorDataset(torch.rand(10, 3), torch.arange(10)))
     >>> split, next(split.batches(4))[1]
@@ -43,6 +51,7 @@ class DatasetSplit(WorkerSplit):
     """
 
     dataset: Any
+    plain: Any = None
     indices: tuple[int, ...] | None = None
     collate: Callable[[list[Any]], Any] = default_collate
     batch_size: int | None = None
@@ -53,7 +62,7 @@ class DatasetSplit(WorkerSplit):
 
     def __post_init__(self) -> None:
         if not len(self):
-            raise ValueError("dataset: expected samples, got none")
+            raise UserError("dataset: expected samples, got none")
         object.__setattr__(self, "example", self.stack([(0, 0)]))
 
     def __len__(self) -> int:
@@ -80,7 +89,31 @@ class DatasetSplit(WorkerSplit):
     def _made(self, index: int, seed: int | None) -> Any:
         index = index if self.indices is None else self.indices[index]
         with _seeded(seed):
-            return self.dataset[index]
+            return (self.plain if seed is None and self.plain is not None else self.dataset)[index]
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Any, Tensor]]:
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(self),
+            batch_size=None,
+            sampler=(_draws(*chosen) for chosen in Order(len(self), batch_size, seed, start, rank, world)),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            inputs, targets = batch
+            yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Any, Tensor]:
+        inputs, targets = self.stack(_draws(chosen, chance))
+        return inputs.to(self.device), targets.to(self.device)
+
+    def to(self, device: torch.device | str) -> DatasetSplit:
+        return replace(self, device=torch.device(device))
 
     def _sample(self) -> str:
         x = self.example[0]
@@ -91,7 +124,52 @@ class DatasetSplit(WorkerSplit):
         return replace(self, indices=tuple(chosen if self.indices is None else (self.indices[i] for i in chosen)))
 
     def without_augmentation(self) -> DatasetSplit:
-        return self  # the data set's own transforms stay
+        """Without ``plain`` the data set's own transforms stay."""
+        return self if self.plain is None else replace(self, dataset=self.plain)
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Any]):
+    """A worker's data set: batches by their draws. Errors are returned, since DataLoader replaces the text of raised
+    ones.
+    """
+
+    split: DatasetSplit
+
+    def __getitem__(self, draws: list[Draw]) -> tuple[Any, Tensor] | UserError:
+        try:
+            return self.split.stack(draws)
+        except UserError as error:
+            return error
+
+
+def _draws(chosen: Tensor, chance: Chance | None) -> list[Draw]:
+    if chance is None:
+        return [(i, None) for i in chosen.tolist()]
+    seeds = (chance.uniform(1)[:, 0] * 2**53).long().tolist()
+    return list(zip(chosen.tolist(), seeds, strict=True))
+
+
+@dataclass(frozen=True)
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Image files as (``transform`` of the RGB image, class)."""
+
+    name: str
+    files: Sequence[Path]
+    targets: Sequence[int]
+    transform: Callable[[Any], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, pil = self.files[index], extra("PIL.Image", "image files")
+        try:
+            with pil.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow raises many classes, one of them for huge images
+            raise damaged(self.name, path, error, "put the whole file there again") from error
+        return self.transform(image), self.targets[index]
 
 
 def as_split(source: Any, name: str = "source") -> Split:
