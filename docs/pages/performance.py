@@ -95,7 +95,7 @@ def judge(limit: Limit, row: dict[str, Any], portable: bool = False) -> dict[str
     verdict = {**asdict(limit), "ours": ours, "at_most": most, "quantity": quantity, "portable": portable}
     if ours is None or (limit.of is not None and limit.of not in values):
         return verdict | {"reached": None, "met": None}
-    reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours])).median
+    reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours]))["median"]
     alike = all(difference["spikes"] <= DIFFERENT for difference in row.get("answers", {}).values())
     return verdict | {"reached": reached, "met": reached <= most and alike}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from importlib.util import find_spec
@@ -15,19 +16,25 @@ import torch
 import tandem_ext
 from tandem_ext import build_info
 
+from .memory import total
+
 LIBRARIES = ("numpy", "spikingjelly", "snntorch")
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, caches and memory, as far as Linux reports them."""
-    cpu = _table(Path("/proc/cpuinfo"))
-    memory = _table(Path("/proc/meminfo")).get("MemTotal", "")
+    """CPU, cores, caches and memory, as far as lscpu reports them."""
+    try:
+        lines = subprocess.run(["lscpu"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
+    except OSError:
+        lines = ""
+    cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines.splitlines())}
+    caches = [f"{name.removesuffix(' cache')} {cpu[name]}" for name in cpu if re.fullmatch(r"L\d[d]? cache", name)]
     known = {
-        "cpu": cpu.get("model name") or _arm_name(cpu) or platform.processor(),
-        "family": f"{cpu['cpu family']}, model {cpu['model']}" if "cpu family" in cpu else "",
+        "cpu": cpu.get("Model name") or platform.processor(),
+        "family": f"{cpu['CPU family']}, model {cpu.get('Model', '?')}" if "CPU family" in cpu else "",
         "cores": os.cpu_count(),
-        "caches": _caches(),
-        "memory": f"{int(memory.split()[0]) / 2**20:.0f} GiB" if memory else "",
+        "caches": ", ".join(caches),
+        "memory": f"{total() / 2**30:.0f} GiB",
         "system": platform.platform(),
     }
     return {name: value for name, value in known.items() if value}
@@ -69,44 +76,3 @@ def short(commit: str | None, digits: int = 10) -> str:
     '0123456789+'
     """
     return "unknown" if commit is None else commit[:digits] + "+" * commit.endswith("+")
-
-
-_ARM_CORES = {
-    "0x41": {"0xd08": "Cortex-A72", "0xd0c": "Neoverse N1", "0xd40": "Neoverse V1", "0xd49": "Neoverse N2",
-             "0xd4f": "Neoverse V2"},
-}  # fmt: skip
-
-
-def _arm_name(cpu: dict[str, str]) -> str:
-    """The name of an ARM processor. Linux reports numbers; the most common ones have names here.
-
-    >>> _arm_name({"CPU implementer": "0x41", "CPU part": "0xd49"})
-    'ARM Neoverse N2'
-    >>> _arm_name({"CPU implementer": "0x48", "CPU part": "0xd01"})
-    'ARM, implementer 0x48, part 0xd01'
-    """
-    if "CPU implementer" not in cpu:
-        return ""
-    implementer, part = cpu["CPU implementer"], cpu.get("CPU part", "?")
-    name = _ARM_CORES.get(implementer, {}).get(part)
-    return f"ARM {name}" if name else f"ARM, implementer {implementer}, part {part}"
-
-
-def _table(path: Path) -> dict[str, str]:
-    """The first value of each name in lines "name : value"."""
-    if not path.exists():
-        return {}
-    table: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        table.setdefault(name.strip(), value.strip())
-    return table
-
-
-def _caches() -> str:
-    found = []
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        if kind != "Instruction":
-            found.append(f"L{level} {size}")
-    return ", ".join(found)

@@ -7,11 +7,13 @@ prints the time of an eager step and the ratio of a compiled one to it, median a
 
 from __future__ import annotations
 
+from statistics import median
+
 import torch
 import torch.nn.functional as F
 
 from tandem_snn import create_model
-from tandem_snn.bench.timing import Protocol, Run, Spread, interleave
+from tandem_snn.bench.timing import Protocol, Run, interleave, spread
 
 CASES = {"cnn": ((1, 28, 28), 64), "FC800-FC800": ((784,), 128), "FC64-FC64": ((64,), 32)}
 
@@ -37,10 +39,10 @@ def main() -> None:
         candidates = {name: step(architecture, shape, batch, name == "compiled") for name in ("eager", "compiled")}
         timings = interleave(candidates, Protocol(rounds=40))
         eager, compiled = timings["eager"], timings["compiled"]
-        ratio = Spread.of([c / e for c, e in zip(compiled, eager, strict=True)])
+        ratio = spread(compiled, eager)
         print(
-            f"{architecture}, batch {batch}: eager {1e3 * Spread.of(eager).median:.2f} ms, "
-            f"compiled {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+            f"{architecture}, batch {batch}: eager {1e3 * median(eager):.2f} ms, "
+            f"compiled {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
             flush=True,
         )
 

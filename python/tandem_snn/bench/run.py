@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -79,7 +78,7 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
         "quantity": case.quantity,
         "base": case.base,
         **measured,
-        "ratios": {r: asdict(spread(values[r], values[case.base])) for r in values},
+        "ratios": {r: spread(values[r], values[case.base]) for r in values},
         "missing": [r for r in case.rivals if r not in values],
     }
 

@@ -37,25 +37,11 @@ class Protocol:
 QUICK = Protocol(rounds=5, least_rounds=3, sample=0.002, budget=4.0)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The median of some numbers, and its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if len(values) < 2:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
-def spread(a: Sequence[float], b: Sequence[float]) -> Spread:
-    """Of the ratio of two rivals, round by round."""
-    return Spread.of([x / y for x, y in zip(a, b, strict=True)])
+def spread(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """The median of the ratio of two rivals, round by round, and its quartiles "low" and "high"."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {"median": median, "low": low, "high": high}
 
 
 def interleave(

@@ -14,7 +14,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
 
@@ -34,24 +33,6 @@ from .sweep import sweep
 from .train import OPERATIONS, DataDir, Device, Workers, compared, show_layers, show_networks, train
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
-
-
-def _plain(parameters: list[Any]) -> list[Any]:
-    """Flags take no value, so help shows none."""
-    for parameter in parameters:
-        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
-            parameter.metavar = ""
-    return parameters
-
-
-class Command(TyperCommand):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
-
-
-class Group(TyperGroup):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
 
 
 def _print_version(asked: bool) -> None:
@@ -188,7 +169,6 @@ def _text(value: Any) -> str:
 
 
 app = typer.Typer(
-    cls=Group,
     help="Train spiking neural networks with the tandem learning rule, beside the ANN they are.",
     add_completion=False,
     no_args_is_help=True,
@@ -209,4 +189,4 @@ for name, command in (
     ("train", train), ("sweep", sweep), ("eval", evaluate_run), ("report", report), ("export", export),
     ("bench", bench), ("info", info),
 ):  # fmt: skip
-    app.command(name, cls=Command)(command)
+    app.command(name)(command)

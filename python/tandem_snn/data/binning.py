@@ -120,25 +120,27 @@ def _integers(name: str, values: Any) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
     """The samples of another data set as (train with a batch of one, target), made by :func:`from_tonic`.
 
     Attributes:
         dataset: the other data set.
         T: time steps of every train.
+        sensor, bins, size, window: see :func:`from_tonic`.
         shape: of one sample: [p, y, x], [p, x] or [x].
     """
 
-    def __init__(
-        self, dataset: Any, T: int, sensor: tuple[int, ...], bins: str, size: tuple[int, ...] | None, window: Any
-    ) -> None:
-        self.dataset = dataset
-        self.T = T
-        self._sensor = sensor
-        self._bins = bins
-        self._size = size
-        self._window = window
-        self.shape = sensor if size is None else (*sensor[: len(sensor) - len(size)], *size)
+    dataset: Any
+    T: int
+    sensor: tuple[int, ...]
+    bins: str
+    size: tuple[int, ...] | None
+    window: tuple[float, float] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sensor if self.size is None else (*self.sensor[: len(self.sensor) - len(self.size)], *self.size)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -151,7 +153,7 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
         if isinstance(sample, np.ndarray) and sample.dtype.names:
             sample = sample.reshape(-1)  # ASL-DVS comes as a column
         if isinstance(sample, Mapping) or (isinstance(sample, np.ndarray) and sample.dtype.names):
-            return bin_events(sample, self._sensor, self.T, self._bins, self._size, self._window)
+            return bin_events(sample, self.sensor, self.T, self.bins, self.size, self.window)
         if isinstance(sample, SpikeTrain):
             sample = np.asarray(sample)
         if not isinstance(sample, (np.ndarray, Tensor)):
@@ -159,19 +161,19 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
                 f"dataset: expected events, frames or trains, got {type(sample).__name__} as sample {index}"
             )
         frames = torch.as_tensor(sample)
-        if frames.dim() == 0 or _wide(frames.shape[1:]) != _wide(self._sensor):
+        if frames.dim() == 0 or _wide(frames.shape[1:]) != _wide(self.sensor):
             raise ValueError(
-                f"dataset: expected frames [T, *{list(self._sensor)}] as the sensor has, got {list(frames.shape)} as "
+                f"dataset: expected frames [T, *{list(self.sensor)}] as the sensor has, got {list(frames.shape)} as "
                 f"sample {index}"
             )
-        if self._size is not None:
+        if self.size is not None:
             raise ValueError("size: frames keep theirs; give the data set of events, or tonic's Downsample")
         if not len(frames) or self.T % len(frames):
             raise ValueError(
                 f"T: sample {index} has {len(frames)} frames, of which T={self.T} is no multiple: give ToFrame "
                 "n_time_bins or n_event_bins, by which all samples have as many"
             )
-        return SpikeTrain.from_frames(frames.reshape(-1, 1, *self._sensor), substeps=self.T // len(frames))
+        return SpikeTrain.from_frames(frames.reshape(-1, 1, *self.sensor), substeps=self.T // len(frames))
 
     def __repr__(self) -> str:
         return f"TrainDataset({len(self):,} trains {list(self.shape)}, T={self.T}, of {_named(self.dataset)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -68,11 +68,6 @@ def _svg(title: str, size: tuple[float, float], draw: Callable[[Any], None]) -> 
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{widest}"', 1)
 
 
-def _side_by_side(figures: Iterable[str], kind: str) -> str:
-    """As many in a row as the page has room for. ``kind``: "wide", or "layers" for many small figures."""
-    return f'<div class="panels {kind}">{"".join(figures)}</div>'
-
-
 def _legend(axes: Any) -> None:
     """A legend below the axes."""
     axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), ncols=2, borderaxespad=0)
@@ -82,7 +77,7 @@ def _whole(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def learning_curves(contents: Contents) -> str:
+def learning_curves(contents: Contents) -> list[str]:
     """Loss, and the metric on the validation split where there is one, by epoch; one line per seed."""
 
     def panel(key: str, label: str, percent: bool) -> str:
@@ -97,10 +92,10 @@ def learning_curves(contents: Contents) -> str:
     if metric == "accuracy" or validation:
         label = f"{'validation' if validation else 'training'} {metric}{', %' * (metric == 'accuracy')}"
         panels.append(panel(f"validation_{metric}" if validation else metric, label, metric == "accuracy"))
-    return _side_by_side(panels, "wide")
+    return panels
 
 
-def over_time(contents: Contents) -> str:
+def over_time(contents: Contents) -> list[str]:
     """The metric after each step against steps and operations, early exit, and the twin's metric as a line."""
     values = contents.over_time
     assert values is not None
@@ -131,12 +126,10 @@ def over_time(contents: Contents) -> str:
         axes.set_xlim(0, 1.06 * max(1.0, *spent))
         finish(axes, "synaptic operations / the ANN's")
 
-    return _side_by_side(
-        [_svg(f"{label} by time step", WIDE, steps), _svg(f"{label} by operations", WIDE, operations)], "wide"
-    )
+    return [_svg(f"{label} by time step", WIDE, steps), _svg(f"{label} by operations", WIDE, operations)]
 
 
-def rasters(contents: Contents, neurons: int = 120) -> str:
+def rasters(contents: Contents, neurons: int = 120) -> list[str]:
     """The spikes of one sample: a mark per spike, for evenly spaced neurons of each layer."""
 
     def panel(name: str) -> str:
@@ -149,10 +142,10 @@ def rasters(contents: Contents, neurons: int = 120) -> str:
 
         return _svg(f"Spikes of {name}", (2.0, 2.2), draw)
 
-    return _side_by_side(map(panel, contents.rasters), "layers")
+    return list(map(panel, contents.rasters))
 
 
-def rate_histograms(contents: Contents) -> str:
+def rate_histograms(contents: Contents) -> list[str]:
     """Histograms of the neurons' firing rates, by layer."""
 
     def panel(name: str) -> str:
@@ -167,10 +160,10 @@ def rate_histograms(contents: Contents) -> str:
 
         return _svg(f"Firing rates of {name}", (2.0, 1.8), draw)
 
-    return _side_by_side(map(panel, contents.rates), "layers")
+    return list(map(panel, contents.rates))
 
 
-def coupling(contents: Contents) -> str:
+def coupling(contents: Contents) -> list[str]:
     """Counts against the ANN branch's activations, by layer, with the cosine between them."""
     T = contents.summary["T"]
 
@@ -185,7 +178,7 @@ def coupling(contents: Contents) -> str:
 
         return _svg(f"Counts of {name} against its activations", (2.0, 2.0), draw)
 
-    return _side_by_side(map(panel, contents.points), "layers")
+    return list(map(panel, contents.points))
 
 
 def example(contents: Contents) -> str:

@@ -1,15 +1,14 @@
-"""The page: contents and figures as HTML. All text from outside goes through ``escape``."""
+"""The page: contents and figures as HTML, by the template page.html, which escapes all text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from html import escape
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import jinja2
 from torch import Tensor
 
 from ..container import atomically
@@ -44,17 +43,26 @@ def write_report(run: Path, out: Path | None = None, data_dir: Path | None = Non
 
 def page(contents: Contents) -> str:
     """The page as text."""
-    recipe, summary = contents.recipe, contents.summary
-    seeds = len(summary["seeds"])
-    template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"{recipe['data']}, {recipe['model']}, T = {summary['T']}"),
-        subtitle=escape(f"run {contents.name}, {seeds} seed{'s' * (seeds > 1)}, {summary.get('started', '')[:10]}"),
-        tiles="".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-            for value, label in _headline(contents)
-        ),
-        sections="\n".join(_sections(contents)),
+    summary = contents.summary
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    details = {
+        "Recipe": summary["recipe"],
+        "Machine and versions": {k: summary.get(k) for k in ("machine", "versions")},
+    }
+    return template.render(
+        c=contents,
+        s=summary,
+        seeds=len(summary["seeds"]),
+        figures=figures,
+        pj={"ac": AC_PJ, "mac": MAC_PJ},
+        title=f"{contents.recipe['data']}, {contents.recipe['model']}, T = {summary['T']}",
+        tiles=_headline(contents),
+        confusion=None if contents.confusion is None else _confusion(contents.confusion, contents.class_names),
+        matches=_matches(summary),
+        costs=_costs(contents),
+        facts=[(key, summary[key]) for key in ("command", "commit", "started", "seconds", "threads") if key in summary],
+        details={name: json.dumps(values, indent=2) for name, values in details.items()},
     )
 
 
@@ -89,149 +97,43 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
     yield f"{100 * sum(rates) / max(1, len(rates)):.1f} %", "firing rate, mean of layers"
 
 
-def _sections(contents: Contents) -> Iterable[str]:
-    if contents.histories:
-        yield _section("Learning curves", "One line per seed.", figures.learning_curves(contents))
-    title = ("Accuracy" if contents.metric == "accuracy" else "Error") + " against time and operations"
-    if contents.over_time is not None:
-        explanation = f"Answers after each of the T steps, on {contents.summary['samples']['test']:,} test samples"
-        explanation += ", mean of the seeds." if len(contents.summary["seeds"]) > 1 else "."
-        if contents.summary.get("early_exit"):
-            explanation += " Dashed: each sample stops as soon as the softmax of the readout reaches a confidence, 0.5 "
-            explanation += "to 1 (first seed)."
-        if contents.twin is not None:
-            explanation += " The diamond is the twin, which spends all of its operations at once."
-        yield _section(title, explanation, figures.over_time(contents))
-    else:
-        yield _section(title, "The network cannot stream: it has no answer before the end of the window.", "")
-    if contents.confusion is not None:
-        yield _confusion(contents)
-    if contents.rasters:
-        told = f"{contents.verdict[0]}, answered {contents.verdict[1]}" if contents.verdict else ""
-        picture = figures.example(contents) if contents.example is not None else ""
-        yield _section(
-            "Spikes of one sample",
-            "The first test sample, and its spikes in up to 120 evenly spaced neurons of each layer.",
-            f'<div class="side"><figure>{picture}<figcaption>{escape(told)}</figcaption></figure>'
-            f"{figures.rasters(contents)}</div>",
-        )
-    yield _section(
-        "Firing rates",
-        f"Neurons by their firing rate, in spikes per step over {contents.samples:,} test samples; the line is the "
-        "mean. A silent neuron never fired.",
-        figures.rate_histograms(contents),
-    )
-    yield _section(
-        "Spike counts against the ANN branch's activations",
-        "The rule uses the ANN's gradient at the real counts. It is the more exact, the closer the dots (neurons of "
-        f"{contents.few} test samples) are to the line min(a, T). The table is of {contents.samples:,} test samples. "
-        "Cosine: mean over the samples. Correlation: between the next layer's products with counts and with "
-        "activations. A count is as expected if it is ⌊z/ϑ⌋, clipped to 0..T, the count for currents that are the same "
-        "at every step; other neurons received currents that changed. Spurious: neurons that fire although z ≤ 0; they "
-        "get no gradient.",
-        figures.coupling(contents) + _matches(contents),
-    )
-    yield _section(
-        "Memory and time beside the twin",
-        "Training steps of the first seed's networks were measured in turns; the ratio is the median of ratios. Epochs "
-        "are means over the seeds. Memory is the peak beyond the memory held before training. Operations and energy: "
-        f"per sample, at {AC_PJ} pJ per addition and {MAC_PJ} pJ per multiply-accumulate (32-bit floating point in 45 "
-        "nm, without memory accesses).",
-        _costs(contents),
-    )
-    yield _origin(contents.summary)
-
-
-def _section(title: str, explanation: str, body: str) -> str:
-    """``body`` is HTML, the rest is text."""
-    return f"<section><h2>{escape(title)}</h2><p>{escape(explanation)}</p>{body}</section>"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:
-    def line(tag: str, cells: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = line("th", head) + "".join(line("td", row) for row in rows)
-    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
-
-
-def _confusion(contents: Contents) -> str:
-    matrix, names = contents.confusion, contents.class_names
-    assert matrix is not None
-    total, wrong = int(matrix.sum()), int(matrix.sum() - matrix.diagonal().sum())
-    explanation = (
-        f"The first seed's network on the test split: {total - wrong:,} of {total:,} right. Rows are the classes, "
-        "columns the answers."
-    )
-    if len(names) > MOST_CLASSES:
-        return _section("Confusions", explanation + " The most frequent ones:", _worst(matrix, names))
-    head = "".join(f'<th title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
-    rows = []
-    for i, name in enumerate(names):
-        share = matrix[i] / matrix[i].sum().clamp_min(1)
-        cells = "".join(_cell(int(matrix[i, j]), float(share[j]), i == j) for j in range(len(names)))
-        recall = f"<td>{100 * share[i]:.0f} %</td>"
-        rows.append(f'<tr><th title="{escape(name)}">{escape(name)}</th>{cells}{recall}</tr>')
-    turned = " turned" * (max(map(len, names)) > 3)
-    body = (
-        f'<table class="confusion{turned}"><thead><tr><th>class</th><td colspan={len(names)}>answer</td><td>right</td>'
-        f"</tr><tr><th></th>{head}<td></td></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-    return _section("Confusion matrix", explanation, f'<div class="scroll">{body}</div>')
-
-
-def _cell(count: int, share: float, right: bool) -> str:
-    colour, depth = ("good", 0.55 * share) if right else ("bad", min(0.75, 4 * share))
-    style = f' style="background:rgb(var(--{colour}) / {depth:.2f})"' if count else ' class="soft"'
-    return f"<td{style}>{count or '·'}</td>"
-
-
-def _worst(matrix: Tensor, names: tuple[str, ...]) -> str:
+def _confusion(matrix: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    """The matrix in rows (class, cells, share that is right); of many classes only the worst confusions."""
     errors = matrix.clone().fill_diagonal_(0)
     order = errors.flatten().argsort(descending=True, stable=True)[:LISTED].tolist()
-    pairs = [(i // len(names), i % len(names)) for i in order]
-    rows = [(names[i], names[j], f"{int(errors[i, j])}") for i, j in pairs if errors[i, j]]
-    return _table(("class", "taken for", "times"), rows)
+    worst = [(names[n // len(names)], names[n % len(names)], int(errors.flatten()[n])) for n in order]
+    return {
+        "total": int(matrix.sum()),
+        "right": int(matrix.diagonal().sum()),
+        "rows": [_cells(names[i], matrix[i], i) for i in range(len(names))],
+        "worst": [one for one in worst if one[2]] if len(names) > MOST_CLASSES else [],
+    }
 
 
-def _matches(contents: Contents) -> str:
-    head = ("layer", "cosine", "correlation of the next products", "count as expected", "more", "fewer", "spurious")
-    return _table(
-        head,
-        (
-            (name, f"{m['cosine']:.3f}", "" if m["correlation"] is None else f"{m['correlation']:.3f}",
-             *(f"{100 * m[share]:.1f} %" for share in ("exact", "over", "under", "spurious")))
-            for name, m in contents.summary["mismatch"].items()
-        ),
-    )  # fmt: skip
+def _cells(name: str, counts: Tensor, i: int) -> tuple[str, list[tuple[int, str, float]], float]:
+    shares = (counts / counts.sum().clamp_min(1)).tolist()
+    shown = [("good", 0.55 * share) if j == i else ("bad", min(0.75, 4 * share)) for j, share in enumerate(shares)]
+    return name, [(int(count), *cell) for count, cell in zip(counts, shown, strict=True)], shares[i]
 
 
-def _costs(contents: Contents) -> str:
-    summary, rows = contents.summary, []
+def _matches(summary: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, m in summary["mismatch"].items():
+        correlation = "" if m["correlation"] is None else f"{m['correlation']:.3f}"
+        shares = (f"{100 * m[share]:.1f} %" for share in ("exact", "over", "under", "spurious"))
+        yield name, f"{m['cosine']:.3f}", correlation, *shares
+
+
+def _costs(contents: Contents) -> Iterator[tuple[str, ...]]:
+    summary = contents.summary
     energy = summary["energy_pj"]
-    for key, label, unit, format_ in (
-        ("step_time_ms", "one training step", 1.0, "{:.2f} ms"),
-        ("seconds_per_epoch", "one epoch", 1.0, "{:.2f} s"),
-        ("peak_memory", "peak memory of training", 1 / 2**20, "{:.0f} MiB"),
-    ):
-        pair = summary.get(key), summary.get(f"ann_{key}")
-        shown = [format_.format(unit * value) if value else "" for value in pair]
-        measured = summary.get("step_time_ratio") if key == "step_time_ms" else None
-        ratio = f"{measured or pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else ""
-        rows.append((label, *shown, ratio))
-    for label, (snn, ann), unit, format_ in (
+    for label, key, unit, format_ in (
+        ("one training step", "step_time_ms", 1.0, "{:.2f} ms"),
+        ("one epoch", "seconds_per_epoch", 1.0, "{:.2f} s"),
+        ("peak memory of training", "peak_memory", 1 / 2**20, "{:.0f} MiB"),
         ("synaptic operations", contents.operations, 1e-6, "{:.3g} million"),
         ("energy of arithmetic, estimate", (energy["snn"], energy["ann"]), 1e-6, "{:.3g} µJ"),
     ):
-        rows.append((label, format_.format(unit * snn), format_.format(unit * ann), f"{snn / ann:.2f}"))
-    return _table(("", "SNN", "ANN twin", "SNN / ANN"), rows)
-
-
-def _origin(summary: dict[str, Any]) -> str:
-    facts = {key: summary[key] for key in ("command", "commit", "started", "seconds", "threads") if key in summary}
-    machine = json.dumps({key: summary.get(key) for key in ("machine", "versions")}, indent=2)
-    recipe = json.dumps(summary["recipe"], indent=2)
-    body = _table((), ((name, str(value)) for name, value in facts.items()), "facts")
-    for name, text in ("Recipe", recipe), ("Machine and versions", machine):
-        body += f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
-    return _section("Origin", "", body)
+        pair = (summary.get(key), summary.get(f"ann_{key}")) if isinstance(key, str) else key
+        measured = summary.get("step_time_ratio") if key == "step_time_ms" else None
+        ratio = f"{measured or pair[0] / pair[1]:.2f}" if pair[0] and pair[1] else ""
+        yield label, *(format_.format(unit * value) if value else "" for value in pair), ratio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,8 @@ from ..errors import UserError
 from .recipe import Recipe
 
 _FORMAT = "tandem_snn 1"
-
-
-def pack(tensors: Mapping[str, Tensor], facts: Facts) -> bytes:
-    """A checkpoint's bytes; see :func:`tandem_snn.container.pack`."""
-    return container.pack(tensors, facts, _FORMAT)
-
-
-def unpack(path: Path) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a checkpoint; see :func:`tandem_snn.container.unpack`."""
-    return container.unpack(path, _FORMAT, "checkpoint", "`tandem-snn train`")
+pack = partial(container.pack, format=_FORMAT)
+unpack = partial(container.unpack, format=_FORMAT, kind="checkpoint", writer="`tandem-snn train`")
 
 
 def save_checkpoint(path: str | os.PathLike[str], net: nn.Module, recipe: Recipe, **facts: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -71,7 +72,7 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
         over_time=[fmean(values) for values in zip(*(c for c in curves if c), strict=True)] if streams else None,
         exits=early_exit(*_streaming(spiking[0], data)) if streams and not regression else None,
         step_times={kind: median(record) for kind, record in zip(runs[0], times, strict=True)},
-        step_time_ratio=median_ratio(*times) if len(times) == 2 else None,
+        step_time_ratio=median(map(operator.truediv, *times)) if len(times) == 2 else None,
         pictures=_pictures(runs[0], data) if regression else None,
     )
 
@@ -146,11 +147,6 @@ def step_times(
             if r >= warm_up:
                 record.append(time.perf_counter() - start)
     return times
-
-
-def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """The median over rounds of a / b."""
-    return median(x / y for x, y in zip(a, b, strict=True))
 
 
 def _synchronize(tensor: Tensor) -> None:

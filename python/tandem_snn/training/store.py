@@ -12,22 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import nn
 
 from ..container import atomically
-from ..data import Split
 from ..errors import UserError, extra
 from ..measure import Monitor
 from ..measure.hooks import FIRING, evaluating
 from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 MODEL, LAST, RESULT = "model.safetensors", "last.safetensors", "result.json"
@@ -69,7 +64,7 @@ class Store:
         self._last_time = time.monotonic()
         self._last_step = 0
         self._good: str | None = None
-        self._tensorboard = None
+        self._tensorboard: Any = None
         if writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             if tensorboard:
@@ -163,9 +158,18 @@ class Store:
             self._tensorboard.flush()
 
     def log_layers(self, trainer: Trainer) -> None:
-        """Writes the layers' firing rates, if TensorBoard is wanted."""
-        if self._tensorboard is not None:
-            log_layers(self._tensorboard, trainer.net, trainer.data.validation or trainer.data.train, trainer.epochs)
+        """Writes the firing rate of each layer, and of its neurons as a histogram, if TensorBoard is wanted: in
+        evaluation mode, on the first validation samples.
+        """
+        net, split = trainer.net, trainer.data.validation or trainer.data.train
+        if self._tensorboard is None or not any(isinstance(layer, FIRING) for layer in net.modules()):
+            return
+        x: Any = next(split.batches(256))[0].to(trainer.device)
+        with evaluating(net), Monitor(net, samples=1) as monitor:
+            net(x)
+        for name, layer in monitor.items():
+            self._tensorboard.add_scalar(f"firing_rate/{name}", layer.rates.mean().item(), trainer.epochs)
+            self._tensorboard.add_histogram(f"firing_rates/{name}", layer.rates.flatten(), trainer.epochs)
 
     def finish(self, net: nn.Module, recipe: Recipe, result: dict[str, Any], **facts: Any) -> None:
         """Writes the trained network and its result, which marks the run as finished, and removes checkpoints."""
@@ -264,20 +268,3 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         os.close(handle)
-
-
-SAMPLES = 256
-
-
-def log_layers(board: SummaryWriter, net: nn.Module, split: Split, epoch: int) -> None:
-    """Logs the firing rate of each layer as a scalar and over its neurons as a histogram: in evaluation mode, on the
-    first samples of the split. Does nothing for a network without spikes.
-    """
-    if not any(isinstance(layer, FIRING) for layer in net.modules()):
-        return
-    x: Any = next(split.batches(SAMPLES))[0].to(next(net.parameters()).device)
-    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
-        net(x)
-    for name, layer in monitor.items():
-        board.add_scalar(f"firing_rate/{name}", layer.rates.mean().item(), epoch)
-        board.add_histogram(f"firing_rates/{name}", layer.rates.flatten(), epoch)

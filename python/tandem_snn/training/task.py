@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +14,11 @@ from ..errors import check_name
 from .recipe import Recipe
 
 
-class Task(Protocol):
-    """A loss and a metric.
-
-    Attributes:
-        metric: the name of the metric in logs and results.
-        higher_is_better: whether a better network has a higher metric.
-    """
-
-    metric: str
-    higher_is_better: bool
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean loss of a batch, 0-dim."""
-        ...
-
-    def total(self, output: Tensor, target: Tensor) -> Tensor:
-        """The metric, summed over the samples of a batch, 0-dim."""
-        ...
-
-
 class Classification:
     """Cross-entropy of logits [B, classes] and classes [B], int64; the accuracy, 0..1.
+
+    ``loss`` is the mean of a batch, ``total`` the metric summed over its samples, each 0-dim. ``metric`` is its name
+    in logs and results.
 
     Args:
         label_smoothing: as in ``torch.nn.functional.cross_entropy``.
@@ -73,6 +56,9 @@ class Regression:
 
     def total(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.flatten(1) - target.flatten(1)).square().double().mean(1).sum()
+
+
+Task = Classification | Regression
 
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:
