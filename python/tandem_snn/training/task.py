@@ -59,6 +59,7 @@ class Regression:
 
 
 Task = Classification | Regression
+"""A loss and a metric."""
 
 
 def make_task(name: str, label_smoothing: float = 0.0) -> Task:
