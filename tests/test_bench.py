@@ -47,11 +47,7 @@ def test_interleave_measures_every_candidate_in_every_round():
     clock = Clock()
     runs = {"a": clock.candidate("a", 0.002), "b": clock.candidate("b", 0.006), "c": clock.candidate("c", 0.5)}
     timings = interleave(runs, Protocol(rounds=7, sample=0.004), clock)
-    assert timings == {
-        "a": pytest.approx([0.002] * 7),
-        "b": pytest.approx([0.006] * 7),
-        "c": pytest.approx([0.5] * 7),
-    }
+    assert timings == {"a": pytest.approx([0.002] * 7), "b": pytest.approx([0.006] * 7), "c": pytest.approx([0.5] * 7)}
 
 
 def test_samples_rotate_through_inputs_and_follow_untimed_calls():

@@ -7,9 +7,8 @@ import pickle
 import pytest
 import torch
 from cases import assert_same, dyadic, spikes, train, train_with_edge
-from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tandem_ext as te
@@ -68,18 +67,6 @@ def test_compile_trains_in_and_out(backend, make):
         expected, actual = conv_network(x, w1, w2), compiled(x, w1, w2)
     assert_same(actual, expected)
     assert actual.planes.stride() == expected.planes.stride()
-
-
-def test_a_new_batch_size_does_not_recompile():
-    counter = CompileCounter()
-    weight = dyadic(5, 7)
-    layer = torch.compile(lambda planes: f.linear_if(te.SpikeTrain(planes, 8), weight).counts, backend=counter,
-                          fullgraph=True)  # fmt: skip
-    for batch in (3, 4, 9, 17):
-        planes = train(8, batch, 7).planes
-        torch._dynamo.mark_dynamic(planes, 1)
-        layer(planes)
-    assert counter.frame_count == 1
 
 
 class Layer(torch.nn.Module):
@@ -197,13 +184,6 @@ def test_vmap_over_a_train():
     dims = te.SpikeTrain.unchecked(1, 8)
     planes = vmap(lambda x: f.linear_if(x, weight).planes, in_dims=(dims,))(x)
     assert torch.equal(planes[1], f.linear_if(te.SpikeTrain(x.planes[:, 1], 8), weight).planes)
-
-
-def test_ensemble_of_modules():
-    module, x = Layer(), train(8, 3, 7)
-    parameters = {"weight": dyadic(4, 5, 7), "bias": dyadic(4, 5)}
-    counts = vmap(lambda p: functional_call(module, p, (x,)).counts)(parameters)
-    assert torch.equal(counts[2], f.linear_if(x, parameters["weight"][2], parameters["bias"][2]).counts)
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn.frozen import FrozenNetwork, freeze, load_frozen
-from tandem_snn.nn.quantise import quantise
+from tandem_snn.frozen import freeze, load_frozen
 
 
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, image_paths, impulse_paths, line])
@@ -38,9 +37,15 @@ def spiking_net() -> nn.Module:
     return nn.Sequential(tnn.Linear(30, 60), tnn.Linear(60, 20), tnn.Readout(20, 5)).eval()
 
 
+def residual_of_the_input() -> nn.Module:
+    torch.manual_seed(5)
+    blocks = tnn.Residual(tnn.Linear(30, 30)), tnn.Residual(tnn.Linear(30, 7), tnn.Linear(30, 7))
+    return nn.Sequential(*blocks, tnn.Readout(7, 5)).eval()
+
+
 @pytest.mark.parametrize("T", [1, 8, 19])
-def test_spikes_in(T: int) -> None:
-    net = spiking_net()
+@pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
+def test_spikes_in(net: nn.Module, T: int) -> None:
     spikes = torch.rand(T, 7, 30).lt(0.4).float()
     x = te.SpikeTrain.from_dense(spikes)
     frozen = freeze(net, T=T)
@@ -50,27 +55,13 @@ def test_spikes_in(T: int) -> None:
     assert torch.equal(frozen(x), net(x))
 
 
-@pytest.mark.parametrize("net", [spiking_net(), nn.Sequential(tnn.Residual(tnn.Linear(30, 30)), tnn.Readout(30, 5))])
+@pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
 def test_what_a_spike_of_the_input_is_worth(net: nn.Module) -> None:
     frozen, spikes = freeze(net), torch.rand(8, 7, 30).lt(0.4).float()
     for gain in (1.0, 0.5, torch.tensor(2.0)):
         x = te.SpikeTrain.from_dense(spikes, gain=gain)
         assert torch.equal(frozen(x), net(x))
         assert torch.equal(frozen.readouts(x)[-1], net(x))
-
-
-def test_the_input_itself_as_residual() -> None:
-    torch.manual_seed(5)
-    net = nn.Sequential(
-        tnn.Residual(tnn.Linear(12, 12)), tnn.Residual(tnn.Linear(12, 7), tnn.Linear(12, 7)), tnn.Readout(7, 3)
-    )
-    spikes = torch.rand(6, 4, 12).lt(0.4).float()
-    x = te.SpikeTrain.from_dense(spikes)
-    frozen = freeze(net.eval(), T=6)
-    for t in range(6):
-        so_far = frozen.step(spikes[t])
-    assert torch.equal(so_far, net(x))
-    assert torch.equal(frozen(x), net(x))
 
 
 def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
@@ -120,21 +111,6 @@ def test_it_is_a_snapshot() -> None:
             p.mul_(3.0)
     assert torch.equal(frozen(x), before)
     assert torch.equal(copy.deepcopy(frozen)(x), before)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_few_bits(bits: int) -> None:
-    torch.manual_seed(3)
-    net, x = conv()
-    trained(net, x)
-    frozen = freeze(net, weight_bits=bits)
-    for name, weight in frozen.net.named_parameters():
-        if name.endswith("weight") and weight.dim() > 1:
-            assert all(len(row.unique()) <= 2**bits - 1 for row in weight.flatten(1))
-    assert torch.equal(frozen(x), frozen.net(x))
-    q, step = quantise(torch.tensor([[0.5, -1.0], [0.0, 0.0]]), bits)
-    assert q.abs().max() == 2 ** (bits - 1) - 1
-    assert step[1] == 1
 
 
 def test_a_network_without_a_program_runs_layer_by_layer() -> None:
@@ -229,6 +205,7 @@ def test_one_neuron_after_spikes_that_are_worth_a_tensor() -> None:
 def test_other_weights_make_another_program() -> None:
     (net, x), (other, _) = mlp(), mlp()
     frozen = freeze(net.eval())
+    assert set(frozen.state_dict()) == {f"net.{key}" for key in net.state_dict()}
     frozen(x)
     frozen.load_state_dict(freeze(other.eval()).state_dict())
     assert torch.equal(frozen(x), other(x))
@@ -251,13 +228,6 @@ def test_programs_do_not_pile_up() -> None:
         x = te.SpikeTrain.from_dense(torch.rand(8, 2, 30).lt(0.4).float(), gain=gain / 4)
         assert torch.equal(frozen(x), net(x))
     assert len(frozen._programs) == 8
-
-
-def test_state_dict_and_repr() -> None:
-    net, _x = mlp()
-    frozen = freeze(net)
-    assert isinstance(frozen, FrozenNetwork)
-    assert set(frozen.state_dict()) == {f"net.{k}" for k in net.state_dict()}
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 5, 4)])

@@ -259,11 +259,7 @@ BAD = {
     "a potential that is no number": (lambda: tnn.Linear(4, 3, v_init=float("nan")), ValueError, "v_init"),
     "a pool of nothing": (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     "a pool of a half": (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
-    "residual without neurons": (
-        lambda: tnn.Linear(4, 4)(x4(), residual=x4(), fire=False),
-        ValueError,
-        "residual",
-    ),
+    "residual without neurons": (lambda: tnn.Linear(4, 4)(x4(), residual=x4(), fire=False), ValueError, "residual"),
 }
 
 

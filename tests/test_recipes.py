@@ -83,11 +83,7 @@ def test_settings_override():
     recipe = Recipe().override(["lr=1e-3", "T=4", "norm=false", "gamma=null", "options.eps=1e-3", "model=mlp"])
     assert (recipe.lr, recipe.T, recipe.norm, recipe.gamma) == (1e-3, 4, False, None)
     assert recipe.options == {"eps": 1e-3}
-    for setting, message in (
-        ("T", "expected key=value"),
-        ("opt.eps=3", "unknown recipe key"),
-        ("T=x", "whole number"),
-    ):
+    for setting, message in (("T", "expected key=value"), ("opt.eps=3", "unknown recipe key"), ("T=x", "whole number")):
         with pytest.raises(UserError, match=message):
             recipe.override([setting])
 

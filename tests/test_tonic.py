@@ -123,10 +123,7 @@ def test_slices():
     sliced = tonic.SlicedDataset(Recordings(), tonic.slicers.SliceByEventCount(50))
     trains = data.from_tonic(sliced, 5)
     assert len(trains) == 24
-    assert torch.equal(
-        trains[1][0].planes,
-        te.SpikeTrain.from_events(sliced[1][0], T=5, sensor_size=SENSOR).planes,
-    )
+    assert torch.equal(trains[1][0].planes, te.SpikeTrain.from_events(sliced[1][0], T=5, sensor_size=SENSOR).planes)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

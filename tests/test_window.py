@@ -5,17 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import (
-    DTYPES,
-    assert_same,
-    compute_dtype,
-    dtypes,
-    dyadic,
-    neurons,
-    seeds,
-    train,
-    windows,
-)
+from cases import DTYPES, assert_same, compute_dtype, dtypes, dyadic, neurons, seeds, train, windows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap

@@ -108,10 +108,7 @@ def table(result: dict[str, Any]) -> str:
         ("**converted and calibrated, v_init = ϑ/2, after one tandem epoch**", "tandem_epoch"),
         ("the ANN itself, after that tandem epoch", "ann_after_tandem_epoch"),
     ]
-    lines = [
-        "| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |",
-        "| --- " * (1 + len(WINDOWS)) + "|",
-    ]
+    lines = ["| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |", "| --- " * (1 + len(WINDOWS)) + "|"]
     for label, name in rows:
         if any(name not in run["T"][str(T)] for run in runs for T in WINDOWS):
             continue  # of a run from before it was measured

@@ -31,11 +31,7 @@ def batch_of(bench: Bench) -> tuple[Tensor, Tensor]:
 
 
 def step_of(
-    bench: Bench,
-    net: nn.Module,
-    autocast: bool,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    reset: Any = None,
+    bench: Bench, net: nn.Module, autocast: bool, forward: Callable[[Tensor], Tensor] | None = None, reset: Any = None
 ) -> Callable[[], None]:
     """Forward, loss and backward of a batch."""
     x, labels = batch_of(bench)
