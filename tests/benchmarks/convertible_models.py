@@ -4,8 +4,9 @@
 
 measures them all, or those that are named and leaves the others' results. Each model is initialised at random, its
 batch norms get the statistics of three batches of CIFAR-10 (JPEG), it is converted at T = 64 and calibrated on 64
-images. The correlation of the logits with the ANN's, with timing "step" and "window", is beside that of the ANN itself
-with noise of half a grey level in its images: how far the network magnifies what nobody sees.
+images. The correlation of the logits with the ANN's, with timing "step" and "window", is beside those of the ANN itself
+when its activations are rounded to the same levels, when those of its first layer alone are, and with noise of half a
+grey level in its images: how far the network magnifies what nobody sees.
 It writes docs/results/convertible.json; `--table` writes the table in docs/convert.md from that.
 """
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from convertible import MODELS, NOT, at_size, correlation, make, settled
 
 import tandem_snn as ts
+from tandem_ext.functional.neuron import over_space
 
 T, IMAGES = 64, 16
 
@@ -47,6 +49,28 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([net(batch) for batch in x.split(8)])
 
 
+def rounded(snn: nn.Module, names: list[str]) -> nn.Module:
+    """The ANN with the activations of these layers rounded to the multiples 0..T of the spiking layer's threshold."""
+    twin = ts.to_ann(snn)
+
+    def hook(layer: Any) -> Any:
+        def rounding(_: nn.Module, args: Any, a: Tensor) -> Tensor:
+            threshold = over_space(layer.threshold, tuple(a.shape))
+            return (a / threshold + 0.5).floor().clamp_max(T) * threshold
+
+        return rounding
+
+    for name in names:
+        twin.get_submodule(name).register_forward_hook(hook(snn.get_submodule(name)))
+    return twin
+
+
+def trains(snn: nn.Module, x: Tensor) -> bool:
+    """Is every gradient of a step in training finite?"""
+    snn.train()(x).square().mean().backward()
+    return all(p.grad is not None and bool(p.grad.isfinite().all()) for p in snn.parameters())
+
+
 def measure(name: str, images: Tensor) -> dict[str, Any]:
     x = at_size(images, MODELS[name])
     net = settled(make(name), x)
@@ -64,7 +88,8 @@ def measure(name: str, images: Tensor) -> dict[str, Any]:
     grey = (images.amax((0, 2, 3)) - images.amin((0, 2, 3))).view(-1, 1, 1) / 255  # one level of 8 bits
     step = correlation(answers(snn, x), expected)
     with_windows(snn)
-    return {
+    shared = {id(p) for p in snn.parameters()} <= {id(p) for p in net.parameters()}
+    result = {
         "model": name,
         "size": MODELS[name],
         "fused": sum(way.startswith("fused") for way in ways.values()),
@@ -74,24 +99,23 @@ def measure(name: str, images: Tensor) -> dict[str, Any]:
         "step": round(step, 3),
         "window": round(correlation(answers(snn, x), expected), 3),
         "others": round(correlation(answers(snn, others), answers(net, others)), 3),
+        "rounded": round(correlation(answers(rounded(snn, list(ways)), x), expected), 3),
+        "first": round(correlation(answers(rounded(snn, list(ways)[:1]), x), expected), 3),
         "noisy": round(correlation(answers(net, x + noise * grey), expected), 3),
     }
+    return {**result, "parameters_shared": shared, "trains": trains(snn, x[:4])}  # last: it moves the statistics
 
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| model | size | fused | general | r, step | r, window | the same, other images | r, ANN, noisy images |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | size | fused | general | r, step | r, window | the same, other images "
+        "| ANN, rounded | ANN, its first layer rounded | ANN, noisy images |",
+        "|" + " --- |" * 10,
     ]
     order = {name: i for i, name in enumerate(MODELS)}
     for run in sorted(result["runs"], key=lambda run: order[run["model"]]):
-        row = [
-            run["model"],
-            run["size"],
-            run["fused"],
-            run["general"],
-            *(f"{run[r]:.2f}" for r in ("step", "window", "others", "noisy")),
-        ]
+        row = [run[key] for key in ("model", "size", "fused", "general")]
+        row += [f"{run[r]:.2f}" for r in ("step", "window", "others", "rounded", "first", "noisy")]
         lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines)
 
