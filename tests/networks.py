@@ -69,7 +69,7 @@ def projection() -> tuple[nn.Module, Tensor]:
     body = nn.Sequential(
         tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1, norm=True, threshold=0.7)
     )
-    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5)
+    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5, gain="threshold")
     net = nn.Sequential(
         tnn.Encoder(T=11),
         tnn.Conv2d(2, 8, 4, padding="same", norm=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,13 +123,31 @@ def test_frozen_networks_have_it_in_their_weights(timing: str, bits: int | None)
             assert grid is None or len((grid.weight() / net[1].threshold[:3].repeat(2).view(6, 1, 1, 1)).unique()) > 15
 
 
-def test_means_of_channels_end_in_numbers() -> None:
-    threshold = torch.rand(6) + 0.5
-    layers = [tnn.Encoder(8), tnn.Conv2d(2, 6, 3, threshold=threshold, gain="threshold"), tnn.AdaptiveAvgPool2d(1)]
-    net, images = nn.Sequential(*layers, tnn.Flatten()).eval(), torch.rand(3, 2, 6, 6)
-    torch.testing.assert_close(ts.freeze(net)(images), net(images))
-    with pytest.raises(ValueError, match="in units of each channel: put a Flatten"):
-        ts.freeze(nn.Sequential(*layers)).save("unused")
+POOLS = tnn.AdaptiveAvgPool2d(1), tnn.AdaptiveAvgPool2d((2, 3)), tnn.AvgPool2d(3, spiking=False)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("end", ["means", "flat", "readout"])
+def test_frozen_means_are_of_what_spikes_are_worth(pool: nn.Module, end: str, timing: str, tmp_path: Path) -> None:
+    threshold, images = torch.rand(6) + 0.5, 4 * torch.rand(33, 2, 9, 8)
+    layer = tnn.Conv2d(2, 6, 3, threshold=threshold, v_init=threshold / 2, gain="threshold", timing=timing)
+    net = nn.Sequential(tnn.Encoder(8, gain=1 / 8), layer, pool)
+    net.extend([tnn.Flatten()] * (end != "means"))
+    net.extend([tnn.LazyReadout(5)] * (end == "readout"))
+    with torch.no_grad():
+        expected = net.eval()(images)
+        frozen = ts.freeze(net)
+        assert torch.equal(frozen(images), expected)
+        assert torch.equal(frozen.net(images), expected)
+        frozen.save(tmp_path / "net.tandem")
+        assert torch.equal(ts.load_frozen(tmp_path / "net.tandem")(images), expected)
+        assert torch.equal(frozen.readouts(images)[-1], expected)
+        steps = [frozen.step(images) for _ in range(frozen.latency)]
+        assert torch.equal(steps[-1], expected)
+        answers, after = frozen.anytime(images)
+        assert answers.shape == expected.shape
+        assert after.max() <= 8
 
 
 def test_thresholds_that_cover() -> None:

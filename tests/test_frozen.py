@@ -250,3 +250,11 @@ def test_a_stream_whose_image_changes(shape: tuple[int, ...]) -> None:
                          else nn.functional.conv2d(images[k], layer.weight, padding=1) for k in order])  # fmt: skip
         spikes = te.functional.if_scan(y, shift=layer.bias).counts.flatten(1)
         assert torch.equal(so_far, nn.functional.linear(spikes, net[-1].weight, net[-1].bias))
+
+
+def test_a_readout_that_reads_another() -> None:
+    """Only the last one gives the answer, which is smaller than what others give."""
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(3, 5), tnn.Readout(5, 3000), tnn.Readout(3000, 3)).eval()
+    frozen, x = freeze(net), torch.rand(4, 3)
+    assert torch.equal(frozen(x), net(x))
+    assert torch.equal([frozen.step(x) for _ in range(8)][-1], net(x))

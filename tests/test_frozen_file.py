@@ -281,6 +281,27 @@ def test_hostile_programs(
     refused(path, container.pack(tensors, facts, FORMAT), message)
 
 
+@pytest.mark.parametrize(("field", "value"), [("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7)])
+def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
+    layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
+    path = tmp_path / "net.tandem"
+    ts.freeze(nn.Sequential(tnn.Encoder(3), layer, tnn.AdaptiveAvgPool2d(1))).save(path)
+    tensors, facts = container.unpack(path, FORMAT, "", "")
+    tensors["program"] = changed(tensors["program"], 1, field, value)
+    refused(path, container.pack(tensors, facts, FORMAT), f"layer '2': ({field}|scale|sizes)")
+
+
+def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> None:
+    layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
+    path = tmp_path / "net.tandem"
+    ts.freeze(nn.Sequential(tnn.Encoder(3), layer, tnn.AdaptiveAvgPool2d(1))).save(path)
+    tensors, facts = container.unpack(path, FORMAT, "", "")
+    tensors["program"] = changed(tensors["program"], 1, "outputs", 2)
+    path.write_bytes(container.pack(tensors, facts, FORMAT))
+    with pytest.raises((ValueError, RuntimeError)):
+        ts.load_frozen(path)(torch.rand(2, 1, 4, 4))
+
+
 def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
     path, _ = small
     tensors, facts = container.unpack(path, FORMAT, "", "")

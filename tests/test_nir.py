@@ -28,7 +28,9 @@ def pooled() -> tuple[nn.Module, Any]:
         tnn.Conv2d(1, 8, 3, padding=1, leak=0.75),
         tnn.AvgPool2d(2),
         tnn.Residual(nn.Sequential(tnn.Conv2d(8, 4, 3, padding=1), tnn.Conv2d(4, 8, 1, v_init=0.0))),
-        tnn.Residual(tnn.Conv2d(8, 6, 3, 2, 1), tnn.Conv2d(8, 6, 1, 2)),
+        tnn.Residual(
+            tnn.Conv2d(8, 6, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 3), gain="threshold"), tnn.Conv2d(8, 6, 1, 2)
+        ),
         tnn.AvgPool2d(2, spiking=False),
         tnn.Flatten(),
         tnn.Readout(6, 3),

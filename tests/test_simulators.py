@@ -270,7 +270,9 @@ def test_shortcuts_that_are_worth_something(sj: Any) -> None:
         tnn.Encoder(T),
         tnn.Conv2d(1, 6, 3, padding=1, gain=0.5, threshold=0.5),
         tnn.Residual(tnn.Conv2d(6, 6, 3, padding=1, v_init=0.25, gain=2.0)),
-        tnn.Residual(tnn.Conv2d(6, 8, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 4)), tnn.Conv2d(6, 8, 1, 2)),
+        tnn.Residual(
+            tnn.Conv2d(6, 8, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 4), gain="threshold"), tnn.Conv2d(6, 8, 1, 2)
+        ),
         tnn.AvgPool2d(2, spiking=False),
         tnn.Flatten(),
         tnn.Readout(32, 5),

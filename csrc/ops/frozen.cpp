@@ -153,7 +153,7 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-// input: planes [P, B, *features], counts as bytes [1, B, *features] or float32 [B, *features]. The readout [B,
+// input: planes [P, B, *features], counts as bytes [1, B, *features] or float32 [B, *features]. The answer [B,
 // outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after one step,
 // and the new state.
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
@@ -193,9 +193,9 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
                  plan.state, " float32, got ", state->numel());
     torch::stable::copy_(after, *state);
   }
-  Shape out{plan.batch, net.outputs()};
-  if (every_step) out.insert(out.begin(), T);
-  const Tensor answer = empty_channels_last(out, 2, ScalarType::Float, input);
+  Shape out = batched(plan.batch, plan.answer());
+  if (every_step) out = prepend(T, out);
+  const Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense);
   net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
                  state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,

@@ -64,13 +64,13 @@ void run(const FrozenFile& file, Input& in) {
     if (plan.steps[i].out.features() > 1 << 20 || inputs > 1 << 20) return;
     work += plan.steps[i].out.features() * inputs;
   }
-  if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 22 || network.outputs() > 1 << 20) return;
+  if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 22) return;
 
   const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
   const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
   const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
   const bool every_step = !streams && in.flag();
-  std::vector<float> state(plan.state), answer((every_step ? T : 1) * batch * network.outputs());
+  std::vector<float> state(plan.state), answer((every_step ? T : 1) * batch * plan.answer().features());
   const bool counted = spikes && !streams && network.reads_counts() && in.flag();
   const int64_t steps = streams ? std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1)) : 1;
   for (int64_t step = 0; step < steps; ++step) {

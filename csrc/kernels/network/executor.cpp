@@ -125,7 +125,7 @@ class Run {
   void operator()() {
     if (plan_.batch == 0) return;
     for (int64_t i = 0; i < size(); ++i) {
-      if (program_.values[i] >= Value::kMeans) continue;
+      if (program_.values[i] == Value::kMeans) continue;
       trains_[i] = result(i);
       if (plan_.stream) {
         stream(i);
@@ -135,14 +135,16 @@ class Run {
     }
     for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
       const int64_t steps = (plan_.stream ? step_ : t) + 1;
-      float* to = call_.answer + (call_.every_step ? t : 0) * plan_.batch * network_.outputs();
+      const int64_t outputs = plan_.answer().features(), n = plan_.batch * outputs;
+      float* to = call_.answer + (call_.every_step ? t : 0) * n;
       if (plan_.stream && window_ < plan_.steps.back().depth) {
-        std::fill_n(to, plan_.batch * network_.outputs(), std::numeric_limits<float>::quiet_NaN());
+        std::fill_n(to, n, std::numeric_limits<float>::quiet_NaN());
         continue;
       }
       for (int64_t i = 0; i < size(); ++i) {
-        if (program_.values[i] >= Value::kMeans) answer(i, t, steps, to);
+        if (program_.values[i] == Value::kMeans) real_[i] = from_counts(i, t, steps);
       }
+      for (int64_t k = 0; k < n; ++k) to[k] = real_.back()[k] + bad_[k / outputs];
     }
   }
 
@@ -464,26 +466,21 @@ class Run {
     return at(i).few_bits != 0 ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
   }
 
-  // What reads counts, after step t of this run, which is the stream's last of `steps`.
-  void answer(int64_t i, int64_t t, int64_t steps, float* to) {
+  // Of the counts after step t of this run, which is the stream's last of `steps`.
+  const float* from_counts(int64_t i, int64_t t, int64_t steps) {
     const Instruction& in = at(i);
     const bool from_train = network_.reads_train(i);
     const float* x = from_train ? counts(i, t) : real(in.input);
-    if (program_.kind(i) == Kind::flatten) {
-      real_[i] = x;
-    } else if (program_.kind(i) != Kind::readout) {
-      real_[i] = call_.host->mean(window(i), from_train, x);
-    } else {
-      const float* bias = floats(in.shift);
-      std::vector<float> bias_so_far;
-      if (bias != nullptr && steps != plan_.T) {
-        const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
-        for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
-        bias = bias_so_far.data();
-      }
-      const float* y = call_.host->product(window(i), weights(i), bias, x);
-      for (int64_t n = 0; n < plan_.batch * in.outputs; ++n) to[n] = y[n] + bad_[n / in.outputs];
+    if (program_.kind(i) == Kind::flatten) return x;
+    if (program_.kind(i) != Kind::readout) return call_.host->mean(window(i), from_train, x);
+    const float* bias = floats(in.shift);
+    std::vector<float> bias_so_far;
+    if (bias != nullptr && steps != plan_.T) {
+      const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
+      for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
+      bias = bias_so_far.data();
     }
+    return call_.host->product(window(i), weights(i), bias, x);
   }
 
   // The counts after step t, times the gain, channels last.
@@ -507,9 +504,10 @@ class Run {
       for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (step_ > 0 ? before[k] : 0.f) + sum[k];
     }
     const auto gain = static_cast<float>(network::real(at(i).gain));
-    if (gain == 1.f) return sum.data();
+    const float* each = program_.kind(i) == Kind::readout ? nullptr : floats(at(i).scale);
+    if (gain == 1.f && each == nullptr) return sum.data();
     scaled_.resize(n);
-    for (int64_t k = 0; k < n; ++k) scaled_[k] = sum[k] * gain;
+    for (int64_t k = 0; k < n; ++k) scaled_[k] = sum[k] * (each == nullptr ? gain : each[k % at(i).outputs]);
     return scaled_.data();
   }
 

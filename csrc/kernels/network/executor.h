@@ -71,6 +71,8 @@ struct Plan {
   int64_t planes;     // of a train, in the form of planes
   int64_t workspace;  // bytes
   int64_t state;      // floats; the first are the samples' `bad`
+
+  const Shape& answer() const { return steps.back().out; }
 };
 
 struct Call {
@@ -80,8 +82,7 @@ struct Call {
   bool every_step;  // of the window in which the answer comes, see answer
   float* state;     // of a stream: read where step > 0, and written
   int64_t step;
-  float*
-      answer;  // [batch, outputs]; of every step [T, batch, outputs]. In a stream NaN until the first window is there
+  float* answer;  // [batch, *plan.answer()], of every step [T, ...]; in a stream NaN until the first window is there
   Host* host;
   ParallelFor parallel;
 };
@@ -96,7 +97,6 @@ class Network {
   void use(const uint8_t* numbers) { numbers_ = numbers; }
 
   const Program& program() const { return program_; }
-  int64_t outputs() const { return program_.instructions.back().outputs; }
 
   // Weights as the kernels want them: so many bytes, aligned to 64, which begin with the offset of each instruction's
   // part and the size.

@@ -38,6 +38,7 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
   const Instruction& i = program.instructions[number];
   const auto image = [&] {
     if (in.dims != 3) refuse("it wants images, its input is " + text(in));
+    if (i.outputs > 0 && i.outputs != in.channels) refuse("scale: not of its input's channels, which is " + text(in));
   };
   switch (program.kind(number)) {
     case Kind::layer:
@@ -106,7 +107,7 @@ std::vector<int64_t> last_uses(const Program& program) {
     last[i] = std::max(last[i], i);
     const Kind kind = program.kind(i);
     const bool is_view = kind == Kind::flatten || kind == Kind::popcount || kind == Kind::burst;
-    const bool counts = program.values[i] == Value::kMeans || program.values[i] == Value::kAnswer;
+    const bool counts = program.values[i] == Value::kMeans;
     if (reader.input >= 0) last[reader.input] = std::max(last[reader.input], counts ? n : is_view ? last[i] : i);
     const bool has_residual = program.kind(i) == Kind::layer && reader.fires != 0 && reader.residual >= 0;
     if (has_residual) last[reader.residual] = std::max(last[reader.residual], i);
@@ -237,7 +238,7 @@ class Planner {
   int64_t state_of(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];
-    const bool counts = network_.reads_train(number) && value >= Value::kMeans;
+    const bool counts = network_.reads_train(number) && value == Value::kMeans;
     if (counts) return step.in.features();
     if (!network_.has_neurons(number) && value != Value::kCurrents) return 0;
     if (!program_.waits(number)) {

@@ -48,10 +48,13 @@ class Checker {
     if (kind == Kind::layer || kind == Kind::readout) {
       check_weights();
     } else {
-      for (const int64_t numbers : {i_.weight, i_.step, i_.scale, i_.shift, i_.residual_scale, i_.residual}) {
+      const bool scales = i_.scale != kAbsent;
+      for (const int64_t numbers : {i_.weight, i_.step, i_.shift, i_.residual_scale, i_.residual}) {
         if (numbers != kAbsent) refuse("a move with weights");
       }
-      check_range("outputs", i_.outputs, 0, 0);
+      if (scales && kind != Kind::mean && kind != Kind::adaptive_mean) refuse("a move with weights");
+      check_range("outputs", i_.outputs, scales ? 1 : 0, scales ? kLargestSize : 0);
+      check_numbers("scale", i_.scale, i_.outputs);
     }
     check_v_init();
     return value(kind, program_.value(i_.input));
@@ -60,7 +63,7 @@ class Checker {
  private:
   // What it makes of x.
   Value value(Kind kind, Value x) const {
-    if (x == Value::kAnswer || x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
+    if (x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
     switch (kind) {
       case Kind::layer:
         return check_layer(x);
@@ -83,7 +86,7 @@ class Checker {
       default:
         if (i_.axes != 0) refuse("a readout over space");
         if (x == Value::kReal) not_run("nothing in the network spikes");
-        return number_ + 1 == program_.header.instructions ? Value::kAnswer : Value::kMeans;
+        return Value::kMeans;
     }
   }
 
@@ -258,7 +261,7 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
     }
   }
   check_range("T", program.header.T, 0, program.most_steps());
-  if (program.values.back() != Value::kAnswer) program.not_run = "the network does not end in a Readout";
+  if (program.values.back() != Value::kMeans) program.not_run = "the network does not end in a Readout or in means";
   if (program.header.dtype != static_cast<int64_t>(DType::kFloat32)) program.not_run = "it computes in float32 alone";
   return program;
 }

@@ -48,7 +48,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(first) X(last)   /* flatten: dimensions of [B, ...], from the end where negative */        \
   X(few_bits)        /* 1: weights are int8, in units of `step` */                              \
   X(weight) X(step)  /* step is [outputs]; scale has it in it, a readout's weights are times it */ \
-  X(scale) X(shift) X(residual_scale)  /* [outputs] */                                          \
+  X(scale) X(shift) X(residual_scale)  /* [outputs]; a mean's scale is the gain of each channel */ \
   X(v_init)                                                                                     \
   X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                     \
   X(threshold) X(leak)    /* bits of a double */                                                \
@@ -87,8 +87,8 @@ enum class Kind : int64_t {
 };
 
 // What an instruction makes. A train is kSpikes, planes, or kCounts, a byte a neuron, as neurons with window timing
-// read and make it. kMeans: real numbers made of counts.
-enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans, kAnswer };
+// read and make it. kMeans: real numbers made of counts, of which the last are the answer.
+enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans };
 
 // Names for the writer of programs: the fields of the header, those of an instruction, the kinds, and constants as
 // name=value, a line each.

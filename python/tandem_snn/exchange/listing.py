@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
@@ -69,7 +69,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     """The stages of ``net`` for inputs like x.
 
     Args:
-        readout: whether the network must end in a Readout, not in neurons.
+        readout: whether the network must end in numbers, not in neurons.
 
     Raises:
         CannotLower: the network is not a chain of this package's layers from the input to a Readout, or a layer cannot
@@ -96,10 +96,10 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
         stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, network.depths[number]))
 
-    network(x, watch)
+    numbers = isinstance(network(x, watch), Tensor)
     last = stages[-1] if stages else None
-    if last is None or not (last.layer.kind == "readout" or (not readout and last.fires)):
-        raise CannotLower("net", "it does not end in a Readout")
+    if last is None or not (last.layer.kind != "layer" if numbers else last.fires and not readout):
+        raise CannotLower("net", "it does not end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None
     return Listing(stages, network.mode, T, tuple(x.shape[1:]))

@@ -172,7 +172,9 @@ class Graph:
             window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
         else:
             window = window_of(layer)
-        if layer.gain != 1.0:
+        if layer.scale is not None:
+            x = self.op("Mul", x, self.per_channel(f"{stage.name}.gain", layer.scale, len(stage.shape)))
+        elif layer.gain != 1.0:
             x = self.op("Mul", x, self.number(layer.gain))
         return self.op("AveragePool", x, count_include_pad=1, **window)
 

@@ -148,8 +148,9 @@ class _Writer:
         name = self._add(stage.name, node, source)
         if stage.fires:
             name = self._neurons(stage, name)
-        elif layer.gain != 1.0:
-            gain = self.nir.Scale(_full(stage.shape, torch.tensor(layer.gain)))
+        elif layer.scale is not None or layer.gain != 1.0:
+            each = torch.tensor(layer.gain) if layer.scale is None else layer.scale
+            gain = self.nir.Scale(_full(stage.shape, each))
             name = self._add(self._free(f"{name}_gain"), gain, name)
         self.result[stage.name] = name
 

@@ -71,7 +71,6 @@ class _Lowering:
                     raise CannotLower("net", f"it has a second input, {node.name!r}")
                 self._same(node, INPUT, self.first_gain)
             elif node.op == "output":
-                self._by_number(node.args[0])
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
                     raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
@@ -81,15 +80,6 @@ class _Lowering:
                 raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
         mode = self.mode or "events"
         return Stages(_in_their_forms(self.list, mode), mode, self.T)
-
-    def _by_number(self, answer: fx.Node) -> None:
-        """Where the answer is counts, each in its own unit, a readout makes them numbers."""
-        gain = self.gains.get(answer, 1.0)
-        if _by_channel(gain):
-            if self.list[-1].kind != "flatten":
-                raise CannotLower("net", "its answer is in units of each channel: put a Flatten or a Readout behind")
-            stage = Stage("answer", "readout", self.values[answer], weight=torch.diag(gain.detach()))  # type: ignore[union-attr]
-            self._add(answer, stage, 1.0)
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
@@ -118,9 +108,11 @@ class _Lowering:
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
-            one = not _by_channel(gain)
-            stage.gain = float(gain) if means and one else 1.0
-            self._add(node, stage, 1.0 if means and one else gain)
+            if means and isinstance(gain, Tensor) and gain.dim():
+                stage.scale = gain.detach()
+            elif means:
+                stage.gain = float(gain)
+            self._add(node, stage, 1.0 if means else gain)
         elif type(layer) in _LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:

@@ -298,7 +298,7 @@ class FrozenNetwork(nn.Module):
         if not 0.0 < confidence <= 1.0:
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
         answers = self.readouts(x)
-        sure = answers.softmax(2).amax(2) >= confidence
+        sure = answers.flatten(2).softmax(2).amax(2) >= confidence
         sure[-1] = True
         last = sure.int().argmax(0)  # the first step of those
         return answers[last, torch.arange(len(last))], last + 1

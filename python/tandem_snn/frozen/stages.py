@@ -57,7 +57,8 @@ class Stage(nn.Module):
         analog: a layer of the ANN, which reads and makes counts.
         weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
             readout's weights are step·weight.
-        scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias.
+        scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias. A mean's scale is the gain
+            of each channel.
         v_init: 0-dim, [N], or [N, *space] where space may be 1.
         kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
         ceil: of a max_pool. first, last: the dimensions of a flatten.
@@ -143,7 +144,8 @@ class Stage(nn.Module):
         if self.move is not None:
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.unchecked(self.move(x.x), x.T)
-            return self.move(with_gain(x, self.gain) if isinstance(x, SpikeTrain) else x)
+            gain = self.gain if self.scale is None else self.scale
+            return self.move(with_gain(x, gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
             return map_counts(x, self._answer)
         if self.analog:

@@ -77,6 +77,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
             value = call(stage.name, _without_weights(stage), x_in)
             if stage.fires:
                 value = call(f"{stage.name}_neurons", neurons_of(stage, _written(stage, write)[0]), value)
+            elif layer.scale is not None:
+                value = graph.call_function(operator.mul, (value, constant(f"{stage.name}_gain", layer.scale, dims)))
             elif layer.gain != 1.0:
                 value = graph.call_function(operator.mul, (value, layer.gain))
         values[stage.name] = value
