@@ -27,7 +27,7 @@ from mutation import KERNELS, NOT_TRIED, Mutant, chosen, measure, options
 FILES = {
     "cuda/if_scan.cu": (["if_scan"], ["scan", "offsets"]),
     "cuda/spike_bits.cu": (["spike_bits"], ["bits", "offsets"]),
-    "cuda/product_if.cu": (["product_if"], ["product", "digits"]),
+    "cuda/product_if.cu": (["product_if"], ["launch", "product", "digits"]),
     "cuda/window_product.cu": (["window_product"], ["product", "digits"]),
     "cuda/digits.cu": (["digits"], ["digits"]),
     "cuda/plain.cu": (["plain"], ["digits"]),
@@ -36,7 +36,7 @@ FILES = {
     "product/unit.h": (["digits", "plain"], ["digits"]),
     "cuda/ptx.cuh": (["product_if", "window_product"], ["product", "digits"]),
     "cuda/product_fill.cuh": (["product_if", "window_product"], ["product", "digits"]),
-    "cuda/product_launch.cuh": (["product_if", "window_product"], ["product", "digits"]),
+    "cuda/product_launch.cuh": (["product_if", "window_product"], ["launch", "product", "digits"]),
     "cuda/product_tile.cuh": (["product_if", "window_product"], ["product", "digits"]),
     "cuda/spike_operands.cuh": (["product_if", "window_product"], ["product", "digits"]),
     "cuda/batch_norm.cu": (["batch_norm"], ["batch_norm"]),

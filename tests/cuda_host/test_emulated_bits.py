@@ -6,11 +6,11 @@ import ctypes
 
 import pytest
 import torch
-from harness import DTYPES, Emulator, pointer
+from harness import DTYPES, INOUT, Emulator, pointer
 from neuron_layers import pack, pack_mask, unpack
 
 SIZES = [1, 7, 32, 100, 1028]
-OFFSETS = [(0, 0), (1, 1), (0, 1), (1, 0)]  # elements that input and output begin past an aligned address
+OFFSETS = [(0, 0), (1, 1), (0, 1), (1, 0), (2, 2)]  # elements that input and output begin past an aligned address
 DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -116,6 +116,23 @@ def test_gate_grad(emulator: Emulator, dtype: torch.dtype, N: int) -> None:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         want = (grad.to(wide) / torch.tensor(0.3, dtype=wide)).to(dtype)
         assert torch.equal(out, torch.where(open_, want, torch.zeros_like(want)))
+
+
+def test_no_block_is_idle(plain: Emulator) -> None:
+    """Twice as many neurons take twice as many instructions."""
+    instructions = []
+    for N in (1024, 2048):
+        plain.begin()
+        size, bytes_, floats = ctypes.c_int64(N), torch.zeros(N, dtype=torch.uint8), torch.zeros(N)
+        planes, dense = pointer(plain.place("planes", bytes_, INOUT)), pointer(plain.place("floats", floats, INOUT))
+        assert plain.lib.emulated_pack(dense, 4, True, 1, size, planes) == 0
+        assert plain.lib.emulated_unpack(planes, 1, size, dense, 4, ctypes.c_uint64(1)) == 0
+        assert plain.lib.emulated_counts(planes, 1, size, dense, DTYPES[torch.float32]) == 0
+        assert plain.lib.emulated_count_bytes(planes, 1, size, planes) == 0
+        assert plain.lib.emulated_burst_planes(planes, 8, size, planes) == 0
+        assert plain.lib.emulated_gate_grad(dense, DTYPES[torch.float32], planes, ctypes.c_double(1), size, dense) == 0
+        instructions.append(plain.counted("kernel")[0])
+    assert instructions[1] == 2 * instructions[0]
 
 
 def test_empty(plain: Emulator) -> None:

@@ -194,6 +194,16 @@ def test_samples_that_are_not_finite(checked: Emulator, T: int, dtype: torch.dty
     assert torch.equal(bad.nan_to_num(0), torch.zeros(40))
 
 
+@pytest.mark.parametrize("window", [False, True])
+def test_no_block_is_idle(plain: Emulator, window: bool) -> None:
+    """Twice as many neurons take twice as many instructions."""
+    instructions = []
+    for samples in (1, 2):
+        run(plain, Layer(torch.zeros(8, samples, 512), 8, window=window))
+        instructions.append(plain.counted("if_")[0])
+    assert instructions[1] == 2 * instructions[0] > 0
+
+
 def test_empty(plain: Emulator) -> None:
     plain.begin()
     args = NeuronArgs(neurons=0, channels=4, T=8)

@@ -78,19 +78,13 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   return neurons.end(a, n, (T - 1) / kPlaneSteps);
 }
 
-template <int kVec>
-__device__ __forceinline__ void store_mask(uint8_t* mask, int64_t n, int64_t neurons, uint32_t gates) {
-  const uint8_t byte = join_gates<kVec>(gates, 1);
-  if (threadIdx.x % (8 / kVec) == 0 && n < neurons) mask[n / 8] = byte;
-}
-
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     if_scan_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ Neuron<Compute<In>> a) {
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) gates = scan<In, kHeld, kResidual, kT, kVec>(currents, source, a, n);
-  if (a.mask != nullptr && a.after == 0) store_mask<kVec>(a.mask, n, a.neurons, gates);
+  if (a.after == 0) put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
 
 // Window timing: the sum of the currents in order, or T times one, is the product of the window.
@@ -121,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     neurons.begin(a, remainder(n, a.v_init_size));
     gates = neurons.fire_window(a, n, u);
   }
-  if (a.mask != nullptr) store_mask<kVec>(a.mask, n, a.neurons, gates);
+  put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
 
 template <class In, int kVec>

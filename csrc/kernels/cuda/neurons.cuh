@@ -210,7 +210,7 @@ struct Neurons {
       const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // a byte for each gate
       plane &= open_bytes;
       counts.keep(open_bytes);
-      for (int p = -a.before / kPlaneSteps; p < last; ++p) {
+      for (int p = kLong ? -a.before / kPlaneSteps : 0; p < last; ++p) {
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
           if ((gates >> i & 1u) == 0 && i < live) a.planes[p * a.neurons + n + i] = 0;
@@ -220,12 +220,16 @@ struct Neurons {
     return write(a, n, last, gates);
   }
 
+  // Bit i for neuron i. Few layers clip: the others are not asked for a ceiling.
   __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
-    const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
     uint32_t gates = 0;
+    if (a.gate == Gate::kClip) {
+      const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (gate_open(z.at[i], a.gate, ceiling)) gates |= 1u << i;
+      for (int i = 0; i < kVec; ++i) gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) gates |= gate_open(z.at[i], Gate::kRelu, C(0)) ? 1u << i : 0;
     }
     return gates;
   }
@@ -265,13 +269,16 @@ struct Neurons {
   }
 };
 
-// Eight neighbouring neurons make a byte of the mask: the gates of kVec of them, and of those `lanes` lanes further on.
-// All lanes of the warp take part.
+// Writes the mask, where one is wanted. Eight neighbouring neurons make a byte of it: the gates of kVec of them, from n
+// on, and of those `lanes` lanes further on. All lanes of the warp take part.
 template <int kVec>
-__device__ __forceinline__ uint8_t join_gates(uint32_t gates, unsigned lanes) {
+__device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, bool live, uint32_t gates, unsigned lanes) {
+  if (mask == nullptr) return;
 #pragma unroll
-  for (int bits = kVec; bits < 8; bits *= 2, lanes *= 2) gates |= __shfl_down_sync(0xffffffffu, gates, lanes) << bits;
-  return static_cast<uint8_t>(gates);
+  for (unsigned bits = kVec, from = lanes; bits < 8; bits *= 2, from *= 2) {
+    gates |= __shfl_down_sync(0xffffffffu, gates, from) << bits;
+  }
+  if (threadIdx.x / lanes % (8 / kVec) == 0 && live) mask[n >> 3] = static_cast<uint8_t>(gates);
 }
 
 // Are the arrays a kernel with kVec = 4 touches aligned for it?

@@ -94,9 +94,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  if (a.mask == nullptr) return;
-  const uint8_t byte = join_gates<1>(gates, 1);
-  if (threadIdx.x % 8 == 0 && n < a.neurons) a.mask[n >> 3] = byte;
+  put_gates<1>(a.mask, n, n < a.neurons, gates, 1);
 }
 
 template <class End>

@@ -1,7 +1,6 @@
 // How a block's stages are filled: sixteen bytes at a time, or eight or four where no more are aligned, by running
-// pointers. A thread copies the same piece of a
-// stage every time, of one or more rows; its place in the weights moves on by the depth of a stage, its place in a
-// window by so many taps and channels.
+// pointers. A thread copies the same piece of a stage every time, of one or more rows; its place in the weights moves
+// on by the depth of a stage, its place in a window by so many taps and channels.
 #pragma once
 
 #include "digits.h"

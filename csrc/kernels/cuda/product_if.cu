@@ -94,13 +94,12 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
       }
     }
   }
-  if (a.mask == nullptr || (S::kRounds && first + S::kSteps < a.T)) return;
-  const uint8_t byte = join_gates<kVec>(gates, 4);  // the next outputs are four lanes further on
-  if (at.g % (8 / kVec) == 0 && live) a.mask[n >> 3] = byte;
+  if (S::kRounds && first + S::kSteps < a.T) return;
+  put_gates<kVec>(a.mask, n, live, gates, 4);  // the next outputs are four lanes further on
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kRegisterThreads, S::kBlocks)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
@@ -197,22 +196,8 @@ int run(const Layer& layer, Operand operand, void* stream) {
   if (!can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
   if (layer.counted()) return run_window(layer, operand, stream);
   if (is_plain(layer, operand)) return run_plain(layer, stream);
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (operand) {
-    case Operand::kFloat16:
-      return launch_for<Float16Weights>(layer, on);
-    case Operand::kBFloat16:
-      return launch_for<BFloat16Weights>(layer, on);
-    case Operand::kFloat32:
-      return launch_for<DigitWeights>(layer, on);
-    case Operand::kFloat32High:
-      return launch_for<Float32Weights<2>>(layer, on);
-    case Operand::kFloat32Medium:
-      return launch_for<Float32Weights<1>>(layer, on);
-    case Operand::kInt8:
-      return launch_for<Int8Weights>(layer, on);
-  }
-  return cudaErrorInvalidValue;
+  return launch_for(
+      operand, [&](auto operands) { return launch_for<decltype(operands)>(layer, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace tandem::cuda

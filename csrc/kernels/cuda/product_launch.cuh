@@ -80,27 +80,29 @@ inline bool is_prepared(const Layer& layer, Operand operand) {
   return operand != Operand::kFloat32 || layer.prepared != nullptr;
 }
 
-// Are there numbers and blocks enough, and do the weights of an output lie in the order of a stage?
+// Do numbers suffice, and do the weights of an output lie in the order of a stage?
 inline bool can_multiply(const Layer& layer, Operand operand) {
   const Geometry& geometry = layer.geometry;
   const bool rows = operand == Operand::kFloat32 || layer.weights.channels_last || geometry.taps() == 1 ||
                     geometry.group_channels() == 1;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
   const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
                       geometry.height + 2 * geometry.padding[0] <= kInt &&
                       geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
                       geometry.out_height() * geometry.out_width() <= kInt;
-  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
-  return rows && narrow && launchable && geometry.inputs() > 0 && geometry.inputs() < 1 << 24;
+  return rows && narrow && geometry.inputs() > 0 && geometry.inputs() < 1 << 24;
 }
 
-// Can tiles hold it? The mask takes eight outputs of a group at a time, and no sum of bytes may exceed int32.
+// Can tiles hold it? There are blocks enough, the mask takes eight outputs of a group at a time, and no sum of bytes
+// may exceed int32.
 inline bool fits_tiles(const Layer& layer, Operand operand) {
-  const bool mask = layer.neuron.mask == nullptr || layer.geometry.group_outputs() % 8 == 0;
+  const Geometry& geometry = layer.geometry;
+  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
+  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
+  const bool mask = layer.neuron.mask == nullptr || geometry.group_outputs() % 8 == 0;
   const bool bytes = operand == Operand::kInt8 || (operand == Operand::kFloat32 && layer.counted());
   const int64_t most = int64_t{1} << 31;
-  return mask && (!bytes || layer.geometry.inputs() < most / 128 / (layer.counted() ? 255 : 128));
+  return launchable && mask && (!bytes || geometry.inputs() < most / 128 / (layer.counted() ? 255 : 128));
 }
 
 // Or would most of a tile, which has thirty-two outputs or more, be empty?
@@ -111,6 +113,26 @@ inline bool fills_tiles(const Layer& layer) {
 // Whatever tiles are not for, float32 weights alone.
 inline bool is_plain(const Layer& layer, Operand operand) {
   return operand == Operand::kFloat32 && !(fits_tiles(layer, operand) && fills_tiles(layer));
+}
+
+// Calls launch(Ops{}) for the operands of this kind.
+template <class Launch>
+int launch_for(Operand operand, const Launch& launch) {
+  switch (operand) {
+    case Operand::kFloat16:
+      return launch(Float16Weights{});
+    case Operand::kBFloat16:
+      return launch(BFloat16Weights{});
+    case Operand::kFloat32:
+      return launch(DigitWeights{});
+    case Operand::kFloat32High:
+      return launch(Float32Weights<2>{});
+    case Operand::kFloat32Medium:
+      return launch(Float32Weights<1>{});
+    case Operand::kInt8:
+      return launch(Int8Weights{});
+  }
+  return cudaErrorInvalidValue;
 }
 
 int run_plain(const Layer& layer, void* stream);

@@ -28,8 +28,6 @@ struct Shape {
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
   // That share a multiprocessor, as far as registers go.
   static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
-  // Among so many threads a block's registers could be shared: at most 168 for each.
-  static constexpr int kRegisterThreads = kBlocks == 1 ? 384 : kThreads;
 
   // A stage: rows of weights, then rows of spikes, padded for even use of the banks.
   static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
@@ -47,7 +45,7 @@ struct Shape {
     return static_cast<int>(output % kVec * 8 + output / kVec % 8 + output / (8 * kVec) * (8 * kVec));
   }
   // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
-  static constexpr int kSumBytes = kWarpsDepth > 1 ? kThreads * 16 * kTiles * kSteps : 0;
+  static constexpr int kSumBytes = kWarpsDepth == 1 ? 0 : kThreads * 16 * kTiles * kSteps;
   // Of counts times digits also the sums of all digits but the lowest, which a sum of the lowest has no room for.
   static constexpr int kHigherBytes = Operands::kCounted && Operands::kDigits ? kSumBytes / kWarpsDepth : 0;
   // What kVec neurons keep from one round of steps to the next: v, z, counts.

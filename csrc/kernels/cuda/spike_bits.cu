@@ -116,42 +116,37 @@ bool fit_four(const void* p, int64_t neurons, int64_t bytes) {
   return neurons % 4 == 0 && is_aligned(p, bytes < 4 ? 4 * bytes : 16);
 }
 
-template <class E>
-int launch_pack(const void* spikes, uint64_t nonzero, int T, int64_t neurons, uint8_t* planes, cudaStream_t stream) {
-  const auto* elements = static_cast<const E*>(spikes);
-  if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
-    pack_kernel<E, 4>
-        <<<grid_for(neurons, 4), kThreads, 0, stream>>>(elements, static_cast<E>(nonzero), T, neurons, planes);
-    return cudaGetLastError();
-  }
-  pack_kernel<E, 1>
-      <<<grid_for(neurons, 1), kThreads, 0, stream>>>(elements, static_cast<E>(nonzero), T, neurons, planes);
+// Launches a kernel of four neurons to a thread, or of one.
+template <class Launch>
+int launch_by(bool four, const Launch& launch) {
+  four ? launch(Constant<4>{}) : launch(Constant<1>{});
   return cudaGetLastError();
 }
 
-template <class E>
-int launch_unpack(const uint8_t* planes, int T, int64_t neurons, void* spikes, uint64_t one, cudaStream_t stream) {
-  auto* elements = static_cast<E*>(spikes);
-  if (fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4)) {
-    unpack_kernel<E, 4>
-        <<<grid_for(neurons, 4), kThreads, 0, stream>>>(planes, T, neurons, elements, static_cast<E>(one));
-    return cudaGetLastError();
+// Calls launch(E{}) for the type E of so many bytes.
+template <class Launch>
+int launch_for(int32_t element_size, const Launch& launch) {
+  switch (element_size) {
+    case 1:
+      return launch(uint8_t{});
+    case 2:
+      return launch(uint16_t{});
+    case 4:
+      return launch(uint32_t{});
+    case 8:
+      return launch(uint64_t{});
+    default:
+      return cudaErrorInvalidValue;
   }
-  unpack_kernel<E, 1><<<grid_for(neurons, 1), kThreads, 0, stream>>>(planes, T, neurons, elements, static_cast<E>(one));
-  return cudaGetLastError();
 }
 
 template <class E, class C>
 int launch_gate_grad(const void* grad, const uint8_t* mask, C threshold, int64_t neurons, void* grad_z,
                      cudaStream_t stream) {
-  const auto* in = static_cast<const E*>(grad);
-  auto* out = static_cast<E*>(grad_z);
-  if (fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E))) {
-    gate_grad_kernel<E, C, 4><<<grid_for(neurons, 4), kThreads, 0, stream>>>(in, mask, threshold, neurons, out);
-    return cudaGetLastError();
-  }
-  gate_grad_kernel<E, C, 1><<<grid_for(neurons, 1), kThreads, 0, stream>>>(in, mask, threshold, neurons, out);
-  return cudaGetLastError();
+  return launch_by(fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E)), [&](auto vec) {
+    gate_grad_kernel<E, C, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, stream>>>(
+        static_cast<const E*>(grad), mask, threshold, neurons, static_cast<E*>(grad_z));
+  });
 }
 
 }  // namespace
@@ -159,61 +154,43 @@ int launch_gate_grad(const void* grad, const uint8_t* mask, C threshold, int64_t
 int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
          void* stream) {
   if (neurons == 0) return cudaSuccess;
-  const uint64_t all = ~0ull >> (64 - 8 * element_size);
-  const uint64_t nonzero = is_float ? all >> 1 : all;
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (element_size) {
-    case 1:
-      return launch_pack<uint8_t>(spikes, nonzero, T, neurons, planes, on);
-    case 2:
-      return launch_pack<uint16_t>(spikes, nonzero, T, neurons, planes, on);
-    case 4:
-      return launch_pack<uint32_t>(spikes, nonzero, T, neurons, planes, on);
-    case 8:
-      return launch_pack<uint64_t>(spikes, nonzero, T, neurons, planes, on);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return launch_for(element_size, [&](auto element) {
+    using E = decltype(element);
+    const E all = static_cast<E>(~E{0});
+    const E nonzero = is_float ? static_cast<E>(all >> 1) : all;
+    return launch_by(fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4), [&](auto vec) {
+      pack_kernel<E, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+          static_cast<const E*>(spikes), nonzero, T, neurons, planes);
+    });
+  });
 }
 
 int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
            void* stream) {
   if (neurons == 0) return cudaSuccess;
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (element_size) {
-    case 1:
-      return launch_unpack<uint8_t>(planes, T, neurons, spikes, one, on);
-    case 2:
-      return launch_unpack<uint16_t>(planes, T, neurons, spikes, one, on);
-    case 4:
-      return launch_unpack<uint32_t>(planes, T, neurons, spikes, one, on);
-    case 8:
-      return launch_unpack<uint64_t>(planes, T, neurons, spikes, one, on);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return launch_for(element_size, [&](auto element) {
+    using E = decltype(element);
+    return launch_by(fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4), [&](auto vec) {
+      unpack_kernel<E, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+          planes, T, neurons, static_cast<E*>(spikes), static_cast<E>(one));
+    });
+  });
 }
 
 int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream) {
   if (neurons == 0) return cudaSuccess;
-  const auto on = static_cast<cudaStream_t>(stream);
-  if (fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype))) {
-    counts_kernel<4><<<grid_for(neurons, 4), kThreads, 0, on>>>(planes, P, neurons, counts, dtype);
-    return cudaGetLastError();
-  }
-  counts_kernel<1><<<grid_for(neurons, 1), kThreads, 0, on>>>(planes, P, neurons, counts, dtype);
-  return cudaGetLastError();
+  return launch_by(fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype)), [&](auto vec) {
+    counts_kernel<vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        planes, P, neurons, counts, dtype);
+  });
 }
 
 int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
   if (neurons == 0) return cudaSuccess;
-  const auto on = static_cast<cudaStream_t>(stream);
-  if (fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1)) {
-    count_bytes_kernel<4><<<grid_for(neurons, 4), kThreads, 0, on>>>(planes, P, neurons, counts);
-    return cudaGetLastError();
-  }
-  count_bytes_kernel<1><<<grid_for(neurons, 1), kThreads, 0, on>>>(planes, P, neurons, counts);
-  return cudaGetLastError();
+  return launch_by(fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1), [&](auto vec) {
+    count_bytes_kernel<vec.value>
+        <<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(planes, P, neurons, counts);
+  });
 }
 
 int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream) {

@@ -12,17 +12,30 @@ __device__ __forceinline__ uint32_t twice(uint32_t low, uint32_t high, int i) {
   return __byte_perm(low, high, 0x1100 + i * 0x1111);
 }
 
-// One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
-// they make of subnormal ones. With a byte twice in sixteen bits, steps 2 to 6 lie in the exponent; three places
-// further up, steps 7, 0 and 1 do. So masking a bit out is all the conversion there is.
-struct Float16Weights {
-  using Weight = __half;
-  using Sum = float;
-  static constexpr int kDepth = 16;
+// What operands have in common, unless they say otherwise.
+struct AnyWeights {
   static constexpr int kTerms = 1;  // mma that a product takes
   static constexpr bool kCounted = false;
   static constexpr bool kDigits = false;
   static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
+
+  // Where a lane begins in a tile of weights.
+  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
+    return lane % 16 * row_bytes + lane / 16 * 16;
+  }
+  // `tile` is the lane's.
+  static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
+    ldmatrix_x4(a[0], tile);
+  }
+};
+
+// One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
+// they make of subnormal ones. With a byte twice in sixteen bits, steps 2 to 6 lie in the exponent; three places
+// further up, steps 7, 0 and 1 do. So masking a bit out is all the conversion there is.
+struct Float16Weights : AnyWeights {
+  using Weight = __half;
+  using Sum = float;
+  static constexpr int kDepth = 16;
 
   struct Spikes {
     uint32_t bytes[2], moved[2];
@@ -35,20 +48,9 @@ struct Float16Weights {
     const uint32_t second = twice(bytes.z, bytes.w, 2 * q);
     return {{first, second}, {first << 3, second << 3}};
   }
-  // Where a lane begins in a tile of weights.
-  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
-    return lane % 16 * row_bytes + lane / 16 * 16;
-  }
-  // `tile` is the lane's.
-  static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
-    ldmatrix_x4(a[0], tile);
-  }
   // Two counts as they are, of bytes that stand there twice.
   static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
-    const __half2 pair = __floats2half2_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
-    uint32_t operand;
-    memcpy(&operand, &pair, sizeof(operand));
-    return operand;
+    return bits_as<uint32_t>(__floats2half2_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24)));
   }
   static __device__ __forceinline__ bool is_moved(int t) { return t < 2 || t > 6; }
   static __device__ __forceinline__ int exponent_bit(int t) { return is_moved(t) ? (t + 1) % 8 : t - 2; }
@@ -76,11 +78,7 @@ struct BFloat16Weights : Float16Weights {
     return {{twice(bytes.x, bytes.y, 2 * q), twice(bytes.z, bytes.w, 2 * q)}};
   }
   static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
-    const __nv_bfloat162 pair =
-        __floats2bfloat162_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24));
-    uint32_t operand;
-    memcpy(&operand, &pair, sizeof(operand));
-    return operand;
+    return bits_as<uint32_t>(__floats2bfloat162_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24)));
   }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {
     return s.bytes[r] << (14 - t) & 0x40004000u;
@@ -120,7 +118,7 @@ struct Float32Weights : BFloat16Weights {
 #pragma unroll
     for (int term = 0; term < kTerms; ++term) {
       const __nv_bfloat162 part = __floats2bfloat162_rn(x, y);
-      memcpy(&a[term][r], &part, sizeof(part));
+      a[term][r] = bits_as<uint32_t>(part);
       x -= __low2float(part);
       y -= __high2float(part);
       if (term == 0) {  // an infinite weight leaves NaN, which is made a number; no rest is as large
@@ -132,14 +130,10 @@ struct Float32Weights : BFloat16Weights {
 };
 
 // Exact integers: a masked byte is 2^t or 0.
-struct Int8Weights {
+struct Int8Weights : AnyWeights {
   using Weight = int8_t;
   using Sum = int32_t;
   static constexpr int kDepth = 32;
-  static constexpr int kTerms = 1;
-  static constexpr bool kCounted = false;
-  static constexpr bool kDigits = false;
-  static constexpr int kWeightPad = 16;
 
   struct Spikes {
     uint32_t bytes[2];
@@ -147,14 +141,6 @@ struct Int8Weights {
 
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
     return {{load<uint32_t>(row + 4 * q), load<uint32_t>(row + 16 + 4 * q)}};
-  }
-  // Where a lane begins in a tile of weights.
-  static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
-    return lane % 16 * row_bytes + lane / 16 * 16;
-  }
-  // `tile` is the lane's.
-  static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
-    ldmatrix_x4(a[0], tile);
   }
   static __device__ __forceinline__ uint32_t counts(uint32_t bytes) { return bytes; }
   static __device__ __forceinline__ uint32_t spikes_at(const Spikes& s, int t, int r) {

@@ -41,42 +41,31 @@ __device__ __forceinline__ void store(E* p, const V& value) {
   *reinterpret_cast<V*>(p) = value;
 }
 
-// The built-in type that is `bytes` long, for which the cache hints are defined.
-template <int bytes>
-struct Raw;
-template <>
-struct Raw<2> {
-  using Type = unsigned short;
-};
-template <>
-struct Raw<4> {
-  using Type = unsigned int;
-};
-template <>
-struct Raw<8> {
-  using Type = uint2;
-};
-template <>
-struct Raw<16> {
-  using Type = uint4;
-};
+// The same bits as another type.
+template <class To, class From>
+__device__ __forceinline__ To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "as many of them");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// As long as V, and of a type for which the cache hints are defined.
+template <class V>
+using Raw =
+    std::conditional_t<sizeof(V) == 2, unsigned short,
+                       std::conditional_t<sizeof(V) == 4, unsigned, std::conditional_t<sizeof(V) == 8, uint2, uint4>>>;
 
 // A load of what nobody reads again: it leaves the caches first.
 template <class V, class E>
 __device__ __forceinline__ V load_once(const E* p) {
-  const auto raw = __ldcs(reinterpret_cast<const typename Raw<sizeof(V)>::Type*>(p));
-  V out;
-  memcpy(&out, &raw, sizeof(V));
-  return out;
+  return bits_as<V>(__ldcs(reinterpret_cast<const Raw<V>*>(p)));
 }
 
 // A load that the compiler does not put behind a later condition.
 template <class V, class E>
 __device__ __forceinline__ V load_early(const E* p) {
-  const auto raw = __ldcg(reinterpret_cast<const typename Raw<sizeof(V)>::Type*>(p));
-  V out;
-  memcpy(&out, &raw, sizeof(V));
-  return out;
+  return bits_as<V>(__ldcg(reinterpret_cast<const Raw<V>*>(p)));
 }
 
 template <class E, int n>

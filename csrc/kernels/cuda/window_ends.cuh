@@ -46,9 +46,7 @@ struct Fire {
       neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
       gates = neurons.fire_window(a, products.n, products.u);
     }
-    if (a.mask == nullptr) return;
-    const uint8_t byte = join_gates<kVec>(gates, lanes);
-    if (threadIdx.x / lanes % (8 / kVec) == 0 && products.live > 0) a.mask[products.n >> 3] = byte;
+    put_gates<kVec>(a.mask, products.n, products.live > 0, gates, lanes);
   }
 };
 

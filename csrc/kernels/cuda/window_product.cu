@@ -70,25 +70,11 @@ int launch(const Layer& layer, End end, void* stream) {
 }
 
 template <class End>
-int launch_for(const Layer& layer, Operand operand, const End& end, void* stream) {
+int launch(const Layer& layer, Operand operand, const End& end, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
   if (!layer.counted() || !can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
   if (is_plain(layer, operand)) return run_plain(layer, end, stream);
-  switch (operand) {
-    case Operand::kFloat16:
-      return launch<Float16Weights>(layer, end, stream);
-    case Operand::kBFloat16:
-      return launch<BFloat16Weights>(layer, end, stream);
-    case Operand::kFloat32:
-      return launch<DigitWeights>(layer, end, stream);
-    case Operand::kFloat32High:
-      return launch<Float32Weights<2>>(layer, end, stream);
-    case Operand::kFloat32Medium:
-      return launch<Float32Weights<1>>(layer, end, stream);
-    case Operand::kInt8:
-      return launch<Int8Weights>(layer, end, stream);
-  }
-  return cudaErrorInvalidValue;
+  return launch_for(operand, [&](auto operands) { return launch<decltype(operands)>(layer, end, stream); });
 }
 
 }  // namespace
@@ -98,11 +84,11 @@ bool prefers_window_product(const Layer& layer, Operand operand) {
 }
 
 int window_product(const Layer& layer, Operand operand, float* u, void* stream) {
-  return launch_for(layer, operand, Write{u, is_aligned(u, 16)}, stream);
+  return launch(layer, operand, Write{u, is_aligned(u, 16)}, stream);
 }
 
 int run_window(const Layer& layer, Operand operand, void* stream) {
-  return launch_for(layer, operand, Fire{layer.neuron, fit_four(layer.neuron), 4}, stream);
+  return launch(layer, operand, Fire{layer.neuron, fit_four(layer.neuron), 4}, stream);
 }
 
 }  // namespace tandem::cuda

@@ -1,0 +1,84 @@
+"""Which layers the fused product takes, which it is favoured for, and how a launch fails."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from harness import Emulator
+from neuron_layers import TRAIN, place_neurons, random_layer
+from test_emulated_product import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8, check
+
+
+@pytest.mark.parametrize(
+    ("mode", "T", "rows", "inputs", "groups", "outputs", "fused"),
+    [
+        (FLOAT16, 8, 10**6, 4096, 1, 4096, True),
+        (INT8, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT32, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT32_HIGH, 8, 32, 4096, 1, 4096, True),  # bound by the weights
+        (FLOAT32_HIGH, 8, 33, 4096, 1, 4096, False),
+        (FLOAT32_HIGH, 8, 33, 768, 1, 4096, True),  # bound by the currents
+        (FLOAT32_HIGH, 8, 33, 769, 1, 4096, False),
+        (FLOAT32_MEDIUM, 8, 10**6, 4096, 1, 4096, True),
+        (FLOAT16, 8, 32, 64, 64, 64, False),  # depthwise
+        (FLOAT16, 8, 32, 64, 4, 64, True),
+        (FLOAT16, 8, 32, 64, 1, 10, True),
+    ],
+)
+def test_where_it_is_favoured(
+    plain: Emulator, mode: int, T: int, rows: int, inputs: int, groups: int, outputs: int, fused: bool
+) -> None:
+    sizes = [rows, 1, 1, inputs, outputs, groups, 1, 1, 1, 1, 0, 0, 1, 1, 1]
+    assert plain.lib.emulated_favours_product_if((ctypes.c_int64 * 15)(*sizes), mode, T) == fused
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [
+        ({}, FLOAT16),
+        ({"outputs": 12}, None),  # the mask is by the byte
+        ({"kernel": (3, 3), "height": 3, "width": 3, "last": 0}, None),  # the order of the weights
+        ({"channels": 0}, None),
+        ({"channels": 2**17}, FLOAT16),
+        ({"channels": 2**17}, -INT8),  # sums beyond 2^31
+        ({"channels": 2**17 - 16}, INT8),
+        ({"channels": 2**24}, None),
+        ({"height": 2**16, "width": 2**15}, None),
+        ({"height": 2**16, "width": 2**15 - 1}, FLOAT16),
+        ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, None),
+        ({"channels": 2**20, "outputs": 2**19, "groups": 2**15}, FLOAT16),
+        ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, FLOAT32),  # without tiles
+        ({"outputs": 2**31, "groups": 2**12}, None),
+        ({"outputs": 16 * 65535 + 8}, None),  # more blocks than a launch can have
+        ({"outputs": 16 * 65535}, FLOAT16),
+        ({"width": 2, "stride": 4, "padding": 2**30 - 1}, None),  # positions beyond 2^31
+        ({"width": 1, "stride": 4, "padding": 2**30 - 1}, FLOAT16),
+    ],
+)
+def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | None) -> None:
+    """``mode``: weights it takes, negative or None: does not take."""
+    shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1)}
+    shape |= {"stride": 1, "padding": 0, "last": 1}
+    height, width, channels, outputs, groups, kernel, stride, padding, last = (shape | change).values()
+    sizes = [2, height, width, channels, outputs, groups, *kernel, 1, stride, 0, padding, 1, 1, last]
+    weights = FLOAT16 if mode is None else abs(mode)
+    given = (ctypes.c_int64 * 15)(*sizes)
+    taken = plain.lib.emulated_has_product_if(given, weights)
+    assert taken == (mode is not None and mode >= 0)
+    if not taken:
+        plain.begin()
+        args, _ = place_neurons(plain, random_layer(0, 8, (2, 12), torch.float32, TRAIN, None))
+        assert plain.lib.emulated_product_if(None, None, None, given, weights, ctypes.byref(args)) != 0
+
+
+def test_an_error_stays_with_its_launch(plain: Emulator) -> None:
+    """On a GPU with less shared memory the product fails, and what is launched next does not."""
+    limit = plain.lib.emulation_opt_in_limit(48 * 1024)
+    try:
+        with pytest.raises(AssertionError):
+            check(plain, 8, 9, 24, 16, torch.float16, seed=0)
+    finally:
+        plain.lib.emulation_opt_in_limit(limit)
+    check(plain, 4, 1, 8, 16, torch.int8, seed=0)
