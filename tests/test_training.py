@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_no_result(validatio
 def test_an_epoch_is_finished_after_all_its_steps(digits):
     trainer = Trainer(build(SMALL, digits), digits, SMALL)
     next(trainer.epoch())
-    with pytest.raises(RuntimeError, match="the epoch has steps left after 0 of 2 epochs and 1 of 21 steps"):
+    with pytest.raises(RuntimeError, match="the epoch is not finished after 0 of 2 epochs and 1 of 21 steps"):
         trainer.finish_epoch()
     for _ in trainer.epoch():
         pass

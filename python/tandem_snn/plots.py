@@ -151,14 +151,14 @@ def potentials(
     if isinstance(monitor, Recording):
         recording = monitor
     elif not monitor:
-        raise ValueError("monitor: nothing was recorded: run the network while it is entered")
+        raise ValueError("monitor: nothing was recorded: run the network inside its with block")
     else:
         layer = list(monitor)[-1] if layer is None else layer
         if layer not in monitor:
             raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
         recording = monitor[layer]
     if recording.potentials is None:
-        raise ValueError("monitor: no potentials were recorded: Monitor(net, potentials=True)")
+        raise ValueError("monitor: no potentials were recorded: use Monitor(net, potentials=True)")
     if neurons < 1:
         raise ValueError(f"neurons: expected at least 1, got {neurons}")
     spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()

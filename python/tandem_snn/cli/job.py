@@ -83,7 +83,7 @@ class Job:
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.resume and (self.restart or self.overwrite):
-            raise UserError("--resume and --restart or --overwrite exclude each other")
+            raise UserError("--resume cannot be combined with --restart or --overwrite")
         if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
             raise UserError("--checkpoint-seconds and --checkpoint-steps: expected positive numbers")
         check_device(self.device)
@@ -144,7 +144,7 @@ def _keep_seeds(job: Job) -> None:
     wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
     lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
     if lost:
-        raise UserError(f"seeds: {job.folder} holds {', '.join(lost)} too, which the recipe's seeds leave out")
+        raise UserError(f"seeds: {job.folder} also contains {', '.join(lost)}, which the recipe's seeds do not include")
 
 
 def _make_room(job: Job) -> None:
@@ -152,11 +152,13 @@ def _make_room(job: Job) -> None:
     folder = job.folder
     if _finished(folder) and not job.overwrite:
         raise UserError(
-            f"{folder} holds a finished run: give another folder with --out, train it on with --resume, or replace it "
-            "with --overwrite"
+            f"{folder} contains a finished run: choose another folder with --out, continue it with --resume, or "
+            "replace it with --overwrite"
         )
     if _begun(folder) and not (job.restart or job.overwrite):
-        raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start again with --restart")
+        raise UserError(
+            f"{folder} contains an unfinished run: continue it with --resume, or start again with --restart"
+        )
     _remove(folder, PRODUCTS)
     for seed in folder.glob("seed-*"):
         shutil.rmtree(seed)

@@ -35,7 +35,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     network = listing_of(net, x, readout=False)
     if network.waits and windows is None:
         name = next(stage.name for stage in network.stages if stage.waits)
-        raise CannotLower(name, 'timing "window" has no counterpart: to_spikingjelly has modules for it')
+        raise CannotLower(name, 'timing "window" is not supported: use to_spikingjelly, which has modules for it')
     made = {"input": 0} | {stage.name: stage.depth + stage.waits for stage in network.stages}
     graph, root = fx.Graph(), nn.Module()
     values = {"input": graph.placeholder("x")}

@@ -23,12 +23,12 @@ from ...convert.lowering import Lowering
 from ...nn import general, maximum
 from .neurons import Neuron
 
-NOT_LINEAR = "what it gives at each step does not add up over the steps: leave it out, and apply it to the answer"
+NOT_LINEAR = "it is not linear, so its results do not add up over the steps: apply it to the answer instead"
 NO_COUNTERPART = (
-    "it has no counterpart: one time step consists of linear layers, batch norm, pooling, additions of currents, and "
-    "neurons: give that part of the network"
+    "it is not supported: one time step may have linear layers, batch norm, pooling, additions of currents, and "
+    "neurons: import only that part of the network"
 )
-ONE_STEP = "a network's forward has to be one time step, without a loop over time"
+ONE_STEP = "the forward of the network must compute one time step, without a loop over time"
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
@@ -86,7 +86,7 @@ def import_network(
     try:
         graph = exported(net, stateful=True)
     except CannotConvert as error:
-        raise CannotConvert(f"{error}; {ONE_STEP}, and potentials go in and out of it or are hidden") from error
+        raise CannotConvert(f"{error}; {ONE_STEP}, and potentials must be hidden, or its inputs and outputs") from error
     _forget_state(graph)
     return _Importing(graph, encoder).run(type(net).__name__)
 
@@ -121,20 +121,22 @@ def _forget_state(graph: Graph) -> None:
     uses = Counter(op.module for op in graph.ops if _is_firing(op))
     twice = next((op for op in graph.ops if uses[op.module] > 1), None)
     if twice is not None:
-        raise CannotConvert(f"module {twice.path!r}: its neurons are used twice: give each use its own; {ONE_STEP}")
+        raise CannotConvert(
+            f"module {twice.path!r}: its neurons are used twice: use a module of their own for each; {ONE_STEP}"
+        )
     potentials = [op for op in graph.ops if isinstance(op.module, _Firing) and not _is_firing(op)]
     potentials += [op for op in graph.ops if op.kind == "input"][1:]
     (output,) = [op for op in graph.ops if op.kind == "output"]
     answers = [value for value in output.inputs if value not in potentials]
     if len(answers) != 1:
-        raise CannotConvert(f"the network returns {len(answers)} values beside potentials: return one")
+        raise CannotConvert(f"the network returns {len(answers)} values besides potentials: return one")
     output.call = ((answers[0],), {})
     graph.ops = [op for op in graph.ops if op not in potentials]
     graph.link()
     for op in graph.ops:
         for potential in potentials:
             if potential in op.inputs:
-                why = "a membrane potential that is more than state: the answer is spikes or a nn.Linear's"
+                why = "a membrane potential that is more than state: the answer must be spikes or from a nn.Linear"
                 raise refuse(potential, why)
 
 
@@ -169,9 +171,9 @@ class _Importing(Lowering):
                 self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
         for op in ops:
             if kinds.is_relu(op) and not self.fires(op):
-                raise refuse(op, "a ReLU, where spikes are: only a network of spiking neurons is imported")
+                raise refuse(op, "a ReLU: only networks of spiking neurons can be imported")
             if op.kind == "batch_norm" and not op.alone:
-                raise refuse(op, "batch norm as a function: use the module")
+                raise refuse(op, "batch norm as a function: use a module")
 
     def fires(self, op: Op) -> bool:
         return _is_firing(op)
@@ -184,7 +186,7 @@ class _Importing(Lowering):
         value = super()._towards_neurons(op)
         products = (*kinds.SYNAPSES, "batch_norm")
         if value.kind == "currents" and op.kind not in products and kinds.is_affine(op, self.signals(op)):
-            raise refuse(op, "it adds the same at every step: put that into a bias")
+            raise refuse(op, "it adds a constant at every step: make it the bias of a layer")
         return value
 
     def _no_counterpart(self, op: Op) -> str:

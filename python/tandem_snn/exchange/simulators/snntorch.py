@@ -56,7 +56,7 @@ def _read(module: Any, library: Any) -> Neuron | None:
     kind = type(module)
     if kind is not library.Leaky:
         if isinstance(module, library.SpikingNeuron):
-            raise ValueError(f"snnTorch's {kind.__name__} is not Leaky")
+            raise ValueError(f"snnTorch's {kind.__name__} is not supported: use Leaky")
         return None
     for fault, what in (
         (module._reset_mechanism != "subtract", f"reset_mechanism={module._reset_mechanism!r}"),
@@ -67,12 +67,11 @@ def _read(module: Any, library: Any) -> Neuron | None:
     ):
         if fault:
             raise ValueError(
-                f"snnTorch's Leaky with {what}, where these layers subtract the threshold and spike with 0 and 1: use "
-                'reset_mechanism="subtract" and its other defaults'
+                f'snnTorch\'s Leaky with {what} is not supported: use reset_mechanism="subtract" and its other defaults'
             )
     beta = module.beta.detach().clamp(0, 1).flatten()
     if not bool((beta == beta[0]).all()) or beta[0] == 0:
-        raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons")
+        raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons is not supported")
     threshold = module.threshold.detach().flatten()
     same = bool((threshold == threshold[0]).all())
     return Neuron(threshold[0].item() if same else threshold, beta[0].item())
@@ -105,7 +104,7 @@ def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
 
     def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
         if isinstance(neuron.v_init, Tensor) or neuron.v_init != 0:
-            raise ValueError("snnTorch's neurons start at potential 0: set v_init=0")
+            raise ValueError("snnTorch's neurons have no initial potential: set v_init=0")
         return library.Leaky(neuron.leak, neuron.threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
 
     return export_network(net, x, write)
