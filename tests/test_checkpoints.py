@@ -153,7 +153,7 @@ def test_a_finished_run_is_trained_on(digits, tmp_path):
     fit(build(digits, short), digits, short, store=Store(tmp_path))
     with pytest.raises(UserError, match=r"a training of 2 epochs, not 3: .* --resume` trains it on, .*train_on=True"):
         fit(build(digits, long), digits, long, store=Store(tmp_path))
-    with pytest.raises(UserError, match=r"epochs: .* was trained for 2 already, so expected more, got 1"):
+    with pytest.raises(UserError, match=r"epochs: expected more than 2, for which .* was trained already, got 1"):
         fit(build(digits, short), digits, replace(short, epochs=1), store=Store(tmp_path, train_on=True))
     with pytest.raises(UserError, match=r"another recipe: lr is .* only the epochs may change"):
         fit(build(digits, long), digits, replace(long, lr=1e-3), store=Store(tmp_path, train_on=True))
@@ -167,7 +167,7 @@ def test_a_finished_run_is_trained_on(digits, tmp_path):
     assert fitted.trained_on == [{"epochs": 2, "steps": 2 * steps}]
     assert ([r["loss"] for r in fitted.history], fitted.test) == ([r["loss"] for r in expected.history], expected.test)
     (tmp_path / "last.safetensors").unlink()
-    with pytest.raises(UserError, match=r"cannot be trained on: .*last\.safetensors, .* is missing"):
+    with pytest.raises(UserError, match=r"cannot be continued: .*last\.safetensors, .* is missing"):
         fit(net, digits, replace(long, epochs=4), store=Store(tmp_path, train_on=True))
 
 
@@ -175,14 +175,14 @@ def test_stages_cannot_be_trained_on(tmp_path):
     recipe = Recipe(model="FC16", progressive=True, epochs=2)
     data = recipe.load()
     fit(build(data, recipe), data, recipe, store=Store(tmp_path))
-    with pytest.raises(UserError, match="share its 2 epochs, which cannot change"):
+    with pytest.raises(UserError, match="the 2 epochs of progressive training cannot change"):
         fit(build(data, recipe), data, replace(recipe, epochs=3), store=Store(tmp_path, train_on=True))
 
 
 def test_a_run_that_is_further_than_the_epochs_is_refused(digits, tmp_path):
     with pytest.raises(Interrupted):
         fit(build(digits), digits, RECIPE, store=Store(tmp_path), interruption=After(30))
-    with pytest.raises(UserError, match=r"epochs: .* is 31 steps into a training, which are more than 1 epochs of 19"):
+    with pytest.raises(UserError, match=r"epochs: .* was trained for 31 steps already, more than 1 epochs of 19"):
         fit(build(digits), digits, replace(RECIPE, epochs=1), store=Store(tmp_path, train_on=True))
 
 
@@ -224,7 +224,7 @@ def test_logs(digits, tmp_path):
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(digits, tmp_path):
     recipe = replace(RECIPE, lr=0.01, optimizer="sgd", schedule="multistep", milestones=(1,), lr_factor=1e35)
-    with pytest.raises(UserError, match=r"the loss became nan after 1 .* last good checkpoint is that after 1"):
+    with pytest.raises(UserError, match=r"the loss became nan after 1 .* last good checkpoint was written after 1"):
         fit(build(digits, recipe), digits, recipe, store=Store(tmp_path, steps=1))
     trainer = Trainer(build(digits, recipe), digits, recipe)
     assert Store(tmp_path).restore(trainer)

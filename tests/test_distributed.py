@@ -309,7 +309,7 @@ def test_one_process_writes(tmp_path):
 
 
 def test_batches_that_cannot_be_shared_are_refused():
-    with pytest.raises(ValueError, match="65 samples cannot be shared by 2 processes"):
+    with pytest.raises(ValueError, match="65 samples cannot be divided evenly among 2 processes"):
         Trainer(nn.Linear(1, 1), replace(EXACT, batch_size=65).load(), replace(EXACT, batch_size=65), _Unwrapped(0, 2))
 
 

@@ -235,7 +235,7 @@ def test_a_limit_on_files_leaves_the_last_good_checkpoint(digits, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(
-            UserError, match=r"cannot be written \(File too large\).*last good checkpoint is that after 0"
+            UserError, match=r"cannot be written \(File too large\).*last good checkpoint was written after 0"
         ):
             fit(build(digits), digits, RECIPE, store=Store(tmp_path, steps=2))
     finally:
@@ -309,7 +309,7 @@ def test_images_that_vanish_in_the_middle_of_a_stream(workers, tmp_path):
         if trainer.step == 2:
             (tmp_path / "imagenet" / "train").rename(tmp_path / "away")
 
-    with pytest.raises(UserError, match=r"imagenet/train/n\d+/\d+.JPEG.*the last good checkpoint is that after"):
+    with pytest.raises(UserError, match=r"imagenet/train/n\d+/\d+.JPEG.*the last good checkpoint was written after"):
         fit(build(data, recipe), data, recipe, store=Store(tmp_path / "run", steps=1), on_step=on_step)
     (tmp_path / "away").rename(tmp_path / "imagenet" / "train")
     net, whole = build(data, recipe), build(data, recipe)

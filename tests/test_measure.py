@@ -283,7 +283,7 @@ def test_metric_over_time_and_early_exit(events):
     with pytest.raises(ValueError, match=r"confidences: expected numbers in \(0, 1\], got 0"):
         measure.early_exit(frozen, batches, [0])
     for function in measure.metric_over_time, measure.early_exit:
-        with pytest.raises(TypeError, match=r"expected what tandem_snn.freeze\(net\) gives, got Sequential"):
+        with pytest.raises(TypeError, match=r"expected the result of tandem_snn.freeze\(net\), got Sequential"):
             function(net, batches)
 
 

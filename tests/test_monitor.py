@@ -134,7 +134,7 @@ def test_training_is_not_disturbed():
 
 def test_mistakes():
     net = create_model("mlp", shape=(4,), classes=3, T=4)
-    with pytest.raises(ValueError, match=r"layers: 'conv\*' fits none of the layers with neurons: fc1, fc2"):
+    with pytest.raises(ValueError, match=r"layers: 'conv\*' matches none of the layers with neurons: fc1, fc2"):
         Monitor(net, "conv*")
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         Monitor(net, samples=0)

@@ -157,10 +157,10 @@ def test_residual_blocks(digits):
 
 
 def test_what_cannot_be(digits):
-    with pytest.raises(UserError, match=r"stage for each of 3 layers .* expected 4 or more, got 3"):
+    with pytest.raises(UserError, match=r"expected 4 or more, got 3: .* stage for each of 3 layers"):
         Trainer(build(digits), digits, replace(RECIPE, epochs=3))
     for values, message in (
-        ({"patience": 2}, "patience: it ends stages"),
+        ({"patience": 2}, "patience: needs progressive"),
         ({"progressive": True, "patience": 2, "validation": False}, "by the validation split"),
         ({"progressive": True, "patience": 0}, "patience: expected a positive"),
         ({"progressive": True, "percentile": 0}, "percentile: expected more than 0"),

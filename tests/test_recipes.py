@@ -95,7 +95,7 @@ def test_files(tmp_path):
     (tmp_path / "t2.yaml").write_text("base: fashion-mnist\nT: 2\n")
     assert load_recipe(tmp_path / "t2.yaml").data == "fashion-mnist"
     for text, message in {
-        "base: ./bad.yaml": "leads back to itself",
+        "base: ./bad.yaml": "refers to itself",
         "T: [": "is not YAML",
         "just words": "expected lines",
         "epoch: 3": "did you mean 'epochs'",
@@ -148,5 +148,5 @@ def test_the_encoding_follows_the_data():
     assert Recipe(model="mlp").build(events).encoder.mode == "events"
     assert Recipe(model="n-mnist-net", width=0.01).build(digits).encoder.mode == "direct"
     for name, encoding, held in ("digits", "events", digits), ("n-mnist", "zero_expand", events):
-        with pytest.raises(UserError, match=f"encoding: '{encoding}' does not suit data set '{name}', which holds"):
+        with pytest.raises(UserError, match=f"encoding: '{encoding}' does not fit data set '{name}', which contains"):
             Recipe(model="mlp", encoding=encoding).build(held)

@@ -172,7 +172,7 @@ def test_what_was_tried_at_each_number_of_steps(tmp_path):
     write(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| network | otherwise | T = 4 | T = 8 |" in page
-    assert "Each has an interval of about ±31.5 points (95 %, 10 test samples):" in page
+    assert "Each difference has an interval of about ±31.5 points (95 %, 10 test samples):" in page
     assert "| cnn |  |  | -1.00 (0.50) |" in page
     assert "| cnn | init_from=twin | -4.00† (0.25) | -0.50 (0.75) |" in page
     write(runs[:1] + runs[2:], tmp_path / "page.md")  # one T

@@ -259,7 +259,7 @@ def test_spikingjellys_own_sums_of_spikes_and_vgg(sj: Any) -> None:
         for c, d in zip(counts, expected, strict=True):
             assert (c != d).float().mean() < 2e-3
         torch.testing.assert_close(other, answer, atol=2e-2, rtol=2e-2)
-    with pytest.raises(CannotConvert, match=r"'rsub' .*adds the same at every step"):
+    with pytest.raises(CannotConvert, match=r"'rsub' .*adds a constant at every step"):
         ts.from_spikingjelly(sew_resnet.sew_resnet18(cnf="IAND", **make), 4)
 
 
@@ -293,15 +293,15 @@ def test_what_spikingjelly_has_and_we_have_not_is_named(sj: Any) -> None:
 
     twice = plain()
     for net, message in (
-        (chain(sj.IFNode()), r"module '1': SpikingJelly's IFNode resets to v_reset=0.0.*v_reset=None"),
+        (chain(sj.IFNode()), r"module '1': SpikingJelly's IFNode with the hard reset v_reset=0.0.*v_reset=None"),
         (chain(sj.EIFNode()), "module '1': SpikingJelly's EIFNode is none of"),
         (chain(sj.layer.SynapseFilter()), "module '1': SpikingJelly's SynapseFilter is none of"),
-        (chain(nn.ReLU()), "module '1', ReLU.*a ReLU, where spikes are"),
-        (chain(nn.Sigmoid(), plain()), "no counterpart"),
+        (chain(nn.ReLU()), "module '1', ReLU.*a ReLU: only networks of spiking neurons"),
+        (chain(nn.Sigmoid(), plain()), "not supported"),
         (chain(twice, nn.Linear(3, 3), twice), "module '1': its neurons are used twice"),
-        (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "module '3', Softmax.*does not add up over the steps"),
-        (chain(nn.Softmax(1), plain()), "module '1', Softmax.*no counterpart: one time step consists of"),
-        (Offset(plain), "node 'add'.*adds the same at every step"),
+        (chain(plain(), nn.Linear(3, 3), nn.Softmax(1)), "module '3', Softmax.*do not add up over the steps"),
+        (chain(nn.Softmax(1), plain()), "module '1', Softmax.*not supported: one time step may have"),
+        (Offset(plain), "node 'add'.*adds a constant at every step"),
     ):
         with pytest.raises(CannotConvert, match=message):
             ts.from_spikingjelly(net, T)
@@ -398,7 +398,7 @@ def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:
         (snn.Leaky(0.9, reset_delay=False, init_hidden=True), "reset_delay=False"),
         (snn.Leaky(0.9, inhibition=True, init_hidden=True), "inhibition"),
         (snn.Leaky(torch.tensor([0.5, 0.6, 0.7]), init_hidden=True), "differs between neurons"),
-        (snn.Synaptic(0.9, 0.8, init_hidden=True), "snnTorch's Synaptic is not Leaky"),
+        (snn.Synaptic(0.9, 0.8, init_hidden=True), "snnTorch's Synaptic is not supported: use Leaky"),
     ):
         with pytest.raises(CannotConvert, match=message):
             ts.from_snntorch(chain(neuron), T)
@@ -433,5 +433,5 @@ def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:
     with pytest.raises(CannotConvert, match="without a loop over time"):
         ts.from_snntorch(Loop(), T)
     net = nn.Sequential(tnn.Encoder(T), tnn.Linear(4, 3, v_init=0.5), tnn.Readout(3, 2))
-    with pytest.raises(CannotLower, match="n1: snnTorch's neurons start at potential 0"):
+    with pytest.raises(CannotLower, match="n1: snnTorch's neurons have no initial potential"):
         ts.to_snntorch(net, torch.rand(1, 4))

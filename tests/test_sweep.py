@@ -103,7 +103,7 @@ MISTAKES = {
     "vary": (["sweep", "mnist", "--vary", "gamma"], "expected KEY=V1,V2,..."),
     "an empty value": (["sweep", "mnist", "--vary", "gamma=1,"], "expected KEY=V1,V2,..."),
     "value": (["sweep", "mnist", "--vary", "T=4,70000"], "1 to 65535"),
-    "one name for two": (["sweep", "mnist", "./mnist.yaml"], "two runs would be called mnist"),
+    "one name for two": (["sweep", "mnist", "./mnist.yaml"], "two runs would have the name mnist"),
 }
 
 

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     frames = Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=5))
     plain = list(Recordings())
     for make, said in (
-        (lambda: data.from_tonic(plain), r"sensor_size: list does not tell it: give \(x, y, polarities\)"),
+        (lambda: data.from_tonic(plain), r"sensor_size: not known for list: give \(x, y, polarities\)"),
         (lambda: data.from_tonic(plain, sensor_size=(9, 2)), "sensor_size: expected"),
         (lambda: data.from_tonic(iter(plain)), "dataset: expected one with len"),
         (lambda: data.from_tonic(Recordings(), 0), "T: expected an int from 1"),
@@ -161,8 +161,8 @@ def test_what_does_not_fit_is_said(tmp_path):
         (lambda: data.from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
         (lambda: data.from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
         (lambda: data.from_tonic(plain, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
-        (lambda: data.from_tonic(frames, 8)[1], "T: sample 1 has 5 frames, of which T=8 is no multiple"),
-        (lambda: data.from_tonic(frames, 5, size=3)[1], "size: frames keep theirs"),
+        (lambda: data.from_tonic(frames, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),
+        (lambda: data.from_tonic(frames, 5, size=3)[1], "size: frames cannot be resized"),
         (lambda: data.from_tonic(frames, 5, sensor_size=(9, 12, 2))[1], r"expected frames \[T, \*\[2, 12, 9\]\]"),
         (lambda: data.from_tonic(Recordings(lambda events: "x"), 5)[0], "got str as sample 0"),
     ):

@@ -54,7 +54,7 @@ def test_without_spikes_it_is_the_trained_network(name, options, gain):
     twin, net = trained(name, norm=options.get("norm", True)), create_model(name, **{**OPTIONS, **options})
     before = {key: value.clone() for key, value in net.state_dict().items() if "threshold" in key}
     if "ann_units" in options and gain != 1:
-        with pytest.raises(UserError, match="takes weights as they are, got 3"):
+        with pytest.raises(UserError, match=r"expected 1 for a network in the units of its ANN, .*, got 3"):
             start_from(net, twin.state_dict(), gain)
         return
     start_from(net, twin.state_dict(), gain)
@@ -150,7 +150,7 @@ def test_a_recipe_starts_from_a_checkpoint(kind, tmp_path):
 
 
 def test_what_cannot_be(tmp_path):
-    with pytest.raises(UserError, match="init_gain: without init_from"):
+    with pytest.raises(UserError, match="init_gain: needs init_from"):
         Recipe(init_gain=2)
     with pytest.raises(UserError, match="init_gain: expected a positive number"):
         Recipe(init_from="twin", init_gain=0)

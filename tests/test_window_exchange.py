@@ -144,5 +144,5 @@ def test_each_layer_of_spikingjelly_s_pipeline_in_its_own_window() -> None:
 def test_snntorch_has_no_such_neurons() -> None:
     pytest.importorskip("snntorch", reason="snnTorch is not installed")
     net, x = NETWORKS["chain"]()
-    with pytest.raises(CannotLower, match='n1: timing "window" has no counterpart: to_spikingjelly'):
+    with pytest.raises(CannotLower, match='n1: timing "window" is not supported: use to_spikingjelly'):
         ts.to_snntorch(net, x)

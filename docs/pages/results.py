@@ -34,44 +34,45 @@ NAMES = {
 }
 # What must be known to read a table.
 _REMARKS = {
-    "cifar10-jpeg": "The images are lossy JPEG files: the accuracy is not that on the official ones.",
-    "digits": "Too few to spare a validation split: the last epoch's weights are tested.",
+    "cifar10-jpeg": "The images are lossy JPEG files, so the accuracy differs from that on the official images.",
+    "digits": "There are too few for a validation split: the weights of the last epoch are tested.",
     "n-mnist": (
         "The full data set has 60,000 + 10,000 recordings. Where the numbers of samples below are smaller, the "
-        "accuracy is that on a subset and cannot be compared with published ones."
+        "accuracy is for a subset and cannot be compared with published results."
     ),
 }
 CLOSE = 0.3  # points: what counts as the twin's accuracy
 
 _METHOD = """# Results
 
-Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. This page is generated
-(`make results`) from `docs/results/training`, one file per run with its recipe, command, commit, machine and every
-seed's result. `tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command that
-repeats each run.
+Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. `make results` generates
+this page from `docs/results/training`, which has one file per run with its recipe, command, commit, machine and the
+result of every seed. `tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command
+for each run.
 
 - **ANN twin**: the same layers without spikes, trained by the same recipe and seeds on the same samples in the same
   order. Runs that differ only in their neurons share one twin.
 - **Selection**: the weights of the epoch that was best on a fixed twelfth of the training samples. The test samples
   are used once, at the end.
-- **init_from twin**: the spiking network starts from its trained twin, so it has had twice the twin's epochs, half
-  of them as an ANN. **Twin, continued** is the control: the twin, trained on as an ANN for as long by the same
-  schedule. "-": not run yet. Without init_from, the twin itself was trained for as long.
-- **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the
-  networks' errors were independent). Where it contains 0, the difference is not significant.
-- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, not the ones
+- **init_from twin**: the spiking network starts from its trained twin, so it has had twice as many epochs as the
+  twin, half of them as an ANN. **Twin, continued** is the control: the twin, trained as an ANN for as many further
+  epochs by the same schedule; "-" means not run yet. Without init_from, both were trained for the same number of
+  epochs.
+- **[ , ]**: the 95 % interval of a difference, from the number of test samples (Newcombe's method 10, as if the
+  errors of the networks were independent). If it contains 0, the difference is not significant.
+- **gate**: which neurons pass a gradient. "relu", the default: neurons with z > 0. "clip": the same without neurons
   that fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
   network runs layer by layer and cannot stream.
-- **±**: standard deviation over the seeds, where there are several.
-- **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin.
-  The first layer sees real numbers and counts its multiply-accumulates once. Counted on 1000 test samples.
-- **Energy**: an estimate for the arithmetic alone: 4.6 pJ per multiply-accumulate, 0.9 pJ per accumulate (32-bit
-  floating point, 45 nm; Horowitz, ISSCC 2014), over the same of the twin.
-- **Anytime**: the metric of the readout after t of T steps. **Early exit**: a sample stops as soon as the softmax
-  of its readout reaches a confidence; the mean number of steps.
-- **Step**: the time of a training step over the twin's, median of 30 rounds in which both take steps in turn. The
+- **±**: standard deviation over the seeds, if there are several.
+- **SynOps**: one operation for each spike and each synapse it reaches, divided by the multiply-accumulates of the
+  twin. The first layer has real-valued input; its multiply-accumulates count once. Counted on 1000 test samples.
+- **Energy**: an estimate for arithmetic only, divided by that of the twin: 4.6 pJ per multiply-accumulate, 0.9 pJ per
+  accumulate (32-bit floating point, 45 nm; Horowitz, ISSCC 2014).
+- **Early exit**: a sample stops as soon as the softmax of its readout reaches a confidence; the number in brackets is
+  the mean number of steps.
+- **Step**: the time of a training step divided by that of the twin, median of 30 rounds in which both take turns. The
   time of an epoch is [below](#what-training-costs).
-- **Pictures** are shown on the site (`make docs`).
+- **Pictures** are on the site (`make docs`). "Anytime" pictures show the metric of the readout after t of T steps.
 """
 
 
@@ -151,8 +152,8 @@ def _by_steps(results: Sequence[Result]) -> Iterator[str]:
         return "; ".join(f"{_to_longest(r)} ({r['synops_ratio']:.2f})" for r in here)
 
     yield (
-        "Difference to the twin, with † to the twin that was trained as long (SynOps), by what was tried and T. Each "
-        f"has an interval of about ±{width:.1f} points (95 %, {samples:,} test samples):"
+        "Difference to the twin, or with † to the twin that was trained as long, and SynOps in brackets, by T. Each "
+        f"difference has an interval of about ±{width:.1f} points (95 %, {samples:,} test samples):"
     )
     yield ""
     head = ("network", "otherwise", *(f"T = {T}" for T in steps))
@@ -267,9 +268,9 @@ def cost_section(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"Forward and backward of {rows[0]['title'].partition(': ')[2].partition(', T=')[0]}, without batch norm, at a "
         f"firing rate of 10%; {result['threads']} thread{'s' * (result['threads'] > 1)}, {clock}, medians. An epoch is "
-        f"{EPOCH:,} images. Memory is what the process grows by in a step, weights and inputs not counted. BPTT is "
+        f"{EPOCH:,} images. Memory is the growth of the process in a step, without weights and inputs. BPTT is "
         "backpropagation through time with a surrogate gradient in plain PyTorch, its products batched over time. The "
-        "ANN has no T and is measured each time."
+        "ANN does not depend on T and is measured for each T."
     )
     yield ""
     heads = [f"{name}, s per epoch" for name in rivals] + [f"{name}, peak MiB" for name in rivals]

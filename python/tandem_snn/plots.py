@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,12 @@ from torch import nn
 
 from tandem_ext import SpikeTrain
 
-from .data import Dataset
 from .errors import extra, listing
-from .measure import Activation, Monitor, Recording, activations, firing_rates
-from .measure.hooks import evaluating
-
-if TYPE_CHECKING:
-    from .training.comparison import Comparison
+from .measure import Activation, Recording, activations, firing_rates
 
 __all__ = ["counts_against_activations", "potentials", "raster", "rates"]
 
-SNN, ANN, CONTINUED = "tab:blue", "tab:orange", "tab:brown"
+SNN, ANN = "tab:blue", "tab:orange"
 MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
 WIDENED = "axis widened towards 100"
 
@@ -151,14 +145,14 @@ def potentials(
     if isinstance(monitor, Recording):
         recording = monitor
     elif not monitor:
-        raise ValueError("monitor: nothing was recorded: run the network while it is entered")
+        raise ValueError("monitor: nothing was recorded: run the network inside its with block")
     else:
         layer = list(monitor)[-1] if layer is None else layer
         if layer not in monitor:
             raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
         recording = monitor[layer]
     if recording.potentials is None:
-        raise ValueError("monitor: no potentials were recorded: Monitor(net, potentials=True)")
+        raise ValueError("monitor: no potentials were recorded: use Monitor(net, potentials=True)")
     if neurons < 1:
         raise ValueError(f"neurons: expected at least 1, got {neurons}")
     spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()
@@ -262,48 +256,6 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 def _size(rows: int) -> float:
     """The size of a mark, in points squared, for this many rows of marks."""
     return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
-
-
-def report(path: Path, result: Comparison, data: Dataset) -> None:
-    """Writes one figure of a comparison: learning curves, a spike raster, counts against activations."""
-    matplotlib = extra("matplotlib", "the report")
-    matplotlib.use("agg")
-    plt = extra("matplotlib.pyplot", "the report")
-    figure, (curves, spikes, scatter) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    recipe, net = result.recipe, result.runs[0].nets["SNN"]
-    figure.suptitle(
-        f"{recipe.data}, {recipe.model}, T={recipe.T}, {len(result.runs)} seed{'s' * (len(result.runs) > 1)}"
-    )
-    histories = {kind: [run.fitted[kind].history for run in result.runs] for kind in result.kinds}
-    held_out, percent = f"validation_{result.metric}", result.metric == "accuracy"
-    key = held_out if held_out in histories["SNN"][0][0] else result.metric
-    label = f"{'validation' if key == held_out else 'training'} {result.metric}{', %' * percent}"
-    learning_curves(curves, histories, key, label, percent=percent)
-    curves.set_title("Learning curves")
-    curves.legend()
-    curves.grid(alpha=0.3)
-    images, _ = next(data.test.batches(64))
-    images = images.to(next(net.parameters()).device)
-    with torch.no_grad(), evaluating(net), Monitor(net, samples=1) as monitor:
-        net(images[:1])
-    name = list(monitor)[-1]
-    raster(monitor[name], spikes, neurons=1000).set_title(f"Spikes of layer {name} for one image")
-    counts_against_activations(net, images, scatter).set_title("Counts against activations")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def learning_curves(
-    axes: Any, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str, *, percent: bool
-) -> None:
-    """One value of the epochs' records, one line per seed; ``histories``: by kind and seed."""
-    for kind, color in zip(histories, (SNN, ANN, CONTINUED), strict=False):
-        for i, history in enumerate(histories[kind]):
-            values = [record[key] * (100 if percent else 1) for record in history]
-            axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind)
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    quality_axis(axes, percent)
 
 
 def quality_axis(axes: Any, percent: bool) -> None:

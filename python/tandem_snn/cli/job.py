@@ -28,7 +28,6 @@ from ..data import Dataset
 from ..errors import UserError
 from ..machine import commit, machine, versions
 from ..memory import freed_is_kept
-from ..plots import report
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
 from ..training.processes import Interruption, join
@@ -38,9 +37,9 @@ from ..training.task import learning_rate
 from ..training.trainer import Trainer
 
 SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`
-CHECKPOINT, TWIN, REPORT, SUMMARY = "model.safetensors", "twin.safetensors", "report.png", "summary.json"
-# Files that `tandem-snn train`, `report` and `export` write into a run's folder.
-PRODUCTS = (CHECKPOINT, TWIN, REPORT, SUMMARY, "report.html", *(f"model{suffix}" for suffix in SUFFIX.values()))
+CHECKPOINT, TWIN, SUMMARY = "model.safetensors", "twin.safetensors", "summary.json"
+# Files that `tandem-snn train`, `report` and `export` write, or once wrote, into a run's folder.
+PRODUCTS = (CHECKPOINT, TWIN, SUMMARY, "report.html", "report.png", *(f"model{suffix}" for suffix in SUFFIX.values()))
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,8 @@ class Job:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("threads", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.resume and (self.restart or self.overwrite):
-            raise UserError("--resume and --restart or --overwrite exclude each other")
-        if self.checkpoint_seconds <= 0 or (self.checkpoint_steps is not None and self.checkpoint_steps < 1):
-            raise UserError("--checkpoint-seconds and --checkpoint-steps: expected positive numbers")
+            raise UserError("--resume cannot be combined with --restart or --overwrite")
         check_device(self.device)
 
 
@@ -121,7 +115,7 @@ def run(job: Job, interruption: Interruption | None = None) -> Comparison:
                 tensorboard=job.tensorboard, train_on=job.train_on,
             )  # fmt: skip
             if world.is_main:
-                _write(job.folder, result, data, _origin(job.command, started))
+                _write(job.folder, result, _origin(job.command, started))
     return result
 
 
@@ -144,7 +138,7 @@ def _keep_seeds(job: Job) -> None:
     wanted = {f"seed-{seed}" for seed in job.recipe.all_seeds}
     lost = sorted(path.name for path in job.folder.glob("seed-*") if path.name not in wanted)
     if lost:
-        raise UserError(f"seeds: {job.folder} holds {', '.join(lost)} too, which the recipe's seeds leave out")
+        raise UserError(f"seeds: {job.folder} also contains {', '.join(lost)}, which the recipe's seeds do not include")
 
 
 def _make_room(job: Job) -> None:
@@ -152,11 +146,13 @@ def _make_room(job: Job) -> None:
     folder = job.folder
     if _finished(folder) and not job.overwrite:
         raise UserError(
-            f"{folder} holds a finished run: give another folder with --out, train it on with --resume, or replace it "
-            "with --overwrite"
+            f"{folder} contains a finished run: choose another folder with --out, continue it with --resume, or "
+            "replace it with --overwrite"
         )
     if _begun(folder) and not (job.restart or job.overwrite):
-        raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start again with --restart")
+        raise UserError(
+            f"{folder} contains an unfinished run: continue it with --resume, or start again with --restart"
+        )
     _remove(folder, PRODUCTS)
     for seed in folder.glob("seed-*"):
         shutil.rmtree(seed)
@@ -270,14 +266,13 @@ def _origin(command: str, started: datetime) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, result: Comparison, data: Dataset, origin: dict[str, Any]) -> None:
-    """Writes the first seed's networks, the report and, last, the summary, each atomically."""
+def _write(folder: Path, result: Comparison, origin: dict[str, Any]) -> None:
+    """Writes the first seed's networks and, last, the summary, each atomically."""
     if _summed_up(folder / SUMMARY) != _digest(folder):
         _remove(folder, set(PRODUCTS) - {SUMMARY})  # they belong to earlier results
     first = result.runs[0]
     for kind, name in zip(result.kinds, (CHECKPOINT, TWIN), strict=False):
         save_checkpoint(folder / name, first.nets[kind], result.recipe, kind=kind)
-    atomically(folder / REPORT, lambda path: report(path, result, data))
     summary = json.dumps({**result.summary(), **origin, "results": _digest(folder)}, indent=2) + "\n"
     atomically(folder / SUMMARY, lambda path: path.write_text(summary))
 

@@ -130,7 +130,7 @@ def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str])
     for recipe, varied in itertools.product(recipes, itertools.product(*choices)):
         entry = Entry(recipe, tuple(settings), varied)
         if seen.setdefault(entry.name, entry) != entry:
-            raise UserError(f"two runs would be called {entry.name}: give them to two sweeps, each with its own --out")
+            raise UserError(f"two runs would have the name {entry.name}: use two sweeps, each with its own --out")
     yield from seen.values()
 
 
@@ -146,11 +146,11 @@ def _finished(summary: Path, job: Job) -> bool:
         found = json.loads(summary.read_text())
         there, here = dict(found["recipe"]), job.recipe.to_dict()
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{summary} is damaged ({error}): delete it, and the run is summed up again") from error
+        raise UserError(f"{summary} is damaged ({error}): delete it to write it again") from error
     differing = [name for name in here if there.get(name) != here[name]]
     if set(differing) - {"seeds"}:
         raise UserError(
-            f"{summary} is of another recipe ({differing[0]} differs): give another folder with --out, or delete "
+            f"{summary} is of another recipe ({differing[0]} differs): choose another folder with --out, or delete "
             f"{summary.parent}"
         )
     wanted = [prefix for kind, prefix in PREFIXES.items() if kind in job.recipe.order(job.twin)]

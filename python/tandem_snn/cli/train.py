@@ -29,8 +29,8 @@ Settings = Annotated[
     Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Another value for any key of the recipe.")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
-Workers = Annotated[int, typer.Option(help="Processes that decode the images of a stream (imagenet); 0: this one.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
+Workers = Annotated[int, typer.Option(help="Processes that decode image files (imagenet); 0: this one.", min=0)]
 Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 
 
@@ -84,8 +84,8 @@ def train(
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace a finished run in the folder.")] = False,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60.0,
-    checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.", min=0)] = 60.0,
+    checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.", min=1)] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="Print the recipes of the package.")] = False,
     **keys: Any,

@@ -167,11 +167,11 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
                 f"sample {index}"
             )
         if self.size is not None:
-            raise ValueError("size: frames keep theirs; give the data set of events, or tonic's Downsample")
+            raise ValueError("size: frames cannot be resized; use the events, or tonic's Downsample")
         if not len(frames) or self.T % len(frames):
             raise ValueError(
-                f"T: sample {index} has {len(frames)} frames, of which T={self.T} is no multiple: give ToFrame "
-                "n_time_bins or n_event_bins, by which all samples have as many"
+                f"T: sample {index} has {len(frames)} frames, and T={self.T} is not a multiple of that: give ToFrame "
+                "n_time_bins or n_event_bins, so that all samples have the same number"
             )
         return SpikeTrain.from_frames(frames.reshape(-1, 1, *self.sensor), substeps=self.T // len(frames))
 
@@ -229,10 +229,10 @@ def from_tonic(
         sensor_size = getattr(inner, "sensor_size", None)
         inner = getattr(inner, "dataset", None)
     if sensor_size is None:
-        raise ValueError(f"sensor_size: {_named(dataset)} does not tell it: give (x, y, polarities)")
+        raise ValueError(f"sensor_size: not known for {_named(dataset)}: give (x, y, polarities)")
     sensor = features_of(sensor_size)
     if window is not None and bins == "count":
-        raise ValueError("window: it is for bins by time, got bins='count'")
+        raise ValueError("window: only for bins by time, got bins='count'")
     if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
         raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
     return TrainDataset(dataset, T, sensor, bins, None if size is None else (size,) * len(AXES[len(sensor)]), window)

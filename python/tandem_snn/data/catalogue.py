@@ -83,7 +83,7 @@ def load(
     augmentations = parse(augment)
     common: dict[str, Any] = {"name": name, "task": task}
     if task == "regression" and (name == "imagenet" or name in recordings.SETS):
-        raise UserError(f"data set {name!r}: regression is for images in memory")
+        raise UserError(f"data set {name!r}: regression is supported only for images in memory")
     train: Split
     test: Split
     if name in recordings.SETS:
@@ -93,13 +93,13 @@ def load(
         common |= {"shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
     elif name == "imagenet":
         if augment:
-            raise UserError("augment: the stream 'imagenet' has its own augmentation")
+            raise UserError("augment: not supported for 'imagenet', which has its own augmentation")
         shape = _size(name, size) or (224, 224)
         train, test, class_names = readers.read_imagenet(data_root(name, data_dir), shape, workers)
         common |= {"shape": (3, *shape), "class_names": class_names}
     else:
         if size is not None:
-            raise UserError(f"size: it is for recordings and streams; the images of {name!r} keep theirs")
+            raise UserError(f"size: only for recordings and streams; the images of {name!r} cannot be resized")
         images = _read_images(name, data_dir)
         kept = _hold_out(len(images.train.samples))[0] if validation else slice(None)
         scale, offset = _scaling(images, kept, task)
@@ -118,7 +118,7 @@ def load(
         train, held_out = train.subset(kept), train.subset(chosen).without_augmentation()
     for part, split in ("training", train), ("test", test):
         if not len(split):
-            raise UserError(f"data set {name!r}: no {part} samples are left, its files hold too few")
+            raise UserError(f"data set {name!r}: its files have too few samples, no {part} samples are left")
     return Dataset(train=train, validation=held_out, test=test, **common)
 
 

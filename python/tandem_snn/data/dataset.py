@@ -146,4 +146,4 @@ def _classes(split: Split) -> int | Sequence[str]:
         if (tensors := getattr(inner, "tensors", None)) is not None:
             return int(tensors[-1].max()) + 1
         inner = getattr(inner, "dataset", None)  # of a subset or a cache
-    raise ValueError("classes: the data set does not tell their number or names: give them")
+    raise ValueError("classes: not known for this data set: give their number or names")

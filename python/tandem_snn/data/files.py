@@ -24,7 +24,7 @@ def data_root(name: str, data_dir: Folder | None) -> Path:
     """The folder that contains all data sets."""
     root = data_dir or os.environ.get("TANDEM_DATA")
     if not root:
-        raise UserError(f"data set {name!r} is read from files: give their folder with --data-dir or TANDEM_DATA")
+        raise UserError(f"data set {name!r} needs files: give their folder with --data-dir or TANDEM_DATA")
     return Path(root)
 
 
@@ -40,7 +40,7 @@ def damaged(name: str, path: Path, why: object, how: str) -> UserError:
 
 
 def _explained(how: str) -> str:
-    return f"{how}, DIR being your --data-dir or TANDEM_DATA" if "DIR" in how else how
+    return f"{how}, where DIR is your --data-dir or TANDEM_DATA" if "DIR" in how else how
 
 
 def class_folders(

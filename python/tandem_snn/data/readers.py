@@ -65,7 +65,7 @@ def _part(name: str, raw: Path, part: str) -> Part:
     if len(images) != len(targets):
         raise UserError(f"data set {name!r}: {len(images)} {part} images but {len(targets)} labels in {raw}")
     if targets.max() >= len(IDX[name][1]):
-        raise damaged(name, labels, f"it holds the label {targets.max()}", _how(name))
+        raise damaged(name, labels, f"it contains the label {targets.max()}", _how(name))
     return Part(images.unsqueeze(1), targets.long())
 
 
@@ -85,7 +85,7 @@ def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     except (AssertionError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise damaged(name, path, "not a whole IDX file", how) from error
     if not tensor.dim() or tensor.shape[1:] != shape or tensor.dtype != torch.uint8 or not len(tensor):
-        raise damaged(name, path, f"it holds {list(tensor.shape)} {tensor.dtype}", how)
+        raise damaged(name, path, f"it contains {list(tensor.shape)} {tensor.dtype}", how)
     return tensor
 
 

@@ -80,8 +80,8 @@ class DatasetSplit(Split):
         if not isinstance(inputs, SpikeTrain) and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
             found = f"{inputs.dtype} tensors" if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(
-                f"dataset: expected inputs of floating point or spike trains, got {found}: give images torchvision's "
-                "ToTensor(), events tandem_snn.data.from_tonic"
+                f"dataset: expected floating-point inputs or spike trains, got {found}: use torchvision's ToTensor() "
+                "for images, tandem_snn.data.from_tonic for events"
             )
         targets = torch.as_tensor(targets)
         return inputs, targets if targets.is_floating_point() else targets.long()
@@ -206,8 +206,8 @@ def _of_loader(loader: DataLoader[Any], name: str) -> Split:
     ordinary = isinstance(loader.sampler, (RandomSampler, SequentialSampler)) and loader.batch_size is not None
     if isinstance(loader.dataset, IterableDataset) or not ordinary:
         raise ValueError(
-            f"{name}: the engine chooses samples by itself, so that runs can be repeated and resumed: a DataLoader "
-            "with a sampler of its own or an IterableDataset cannot be used; give a data set, or write your own loop"
+            f"{name}: a DataLoader with a custom sampler or an IterableDataset is not supported, because the engine "
+            "chooses the samples, so that runs can be repeated and resumed; give a data set, or write your own loop"
         )
     if isinstance(loader.dataset, Split):
         return loader.dataset

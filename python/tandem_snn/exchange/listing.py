@@ -84,9 +84,9 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
         if layer.analog:
-            raise CannotLower(layer.name, "it is analog, and has no spikes")
+            raise CannotLower(layer.name, "it is analog and does not spike")
         if layer.gate == "resu":
-            raise CannotLower(layer.name, 'its gate "resu" needs the end of the window, so it has no step')
+            raise CannotLower(layer.name, 'its gate "resu" needs the end of the window, so it cannot run step by step')
         if layer.kind in FORMS or (layer.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[layer.input]
             return
@@ -99,7 +99,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     numbers = isinstance(network(x, watch), Tensor)
     last = stages[-1] if stages else None
     if last is None or not (last.layer.kind != "layer" if numbers else last.fires and not readout):
-        raise CannotLower("net", "it does not end in a Readout or in mean counts")
+        raise CannotLower("net", "it must end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None
     return Listing(stages, network.mode, T, tuple(x.shape[1:]))

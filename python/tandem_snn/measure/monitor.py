@@ -90,7 +90,9 @@ class Monitor(Mapping[str, Recording]):
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"layers: {pattern!r} fits none of the layers with neurons: {listing(names) or '-'}")
+                raise ValueError(
+                    f"layers: {pattern!r} matches none of the layers with neurons: {listing(names) or '-'}"
+                )
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials

@@ -136,7 +136,7 @@ def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, An
 
     def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(layer, Neurons):
-            raise ValueError(f"net: layer {name!r} receives any sum of linear maps, whose synapses are not counted")
+            raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
         outputs = neurons(layer, output)
         if outputs is not None:
             record(name, layer, x, kwargs.get("residual"), outputs)

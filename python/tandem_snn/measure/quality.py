@@ -108,7 +108,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
 
 def _check_frozen(net: Any) -> None:
     if not hasattr(net, "readouts"):
-        raise TypeError(f"frozen: expected what tandem_snn.freeze(net) gives, got {type(net).__name__}")
+        raise TypeError(f"frozen: expected the result of tandem_snn.freeze(net), got {type(net).__name__}")
 
 
 Z = 1.959964  # 95 % of a normal distribution lie within ±Z

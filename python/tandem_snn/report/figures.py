@@ -18,9 +18,10 @@ _COLOURS = {
     "#020202": "var(--line)",
     "#1f77b4": "var(--snn)",
     "#ff7f0e": "var(--ann)",
-    "#8c564b": "currentColor",  # the twin, continued
+    "#8c564b": "currentColor",
 }
-INK, LINE, SNN, ANN, _ = _COLOURS
+INK, LINE, SNN, ANN, CONTINUED = _COLOURS
+_KINDS = (SNN, ANN, CONTINUED)
 WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
 _STYLE = {
     "svg.fonttype": "none",
@@ -82,7 +83,13 @@ def learning_curves(contents: Contents) -> list[str]:
 
     def panel(key: str, label: str, percent: bool) -> str:
         def draw(axes: Any) -> None:
-            plots.learning_curves(axes, contents.histories, key, label, percent=percent)
+            for kind, color in zip(contents.histories, _KINDS, strict=False):
+                for i, history in enumerate(contents.histories[kind]):
+                    values = [record[key] * (100 if percent else 1) for record in history]
+                    axes.plot(range(1, len(values) + 1), values, color=color, label=None if i else kind)
+            axes.set(xlabel="epoch", ylabel=label)
+            _whole(axes)
+            plots.quality_axis(axes, percent)
             _legend(axes)
 
         return _svg(f"{label} by epoch", WIDE, draw)

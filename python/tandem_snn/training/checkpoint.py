@@ -55,7 +55,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def recipe_of(path: Path, facts: Facts) -> Recipe:
     if "recipe" not in facts:
-        raise UserError(f"{path} carries no recipe")
+        raise UserError(f"{path} contains no recipe")
     return Recipe.from_dict(facts["recipe"])
 
 

@@ -116,7 +116,7 @@ def _train(trainer: Trainer, store: Store | None, on_step: OnStep | None, interr
                 where = f"stopped {trainer.position()}"
                 if store is not None:
                     store.save(trainer)
-                    where += ": a checkpoint is written, --resume continues from it"
+                    where += ": a checkpoint was written, --resume continues from it"
                 raise Interrupted(where, (interruption and interruption.signal) or signal.SIGTERM)
             if store is not None and store.due(trainer):
                 store.save(trainer)

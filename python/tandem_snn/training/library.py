@@ -67,7 +67,7 @@ def _keys(name: str, folder: Path, derived: tuple[str, ...]) -> dict[str, Any]:
         what = f"recipe {name}"
         keys = {key: value for key, value in _package()[name].items() if key != "about"}
     if what in derived:
-        raise UserError(f"{what}: its base leads back to itself")
+        raise UserError(f"{what}: its base refers to itself")
     base = keys.pop("base", None)
     if base is None:
         return keys

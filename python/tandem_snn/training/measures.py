@@ -116,14 +116,14 @@ def step_times(
 ) -> list[list[float]]:
     """Seconds of a training step (forward, backward, Adam) of each network, on copies of the networks.
 
-    Each round takes one step of each, so that whatever slows the machine down meets all of them: compare networks
-    by the median of the rounds' ratios.
+    Each round takes one step of each network, so that other load slows all of them: compare networks by the median of
+    the ratios in a round.
 
     Args:
         nets: networks on one device.
-        inputs, targets: a batch of what they take, and what ``loss(output, targets)`` takes.
-        loss: of a batch, 0-dim.
-        rounds, warm_up: how many rounds are timed, and how many go before them.
+        inputs, targets: a batch.
+        loss: called with (outputs, targets), returns a 0-dim tensor.
+        rounds, warm_up: the number of timed rounds, and of untimed rounds before them.
 
     Returns:
         For each network the seconds of ``rounds`` steps.

@@ -104,7 +104,7 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[tu
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"another process of this run stopped, so this one does too ({reason})") from error
+            raise UserError(f"another process of this run stopped, so this one stops too ({reason})") from error
         raise
     finally:
         if dist.is_initialized():

@@ -57,8 +57,8 @@ class Progressive:
         self._find_layers()
         if recipe.epochs <= len(self.layers):
             raise UserError(
-                f"epochs: progressive training has a stage for each of {len(self.layers)} layers and one for the "
-                f"readout, so expected {len(self.layers) + 1} or more, got {recipe.epochs}"
+                f"epochs: expected {len(self.layers) + 1} or more, got {recipe.epochs}: progressive training has a "
+                f"stage for each of {len(self.layers)} layers and one for the readout"
             )
         self.enter(-1, 0)
 

@@ -155,13 +155,11 @@ class Recipe:
         if self.init_from not in (None, TWIN) and not str(self.init_from).endswith(".safetensors"):
             raise UserError(f"init_from: expected {TWIN!r} or a checkpoint's .safetensors file, got {self.init_from!r}")
         if self.init_from is None and self.init_gain != 1:
-            raise UserError("init_gain: without init_from there is nothing that it scales")
+            raise UserError("init_gain: needs init_from, the network whose activations it scales")
         if self.patience is not None and not (self.progressive and self.validation):
-            raise UserError("patience: it ends stages of progressive training, by the validation split")
+            raise UserError("patience: needs progressive training and a validation split")
         if self.progressive and (self.init_gain != 1 or self.ann_units is False):
-            raise UserError(
-                "init_gain, ann_units: progressive training takes weights in the units of the ANN, as they are"
-            )
+            raise UserError("init_gain, ann_units: progressive training uses the ANN's weights and units unchanged")
         if list(self.milestones) != sorted(set(self.milestones)) or any(
             not 0 < m < self.epochs for m in self.milestones
         ):
@@ -262,7 +260,7 @@ class Recipe:
         events = data.kind == "events"
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:
-            raise UserError(f"encoding: {encoding!r} does not suit data set {data.name!r}, which holds {data.kind}")
+            raise UserError(f"encoding: {encoding!r} does not fit data set {data.name!r}, which contains {data.kind}")
         if self.progressive:
             chosen["ann_units"] = True
         build = partial(

@@ -93,8 +93,8 @@ class Store:
             _check_equal(path, recipe_of(path, facts), trainer.recipe, self.train_on)
             if facts["step"] > trainer.recipe.epochs * trainer.steps_per_epoch:
                 raise UserError(
-                    f"epochs: {path} is {facts['step']} steps into a training, which are more than "
-                    f"{trainer.recipe.epochs} epochs of {trainer.steps_per_epoch}"
+                    f"epochs: {path} was trained for {facts['step']} steps already, more than {trainer.recipe.epochs} "
+                    f"epochs of {trainer.steps_per_epoch}"
                 )
             trainer.restore(tensors, facts)
             self._note(trainer)
@@ -138,7 +138,7 @@ class Store:
         return (
             "no checkpoint was written before"
             if self._good is None
-            else f"the last good checkpoint is that {self._good}"
+            else f"the last good checkpoint was written {self._good}"
         )
 
     def log(self, history: Sequence[dict[str, Any]]) -> None:
@@ -218,25 +218,27 @@ def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> Non
         if name != "epochs":
             raise UserError(
                 f"{path} belongs to another recipe: {name} is {theirs[name]} there and {ours[name]} here, and only the "
-                "epochs may change; give another folder with --out, or start again with --restart"
+                "epochs may change: choose another folder with --out, or start again with --restart"
             )
         if here.progressive:
             raise UserError(
-                f"{path}: the stages of progressive training share its {there.epochs} epochs, which cannot change"
+                f"{path}: the {there.epochs} epochs of progressive training cannot change, since its stages share them"
             )
         if not train_on:
             raise UserError(
-                f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: `tandem-snn train "
-                "--resume` trains it on, Store(..., train_on=True) in Python; or give another folder with --out"
+                f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: continue it with "
+                "`tandem-snn train --resume` or Store(..., train_on=True), or choose another folder with --out"
             )
 
 
 def _check_longer(path: Path, there: Recipe, here: Recipe, last: Path) -> None:
     """Checks that a finished run can continue."""
     if here.epochs < there.epochs:
-        raise UserError(f"epochs: {path} was trained for {there.epochs} already, so expected more, got {here.epochs}")
+        raise UserError(
+            f"epochs: expected more than {there.epochs}, for which {path} was trained already, got {here.epochs}"
+        )
     if not last.exists():
-        raise UserError(f"{path} cannot be trained on: {last}, the state after its last epoch, is missing")
+        raise UserError(f"{path} cannot be continued: {last}, the state after its last epoch, is missing")
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class Trainer:
         if not whole:
             raise UserError("data: there are no training samples")
         if whole % self.world.size:
-            raise UserError(f"batch_size: {whole} samples cannot be shared by {self.world.size} processes evenly")
+            raise UserError(f"batch_size: {whole} samples cannot be divided evenly among {self.world.size} processes")
         self.batch_size = whole // self.world.size
         self.steps_per_epoch = len(data.train) // whole
         self.step = 0
@@ -184,7 +184,9 @@ class Trainer:
             UserError: a weight is not finite.
         """
         if self.step != (self.epochs + 1) * self.steps_per_epoch:
-            raise RuntimeError(f"finish_epoch: the epoch has steps left {self.position()}; epoch() takes them")
+            raise RuntimeError(
+                f"finish_epoch: the epoch is not finished {self.position()}; epoch() takes the remaining steps"
+            )
         if not is_finite(self.net.state_dict()):
             raise UserError(f"weights became infinite or NaN {self.position()}: try a smaller learning rate")
         totals, metric = self.totals, self.task.metric

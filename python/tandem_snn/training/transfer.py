@@ -70,7 +70,9 @@ def start_from(
     load_weights(Path(source), {**kept, **{name: value for name, value in state.items() if name not in kept}}, net)
     if any(layer.gain == "threshold" for _, layer in _layers(net)):
         if gain != 1:
-            raise UserError(f"init_gain: a network in the units of its ANN takes weights as they are, got {gain:g}")
+            raise UserError(
+                f"init_gain: expected 1 for a network in the units of its ANN, whose weights are copied, got {gain:g}"
+            )
         return
     for first, layer in _layers(net):
         k = _steps(net, source_T) if first else gain

@@ -1,4 +1,4 @@
-"""Networks of other simulators as ours, and ours as theirs: layer by layer, with the neurons' exact meaning."""
+"""Import from and export to other simulators, layer by layer, with equivalent neurons."""
 
 from .snntorch import from_snntorch, to_snntorch
 from .spikingjelly import from_spikingjelly, to_spikingjelly

@@ -1,4 +1,4 @@
-"""From a network of our layers to one whose forward is one time step of another simulator."""
+"""Export: a network whose forward is one time step of another simulator."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     """The evaluation of ``net`` as a module of torch's layers and another simulator's neurons.
 
     Args:
-        x: a batch of what the network takes, for the shapes.
-        write: the other simulator's module for a neuron of ours (factor 1 and offset 0), and a further current that it
+        x: a batch of inputs, for the shapes.
+        write: returns the other simulator's module for a neuron (factor 1 and offset 0), and a further current that it
             needs at each step. Raises ValueError if the neuron is not supported.
         windows: modules for timing "window", see spikingjelly_windows.py; None: not supported.
 
@@ -35,7 +35,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     network = listing_of(net, x, readout=False)
     if network.waits and windows is None:
         name = next(stage.name for stage in network.stages if stage.waits)
-        raise CannotLower(name, 'timing "window" has no counterpart: to_spikingjelly has modules for it')
+        raise CannotLower(name, 'timing "window" is not supported: use to_spikingjelly, which has modules for it')
     made = {"input": 0} | {stage.name: stage.depth + stage.waits for stage in network.stages}
     graph, root = fx.Graph(), nn.Module()
     values = {"input": graph.placeholder("x")}
@@ -88,8 +88,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
 
 def _add_as_they_are(stages: list[Stage]) -> None:
-    """Removes the scale of shortcuts: it goes into the shortcut's weights or, if it is one number for all channels, it
-    becomes the unit of the potential. Shortcuts of spikes with another worth in each channel keep their scale.
+    """Removes the scale of shortcuts: it is folded into the weights of the shortcut or, if it is one number for all
+    channels, it becomes the unit of the potential. Shortcuts of spikes with a gain per channel keep their scale.
     """
     named = {stage.name: stage.layer for stage in stages}
     for stage in stages:

@@ -1,4 +1,4 @@
-"""From a network whose forward is one time step of another simulator to a network of our layers."""
+"""Import: a network of this package from one whose forward is one time step of another simulator."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ...convert.lowering import Lowering
 from ...nn import general, maximum
 from .neurons import Neuron
 
-NOT_LINEAR = "what it gives at each step does not add up over the steps: leave it out, and apply it to the answer"
+NOT_LINEAR = "it is not linear, so its results do not add up over the steps: apply it to the answer instead"
 NO_COUNTERPART = (
-    "it has no counterpart: one time step consists of linear layers, batch norm, pooling, additions of currents, and "
-    "neurons: give that part of the network"
+    "it is not supported: one time step may have linear layers, batch norm, pooling, additions of currents, and "
+    "neurons: import only that part of the network"
 )
-ONE_STEP = "a network's forward has to be one time step, without a loop over time"
+ONE_STEP = "the forward of the network must compute one time step, without a loop over time"
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
 class _Firing(nn.Module):
-    """Stands in a network in the place of another simulator's neurons.
+    """Replaces the neurons of another simulator in a network.
 
     Args:
-        tells: its forward returns the potential, too.
+        tells: its forward also returns the potential.
     """
 
     def __init__(self, neuron: Neuron, tells: bool) -> None:
@@ -59,16 +59,16 @@ def import_network(
     plain: type[nn.Module] | None = None,
     tells: Callable[[nn.Module], bool] = lambda module: False,
 ) -> fx.GraphModule:
-    """The spiking network that T steps of ``net`` are.
+    """The spiking network that computes T steps of ``net``.
 
     Args:
         net: its forward is one time step; layers of torch, and neurons.
-        read: what a module is as a neuron, None where it is none. Raises ValueError for neurons that ours cannot be.
-        plain: a base class of the other simulator's own versions of torch's layers.
-        tells: does the forward of a neuron return its potential, too?
+        read: returns a module's neuron; None for other modules. Raises ValueError if the neuron is not supported.
+        plain: the base class of the other simulator's own versions of torch's layers.
+        tells: whether the forward of a neuron also returns its potential.
 
     Raises:
-        CannotConvert: a node or a module that has no counterpart; the message names it.
+        CannotConvert: a node or a module is not supported; the message names it.
     """
     encoder = tnn.Encoder(T, mode)
     memo: dict[int, Any] = {}
@@ -86,7 +86,7 @@ def import_network(
     try:
         graph = exported(net, stateful=True)
     except CannotConvert as error:
-        raise CannotConvert(f"{error}; {ONE_STEP}, and potentials go in and out of it or are hidden") from error
+        raise CannotConvert(f"{error}; {ONE_STEP}, and potentials must be hidden, or its inputs and outputs") from error
     _forget_state(graph)
     return _Importing(graph, encoder).run(type(net).__name__)
 
@@ -108,7 +108,7 @@ def _torchs_own(module: Any, plain: Any) -> Any:
 
 
 def _sum_over(net: nn.Module, T: int) -> None:
-    """Biases and batch norms act at every step there, and count for the whole window here: T times as much."""
+    """Multiplies biases and batch norms by T: they act at every step there and once per window here."""
     for module in net.modules():
         if isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and module.bias is not None:
             module.bias = _scaled(module.bias, T)
@@ -117,24 +117,26 @@ def _sum_over(net: nn.Module, T: int) -> None:
 
 
 def _forget_state(graph: Graph) -> None:
-    """Takes the neurons' state, which a spiking network keeps by itself, out of the graph of one step."""
+    """Removes the neurons' state from the graph of one step; spiking layers keep it themselves."""
     uses = Counter(op.module for op in graph.ops if _is_firing(op))
     twice = next((op for op in graph.ops if uses[op.module] > 1), None)
     if twice is not None:
-        raise CannotConvert(f"module {twice.path!r}: its neurons are used twice: give each use its own; {ONE_STEP}")
+        raise CannotConvert(
+            f"module {twice.path!r}: its neurons are used twice: use a module of their own for each; {ONE_STEP}"
+        )
     potentials = [op for op in graph.ops if isinstance(op.module, _Firing) and not _is_firing(op)]
     potentials += [op for op in graph.ops if op.kind == "input"][1:]
     (output,) = [op for op in graph.ops if op.kind == "output"]
     answers = [value for value in output.inputs if value not in potentials]
     if len(answers) != 1:
-        raise CannotConvert(f"the network returns {len(answers)} values beside potentials: return one")
+        raise CannotConvert(f"the network returns {len(answers)} values besides potentials: return one")
     output.call = ((answers[0],), {})
     graph.ops = [op for op in graph.ops if op not in potentials]
     graph.link()
     for op in graph.ops:
         for potential in potentials:
             if potential in op.inputs:
-                why = "a membrane potential that is more than state: the answer is spikes or a nn.Linear's"
+                why = "a membrane potential that is more than state: the answer must be spikes or from a nn.Linear"
                 raise refuse(potential, why)
 
 
@@ -148,9 +150,9 @@ def _is_firing(op: Op) -> bool:
 
 
 class _Importing(Lowering):
-    """As the conversion of an ANN, with neurons in the place of ReLU.
+    """As the conversion of an ANN, with neurons instead of ReLUs.
 
-    Averages and answers are summed over the steps here, so what is done to them there at every step must be linear.
+    Averages and answers are summed over the steps, so operations on them must be linear.
     """
 
     largest = staticmethod(maximum.largest_now)
@@ -161,7 +163,7 @@ class _Importing(Lowering):
         self._sum_functions(graph.ops)
 
     def _sum_functions(self, ops: list[Op]) -> None:
-        """The biases that are no layer's own, as those."""
+        """Multiplies biases that do not belong to a layer by T."""
         self.attributes = dict(self.attributes)
         biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
         for path in biases:
@@ -169,9 +171,9 @@ class _Importing(Lowering):
                 self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
         for op in ops:
             if kinds.is_relu(op) and not self.fires(op):
-                raise refuse(op, "a ReLU, where spikes are: only a network of spiking neurons is imported")
+                raise refuse(op, "a ReLU: only networks of spiking neurons can be imported")
             if op.kind == "batch_norm" and not op.alone:
-                raise refuse(op, "batch norm as a function: use the module")
+                raise refuse(op, "batch norm as a function: use a module")
 
     def fires(self, op: Op) -> bool:
         return _is_firing(op)
@@ -184,7 +186,7 @@ class _Importing(Lowering):
         value = super()._towards_neurons(op)
         products = (*kinds.SYNAPSES, "batch_norm")
         if value.kind == "currents" and op.kind not in products and kinds.is_affine(op, self.signals(op)):
-            raise refuse(op, "it adds the same at every step: put that into a bias")
+            raise refuse(op, "it adds a constant at every step: make it the bias of a layer")
         return value
 
     def _no_counterpart(self, op: Op) -> str:
@@ -227,7 +229,7 @@ class _Importing(Lowering):
         return Value("spikes", node, ONE)
 
     def _averaging_neurons(self, op: Op) -> Value | None:
-        """IF neurons with threshold 1 behind an average pooling of spikes are a layer of ours."""
+        """IF neurons with threshold 1 behind average pooling of spikes, as one layer."""
         neuron = _neuron_of(op)
         if op.x.kind != "avg_pool2d" or len(op.x.users) > 1 or isinstance(neuron.v_init, Tensor):
             return None

@@ -1,4 +1,4 @@
-"""Neurons of other simulators in our terms, and ours in theirs."""
+"""Translation between neurons of this package and of other simulators."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Neuron:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The settings of a layer of ours, for currents in the unit of the potential."""
+        """The settings of a layer of this package, for currents in the unit of the potential."""
         return {"threshold": self.threshold, "leak": self.leak, "v_init": self.v_init}
 
     def in_unit(self) -> Neuron:
@@ -48,7 +48,7 @@ class Neuron:
         return Neuron(self.threshold / unit, self.leak, self.v_init / unit, 1.0, self.offset / unit)
 
     def leaks_its_reset(self) -> Neuron:
-        """This neuron in our terms, if its own step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
+        """The equivalent neuron of this package, if this one's step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
 
         The next leak reduces the reset too, so that in effect only λϑ are subtracted. With a = (1 − λ)ϑ and u = v − a,
         this is our neuron with threshold λϑ, a further current (λ − 1)a at each step, and the initial potential

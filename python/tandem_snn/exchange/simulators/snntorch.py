@@ -1,4 +1,4 @@
-"""snnTorch: its layers and neurons as ours, and ours as its."""
+"""Import from and export to snnTorch."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .neurons import Neuron
 def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
     """T steps of an snnTorch network as a network of ``tandem_snn.nn``, with the same spikes.
 
-    ``net`` consists of torch's Linear, Conv1d, Conv2d, BatchNorm, pooling, Flatten and Dropout and of ``Leaky`` neurons
-    that reset by subtraction, with hidden states or with potentials that go in and out of its forward, which is one
-    time step. It is left as it is; the new network has copies of its numbers. Biases and batch norms, which act at
-    every step there, count for the whole window here, so they are T times as large.
+    The forward of ``net`` computes one time step, with torch's Linear, Conv1d, Conv2d, BatchNorm, pooling, Flatten and
+    Dropout, and with ``Leaky`` neurons that reset by subtraction; their potentials are hidden or are inputs and outputs
+    of the forward. It is not changed; the new network has copies of its parameters. Biases and batch norms act at every
+    step there and once per window here, so they are multiplied by T.
 
-    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ; apart from that and from rounding the spikes are those of its
-    evaluation mode.
+    snnTorch fires at v > ϑ, this package at v ≥ ϑ. Otherwise the spikes equal those in evaluation mode, except for
+    rounding.
 
     Args:
-        net: with one input beside potentials, and one answer beside potentials.
+        net: one input and one answer, potentials not counted.
         T: the number of time steps.
-        mode: what it is given at each step: "direct", the same input; "zero_expand", an input and then zeros; "events",
-            the steps of a SpikeTrain.
+        mode: the input at each step: "direct", the same; "zero_expand", the input and then zeros; "events", the steps
+            of a SpikeTrain.
 
     Returns:
-        A network that gives the SpikeTrain of the last neurons or, where ``net`` ends in a Linear layer, the sum of its
+        A network that returns the SpikeTrain of the last neurons or, if ``net`` ends in a Linear layer, the sum of its
         outputs over the T steps.
 
     Raises:
-        CannotConvert: a module or an operation that has no counterpart, such as a reset to zero; the message names it.
-            It is a ValueError.
+        CannotConvert: a module or an operation is not supported, such as a reset to zero; the message names it. It is a
+            ValueError.
         UserError: snnTorch is not installed.
 
     >>> import snntorch
@@ -56,7 +56,7 @@ def _read(module: Any, library: Any) -> Neuron | None:
     kind = type(module)
     if kind is not library.Leaky:
         if isinstance(module, library.SpikingNeuron):
-            raise ValueError(f"snnTorch's {kind.__name__} is not Leaky")
+            raise ValueError(f"snnTorch's {kind.__name__} is not supported: use Leaky")
         return None
     for fault, what in (
         (module._reset_mechanism != "subtract", f"reset_mechanism={module._reset_mechanism!r}"),
@@ -67,30 +67,29 @@ def _read(module: Any, library: Any) -> Neuron | None:
     ):
         if fault:
             raise ValueError(
-                f"snnTorch's Leaky with {what}, where these layers subtract the threshold and spike with 0 and 1: use "
-                'reset_mechanism="subtract" and its other defaults'
+                f'snnTorch\'s Leaky with {what} is not supported: use reset_mechanism="subtract" and its other defaults'
             )
     beta = module.beta.detach().clamp(0, 1).flatten()
     if not bool((beta == beta[0]).all()) or beta[0] == 0:
-        raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons")
+        raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons is not supported")
     threshold = module.threshold.detach().flatten()
     same = bool((threshold == threshold[0]).all())
     return Neuron(threshold[0].item() if same else threshold, beta[0].item())
 
 
 def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
-    """The network's evaluation as an snnTorch network of one time step, with the same spikes but where v = ϑ exactly.
+    """The network's evaluation as an snnTorch network of one time step, with the same spikes unless v = ϑ exactly.
 
     It consists of torch's layers and of ``Leaky`` with hidden states and reset by subtraction. Batch norm and gains are
-    in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros, or the
-    steps' spikes; the sum of what it returns is the network's answer. ``snntorch.utils.reset`` begins anew.
+    in the weights. Its input at each of the T steps is the image (direct encoding), the image and then zeros, or the
+    step's spikes; the sum of its outputs is the network's answer. ``snntorch.utils.reset`` resets it.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
-        x: a batch of what it takes, for the shapes.
+        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
+        x: a batch of inputs, for the shapes.
 
     Raises:
-        CannotLower: a layer that has no counterpart, or an initial potential, which Leaky does not have; the message
+        CannotLower: a layer is not supported, or it has an initial potential, which Leaky does not support; the message
             names it. It is a ValueError.
         UserError: snnTorch is not installed.
 
@@ -105,7 +104,7 @@ def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
 
     def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
         if isinstance(neuron.v_init, Tensor) or neuron.v_init != 0:
-            raise ValueError("snnTorch's neurons start at potential 0: set v_init=0")
+            raise ValueError("snnTorch's neurons have no initial potential: set v_init=0")
         return library.Leaky(neuron.leak, neuron.threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
 
     return export_network(net, x, write)

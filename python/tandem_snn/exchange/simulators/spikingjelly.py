@@ -54,15 +54,15 @@ def _read(module: Any, base: Any, nodes: Any) -> Neuron | None:
     name = f"SpikingJelly's {kind.__name__}"
     if kind not in (nodes.IFNode, nodes.LIFNode, nodes.ParametricLIFNode):
         if isinstance(module, base.MemoryModule) and kind.__name__ != "Dropout":
-            raise ValueError(f"{name} is none of IFNode, LIFNode and ParametricLIFNode")
+            raise ValueError(f"{name} is not supported: use IFNode, LIFNode or ParametricLIFNode")
         return None
     if module.v_reset is not None:
         raise ValueError(
-            f"{name} resets to v_reset={module.v_reset}, where these layers subtract the threshold: "
-            "train it with v_reset=None"
+            f"{name} with the hard reset v_reset={module.v_reset} is not supported: train it with v_reset=None, the "
+            "reset by subtraction"
         )
     if not module.surrogate_function.spiking:
-        raise ValueError(f"{name} gives no spikes: its surrogate function has spiking=False")
+        raise ValueError(f"{name} does not spike: its surrogate function has spiking=False")
     v_init = module.get_reset_value("v")
     if kind is nodes.IFNode:
         return Neuron(module.v_threshold, v_init=v_init)
@@ -100,7 +100,7 @@ def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
 
     def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
         if isinstance(neuron.v_init, Tensor):
-            raise ValueError("an initial potential that differs between neurons")
+            raise ValueError("an initial potential that differs between neurons is not supported")
         theirs = neuron if neuron.leak == 1 else neuron.with_leaking_reset()
         if theirs.leak == 1:
             node = nodes.IFNode(float(theirs.threshold), v_reset=None)
