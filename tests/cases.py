@@ -29,6 +29,11 @@ def train(T, *shape, rate=0.3, gain=1.0, device=None):
     return te.SpikeTrain.from_dense(spikes(T, *shape, rate=rate, device=device), gain)
 
 
+def bursts(T, *shape, gain=1.0):
+    """Any counts, as neurons of timing "window" fire them."""
+    return te.SpikeTrain.from_counts(torch.randint(T + 1, shape), T, gain)
+
+
 def train_with_edge(T, *shape, rate=0.3, gain=1.0, dtype=torch.float32, device=None):
     """A train whose counts are a leaf that collects a gradient."""
     x = train(T, *shape, rate=rate, device=device)

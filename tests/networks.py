@@ -23,6 +23,18 @@ def trained(net: nn.Module, x: Tensor) -> nn.Module:
     return net.eval()
 
 
+def in_windows(net: nn.Module) -> nn.Module:
+    """The same network, all of whose neurons have timing "window"."""
+    for layer in net.modules():
+        if hasattr(layer, "timing"):
+            if getattr(layer, "gate", None) == "resu":
+                layer.gate = "relu"
+            if hasattr(layer, "leak"):
+                layer.leak = 1.0
+            layer.timing = "window"
+    return net
+
+
 def mlp() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(20, 50, norm=True), tnn.Linear(50, 33), tnn.Readout(33, 10))
     return net, torch.rand(6, 20)

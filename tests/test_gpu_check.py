@@ -6,11 +6,10 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from gpu import check, correctness, on_device, report, stages, timing
+from gpu import check, correctness, on_device, report, timing
 
 import tandem_snn
 
@@ -39,14 +38,6 @@ def test_the_whole_program(tmp_path):
     assert found["rows"]
 
 
-def test_arguments():
-    assert check.parse([]).only == check.STAGES
-    options = check.parse(["--only", "bits", "timings", "--library", "x.so", "--small"])
-    assert (options.only, options.library, options.small) == (["bits", "timings"], Path("x.so"), True)
-    with pytest.raises(SystemExit):
-        check.parse(["--only", "everything"])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_cases_hold(name):
     """Where the kernels are right, as they are on the CPU."""
@@ -67,11 +58,6 @@ def test_cases_can_fail(monkeypatch):
     monkeypatch.setattr(correctness.F, "linear_if", once_more)
     with pytest.raises(AssertionError, match="spikes: 1 of"):
         CASES["linear float32 T=8"].run(CPU)
-
-
-def test_the_large_list_is_the_small_one_and_more():
-    full = {case.name for case in correctness.cases()}
-    assert len(full) == len(correctness.cases()) > 2 * len(CASES)
 
 
 @pytest.mark.parametrize("run", [on_device.same_every_time, on_device.frozen_graph])
@@ -102,18 +88,6 @@ def test_the_tests_use_the_device():
         [*command, *(f"tests/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
     )
     assert f"{len(USES)} failed" in done.stdout
-
-
-def test_a_stage_goes_on_after_a_failure(capsys):
-    log = stages.Log()
-
-    def bad():
-        raise AssertionError("3 of 4 differ")
-
-    log.stage("bits", [("good", lambda: None), ("bad", bad), ("good too", lambda: None)])
-    assert log.results["bits"] == {"passed": 2, "failures": {"bad": "AssertionError: 3 of 4 differ"}}
-    assert log.failed
-    assert "bad FAILS: 3 of 4 differ" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +182,6 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     assert (tmp_path / f"{path.stem}.timings.log").read_text()
 
 
-def test_it_ends_in_time():
-    bench = timing.Bench(CPU, small=True, until=0.0)
-    rows = timing.measure(bench, lambda _: None)
-    assert {row.note for row in rows} == {"out of time"}
-
-
 @pytest.mark.parametrize("tool", check.TOOLS)
 @pytest.mark.parametrize("options", ["", "--initcheck-track-filtered-global-memory arg (=yes)"])
 def test_the_sanitizer_looks_at_our_kernels(tool, options):
@@ -221,13 +189,6 @@ def test_the_sanitizer_looks_at_our_kernels(tool, options):
     assert command[:3] == ["compute-sanitizer", "--tool", tool]
     assert ("kns=tandem" in command) == (tool != "initcheck" or bool(options))
     assert ("--report-api-errors" in command) == (tool == "memcheck")
-
-
-def test_the_floor():
-    peaks = {"copy": 1e12, "float16": 1e15}
-    assert timing.Row("a", "tandem", 1.0, bytes=2 * 10**12, operations=10**15, rate="float16").floor(peaks) == 2.0
-    assert timing.Row("a", "tandem", 1.0, bytes=1, operations=3 * 10**15, rate="float16").floor(peaks) == 3.0
-    assert timing.Row("a", "tandem", 1.0).floor(peaks) == 0.0
 
 
 def test_report(measured, tmp_path):

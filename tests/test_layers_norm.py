@@ -130,8 +130,6 @@ def test_momentum_none_averages_and_norm_eval_freezes():
     before = layer.norm.running_mean.clone()
     layer(te.ConstantInput(x, 2))
     assert torch.equal(layer.norm.running_mean, before)
-    with pytest.raises(ValueError, match="bn_stats"):
-        tnn.Linear(3, 3, norm=True, bn_stats="ema")
 
 
 def test_without_running_statistics_evaluation_uses_the_batch():

@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 from cases import dyadic, train
+from networks import in_windows
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
@@ -67,12 +68,10 @@ def made(name, value=NAN, batch=4):
     return build(), x, bad
 
 
-def in_windows(net):
-    """The same network, all neurons of which integrate a window, then fire."""
-    for layer in net.modules():
-        if hasattr(layer, "timing"):
-            layer.timing = "window"
-    return net
+def bad_train(*shape, sample=1):
+    bad = torch.zeros(shape[0])
+    bad[sample] = NAN
+    return te.SpikeTrain(train(T, *shape).planes, T, bad=bad)
 
 
 def spoiled_rows(logits):
@@ -134,24 +133,19 @@ def test_wherever_a_network_runs(mode, timing, tmp_path):
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_batch_norm_in_training_spoils_the_batch(name):
-    """Its statistics are those of all samples, in the first layer and behind it."""
-    torch.manual_seed(0)
-    net, x = NETS[name][0](norm=True), made(name)[2]
-    assert spoiled_rows(net(x)) == [0, 1, 2, 3]
-    hidden = tnn.Linear(7, 5, norm=True)
-    clean = train(T, 3, 7)
-    bad = te.SpikeTrain.unchecked(clean.planes, T, bad=torch.tensor([0.0, NAN, 0.0]))
-    assert spoiled_rows(hidden(bad).counts) == [0, 1, 2]
-    assert spoiled_rows(hidden(clean).counts) == []
-    assert spoiled_rows(hidden.eval()(bad).counts) == [1]
+    assert spoiled_rows(NETS[name][0](norm=True)(made(name)[2])) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("sync", [False, True])
-def test_other_statistics_spoil_the_batch_too(sync):
-    layer = tnn.Linear(7, 5, norm=True, bn_stats="batch" if sync else "running")
-    layer.norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.norm) if sync else layer.norm
-    x = te.SpikeTrain.unchecked(train(T, 3, 7).planes, T, bad=torch.tensor([0.0, NAN, 0.0]))
-    assert spoiled_rows(layer(x).counts) == [0, 1, 2]
+@pytest.mark.parametrize("statistics", ["batch", "running", "synchronised"])
+def test_a_bad_sample_in_the_statistics_spoils_the_batch(statistics):
+    layer = tnn.Linear(7, 5, norm=True, bn_stats="running" if statistics == "running" else "batch")
+    if statistics == "synchronised":
+        layer.norm = nn.SyncBatchNorm.convert_sync_batchnorm(layer.norm)
+    bad = bad_train(3, 7)
+    assert spoiled_rows(layer(bad).counts) == [0, 1, 2]
+    if statistics == "batch":
+        assert spoiled_rows(layer(te.SpikeTrain(bad.planes, T)).counts) == []
+        assert spoiled_rows(layer.eval()(bad).counts) == [1]
 
 
 def spoil(net, what, value):
@@ -245,18 +239,13 @@ def test_nan_is_never_confident():
 def test_a_bad_train_spoils_a_frozen_network():
     torch.manual_seed(0)
     net = nn.Sequential(tnn.Linear(7, 5), tnn.Readout(5, 3)).eval()
-    x = te.SpikeTrain.unchecked(train(T, 4, 7).planes, T, bad=torch.tensor([0.0, NAN, 0.0, 0.0]))
+    x = bad_train(4, 7)
     frozen = ts.freeze(net)
     clean = frozen(te.SpikeTrain(x.planes, T))
     check_sample_1(frozen(x), clean)
     check_sample_1(frozen.readouts(x)[-1], clean)
-    layers = ts.freeze(nn.Sequential(net, nn.Identity(), _Own()))  # which has no program
+    layers = ts.freeze(nn.Sequential(net, nn.LeakyReLU(1.0)))  # which has no program
     check_sample_1(layers(x), net(te.SpikeTrain(x.planes, T)))
-
-
-class _Own(nn.Module):
-    def forward(self, x):
-        return x + 0
 
 
 def test_onnx(tmp_path):
@@ -324,9 +313,7 @@ def test_the_samples_of_bad_potentials(features, dtype):
 
 
 def test_a_residual_is_one_of_two_ways():
-    x, r = (te.SpikeTrain.unchecked(train(T, 4, 5).planes, T, bad=torch.tensor(b)) for b in
-            ([0, NAN, 0, 0], [0, 0, NAN, 0]))  # fmt: skip
-    weight = dyadic(5, 5)
+    x, r, weight = bad_train(4, 5), bad_train(4, 5, sample=2), dyadic(5, 5)
     for m in (f, ref):
         assert spoiled_rows(m.linear_if(x, weight, residual=r).counts) == [1, 2]
         assert spoiled_rows(m.linear_if(te.SpikeTrain(x.planes, T), weight, residual=r).counts) == [2]
@@ -359,11 +346,6 @@ def test_layers_of_window_timing(name):
 # --- trains -----------------------------------------------------------------------------------------------------------
 
 
-def bad_train():
-    x = train(T, 4, 3)
-    return te.SpikeTrain(x.planes, T, bad=torch.tensor([0.0, NAN, 0.0, 0.0]))
-
-
 @pytest.mark.parametrize(("way", "rows"), [
     (lambda x: x, [1]), (lambda x: x[1:3], [0]), (lambda x: x[[0, 1, 1]], [1, 2]), (lambda x: x[0], []),
     (lambda x: te.cat([train(T, 2, 3), x]), [3]), (lambda x: te.cat([x, train(T, 4, 2)], 1), [1]),
@@ -374,11 +356,11 @@ def bad_train():
     (lambda x: f.couple(x, torch.ones(4, 3, requires_grad=True)), [1]),
 ])  # fmt: skip
 def test_it_goes_where_a_train_goes(way, rows):
-    assert spoiled_rows(way(bad_train()).counts) == rows
+    assert spoiled_rows(way(bad_train(4, 3)).counts) == rows
 
 
 def test_it_stays_where_channels_have_their_own_gain():
-    x, weight = bad_train(), dyadic(5, 3)
+    x, weight = bad_train(4, 3), dyadic(5, 3)
     x.gain = torch.rand(3)
     for m in (f, ref):
         assert spoiled_rows(m.linear_if(x, weight).counts) == [1]
@@ -400,7 +382,7 @@ def test_counts_that_were_looked_at_have_the_gradient():
 
 def test_a_clean_train_is_the_leaf_it_was():
     """Programs that were exported before there was ``bad`` take trains, and ops have a value for it."""
-    assert len(pytree.tree_leaves(bad_train())) == 2
+    assert len(pytree.tree_leaves(bad_train(4, 3))) == 2
     x = train(8, 2, 3)
     outputs = torch.ops.tandem.linear_if(x.planes, 8, dyadic(4, 3), "highest", None, None, None, None, None, 8, 1.0,
                                          1.0, "relu", True, True)  # fmt: skip

@@ -1,10 +1,9 @@
 """tonic as it is: its data sets' files, transforms, caches, slices and collation, into trains."""
 
-import struct
-
 import numpy as np
 import pytest
 import torch
+from test_data_events import write_n_mnist
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
@@ -222,15 +221,8 @@ def test_asl_dvs_files(tmp_path):
 
 
 def test_n_mnist_files(tmp_path):
-    """Five bytes per event."""
     for digit in range(10):
-        folder = tmp_path / "NMNIST" / "Test" / str(digit)
-        folder.mkdir(parents=True)
-        events = recording(100, (34, 34, 2), seed=digit)
-        rows = zip(*(events[name].tolist() for name in "xypt"), strict=True)
-        (folder / "00001.bin").write_bytes(
-            b"".join(struct.pack(">BBBH", x, y, p << 7 | t >> 16, t & 65535) for x, y, p, t in rows)
-        )
+        write_n_mnist(tmp_path / f"NMNIST/Test/{digit}/00001.bin", recording(100, (34, 34, 2), seed=digit))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)  # it wants all 10,000 recordings
         dataset = tonic.datasets.NMNIST(str(tmp_path), train=False)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import DTYPES, assert_same, compute_dtype, dtypes, dyadic, neurons, seeds, train, windows
+from cases import DTYPES, assert_same, bursts, compute_dtype, dtypes, dyadic, neurons, seeds, train, windows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
@@ -27,10 +27,6 @@ def in_windows(arguments):
     """The keyword arguments of neurons, with this timing."""
     gate = arguments["gate"].replace("resu", "relu")
     return arguments | {"leak": 1.0, "steps": None, "gate": gate, "timing": "window"}
-
-
-def bursts(T, *shape, gain=1.0):
-    return te.SpikeTrain.from_counts(torch.randint(T + 1, shape), T, gain)
 
 
 def long_weights(*shape):

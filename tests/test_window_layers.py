@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_same, dyadic, train, train_with_edge
-from networks import conv, lif, line, mlp, own_counts, projection, residual
+from cases import assert_same, bursts, dyadic, train, train_with_edge
+from networks import conv, in_windows, lif, line, mlp, own_counts, projection, residual
 from torch import nn
 
 import tandem_ext as te
@@ -14,31 +14,12 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.measure import Monitor, firing_rates, mismatch, synops, synops_over_time
 from tandem_snn.nn import general, maximum
-from tandem_snn.nn.batch_norm import SyncBatchNorm
 
 LAYERS = {
     "linear": (lambda **o: tnn.Linear(12, 9, **o), (5, 12)),
     "conv1d": (lambda **o: tnn.Conv1d(4, 6, 3, stride=2, **o), (5, 4, 9)),
     "conv2d": (lambda **o: tnn.Conv2d(4, 6, 3, padding="same", groups=2, **o), (5, 4, 7, 6)),
 }
-
-
-def bursts(T, *shape, gain=1.0):
-    return te.SpikeTrain.from_counts(torch.randint(T + 1, shape), T, gain)
-
-
-def in_windows(net, v_init=None):
-    """All its neurons with this timing."""
-    for layer in net.modules():
-        if hasattr(layer, "timing"):
-            if getattr(layer, "gate", "relu") == "resu":
-                layer.gate = "relu"
-            if hasattr(layer, "leak"):
-                layer.leak = 1.0
-            layer.timing = "window"
-            if v_init is not None:
-                layer.v_init = v_init
-    return net
 
 
 def last(path):
@@ -92,17 +73,6 @@ def test_gradients_are_those_of_the_ann(name, norm):
     want = torch.autograd.grad((F.relu(z) / 0.5 * w).sum(), [*twin.parameters(), counts])
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("name", list(LAYERS))
-def test_synchronised_statistics_of_one_process(name):
-    make, shape = LAYERS[name]
-    layer = make(timing="window", norm=True)
-    synced, x = copy.deepcopy(layer), bursts(8, *shape)
-    synced.norm = SyncBatchNorm(synced.norm)
-    y = synced(x)
-    assert (y.counts != layer(x).counts).double().mean() < 0.01
-    assert y.timing == "window"
 
 
 @pytest.mark.parametrize("name", ["residual", "projection"])

@@ -27,21 +27,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convertible import MODELS, NOT, at_size, correlation, make, settled
+from networks import in_windows
 
 import tandem_snn as ts
 from tandem_ext.functional.neuron import over_space
 
 T, IMAGES = 64, 16
-
-
-def with_windows(snn: nn.Module) -> nn.Module:
-    """The same network with timing "window"."""
-    for module in snn.modules():
-        if hasattr(module, "timing"):
-            if getattr(module, "gate", None) == "resu":
-                module.gate = "relu"
-            module.timing = "window"
-    return snn
 
 
 @torch.no_grad()
@@ -87,7 +78,7 @@ def measure(name: str, images: Tensor) -> dict[str, Any]:
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     grey = (images.amax((0, 2, 3)) - images.amin((0, 2, 3))).view(-1, 1, 1) / 255  # one level of 8 bits
     step = correlation(answers(snn, x), expected)
-    with_windows(snn)
+    in_windows(snn)
     shared = {id(p) for p in snn.parameters()} <= {id(p) for p in net.parameters()}
     result = {
         "model": name,

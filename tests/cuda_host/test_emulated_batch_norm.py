@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -19,28 +20,15 @@ SHAPES = [(1, 1), (2, 3), (40, 16), (65, 70), (7, 132), (1030, 8), (97, 260)]
 DTYPES = {torch.float32: ("", ctypes.c_float), torch.float64: ("64", ctypes.c_double)}
 
 
-def norm_type(real: type) -> type[ctypes.Structure]:
-    class Norm(ctypes.Structure):
-        """csrc/kernels/norm/batch_norm.h: BatchNorm<real>."""
-
-        _fields_ = [
-            ("gain", ctypes.c_void_p),
-            ("gain_size", ctypes.c_int64),
-            ("gamma", ctypes.c_void_p),
-            ("beta", ctypes.c_void_p),
-            ("eps", real),
-        ]
-
-    return Norm
+def structure(**fields: type) -> type[ctypes.Structure]:
+    return type("Structure", (ctypes.Structure,), {"_fields_": [*fields.items()]})
 
 
-def structure(real: type, **fields: type) -> type[ctypes.Structure]:
-    """rows and channels, and then ``fields``; pointers where nothing else is said."""
+def pointers(names: Iterable[str]) -> dict[str, type]:
+    return dict.fromkeys(names, ctypes.c_void_p)
 
-    class Structure(ctypes.Structure):
-        _fields_ = [("rows", ctypes.c_int64), ("channels", ctypes.c_int64), *fields.items()]
 
-    return Structure
+SIZES = {"rows": ctypes.c_int64, "channels": ctypes.c_int64}
 
 
 class Problem:
@@ -58,15 +46,21 @@ class Problem:
         self.gain = [None, one(), torch.tensor([0.5], dtype=dtype)][seed % 3]
         self.gamma, self.beta = (one(), one()) if seed % 2 else (None, None)
         self.placed_u = emulator.place("u", self.u, offset=offset)
-        Norm = norm_type(self.real)
-        self.norm = Norm(
-            pointer(emulator.place("gain", self.gain)),
-            1 if self.gain is None else self.gain.numel(),
-            pointer(emulator.place("gamma", self.gamma)),
-            pointer(emulator.place("beta", self.beta)),
-            1e-5,
+        gain, gamma, beta = (pointer(emulator.place(name, getattr(self, name))) for name in ("gain", "gamma", "beta"))
+        # csrc/kernels/norm/batch_norm.h: BatchNorm<real>.
+        fields = {"gain": ctypes.c_void_p, "gain_size": ctypes.c_int64, **pointers(["gamma", "beta"]), "eps": self.real}
+        self.Norm = structure(**fields)
+        self.norm = self.Norm(gain, 1 if self.gain is None else self.gain.numel(), gamma, beta, 1e-5)
+
+    def statistics(self, factor: float = 1.0) -> dict[str, Tensor]:
+        out = self.outputs("mean", "var", "scale", "shift")
+        fields = {**SIZES, "product": ctypes.c_void_p, "factor": self.real, "norm": self.Norm, **pointers(out)}
+        sizes, product = (self.rows, self.channels), pointer(self.placed_u)
+        self.run(
+            "batch_norm_statistics",
+            structure(**fields)(*sizes, product, factor, self.norm, *map(pointer, out.values())),
         )
-        self.Norm = Norm
+        return out
 
     def outputs(self, *names: str) -> dict[str, Tensor]:
         return {name: self.emulator.output(name, [self.channels], self.dtype) for name in names}
@@ -96,24 +90,14 @@ class Problem:
         return found | {"gain": gain, "rstd": rstd}
 
 
-@pytest.fixture(params=["plain", "checked"])
-def emulator(request: pytest.FixtureRequest) -> Emulator:
-    return request.getfixturevalue(request.param)
-
-
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
 def test_statistics(emulator: Emulator, dtype: torch.dtype, offset: int) -> None:
     """The sums of these numbers do not round, so that every output has the definition's bits."""
     for seed, (rows, channels) in enumerate(SHAPES):
         p = Problem(emulator, rows, channels, dtype, seed, offset)
-        out = p.outputs("mean", "var", "scale", "shift")
-        fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
         factor = 1.0 + 2 * (seed % 3)
-        args = structure(p.real, **fields)(
-            rows, channels, pointer(p.placed_u), factor, p.norm, *map(pointer, out.values())
-        )
-        p.run("batch_norm_statistics", args)
+        out = p.statistics(factor)
         want = p.expected(factor)
         for name, got in out.items():
             assert torch.equal(got, want[name]), f"{name} of {rows} x {channels}"
@@ -144,15 +128,8 @@ def test_gradients(emulator: Emulator, grad_dtype: torch.dtype, offset: int) -> 
             "grad_product": emulator.output("grad_product", [rows, channels], grad_dtype, offset),
             **p.outputs("grad_gamma", "grad_beta"),
         }
-        pointers = dict.fromkeys(given, ctypes.c_void_p)
-        fields = {
-            **pointers,
-            "norm": p.Norm,
-            "threshold": p.real,
-            "dtype": ctypes.c_int32,
-            **dict.fromkeys(out, ctypes.c_void_p),
-        }
-        args = structure(p.real, **fields)(
+        settings = {"norm": p.Norm, "threshold": p.real, "dtype": ctypes.c_int32}
+        args = structure(**SIZES, **pointers(given), **settings, **pointers(out))(
             rows, channels, *map(pointer, given.values()), p.norm, 0.5, CODES[grad_dtype], *map(pointer, out.values())
         )
         p.run("batch_norm_grad", args)
@@ -176,10 +153,7 @@ def test_traffic(checked: Emulator) -> None:
     """Whole sectors; shared memory without conflicts."""
     rows, channels = 256, 64
     p = Problem(checked, rows, channels, torch.float32, 0, 0)
-    out = p.outputs("mean", "var", "scale", "shift")
-    fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
-    args = structure(p.real, **fields)(rows, channels, pointer(p.placed_u), 1.0, p.norm, *map(pointer, out.values()))
-    p.run("batch_norm_statistics", args)
+    p.statistics()
     read = checked.traffic("u")
     assert read.bytes == 4 * rows * channels
     assert read.sectors == read.least_sectors == read.bytes // 32
@@ -208,11 +182,7 @@ def test_the_sums_do_not_depend_on_the_schedule(plain: Emulator) -> None:
         p = Problem(plain, 500, 12, torch.float32, 0, 0)
         p.placed_u.copy_(u)
         plain.lib.emulation_begin(ctypes.c_uint64(seed))
-        out = p.outputs("mean", "var", "scale", "shift")
-        fields = {"product": ctypes.c_void_p, "factor": p.real, "norm": p.Norm, **dict.fromkeys(out, ctypes.c_void_p)}
-        args = structure(p.real, **fields)(500, 12, pointer(p.placed_u), 1.0, p.norm, *map(pointer, out.values()))
-        p.run("batch_norm_statistics", args)
-        results.append(torch.cat([t.clone() for t in out.values()]))
+        results.append(torch.cat([t.clone() for t in p.statistics().values()]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     torch.testing.assert_close(results[0][:12], u.mean(0), rtol=1e-5, atol=1e-6)

@@ -23,11 +23,6 @@ def once(emulator: Emulator, *names: str) -> None:
             assert (touches.least_reads, touches.most_reads) == (1, 1), name
 
 
-@pytest.fixture(params=["plain", "checked"])
-def emulator(request: pytest.FixtureRequest) -> Emulator:
-    return request.getfixturevalue(request.param)
-
-
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("T", [1, 8, 13])
 @pytest.mark.parametrize("dtype", DENSE, ids=str)
