@@ -139,11 +139,13 @@ template <class S>
 int launch(const Layer& layer, cudaStream_t stream) {
   const Neuron<float>& a = layer.neuron;
   DeviceGeometry g = geometry_for<S>(layer);
-  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
+  // The same for every window: another thread may be between this and its launch.
+  const int most_bytes = S::kSharedBytes + (S::kRounds ? S::kStateBytes : 0);
   const cudaError_t status =
-      cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+      cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
   if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
   g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
+  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
   product_if_kernel<S><<<grid_of<S>(layer.geometry), S::kThreads, shared_bytes, stream>>>(g, a);
   return cudaGetLastError();
 }

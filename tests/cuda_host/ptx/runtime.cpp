@@ -31,6 +31,7 @@ struct Function {
   std::string name;
   std::unique_ptr<Kernel> kernel;
   int most_shared = kStaticLimit;
+  int asked_for = 0;  // of shared memory, when it was last asked
 };
 
 struct Configuration {
@@ -151,6 +152,12 @@ int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   const auto f = functions().find(host);
   if (f == functions().end()) return fails(kInvalidDeviceFunction);
   if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > opt_in_limit) return fails(kInvalidValue);
+  int& before = f->second.asked_for;
+  if (before != 0 && before != value) {
+    machine().reports.push_back("another size of shared memory, while other threads may be launching " +
+                                f->second.name);
+  }
+  before = value;
   f->second.most_shared = std::max(kStaticLimit, value);
   return kSuccess;
 }
