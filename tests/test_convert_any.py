@@ -310,16 +310,16 @@ def test_copies_and_frozen_networks(name: str) -> None:
     ],
 )
 def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Path) -> None:
-    """NIR, ONNX and frozen files have layers only."""
+    """ONNX and frozen files have layers only, and NIR no maximum pooling."""
     body = {"pooled": lambda: Net(lambda m, a: m.c(F.max_pool2d(a, 2)), 6, c=conv())}.get(name, BODIES.get(name))
     net, x = body(), torch.rand(2, 2, 8, 8)
     snn = convert(net.eval(), T=8, example=x, gate="relu")
     exports: tuple[Callable[[], object], ...] = (
-        lambda: to_nir(snn, x),
         lambda: to_onnx(snn, tmp_path / "net.onnx", x),
         lambda: freeze(snn).save(tmp_path / "net.tandem"),
+        lambda: to_nir(snn, x),
     )
-    for export in exports:
+    for export in exports if name == "pooled" else exports[:2]:
         with pytest.raises(ValueError, match=message):
             export()
 

@@ -104,4 +104,5 @@ def test_the_three_numbers_of_the_home_page() -> None:
     for case in "conv-net-train-9", "conv-net-peak":
         ratios = {name: ratio["median"] for name, ratio in rows[case]["ratios"].items()}
         line = next(line for line in page.splitlines() if f"**{ratios['tandem']:.2f} ×**" in line)
-        assert f"compiled SpikingJelly {ratios['SpikingJelly, compiled']:.1f} ×, snnTorch {ratios['snnTorch']:.1f} ×" in line
+        rivals = ratios["SpikingJelly, compiled"], ratios["snnTorch"]
+        assert "compiled SpikingJelly {:.1f} ×, snnTorch {:.1f} ×".format(*rivals) in line

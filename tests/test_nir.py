@@ -249,39 +249,7 @@ def test_the_reset_is_not_guessed(tmp_path: Path) -> None:
     assert_same(own_counts(net, x), own_counts(from_nir(tmp_path / "old.nir"), x))
 
 
-def chain(*nodes: Any, **facts: Any) -> Any:
-    """A graph of nodes one after the other, for spikes of shape [2, 4, 4]."""
-    shape = np.array([2, 4, 4])
-    named = dict(enumerate([nir.Input({"input": shape}), *nodes, nir.Output({"output": shape})]))
-    edges = [(str(i - 1), str(i)) for i in named][1:]
-    named = {str(i): node for i, node in named.items()}
-    return nir.NIRGraph(named, edges, metadata={"T": T, "input": "events", **facts}, type_check=False)
-
-
-def test_scales_and_pools_that_no_layer_has_are_named() -> None:
-    odd = nir.Scale(np.arange(1, 33, dtype=np.float32).reshape(2, 4, 4))
-    pool = nir.AvgPool2d(*(np.array([n, n]) for n in (2, 2, 0)))
-    conv = nir.Conv2d((4, 4), np.ones((2, 2, 1, 1), np.float32), 1, 0, 1, 1, np.zeros(2, np.float32))
-    neurons = nir.IF(*(np.full((2, 4, 4), n, np.float32) for n in (1, 1, 0)), metadata={"reset": "subtract"})
-    for graph, message in (
-        (chain(odd, pool, neurons), "'3': AvgPool2d with neurons of something other than spikes"),
-        (chain(pool, neurons, input="direct"), "'2': AvgPool2d with neurons of something other than spikes"),
-        (chain(odd, pool, conv, neurons), "'2': a Scale before AvgPool2d must be the same for all"),
-        (chain(odd, conv, neurons), "'2': a Scale before a convolution must be the same for all"),
-        (chain(conv, odd, neurons), "'2': a Scale must be the same throughout a channel"),
-        (chain(pool, conv, neurons), "'3': mean counts are for the readout alone"),
-        (chain(conv, conv, neurons), "'2': it follows '1', which is not neurons"),
-        (chain(neurons, odd), "'1': neurons take one or two synaptic paths"),
-        (chain(conv, neurons, odd), "'4': the graph must end in"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            from_nir(graph)
-    for factor, message in (-1.0, "must be positive"), (odd.scale, "must be the same throughout a channel"):
-        graph = chain(conv, neurons)
-        graph.nodes["shortcut"] = nir.Scale(np.full((2, 4, 4), factor, np.float32))
-        graph.edges += [("0", "shortcut"), ("shortcut", "2")]
-        with pytest.raises(ValueError, match=f"'2': .*{message}"):
-            from_nir(graph)
+def test_means_of_the_input_alone_are_named() -> None:
     means = nn.Sequential(tnn.Encoder(T), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(4, 2))
     with pytest.raises(CannotLower, match="nothing in the network spikes"):
         to_nir(means, torch.rand(1, 1, 4, 4))

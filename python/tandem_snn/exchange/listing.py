@@ -16,6 +16,8 @@ from ..frozen.lowering import lower
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import ABSENT, FORMS, INPUT, CannotLower
 
+NO_STEP = 'its gate "resu" needs the end of the window, so it cannot run step by step'
+
 
 @dataclass
 class Stage:
@@ -86,11 +88,11 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         if layer.analog:
             raise CannotLower(layer.name, "it is analog and does not spike")
         if layer.gate == "resu":
-            raise CannotLower(layer.name, 'its gate "resu" needs the end of the window, so it cannot run step by step')
+            raise CannotLower(layer.name, NO_STEP)
         if layer.kind in FORMS or (layer.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[layer.input]
             return
-        names[number] = _identifier(layer.name or "layer", {*names.values(), "output"})
+        names[number] = identifier(layer.name or "layer", {*names.values(), "output"})
         fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
@@ -105,7 +107,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     return Listing(stages, network.mode, T, tuple(x.shape[1:]))
 
 
-def _identifier(name: str, taken: set[str]) -> str:
+def identifier(name: str, taken: set[str]) -> str:
     name = name.replace(".", "_")
     name = f"n{name}" if name[0].isdigit() else name
     while name in taken:

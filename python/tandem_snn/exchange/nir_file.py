@@ -91,11 +91,17 @@ def compact(scale: Tensor) -> Tensor:
     return first if bool((scale == first).all()) else scale
 
 
-def per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
+def by_channel(values: Tensor) -> float | Tensor | None:
+    """One number for all, [C] where each channel has one of its own, None where neurons of a channel differ."""
     values = compact(values)
     if not values.dim():
         return values.item()
     rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
-    if not bool((rows == rows[:, :1]).all()):
+    return rows[:, 0].clone() if bool((rows == rows[:, :1]).all()) else None
+
+
+def per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
+    found = by_channel(values)
+    if found is None:
         raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
-    return rows[:, 0].clone()
+    return found

@@ -19,7 +19,7 @@ from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
 _MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
 _LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
-_LEAVES = (*_MOVES, *_LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
+LEAVES = (*_MOVES, *_LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 _Gain = float | Tensor
 
 
@@ -30,17 +30,17 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
     Raises:
         CannotLower: something other than this package's layers works between the input and the answer.
     """
-    return net if isinstance(net, Stages) else _Lowering(net, gain).stages()
+    return net if isinstance(net, Stages) else Lowering(net, gain).stages()
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = (*_LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
+        ours = (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
         return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 
-def _trace(net: nn.Module) -> fx.Graph:
-    if isinstance(net, _LEAVES):
+def trace(net: nn.Module) -> fx.Graph:
+    if isinstance(net, LEAVES):
         net = nn.Sequential(net)
     try:
         return _Tracer().trace(net)
@@ -49,9 +49,9 @@ def _trace(net: nn.Module) -> fx.Graph:
         raise CannotLower("net", why) from error
 
 
-class _Lowering:
+class Lowering:
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
-        self.net = nn.Sequential(net) if isinstance(net, _LEAVES) else net
+        self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
         self.values: dict[Any, int] = {}  # of a node
         self.gains: dict[Any, _Gain] = {}  # what a spike of it, or a unit, is worth
@@ -61,7 +61,7 @@ class _Lowering:
         self.T: int | None = None
 
     def stages(self) -> Stages:
-        nodes = list(_trace(self.net).nodes)
+        nodes = list(trace(self.net).nodes)
         for node in nodes:
             if node.op == "call_module":
                 _refuse_the_general_way(str(node.target), self.net.get_submodule(str(node.target)))
@@ -74,7 +74,7 @@ class _Lowering:
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
                     raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
-                self._call(node, str(node.target), self.net.get_submodule(str(node.target)))
+                self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
                 what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
                 raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
@@ -88,7 +88,7 @@ class _Lowering:
         self.list.append(stage)
         self._same(node, len(self.list) - 1, gain)
 
-    def _call(self, node: fx.Node, name: str, layer: Any) -> None:
+    def call(self, node: fx.Node, name: str, layer: Any) -> None:
         x, further = given(node.args, node.kwargs)
         if x not in self.values:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")

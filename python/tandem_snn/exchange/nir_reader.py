@@ -1,0 +1,374 @@
+"""A NIR graph, node by node, as layers of tandem_snn.nn where they fit and the general way elsewhere."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from tandem_ext import checks
+from tandem_ext.functional.neuron import over_inputs
+
+from .. import nn as tnn
+from ..nn import general
+from .nir_file import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform
+
+
+@dataclass
+class _Signal:
+    """A module's output, times the Scale nodes after it: one factor for all, or an array of its shape.
+
+    kind: "spikes"; "image", real numbers before the first spikes; "counts", real numbers for the readout; or
+    "currents", of the general way.
+    """
+
+    node: fx.Node
+    kind: str
+    scale: Tensor | None = None
+
+
+@dataclass
+class _Synapses:
+    """A convolution or affine map, with the bias of a step, before its neurons are read. ``nir`` has the geometry."""
+
+    name: str
+    nir: Any
+    x: _Signal
+    weight: Tensor
+    bias: Tensor
+
+    def times(self, factor: float | Tensor) -> _Synapses:
+        """The same map with currents times a factor, or a factor per channel."""
+        rows = over_inputs(factor, self.weight) if isinstance(factor, Tensor) else factor
+        return replace(self, weight=self.weight * rows, bias=self.bias * factor)
+
+
+@dataclass
+class _Average:
+    """A pooling that may have neurons."""
+
+    name: str
+    nir: Any
+    x: _Signal
+
+
+@dataclass
+class _Neurons:
+    """A neuron in any of NIR's forms: v = leak·v + factor·I, fires at ϑ and subtracts ϑ, with our timing."""
+
+    threshold: Tensor
+    factor: float
+    leak: float = 1.0
+    v_init: Tensor | None = None
+    timing: str = "step"
+
+
+class Reader:
+    def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
+        self.nir, self.dt, self.reset, self.encoder = nir, dt, reset, encoder
+        self.nodes, self.edges = dict(graph.nodes), list(dict.fromkeys(graph.edges))
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {"encoder": encoder}
+        self.values: dict[str, Any] = {}
+        self.before_neurons: set[str] = set()
+
+    def network(self) -> fx.GraphModule:
+        name = ""
+        try:
+            for name, node in list(self.nodes.items()):
+                if isinstance(node, self.nir.Threshold):
+                    self._collapse(name, node)
+            order = self._order()
+            for name in reversed(order):
+                readers = [b for a, b in self.edges if a == name]
+                if any(b in self.before_neurons or self._is_neurons(self.nodes[b]) for b in readers):
+                    self.before_neurons.add(name)
+            for name in order:
+                self._import(name, self.nodes[name])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:  # arrays of any kind
+            raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
+        return fx.GraphModule(self.root, self.graph, "FromNIR")
+
+    def _is_neurons(self, node: Any) -> bool:
+        return isinstance(node, (self.nir.IF, self.nir.LIF, _Neurons))
+
+    def _sources(self, name: str) -> list[str]:
+        return [a for a, b in self.edges if b == name]
+
+    def _collapse(self, name: str, threshold: Any) -> None:
+        """Replaces the loop integrator -> Threshold -> Scale -> integrator by one node under the Threshold's name."""
+        (integrator,) = self._sources(name) or [""]
+        loops = [b for a, b in self.edges if a == name and (b, integrator) in self.edges]
+        node = self.nodes.get(integrator)
+        if len(loops) != 1 or not isinstance(self.nodes[loops[0]], self.nir.Scale) or node is None:
+            raise ValueError(f"node {name!r}: a Threshold without the loop that makes it a neuron")
+        theta = tensor(-self.nodes[loops[0]].scale)
+        factor, leak = self._dynamics(integrator, node)
+        self.nodes[name] = _Neurons(theta, factor, leak, theta - tensor(threshold.threshold))
+        inside = {integrator, loops[0]}
+        self.edges = [
+            (a, name if b == integrator else b)
+            for a, b in self.edges
+            if a not in inside and not (a == name and b in inside)
+        ]
+        for gone in inside:
+            del self.nodes[gone]
+
+    def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
+        """(factor of the input, leak) of a step, of I, IF, LI and LIF alike."""
+        if isinstance(node, (self.nir.I, self.nir.IF)):
+            return near_one(uniform(name, "r", node.r) * self.dt), 1.0
+        if isinstance(node, (self.nir.LI, self.nir.LIF)):
+            if np.any(node.v_leak != 0):
+                raise ValueError(f"node {name!r}: v_leak other than 0")
+            share = self.dt / uniform(name, "tau", node.tau)
+            if not 0 < share < 1:
+                raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
+            return near_one(uniform(name, "r", node.r) * share), 1 - share
+        raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
+
+    def _order(self) -> list[str]:
+        try:
+            return list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
+        except CycleError as error:
+            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def _import(self, name: str, node: Any) -> None:
+        nir, values = self.nir, [self.values[source] for source in self._sources(name)]
+        if isinstance(node, nir.Input):
+            encoded = self.graph.call_module("encoder", (self.graph.placeholder("x"),))
+            self.values[name] = _Signal(encoded, "spikes" if self.encoder.mode == "events" else "image")
+            return
+        if isinstance(node, (nir.IF, nir.LIF)):
+            self._check_reset(name, node)
+            timing, v_init = self._timing(name, node)
+            node = _Neurons(tensor(node.v_threshold), *self._dynamics(name, node), v_init, timing=timing)
+        if isinstance(node, _Neurons):
+            self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
+            return
+        if not values:
+            raise ValueError(f"node {name!r}: it has no input")
+        x = values[0] if len(values) == 1 else _Signal(self._sum(values), "currents")
+        if isinstance(node, nir.Output):
+            self.graph.output(self._answer(name, x))
+            return
+        if isinstance(node, nir.Scale) and isinstance(x, _Synapses):
+            scale = by_channel(tensor(node.scale))
+            if scale is not None:
+                self.values[name] = x.times(scale)
+                return
+        x = self._signal(name, x)
+        if x.kind == "image":  # pooled once for all who read it
+            self.values[self._sources(name)[0]] = x
+        if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
+            self.values[name] = self._synapses(name, node, x)
+        elif isinstance(node, nir.AvgPool2d):
+            self.values[name] = _Average(name, node, x)
+        elif isinstance(node, nir.Flatten):
+            self.values[name] = self._flatten(name, node, x)
+        elif isinstance(node, nir.Scale):
+            scale = tensor(node.scale)
+            self.values[name] = replace(x, scale=compact(scale if x.scale is None else x.scale * scale))
+        else:
+            raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
+
+    def _check_reset(self, name: str, node: Any) -> None:
+        reset = self.reset or plain(node.metadata.get("reset"))
+        if reset != "subtract":
+            raise ValueError(
+                f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract the "
+                'threshold: give reset="subtract" if that is what the graph means'
+            )
+
+    def _timing(self, name: str, node: Any) -> tuple[str, Tensor | None]:
+        """Timing and initial potential, which to_nir says in the metadata."""
+        timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
+        if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
+            raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
+        if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
+            raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
+        return timing, None if v_init is None else tensor(v_init)
+
+    def _answer(self, name: str, x: Any) -> fx.Node:
+        x = self._signal(name, x)
+        if x.kind == "image":
+            raise ValueError(f"node {name!r}: nothing in the graph is a neuron or a synapse")
+        if x.scale is None and x.kind != "currents":
+            return x.node
+        return self._function(general.total, self._currents(x))
+
+    def _signal(self, name: str, x: Any) -> _Signal:
+        """x for the node ``name``, which is not neurons: what waited for some goes without."""
+        if isinstance(x, _Signal):
+            return x
+        image = x.x.kind == "image"  # pooling of an image gives an image
+        way = name in self.before_neurons or x.x.kind == "currents"
+        if isinstance(x, _Average):
+            one = x.x.scale is None or not x.x.scale.dim()
+            if one and (image or not way):
+                node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
+                return _Signal(node, "image" if image else "counts", x.x.scale)
+        elif x.weight.dim() == 2 and not way:
+            return _Signal(self._readout(x.name, x), "counts")
+        return _Signal(self._currents(x), "currents")
+
+    # --- the general way ----------------------------------------------------------------------------------------------
+
+    def _function(self, f: Callable[..., Any], *args: Any) -> fx.Node:
+        node = self.graph.call_function(f, args)
+        node.meta["is_wrapped"] = True  # torch.fx does not look into it, when it is unpickled for one
+        return node
+
+    def _currents(self, x: Any) -> fx.Node:
+        if isinstance(x, _Signal):
+            return x.node if x.scale is None else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
+        if isinstance(x, _Average):
+            windows = [numbers(value) for value in (x.nir.kernel_size, x.nir.stride, x.nir.padding)]
+            windows = [list(value) if isinstance(value, tuple) else [value, value] for value in windows]
+            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows)
+        return self._function(general.affine_map, self._get(self._torch_layer(x), x.name), x.x.node)
+
+    def _sum(self, values: list[Any]) -> fx.Node:
+        each = [self._currents(value) for value in values]
+        return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), each)
+
+    def _torch_layer(self, path: _Synapses) -> nn.Module:
+        outputs, inputs, *kernel = path.weight.shape
+        if not kernel:
+            layer: Any = nn.Linear(inputs, outputs)
+        else:
+            cls: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
+            geometry = [numbers(value) for value in (path.nir.stride, path.nir.padding, path.nir.dilation)]
+            layer = cls(inputs * int(path.nir.groups), outputs, kernel, *geometry, int(path.nir.groups))
+        layer.weight, layer.bias = nn.Parameter(path.weight), nn.Parameter(path.bias * self.encoder.T)
+        return layer
+
+    def _get(self, value: Tensor | nn.Module, name: str = "scale") -> fx.Node:
+        name = _identifier(name, self.root)
+        self.root[name] = value
+        return self.graph.get_attr(name)
+
+    def _readout(self, name: str, x: _Synapses) -> fx.Node:
+        outputs, inputs = x.weight.shape
+        readout = tnn.Readout(inputs, outputs, device="meta")
+        readout.weight, readout.bias = torch.nn.Parameter(x.weight), torch.nn.Parameter(x.bias * self.encoder.T)
+        return self._call(name, readout, x.x.node)
+
+    def _flatten(self, name: str, node: Any, x: _Signal) -> _Signal:
+        start, end = int(node.start_dim), int(node.end_dim)
+        scale = x.scale.flatten(start, end) if x.scale is not None and x.scale.dim() else x.scale
+        start, end = (d + 1 if d >= 0 else d for d in (start, end))
+        if x.kind == "currents":
+            return _Signal(self._function(general.linear_map, "flatten", x.node, start, end), x.kind, scale)
+        return _Signal(self._call(name, tnn.Flatten(start, end), x.node), x.kind, scale)
+
+    def _synapses(self, name: str, node: Any, x: _Signal) -> _Synapses:
+        weight = tensor(node.weight)
+        bias = tensor(node.bias) if hasattr(node, "bias") else torch.zeros(len(weight))
+        affine = isinstance(node, (self.nir.Affine, self.nir.Linear))
+        if affine and weight.dim() != 2:
+            raise ValueError(f"node {name!r}: a weight of {weight.dim()} dimensions")
+        if x.scale is not None:
+            scale = x.scale if affine else by_channel(x.scale)
+            if isinstance(scale, Tensor) and not affine:
+                scale = scale.view(-1, *[1] * (weight.dim() - 2)) if int(node.groups) == 1 else None
+            if scale is None:
+                x = _Signal(self._currents(x), "currents")
+            else:
+                weight = weight * scale
+        return _Synapses(name, node, x, weight, bias)
+
+    def _neurons(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node:
+        fused = self._pooled(name, neurons, values) or self._fused(name, neurons, values)
+        if fused is not None:
+            return fused
+        if not values:
+            raise ValueError(f"node {name!r}: neurons without an input")
+        currents = self._sum(values)
+        if neurons.factor != 1:
+            currents = self._function(general.linear_map, "mul", currents, neurons.factor)
+        v_init = 0.0 if neurons.v_init is None else per_channel(name, "the initial potential", neurons.v_init)
+        threshold = per_channel(name, "v_threshold", neurons.threshold)
+        options: dict[str, Any] = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
+        return self._call(name, general.Neurons(threshold, v_init, **options), currents)
+
+    def _fused(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
+        """The layer that neurons are with their synapses, and with one shortcut or projection besides."""
+        paths = [value for value in values if isinstance(value, _Synapses) and value.x.kind in ("image", "spikes")]
+        shortcuts = [value for value in values if isinstance(value, _Signal) and value.kind == "spikes"]
+        if not paths or len(paths) + len(shortcuts) != len(values) or len(values) > 2:
+            return None
+        unit: float | Tensor | None = 1.0
+        if shortcuts:  # whose spikes are worth one: that is the unit of the potential
+            scale = shortcuts[0].scale
+            unit = by_channel(neurons.factor * (torch.ones(()) if scale is None else scale))
+            if unit is None or not bool((torch.as_tensor(unit) > 0).all()):
+                return None
+        over = unit if isinstance(unit, float) else unit.view(-1, *[1] * (neurons.threshold.dim() - 1))  # type: ignore[union-attr]
+        threshold = per_channel(name, "v_threshold", neurons.threshold / over)
+        keywords: dict[str, Any] = {}
+        if len(paths) == 2:
+            layer = self._layer(paths[1].times(neurons.factor), timing=neurons.timing)
+            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
+        elif shortcuts:
+            keywords["residual"] = shortcuts[0].node
+        options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
+        if neurons.v_init is not None and neurons.v_init.any():
+            options["v_init"] = neurons.v_init / over
+        path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
+        return self._call(name, self._layer(path, **options), path.x.node, **keywords)
+
+    def _pooled(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
+        """Average pooling with neurons, of spikes that are worth one."""
+        pool, *others = values or [None]
+        plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
+        if others or not plain or not isinstance(pool, _Average) or pool.x.kind != "spikes" or pool.x.scale is not None:
+            return None
+        v_init = 0.0 if neurons.v_init is None else uniform(name, "the initial potential", neurons.v_init)
+        pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
+        return self._call(name, pooling, pool.x.node)
+
+    def _layer(self, path: _Synapses, **options: Any) -> tnn.SpikingLayer:
+        node, weight = path.nir, path.weight
+        if weight.dim() == 2:
+            layer: Any = tnn.Linear(weight.shape[1], weight.shape[0], **options)
+        else:
+            cls: Any = tnn.Conv1d if weight.dim() == 3 else tnn.Conv2d
+            groups = int(node.groups)
+            geometry = (numbers(node.stride), numbers(node.padding), numbers(node.dilation), groups)
+            layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
+        layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(path.bias * self.encoder.T)
+        return layer
+
+    def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
+        name = _identifier(name, self.root)
+        self.root[name] = module
+        return self.graph.call_module(name, (x,), keywords)
+
+
+def _identifier(name: str, taken: Mapping[str, Any]) -> str:
+    """The name of a module. torch.fx writes it into the source of a program, so that nothing but a name may be in it.
+
+    >>> _identifier('n1") + print("', {})
+    'n1_____print__'
+    """
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    if not name.isidentifier() or keyword.iskeyword(name):
+        name = f"_{name}"
+    while name in taken or hasattr(fx.GraphModule, name):
+        name += "_"
+    return name
+
+
+def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:
+    return tnn.AvgPool2d(*(numbers(v) for v in (node.kernel_size, node.stride, node.padding)), **options)

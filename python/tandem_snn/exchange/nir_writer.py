@@ -1,0 +1,186 @@
+"""A NIR graph as it grows, stage by stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tandem_ext.functional.neuron import over_inputs
+
+from ..errors import extra
+from ..frozen.stages import CannotLower
+from .listing import Stage
+
+
+class Writer:
+    """A NIR graph as it grows.
+
+    Attributes:
+        result: the nodes of which each stage's result is the sum.
+        waits: has some layer timing "window"?
+    """
+
+    def __init__(self, shape: tuple[int, ...], T: int, form: str, dt: float, waits: bool) -> None:
+        self.nir = extra("nir", "the export to NIR")
+        self.T, self.form, self.dt, self.waits = T, form, dt, waits
+        self.taken = {"input", "output"}
+        self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(shape)})}
+        self.edges: list[tuple[str, str]] = []
+        self.result = {"input": ["input"]}
+
+    def graph(self, answer: list[str], shape: tuple[int, ...], mode: str, depth: int) -> Any:
+        self.add("output", self.nir.Output({"output": np.array(shape)}), *answer)
+        facts = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
+        if self.waits:  # the answer comes ``phase`` windows later
+            facts |= {"timing": "window", "phase": depth}
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
+
+    def write(self, stage: Stage) -> None:
+        kind = stage.layer.kind
+        if kind in ("layer", "readout"):
+            node = self._synapses(stage)
+        elif kind == "flatten":
+            node = self.nir.Flatten({"input": np.array(stage.in_shape)}, *self._flattened(stage))
+        elif kind in ("average", "mean", "adaptive_mean"):
+            node = self._average(stage)
+        else:
+            raise CannotLower(stage.name, "NIR has no MaxPool2d: use AvgPool2d or strides")
+        name = self.add(stage.name, node, *self.result[stage.x])
+        if stage.fires:
+            name = self.neurons(stage, [name])
+        elif kind in ("mean", "adaptive_mean") and stage.layer.gain != 1.0:
+            gain = self.nir.Scale(full(stage.shape, torch.tensor(stage.layer.gain)))
+            name = self.add(self.free(f"{name}_gain"), gain, name)
+        self.result[stage.name] = [name]
+
+    def add(self, name: str, node: Any, *sources: str) -> str:
+        self.nodes[name] = node
+        self.edges += [(source, name) for source in sources]
+        return name
+
+    def free(self, name: str) -> str:
+        """A name for a further node of a stage, different from all stages' names."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def _flattened(self, stage: Stage) -> tuple[int, int]:
+        """Dimensions counted from the end: readers disagree on whether positive numbers count the batch."""
+        start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
+        return start % dims - dims, end % dims - dims
+
+    def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and the bias of one step."""
+        layer = stage.layer
+        weight = layer.real_weight().to(torch.float32, copy=True) * layer.gain  # a copy: the network may train on
+        if layer.scale is not None:
+            weight *= over_inputs(layer.scale, weight)
+        shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / self.T
+        return weight.cpu().numpy(), shift.cpu().numpy()
+
+    def _synapses(self, stage: Stage) -> Any:
+        layer, (weight, bias) = stage.layer, self._folded(stage)
+        if layer.axes == 0:
+            return self.nir.Affine(weight, bias)
+        weight = without_groups(weight, layer.groups)
+        padding = _padding(stage)
+        if layer.axes == 1:
+            (size,), stride, dilation = stage.in_shape[1:], layer.stride[1], layer.dilation[1]
+            return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
+        return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
+
+    def _average(self, stage: Stage) -> Any:
+        layer = stage.layer
+        if layer.kind == "adaptive_mean":
+            kernel = tuple(size // out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True))
+            if any(size % out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True)):
+                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
+            windows: tuple[Any, ...] = (kernel, kernel, (0, 0))
+        else:
+            windows = (layer.kernel, layer.stride, layer.padding)
+        node = self.nir.AvgPool2d(*(np.array(value) for value in windows))
+        node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
+        return node
+
+    def neurons(self, stage: Stage, sources: list[str]) -> str:
+        """The node of the spikes of a stage's neurons, which get the currents of ``sources``."""
+        if stage.residual is not None:
+            residual = self.result[stage.residual]
+            if stage.layer.residual_scale is not None:
+                scale = self.nir.Scale(full(stage.shape, stage.layer.residual_scale))
+                residual = [self.add(self.free(f"{stage.name}_shortcut"), scale, *residual)]
+            sources = sources + residual
+        v_init = stage.layer.v_init
+        starts_at_zero = v_init is None or not bool(v_init.any())
+        if stage.waits and self.form != "IF":
+            raise CannotLower(
+                stage.name, 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
+            )
+        if not starts_at_zero and not stage.waits and (self.form == "IF" or stage.layer.leak < 1):
+            raise CannotLower(
+                stage.name,
+                "NIR's neurons start at potential 0: set v_init=0"
+                + (', or use neurons="primitives"' if stage.layer.leak == 1 else ""),
+            )
+        if self.form == "IF":
+            return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
+        # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
+        above = torch.as_tensor(stage.layer.threshold) - (0 if v_init is None else v_init)
+        potential, spikes, reset = (self.free(f"{stage.name}_{part}") for part in ("potential", "spikes", "reset"))
+        self.add(potential, self._integrator(stage), *sources, reset)
+        self.add(spikes, self.nir.Threshold(full(stage.shape, above)), potential)
+        self.add(reset, self.nir.Scale(full(stage.shape, -torch.as_tensor(stage.layer.threshold))), spikes)
+        return spikes
+
+    def _if(self, stage: Stage) -> Any:
+        facts: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
+        if self.waits:
+            facts |= {"timing": stage.layer.timing, "phase": stage.depth}
+        if stage.waits and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
+            facts["v_init"] = full(stage.shape, stage.layer.v_init)
+        zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
+        if stage.layer.leak == 1.0:
+            return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)
+        tau, r = self._leak(stage)
+        return self.nir.LIF(tau, r, zeros, threshold, zeros.copy(), metadata=facts)
+
+    def _integrator(self, stage: Stage) -> Any:
+        if stage.layer.leak == 1.0:
+            return self.nir.I(np.full(stage.shape, 1 / self.dt, np.float32))
+        tau, r = self._leak(stage)
+        return self.nir.LI(tau, r, np.zeros(stage.shape, np.float32))
+
+    def _leak(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """tau and r for which a step of length dt is v = λv + I."""
+        lost = 1.0 - stage.layer.leak
+        return np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
+
+
+def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The kernel of one group, with zeros between the groups: nir 1.0.8's type check ignores groups."""
+    if groups == 1:
+        return weight
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    dense = np.zeros((weight.shape[0], inputs * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return dense
+
+
+def _padding(stage: Stage) -> tuple[int, ...]:
+    if any(stage.layer.after):
+        raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
+    return tuple(stage.layer.padding)
+
+
+def full(shape: tuple[int, ...], values: Tensor) -> np.ndarray:
+    """One value for all, one per channel, or one per neuron, as an array of the neurons' shape."""
+    values = values.detach().float().cpu()
+    if values.dim() == 1 and len(shape) > 1:
+        values = values.view(-1, *[1] * (len(shape) - 1))
+    return np.ascontiguousarray(values.expand(shape).numpy())
