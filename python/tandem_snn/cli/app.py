@@ -169,7 +169,7 @@ def _text(value: Any) -> str:
 
 
 app = typer.Typer(
-    help="Train spiking neural networks with the tandem learning rule, beside the ANN they are.",
+    help="Train spiking neural networks with the tandem learning rule, and their ANN twins.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

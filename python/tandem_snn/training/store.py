@@ -42,7 +42,7 @@ class Store:
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
         train_on: continue a run of the same recipe, finished or not, with another number of epochs. The next step
-            has the learning rate of the new schedule. Any other difference between the recipes is refused. Paths,
+            has the learning rate of the new schedule. Any other difference between the recipes is an error. Paths,
             devices and workers are not part of a recipe.
     """
 
