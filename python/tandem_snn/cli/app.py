@@ -80,7 +80,9 @@ class Neurons(str, Enum):
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
-    to: Annotated[Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: one time step; nir: a graph.")],
+    to: Annotated[
+        Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: a step or a window; nir: a graph.")
+    ],
     out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/model with the format's ending).")] = None,
     weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to this many bits, 2 to 8.")] = None,
     neurons: Annotated[Neurons, typer.Option(help="NIR's IF nodes, or primitives that define them.")] = Neurons.IF,
@@ -126,7 +128,7 @@ STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "
 
 
 def info() -> None:
-    """Print what a bug report needs: build, machine, torch, environment variables and packages."""
+    """Print the facts for a bug report: build, machine, torch, environment variables and packages."""
     table = Table(show_header=False)
     for section in _build(), _machine(), _environment(), _packages():
         for name, value in section.items():
