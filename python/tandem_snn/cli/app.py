@@ -121,9 +121,9 @@ def report(
 
 
 # The extra "all", numpy, and the libraries that networks are exchanged with.
-PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml", "rich",
-            "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic", "torchvision",
-            "typer")  # fmt: skip
+PACKAGES = ("aedat", "jinja2", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml",
+            "rich", "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic",
+            "torchvision", "typer")  # fmt: skip
 STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TANDEM_", "TORCH")
 
 
