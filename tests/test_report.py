@@ -149,7 +149,7 @@ def test_runs_without_twin_stream_or_accuracy(tmp_path):
         assert main(["train", *options, *short, "--out", str(folder)]) == 0
         text = page(gather(folder))
         assert reason in text
-        assert "beside the twin</span>" not in text
+        assert "compared with the twin" not in text
         assert ("Confusion matrix" in text) == (name == "resu")
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from curves import draw_all, front
@@ -122,8 +123,9 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
     if not regression:
         yield from _by_steps(results)
     for result in results if regression else ():
-        if result.error_per_image is not None:
-            yield f"`{result.name}`: squared error summed over an image {result.error_per_image:.2f}."
+        if result.get("pictures"):
+            error = result.value * math.prod(result["pictures"]["shape"][1:])
+            yield f"`{result.name}`: squared error summed over an image {error:.2f}."
             yield ""
     for picture in pictures:
         yield picture
@@ -161,20 +163,20 @@ def _by_steps(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _row(r: Result) -> list[str]:
-    unit = ".2f" if r.metric == "accuracy" else ".5f"
+    energy, rates = r["energy_pj"], r["firing_rates"].values()
     return [
         f"`{r.name}`",
         r.recipe.model,
         str(r["T"]),
         r.settings,
         str(len(r["per_seed"])),
-        _spread(r.value, r.std, unit),
-        "" if r.twin is None else _spread(r.twin, r.twin_std, unit),
+        _spread(r),
+        _spread(r, "ann_"),
         "" if r.twin is None else _beside(r, r.twin),
-        *_control(r, unit),
+        *_control(r),
         f"{r['synops_ratio']:.2f}",
-        f"{r.energy_ratio:.2f}",
-        f"{100 * r.firing_rate:.1f}%",
+        f"{energy['snn'] / energy['ann']:.2f}",
+        f"{100 * fmean(rates):.1f}%",
         "" if r.get("step_time_ratio") is None else f"{r['step_time_ratio']:.2f}",
     ]
 
@@ -192,15 +194,18 @@ def _beside(r: Result, other: float) -> str:
     return points(r.value / 100, other / 100, r.test_samples) if r.metric == "accuracy" else f"{r.value / other:.2f}"
 
 
-def _control(r: Result, unit: str) -> tuple[str, str]:
+def _control(r: Result) -> tuple[str, str]:
     """The twin that was trained as long, and the difference to it."""
     if r.continued is not None:
-        return _spread(r.continued, r.continued_std, unit), _beside(r, r.continued)
+        return _spread(r, "ann_continued_"), _beside(r, r.continued)
     return ("-", "-") if r.recipe.init_from is not None else ("the twin", "")
 
 
-def _spread(mean: float, std: float | None, unit: str) -> str:
-    return f"{mean:{unit}}" + ("" if std is None else f" ± {std:{unit}}")
+def _spread(r: Result, kind: str = "") -> str:
+    """The metric of one kind of network, mean and standard deviation over the seeds."""
+    unit = ".2f" if r.metric == "accuracy" else ".5f"
+    values = (r.get(f"{kind}test_{r.metric}{suffix}") for suffix in ("", "_std"))
+    return " ± ".join(f"{value:{unit}}" for value in values if value is not None)
 
 
 def _exit(one: dict[str, float]) -> str:
@@ -273,17 +278,18 @@ def cost_section(result: dict[str, Any]) -> Iterator[str]:
         "ANN does not depend on T and is measured for each T."
     )
     yield ""
-    heads = [f"{name}, s per epoch" for name in rivals] + [f"{name}, peak MiB" for name in rivals]
-    yield f"| T | {' | '.join(heads)} |"
-    yield f"|{' --- |' * (len(heads) + 1)}"
+    heads = ["T", *(f"{name}, s per epoch" for name in rivals), *(f"{name}, peak MiB" for name in rivals)]
     by_T: dict[int, dict[str, Any]] = {}
     for row in rows:
         kind, T = _CASE.fullmatch(row["case"]).groups()  # type: ignore[union-attr]
         by_T.setdefault(int(T), {})[kind] = row
-    for T, kinds in sorted(by_T.items()):
-        times, peaks = ([f"{value:.1f}" for value in _values(kinds.get(kind), rivals)] for kind in ("time", "peak"))
-        yield f"| {T} | {' | '.join([*times, *peaks])} |"
-    yield ""
+    yield from _table(
+        heads,
+        (
+            [str(T), *(f"{v:.1f}" for kind in ("time", "peak") for v in _values(kinds.get(kind), rivals))]
+            for T, kinds in sorted(by_T.items())
+        ),
+    )
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     yield f"`{result['command']}` on {result['date'][:10]}, commit {short(result['commit'])}; {machine}."
     yield ""

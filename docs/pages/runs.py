@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tandem_snn.errors import UserError
@@ -69,27 +67,9 @@ class Result:
         return self.get(f"test_{self.metric}_std")
 
     @property
-    def twin_std(self) -> float | None:
-        return self.get(f"ann_test_{self.metric}_std")
-
-    @property
-    def continued_std(self) -> float | None:
-        return self.get(f"ann_continued_test_{self.metric}_std")
-
-    @property
     def over_time(self) -> list[float] | None:
         """The metric after each time step."""
         return self.get(f"test_{self.metric}_over_time")
-
-    @property
-    def energy_ratio(self) -> float:
-        energies = self["energy_pj"]
-        return float(energies["snn"] / energies["ann"])
-
-    @property
-    def firing_rate(self) -> float:
-        """Mean over the layers."""
-        return fmean(self["firing_rates"].values())
 
     @cached_property
     def settings(self) -> str:
@@ -103,12 +83,6 @@ class Result:
     def settings_at_any_T(self) -> str:
         """The same without the gain of the start, which follows T."""
         return _settings(replace(self.recipe, init_gain=1.0))
-
-    @property
-    def error_per_image(self) -> float | None:
-        """In regression: the squared error summed over an image."""
-        pictures = self.get("pictures")
-        return None if pictures is None else self.value * math.prod(pictures["shape"][1:])
 
     @property
     def machine(self) -> str:

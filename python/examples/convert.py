@@ -1,4 +1,4 @@
-"""Turn a trained ANN into a spiking network: without training, and after one epoch by the tandem rule.
+"""Convert a trained ANN to a spiking network, without training and after one epoch of the tandem rule.
 
 python python/examples/convert.py                                        # handwritten digits, half a minute
 python python/examples/convert.py --data fashion-mnist --data-dir DIR

@@ -1,4 +1,4 @@
-"""Run what train.py trained: 8-bit weights, answers before the window's end, files for other programs.
+"""Deploy the network of train.py: 8-bit weights, early answers, files for other programs.
 
     python python/examples/train.py && python python/examples/deploy.py
 
@@ -48,14 +48,14 @@ def main() -> None:
     print(f"test accuracy with 8-bit weights: {accuracy(frozen, data):.2f} %")
 
     images, labels = next(data.test.batches(500))
-    logits, steps = frozen.anytime(images, confidence=0.9)  # each image stops when the answer is sure
+    logits, steps = frozen.anytime(images, confidence=0.9)  # each image stops at a confidence of 90 %
     right = 100 * (logits.argmax(1) == labels).float().mean().item()
     print(
         f"stopped when 90 % sure: {right:.2f} % of {len(images)} after {steps.float().mean():.1f} of {frozen.T} steps"
     )
 
     for _ in range(saved["T"]):
-        so_far = frozen.step(images[:10])  # a step at a time, as an event camera or a chip would
+        so_far = frozen.step(images[:10])  # one step at a time, as with an event camera or a chip
     assert torch.equal(so_far, frozen(images[:10]))
 
     export(options.out / "snn.tandem", "safetensors", frozen.save)

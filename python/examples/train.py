@@ -1,9 +1,9 @@
-"""Train a spiking network in a loop of your own, beside the ANN of the same layers.
+"""Train a spiking network in your own loop, and the ANN with the same layers for comparison.
 
     python python/examples/train.py                                          # handwritten digits, half a minute
     python python/examples/train.py --data fashion-mnist --data-dir DIR      # files as torchvision lays them out
 
-It writes runs/example/snn.pt, which deploy.py goes on with.
+It writes runs/example/snn.pt, which deploy.py reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ordinary(data: ts.data.Dataset) -> nn.Sequential:
 
 
 def train(net: nn.Module, data: ts.data.Dataset, epochs: int, lr: float) -> None:
-    """Nothing in here knows whether the network spikes."""
+    """The same code trains the spiking network and the ANN."""
     batch = 64
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     steps = epochs * (len(data.train) // batch)
@@ -70,7 +70,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, mnist, fashion-mnist or cifar10")
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets' files")
-    parser.add_argument("--out", type=Path, default=Path("runs/example"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path("runs/example"), help="folder of the results")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""User errors and interruptions. Each message is one line that says what to do."""
+"""User errors and interruptions. Each message is one line and names the remedy."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def event_cases() -> list[Case]:
 
 
 def cost_cases() -> list[Case]:
-    """The cost of training for several T, beside the ANN and backpropagation through time."""
+    """The cost of training for several T, of the ANN and of backpropagation through time."""
     data = images(128, 1, 28, 28, nonzero=0.2)
     quantities: dict[Quantity, str] = {"time": "Training step", "peak": "Extra peak memory"}
     return [

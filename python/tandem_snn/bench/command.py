@@ -1,4 +1,4 @@
-"""``tandem-snn bench``: this package beside the ANN, plain PyTorch and other libraries, as a table."""
+"""``tandem-snn bench``: the command and its table."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def bench(
         typer.Option(help="Only cases of this name; wildcards are allowed, and the option may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(help="1: process CPU time; 2 or more: wall time.", min=1)] = 1,
-    quick: Annotated[bool, typer.Option(help="Few samples, and no rivals that are compiled first.")] = False,
+    quick: Annotated[bool, typer.Option(help="Few samples, without compiled rivals.")] = False,
     out: Annotated[Path, typer.Option(help="The result as JSON.")] = Path("runs/bench/bench.json"),
     list_cases: Annotated[bool, typer.Option("--list", help="Print the names of the cases.")] = False,
 ) -> None:
-    """Measure every case beside its rivals, print a table, write JSON.
+    """Compare this package with the ANN, plain PyTorch and other libraries, print a table, write JSON.
 
     The machine should be idle. All cases take about half an hour, with --quick a few minutes.
     """

@@ -117,7 +117,7 @@ def normalise(u: Tensor, layer: Any) -> Tensor:
 
 
 def ann(problem: Problem) -> Model:
-    """The network of the same shape with ReLU in the place of neurons, channels-last."""
+    """The network of the same shape with ReLU instead of neurons, channels-last."""
     own = Parts(problem)
 
     def forward(batch: Batch) -> Tensor:

@@ -31,7 +31,7 @@ class Protocol:
     rounds: int = 15
     least_rounds: int = 5
     sample: float = 0.004  # the least duration of a sample
-    budget: float = 30.0  # no round begins after this time, but for ``least_rounds``
+    budget: float = 30.0  # no round begins after this time, except the first ``least_rounds``
 
 
 QUICK = Protocol(rounds=5, least_rounds=3, sample=0.002, budget=4.0)
@@ -108,7 +108,7 @@ class _Sampler:
 
 
 class QuietWait:
-    """Waits a limited time until nothing else is runnable; counts the waits that did not help.
+    """Waits a limited time until nothing else is runnable; counts the waits that timed out.
 
     With several threads every parallel region ends in a barrier: a single other process delays them all, and the
     wall-clock sample is useless.
@@ -117,21 +117,21 @@ class QuietWait:
     def __init__(self, longest: float = 0.5) -> None:
         self.longest = longest
         self.waits = 0
-        self.in_vain = 0
+        self.timed_out = 0
 
     def __call__(self) -> None:
         self.waits += 1
         deadline = time.monotonic() + self.longest
         while runnable() > 1:
             if time.monotonic() > deadline:
-                self.in_vain += 1
+                self.timed_out += 1
                 return
             time.sleep(0.002)
 
     @property
     def disturbed(self) -> float:
         """The fraction of samples taken while something else was runnable."""
-        return self.in_vain / self.waits if self.waits else 0.0
+        return self.timed_out / self.waits if self.waits else 0.0
 
 
 def runnable() -> int:

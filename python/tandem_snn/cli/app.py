@@ -80,7 +80,9 @@ class Neurons(str, Enum):
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
-    to: Annotated[Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: one time step; nir: a graph.")],
+    to: Annotated[
+        Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: a step or a window; nir: a graph.")
+    ],
     out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/model with the format's ending).")] = None,
     weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to this many bits, 2 to 8.")] = None,
     neurons: Annotated[Neurons, typer.Option(help="NIR's IF nodes, or primitives that define them.")] = Neurons.IF,
@@ -119,14 +121,14 @@ def report(
 
 
 # The extra "all", numpy, and the libraries that networks are exchanged with.
-PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml", "rich",
-            "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic", "torchvision",
-            "typer")  # fmt: skip
+PACKAGES = ("aedat", "jinja2", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml",
+            "rich", "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic",
+            "torchvision", "typer")  # fmt: skip
 STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TANDEM_", "TORCH")
 
 
 def info() -> None:
-    """Print what a bug report needs: build, machine, torch, environment variables and packages."""
+    """Print the facts for a bug report: build, machine, torch, environment variables and packages."""
     table = Table(show_header=False)
     for section in _build(), _machine(), _environment(), _packages():
         for name, value in section.items():
@@ -169,7 +171,7 @@ def _text(value: Any) -> str:
 
 
 app = typer.Typer(
-    help="Train spiking neural networks with the tandem learning rule, beside the ANN they are.",
+    help="Train spiking neural networks with the tandem learning rule, and their ANN twins.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

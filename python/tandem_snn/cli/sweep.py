@@ -69,14 +69,14 @@ def sweep(
     results: Annotated[
         Optional[Path], typer.Option(help=f"Folder of one JSON file per run (default: OUT/{RESULTS}).")
     ] = None,
-    list_runs: Annotated[bool, typer.Option("--list", help="Print what would run, and what is finished.")] = False,
+    list_runs: Annotated[bool, typer.Option("--list", help="Print the runs, and which are finished.")] = False,
 ) -> None:
-    """Run recipes one after another, each beside its ANN twin, and write a JSON file for each.
+    """Run recipes one after another, each with its ANN twin, and write a JSON file for each.
 
-    Finished runs are not repeated and interrupted ones resume, so the same command continues a sweep. Runs that differ
-    only in their neurons share one twin. A run that fails is reported, and the others still run.
+    Finished runs are not repeated and interrupted runs resume, so the same command continues a sweep. Runs that differ
+    only in their neurons share one twin. If a run fails, the error is printed and the others still run.
 
-    The front of accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
+    Example, accuracy against synaptic operations: tandem-snn sweep mnist --vary gamma=1,2,3 --vary T=4,8
     """
     if launched():
         raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")

@@ -77,13 +77,13 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Resume what is in the folder; with as many threads, the weights end bit-identical. With other "
-            "--epochs the run is trained on, by the schedule of the new number of epochs from the step it has reached. "
-            "With more --seeds, those are added. Paths, device, threads and workers are free, all else must be equal.",
+            help="Resume the run in the folder; with the same number of threads it ends with bit-identical weights. "
+            "With another number of --epochs training continues from the step reached, by the schedule of the new "
+            "number. With more --seeds, these are added. Paths, device, threads and workers may change, nothing else.",
         ),
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was begun in the folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace a finished run in the folder.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an unfinished run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also discard a finished run in the folder.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.", min=0)] = 60.0,
     checkpoint_steps: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.", min=1)] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
@@ -115,8 +115,9 @@ def train(
 
 OPERATIONS = "operations at inference"
 CAPTION = (
-    "Accuracies: difference in points, [95 % by the number of test samples]. Time: on this machine. Operations: one "
-    "per spike and synapse it reaches, over the twin's multiply-accumulates: it tells of hardware that works per spike."
+    "Accuracies: difference in points, [95 % interval by the number of test samples]. Time: on this machine. "
+    "Operations: one per spike and synapse it reaches / the twin's multiply-accumulates, an estimate for event-driven "
+    "hardware."
 )
 
 
@@ -165,7 +166,7 @@ def show_recipes() -> None:
 
 
 def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """Each row is (what, of the SNN, of its twin, compared)."""
+    """Each row is (name, value of the SNN, value of its twin, comparison)."""
     table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column()
     for column in ("SNN", "ANN twin", "SNN / ANN"):
@@ -176,7 +177,7 @@ def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None
 
 
 def show_layers(net: nn.Module, rates: Mapping[str, float], matches: Mapping[str, Mismatch] | None = None) -> None:
-    """Firing rates and, where measured, how well the counts c follow the ANN branch's activation a."""
+    """Firing rates and, if measured, the mismatch between the counts c and the ANN branch's activation a."""
     table = Table(title="layers with neurons")
     table.add_column("layer")
     for column in ("firing rate", *(("cosine of c and a", "c as expected") if matches else ())):

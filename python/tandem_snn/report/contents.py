@@ -134,7 +134,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _look(contents: Contents, net: nn.Module, data: Dataset) -> None:
-    """Rates, rasters, and counts beside activations, on the first test samples."""
+    """Rates, rasters, and counts against activations, on the first test samples."""
     x, targets = next(data.test.batches(SAMPLES))
     few = x[:FEW]
     contents.samples, contents.few = len(x), len(few)

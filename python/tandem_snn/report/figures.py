@@ -22,7 +22,7 @@ _COLOURS = {
 }
 INK, LINE, SNN, ANN, CONTINUED = _COLOURS
 _KINDS = (SNN, ANN, CONTINUED)
-WIDE = (3.9, 2.9)  # inches of one of two figures beside each other
+WIDE = (3.9, 2.9)  # inches of one of two figures side by side
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
@@ -117,11 +117,11 @@ def over_time(contents: Contents) -> list[str]:
         plots.quality_axis(axes, accuracy)
 
     def steps(axes: Any) -> None:
-        axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="all samples stop")
+        axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="all samples")
         if contents.summary.get("early_exit"):
             exits = sorted((exit["steps"], 100 * exit["accuracy"]) for exit in contents.summary["early_exit"])
             axes.plot(*zip(*exits, strict=True), "s--", color=INK, markersize=3, linewidth=0.9,
-                      label="each stops when sure (mean)")  # fmt: skip
+                      label="early exit (mean)")  # fmt: skip
         _whole(axes)
         finish(axes, "time steps")
         _legend(axes)

@@ -75,7 +75,7 @@ def _headline(contents: Contents) -> Iterable[tuple[str, str]]:
             if f"{key}_test_accuracy" in summary:
                 shares = summary["test_accuracy"] / 100, summary[f"{key}_test_accuracy"] / 100
                 difference, _, interval = points(*shares, summary["samples"]["test"]).partition(" ")
-                yield difference.replace("-", "\N{MINUS SIGN}"), f"points beside {name}; 95 %: {interval}"
+                yield difference.replace("-", "\N{MINUS SIGN}"), f"points compared with {name}; 95 %: {interval}"
     else:
         yield f"{summary['test_mse']:.4g}", f"test error (mse){mean}"
         if "ann_test_mse" in summary:

@@ -26,12 +26,12 @@ def save_checkpoint(path: str | os.PathLike[str], net: nn.Module, recipe: Recipe
 
     Args:
         path: a file name ending in .safetensors.
-        facts: what JSON can hold.
+        facts: values that JSON can represent.
 
     Raises:
         UserError: the file cannot be written.
 
-    >>> save_checkpoint("net.safetensors", torch.nn.Linear(3, 2), Recipe(), note="any value that JSON has")
+    >>> save_checkpoint("net.safetensors", torch.nn.Linear(3, 2), Recipe(), note="any JSON value")
     """
     content = pack(net.state_dict(), {"recipe": recipe.to_dict(), **facts})
     atomically(Path(path), lambda temporary: temporary.write_bytes(content))

@@ -1,4 +1,4 @@
-"""The main job: a spiking network beside its ANN twin, by the same recipe, over several seeds."""
+"""Training a spiking network and its ANN twin by the same recipe, over several seeds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Comparison:
         return fmean(self._tests(kind))
 
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json. Accuracies are in per cent, times in milliseconds, unless a name says else."""
+        """The content of summary.json. Accuracies are in per cent, times in milliseconds unless named otherwise."""
         assert self.measures is not None
         unit, digits = (100, 4) if self.metric == "accuracy" else (1, 7)
         names = PREFIXES
@@ -133,7 +133,7 @@ def compare(
     has ``init_from``.
 
     Args:
-        recipe: what to train.
+        recipe: the training's settings.
         data: the recipe's data, loaded.
         twin: train the ANN too; if the spiking network starts from it, train it for as long again, as a control.
         device: where to train.

@@ -48,9 +48,9 @@ class Recipe:
     """
 
     data: str = key("digits", "The data set's name, such as mnist.", NAMES)
-    task: str = key("classification", "classification, or regression: the images are their own targets.", TASKS)
+    task: str = key("classification", "classification, or regression, with the images as their own targets.", TASKS)
     augment: tuple[str, ...] = key((), "Augmentations of the training images, in order: flip, shift, shift:PIXELS.")
-    bins: str = key("time", "Frames of event recordings: of equal time, or of equal count of events.", BINS)
+    bins: str = key("time", "Frames of event recordings: time (equal length) or count (equal number of events).", BINS)
     size: int | None = key(None, "Height and width of the samples of recordings and streams.")
     validation: bool = key(
         True,
@@ -66,7 +66,7 @@ class Recipe:
     )
     width: float = key(1.0, "Multiplier of the model's channels.", POSITIVE)
     encoding: str | None = key(None, "How inputs become spikes; by default as the data need it.", MODES, model=True)
-    dropout: float | None = key(None, "Share of the activity that is dropped in training.", BELOW_1, model=True)
+    dropout: float | None = key(None, "Share of the neurons that is dropped in training.", BELOW_1, model=True)
     norm: bool | None = key(None, "Batch norm.", model=True)
     gamma: float | None = key(None, "Initial scale of batch norm.", POSITIVE, model=True, neuron=True)
     threshold: float | None = key(None, "Firing threshold.", POSITIVE, model=True, neuron=True)
@@ -127,7 +127,7 @@ class Recipe:
         SCHEDULES,
     )
     milestones: tuple[int, ...] = key((), "Epochs at which multistep lowers the learning rate.")
-    lr_factor: float = key(0.1, "What multistep multiplies the learning rate by.", POSITIVE)
+    lr_factor: float = key(0.1, "Factor of the learning rate at each milestone.", POSITIVE)
     label_smoothing: float = key(0.0, "Label smoothing of the cross-entropy.", BELOW_1)
     synops_penalty: float = key(
         0.0, "Weight in the loss of the synaptic operations, in units of the ANN's.", FROM_0, neuron=True

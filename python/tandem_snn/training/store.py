@@ -42,7 +42,7 @@ class Store:
         tensorboard: write event files to ``folder/tensorboard`` too.
         writes: False in processes that only read (all but one of a distributed run).
         train_on: continue a run of the same recipe, finished or not, with another number of epochs. The next step
-            has the learning rate of the new schedule. Any other difference between the recipes is refused. Paths,
+            has the learning rate of the new schedule. Any other difference between the recipes is an error. Paths,
             devices and workers are not part of a recipe.
     """
 
@@ -257,12 +257,14 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             pass
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out") from error
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}): choose another folder with --out"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"{folder} is in use by another run: give another folder with --out") from None
+        raise UserError(f"{folder} is in use by another run: choose another folder with --out") from None
     try:
         yield
     finally:

@@ -101,7 +101,7 @@ def _torchs_own(module: Any, plain: Any) -> Any:
         return nn.Dropout(module.p).train(module.training)
     cls: Any = next((c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module)
     if cls.__name__ != type(module).__name__:
-        return None  # not a version of torch's layer: what it does is not known
+        return None  # not a version of torch's layer: its operation is unknown
     twin = cls.__new__(cls)
     twin.__dict__.update(copy.deepcopy(module.__dict__))
     return twin

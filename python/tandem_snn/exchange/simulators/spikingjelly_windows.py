@@ -55,7 +55,7 @@ class Waiting(AtOnce):
 
 
 class Late(_Clocked):
-    """Delays values by some windows: for a shortcut beside layers with timing "window"."""
+    """Delays values by some windows: for a shortcut around layers with timing "window"."""
 
     def __init__(self, T: int, windows: int) -> None:
         super().__init__(T)
