@@ -51,9 +51,9 @@ class Writer:
         name = self.add(stage.name, node, *self.result[stage.x])
         if stage.fires:
             name = self.neurons(stage, [name])
-        elif kind in ("mean", "adaptive_mean") and stage.layer.gain != 1.0:
-            gain = self.nir.Scale(full(stage.shape, torch.tensor(stage.layer.gain)))
-            name = self.add(self.free(f"{name}_gain"), gain, name)
+        elif kind in ("mean", "adaptive_mean") and (stage.layer.scale is not None or stage.layer.gain != 1.0):
+            gain = torch.tensor(stage.layer.gain) if stage.layer.scale is None else stage.layer.scale
+            name = self.add(self.free(f"{name}_gain"), self.nir.Scale(full(stage.shape, gain)), name)
         self.result[stage.name] = [name]
 
     def add(self, name: str, node: Any, *sources: str) -> str:
