@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -277,6 +278,23 @@ def test_windows_fire(checked: Emulator, mode: int) -> None:
         out = run(checked, conv, layer, counts, weight, mode, seed)
         assert N < 16 or 0 < out["counts"].count_nonzero() < currents.numel()
         check_outputs(layer, out)
+
+
+@pytest.mark.parametrize(
+    ("K", "most", "conv"),
+    [(128, 57.6, LINEAR), (1024, 13.5, LINEAR), (4096, 8.8, LINEAR), (128, 14.1, Conv((8, 8), (3, 3), padding=(1, 1)))],
+)
+def test_instructions_of_windows(plain: Emulator, K: int, most: float, conv: Conv) -> None:
+    """In float16, of 64 pixels and outputs, at T = 8: neurons fire as often as they may."""
+    g = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 9, (1, 64 // math.prod(conv.size), *conv.size, K), generator=g, dtype=torch.uint8)
+    weight = torch.randint(-16, 17, (64, *conv.kernel, K), generator=g).half()
+    layer = Layer(conv(counts, weight)[0], 8, IMPULSE, threshold=1e-3, window=True)
+    layer.scale, layer.shift = torch.rand(2, 64, generator=g).clone().unbind()
+    run(plain, conv, layer, counts, weight, FLOAT16)
+    instructions, mma = plain.counted("window_product")
+    assert mma == 2 * K * math.prod(conv.kernel)
+    assert instructions <= most * mma
 
 
 def test_no_stage_is_empty(checked: Emulator) -> None:

@@ -9,6 +9,7 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // that share a multiprocessor: 64 registers for a thread
 
 struct Synapses {
   DeviceGeometry g;
@@ -59,7 +60,7 @@ struct Place {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     plain_if_kernel(const __grid_constant__ Synapses of, const __grid_constant__ Neuron<float> a) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   uint32_t gates = 0;
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class End>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     plain_window_kernel(const __grid_constant__ Synapses of, const __grid_constant__ End end, int64_t neurons,
                         int64_t channels) {
   Products<1> products;
