@@ -247,16 +247,6 @@ def test_the_mode_and_the_modules_are_live() -> None:
     assert torch.equal(to_ann(snn)(x), net.eval()(x))
 
 
-def test_batches_and_sizes_are_free() -> None:
-    layers = [conv(2, 6), nn.BatchNorm2d(6), nn.ReLU6(), conv(6, 6, groups=6), conv(6, 8, 1), nn.ReLU(), conv(8, 5, 1)]
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8))
-    for shape in (1, 2, 8, 8), (5, 2, 11, 9):
-        x = torch.rand(shape)
-        torch.testing.assert_close(to_ann(snn)(x), net(x))
-        assert snn(x).shape == (shape[0], 5)
-
-
 class Sandwich(nn.Module):
     """Spikes between what has no spiking counterpart."""
 
@@ -373,22 +363,6 @@ def test_ceilings(gate: str) -> None:
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, atol=0.5, rtol=0.1)
     assert torch.equal(to_ann(calibrate(snn, [x]))(x), net(x))
-
-
-def test_auxiliary_heads_are_left_out_and_said() -> None:
-    class Aux(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.aux, self.head = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Any:
-            a = torch.relu(self.body(x))
-            return (self.head(a), self.aux(a)) if self.training else self.head(a)
-
-    net = Aux().train()
-    with pytest.warns(UserWarning, match="aux takes no part in evaluation"):
-        snn = convert(net, T=8, example=torch.rand(1, 4))
-    assert snn(torch.rand(3, 4)).shape == (3, 3)
 
 
 def test_memory_does_not_grow_with_the_steps() -> None:

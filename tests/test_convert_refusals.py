@@ -52,6 +52,11 @@ class Shuffled(Pooled):
         return torch.relu(self.b(a.view(len(a), 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
 
 
+class Last(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x.unsqueeze(1))[0][:, -1]
+
+
 def image(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers)
 
@@ -73,6 +78,8 @@ REFUSED = {
     ),
     "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
     "spiking": (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
+    "recurrent": (nn.Sequential(Last(4, 4, batch_first=True), nn.ReLU(), nn.Linear(4, 4)), "'lstm'.*recurrent"),
+    "adaptive maximum": (image(nn.AdaptiveMaxPool2d(5), nn.Conv2d(4, 4, 3), nn.ReLU()), "use max_pool"),
     "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
     "indices": (Pooled(), "'max_pool2d_with_indices'.*indices"),
     "sizes": (Shuffled(), "depends on the size of its input: give `example`"),
@@ -101,6 +108,33 @@ def test_what_cannot_be_converted_is_named(name: str) -> None:
     with pytest.raises(CannotConvert, match=message):
         convert(net.train(), T=8)
     assert all(module.training for module in net.modules())
+
+
+class Written(nn.Module):
+    """Part of a tensor is written in place, and the whole is read."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "relu":
+            x.flatten(2).relu_()
+        elif self.kind == "mul":
+            part = torch.relu_(x)[:, :2]
+            part *= 2
+        else:
+            x = torch.relu(x)
+            x[:, :2] = 0.0
+        return torch.relu(self.b(x))
+
+
+@pytest.mark.parametrize("kind", ["relu", "mul", "fill"])
+def test_what_is_written_in_place_through_a_view_is_named(kind: str) -> None:
+    """The graph of torch.export reads the whole as it was before."""
+    with pytest.raises(CannotConvert, match=rf"'{kind}_' .*test_convert_refusals.py:\d+.* writes into"):
+        convert(Written(kind), T=8, example=torch.rand(1, 1, 8, 8))
 
 
 def test_a_transposed_convolution_is_not_blamed_for_what_follows() -> None:

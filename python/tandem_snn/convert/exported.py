@@ -22,7 +22,7 @@ from tandem_ext import SpikeTrain
 from ..measure.hooks import evaluating
 from ..nn.signals import describe, effective_counts
 from .example import GIVE, examples_for
-from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only
+from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only, refuse
 
 Example = Tensor | SpikeTrain
 
@@ -144,6 +144,7 @@ class _Reader:
         self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
         for op in self.graph.ops:
             op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
+        self._check_writes()
 
     def _placeholder(self, node: fx.Node, program: Any) -> Op:
         if node.name in self.paths:
@@ -179,6 +180,25 @@ class _Reader:
             op.args = bind(target, args, kwargs)
             op.alone = does_only(op.module, op.kind)
         return op
+
+    def _check_writes(self) -> None:
+        """Refuses writes through a view: whoever reads the whole afterwards has it in the graph as it was before."""
+        place = {op: i for i, op in enumerate(self.graph.ops)}
+        same: dict[Op, list[Op]] = {}  # what shares an Op's memory
+        for op in self.graph.ops:
+            schema = getattr(op.source.target, "_schema", None)
+            arguments = schema.arguments if schema is not None and op.args else ()
+            shared = [(op.args[a.name], a.alias_info.is_write) for a in arguments if a.alias_info is not None]
+            shared += [(given, False) for given in op.inputs if op.kind == "getitem"]
+            for given, written in shared:
+                if not isinstance(given, Op):
+                    continue
+                known = same.setdefault(given, [given])
+                readers = (user for other in known for user in other.users if user.kind != "size")
+                if written and any(place[user] > place[op] for user in readers):
+                    raise refuse(op, "it writes into a view of what is read afterwards: compute a new tensor instead")
+                known.append(op)
+                same[op] = known
 
 
 def _line_of(node: fx.Node) -> str:

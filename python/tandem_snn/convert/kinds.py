@@ -40,6 +40,8 @@ _INSTEAD = {
     "hardtanh clamp tanh",
     "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
     "attention; use a convolutional network": "softmax scaleddotproductattention multiheadattention",
+    "a recurrent layer; use convolutions over time": "lstm gru rnntanh rnnrelu",
+    "use max_pool1d, max_pool2d or max_pool3d": "adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d",
     "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",
 }
 INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}

@@ -91,7 +91,7 @@ class Lowering(Builder):
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
         begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
         behind = [op for op in self.source.ops[begin:] if op.kind not in (*passed, "attribute", "size", "output")]
-        known = next((op for op in behind if kinds.instead_of(op)), None)
+        known = next((op for op in self.source.ops if kinds.instead_of(op) and not kinds.is_relu(op)), None)
         if known is not None:
             return refuse(known, f"{why}: {kinds.instead_of(known)}")
         return (
@@ -277,7 +277,7 @@ class Lowering(Builder):
     def _general(self, op: Op, source: Op) -> fx.Node:
         neurons = self._neurons(op, self.sums(source))
         node = self.call(op, neurons, self.signal(source))
-        self.ways[str(node.target)] = f"general: {neurons.sums}"
+        self.ways[str(node.target)] = f"general: {neurons.sums or 'spikes'}"
         return node
 
     def _neurons(self, op: Op, sums: str) -> general.Neurons:
