@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...errors import extra
@@ -20,8 +21,8 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphMo
     time step. It is left as it is; the new network has copies of its numbers. Biases and batch norms, which act at
     every step there, count for the whole window here, so they are T times as large.
 
-    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ; apart from that and from rounding the spikes are those of its
-    evaluation mode.
+    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the next greater number. The spikes equal
+    those in its evaluation mode, except for rounding.
 
     Args:
         net: with one input beside potentials, and one answer beside potentials.
@@ -74,16 +75,19 @@ def _read(module: Any, library: Any) -> Neuron | None:
     if not bool((beta == beta[0]).all()) or beta[0] == 0:
         raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons")
     threshold = module.threshold.detach().flatten()
+    threshold = threshold.nextafter(torch.full_like(threshold, torch.inf))  # v > ϑ
     same = bool((threshold == threshold[0]).all())
     return Neuron(threshold[0].item() if same else threshold, beta[0].item())
 
 
 def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
-    """The network's evaluation as an snnTorch network of one time step, with the same spikes but where v = ϑ exactly.
+    """The network's evaluation as an snnTorch network of one time step, with the same spikes.
 
     It consists of torch's layers and of ``Leaky`` with hidden states and reset by subtraction. Batch norm and gains are
     in the weights. Give it the image at every one of the T steps (direct encoding), the image and then zeros, or the
     steps' spikes; the sum of what it returns is the network's answer. ``snntorch.utils.reset`` begins anew.
+
+    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the float32 below.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or what ``freeze`` made of one.
@@ -106,6 +110,7 @@ def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
     def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
         if isinstance(neuron.v_init, Tensor) or neuron.v_init != 0:
             raise ValueError("snnTorch's neurons start at potential 0: set v_init=0")
-        return library.Leaky(neuron.leak, neuron.threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
+        threshold = torch.tensor(neuron.threshold).nextafter(torch.tensor(0.0))  # v ≥ ϑ
+        return library.Leaky(neuron.leak, threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
 
     return export_network(net, x, write)
