@@ -187,6 +187,16 @@ def dyadic(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def meeting(net: nn.Module) -> nn.Module:
+    """Weights in eighths and no biases: many a potential equals the threshold."""
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.copy_((module.weight * 16).round() / 8)
+            nn.init.zeros_(module.bias)
+    return net.eval()
+
+
+@torch.no_grad()
 def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool]) -> tuple[list[Tensor], Tensor]:
     """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers."""
     counts: dict[str, Tensor] = {}

@@ -132,6 +132,7 @@ def by_snntorch(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module
         if soft:
             neuron.beta = torch.tensor(1.0)  # its import gives an IF a leak of 0.9,
             neuron.reset_delay = True  # and a reset that differs where a potential is left at ϑ or above
+            neuron.threshold = neuron.threshold.nextafter(torch.tensor(0.0))  # it fires at v > ϑ
     return model, neurons
 
 

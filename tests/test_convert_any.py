@@ -365,6 +365,20 @@ def test_ceilings(gate: str) -> None:
     assert torch.equal(to_ann(calibrate(snn, [x]))(x), net(x))
 
 
+@pytest.mark.parametrize("percentile", [None, 100])
+def test_calibration_keeps_below_the_ceilings(percentile: float | None) -> None:
+    """A count above the ceiling stands for what the ANN never gives."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6())
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]).eval()
+    x = 20 * torch.rand(64, 3, 16, 16)
+    for gate in ("relu", "resu"):
+        snn = convert(net, T=255, example=x[:1], gate=gate)
+        calibrate(snn, [x], percentile)
+        thresholds = [m.threshold for m in snn.modules() if hasattr(m, "ceiling")]
+        assert len(thresholds) == 2
+        assert all(bool((torch.as_tensor(t) <= 6 / 255 + 1e-7).all()) for t in thresholds)
+
+
 def test_memory_does_not_grow_with_the_steps() -> None:
     """Eight steps of currents at once, whatever T."""
     net, x = made("depthwise, pointwise")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from networks import assert_same, differing, images, own_counts
+from networks import assert_same, differing, images, meeting, own_counts
 from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of, network
 
 pytestmark = pytest.mark.clients
@@ -32,6 +32,12 @@ def test_a_simulator_runs_the_file_to_the_same_counts(name: str, tmp_path: Path)
     path, ours = file_of(net, x, tmp_path), own_counts(net, x)
     assert_same(ours, counts_of(*run(path), x))
     assert least(differing(ours[0], counts_of(*run(path, soft=False), x)[0])) > 0.01
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_simulator_has_the_same_counts_where_potentials_equal_the_threshold(name: str, tmp_path: Path) -> None:
+    net, x = meeting(network()), images()
+    assert_same(own_counts(net, x), counts_of(*SIMULATORS[name][0](file_of(net, x, tmp_path)), x))
 
 
 def test_norse_has_no_soft_reset_for_an_if(tmp_path: Path) -> None:

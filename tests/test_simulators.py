@@ -9,7 +9,7 @@ from typing import Any
 import networks
 import pytest
 import torch
-from networks import dyadic, images, own_counts, stepped
+from networks import dyadic, images, meeting, own_counts, stepped
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -386,6 +386,31 @@ def test_potentials_that_go_in_and_out(snn: Any) -> None:
         spikes, *state = theirs(x, *state)
         total = total + spikes
     assert torch.equal(ts.from_snntorch(theirs, T)(x).counts, total)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+def test_snntorch_where_potentials_equal_the_threshold(leak: float, snn: Any) -> None:
+    """It fires at v > ϑ. The potential of average pooling is a multiple of 1/4, and often ϑ."""
+    x = images(100)
+    ours = nn.Sequential(
+        tnn.Encoder(T),
+        *(tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, leak=leak), tnn.AvgPool2d(2)),
+        *(tnn.Conv2d(8, 8, 3, padding=1), tnn.AvgPool2d(2), tnn.Flatten(), tnn.Readout(32, 5)),
+    )
+    expected = own_counts(meeting(ours), x)
+    there = ts.to_snntorch(ours, x)
+    assert_same(expected, stepped(there, [x] * T, snn_fires))
+    back = ts.from_snntorch(there, T)
+    assert_same(expected, own_counts(back, x))
+    assert sum(isinstance(m, tnn.AvgPool2d) for m in back.modules()) == 2
+
+    options = {"init_hidden": True}
+    theirs = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), snn.Leaky(leak, 0.5, **options), nn.AvgPool2d(2), snn.Leaky(1.0, **options)),
+        *(nn.Flatten(), nn.Linear(128, 10), snn.Leaky(leak, torch.tensor([0.5, 1.0] * 5), output=True, **options)),
+    )
+    expected = stepped(meeting(theirs), [x] * T, snn_fires)
+    assert_same(own_counts(ts.from_snntorch(theirs, T), x), expected)
 
 
 def test_what_snntorch_has_and_we_have_not_is_named(snn: Any) -> None:

@@ -28,7 +28,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     ANN twin, in evaluation mode, over all of the loader's inputs: for each channel where the layer has a threshold for
     each, as those of :func:`convert` have, else over all neurons. By default it is what leaves the least squared error
     of both kinds, of what saturates and of what is rounded to multiples of ϑ; for channels with few samples what is
-    common to the layer counts too. The initial potentials keep their ratio to the thresholds.
+    common to the layer counts too. It is at most the ceiling of a ReLU6 or hardtanh(0, c). The initial potentials keep
+    their ratio to the thresholds.
 
     Args:
         net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
@@ -100,4 +101,5 @@ def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, perc
         a = percentiles_of(values, percentile)
     if bool((a > 0).any()):
         a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a percentile of a silent channel
+        a = a.clamp_max(getattr(layer, "ceiling", None) or torch.inf)
         set_threshold(layer, a / T if threshold.dim() else a.item() / T)

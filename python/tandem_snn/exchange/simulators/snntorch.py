@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...errors import extra
@@ -20,8 +21,8 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphMo
     of the forward. It is not changed; the new network has copies of its parameters. Biases and batch norms act at every
     step there and once per window here, so they are multiplied by T.
 
-    snnTorch fires at v > ϑ, this package at v ≥ ϑ. Otherwise the spikes equal those in evaluation mode, except for
-    rounding.
+    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the next greater number. The spikes equal
+    those in its evaluation mode, except for rounding.
 
     Args:
         net: one input and one answer, potentials not counted.
@@ -73,16 +74,19 @@ def _read(module: Any, library: Any) -> Neuron | None:
     if not bool((beta == beta[0]).all()) or beta[0] == 0:
         raise ValueError("snnTorch's Leaky with a beta that is 0 or differs between neurons is not supported")
     threshold = module.threshold.detach().flatten()
+    threshold = threshold.nextafter(torch.full_like(threshold, torch.inf))  # v > ϑ
     same = bool((threshold == threshold[0]).all())
     return Neuron(threshold[0].item() if same else threshold, beta[0].item())
 
 
 def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
-    """The network's evaluation as an snnTorch network of one time step, with the same spikes unless v = ϑ exactly.
+    """The network's evaluation as an snnTorch network of one time step, with the same spikes.
 
     It consists of torch's layers and of ``Leaky`` with hidden states and reset by subtraction. Batch norm and gains are
     in the weights. Its input at each of the T steps is the image (direct encoding), the image and then zeros, or the
     step's spikes; the sum of its outputs is the network's answer. ``snntorch.utils.reset`` resets it.
+
+    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the float32 below.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or a frozen one.
@@ -105,6 +109,7 @@ def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
     def write(neuron: Neuron) -> tuple[nn.Module, float | Tensor]:
         if isinstance(neuron.v_init, Tensor) or neuron.v_init != 0:
             raise ValueError("snnTorch's neurons have no initial potential: set v_init=0")
-        return library.Leaky(neuron.leak, neuron.threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
+        threshold = torch.tensor(neuron.threshold).nextafter(torch.tensor(0.0))  # v ≥ ϑ
+        return library.Leaky(neuron.leak, threshold, init_hidden=True, reset_mechanism="subtract"), 0.0
 
     return export_network(net, x, write)
