@@ -95,19 +95,6 @@ def test_tensor_threshold_is_the_reference(device):
         assert_same(f.linear_bn_if(x, weight, **arguments), ref.linear_bn_if(x, weight, **arguments))
 
 
-@pytest.mark.parametrize("name", list(LAYERS))
-def test_statistics_are_torchs(name, device):
-    layer, _, shape, weight_shape = LAYERS[name]
-    x = train(8, *shape, gain=0.5, device=device)
-    weight, bias = torch.randn(weight_shape, device=device), torch.randn(7, device=device)
-    _, mean, var = layer(x, weight, bias)
-    product = torch.nn.functional.linear if name == "linear" else getattr(torch.nn.functional, name)
-    u = product(0.5 * x.counts, weight, bias).double().movedim(1, -1).flatten(0, -2)
-    torch.testing.assert_close(mean.double(), u.mean(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(var.double(), u.var(0, correction=0), rtol=1e-5, atol=1e-5)
-    assert not mean.requires_grad
-
-
 @pytest.mark.parametrize("kind", ["train", "constant"])
 def test_a_constant_channel(kind, device):
     """No variance: eps decides, and rounding must not make the variance negative."""
@@ -128,6 +115,7 @@ def test_autocast(device):
     with torch.autocast(device.type, torch.bfloat16):
         y, mean, _ = f.linear_bn_if(x, weight)
     assert (y.counts.dtype, mean.dtype) == (torch.bfloat16, torch.float32)
+    assert not mean.requires_grad
     y.counts.sum().backward()
     assert weight.grad.dtype == torch.float32
 

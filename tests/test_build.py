@@ -146,24 +146,20 @@ def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
         pytest.skip("needs Debian's clang-19, libc++-19-dev and, for arm64, g++-aarch64-linux-gnu")
     system = [ROOT / "tests/apple", libcxx, libc, Path("/usr/include/x86_64-linux-gnu")][: 3 if arch == "arm64" else 4]
     flags = [
-        f"--target={arch}-apple-macos14",
         "-fsyntax-only",
         "-Wall",
         "-Wno-unused-private-field",
         "-Werror",
         "-U__nonnull",
         "-D_GNU_SOURCE",
+        "-nostdinc++",
     ]
-    flags += ["-nostdinc++", *(f"-isystem{folder}" for folder in system)]
+    flags += [f"--target={arch}-apple-macos14", *(f"-isystem{folder}" for folder in system)]
     rules, _ = compile.commands(Plan(), "0")
     for group, paths in compile.read_sources().items():
         for path in paths if group in rules else ():
-            command = [
-                "clang++-19",
-                *flags,
-                *(word for word in rules[group] if word.startswith(("-std", "-I", "-D", "-is"))),
-            ]
-            done = subprocess.run([*command, path], cwd=ROOT, capture_output=True, text=True)
+            ours = [word for word in rules[group] if word.startswith(("-std", "-I", "-D", "-is"))]
+            done = subprocess.run(["clang++-19", *flags, *ours, path], cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
 
 

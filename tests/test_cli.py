@@ -210,7 +210,6 @@ def test_as_a_program():
 
 @pytest.mark.slow
 def test_the_main_job(tmp_path):
-    """What `make train` runs reaches what it promises."""
     assert main(["train", "--out", str(tmp_path)]) == 0
     summary = json.loads(Path(tmp_path / "summary.json").read_text())
     assert summary["test_accuracy"] >= 97.5

@@ -269,7 +269,6 @@ def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
 
 
 def test_a_backbone_takes_another_head():
-    """Hub-style surgery: entries left out, prefixed and replaced; what does not fit is named, as in torch."""
     net, other = network(), network()
     nn.init.zeros_(other[0].weight)
     backbone = {key: value for key, value in net.state_dict().items() if not key.startswith("2.")}

@@ -146,7 +146,6 @@ def test_vmap_over_weights_and_vectors():
 
 @pytest.mark.parametrize("channels", [8, 5])
 def test_vmap_of_every_layer(channels):
-    """One call with a bigger batch, or a loop: the same answers as sample by sample."""
     x = train(8, 6, channels, 6, 6).planes.view(1, 3, 2, channels, 6, 6)
     r = dyadic(3, 8, 2, channels, 6, 6)
     weight, v_init = dyadic(channels, channels, 3, 3), dyadic(2, channels, 6, 6)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 from performance import document
@@ -35,25 +33,17 @@ def test_tables_follow_from_results(page: str, name: str, script: str) -> None:
 
 
 def test_the_table_of_initial_gammas() -> None:
-    table = importlib.import_module("initialisation").table
-    assert (
-        table(json.loads((ROOT / "docs/results/initialisation.json").read_text()))
-        in (ROOT / "docs/initialisation.md").read_text()
-    )
+    table = importlib.import_module("initialisation").table(read("initialisation"))
+    assert table in (ROOT / "docs/initialisation.md").read_text()
 
 
 def test_the_table_of_the_last_runs() -> None:
     page = (ROOT / "docs/reliability.md").read_text()
-    with_figures = importlib.import_module("torture_page").with_figures
-    assert with_figures(page, json.loads((ROOT / "docs/results/reliability.json").read_text())) == page
-
-
-def bench(threads: int) -> dict[str, Any]:
-    return json.loads((ROOT / f"docs/results/bench-{threads}.json").read_text())
+    assert importlib.import_module("torture_page").with_figures(page, read("reliability")) == page
 
 
 def test_the_performance_page() -> None:
-    page = document({f"results/figures/bench-{threads}.png": bench(threads) for threads in (1, 2)})
+    page = document({f"results/figures/bench-{threads}.png": read(f"bench-{threads}") for threads in (1, 2)})
     assert page == (ROOT / "docs/performance.md").read_text()
 
 
@@ -87,7 +77,7 @@ README = {
 def test_the_costs_in_the_readme(what: str) -> None:
     case, ours, unit = README[what]
     (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {what}"))
-    (row,) = (row for row in bench(1)["rows"] if row["case"] == case)
+    (row,) = (row for row in read("bench-1")["rows"] if row["case"] == case)
     competitors = (ours, "ANN", "naive, loop compiled", "SpikingJelly, compiled", "snnTorch")
     for cell, competitor in zip(line.split("|")[2:-1], competitors, strict=True):
         if shown := cell.strip():
@@ -97,8 +87,8 @@ def test_the_costs_in_the_readme(what: str) -> None:
 
 def test_the_three_numbers_of_the_home_page() -> None:
     page = (ROOT / "docs/index.md").read_text()
-    result = json.loads((ROOT / "docs/results/training/fashion-mnist.json").read_text())
-    rows = {row["case"]: row for row in bench(1)["rows"]}
+    result = read("training/fashion-mnist")
+    rows = {row["case"]: row for row in read("bench-1")["rows"]}
     assert f"**{result['test_accuracy']:.2f} %**" in page
     assert f"its ANN twin {result['ann_test_accuracy']:.2f} %" in page
     for case in "conv-net-train-9", "conv-net-peak":

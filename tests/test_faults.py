@@ -161,7 +161,6 @@ def test_the_second_signal_acts_at_once():
 
 @pytest.mark.slow
 def test_a_worker_that_dies_under_torchrun_is_replaced(tmp_path):
-    """torchrun starts all processes again when one is gone, and --resume goes on from the last checkpoint."""
     script = tmp_path / "worker.py"
     script.write_text("""
 import os, pathlib, signal, sys, torch
@@ -226,10 +225,8 @@ def test_a_full_disk_costs_no_checkpoint(uninterrupted, tmp_path, capsys):
 
 
 def test_a_limit_on_files_leaves_the_last_good_checkpoint(digits, tmp_path):
-    """As a full disk does, without a disk: the kernel refuses to write in the same way."""
-    net = build(digits)
     with pytest.raises(Interrupted):
-        fit(net, digits, RECIPE, store=Store(tmp_path), interruption=After(3))
+        fit(build(digits), digits, RECIPE, store=Store(tmp_path), interruption=After(3))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

@@ -325,7 +325,6 @@ def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
 
 
 def test_random_programs_are_a_network_or_refused(small: tuple[Path, bytes]) -> None:
-    """Some word of the program says something else: then the file is refused, or runs, or its run is refused."""
     path, _ = small
     tensors, facts = container.unpack(path, FORMAT, "", "")
     program = tensors["program"]

@@ -100,7 +100,6 @@ def test_trains_have_graphs_too() -> None:
 
 
 def test_an_answer_is_the_callers() -> None:
-    """A later call does not change it."""
     frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
     with torch.inference_mode():
         first = frozen._replay(torch.ones(2, 3))

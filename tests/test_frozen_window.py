@@ -119,7 +119,6 @@ def test_spikes_in(T: int) -> None:
 
 @pytest.mark.parametrize("waits", [[0], [1], [0, 1]])
 def test_trains_of_both_forms_in(waits: list[int]) -> None:
-    """Whoever reads the input, and in whatever form it comes."""
     torch.manual_seed(2)
     net = nn.Sequential(tnn.Residual(tnn.Linear(30, 30)), tnn.Linear(30, 20), tnn.Readout(20, 4)).eval()
     for number in waits:

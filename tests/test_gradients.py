@@ -139,7 +139,6 @@ LAYERS = {
     for needed in [*sorted(names), "theta", "residual", "residual gain"]
 ])  # fmt: skip
 def test_each_gradient_alone(layer, needed, device):
-    """What is asked for does not depend on what else is."""
     T, call = 8, LAYERS[layer][0]
     x, r = train(T, 6, 11, device=device), train(T, 6, 7, device=device)
     values = {
@@ -312,7 +311,6 @@ def test_nothing_but_counts_has_a_gradient():
 
 
 def test_unused_counts():
-    """A layer whose counts nobody uses is skipped."""
     weight = leaf(torch.randn(5, 7))
     y = f.linear_if(train(8, 3, 7), weight)
     (y.counts.detach().sum() + weight.sum()).backward()

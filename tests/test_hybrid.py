@@ -68,7 +68,6 @@ def test_in_units_of_counts_an_activation_is_divided_by_the_threshold():
 
 
 def test_units_of_the_ann_are_kept_at_any_threshold():
-    """With many steps and thresholds that cover the activations, the spiking network answers as its twin does."""
     torch.manual_seed(3)
     options = {**OPTIONS, "T": 255, "ann_units": True, "v_init": 0.5}
     net, twin = create_model("cnn", **options), create_twin("cnn", **options)

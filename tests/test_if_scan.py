@@ -109,24 +109,6 @@ def test_a_window_in_two_pieces(seed, T, dtype, leak):
     assert torch.equal(last, v)
 
 
-@given(seed=seeds, T=windows)
-def test_neurons_do_not_see_each_other(seed, T):
-    torch.manual_seed(seed)
-    currents, shift, order = dyadic(T, 3, 37), dyadic(37), torch.randperm(37)
-    permuted = f.if_scan(currents[..., order], shift=shift[order])
-    assert torch.equal(permuted.to_dense(), f.if_scan(currents, shift=shift).to_dense()[..., order])
-
-
-@given(seed=seeds, T=windows, gate=st.sampled_from(["relu", "clip", "resu"]))
-def test_counts_are_popcounts_with_and_without_gradient(seed, T, gate):
-    torch.manual_seed(seed)
-    currents = dyadic(T, 3, 37)
-    evaluated = f.if_scan(currents, gate=gate)
-    trained = f.if_scan(currents.requires_grad_(), gate=gate)
-    assert_same(trained, evaluated)
-    assert torch.equal(evaluated.counts, evaluated.to_dense().sum(0))
-
-
 def test_nan_and_infinity(device):
     currents = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0], device=device).expand(4, 1, 4)
     for gate in ("relu", "clip", "resu"):

@@ -36,7 +36,6 @@ def test_they_are_the_reference(name, T, device):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_the_reference(name, device):
-    """Of everything but the weight: of the input's counts, the scale and the bias."""
     x_shape, w_shape, window = LAYERS[name]
     x, weight = train_with_edge(8, 5, *x_shape, device=device), integers(*w_shape, device=device) // 16  # exact sums
     scale = (2.0 ** -(torch.arange(w_shape[0], device=device) % 4)).requires_grad_()

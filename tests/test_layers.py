@@ -210,12 +210,6 @@ def test_empty_batches():
     assert all_layers().eval()(torch.randn(0, 1, 8, 8)).shape == (0, 3)
 
 
-def test_every_parameter_gets_a_gradient():
-    net = all_layers()
-    net(torch.randn(4, 1, 8, 8)).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
-
-
 def direct(*shape):
     return te.ConstantInput(torch.randn(shape), 8)
 
@@ -226,7 +220,7 @@ def spikes():
 
 BAD = {
     "bare tensor": (lambda: tnn.Linear(4, 3)(torch.randn(2, 4)), TypeError, "tnn.Encoder"),
-    "T": (lambda: tnn.Encoder(65536), ValueError, "1 to 65535"),
+    "T": (lambda: tnn.Encoder(65536), ValueError, "T: expected an int from 1 to 65535, got 65536"),
     "T bool": (lambda: tnn.Encoder(True), TypeError, "1 to 65535"),
     "T float": (lambda: tnn.Encoder(8.0), TypeError, "1 to 65535"),
     "mode": (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),

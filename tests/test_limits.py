@@ -81,7 +81,6 @@ def test_batch_norm_and_gradients(inputs):
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(rows):
-    """Of samples, outputs and channels."""
     torch.manual_seed(rows)
     for batch, outputs in (rows, 2), (2, rows):
         both("linear_if", train(3, batch, 3), dyadic(outputs, 3), shift=dyadic(outputs), return_v=True)
@@ -119,27 +118,16 @@ def test_more_than_31_bits_of_indices(dtype):
     assert te.SpikeTrain.from_dense(dense).planes.shape == planes.shape
 
 
-@pytest.mark.parametrize("inputs", BLOCK)
-def test_frozen_layers(inputs):
-    torch.manual_seed(inputs)
-    net = nn.Sequential(tnn.Linear(inputs, 9, norm=True), tnn.Linear(9, 5), tnn.Readout(5, 3)).eval()
-    x = train(8, 4, inputs)
-    assert torch.equal(freeze(net)(x), net(x))
+FROZEN = [(lambda n=n: (tnn.Linear(n, 9, norm=True), tnn.Linear(9, 5)), (n,)) for n in BLOCK]
+FROZEN += [(lambda n=n: (tnn.Conv2d(n, 4, 3), tnn.Flatten()), (n, 4, 4)) for n in (910, 911)]
+FROZEN += [(lambda n=n: (tnn.Conv1d(4, 4, n), tnn.Flatten()), (4, n + 2)) for n in (*BLOCK, 8200)]
 
 
-@pytest.mark.parametrize("channels", [910, 911])
-def test_frozen_convolutions(channels):
-    torch.manual_seed(channels)
-    net = nn.Sequential(tnn.Conv2d(channels, 4, 3), tnn.Flatten(), tnn.Readout(16, 3)).eval()
-    x = train(8, 2, channels, 4, 4)
-    assert torch.equal(freeze(net)(x), net(x))
-
-
-@pytest.mark.parametrize("taps", [*BLOCK, 8200])
-def test_frozen_kernels_of_many_taps(taps):
-    torch.manual_seed(taps)
-    net = nn.Sequential(tnn.Conv1d(4, 4, taps), tnn.Flatten(), tnn.Readout(12, 3)).eval()
-    x = train(8, 2, 4, taps + 2)
-    frozen = freeze(net)
+@pytest.mark.parametrize(("layers", "features"), FROZEN, ids=[str(features) for _, features in FROZEN])
+def test_frozen(layers, features):
+    torch.manual_seed(features[0])
+    net, x = nn.Sequential(*layers(), tnn.LazyReadout(3)), train(8, 2, *features)
+    net(x)  # sizes the readout and gives batch norm its statistics
+    frozen = freeze(net.eval())
     assert torch.equal(frozen(x), net(x))
-    assert frozen._programs[1.0].refusal is None
+    assert all(program.refusal is None for program in frozen._programs.values())

@@ -162,7 +162,6 @@ def test_synops_penalty_does_not_mind_inference_in_between():
 
 
 def test_synops_penalty_counts_like_synops_in_every_layer():
-    """Convolutions with borders, strides, dilation and groups, pooling, residuals."""
     net = nn.Sequential(
         tnn.Encoder(8), tnn.Conv2d(2, 8, 3, padding=1), tnn.Conv2d(8, 8, 3, stride=2, dilation=2, groups=4),
         tnn.AvgPool2d(2), tnn.Residual(nn.Sequential(tnn.Conv2d(8, 8, 3, padding=1))), tnn.Flatten(),

@@ -52,7 +52,6 @@ def test_bytes_per_neuron(name):
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_nothing_else_hangs_on_the_graph(name):
-    """No tensor hides in an attribute of a node, where saved_tensors_hooks would not see it."""
     layer, x_shape, weight_shape, _ = LAYERS[name]
     x, weight = train_with_edge(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
     nodes, attributes = [layer(x, weight).counts.grad_fn], []

@@ -51,7 +51,6 @@ def test_trains_counts_and_potentials(neuron):
 @pytest.mark.parametrize("threshold", [1.0, 0.5, torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25])], ids=["1", "half", "tensor"])
 @pytest.mark.parametrize("leak", [1.0, 0.5])
 def test_potentials_are_those_of_the_rule(threshold, leak):
-    """Written out on numbers of which every sum is exact."""
     layer = tnn.Linear(6, 5, threshold=threshold, leak=leak, v_init=0.25)
     with torch.no_grad():
         layer.weight.copy_(dyadic(5, 6, unit=8))

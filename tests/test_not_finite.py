@@ -192,7 +192,6 @@ def test_gradients_are_nan_where_guards_look():
 
 
 def test_training_ends_at_the_step():
-    """Not at the end of the epoch, and with the weights from before."""
     data, recipe = load("digits"), Recipe()
     trainer = Trainer(recipe.build(data), data, recipe)
     inputs, targets = next(iter(data.train.batches(32, seed=0)))
@@ -300,7 +299,6 @@ def test_weights_of_convolutions(groups):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("features", [(), (5,), (3, 7), (8, 6, 5)])
 def test_the_samples_of_bad_potentials(features, dtype):
-    """Every sample by itself, wherever the potential lies in it."""
     torch.manual_seed(0)
     x = dyadic(9, 40, *features, dtype=dtype)
     victims = [0, 3, 17, 39]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import conv, lif, line, mlp, own_counts, projection, residual, trained
+from networks import conv, images, lif, line, mlp, own_counts, projection, residual, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -96,8 +96,6 @@ def test_every_layer(make: Any, tmp_path: Path) -> None:
 
 def digits(T: int) -> tuple[nn.Module, Tensor]:
     """A network with weights in 64ths, whose float32 sums are exact in any order, and handwritten digits."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    x = torch.from_numpy(datasets.load_digits().images).float().unsqueeze(1) / 16
     net = nn.Sequential(
         tnn.Encoder(T),
         tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
@@ -106,7 +104,7 @@ def digits(T: int) -> tuple[nn.Module, Tensor]:
         tnn.Linear(12 * 16, 32, threshold=0.5),
         tnn.Readout(32, 10),
     )
-    return dyadic(net), x
+    return dyadic(net), images(1797)
 
 
 def test_real_images_to_the_same_counts(tmp_path: Path) -> None:
@@ -120,17 +118,22 @@ def test_real_images_to_the_same_counts(tmp_path: Path) -> None:
     assert torch.equal(answers[-1], answer)
 
 
+@torch.no_grad()
+def onto_grids(net: nn.Module, bits: int) -> None:
+    """Weights of few bits, whose steps are powers of two."""
+    largest = 2 ** (bits - 1) - 1
+    for layer in net.modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
+            q = torch.randint(-largest, largest + 1, layer.weight.shape)
+            q.view(len(q), -1)[:, 0] = largest
+            layer.weight.copy_(q * 2.0 ** (2 - bits))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 5, 8])
 def test_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
     """The file holds the integers; where the steps are powers of two, sums are exact and the counts the same."""
     net, x = digits(T)
-    largest = 2 ** (bits - 1) - 1
-    with torch.no_grad():
-        for layer in net.modules():
-            if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-                q = torch.randint(-largest, largest + 1, layer.weight.shape)
-                q.view(len(q), -1)[:, 0] = largest
-                layer.weight.copy_(q * 2.0 ** (2 - bits))
+    onto_grids(net, bits)
     frozen = ts.freeze(net, weight_bits=bits)
     expected = frozen(x)
     ts.to_onnx(frozen, tmp_path / "net.onnx")

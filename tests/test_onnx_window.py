@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import own_counts
 from test_frozen_window import NETWORKS, conv, mlp, of_timing, spiking
-from test_onnx import dyadic, inputs_of
+from test_onnx import dyadic, inputs_of, onto_grids
 from torch import Tensor
 
 import tandem_ext as te
@@ -75,16 +75,9 @@ def test_thresholds_whose_multiples_are_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
-    """Integers in the file; with steps that are powers of two all is exact, the answer too."""
     net, x = of_timing(mlp, 8)
     net, x = dyadic(net), inputs_of(x)
-    largest = 2 ** (bits - 1) - 1
-    with torch.no_grad():
-        for layer in net.modules():
-            if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-                q = torch.randint(-largest, largest + 1, layer.weight.shape)
-                q[:, 0] = largest
-                layer.weight.copy_(q * 2.0 ** (2 - bits))
+    onto_grids(net, bits)
     frozen = ts.freeze(net, weight_bits=bits)
     ts.to_onnx(frozen, tmp_path / "net.onnx", x)
     counts, answer = by_onnxruntime(tmp_path / "net.onnx", x)

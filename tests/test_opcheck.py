@@ -121,7 +121,6 @@ def test_quantise(layout, shape):
 
 @pytest.mark.parametrize("T", [1, 7, 8, 16, 17, 255])
 def test_windows(T):
-    """How many planes a window takes."""
     check("transposed", ops.pack, spikes(T, 3, 5))
     check("transposed", ops.if_scan, dyadic(T, 3, 5), *neuron((3, 5), T, torch.float32))
     layer = train(T, 3, 7).planes, T, dyadic(5, 7), "highest"

@@ -112,7 +112,6 @@ def test_gradients_from_several_threads_add_up():
 
 
 def test_one_network_serves_many_threads():
-    """Evaluation and a frozen network have no state of a call in them."""
     net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(40, 30, norm=True), tnn.Readout(30, 10)).eval()
     frozen = ts.freeze(net)
     batches = torch.rand(THREADS, 16, 40)
@@ -274,7 +273,6 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc/self/statm: memory cannot be read")
 def test_ten_thousand_calls_leak_nothing():
-    """Of every op, forward and backward, refused calls among them."""
     import gc
     import tracemalloc
 

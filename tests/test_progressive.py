@@ -1,10 +1,10 @@
 """Progressive tandem learning: stages, measured thresholds, what is frozen, resumption within a stage."""
 
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from test_checkpoints import After
 
 import tandem_snn.nn as tnn
 from tandem_snn.errors import Interrupted, UserError
@@ -98,17 +98,6 @@ def test_patience_ends_stages_and_the_training(digits):
     while not trainer.finished:
         take_epoch(trainer)
     assert [r["stage"] for r in trainer.history] == [1, 1, 2, 2, 3, 3, 4, 4]
-
-
-class After:
-    signal = signal.SIGINT
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.mark.parametrize("patience", [None, 1])

@@ -4,8 +4,6 @@ import copy
 import io
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -200,7 +198,6 @@ def test_gradients_of_each_sample():
 
 
 def test_activation_checkpointing():
-    """A segment is run again in the backward pass: with the same dropout, to the same gradients."""
     layers = [tnn.Conv2d(4, 8, 3, padding=1), tnn.Dropout(0.5), tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1))]
     segment, x = nn.Sequential(*layers), train(8, 3, 4, 6, 6)
     weights, runs = torch.randn(3, 8, 6, 6), []
@@ -247,7 +244,6 @@ def test_weights_are_plain_tensors_in_files(tmp_path):
 
 
 def test_a_network_made_on_the_meta_device():
-    """Built without memory, and given its weights afterwards: by a checkpoint, or by its own initialisation."""
     real = everything()
     with torch.device("meta"):
         empty = everything()
@@ -293,14 +289,6 @@ def test_names_in_a_profile():
         F.cross_entropy(net(x), y).backward()
     names = {event.key for event in profile.key_averages()}
     assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names
-
-
-def test_the_import_costs_little():
-    """At most 0.3 s of processor time beyond torch's own; the best of three, since other processes disturb."""
-    code = "import time, torch; t = time.process_time(); import tandem_snn; print(time.process_time() - t)"
-    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-             for _ in range(3)]  # fmt: skip
-    assert min(times) < 0.3
 
 
 # --- FSDP2 ------------------------------------------------------------------------------------------------------------

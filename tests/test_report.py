@@ -205,10 +205,3 @@ def test_a_browser_shows_it(run, tmp_path, colours):
     assert (pixels[5, 5].mean() < 0.2) == (colours == "dark")
     assert len(pixels[::2, ::2].flatten(0, 1).unique(dim=0)) > 100  # curves, text and the confusion matrix
     assert (pixels[-600:] != pixels[5, 5]).any()  # down to the end
-
-
-def test_the_browser_reports_errors(tmp_path):
-    """The control: the test above would see them."""
-    file = tmp_path / "broken.html"
-    file.write_text("<!doctype html><script>undefinedFunction()</script>")
-    assert browse(file, tmp_path / "shot.png")

@@ -106,12 +106,6 @@ def test_edge():
     assert not x.detach().counts.requires_grad
 
 
-def test_gradient_of_dense_spikes():
-    dense = spikes(8, 3, 5).requires_grad_()
-    (te.SpikeTrain.from_dense(dense).counts * dyadic(3, 5)).sum().backward()
-    assert all(torch.equal(step, dense.grad[0]) for step in dense.grad)
-
-
 def test_to():
     x = train_with_edge(8, 3, 5, gain=torch.tensor(0.5))
     y = x.to(torch.bfloat16)

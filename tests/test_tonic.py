@@ -86,8 +86,6 @@ def test_an_empty_recording_is_silent():
 @pytest.mark.parametrize("of", ["events", "frames", "trains"])
 @pytest.mark.parametrize("cache", ["memory", "disk", "deprecated"])
 def test_caches_below_and_above(of, cache, tmp_path):
-    """Read once, and the second time, from the cache, the same."""
-
     def cached(dataset):
         if cache == "memory":
             return tonic.MemoryCachedDataset(dataset)
@@ -175,7 +173,6 @@ def test_what_does_not_fit_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["SHD", "SSC"])
 def test_heidelberg_files(name, tmp_path):
-    """HDF5: times in seconds and units of each recording, as arrays of different lengths."""
     folder = tmp_path / name
     folder.mkdir()
     (folder / f"{name.lower()}_train.h5.zip").touch()

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from cases import train
-from networks import own_counts
 from test_determinism import CAPABILITIES
 from torch import nn
 
@@ -55,7 +53,6 @@ def onto_grid(net, images):
 
 
 def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
-    """Every layer's spikes, on dyadic numbers; the network still knows its digits."""
     net, images = freshly(trained)
     images = onto_grid(net, images)
     ours, answers = spikes_and_answers(net, images)
@@ -97,7 +94,6 @@ def spikes_and_answers(net, images):
 
 
 def test_every_path_gives_the_evaluations_bits(trained):
-    """On the weights as training left them: frozen, streamed step by step, one sample at a time."""
     net, images = trained
     with torch.no_grad():
         expected = net(images)
@@ -188,18 +184,3 @@ def test_what_holds_at_every_step(steps, digits, monkeypatch):
     assert trainer.step >= steps
     assert len(checked) == 3 * trainer.step
     assert losses[-1] < losses[0]
-
-
-def test_a_sample_alone_spikes_as_it_does_in_a_batch():
-    """Where layers read spikes; the readout reads real numbers, is torch's product, and agrees to rounding."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        tnn.Conv2d(3, 13, 3, padding=1, norm=True), tnn.AvgPool2d(2), tnn.Residual(tnn.Conv2d(13, 13, 3, padding=1)),
-        tnn.Flatten(), tnn.Linear(13 * 9, 41, norm=True), tnn.Linear(41, 30), tnn.Readout(30, 10),
-    ).eval()  # fmt: skip
-    x = train(8, 16, 3, 6, 6)
-    spikes, whole = own_counts(net, x)
-    for i in range(len(x)):
-        alone, answer = own_counts(net, x[i])
-        assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, spikes, strict=True))
-        torch.testing.assert_close(answer, whole[i : i + 1], rtol=1e-5, atol=1e-5)

@@ -146,7 +146,6 @@ def test_a_synops_penalty_saves_spikes(digits):
 
 
 def test_regression():
-    """An autoencoder in small: the images are their own targets."""
     recipe = replace(SMALL, task="regression", epochs=4)
     images = recipe.load()
     fitted = fit(build(recipe, images), images, recipe)

@@ -261,7 +261,6 @@ def test_names_of_nir_nodes_are_no_code(name: str, tmp_path: Path, monkeypatch: 
 @quiet
 @given(st.data())
 def test_nir_graphs_of_any_arrays(drawn: Any) -> None:
-    """Nodes whose arrays have another shape or kind, and edges that lead elsewhere."""
     pytest.importorskip("nir", reason="the package nir is not installed")
     net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(2, 3),
                         tnn.Readout(3, 2)).eval()  # fmt: skip

@@ -243,7 +243,6 @@ def test_gradients_of_currents(currents):
 @pytest.mark.parametrize("bn", [False, True])
 @pytest.mark.parametrize("T", [8, 32, 255])
 def test_bytes_kept_for_backward_do_not_grow_with_time(T, bn):
-    """Per neuron its count, kept by the layer that reads it, and its bit of the gate; with batch norm the product."""
     x, weight = bursts(T, 64, 256), torch.randn(512, 256, requires_grad=True)
     second, kept = torch.randn(64, 512, requires_grad=True), {}
 

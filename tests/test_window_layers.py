@@ -192,7 +192,6 @@ def test_measures():
 
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
 def test_networks(make):
-    """Every network of the tests, with all layers of this timing, then with every other: it trains."""
     net, x = make()
     net = in_windows(net)
     layers = [m for m in net.modules() if isinstance(m, (tnn.SpikingLayer, tnn.AvgPool2d))]
@@ -208,20 +207,6 @@ def test_networks(make):
         alone, _ = own_counts(net, x[2:3])
         assert all(torch.equal(a, b[2:3]) for a, b in zip(alone, together, strict=True))
         net.train()
-
-
-def test_a_network_compiles_and_is_exported():
-    torch._dynamo.reset()
-    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 8, 3, norm=True, timing="window"), tnn.MaxPool2d(2),
-                        tnn.AvgPool2d(2, timing="window"), tnn.Flatten(), tnn.Linear(72, 9, timing="window"),
-                        tnn.Linear(9, 8), tnn.Readout(8, 3))  # fmt: skip
-    x = torch.rand(4, 1, 15, 15)
-    for training in (True, False):
-        net.train(training)
-        same = copy.deepcopy(net)
-        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="aot_eager")(x), same(x))
-    program = torch.export.export(net, (x,))
-    assert torch.equal(program.module()(x), net(x))
 
 
 def test_models_and_conversion():

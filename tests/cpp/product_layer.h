@@ -30,6 +30,32 @@ struct Shape {
   }
 };
 
+inline Shape linear(int64_t inputs, int64_t outputs = 20, int64_t batch = 2) {
+  Shape s;
+  s.channels = inputs;
+  s.outputs = outputs;
+  s.batch = batch;
+  return s;
+}
+
+inline Shape line(int64_t width, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs) {
+  Shape s = linear(channels, outputs);
+  s.width = width;
+  s.kernel[1] = kernel;
+  s.padding[1] = padding;
+  return s;
+}
+
+inline Shape image(int64_t size, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs,
+                   int64_t groups = 1) {
+  Shape s = line(size, kernel, padding, channels, outputs);
+  s.groups = groups;
+  s.height = size;
+  s.kernel[0] = kernel;
+  s.padding[0] = padding;
+  return s;
+}
+
 // A layer with everything that a neuron may have.
 struct ProductLayer {
   Shape shape;

@@ -103,34 +103,16 @@ struct RoundingLayer : ProductLayer {
 };
 
 Shape convolution(int64_t channels, int64_t outputs, int64_t groups, int64_t size) {
-  Shape s;
-  s.channels = channels;
-  s.outputs = outputs;
-  s.groups = groups;
-  s.height = s.width = size;
-  s.kernel[0] = s.kernel[1] = 3;
-  s.padding[0] = s.padding[1] = 1;
+  Shape s = image(size, 3, 1, channels, outputs, groups);
   s.stride[1] = channels % 2 + 1;
-  return s;
-}
-
-Shape linear(int64_t inputs, int64_t outputs) {
-  Shape s;
-  s.channels = inputs;
-  s.outputs = outputs;
-  s.batch = 9;
   return s;
 }
 
 constexpr DType kWeightTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8};
 const char* const kNames[] = {"float32", "bfloat16", "float16", "float64", "int8"};
 
-const Shape kShapes[] = {linear(37, 21),
-                         linear(300, 64),
-                         linear(1500, 40),
-                         convolution(8, 24, 1, 7),
-                         convolution(70, 33, 1, 5),
-                         convolution(12, 20, 4, 6),
+const Shape kShapes[] = {linear(37, 21, 9),         linear(300, 64, 9),        linear(1500, 40, 9),
+                         convolution(8, 24, 1, 7),  convolution(70, 33, 1, 5), convolution(12, 20, 4, 6),
                          convolution(18, 18, 18, 6)};
 
 }  // namespace

@@ -182,10 +182,7 @@ TEST(threads_do_not_change_the_result) {
   cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
   Outputs<float> threaded(layer.args);
   cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, threads_for);
-  CHECK(serial.planes == threaded.planes, "planes");
-  CHECK(serial.mask == threaded.mask, "mask");
-  CHECK(serial.counts == threaded.counts, "counts");
-  CHECK(serial.v == threaded.v, "v");
+  CHECK(serial == threaded, "planes, mask, counts or potentials");
 }
 
 TEST(unwanted_outputs_are_not_written) {

@@ -93,40 +93,24 @@ TEST(windows_by_bytes) {
 }
 
 TEST(weights_by_tiles) {
-  Shape s;
-  s.channels = 256;
-  s.outputs = 640;
-  ProductLayer layer(s, 8, 0.2, 1);
+  ProductLayer layer(linear(256, 640), 8, 0.2, 1);
   layer.finish();
   const Call call = calls_of([&] { PreparedWeights(layer.geometry, layer.weights, record); })[0];
   CHECK(divides(call, 20, 32 * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
 }
 
 TEST(products_by_blocks_of_rows_or_within_one) {
-  Shape s;
-  s.channels = 1024;
-  s.outputs = 96;
-  s.batch = 64;
-  const std::vector<Call> one_block = calls_of_product(s, 8);
+  const std::vector<Call> one_block = calls_of_product(linear(1024, 96, 64), 8);
   CHECK(one_block.size() == 2, "%zu", one_block.size());
   CHECK(divides(one_block[0], 64, 1024, 32768), "lists");
   CHECK(divides(one_block[1], 3, 64 * 1024, 65536), "tiles");
-  s.channels = 8;
-  s.batch = 256 * 7;
-  CHECK(calls_of_product(s, 1)[0].pieces == 256, "seven blocks");
-  s.batch = 256 * 8;
-  CHECK(divides(calls_of_product(s, 1)[0], 8), "eight blocks");
+  CHECK(calls_of_product(linear(8, 96, 256 * 7), 1)[0].pieces == 256, "seven blocks");
+  CHECK(divides(calls_of_product(linear(8, 96, 256 * 8), 1)[0], 8), "eight blocks");
 }
 
 TEST(depthwise_products_by_rows) {
-  Shape s;
-  s.groups = s.channels = s.outputs = 16;
-  s.height = s.width = 64;
+  Shape s = image(64, 3, 1, 16, 16, 16);
   s.batch = 1;
-  for (int i = 0; i < 2; ++i) {
-    s.kernel[i] = 3;
-    s.padding[i] = 1;
-  }
   CHECK(divides(calls_of_product(s, 9)[0], 64, 64 * 2 * 9 * 16, 1 << 20), "depthwise");
 }
 

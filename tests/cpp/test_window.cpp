@@ -1,19 +1,14 @@
 // Window timing: the fused product of counts against a plain simulation that integrates one window and fires in the
 // next, step by step. Weights are multiples of 1/64 where results are compared with it, so every sum is exact.
-#include "check.h"
 #include "kernels/product/dense.h"
 #include "kernels/product/multiply.h"
 #include "kernels/product/window.h"
-#include "norm_layer.h"
-#include "product_layer.h"
+#include "ways.h"
 
 using namespace tandem;
 using namespace tandem::test;
 
 namespace {
-
-constexpr Way kWays[] = {Way::kFastest, Way::kLists1,     Way::kLists2, Way::kLists4, Way::kMatrixUnit,
-                         Way::kPlain,   Way::kTileByTile, Way::kDense,  Way::kLists};
 
 struct Case {
   Shape shape;
@@ -42,25 +37,6 @@ ProductLayer window_layer(const Case& c) {
   return layer;
 }
 
-void check(ProductLayer& layer, const char* name) {
-  layer.finish();
-  const std::vector<PlainNeuron<float>> want = layer.expected();
-  std::vector<float> u(layer.args.neurons), product(layer.args.neurons);
-  for (int64_t n = 0; n < layer.args.neurons; ++n) product[n] = layer.window(n);
-  for (const Way way : kWays) {
-    for (ParallelFor parallel : {serial_for, threads_for}) {
-      layer.way = way;
-      const Outputs<float> got(layer.args);
-      cpu::run(layer.layer(), parallel);
-      CHECK(agree(layer.args, want), "%s, T %d, way %d, %s", name, layer.T, int(way),
-            parallel == serial_for ? "serial" : "threads");
-      std::fill(u.begin(), u.end(), -77.f);
-      cpu::window_product(layer.layer(), u.data(), parallel);
-      CHECK(u == product, "%s: the product, way %d", name, int(way));
-    }
-  }
-}
-
 }  // namespace
 
 TEST(linear_layers) {
@@ -68,11 +44,7 @@ TEST(linear_layers) {
   for (int64_t inputs : {0, 1, 63, 64, 130, 700}) {
     for (int64_t outputs : {1, 8, 20, 40}) {
       for (int32_t T : {1, 2, 8, 9, 33, 255}) {
-        Case c;
-        c.shape.channels = inputs;
-        c.shape.outputs = outputs;
-        c.shape.batch = 1 + seed % 21;
-        c.T = T;
+        Case c{linear(inputs, outputs, 1 + seed % 21), T};
         c.most = std::vector<int>{1, 8, 15, 16, 127, 128, 255}[seed % 7];
         c.rate = std::vector<double>{0, 0.1, 0.5, 1}[seed % 4];
         c.dtype = kDTypes[seed % 3];
@@ -89,23 +61,10 @@ TEST(linear_layers) {
 
 TEST(convolutions) {
   std::mt19937 random(3);
-  const auto pick = [&](std::initializer_list<int64_t> values) { return values.begin()[random() % values.size()]; };
   for (unsigned seed = 0; seed < 60; ++seed) {
-    Case c;
-    Shape& s = c.shape;
-    s.groups = pick({1, 1, 2, 3});
-    s.channels = s.groups * pick({1, 3, 8, 64, 70});
-    s.outputs = s.groups * pick({1, 4, 8, 16, 20});
-    for (int i = 0; i < 2; ++i) {
-      s.kernel[i] = pick({1, 2, 3});
-      s.stride[i] = pick({1, 2, 3});
-      s.padding[i] = pick({0, 1, 2});
-      s.dilation[i] = pick({1, 1, 2});
-    }
-    s.height = pick({1, 5, 6}) + s.dilation[0] * (s.kernel[0] - 1);
-    s.width = pick({1, 5, 7, 33}) + s.dilation[1] * (s.kernel[1] - 1);
-    c.T = static_cast<int32_t>(pick({1, 4, 8, 20}));
-    c.most = static_cast<int>(pick({1, 8, 15, 255}));
+    Case c{any_convolution(random)};
+    c.T = static_cast<int32_t>(pick(random, {1, 4, 8, 20}));
+    c.most = static_cast<int>(pick(random, {1, 8, 15, 255}));
     c.rate = std::vector<double>{0.02, 0.1, 0.5, 1}[seed % 4];
     c.dtype = kDTypes[seed % 3];
     c.seed = seed;
@@ -120,14 +79,7 @@ TEST(depthwise_convolutions) {
   for (int64_t channels : {1, 7, 16, 40}) {
     for (int64_t multiplier : {1, 2}) {
       for (const DType dtype : {DType::kFloat32, DType::kInt8}) {
-        Case c;
-        c.shape.groups = c.shape.channels = channels;
-        c.shape.outputs = channels * multiplier;
-        c.shape.height = c.shape.width = 6;
-        for (int i = 0; i < 2; ++i) {
-          c.shape.kernel[i] = 3;
-          c.shape.padding[i] = 1;
-        }
+        Case c{image(6, 3, 1, channels, channels * multiplier, channels)};
         c.most = 255;
         c.dtype = dtype;
         c.largest = 127;
@@ -142,10 +94,7 @@ TEST(few_bits) {
   for (int64_t inputs : {5, 64, 300, 1500}) {
     for (int64_t outputs : {1, 33, 70}) {
       for (int largest : {7, 127}) {
-        Case c;
-        c.shape.channels = inputs;
-        c.shape.outputs = outputs;
-        c.shape.batch = 20;
+        Case c{linear(inputs, outputs, 20)};
         c.dtype = DType::kInt8;
         c.largest = largest;
         c.most = inputs % 2 == 0 ? 8 : 255;
@@ -162,12 +111,7 @@ TEST(all_inputs_at_their_most) {
   for (int64_t inputs : {64, 1024, 8191}) {
     for (int count : {1, 15, 127, 128, 255}) {
       for (double weight : {-1.0, 1.0, 127.0 / 128}) {
-        Case c;
-        c.shape.channels = inputs;
-        c.shape.outputs = 17;
-        c.shape.batch = 3;
-        c.T = 255;
-        ProductLayer layer = window_layer(c);
+        ProductLayer layer = window_layer({linear(inputs, 17, 3), 255});
         std::fill(layer.planes.begin(), layer.planes.end(), static_cast<uint8_t>(count));
         std::fill(layer.values.begin(), layer.values.end(), weight);
         layer.values[0] = 1.0 / 64;
@@ -182,11 +126,7 @@ TEST(every_kind_of_byte_products) {
   for (int64_t inputs : {63, 700, 1500}) {
     for (int most : {1, 8, 127, 255}) {
       for (const auto& [dtype, largest] : {std::pair{DType::kFloat32, 1.0}, {DType::kInt8, 127.0}}) {
-        Case c;
-        c.shape.channels = inputs;
-        c.shape.outputs = 40;
-        c.shape.batch = 21;
-        c.T = c.most = most;
+        Case c{linear(inputs, 40, 21), most, most};
         c.dtype = dtype;
         c.largest = largest;
         ProductLayer layer = window_layer(c);
@@ -203,6 +143,7 @@ TEST(every_kind_of_byte_products) {
         std::vector<double> sums(blocks[0].rows * width);
         std::vector<float> u(of.geometry.neurons());
         for (int kind = 1; kind <= int(cpu::byte_products()); ++kind) {
+          if (kind == int(cpu::ByteProducts::kAvxVnni) && !cpu::has_avx_vnni()) continue;
           for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
             cpu::multiply_counts_dense(in.expanded, prepared.columns(0, i), prepared.tiling().registers, sums.data(),
                                        static_cast<cpu::ByteProducts>(kind));
@@ -219,18 +160,10 @@ TEST(every_kind_of_byte_products) {
 }
 
 TEST(inputs_beyond_what_ways_can_take) {
-  Case c;
-  c.shape.batch = 2;
-  c.shape.channels = 30000;
-  c.shape.outputs = 9;
-  c.rate = 0.05;
-  ProductLayer many = window_layer(c);
-  check(many, "many inputs");
-  c.shape.channels = 2;
-  c.shape.width = 8300;
-  c.shape.kernel[1] = 8200;
-  ProductLayer taps = window_layer(c);
-  check(taps, "taps");
+  for (const Shape& shape : {linear(30000, 9), line(8300, 8200, 0, 2, 9)}) {
+    ProductLayer layer = window_layer({shape, 8, 8, 0.05});
+    check(layer, shape.width == 1 ? "many inputs" : "taps");
+  }
 }
 
 TEST(residual_currents_and_v_init) {
@@ -253,41 +186,16 @@ TEST(residual_currents_and_v_init) {
   }
 }
 
-// Random weights: no sum is a multiple of anything, yet all ways round the same integers once. And what holds for any
-// neuron: theta c + v = v_init + z where that is exact, and no count falls when z grows.
 TEST(all_ways_have_the_same_bits) {
-  for (const auto& [channels, kernel] : {std::pair<int64_t, int64_t>{500, 1}, {64, 3}}) {
-    Case c;
-    c.shape.channels = channels;
-    c.shape.outputs = 48;
-    c.shape.batch = 20;
-    c.shape.height = c.shape.width = 2 * kernel - 1;
-    c.shape.kernel[0] = c.shape.kernel[1] = kernel;
-    c.T = 20;
-    c.most = 20;
-    ProductLayer layer = window_layer(c);
-    std::mt19937 random(1);
-    std::normal_distribution<double> normal(0, 0.1);
-    for (double& w : layer.values) w = static_cast<float>(normal(random));
-    layer.finish();
-    layer.way = Way::kLists1;
-    const Outputs<float> want(layer.args);
-    cpu::run(layer.layer(), serial_for);
-    for (const Way way : kWays) {
-      layer.way = way;
-      const Outputs<float> got(layer.args);
-      cpu::run(layer.layer(), threads_for);
-      CHECK(got == want, "way %d", int(way));
-    }
+  for (const Shape& shape : {linear(500, 48, 20), image(5, 3, 0, 64, 48)}) {
+    ProductLayer layer = window_layer({shape, 20, 20});
+    check_random_weights(layer);
   }
 }
 
+// theta c + v = v_init + z where that is exact, and no count falls when z grows.
 TEST(counts_grow_with_z_and_lose_nothing) {
-  Case c;
-  c.shape.channels = 100;
-  c.shape.outputs = 64;
-  c.shape.batch = 50;
-  ProductLayer layer = window_layer(c);
+  ProductLayer layer = window_layer({linear(100, 64, 50)});
   layer.finish();
   layer.args.scale = layer.args.shift = layer.args.residual_scale = nullptr;
   layer.args.residual_planes = nullptr;
@@ -301,34 +209,21 @@ TEST(counts_grow_with_z_and_lose_nothing) {
   }
   std::sort(counts.begin(), counts.end());
   for (size_t i = 1; i < counts.size(); ++i) CHECK(counts[i - 1].second <= counts[i].second, "%g", counts[i].first);
-  CHECK(counts.front().second == 0 && counts.back().second == c.T, "silent and saturated neurons");
+  CHECK(counts.front().second == 0 && counts.back().second == layer.T, "silent and saturated neurons");
 }
 
 TEST(prepared_weights_and_none) {
-  Case c;
-  c.shape.channels = 100;
-  c.shape.outputs = 33;
-  ProductLayer layer = window_layer(c);
+  ProductLayer layer = window_layer({linear(100, 33)});
   layer.finish();
-  const std::vector<PlainNeuron<float>> want = layer.expected();
-  const PreparedWeights prepared(layer.geometry, layer.weights);
-  layer.prepared = prepared.data;
-  for (const Way way : kWays) {
-    layer.way = way;
-    const Outputs<float> got(layer.args);
-    cpu::run(layer.layer(), serial_for);
-    CHECK(agree(layer.args, want), "prepared, way %d", int(way));
-  }
-  c.shape.batch = 0;
-  ProductLayer none = window_layer(c);
+  check_prepared(layer);
+  ProductLayer none = window_layer({linear(100, 33, 0)});
   none.finish();
   const Outputs<float> nothing(none.args);
   cpu::run(none.layer(), threads_for);
 }
 
 TEST(sums_beyond_float_are_infinite_and_nan_never_fires) {
-  Case c;
-  c.shape.batch = 1;
+  const Case c{linear(24, 20, 1)};
   ProductLayer layer = window_layer(c);
   layer.plain = true;
   for (double& w : layer.values) w = 3e38;
@@ -344,55 +239,17 @@ TEST(sums_beyond_float_are_infinite_and_nan_never_fires) {
 }
 
 TEST(a_weight_that_is_not_finite_makes_the_currents_of_its_output_nan) {
-  for (const bool depthwise : {false, true}) {
-    Case c;
-    c.shape.outputs = c.shape.channels = 40;
-    c.shape.groups = depthwise ? 40 : 1;
+  for (const int64_t groups : {1, 40}) {
+    Case c{linear(40, 40)};
+    c.shape.groups = groups;
     ProductLayer layer = window_layer(c);
-    layer.values[layer.values.size() / 40 * 3] = INFINITY;
-    layer.finish();
-    std::vector<float> u(layer.args.neurons), flags(c.shape.batch);
-    layer.args.bad = flags.data();
-    layer.args.sample = layer.args.neurons / c.shape.batch;
-    for (const Way way : kWays) {
-      layer.way = way;
-      const Outputs<float> got(layer.args);
-      flags.assign(c.shape.batch, 0.f);
-      cpu::run(layer.layer(), threads_for);
-      cpu::window_product(layer.layer(), u.data(), serial_for);
-      for (int64_t n = 0; n < layer.args.neurons; ++n) {
-        const bool here = n % c.shape.outputs == 3;
-        CHECK(std::isnan(layer.args.v[n]) == here && std::isnan(u[n]) == here, "neuron %ld, way %d", long(n), int(way));
-      }
-      for (float flag : flags) CHECK(std::isnan(flag), "way %d", int(way));
-    }
+    check_not_finite(layer, INFINITY);
   }
 }
 
 TEST(batch_norm) {
-  for (int64_t kernel : {1, 3}) {
-    Case c;
-    c.shape.batch = 9;
-    c.shape.channels = 70;
-    c.shape.outputs = 37;
-    c.shape.height = c.shape.width = 2 * kernel - 1;
-    c.shape.kernel[0] = c.shape.kernel[1] = kernel;
-    ProductLayer layer = window_layer(c);
-    layer.finish();
-    const int64_t channels = c.shape.outputs;
-    const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
-    std::vector<float> product(layer.args.neurons), mean(channels), var(channels);
-    const LayerNorm norm{{nullptr, 1, gamma.data(), beta.data(), 1e-5f}, product.data(), mean.data(), var.data()};
-    const PlainNorm want(layer, norm);
-    layer.args.scale = want.scale.data();
-    layer.args.shift = want.shift.data();
-    const std::vector<PlainNeuron<float>> neurons = layer.expected();
-    for (const Way way : kWays) {
-      layer.way = way;
-      const Outputs<float> out(layer.args);
-      cpu::run_normalised(layer.layer(), norm, threads_for);
-      CHECK(product == want.product && mean == want.mean && var == want.var, "way %d", int(way));
-      CHECK(agree(layer.args, neurons), "way %d", int(way));
-    }
+  for (const Shape& shape : {linear(70, 37, 9), image(5, 3, 0, 70, 37)}) {
+    ProductLayer layer = window_layer({shape});
+    check_normalised(layer, {std::begin(kWays), std::end(kWays)}, "window");
   }
 }

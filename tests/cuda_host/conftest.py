@@ -38,8 +38,3 @@ def plain(library: Path) -> Emulator:
 def checked(library: Path) -> Emulator:
     """The kernels, every access watched."""
     return Emulator(library, checked=True)
-
-
-@pytest.fixture(params=["plain", "checked"])
-def emulator(request: pytest.FixtureRequest) -> Emulator:
-    return request.getfixturevalue(request.param)

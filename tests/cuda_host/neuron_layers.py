@@ -11,7 +11,7 @@ import torch
 from harness import DTYPES, INOUT, MARKS, OUTPUT, Emulator, NeuronArgs, NeuronArgs64, pointer
 from torch import Tensor
 
-from tandem_ext.reference import integrate_and_fire, open_gate
+from tandem_ext.reference import fire_after_window, integrate_and_fire, open_gate, pack
 
 TRAIN, CONSTANT, IMPULSE = 0, 1, 2
 GATES = ["relu", "clip", "resu"]
@@ -39,13 +39,6 @@ class Layer:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def pack(spikes: Tensor) -> Tensor:
-    planes = torch.zeros((spikes.shape[0] + 7) // 8, *spikes.shape[1:], dtype=torch.uint8)
-    for t, spike in enumerate(spikes):
-        planes[t // 8] |= (spike != 0).to(torch.uint8) << t % 8
-    return planes
 
 
 def unpack(planes: Tensor, T: int) -> Tensor:
@@ -76,11 +69,7 @@ def expected_window(layer: Layer) -> Outputs:
         r = layer.residual[0].to(y.dtype)
         z = z + (r if layer.residual_scale is None else layer.residual_scale * r)
     v = z + (0 if layer.v_init is None else layer.v_init)
-    counts = torch.zeros_like(v)
-    for _ in range(layer.T):
-        fires = v >= layer.threshold
-        v = torch.where(fires, v - torch.tensor(layer.threshold, dtype=v.dtype), v)
-        counts += fires
+    counts, v = fire_after_window(v, layer.threshold, layer.T)
     mask = pack_mask(open_gate(z, layer.gate, layer.threshold, layer.T))
     planes = counts.to(torch.uint8).unsqueeze(0)
     bad = (v - v).float().sum(1)

@@ -92,40 +92,39 @@ class Problem:
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
-def test_statistics(emulator: Emulator, dtype: torch.dtype, offset: int) -> None:
+def test_statistics(checked: Emulator, dtype: torch.dtype, offset: int) -> None:
     """The sums of these numbers do not round, so that every output has the definition's bits."""
     for seed, (rows, channels) in enumerate(SHAPES):
-        p = Problem(emulator, rows, channels, dtype, seed, offset)
+        p = Problem(checked, rows, channels, dtype, seed, offset)
         factor = 1.0 + 2 * (seed % 3)
         out = p.statistics(factor)
         want = p.expected(factor)
         for name, got in out.items():
             assert torch.equal(got, want[name]), f"{name} of {rows} x {channels}"
-        if emulator.checked:
-            touches = emulator.touches("u")
-            assert (touches.least_reads, touches.most_reads) == (1, 1)
+        touches = checked.touches("u")
+        assert (touches.least_reads, touches.most_reads) == (1, 1)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_gradients(emulator: Emulator, grad_dtype: torch.dtype, offset: int) -> None:
+def test_gradients(checked: Emulator, grad_dtype: torch.dtype, offset: int) -> None:
     """Fourteen bytes a neuron for halves: of the gradient two, twice, of u four, twice, and two of what is written."""
     dtype = torch.promote_types(grad_dtype, torch.float32)
     for seed, (rows, channels) in enumerate(SHAPES):
-        p = Problem(emulator, rows, channels, dtype, seed, offset)
+        p = Problem(checked, rows, channels, dtype, seed, offset)
         g = torch.Generator().manual_seed(seed)
         grad = (torch.randint(-64, 65, (rows, channels), generator=g) / 64).to(dtype)
         open_ = torch.rand(rows, channels, generator=g) < 0.5
         known = p.expected()
         given = {
-            "grad": emulator.place("grad", grad.to(grad_dtype), offset=offset),
-            "mask": emulator.place("mask", pack_mask(open_)),
+            "grad": checked.place("grad", grad.to(grad_dtype), offset=offset),
+            "mask": checked.place("mask", pack_mask(open_)),
             "product": p.placed_u,
-            "mean": emulator.place("mean", known["mean"]),
-            "var": emulator.place("var", known["var"]),
+            "mean": checked.place("mean", known["mean"]),
+            "var": checked.place("var", known["var"]),
         }
         out = {
-            "grad_product": emulator.output("grad_product", [rows, channels], grad_dtype, offset),
+            "grad_product": checked.output("grad_product", [rows, channels], grad_dtype, offset),
             **p.outputs("grad_gamma", "grad_beta"),
         }
         settings = {"norm": p.Norm, "threshold": p.real, "dtype": ctypes.c_int32}
@@ -143,10 +142,9 @@ def test_gradients(emulator: Emulator, grad_dtype: torch.dtype, offset: int) -> 
         xhat = (gain * p.u - gain * mean) * rstd
         centred = gz - out["grad_beta"] / rows - xhat * out["grad_gamma"] / rows
         assert torch.equal(out["grad_product"], (known["scale"] * centred).to(grad_dtype)), f"{rows} x {channels}"
-        if emulator.checked:  # once for the sums, once for the gradient
-            for name in ("grad", "u"):
-                touches = emulator.touches(name)
-                assert (touches.least_reads, touches.most_reads) == (2, 2), name
+        for name in ("grad", "u"):  # once for the sums, once for the gradient
+            touches = checked.touches(name)
+            assert (touches.least_reads, touches.most_reads) == (2, 2), name
 
 
 def test_traffic(checked: Emulator) -> None:

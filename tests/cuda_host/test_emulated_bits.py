@@ -17,16 +17,15 @@ DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch
 def once(emulator: Emulator, *names: str) -> None:
     """Each byte of these inputs is read once, and the checker has nothing to say."""
     assert not emulator.reports()
-    if emulator.checked:
-        for name in names:
-            touches = emulator.touches(name)
-            assert (touches.least_reads, touches.most_reads) == (1, 1), name
+    for name in names:
+        touches = emulator.touches(name)
+        assert (touches.least_reads, touches.most_reads) == (1, 1), name
 
 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("T", [1, 8, 13])
 @pytest.mark.parametrize("dtype", DENSE, ids=str)
-def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int) -> None:
+def test_pack_and_unpack(checked: Emulator, dtype: torch.dtype, T: int, N: int) -> None:
     g = torch.Generator().manual_seed(N + T)
     spikes = (torch.rand(T, N, generator=g) < 0.3).to(dtype)
     values = spikes.clone()
@@ -36,78 +35,78 @@ def test_pack_and_unpack(emulator: Emulator, dtype: torch.dtype, T: int, N: int)
         values[spikes == 0] = -0.0  # silent, as 0 is
         values[0, spikes[0] != 0] = float("nan")  # not zero: a spike
     for offset, to in OFFSETS:
-        emulator.begin()
-        dense = emulator.place("spikes", values, offset=offset)
-        planes = emulator.output("planes", [(T + 7) // 8, N], torch.uint8, to)
+        checked.begin()
+        dense = checked.place("spikes", values, offset=offset)
+        planes = checked.output("planes", [(T + 7) // 8, N], torch.uint8, to)
         size, is_float = dtype.itemsize, dtype.is_floating_point
-        assert emulator.lib.emulated_pack(pointer(dense), size, is_float, T, ctypes.c_int64(N), pointer(planes)) == 0
-        once(emulator, "spikes")
+        assert checked.lib.emulated_pack(pointer(dense), size, is_float, T, ctypes.c_int64(N), pointer(planes)) == 0
+        once(checked, "spikes")
         assert torch.equal(planes, pack(spikes))
 
-        emulator.begin()
-        planes = emulator.place("planes", planes, offset=offset)
-        out = emulator.output("spikes", [T, N], dtype, to)
+        checked.begin()
+        planes = checked.place("planes", planes, offset=offset)
+        out = checked.output("spikes", [T, N], dtype, to)
         one = int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
         arguments = pointer(planes), T, ctypes.c_int64(N), pointer(out), size, ctypes.c_uint64(one)
-        assert emulator.lib.emulated_unpack(*arguments) == 0
-        once(emulator, "planes")
+        assert checked.lib.emulated_unpack(*arguments) == 0
+        once(checked, "planes")
         assert torch.equal(out, spikes)
 
 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("T", [1, 8, 13, 255])
-def test_count_bytes_and_burst_planes(emulator: Emulator, T: int, N: int) -> None:
+def test_count_bytes_and_burst_planes(checked: Emulator, T: int, N: int) -> None:
     """A train of its first steps has its count; what is above T is cut off."""
     want = torch.randint(256, (N,), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
     bursts = pack(torch.arange(T).view(T, 1) < want)
     for offset, to in OFFSETS:
-        emulator.begin()
-        counts = emulator.place("counts", want, offset=offset)
-        planes = emulator.output("planes", bursts.shape, torch.uint8, to)
-        assert emulator.lib.emulated_burst_planes(pointer(counts), T, ctypes.c_int64(N), pointer(planes)) == 0
-        once(emulator)
+        checked.begin()
+        counts = checked.place("counts", want, offset=offset)
+        planes = checked.output("planes", bursts.shape, torch.uint8, to)
+        assert checked.lib.emulated_burst_planes(pointer(counts), T, ctypes.c_int64(N), pointer(planes)) == 0
+        once(checked)
         assert torch.equal(planes, bursts)
 
-        emulator.begin()
-        planes = emulator.place("planes", bursts, offset=offset)
-        counts = emulator.output("counts", [N], torch.uint8, to)
+        checked.begin()
+        planes = checked.place("planes", bursts, offset=offset)
+        counts = checked.output("counts", [N], torch.uint8, to)
         arguments = pointer(planes), len(bursts), ctypes.c_int64(N), pointer(counts)
-        assert emulator.lib.emulated_count_bytes(*arguments) == 0
-        once(emulator, "planes")
+        assert checked.lib.emulated_count_bytes(*arguments) == 0
+        once(checked, "planes")
         assert torch.equal(counts, want.clamp(max=T))
 
 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("P", [1, 2, 32, 300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_counts(emulator: Emulator, dtype: torch.dtype, P: int, N: int) -> None:
+def test_counts(checked: Emulator, dtype: torch.dtype, P: int, N: int) -> None:
     planes = torch.randint(256, (P, N), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
     planes[:, 0] = 255
     for offset, to in OFFSETS:
-        emulator.begin()
-        placed = emulator.place("planes", planes, offset=offset)
-        counts = emulator.output("counts", [N], dtype, to)
+        checked.begin()
+        placed = checked.place("planes", planes, offset=offset)
+        counts = checked.output("counts", [N], dtype, to)
         arguments = pointer(placed), P, ctypes.c_int64(N), pointer(counts), DTYPES[dtype]
-        assert emulator.lib.emulated_counts(*arguments) == 0
-        once(emulator, "planes")
+        assert checked.lib.emulated_counts(*arguments) == 0
+        once(checked, "planes")
         assert torch.equal(counts, unpack(planes, 8 * P).sum(0).to(dtype))
 
 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gate_grad(emulator: Emulator, dtype: torch.dtype, N: int) -> None:
+def test_gate_grad(checked: Emulator, dtype: torch.dtype, N: int) -> None:
     g = torch.Generator().manual_seed(N)
     grad = torch.randn(N, generator=g).to(dtype)
     open_ = torch.rand(N, generator=g) < 0.5
     grad[~open_] = float("nan")  # a closed gate lets nothing through
     mask = pack_mask(open_)
     for offset, to in OFFSETS:
-        emulator.begin()
-        placed, bits = emulator.place("grad", grad, offset=offset), emulator.place("mask", mask, offset=offset)
-        out = emulator.output("grad_z", [N], dtype, to)
+        checked.begin()
+        placed, bits = checked.place("grad", grad, offset=offset), checked.place("mask", mask, offset=offset)
+        out = checked.output("grad_z", [N], dtype, to)
         arguments = pointer(placed), DTYPES[dtype], pointer(bits), ctypes.c_double(0.3), ctypes.c_int64(N), pointer(out)
-        assert emulator.lib.emulated_gate_grad(*arguments) == 0
-        once(emulator, "grad")
+        assert checked.lib.emulated_gate_grad(*arguments) == 0
+        once(checked, "grad")
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         want = (grad.to(wide) / torch.tensor(0.3, dtype=wide)).to(dtype)
         assert torch.equal(out, torch.where(open_, want, torch.zeros_like(want)))

@@ -179,7 +179,6 @@ def test_plain(checked: Emulator, seed: int, last: bool, window: bool) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 9])
 def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
-    """More spikes than a byte counts."""
     want = compare(plain, 300, 1, 12, 12, PLAIN[0][-1], seed, False, True)
     assert want["counts"].max() > 255
 
@@ -235,7 +234,6 @@ def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: flo
 
 
 def test_a_layer_that_is_not_prepared(plain: Emulator) -> None:
-    """It is refused, not multiplied by what lies at no address."""
     plain.begin()
     u = plain.place("u", torch.zeros(8, 8), OUTPUT)
     sizes = LINEAR.sizes((8, 1, 1, 16), torch.zeros(8, 1, 1, 16))

@@ -55,7 +55,6 @@ def test_ops(library: Path, group: str) -> None:
 
 
 def test_a_card_that_has_no_image(library: Path) -> None:
-    """The error says which cards the kernels were built for."""
     script = """
 import ctypes, os, torch, tandem_ext as te
 ctypes.CDLL(os.environ["TANDEM_LIBRARY"]).emulation_fail(209)

@@ -73,7 +73,6 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: 
 @pytest.mark.parametrize("residual", [None, "planes", "currents"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_long_windows(checked: Emulator, dtype: torch.dtype, residual: str | None) -> None:
-    """At once, and in pieces that carry what the neurons have come to."""
     for (i, shape), gate in itertools.product(enumerate([(3, 7), (5, 36)]), GATES):
         layer = random_layer(i, 300, shape, dtype, TRAIN, residual)
         layer.gate = gate

@@ -281,12 +281,12 @@ TANDEM_DENSE(TANDEM_TARGET_VNNI, by_vnni, Vnni)
 TANDEM_DENSE(TANDEM_TARGET_AVX_VNNI, by_avx_vnni, AvxVnni)
 TANDEM_DENSE(TANDEM_TARGET_V3, by_avx2, Avx2)
 
+}  // namespace
+
 bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
-
-}  // namespace
 
 ByteProducts byte_products() {
   static const ByteProducts best = [] {
@@ -319,6 +319,7 @@ void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* colu
 
 #else
 
+bool has_avx_vnni() { return false; }
 ByteProducts byte_products() { return ByteProducts::kNone; }
 void multiply_counts_dense(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts) {}
 

@@ -11,6 +11,8 @@ namespace tandem::cpu {
 // The processor's products of bytes, each kind better than the one before. Processors with AVX-VNNI may lack AVX-512.
 enum class ByteProducts { kNone, kAvx2, kAvxVnni, kAvx512Vnni };
 
+// Processors with products of the kinds before and after it need not have it.
+bool has_avx_vnni();
 // The best that the capability in use has.
 ByteProducts byte_products();
 

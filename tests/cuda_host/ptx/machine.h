@@ -132,7 +132,16 @@ inline int size_of(Type t) {
   constexpr int kBytes[] = {0, 4, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8};
   return kBytes[static_cast<int>(t)];
 }
-Type type_of(std::string_view word);  // kNone: it names no type
+// kNone: the word names no type.
+inline Type type_of(std::string_view word) {
+  static const std::map<std::string_view, Type> kTypes = {
+      {"pred", Type::kPred}, {"b8", Type::kB8},   {"u8", Type::kU8},   {"s8", Type::kS8},         {"b16", Type::kB16},
+      {"u16", Type::kU16},   {"s16", Type::kS16}, {"f16", Type::kF16}, {"bf16", Type::kBF16},     {"b32", Type::kB32},
+      {"u32", Type::kU32},   {"s32", Type::kS32}, {"f32", Type::kF32}, {"bf16x2", Type::kBF16x2}, {"b64", Type::kB64},
+      {"u64", Type::kU64},   {"s64", Type::kS64}, {"f64", Type::kF64}, {"f16x2", Type::kF16x2}};
+  const auto found = kTypes.find(word);
+  return found == kTypes.end() ? Type::kNone : found->second;
+}
 
 // --- running ---------------------------------------------------------------------------------------------------------
 

@@ -113,9 +113,8 @@ class Parser {
       if (line.empty() || line == "{" || line == "}") continue;
       if (line.back() == ':') {
         labels_[strip(line, ":")] = static_cast<int>(kernel_->code.size());
-      } else if (line[0] == '{') {  // inline assembly with names of its own
-        for (const auto part : split(line.substr(1, line.rfind('}') - 1), ';')) statement(part);
       } else {
+        if (line[0] == '{') line = line.substr(1, line.rfind('}') - 1);  // inline assembly with names of its own
         for (const auto part : split(line, ';')) statement(part);
       }
     }
@@ -221,8 +220,8 @@ class Parser {
     if (is_register(s)) return register_named(s);
     int bytes = std::max(2, size_of(type));
     const auto name = std::string(s);
-    if (begins(s, "0f")) return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)), bytes);
-    if (begins(s, "0d")) return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)), bytes);
+    if (begins(s, "0f") || begins(s, "0d"))
+      return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)), bytes);
     if (const auto at = parameters_.find(name); at != parameters_.end()) return immediate(at->second, bytes);
     if (variables_.count(name)) return shared_address(name, bytes);
     int64_t value = number(s);
@@ -309,10 +308,7 @@ class Parser {
     for (size_t n = 0; n < parts.size(); ++n) {
       const bool result = writes && n == 0;
       const auto add = [&](std::string_view name, Type type) {
-        if (name == "_") {
-          i.o.push_back({});
-          return;
-        }
+        if (name == "_") return i.o.push_back({});
         i.o.push_back(operand(name, type));
         if (i.o.back().index >= 0 && !specials_.count(i.o.back().index)) {
           (result ? i.writes : i.reads).push_back(i.o.back().index);
@@ -384,16 +380,6 @@ class Parser {
 constexpr std::string_view kEntry = ".entry ";
 
 }  // namespace
-
-Type type_of(std::string_view word) {
-  static const std::map<std::string_view, Type> kTypes = {
-      {"pred", Type::kPred}, {"b8", Type::kB8},   {"u8", Type::kU8},   {"s8", Type::kS8},         {"b16", Type::kB16},
-      {"u16", Type::kU16},   {"s16", Type::kS16}, {"f16", Type::kF16}, {"bf16", Type::kBF16},     {"b32", Type::kB32},
-      {"u32", Type::kU32},   {"s32", Type::kS32}, {"f32", Type::kF32}, {"bf16x2", Type::kBF16x2}, {"b64", Type::kB64},
-      {"u64", Type::kU64},   {"s64", Type::kS64}, {"f64", Type::kF64}, {"f16x2", Type::kF16x2}};
-  const auto found = kTypes.find(word);
-  return found == kTypes.end() ? Type::kNone : found->second;
-}
 
 Module::Module(std::string text) : text_(std::move(text)) {
   for (size_t at = text_.find(kEntry); at != text_.npos; at = text_.find(kEntry, at + 1)) {
