@@ -9,19 +9,19 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:
 	@echo "make train     train an SNN and its ANN twin on handwritten digits, compare them, write runs/digits"
 	@echo "make test      the tests, Python and C++, in minutes"
-	@echo "make test-clients  notebooks, other people's tools, long lists of models"
+	@echo "make test-clients  tests of notebooks, third-party tools and long lists of models"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time the cases of tandem-snn bench, and ops without products, by pytest-benchmark"
 	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
-	@echo "make torture   everything that tries to break it, two hours, and write docs/reliability.md"
+	@echo "make torture   the stress tests, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
-	@echo "make coverage  lines and branches that the tests reach, Python and C++, in build/coverage; needs clang and LLVM"
+	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage; needs clang and LLVM"
 	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
-	@echo "make gpu-libraries  what a GPU machine without compilers needs for that, beside this repository"
+	@echo "make gpu-libraries  the libraries for gpu-check on a GPU machine without compilers"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
-	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; what it needs: tests/arm.py"
+	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; requirements: tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"
@@ -35,7 +35,7 @@ test: $(READY) ext
 	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile
 	$(call ctest,cpu)
 
-# Notebooks, other people's tools and long lists of models.
+# Notebooks, third-party tools and long lists of models.
 test-clients: $(READY) ext
 	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m "clients and not cuda"
 

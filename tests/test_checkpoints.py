@@ -151,7 +151,7 @@ def test_a_finished_run_is_trained_on(digits, tmp_path):
     whole = build(digits, long)
     expected = fit(whole, digits, long)
     fit(build(digits, short), digits, short, store=Store(tmp_path))
-    with pytest.raises(UserError, match=r"a training of 2 epochs, not 3: .* --resume` trains it on, .*train_on=True"):
+    with pytest.raises(UserError, match=r"a training of 2 epochs, not 3: .* --resume` or .*train_on=True"):
         fit(build(digits, long), digits, long, store=Store(tmp_path))
     with pytest.raises(UserError, match=r"epochs: expected more than 2, for which .* was trained already, got 1"):
         fit(build(digits, short), digits, replace(short, epochs=1), store=Store(tmp_path, train_on=True))

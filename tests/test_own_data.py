@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_said():
         ({"train": DataLoader(TensorDataset(x, y), 4, sampler=WeightedRandomSampler(y + 1.0, 40)), "test": loader},
          "train: a DataLoader with a custom sampler"),
         ({"train": TensorDataset(x), "test": loader}, "dataset: .* got samples of"),
-        ({"train": TensorDataset(x.byte(), y), "test": loader}, "expected inputs of floating point.* torch.uint8"),
+        ({"train": TensorDataset(x.byte(), y), "test": loader}, "expected floating-point inputs.* torch.uint8"),
         ({"train": (x.byte(), y), "test": loader}, "inputs: expected a floating-point tensor .* got torch.uint8"),
         ({"train": (x, y[:-1]), "test": loader}, "targets: expected 40"),
         ({"train": [(x[0], 1)], "test": loader}, "classes: not known for this data set"),

@@ -150,7 +150,7 @@ def test_what_cannot_be(digits):
         Trainer(build(digits), digits, replace(RECIPE, epochs=3))
     for values, message in (
         ({"patience": 2}, "patience: needs progressive"),
-        ({"progressive": True, "patience": 2, "validation": False}, "by the validation split"),
+        ({"progressive": True, "patience": 2, "validation": False}, "a validation split"),
         ({"progressive": True, "patience": 0}, "patience: expected a positive"),
         ({"progressive": True, "percentile": 0}, "percentile: expected more than 0"),
         ({"progressive": True, "init_from": "twin", "init_gain": 2}, "init_gain, ann_units: progressive"),

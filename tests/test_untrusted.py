@@ -380,6 +380,5 @@ def test_images_of_absurd_sizes_are_not_decoded(tmp_path: Path) -> None:
         path.write_bytes(jpeg(60_000, 60_000))
     with pytest.raises(UserError, match=r"damaged file .*dog/0001.jpg"), little_memory():
         data.load("cifar10-jpeg", tmp_path)
-    images = data.load("imagenet", tmp_path, size=16)
     with pytest.raises(UserError, match=r"damaged file .*imagenet/val"), little_memory():
-        list(images.test.batches(1))
+        data.load("imagenet", tmp_path, size=16)

@@ -228,38 +228,23 @@ def bptt(problem: Problem) -> Model:
     return Model(own.parameters, forward, same_gradient=False)
 
 
-def _input(batch: Batch) -> Output:
-    return batch.x if batch.train is None else batch.train
-
-
-def layerwise(problem: Problem) -> Model:
-    """This package's layers, called one by one."""
+def ours(problem: Problem, window: bool = False, freeze: bool = False) -> Model:
+    """This package's layers, called one by one or frozen. With timing "window" they give other spikes."""
     net = copy.deepcopy(problem.network)
-    return Model(list(net.parameters()), lambda batch: net(_input(batch)))
-
-
-def frozen(problem: Problem) -> Model:
-    net = tandem_snn.freeze(copy.deepcopy(problem.network).eval())
-    return Model([], lambda batch: net(_input(batch)))
-
-
-def windows(problem: Problem, freeze: bool = False) -> Model:
-    """The network with timing "window": other spikes, the same layers and weights."""
-    net = copy.deepcopy(problem.network)
-    for layer in net:
+    for layer in net if window else ():
         if isinstance(layer, tnn.SpikingLayer):
             layer.timing = "window"
     run = tandem_snn.freeze(net.eval()) if freeze else net
-    inputs: dict[int, Output] = {}  # trains in the form that a window layer gives
+    counts: dict[int, SpikeTrain] = {}  # trains in the form that a window layer gives, by batch
 
     def forward(batch: Batch) -> Output:
-        if batch.train is None:
-            return run(batch.x)
-        if id(batch) not in inputs:
-            inputs[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
-        return run(inputs[id(batch)])
+        if batch.train is None or not window:
+            return run(batch.x if batch.train is None else batch.train)
+        if id(batch) not in counts:
+            counts[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
+        return run(counts[id(batch)])
 
-    return Model([] if freeze else list(net.parameters()), forward, same=False, same_gradient=False)
+    return Model([] if freeze else list(net.parameters()), forward, same=not window, same_gradient=not window)
 
 
 def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
@@ -317,10 +302,10 @@ def snntorch(problem: Problem) -> Model:
 
 
 MAKERS: dict[str, Callable[[Problem], Model]] = {
-    "tandem": layerwise,
-    "windows": windows,
-    "frozen": frozen,
-    "frozen, windows": partial(windows, freeze=True),
+    "tandem": ours,
+    "windows": partial(ours, window=True),
+    "frozen": partial(ours, freeze=True),
+    "frozen, windows": partial(ours, window=True, freeze=True),
     "ANN": ann,
     "naive": naive,
     "naive, loop compiled": lambda problem: naive(problem, torch.compile(if_loop, dynamic=False)),

@@ -46,18 +46,8 @@ PRODUCTS = (CHECKPOINT, TWIN, SUMMARY, "report.html", "report.png", *(f"model{su
 class Job:
     """A recipe, and the settings that do not change its result.
 
-    Attributes:
-        recipe, twin: see :func:`tandem_snn.training.compare`.
-        folder: where the results go.
-        twins: see :func:`tandem_snn.training.compare`.
-        command: the command that reproduces the result.
-        data_dir: the folder of the data set's files.
-        device, threads: where to run; with 0 threads torch chooses their number.
-        workers: see :func:`tandem_snn.data.load`.
-        resume: resume the run in the folder. restart: discard an unfinished run in it. overwrite: discard a finished
-            run too.
-        train_on: see :class:`tandem_snn.training.Store`.
-        checkpoint_seconds, checkpoint_steps, tensorboard: see :class:`tandem_snn.training.Store`.
+    The fields are options of ``tandem-snn train`` and arguments of :func:`tandem_snn.training.compare` and
+    :class:`tandem_snn.training.Store`; ``command`` is the command that reproduces the result.
     """
 
     recipe: Recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tandem_ext.checks import MOST_STEPS
+from tandem_ext.checks import T as check_T
 
 from ..errors import UserError, check_name
 from . import readers, recordings
@@ -87,7 +87,8 @@ def load(
     train: Split
     test: Split
     if name in recordings.SETS:
-        frames = recordings.read(name, data_root(name, data_dir), _T(T), bins, _size(name, size))
+        check_T("T", T)
+        frames = recordings.read(name, data_root(name, data_dir), T, bins, _size(name, size))
         train, test = (EventSplit(part.samples, T, part.targets) for part in (frames.train, frames.test))
         train = replace(train, augmentations=augmentations)
         common |= {"shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
@@ -144,12 +145,6 @@ def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(_VALIDATION_SEED))
     held_out = -(-samples // _VALIDATION_SHARE)
     return order[held_out:].sort().values, order[:held_out].sort().values
-
-
-def _T(T: int) -> int:
-    if not isinstance(T, int) or not 1 <= T <= MOST_STEPS["step"]:
-        raise UserError(f"T: expected 1 to {MOST_STEPS['step']} time steps, got {T}")
-    return T
 
 
 def _size(name: str, size: int | None) -> tuple[int, int] | None:
