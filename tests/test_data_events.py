@@ -125,8 +125,8 @@ def test_what_is_wrong_with_n_mnist_is_said(n_mnist):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"T": 0}, "T: expected an int from 1 to 65535"), ({"bins": "tim"}, "did you mean 'time'"), ({"size": 35}, "1..34 pixels"),
-     ({"task": "regression"}, "regression is supported only for images")],
+    [({"T": 0}, "T: expected an int from 1 to 65535"), ({"bins": "tim"}, "did you mean 'time'"),
+     ({"size": 35}, "1..34 pixels"), ({"task": "regression"}, "regression is supported only for images")],
 )  # fmt: skip
 def test_options_are_checked(n_mnist, options, message):
     with pytest.raises(ValueError, match=message):
