@@ -160,9 +160,16 @@ class Emulator:
 
     def counted(self, kernel: str) -> tuple[int, int]:
         """Warp instructions, and mma among them, that kernels with ``kernel`` in their name have executed."""
-        out = (ctypes.c_uint64 * 2)()
+        return self._counters(kernel)[:2]
+
+    def warps(self, kernel: str) -> int:
+        """That were launched of such kernels."""
+        return self._counters(kernel)[2]
+
+    def _counters(self, kernel: str) -> tuple[int, int, int]:
+        out = (ctypes.c_uint64 * 3)()
         self.lib.emulation_counters(kernel.encode(), out)
-        return out[0], out[1]
+        return out[0], out[1], out[2]
 
     def touches(self, name: str) -> Touches:
         out = (ctypes.c_uint32 * 4)()

@@ -163,7 +163,16 @@ def test_traffic(checked: Emulator) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "channels", "slices"),
-    [(1, 1, 1), (63, 8, 1), (64, 8, 2), (1030, 8, 32), (10**6, 128, 256), (10**6, 512, 256), (10**6, 641, 171)],
+    [
+        (1, 1, 1),
+        (63, 8, 1),
+        (64, 8, 2),
+        (1030, 8, 32),
+        (10**6, 128, 256),
+        (10**6, 512, 256),
+        (10**6, 641, 171),
+        (10**6, 1024, 128),
+    ],
 )
 def test_slices(plain: Emulator, rows: int, channels: int, slices: int) -> None:
     """Blocks enough to fill a GPU, each of 32 rows or more."""

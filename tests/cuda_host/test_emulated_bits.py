@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 import torch
-from harness import DTYPES, INOUT, Emulator, pointer
+from harness import DTYPES, Emulator, pointer
 from neuron_layers import pack, pack_mask, unpack
 
 SIZES = [1, 7, 32, 100, 1028]
@@ -20,6 +20,11 @@ def once(emulator: Emulator, *names: str) -> None:
     for name in names:
         touches = emulator.touches(name)
         assert (touches.least_reads, touches.most_reads) == (1, 1), name
+
+
+def one_of(dtype: torch.dtype) -> ctypes.c_uint64:
+    """The bits of 1."""
+    return ctypes.c_uint64(int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little"))
 
 
 @pytest.mark.parametrize("N", SIZES)
@@ -46,8 +51,7 @@ def test_pack_and_unpack(checked: Emulator, dtype: torch.dtype, T: int, N: int) 
         checked.begin()
         planes = checked.place("planes", planes, offset=offset)
         out = checked.output("spikes", [T, N], dtype, to)
-        one = int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
-        arguments = pointer(planes), T, ctypes.c_int64(N), pointer(out), size, ctypes.c_uint64(one)
+        arguments = pointer(planes), T, ctypes.c_int64(N), pointer(out), size, one_of(dtype)
         assert checked.lib.emulated_unpack(*arguments) == 0
         once(checked, "planes")
         assert torch.equal(out, spikes)
@@ -112,21 +116,34 @@ def test_gate_grad(checked: Emulator, dtype: torch.dtype, N: int) -> None:
         assert torch.equal(out, torch.where(open_, want, torch.zeros_like(want)))
 
 
-def test_no_block_is_idle(plain: Emulator) -> None:
-    """Twice as many neurons take twice as many instructions."""
-    instructions = []
-    for N in (1024, 2048):
-        plain.begin()
-        size, bytes_, floats = ctypes.c_int64(N), torch.zeros(N, dtype=torch.uint8), torch.zeros(N)
-        planes, dense = pointer(plain.place("planes", bytes_, INOUT)), pointer(plain.place("floats", floats, INOUT))
-        assert plain.lib.emulated_pack(dense, 4, True, 1, size, planes) == 0
-        assert plain.lib.emulated_unpack(planes, 1, size, dense, 4, ctypes.c_uint64(1)) == 0
-        assert plain.lib.emulated_counts(planes, 1, size, dense, DTYPES[torch.float32]) == 0
-        assert plain.lib.emulated_count_bytes(planes, 1, size, planes) == 0
-        assert plain.lib.emulated_burst_planes(planes, 8, size, planes) == 0
-        assert plain.lib.emulated_gate_grad(dense, DTYPES[torch.float32], planes, ctypes.c_double(1), size, dense) == 0
-        instructions.append(plain.counted("kernel")[0])
-    assert instructions[1] == 2 * instructions[0]
+def test_four_neurons_to_a_thread(checked: Emulator) -> None:
+    """Where they are aligned, in instructions as wide, and no thread is without."""
+    T, N = 8, 2048
+    size, warps = ctypes.c_int64(N), N // 128
+    for dtype in DENSE:
+        checked.begin()
+        dense = checked.place("spikes", torch.zeros(T, N, dtype=dtype))
+        planes = checked.output("planes", [1, N], torch.uint8)
+        assert checked.lib.emulated_pack(pointer(dense), dtype.itemsize, False, T, size, pointer(planes)) == 0
+        assert checked.traffic("planes", write=True).requests == checked.warps("pack") == warps
+        out = checked.output("dense", [T, N], dtype)
+        assert checked.lib.emulated_unpack(pointer(planes), T, size, pointer(out), dtype.itemsize, one_of(dtype)) == 0
+        assert checked.traffic("planes").requests == checked.warps("unpack") == warps
+    for dtype, code in DTYPES.items():
+        checked.begin()
+        planes, mask = pointer(checked.place("planes", torch.zeros(1, N).byte())), checked.place("mask", torch.zeros(N))
+        counts, out = checked.output("counts", [N], dtype), checked.output("out", [N], dtype)
+        assert checked.lib.emulated_counts(planes, 1, size, pointer(counts), code) == 0
+        assert checked.traffic("planes").requests == checked.warps("counts") == warps
+        arguments = pointer(counts), code, pointer(mask), ctypes.c_double(1), size, pointer(out)
+        assert checked.lib.emulated_gate_grad(*arguments) == 0
+        assert checked.traffic("mask").requests == checked.warps("gate_grad") == warps
+        few = checked.output("few", [N], torch.uint8)
+        assert checked.lib.emulated_count_bytes(planes, 1, size, pointer(few)) == 0
+        assert checked.traffic("few", write=True).requests == checked.warps("count_bytes") == warps
+        trains = checked.output("trains", [1, N], torch.uint8)
+        assert checked.lib.emulated_burst_planes(pointer(few), 8, size, pointer(trains)) == 0
+        assert checked.warps("burst") == 4 * warps
 
 
 def test_empty(plain: Emulator) -> None:

@@ -47,6 +47,7 @@ def test_where_it_is_favoured(
         ({"channels": 2**24}, None),
         ({"height": 2**16, "width": 2**15}, None),
         ({"height": 2**16, "width": 2**15 - 1}, FLOAT16),
+        ({"width": 2**31 - 1}, FLOAT16),
         ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, None),
         ({"channels": 2**20, "outputs": 2**19, "groups": 2**15}, FLOAT16),
         ({"channels": 2**20, "outputs": 2**20, "groups": 2**16}, FLOAT32),  # without tiles

@@ -81,7 +81,7 @@ def test_a_frozen_network_prepares_once(library: Path) -> None:
     script = """
 import ctypes, os, torch, tandem_ext as te
 lib = ctypes.CDLL(os.environ["TANDEM_LIBRARY"])
-count = (ctypes.c_uint64 * 2)()
+count = (ctypes.c_uint64 * 3)()
 def made():
     lib.emulation_counters(b"digits", count)
     return count[0]

@@ -194,13 +194,15 @@ def test_samples_that_are_not_finite(checked: Emulator, T: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("window", [False, True])
-def test_no_block_is_idle(plain: Emulator, window: bool) -> None:
-    """Twice as many neurons take twice as many instructions."""
-    instructions = []
-    for samples in (1, 2):
-        run(plain, Layer(torch.zeros(8, samples, 512), 8, window=window))
-        instructions.append(plain.counted("if_")[0])
-    assert instructions[1] == 2 * instructions[0] > 0
+@pytest.mark.parametrize(("channels", "v_init"), [(6, None), (6, 1), (64, 64), (64, 128)])
+def test_four_neurons_to_a_thread(checked: Emulator, channels: int, v_init: int | None, window: bool) -> None:
+    """Where they are aligned and no parameter begins anew within them, and no thread is without."""
+    layer = Layer(torch.zeros(8, 3072 // channels, channels), 8, window=window)
+    layer.v_init = None if v_init is None else torch.zeros(v_init)
+    layer.residual_scale = torch.ones(channels) if channels == 64 else None
+    layer.residual = torch.zeros(1, *layer.currents.shape[1:], dtype=torch.uint8)
+    run(checked, layer)
+    assert checked.traffic("residual").requests == checked.warps("if_") == 3072 // 128
 
 
 def test_empty(plain: Emulator) -> None:

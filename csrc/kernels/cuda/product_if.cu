@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                      [&](int t) { return parts[at.part(item, t)]; });
       }
     }
-    if (S::kRounds && first + S::kSteps < a.T) __syncthreads();  // the ring has been read
+    if (S::kRounds) __syncthreads();  // the ring has been read
   }
 }
 

@@ -244,6 +244,7 @@ void Machine::launch(const Kernel& kernel, Dim grid, Dim size, uint32_t dynamic_
       std::fill(shared.begin(), shared.end(), std::byte{0xab});
       checker::begin_block(block, kernel.static_shared, static_cast<uint32_t>(shared.size()));
       prepare(block);
+      count.warps += warps.size();
       run_block(block, count, random);
     }
   } catch (const Fault& fault) {

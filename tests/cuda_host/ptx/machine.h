@@ -238,6 +238,7 @@ inline void each(uint32_t mask, Body body) {
 struct Counters {
   uint64_t instructions = 0;  // of warps, in which a lane at least takes part
   uint64_t mma = 0;
+  uint64_t warps = 0;
 };
 
 enum class Mma { kExact, kTruncating };  // see collective.cpp

@@ -213,13 +213,14 @@ void emulation_only_blocks(uint64_t first, uint64_t count) {
   machine().options.first_block = first;
   machine().options.blocks = count;
 }
-// What kernels whose name contains `kernel` have executed: {instructions of warps, mma}.
+// What kernels whose name contains `kernel` have executed: {instructions of warps, mma, warps}.
 void emulation_counters(const char* kernel, uint64_t* out) {
-  out[0] = out[1] = 0;
+  out[0] = out[1] = out[2] = 0;
   for (const auto& [name, counters] : machine().counters) {
     if (name.find(kernel) == name.npos) continue;
     out[0] += counters.instructions;
     out[1] += counters.mma;
+    out[2] += counters.warps;
   }
 }
 
