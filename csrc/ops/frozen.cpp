@@ -29,9 +29,20 @@ Shape of_axes(int64_t axes, int64_t vertical, int64_t horizontal) {
   return axes == 1 ? Shape{horizontal} : Shape{vertical, horizontal};
 }
 
+// The type that a program computes in.
+ScalarType type_of(const network::Program& program) {
+  const DType type = program.dtype();
+  return type == DType::kBFloat16  ? ScalarType::BFloat16
+         : type == DType::kFloat16 ? ScalarType::Half
+                                   : ScalarType::Float;
+}
+
 class TorchNumbers : public network::Host {
  public:
-  explicit TorchNumbers(const Tensor& input) : input_(input) {}
+  // The input is float32, whatever type is computed in.
+  TorchNumbers(const Tensor& input, ScalarType type) : input_(input), type_(type) {}
+
+  bool computes_in(DType type) const override { return type != DType::kFloat64; }
 
   const float* product(const RealWindow& w, const float* weight, const float* bias, const float* x) override {
     const Instruction& i = w.instruction;
@@ -41,12 +52,12 @@ class TorchNumbers : public network::Host {
     }
     if (i.axes == 0) {
       OptionalTensor shift;
-      if (bias != nullptr) shift = view(bias, {i.outputs});
-      return keep(to_contiguous(aten::linear(images, view(weight, {i.outputs, i.channels}), shift)));
+      if (bias != nullptr) shift = rounded(view(bias, {i.outputs}));
+      return keep(to_contiguous(aten::linear(images, rounded(view(weight, {i.outputs, i.channels})), shift)));
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
-    const Tensor y = aten::convolution(images, view(weight, size), of_axes(i.axes, i.stride_h, i.stride_w),
+    const Tensor y = aten::convolution(images, rounded(view(weight, size)), of_axes(i.axes, i.stride_h, i.stride_w),
                                        of_axes(i.axes, i.padding_h, i.padding_w),
                                        of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
     return keep(to_channels_last(y, 1));
@@ -55,8 +66,8 @@ class TorchNumbers : public network::Host {
   const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
     const Instruction& i = w.instruction;
     const Shape shape = batched(w.batch, w.in);
-    const Tensor images =
-        channels_last ? view_channels_last(view(x, {tandem::ops::product(shape)}), shape, 1) : tensor(x, shape);
+    const Tensor images = channels_last ? rounded(view_channels_last(view(x, {tandem::ops::product(shape)}), shape, 1))
+                                        : tensor(x, shape);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
       return keep(to_contiguous(aten::adaptive_avg_pool(images, kernel)));
@@ -80,14 +91,16 @@ class TorchNumbers : public network::Host {
   // The network's input may have any layout; what follows from it is contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
     const bool is_input = input_.scalar_type() == ScalarType::Float && x == input_.data_ptr();
-    return is_input ? torch::stable::reshape(input_, shape) : view(x, shape);
+    return rounded(is_input ? torch::stable::reshape(input_, shape) : view(x, shape));
   }
+  Tensor rounded(const Tensor& x) const { return type_ == ScalarType::Float ? x : aten::to_type(x, type_); }
   const float* keep(const Tensor& result) {
-    kept_.push_back(result);
-    return static_cast<const float*>(result.data_ptr());
+    kept_.push_back(type_ == ScalarType::Float ? result : aten::to_type(result, ScalarType::Float));
+    return static_cast<const float*>(kept_.back().data_ptr());
   }
 
   const Tensor& input_;
+  const ScalarType type_;
   std::vector<Tensor> kept_;
 };
 
@@ -153,9 +166,9 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-// input: planes [P, B, *features], counts as bytes [1, B, *features] or float32 [B, *features]. The answer [B,
-// outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after one step,
-// and the new state.
+// input: planes [P, B, *features], counts as bytes [1, B, *features] or, of the program's type, [B, *features]. The
+// answer [B, outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after
+// one step, and the new state.
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
                                       Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
   const Network& net = last_network().of(program, numbers);
@@ -168,8 +181,12 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
                "every_step is for a whole window, a state for one of its steps");
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
-  TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : ScalarType::Float), "input must be ",
-               spikes ? "uint8 planes" : "float32");
+  const ScalarType type = type_of(net.program());
+  const bool half = type != ScalarType::Float;
+  TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
+               spikes ? "uint8 planes" : "of the type of the weights");
+  TANDEM_CHECK(!half || T <= (type == ScalarType::Half ? 2048 : 256), "T: ", T,
+               " steps are more than the type of the weights counts");
   const Shape shape = shape_of(input);
   const size_t first = spikes ? 2 : 1;  // of the features
   TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
@@ -177,7 +194,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
   const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
   TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
-  Tensor dense = spikes ? to_channels_last(input, 2) : input;
+  Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
   if (counted && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
@@ -195,11 +212,12 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   }
   Shape out = batched(plan.batch, plan.answer());
   if (every_step) out = prepend(T, out);
-  const Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
-  TorchNumbers host(dense);
+  Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
+  TorchNumbers host(dense, type);
   net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
                  state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
                  static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
+  if (half) answer = aten::to_type(answer, type);
   return {answer, after};
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "../cpu/halves.h"
 #include "../cpu/scratch.h"
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
@@ -42,7 +43,7 @@ std::vector<int64_t> Network::parts() const {
     offsets.push_back(size);
     if (is_packed(i)) {
       size += cpu::prepared_size(geometry(i), weights_of(i));
-    } else if (has_weights(i) && program_.instructions[i].few_bits != 0) {
+    } else if (is_widened(i)) {
       size += program_.instructions[i].weights() * static_cast<int64_t>(sizeof(float));
     }
   }
@@ -73,15 +74,26 @@ Geometry Network::geometry(int64_t number) const {
 
 Weights Network::weights_of(int64_t number) const {
   const Instruction& i = program_.instructions[number];
-  return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : DType::kFloat32, false};
+  return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : program_.dtype(), false};
 }
 
-// Weights of few bits as floats: the integers, which for a readout are times their step.
+namespace {
+
+template <class Half>
+void widen_halves(const void* from, int64_t n, float* to) {
+  for (int64_t k = 0; k < n; ++k) to[k] = cpu::to_float(static_cast<const Half*>(from)[k]);
+}
+
+}  // namespace
+
+// Weights as floats. Of few bits the integers, which for a readout are times their step.
 void Network::widen(int64_t number, float* to) const {
   const Instruction& i = program_.instructions[number];
   const int64_t n = i.weights();
-  const auto* q = reinterpret_cast<const int8_t*>(numbers_ + i.weight);
-  std::copy_n(q, n, to);
+  const Weights weights = weights_of(number);
+  if (weights.dtype == DType::kBFloat16) return widen_halves<cpu::BFloat16>(weights.data, n, to);
+  if (weights.dtype == DType::kFloat16) return widen_halves<cpu::Float16>(weights.data, n, to);
+  std::copy_n(static_cast<const int8_t*>(weights.data), n, to);
   if (program_.kind(number) != Kind::readout) return;
   const float* step = floats(i.step);
   for (int64_t k = 0; k < n; ++k) to[k] *= step[k / (n / i.outputs)];
@@ -95,7 +107,7 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
     uint8_t* part = prepared + offsets[n];
     if (is_packed(i)) {
       cpu::prepare(geometry(i), weights_of(i), part, parallel);
-    } else if (has_weights(i) && program_.instructions[n].few_bits != 0) {
+    } else if (is_widened(i)) {
       widen(i, reinterpret_cast<float*>(part));
     }
   }
@@ -343,11 +355,18 @@ class Run {
     Geometry& g = of.geometry;
     g.outputs = g.channels = g.groups = neuron.channels;
     const std::vector<int8_t> ones(g.outputs * g.taps(), 1);
-    const std::vector<float> shares(g.outputs, static_cast<float>(1.0 / static_cast<double>(g.taps())));
+    const std::vector<float> shares(g.outputs, rounded(static_cast<float>(1.0 / static_cast<double>(g.taps()))));
     of.weights = {ones.data(), DType::kInt8, false};
     of.neuron.scale = shares.data();
     of.prepared = nullptr;
     cpu::run(of, call_.parallel);
+  }
+
+  // To the type of the weights.
+  float rounded(float x) const {
+    if (program_.dtype() == DType::kBFloat16) return cpu::to_float(cpu::from_float<cpu::BFloat16>(x));
+    if (program_.dtype() == DType::kFloat16) return cpu::to_float(cpu::from_float<cpu::Float16>(x));
+    return x;
   }
 
   bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
@@ -463,7 +482,7 @@ class Run {
   }
   // Of a layer that reads real numbers, or a readout.
   const float* weights(int64_t i) const {
-    return at(i).few_bits != 0 ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
+    return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
   }
 
   // Of the counts after step t of this run, which is the stream's last of `steps`.
@@ -525,6 +544,9 @@ class Run {
   float* bad_;          // [batch], likewise, or a stream's: NaN where a potential was not finite
 };
 
-void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }
+void Network::run(const Plan& plan, const Call& call) const {
+  if (!call.host->computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
+  Run(*this, plan, call)();
+}
 
 }  // namespace tandem::network

@@ -34,10 +34,12 @@ struct RealWindow {
 };
 
 // The caller's real numbers. Results are [batch, ...] and last until the run is over; x is the network's input or an
-// earlier result, in C, H, W order where nothing else is said.
+// earlier result, in C, H, W order where nothing else is said. They are float32 here whatever type the program computes
+// in: a caller that has a half type rounds to it all that it reads and gives.
 class Host {
  public:
   virtual ~Host() = default;
+  virtual bool computes_in(DType type) const { return type == DType::kFloat32; }
   // weight [outputs, channels, kernel], bias [outputs] or null; the result has its channels innermost.
   virtual const float* product(const RealWindow& window, const float* weight, const float* bias, const float* x) = 0;
   virtual const float* mean(const RealWindow& window, bool channels_last, const float* x) = 0;
@@ -128,7 +130,11 @@ class Network {
   }
   bool has_neurons(int64_t i) const { return is_layer(i) && program_.is_train(i); }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_train(i); }
-  bool has_weights(int64_t i) const { return program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout; }
+  // Has it weights that a host multiplies, which the numbers do not hold as float32?
+  bool is_widened(int64_t i) const {
+    const bool has_weights = program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout;
+    return has_weights && !is_packed(i) && weights_of(i).dtype != DType::kFloat32;
+  }
   Geometry geometry(int64_t i) const;
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;

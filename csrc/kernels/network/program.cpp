@@ -130,7 +130,7 @@ class Checker {
   // `size` numbers of the type that is computed in, or of `width` bytes; there may be none.
   void check_numbers(const char* name, int64_t offset, int64_t size, int64_t width = 0) const {
     if (offset == kAbsent) return;
-    if (width == 0) width = dtype() == DType::kFloat64 ? 8 : 4;
+    if (width == 0) width = program_.dtype() == DType::kFloat64 ? 8 : 4;
     const int64_t length = checked_product(size, width, bytes_);
     if (offset < 0 || offset % width != 0 || offset > bytes_ - length) {
       refuse(std::string(name) + ": its numbers lie outside of what there is");
@@ -141,8 +141,6 @@ class Checker {
     const double value = real(bits);
     if (!(value >= least && value <= most)) refuse(std::string(name) + ": not a number that it can be");
   }
-
-  DType dtype() const { return static_cast<DType>(program_.header.dtype); }
 
   void check_window() const {
     check_range("kernel_size", i_.kernel_h, 1, kLargestWindow);
@@ -174,7 +172,7 @@ class Checker {
     if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
     const int64_t inputs = checked_product(i_.channels, i_.kernel_h * i_.kernel_w, bytes_);
     check_numbers("weight", i_.weight, checked_product(i_.outputs, inputs, bytes_),
-                  i_.few_bits != 0 ? 1 : size_of(dtype()));
+                  i_.few_bits != 0 ? 1 : size_of(program_.dtype()));
     check_numbers("step", i_.step, i_.outputs);
     check_numbers("scale", i_.scale, i_.outputs);
     check_numbers("shift", i_.shift, i_.outputs);
@@ -262,7 +260,7 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
   }
   check_range("T", program.header.T, 0, program.most_steps());
   if (program.values.back() != Value::kMeans) program.not_run = "the network does not end in a Readout or in means";
-  if (program.header.dtype != static_cast<int64_t>(DType::kFloat32)) program.not_run = "it computes in float32 alone";
+  if (program.dtype() == DType::kFloat64) program.not_run = "it does not compute in float64";
   return program;
 }
 

@@ -100,6 +100,7 @@ struct Program {
   std::vector<Value> values;  // of each instruction
   std::string not_run;        // "instruction N: why" the executor does not run it, though Python may; or empty
 
+  DType dtype() const { return static_cast<DType>(header.dtype); }
   Kind kind(int64_t i) const { return static_cast<Kind>(instructions[i].kind); }
   Value value(int64_t v) const {
     if (v >= 0) return values[v];

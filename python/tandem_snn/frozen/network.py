@@ -342,9 +342,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Sums over spikes are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A sample's answer does not
     depend on its batch, but for how torch rounds the one product of a real-valued input in batches of other sizes.
-    A network that has no program (other modules between the layers, weights other than float32) runs layer by layer
-    instead. On a GPU the kernels of the layers are captured in one CUDA graph for each shape of batch, the last eight
-    of which are kept, and float32 weights multiplied as the same integers.
+    A network that has no program (other modules between the layers, weights of float64) runs layer by layer instead, as
+    do bfloat16 and float16 where T is larger than they count, 256 and 2,048. On a GPU the kernels of the layers are
+    captured in one CUDA graph for each shape of batch, the last eight of which are kept, and float32 weights multiplied
+    as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
