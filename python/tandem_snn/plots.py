@@ -1,4 +1,4 @@
-"""Plots in one line: each function draws into one of matplotlib's axes and returns it.
+"""Plots in one line: each function draws into the matplotlib ``axes``, or into those of a new figure, and returns them.
 
 >>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
 >>> axes = tandem_snn.plots.raster(train)
@@ -77,12 +77,8 @@ def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, 
 
     Args:
         train: a train, or a layer's recording by :class:`tandem_snn.measure.Monitor`.
-        axes: matplotlib's axes; None: of a new figure.
         sample: the index in the batch.
         neurons: the greatest number of neurons shown; they are evenly spaced.
-
-    Returns:
-        The axes.
 
     Raises:
         TypeError: not a train.
@@ -124,13 +120,9 @@ def potentials(
 
     Args:
         monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
-        axes: matplotlib's axes; None: of a new figure.
         layer: the name of a layer; None: the last one recorded.
         sample: the index in the batch.
         neurons: the number of neurons, those that fire earliest first.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: nothing was recorded, no potentials, no such layer, neurons below 1.
@@ -184,12 +176,8 @@ def counts_against_activations(
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib's axes; None: of a new figure.
         layer: the name of one layer; None: all.
         points: the greatest number of points per layer.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: the network has no spiking layers, or none of this name.
@@ -231,10 +219,6 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib's axes; None: of a new figure.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: the network has no layers with neurons.

@@ -52,14 +52,7 @@ class Activation:
 
 
 def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
-    """The mismatch of each layer with neurons, at the real counts of its input, in evaluation mode.
-
-    Args:
-        net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of inputs of ``net``.
-
-    Raises:
-        ValueError: the network has no such layers.
+    """The mismatch of each layer with neurons, at the real counts of its input, see :func:`activations`.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, norm=True), tnn.Readout(32, 2))
     >>> result = mismatch(net, torch.rand(5, 64))["1"]

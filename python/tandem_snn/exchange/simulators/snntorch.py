@@ -16,23 +16,14 @@ from .neurons import Neuron
 def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
     """T steps of an snnTorch network as a network of ``tandem_snn.nn``, with the same spikes.
 
-    The forward of ``net`` computes one time step, with torch's Linear, Conv1d, Conv2d, BatchNorm, pooling, Flatten and
-    Dropout, and with ``Leaky`` neurons that reset by subtraction; their potentials are hidden or are inputs and outputs
-    of the forward. It is not changed; the new network has copies of its parameters. Biases and batch norms act at every
-    step there and once per window here, so they are multiplied by T.
-
-    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the next greater number. The spikes equal
-    those in its evaluation mode, except for rounding.
+    As :func:`from_spikingjelly`, for ``Leaky`` neurons that reset by subtraction; their potentials are hidden or are
+    inputs and outputs of the forward of ``net``, which computes one time step. snnTorch fires at v > ϑ, this package at
+    v ≥ ϑ: the thresholds become the next greater number. The spikes equal those in its evaluation mode, except for
+    rounding.
 
     Args:
         net: one input and one answer, potentials not counted.
-        T: the number of time steps.
-        mode: the input at each step: "direct", the same; "zero_expand", the input and then zeros; "events", the steps
-            of a SpikeTrain.
-
-    Returns:
-        A network that returns the SpikeTrain of the last neurons or, if ``net`` ends in a Linear layer, the sum of its
-        outputs over the T steps.
+        T, mode: as in :func:`from_spikingjelly`.
 
     Raises:
         CannotConvert: a module or an operation is not supported, such as a reset to zero; the message names it. It is a
@@ -82,15 +73,8 @@ def _read(module: Any, library: Any) -> Neuron | None:
 def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
     """The network's evaluation as an snnTorch network of one time step, with the same spikes.
 
-    It consists of torch's layers and of ``Leaky`` with hidden states and reset by subtraction. Batch norm and gains are
-    in the weights. Its input at each of the T steps is the image (direct encoding), the image and then zeros, or the
-    step's spikes; the sum of its outputs is the network's answer. ``snntorch.utils.reset`` resets it.
-
-    snnTorch fires at v > ϑ, where ours fire at v ≥ ϑ: the thresholds become the float32 below.
-
-    Args:
-        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
-        x: a batch of inputs, for the shapes.
+    As :func:`to_spikingjelly`, with ``Leaky`` neurons with hidden states that reset by subtraction. snnTorch fires at
+    v > ϑ, this package at v ≥ ϑ: the thresholds become the float32 below. ``snntorch.utils.reset`` resets the network.
 
     Raises:
         CannotLower: a layer is not supported, or it has an initial potential, which Leaky does not support; the message
