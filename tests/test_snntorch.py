@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import dyadic, images, own_counts, stepped
+from networks import dyadic, images, meeting, own_counts, stepped
 from test_simulators import T, assert_same
 from torch import Tensor, nn
 
