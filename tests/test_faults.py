@@ -75,9 +75,9 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def assert_same_weights(folder, whole):
-    for name in "model.safetensors", "twin.safetensors":
-        (ours, _), (theirs, _) = unpack(folder / name), unpack(whole / name)
+def assert_same_weights(folder, whole, names=("model", "twin")):
+    for name in names:
+        (ours, _), (theirs, _) = (unpack(path / f"{name}.safetensors") for path in (folder, whole))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
@@ -211,7 +211,6 @@ def change(folder, options):
 
 
 def test_a_full_disk_costs_no_checkpoint(uninterrupted, tmp_path, capsys):
-    """A disk that grows: each run gets further than the one before, the last one to the end."""
     arguments = ["train", "digits", *OPTIONS.split(), "--epochs", "6", "--threads", "1", "--resume", "--out"]
     with disk(tmp_path / "small", "size=8k") as folder:
         for size in 16, 48, 200, 300:
@@ -291,8 +290,7 @@ def test_data_that_vanish_between_two_runs(tmp_path, monkeypatch, capsys):
     assert checkpoint.read_bytes() == before
     (tmp_path / "away").rename(tmp_path / "data")
     assert main(resume) == 0
-    tensors = [unpack(tmp_path / name / "model.safetensors")[0] for name in ("run", "whole")]
-    assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
+    assert_same_weights(tmp_path / "run", tmp_path / "whole", ["model"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -357,7 +355,6 @@ def test_a_damaged_result_is_one_line(text, digits, tmp_path):
 
 
 def test_clocks_may_jump(digits, tmp_path, monkeypatch):
-    """The time of day is for people: nothing follows from it."""
     whole = build(digits)
     fit(whole, digits, RECIPE)
     draw, saved = random.Random(0), []
@@ -371,7 +368,6 @@ def test_clocks_may_jump(digits, tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_thrown_away_because_a_clock_went_back(tmp_path, monkeypatch, capsys):
-    """A summary of an earlier run from "the future" does not make the work of a later one count as summed up."""
     arguments = ["train", "--model", "FC16", "--epochs", "1", "--no-twin", "--out", str(tmp_path)]
     assert main([*arguments, "--seeds", "1"]) == 0
     os.utime(tmp_path / "summary.json", (4e9, 4e9))

@@ -48,6 +48,11 @@ def test_nan_never_fires():
     assert result.counts.isnan().all()
 
 
+def test_potential_is_not_clamped():
+    _, v = ref.if_scan(torch.full((8, 1, 1), -100.0), return_v=True)
+    assert v.item() == -800
+
+
 @given(T=st.sampled_from([1, 2, 8, 16]), dtype=dtypes, seed=seeds)
 def test_conservation(T, dtype, seed):
     """θ c + v_T = v_init + Σ I: no charge is lost or made."""
