@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from cases import dyadic
 from networks import conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tandem_ext as te
+import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.frozen import freeze, load_frozen
 
@@ -112,6 +116,55 @@ def test_it_is_a_snapshot() -> None:
             p.mul_(3.0)
     assert torch.equal(frozen(x), before)
     assert torch.equal(copy.deepcopy(frozen)(x), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "change", [partial(prune.l1_unstructured, name="weight", amount=0.5), nn.utils.weight_norm, nn.utils.spectral_norm]
+)
+def test_weights_that_are_made_before_each_forward(change: Callable[[nn.Module], object], tmp_path: Path) -> None:
+    """They are neither leaves nor, after a step of the optimiser, up to date."""
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 2))
+    change(net[1])
+    x = torch.rand(3, 4)
+    net(x).sum().backward()
+    torch.optim.SGD(net.parameters(), 0.5).step()
+    kept = net[1].weight, {key: value.clone() for key, value in net.state_dict().items()}
+    frozen = freeze(net)
+    assert net[1].weight is kept[0]
+    assert net[1].weight.grad_fn is not None
+    assert all(torch.equal(value, kept[1][key]) for key, value in net.state_dict().items())
+    assert frozen._program_for(1.0).refusal is None
+    assert set(frozen.net.state_dict()) == {"1.weight", "1.bias", "2.weight", "2.bias"}
+    expected = net.eval()(x).detach()
+    assert torch.equal(frozen(x), expected)
+    torch.testing.assert_close(ts.from_nir(ts.to_nir(net, x))(x), expected)
+
+
+def test_hooks_run_and_have_no_program(tmp_path: Path) -> None:
+    """Only Python knows what they do."""
+    x = torch.rand(3, 4)
+    for hang, name in (
+        (lambda net: net[1].register_forward_pre_hook(lambda _, args: (te.ConstantInput(args[0].x / 2, 8),)), "1"),
+        (lambda net: net[2].register_forward_hook(lambda _, __, y: y / 8), "2"),
+        (lambda net: net.register_forward_hook(lambda _, __, y: y / 8), "net"),
+    ):
+        net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 2)).eval()
+        hang(net)
+        frozen = freeze(net)
+        assert torch.equal(frozen(x), net(x))
+        for use, *arguments in (
+            (frozen.step, x),
+            (frozen.save, tmp_path / "net.tandem"),
+            (ts.to_nir, net, x),
+            (ts.to_onnx, net, tmp_path / "net.onnx", x),
+            (ts.to_spikingjelly, net, x),
+        ):
+            with pytest.raises(ValueError, match=rf"{name}'?:? .*forward hook"):
+                use(*arguments)
+    net = nn.Sequential(tnn.Linear(4, 5), tnn.Readout(5, 2))
+    net[0].register_full_backward_hook(lambda *_: None)
+    assert freeze(net)._program_for(1.0).refusal is None
 
 
 def test_a_network_without_a_program_runs_layer_by_layer() -> None:

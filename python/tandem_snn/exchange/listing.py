@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from ..frozen import stages as frozen
-from ..frozen.lowering import lower
+from ..frozen.lowering import lower, snapshot
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import ABSENT, FORMS, INPUT, CannotLower
 
@@ -77,7 +77,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         CannotLower: the network is not a chain of this package's layers from the input to a Readout, or a layer cannot
             run step by step.
     """
-    net = net.net if isinstance(net, FrozenNetwork) else net
+    net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
     network = copy.deepcopy(lower(net, x.gain if isinstance(x, SpikeTrain) else 1.0))
     names = {INPUT: "input"}

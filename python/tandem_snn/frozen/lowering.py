@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tandem_ext.functional.products import LINEAR
 
@@ -33,6 +37,24 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
     return net if isinstance(net, Stages) else Lowering(net, gain).stages()
 
 
+def snapshot(net: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, whose weights are what pruning and the older weight_norm and spectral_norm, which work
+    before each forward, make of them now.
+    """
+    values = [value for module in net.modules() for value in vars(module).values()]
+    made = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}  # else not copied
+    net = copy.deepcopy(net, made).eval().requires_grad_(False)
+    for module in net.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                nn.utils.remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(module, hook.name)
+    return net.requires_grad_(False)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
@@ -42,6 +64,9 @@ class _Tracer(fx.Tracer):
 def trace(net: nn.Module) -> fx.Graph:
     if isinstance(net, LEAVES):
         net = nn.Sequential(net)
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise CannotLower(name or "net", "it has a forward hook, which only its own forward runs: remove the hook")
     try:
         return _Tracer().trace(net)
     except Exception as error:  # whatever a forward raises at a value that is not there yet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import threading
 from numbers import Real
@@ -21,7 +20,7 @@ from ..nn.quantise import check_bits
 from ..nn.signals import check_network, describe
 from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
-from .lowering import lower
+from .lowering import lower, snapshot
 from .program import Facts, encode, prepare
 from .quantise import Grid, grids_of, round_
 from .stages import CannotLower, Stage, Stages, check_finite
@@ -85,7 +84,7 @@ class FrozenNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, weight_bits: int | None = None, T: int | None = None) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.net = snapshot(net)
         self.weight_bits = weight_bits
         round_(self.net, weight_bits)
         if isinstance(self.net, Stages):
@@ -342,10 +341,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Sums over spikes are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A sample's answer does not
     depend on its batch, but for how torch rounds the one product of a real-valued input in batches of other sizes.
-    A network that has no program (other modules between the layers, weights of float64) runs layer by layer instead, as
-    do bfloat16 and float16 where T is larger than they count, 256 and 2,048. On a GPU the kernels of the layers are
-    captured in one CUDA graph for each shape of batch, the last eight of which are kept, and float32 weights multiplied
-    as the same integers.
+    A network that has no program (other modules between the layers, forward hooks, weights of float64) runs layer by
+    layer instead, as do bfloat16 and float16 where T is larger than they count, 256 and 2,048. On a GPU the kernels of
+    the layers are captured in one CUDA graph for each shape of batch, the last eight of which are kept, and float32
+    weights multiplied as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
