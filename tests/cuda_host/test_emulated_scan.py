@@ -82,6 +82,12 @@ def test_long_windows(checked: Emulator, dtype: torch.dtype, residual: str | Non
             check_outputs(layer, run_in_pieces(checked, layer, [8, 264, 28]))
 
 
+def test_as_many_steps_before_as_after(checked: Emulator) -> None:
+    """A piece in the middle is no window of its own, whatever its size."""
+    layer = random_layer(1, 24, (5, 36), torch.float32, TRAIN, None)
+    check_outputs(layer, run_in_pieces(checked, layer, [8, 8, 8]))
+
+
 def run_in_pieces(emulator: Emulator, layer: Layer, pieces: list[int]) -> Outputs:
     emulator.begin()
     neurons, currents = layer.currents[0].numel(), layer.currents.split(pieces)
