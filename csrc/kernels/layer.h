@@ -47,7 +47,8 @@ enum class Way : int32_t {
   kMatrixUnit = 8,   // all inputs times all weights (product/matrix_unit), where the processor can
   kPlain = 16,       // inputs one by one (product/plain.h), of kernels with more taps than a list can name
   kTileByTile = 32,  // lists for a few rows, weights prepared tile by tile
-  kDense = 64,       // all counts times all weights (product/dense.h), where the processor multiplies bytes
+  kDense = 64,       // the same of counts, or by int8 weights (product/dense.h), where the processor multiplies bytes
+                     // weights of one digit alone
   kLists = 128,      // lists, of whatever patterns cost least
 };
 

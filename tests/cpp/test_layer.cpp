@@ -122,6 +122,46 @@ TEST(few_bits) {
   check(layer, "depthwise");
 }
 
+// Sums of all positive weights, of all negative ones, of all and of some, where these just fit int16, and do not.
+TEST(bytes_up_to_the_ends_of_int16) {
+  constexpr int64_t positive = 258, inputs = positive + 1 + 256;
+  for (const double last : {1, 2}) {
+    Shape s;
+    s.channels = inputs;
+    s.batch = 4;
+    ProductLayer layer(s, 8, 0.5, 7);
+    layer.dtype = DType::kInt8;
+    for (int64_t i = 0; i < s.outputs * inputs; ++i) {
+      const int64_t k = i % inputs;
+      layer.values[i] = k < positive ? 127 : k == positive ? last : -128;
+    }
+    for (int64_t k = 0; k < inputs; ++k) {
+      layer.planes[k] = k <= positive ? 0xff : 0;
+      layer.planes[inputs + k] = k <= positive ? 0 : 0xff;
+      layer.planes[2 * inputs + k] = 0xff;
+    }
+    check(layer, "the ends of int16");
+  }
+}
+
+TEST(blocks_of_bytes) {
+  for (int64_t channels : {128, 130, 1200}) {
+    for (bool channels_last : {false, true}) {
+      Shape s;
+      s.channels = channels;
+      s.batch = 3;
+      if (channels < 1000) s.height = s.width = s.kernel[0] = s.kernel[1] = 3;
+      ProductLayer layer(s, 11, 0.5, 3);
+      layer.dtype = DType::kInt8;
+      layer.channels_last = channels_last;
+      for (double& w : layer.values) w = std::round(w * 127);
+      check(layer, "blocks of bytes");
+      const auto weights = static_cast<int64_t>(layer.values.size());
+      CHECK(cpu::prepared_size(layer.geometry, layer.weights) < 4 * weights, "%ld channels", long(channels));
+    }
+  }
+}
+
 TEST(depthwise_convolutions) {
   for (int64_t channels : {1, 7, 16, 40}) {
     for (int64_t multiplier : {1, 2}) {

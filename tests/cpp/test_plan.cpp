@@ -109,7 +109,7 @@ TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
   CHECK(way_for(linear(800, 800), dense, true) == kL4, "one row");
   CHECK(way_for(line, low, true) == kUnit, "an image");
   line.width = 3;
-  CHECK(matrix_unit_cost(line, false) > matrix_unit_cost(conv3x3(64, 64), false),
+  CHECK(steps_cost(line, false, kUnit) > steps_cost(conv3x3(64, 64), false, kUnit),
         "three rows where a tile has sixteen");
 }
 
@@ -145,7 +145,7 @@ TEST(the_choice_changes_where_costs_cross) {
       const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
       const auto choice = [&](double nibbles) { return way_for(geometry, density(nibbles), matrix_unit); };
       const auto cost = [&](Way way, double nibbles) {
-        return way == kUnit ? matrix_unit_cost(geometry, false)
+        return way == kUnit ? steps_cost(geometry, false, kUnit)
                             : lists_cost(geometry, way, density(nibbles), kCompressedLists);
       };
       int changes = 0;
@@ -217,7 +217,7 @@ TEST(what_the_matrix_unit_costs) {
   const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
   const auto cost = [](Geometry geometry, int64_t rows, bool packed = true) {
     geometry.batch = rows;
-    return matrix_unit_cost(geometry, packed);
+    return steps_cost(geometry, packed, kUnit);
   };
   const double expand = cost(linear(64, 0), 16);
   CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
@@ -236,6 +236,18 @@ TEST(what_the_matrix_unit_costs) {
     return cost(linear(inputs, outputs), rows, false) - cost(linear(inputs, outputs), rows);
   };
   CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
+}
+
+// Weights of one digit: where many inputs spike, or where runs of lists would be short.
+TEST(products_of_bytes_take_dense_or_narrow_layers) {
+  const Density tenth{{0.8, 0.76, 0.69}}, half{{4, 3, 1.88}};
+  const auto way = [](int64_t inputs, const Density& density) {
+    Geometry geometry = linear(inputs, 256);
+    geometry.batch = 256;
+    return compare(geometry, true, density, Way::kDense, false, kCompressedLists).cheaper();
+  };
+  CHECK(way(576, tenth) != Way::kDense && way(576, half) == Way::kDense, "wide");
+  CHECK(way(64, half) == Way::kDense, "narrow");
 }
 
 // Of counts lists pay where few inputs spike, or where weights would be read for few rows.

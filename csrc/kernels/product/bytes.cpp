@@ -23,26 +23,30 @@ TANDEM_INLINE void fire_byte_lists_body(const Tile& tile, const Neuron<float>& n
 }
 
 template <int L, int R>
-TANDEM_INLINE void sum_bytes(const Tile& tile, int32_t* out) {
+TANDEM_INLINE void sum_bytes(const Tile& tile, int32_t* out, bool first) {
   for (int64_t row = 0; row < tile.rows; ++row) {
     for (int p = 0; p < tile.planes; ++p, out += 8 * 16 * R) {
       ByteSums<L, R> sums[8];
       byte_sums(tile, row, p, sums);
       for (int t = 0; t < 8; ++t) {
-        for (int i = 0; i < 16 * R; i += L) store(out + t * 16 * R + i, sums[t].template lanes<L>(i));
+        for (int i = 0; i < 16 * R; i += L) {
+          int32_t* to = out + t * 16 * R + i;
+          const auto sum = sums[t].template lanes<L>(i);
+          store(to, first ? sum : sum + load<Int<float, L>>(to));
+        }
       }
     }
   }
 }
 template <int L>
-TANDEM_INLINE void sum_byte_lists_body(const Tile& tile, int32_t* sums) {
-  tile.registers == 1 ? sum_bytes<L, 1>(tile, sums) : sum_bytes<L, 2>(tile, sums);
+TANDEM_INLINE void sum_byte_lists_body(const Tile& tile, int32_t* sums, bool first) {
+  tile.registers == 1 ? sum_bytes<L, 1>(tile, sums, first) : sum_bytes<L, 2>(tile, sums, first);
 }
 
 }  // namespace
 
 TANDEM_CPU_LANES_KERNEL(fire_byte_lists, (const Tile& tile, const Neuron<float>& neuron, uint8_t* open),
                         (tile, neuron, open))
-TANDEM_CPU_LANES_KERNEL(sum_byte_lists, (const Tile& tile, int32_t* sums), (tile, sums))
+TANDEM_CPU_LANES_KERNEL(sum_byte_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 
 }  // namespace tandem::cpu

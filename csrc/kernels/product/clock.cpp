@@ -15,7 +15,10 @@ namespace tandem::cpu {
 
 namespace {
 
-int to_log(double ns) { return static_cast<int>(std::clamp(std::log2(ns) * Clock::kOctave, 0.0, 65535.0)); }
+// By float's functions: glibc renewed those for double in its version 2.29, and wheels are to load with older ones.
+float log2_of(double x) { return std::log2(static_cast<float>(x)); }
+
+int to_log(double ns) { return static_cast<int>(std::clamp(log2_of(ns) * Clock::kOctave, 0.f, 65535.f)); }
 
 uint16_t limit(int x) { return static_cast<uint16_t>(std::clamp(x, 0, 65535)); }
 
@@ -29,7 +32,8 @@ Clock::Call Clock::begin(uint64_t key, double first, double second) {
   if (times.tag == call.tag) {
     call.way = times.log[1] < times.log[0];
     const int slower = times.log[1 - call.way] - times.log[call.way];
-    if (times.calls >= kCallsPerTrial && times.calls >= kCallsPerTrial * std::exp2(1. * slower / kOctave)) {
+    if (times.calls >= kCallsPerTrial &&
+        times.calls >= kCallsPerTrial * std::exp2(static_cast<float>(slower) / kOctave)) {
       Times next = times;
       next.calls = 0;
       call.trial = call.times->compare_exchange_strong(times, next, std::memory_order_relaxed);
@@ -97,7 +101,7 @@ uint64_t key_of(const Layer& layer, const Ways& ways, Task task) {
   words[kSizes + 1] = layer.counted();
   words[kSizes + 2] = layer.prepared != nullptr;
   words[kSizes + 3] = static_cast<int64_t>(layer.weights.dtype);
-  words[kSizes + 4] = std::lround(2 * std::log2(ways.lists.cost));
+  words[kSizes + 4] = std::lround(2 * log2_of(ways.lists.cost));
   words[kSizes + 5] = static_cast<int64_t>(task);
   uint64_t key = 0;
   for (const int64_t word : words) {

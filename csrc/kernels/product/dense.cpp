@@ -217,6 +217,13 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool 
   }
 }
 
+// The sums of some steps, [steps, 16], worth 1 << shift.
+TANDEM_INLINE void add_shifted(const int32_t* sums, int steps, int shift, bool first, int32_t* out, int64_t stride) {
+  for (int t = 0; t < steps; ++t, out += stride) {
+    for (int i = 0; i < 16; ++i) out[i] = (first ? 0 : out[i]) + (sums[16 * t + i] << shift);
+  }
+}
+
 // Rows at a time, a divisor of those in a tile: as many sums as there are registers for, to hide a product's latency.
 struct Vnni {
   template <int N>
@@ -253,29 +260,46 @@ struct Avx2 {
 
 // All rows by some chunks of N digits. A template of the kernel's target would be inlined into no function of another,
 // hence the macro: the loop is compiled for each.
-#define TANDEM_DENSE(target, name, Kernel)                                                                            \
-  template <int N>                                                                                                    \
-  target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,      \
-                          double* out, int64_t stride) {                                                              \
-    static_assert(kTileRows % Kernel::template kRows<N> == 0);                                                        \
-    alignas(64) int32_t sums[Kernel::template kRows<N> * N * 16];                                                     \
-    for (const ExpandedPiece& piece : inputs.pieces) {                                                                \
-      product.offsets = piece.offsets + begin;                                                                        \
-      for (int64_t row = 0; row < piece.rows; row += Kernel::template kRows<N>) {                                     \
-        const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +              \
-                                row % kTileRows * piece.row_bytes;                                                    \
-        const int64_t rows = std::min<int64_t>(Kernel::template kRows<N>, piece.rows - row);                          \
-        Kernel::template multiply<N>(product, counts, piece.row_bytes, sums);                                         \
-        combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                           \
-        out += rows * stride;                                                                                         \
-      }                                                                                                               \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  void name(int digits, const ExpandedInputs& inputs, const Product& product, int64_t begin, double unit, bool first, \
-            double* out, int64_t stride) {                                                                            \
-    if (digits == 1) name##_rows<1>(inputs, product, begin, unit, first, out, stride);                                \
-    if (digits == 2) name##_rows<2>(inputs, product, begin, unit, first, out, stride);                                \
-    if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                \
+#define TANDEM_DENSE(target, name, Kernel)                                                                             \
+  template <int N>                                                                                                     \
+  target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,       \
+                          double* out, int64_t stride) {                                                               \
+    static_assert(kTileRows % Kernel::template kRows<N> == 0);                                                         \
+    alignas(64) int32_t sums[Kernel::template kRows<N> * N * 16];                                                      \
+    for (const ExpandedPiece& piece : inputs.pieces) {                                                                 \
+      product.offsets = piece.offsets + begin;                                                                         \
+      for (int64_t row = 0; row < piece.rows; row += Kernel::template kRows<N>) {                                      \
+        const uint8_t* counts = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +               \
+                                row % kTileRows * piece.row_bytes;                                                     \
+        const int64_t rows = std::min<int64_t>(Kernel::template kRows<N>, piece.rows - row);                           \
+        Kernel::template multiply<N>(product, counts, piece.row_bytes, sums);                                          \
+        combine<N, Kernel::kDoubles>(sums, rows, unit, first, out, stride);                                            \
+        out += rows * stride;                                                                                          \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  void name(int digits, const ExpandedInputs& inputs, const Product& product, int64_t begin, double unit, bool first,  \
+            double* out, int64_t stride) {                                                                             \
+    if (digits == 1) name##_rows<1>(inputs, product, begin, unit, first, out, stride);                                 \
+    if (digits == 2) name##_rows<2>(inputs, product, begin, unit, first, out, stride);                                 \
+    if (digits == 3) name##_rows<3>(inputs, product, begin, unit, first, out, stride);                                 \
+  }                                                                                                                    \
+  target void name##_steps(const ExpandedInputs& inputs, int T, Product product, int64_t begin, int shift, bool first, \
+                           int32_t* out, int64_t stride) {                                                             \
+    constexpr int kSteps = Kernel::template kRows<1>;                                                                  \
+    alignas(64) int32_t sums[kSteps * 16];                                                                             \
+    for (const ExpandedPiece& piece : inputs.pieces) {                                                                 \
+      product.offsets = piece.offsets + begin;                                                                         \
+      for (int64_t row = 0; row < piece.rows; ++row) {                                                                 \
+        const uint8_t* spikes = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes +               \
+                                row % kTileRows * piece.row_bytes;                                                     \
+        for (int t = 0; t < (T + 7) / 8 * 8; t += kSteps, out += kSteps * stride) {                                    \
+          if (t >= T) continue;                                                                                        \
+          Kernel::template multiply<1>(product, spikes + t * piece.step_bytes, piece.step_bytes, sums);                \
+          add_shifted(sums, kSteps, shift, first, out, stride);                                                        \
+        }                                                                                                              \
+      }                                                                                                                \
+    }                                                                                                                  \
   }
 TANDEM_DENSE(TANDEM_TARGET_VNNI, by_vnni, Vnni)
 TANDEM_DENSE(TANDEM_TARGET_AVX_VNNI, by_avx_vnni, AvxVnni)
@@ -317,8 +341,24 @@ void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* colu
   }
 }
 
+void multiply_steps_dense(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
+                          ByteProducts by) {
+  const auto multiply = by == ByteProducts::kAvx512Vnni ? by_vnni_steps
+                        : by == ByteProducts::kAvxVnni  ? by_avx_vnni_steps
+                                                        : by_avx2_steps;
+  const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
+  for (int r = 0; r < registers; ++r) {
+    for (int64_t i = 0; i < passes; ++i) {
+      const int64_t begin = inputs.chunks * i / passes, end = inputs.chunks * (i + 1) / passes;
+      const Product product{nullptr, end - begin, columns[r].digits + begin * kTileBytes, kTileBytes, 1};
+      multiply(inputs, T, product, begin, columns[r].shift, i == 0, sums + r * 16, 16 * registers);
+    }
+  }
+}
+
 #else
 
+void multiply_steps_dense(const ExpandedInputs&, int, const DigitColumn*, int, int32_t*, ByteProducts) {}
 bool has_avx_vnni() { return false; }
 ByteProducts byte_products() { return ByteProducts::kNone; }
 void multiply_counts_dense(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts) {}

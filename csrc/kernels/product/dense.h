@@ -20,4 +20,8 @@ ByteProducts byte_products();
 void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
                            ByteProducts by);
 
+// As multiply_tile(), of columns of one digit.
+void multiply_steps_dense(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
+                          ByteProducts by);
+
 }  // namespace tandem::cpu

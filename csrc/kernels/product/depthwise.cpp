@@ -36,15 +36,13 @@ TANDEM_INLINE void for_taps(const Layer& layer, int64_t row, int p, const F& f) 
 }
 
 // L weights of a tile from the at-th on.
-template <int L, bool bytes>
+template <int L>
 TANDEM_INLINE Int<float, L> weight_lanes(const Tile& tile, int64_t at) {
-  if constexpr (!bytes) return load<Int<float, L>>(static_cast<const int32_t*>(tile.weights) + at);
-  return convert<int32_t, int8_t, L>(
-      load<typename Simd<int8_t, L>::type>(static_cast<const int8_t*>(tile.weights) + at));
+  return load<Int<float, L>>(static_cast<const int32_t*>(tile.weights) + at);
 }
 
 // Sums of the eight steps of a row, plane p, and the outputs of a tile.
-template <int L, int R, bool bytes>
+template <int L, int R>
 TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row, int p, WideSums<L, R> (&sums)[8]) {
   constexpr int S = R * kLanes / L;
   const Geometry& geometry = layer.geometry;
@@ -54,7 +52,7 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       const auto spikes = input_lanes<L>(pixel, tile.channel + s * L, geometry.group_outputs(), geometry.outputs);
-      const auto weight = weight_lanes<L, bytes>(tile, (tap * S + s) * L);
+      const auto weight = weight_lanes<L>(tile, (tap * S + s) * L);
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
     }
@@ -62,7 +60,7 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
 }
 
 // Sums of the counts of rows, [rows, 16 R], exact integers.
-template <int L, int R, bool bytes>
+template <int L, int R>
 TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out) {
   constexpr int H = L / 2, S = R * kLanes / H;
   typedef Vec<double, H> Wide;
@@ -73,7 +71,7 @@ TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out)
 #pragma GCC unroll 16
       for (int s = 0; s < S; ++s) {
         const auto counts = input_lanes<H>(pixel, tile.channel + s * H, geometry.group_outputs(), geometry.outputs);
-        const auto weight = weight_lanes<H, bytes>(tile, (tap * S + s) * H);
+        const auto weight = weight_lanes<H>(tile, (tap * S + s) * H);
         sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
       }
     });
@@ -81,13 +79,9 @@ TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out)
   }
 }
 
-template <int L, int R>
-TANDEM_INLINE void count_sums_of(const Layer& layer, const Tile& tile, double* sums) {
-  tile.bytes ? count_sums<L, R, true>(layer, tile, sums) : count_sums<L, R, false>(layer, tile, sums);
-}
 template <int L>
 TANDEM_INLINE void sum_counts_body(const Layer& layer, const Tile& tile, double* sums) {
-  tile.registers == 1 ? count_sums_of<L, 1>(layer, tile, sums) : count_sums_of<L, 2>(layer, tile, sums);
+  tile.registers == 1 ? count_sums<L, 1>(layer, tile, sums) : count_sums<L, 2>(layer, tile, sums);
 }
 TANDEM_CPU_LANES_KERNEL(sum_counts, (const Layer& layer, const Tile& tile, double* sums), (layer, tile, sums))
 
@@ -95,8 +89,7 @@ template <int L, int R>
 TANDEM_INLINE void fire_windows_of(const Layer& layer, const Tile& tile, uint8_t* open) {
   using S = WideSums<L, R>;
   run_neurons<L, R, S>(tile, layer.neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-    if (tile.bytes) return window_sums<L, R, true>(layer, tile, tile.first_row + row, p, sums);
-    window_sums<L, R, false>(layer, tile, tile.first_row + row, p, sums);
+    window_sums<L, R>(layer, tile, tile.first_row + row, p, sums);
   });
 }
 

@@ -50,7 +50,7 @@ void Multiplier::load(int64_t group, const Block& block, BlockInputs& inputs, Pa
   const Tiling& tiling = prepared.tiling();
   const int64_t channel = group * layer.geometry.group_channels();
   if (takes_digits(way) && layer.counted()) return load_counts(group, block, inputs);
-  if (way == Way::kMatrixUnit) inputs.expanded.expand(layer, channel, block);
+  if (takes_digits(way)) inputs.expanded.expand(layer, channel, block);
   if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
   for (int64_t q = 0; list_steps > 0 && q < tiling.blocks; ++q) {
     build_lists(layer, list_steps, list_bits, channel + tiling.first_channel(q),
@@ -79,12 +79,16 @@ void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockIn
   if (way == Way::kMatrixUnit) {
     return multiply_tile(inputs.expanded, layer.neuron.T, prepared.columns(group, i), tiling.registers, sums);
   }
+  if (way == Way::kDense) {
+    return multiply_steps_dense(inputs.expanded, layer.neuron.T, prepared.columns(group, i), tiling.registers, sums,
+                                byte_products());
+  }
   if (way == Way::kPlain) return sum_plain(layer, tiling, tile(group, i, block), group, sums);
   const auto tile_of = [&](int64_t q) {
     return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
   };
-  if (prepared.bytes()) return sum_byte_lists(tile_of(0), sums);
-  for (int64_t q = 0; q < tiling.blocks; ++q) sum_lists(tile_of(q), sums, q == 0);
+  const auto sum_block = prepared.bytes() ? sum_byte_lists : sum_lists;
+  for (int64_t q = 0; q < tiling.blocks; ++q) sum_block(tile_of(q), sums, q == 0);
 }
 
 void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs,
@@ -111,10 +115,13 @@ void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockI
   const auto tile_of = [&](int64_t q) {
     return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
   };
-  if (list_steps > 0 && prepared.bytes()) return fire_byte_lists(tile_of(0), layer.neuron, open);
-  if (list_steps > 0 && last == 0) return fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  const bool bytes = prepared.bytes();
+  if (list_steps > 0 && last == 0) {
+    return bytes ? fire_byte_lists(tile_of(0), layer.neuron, open)
+                 : fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  }
   int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
-  if (list_steps == 0) {
+  if (list_steps == 0 || bytes) {
     sum(group, i, block, inputs, sums);
     return fire_sums(tile(group, i, block), sums, layer.neuron, open);
   }
@@ -271,6 +278,10 @@ namespace {
 
 Ways only(Way way) { return {{way, 0}, {way, 0}}; }
 
+// Are spikes multiplied as bytes where there is no matrix unit? Weights of one digit, which may take less time than
+// lists: of K inputs VNNI has 2 K products for each 16 outputs, lists 4 K additions at most and many short runs.
+bool multiplies_steps(const Layer& layer) { return layer.weights.dtype == DType::kInt8; }
+
 }  // namespace
 
 Way possible_way(const Layer& layer, Way way, bool whole_window) {
@@ -280,7 +291,7 @@ Way possible_way(const Layer& layer, Way way, bool whole_window) {
   const bool counts = whole_window || layer.counted();
   if (DigitWeights::size(in, Tiling(in), layer.weights.dtype) == 0) return Way::kLists4;
   if (way == Way::kMatrixUnit && has_matrix_unit()) return way;
-  return counts ? Way::kDense : Way::kLists4;
+  return counts || multiplies_steps(layer) ? Way::kDense : Way::kLists4;
 }
 
 Layer by_fixed_way(const Layer& layer, bool whole_window) {

@@ -17,10 +17,11 @@ constexpr int64_t kBlockInputs = 1024;
 
 }  // namespace
 
-Tiling::Tiling(const Geometry& geometry, bool one_block) {
+Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks) {
   const int64_t taps = geometry.taps(), channels = std::max<int64_t>(geometry.group_channels(), 1);
   const int64_t inputs = taps * channels;
-  const int64_t wanted = one_block ? 1 : std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
+  const int64_t wanted =
+      byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
   block_channels = (channels + wanted - 1) / wanted;
   if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
   block_channels =
@@ -100,10 +101,12 @@ double lists_cost(const Geometry& geometry, Way way, const Density& density, con
          static_cast<double>((costs.compressed ? compares : look_ups) + 8 * runs * copies);
 }
 
-double matrix_unit_cost(const Geometry& geometry, bool prepared) {
+double steps_cost(const Geometry& geometry, bool prepared, Way way) {
   const ExpandedRows rows(geometry);
   const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
-  const double multiply = 31.0 * rows.idle * static_cast<double>(ChunkShape(geometry).chunks()), fire = 190;
+  const bool unit = way == Way::kMatrixUnit;
+  const double chunk = unit ? 31 * rows.idle : 140, fire = unit ? 190 : 130;
+  const double multiply = chunk * static_cast<double>(ChunkShape(geometry).chunks());
   const double expand = 1.9 * static_cast<double>(rows.pixels * geometry.group_channels());
   const double weights = prepared ? 0 : static_cast<double>(geometry.inputs() * geometry.group_outputs());
   return tiles * (multiply + fire) + expand + 1.1 * weights / static_cast<double>(geometry.rows());
@@ -128,7 +131,7 @@ Ways compare(const Geometry& geometry, bool prepared, const Density& density, Wa
     if (cost < best.cost) best = {way, cost};
   }
   if (digits != Way::kMatrixUnit && digits != Way::kDense) return {best, best};
-  return {best, {digits, counted ? counts_cost(geometry, prepared, digits) : matrix_unit_cost(geometry, prepared)}};
+  return {best, {digits, counted ? counts_cost(geometry, prepared, digits) : steps_cost(geometry, prepared, digits)}};
 }
 
 bool prefers_tile_by_tile(const Geometry& geometry, int planes) {

@@ -15,8 +15,8 @@ struct Tiling {
   int64_t tiles_per_group;
   int64_t tile_size;  // weights of one prepared tile: K-blocks of [inputs + 1, 16 R]
 
-  // `one_block`: weights of a byte, of which all inputs stay in the cache.
-  explicit Tiling(const Geometry& geometry, bool one_block = false);
+  // `byte_blocks`: weights of a byte, in so many K-blocks; 0: weights of four.
+  explicit Tiling(const Geometry& geometry, int64_t byte_blocks = 0);
 
   int width() const { return 16 * registers; }
   // Channels [first, last) of K-block q within a group.
@@ -69,12 +69,13 @@ constexpr ListCosts kAvx2Lists{1.4, {150, 160, 220}, 110, false}, kNarrowLists{2
 double lists_cost(const Geometry& geometry, Way way, const Density& density,
                   const ListCosts& costs = ListCosts::here());
 
-// The same by the matrix unit, in the same unit of time. On a Xeon with AMX, for five layers (linear and 3 x 3, K = 288
-// .. 1152, N = 64 .. 800) at rates from 1 to 15%, layers go to the unit where it takes at most a quarter more time than
-// lists, and not before it takes at most a fifth less.
-double matrix_unit_cost(const Geometry& geometry, bool prepared);
+// The same of ways that multiply all inputs, kMatrixUnit or kDense, in the same unit of time. On a Xeon with AMX, for
+// five layers (linear and 3 x 3, K = 288 .. 1152, N = 64 .. 800) at rates from 1 to 15%, layers go to the unit where it
+// takes at most a quarter more time than lists, and not before it takes at most a fifth less. kDense is of one digit,
+// by AVX-512 VNNI of an EPYC (Zen 4), which starts one of its products in a cycle; for K = 64 .. 800 it is off by 5%.
+double steps_cost(const Geometry& geometry, bool prepared, Way way);
 
-// The same for ways that multiply all counts, prepared digits being kMatrixUnit or kDense. On a Xeon with AMX layers as
+// The same of counts. On a Xeon with AMX layers as
 // above, from 1 to 128 rows. kDense is by VNNI; by AVX2 it takes twice the time, and so do lists there.
 double counts_cost(const Geometry& geometry, bool prepared, Way way);
 

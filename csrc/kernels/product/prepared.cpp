@@ -1,7 +1,6 @@
 #include "prepared.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "../cpu/scratch.h"
 #include "depthwise.h"
@@ -13,20 +12,45 @@ namespace {
 
 constexpr int64_t kLine = 64;  // every part begins at a cache line
 
-// Can sums of these weights be taken in int16, with the weights in bytes?
-bool fits_bytes(const Geometry& geometry, const Weights& weights) {
-  const int64_t inputs = geometry.inputs();
-  if (weights.dtype != DType::kInt8 || inputs > kMaxInputs) return false;
-  const auto* row = static_cast<const int8_t*>(weights.data);
-  for (int64_t n = 0; n < geometry.outputs; ++n, row += inputs) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < inputs; ++k) sum += std::abs(static_cast<int32_t>(row[k]));
-    if (sum > INT16_MAX) return false;
+// Do the sums of a K-block's weights of one output fit int16? The sum of a step lies between those of all negative and
+// of all positive weights.
+bool fits_int16(const int8_t* weights, int64_t lines, int64_t line_size, int64_t pitch) {
+  int32_t positive = 0, negative = 0;
+  for (int64_t i = 0; i < lines; ++i, weights += pitch) {
+    for (int64_t k = 0; k < line_size; ++k) {
+      positive += std::max<int32_t>(weights[k], 0);
+      negative += std::min<int32_t>(weights[k], 0);
+    }
   }
-  return true;
+  return positive <= INT16_MAX && negative >= INT16_MIN;
 }
 
-// Where the parts of prepared weights lie, in bytes; a header says whether tiles are of bytes.
+// The K-blocks in which weights can be bytes, added up in int16; 0 where these had so few inputs that lists of words,
+// by patterns of fewer steps, are as fast.
+int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
+  constexpr int64_t kFewInputs = 256;
+  const int64_t inputs = geometry.inputs(), taps = geometry.taps(), channels = geometry.group_channels();
+  if (weights.dtype != DType::kInt8 || taps > kMaxInputs || channels == 1) return 0;
+  const auto* data = static_cast<const int8_t*>(weights.data);
+  const auto fits = [&](const Tiling& tiling) {
+    for (int64_t i = 0; i < geometry.outputs * tiling.blocks; ++i) {
+      const int64_t q = i % tiling.blocks, first = tiling.first_channel(q);
+      const int64_t size = tiling.last_channel(geometry, q) - first;
+      const int8_t* row = data + i / tiling.blocks * inputs;
+      if (weights.channels_last ? !fits_int16(row + first, taps, size, channels)
+                                : !fits_int16(row + first * taps, 1, size * taps, 0)) {
+        return false;
+      }
+    }
+    return true;
+  };
+  for (int64_t blocks = 1; blocks * kFewInputs <= inputs; blocks *= 2) {
+    if (fits(Tiling(geometry, blocks))) return blocks;
+  }
+  return 0;
+}
+
+// Where the parts of prepared weights lie, in bytes; a header says how many K-blocks of bytes there are.
 struct Parts {
   int64_t units, tiles, digits, size;
 
@@ -40,10 +64,11 @@ struct Parts {
   }
 };
 
-void write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, bool bytes, bool with_tiles,
+void write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, int64_t byte_blocks, bool with_tiles,
            bool with_digits, char* memory, ParallelFor parallel) {
+  const bool bytes = byte_blocks > 0;
   const Parts at(geometry, tiling, weights.dtype, bytes, with_tiles, with_digits);
-  *reinterpret_cast<int32_t*>(memory) = bytes;
+  *reinterpret_cast<int64_t*>(memory) = byte_blocks;
   void* tiles = memory + at.tiles;
   pack(geometry, weights,
        {tiling, reinterpret_cast<float*>(memory + at.units),
@@ -61,23 +86,24 @@ bool can_have_digits(const Geometry& geometry, const Tiling& tiling, DType dtype
 
 int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
   const Geometry packed = packed_geometry(geometry);
-  const bool bytes = fits_bytes(packed, weights);
-  const Tiling tiling(packed, bytes);
-  return Parts(packed, tiling, weights.dtype, bytes, true, can_have_digits(packed, tiling, weights.dtype)).size;
+  const int64_t byte_blocks = count_byte_blocks(packed, weights);
+  const Tiling tiling(packed, byte_blocks);
+  return Parts(packed, tiling, weights.dtype, byte_blocks > 0, true, can_have_digits(packed, tiling, weights.dtype))
+      .size;
 }
 
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
   const Geometry packed = packed_geometry(geometry);
-  const bool bytes = fits_bytes(packed, weights);
-  const Tiling tiling(packed, bytes);
+  const int64_t byte_blocks = count_byte_blocks(packed, weights);
+  const Tiling tiling(packed, byte_blocks);
   const bool digits = can_have_digits(packed, tiling, weights.dtype);
-  write(packed, weights, tiling, bytes, true, digits, static_cast<char*>(memory), parallel);
+  write(packed, weights, tiling, byte_blocks, true, digits, static_cast<char*>(memory), parallel);
 }
 
 Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel)
-    : bytes_(layer.prepared != nullptr ? *static_cast<const int32_t*>(layer.prepared) != 0
-                                       : fits_bytes(layer.geometry, layer.weights)),
-      tiling_(layer.geometry, bytes_) {
+    : byte_blocks_(layer.prepared != nullptr ? *static_cast<const int64_t*>(layer.prepared)
+                                             : count_byte_blocks(layer.geometry, layer.weights)),
+      tiling_(layer.geometry, byte_blocks_) {
   thread_local Scratch<char> memory;
   thread_local DigitWeights digit_weights;
   const Geometry& geometry = layer.geometry;
@@ -85,10 +111,10 @@ Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor para
   const bool possible = can_have_digits(geometry, tiling_, dtype);
   const auto* from = static_cast<const char*>(layer.prepared);
   const bool with_tiles = from != nullptr || tiles, with_digits = possible && (from != nullptr || digits);
-  const Parts at(geometry, tiling_, dtype, bytes_, with_tiles, with_digits);
+  const Parts at(geometry, tiling_, dtype, bytes(), with_tiles, with_digits);
   if (from == nullptr) {
     char* own = memory.reserve(at.size);
-    write(geometry, layer.weights, tiling_, bytes_, with_tiles, with_digits, own, parallel);
+    write(geometry, layer.weights, tiling_, byte_blocks_, with_tiles, with_digits, own, parallel);
     from = own;
   }
   units_ = reinterpret_cast<const float*>(from + at.units);
@@ -109,8 +135,8 @@ Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, con
           first_row,
           layer.plane_count(),
           tiling_.registers,
-          bytes_,
-          static_cast<const char*>(tiles_) + offset * (bytes_ ? 1 : 4),
+          bytes(),
+          static_cast<const char*>(tiles_) + offset * (bytes() ? 1 : 4),
           units_ + number * tiling_.width(),
           group * geometry.group_outputs() + first,
           std::min<int64_t>(tiling_.width(), geometry.group_outputs() - first)};

@@ -18,10 +18,10 @@ class Prepared {
 
   // Of one tile of words alone, which somebody has packed; of none, for its tiling.
   Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
-      : bytes_(false), tiling_(tiling), tiles_(tile), units_(unit), first_(number) {}
+      : byte_blocks_(0), tiling_(tiling), tiles_(tile), units_(unit), first_(number) {}
 
   const Tiling& tiling() const { return tiling_; }
-  bool bytes() const { return bytes_; }
+  bool bytes() const { return byte_blocks_ > 0; }
   bool has_digits() const { return digits_ != nullptr; }
 
   // The columns of digits of tile i of a group.
@@ -34,7 +34,7 @@ class Prepared {
             int64_t first_row) const;
 
  private:
-  bool bytes_;  // tiles are of int8
+  int64_t byte_blocks_;  // of tiles of int8; 0: they are of int32
   Tiling tiling_;
   const void* tiles_ = nullptr;
   const float* units_ = nullptr;

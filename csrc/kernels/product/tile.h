@@ -29,10 +29,10 @@ void fire_lists(const Tile& tile, const int32_t* others, const Neuron<float>& ne
 // Products to memory, [rows, planes, 8, 16 R]; added to what is there unless `first`.
 void sum_lists(const Tile& tile, int32_t* sums, bool first);
 
-// The same for weights in bytes, which are one K-block, and lists by patterns of four steps.
+// The same for weights in bytes and lists by patterns of four steps; fire_byte_lists() of one K-block.
 constexpr int kByteSteps = 4;
 void fire_byte_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
-void sum_byte_lists(const Tile& tile, int32_t* sums);
+void sum_byte_lists(const Tile& tile, int32_t* sums, bool first);
 
 // Sums in memory to spikes.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);

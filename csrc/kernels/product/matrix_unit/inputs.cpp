@@ -6,10 +6,6 @@
 #include "../dense.h"
 #include "layout.h"
 
-#if TANDEM_MULTIVERSION
-#include <immintrin.h>
-#endif
-
 namespace tandem::cpu {
 
 namespace {
@@ -33,20 +29,17 @@ ExpandedRows::ExpandedRows(const Geometry& geometry)
 
 namespace {
 
-#if TANDEM_MULTIVERSION
 // The bits of `n` bytes, each step's in a plane of its own.
-TANDEM_TARGET_AMX void split_bits(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
-  const __m512i one = _mm512_set1_epi8(1);
+TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
   for (int64_t i = 0; i < n; i += kChunk) {
-    const __mmask64 lanes = n - i >= kChunk ? ~0ull : (1ull << (n - i)) - 1;
-    const __m512i bytes = _mm512_maskz_loadu_epi8(lanes, in + i);
-    for (int t = 0; t < 8; ++t) {
-      _mm512_mask_storeu_epi8(out + t * step_bytes + i, lanes, _mm512_and_si512(_mm512_srli_epi16(bytes, t), one));
-    }
+    const int lanes = static_cast<int>(std::min<int64_t>(kChunk, n - i));
+    const auto bytes = load_first<Bytes<kChunk>>(in + i, lanes);
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) store_first(out + t * step_bytes + i, (bytes >> t) & 1, lanes);
   }
 }
-
-#endif
+TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
+                  (in, n, out, step_bytes))
 
 // Spikes of `n` bytes in all planes, which lie `plane_bytes` apart.
 TANDEM_INLINE void add_counts_body(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
@@ -179,14 +172,10 @@ void lay_out(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t fir
 
 }  // namespace
 
-#if TANDEM_MULTIVERSION
 void ExpandedInputs::expand(const Layer& layer, int64_t first, const Block& block) {
   steps = 8;
   lay_out(*this, layer, layer.plane_count(), first, block, split_bits);
 }
-#else
-void ExpandedInputs::expand(const Layer&, int64_t, const Block&) {}
-#endif
 
 void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block& block) {
   steps = 1;
