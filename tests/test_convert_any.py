@@ -324,7 +324,7 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     layer, v = snn.get_submodule("relu_1"), monitor["relu_1"].potentials
     assert v.shape == (12, 6, 6, 6, 6)
     assert (v[-1] < layer.threshold).any()
-    with pytest.raises(ValueError, match="'relu_1' receives any sum"):
+    with pytest.raises(ValueError, match="'relu_1' receives a sum of linear maps"):
         synops(snn, x)
     with pytest.raises(ValueError, match="weight_bits: the currents of 'relu_1' come the general way"):
         freeze(snn, weight_bits=4)

@@ -127,7 +127,7 @@ def main() -> None:
         for name in arguments.models:
             runs.append(measure(name, images))
             print(runs[-1], flush=True)
-            results("convertible").write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
+            results("convertible").write_text(json.dumps({**facts, "runs": runs}) + "\n")
     write_table("convert.md", "convertible", table(read("convertible")))
 
 

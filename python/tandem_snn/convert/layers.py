@@ -113,7 +113,7 @@ def means_of(op: Op) -> nn.Module | None:
     """Average pooling to mean counts, a tensor."""
     if op.kind == "adaptive_avg_pool2d":
         return tnn.AdaptiveAvgPool2d(pair(op.args["output_size"]))
-    if op.kind == "mean" and is_mean_over_space(op):
+    if is_mean_over_space(op):
         pool = tnn.AdaptiveAvgPool2d(1)
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
     layer = average_of(op) if op.kind == "avg_pool2d" else None

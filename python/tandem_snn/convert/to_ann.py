@@ -41,21 +41,6 @@ class Units(nn.Module):
         return a * self.gain / threshold
 
 
-class Ceiling(nn.Module):
-    """What ReLU6 and hardtanh(0, c) do beyond ReLU.
-
-    Args:
-        most: c.
-    """
-
-    def __init__(self, most: float) -> None:
-        super().__init__()
-        self.most = most
-
-    def forward(self, a: Tensor) -> Tensor:
-        return a.clamp_max(self.most)
-
-
 class Rounded(nn.Module):
     """Weights of few bits, as a parametrisation: what a layer with ``weight_bits`` computes with."""
 
@@ -152,5 +137,5 @@ def _activated(layer: Any) -> nn.Module:
     twin.norm = layer.norm
     follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)
-    twin.units = (None if ceiling is None else Ceiling(ceiling)) if follows else Units(layer)
+    twin.units = (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Units(layer)
     return _with_weights(twin, layer)
