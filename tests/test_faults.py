@@ -249,7 +249,7 @@ def test_a_folder_that_becomes_read_only(digits, tmp_path):
                 change(folder, "ro")
 
         store = Store(folder / "run", steps=3)
-        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\).*checkpoint is that .* 6 of"):
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\).* was written .* 6 of"):
             fit(build(digits), digits, RECIPE, store=store, on_step=on_step)
         with pytest.raises(UserError, match=r"cannot be written to \(Read-only.*--out"), locked(folder / "run"):
             pass
