@@ -59,8 +59,8 @@ repeats each run.
   schedule. "-": not run yet. Without init_from, the twin itself was trained for as long.
 - **[ , ]**: the 95 % interval of a difference by the number of test samples (Newcombe's method 10, as if the
   networks' errors were independent). Where it contains 0, the difference is not significant.
-- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, not the ones
-  that fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
+- **gate**: which neurons pass a gradient on. "relu", the default: those with z > 0. "clip": of these, those with
+  z < ϑT, the most that a count stands for. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
   network runs layer by layer and cannot stream.
 - **±**: standard deviation over the seeds, where there are several.
 - **SynOps**: one operation for each spike and each synapse it reaches, over the multiply-accumulates of the twin.
