@@ -65,6 +65,36 @@ def test_the_same_samples_give_the_same_weights(kind, expected):
     assert evaluate(net, given["test"], make_task("classification")) == fitted.test
 
 
+def test_one_number_each_is_a_regression():
+    x, y = samples()
+    net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(6, 8), tnn.Readout(8, 1))
+    results = []
+    for targets in (y.float(), y.float().unsqueeze(1)):
+        torch.manual_seed(0)
+        for module in net[1:]:
+            module.reset_parameters()
+        results.append(fit(net, {"train": (x, targets), "test": (x, targets)}, RECIPE).test)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("train", lambda x, y: (x, y - 1), r"train: expected classes from 0 to 0, got -1"),
+        ("test", lambda x, y: (x, y + 1), r"test: expected classes from 0 to 1, got 2"),
+        ("validation", lambda x, y: (x, y - 1), r"validation: expected classes from 0 to 1, got -1"),
+        ("train", lambda x, y: (x, nn.functional.one_hot(y)), r"int64 \[N\], got torch.int64 \[40, 2\].*argmax"),
+        ("train", lambda x, y: (x[:0], y[:0]), "train: it has no samples"),
+        ("test", lambda x, y: (x[:0], y[:0]), "test: it has no samples"),
+        ("test", lambda x, y: (x / 0, y), "test: its inputs are not all finite"),
+    ],
+)
+def test_tensors_that_cannot_be_classes_are_named_before_the_training(part, change, message):
+    splits = {"train": samples(), "validation": samples(), "test": samples()}
+    with pytest.raises(ValueError, match=message):
+        fit(network(), splits | {part: change(*samples())}, RECIPE)
+
+
 def test_random_transforms_repeat():
     class Noisy(torch.utils.data.Dataset):
         classes = ("off", "on")

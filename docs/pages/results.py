@@ -61,8 +61,8 @@ for each run.
   epochs.
 - **[ , ]**: the 95 % interval of a difference, from the number of test samples (Newcombe's method 10, as if the
   errors of the networks were independent). If it contains 0, the difference is not significant.
-- **gate**: which neurons pass a gradient. "relu", the default: neurons with z > 0. "clip": the same without neurons
-  that fire at every step. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
+- **gate**: which neurons pass a gradient. "relu", the default: neurons with z > 0. "clip": 0 < z < ϑT, the range
+  of the counts. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
   network runs layer by layer and cannot stream.
 - **±**: standard deviation over the seeds, if there are several.
 - **SynOps**: one operation for each spike and each synapse it reaches, divided by the multiply-accumulates of the

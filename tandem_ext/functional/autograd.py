@@ -8,12 +8,13 @@ is the ordinary backward pass of that ANN at the real counts of the input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
@@ -35,6 +36,43 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     if torch.compiler.is_compiling() or transformed:
         return function.apply(*arguments)
     return super(Function, function).apply(*arguments)  # type: ignore[misc]
+
+
+class _First(Function):
+    """The first of the given tensors, as they are; whoever asks for their derivative is refused."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(number: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:number])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("second derivatives of spiking layers are not supported: use those of the ANN, to_ann(net)")
+
+
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """torch's decorator of that name leaves second derivatives incomplete, without an error, in ``torch.func`` and in
+    ``torch.autograd.grad``. Here the gradients depend on what they are made of.
+    """
+
+    @wraps(backward)
+    def first(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, *grads)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return gradients
+        made = [gradient for gradient in gradients if gradient is not None]
+        sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.is_floating_point()]
+        refusing = iter(apply(_First, len(made), *made, *sources))
+        return tuple(None if gradient is None else next(refusing) for gradient in gradients)
+
+    return first
 
 
 class Inputs(NamedTuple):

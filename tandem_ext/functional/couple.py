@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .. import checks
 from ..ops import counts_dtype
 from ..planes import counts_of
 from ..train import SpikeTrain
-from .autograd import apply
+from .autograd import apply, once_differentiable
 from .neuron import over_space
 
 

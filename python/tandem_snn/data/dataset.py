@@ -63,7 +63,8 @@ class Dataset:
                 pair of tensors the greatest target plus one.
 
         Raises:
-            TypeError, ValueError: as :func:`as_split`; ``classes`` is needed.
+            TypeError, ValueError: as :func:`as_split`; ``classes`` is needed; a split has no samples; tensors in memory
+                whose targets are no classes, or whose inputs for test or validation are not finite.
             UserError: an unknown task.
 
         >>> x, y = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
@@ -73,6 +74,9 @@ class Dataset:
         """
         splits = {"train": as_split(train, "train"), "test": as_split(test, "test")}
         held_out = None if validation is None else as_split(validation, "validation")
+        for part, split in (splits | {"validation": held_out}).items():
+            if split is not None and not len(split):
+                raise ValueError(f"{part}: it has no samples")
         inputs, targets = _example(splits["train"])
         if task is None:
             task = "regression" if targets.is_floating_point() else "classification"
@@ -86,6 +90,9 @@ class Dataset:
                 names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in classes)
                 classes = len(names)
             names = names or tuple(map(str, range(classes)))
+        for part, split in (splits | {"validation": held_out}).items():
+            if isinstance(split, TensorSplit):
+                _check(part, split, classes if task == "classification" else None)
         return cls(
             **splits, validation=held_out, name=name, task=task, shape=tuple(inputs.shape[1:]), classes=classes,
             class_names=names,
@@ -134,6 +141,21 @@ def as_dataset(data: Any) -> Dataset:
 def _example(split: Split) -> tuple[Tensor | SpikeTrain, Tensor]:
     """A batch of the first sample."""
     return split.example if isinstance(split, DatasetSplit) else split.take(torch.tensor([0]), None)
+
+
+def _check(part: str, split: TensorSplit, classes: int | None) -> None:
+    """Raises ValueError where training would fail late, or a test would mean nothing."""
+    inputs, targets = split.inputs, split.targets
+    if part != "train" and isinstance(inputs, Tensor) and not bool(inputs.isfinite().all()):
+        raise ValueError(f"{part}: its inputs are not all finite")
+    if classes is None:
+        return
+    if targets.dim() != 1 or targets.dtype != torch.int64:
+        got = f"{targets.dtype} {list(targets.shape)}"
+        raise ValueError(f"{part}: expected classes as targets, int64 [N], got {got}; one-hot rows: targets.argmax(1)")
+    least, most = map(int, targets.aminmax())
+    if least < 0 or most >= classes:
+        raise ValueError(f"{part}: expected classes from 0 to {classes - 1}, got {least if least < 0 else most}")
 
 
 def _classes(split: Split) -> int | Sequence[str]:

@@ -76,8 +76,8 @@ class Recipe:
     )
     gate: str | None = key(
         None,
-        "Which neurons pass a gradient: relu (z > 0), clip (as relu, unless the neuron fires at every step), resu (as "
-        "relu, and neurons with z <= 0 are silenced).",
+        "Which neurons pass a gradient: relu (z > 0), clip (0 < z < threshold * T, the most that a count stands for), "
+        "resu (as relu, and neurons with z <= 0 are silenced).",
         GATES,
         model=True,
         neuron=True,

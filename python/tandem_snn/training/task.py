@@ -42,7 +42,7 @@ class Classification:
 
 
 class Regression:
-    """Mean squared error of an output [B, ...] and a target of as many elements, as loss and as metric.
+    """Mean squared error of an output [B, ...] and a target of as many elements, [B, ...], as loss and as metric.
 
     >>> Regression().loss(torch.ones(2, 4), torch.zeros(2, 1, 2, 2)).item()
     1.0
@@ -52,10 +52,10 @@ class Regression:
     higher_is_better = False
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(output.flatten(1), target.flatten(1))
+        return F.mse_loss(output.flatten(1), target.reshape(len(target), -1))
 
     def total(self, output: Tensor, target: Tensor) -> Tensor:
-        return (output.flatten(1) - target.flatten(1)).square().double().mean(1).sum()
+        return (output.flatten(1) - target.reshape(len(target), -1)).square().double().mean(1).sum()
 
 
 Task = Classification | Regression
