@@ -13,7 +13,7 @@ import tandem_snn.nn as tnn
 from build_tools.compile import write_commit
 from tandem_snn import machine
 from tandem_snn.cli import main
-from tandem_snn.nn.neuron import NeuronOptions
+from tandem_snn.nn.options import NeuronOptions
 
 ROOT = Path(__file__).parents[1]
 

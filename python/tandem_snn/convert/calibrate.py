@@ -13,8 +13,8 @@ from tandem_ext import SpikeTrain
 
 from .. import ann
 from .. import nn as tnn
-from ..measure.hooks import evaluating, watching
 from ..nn import general
+from ..nn.hooks import evaluating, watching
 from ..nn.signals import describe, effective_counts
 from ..nn.threshold import covering, percentiles_of, sample_by_channel, set_threshold
 from .to_ann import to_ann

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
 
-from ..measure.hooks import evaluating
+from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts
 from .example import GIVE, examples_for
 from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only, refuse

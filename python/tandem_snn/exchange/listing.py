@@ -85,8 +85,6 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
-        if layer.analog:
-            raise CannotLower(layer.name, "it is analog and does not spike")
         if layer.gate == "resu":
             raise CannotLower(layer.name, NO_STEP)
         if layer.kind in FORMS or (layer.kind == "flatten" and len(x.shape) <= 2):

@@ -15,8 +15,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tandem_ext.functional.products import LINEAR
 
 from .. import nn as tnn
-from ..measure.hooks import given
 from ..nn.general import Neurons
+from ..nn.hooks import given
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
@@ -151,23 +151,20 @@ class Lowering:
     def _layer(
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
+        if layer.analog:
+            raise CannotLower(name, "it is analog and does not spike")
         weight, gain = _weighted(layer, gain)
         stage = _synapses(name, "layer", x, layer, weight)
-        stage.fires, stage.analog = fire, layer.analog
+        stage.fires = fire
         worth: _Gain = 1.0
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        fires = fire and not layer.analog
-        folded = layer.lowered(1.0 if layer.analog else gain, worth, fire=fires, weight=weight)
+        folded = layer.lowered(gain, worth, fire=fire, weight=weight)
         for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
             numbers = getattr(folded, key)
             setattr(stage, key, None if numbers is None else numbers.detach())
         stage.set_neurons(folded.static)
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
-        if layer.analog:
-            stage.gain, result = float(gain), 1.0
-            if fire and layer.gain != "threshold":
-                _multiply(stage, torch.as_tensor(layer.gain / layer.threshold).expand(len(layer.weight)))
         self._add(node, stage, result if fire else 1.0)
 
 
@@ -255,18 +252,9 @@ def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
 
     for number, stage in enumerate(stages):
         stage.input, stage.residual = now[stage.input], now[stage.residual]
-        spikes = stage.kind in ("layer", "average") and not stage.analog
+        spikes = stage.kind in ("layer", "average")
         if spikes:
             stage.input, stage.residual = read(stage.input, stage), read(stage.residual, stage)
         form = forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
         now[number] = add(stage, stage.timing if stage.kind == "layer" and spikes and stage.fires else form)
     return result
-
-
-def _multiply(stage: Stage, factor: Tensor) -> None:
-    """The activations of an analog layer, which are ρ(z)."""
-    if not bool((factor == 1).all()):
-        stage.scale = factor if stage.scale is None else stage.scale * factor
-        stage.shift = None if stage.shift is None else stage.shift * factor
-        if stage.residual != ABSENT:
-            stage.residual_scale = factor if stage.residual_scale is None else stage.residual_scale * factor

@@ -142,7 +142,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
     outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
     few_bits = int(stage.step is not None)
     row = {"axes": stage.axes, "outputs": outputs, "channels": channels, "few_bits": few_bits}
-    row |= {"v_height": 0, "v_width": 0}
+    row |= {"v_height": 0, "v_width": 0, "analog": 0}
     if stage.v_init is not None and stage.v_init.dim():
         row["v_height"], row["v_width"] = (1, 1, *stage.v_init.shape[1:])[-2:]
     for name, kind in _TYPES.items():

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
-from tandem_ext.functional.neuron import Static, over_inputs, over_space
+from tandem_ext.functional.neuron import Static, over_inputs
 from tandem_ext.functional.products import Product, float32_precision
 from tandem_ext.train import either
 
 from .. import nn as tnn
-from ..nn.currents import NEVER, residual_total, step_currents
-from ..nn.signals import describe, effective_counts, map_counts, with_gain
+from ..nn.currents import NEVER, step_currents
+from ..nn.signals import describe, map_counts, with_gain
 
 _ops = torch.ops.tandem
 # What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
@@ -54,7 +54,6 @@ class Stage(nn.Module):
         name: the layer's name in its network; it may come again.
         input, residual: the values it reads: numbers of earlier stages, or INPUT.
         fires: False: the currents of every step are wanted, for another layer's residual.
-        analog: a layer of the ANN, which reads and makes counts.
         weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
             readout's weights are step·weight.
         scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias. A mean's scale is the gain
@@ -73,7 +72,6 @@ class Stage(nn.Module):
     input: int
     residual: int = ABSENT
     fires: bool = True
-    analog: bool = False
     groups: int = 1
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -108,7 +106,7 @@ class Stage(nn.Module):
         self.digits: Tensor | None = None  # what a GPU multiplies in place of the weight, once prepare() was called
 
     def prepare(self) -> None:
-        if self.digits is None and self.weight is not None and self.kind == "layer" and not self.analog:
+        if self.digits is None and self.weight is not None and self.kind == "layer":
             self.digits = _ops.frozen_digits.default(self.weight, self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,8 +146,6 @@ class Stage(nn.Module):
             return self.move(with_gain(x, gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
             return map_counts(x, self._answer)
-        if self.analog:
-            return self._activation(x, residual)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
 
     def _move(self) -> nn.Module:
@@ -209,22 +205,9 @@ class Stage(nn.Module):
         below, right = self.after
         return F.pad(x, (0, right, 0, below)[: 2 * self.axes]) if below or right else x
 
-    def _counts(self, counts: Tensor) -> Tensor:
-        counts = counts.to(self.dtype)
-        return counts if self.gain == 1.0 else counts * self.gain
-
     def _answer(self, counts: Tensor) -> Tensor:
-        return self._product(self._counts(counts), self.shift)
-
-    def _activation(self, x: Any, residual: Any) -> Tensor:
-        u = self._product(self._counts(effective_counts(x)), self.shift if self.scale is None else None)
-        if self.scale is not None:
-            u = u * over_space(self.scale, u.shape)
-            u = u if self.shift is None else u + over_space(self.shift, u.shape)
-        if residual is not None:
-            more = residual_total(residual, u)
-            u = u + (more if self.residual_scale is None else more * over_space(self.residual_scale, u.shape))
-        return torch.relu(u) if self.fires else u
+        counts = counts.to(self.dtype)
+        return self._product(counts if self.gain == 1.0 else counts * self.gain, self.shift)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of neurons, [B, N, *space]; raises ValueError for an input that does not fit."""

@@ -12,8 +12,8 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
+from ..nn.hooks import check_layers, evaluating, watching
 from ..nn.signals import effective_counts, over_features
-from .hooks import check_layers, evaluating, watching
 
 _PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
 _READING = (tnn.SpikingLayer, tnn.Readout)

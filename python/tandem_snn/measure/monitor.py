@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from ..errors import listing
-from .hooks import FIRING, check_layers, evaluating, watching
+from ..nn.hooks import FIRING, check_layers, evaluating, watching
 
 
 @dataclass(repr=False)

@@ -16,7 +16,7 @@ from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from ..nn.general import Neurons
-from .hooks import FIRING, SYNAPTIC, check_layers, evaluating, given, watching
+from ..nn.hooks import FIRING, SYNAPTIC, check_layers, evaluating, given, watching
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ def initial_gamma(T: int, timing: str = "step") -> float:
     return 2.0 if T <= 2 else 3.0
 
 
+def uses_batch(norm: _BatchNorm) -> bool:
+    """Are its statistics those of the batch?"""
+    return norm.training or norm.running_mean is None
+
+
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm by its running statistics, as u -> scale·u + shift."""
     assert norm.running_mean is not None
@@ -44,8 +49,9 @@ def batch_affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    scale = torch.add(norm.weight / (var + norm.eps).sqrt(), var, alpha=0)  # an infinite variance becomes NaN
-    return scale, norm.bias - mean * scale
+    weight, bias = (1.0 if norm.weight is None else norm.weight), (0.0 if norm.bias is None else norm.bias)
+    scale = torch.add(weight / (var + norm.eps).sqrt(), var, alpha=0)  # an infinite variance becomes NaN
+    return scale, bias - mean * scale
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
+from .batch_norm import batch_affine, fold_norm, uses_batch
 from .currents import AT_ONCE, fire_steps, potential_trace, window_trace
 from .signals import Signal, describe, effective_counts, over_features, with_gain
 
@@ -227,14 +228,8 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
     u = currents_of(x)
     z = norm(u.total)
     with torch.no_grad():
-        if norm.training or norm.running_mean is None:
-            var, mean = torch.var_mean(u.total, [d for d in range(u.total.dim()) if d != 1], correction=0)
-        else:
-            assert norm.running_var is not None
-            mean, var = norm.running_mean, norm.running_var
-        scale = torch.add((var + norm.eps).rsqrt(), var, alpha=0) * (1 if norm.weight is None else norm.weight)
-        shift = ((0 if norm.bias is None else norm.bias) - mean * scale) / u.T
-        scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift))
+        scale, shift = batch_affine(norm, u.total) if uses_batch(norm) else fold_norm(norm)
+        scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift / u.T))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .neuron import NeuronOptions
+from .options import NeuronOptions, shows_neuron_options
 from .quantise import check_bits
 from .readout import Readout
 from .signals import Signal
-from .synapses import Conv1d, Conv2d, Linear, Size, shows_neuron_options
+from .synapses import Conv1d, Conv2d, Linear, Size
 
 Device = torch.device | str | None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +17,13 @@ from tandem_ext.functional.layer import by_channel, needs_grad, norm_layer, prod
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track, uses_batch
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
-from .quantise import byte_integers, check_bits, integers, rounded
-from .signals import Signal, check_input, check_signal, effective_counts, with_gain
+from .options import CHECKS, DEFAULTS, NeuronOptions
+from .quantise import byte_integers, integers, rounded
+from .signals import Signal, check_input, check_signal, effective_counts, over_features, with_gain
 
-BN_STATS = ("batch", "running")
 MOMENTUM = {"batch": 0.1, "running": 0.9}
-
-
-class NeuronOptions(TypedDict, total=False):
-    """The keyword arguments that every layer with neurons takes; see :class:`SpikingLayer`."""
-
-    norm: bool
-    threshold: float | Tensor
-    leak: float
-    v_init: float | Tensor
-    gain: float | str
-    gate: str
-    eps: float
-    momentum: float | None
-    bn_stats: str
-    gamma: float | None
-    weight_bits: int | None
-    timing: str
-
-
-DEFAULTS: dict[str, Any] = {
-    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
-    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None, "timing": "step",
-}  # fmt: skip
 
 
 class Lowered(NamedTuple):
@@ -132,7 +109,7 @@ class SpikingLayer(nn.Module):
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
         self._channels = channels
-        for name in _CHECKS:
+        for name in CHECKS:
             self._add_number(name, options[name])
         self.norm = None
         if options["norm"]:
@@ -150,8 +127,8 @@ class SpikingLayer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
-        if name in _CHECKS and not isinstance(value, Tensor):
-            _CHECKS[name](self, value)
+        if name in CHECKS and not isinstance(value, Tensor):
+            CHECKS[name](self, value)
         super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -189,7 +166,7 @@ class SpikingLayer(nn.Module):
         norm = self.norm
         if norm is None:
             train = self._run(x, None, None, residual)
-        elif not self._uses_batch(norm):
+        elif not uses_batch(norm):
             train = self._run(x, *fold_norm(norm), residual)
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
@@ -223,9 +200,9 @@ class SpikingLayer(nn.Module):
         Args:
             exact: the product takes int8; it gets int8 unless a gradient is needed.
         """
-        if self.weight_bits is None:
-            return x, self.weight, None
         x, weight = by_channel(x, self.weight, self.synapses())
+        if self.weight_bits is None:
+            return x, weight, None
         graph = torch.is_grad_enabled() and needs_grad(weight)
         return x, *(byte_integers if exact and not graph else integers)(weight, self.weight_bits)
 
@@ -317,7 +294,7 @@ class SpikingLayer(nn.Module):
         check_signal(x, type(self).__name__)
         norm, scale, shift = self.norm, None, None
         if norm is not None:
-            if self._uses_batch(norm):
+            if uses_batch(norm):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
         x, weight, step = self._weights(x)
@@ -354,18 +331,15 @@ class SpikingLayer(nn.Module):
         read: Any
         read, weight, step = self._weights(x)
         u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
-        gain = (
-            1.0 if isinstance(read.gain, Tensor) and read.gain.dim() else read.gain
-        )  # those of channels are in the weights
-        worth = gain if step is None else step * gain
+        worth = read.gain if step is None else step * read.gain
         if isinstance(worth, Tensor) or worth != 1.0:
-            u = u * (over_space(worth, u.shape) if isinstance(worth, Tensor) and worth.dim() else worth)
+            u = u * over_features(worth, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
     def _currents(self, x: Signal) -> Tensor:
         """The currents of each step, with the gradient of their sum."""
         norm = self.norm
-        batch = norm is not None and self._uses_batch(norm)
+        batch = norm is not None and uses_batch(norm)
         z = self._window_product(x) if batch or torch.is_grad_enabled() else None
         scale = shift = None
         if norm is not None and z is not None:
@@ -384,60 +358,19 @@ class SpikingLayer(nn.Module):
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z of the product u, and the scale and shift of the currents, without a gradient."""
-        batch = self._uses_batch(norm) and self.bn_stats == "batch"
+        batch = uses_batch(norm) and self.bn_stats == "batch"
         if batch and isinstance(norm, SyncBatchNorm):
             return norm.normalise(u)
         z = norm(u)
         with torch.no_grad():
             return z, *(batch_affine(norm, u) if batch else fold_norm(norm))
 
-    def _uses_batch(self, norm: _BatchNorm) -> bool:
-        return norm.training or norm.running_mean is None
-
     def extra_repr(self) -> str:
         shown = [super().extra_repr()]
-        for name in _CHECKS:
+        for name in CHECKS:
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
             elif value != DEFAULTS[name]:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
-
-
-def _check_gain(layer: SpikingLayer, gain: object) -> None:
-    if gain != "threshold":
-        checks.gain("gain", gain)
-
-
-def _check_leak(layer: SpikingLayer, leak: Any) -> None:
-    checks.leak(leak)
-    checks.timing_fits(layer.timing, leak, "relu")
-
-
-def _check_gate(layer: SpikingLayer, gate: Any) -> None:
-    checks.gate(gate)
-    checks.timing_fits(layer.timing, 1.0, gate)
-
-
-def _check_timing(layer: SpikingLayer, timing: Any) -> None:
-    checks.timing(timing)
-    checks.timing_fits(timing, layer.leak, layer.gate)
-
-
-def _check_bn_stats(bn_stats: object) -> None:
-    if bn_stats not in BN_STATS:
-        raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
-
-
-# In the order in which they are shown.
-_CHECKS: dict[str, Callable[[SpikingLayer, Any], None]] = {
-    "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "leak": _check_leak,
-    "v_init": lambda layer, value: checks.v_init(value),
-    "gain": _check_gain,
-    "gate": _check_gate,
-    "bn_stats": lambda layer, value: _check_bn_stats(value),
-    "weight_bits": lambda layer, value: check_bits(value),
-    "timing": _check_timing,
-}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +12,10 @@ from typing_extensions import Unpack
 
 from tandem_ext.functional.products import Product, convolution
 
-from .neuron import DEFAULTS, NeuronOptions, SpikingLayer
+from .neuron import SpikingLayer
+from .options import NeuronOptions, shows_neuron_options
 
 Size = int | tuple[int, ...]
-L = TypeVar("L", bound=type[SpikingLayer])
-
-
-def shows_neuron_options(layer: L) -> L:
-    """A class decorator for help() and completion: they show the neurons' options with defaults, not ``**neuron``."""
-    init = layer.__init__  # which classes may share
-    shown = inspect.signature(init)
-    types = {name: getattr(t, "__forward_arg__", t) for name, t in NeuronOptions.__annotations__.items()}
-    kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
-        for name in types
-    ]
-    init.__signature__ = shown.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    return layer
 
 
 @shows_neuron_options

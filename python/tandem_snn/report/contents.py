@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain
 from ..data import Dataset
 from ..errors import UserError
 from ..measure import Monitor, activations, synops, synops_over_time
-from ..measure.hooks import evaluating
+from ..nn.hooks import evaluating
 from ..plots import jittered
 from ..training.checkpoint import load_checkpoint
 from ..training.recipe import KINDS, Recipe, folder_of

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data import Dataset
 from ..frozen import FrozenNetwork, freeze
 from ..measure import Energy, Exit, early_exit, energy, firing_rates, metric_over_time, mismatch, synops
-from ..measure.hooks import evaluating
+from ..nn.hooks import evaluating
 from .recipe import Recipe
 from .task import Task, make_task
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import nn as tnn
 from ..data import Dataset
 from ..errors import UserError
-from ..measure.hooks import evaluating, watching
+from ..nn.hooks import evaluating, watching
 from ..nn.threshold import percentile_of, positive_sample, set_threshold
 from .recipe import Recipe
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..container import atomically
 from ..errors import UserError, extra
 from ..measure import Monitor
-from ..measure.hooks import FIRING, evaluating
+from ..nn.hooks import FIRING, evaluating
 from .checkpoint import is_finite, load_checkpoint, pack, recipe_of, unpack
 from .recipe import Recipe
 from .trainer import Trainer

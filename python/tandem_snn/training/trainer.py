@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..data import Dataset, Split, as_dataset, as_split
 from ..errors import UserError, check_name
 from ..measure import synops_penalty
-from ..measure.hooks import FIRING, evaluating
 from ..memory import return_freed
+from ..nn.hooks import FIRING, evaluating
 from .checkpoint import is_finite
 from .processes import World
 from .progressive import Progressive

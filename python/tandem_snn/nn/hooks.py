@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import nn as tnn
-from ..nn.general import Neurons
+from .general import Neurons
+from .neuron import SpikingLayer
+from .pooling import AvgPool2d
+from .readout import Readout
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
-SYNAPTIC = (tnn.SpikingLayer, tnn.Readout, tnn.AvgPool2d)
-FIRING = (tnn.SpikingLayer, tnn.AvgPool2d, Neurons)
+SYNAPTIC = (SpikingLayer, Readout, AvgPool2d)
+FIRING = (SpikingLayer, AvgPool2d, Neurons)
 
 
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
