@@ -96,10 +96,6 @@ def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
     return *outputs, _empty(like, [], shape, compute), mean, var, bad
 
 
-def _fake_window_product(a: Arguments) -> Tensor:
-    return _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a)))
-
-
 def _fake_quantise(a: Arguments) -> tuple[Tensor, Tensor]:
     weight = a["weight"]
     last = weight.dim() > 2 and not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
@@ -107,33 +103,9 @@ def _fake_quantise(a: Arguments) -> tuple[Tensor, Tensor]:
     return q, weight.new_empty(weight.shape[0])
 
 
-def _fake_pack(a: Arguments) -> Tensor:
-    T, *shape = a["spikes"].shape
-    return _empty(a["spikes"], [(T + 7) // 8], shape, torch.uint8)
-
-
-def _fake_unpack(a: Arguments) -> Tensor:
-    return _empty(a["planes"], [a["T"]], a["planes"].shape[1:], a["dtype"])
-
-
-def _fake_counts(a: Arguments) -> Tensor:
-    return _empty(a["planes"], [], a["planes"].shape[1:], a["dtype"])
-
-
-def _fake_count_bytes(a: Arguments) -> Tensor:
-    return _empty(a["planes"], [1], a["planes"].shape[1:], torch.uint8)
-
-
-def _fake_burst_planes(a: Arguments) -> Tensor:
-    return _empty(a["counts"], [(a["T"] + 7) // 8], a["counts"].shape[1:], torch.uint8)
-
-
-def _fake_gate_grad(a: Arguments) -> Tensor:
-    return _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype)
-
-
-def _fake_bn_statistics(a: Arguments) -> tuple[Tensor, ...]:
-    return tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4))
+def _planes(like: Tensor, T: int) -> Tensor:
+    """Of trains of the neurons of ``like`` [_, B, *features]."""
+    return _empty(like, [(T + 7) // 8], like.shape[1:], torch.uint8)
 
 
 def _fake_bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,13 +194,16 @@ for _name, _batch in {"if_scan": 1, "constant_if": 0, "impulse_if": 0, "linear_i
 # Statistics tie the samples of a batch together.
 _register("linear_bn_if", _fake_neurons, {}, ())
 _register("conv_bn_if", _fake_neurons, {}, ())
-_register("bn_statistics", _fake_bn_statistics, {}, ())
+_register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)), {}, ())
 _register("bn_grad", _fake_bn_grad, {}, ())
-_register("window_product", _fake_window_product, {"planes": 1}, (0,))
+_register("window_product", lambda a: _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a))), {"planes": 1}, (0,))
 _register("quantise", _fake_quantise, {}, ())
-_register("pack", _fake_pack, {"spikes": 1}, (1,))
-_register("unpack", _fake_unpack, {"planes": 1}, (1,))
-_register("counts", _fake_counts, {"planes": 1}, (0,))
-_register("count_bytes", _fake_count_bytes, {"planes": 1}, (1,))
-_register("burst_planes", _fake_burst_planes, {"counts": 1}, (1,))
-_register("gate_grad", _fake_gate_grad, {"grad": 0, "mask": 0}, lambda a: () if a["grad"].numel() % 8 else (0,))
+_register("pack", lambda a: _planes(a["spikes"], len(a["spikes"])), {"spikes": 1}, (1,))
+_register("unpack", lambda a: _empty(a["planes"], [a["T"]], a["planes"].shape[1:], a["dtype"]), {"planes": 1}, (1,))
+_register("counts", lambda a: _empty(a["planes"], [], a["planes"].shape[1:], a["dtype"]), {"planes": 1}, (0,))
+_register("count_bytes", lambda a: _planes(a["planes"], 1), {"planes": 1}, (1,))
+_register("burst_planes", lambda a: _planes(a["counts"], a["T"]), {"counts": 1}, (1,))
+_register(
+    "gate_grad", lambda a: _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype), {"grad": 0, "mask": 0},
+    lambda a: () if a["grad"].numel() % 8 else (0,),
+)  # fmt: skip

@@ -23,16 +23,6 @@ EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these t
 
 
 def linear_if(
-    x: Input, weight: Tensor, bias: Tensor | None = None, *, return_v: bool = False, **neuron: Any
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by ``weight @ s[t]``; see :func:`tandem_ext.functional.linear_if`."""
-    dtype = _counts_dtype(weight)
-    x, weight = _weighted(x, weight)
-    currents = _currents(x, _product(weight), dtype, neuron, weight)
-    return _layer(*currents, bias, dtype, return_v, before=_bad(x), **neuron)
-
-
-def conv_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -44,7 +34,9 @@ def conv_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by a convolution; see :func:`tandem_ext.functional.conv1d_if` and ``conv2d_if``."""
+    """IF neurons driven by ``weight @ s[t]``, or for a weight with a kernel by the convolution of s[t] with it; see
+    :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
+    """
     dtype = _counts_dtype(weight)
     x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
@@ -71,22 +63,6 @@ def linear_bn_if(
     bias: Tensor | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
-    *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
-    x, weight = _weighted(x, weight)
-    currents = _currents(x, _product(weight), weight.dtype, neuron, weight)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
-
-
-def conv_bn_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -95,15 +71,15 @@ def conv_bn_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`conv_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
     x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
     currents = _currents(x, product, weight.dtype, neuron, weight)
     return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
 
 
-conv1d_if = conv2d_if = conv_if
-conv1d_bn_if = conv2d_bn_if = conv_bn_if
+conv_if = conv1d_if = conv2d_if = linear_if
+conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -360,8 +336,10 @@ def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:
-    product: Any = {2: F.linear, 3: F.conv1d, 4: F.conv2d}[weight.dim()]
-    return lambda a: product(a, weight.to(a.dtype), None, *geometry)
+    if weight.dim() == 2:
+        return lambda a: F.linear(a, weight.to(a.dtype))
+    convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
+    return lambda a: convolution(a, weight.to(a.dtype), None, *geometry)
 
 
 def _counts_dtype(weight: Tensor) -> torch.dtype:

@@ -63,10 +63,16 @@ def test_spikes_in(net: nn.Module, T: int) -> None:
 @pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
 def test_what_a_spike_of_the_input_is_worth(net: nn.Module) -> None:
     frozen, spikes = freeze(net), torch.rand(8, 7, 30).lt(0.4).float()
-    for gain in (1.0, 0.5, torch.tensor(2.0)):
+    for gain in (1.0, 0.5, torch.tensor(2.0), torch.rand(30) + 0.5):
         x = te.SpikeTrain.from_dense(spikes, gain=gain)
         assert torch.equal(frozen(x), net(x))
         assert torch.equal(frozen.readouts(x)[-1], net(x))
+
+
+def test_rounded_weights_take_no_gain_of_channels() -> None:
+    x = te.SpikeTrain.from_dense(torch.rand(8, 7, 30).lt(0.4).float(), gain=torch.rand(30))
+    with pytest.raises(ValueError, match="x: weights of few bits are rounded already"):
+        freeze(spiking_net(), weight_bits=4)(x)
 
 
 def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
@@ -312,3 +318,11 @@ def test_a_readout_that_reads_another() -> None:
     frozen, x = freeze(net), torch.rand(4, 3)
     assert torch.equal(frozen(x), net(x))
     assert torch.equal([frozen.step(x) for _ in range(8)][-1], net(x))
+
+
+def test_analog_layers_have_the_bits_of_evaluation() -> None:
+    layers = tnn.Linear(5, 6, threshold=torch.rand(6) + 0.5, gain="threshold"), tnn.Linear(6, 7, norm=True)
+    layers[1].analog = True
+    x = 3 * torch.rand(64, 5)
+    net = trained(nn.Sequential(tnn.Encoder(8), *layers, tnn.Readout(7, 3)), x)
+    assert torch.equal(freeze(net)(x), net.eval()(x))

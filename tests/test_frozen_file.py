@@ -83,13 +83,7 @@ def of_float64() -> tuple[nn.Module, Tensor]:
     return net.double(), torch.rand(3, 2, 4, 4).double()
 
 
-def partly_ann() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(9, 7, norm=True), tnn.Linear(7, 6), tnn.Readout(6, 3)).eval()
-    net[2].analog = True
-    return net, torch.rand(4, 9)
-
-
-@pytest.mark.parametrize("make", [converted, learned, events, of_float64, partly_ann])
+@pytest.mark.parametrize("make", [converted, learned, events, of_float64])
 def test_other_networks(make: Callable[[], tuple[nn.Module, Any]], tmp_path: Path) -> None:
     net, x = make()
     frozen = ts.freeze(net)
@@ -126,7 +120,10 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
         def forward(self, x: Any) -> Tensor:
             return 2 * self.readout(self.layer(x))
 
+    analog = nn.Sequential(tnn.Linear(4, 3), tnn.Linear(3, 3), tnn.Readout(3, 2))
+    analog[1].analog = True
     for net, message in (
+        (analog, "layer '1' cannot be saved: it is analog"),
         (Doubled(), "mul.* is not a layer of tandem_snn.nn"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
@@ -238,7 +235,7 @@ HOSTILE: list[tuple[int | None, str, int, str]] = [
     (1, "residual", 1, "residual"),
     (1, "residual", 10**18, "residual"),
     (0, "fires", 2, "fires"),
-    (0, "analog", -1, "analog"),
+    (0, "analog", 1, "analog"),
     (0, "outputs", 0, "outputs"),
     (0, "outputs", 2**62, "outputs"),
     (0, "outputs", 2**29, "too large"),

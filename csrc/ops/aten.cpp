@@ -47,19 +47,6 @@ Tensor pad(const Tensor& tensor, const Shape& sides) {
   return call("aten::pad", "", tensor, sides, std::string("constant"), std::optional<double>());
 }
 
-// The stable ABI boxes no Scalar, which add() wants for its alpha; a - (-b) is the same sum, rounded the same way.
-Tensor add(const Tensor& a, const Tensor& b) { return sub(a, call("aten::neg", "", b)); }
-Tensor sub(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b); }
-Tensor mul(const Tensor& a, const Tensor& b) { return call("aten::mul", "Tensor", a, b); }
-Tensor div(const Tensor& a, const Tensor& b) { return call("aten::div", "Tensor", a, b); }
-Tensor sqrt(const Tensor& a) { return call("aten::sqrt", "", a); }
-
-Tensor relu(const Tensor& a) { return call("aten::relu", "", a); }
-
-Tensor gate_grad(const Tensor& grad, const Tensor& mask, double threshold) {
-  return call("tandem::gate_grad", "", grad, mask, threshold);
-}
-
 Tensor sum(const Tensor& a, const Shape& dims) {
   return call("aten::sum", "dim_IntList", a, std::optional<Shape>(dims), false, std::optional<ScalarType>());
 }

@@ -23,18 +23,7 @@ Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, 
 // Zeros around the last dimensions: before and after the last one, then the one before it.
 Tensor pad(const Tensor& tensor, const Shape& sides);
 
-// Elementwise, with broadcasting.
-Tensor add(const Tensor& a, const Tensor& b);
-Tensor sub(const Tensor& a, const Tensor& b);
-Tensor mul(const Tensor& a, const Tensor& b);
-Tensor div(const Tensor& a, const Tensor& b);
-Tensor sqrt(const Tensor& a);
-Tensor relu(const Tensor& a);
-
 // Sum over `dims`, which are dropped.
 Tensor sum(const Tensor& a, const Shape& dims);
-
-// Our own op of that name.
-Tensor gate_grad(const Tensor& grad, const Tensor& mask, double threshold);
 
 }  // namespace tandem::ops::aten

@@ -252,16 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                           \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {           \
-    m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if));   \
-    m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));       \
-    m.impl("bn_statistics", TORCH_BOX(&bn_statistics)); \
-    m.impl("bn_grad", TORCH_BOX(&bn_grad));             \
-  }
-TANDEM_IMPLEMENT(CPU)
-#ifdef TANDEM_WITH_CUDA
-TANDEM_IMPLEMENT(CUDA)
-#endif
+TANDEM_IMPLEMENT(m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if)); m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));
+                 m.impl("bn_statistics", TORCH_BOX(&bn_statistics)); m.impl("bn_grad", TORCH_BOX(&bn_grad)))
 
 }  // namespace tandem::ops

@@ -53,15 +53,7 @@ Tensor pack(Tensor spikes) {
   const auto size = static_cast<int32_t>(dense.element_size());
   const bool floating = is_float(dense.scalar_type());
   auto* out = static_cast<uint8_t*>(planes.data_ptr());
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(dense)) {
-    launch(dense, "pack", [&](void* stream) {
-      return cuda::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, stream);
-    });
-    return planes;
-  }
-#endif
-  cpu::pack(dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out, torch_parallel);
+  TANDEM_RUN(dense, pack, dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out);
   return planes;
 }
 
@@ -78,14 +70,7 @@ Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   if (out.numel() == 0) return out;
   const Tensor dense = to_channels_last(planes, 2);
   const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(planes)) {
-    launch(planes, "counts",
-           [&](void* stream) { return cuda::counts(bytes, P, out.numel(), out.data_ptr(), type, stream); });
-    return out;
-  }
-#endif
-  cpu::counts(bytes, P, out.numel(), out.data_ptr(), type, torch_parallel);
+  TANDEM_RUN(planes, counts, bytes, P, out.numel(), out.data_ptr(), type);
   return out;
 }
 
@@ -104,15 +89,7 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   if (out.numel() == 0) return out;
   const Tensor bits = to_contiguous(mask);
   const auto* bytes = static_cast<const uint8_t*>(bits.data_ptr());
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(grad)) {
-    launch(grad, "gate_grad", [&](void* stream) {
-      return cuda::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), stream);
-    });
-    return out;
-  }
-#endif
-  cpu::gate_grad(dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr(), torch_parallel);
+  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr());
   return out;
 }
 
@@ -125,15 +102,7 @@ Tensor burst_planes(Tensor counts, int64_t T) {
   const Tensor dense = to_channels_last(counts, 2);
   const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
   auto* out = static_cast<uint8_t*>(planes.data_ptr());
-  const auto steps = static_cast<int32_t>(T);
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(counts)) {
-    launch(counts, "burst_planes",
-           [&](void* stream) { return cuda::burst_planes(bytes, steps, counts.numel(), out, stream); });
-    return planes;
-  }
-#endif
-  cpu::burst_planes(bytes, steps, counts.numel(), out, torch_parallel);
+  TANDEM_RUN(counts, burst_planes, bytes, static_cast<int32_t>(T), counts.numel(), out);
   return planes;
 }
 
@@ -146,14 +115,7 @@ Tensor count_bytes(Tensor planes) {
   const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
   auto* out = static_cast<uint8_t*>(counts.data_ptr());
   const auto P = static_cast<int32_t>(planes.size(0));
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(planes)) {
-    launch(planes, "count_bytes",
-           [&](void* stream) { return cuda::count_bytes(bytes, P, counts.numel(), out, stream); });
-    return counts;
-  }
-#endif
-  cpu::count_bytes(bytes, P, counts.numel(), out, torch_parallel);
+  TANDEM_RUN(planes, count_bytes, bytes, P, counts.numel(), out);
   return counts;
 }
 
@@ -166,30 +128,12 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
   const auto size = static_cast<int32_t>(spikes.element_size());
   const int64_t neurons = spikes.numel() / T;
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(planes)) {
-    launch(planes, "unpack", [&](void* stream) {
-      return cuda::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype), stream);
-    });
-    return spikes;
-  }
-#endif
-  cpu::unpack(bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype), torch_parallel);
+  TANDEM_RUN(planes, unpack, bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype));
   return spikes;
 }
 
-#define TANDEM_IMPLEMENT(key)                         \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {         \
-    m.impl("pack", TORCH_BOX(&pack));                 \
-    m.impl("unpack", TORCH_BOX(&unpack_spikes));      \
-    m.impl("counts", TORCH_BOX(&count_spikes));       \
-    m.impl("gate_grad", TORCH_BOX(&gate_grad));       \
-    m.impl("count_bytes", TORCH_BOX(&count_bytes));   \
-    m.impl("burst_planes", TORCH_BOX(&burst_planes)); \
-  }
-TANDEM_IMPLEMENT(CPU)
-#ifdef TANDEM_WITH_CUDA
-TANDEM_IMPLEMENT(CUDA)
-#endif
+TANDEM_IMPLEMENT(m.impl("pack", TORCH_BOX(&pack)); m.impl("unpack", TORCH_BOX(&unpack_spikes));
+                 m.impl("counts", TORCH_BOX(&count_spikes)); m.impl("gate_grad", TORCH_BOX(&gate_grad));
+                 m.impl("count_bytes", TORCH_BOX(&count_bytes)); m.impl("burst_planes", TORCH_BOX(&burst_planes)))
 
 }  // namespace tandem::ops

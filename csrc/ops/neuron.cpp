@@ -15,19 +15,6 @@ Gate parse_gate(const std::string& gate) {
   TANDEM_CHECK(false, "gate must be \"relu\", \"clip\" or \"resu\", got \"", gate, "\"");
 }
 
-DType counts_dtype(ScalarType type) {
-  switch (type) {
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      return DType::kFloat32;
-  }
-}
-
 template <class E>
 E* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->numel() > 0 ? static_cast<E*>(tensor->data_ptr()) : nullptr;
@@ -77,10 +64,10 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
 
   if (compute_ == ScalarType::Double) {
     fill(double_args_, inputs);
-    double_args_.counts_dtype = counts_dtype(counts_type);
+    double_args_.counts_dtype = kernel_dtype(counts_type, "counts");
   } else {
     fill(float_args_, inputs);
-    float_args_.counts_dtype = counts_dtype(counts_type);
+    float_args_.counts_dtype = kernel_dtype(counts_type, "counts");
   }
 }
 

@@ -302,16 +302,8 @@ void Synapses::scan(const NeuronLayer& neurons) const {
 
 Tensor frozen_digits(Tensor weight, int64_t groups) { return prepare_digits(weight, groups); }
 
-#define TANDEM_IMPLEMENT(key)                             \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {             \
-    m.impl("linear_if", TORCH_BOX(&linear_if));           \
-    m.impl("conv_if", TORCH_BOX(&conv_if));               \
-    m.impl("window_product", TORCH_BOX(&window_product)); \
-    m.impl("frozen_digits", TORCH_BOX(&frozen_digits));   \
-  }
-TANDEM_IMPLEMENT(CPU)
-#ifdef TANDEM_WITH_CUDA
-TANDEM_IMPLEMENT(CUDA)
-#endif
+TANDEM_IMPLEMENT(m.impl("linear_if", TORCH_BOX(&linear_if)); m.impl("conv_if", TORCH_BOX(&conv_if));
+                 m.impl("window_product", TORCH_BOX(&window_product));
+                 m.impl("frozen_digits", TORCH_BOX(&frozen_digits)))
 
 }  // namespace tandem::ops

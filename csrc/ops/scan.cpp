@@ -9,19 +9,10 @@ void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
   if (layer.neurons() == 0) return;
   const DType dtype = kernel_dtype(currents, "currents");
   const void* data = currents.data_ptr();
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(currents)) {
-    launch(currents, "if_scan", [&](void* stream) {
-      return dtype == DType::kFloat64 ? cuda::if_scan(data, dtype, source, layer.args<double>(), stream)
-                                      : cuda::if_scan(data, dtype, source, layer.args<float>(), stream);
-    });
-    return;
-  }
-#endif
   if (dtype == DType::kFloat64) {
-    cpu::if_scan(data, dtype, source, layer.args<double>(), torch_parallel);
+    TANDEM_RUN(currents, if_scan, data, dtype, source, layer.args<double>());
   } else {
-    cpu::if_scan(data, dtype, source, layer.args<float>(), torch_parallel);
+    TANDEM_RUN(currents, if_scan, data, dtype, source, layer.args<float>());
   }
 }
 
@@ -53,15 +44,8 @@ NeuronOutputs held_if(Tensor current,
 
 }  // namespace
 
-#define TANDEM_IMPLEMENT(key)                                        \
-  STABLE_TORCH_LIBRARY_IMPL(tandem, key, m) {                        \
-    m.impl("if_scan", TORCH_BOX(&if_scan));                          \
-    m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>))); \
-    m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>)));   \
-  }
-TANDEM_IMPLEMENT(CPU)
-#ifdef TANDEM_WITH_CUDA
-TANDEM_IMPLEMENT(CUDA)
-#endif
+TANDEM_IMPLEMENT(m.impl("if_scan", TORCH_BOX(&if_scan));
+                 m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>)));
+                 m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>))))
 
 }  // namespace tandem::ops

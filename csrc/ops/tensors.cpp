@@ -122,8 +122,8 @@ Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead) {
   return restride(dense, shape, channels_last_strides(shape, lead));
 }
 
-DType kernel_dtype(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
+DType kernel_dtype(ScalarType type, const char* name) {
+  switch (type) {
     case ScalarType::Float:
       return DType::kFloat32;
     case ScalarType::BFloat16:

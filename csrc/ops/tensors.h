@@ -48,7 +48,8 @@ Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of);
 Tensor to_contiguous(const Tensor& tensor);
 
 // dtype of a floating tensor, checked: float32, bfloat16, float16 or float64.
-DType kernel_dtype(const Tensor& tensor, const char* name);
+DType kernel_dtype(ScalarType type, const char* name);
+inline DType kernel_dtype(const Tensor& tensor, const char* name) { return kernel_dtype(tensor.scalar_type(), name); }
 inline ScalarType compute_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -65,9 +66,27 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
 // Do the CUDA kernels work on the tensor? In the library of tests/cuda_host, which runs their PTX, on any.
 bool on_gpu(const Tensor& tensor);
 
+// TANDEM_RUN(tensor, kernel, arguments) runs cpu::kernel or cuda::kernel, where the tensor is.
+// TANDEM_IMPLEMENT(m.impl(...); ...) registers ops for tensors of either.
 #ifdef TANDEM_WITH_CUDA
 // Runs a launcher, void* stream -> cudaError_t, on the tensor's device, on the stream that torch is using there.
 void launch(const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher);
+
+#define TANDEM_RUN(tensor, kernel, ...)                                                         \
+  do {                                                                                          \
+    if (on_gpu(tensor)) {                                                                       \
+      launch(tensor, #kernel, [&](void* stream) { return cuda::kernel(__VA_ARGS__, stream); }); \
+    } else {                                                                                    \
+      cpu::kernel(__VA_ARGS__, torch_parallel);                                                 \
+    }                                                                                           \
+  } while (false)
+#define TANDEM_IMPLEMENT(...)                                \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) { __VA_ARGS__; } \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, CUDA, m) { __VA_ARGS__; }
+#else
+#define TANDEM_RUN(tensor, kernel, ...) cpu::kernel(__VA_ARGS__, torch_parallel)
+#define TANDEM_IMPLEMENT(...) \
+  STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) { __VA_ARGS__; }
 #endif
 
 }  // namespace tandem::ops

@@ -47,7 +47,7 @@ void spikes(Input& in) {
   }
 
   std::vector<uint8_t> steps(T * neurons, 255);
-  cpu::split_steps(planes.data(), T, neurons, steps.data(), cut_for);
+  cpu::unpack(planes.data(), T, neurons, steps.data(), 1, 1, cut_for);
   const DType dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64});
   std::vector<char> counts(neurons * size_of(dtype), '\xff');
   cpu::counts(planes.data(), P, neurons, counts.data(), dtype, cut_for);

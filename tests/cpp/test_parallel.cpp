@@ -64,8 +64,6 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
     const auto pack = [&] { cpu::pack(floats.data(), 4, true, 1, n, planes.data(), record); };
     CHECK(divides(calls_of(pack)[0], blocks, 64, 16384), "pack %ld", long(n));
   }
-  const auto split = [&] { cpu::split_steps(planes.data(), 1, neurons, planes.data(), record); };
-  CHECK(divides(calls_of(split)[0], neurons, 1, 16384), "split");
 }
 
 TEST(windows_by_bytes) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 
 #include "../cpu/halves.h"
 #include "../cpu/scratch.h"
@@ -13,105 +12,6 @@
 #include "stream.h"
 
 namespace tandem::network {
-
-namespace {
-
-constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
-
-template <class Window>
-void set_window(const Instruction& i, Window& w) {
-  w.kernel[0] = i.kernel_h, w.kernel[1] = i.kernel_w;
-  w.stride[0] = i.stride_h, w.stride[1] = i.stride_w;
-  w.padding[0] = i.padding_h, w.padding[1] = i.padding_w;
-  w.dilation[0] = i.dilation_h, w.dilation[1] = i.dilation_w;
-}
-
-}  // namespace
-
-Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
-    : program_(read(words, count, bytes)), numbers_(numbers) {
-  if (!program_.not_run.empty()) throw std::invalid_argument(program_.not_run);
-}
-
-// Where each instruction's part of the prepared weights begins, and their size.
-std::vector<int64_t> Network::parts() const {
-  const auto n = static_cast<int64_t>(program_.instructions.size());
-  std::vector<int64_t> offsets;
-  int64_t size = (n + 1) * static_cast<int64_t>(sizeof(int64_t));
-  for (int64_t i = 0; i < n; ++i) {
-    size += -size & (kAlignment - 1);
-    offsets.push_back(size);
-    if (is_packed(i)) {
-      size += cpu::prepared_size(geometry(i), weights_of(i));
-    } else if (is_widened(i)) {
-      size += program_.instructions[i].weights() * static_cast<int64_t>(sizeof(float));
-    }
-  }
-  offsets.push_back(size);
-  return offsets;
-}
-
-bool Network::is_prepared(const uint8_t* prepared, int64_t size) const {
-  const auto n = static_cast<int64_t>(program_.instructions.size());
-  if (size < (n + 1) * static_cast<int64_t>(sizeof(int64_t))) return false;
-  return reinterpret_cast<const int64_t*>(prepared)[n] == size;
-}
-
-const float* Network::floats(int64_t offset) const {
-  return offset == kAbsent ? nullptr : reinterpret_cast<const float*>(numbers_ + offset);
-}
-
-// Without an image.
-Geometry Network::geometry(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  Geometry g{};
-  g.outputs = i.outputs;
-  g.groups = i.groups;
-  g.channels = i.channels * i.groups;
-  set_window(i, g);
-  return g;
-}
-
-Weights Network::weights_of(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : program_.dtype(), false};
-}
-
-namespace {
-
-template <class Half>
-void widen_halves(const void* from, int64_t n, float* to) {
-  for (int64_t k = 0; k < n; ++k) to[k] = cpu::to_float(static_cast<const Half*>(from)[k]);
-}
-
-}  // namespace
-
-// Weights as floats. Of few bits the integers, which for a readout are times their step.
-void Network::widen(int64_t number, float* to) const {
-  const Instruction& i = program_.instructions[number];
-  const int64_t n = i.weights();
-  const Weights weights = weights_of(number);
-  if (weights.dtype == DType::kBFloat16) return widen_halves<cpu::BFloat16>(weights.data, n, to);
-  if (weights.dtype == DType::kFloat16) return widen_halves<cpu::Float16>(weights.data, n, to);
-  std::copy_n(static_cast<const int8_t*>(weights.data), n, to);
-  if (program_.kind(number) != Kind::readout) return;
-  const float* step = floats(i.step);
-  for (int64_t k = 0; k < n; ++k) to[k] *= step[k / (n / i.outputs)];
-}
-
-void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
-  const std::vector<int64_t> offsets = parts();
-  std::memcpy(prepared, offsets.data(), offsets.size() * sizeof(int64_t));
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
-    uint8_t* part = prepared + offsets[n];
-    if (is_packed(i)) {
-      cpu::prepare(geometry(i), weights_of(i), part, parallel);
-    } else if (is_widened(i)) {
-      widen(i, reinterpret_cast<float*>(part));
-    }
-  }
-}
 
 // One run. Instructions in order; those that read counts when all spikes are there, once for each answer.
 class Run {
@@ -299,9 +199,7 @@ class Run {
     a.channels = plan_.steps[i].out.channels;
     a.T = static_cast<int32_t>(program_.waits(i) ? plan_.T : T_);
     a.steps = static_cast<int32_t>(plan_.T);
-    a.timing = static_cast<Timing>(in.timing);
-    a.threshold = std::numeric_limits<float>::max();
-    a.leak = 1;
+    in.set_neurons(a);
     a.v_init_size = 1;
     if (program_.kind(i) != Kind::layer) return a;
     a.scale = floats(in.scale);
@@ -312,9 +210,6 @@ class Run {
   Neuron<float> firing(int64_t i, const uint8_t* residual, uint8_t* train) const {
     const Instruction& in = at(i);
     Neuron<float> a = neurons(i);
-    a.threshold = static_cast<float>(network::real(in.threshold));
-    a.leak = static_cast<float>(network::real(in.leak));
-    a.gate = static_cast<Gate>(in.gate);
     if (program_.kind(i) == Kind::layer && residual != nullptr) {
       if (program_.value(in.residual) == Value::kCurrents) {
         a.residual_currents = reinterpret_cast<const float*>(residual);
@@ -446,7 +341,7 @@ class Run {
     of.neuron.v = reinterpret_cast<float*>(result(i));
     if (steps > 1) {
       uint8_t* spikes = bytes + of.neuron.neurons;
-      cpu::split_steps(of.planes, static_cast<int32_t>(steps), inputs, spikes, call_.parallel);
+      cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
       of.planes = spikes;
       of.neuron.T = 1;
       g.batch *= steps;
@@ -473,13 +368,11 @@ class Run {
   void max_pool(int64_t i, const Shape& in, const Shape& out) const {
     PoolWindow pool{images(i), in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, false};
     pool.counted = program_.value(at(i).input) == Value::kCounts;
-    set_window(at(i), pool);
+    at(i).set_window(pool);
     cpu::max_pool(pool, train(at(i).input), result(i), call_.parallel);
   }
 
-  const uint8_t* prepared(int64_t i) const {
-    return call_.prepared + reinterpret_cast<const int64_t*>(call_.prepared)[i];
-  }
+  const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
   // Of a layer that reads real numbers, or a readout.
   const float* weights(int64_t i) const {
     return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);

@@ -100,12 +100,9 @@ class Network {
 
   const Program& program() const { return program_; }
 
-  // Weights as the kernels want them: so many bytes, aligned to 64, which begin with the offset of each instruction's
-  // part and the size.
-  int64_t prepared_size() const { return parts().back(); }
+  // Weights as the kernels want them: so many bytes, aligned to 64.
+  int64_t prepared_size() const { return parts_.back(); }
   void prepare(uint8_t* prepared, ParallelFor parallel) const;
-  // Are these bytes of that size the result of prepare()?
-  bool is_prepared(const uint8_t* prepared, int64_t size) const;
 
   // Does every reader of the input want counts?
   bool reads_counts() const;
@@ -139,10 +136,10 @@ class Network {
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
   void widen(int64_t i, float* to) const;
-  std::vector<int64_t> parts() const;
 
   Program program_;
   const uint8_t* numbers_;
+  std::vector<int64_t> parts_;  // where each instruction's prepared weights begin, and the size of all
 };
 
 }  // namespace tandem::network

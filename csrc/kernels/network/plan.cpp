@@ -117,25 +117,6 @@ std::vector<int64_t> last_uses(const Program& program) {
 
 }  // namespace
 
-bool Network::reads_counts() const {
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const Instruction& i = program_.instructions[n];
-    const bool of_residual = i.residual == kNetworkInput;
-    if (of_residual || (i.input == kNetworkInput && program_.kind(static_cast<int64_t>(n)) != Kind::popcount)) {
-      return false;
-    }
-  }
-  return true;
-}
-
-bool Network::waits() const {
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
-    if (has_neurons(i) && program_.waits(i)) return true;
-  }
-  return false;
-}
-
 // Makes the plan of one instruction after the other.
 class Planner {
  public:

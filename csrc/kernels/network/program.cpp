@@ -29,8 +29,8 @@ class Checker {
     const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
-    check_range("fires", i_.fires, 0, 1);
-    check_range("analog", i_.analog, 0, 1);
+    check_range("fires", i_.fires, kind == Kind::layer ? 0 : 1, 1);
+    if (i_.analog != 0) refuse("analog: a layer of the ANN has no spikes");
     check_range("ceil", i_.ceil, 0, 1);
     check_range("few_bits", i_.few_bits, 0, 1);
     check_range("axes", i_.axes, 0, 2);
@@ -91,10 +91,6 @@ class Checker {
   }
 
   Value check_layer(Value x) const {
-    if (i_.analog != 0) {
-      not_run("it is analog, and has no spikes");
-      return Value::kMeans;
-    }
     if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
     if (x == Value::kSpikes || x == Value::kCounts) check_form(x);
     if (i_.fires == 0) return Value::kCurrents;
@@ -212,6 +208,13 @@ double real(int64_t bits) {
   double value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
+}
+
+void Instruction::set_neurons(Neuron<float>& a) const {
+  a.threshold = fires != 0 ? static_cast<float>(real(threshold)) : std::numeric_limits<float>::max();
+  a.leak = fires != 0 ? static_cast<float>(real(leak)) : 1.f;
+  a.gate = static_cast<Gate>(gate);
+  a.timing = static_cast<Timing>(timing);
 }
 
 int64_t checked_product(int64_t a, int64_t b, int64_t most) {

@@ -38,7 +38,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */   \
   X(residual)        /* value added to the currents */                                          \
   X(fires)           /* 0: the currents of every step are wanted, without neurons */            \
-  X(analog)          /* 1: a layer of the ANN, for Python */                                    \
+  X(analog)          /* 0; files of earlier versions may have layers of an ANN, which are refused */ \
   X(axes)            /* of space: 0 linear, 1, 2 */                                             \
   X(outputs) X(channels) X(groups)  /* weights are [outputs, channels, kernel_h, kernel_w] */   \
   X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                               \
@@ -52,7 +52,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(v_init)                                                                                     \
   X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                     \
   X(threshold) X(leak)    /* bits of a double */                                                \
-  X(gain)            /* the same: of the counts that a readout, a mean or an analog layer reads */ \
+  X(gain)            /* the same: of the counts that a readout or a mean reads */               \
   X(gate)            /* as Gate */                                                              \
   X(timing)          /* as Timing */
 // clang-format on
@@ -65,6 +65,16 @@ struct Instruction {
   TANDEM_INSTRUCTION_FIELDS(TANDEM_FIELD)
 
   int64_t weights() const { return outputs * channels * kernel_h * kernel_w; }
+
+  template <class Window>
+  void set_window(Window& w) const {
+    w.kernel[0] = kernel_h, w.kernel[1] = kernel_w;
+    w.stride[0] = stride_h, w.stride[1] = stride_w;
+    w.padding[0] = padding_h, w.padding[1] = padding_w;
+    w.dilation[0] = dilation_h, w.dilation[1] = dilation_w;
+  }
+  // All but tensors. Where it does not fire, the neurons never do, and their potential is the sum of the currents.
+  void set_neurons(Neuron<float>& a) const;
 };
 #undef TANDEM_FIELD
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../cpu/level.h"
 #include "burst.h"
 
 namespace tandem::cpu {
@@ -140,32 +141,15 @@ TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, 
   }
 }
 
-template <int L>
-TANDEM_INLINE void scan_float_body(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
-  scan_blocks<float, L>(y, a, begin, end);
-}
-template <int L>
-TANDEM_INLINE void scan_double_body(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
-  scan_blocks<double, L / 2>(y, a, begin, end);
-}
-TANDEM_CPU_LANES_KERNEL(scan_float, (const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end),
-                        (y, a, begin, end))
-TANDEM_CPU_LANES_KERNEL(scan_double, (const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end),
-                        (y, a, begin, end))
-
-void scan(const Currents<float>& y, const Neuron<float>& a, int64_t begin, int64_t end) {
-  scan_float(y, a, begin, end);
-}
-void scan(const Currents<double>& y, const Neuron<double>& a, int64_t begin, int64_t end) {
-  scan_double(y, a, begin, end);
-}
-
 template <class C>
 void scan_all(const Currents<C>& currents, const Neuron<C>& a, ParallelFor parallel) {
   const int64_t blocks = (a.neurons + kBlock - 1) / kBlock;
   constexpr int64_t grain = 256;  // 16 K neurons are worth a thread
   parallel_ranges(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
-    scan(currents, a, begin * kBlock, std::min(end * kBlock, a.neurons));
+    at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
+      constexpr int L = lanes * int{sizeof(float)} / int{sizeof(C)};
+      scan_blocks<C, L>(currents, a, begin * kBlock, std::min(end * kBlock, a.neurons));
+    });
   });
 }
 

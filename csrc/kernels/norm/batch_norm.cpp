@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../cpu/capability.h"
+#include "../cpu/level.h"
 #include "../planes/gate.h"
 
 namespace tandem::cpu {
@@ -126,36 +126,6 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, 
   }
 }
 
-#define TANDEM_BATCH_NORM(suffix, C)                                                                                 \
-  template <int L>                                                                                                   \
-  TANDEM_INLINE void sum_rows_##suffix##_body(const C* product, C factor, int64_t channels, int64_t stride,          \
-                                              int64_t begin, int64_t end, double* sum, double* squares) {            \
-    sum_rows<L / 2>(product, factor, channels, stride, begin, end, sum, squares);                                    \
-  }                                                                                                                  \
-  TANDEM_CPU_LANES_KERNEL(sum_rows_##suffix,                                                                         \
-                          (const C* product, C factor, int64_t channels, int64_t stride, int64_t begin, int64_t end, \
-                           double* sum, double* squares),                                                            \
-                          (product, factor, channels, stride, begin, end, sum, squares))                             \
-  template <int L>                                                                                                   \
-  TANDEM_INLINE void sum_grads_##suffix##_body(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum,   \
-                                               double* sum_u, C* gated) {                                            \
-    sum_grads<L / 2>(a, begin, end, sum, sum_u, gated);                                                              \
-  }                                                                                                                  \
-  TANDEM_CPU_LANES_KERNEL(                                                                                           \
-      sum_grads_##suffix,                                                                                            \
-      (const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u, C* gated),                 \
-      (a, begin, end, sum, sum_u, gated))                                                                            \
-  TANDEM_INLINE void write_grads_##suffix##_body(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin,     \
-                                                 int64_t end, C* gated) {                                            \
-    write_grads(a, n, begin, end, gated);                                                                            \
-  }                                                                                                                  \
-  TANDEM_CPU_KERNEL(write_grads_##suffix,                                                                            \
-                    (const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated),         \
-                    (a, n, begin, end, gated))
-
-TANDEM_BATCH_NORM(float, float)
-TANDEM_BATCH_NORM(double, double)
-
 // Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices up in order.
 template <class F>
 void two_sums(int64_t rows, int64_t channels, double* first, double* second, ParallelFor parallel, const F& body) {
@@ -177,12 +147,14 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
   }
 }
 
-template <class C, class Sum>
-void channel_statistics(const BatchNormStatistics<C>& a, int64_t begin, int64_t end, ParallelFor parallel, Sum kernel) {
+template <class C>
+void channel_statistics(const BatchNormStatistics<C>& a, int64_t begin, int64_t end, ParallelFor parallel) {
   const int64_t channels = end - begin;
   std::vector<double> sum(channels), squares(channels);
   two_sums(a.rows, channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
-    kernel(a.product + begin, a.factor, channels, a.channels, rows.begin, rows.end, first, second);
+    at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
+      sum_rows<lanes / 2>(a.product + begin, a.factor, channels, a.channels, rows.begin, rows.end, first, second);
+    });
   });
   for (int64_t c = begin; c < end; ++c) {
     moments(sum[c - begin], squares[c - begin], a.rows, a.mean[c], a.var[c]);
@@ -192,12 +164,13 @@ void channel_statistics(const BatchNormStatistics<C>& a, int64_t begin, int64_t 
   }
 }
 
-template <class C, class Sum, class Write>
-void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, Write write) {
+template <class C>
+void differentiate(const BatchNormGrad<C>& a, ParallelFor parallel) {
   std::vector<double> sums(a.channels), sums_u(a.channels);
   two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel, [&](Slice rows, double* first, double* second) {
     std::vector<C> gated(kRows * a.channels);
-    sum(a, rows.begin, rows.end, first, second, gated.data());
+    at_level([&](auto lanes)
+                 TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, rows.begin, rows.end, first, second, gated.data()); });
   });
   Channels<C> n{std::vector<C>(a.channels), std::vector<C>(a.channels), std::vector<C>(a.channels)};
   const double threshold = a.threshold, rows = static_cast<double>(a.rows);
@@ -213,26 +186,24 @@ void batch_norm_grad(const BatchNormGrad<C>& a, ParallelFor parallel, Sum sum, W
   }
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
     std::vector<C> gated(kRows * a.channels);
-    write(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
+    at_level([&](auto) TANDEM_INLINE_LAMBDA {
+      write_grads(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
+    });
   });
 }
 
 }  // namespace
 
 void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) {
-  channel_statistics(args, 0, args.channels, parallel, sum_rows_float);
+  channel_statistics(args, 0, args.channels, parallel);
 }
 void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) {
-  channel_statistics(args, 0, args.channels, parallel, sum_rows_double);
+  channel_statistics(args, 0, args.channels, parallel);
 }
 void batch_norm_statistics(const BatchNormStatistics<float>& args, int64_t begin, int64_t end, ParallelFor parallel) {
-  channel_statistics(args, begin, end, parallel, sum_rows_float);
+  channel_statistics(args, begin, end, parallel);
 }
-void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) {
-  batch_norm_grad(args, parallel, sum_grads_float, write_grads_float);
-}
-void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) {
-  batch_norm_grad(args, parallel, sum_grads_double, write_grads_double);
-}
+void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) { differentiate(args, parallel); }
+void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) { differentiate(args, parallel); }
 
 }  // namespace tandem::cpu

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../cpu/level.h"
 #include "../neuron/lanes.h"
 #include "gate.h"
 
@@ -22,8 +23,7 @@ TANDEM_INLINE void pack_elements(const E* spikes, E nonzero, int32_t T, int64_t 
       uint8_t bytes[block] = {};
       for (int t = p * 8; t < std::min(p * 8 + 8, T); ++t) {
         const E* row = spikes + t * neurons + n;
-        const uint8_t bit = static_cast<uint8_t>(1u << (t & 7));
-        for (int64_t i = 0; i < lanes; ++i) bytes[i] |= (row[i] & nonzero) != 0 ? bit : 0;
+        for (int64_t i = 0; i < lanes; ++i) bytes[i] |= static_cast<uint8_t>(((row[i] & nonzero) != 0) << (t & 7));
       }
       std::copy_n(bytes, lanes, planes + p * neurons + n);
     }
@@ -39,64 +39,6 @@ TANDEM_INLINE void unpack_elements(const uint8_t* planes, int32_t T, int64_t neu
     const uint8_t bit = static_cast<uint8_t>(1u << (t & 7));
     for (int64_t n = begin; n < end; ++n) row[n] = (plane[n] & bit) != 0 ? one : E{0};
   }
-}
-
-TANDEM_INLINE void counts_range_body(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype,
-                                     int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; n += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
-    CountLanes count{};
-    for (int p = 0; p < P; ++p) {
-      count += convert<uint16_t, uint8_t, kLanes>(popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes)));
-    }
-    store_counts(counts, dtype, n, count, lanes);
-  }
-}
-
-TANDEM_INLINE void count_range_body(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, int64_t begin,
-                                    int64_t end) {
-  for (int64_t n = begin; n < end; n += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
-    ByteLanes count{};
-    for (int p = 0; p < P; ++p) count += popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes));
-    store_first(counts + n, count, lanes);
-  }
-}
-
-TANDEM_INLINE void burst_range_body(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin,
-                                    int64_t end) {
-  for (int p = 0; p * 8 < T; ++p) {
-    const int most = std::min(T - 8 * p, 8), before = 8 * p;
-    uint8_t* plane = planes + p * neurons;
-    for (int64_t n = begin; n < end; ++n) {
-      const int count = std::clamp(counts[n] - before, 0, most);
-      plane[n] = static_cast<uint8_t>((1 << count) - 1);
-    }
-  }
-}
-
-TANDEM_INLINE void pack_range_body(const void* spikes, int32_t size, uint64_t nonzero, int32_t T, int64_t neurons,
-                                   uint8_t* planes, int64_t begin, int64_t end) {
-  const auto run = [&](auto zero) __attribute__((always_inline)) {
-    using E = decltype(zero);
-    pack_elements(static_cast<const E*>(spikes), static_cast<E>(nonzero), T, neurons, planes, begin, end);
-  };
-  if (size == 1) return run(uint8_t{});
-  if (size == 2) return run(uint16_t{});
-  if (size == 4) return run(uint32_t{});
-  run(uint64_t{});
-}
-
-TANDEM_INLINE void unpack_range_body(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t size,
-                                     uint64_t one, int64_t begin, int64_t end) {
-  const auto run = [&](auto zero) __attribute__((always_inline)) {
-    using E = decltype(zero);
-    unpack_elements(planes, T, neurons, static_cast<E*>(spikes), static_cast<E>(one), begin, end);
-  };
-  if (size == 1) return run(uint8_t{});
-  if (size == 2) return run(uint16_t{});
-  if (size == 4) return run(uint32_t{});
-  run(uint64_t{});
 }
 
 template <class C>
@@ -119,51 +61,23 @@ TANDEM_INLINE void gate_halves(const void* grad, const uint8_t* mask, double thr
   }
 }
 
-TANDEM_INLINE void gate_range_body(const void* grad, DType dtype, const uint8_t* mask, double threshold, void* grad_z,
-                                   int64_t begin, int64_t end) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return gate_floats<float>(grad, mask, threshold, grad_z, begin, end);
-    case DType::kFloat64:
-      return gate_floats<double>(grad, mask, threshold, grad_z, begin, end);
-    case DType::kBFloat16:
-      return gate_halves<BFloat16>(grad, mask, threshold, grad_z, begin, end);
-    case DType::kFloat16:
-      return gate_halves<Float16>(grad, mask, threshold, grad_z, begin, end);
-    case DType::kInt8:  // no type of gradients
-      return;
-  }
+// f(element) of the unsigned type of so many bytes.
+template <class F>
+TANDEM_INLINE void of_size(int32_t size, const F& f) {
+  if (size == 1) return f(uint8_t{});
+  if (size == 2) return f(uint16_t{});
+  if (size == 4) return f(uint32_t{});
+  f(uint64_t{});
 }
-
-TANDEM_CPU_KERNEL(pack_range,
-                  (const void* spikes, int32_t size, uint64_t nonzero, int32_t T, int64_t neurons, uint8_t* planes,
-                   int64_t begin, int64_t end),
-                  (spikes, size, nonzero, T, neurons, planes, begin, end))
-TANDEM_CPU_KERNEL(unpack_range,
-                  (const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t size, uint64_t one,
-                   int64_t begin, int64_t end),
-                  (planes, T, neurons, spikes, size, one, begin, end))
-TANDEM_CPU_KERNEL(counts_range,
-                  (const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, int64_t begin,
-                   int64_t end),
-                  (planes, P, neurons, counts, dtype, begin, end))
-TANDEM_CPU_KERNEL(count_range,
-                  (const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, int64_t begin, int64_t end),
-                  (planes, P, neurons, counts, begin, end))
-TANDEM_CPU_KERNEL(burst_range,
-                  (const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin, int64_t end),
-                  (counts, T, neurons, planes, begin, end))
-TANDEM_CPU_KERNEL(gate_range,
-                  (const void* grad, DType dtype, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
-                   int64_t end),
-                  (grad, dtype, mask, threshold, grad_z, begin, end))
 
 // Ranges start at multiples of 64 neurons, so that no two threads share a byte of the mask or a cache line of bytes.
 template <class F>
 void over_neurons(ParallelFor parallel, int64_t neurons, const F& f) {
   constexpr int64_t block = 64;
-  parallel_ranges(parallel, (neurons + block - 1) / block, kGrain / block,
-                  [&](int64_t begin, int64_t end) { f(begin * block, std::min(end * block, neurons)); });
+  parallel_ranges(parallel, (neurons + block - 1) / block, kGrain / block, [&](int64_t first, int64_t last) {
+    const int64_t begin = first * block, end = std::min(last * block, neurons);
+    at_level([=](auto) TANDEM_INLINE_LAMBDA { f(begin, end); });
+  });
 }
 
 }  // namespace
@@ -172,37 +86,76 @@ void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, in
           ParallelFor parallel) {
   const uint64_t all = ~0ull >> (64 - 8 * element_size);
   const uint64_t nonzero = is_float ? all >> 1 : all;
-  over_neurons(parallel, neurons, [&](int64_t begin, int64_t end) {
-    pack_range(spikes, element_size, nonzero, T, neurons, planes, begin, end);
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    of_size(element_size, [=](auto zero) TANDEM_INLINE_LAMBDA {
+      using E = decltype(zero);
+      pack_elements(static_cast<const E*>(spikes), static_cast<E>(nonzero), T, neurons, planes, begin, end);
+    });
   });
 }
 
 void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
             ParallelFor parallel) {
-  over_neurons(parallel, neurons, [&](int64_t begin, int64_t end) {
-    unpack_range(planes, T, neurons, spikes, element_size, one, begin, end);
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    of_size(element_size, [=](auto zero) TANDEM_INLINE_LAMBDA {
+      using E = decltype(zero);
+      unpack_elements(planes, T, neurons, static_cast<E*>(spikes), static_cast<E>(one), begin, end);
+    });
   });
 }
 
 void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel) {
-  over_neurons(parallel, neurons,
-               [&](int64_t begin, int64_t end) { counts_range(planes, P, neurons, counts, dtype, begin, end); });
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    for (int64_t n = begin; n < end; n += kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
+      CountLanes count{};
+      for (int p = 0; p < P; ++p) {
+        count += convert<uint16_t, uint8_t, kLanes>(popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes)));
+      }
+      store_counts(counts, dtype, n, count, lanes);
+    }
+  });
 }
 
 void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel) {
-  over_neurons(parallel, neurons,
-               [&](int64_t begin, int64_t end) { count_range(planes, P, neurons, counts, begin, end); });
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    for (int64_t n = begin; n < end; n += kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
+      ByteLanes count{};
+      for (int p = 0; p < P; ++p) count += popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes));
+      store_first(counts + n, count, lanes);
+    }
+  });
 }
 
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel) {
-  over_neurons(parallel, neurons,
-               [&](int64_t begin, int64_t end) { burst_range(counts, T, neurons, planes, begin, end); });
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    for (int p = 0; p * 8 < T; ++p) {
+      const int most = std::min(T - 8 * p, 8), before = 8 * p;
+      uint8_t* plane = planes + p * neurons;
+      for (int64_t n = begin; n < end; ++n) {
+        plane[n] = static_cast<uint8_t>((1 << std::clamp(counts[n] - before, 0, most)) - 1);
+      }
+    }
+  });
 }
 
 void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel) {
-  over_neurons(parallel, neurons,
-               [&](int64_t begin, int64_t end) { gate_range(grad, dtype, mask, threshold, grad_z, begin, end); });
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+    switch (dtype) {
+      case DType::kFloat32:
+        return gate_floats<float>(grad, mask, threshold, grad_z, begin, end);
+      case DType::kFloat64:
+        return gate_floats<double>(grad, mask, threshold, grad_z, begin, end);
+      case DType::kBFloat16:
+        return gate_halves<BFloat16>(grad, mask, threshold, grad_z, begin, end);
+      case DType::kFloat16:
+        return gate_halves<Float16>(grad, mask, threshold, grad_z, begin, end);
+      case DType::kInt8:  // no type of gradients
+        return;
+    }
+  });
 }
 
 }  // namespace tandem::cpu

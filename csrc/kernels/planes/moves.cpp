@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../cpu/capability.h"
+#include "../cpu/level.h"
 
 namespace tandem::cpu {
 
@@ -17,7 +17,7 @@ TANDEM_INLINE void most_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i], in[i]);
 }
 
-TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
+TANDEM_INLINE void pool_lines(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
   for (int64_t line = begin; line < end; ++line) {
     const int64_t image = line / w.out_height, y = line % w.out_height;
     for (int64_t x = 0; x < w.out_width; ++x) {
@@ -36,26 +36,14 @@ TANDEM_INLINE void pool_lines_body(const PoolWindow& w, const uint8_t* in, uint8
     }
   }
 }
-TANDEM_CPU_KERNEL(pool_lines, (const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end),
-                  (w, in, out, begin, end))
-
-TANDEM_INLINE void split_range_body(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin,
-                                    int64_t end) {
-  for (int32_t t = 0; t < T; ++t) {
-    const uint8_t* plane = planes + t / 8 * n;
-    uint8_t* step = out + t * n;
-    for (int64_t i = begin; i < end; ++i) step[i] = plane[i] >> (t % 8) & 1;
-  }
-}
-TANDEM_CPU_KERNEL(split_range, (const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, int64_t begin, int64_t end),
-                  (planes, T, n, out, begin, end))
 
 }  // namespace
 
 void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
   const int64_t line = window.out_width * window.channels * window.kernel[0] * window.kernel[1];
-  parallel_ranges(parallel, window.images * window.out_height, 1 + 65536 / (line + 1),
-                  [&](int64_t begin, int64_t end) { pool_lines(window, in, out, begin, end); });
+  parallel_ranges(parallel, window.images * window.out_height, 1 + 65536 / (line + 1), [&](int64_t begin, int64_t end) {
+    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(window, in, out, begin, end); });
+  });
 }
 
 void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_t channels, uint8_t* out,
@@ -85,11 +73,6 @@ void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width,
       std::memset(to, 0, below * out_line);
     }
   });
-}
-
-void split_steps(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, ParallelFor parallel) {
-  parallel_ranges(parallel, n, 1 << 14,
-                  [&](int64_t begin, int64_t end) { split_range(planes, T, n, out, begin, end); });
 }
 
 }  // namespace tandem::cpu

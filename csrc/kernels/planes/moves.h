@@ -29,9 +29,6 @@ void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_
 void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t below,
                int64_t right, uint8_t* out, ParallelFor parallel);
 
-// [T, n] from planes [ceil(T / 8), n]: each step's spikes in a byte of their own, 0 or 1.
-void split_steps(const uint8_t* planes, int32_t T, int64_t n, uint8_t* out, ParallelFor parallel);
-
 }  // namespace cpu
 
 }  // namespace tandem

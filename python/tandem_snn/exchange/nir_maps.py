@@ -19,8 +19,8 @@ from ..frozen import stages as frozen
 from ..frozen.lowering import LEAVES, Lowering, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
-from ..measure.hooks import evaluating
 from ..nn import general
+from ..nn.hooks import evaluating
 from ..nn.maximum import MaxPool
 from .listing import NO_STEP, Stage, identifier
 from .nir_writer import Writer, full

@@ -36,7 +36,7 @@ class _Program:
         layers: what runs layer by layer: the list, or the network itself where it has none.
     """
 
-    def __init__(self, net: nn.Module, gain: float) -> None:
+    def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
         self.layers, self._reason = net, None
         try:
             self.layers = lower(net, gain)
@@ -94,7 +94,7 @@ class FrozenNetwork(nn.Module):
             windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._programs: dict[float, _Program] = {}  # by the worth of a spike of the input
+        self._programs: dict[Any, _Program] = {}  # by the worth of a spike of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # traced here, where no other thread serves the network
         self.reset()
@@ -323,15 +323,19 @@ class FrozenNetwork(nn.Module):
 
     def _program(self, x: Tensor | SpikeTrain) -> _Program:
         self.shape = tuple(x.shape[1:])
-        return self._program_for(float(x.gain) if isinstance(x, SpikeTrain) else 1.0)
+        return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
-    def _program_for(self, gain: float) -> _Program:
+    def _program_for(self, gain: float | Tensor) -> _Program:
+        worth = gain.tolist() if isinstance(gain, Tensor) else gain
+        key = tuple(worth) if isinstance(worth, list) else worth
+        if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
+            raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _TRACING:
-            if gain not in self._programs:
+            if key not in self._programs:
                 if len(self._programs) == MOST_PROGRAMS:
                     self._programs.pop(next(iter(self._programs)))
-                self._programs[gain] = _Program(self.net, gain)
-            return self._programs[gain]
+                self._programs[key] = _Program(self.net, gain if isinstance(worth, list) else worth)
+            return self._programs[key]
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:

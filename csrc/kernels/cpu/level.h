@@ -1,0 +1,36 @@
+// Multiversioning of a lambda; of a named function it is TANDEM_CPU_KERNEL (capability.h).
+#pragma once
+
+#include <type_traits>
+
+#include "capability.h"
+
+namespace tandem::cpu {
+
+// Calls the always-inline lambda f(std::integral_constant<int, L>), compiled for the level in use, L being the floats
+// in a vector of that level. f is a copy: what it captured by value no store through a pointer can change, so it stays
+// in registers.
+#if TANDEM_MULTIVERSION
+template <class F>
+TANDEM_TARGET_V4 void call_v4(F f) {
+  f(std::integral_constant<int, 16>{});
+}
+template <class F>
+TANDEM_TARGET_V3 void call_v3(F f) {
+  f(std::integral_constant<int, 8>{});
+}
+#endif
+template <class F>
+void call_default(F f) {
+  f(std::integral_constant<int, 4>{});
+}
+template <class F>
+void at_level(const F& f) {
+#if TANDEM_MULTIVERSION
+  if (capability() == Capability::kV4) return call_v4(f);
+  if (capability() == Capability::kV3) return call_v3(f);
+#endif
+  call_default(f);
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,101 @@
+// What a network knows without an input: its weights as the kernels want them, and what its instructions are.
+#include <algorithm>
+#include <stdexcept>
+
+#include "../cpu/halves.h"
+#include "executor.h"
+
+namespace tandem::network {
+
+namespace {
+
+constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
+
+template <class Half>
+void widen_halves(const void* from, int64_t n, float* to) {
+  for (int64_t k = 0; k < n; ++k) to[k] = cpu::to_float(static_cast<const Half*>(from)[k]);
+}
+
+}  // namespace
+
+Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
+    : program_(read(words, count, bytes)), numbers_(numbers) {
+  if (!program_.not_run.empty()) throw std::invalid_argument(program_.not_run);
+  int64_t size = 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(program_.instructions.size()); ++i) {
+    size += -size & (kAlignment - 1);
+    parts_.push_back(size);
+    if (is_packed(i)) {
+      size += cpu::prepared_size(geometry(i), weights_of(i));
+    } else if (is_widened(i)) {
+      size += program_.instructions[i].weights() * static_cast<int64_t>(sizeof(float));
+    }
+  }
+  parts_.push_back(size);
+}
+
+const float* Network::floats(int64_t offset) const {
+  return offset == kAbsent ? nullptr : reinterpret_cast<const float*>(numbers_ + offset);
+}
+
+// Without an image.
+Geometry Network::geometry(int64_t number) const {
+  const Instruction& i = program_.instructions[number];
+  Geometry g{};
+  g.outputs = i.outputs;
+  g.groups = i.groups;
+  g.channels = i.channels * i.groups;
+  i.set_window(g);
+  return g;
+}
+
+Weights Network::weights_of(int64_t number) const {
+  const Instruction& i = program_.instructions[number];
+  return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : program_.dtype(), false};
+}
+
+// Weights as floats. Of few bits the integers, which for a readout are times their step.
+void Network::widen(int64_t number, float* to) const {
+  const Instruction& i = program_.instructions[number];
+  const int64_t n = i.weights();
+  const Weights weights = weights_of(number);
+  if (weights.dtype == DType::kBFloat16) return widen_halves<cpu::BFloat16>(weights.data, n, to);
+  if (weights.dtype == DType::kFloat16) return widen_halves<cpu::Float16>(weights.data, n, to);
+  std::copy_n(static_cast<const int8_t*>(weights.data), n, to);
+  if (program_.kind(number) != Kind::readout) return;
+  const float* step = floats(i.step);
+  for (int64_t k = 0; k < n; ++k) to[k] *= step[k / (n / i.outputs)];
+}
+
+void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
+  for (size_t n = 0; n < program_.instructions.size(); ++n) {
+    const auto i = static_cast<int64_t>(n);
+    uint8_t* part = prepared + parts_[n];
+    if (is_packed(i)) {
+      cpu::prepare(geometry(i), weights_of(i), part, parallel);
+    } else if (is_widened(i)) {
+      widen(i, reinterpret_cast<float*>(part));
+    }
+  }
+}
+
+bool Network::reads_counts() const {
+  for (size_t n = 0; n < program_.instructions.size(); ++n) {
+    const Instruction& i = program_.instructions[n];
+    const bool of_residual = i.residual == kNetworkInput;
+    if (of_residual || (i.input == kNetworkInput && program_.kind(static_cast<int64_t>(n)) != Kind::popcount)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool Network::waits() const {
+  for (size_t n = 0; n < program_.instructions.size(); ++n) {
+    const auto i = static_cast<int64_t>(n);
+    if (has_neurons(i) && program_.waits(i)) return true;
+  }
+  return false;
+}
+
+}  // namespace tandem::network
