@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "../cpu/halves.h"
 #include "../cpu/scratch.h"
