@@ -62,7 +62,7 @@ def test_bits(plain: Emulator, dtype: torch.dtype, source: int, residual: str | 
 @pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
-    for i, (T, shape) in enumerate(itertools.product([4, 8, 16, 19], [(3, 7), (5, 36), (3, 172)])):
+    for i, (T, shape) in enumerate(itertools.product([4, 8, 16, 19], [(3, 7), (2, 12), (5, 36), (3, 172)])):
         check(checked, random_layer(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
         for name in ("currents", "residual"):
             if name in checked.buffers:
@@ -123,7 +123,7 @@ def random_window(
 @pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_window(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
-    for i, (T, shape) in enumerate(itertools.product([1, 8, 21, 255], [(3, 7), (5, 36), (3, 172)])):
+    for i, (T, shape) in enumerate(itertools.product([1, 8, 21, 255], [(3, 7), (2, 12), (5, 36), (3, 172)])):
         check(checked, random_window(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
 
 
