@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable
 from graphlib import TopologicalSorter
 from typing import Any
@@ -15,7 +16,7 @@ from networks import assert_same, dyadic, own_counts
 from torch import Tensor, nn
 
 import tandem_ext as te
-from tandem_snn import calibrate, convert, from_nir, to_nir
+from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
 from tandem_snn.frozen.stages import CannotLower
 from tandem_snn.nn import SpikingLayer
 from tandem_snn.nn.general import Neurons
@@ -248,3 +249,17 @@ def test_what_has_no_node_is_named(forward: Callable[[Any, Tensor], Tensor], opt
     x = torch.rand(1, 1, 8, 8)
     with pytest.raises(CannotLower, match=message):
         to_nir(convert(net.eval(), T, example=x, v_init=0.0, **({"gate": "relu"} | options)), x)
+
+
+def test_frozen_networks_pickles_and_answers() -> None:
+    torch.manual_seed(6)
+    x = torch.randint(0, 16, (2, 1, 8, 8)) / 16
+    with torch.no_grad():
+        net = converted(dyadic(separable()), x, "step")
+    back = from_nir(to_nir(freeze(net), x))
+    assert torch.equal(pickle.loads(pickle.dumps(back))(x), net(x))
+    back.train()(x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in back.parameters())
+    net = convert(nn.Sequential(separable().eval(), nn.Softmax(1)), T, example=x, gate="relu", v_init=0.0)
+    with pytest.raises(CannotLower, match="NIR has no node for softmax"):
+        to_nir(net, x)

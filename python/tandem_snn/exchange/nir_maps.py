@@ -103,7 +103,9 @@ class _Walk(fx.Interpreter):
     def _follow(self, node: fx.Node, y: Any) -> None:
         module: Any = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         first: Any = node.args[0]  # of a function of the general way: an operator's name, or a module's path
-        path = node.target if module is not None else getattr(first, "target", first)
+        path = node.target if module is not None else first
+        if isinstance(first, fx.Node) and first.op == "get_attr":
+            path = first.target
         self.name = self.writer.free(identifier(path if isinstance(path, str) else node.name, set()))
         self.node, self.y = node, y
         if getattr(module, "gate", "relu") == "resu":
