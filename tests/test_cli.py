@@ -141,6 +141,11 @@ def test_training_that_diverges_is_one_line(tmp_path, refused):
         refused(["train", *SHORT, "--lr", "1e38", "--out", tmp_path], "smaller learning rate")
 
 
+def test_a_batch_too_small_for_batch_norm_is_one_line(tmp_path, refused):
+    options = ["--model", "FC8", "--batch-size", "1", "--epochs", "1", "--seeds", "1", "--no-twin"]
+    refused(["train", *options, "--out", str(tmp_path / "run")], "batch_size: x: batch norm in training needs more")
+
+
 def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, refused):
     (tmp_path / "file").write_text("")
     refused(["train", "--out", tmp_path / "file" / "digits"], "--out")

@@ -293,6 +293,8 @@ def test_calibration() -> None:
             calibrate(snn, **{"loader": [x], **keywords})
     with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):
         calibrate(snn, [{"images": x}])
+    with pytest.raises(ValueError, match=r"loader: in a batch the activations of '0\.0' are infinite or NaN"):
+        calibrate(snn, [x, x / 0])
     with pytest.raises(ValueError, match="gain"):
         calibrate(create_model("mlp", shape=(4,), classes=2, T=4), [torch.rand(2, 4)])
 

@@ -112,6 +112,22 @@ def test_anytime_ends_where_confidence_says() -> None:
     assert torch.allclose(logits, so_far[first, torch.arange(len(x))], atol=1e-6)
 
 
+def test_what_has_no_frozen_form_is_refused_by_name() -> None:
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5, norm=True), tnn.Readout(5, 1)).eval()
+    with pytest.raises(ValueError, match="a single output"):
+        freeze(net).anytime(torch.rand(2, 4))
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+            return x + y
+
+    with pytest.raises(ValueError, match="forward takes x, y, where a frozen network takes one"):
+        freeze(Two())
+    net[1].norm.running_mean = net[1].norm.running_var = None
+    with pytest.raises(ValueError, match="norm: without running statistics"):
+        freeze(net)
+
+
 def test_it_is_a_snapshot() -> None:
     net, x = mlp()
     trained(net, x)

@@ -69,7 +69,7 @@ def test_unknown_names_suggest_the_nearest(tmp_path, monkeypatch):
             data.load(name)
     with pytest.raises(UserError, match="unknown recipe key 't': did you mean 'T'"):
         Recipe.from_dict({"t": 3})
-    with pytest.raises(UserError, match=r"unknown colour 'zzz': \(known: red\)"):
+    with pytest.raises(UserError, match=r"unknown colour 'zzz' \(known: red\)"):
         check_name("colour", "zzz", ["red"])
     with pytest.raises(UserError, match=r'the test needs no_such_module .*pip install "tandem-ext\[all\]"'):
         extra("no_such_module", "the test")

@@ -98,6 +98,7 @@ def test_one_that_fails_is_reported_and_the_others_run(recipe, tmp_path, capsys)
 
 
 MISTAKES = {
+    "no recipe": (["sweep", "--list"], "Missing argument 'names'"),
     "recipe": (["sweep", "mnits"], "did you mean 'mnist'"),
     "key": (["sweep", "mnist", "--vary", "gama=1,2"], "did you mean 'gamma'"),
     "vary": (["sweep", "mnist", "--vary", "gamma"], "expected KEY=V1,V2,..."),
@@ -117,6 +118,8 @@ def test_mistakes_are_seen_before_anything_runs(name, tmp_path, monkeypatch, ref
 def test_a_result_of_another_recipe_is_not_taken_for_finished(recipe, capsys):
     assert main(["sweep", recipe, "--no-twin", "--set", "epochs=1"]) == 0
     assert main(["sweep", recipe, "--no-twin"]) == 2
+    assert "is of another recipe (epochs differs)" in capsys.readouterr().err
+    assert main(["sweep", recipe, "--no-twin", "--list"]) == 0, "nothing ran that could fail"
     assert "is of another recipe (epochs differs)" in capsys.readouterr().err
 
 
@@ -144,7 +147,7 @@ def test_a_control_that_is_missing_is_run(recipe, tmp_path):
 
 
 def test_all_means_every_recipe_of_the_package(capsys):
-    assert main(["sweep", "--list", "--out", "/nowhere"]) == 0
+    assert main(["sweep", "all", "--list", "--out", "/nowhere"]) == 0
     assert "digits\n" in capsys.readouterr().out
 
 

@@ -45,8 +45,8 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         by_letters = {other.lower(): other for other in known}
         near = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
-        hint = f"did you mean {by_letters[near[0]]!r}? " if near else ""
-        raise UserError(f"unknown {kind} {name!r:.80}: {hint}(known: {', '.join(known)})")
+        hint = f": did you mean {by_letters[near[0]]!r}?" if near else ""
+        raise UserError(f"unknown {kind} {name!r:.80}{hint} (known: {', '.join(known)})")
 
 
 def extra(module: str, purpose: str) -> ModuleType:

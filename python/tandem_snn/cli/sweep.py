@@ -53,7 +53,7 @@ class Entry:
 
 
 def sweep(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Recipes: names, YAML files, or all.")] = None,
+    names: Annotated[list[str], typer.Argument(help="Recipes: names, YAML files, or all.")],
     settings: Settings = None,
     vary: Annotated[
         Optional[list[str]],
@@ -81,7 +81,7 @@ def sweep(
     if launched():
         raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")
     fixed = [*(settings or []), *([] if seeds is None else [f"seeds={seeds}"])]
-    entries = list(_entries(names or [ALL], fixed, vary or []))
+    entries = list(_entries(names, fixed, vary or []))
     jobs = [
         Job(
             recipe=load_recipe(entry.recipe).override(entry.changes), folder=out / entry.name,
@@ -106,7 +106,7 @@ def sweep(
                 kept.mkdir(parents=True, exist_ok=True)
                 atomically(kept / f"{entry.name}.json", partial(_copy, job.folder / SUMMARY))
             except UserError as error:
-                failed.append(entry.name)
+                failed += [entry.name] * (not list_runs)
                 typer.echo(f"{entry.name}: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")

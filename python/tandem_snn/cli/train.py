@@ -26,7 +26,8 @@ from .job import Job, outputs, run
 
 DataDir = Annotated[Optional[Path], typer.Option(help="Folder with the data sets' files.", envvar="TANDEM_DATA")]
 Settings = Annotated[
-    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Another value for any key of the recipe.")
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for any key; the key's own option wins."),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]

@@ -42,7 +42,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
 
     Raises:
         TypeError: a batch of something else.
-        ValueError: percentile out of range, no layer to calibrate, an empty loader, or T unknown.
+        ValueError: percentile out of range, no layer to calibrate, an empty loader, activations that are not finite,
+            or T unknown.
 
     >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
@@ -62,6 +63,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
         if name in seen and keywords.get("fire", True):
             seen[name].append(sample_by_channel(activation))
+            if not bool(seen[name][-1].isfinite().all()):
+                raise ValueError(f"loader: in a batch the activations of {name!r} are infinite or NaN")
 
     twin = to_ann(net)
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from numbers import Real
 from os import PathLike
@@ -285,7 +286,7 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             TypeError: x is not a batch, or confidence not a number.
-            ValueError: confidence is out of range, or the network cannot stream (see :meth:`step`).
+            ValueError: confidence is out of range, the network has one output, or it cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> logits, steps = freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
@@ -297,6 +298,8 @@ class FrozenNetwork(nn.Module):
         if not 0.0 < confidence <= 1.0:
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
         answers = self.readouts(x)
+        if answers.shape[2:].numel() == 1:
+            raise ValueError("confidence: the softmax of a single output is always 1, so no step is surer than another")
         sure = answers.flatten(2).softmax(2).amax(2) >= confidence
         sure[-1] = True
         last = sure.int().argmax(0)  # the first step of those
@@ -358,8 +361,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Raises:
         TypeError: net is no module, or T no int.
-        ValueError: weight_bits or T out of range; few bits for neurons of the general way; a weight, scale,
-            threshold or statistic that is not finite, by the name of its layer.
+        ValueError: a network of several inputs; weight_bits or T out of range; few bits for neurons of the general way;
+            a weight, scale, threshold or statistic that is not finite, by the name of its layer.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -368,6 +371,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     """
     check_network("net", net)
     check_bits(weight_bits)
+    taken = inspect.signature(net.forward).parameters.values()
+    needed = [p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 1 and not isinstance(net, Stages):
+        raise ValueError(f"net: its forward takes {', '.join(needed)}, where a frozen network takes one input")
     if T is not None:
         checks.T("T", T)
     return FrozenNetwork(net, weight_bits, T)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.autograd import apply, once_differentiable
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
 
@@ -37,8 +36,8 @@ def uses_batch(norm: _BatchNorm) -> bool:
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm by its running statistics, as u -> scale·u + shift."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("norm: without running statistics it has no fixed scale and shift")
     return _scale_shift(norm, norm.running_mean, norm.running_var)
 
 

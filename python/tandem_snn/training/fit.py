@@ -69,7 +69,7 @@ def fit(
         interruption: says after every step whether to stop.
 
     Raises:
-        UserError: the loss is not finite, or a file cannot be written.
+        UserError: the loss is not finite, a batch is too small for batch norm, or a file cannot be written.
         Interrupted: ``interruption`` asked for a stop; a checkpoint is written.
 
     >>> data = tandem_snn.data.load("digits")
@@ -94,6 +94,10 @@ def fit(
                 if store is None or store.last_good() in str(error):
                     raise
                 raise UserError(f"{error}; {store.last_good()}") from error
+            except ValueError as error:
+                if "batch norm in training" not in str(error):
+                    raise
+                raise UserError(f"batch_size: {error}") from error
     if store is not None:
         store.keep(trainer)
     if trainer.best is not None:
