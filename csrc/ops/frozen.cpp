@@ -167,8 +167,8 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
 }
 
 // input: planes [P, B, *features], counts as bytes [1, B, *features] or, of the program's type, [B, *features]. The
-// answer [B, outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that after
-// one step, and the new state.
+// answer [B, outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that
+// after one step, and the new state.
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
                                       Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
   const Network& net = last_network().of(program, numbers);

@@ -79,7 +79,7 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
 
 def shows_neuron_options(layer: L) -> L:
     """A class decorator for help() and completion: they show the neurons' options with defaults, not ``**neuron``."""
-    init = layer.__init__  # which classes may share
+    init = layer.__init__  # type: ignore[misc]  # which classes may share
     shown = inspect.signature(init)
     types = {name: getattr(t, "__forward_arg__", t) for name, t in NeuronOptions.__annotations__.items()}
     kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
@@ -87,5 +87,5 @@ def shows_neuron_options(layer: L) -> L:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
         for name in types
     ]
-    init.__signature__ = shown.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    init.__signature__ = shown.replace(parameters=[*kept, *options])
     return layer
