@@ -81,12 +81,12 @@ void classify(const char* path, const char* input, bool answers) {
   const auto batch = static_cast<int64_t>(x.size() / sample);
   const std::vector<uint8_t> planes = spikes ? planes_of(x, batch, header.T, shape) : std::vector<uint8_t>();
   const Plan plan = network.plan(shape, batch, header.T, false);
-  std::vector<float> answer(batch * network.outputs());
+  const int64_t outputs = plan.answer().features();
+  std::vector<float> answer(batch * outputs);
   CountingNumbers host(file.names);
   const void* source = spikes ? static_cast<const void*>(planes.data()) : x.data();
   network.run(plan, {source, false, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
 
-  const int64_t outputs = network.outputs();
   for (int64_t b = 0; b < batch; ++b) {
     const float* row = answer.data() + b * outputs;
     std::printf("sample %ld: class %td", static_cast<long>(b), std::max_element(row, row + outputs) - row);
