@@ -171,7 +171,7 @@ class Lowering(Builder):
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
             kinds.is_affine(op, self.signals(op))
         elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
-            raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
+            raise refuse(op, self._no_counterpart(op))
         return Value("currents")
 
     def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
@@ -213,6 +213,9 @@ class Lowering(Builder):
             raise refuse(
                 op, kinds.instead_of(op) or "it mixes the samples of the batch: keep the first dimension as it is"
             )
+
+    def _no_counterpart(self, op: Op) -> str:  # the import of simulators' networks says something else
+        return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
 
     def _behind(self, op: Op) -> Value:
         """No neurons follow: the answer, a tensor, in which spikes count."""
