@@ -74,8 +74,9 @@ class Dataset:
         """
         splits = {"train": as_split(train, "train"), "test": as_split(test, "test")}
         held_out = None if validation is None else as_split(validation, "validation")
-        for part, split in (splits | {"validation": held_out}).items():
-            if split is not None and not len(split):
+        parts = splits if held_out is None else splits | {"validation": held_out}
+        for part, split in parts.items():
+            if not len(split):
                 raise ValueError(f"{part}: it has no samples")
         inputs, targets = _example(splits["train"])
         if task is None:
@@ -90,7 +91,7 @@ class Dataset:
                 names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in classes)
                 classes = len(names)
             names = names or tuple(map(str, range(classes)))
-        for part, split in (splits | {"validation": held_out}).items():
+        for part, split in parts.items():
             if isinstance(split, TensorSplit):
                 _check(part, split, classes if task == "classification" else None)
         return cls(
