@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.products import convolution
 
 from .. import nn as tnn
 from ..frozen import stages as frozen
-from ..frozen.lowering import LEAVES, Lowering, trace
+from ..frozen.lowering import LEAVES, Lowering, geometry_of, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
 from ..nn import general
+from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.hooks import evaluating
 from ..nn.maximum import MaxPool
 from .listing import NO_STEP, Stage, identifier
@@ -236,17 +239,9 @@ class _Walk(fx.Interpreter):
         dilation: Any = 1,
         groups: int = 1,
     ) -> None:
-        axes = weight.dim() - 2
-        stride, dilation = _sizes(stride, axes, 1), _sizes(dilation, axes, 1)
-        kernel = _sizes(weight.shape[2:], axes, 1)
-        after = (0, 0)
-        if padding == "same":
-            missing = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-            padding, after = tuple(m // 2 for m in missing), tuple(m % 2 for m in missing)
-        else:
-            padding = _sizes(0 if padding == "valid" else padding, axes, 0)
-        geometry = {"stride": stride, "padding": padding, "after": after, "dilation": dilation, "groups": groups}
-        self._synapses(x, weight, bias, **geometry)
+        kernel = weight.shape[2:]
+        product = convolution(kernel, stride, padding, dilation, groups)
+        self._synapses(x, weight, bias, **geometry_of(product, kernel))
 
     _on_conv1d = _on_conv2d
 
@@ -265,10 +260,9 @@ class _Walk(fx.Interpreter):
             self._write(stage)
 
     def _on_batch_norm(self, x: fx.Node, norm: _BatchNorm) -> None:
-        if norm.running_mean is None or norm.running_var is None:
+        if uses_batch(norm):
             raise CannotLower(self.name, "batch norm by the statistics of each batch has no fixed weights")
-        scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-        shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+        scale, shift = fold_norm(norm)
         stage = self.waiting.pop(x, None) or self._each(x)
         stage.layer.scale, stage.layer.shift = scale, stage.layer.shift * scale + shift  # type: ignore[operator]
         self._write(stage)
@@ -346,7 +340,7 @@ class _Walk(fx.Interpreter):
         self._pool(x, "mean", kernel=shape[1:], stride=shape[1:])
         if not keepdim:
             pooled = (shape[0], 1, 1)
-            node = self.writer.nir.Flatten({"input": full((3,), torch.tensor(pooled)).astype(int)}, -3, -1)
+            node = self.writer.nir.Flatten({"input": np.array(pooled)}, -3, -1)
             flat = self.writer.add(self.writer.free(f"{self.name}_flat"), node, *self.writer.result[self.node.name])
             self._sum([flat])
 

@@ -21,6 +21,8 @@ from .. import nn as tnn
 from ..nn import general
 from .nir_file import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform
 
+_SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
+
 
 @dataclass
 class _Signal:
@@ -219,7 +221,7 @@ class Reader:
                 node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
                 return _Signal(node, "image" if image else "counts", x.x.scale)
         elif x.weight.dim() == 2 and not way:
-            return _Signal(self._readout(x.name, x), "counts")
+            return _Signal(self._call(x.name, self._layer(x, tnn.Readout, device="meta"), x.x.node), "counts")
         return _Signal(self._currents(x), "currents")
 
     # --- the general way ----------------------------------------------------------------------------------------------
@@ -236,20 +238,22 @@ class Reader:
             windows = [numbers(value) for value in (x.nir.kernel_size, x.nir.stride, x.nir.padding)]
             windows = [list(value) if isinstance(value, tuple) else [value, value] for value in windows]
             return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows)
-        return self._function(general.affine_map, self._get(self._torch_layer(x), x.name), x.x.node)
+        layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
+        return self._function(general.affine_map, self._get(layer, x.name), x.x.node)
 
     def _sum(self, values: list[Any]) -> fx.Node:
         each = [self._currents(value) for value in values]
         return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), each)
 
-    def _torch_layer(self, path: _Synapses) -> nn.Module:
+    def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
+        """A layer with these synapses: of the first class where they are dense, else of that for its dimensions."""
         outputs, inputs, *kernel = path.weight.shape
-        if not kernel:
-            layer: Any = nn.Linear(inputs, outputs)
-        else:
-            cls: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
+        if kernel:
+            groups = int(path.nir.groups)
             geometry = [numbers(value) for value in (path.nir.stride, path.nir.padding, path.nir.dilation)]
-            layer = cls(inputs * int(path.nir.groups), outputs, kernel, *geometry, int(path.nir.groups))
+            layer = classes[len(kernel)](inputs * groups, outputs, kernel, *geometry, groups, **options)
+        else:
+            layer = classes[0](inputs, outputs, **options)
         layer.weight, layer.bias = nn.Parameter(path.weight), nn.Parameter(path.bias * self.encoder.T)
         return layer
 
@@ -257,12 +261,6 @@ class Reader:
         name = _identifier(name, self.root)
         self.root[name] = value
         return self.graph.get_attr(name)
-
-    def _readout(self, name: str, x: _Synapses) -> fx.Node:
-        outputs, inputs = x.weight.shape
-        readout = tnn.Readout(inputs, outputs, device="meta")
-        readout.weight, readout.bias = torch.nn.Parameter(x.weight), torch.nn.Parameter(x.bias * self.encoder.T)
-        return self._call(name, readout, x.x.node)
 
     def _flatten(self, name: str, node: Any, x: _Signal) -> _Signal:
         start, end = int(node.start_dim), int(node.end_dim)
@@ -318,7 +316,7 @@ class Reader:
         threshold = per_channel(name, "v_threshold", neurons.threshold / over)
         keywords: dict[str, Any] = {}
         if len(paths) == 2:
-            layer = self._layer(paths[1].times(neurons.factor), timing=neurons.timing)
+            layer = self._layer(paths[1].times(neurons.factor), *_SPIKING, timing=neurons.timing)
             keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
@@ -326,7 +324,7 @@ class Reader:
         if neurons.v_init is not None and neurons.v_init.any():
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
-        return self._call(name, self._layer(path, **options), path.x.node, **keywords)
+        return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
 
     def _pooled(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
         """Average pooling with neurons, of spikes that are worth one."""
@@ -337,18 +335,6 @@ class Reader:
         v_init = 0.0 if neurons.v_init is None else uniform(name, "the initial potential", neurons.v_init)
         pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
         return self._call(name, pooling, pool.x.node)
-
-    def _layer(self, path: _Synapses, **options: Any) -> tnn.SpikingLayer:
-        node, weight = path.nir, path.weight
-        if weight.dim() == 2:
-            layer: Any = tnn.Linear(weight.shape[1], weight.shape[0], **options)
-        else:
-            cls: Any = tnn.Conv1d if weight.dim() == 3 else tnn.Conv2d
-            groups = int(node.groups)
-            geometry = (numbers(node.stride), numbers(node.padding), numbers(node.dilation), groups)
-            layer = cls(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, **options)
-        layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(path.bias * self.encoder.T)
-        return layer
 
     def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
         name = _identifier(name, self.root)

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tandem_ext.functional.products import LINEAR
+from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
 from ..nn.general import Neurons
@@ -197,13 +197,20 @@ def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
         weight = q.to(torch.int8)
-    stage = Stage(name, kind, x, weight=weight, step=step)
-    if weight.dim() > 2:
-        product = layer.synapses()
-        stage.groups, stage.kernel = product.groups, _pair(weight.shape[2:], 1)
-        stage.stride, stage.padding = _pair(product.stride, 1), _pair(product.padding, 0)
-        stage.dilation, stage.after = _pair(product.dilation, 1), _pair(product.sides[1::2][::-1], 0)
-    return stage
+    geometry = geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
+    return Stage(name, kind, x, weight=weight, step=step, **geometry)
+
+
+def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
+    """The fields of a Stage that say how a convolution with a kernel of that size moves over its input."""
+    return {
+        "groups": product.groups,
+        "kernel": _pair(kernel, 1),
+        "stride": _pair(product.stride, 1),
+        "padding": _pair(product.padding, 0),
+        "dilation": _pair(product.dilation, 1),
+        "after": _pair(product.sides[1::2][::-1], 0),
+    }
 
 
 def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
