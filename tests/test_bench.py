@@ -282,11 +282,6 @@ RESULT = {
             "answers": {"tandem": {"spikes": 0.0}},
             "values": {"tandem": [0.002, 0.002], "copy": [0.001, 0.001], "naive": [0.04, 0.04]},
             "disturbed": 0.0,
-            "ratios": {
-                name: {"median": ratio, "low": ratio, "high": ratio}
-                for name, ratio in (("tandem", 2.0), ("copy", 1.0), ("naive", 40.0))
-            },
-            "missing": [],
         }
     ],
 }  # fmt: skip

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from small import save
 
 from tandem_snn.bench.command import amount, answers, rates
+from tandem_snn.bench.run import ratio
 from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
@@ -237,7 +238,7 @@ def _headlines(result: dict[str, Any]) -> str:
     ]
     for case, what in _HEADLINES.items():
         if case in rows:
-            medians = {name: rows[case]["ratios"][name]["median"] for name in rivals(rows[case], but_base=True)}
+            medians = {name: ratio(rows[case], name)["median"] for name in rivals(rows[case], but_base=True)}
             ours = min((name for name in medians if name in OURS), key=medians.__getitem__)
             others = {name: value for name, value in medians.items() if name not in OURS}
             best = min(others, key=others.__getitem__)
@@ -301,10 +302,10 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:
-    ratio = row["ratios"][name]
     if name == row["base"]:
         return "1"
-    return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    found = ratio(row, name)
+    return f"{found['median']:.2f}× [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -312,9 +313,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     rows = result["rows"]
     figure, axes = plt.subplots(figsize=(9, 1.8 + 0.3 * len(rows)), layout="constrained")
     for name, color in _COLORS.items():
-        points = [
-            (row["ratios"][name]["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)
-        ]
+        points = [(ratio(row, name)["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)]
         if points:
             ours = name in OURS
             axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
