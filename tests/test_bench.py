@@ -296,7 +296,8 @@ def test_the_table(capsys):
 def test_the_page_tells_misses(tmp_path):
     draw(judged(RESULT), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 0
-    text = document({"bench.png": RESULT})
+    marks = (f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in ("headlines", "cases"))
+    text = document({"bench.png": RESULT}, "".join(marks))
     assert "| scan |" in text
     assert "Of 1 limits 0 are met" in text
     assert "**missed**" in text
