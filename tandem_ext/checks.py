@@ -386,9 +386,15 @@ def eps(value: object) -> None:
         raise ValueError(f"eps: expected a number from 0, got {value!r}")
 
 
+class TooFewSamples(ValueError):
+    """A batch without a variance: its size is at fault, not its values."""
+
+
 def batch_norm(shape: tuple[int, ...]) -> None:
     if shape[0] * math.prod(shape[2:]) < 2:
-        raise ValueError(f"x: batch norm in training needs more than one value per channel, got outputs {list(shape)}")
+        raise TooFewSamples(
+            f"x: batch norm in training needs more than one value per channel, got outputs {list(shape)}"
+        )
 
 
 def preactivation(name: str, value: object, train_: Any) -> None:

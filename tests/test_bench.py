@@ -282,11 +282,6 @@ RESULT = {
             "answers": {"tandem": {"spikes": 0.0}},
             "values": {"tandem": [0.002, 0.002], "copy": [0.001, 0.001], "naive": [0.04, 0.04]},
             "disturbed": 0.0,
-            "ratios": {
-                name: {"median": ratio, "low": ratio, "high": ratio}
-                for name, ratio in (("tandem", 2.0), ("copy", 1.0), ("naive", 40.0))
-            },
-            "missing": [],
         }
     ],
 }  # fmt: skip
@@ -301,7 +296,8 @@ def test_the_table(capsys):
 def test_the_page_tells_misses(tmp_path):
     draw(judged(RESULT), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 0
-    text = document({"bench.png": RESULT})
+    marks = (f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in ("headlines", "cases"))
+    text = document({"bench.png": RESULT}, "".join(marks))
     assert "| scan |" in text
     assert "Of 1 limits 0 are met" in text
     assert "**missed**" in text

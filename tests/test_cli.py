@@ -67,11 +67,13 @@ def test_every_key_of_a_recipe_is_an_option(tmp_path):
     options = {p.name: p for p in get_command(app).commands["train"].params}
     for key in fields(Recipe):
         assert key.name == "options" or options[key.name].help == key.metadata["help"]
-    given = "--model FC8 --epochs 1 --no-twin --synops-penalty 0.2 --no-validation --augment flip --augment shift:1"
+    given = "--model FC8 --epochs 3 --no-twin --synops-penalty 0.2 --no-validation --augment flip --augment shift:1"
+    given += " --schedule multistep --milestones 1,2"
     assert main(["train", "--set", "lr=1", "--lr", "1e-3", "--seeds", "1", *given.split(), "--out", str(tmp_path)]) == 0
     expected = Recipe(
-        model="FC8", epochs=1, synops_penalty=0.2, validation=False, augment=("flip", "shift:1"), batch_size=64, lr=1e-3
-    )
+        model="FC8", epochs=3, synops_penalty=0.2, validation=False, augment=("flip", "shift:1"), batch_size=64,
+        lr=1e-3, schedule="multistep", milestones=(1, 2),
+    )  # fmt: skip
     assert read_recipe(tmp_path / "model.safetensors") == expected
 
 
@@ -108,7 +110,9 @@ MISTAKES = {
     "exported run": (["export", "/nowhere", "--to", "onnx"], "no checkpoint /nowhere/model.safetensors"),
     "start": (["train", "--set", "init_from=twins"], "init_from: expected 'twin' or a checkpoint's .safetensors file"),
     "start from nothing": (["train", "--set", "init_from=x.safetensors"], "no checkpoint x.safetensors"),
-    "layers of nothing": (["train", "--model", "8C0-FC0"], "unknown model '8C0-FC0'"),
+    "layers of nothing": (["train", "--model", "8C0-FC0"], "model '8C0-FC0': the numbers of '8C0' must be 1 or more"),
+    "multistep": (["train", "--schedule", "multistep"], "milestones: schedule multistep needs the epochs at which"),
+    "milestones": (["train", "--milestones", "1,x"], "milestones: expected a list of whole numbers"),
     "bits": (["train", "--set", "weight_bits=9"], "weight_bits: expected None or an int from 2 to 8, got 9"),
     "option of the model": (["train", "--set", "options.bn_stats=bach"], "bn_stats: expected one of 'batch'"),
     "stages": (["train", "--set", "progressive=true", "--epochs", "4"], "expected 5 or more, got 4"),

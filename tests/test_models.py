@@ -182,7 +182,7 @@ def test_a_name_is_text():
     [
         ("cmn", (3, 8, 8), "did you mean 'cnn'"),
         ("32C3-FC", (3, 8, 8), "unknown model '32C3-FC': 'FC' is neither nCk"),
-        ("FC0", (3, 8, 8), "unknown model 'FC0' .known: alexnet"),
+        ("FC0", (3, 8, 8), "model 'FC0': the numbers of 'FC0' must be 1 or more"),
         ("8C3-MP2-MP2-MP2-MP2", (3, 8, 8), r"too small: at 'MP2' nothing of \[8, 1, 1\] is left"),
         ("8C3", (64,), r"'8C3' works on images .* shape \[64\]"),
         ("FC8-8C3", (3, 8, 8), r"'8C3' works on images .* shape \[8\]"),

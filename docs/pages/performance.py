@@ -1,4 +1,5 @@
-"""Writes docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit and a picture.
+"""Writes the tables of docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit,
+and a picture.
 
 python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
 """
@@ -20,8 +21,10 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from small import save
+from tables import with_table
 
 from tandem_snn.bench.command import amount, answers, rates
+from tandem_snn.bench.run import ratio
 from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
@@ -113,12 +116,6 @@ _COLORS = {
     "snnTorch": "tab:brown",
 }  # and the order in which they are listed
 
-_TITLE = """# Performance
-
-Speed and memory compared with the ANN, plain PyTorch, SpikingJelly and snnTorch. `make performance` generates this
-page from the measurements of `tandem-snn bench` in `docs/results`. The command above each table repeats its
-measurement.
-"""
 _HEADLINES = {
     "conv-net-train-9": "a training step of a convolutional network, firing rate 9 %",
     "conv-net-peak": "the extra memory of that step",
@@ -126,86 +123,14 @@ _HEADLINES = {
     "mlp-infer-128-rate": "inference of that MLP, 128 samples",
     "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
 }
-_METHOD = """## How it is measured
-
-- **Ratios, not times.** Competitors take turns: each round measures each of them once, in random order. A ratio is
-  the median over the rounds, with its quartiles in brackets.
-- **One thread: process CPU time.** Other processes on the core do not count, but they use its caches. **Two threads:
-  wall time**, measured while nothing else runs on the machine, as far as possible.
-- **Warm, with rotating inputs.** Untimed calls precede every sample, and consecutive calls have different inputs.
-- **Answers first.** Weights are multiples of 2⁻¹⁸ (for images, whose products are floats, of 2⁻¹⁰), biases and inputs
-  are multiples of larger powers of two, and T is a power of two, so that sums are exact in any order. Without batch
-  norm the spikes of all competitors must be *equal*; this is checked before anything is timed. Such weights are
-  packed like any float32 weights, into three bytes on a matrix unit; coarser ones would be cheaper. With batch norm,
-  statistics are rounded differently, and the table gives the fraction of different counts. *Not compared*: no
-  competitor computes the same, or `tests/test_bench.py` compares a smaller network.
-- **The spikes determine the cost.** For every spike train the table gives the firing rate and the nonzero half-bytes
-  (nibbles, 0 to 2) per byte of eight steps. *rate*: half of the neurons are silent, the others are IF neurons with
-  noisy currents, as in real layers. *iid*: independent spikes, the worst case at a given rate.
-- **ANN**: `relu(linear)` or a channels-last convolution of the same shape, batch and weights. **naive**: the tandem
-  rule in plain PyTorch, products of all T steps in one call, a Python loop over them and, in training, the ANN
-  branch; **loop compiled**: the same with `torch.compile` on the loop, the strongest simple baseline. **BPTT**:
-  backpropagation through time with a surrogate gradient. SpikingJelly and snnTorch are used as their documentation
-  recommends. A training step is forward, loss and backward. Python calls and packing of weights are included
-  everywhere, except for **frozen**, which packs once.
-- The limits apply to machines with AVX-512. With AMX, dense layers multiply all inputs, at a cost that does not
-  depend on the firing rate ([design](design.md)).
-- The limit for other instruction sets is 1.5 times as long, and they **exceed it**. On the Xeon below, relative to
-  the ANN with AVX-512, the frozen MLP at batch 128 and the convolutions 128→256 and 64→64 at 10% take 2.3, 3.1 and
-  4.9 with AVX2 (`TANDEM_CPU_CAPABILITY=v3`, [result](results/portable-v3.json)), and without AVX2 3.7, 3.7 and 5.9
-  (`default`, [result](results/portable-default.json)); few samples.
-
-## The floor of a training step
-
-Most of the time of a convolution's training step is torch's `convolution_backward`, the same call as for the ANN; it
-does not compute unneeded gradients of inputs. Two alternatives were measured and rejected
-(`tests/benchmarks/convolution_backward.py`, 64→128 3×3 s2 on 32×32, a Xeon with AMX). The weight's gradient takes
-0.56 of the whole call. Counts are exact in bfloat16 and a gradient is the sum of three bfloat16, but their three
-products take 0.80; unfolded windows take 3.2.
-
-## Why some limits are missed
-
-The limits were set on a Zen 5, which issues one multiply-add per cycle and reads its L3 cache at 100 GB/s per core.
-The Xeon below multiplies twice as fast and reads its L3 cache at 23 GB/s. So the ANN is faster there, but sparse
-sums, which need one load per addition, are not.
-
-- **MLP at batch 128, inference and training.** Sums of listed weights take 0.25 to 0.36 ns for each 64 bytes, which
-  come from the L2 cache: a load for each addition. The matrix unit needs 24 byte products for 8 steps of a float
-  weight. At its peak rate, 4.3 ns for 16 × 16 × 64, that is 0.5 of the ANN's time, and 0.7 with spikes from the L2
-  cache and stored sums (5.3 to 5.9 ns, `tests/benchmarks/matrix_unit.cpp`). The layer also sums the digits, fires,
-  and expands the spikes. Kept: non-temporal loads of spikes, so that the digits of 13 × 64 inputs stay in the L1
-  cache; prefetching of the next column's digits, and blocks of 128 rows (frozen, weights of full precision: 1.3 →
-  1.1); digits packed once in frozen networks; three digits instead of four for trained convolutions; no writes of
-  weight tiles that are not read (a layer in training: 1.65 → 1.38 ms); vectors of a row that fire interleaved. No
-  faster: other shapes of the register block (one step × six digits, two × two), summing digits while the unit
-  multiplies the next rows, prefetching of spikes, large pages.
-- **MLP at batch 1.** The weights of active inputs are read once, from the L3 cache, at about two thirds of its
-  bandwidth. Prefetching and large pages do not change the time.
-- **Training steps with batch norm.** For convolutions the statistics come from a product of the counts, an eighth of
-  the work (1.5 → 1.1 with weights of two bytes, kept). The backward pass divides once per channel (before, divisions
-  took a third of its time; kept). A linear layer's step remains bound by its forward product, like the MLP's.
-- **Training step of the convolutional network.** Two thirds are torch's backward calls, the same as for the ANN. The
-  two layers with spike input take 31 ms for eight steps, the ANN's 29 ms for one (torch's profiler).
-
-## Measurement pitfalls
-
-- **Page faults.** By default the allocator returns large blocks to the system, and every step faults its pages in
-  again. The naive scan of [8, 1M] floats takes 65 ms with 28 600 faults a call, 15 ms without; training steps become
-  bimodal. The measuring process keeps its memory (`MALLOC_MMAP_MAX_=0`, a large `MALLOC_TRIM_THRESHOLD_`).
-- **Spinning threads** occupy the other core and count as CPU time: `OMP_WAIT_POLICY=PASSIVE`.
-- **Cold caches.** The first call after another competitor pays for cache misses: without untimed calls an ANN beside
-  a naive SNN looks 15 to 30% slower than it is.
-- **A single input** stays in the cache and trains the branch predictor.
-- **Memory that was never written** maps to a single shared page of zeros.
-"""
 
 
-def document(results: dict[str, dict[str, Any]]) -> str:
-    """The page for these results, one per number of threads; their keys are the addresses of the pictures."""
+def document(results: dict[str, dict[str, Any]], page: str) -> str:
+    """The page with these results, one per number of threads; their keys are the addresses of the pictures."""
     ordered = sorted(((name, judged(one)) for name, one in results.items()), key=lambda item: item[1]["threads"])
-    sections = [_section(result, picture) for picture, result in ordered]
     found = [result for _, result in ordered]
-    return "\n".join([_TITLE, _headlines(found[0]), _misses(found), _METHOD, *sections])
+    page = with_table(page, "headlines", "\n".join([_headlines(found[0]), _misses(found)]))
+    return with_table(page, "cases", "\n".join(_section(result, picture) for picture, result in ordered))
 
 
 def rivals(row: dict[str, Any], but_base: bool = False) -> list[str]:
@@ -237,7 +162,7 @@ def _headlines(result: dict[str, Any]) -> str:
     ]
     for case, what in _HEADLINES.items():
         if case in rows:
-            medians = {name: rows[case]["ratios"][name]["median"] for name in rivals(rows[case], but_base=True)}
+            medians = {name: ratio(rows[case], name)["median"] for name in rivals(rows[case], but_base=True)}
             ours = min((name for name in medians if name in OURS), key=medians.__getitem__)
             others = {name: value for name, value in medians.items() if name not in OURS}
             best = min(others, key=others.__getitem__)
@@ -301,10 +226,10 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:
-    ratio = row["ratios"][name]
     if name == row["base"]:
         return "1"
-    return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    found = ratio(row, name)
+    return f"{found['median']:.2f}× [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -312,9 +237,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     rows = result["rows"]
     figure, axes = plt.subplots(figsize=(9, 1.8 + 0.3 * len(rows)), layout="constrained")
     for name, color in _COLORS.items():
-        points = [
-            (row["ratios"][name]["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)
-        ]
+        points = [(ratio(row, name)["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)]
         if points:
             ours = name in OURS
             axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
@@ -351,4 +274,5 @@ if __name__ == "__main__":
     results = [json.loads(path.read_text()) for path in arguments.results]
     for path, result in zip(arguments.results, results, strict=True):
         draw(judged(result), figures / f"{path.stem}.png")
-    arguments.out.write_text(document(dict(zip(pictures, results, strict=True))))
+    page = document(dict(zip(pictures, results, strict=True)), arguments.out.read_text())
+    arguments.out.write_text(page)

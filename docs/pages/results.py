@@ -1,4 +1,4 @@
-"""Writes docs/results.md, with tables and pictures, from results of ``tandem-snn sweep``:
+"""Writes the tables of docs/results.md, and pictures, from results of ``tandem-snn sweep``:
 
 python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from curves import draw_all, front
 from runs import Result, read
+from tables import with_table
 
 from tandem_snn.errors import UserError
 from tandem_snn.machine import short
@@ -44,45 +45,13 @@ _REMARKS = {
 }
 CLOSE = 0.3  # points: what counts as the twin's accuracy
 
-_METHOD = """# Results
-
-Test accuracy, synaptic operations and cost of trained networks, each beside its ANN twin. `make results` generates
-this page from `docs/results/training`, which has one file per run with its recipe, command, commit, machine and the
-result of every seed. `tandem-snn sweep` wrote the files. [The last section](#where-they-come-from) has the command
-for each run.
-
-- **ANN twin**: the same layers without spikes, trained by the same recipe and seeds on the same samples in the same
-  order. Runs that differ only in their neurons share one twin.
-- **Selection**: the weights of the epoch that was best on a fixed twelfth of the training samples. The test samples
-  are used once, at the end.
-- **init_from twin**: the spiking network starts from its trained twin, so it has had twice as many epochs as the
-  twin, half of them as an ANN. **Twin, continued** is the control: the twin, trained as an ANN for as many further
-  epochs by the same schedule; "-" means not run yet. Without init_from, both were trained for the same number of
-  epochs.
-- **[ , ]**: the 95 % interval of a difference, from the number of test samples (Newcombe's method 10, as if the
-  errors of the networks were independent). If it contains 0, the difference is not significant.
-- **gate**: which neurons pass a gradient. "relu", the default: neurons with z > 0. "clip": 0 < z < ϑT, the range
-  of the counts. "resu": as "relu", and neurons with z ≤ 0 are silenced at the end of the window, so the
-  network runs layer by layer and cannot stream.
-- **±**: standard deviation over the seeds, if there are several.
-- **SynOps**: one operation for each spike and each synapse it reaches, divided by the multiply-accumulates of the
-  twin. The first layer has real-valued input; its multiply-accumulates count once. Counted on 1000 test samples.
-- **Energy**: an estimate for arithmetic only, divided by that of the twin: 4.6 pJ per multiply-accumulate, 0.9 pJ per
-  accumulate (32-bit floating point, 45 nm; Horowitz, ISSCC 2014).
-- **Early exit**: a sample stops as soon as the softmax of its readout reaches a confidence; the number in brackets is
-  the mean number of steps.
-- **Step**: the time of a training step divided by that of the twin, median of 30 rounds in which both take turns. The
-  time of an epoch is [below](#what-training-costs).
-- **Pictures** are on the site (`make docs`). "Anytime" pictures show the metric of the readout after t of T steps.
-"""
-
 
 def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = None) -> None:
-    """Writes the page and, into the folder ``results/figures`` beside it, its pictures.
+    """Writes the tables of the page and, into the folder ``results/figures`` beside it, its pictures.
 
     Args:
         results: any number from 1.
-        out: a path ending in .md.
+        out: the page, with the comments that begin and end its tables.
         cost: of training over T, see :func:`read_cost`.
     """
     figures = out.parent / "results" / "figures"
@@ -95,7 +64,8 @@ def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = No
         pictures = [f"<!-- picture: results/figures/{name} | {caption} -->" for name, caption in captions.items()]
         sections.append("\n".join(_section(of_set, pictures)))
     further = [() if cost is None else cost_section(cost), _origins(ordered)]
-    out.write_text("\n".join([_METHOD, *sections, *("\n".join(lines) for lines in further if lines)]))
+    tables = "\n".join([*sections, *("\n".join(lines) for lines in further if lines)])
+    out.write_text(with_table(out.read_text(), "results", tables))
 
 
 def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str]:

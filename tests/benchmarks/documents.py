@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 
+from tandem_snn import machine
 from tandem_snn.data import load
-from tandem_snn.machine import commit, machine, versions
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "pages"))
+from tables import with_table  # noqa: E402
 
 
 def origin(script: str) -> dict[str, Any]:
     """How a result comes about, wherever files lie."""
     paths = {"--data-dir": "DIR", "--ann": "FILE"}
     given = [paths.get(before, one) for before, one in zip(sys.argv, sys.argv[1:], strict=False)]
-    command = " ".join(["python", str(Path(script).resolve().relative_to(ROOT)), *given])
-    return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+    return machine.origin(" ".join(["python", str(Path(script).resolve().relative_to(ROOT)), *given]))
 
 
 def results(name: str) -> Path:
@@ -32,14 +33,6 @@ def results(name: str) -> Path:
 
 def read(name: str) -> dict[str, Any]:
     return json.loads(results(name).read_text())  # type: ignore[no-any-return]
-
-
-def with_table(page: str, name: str, table: str) -> str:
-    """The page with another text between the comments that begin and end the table ``name``."""
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-    before, rest = page.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}{table.strip()}\n{end}{after}"
 
 
 def write_table(document: str, name: str, table: str) -> None:

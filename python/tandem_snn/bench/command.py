@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .run import choose, describe, measure
+from .run import choose, describe, measure, ratio
 
 
 def bench(
@@ -45,7 +45,8 @@ def bench(
             result["rows"].append(measure(chosen, threads, quick))
         except subprocess.CalledProcessError as error:
             raise UserError(f"measuring {chosen.name} failed with status {error.returncode}, see above") from error
-        out.write_text(json.dumps(result, indent=1) + "\n")  # after every case, since all of them take long
+        # After every case, since all of them take long.
+        out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
     show(result)
 
 
@@ -59,10 +60,10 @@ def show(result: dict[str, Any]) -> None:
         for justify in ("left", "right", "right", "left"):
             table.add_column(justify=justify)
         for name, values in row["values"].items():
-            ratio = row["ratios"][name]
-            quartiles = f"[dim]{ratio['low']:.2f} .. {ratio['high']:.2f}"
+            found = ratio(row, name)
+            quartiles = f"[dim]{found['low']:.2f} .. {found['high']:.2f}"
             table.add_row(
-                name, amount(median(values), row["quantity"]), f"{ratio['median']:.2f}× {row['base']}", quartiles
+                name, amount(median(values), row["quantity"]), f"{found['median']:.2f}× {row['base']}", quartiles
             )
         console.print(table)
     clock = "process CPU time" if result["threads"] == 1 else "wall time"

@@ -4,8 +4,7 @@ Runs agree only with two settings. An allocator that returns memory causes page 
 step takes 9 ms or 13. Threads that spin while they wait occupy another core, and their waiting counts as process time.
 
 A result has the fields machine, versions, commit, command, date, threads, quick and rows. A row has the fields of its
-:class:`~tandem_snn.bench.cases.Case`, the values measured by :func:`work` (lists: one number per round), and their
-ratios to the base.
+:class:`~tandem_snn.bench.cases.Case` and the values measured by :func:`work` (lists: one number per round).
 """
 
 from __future__ import annotations
@@ -71,16 +70,18 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
         )
         for name, value in json.loads(done.stdout).items():
             measured[name] = measured.get(name, {}) | value if isinstance(value, dict) else value
-    values = measured["values"]
     return {
         "case": case.name,
         "title": case.title,
         "quantity": case.quantity,
         "base": case.base,
         **measured,
-        "ratios": {r: spread(values[r], values[case.base]) for r in values},
-        "missing": [r for r in case.rivals if r not in values],
     }
+
+
+def ratio(row: dict[str, Any], name: str) -> dict[str, float]:
+    """The ratio of a rival to the base, round by round: see :func:`~tandem_snn.bench.timing.spread`."""
+    return spread(row["values"][name], row["values"][row["base"]])
 
 
 def environment(threads: int, quantity: Quantity) -> dict[str, str]:

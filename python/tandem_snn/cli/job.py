@@ -205,29 +205,32 @@ def _progress(job: Job, data: Dataset, visible: bool) -> Iterator[Callable[[str,
         TextColumn("left", table_column=whole),
         TimeRemainingColumn(table_column=whole),
     )
-    order = job.recipe.order(job.twin)
-    with Progress(*columns) as bar:
-        task = bar.add_task("training", total=None, speed="")
+    order, bar = job.recipe.order(job.twin), Progress(*columns)
+    task = bar.add_task("training", total=None, speed="")
+    told: set[tuple[str, int]] = set()
 
-        told: set[tuple[str, int]] = set()
+    def on_step(kind: str, seed: int, trainer: Trainer) -> None:
+        bar.start()  # only now: what is wrong before the first step is said without a bar
+        if trainer.trained_on and (kind, seed) not in told:
+            told.add((kind, seed))
+            bar.console.print(f"{kind}, seed {seed}: {_goes_on(trainer)}")
+        steps = job.recipe.epochs * trainer.steps_per_epoch
+        before = len(order) * job.recipe.all_seeds.index(seed) + order.index(kind)
+        speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
+        bar.update(
+            task,
+            total=len(order) * job.recipe.seeds * steps,
+            completed=before * steps + trainer.step,
+            description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
+            speed=f"{speed:,.0f} images/s" if speed else "",
+        )
 
-        def on_step(kind: str, seed: int, trainer: Trainer) -> None:
-            if trainer.trained_on and (kind, seed) not in told:
-                told.add((kind, seed))
-                bar.console.print(f"{kind}, seed {seed}: {_goes_on(trainer)}")
-            steps = job.recipe.epochs * trainer.steps_per_epoch
-            before = len(order) * job.recipe.all_seeds.index(seed) + order.index(kind)
-            speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0
-            bar.update(
-                task,
-                total=len(order) * job.recipe.seeds * steps,
-                completed=before * steps + trainer.step,
-                description=f"{kind}, seed {seed}, epoch {min(trainer.epochs + 1, job.recipe.epochs)}",
-                speed=f"{speed:,.0f} images/s" if speed else "",
-            )
-
+    try:
         yield on_step
         bar.update(task, completed=bar.tasks[0].total, description="trained", speed="")
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _goes_on(trainer: Trainer) -> str:

@@ -37,12 +37,14 @@ Twin = Annotated[bool, typer.Option(help="Train the ANN twin as well.")]
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each key of a recipe, as :class:`Recipe` declares it; ``command`` gets those that
-    were given as keyword arguments. A key's value from a list of names is given as often as there are names.
+    were given as keyword arguments. Lists are given with commas, or by an option for each item.
     """
 
     def run(**given: Any) -> None:
         keys = {name: given.pop(name) for name in options}
-        command(**given, **{name: value for name, value in keys.items() if value not in (None, [])})
+        keys = {name: value for name, value in keys.items() if value not in (None, [])}
+        lists = {name: ",".join(value).split(",") for name, value in keys.items() if isinstance(value, list)}
+        command(**given, **keys | lists)
 
     options = {}
     for one in fields(Recipe):
@@ -50,7 +52,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         kind, *_ = get_args(hint) if get_origin(hint) not in (None, tuple, dict) else (hint,)
         if get_origin(kind) is dict:
             continue  # --set options.NAME=VALUE
-        kind = list[get_args(kind)[0]] if get_origin(kind) is tuple else kind  # type: ignore[misc]
+        kind = list[str] if get_origin(kind) is tuple else kind
         flag = "--" + one.name.replace("_", "-")
         flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
         option = typer.Option(flags, help=one.metadata["help"], rich_help_panel="Recipe", show_default=False)

@@ -46,6 +46,20 @@ class Stage:
         """Whether it has timing "window"."""
         return self.fires and self.layer.timing == "window"
 
+    def windows(self) -> tuple[tuple[int, ...], ...]:
+        """Kernel, stride and padding of an average.
+
+        Raises:
+            CannotLower: adaptive pooling whose windows differ.
+        """
+        layer, sizes = self.layer, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
+        if layer.kind != "adaptive_mean":
+            return layer.kernel, layer.stride, layer.padding
+        if any(size % out for size, out in sizes):
+            raise CannotLower(self.name, "adaptive pooling with windows of different sizes")
+        kernel = tuple(size // out for size, out in sizes)
+        return kernel, kernel, (0, 0)
+
 
 @dataclass
 class Listing:

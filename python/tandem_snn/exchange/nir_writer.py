@@ -94,15 +94,7 @@ class Writer:
         return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
 
     def _average(self, stage: Stage) -> Any:
-        layer = stage.layer
-        if layer.kind == "adaptive_mean":
-            kernel = tuple(size // out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True))
-            if any(size % out for size, out in zip(stage.in_shape[1:], stage.shape[1:], strict=True)):
-                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
-            windows: tuple[Any, ...] = (kernel, kernel, (0, 0))
-        else:
-            windows = (layer.kernel, layer.stride, layer.padding)
-        node = self.nir.AvgPool2d(*(np.array(value) for value in windows))
+        node = self.nir.AvgPool2d(*map(np.array, stage.windows()))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..errors import extra
-from ..frozen.stages import CannotLower
 from ..frozen.stages import Stage as Layer
 from .listing import Listing, Stage
 
@@ -163,15 +162,8 @@ class Graph:
         return self.op("Mul", inside, self.number(1 / (layer.kernel[0] * layer.kernel[1])))
 
     def average(self, stage: Stage, x: str) -> str:
-        layer = stage.layer
-        if layer.kind == "adaptive_mean":
-            sizes, outputs = stage.in_shape[1:], stage.shape[1:]
-            if any(size % out for size, out in zip(sizes, outputs, strict=True)):
-                raise CannotLower(stage.name, "adaptive pooling with windows of different sizes")
-            kernel = [size // out for size, out in zip(sizes, outputs, strict=True)]
-            window: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
-        else:
-            window = window_of(layer)
+        layer, (kernel, strides, padding) = stage.layer, stage.windows()
+        window = {"kernel_shape": kernel, "strides": strides, "pads": padding * 2}
         if layer.scale is not None:
             x = self.op("Mul", x, self.per_channel(f"{stage.name}.gain", layer.scale, len(stage.shape)))
         elif layer.gain != 1.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -53,119 +54,67 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     extra("onnx", "the export to ONNX")
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
     network = listing_of(frozen, frozen.example() if x is None else x)
-    model = (WindowGraph if network.waits else StepGraph)(network).model()
+    model = Network(network).model()
     atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
 
 
-class StepGraph(Graph):
-    """One time step, with the neurons' state as inputs and outputs: the counterpart of :meth:`FrozenNetwork.step`."""
+class Network(Graph):
+    """A whole window, as a call of a :class:`FrozenNetwork`, if a layer has timing "window"; else one time step, as
+    :meth:`FrozenNetwork.step`, with the neurons' state as inputs and outputs.
 
-    def __init__(self, network: Listing) -> None:
-        super().__init__(network)
-        self.result = {"input": "x"}  # the name of each stage's result
-        self.fed = {"input"} if network.mode != "events" else set()  # stages whose result is not spikes
-
-    def model(self) -> Any:
-        self.input("x", self.network.shape)
-        self.input("step", (), batch=False)
-        if self.network.mode == "zero_expand":
-            now = self.op("Cast", self.op("Equal", "step", self.number(0.0)), to=self.onnx.TensorProto.FLOAT)
-            self.result["input"] = self.op("Mul", "x", now)
-        for stage in self.network.stages:
-            self._write(stage)
-        last = self.network.stages[-1]
-        self.answer(self.result[last.name], last.shape)
-        return self.checked("step")
-
-    def _write(self, stage: Stage) -> None:
-        layer, source = stage.layer, self.result[stage.x]
-        kind, spikes_in = layer.kind, stage.x not in self.fed
-        if kind == "readout":
-            result = self._readout(stage, self._counts(stage, source) if spikes_in else source)
-        elif kind == "layer":
-            current = self.affine(stage, self.product(stage.name, layer, source), self.network.T)
-            result = self._neurons(stage, current) if stage.fires else current
-        elif stage.fires:
-            result = self._neurons(stage, self.spiking_average(stage, source))
-        elif kind in ("average", "mean", "adaptive_mean"):
-            result = self.average(stage, self._counts(stage, source) if spikes_in else source)
-        elif kind == "max_pool":
-            result = self.max_pool(stage, source)
-        else:
-            result = self.flatten(stage, source)
-        self.result[stage.name] = result
-        if kind in ("mean", "adaptive_mean") or (not spikes_in and kind != "layer"):
-            self.fed.add(stage.name)
-
-    def _neurons(self, stage: Stage, current: str) -> str:
-        name, layer = stage.name, stage.layer
-        if stage.residual is not None:
-            current = self.op("Add", current, self.residual(stage, self.result[stage.residual]))
-        v, start = self.input(f"{name}.v", stage.shape), self.start(stage)
-        if start is not None:
-            v = self.op("Where", self.op("Equal", "step", self.number(0.0)), start, v)
-        v = self.op("Add", v, current)
-        self.watch(stage, v)
-        threshold, spikes = self.number(layer.threshold), self.spikes(v, layer.threshold)
-        if layer.leak != 1.0:
-            v = self.op("Mul", v, self.number(layer.leak))
-        self.output(f"{name}.v.next", self.op("Sub", v, self.op("Mul", spikes, threshold)), stage.shape)
-        self.output(f"{name}.spikes", spikes, stage.shape)
-        return spikes
-
-    def _counts(self, stage: Stage, spikes: str) -> str:
-        """The sum of the spikes so far."""
-        so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), spikes)
-        self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
-        return so_far
-
-    def _readout(self, stage: Stage, counts: str) -> str:
-        if stage.layer.shift is None:
-            return self.readout(stage, counts)
-        steps = self.op("Add", "step", self.number(1.0))
-        return self.readout(stage, counts, self.op("Div", steps, self.number(float(self.network.T))))
-
-
-class WindowGraph(Graph):
-    """A whole window, without state: the counterpart of calling a :class:`FrozenNetwork`.
-
-    A stage's result is one value for the window, such as counts, or, where a layer fires at once, T values, one per
-    step. Each form is made from the other when a reader asks for it.
+    A stage's result is one value, such as counts, or, where a layer fires at once, a value for each step in the graph.
+    Each form is made from the other when a reader asks for it.
     """
 
     def __init__(self, network: Listing) -> None:
         super().__init__(network)
+        self.T, self.streams = network.T, not network.waits
         self.whole: dict[str, str] = {}
         self.steps: dict[str, list[str]] = {}
         self.real = {"input"} if network.mode != "events" else set()  # stages whose result is no train
 
     def model(self) -> Any:
         events = self.network.mode == "events"
-        self.input("x", self.network.shape, steps=self.network.T if events else None)
-        if events:
+        self.input("x", self.network.shape, steps=self.T if events and not self.streams else None)
+        if self.streams:
+            self.input("step", (), batch=False)
+        if events and self.streams:
+            self.steps["input"] = ["x"]
+        elif events:
             self.steps["input"] = [
                 self.op("Gather", "x", self.constant(f"step {t}", torch.tensor(t)), axis=0) for t in range(self.T)
             ]
             self.whole["input"] = self.op("ReduceSum", "x", self.constant("time", torch.tensor([0])), keepdims=0)
+        elif self.streams and self.network.mode == "zero_expand":
+            now = self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT)
+            self.whole["input"] = self.op("Mul", "x", now)
         else:
             self.whole["input"] = "x"
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
         self.answer(self.whole[last.name], last.shape)
-        return self.checked("window", timing="window")
+        return self.checked("step") if self.streams else self.checked("window", timing="window")
 
-    @property
-    def T(self) -> int:
-        return self.network.T
+    @cached_property
+    def _is_first(self) -> str:
+        return self.op("Equal", "step", self.number(0.0))
 
     def _whole(self, name: str) -> str:
         if name not in self.whole:
             self.whole[name] = self.op("Sum", *self.steps[name])
         return self.whole[name]
 
+    def _counts(self, stage: Stage) -> str:
+        """What a stage has read so far, summed over the steps; a real number is what it is now."""
+        if not self.streams or stage.x in self.real:
+            return self._whole(stage.x)
+        so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), *self.steps[stage.x])
+        self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
+        return so_far
+
     def _steps(self, name: str) -> list[str]:
-        """The T steps of a value; counts become bursts."""
+        """The steps of a value; counts become bursts."""
         if name not in self.steps:
             counts = self.whole[name]
             self.steps[name] = [self.spikes(counts, t + 1) for t in range(self.T)]
@@ -173,9 +122,9 @@ class WindowGraph(Graph):
 
     def _write(self, stage: Stage) -> None:
         layer, name, x = stage.layer, stage.name, stage.x
+        result: str | list[str]
         if layer.kind == "layer":
-            waits = layer.timing == "window"
-            result: str | list[str] = self._window_currents(stage) if waits else self._step_currents(stage)
+            result = self._window_currents(stage) if layer.timing == "window" else self._step_currents(stage)
             result = self._neurons(stage, result) if stage.fires else result
         elif stage.fires and layer.timing == "window":
             result = self._neurons(stage, self.spiking_average(stage, self._whole(x)))
@@ -186,17 +135,24 @@ class WindowGraph(Graph):
             in_steps = x not in self.real and x in self.steps
             result = [move(stage, value) for value in self.steps[x]] if in_steps else move(stage, self._whole(x))
         elif layer.kind == "readout":
-            result = self.readout(stage, self._whole(x))
+            result = self._readout(stage)
         else:
-            result = self.average(stage, self._whole(x))
+            result = self.average(stage, self._counts(stage))
         if isinstance(result, str):
             self.whole[name] = result
         else:
             self.steps[name] = result
-        if stage.fires:
+        if stage.fires and not self.streams:
             self.output(f"{name}.counts", self._whole(name), stage.shape)
-        elif layer.kind not in ("layer", "max_pool", "flatten") or (layer.kind != "layer" and x in self.real):
+        elif layer.kind in ("mean", "adaptive_mean") or (layer.kind != "layer" and x in self.real):
             self.real.add(name)
+
+    def _readout(self, stage: Stage) -> str:
+        counts = self._counts(stage)
+        if not self.streams or stage.layer.shift is None:
+            return self.readout(stage, counts)
+        steps = self.op("Add", "step", self.number(1.0))
+        return self.readout(stage, counts, self.op("Div", steps, self.number(float(self.T))))
 
     def _window_currents(self, stage: Stage) -> str:
         y = self.product(stage.name, stage.layer, self._whole(stage.x))
@@ -210,6 +166,8 @@ class WindowGraph(Graph):
             return [self.affine(stage, y, self.T) for y in products]
         y = self.product(stage.name, stage.layer, self._whole(stage.x))
         current = self.affine(stage, y, self.T)
+        if self.streams:
+            return [current]
         if self.network.mode == "direct":
             return [current] * self.T
         silence = self.affine(stage, self.op("Mul", y, self.number(0.0)), self.T)
@@ -227,17 +185,23 @@ class WindowGraph(Graph):
         return self._fired(v, stage.layer.threshold)
 
     def _fire(self, stage: Stage, currents: list[str]) -> list[str]:
-        layer, v, train = stage.layer, self.start(stage), []
+        name, layer, v, train = stage.name, stage.layer, self.start(stage), []
         if stage.residual is not None:
             more = [self.residual(stage, value) for value in self._steps(stage.residual)]
             currents = [self.op("Add", current, each) for current, each in zip(currents, more, strict=True)]
+        if self.streams:
+            before = self.input(f"{name}.v", stage.shape)
+            v = before if v is None else self.op("Where", self._is_first, v, before)
         for current in currents:
             potential = current if v is None else self.op("Add", v, current)
             train.append(self.spikes(potential, layer.threshold))
             left = potential if layer.leak == 1.0 else self.op("Mul", potential, self.number(layer.leak))
             v = self.op("Sub", left, self.op("Mul", train[-1], self.number(layer.threshold)))
-        if v is not None:
-            self.watch(stage, v)
+        assert v is not None
+        self.watch(stage, v)
+        if self.streams:
+            self.output(f"{name}.v.next", v, stage.shape)
+            self.output(f"{name}.spikes", train[0], stage.shape)
         return train
 
     def _fired(self, v: str, threshold: float) -> str:

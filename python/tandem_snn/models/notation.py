@@ -34,8 +34,11 @@ def _strange(text: str) -> list[str]:
 
 
 def check_notation(text: str) -> None:
-    """Raises UserError if only some parts of the text are layers: then it was meant as an architecture."""
+    """Raises UserError if some parts of the text are layers, or would be with other numbers: it is an architecture."""
     strange = _strange(text)
+    for part in strange:
+        if not _strange(re.sub(r"\d+", "1", part)):
+            raise UserError(f"model {text!r}: the numbers of {part!r} must be 1 or more, without leading zeros")
     if 0 < len(strange) < len(text.split("-")):
         raise UserError(f"unknown model {text!r}: {strange[0]!r} is neither nCk, FCn, MPk, APk nor DP, such as 32C3s2")
 

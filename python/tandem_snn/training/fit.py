@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tandem_ext.checks import TooFewSamples
+
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
@@ -94,9 +96,7 @@ def fit(
                 if store is None or store.last_good() in str(error):
                     raise
                 raise UserError(f"{error}; {store.last_good()}") from error
-            except ValueError as error:
-                if "batch norm in training" not in str(error):
-                    raise
+            except TooFewSamples as error:
                 raise UserError(f"batch_size: {error}") from error
     if store is not None:
         store.keep(trainer)

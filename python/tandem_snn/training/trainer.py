@@ -78,6 +78,8 @@ class Trainer:
     def __init__(
         self, net: nn.Module, data: Dataset | Mapping[str, Any], recipe: Recipe, world: World | None = None
     ) -> None:
+        if recipe.schedule == "multistep" and not recipe.milestones:
+            raise UserError("milestones: schedule multistep needs the epochs at which it lowers the learning rate")
         self.net = net
         self.data = data = as_dataset(data)
         self.recipe = recipe

@@ -55,6 +55,7 @@ def import_network(
     net: nn.Module,
     T: int,
     mode: str,
+    example: Any,
     read: ReadNeuron,
     plain: type[nn.Module] | None = None,
     tells: Callable[[nn.Module], bool] = lambda module: False,
@@ -63,6 +64,7 @@ def import_network(
 
     Args:
         net: its forward is one time step; layers of torch, and neurons.
+        example: a batch of inputs, or None.
         read: returns a module's neuron; None for other modules. Raises ValueError if the neuron is not supported.
         plain: the base class of the other simulator's own versions of torch's layers.
         tells: whether the forward of a neuron also returns its potential.
@@ -84,7 +86,7 @@ def import_network(
     net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
     _sum_over(net, T)
     try:
-        graph = exported(net, stateful=True)
+        graph = exported(net, example, stateful=True)
     except CannotConvert as error:
         raise CannotConvert(f"{error}; {ONE_STEP}, and potentials must be hidden, or its inputs and outputs") from error
     _forget_state(graph)

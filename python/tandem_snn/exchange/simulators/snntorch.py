@@ -13,7 +13,7 @@ from .importing import import_network
 from .neurons import Neuron
 
 
-def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
+def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct", example: Any = None) -> fx.GraphModule:
     """T steps of an snnTorch network as a network of ``tandem_snn.nn``, with the same spikes.
 
     As :func:`from_spikingjelly`, for ``Leaky`` neurons that reset by subtraction; their potentials are hidden or are
@@ -23,7 +23,7 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphMo
 
     Args:
         net: one input and one answer, potentials not counted.
-        T, mode: as in :func:`from_spikingjelly`.
+        T, mode, example: as in :func:`from_spikingjelly`.
 
     Raises:
         CannotConvert: a module or an operation is not supported, such as a reset to zero; the message names it. It is a
@@ -37,7 +37,7 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphMo
     True
     """
     library = extra("snntorch", "the import from snnTorch")
-    return import_network(net, T, mode, lambda module: _read(module, library), tells=_tells)
+    return import_network(net, T, mode, example, lambda module: _read(module, library), tells=_tells)
 
 
 def _tells(leaky: Any) -> bool:

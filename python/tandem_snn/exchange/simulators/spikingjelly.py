@@ -12,7 +12,7 @@ from .importing import import_network
 from .neurons import Neuron
 
 
-def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct") -> fx.GraphModule:
+def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct", example: Any = None) -> fx.GraphModule:
     """T steps of a SpikingJelly network as a network of ``tandem_snn.nn``, with the same spikes.
 
     ``net`` consists of torch's or SpikingJelly's Linear, Conv1d, Conv2d, BatchNorm, MaxPool2d, AvgPool2d, Flatten and
@@ -28,6 +28,7 @@ def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct") -> fx.Gra
         T: the number of time steps.
         mode: the input at each step: "direct", the same; "zero_expand", the input and then zeros; "events", the steps
             of a SpikeTrain.
+        example: a batch of inputs, as of :func:`convert`. None: it is found by the layers, where they tell the size.
 
     Returns:
         A network that returns the SpikeTrain of the last neurons or, if ``net`` ends in a Linear layer, the sum of its
@@ -46,7 +47,7 @@ def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct") -> fx.Gra
     """
     base = extra("spikingjelly.activation_based.base", "the import from SpikingJelly")
     nodes = extra("spikingjelly.activation_based.neuron", "the import from SpikingJelly")
-    return import_network(net, T, mode, lambda module: _read(module, base, nodes), base.StepModule)
+    return import_network(net, T, mode, example, lambda module: _read(module, base, nodes), base.StepModule)
 
 
 def _read(module: Any, base: Any, nodes: Any) -> Neuron | None:
