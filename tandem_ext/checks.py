@@ -22,6 +22,8 @@ GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
 MOST_STEPS = {"step": 65535, "window": 255}  # counts of bursts have a byte
 TIMINGS = tuple(MOST_STEPS)
 _CPU = torch.device("cpu")
+_FLOAT32 = np.finfo(np.float32)
+_LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)  # beyond them the kernels would compute with 0 or infinity
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -242,8 +244,8 @@ def per_channel(name: str, value: object, channels: int, expected: torch.device)
 def threshold(value: object, channels: int, expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim or [channels]."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not 0 < value < math.inf:
-            raise ValueError(f"threshold: expected a positive finite number, got {value}")
+        if not _LEAST <= value <= _MOST:
+            raise ValueError(f"threshold: expected a positive number within float32's range, got {value}")
     elif isinstance(value, Tensor):
         if value.dim() != 0:
             per_channel("threshold", value, channels, expected)
@@ -297,8 +299,8 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
 def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; shape is the last."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"v_init: expected a finite number, got {value}")
+        if not -_MOST <= value <= _MOST:
+            raise ValueError(f"v_init: expected a finite number within float32's range, got {value}")
     elif isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"v_init: expected a float or a floating-point tensor, got {_describe(value)}")

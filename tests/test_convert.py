@@ -293,6 +293,10 @@ def test_calibration() -> None:
             calibrate(snn, **{"loader": [x], **keywords})
     with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):
         calibrate(snn, [{"images": x}])
+    with pytest.raises(TypeError, match=r"loader: expected an iterable of batches, such as \[x\], got a tensor"):
+        calibrate(snn, x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="net: is frozen"):
+        calibrate(freeze(snn), [x])
     with pytest.raises(ValueError, match=r"loader: in a batch the activations of '0\.0' are infinite or NaN"):
         calibrate(snn, [x, x / 0])
     with pytest.raises(ValueError, match="gain"):

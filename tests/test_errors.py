@@ -89,10 +89,13 @@ CASES = [
     (linear(weight=KERNEL), ValueError, "weight: expected [N, K]"),
     (linear(x=te.ConstantInput(dyadic(3, 7).double(), 8)), TypeError, "x is torch.float64, but weight is torch.float"),
     # layers: neurons
-    (linear(threshold=0.0), ValueError, "threshold: expected a positive finite number, got 0.0"),
+    (linear(threshold=0.0), ValueError, "threshold: expected a positive number within float32's range, got 0.0"),
     (linear(threshold=-1), ValueError, "threshold: expected"),
     (linear(threshold=nan), ValueError, "threshold: expected"),
     (linear(threshold=math.inf), ValueError, "threshold: expected"),
+    (linear(threshold=1e-46), ValueError, "threshold: expected"),  # 0 in float32
+    (linear(threshold=1e39), ValueError, "threshold: expected"),  # infinite in float32
+    (linear(v_init=1e39), ValueError, "v_init: expected"),
     (linear(threshold="1"), TypeError, "threshold: expected"),
     (linear(threshold=True), TypeError, "threshold: expected"),
     (linear(threshold=torch.ones(4)), ValueError, "threshold: expected shape [5]"),

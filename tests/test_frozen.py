@@ -257,6 +257,10 @@ def test_errors() -> None:
             freeze(net, weight_bits=bits)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="T: expected"):
         freeze(net, T=65536)
+    with pytest.raises(ValueError, match="T: the network's Encoder has T=8, got 16"):
+        freeze(mlp()[0], T=16)
+    with pytest.raises(TypeError, match="x: expected a SpikeTrain, since the network has no Encoder for images"):
+        freeze(spiking_net())(torch.rand(1, 30))
     with pytest.raises(ValueError, match="confidence"):
         freeze(net).anytime(x, 1.5)
     frozen = freeze(net)
@@ -269,6 +273,21 @@ def test_errors() -> None:
     assert torch.equal(freeze(resu)(x), resu(x))
     with pytest.raises(ValueError, match="cannot stream"):
         freeze(resu).step(x)
+
+
+def test_a_call_keeps_its_T_when_another_thread_calls_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, train = spiking_net().eval(), te.SpikeTrain.from_dense((torch.rand(8, 3, 30) < 0.3).float())
+    frozen = freeze(net)
+    alone = frozen(train), frozen.readouts(train)
+    program = frozen._program
+
+    def interrupted(x: Tensor | te.SpikeTrain) -> object:
+        frozen.T = 3
+        return program(x)
+
+    monkeypatch.setattr(frozen, "_program", interrupted)
+    assert torch.equal(frozen(train), alone[0])
+    assert torch.equal(frozen.readouts(train), alone[1])
 
 
 def test_one_neuron_after_spikes_that_are_worth_a_tensor() -> None:

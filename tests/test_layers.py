@@ -239,6 +239,7 @@ BAD = {
     "residual without neurons": (
         lambda: tnn.Linear(4, 4)(spikes(), residual=spikes(), fire=False), ValueError, "residual",
     ),
+    "norm": (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
 }  # fmt: skip
 
 

@@ -101,9 +101,9 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if length > min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{path} is damaged: its header cannot be read")
+            raise UserError(f"{path} is damaged, or not a {kind}: its header cannot be read")
         header = file.read(length)
-        facts, end = _parse(path, header)
+        facts, end = _parse(path, header, kind)
         if size != 8 + length + end:
             raise UserError(f"{path} is damaged: it has {size} bytes, and its header says {8 + length + end}")
         body = file.read()
@@ -124,7 +124,7 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
-def _parse(path: Path, header: bytes) -> tuple[dict[str, str], int]:
+def _parse(path: Path, header: bytes, kind: str) -> tuple[dict[str, str], int]:
     """The facts in a header, as text, and the size of the tensors that it describes."""
     try:
         entries = json.loads(header)
@@ -133,7 +133,7 @@ def _parse(path: Path, header: bytes) -> tuple[dict[str, str], int]:
         if not all(isinstance(text, str) for text in facts.values()):
             raise TypeError("facts are text")
     except (ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: its header cannot be read") from error
+        raise UserError(f"{path} is damaged, or not a {kind}: its header cannot be read") from error
     if "checksum" not in facts:
         raise UserError(f"{path} was not written by tandem-snn: it carries no checksum")
     return facts, end

@@ -13,6 +13,7 @@ from tandem_ext import SpikeTrain
 
 from .. import ann
 from .. import nn as tnn
+from ..frozen import FrozenNetwork
 from ..nn import general
 from ..nn.hooks import evaluating, watching
 from ..nn.signals import describe, effective_counts
@@ -41,9 +42,9 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
         net.
 
     Raises:
-        TypeError: a batch of something else.
-        ValueError: percentile out of range, no layer to calibrate, an empty loader, activations that are not finite,
-            or T unknown.
+        TypeError: a batch of something else, or one batch instead of several.
+        ValueError: a frozen network, percentile out of range, no layer to calibrate, an empty loader, activations that
+            are not finite, or T unknown.
 
     >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
@@ -51,6 +52,10 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     >>> snn.get_submodule("0").threshold.shape, bool((snn.get_submodule("0").threshold < 0.5).all())
     (torch.Size([5]), True)
     """
+    if isinstance(net, FrozenNetwork):
+        raise ValueError("net: is frozen, with weights and thresholds prepared: calibrate the network, then freeze it")
+    if isinstance(loader, Tensor | SpikeTrain):
+        raise TypeError(f"loader: expected an iterable of batches, such as [x], got {describe(loader)}")
     if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
         raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
     firing = (tnn.SpikingLayer, general.Neurons)

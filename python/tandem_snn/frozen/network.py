@@ -93,6 +93,8 @@ class FrozenNetwork(nn.Module):
         else:
             encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
             windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
+        if T is not None and windows - {T}:
+            raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
         self._programs: dict[Any, _Program] = {}  # by the worth of a spike of the input
@@ -114,30 +116,40 @@ class FrozenNetwork(nn.Module):
         >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
         24
         """
-        if self.T is None:
-            return None
+        return None if self.T is None else self.T * (1 + self._windows)
+
+    @property
+    def _windows(self) -> int:
+        """How many layers with timing "window" follow one another."""
         layers = self._program_for(1.0).layers
-        return self.T * (1 + (layers.windows if isinstance(layers, Stages) else 0))
+        return layers.windows if isinstance(layers, Stages) else 0
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
         if not torch.is_inference_mode_enabled():  # to enter it anew takes as long as a small layer
             with torch.inference_mode():
                 return self.forward(x)
+        T = self._window_of(x)
+        return spoiled(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
+
+    def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
+        """T of this call: another thread may call with another."""
         _check_batch("x", x)
         if isinstance(x, SpikeTrain):
             if x.T != self.T:
                 self.T = x.T
-            return spoiled(self._answer(x), x.bad)
-        return self._answer(x)
+            return x.T
+        if not self._takes_images and isinstance(self._program_for(1.0).layers, Stages):
+            raise TypeError(f"x: expected a SpikeTrain, since the network has no Encoder for images, got {describe(x)}")
+        return self.T
 
-    def _answer(self, x: Tensor | SpikeTrain) -> Tensor:
+    def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Tensor:
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
         if x.device.type == "cpu" and program.refusal is None:
             try:
-                return program.run(x, self.T)[0]
+                return program.run(x, T)[0]
             except (RuntimeError, ValueError) as error:  # the layers may do better, or say what is wrong with x
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
@@ -199,7 +211,8 @@ class FrozenNetwork(nn.Module):
         """One time step: its spikes x_t [B, *features], 0 and 1, or the image of a direct encoder.
 
         With timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps after the
-        window's steps. If the input is images, only the image at the first step of each window is used.
+        window's steps. If the input is images, only the image at the first step of each window is used. Other networks
+        go on after T steps, with all that came before: call :meth:`reset` before the next recording.
 
         Returns:
             The readout so far [B, outputs], with t/T of the bias; after T steps it is exactly the readout of the whole
@@ -257,17 +270,13 @@ class FrozenNetwork(nn.Module):
         >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
         True
         """
-        _check_batch("x", x)
-        if isinstance(x, SpikeTrain):
-            self.T = x.T
+        T = self._window_of(x)
         program = _streaming(self._program(x), x.device)
-        answers, state = program.run(x, self.T, every=True)
-        pipeline = self.latency != self.T
-        if not pipeline and answers.isnan().any():  # of the whole window, where it may have begun at one of its steps
-            assert self.T is not None
-            for t in range(self.T):
+        answers, state = program.run(x, T, every=True)
+        if not self._windows and answers.isnan().any():  # of all steps, where it may have begun at one of them
+            for t in range(len(answers)):
                 now: Any = step_of(x, t) if isinstance(x, SpikeTrain) else x
-                answers[t], state = program.run(now, self.T, state, t)
+                answers[t], state = program.run(now, T, state, t)
         return spoiled(answers.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else answers
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, o
 from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
 from .options import CHECKS, DEFAULTS, NeuronOptions
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_input, check_signal, effective_counts, over_features, with_gain
+from .signals import Signal, check_input, check_signal, describe, effective_counts, over_features, with_gain
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 
@@ -105,6 +105,8 @@ class SpikingLayer(nn.Module):
         options: Any = DEFAULTS | given
         checks.threshold(options["threshold"], channels, self.weight.device)
         checks.eps(options["eps"])
+        if not isinstance(options["norm"], bool):
+            raise TypeError(f"norm: expected True or False, got {describe(options['norm'])}")
         momentum = options["momentum"]
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
