@@ -76,10 +76,16 @@ def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()  # or in any order
     header += b" " * (-len(header) % 8)
-    content = bytearray(len(header).to_bytes(8, "little") + header + content[end:])
-    start = content.index(_FIELD + _ZEROS) + len(_FIELD)
-    content[start : start + len(_ZEROS)] = hashlib.sha256(content).hexdigest().encode()
-    return bytes(content)
+    start, body = len(header).to_bytes(8, "little"), memoryview(content)[end:]
+    signed = header.replace(_FIELD + _ZEROS, _FIELD + _digest(start, header, body).encode(), 1)
+    return b"".join((start, signed, body))
+
+
+def _digest(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Facts]:
@@ -109,14 +115,14 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
         body = file.read()
     checksum = facts.pop("checksum")
     unsigned = header.replace(_FIELD + checksum.encode(), _FIELD + _ZEROS, 1)
-    if hashlib.sha256(start + unsigned + body).hexdigest() != checksum:
+    if _digest(start, unsigned, body) != checksum:
         raise UserError(f"{path} is damaged: its {size} bytes do not have the checksum they were written with")
     found = facts.pop("format", "none")
     if found != format:
         which = f"its format is {found!r:.80}, this version reads {format!r}"
         raise UserError(f"{path} is not a {kind}, or one that another version of tandem-snn wrote: {which}")
     try:
-        tensors = extra("safetensors.torch", f"a {kind}").load(start + header + body)
+        tensors = extra("safetensors.torch", f"a {kind}").load(b"".join((start, header, body)))
         return tensors, {name: json.loads(text) for name, text in facts.items()}
     except UserError:
         raise

@@ -69,6 +69,11 @@ def commit() -> str | None:
     return head + "+" * bool(changes.strip())
 
 
+def origin(command: str) -> dict[str, Any]:
+    """What a result says of its origin."""
+    return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+
+
 def short(commit: str | None, digits: int = 10) -> str:
     """The first digits of :func:`commit`, and its "+".
 

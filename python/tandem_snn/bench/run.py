@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_name
-from ..machine import commit, machine, versions
+from ..machine import origin
 from .cases import CASES, COMPILED, Case, Quantity
 from .rivals import Candidate, available
 from .timing import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
@@ -48,8 +48,7 @@ def choose(patterns: Iterable[str]) -> list[Case]:
 def describe(command: str, threads: int, quick: bool) -> dict[str, Any]:
     """A result without rows."""
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    origin = {"machine": machine(), "versions": versions(), "commit": commit(), "command": command, "date": date}
-    return origin | {"threads": threads, "quick": quick, "rows": []}
+    return origin(command) | {"date": date, "threads": threads, "quick": quick, "rows": []}
 
 
 def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rich.table import Column
 from ..container import atomically
 from ..data import Dataset
 from ..errors import UserError
-from ..machine import commit, machine, versions
+from ..machine import origin
 from ..memory import freed_is_kept
 from ..training.checkpoint import save_checkpoint
 from ..training.comparison import Comparison, compare
@@ -139,7 +139,7 @@ def _make_room(job: Job) -> None:
             f"{folder} contains a finished run: choose another folder with --out, continue it with --resume, or "
             "replace it with --overwrite"
         )
-    if _begun(folder) and not (job.restart or job.overwrite):
+    if not job.restart and not job.overwrite and _begun(folder):
         raise UserError(
             f"{folder} contains an unfinished run: continue it with --resume, or start again with --restart"
         )
@@ -161,14 +161,9 @@ def _finished(folder: Path) -> bool:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether the folder holds trainings that are not in a summary yet."""
-    parts = list(folder.glob("seed-*/*"))
-    if any((part / name).exists() for part in parts for name in (NEWEST, PREVIOUS)):
-        return True
-    if any((part / LAST).exists() and not (part / RESULT).exists() for part in parts):
-        return True
-    results = _digest(folder)
-    return results is not None and _summed_up(folder / SUMMARY) != results
+    """Whether the folder, without a summary, holds trainings."""
+    names = (NEWEST, PREVIOUS, LAST, RESULT)
+    return any((part / name).exists() for part in folder.glob("seed-*/*") for name in names)
 
 
 def _summed_up(summary: Path) -> str | None:
@@ -246,16 +241,12 @@ def _goes_on(trainer: Trainer) -> str:
 
 
 def _origin(command: str, started: datetime) -> dict[str, Any]:
-    """The origin of a result: command, commit, time, machine."""
+    """The origin of a result, and its time."""
     finished = datetime.now(timezone.utc)
-    return {
-        "command": command,
-        "commit": commit(),
+    return origin(command) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 1),
         "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "versions": versions(),
     }
 
 

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..container import atomically
-from ..errors import UserError, extra
+from ..container import atomically, pack, unpack
+from ..errors import UserError
 
 Folder = str | os.PathLike[str]
 IMAGES = (".jpeg", ".jpg", ".png")
@@ -65,7 +65,7 @@ def class_folders(
 
 
 Tensors = dict[str, Tensor]
-_FORMAT = 1
+_FORMAT = "tandem_snn data 2"
 
 
 def cache_folder() -> Path:
@@ -84,36 +84,12 @@ def cached(name: str, parameters: dict[str, Any], files: Iterable[Path], make: C
     facts = [(str(path), status.st_size, status.st_mtime_ns) for path in files for status in [path.stat()]]
     key = json.dumps([_FORMAT, parameters, facts], sort_keys=True)
     path = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-    tensors = _read(path)
-    if tensors is None:
-        tensors = make()
-        try:
-            _write(path, tensors)
-        except OSError as error:
-            warnings.warn(f"{path} could not be written ({error}): {name} is prepared again next time", stacklevel=2)
-    return tensors
-
-
-def _read(path: Path) -> Tensors | None:
-    if not path.is_file():
-        return None
+    with suppress(UserError):  # there is none, or it is damaged
+        return unpack(path, _FORMAT, "entry", "the cache")[0]
+    tensors = make()
     try:
-        with extra("safetensors", "the cache").safe_open(path, framework="pt") as file:
-            expected = (file.metadata() or {}).get("checksum")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except Exception:  # safetensors raises its own class, which its versions name differently
-        return None
-    return tensors if expected == _checksum(tensors) else None
-
-
-def _write(path: Path, tensors: Tensors) -> None:
-    save_file = extra("safetensors.torch", "the cache").save_file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)}))
-
-
-def _checksum(tensors: Tensors) -> str:
-    value = 0
-    for key in sorted(tensors):
-        value = zlib.crc32(tensors[key].contiguous().numpy().data, zlib.crc32(key.encode(), value))
-    return f"{value:08x}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomically(path, lambda temporary: temporary.write_bytes(pack(tensors, {}, _FORMAT)))
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error}): {name} is prepared again next time", stacklevel=2)
+    return tensors

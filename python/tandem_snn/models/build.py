@@ -24,26 +24,18 @@ def _is_size(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to build a model.
+    """How to build a model: the options of :func:`tandem_snn.create_model`.
 
     Attributes:
         layers: ``tandem_snn.nn`` or ``tandem_snn.ann``.
-        shape: of one sample.
-        classes: the number of outputs.
-        T: the number of time steps.
-        width: multiplier of the channels.
-        encoding: the mode of the Encoder.
         dropout: replaces every dropout probability of the architecture.
         norm: batch norm in every layer with neurons; without it they have a bias.
-        threshold: of every layer with neurons; None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
-        learn_threshold: "layer": one learned threshold per layer, "channel": one per channel, both starting there.
-        gamma: the initial γ; None is the one for T and the timing, or with ``ann_units`` 1.
-        weight_bits: of every layer, the readout included.
-        v_init: the potential before the first step, in units of the threshold; None is 0, or 0.5 with timing "window",
-            which rounds to the nearest count.
-        timing: "step" or "window", of every layer with neurons.
-        ann_units: spikes are worth their threshold and a direct input 1/T per step, so that every z is in the units of
-            an ANN with the same weights. Thresholds then are buffers, to be set from data.
+        threshold: None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
+        learn_threshold: "layer" or "channel": one learned threshold for each, which starts at ``threshold``.
+        gamma: None is the one for T and the timing, or with ``ann_units`` 1.
+        v_init: None is 0, or 0.5 with timing "window", which rounds to the nearest count.
+        ann_units: a direct input is worth 1/T per step: every z is in the units of an ANN with the same weights.
+            Thresholds then are buffers, to be set from data.
         neuron: further arguments of the layers with neurons (gate, bn_stats, ...).
     """
 

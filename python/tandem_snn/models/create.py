@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,44 +16,29 @@ from ..errors import UserError, check_name
 from .build import Plan, resnet18, resnet18_cifar
 from .notation import build, check_notation, is_notation
 
+_GREY, _COLOUR, _LARGE = ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 224, 224), 1000)
+_CIFARNET = "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2"
+_DVS_CIFAR10_NET = "128C3-256C3s2-512C3s2-1024C3s2-512C3-FC1024-D0.2"
 _VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
 _ALEXNET = "96C11s4p2-MP3s2-256C5-MP3s2-384C3-384C3-256C3-MP3s2-D0.5-FC4096-D0.5-FC4096"
-_NOTATIONS = {
-    "alexnet": _ALEXNET,
-    "alexnet-cifar": "96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2",
-    "autoencoder": "FC128-FC64-FC32-FC64-FC128",
-    "cifarnet": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",
-    "cnn": "32C3-64C3s2-128C3s2-FC256",
-    "dvs-cifar10-net": "128C3-256C3s2-512C3s2-1024C3s2-512C3-FC1024-D0.2",
-    "dvs-gesture-net": "64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5",
-    "mlp": "FC256-FC256",
-    "n-mnist-net": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",
-    "vgg11": "64C3-128C3s2-256C3-256C3s2-512C3-512C3s2-512C3-512C3s2-FC4096-D0.5-FC4096-D0.5",
-    "vgg16": _VGG16,
-}
-_BUILDERS: dict[str, Callable[[Plan], nn.Sequential]] = {
-    **{name: partial(build, notation) for name, notation in _NOTATIONS.items()},
-    "resnet18": resnet18,
-    "resnet18-cifar": resnet18_cifar,
+# The architecture, and what it is made for: the shape of a sample and the number of outputs, None being as many as the
+# sample has values.
+_MODELS: dict[str, tuple[str | Callable[[Plan], nn.Sequential], tuple[Sequence[int], int | None]]] = {
+    "alexnet": (_ALEXNET, _LARGE),
+    "alexnet-cifar": ("96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2", _COLOUR),
+    "autoencoder": ("FC128-FC64-FC32-FC64-FC128", ((1, 28, 28), None)),
+    "cifarnet": (_CIFARNET, _COLOUR),
+    "cnn": ("32C3-64C3s2-128C3s2-FC256", _GREY),
+    "dvs-cifar10-net": (_DVS_CIFAR10_NET, ((2, 42, 42), 10)),
+    "dvs-gesture-net": ("64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5", ((2, 128, 128), 11)),
+    "mlp": ("FC256-FC256", _GREY),
+    "n-mnist-net": (_CIFARNET, ((2, 34, 34), 10)),
+    "resnet18": (resnet18, _LARGE),
+    "resnet18-cifar": (resnet18_cifar, _COLOUR),
+    "vgg11": ("64C3-128C3s2-256C3-256C3s2-512C3-512C3s2-512C3-512C3s2-FC4096-D0.5-FC4096-D0.5", _COLOUR),
+    "vgg16": (_VGG16, _COLOUR),
 }
 _SPIKES_IN = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
-# What each is made for: the shape of a sample and the number of outputs, None being as many as the sample has values.
-_GREY, _COLOUR, _LARGE = ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 224, 224), 1000)
-_MADE_FOR: dict[str, tuple[Sequence[int], int | None]] = {
-    "alexnet": _LARGE,
-    "alexnet-cifar": _COLOUR,
-    "autoencoder": ((1, 28, 28), None),
-    "cifarnet": _COLOUR,
-    "cnn": _GREY,
-    "dvs-cifar10-net": ((2, 42, 42), 10),
-    "dvs-gesture-net": ((2, 128, 128), 11),
-    "mlp": _GREY,
-    "n-mnist-net": ((2, 34, 34), 10),
-    "resnet18": _LARGE,
-    "resnet18-cifar": _COLOUR,
-    "vgg11": _COLOUR,
-    "vgg16": _COLOUR,
-}
 _PLAN = {field.name for field in fields(Plan)} - {"layers", "neuron"}
 
 
@@ -64,7 +48,7 @@ def list_models() -> list[str]:
     >>> list_models()[:4]
     ['alexnet', 'alexnet-cifar', 'autoencoder', 'cifarnet']
     """
-    return sorted(_BUILDERS)
+    return list(_MODELS)
 
 
 def check_model(name: str) -> None:
@@ -133,13 +117,13 @@ def _create(
     layers: ModuleType, name: str, shape: Sequence[int] | None, classes: int | None, **options: Any
 ) -> nn.Sequential:
     check_model(name)
-    usual_shape, usual_classes = _MADE_FOR.get(name, (None, None))
+    architecture, (usual_shape, usual_classes) = _MODELS.get(name, (name, (None, None)))
     shape = usual_shape if shape is None else shape
-    if shape is None or (classes is None and name not in _MADE_FOR):
+    if shape is None or (classes is None and name not in _MODELS):
         raise UserError(f"shape, classes: architecture {name!r} has no defaults, so expected both")
     options |= {"shape": shape, "classes": (usual_classes or math.prod(shape)) if classes is None else classes}
     if name in _SPIKES_IN:
         options.setdefault("encoding", "events")
     known = {key: options.pop(key) for key in _PLAN.intersection(options)}
     plan = Plan(layers, **known, neuron=options)
-    return _BUILDERS[name](plan) if name in _BUILDERS else build(name, plan)
+    return build(architecture, plan) if isinstance(architecture, str) else architecture(plan)
