@@ -48,13 +48,26 @@ def line() -> tuple[nn.Module, Any]:
     return dyadic(net), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 12).lt(0.4).float())
 
 
+def wide() -> tuple[nn.Module, Any]:
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 4, (1, 5), padding=(0, 2), dilation=(1, 2)),
+        tnn.Conv2d(4, 3, (5, 3), stride=2, padding=1),
+        tnn.Flatten(),
+        tnn.Readout(18, 3),
+    )
+    return dyadic(net), torch.randint(0, 16, (4, 1, 8, 8)) / 16
+
+
 def vector(mode: str = "direct") -> tuple[nn.Module, Any]:
     net = nn.Sequential(tnn.Encoder(T, mode), tnn.Flatten(), tnn.Linear(16, 12), tnn.Linear(12, 9), tnn.Readout(9, 3))
     return dyadic(net), torch.randint(0, 16, (4, 1, 4, 4)) / (16 if mode == "direct" else 2)
 
 
 @pytest.mark.parametrize("form", ["IF", "primitives"])
-@pytest.mark.parametrize("make", [lambda: (network(), images()), pooled, line, vector, lambda: vector("zero_expand")])
+@pytest.mark.parametrize(
+    "make", [lambda: (network(), images()), pooled, line, wide, vector, lambda: vector("zero_expand")]
+)
 def test_round_trip(make: Callable[[], tuple[nn.Module, Any]], form: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
     net, x = make()
@@ -269,9 +282,6 @@ def test_a_scale_before_an_affine_map_is_that_of_its_columns() -> None:
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     x = torch.rand(1, 1, 8, 8)
 
-    def chain(*layers: nn.Module) -> nn.Module:
-        return nn.Sequential(tnn.Encoder(4), *layers, tnn.Flatten(), tnn.Readout(0, 2))
-
     conv = tnn.Conv2d(1, 2, 3, padding=1)
     for net, message in (
         (
@@ -284,6 +294,10 @@ def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
         ),
         (nn.Sequential(tnn.Encoder(4), tnn.Flatten(), tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)), "resu"),
         (nn.Sequential(tnn.Encoder(4), conv), "Readout"),
+        (
+            nn.Sequential(tnn.Encoder(4), tnn.Conv2d(1, 2, (1, 2)), tnn.Flatten(), tnn.Readout(112, 2)),
+            "n1: nir 1.0.8 infers a wrong shape for a kernel of 1x2",
+        ),
     ):
         with pytest.raises(CannotLower, match=message):
             to_nir(net, x)

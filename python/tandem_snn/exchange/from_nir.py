@@ -33,8 +33,8 @@ def from_nir(
         T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
         mode: of the encoder; None: from the metadata, else "direct".
         dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
-        reset: "subtract": IF and LIF nodes subtract their threshold. None: as the nodes' metadata say; files of nir
-            before 1.0.8 meant subtraction.
+        reset: "subtract": IF and LIF nodes subtract their threshold, LIF nodes after their leak, v = (1 - dt/τ)v - ϑ.
+            None: as the nodes' metadata say; files of nir before 1.0.8 meant subtraction.
 
     Raises:
         UserError: a file that cannot be read; the package nir is not installed.

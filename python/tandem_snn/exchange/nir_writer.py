@@ -91,6 +91,7 @@ class Writer:
         if layer.axes == 1:
             (size,), stride, dilation = stage.in_shape[1:], layer.stride[1], layer.dilation[1]
             return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
+        weight, padding = _square(stage.name, weight, padding, layer.dilation)
         return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
 
     def _average(self, stage: Stage) -> Any:
@@ -138,6 +139,7 @@ class Writer:
         if stage.layer.leak == 1.0:
             return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)
         tau, r = self._leak(stage)
+        facts["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
         return self.nir.LIF(tau, r, zeros, threshold, zeros.copy(), metadata=facts)
 
     def _integrator(self, stage: Stage) -> Any:
@@ -162,6 +164,20 @@ def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
         rows = slice(group * outputs, (group + 1) * outputs)
         dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
     return dense
+
+
+def _square(
+    name: str, weight: np.ndarray, padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A kernel [Cout, Cin, kh, kw] with zeros around it, and the padding for it: nir takes kh for both when it infers a
+    shape.
+    """
+    more = [max(weight.shape[2:]) - k for k in weight.shape[2:]]
+    if any(m % 2 for m in more):
+        raise CannotLower(name, f"nir 1.0.8 infers a wrong shape for a kernel of {weight.shape[2]}x{weight.shape[3]}")
+    around = [m // 2 for m in more]
+    wider = tuple(p + d * a for p, d, a in zip(padding, dilation, around, strict=True))
+    return np.pad(weight, [(0, 0), (0, 0), *((a, a) for a in around)]), wider
 
 
 def _padding(stage: Stage) -> tuple[int, ...]:
