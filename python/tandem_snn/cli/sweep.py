@@ -15,9 +15,9 @@ import typer
 
 from ..container import atomically
 from ..errors import Interrupted, UserError
-from ..training.comparison import PREFIXES
 from ..training.library import list_recipes, load_recipe
 from ..training.processes import Interruption, launched
+from ..training.recipe import PREFIXES
 from .job import SUMMARY, Job, run
 from .train import DataDir, Device, Settings, Threads, Twin, Workers
 

@@ -127,20 +127,20 @@ CAPTION = (
 def show_comparison(result: Comparison) -> None:
     recipe, seeds, measures = result.recipe, len(result.runs), result.measures
     assert measures is not None
-    times = {kind: 1e3 * seconds for kind, seconds in measures.step_times.items()}
-    ratio = "" if measures.step_time_ratio is None else f"{measures.step_time_ratio:.2f}"
+    ann_time = f"{measures['ann_step_time_ms']:.2f} ms" if "ann_step_time_ms" in measures else ""
+    ratio = f"{measures['step_time_ratio']:.2f}" if "step_time_ratio" in measures else ""
     ann = result.test("ANN") if "ANN" in result.kinds else None
     rows = [compared(result.metric, result.test("SNN"), ann, result.samples["test"])]
     if CONTINUED in result.kinds:
         longer = compared(result.metric, result.test("SNN"), result.test(CONTINUED), result.samples["test"])
         rows.append(("the twin, trained as long", "", *longer[2:]))
     rows += [
-        ("time per training step", f"{times['SNN']:.2f} ms", f"{times['ANN']:.2f} ms" if "ANN" in times else "", ratio),
-        (OPERATIONS, "", "", f"{measures.synops_ratio:.2f}"),
+        ("time per training step", f"{measures['step_time_ms']:.2f} ms", ann_time, ratio),
+        (OPERATIONS, "", "", f"{measures['synops_ratio']:.2f}"),
     ]
     title = f"{recipe.data}, {recipe.model}, T={recipe.T}, mean of {seeds} seed{'s' * (seeds > 1)}"
     show_networks(title, rows)
-    show_layers(result.runs[0].nets["SNN"], measures.firing_rates)
+    show_layers(result.runs[0].nets["SNN"], measures["firing_rates"])
 
 
 def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:

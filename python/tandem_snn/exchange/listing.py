@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.neuron import over_inputs
 
 from ..frozen import stages as frozen
 from ..frozen.lowering import lower, snapshot
@@ -45,6 +46,15 @@ class Stage:
     def waits(self) -> bool:
         """Whether it has timing "window"."""
         return self.fires and self.layer.timing == "window"
+
+    def folded(self, T: int) -> tuple[Tensor, Tensor]:
+        """Weights that have the gain and the scale in them, and the bias of one step."""
+        layer = self.layer
+        weight = layer.real_weight().detach().to(torch.float32, copy=True) * layer.gain
+        if layer.scale is not None:
+            weight *= over_inputs(layer.scale, weight)
+        shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
+        return weight, shift
 
     def windows(self) -> tuple[tuple[int, ...], ...]:
         """Kernel, stride and padding of an average.

@@ -175,16 +175,10 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
     >>> list(firing_rates(net, torch.rand(5, 4)))
     ['1']
     """
-    rates: dict[str, float] = {}
-
-    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], train: Any) -> None:
-        if isinstance(train, SpikeTrain):
-            rates[name] = (train.counts.double().mean() / train.T).item()
-
     check_layers(net, FIRING)
-    with evaluating(net), watching(net, FIRING, record):
+    with evaluating(net), Monitor(net, samples=1) as monitor:
         net(x)
-    return rates
+    return {name: layer.rates.mean().item() for name, layer in monitor.items()}
 
 
 def _kind(train: SpikeTrain) -> tuple[Any, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -47,14 +48,15 @@ _STYLE = {
 }
 
 
-def _svg(title: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
-    """One pair of axes of ``size`` inches, as ``draw(axes)`` draws them."""
+@contextmanager
+def _picture(made: list[str], title: str, size: tuple[float, float]) -> Iterator[Any]:
+    """Gives one pair of axes of ``size`` inches, and appends what is drawn into it to ``made``, as SVG."""
     matplotlib = extra("matplotlib", "the report")
     matplotlib.use("agg")
     plt = extra("matplotlib.pyplot", "the report")
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
-        draw(axes)
+        yield axes
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
@@ -66,7 +68,7 @@ def _svg(title: str, size: tuple[float, float], draw: Callable[[Any], None]) -> 
     used = set(re.findall(r'#(\w+)[")]', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     widest = f"max-width:{140 * size[0]:.0f}px"  # no larger letters than in the text
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{widest}"', 1)
+    made.append(svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{widest}"', 1))
 
 
 def _legend(axes: Any) -> None:
@@ -80,9 +82,14 @@ def _whole(axes: Any) -> None:
 
 def learning_curves(contents: Contents) -> list[str]:
     """Loss, and the metric on the validation split where there is one, by epoch; one line per seed."""
-
-    def panel(key: str, label: str, percent: bool) -> str:
-        def draw(axes: Any) -> None:
+    metric, validation = contents.metric, contents.recipe["validation"]
+    panels = [("loss", "training loss", False)]
+    if metric == "accuracy" or validation:
+        label = f"{'validation' if validation else 'training'} {metric}{', %' * (metric == 'accuracy')}"
+        panels.append((f"validation_{metric}" if validation else metric, label, metric == "accuracy"))
+    made: list[str] = []
+    for key, label, percent in panels:
+        with _picture(made, f"{label} by epoch", WIDE) as axes:
             for kind, color in zip(contents.histories, _KINDS, strict=False):
                 for i, history in enumerate(contents.histories[kind]):
                     values = [record[key] * (100 if percent else 1) for record in history]
@@ -91,20 +98,12 @@ def learning_curves(contents: Contents) -> list[str]:
             _whole(axes)
             plots.quality_axis(axes, percent)
             _legend(axes)
-
-        return _svg(f"{label} by epoch", WIDE, draw)
-
-    metric, validation = contents.metric, contents.recipe["validation"]
-    panels = [panel("loss", "training loss", False)]
-    if metric == "accuracy" or validation:
-        label = f"{'validation' if validation else 'training'} {metric}{', %' * (metric == 'accuracy')}"
-        panels.append(panel(f"validation_{metric}" if validation else metric, label, metric == "accuracy"))
-    return panels
+    return made
 
 
 def over_time(contents: Contents) -> list[str]:
     """The metric after each step against steps and operations, early exit, and the twin's metric as a line."""
-    values = contents.over_time
+    values, made = contents.over_time, list[str]()
     assert values is not None
     accuracy = contents.metric == "accuracy"
     label = "test accuracy, %" if accuracy else f"test {contents.metric}"
@@ -116,7 +115,7 @@ def over_time(contents: Contents) -> list[str]:
         axes.set(xlabel=xlabel, ylabel=label)
         plots.quality_axis(axes, accuracy)
 
-    def steps(axes: Any) -> None:
+    with _picture(made, f"{label} by time step", WIDE) as axes:
         axes.plot(range(1, len(values) + 1), values, "o-", color=SNN, markersize=3.5, label="all samples")
         if contents.summary.get("early_exit"):
             exits = sorted((exit["steps"], 100 * exit["accuracy"]) for exit in contents.summary["early_exit"])
@@ -125,75 +124,59 @@ def over_time(contents: Contents) -> list[str]:
         _whole(axes)
         finish(axes, "time steps")
         _legend(axes)
-
-    def operations(axes: Any) -> None:
+    with _picture(made, f"{label} by operations", WIDE) as axes:
         axes.plot(spent, values, "o-", color=SNN, markersize=3.5)
         if contents.twin is not None:
             axes.plot([1], [contents.twin], "D", color=ANN, markersize=5)
         axes.set_xlim(0, 1.06 * max(1.0, *spent))
         finish(axes, "synaptic operations / the ANN's")
-
-    return [_svg(f"{label} by time step", WIDE, steps), _svg(f"{label} by operations", WIDE, operations)]
+    return made
 
 
 def rasters(contents: Contents, neurons: int = 120) -> list[str]:
     """The spikes of one sample: a mark per spike, for evenly spaced neurons of each layer."""
-
-    def panel(name: str) -> str:
-        def draw(axes: Any) -> None:
-            train = contents.rasters[name]
+    made: list[str] = []
+    for name, train in contents.rasters.items():
+        with _picture(made, f"Spikes of {name}", (2.0, 2.2)) as axes:
             plots.raster(train, axes, neurons=neurons)
             plots.step_axis(axes, train.T, ticks=5)
             axes.set(title=f"{name}, {train.shape.numel():,} neurons", ylabel="neurons", yticks=[])
             axes.grid(False)
-
-        return _svg(f"Spikes of {name}", (2.0, 2.2), draw)
-
-    return list(map(panel, contents.rasters))
+    return made
 
 
 def rate_histograms(contents: Contents) -> list[str]:
     """Histograms of the neurons' firing rates, by layer."""
-
-    def panel(name: str) -> str:
-        def draw(axes: Any) -> None:
-            rates = 100 * contents.rates[name]
+    made: list[str] = []
+    for name, layer in contents.rates.items():
+        with _picture(made, f"Firing rates of {name}", (2.0, 1.8)) as axes:
+            rates, share = 100 * layer, [100 / len(layer)] * len(layer)
             silent = 100 * (rates == 0).double().mean().item()
-            share = [100 / len(rates)] * len(rates)
             axes.hist(rates.tolist(), bins=20, range=(0, max(1.0, rates.max().item())), weights=share, color=SNN)
             axes.axvline(rates.mean().item(), color=INK, linewidth=0.9)
             axes.set(title=f"{name}\nmean {rates.mean().item():.1f} %, silent {silent:.0f} %")
             axes.set(xlabel="firing rate, %", ylabel="neurons, %")
-
-        return _svg(f"Firing rates of {name}", (2.0, 1.8), draw)
-
-    return list(map(panel, contents.rates))
+    return made
 
 
 def coupling(contents: Contents) -> list[str]:
     """Counts against the ANN branch's activations, by layer, with the cosine between them."""
-    T = contents.summary["T"]
-
-    def panel(name: str) -> str:
-        def draw(axes: Any) -> None:
+    T, made = contents.summary["T"], list[str]()
+    for name, points in contents.points.items():
+        with _picture(made, f"Counts of {name} against its activations", (2.0, 2.0)) as axes:
             axes.plot([0, T, 1.5 * T], [0, T, T], color=INK, linewidth=0.8)
-            axes.plot(*contents.points[name], ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
-            axes.set(
-                title=f"{name}: cosine {contents.summary['mismatch'][name]['cosine']:.3f}", xlabel="activation ρ(z)/ϑ"
-            )
-            axes.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6), ylabel="spike count")
-
-        return _svg(f"Counts of {name} against its activations", (2.0, 2.0), draw)
-
-    return list(map(panel, contents.points))
+            axes.plot(*points, ".", color=SNN, alpha=0.45, markersize=3, markeredgewidth=0)
+            cosine = contents.summary["mismatch"][name]["cosine"]
+            axes.set(title=f"{name}: cosine {cosine:.3f}", xlabel="activation ρ(z)/ϑ", ylabel="spike count")
+            axes.set(xlim=(-0.05 * T, 1.5 * T), ylim=(-0.6, T + 0.6))
+    return made
 
 
 def example(contents: Contents) -> str:
     """The sample whose spikes the rasters show."""
-
-    def draw(axes: Any) -> None:
-        assert contents.example is not None
+    assert contents.example is not None
+    made: list[str] = []
+    with _picture(made, "The sample", (1.4, 1.4)) as axes:
         axes.imshow(contents.example.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.axis("off")
-
-    return _svg("The sample", (1.4, 1.4), draw)
+    return made[0]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -17,16 +16,15 @@ from torch import nn
 
 from ..data import Dataset
 from .fit import Fitted, fit
-from .measures import Measures, measure
+from .measures import measure, rounded
 from .processes import Interruption, World
-from .recipe import CONTINUED, KINDS, TWIN, Recipe, folder_of
+from .recipe import CONTINUED, KINDS, PREFIXES, TWIN, Recipe, folder_of
 from .store import Store, locked
 from .task import make_task
 from .trainer import Trainer
 from .transfer import start_from, start_from_checkpoint
 
 OnStep = Callable[[str, int, Trainer], None]
-PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the keys in a summary
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Comparison:
             twin: the control, the twin trained by the same recipe for as many further epochs.
         metric: "accuracy" or "mse".
         samples: the number of samples by split.
-        measures: None in processes other than the main one.
+        measures: what the summary says of the trained networks besides; None in processes other than the main one.
     """
 
     recipe: Recipe
@@ -55,7 +53,7 @@ class Comparison:
     metric: str
     samples: dict[str, int]
     runs: list[Run]
-    measures: Measures | None
+    measures: dict[str, Any] | None
 
     def test(self, kind: str) -> float:
         """The metric on the test split, mean over the seeds."""
@@ -64,51 +62,27 @@ class Comparison:
     def summary(self) -> dict[str, Any]:
         """The content of summary.json. Accuracies are in per cent, times in milliseconds unless named otherwise."""
         assert self.measures is not None
-        unit, digits = (100, 4) if self.metric == "accuracy" else (1, 7)
-        names = PREFIXES
         test = f"test_{self.metric}"
-        summary: dict[str, Any] = {names[kind] + test: round(unit * self.test(kind), digits) for kind in self.kinds}
-        for kind in self.kinds if len(self.runs) > 1 else ():
-            summary[f"{names[kind]}{test}_std"] = round(unit * stdev(self._tests(kind)), digits)
-        measures = self.measures
-        summary |= {"T": self.recipe.T, "synops_ratio": measures.synops_ratio}
-        summary["energy_pj"] = asdict(measures.energy)
-        if measures.step_time_ratio is not None:
-            summary["step_time_ratio"] = measures.step_time_ratio
-        for kind, seconds in measures.step_times.items():
-            summary[names[kind] + "step_time_ms"] = 1e3 * seconds
+        summary: dict[str, Any] = {}
+        per_seed: list[dict[str, Any]] = [{"seed": run.seed} for run in self.runs]
         for kind in self.kinds:
-            fitted = [run.fitted[kind] for run in self.runs]
-            summary[names[kind] + "seconds_per_epoch"] = fmean(one.seconds_per_epoch for one in fitted)
-            summary[names[kind] + "peak_memory"] = max((one.peak_memory or 0 for one in fitted), default=0) or None
-        per_seed = []
-        for run in self.runs:
-            entry: dict[str, Any] = {"seed": run.seed}
-            for kind in self.kinds:
-                fitted_one = run.fitted[kind]
-                entry[names[kind] + test] = round(unit * fitted_one.test[self.metric], digits)
-                entry[names[kind] + "epoch"] = fitted_one.epoch
-                if fitted_one.trained_on:
-                    entry[names[kind] + "trained_on"] = fitted_one.trained_on
-            per_seed.append(entry)
-        if measures.over_time is not None:
-            summary[f"{test}_over_time"] = [round(unit * value, digits) for value in measures.over_time]
-        if measures.exits is not None:
-            summary["early_exit"] = [asdict(one) for one in measures.exits]
-        if measures.pictures is not None:
-            summary["pictures"] = measures.pictures
-        return summary | {
-            "firing_rates": measures.firing_rates,
-            "mismatch": {
-                layer: {name: None if math.isnan(value) else value for name, value in match.items()}
-                for layer, match in measures.mismatch.items()
-            },
+            prefix, fitted = PREFIXES[kind], [run.fitted[kind] for run in self.runs]
+            summary[prefix + test] = rounded(self.metric, self.test(kind))
+            if len(self.runs) > 1:
+                summary[f"{prefix}{test}_std"] = rounded(self.metric, stdev(self._tests(kind)))
+            summary[prefix + "seconds_per_epoch"] = fmean(one.seconds_per_epoch for one in fitted)
+            summary[prefix + "peak_memory"] = max((one.peak_memory or 0 for one in fitted), default=0) or None
+            for entry, one in zip(per_seed, fitted, strict=True):
+                entry |= {prefix + test: rounded(self.metric, one.test[self.metric]), prefix + "epoch": one.epoch}
+                entry |= {prefix + "trained_on": one.trained_on} if one.trained_on else {}
+        return summary | self.measures | {
+            "T": self.recipe.T,
             "parameters": sum(p.numel() for p in self.runs[0].nets["SNN"].parameters()),
             "samples": self.samples,
             "seeds": [run.seed for run in self.runs],
             "per_seed": per_seed,
             "recipe": self.recipe.to_dict(),
-        }
+        }  # fmt: skip
 
     def _tests(self, kind: str) -> list[float]:
         return [run.fitted[kind].test[self.metric] for run in self.runs]

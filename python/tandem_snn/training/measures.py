@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import copy
+import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
 
@@ -17,64 +18,57 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..frozen import FrozenNetwork, freeze
-from ..measure import Energy, Exit, early_exit, energy, firing_rates, metric_over_time, mismatch, synops
+from ..measure import early_exit, energy, firing_rates, metric_over_time, mismatch, synops
 from ..nn.hooks import evaluating
-from .recipe import Recipe
+from .recipe import PREFIXES, Recipe
 from .task import Task, make_task
 
 SAMPLES = 1000  # of the test split, on which spikes are counted
 PICTURES = 8
 
 
-@dataclass(frozen=True)
-class Measures:
-    """Means over the seeds, unless said otherwise.
+def rounded(metric: str, value: float) -> float:
+    """A metric as in a summary: an accuracy in per cent."""
+    return round(100 * value, 4) if metric == "accuracy" else round(value, 7)
 
-    Attributes:
-        firing_rates: by layer, on the first 1000 test samples, as are synops_ratio, energy and mismatch.
-        synops_ratio: synaptic operations of the SNN over its twin's.
-        energy: picojoules per sample.
-        mismatch: of the first seed, by layer.
-        over_time: the metric on the test split after 1, 2, ..., T steps; None for a network that cannot stream.
-        exits: accuracy and time for each confidence at which samples may stop, of the first seed; None for a network
-            that cannot stream, and for regression.
-        step_times: seconds of a training step by kind. step_time_ratio: SNN over ANN.
-        pictures: if images are their own targets: test images and each kind of network's output, of the first seed.
+
+def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]]) -> dict[str, Any]:
+    """Measures the networks of each seed, by kind, on the device where they and the data are.
+
+    Returns:
+        Entries of a summary, means over the seeds. Rates, operations, energy (picojoules per sample) and mismatch are
+        of the first 1000 test samples. The mismatch, times of a training step, early exit and pictures (of regression
+        on images) are of the first seed. A network that cannot stream has no metric over time and no early exit.
     """
-
-    firing_rates: dict[str, float]
-    synops_ratio: float
-    energy: Energy
-    mismatch: dict[str, dict[str, float]]
-    over_time: list[float] | None
-    exits: list[Exit] | None
-    step_times: dict[str, float]
-    step_time_ratio: float | None
-    pictures: dict[str, Any] | None
-
-
-def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]]) -> Measures:
-    """Measures the networks of each seed, by kind, on the device where they and the data are."""
     samples = next(data.test.batches(SAMPLES))[0]
-    task = make_task(data.task)
+    task, first = make_task(data.task), runs[0]
     spiking = [run["SNN"] for run in runs]
     rates = [firing_rates(net, samples) for net in spiking]
     operations = [synops(net, samples) for net in spiking]
     energies = [energy(ops) for ops in operations]
-    times = step_times(list(runs[0].values()), *next(data.train.batches(recipe.batch_size)), task.loss)
-    curves = [_over_time(net, data, task) for net in spiking]
-    streams, regression = curves[0] is not None, data.task == "regression"
-    return Measures(
-        firing_rates={name: fmean(rate[name] for rate in rates) for name in rates[0]},
-        synops_ratio=fmean(ops.ratio for ops in operations),
-        energy=Energy(fmean(e.snn for e in energies), fmean(e.ann for e in energies)),
-        mismatch={name: asdict(match) for name, match in mismatch(spiking[0], samples).items()},
-        over_time=[fmean(values) for values in zip(*(c for c in curves if c), strict=True)] if streams else None,
-        exits=early_exit(*_streaming(spiking[0], data)) if streams and not regression else None,
-        step_times={kind: median(record) for kind, record in zip(runs[0], times, strict=True)},
-        step_time_ratio=median(map(operator.truediv, *times)) if len(times) == 2 else None,
-        pictures=_pictures(runs[0], data) if regression else None,
-    )
+    found: dict[str, Any] = {
+        "synops_ratio": fmean(ops.ratio for ops in operations),
+        "energy_pj": {"snn": fmean(e.snn for e in energies), "ann": fmean(e.ann for e in energies)},
+        "firing_rates": {name: fmean(rate[name] for rate in rates) for name in rates[0]},
+        "mismatch": {
+            name: {key: None if math.isnan(value) else value for key, value in asdict(match).items()}
+            for name, match in mismatch(spiking[0], samples).items()
+        },
+    }
+    times = step_times(list(first.values()), *next(data.train.batches(recipe.batch_size)), task.loss)
+    for kind, seconds in zip(first, times, strict=True):
+        found[PREFIXES[kind] + "step_time_ms"] = 1e3 * median(seconds)
+    if len(times) == 2:
+        found["step_time_ratio"] = median(map(operator.truediv, *times))
+    curves = [curve for net in spiking if (curve := _over_time(net, data, task)) is not None]
+    if curves:
+        means = map(fmean, zip(*curves, strict=True))
+        found[f"test_{task.metric}_over_time"] = [rounded(task.metric, value) for value in means]
+    if curves and data.task == "classification":
+        found["early_exit"] = [asdict(one) for one in early_exit(*_streaming(spiking[0], data))]
+    if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
+        found["pictures"] = pictures
+    return found
 
 
 def _over_time(net: nn.Module, data: Dataset, task: Task) -> list[float] | None:

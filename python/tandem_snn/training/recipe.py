@@ -29,7 +29,8 @@ SCHEDULES = ("one-cycle", "cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 TWIN = "twin"  # a value of init_from
 CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
-KINDS = ("SNN", "ANN", CONTINUED)
+PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the keys in a summary
+KINDS = tuple(PREFIXES)
 _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 

@@ -6,11 +6,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from tandem_ext.functional.neuron import over_inputs
-
+from ...convert.to_ann import to_ann
 from ...frozen.network import FrozenNetwork
 from ...frozen.stages import CannotLower
 from ...frozen.stages import Stage as Layer
@@ -74,7 +72,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
                 value = graph.call_function(operator.add, (value, residual))
             value = value if neurons is None else call(f"{stage.name}_neurons", neurons_of(stage, neurons), value)
         else:
-            value = call(stage.name, _without_weights(stage), x_in)
+            assert layer.move is not None
+            value = call(stage.name, to_ann(layer.move), x_in)
             if stage.fires:
                 value = call(f"{stage.name}_neurons", neurons_of(stage, _written(stage, write)[0]), value)
             elif layer.scale is not None:
@@ -126,11 +125,7 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
 
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     """torch's layer for the currents of one step: gains and batch norm are in its weights, its bias is bias/T."""
-    layer = stage.layer
-    weight = layer.real_weight().detach().float() * layer.gain
-    if layer.scale is not None:
-        weight = weight * over_inputs(layer.scale, weight)
-    bias = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
+    layer, (weight, bias) = stage.layer, stage.folded(T)
     if weight.dim() == 2:
         synapses: Any = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     else:
@@ -141,14 +136,3 @@ def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
         synapses = cls(*size, stride, both, dilation, layer.groups, device="meta")
     synapses.weight, synapses.bias = nn.Parameter(weight), nn.Parameter(bias + offset)
     return synapses
-
-
-def _without_weights(stage: Stage) -> nn.Module:
-    layer = stage.layer
-    if layer.kind == "flatten":
-        return nn.Flatten(layer.first, layer.last)
-    if layer.kind == "max_pool":
-        return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, layer.dilation, ceil_mode=layer.ceil)
-    if layer.kind == "adaptive_mean":
-        return nn.AdaptiveAvgPool2d(layer.kernel)
-    return nn.AvgPool2d(layer.kernel, layer.stride, layer.padding)
