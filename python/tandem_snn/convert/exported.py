@@ -10,21 +10,27 @@ import inspect
 import itertools
 import operator
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
 
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts
-from .example import GIVE, examples_for
 from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only, refuse
 
 Example = Tensor | SpikeTrain
+Call = Callable[[Tensor], Any]
+GIVE = "give `example`, a batch of its inputs: convert(ann, T, example=images)"
+LARGEST = (1, 1 << 15, 512, 64)  # side of an input, by its dimensions of space
 
 
 def exported(ann: nn.Module, example: Example | None = None, stateful: bool = False) -> Graph:
@@ -50,7 +56,7 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
         raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
     state = [torch.zeros(())] * (len(needed) - 1)
     with evaluating(ann):
-        examples = examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
+        examples = _examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
         answer = _answer(ann, (examples[0], *state))
         if not isinstance(answer, Tensor) and not stateful:
             several = isinstance(answer, (tuple, list, dict))
@@ -102,7 +108,7 @@ def _numbers(graph: Graph) -> list[Any]:
 def _say_unused(graph: Graph) -> None:
     """Warns of modules with synapses whose Parameters the graph does not read: auxiliary heads, as a rule."""
     read = {id(graph.attributes[op.target]) for op in graph.ops if op.kind == "attribute" and op.users}
-    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = (nn.Linear, _ConvNd)
     unused: list[str] = []
     for name, module in graph.ann.named_modules():
         idle = not any(id(parameter) in read for parameter in module.parameters())
@@ -211,3 +217,87 @@ def _line_of(node: fx.Node) -> str:
     file, code = own[-1]
     name, _, rest = file.removeprefix('File "').partition('", line ')
     return f"{name.rpartition('/')[2]}:{rest.partition(',')[0]}: {code}"
+
+
+# --- without an example: a batch that the ANN takes, by its layers ----------------------------------------------------
+
+
+class _Input(NamedTuple):
+    """What a layer takes: channels, and so many dimensions of space."""
+
+    channels: int
+    space: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def batch(self, side: int) -> Tensor:
+        return torch.zeros(2, self.channels, *[side] * self.space, dtype=self.dtype, device=self.device)
+
+
+def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
+    """A batch of the input of its first layer that the ANN takes, and one of another size where it takes that too.
+
+    Images are square, and their size is searched for: a Linear tells whether it gets too many features.
+
+    Raises:
+        CannotConvert: it took none.
+    """
+    errors = []
+    for given in dict.fromkeys(_inputs(ann)):
+        side, error = _side(call, given)
+        if error is None:
+            others = (2 * side, side + 1, side - 1) if given.space else ()
+            sides = [side, *(other for other in others if not _error(call, given.batch(other)))]
+            return [given.batch(s) for s in sides[:2]]
+        errors.append(error)
+    if not errors:
+        raise CannotConvert("it has no nn.Linear and no convolution, so nothing would spike")
+    line = next(iter(str(errors[0]).splitlines()), type(errors[0]).__name__)
+    raise CannotConvert(f"it is not known what the ANN takes ({line}): {GIVE}") from errors[0]
+
+
+def _inputs(ann: nn.Module) -> Iterator[_Input]:
+    """Of the layers, and of other Parameters that look like weights, in the order of ``ann.modules()``."""
+    for module in ann.modules():
+        own = [p for p in module.parameters(recurse=isinstance(module, (nn.Linear, _ConvNd))) if p.dim() > 1]
+        if isinstance(module, nn.Linear):
+            yield _Input(module.in_features, 0, own[0].dtype, own[0].device)
+        elif isinstance(module, _ConvNd):
+            yield _Input(module.in_channels, len(module.kernel_size), own[0].dtype, own[0].device)
+        else:
+            yield from (_Input(p.shape[1], p.dim() - 2, p.dtype, p.device) for p in own if p.dim() <= 5)
+
+
+def _side(call: Call, given: _Input) -> tuple[int, Exception | None]:
+    """The side of an input that fits, or the first thing that the ANN said."""
+    low, high, side = 0, 0, 28  # MNIST's first: some forwards take no other
+    first = error = _error(call, given.batch(side))
+    while error is not None:
+        low, high = (low, side) if isinstance(error, _TooLarge) else (side, high)
+        side = (low + high) // 2 if high else 2 * low
+        if side == low or side > LARGEST[given.space]:
+            return side, first
+        error = _error(call, given.batch(side))
+    return side, None
+
+
+def _error(call: Call, x: Tensor) -> Exception | None:
+    try:
+        with _Sizes():
+            call(x)
+    except Exception as error:  # whatever the ANN says to a batch that it does not take
+        return error
+    return None
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Sizes(TorchFunctionMode):
+    """Says so where a product gets more features than it has weights for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and args[0].shape[-1] > args[1].shape[-1]:
+            raise _TooLarge(f"{args[0].shape[-1]} features, where a weight of shape {list(args[1].shape)} follows")
+        return func(*args, **(kwargs or {}))

@@ -38,18 +38,15 @@ def convert(
     """A spiking network that shares the ANN's very Parameters and batch norms: training one trains the other.
 
     A layer of neurons stands where a ReLU stands, be it a module, a function or a method. What it receives is any sum
-    of linear maps of trains: convolutions, ``linear``, batch norm before or after, average pooling, upsampling,
-    padding, slices, concatenations, additions, several of them in a row. Where that is a layer of ``tandem_snn.nn``,
-    that is what it becomes (the fused way); elsewhere torch's own operators compute the currents of all steps, for
-    :class:`tandem_snn.nn.general.Neurons` (the general way, with T times the products of the ANN). ReLU6 and
-    hardtanh(0, c) are neurons with the ceiling ϑT = c. What is done to the image before the first synapses, or to the
-    answer after the last neurons, stays as it is.
+    of linear maps of trains. Where that is a layer of ``tandem_snn.nn``, that is what it becomes (the fused way);
+    elsewhere torch's own operators compute the currents of all steps, for :class:`tandem_snn.nn.general.Neurons` (the
+    general way, with T times the products of the ANN). ReLU6 and hardtanh(0, c) are neurons with the ceiling ϑT = c.
+    What comes before the first synapses, or after the last neurons, stays as it is.
 
-    The graph is that of ``torch.export`` for an input like ``example``, with batches of any size. It leads to the live
-    modules: their mode, momentum, hooks and parametrisations count when they run. Without an example an input is looked
-    for that the ANN takes: the features or channels of its first layer, and square images of a size that fits. Where
-    several sizes do, the spiking network is for all of them, or, if the forward looks at the size, an example is asked
-    for.
+    The graph is that of ``torch.export`` for an input like ``example``, with batches of any size. Mode, momentum, hooks
+    and parametrisations of the live modules count when they run. Without an example an input is looked for that the ANN
+    takes: the features or channels of its first layer, and square images of a size that fits. If several sizes do, the
+    network is for all of them, or, if the forward looks at the size, an example is asked for.
 
     Every layer's spikes are worth its threshold, and the input 1/T per step, so z is the ANN's own pre-activation in
     the ANN's own units: biases and batch-norm statistics hold. A count stands for activations up to ϑT, which is what
@@ -66,15 +63,14 @@ def convert(
         example: a batch of what the ANN takes; one sample is enough. Only its size counts, and the spiking network is
             for inputs of that size wherever the ANN's forward looks at it.
         gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
-            way to a z that is not positive; "resu" silences those, which needs the end of the window, and leaves little
-            more than the rounding to T levels. None is "resu" with an example and "relu" without, or with timing
-            "window". Neurons with a ceiling take the general way with "resu"; with "relu" they may be fused, as "clip".
+            way to a z that is not positive; "resu" silences those at the end of the window. None is "resu" with an
+            example and "relu" without, or with timing "window". Neurons with a ceiling take the general way with
+            "resu"; with "relu" they may be fused, as "clip".
         timing: "step" or "window", of all neurons: with "window" they integrate the whole window before they fire, so
-            that no spike is early and "resu" has no use; what is left of an error is the rounding to T levels.
-        max_pool: "exact": a window spikes where the largest of its neurons' counts grows, so its count is that of the
-            ANN's maximum pooling (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a window spikes where any of its
-            neurons does (``tnn.MaxPool2d``), which freezes, streams and exports, but counts more than the maximum. None
-            is "exact" with an example and "or" without.
+            that no spike is early, and what is left of an error is the rounding to T levels.
+        max_pool: "exact": a window has the largest of its neurons' counts (:class:`tandem_snn.nn.maximum.MaxPool`).
+            "or": a window spikes where any of its neurons does (``tnn.MaxPool2d``), which freezes, streams and exports,
+            but counts more than the maximum. None is "exact" with an example and "or" without.
         after: the path of a module up to which, with all that comes before, the ANN stays an ANN: its results are
             encoded.
         until: the path of a module after which the ANN stays an ANN: its results are counted. So a network of which

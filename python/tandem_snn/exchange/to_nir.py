@@ -17,29 +17,18 @@ FORMS = ("IF", "primitives")
 def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
     """A NIR graph of the network's evaluation, for inputs shaped like x.
 
-    The input of each time step is the image (direct encoding), the image once and then zeros (zero expand), or the
-    step's spikes. The output of a step is its share of the readout: the sum over T steps is the network's answer.
-    Gains, batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases;
-    adaptive pooling becomes pooling over windows. Neurons on sums of linear maps, as :func:`convert` makes them, are
-    written map by map, with what their spikes are worth in Scale nodes.
-
-    NIR's IF resets to ``v_reset`` (since nir 1.0.8; older versions subtract the threshold), so the reset by subtraction
-    is written in one of two ways:
-
-    * ``neurons="IF"``: IF and LIF nodes with the metadata ``reset = "subtract"``. Chips and simulators know these
-      nodes; use a tool that subtracts, or map the nodes to neurons that do.
-    * ``neurons="primitives"``: an IF neuron as a loop of an integrator (I; LI with a leak), a Threshold, and a Scale
-      that returns -ϑ to the integrator one step later. It means the same in every tool that runs recurrent graphs.
-
-    Neurons with timing "window" integrate T steps and fire in the next T. They are IF nodes with the metadata
-    ``timing = "window"`` and, if it is not zero, ``v_init``. With such neurons in the network, every IF node has a
-    ``phase``: the number of windows by which its input is delayed. A reader that works layer by layer sums the currents
-    of T steps, then runs the node T times without input.
+    One run of the graph is one time step; the sum of its outputs over T steps is the network's answer. Gains, batch
+    norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons on sums of
+    linear maps, as :func:`convert` makes them, are written map by map. docs/nir.md has the metadata, by which neurons
+    with timing "window" differ from others.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or a frozen one.
         x: a batch of inputs, for the shapes.
-        neurons: "IF" or "primitives".
+        neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that subtract the threshold:
+            since nir 1.0.8 the nodes alone mean a reset to ``v_reset``. "primitives": a loop of an integrator (I; LI
+            with a leak), a Threshold, and a Scale that returns -ϑ one step later. It means the same in every tool that
+            runs recurrent graphs.
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
 
     Returns:
