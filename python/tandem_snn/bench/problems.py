@@ -10,7 +10,7 @@ for nonzero half-bytes (nibbles), so that independent spikes cost most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -61,14 +61,22 @@ def rate_coded(T: int, shape: Sequence[int], rate: float, generator: torch.Gener
     noise = [1 + 0.5 * torch.randn(*shape, generator=generator) for _ in range(T)]
     sample = slice(0, _SAMPLE)
     few = [x.flatten()[sample] for x in (drive, v, *noise)]
-    low, high = 0.0, 1.0
-    while _fire(high * few[0], few[1], few[2:]).double().mean() < rate and high < 1e3:
-        high *= 2
-    for _ in range(20):
+
+    def fires(factor: float) -> float:
+        return _fire(factor * few[0], few[1], few[2:]).double().mean().item()
+
+    most = 1.0
+    while fires(most) < rate and most < 1e3:
+        most *= 2
+    return _fire(_bisected(fires, rate, 0.0, most, 20)[1] * drive, v, noise)
+
+
+def _bisected(f: Callable[[float], float], wanted: float, low: float, high: float, rounds: int) -> tuple[float, float]:
+    """The interval in which a rising function has that value."""
+    for _ in range(rounds):
         middle = (low + high) / 2
-        below = _fire(middle * few[0], few[1], few[2:]).double().mean() < rate
-        low, high = (middle, high) if below else (low, middle)
-    return _fire(high * drive, v, noise)
+        low, high = (middle, high) if f(middle) < wanted else (low, middle)
+    return low, high
 
 
 def _fire(current: Tensor, v: Tensor, noise: Sequence[Tensor]) -> Tensor:
@@ -226,11 +234,7 @@ def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generat
         offset.fill_(round(b * 128) / 128)
         return rate_of(layer(signal[:8])).spikes
 
-    low, high = -4.0 * signal.T, 1.0 * signal.T
-    for _ in range(10):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fires(middle) < rate else (low, middle)
-    fires((low + high) / 2)
+    fires(sum(_bisected(fires, rate, -4.0 * signal.T, 1.0 * signal.T, 10)) / 2)
     return layer
 
 

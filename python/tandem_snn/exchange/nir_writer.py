@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem_ext.functional.neuron import over_inputs
-
 from ..errors import extra
 from ..frozen.stages import CannotLower
 from .listing import Stage
@@ -73,17 +71,8 @@ class Writer:
         start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
         return start % dims - dims, end % dims - dims
 
-    def _folded(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and the bias of one step."""
-        layer = stage.layer
-        weight = layer.real_weight().to(torch.float32, copy=True) * layer.gain  # a copy: the network may train on
-        if layer.scale is not None:
-            weight *= over_inputs(layer.scale, weight)
-        shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / self.T
-        return weight.cpu().numpy(), shift.cpu().numpy()
-
     def _synapses(self, stage: Stage) -> Any:
-        layer, (weight, bias) = stage.layer, self._folded(stage)
+        layer, (weight, bias) = stage.layer, (values.cpu().numpy() for values in stage.folded(self.T))
         if layer.axes == 0:
             return self.nir.Affine(weight, bias)
         weight = without_groups(weight, layer.groups)
@@ -124,7 +113,8 @@ class Writer:
         # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
         above = torch.as_tensor(stage.layer.threshold) - (0 if v_init is None else v_init)
         potential, spikes, reset = (self.free(f"{stage.name}_{part}") for part in ("potential", "spikes", "reset"))
-        self.add(potential, self._integrator(stage), *sources, reset)
+        integrator = self.nir.I if stage.layer.leak == 1.0 else self.nir.LI
+        self.add(potential, integrator(**self._dynamics(stage)), *sources, reset)
         self.add(spikes, self.nir.Threshold(full(stage.shape, above)), potential)
         self.add(reset, self.nir.Scale(full(stage.shape, -torch.as_tensor(stage.layer.threshold))), spikes)
         return spikes
@@ -136,22 +126,18 @@ class Writer:
         if stage.waits and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             facts["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
-        if stage.layer.leak == 1.0:
-            return self.nir.IF(zeros + np.float32(1 / self.dt), threshold, zeros.copy(), metadata=facts)
-        tau, r = self._leak(stage)
-        facts["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
-        return self.nir.LIF(tau, r, zeros, threshold, zeros.copy(), metadata=facts)
+cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
+        if cls is self.nir.LIF:
+            facts["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
+        return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=facts)
 
-    def _integrator(self, stage: Stage) -> Any:
-        if stage.layer.leak == 1.0:
-            return self.nir.I(np.full(stage.shape, 1 / self.dt, np.float32))
-        tau, r = self._leak(stage)
-        return self.nir.LI(tau, r, np.zeros(stage.shape, np.float32))
-
-    def _leak(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
-        """tau and r for which a step of length dt is v = λv + I."""
+    def _dynamics(self, stage: Stage) -> dict[str, np.ndarray]:
+        """The numbers for which a step of length dt is v = λv + I."""
         lost = 1.0 - stage.layer.leak
-        return np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
+        if not lost:
+            return {"r": np.full(stage.shape, 1 / self.dt, np.float32)}
+        tau, r = np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
+        return {"tau": tau, "r": r, "v_leak": np.zeros(stage.shape, np.float32)}
 
 
 def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
