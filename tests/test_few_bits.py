@@ -93,6 +93,9 @@ def test_frozen_it_has_the_bits_of_its_evaluation(name, bits):
         if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
             assert all(len(row.unique()) <= 2**bits - 1 for row in layer.weight.flatten(1))
 
+    net64 = copy.deepcopy(net).double()
+    assert torch.equal(freeze(net64)(x.double()), net64(x.double()))
+
     plain = create_model(name, **OPTIONS).eval()
     plain.load_state_dict(net.state_dict())
     assert torch.equal(freeze(plain, weight_bits=bits)(x), expected)

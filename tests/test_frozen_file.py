@@ -120,10 +120,19 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
         def forward(self, x: Any) -> Tensor:
             return 2 * self.readout(self.layer(x))
 
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.readout = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.readout(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))
+
     analog = nn.Sequential(tnn.Linear(4, 3), tnn.Linear(3, 3), tnn.Readout(3, 2))
     analog[1].analog = True
     for net, message in (
         (analog, "layer '1' cannot be saved: it is analog"),
+        (ts.convert(Joined(), T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
         (Doubled(), "mul.* is not a layer of tandem_snn.nn"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),

@@ -15,9 +15,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
-from ..nn.general import Neurons
+from ..nn.general import Neurons, rearranged, total
 from ..nn.hooks import given
-from ..nn.maximum import MaxPool
+from ..nn.maximum import MaxPool, largest, largest_now
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
@@ -101,8 +101,7 @@ class Lowering:
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
                 self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
-                what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-                raise CannotLower("net", f"{node.name!r} ({node.op} {what}) is not a layer of tandem_snn.nn")
+                raise CannotLower("net", f"{_operator(node)} is not a layer of tandem_snn.nn")
         mode = self.mode or "events"
         return Stages(_in_their_forms(self.list, mode), mode, self.T)
 
@@ -168,6 +167,15 @@ class Lowering:
         self._add(node, stage, result if fire else 1.0)
 
 
+def _operator(node: fx.Node) -> str:
+    """The operator of the user's network, which functions of :func:`tandem_snn.convert` may stand for or before."""
+    if node.target is total and node.users:
+        return _operator(next(iter(node.users)))
+    target: Any = node.args[0] if node.target in (rearranged, largest, largest_now) else node.target
+    target = getattr(target, "overloadpacket", target)
+    return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"
+
+
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
     """By the name of what gives spikes, rather than that of one of the operators before it."""
     if isinstance(layer, Neurons):
@@ -196,7 +204,7 @@ def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage
     step = None
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
-        weight = q.to(torch.int8)
+        weight = q if q.dtype == torch.float64 else q.to(torch.int8)  # whose kernels have no scale of float64
     geometry = geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
     return Stage(name, kind, x, weight=weight, step=step, **geometry)
 
