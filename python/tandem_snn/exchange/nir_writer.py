@@ -126,7 +126,7 @@ class Writer:
         if stage.waits and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             facts["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
-cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
+        cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
         if cls is self.nir.LIF:
             facts["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
         return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=facts)
