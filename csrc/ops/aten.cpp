@@ -43,12 +43,4 @@ Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, 
   return call("aten::max_pool2d", "", images, kernel, stride, padding, dilation, ceil_mode);
 }
 
-Tensor pad(const Tensor& tensor, const Shape& sides) {
-  return call("aten::pad", "", tensor, sides, std::string("constant"), std::optional<double>());
-}
-
-Tensor sum(const Tensor& a, const Shape& dims) {
-  return call("aten::sum", "dim_IntList", a, std::optional<Shape>(dims), false, std::optional<ScalarType>());
-}
-
 }  // namespace tandem::ops::aten

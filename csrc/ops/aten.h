@@ -20,10 +20,4 @@ Tensor adaptive_avg_pool(const Tensor& images, const Shape& output_size);
 Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding,
                 const Shape& dilation, bool ceil_mode);
 
-// Zeros around the last dimensions: before and after the last one, then the one before it.
-Tensor pad(const Tensor& tensor, const Shape& sides);
-
-// Sum over `dims`, which are dropped.
-Tensor sum(const Tensor& a, const Shape& dims);
-
 }  // namespace tandem::ops::aten

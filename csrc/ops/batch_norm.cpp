@@ -13,15 +13,6 @@ namespace tandem::ops {
 
 namespace {
 
-template <class C>
-C* data(const Tensor& tensor) {
-  return static_cast<C*>(tensor.data_ptr());
-}
-template <class C>
-const C* data(const OptionalTensor& tensor) {
-  return tensor.has_value() ? data<const C>(*tensor) : nullptr;
-}
-
 // The parameters of a batch norm of `channels` channels, in the type and on the device of `like`.
 class NormParameters {
  public:
@@ -36,8 +27,8 @@ class NormParameters {
 
   template <class C>
   BatchNorm<C> args() const {
-    return {data<C>(gain_), gain_.has_value() ? gain_->numel() : 1, data<C>(gamma_), data<C>(beta_),
-            static_cast<C>(eps_)};
+    return {pointer<const C>(gain_), gain_.has_value() ? gain_->numel() : 1, pointer<const C>(gamma_),
+            pointer<const C>(beta_), static_cast<C>(eps_)};
   }
 
  private:
@@ -54,104 +45,115 @@ class NormParameters {
   OptionalTensor gain_, gamma_, beta_;
 };
 
+// Runs cpu::kernel or, with a workspace, cuda::kernel, where the tensor is.
 #ifdef TANDEM_WITH_CUDA
-Tensor workspace_for(const Tensor& u) {
-  return empty(cuda::batch_norm_workspace(u.numel() / u.size(1), u.size(1)), ScalarType::Double, u);
-}
+#define TANDEM_RUN_NORM(tensor, kernel, args)                                                                        \
+  do {                                                                                                               \
+    if (on_gpu(tensor)) {                                                                                            \
+      const Tensor memory = empty(cuda::batch_norm_workspace(args.rows, args.channels), ScalarType::Double, tensor); \
+      launch(tensor, #kernel, [&](void* stream) { return cuda::kernel(args, pointer<double>(memory), stream); });    \
+    } else {                                                                                                         \
+      cpu::kernel(args, torch_parallel);                                                                             \
+    }                                                                                                                \
+  } while (false)
+#else
+#define TANDEM_RUN_NORM(tensor, kernel, args) cpu::kernel(args, torch_parallel)
 #endif
 
+// Of `channels` channels in the type of `like`.
 struct Statistics {
-  Tensor mean, var, scale, shift;  // [channels]
-};
+  Statistics(int64_t channels, const Tensor& like)
+      : mean(empty(channels, like.scalar_type(), like)),
+        var(empty(channels, like.scalar_type(), like)),
+        scale(empty(channels, like.scalar_type(), like)),
+        shift(empty(channels, like.scalar_type(), like)) {}
 
-template <class C>
-void measure_as(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
-  const int64_t channels = u.size(1);
-  const BatchNormStatistics<C> args{u.numel() / channels,   channels,           data<C>(u),
-                                    static_cast<C>(factor), norm.args<C>(),     data<C>(out.mean),
-                                    data<C>(out.var),       data<C>(out.scale), data<C>(out.shift)};
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(u)) {
-    const Tensor workspace = workspace_for(u);
-    launch(u, "batch_norm_statistics",
-           [&](void* stream) { return cuda::batch_norm_statistics(args, data<double>(workspace), stream); });
-    return;
-  }
-#endif
-  cpu::batch_norm_statistics(args, torch_parallel);
-}
+  Tensor mean, var, scale, shift;
+};
 
 // Of factor u.
 void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
-  const auto run = u.scalar_type() == ScalarType::Double ? &measure_as<double> : &measure_as<float>;
-  run(u, factor, norm, out);
+  in_compute_type(u.scalar_type(), [&](auto zero) {
+    using C = decltype(zero);
+    const BatchNormStatistics<C> args{
+        .rows = u.numel() / u.size(1),
+        .channels = u.size(1),
+        .product = pointer<C>(u),
+        .factor = static_cast<C>(factor),
+        .norm = norm.args<C>(),
+        .mean = pointer<C>(out.mean),
+        .var = pointer<C>(out.var),
+        .scale = pointer<C>(out.scale),
+        .shift = pointer<C>(out.shift),
+    };
+    TANDEM_RUN_NORM(u, batch_norm_statistics, args);
+  });
 }
 
 using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Product, statistics and neurons in one go.
-bool fire_on_cpu(const Synapses& synapses, const NormParameters& norm, const NeuronLayer& layer, const Tensor& product,
-                 const Statistics& statistics) {
-  if (on_gpu(product) || product.scalar_type() == ScalarType::Double) return false;
-  FusedSynapses fused(synapses);
-  const LayerNorm of{norm.args<float>(), data<float>(product), data<float>(statistics.mean),
-                     data<float>(statistics.var)};
-  cpu::run_normalised(fused.layer(layer.args<float>()), of, torch_parallel);
-  return true;
-}
+// A layer that normalises: measures its product u, for the scale and shift of its neurons, which then fire.
+struct NormLayer {
+  Synapses synapses;
+  NeuronLayer neurons;
+  Tensor u;
+  NormParameters norm;
+  Statistics statistics;
 
-// The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory. Of window
-// timing it is all there is to multiply.
-bool fire_on_gpu(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
-                 const Statistics& statistics) {
-  if (!on_gpu(product) || synapses.counted) return false;
-  FusedSynapses fused(synapses);
-  if (!fused.suits(layer)) return false;
-  Synapses prepared = synapses;
-  prepared.digits = fused.digits();
-  product = prepared.window_product();
-  measure(product, 1.0, norm, statistics);
-  layer.set_affine(statistics.scale, statistics.shift);
-  return fused.fire(layer);
-}
-
-// By torch's own product of every step; neurons of window timing need that of the window alone, and of long windows the
-// currents of all steps would not fit into memory.
-void fire_by_currents(const Synapses& synapses, const NormParameters& norm, NeuronLayer& layer, Tensor& product,
-                      const Statistics& statistics) {
-  constexpr int64_t kKeptSteps = 255;
-  if (synapses.counted || synapses.T > kKeptSteps) {
-    product = synapses.window_product();
-    measure(product, 1.0, norm, statistics);
-    layer.set_affine(statistics.scale, statistics.shift);
-    return synapses.counted ? run_scan(product, Source::kImpulse, layer) : synapses.scan(layer);
+  void measure_product() {
+    measure(u, 1.0, norm, statistics);
+    neurons.set_affine(statistics.scale, statistics.shift);
   }
-  const Tensor currents = synapses.currents();
-  torch::stable::copy_(product, aten::sum(currents, {0}));
-  measure(product, 1.0, norm, statistics);
-  layer.set_affine(statistics.scale, statistics.shift);
-  run_scan(currents, Source::kTrain, layer);
-}
 
-NormOutputs layer_bn_if(Synapses synapses, const OptionalTensor& gain, const OptionalTensor& gamma,
+  // Product, statistics and neurons in one go.
+  bool fire_on_cpu() {
+    if (on_gpu(u) || u.scalar_type() == ScalarType::Double) return false;
+    const LayerNorm of{norm.args<float>(), pointer<float>(u), pointer<float>(statistics.mean),
+                       pointer<float>(statistics.var)};
+    cpu::run_normalised(synapses.layer(neurons.args<float>()), of, torch_parallel);
+    return true;
+  }
+
+  // The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory. Of window
+  // timing it is all there is to multiply.
+  bool fire_on_gpu() {
+    if (!on_gpu(u) || synapses.counted() || !synapses.suits(neurons)) return false;
+    synapses.prepare();  // for both products
+    u = synapses.window_product();
+    measure_product();
+    return synapses.fire(neurons);
+  }
+
+  // By torch's own product of every step; neurons of window timing need that of the window alone, and of long windows
+  // the currents of all steps would not fit into memory.
+  void fire_by_currents() {
+    constexpr int64_t kKeptSteps = 255;
+    if (synapses.counted() || synapses.T() > kKeptSteps) {
+      u = synapses.window_product();
+      measure_product();
+      return synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.scan(neurons);
+    }
+    const Tensor currents = synapses.currents();
+    const int64_t time = 0;
+    torch::stable::copy_(u, torch::stable::sum(currents, {{&time, 1}}));
+    measure_product();
+    run_scan(currents, Source::kTrain, neurons);
+  }
+};
+
+NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
-  synapses.counted = is_window(inputs.timing);
-  synapses.check();
+  given.counted = is_window(inputs.timing);
+  const Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
-  NeuronLayer layer(inputs, shape, synapses.T, synapses.counts_type(), synapses.planes);
-  const ScalarType compute = compute_type(synapses.counts_type());
-  Tensor product = empty_channels_last(shape, 1, compute, synapses.planes);
-  const NormParameters norm(gain, gamma, beta, eps, shape[1], product);
-  const auto vector = [&] { return empty(shape[1], compute, product); };
-  const Statistics statistics{vector(), vector(), vector(), vector()};
-  TANDEM_CHECK(layer.neurons() > 0 || shape[1] == 0,
+  const NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
+  const Tensor u = empty_channels_last(shape, 1, compute_type(synapses.counts_type()), synapses.planes());
+  NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, {shape[1], u}};
+  TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (layer.neurons() > 0 && !fire_on_cpu(synapses, norm, layer, product, statistics) &&
-      !fire_on_gpu(synapses, norm, layer, product, statistics)) {
-    fire_by_currents(synapses, norm, layer, product, statistics);
-  }
-  const auto [planes, counts, mask, v, bad] = layer.outputs();
-  return {planes, counts, mask, v, product, statistics.mean, statistics.var, bad};
+  if (neurons.neurons() > 0 && !layer.fire_on_cpu() && !layer.fire_on_gpu()) layer.fire_by_currents();
+  const auto [planes, counts, mask, v, bad] = neurons.outputs();
+  return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
 }
 
 // In the order of NeuronInputs: scale and shift come from the statistics, and training is what this is for.
@@ -161,14 +163,14 @@ NormOutputs layer_bn_if(Synapses synapses, const OptionalTensor& gain, const Opt
 NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_NORM_FIELDS(TANDEM_PARAMETER)
                              TANDEM_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)
                                  TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}}, gain, gamma, beta, eps,
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false}, gain, gamma, beta, eps,
                      TANDEM_NORMALISED_INPUTS);
 }
 
 NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
                            TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER)
                                TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT)}, gain,
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false}, gain,
                      gamma, beta, eps, TANDEM_NORMALISED_INPUTS);
 }
 
@@ -180,39 +182,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
   const NormParameters norm(gain, gamma, beta, eps, product.size(1), product);
-  const auto vector = [&] { return empty(product.size(1), compute, product); };
-  const Statistics out{vector(), vector(), vector(), vector()};
+  const Statistics out(product.size(1), product);
   measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
-}
-
-template <class C>
-void differentiate(const Tensor& grad, const Tensor& mask, const Tensor& product, const Tensor& mean, const Tensor& var,
-                   const NormParameters& norm, double threshold, const Tensor& grad_product, const Tensor& grad_gamma,
-                   const Tensor& grad_beta) {
-  const int64_t channels = product.size(1);
-  const BatchNormGrad<C> args{product.numel() / channels,
-                              channels,
-                              grad.data_ptr(),
-                              data<uint8_t>(mask),
-                              data<C>(product),
-                              data<C>(mean),
-                              data<C>(var),
-                              norm.args<C>(),
-                              static_cast<C>(threshold),
-                              kernel_dtype(grad, "grad"),
-                              grad_product.data_ptr(),
-                              data<C>(grad_gamma),
-                              data<C>(grad_beta)};
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(product)) {
-    const Tensor workspace = workspace_for(product);
-    launch(product, "batch_norm_grad",
-           [&](void* stream) { return cuda::batch_norm_grad(args, data<double>(workspace), stream); });
-    return;
-  }
-#endif
-  cpu::batch_norm_grad(args, torch_parallel);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var,
@@ -244,9 +216,28 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
     torch::stable::zero_(grad_beta);
     return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
   }
-  const auto run = compute == ScalarType::Double ? &differentiate<double> : &differentiate<float>;
-  run(to_channels_last(aten::to_type(grad, moved), 1), to_contiguous(mask), to_channels_last(product, 1),
-      to_contiguous(mean), to_contiguous(var), norm, threshold, grad_product, grad_gamma, grad_beta);
+  grad = to_channels_last(aten::to_type(grad, moved), 1);
+  mask = to_contiguous(mask), mean = to_contiguous(mean), var = to_contiguous(var);
+  product = to_channels_last(product, 1);
+  in_compute_type(compute, [&](auto zero) {
+    using C = decltype(zero);
+    const BatchNormGrad<C> args{
+        .rows = product.numel() / product.size(1),
+        .channels = product.size(1),
+        .grad = grad.data_ptr(),
+        .mask = pointer<uint8_t>(mask),
+        .product = pointer<C>(product),
+        .mean = pointer<C>(mean),
+        .var = pointer<C>(var),
+        .norm = norm.args<C>(),
+        .threshold = static_cast<C>(threshold),
+        .grad_dtype = kernel_dtype(grad, "grad"),
+        .grad_product = grad_product.data_ptr(),
+        .grad_gamma = pointer<C>(grad_gamma),
+        .grad_beta = pointer<C>(grad_beta),
+    };
+    TANDEM_RUN_NORM(product, batch_norm_grad, args);
+  });
   return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
 }
 

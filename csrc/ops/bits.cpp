@@ -50,10 +50,8 @@ Tensor pack(Tensor spikes) {
   Tensor planes = empty_channels_last(with_first((T + 7) / 8, spikes), 2, ScalarType::Byte, spikes);
   const int64_t neurons = spikes.numel() / T;
   if (neurons == 0) return planes;
-  const auto size = static_cast<int32_t>(dense.element_size());
-  const bool floating = is_float(dense.scalar_type());
-  auto* out = static_cast<uint8_t*>(planes.data_ptr());
-  TANDEM_RUN(dense, pack, dense.data_ptr(), size, floating, static_cast<int32_t>(T), neurons, out);
+  TANDEM_RUN(dense, pack, dense.data_ptr(), static_cast<int32_t>(dense.element_size()), is_float(dense.scalar_type()),
+             static_cast<int32_t>(T), neurons, pointer<uint8_t>(planes));
   return planes;
 }
 
@@ -69,8 +67,7 @@ Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   const DType type = kernel_dtype(out, "dtype");
   if (out.numel() == 0) return out;
   const Tensor dense = to_channels_last(planes, 2);
-  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-  TANDEM_RUN(planes, counts, bytes, P, out.numel(), out.data_ptr(), type);
+  TANDEM_RUN(planes, counts, pointer<uint8_t>(dense), P, out.numel(), out.data_ptr(), type);
   return out;
 }
 
@@ -88,8 +85,7 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
   const Tensor bits = to_contiguous(mask);
-  const auto* bytes = static_cast<const uint8_t*>(bits.data_ptr());
-  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, bytes, threshold, out.numel(), out.data_ptr());
+  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, pointer<uint8_t>(bits), threshold, out.numel(), out.data_ptr());
   return out;
 }
 
@@ -100,9 +96,8 @@ Tensor burst_planes(Tensor counts, int64_t T) {
   const Tensor planes = empty_channels_last(with_first((T + 7) / 8, counts), 2, ScalarType::Byte, counts);
   if (planes.numel() == 0) return planes;
   const Tensor dense = to_channels_last(counts, 2);
-  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-  auto* out = static_cast<uint8_t*>(planes.data_ptr());
-  TANDEM_RUN(counts, burst_planes, bytes, static_cast<int32_t>(T), counts.numel(), out);
+  TANDEM_RUN(counts, burst_planes, pointer<uint8_t>(dense), static_cast<int32_t>(T), counts.numel(),
+             pointer<uint8_t>(planes));
   return planes;
 }
 
@@ -112,10 +107,8 @@ Tensor count_bytes(Tensor planes) {
   const Tensor counts = empty_channels_last(with_first(1, planes), 2, ScalarType::Byte, planes);
   if (counts.numel() == 0) return counts;
   const Tensor dense = to_channels_last(planes, 2);
-  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-  auto* out = static_cast<uint8_t*>(counts.data_ptr());
-  const auto P = static_cast<int32_t>(planes.size(0));
-  TANDEM_RUN(planes, count_bytes, bytes, P, counts.numel(), out);
+  TANDEM_RUN(planes, count_bytes, pointer<uint8_t>(dense), static_cast<int32_t>(planes.size(0)), counts.numel(),
+             pointer<uint8_t>(counts));
   return counts;
 }
 
@@ -125,10 +118,8 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
   Tensor spikes = empty_channels_last(with_first(T, planes), 2, dtype, planes);
   if (spikes.numel() == 0) return spikes;
   const Tensor dense = to_channels_last(planes, 2);
-  const auto* bytes = static_cast<const uint8_t*>(dense.data_ptr());
-  const auto size = static_cast<int32_t>(spikes.element_size());
-  const int64_t neurons = spikes.numel() / T;
-  TANDEM_RUN(planes, unpack, bytes, static_cast<int32_t>(T), neurons, spikes.data_ptr(), size, one_of(dtype));
+  TANDEM_RUN(planes, unpack, pointer<uint8_t>(dense), static_cast<int32_t>(T), spikes.numel() / T, spikes.data_ptr(),
+             static_cast<int32_t>(spikes.element_size()), one_of(dtype));
   return spikes;
 }
 

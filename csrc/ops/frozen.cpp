@@ -48,7 +48,7 @@ class TorchNumbers : public network::Host {
     const Instruction& i = w.instruction;
     Tensor images = tensor(x, batched(w.batch, w.in));
     if (i.after_h + i.after_w > 0) {
-      images = aten::pad(images, i.axes == 1 ? Shape{0, i.after_w} : Shape{0, i.after_w, 0, i.after_h});
+      images = torch::stable::pad(images, i.axes == 1 ? Shape{0, i.after_w} : Shape{0, i.after_w, 0, i.after_h});
     }
     if (i.axes == 0) {
       OptionalTensor shift;

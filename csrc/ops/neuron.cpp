@@ -15,11 +15,6 @@ Gate parse_gate(const std::string& gate) {
   TANDEM_CHECK(false, "gate must be \"relu\", \"clip\" or \"resu\", got \"", gate, "\"");
 }
 
-template <class E>
-E* pointer(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->numel() > 0 ? static_cast<E*>(tensor->data_ptr()) : nullptr;
-}
-
 }  // namespace
 
 bool is_window(const std::string& timing) {
@@ -62,13 +57,7 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
   v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty(0, compute_, device_of);
 
-  if (compute_ == ScalarType::Double) {
-    fill(double_args_, inputs);
-    double_args_.counts_dtype = kernel_dtype(counts_type, "counts");
-  } else {
-    fill(float_args_, inputs);
-    float_args_.counts_dtype = kernel_dtype(counts_type, "counts");
-  }
+  with_args([&](auto& args) { fill(args, inputs); });
 }
 
 template <>
@@ -85,21 +74,15 @@ std::vector<NeuronLayer> NeuronLayer::pieces(int64_t steps) const {
   std::vector<NeuronLayer> pieces;
   const Tensor v = empty(neurons_, compute_, device_of_), z = empty(neurons_, compute_, device_of_);
   const Tensor counts = empty(neurons_, ScalarType::Short, device_of_);  // unsigned
-  const auto piece_of = [&](auto& args, int64_t first, int64_t size) {
-    using C = std::decay_t<decltype(args.threshold)>;
-    args = piece(
-        args, static_cast<int32_t>(first), static_cast<int32_t>(size),
-        {static_cast<C*>(v.data_ptr()), static_cast<C*>(z.data_ptr()), static_cast<uint16_t*>(counts.data_ptr())});
-  };
   for (int64_t first = 0; first < T_; first += steps) {
     NeuronLayer layer = *this;
     layer.carried_v_ = v, layer.carried_z_ = z, layer.carried_counts_ = counts;
     layer.T_ = std::min(steps, T_ - first);
-    if (compute_ == ScalarType::Double) {
-      piece_of(layer.double_args_, first, layer.T_);
-    } else {
-      piece_of(layer.float_args_, first, layer.T_);
-    }
+    layer.with_args([&](auto& args) {
+      using C = std::decay_t<decltype(args.threshold)>;
+      args = piece(args, static_cast<int32_t>(first), static_cast<int32_t>(layer.T_),
+                   {pointer<C>(v), pointer<C>(z), pointer<uint16_t>(counts)});
+    });
     pieces.push_back(std::move(layer));
   }
   return pieces;
@@ -108,10 +91,11 @@ std::vector<NeuronLayer> NeuronLayer::pieces(int64_t steps) const {
 void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {
   scale_ = per_channel(scale, "scale");
   shift_ = per_channel(shift, "shift");
-  float_args_.scale = pointer<const float>(scale_);
-  float_args_.shift = pointer<const float>(shift_);
-  double_args_.scale = pointer<const double>(scale_);
-  double_args_.shift = pointer<const double>(shift_);
+  with_args([&](auto& args) {
+    using C = std::decay_t<decltype(args.threshold)>;
+    args.scale = pointer<const C>(scale_);
+    args.shift = pointer<const C>(shift_);
+  });
 }
 
 template <class C>
@@ -134,6 +118,7 @@ void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   args.v_init_size = v_init_.has_value() ? v_init_->numel() : 1;
   args.planes = pointer<uint8_t>(planes_);
   args.counts = pointer<void>(counts_);
+  args.counts_dtype = kernel_dtype(*counts_, "counts");
   args.mask = pointer<uint8_t>(mask_);
   args.v = pointer<C>(v_);
   args.bad = pointer<float>(bad_);

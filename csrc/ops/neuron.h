@@ -43,6 +43,11 @@ class NeuronLayer {
   void set_affine(const Tensor& scale, const Tensor& shift);
 
  private:
+  // Calls f with the arguments in the type that is computed in.
+  template <class F>
+  void with_args(const F& f) {
+    compute_ == ScalarType::Double ? f(double_args_) : f(float_args_);
+  }
   template <class C>
   void fill(Neuron<C>& args, const NeuronInputs& inputs);
   OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;

@@ -21,69 +21,9 @@ void check_range(int64_t value, int64_t least, const char* name) {
   TANDEM_CHECK(value >= least && value <= kMostPixels, name, " must be ", least, "..", kMostPixels, ", got ", value);
 }
 
-}  // namespace
-
-void Synapses::check() const {
+cuda::Operand operand_of(ScalarType type, const std::string& precision) {
   TANDEM_CHECK(precision == "highest" || precision == "high" || precision == "medium",
                "precision must be \"highest\", \"high\" or \"medium\", got \"", precision, "\"");
-  counted ? check_count_bytes(planes, T, "planes") : check_planes(planes, T, "planes");
-  if (!is_integer(weight)) kernel_dtype(weight, "weight");
-  check_same_device(weight, planes, "weight");
-  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
-               "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
-               shape_text(shape_of(planes)), " and ", shape_text(shape_of(weight)));
-  check_range(groups, 1, "groups");
-  TANDEM_CHECK(planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
-               shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
-               shape_text(shape_of(planes)));
-  const auto spatial = static_cast<size_t>(weight.dim() - 2);
-  TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
-               "stride, padding and dilation must have ", spatial, " elements");
-  for (size_t d = 0; d < spatial; ++d) {
-    check_range(stride[d], 1, "stride");
-    check_range(dilation[d], 1, "dilation");
-    check_range(padding[d], 0, "padding");
-    const int64_t reach = dilation[d] * (weight.size(2 + d) - 1) + 1, padded = planes.size(3 + d) + 2 * padding[d];
-    TANDEM_CHECK(padded >= reach, "weight: its window reaches over ", reach, " positions, the planes have ", padded,
-                 " with their padding");
-  }
-}
-
-Shape Synapses::output_shape() const {
-  Shape shape{planes.size(1), weight.size(0)};
-  for (size_t d = 0; d < stride.size(); ++d) {
-    const int64_t reach = dilation[d] * (weight.size(2 + d) - 1) + 1;
-    shape.push_back((planes.size(3 + d) + 2 * padding[d] - reach) / stride[d] + 1);
-  }
-  return shape;
-}
-
-ScalarType Synapses::counts_type() const { return is_integer(weight) ? ScalarType::Float : weight.scalar_type(); }
-
-Tensor Synapses::product_of(const Tensor& images) const {
-  const Tensor wide = aten::to_type(weight, images.scalar_type());
-  if (is_linear()) return aten::linear(images, wide);
-  if (weight.numel() == 0) {  // torch's convolution gets the shape of this case wrong
-    Shape shape = output_shape();
-    shape[0] = images.size(0);
-    const Tensor silence = empty_channels_last(shape, 1, images.scalar_type(), planes);
-    torch::stable::fill_(silence, 0.0);
-    return silence;
-  }
-  return to_channels_last(aten::convolution(images, wide, stride, padding, dilation, groups), 1);
-}
-
-Tensor Synapses::currents() const {
-  const Tensor spikes = unpack_spikes(planes, T, compute_type(weight.scalar_type()));
-  Shape batched = shape_of(spikes);
-  batched.erase(batched.begin());
-  batched[0] *= T;
-  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
-}
-
-namespace {
-
-cuda::Operand operand_of(ScalarType type, const std::string& precision) {
   if (type == ScalarType::Half) return cuda::Operand::kFloat16;
   if (type == ScalarType::BFloat16) return cuda::Operand::kBFloat16;
   if (type == ScalarType::Char) return cuda::Operand::kInt8;
@@ -114,6 +54,71 @@ int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] 
 
 }  // namespace
 
+Synapses::Synapses(SynapseInputs inputs)
+    : in_(std::move(inputs)), operand_(operand_of(in_.weight.scalar_type(), in_.precision)) {
+  const auto& [planes, T, weight, precision, stride, padding, dilation, groups, counted, digits] = in_;
+  counted ? check_count_bytes(planes, T, "planes") : check_planes(planes, T, "planes");
+  layer_.weights.dtype = is_integer(weight) ? DType::kInt8 : kernel_dtype(weight, "weight");
+  check_same_device(weight, planes, "weight");
+  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
+               "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
+               shape_text(shape_of(planes)), " and ", shape_text(shape_of(weight)));
+  check_range(groups, 1, "groups");
+  TANDEM_CHECK(planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
+               shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
+               shape_text(shape_of(planes)));
+  const auto spatial = static_cast<size_t>(weight.dim() - 2);
+  TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
+               "stride, padding and dilation must have ", spatial, " elements");
+  Geometry& geometry = layer_.geometry;
+  geometry = {planes.size(1), 1, 1, 0, 0, 0, {}, {1, 1}, {}, {1, 1}};
+  set_weight(geometry, weight, groups);
+  for (size_t d = 0; d < spatial; ++d) {
+    check_range(stride[d], 1, "stride");
+    check_range(dilation[d], 1, "dilation");
+    check_range(padding[d], 0, "padding");
+    const size_t axis = d + 2 - spatial;  // a line is an image of height 1
+    const int64_t size = planes.size(3 + d), reach = dilation[d] * (geometry.kernel[axis] - 1) + 1;
+    TANDEM_CHECK(size + 2 * padding[d] >= reach, "weight: its window reaches over ", reach,
+                 " positions, the planes have ", size + 2 * padding[d], " with their padding");
+    (axis == 0 ? geometry.height : geometry.width) = size;
+    geometry.stride[axis] = stride[d];
+    geometry.padding[axis] = padding[d];
+    geometry.dilation[axis] = dilation[d];
+  }
+  // Where it is prepared, a weight that is channels-last already is taken as it is, any other as contiguous.
+  layer_.weights.channels_last = !is_prepared() || in_rows(weight);
+  if (digits.has_value() && digits->numel() > 0) {
+    TANDEM_CHECK(digits->scalar_type() == ScalarType::Byte && digits->is_contiguous() &&
+                     reinterpret_cast<uintptr_t>(digits->data_ptr()) % 16 == 0 &&
+                     digits->numel() == digits_size(geometry, weight),
+                 "digits must be what frozen_digits gives for this weight");
+    check_same_device(*digits, planes, "digits");
+  } else {
+    in_.digits.reset();
+  }
+}
+
+Shape Synapses::output_shape() const {
+  const Geometry& g = layer_.geometry;
+  Shape shape{g.batch, g.outputs};
+  if (in_.stride.size() == 2) shape.push_back(g.out_height());
+  if (!in_.stride.empty()) shape.push_back(g.out_width());
+  return shape;
+}
+
+ScalarType Synapses::counts_type() const {
+  return is_integer(in_.weight) ? ScalarType::Float : in_.weight.scalar_type();
+}
+
+bool Synapses::is_prepared() const { return !on_gpu(in_.weight) || operand_ == cuda::Operand::kFloat32; }
+
+void Synapses::prepare() {
+  if (!in_.digits.has_value() && on_gpu(in_.weight) && is_prepared()) {
+    in_.digits = prepare_digits(in_.weight, in_.groups);
+  }
+}
+
 Tensor prepare_digits(const Tensor& weight, int64_t groups) {
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
                shape_text(shape_of(weight)));
@@ -133,60 +138,22 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
   return digits;
 }
 
-FusedSynapses::FusedSynapses(const Synapses& s)
-    : planes_(to_channels_last(s.planes, 2)),
-      weight_(s.weight),
-      operand_(operand_of(s.weight.scalar_type(), s.precision)) {
-  const auto spatial = static_cast<int>(s.stride.size());
-  Geometry& geometry = layer_.geometry;
-  layer_.planes = static_cast<const uint8_t*>(planes_.data_ptr());
-  geometry.batch = s.planes.size(1);
-  set_weight(geometry, s.weight, s.groups);
-  layer_.weights.dtype = is_integer(weight_) ? DType::kInt8 : kernel_dtype(weight_, "weight");
-  // Where it is prepared, a weight that is channels-last already is taken as it is, any other as contiguous.
-  layer_.weights.channels_last = !is_prepared() || in_rows(weight_);
-  int64_t size[2] = {1, 1};
-  for (int axis = 0; axis < 2; ++axis) {
-    const int d = axis - (2 - spatial);  // a line is an image of height 1
-    size[axis] = d < 0 ? 1 : s.planes.size(3 + d);
-    geometry.stride[axis] = d < 0 ? 1 : s.stride[d];
-    geometry.padding[axis] = d < 0 ? 0 : s.padding[d];
-    geometry.dilation[axis] = d < 0 ? 1 : s.dilation[d];
-  }
-  geometry.height = size[0];
-  geometry.width = size[1];
-  if (s.digits.has_value() && s.digits->numel() > 0) {
-    TANDEM_CHECK(s.digits->scalar_type() == ScalarType::Byte && s.digits->is_contiguous() &&
-                     reinterpret_cast<uintptr_t>(s.digits->data_ptr()) % 16 == 0 &&
-                     s.digits->numel() == digits_size(geometry, weight_),
-                 "digits must be what frozen_digits gives for this weight");
-    check_same_device(*s.digits, s.planes, "digits");
-    if (is_prepared()) digits_ = s.digits;
-  }
-}
-
-bool FusedSynapses::is_prepared() const { return !on_gpu(weight_) || operand_ == cuda::Operand::kFloat32; }
-
-const OptionalTensor& FusedSynapses::digits() {
-  if (!digits_.has_value() && on_gpu(weight_) && is_prepared()) {
-    digits_ = prepare_digits(weight_, layer_.geometry.groups);
-  }
-  return digits_;
-}
-
-Layer FusedSynapses::layer(const Neuron<float>& neuron) {
-  const bool last = layer_.weights.channels_last && weight_.dim() > 2;
-  weight_ = last ? to_channels_last(weight_, 1) : to_contiguous(weight_);
-  layer_.weights.data = weight_.data_ptr();
-  layer_.prepared = digits().has_value() ? digits_->data_ptr() : nullptr;
+Layer Synapses::layer(const Neuron<float>& neuron) {
+  const bool last = layer_.weights.channels_last && in_.weight.dim() > 2;
+  in_.planes = to_channels_last(in_.planes, 2);
+  in_.weight = last ? to_channels_last(in_.weight, 1) : to_contiguous(in_.weight);
+  layer_.planes = pointer<const uint8_t>(in_.planes);
+  layer_.weights.data = in_.weight.data_ptr();
+  prepare();
+  layer_.prepared = is_prepared() ? pointer<const void>(in_.digits) : nullptr;
   layer_.neuron = neuron;
   return layer_;
 }
 
-bool FusedSynapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
-  if (weight_.scalar_type() == ScalarType::Double) return false;
+bool Synapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
+  if (in_.weight.scalar_type() == ScalarType::Double) return false;
 #ifdef TANDEM_WITH_CUDA
-  if (on_gpu(weight_)) {
+  if (on_gpu(in_.weight)) {
     layer_.neuron = neurons.args<float>();
     return cuda::can_run(layer_, operand_) && cuda::prefers_run(layer_, operand_);
   }
@@ -194,25 +161,12 @@ bool FusedSynapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
   return true;
 }
 
-#ifdef TANDEM_WITH_CUDA
-bool FusedSynapses::multiply(const Tensor& u) {
-  layer_.neuron = {};
-  layer_.neuron.timing = Timing::kWindow;
-  if (u.numel() == 0 || !cuda::prefers_window_product(layer_, operand_)) return false;
-  const Layer whole = layer(layer_.neuron);
-  launch(weight_, "window_product", [&](void* stream) {
-    return cuda::window_product(whole, operand_, static_cast<float*>(u.data_ptr()), stream);
-  });
-  return true;
-}
-#endif
-
-bool FusedSynapses::fire(const NeuronLayer& neurons) {
+bool Synapses::fire(const NeuronLayer& neurons) {
   if (!suits(neurons)) return false;
   const Layer whole = layer(neurons.args<float>());
 #ifdef TANDEM_WITH_CUDA
-  if (on_gpu(weight_)) {
-    launch(weight_, "run", [&](void* stream) { return cuda::run(whole, operand_, stream); });
+  if (on_gpu(in_.weight)) {
+    launch(in_.weight, "run", [&](void* stream) { return cuda::run(whole, operand_, stream); });
     return true;
   }
 #endif
@@ -220,15 +174,85 @@ bool FusedSynapses::fire(const NeuronLayer& neurons) {
   return true;
 }
 
+void Synapses::scan(const NeuronLayer& neurons) {
+  if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
+  int64_t plane = 0;
+  for (const NeuronLayer& piece : neurons.pieces(kScannedSteps)) {
+    const int64_t P = (piece.T() + 7) / 8;
+    Tensor all = in_.planes;
+    run_scan(currents(torch::stable::narrow(all, 0, plane, P), piece.T()), Source::kTrain, piece);
+    plane += P;
+  }
+}
+
+Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
+  const Tensor spikes = unpack_spikes(planes, T, compute_type(in_.weight.scalar_type()));
+  Shape batched = shape_of(spikes);
+  batched.erase(batched.begin());
+  batched[0] *= T;
+  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
+}
+
+#ifdef TANDEM_WITH_CUDA
+bool Synapses::multiply(const Tensor& u) {
+  layer_.neuron = {};
+  layer_.neuron.timing = Timing::kWindow;
+  if (u.numel() == 0 || !cuda::prefers_window_product(layer_, operand_)) return false;
+  const Layer whole = layer(layer_.neuron);
+  launch(in_.weight, "window_product",
+         [&](void* stream) { return cuda::window_product(whole, operand_, pointer<float>(u), stream); });
+  return true;
+}
+#endif
+
+Tensor Synapses::window_product() {
+  if (in_.weight.scalar_type() == ScalarType::Double) return counts_product();
+  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.planes);
+#ifdef TANDEM_WITH_CUDA
+  if (on_gpu(in_.planes)) {
+    if (in_.T > most_steps(Timing::kWindow)) return counts_product();
+    Synapses bytes = *this;
+    if (!in_.counted) bytes.in_.planes = count_bytes(in_.planes);
+    bytes.in_.counted = true;
+    return bytes.multiply(u) ? u : bytes.counts_product();
+  }
+#endif
+  Neuron<float> window{};
+  window.T = static_cast<int32_t>(in_.T);
+  window.timing = in_.counted ? Timing::kWindow : Timing::kStep;
+  cpu::window_product(layer(window), pointer<float>(u), torch_parallel);
+  return u;
+}
+
+Tensor Synapses::counts_product() const {
+  const ScalarType compute = compute_type(counts_type());
+  const Shape bytes = shape_of(in_.planes);
+  const Tensor counts = in_.counted ? view_channels_last(aten::to_type(to_channels_last(in_.planes, 2), compute),
+                                                         {bytes.begin() + 1, bytes.end()}, 1)
+                                    : count_spikes(in_.planes, compute);
+  return view_channels_last(product_of(counts), output_shape(), 1);
+}
+
+Tensor Synapses::product_of(const Tensor& images) const {
+  const Tensor wide = aten::to_type(in_.weight, images.scalar_type());
+  if (in_.stride.empty()) return aten::linear(images, wide);
+  if (wide.numel() == 0) {  // torch's convolution gets the shape of this case wrong
+    Shape shape = output_shape();
+    shape[0] = images.size(0);
+    const Tensor silence = empty_channels_last(shape, 1, images.scalar_type(), images);
+    torch::stable::fill_(silence, 0.0);
+    return silence;
+  }
+  return to_channels_last(aten::convolution(images, wide, in_.stride, in_.padding, in_.dilation, in_.groups), 1);
+}
+
 namespace {
 
-NeuronOutputs layer_if(Synapses synapses, const NeuronInputs& inputs) {
-  synapses.counted = is_window(inputs.timing);
-  synapses.check();
-  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T, synapses.counts_type(), synapses.planes);
-  if (layer.neurons() > 0 && !FusedSynapses(synapses).fire(layer)) {
-    synapses.scan(layer);
-  }
+NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
+  given.counted = is_window(inputs.timing);
+  Synapses synapses(std::move(given));
+  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T(), synapses.counts_type(), synapses.planes());
+  if (layer.neurons() > 0 && !synapses.fire(layer)) synapses.scan(layer);
   return layer.outputs();
 }
 
@@ -247,60 +271,15 @@ NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
       {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
 }
 
-// The product of the window by the kernels' exact sums, by torch's product where they have none.
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
-  const Synapses synapses{planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted};
-  synapses.check();
-  return synapses.window_product();
-}
-
-}  // namespace
-
-Tensor Synapses::window_product() const {
-  if (weight.scalar_type() == ScalarType::Double) return counts_product();
-  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, planes);
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(planes)) {
-    if (T > most_steps(Timing::kWindow)) return counts_product();
-    Synapses bytes = *this;
-    if (!counted) bytes.planes = count_bytes(planes);
-    bytes.counted = true;
-    return FusedSynapses(bytes).multiply(u) ? u : bytes.counts_product();
-  }
-#endif
-  Neuron<float> window{};
-  window.T = static_cast<int32_t>(T);
-  window.timing = counted ? Timing::kWindow : Timing::kStep;
-  FusedSynapses fused(*this);
-  cpu::window_product(fused.layer(window), static_cast<float*>(u.data_ptr()), torch_parallel);
-  return u;
-}
-
-Tensor Synapses::counts_product() const {
-  const ScalarType compute = compute_type(counts_type());
-  const Shape bytes = shape_of(planes);
-  const Tensor counts = counted ? view_channels_last(aten::to_type(to_channels_last(planes, 2), compute),
-                                                     {bytes.begin() + 1, bytes.end()}, 1)
-                                : count_spikes(planes, compute);
-  return view_channels_last(product_of(counts), output_shape(), 1);
-}
-
-void Synapses::scan(const NeuronLayer& neurons) const {
-  if (counted) return run_scan(window_product(), Source::kImpulse, neurons);
-  Synapses of = *this;
-  Tensor all = planes;
-  int64_t plane = 0;
-  for (const NeuronLayer& piece : neurons.pieces(kScannedSteps)) {
-    const int64_t P = (piece.T() + 7) / 8;
-    of.planes = torch::stable::narrow(all, 0, plane, P);
-    of.T = piece.T();
-    run_scan(of.currents(), Source::kTrain, piece);
-    plane += P;
-  }
+  return Synapses({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted})
+      .window_product();
 }
 
 Tensor frozen_digits(Tensor weight, int64_t groups) { return prepare_digits(weight, groups); }
+
+}  // namespace
 
 TANDEM_IMPLEMENT(m.impl("linear_if", TORCH_BOX(&linear_if)); m.impl("conv_if", TORCH_BOX(&conv_if));
                  m.impl("window_product", TORCH_BOX(&window_product));

@@ -22,8 +22,8 @@ std::tuple<Tensor, Tensor> quantise(Tensor weight, int64_t bits) {
   Tensor q = empty_channels_last(shape_of(weight), lead, ScalarType::Char, weight);
   Tensor step = empty(weight.size(0), ScalarType::Float, weight);
   const int64_t rows = weight.size(0), size = rows == 0 ? 0 : weight.numel() / rows;
-  cpu::quantise(static_cast<const float*>(dense.data_ptr()), rows, size, (1 << (bits - 1)) - 1,
-                static_cast<int8_t*>(q.data_ptr()), static_cast<float*>(step.data_ptr()), torch_parallel);
+  cpu::quantise(pointer<float>(dense), rows, size, (1 << (bits - 1)) - 1, pointer<int8_t>(q), pointer<float>(step),
+                torch_parallel);
   return {q, step};
 }
 

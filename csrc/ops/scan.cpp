@@ -8,12 +8,9 @@ namespace tandem::ops {
 void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
   if (layer.neurons() == 0) return;
   const DType dtype = kernel_dtype(currents, "currents");
-  const void* data = currents.data_ptr();
-  if (dtype == DType::kFloat64) {
-    TANDEM_RUN(currents, if_scan, data, dtype, source, layer.args<double>());
-  } else {
-    TANDEM_RUN(currents, if_scan, data, dtype, source, layer.args<float>());
-  }
+  in_compute_type(currents.scalar_type(), [&](auto zero) {
+    TANDEM_RUN(currents, if_scan, currents.data_ptr(), dtype, source, layer.args<decltype(zero)>());
+  });
 }
 
 namespace {

@@ -47,11 +47,27 @@ Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of);
 // The tensor itself where it is contiguous, else a copy. torch's own goes through the dispatcher to find that out.
 Tensor to_contiguous(const Tensor& tensor);
 
+template <class E>
+E* pointer(const Tensor& tensor) {
+  return static_cast<E*>(tensor.data_ptr());
+}
+// Null where there are no elements.
+template <class E>
+E* pointer(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->numel() > 0 ? pointer<E>(*tensor) : nullptr;
+}
+
 // dtype of a floating tensor, checked: float32, bfloat16, float16 or float64.
 DType kernel_dtype(ScalarType type, const char* name);
 inline DType kernel_dtype(const Tensor& tensor, const char* name) { return kernel_dtype(tensor.scalar_type(), name); }
 inline ScalarType compute_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls body with a zero of the type that is computed in.
+template <class Body>
+void in_compute_type(ScalarType dtype, const Body& body) {
+  dtype == ScalarType::Double ? body(double{}) : body(float{});
 }
 
 // 1..most_steps(timing).
