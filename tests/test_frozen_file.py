@@ -297,6 +297,22 @@ def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
     refused(path, container.pack(tensors, facts, FORMAT), f"layer '2': ({field}|scale|sizes)")
 
 
+@pytest.mark.parametrize(("instruction", "field", "message"), [
+    (0, "after_w", "layer '0': padding"), (2, "after_h", "layer '3': padding"), (2, "dilation_w", "layer '3': dilation"),
+])  # fmt: skip
+def test_hostile_windows_of_pooling(instruction: int, field: str, message: str, tmp_path: Path) -> None:
+    """Sizes that the plan would have and the pooling itself would not: what reads it would read beyond its end."""
+    net = nn.Sequential(
+        *(tnn.MaxPool2d(2), tnn.Encoder(3), tnn.Conv2d(1, 3, 1), tnn.AvgPool2d(2, spiking=False)),
+        *(tnn.Flatten(), tnn.Readout(12, 2)),
+    )
+    path = tmp_path / "net.tandem"
+    ts.freeze(net).save(path)
+    tensors, facts = container.unpack(path, FORMAT, "", "")
+    tensors["program"] = changed(tensors["program"], instruction, field, 1 + (field == "dilation_w"))
+    refused(path, container.pack(tensors, facts, FORMAT), message)
+
+
 def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> None:
     layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
     path = tmp_path / "net.tandem"

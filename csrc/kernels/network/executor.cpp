@@ -25,9 +25,8 @@ class Run {
         T_(plan.stream ? 1 : plan.T),
         window_(network.waits() ? call.step / plan.T : 0),
         step_(network.waits() ? call.step % plan.T : call.step),
-        real_(program_.instructions.size()),
-        trains_(program_.instructions.size()),
-        so_far_(program_.instructions.size()) {
+        values_(program_.size()),
+        so_far_(program_.size()) {
     thread_local cpu::Scratch<uint8_t> workspace;
     workspace_ = workspace.reserve(plan.workspace);
     thread_local cpu::Scratch<float> bad;
@@ -37,14 +36,10 @@ class Run {
 
   void operator()() {
     if (plan_.batch == 0) return;
-    for (int64_t i = 0; i < size(); ++i) {
+    for (int64_t i = 0; i < program_.size(); ++i) {
       if (program_.values[i] == Value::kMeans) continue;
-      trains_[i] = result(i);
-      if (plan_.stream) {
-        stream(i);
-      } else {
-        execute(i);
-      }
+      values_[i] = result(i);
+      plan_.stream ? stream(i) : execute(i);
     }
     for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
       const int64_t steps = (plan_.stream ? step_ : t) + 1;
@@ -54,38 +49,36 @@ class Run {
         std::fill_n(to, n, std::numeric_limits<float>::quiet_NaN());
         continue;
       }
-      for (int64_t i = 0; i < size(); ++i) {
-        if (program_.values[i] == Value::kMeans) real_[i] = from_counts(i, t, steps);
+      for (int64_t i = 0; i < program_.size(); ++i) {
+        if (program_.values[i] == Value::kMeans) values_[i] = from_counts(i, t, steps);
       }
-      for (int64_t k = 0; k < n; ++k) to[k] = real_.back()[k] + bad_[k / outputs];
+      const float* last = real(program_.size() - 1);
+      for (int64_t k = 0; k < n; ++k) to[k] = last[k] + bad_[k / outputs];
     }
   }
 
  private:
-  int64_t size() const { return static_cast<int64_t>(program_.instructions.size()); }
   const Instruction& at(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
   uint8_t* place(int64_t offset) const { return workspace_ + offset * plan_.batch; }
   uint8_t* result(int64_t i) const { return place(plan_.steps[i].place); }
   float* state(int64_t offset) const { return call_.state + offset * plan_.batch; }
-  const uint8_t* train(int64_t value) const {
-    return value >= 0 ? trains_[value] : static_cast<const uint8_t*>(call_.input);
-  }
+  const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
+  const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
+  const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
   const uint8_t* input(int64_t i) const { return delayed(plan_.steps[i].input, at(i).input); }
   const uint8_t* residual(int64_t i) const { return delayed(plan_.steps[i].residual, at(i).residual); }
   const uint8_t* delayed(const Delay& delay, int64_t value) const {
     return delay.windows > 0 ? place(delay.place) : value == kAbsent ? nullptr : train(value);
   }
-  const float* real(int64_t value) const { return value >= 0 ? real_[value] : static_cast<const float*>(call_.input); }
   RealWindow window(int64_t i) const { return {at(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
   // Of what instruction i reads, in the form in which it comes.
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : plan_.planes);
   }
-  bool has_residual_train(int64_t i) const { return at(i).residual != kAbsent && program_.is_train(at(i).residual); }
 
   void execute(int64_t i) {
-    const bool from_train = network_.reads_train(i);
+    const bool from_train = program_.reads_train(i);
     const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
     switch (program_.kind(i)) {
       case Kind::layer:
@@ -93,31 +86,28 @@ class Run {
         return from_train ? product(i) : direct(i);
       case Kind::max_pool:
         if (from_train) return max_pool(i, in, out);
-        real_[i] = call_.host->maximum(window(i), real(at(i).input));
+        values_[i] = call_.host->maximum(window(i), real(at(i).input));
         return;
       case Kind::flatten:
-        if (!from_train) {
-          real_[i] = real(at(i).input);
-        } else if (in.dims == 1) {
-          trains_[i] = train(at(i).input);
-        } else {
-          cpu::to_channels_first(train(at(i).input), images(i), in.height * in.width, in.channels, result(i),
-                                 call_.parallel);
+        if (!from_train || in.dims == 1) {
+          values_[i] = value(at(i).input);
+          return;
         }
-        return;
+        return cpu::to_channels_first(train(at(i).input), images(i), in.height * in.width, in.channels, result(i),
+                                      call_.parallel);
       case Kind::popcount:
       case Kind::burst:
         return change_form(i);
       default:
         if (from_train) return product(i);  // of an average
-        real_[i] = call_.host->mean(window(i), false, real(at(i).input));
+        values_[i] = call_.host->mean(window(i), false, real(at(i).input));
     }
   }
 
   void change_form(int64_t i) {
     const int64_t from = at(i).input, n = plan_.batch * plan_.steps[i].in.features();
     if (plan_.stream || (from == kNetworkInput && call_.counted)) {
-      trains_[i] = train(from);
+      values_[i] = value(from);
     } else if (program_.kind(i) == Kind::popcount) {
       cpu::count_bytes(train(from), static_cast<int32_t>(plan_.planes), n, result(i), call_.parallel);
     } else {
@@ -132,7 +122,7 @@ class Run {
     align(s.input, at(i).input);
     align(s.residual, at(i).residual);
     if (window_ < s.depth) return;
-    const bool fires = network_.has_neurons(i) || program_.values[i] == Value::kCurrents;
+    const bool fires = program_.fires(i) || program_.values[i] == Value::kCurrents;
     return fires && program_.waits(i) ? wait(i) : execute(i);
   }
 
@@ -153,7 +143,7 @@ class Run {
   // A step of a layer that integrates its window, and fires what it had integrated in the one before.
   void wait(int64_t i) {
     const Plan::Step& s = plan_.steps[i];
-    const bool first = step_ == 0, last = step_ + 1 == plan_.T, from_train = network_.reads_train(i);
+    const bool first = step_ == 0, last = step_ + 1 == plan_.T, from_train = program_.reads_train(i);
     auto* memory = reinterpret_cast<uint8_t*>(state(s.state));
     const auto counters = [&](int64_t features) {
       uint8_t* bytes = memory;
@@ -172,7 +162,7 @@ class Run {
       return from_train ? currents(i, received) : one_current(i, reinterpret_cast<const float*>(received), result(i));
     }
     const uint8_t* more = residual(i);
-    if (has_residual_train(i)) {
+    if (more != nullptr && program_.is_train(at(i).residual)) {
       uint8_t* sum = counters(s.out.features());
       add_spikes(more, neurons, first, sum);
       more = sum;
@@ -211,7 +201,7 @@ class Run {
   Neuron<float> firing(int64_t i, const uint8_t* residual, uint8_t* train) const {
     const Instruction& in = at(i);
     Neuron<float> a = neurons(i);
-    if (program_.kind(i) == Kind::layer && residual != nullptr) {
+    if (residual != nullptr) {
       if (program_.value(in.residual) == Value::kCurrents) {
         a.residual_currents = reinterpret_cast<const float*>(residual);
       } else {
@@ -295,7 +285,7 @@ class Run {
     if (!plan_.stream || !network_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
     const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
-    float* y = state(plan_.steps[i].state) + (network_.has_neurons(i) ? neurons : 0);
+    float* y = state(plan_.steps[i].state) + (program_.fires(i) ? neurons : 0);
     float* kept = y + neurons;
     if (step_ == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
       std::copy_n(direct_product(i), neurons, y);
@@ -382,7 +372,7 @@ class Run {
   // Of the counts after step t of this run, which is the stream's last of `steps`.
   const float* from_counts(int64_t i, int64_t t, int64_t steps) {
     const Instruction& in = at(i);
-    const bool from_train = network_.reads_train(i);
+    const bool from_train = program_.reads_train(i);
     const float* x = from_train ? counts(i, t) : real(in.input);
     if (program_.kind(i) == Kind::flatten) return x;
     if (program_.kind(i) != Kind::readout) return call_.host->mean(window(i), from_train, x);
@@ -430,8 +420,7 @@ class Run {
   const Call& call_;
   int64_t T_;                               // steps of this run
   int64_t window_, step_;                   // of a stream: the number of the window, and of the step in it
-  std::vector<const float*> real_;          // by instruction, what is real-valued
-  std::vector<const uint8_t*> trains_;      // what is not
+  std::vector<const void*> values_;         // by instruction: a train, currents, or real numbers
   std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
   std::vector<float> scaled_;
   uint8_t* workspace_;  // of this thread

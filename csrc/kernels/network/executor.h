@@ -116,17 +116,12 @@ class Network {
   friend class Run;
   friend class Planner;
 
-  bool reads_train(int64_t i) const { return program_.is_train(program_.instructions[i].input); }
-  bool is_layer(int64_t i) const {
-    return program_.kind(i) == Kind::layer || (program_.kind(i) == Kind::average && reads_train(i));
-  }
   // Is its current the same at every step, as long as the input is?
   bool keeps_product(int64_t i) const {
-    return program_.kind(i) == Kind::layer && !reads_train(i) && !program_.waits(i) &&
+    return program_.kind(i) == Kind::layer && !program_.reads_train(i) && !program_.waits(i) &&
            static_cast<Source>(program_.header.source) == Source::kDirect;
   }
-  bool has_neurons(int64_t i) const { return is_layer(i) && program_.is_train(i); }
-  bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && reads_train(i); }
+  bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && program_.reads_train(i); }
   // Has it weights that a host multiplies, which the numbers do not hold as float32?
   bool is_widened(int64_t i) const {
     const bool has_weights = program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout;

@@ -22,7 +22,7 @@ Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, in
     : program_(read(words, count, bytes)), numbers_(numbers) {
   if (!program_.not_run.empty()) throw std::invalid_argument(program_.not_run);
   int64_t size = 0;
-  for (int64_t i = 0; i < static_cast<int64_t>(program_.instructions.size()); ++i) {
+  for (int64_t i = 0; i < program_.size(); ++i) {
     size += -size & (kAlignment - 1);
     parts_.push_back(size);
     if (is_packed(i)) {
@@ -68,9 +68,8 @@ void Network::widen(int64_t number, float* to) const {
 }
 
 void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
-    uint8_t* part = prepared + parts_[n];
+  for (int64_t i = 0; i < program_.size(); ++i) {
+    uint8_t* part = prepared + parts_[i];
     if (is_packed(i)) {
       cpu::prepare(geometry(i), weights_of(i), part, parallel);
     } else if (is_widened(i)) {
@@ -80,20 +79,17 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
 }
 
 bool Network::reads_counts() const {
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const Instruction& i = program_.instructions[n];
-    const bool of_residual = i.residual == kNetworkInput;
-    if (of_residual || (i.input == kNetworkInput && program_.kind(static_cast<int64_t>(n)) != Kind::popcount)) {
-      return false;
-    }
+  for (int64_t i = 0; i < program_.size(); ++i) {
+    const Instruction& at = program_.instructions[i];
+    if (at.residual == kNetworkInput) return false;
+    if (at.input == kNetworkInput && program_.kind(i) != Kind::popcount) return false;
   }
   return true;
 }
 
 bool Network::waits() const {
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
-    const auto i = static_cast<int64_t>(n);
-    if (has_neurons(i) && program_.waits(i)) return true;
+  for (int64_t i = 0; i < program_.size(); ++i) {
+    if (program_.fires(i) && program_.waits(i)) return true;
   }
   return false;
 }

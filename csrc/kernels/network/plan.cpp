@@ -100,7 +100,7 @@ class Places {
 
 // The instruction after which nothing reads a value; counts are read when all else is done.
 std::vector<int64_t> last_uses(const Program& program) {
-  const auto n = static_cast<int64_t>(program.instructions.size());
+  const int64_t n = program.size();
   std::vector<int64_t> last(n, 0);
   for (int64_t i = n; i-- > 0;) {
     const Instruction& reader = program.instructions[i];
@@ -109,8 +109,7 @@ std::vector<int64_t> last_uses(const Program& program) {
     const bool is_view = kind == Kind::flatten || kind == Kind::popcount || kind == Kind::burst;
     const bool counts = program.values[i] == Value::kMeans;
     if (reader.input >= 0) last[reader.input] = std::max(last[reader.input], counts ? n : is_view ? last[i] : i);
-    const bool has_residual = program.kind(i) == Kind::layer && reader.fires != 0 && reader.residual >= 0;
-    if (has_residual) last[reader.residual] = std::max(last[reader.residual], i);
+    if (reader.residual >= 0) last[reader.residual] = std::max(last[reader.residual], i);
   }
   return last;
 }
@@ -133,8 +132,7 @@ class Planner {
     check(number, step);
     if (plan_.stream) align(number, step);
     if (program_.is_train(number) || value == Value::kCurrents) {
-      const bool pads = network_.is_layer(number) && network_.reads_train(number) && i.after_h + i.after_w > 0;
-      if (pads) {
+      if (program_.reads_train(number) && i.after_h + i.after_w > 0) {
         const Shape padded{3, step.in.channels, step.in.height + i.after_h, step.in.width + i.after_w};
         step.padded = take(kAbsent, bytes_of(i.input, checked_size(padded)), number);
       }
@@ -152,16 +150,11 @@ class Planner {
   static int64_t checked_size(const Shape& s) {
     return checked_product(checked_product(s.height, s.width, kMostFeatures), s.channels, kMostFeatures);
   }
-  bool has_residual(int64_t number) const {
-    return program_.kind(number) == Kind::layer && network_.has_neurons(number) &&
-           program_.instructions[number].residual != kAbsent;
-  }
-
   void check(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Shape& out = step.out;
-    if (!network_.has_neurons(number)) return;
-    if (has_residual(number) && !(shape_of(i.residual) == out)) {
+    if (!program_.fires(number)) return;
+    if (i.residual != kAbsent && !(shape_of(i.residual) == out)) {
       refuse("its residual is " + text(shape_of(i.residual)) + ", its neurons " + text(out));
     }
     if (i.v_init != kAbsent && i.v_height * i.v_width > 1 && (i.v_height != out.height || i.v_width != out.width)) {
@@ -193,10 +186,10 @@ class Planner {
     const Instruction& i = program_.instructions[number];
     const auto made = [&](int64_t value) {
       if (value < 0) return int64_t{0};
-      return at(value)->depth + (network_.has_neurons(value) && program_.waits(value) ? 1 : 0);
+      return at(value)->depth + (program_.fires(value) && program_.waits(value) ? 1 : 0);
     };
     step.depth = made(i.input);
-    if (!has_residual(number)) return;
+    if (i.residual == kAbsent) return;
     step.depth = std::max(step.depth, made(i.residual));
     step.input = delay(i.input, step.depth - made(i.input), number);
     step.residual = delay(i.residual, step.depth - made(i.residual), number);
@@ -219,17 +212,17 @@ class Planner {
   int64_t state_of(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];
-    const bool counts = network_.reads_train(number) && value == Value::kMeans;
+    const bool counts = program_.reads_train(number) && value == Value::kMeans;
     if (counts) return step.in.features();
-    if (!network_.has_neurons(number) && value != Value::kCurrents) return 0;
+    if (!program_.fires(number) && value != Value::kCurrents) return 0;
     if (!program_.waits(number)) {
       const int64_t product = network_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
       return product + (value == Value::kCurrents ? 0 : step.out.features());
     }
-    const int64_t inputs = network_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
+    const int64_t inputs = program_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
     if (value == Value::kCurrents) return inputs;
-    const int64_t residual =
-        has_residual(number) && program_.is_train(i.residual) ? bytes_as_floats(step.out.features()) : 0;
+    const bool adds_spikes = i.residual != kAbsent && program_.is_train(i.residual);
+    const int64_t residual = adds_spikes ? bytes_as_floats(step.out.features()) : 0;
     return inputs + residual + bytes_as_floats(step.out.features());
   }
 
@@ -246,9 +239,9 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) c
   Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, stream ? 1 : 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
   Planner planner(*this, plan);
-  for (size_t n = 0; n < program_.instructions.size(); ++n) {
+  for (int64_t n = 0; n < program_.size(); ++n) {
     try {
-      planner.add(static_cast<int64_t>(n));
+      planner.add(n);
     } catch (const std::invalid_argument& error) {
       refuse("instruction " + std::to_string(n) + ": " + error.what());
     }

@@ -53,6 +53,8 @@ class Checker {
         if (numbers != kAbsent) refuse("a move with weights");
       }
       if (scales && kind != Kind::mean && kind != Kind::adaptive_mean) refuse("a move with weights");
+      if (i_.after_h + i_.after_w != 0) refuse("padding: a pooling has it on both sides");
+      if (kind != Kind::max_pool && i_.dilation_h * i_.dilation_w != 1) refuse("dilation: a mean has none");
       check_range("outputs", i_.outputs, scales ? 1 : 0, scales ? kLargestSize : 0);
       check_numbers("scale", i_.scale, i_.outputs);
     }
@@ -236,7 +238,7 @@ std::string vocabulary() {
 }
 
 int64_t Program::most_steps() const {
-  for (int64_t i = 0; i < header.instructions; ++i) {
+  for (int64_t i = 0; i < size(); ++i) {
     if (waits(i) || values[i] == Value::kCounts) return tandem::most_steps(Timing::kWindow);
   }
   return tandem::most_steps(Timing::kStep);
@@ -257,6 +259,8 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
   for (int64_t i = 0; i < n; ++i) {
     try {
       program.values.push_back(Checker(program, i, bytes).check());
+      Instruction& read = program.instructions[i];
+      if (program.kind(i) != Kind::layer || read.fires == 0) read.residual = kAbsent;
     } catch (const std::invalid_argument& error) {
       refuse("instruction " + std::to_string(i) + ": " + error.what());
     }

@@ -36,7 +36,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
 #define TANDEM_INSTRUCTION_FIELDS(X)                                                            \
   X(kind)                                                                                       \
   X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */   \
-  X(residual)        /* value added to the currents */                                          \
+  X(residual)        /* value added to the currents; none where it does not fire */             \
   X(fires)           /* 0: the currents of every step are wanted, without neurons */            \
   X(analog)          /* 0; files of earlier versions may have layers of an ANN, which are refused */ \
   X(axes)            /* of space: 0 linear, 1, 2 */                                             \
@@ -110,6 +110,7 @@ struct Program {
   std::vector<Value> values;  // of each instruction
   std::string not_run;        // "instruction N: why" the executor does not run it, though Python may; or empty
 
+  int64_t size() const { return header.instructions; }
   DType dtype() const { return static_cast<DType>(header.dtype); }
   Kind kind(int64_t i) const { return static_cast<Kind>(instructions[i].kind); }
   Value value(int64_t v) const {
@@ -117,10 +118,13 @@ struct Program {
     return static_cast<Source>(header.source) == Source::kSpikes ? Value::kSpikes : Value::kReal;
   }
   bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
-  // The largest T, which counts as bytes decide.
-  int64_t most_steps() const;
+  bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
+  // Has it neurons?
+  bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
   // Of a layer or an average: does it integrate a window, to fire in the next one?
   bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
+  // The largest T, which counts as bytes decide.
+  int64_t most_steps() const;
 };
 
 // Reads `count` words that use `bytes` bytes of numbers. Throws std::invalid_argument, "instruction N: why", for what
