@@ -60,7 +60,10 @@ __global__ void fire_kernel(const float* in, const void*, float* out) {
   const int lane = static_cast<int>(threadIdx.x);
   float v = in[3 * lane];
   uint32_t spikes = 1;
-  fire<32>(v, spikes, in[3 * lane + 1], in[3 * lane + 2]);
+  Neuron<float> neuron{};
+  neuron.threshold = in[3 * lane + 1];
+  neuron.leak = in[3 * lane + 2];
+  fire<32>(v, spikes, neuron);
   out[2 * lane] = v;
   out[2 * lane + 1] = static_cast<float>(spikes);
 }

@@ -215,44 +215,54 @@ Tile tile_of(int64_t rows, int64_t channels, int vec) {
 }
 
 dim3 grid_of(const Tile& tile, int vec, int64_t rows, int64_t channels) {
-  const int64_t width = int64_t{tile.lanes} * vec;
-  return dim3(static_cast<unsigned>((channels + width - 1) / width), static_cast<unsigned>(slices_of(rows, channels)));
+  return dim3(blocks_for(channels, int64_t{tile.lanes} * vec), static_cast<unsigned>(slices_of(rows, channels)));
 }
 
 template <int kVec, class Terms, class Finish>
-int launch_sums(const Terms& terms, const Finish& finish, int64_t rows, int64_t channels, double* workspace,
-                cudaStream_t stream) {
+int launch_sums(const Terms& terms, const Finish& finish, double* workspace, cudaStream_t stream) {
+  const int64_t rows = finish.a.rows, channels = finish.a.channels;
   const Tile tile = tile_of(rows, channels, kVec);
   sum_kernel<Terms, kVec>
       <<<grid_of(tile, kVec, rows, channels), kThreads, 2 * kVec * kThreads * sizeof(double), stream>>>(
           terms, tile, rows, channels, workspace);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) return status;
-  finish_kernel<Finish>
-      <<<static_cast<unsigned>((channels + 31) / 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double), stream>>>(
-          finish, static_cast<int>(slices_of(rows, channels)), channels, workspace);
+  finish_kernel<Finish><<<blocks_for(channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double), stream>>>(
+      finish, static_cast<int>(slices_of(rows, channels)), channels, workspace);
   return cudaGetLastError();
 }
 
-template <class Grad, int kVec, class C>
-int launch_grad(const BatchNormGrad<C>& a, double* workspace, cudaStream_t stream) {
-  const Gradients<C, Grad> terms{static_cast<const Grad*>(a.grad), a.mask, a.product};
-  const int status = launch_sums<kVec>(terms, FinishGradients<C>{a}, a.rows, a.channels, workspace, stream);
-  if (status != cudaSuccess) return status;
-  const Tile tile = tile_of(a.rows, a.channels, kVec);
-  grad_kernel<C, Grad, kVec><<<grid_of(tile, kVec, a.rows, a.channels), kThreads, 0, stream>>>(a, tile);
-  return cudaGetLastError();
-}
-
-template <class Grad>
-int launch_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  constexpr size_t kBytes = 4 * sizeof(Grad);
-  if (a.channels % 4 == 0 && is_aligned(a.grad, kBytes) && is_aligned(a.product, 16) &&
-      is_aligned(a.grad_product, kBytes)) {
-    return launch_grad<Grad, 4>(a, workspace, on);
+// Four float channels to a thread where they are aligned, else one.
+template <class C, class Launch>
+int launch_by_four(bool four, const Launch& launch) {
+  if constexpr (std::is_same_v<C, float>) {
+    if (four) return launch(Constant<4>{});
   }
-  return launch_grad<Grad, 1>(a, workspace, on);
+  return launch(Constant<1>{});
+}
+
+template <class C>
+int launch_statistics(const BatchNormStatistics<C>& a, double* workspace, void* stream) {
+  return launch_by_four<C>(a.channels % 4 == 0 && is_aligned(a.product, 16), [&](auto vec) {
+    return launch_sums<vec.value>(Moments<C>{a.product, a.factor}, FinishStatistics<C>{a}, workspace,
+                                  static_cast<cudaStream_t>(stream));
+  });
+}
+
+template <class Grad, class C>
+int launch_grad(const BatchNormGrad<C>& a, double* workspace, void* stream) {
+  constexpr size_t kBytes = 4 * sizeof(Grad);
+  const auto on = static_cast<cudaStream_t>(stream);
+  const bool four = a.channels % 4 == 0 && is_aligned(a.grad, kBytes) && is_aligned(a.product, 16) &&
+                    is_aligned(a.grad_product, kBytes);
+  return launch_by_four<C>(four, [&](auto vec) -> int {
+    const Gradients<C, Grad> terms{static_cast<const Grad*>(a.grad), a.mask, a.product};
+    const int status = launch_sums<vec.value>(terms, FinishGradients<C>{a}, workspace, on);
+    if (status != cudaSuccess) return status;
+    const Tile tile = tile_of(a.rows, a.channels, vec.value);
+    grad_kernel<C, Grad, vec.value><<<grid_of(tile, vec.value, a.rows, a.channels), kThreads, 0, on>>>(a, tile);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace
@@ -260,35 +270,17 @@ int launch_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) 
 int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices_of(rows, channels) * channels; }
 
 int batch_norm_statistics(const BatchNormStatistics<float>& a, double* workspace, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  const Moments<float> terms{a.product, a.factor};
-  const FinishStatistics<float> finish{a};
-  if (a.channels % 4 == 0 && is_aligned(a.product, 16)) {
-    return launch_sums<4>(terms, finish, a.rows, a.channels, workspace, on);
-  }
-  return launch_sums<1>(terms, finish, a.rows, a.channels, workspace, on);
+  return launch_statistics(a, workspace, stream);
 }
-
 int batch_norm_statistics(const BatchNormStatistics<double>& a, double* workspace, void* stream) {
-  return launch_sums<1>(Moments<double>{a.product, a.factor}, FinishStatistics<double>{a}, a.rows, a.channels,
-                        workspace, static_cast<cudaStream_t>(stream));
+  return launch_statistics(a, workspace, stream);
 }
 
 int batch_norm_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
-  switch (a.grad_dtype) {
-    case DType::kFloat32:
-      return launch_grad<float>(a, workspace, stream);
-    case DType::kBFloat16:
-      return launch_grad<__nv_bfloat16>(a, workspace, stream);
-    case DType::kFloat16:
-      return launch_grad<__half>(a, workspace, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return launch_for(a.grad_dtype, [&](auto element) { return launch_grad<decltype(element)>(a, workspace, stream); });
 }
-
 int batch_norm_grad(const BatchNormGrad<double>& a, double* workspace, void* stream) {
-  return launch_grad<double, 1>(a, workspace, static_cast<cudaStream_t>(stream));
+  return launch_grad<double>(a, workspace, stream);
 }
 
 }  // namespace tandem::cuda

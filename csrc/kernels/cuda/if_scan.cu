@@ -1,8 +1,6 @@
 // One thread owns kVec neighbouring neurons and walks through time. The loads of four or eight steps are issued
 // together, before the first of them: at T = 8 a multiprocessor has 128 KiB in flight, by Little's law 16 KiB keep its
 // memory busy. Each current is read once, each output written once.
-#include <type_traits>
-
 #include "../neuron/scan.h"
 #include "neurons.cuh"
 
@@ -13,9 +11,6 @@ namespace {
 // 128 threads of at most 64 registers: eight blocks to a multiprocessor.
 constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 8;
-
-template <class In>
-using Compute = std::conditional_t<std::is_same_v<In, double>, double, float>;
 
 // How many steps' loads are issued together: as many as 64 registers hold.
 TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
@@ -118,73 +113,41 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
 
+// The kernel for these neurons, kVec to a thread.
 template <class In, int kVec>
-unsigned blocks_of(const Neuron<Compute<In>>& a) {
-  const int64_t per_block = int64_t{kThreads} * kVec;
-  return static_cast<unsigned>((a.neurons + per_block - 1) / per_block);
-}
-
-template <class In, bool kHeld, bool kResidual, int kT, int kVec>
-int launch(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
-  if_scan_kernel<In, kHeld, kResidual, kT, kVec>
-      <<<blocks_of<In, kVec>(a), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
-  return cudaGetLastError();
-}
-
-template <class In, int kVec>
-int launch_for(const In* currents, Source source, const Neuron<Compute<In>>& a, void* stream) {
-  if (a.timing == Timing::kWindow) {
-    if_window_kernel<In, kVec>
-        <<<blocks_of<In, kVec>(a), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(currents, source, a);
-    return cudaGetLastError();
-  }
+auto kernel_for(Source source, const Neuron<Compute<In>>& a) {
+  if (a.timing == Timing::kWindow) return &if_window_kernel<In, kVec>;
   const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   if (source != Source::kTrain) {
-    return residual ? launch<In, true, true, 0, kVec>(currents, source, a, stream)
-                    : launch<In, true, false, 0, kVec>(currents, source, a, stream);
+    return residual ? &if_scan_kernel<In, true, true, 0, kVec> : &if_scan_kernel<In, true, false, 0, kVec>;
   }
-  if (residual) return launch<In, false, true, 0, kVec>(currents, source, a, stream);
-  if constexpr (std::is_same_v<In, double>) return launch<In, false, false, 0, kVec>(currents, source, a, stream);
-  switch (a.window() == a.T ? a.T : 0) {
-    case 4:
-      return launch<In, false, false, 4, kVec>(currents, source, a, stream);
-    case 8:
-      return launch<In, false, false, 8, kVec>(currents, source, a, stream);
-    case 16:
-      return launch<In, false, false, 16, kVec>(currents, source, a, stream);
-    default:
-      return launch<In, false, false, 0, kVec>(currents, source, a, stream);
+  if (residual) return &if_scan_kernel<In, false, true, 0, kVec>;
+  if constexpr (!std::is_same_v<In, double>) {
+    const int T = a.window() == a.T ? a.T : 0;
+    if (T == 4) return &if_scan_kernel<In, false, false, 4, kVec>;
+    if (T == 8) return &if_scan_kernel<In, false, false, 8, kVec>;
+    if (T == 16) return &if_scan_kernel<In, false, false, 16, kVec>;
   }
-}
-
-template <class In>
-int launch_for(const void* currents, Source source, const Neuron<float>& a, void* stream) {
-  const auto* typed = static_cast<const In*>(currents);
-  if (is_aligned(currents, 4 * sizeof(In)) && fit_four(a)) return launch_for<In, 4>(typed, source, a, stream);
-  return launch_for<In, 1>(typed, source, a, stream);
+  return &if_scan_kernel<In, false, false, 0, kVec>;
 }
 
 }  // namespace
 
 int if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, void* stream) {
-  if (args.neurons == 0) return cudaSuccess;
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_for<float>(currents, source, args, stream);
-    case DType::kBFloat16:
-      return launch_for<__nv_bfloat16>(currents, source, args, stream);
-    case DType::kFloat16:
-      return launch_for<__half>(currents, source, args, stream);
-    case DType::kFloat64:
-      return cudaErrorInvalidValue;
-  }
-  return cudaErrorInvalidValue;
+  return launch_for(dtype, [&](auto element) {
+    using In = decltype(element);
+    const bool four = is_aligned(currents, 4 * sizeof(In)) && fit_four(args);
+    return launch_by_four<kThreads>(
+        four, args.neurons, stream, [&](auto vec) { return kernel_for<In, vec.value>(source, args); },
+        static_cast<const In*>(currents), source, args);
+  });
 }
 
 int if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, void* stream) {
-  if (args.neurons == 0) return cudaSuccess;
   if (dtype != DType::kFloat64) return cudaErrorInvalidValue;
-  return launch_for<double, 1>(static_cast<const double*>(currents), source, args, stream);
+  return launch_by_four<kThreads>(
+      false, args.neurons, stream, [&](auto) { return kernel_for<double, 1>(source, args); },
+      static_cast<const double*>(currents), source, args);
 }
 
 }  // namespace tandem::cuda

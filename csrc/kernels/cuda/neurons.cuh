@@ -162,7 +162,7 @@ struct Neurons {
         z.at[i] = rounded_add(z.at[i], I);
         if constexpr (std::is_same_v<C, float>) {
           v.at[i] = rounded_add(v.at[i], I);
-          fire<kBit>(v.at[i], spikes, a.threshold, a.leak);
+          fire<kBit>(v.at[i], spikes, a);
         } else {
           if (step(v.at[i], I, a)) spikes |= kBit;
         }

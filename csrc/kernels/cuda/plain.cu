@@ -126,27 +126,24 @@ Synapses synapses_of(const Layer& layer) {
   return of;
 }
 
-unsigned blocks_of(const Layer& layer) {
-  return static_cast<unsigned>((layer.geometry.neurons() + kThreads - 1) / kThreads);
-}
-
 template <class End>
-int launch_window(const Layer& layer, End end, void* stream) {
-  end.whole = true;
-  plain_window_kernel<<<blocks_of(layer), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      synapses_of(layer), end, layer.geometry.neurons(), layer.geometry.outputs);
-  return cudaGetLastError();
+int launch_window(const Layer& layer, const End& end, void* stream) {
+  const int64_t neurons = layer.geometry.neurons();
+  return launch_by_four<kThreads>(
+      false, neurons, stream, [](auto) { return &plain_window_kernel<End>; }, synapses_of(layer), end, neurons,
+      layer.geometry.outputs);
 }
 
 }  // namespace
 
 int run_plain(const Layer& layer, void* stream) {
-  plain_if_kernel<<<blocks_of(layer), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(synapses_of(layer),
-                                                                                        layer.neuron);
-  return cudaGetLastError();
+  return launch_by_four<kThreads>(
+      false, layer.geometry.neurons(), stream, [](auto) { return &plain_if_kernel; }, synapses_of(layer), layer.neuron);
 }
 
-int run_plain(const Layer& layer, const Write& end, void* stream) { return launch_window(layer, end, stream); }
+int run_plain(const Layer& layer, const Write& end, void* stream) {
+  return launch_window(layer, Write{end.u, true}, stream);
+}
 
 int run_plain(const Layer& layer, const Fire& end, void* stream) {
   return launch_window(layer, Fire{end.a, true, 1}, stream);

@@ -18,8 +18,7 @@ inline int aligned_bytes(const void* p, size_t row) {
 template <class S>
 dim3 grid_of(const Geometry& geometry) {
   // Blocks that share weights run side by side.
-  return dim3(static_cast<unsigned>((geometry.rows() + S::kPixels - 1) / S::kPixels),
-              static_cast<unsigned>((geometry.group_outputs() + S::kOutputs - 1) / S::kOutputs),
+  return dim3(blocks_for(geometry.rows(), S::kPixels), blocks_for(geometry.group_outputs(), S::kOutputs),
               static_cast<unsigned>(geometry.groups));
 }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../neuron/if_neuron.h"
+
 namespace tandem::cuda {
 
 // A place in shared memory, for the compiler and for instructions that it does not know.
@@ -52,10 +54,10 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
 // step() once the current is in: fires if v has reached the threshold, which sets a bit of `spikes`, leaks, and takes
 // the threshold off. Only the sign of a potential of zero may differ.
 template <uint32_t bit>
-__device__ __forceinline__ void fire(float& v, uint32_t& spikes, float threshold, float leak) {
+__device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<float>& a) {
   asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
       : "+f"(v), "+r"(spikes)
-      : "f"(threshold), "f"(leak), "n"(bit));
+      : "f"(a.threshold), "f"(a.leak), "n"(bit));
 }
 
 // D += A B on the tensor cores: A 16 x 16 (32 for int8), B 8 columns.

@@ -81,16 +81,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // bfloat16 and float16 divide in float and round once.
-template <class E>
-__device__ __forceinline__ E divide(E x, float threshold) {
-  return FromFloat<E>::convert(widen(x) / threshold);
-}
-__device__ __forceinline__ double divide(double x, double threshold) { return x / threshold; }
-
-template <class E, class C, int kVec>
+template <class E, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    gate_grad_kernel(const E* __restrict__ grad, const uint8_t* __restrict__ mask, C threshold, int64_t neurons,
-                     E* __restrict__ grad_z) {
+    gate_grad_kernel(const E* __restrict__ grad, const uint8_t* __restrict__ mask, Compute<E> threshold,
+                     int64_t neurons, E* __restrict__ grad_z) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
   Vec<E, kVec> g;
@@ -102,13 +96,10 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t open = mask[n / 8] >> (n % 8);
   Vec<E, kVec> out;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) out.at[i] = open >> i & 1u ? divide(g.at[i], threshold) : FromFloat<E>::convert(0.0f);
+  for (int i = 0; i < kVec; ++i) {
+    out.at[i] = FromFloat<E>::convert(open >> i & 1u ? widen(g.at[i]) / threshold : Compute<E>(0));
+  }
   store(grad_z + n, out);
-}
-
-dim3 grid_for(int64_t neurons, int vec) {
-  const int64_t per_block = int64_t{kThreads} * vec;
-  return dim3(static_cast<unsigned>((neurons + per_block - 1) / per_block));
 }
 
 // Can rows of `neurons` elements of `bytes` each be moved four at a time?
@@ -116,16 +107,9 @@ bool fit_four(const void* p, int64_t neurons, int64_t bytes) {
   return neurons % 4 == 0 && is_aligned(p, bytes < 4 ? 4 * bytes : 16);
 }
 
-// Launches a kernel of four neurons to a thread, or of one.
-template <class Launch>
-int launch_by(bool four, const Launch& launch) {
-  four ? launch(Constant<4>{}) : launch(Constant<1>{});
-  return cudaGetLastError();
-}
-
 // Calls launch(E{}) for the type E of so many bytes.
 template <class Launch>
-int launch_for(int32_t element_size, const Launch& launch) {
+int launch_for_size(int32_t element_size, const Launch& launch) {
   switch (element_size) {
     case 1:
       return launch(uint8_t{});
@@ -140,82 +124,64 @@ int launch_for(int32_t element_size, const Launch& launch) {
   }
 }
 
-template <class E, class C>
-int launch_gate_grad(const void* grad, const uint8_t* mask, C threshold, int64_t neurons, void* grad_z,
-                     cudaStream_t stream) {
-  return launch_by(fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E)), [&](auto vec) {
-    gate_grad_kernel<E, C, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, stream>>>(
-        static_cast<const E*>(grad), mask, threshold, neurons, static_cast<E*>(grad_z));
-  });
+template <class E>
+int launch_gate_grad(const void* grad, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+                     void* stream) {
+  const bool four = fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E));
+  return launch_by_four<kThreads>(
+      four, neurons, stream, [](auto vec) { return &gate_grad_kernel<E, vec.value>; }, static_cast<const E*>(grad),
+      mask, static_cast<Compute<E>>(threshold), neurons, static_cast<E*>(grad_z));
 }
 
 }  // namespace
 
 int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
          void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  return launch_for(element_size, [&](auto element) {
+  return launch_for_size(element_size, [&](auto element) {
     using E = decltype(element);
     const E all = static_cast<E>(~E{0});
     const E nonzero = is_float ? static_cast<E>(all >> 1) : all;
-    return launch_by(fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4), [&](auto vec) {
-      pack_kernel<E, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-          static_cast<const E*>(spikes), nonzero, T, neurons, planes);
-    });
+    const bool four = fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4);
+    return launch_by_four<kThreads>(
+        four, neurons, stream, [](auto vec) { return &pack_kernel<E, vec.value>; }, static_cast<const E*>(spikes),
+        nonzero, T, neurons, planes);
   });
 }
 
 int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
            void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  return launch_for(element_size, [&](auto element) {
+  return launch_for_size(element_size, [&](auto element) {
     using E = decltype(element);
-    return launch_by(fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4), [&](auto vec) {
-      unpack_kernel<E, vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-          planes, T, neurons, static_cast<E*>(spikes), static_cast<E>(one));
-    });
+    const bool four = fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4);
+    return launch_by_four<kThreads>(
+        four, neurons, stream, [](auto vec) { return &unpack_kernel<E, vec.value>; }, planes, T, neurons,
+        static_cast<E*>(spikes), static_cast<E>(one));
   });
 }
 
 int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  return launch_by(fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype)), [&](auto vec) {
-    counts_kernel<vec.value><<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        planes, P, neurons, counts, dtype);
-  });
+  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype));
+  return launch_by_four<kThreads>(
+      four, neurons, stream, [](auto vec) { return &counts_kernel<vec.value>; }, planes, P, neurons, counts, dtype);
 }
 
 int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  return launch_by(fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1), [&](auto vec) {
-    count_bytes_kernel<vec.value>
-        <<<grid_for(neurons, vec.value), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(planes, P, neurons, counts);
-  });
+  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1);
+  return launch_by_four<kThreads>(
+      four, neurons, stream, [](auto vec) { return &count_bytes_kernel<vec.value>; }, planes, P, neurons, counts);
 }
 
 int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  burst_planes_kernel<<<grid_for(neurons, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(counts, T, neurons,
-                                                                                                planes);
-  return cudaGetLastError();
+  return launch_by_four<kThreads>(
+      false, neurons, stream, [](auto) { return &burst_planes_kernel; }, counts, T, neurons, planes);
 }
 
 int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
               void* stream) {
-  if (neurons == 0) return cudaSuccess;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const auto theta = static_cast<float>(threshold);
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_gate_grad<float>(grad, mask, theta, neurons, grad_z, on);
-    case DType::kBFloat16:
-      return launch_gate_grad<__nv_bfloat16>(grad, mask, theta, neurons, grad_z, on);
-    case DType::kFloat16:
-      return launch_gate_grad<__half>(grad, mask, theta, neurons, grad_z, on);
-    case DType::kFloat64:
-      return launch_gate_grad<double>(grad, mask, threshold, neurons, grad_z, on);
-  }
-  return cudaErrorInvalidValue;
+  if (dtype == DType::kFloat64) return launch_gate_grad<double>(grad, mask, threshold, neurons, grad_z, stream);
+  return launch_for(dtype, [&](auto element) {
+    return launch_gate_grad<decltype(element)>(grad, mask, threshold, neurons, grad_z, stream);
+  });
 }
 
 }  // namespace tandem::cuda

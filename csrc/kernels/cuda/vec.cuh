@@ -184,6 +184,42 @@ __device__ __forceinline__ void store_counts(void* to, DType dtype, int64_t n, c
   }
 }
 
+// What potentials are computed in, for currents of type E.
+template <class E>
+using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
+// --- on the host ---
+
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+inline unsigned blocks_for(int64_t n, int64_t per_block) {
+  return static_cast<unsigned>((n + per_block - 1) / per_block);
+}
+
+// Launches kernel(Constant<4>{}), which gives a thread four of the neurons, where they are aligned for it; else
+// kernel(Constant<1>{}).
+template <int kThreads, class Kernel, class... Args>
+int launch_by_four(bool four, int64_t neurons, void* stream, const Kernel& kernel, const Args&... args) {
+  if (neurons == 0) return cudaSuccess;
+  const auto chosen = four ? kernel(Constant<4>{}) : kernel(Constant<1>{});
+  chosen<<<blocks_for(neurons, four ? 4 * kThreads : kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      args...);
+  return cudaGetLastError();
+}
+
+// Calls launch(E{}) for the type E that is computed with in float.
+template <class Launch>
+int launch_for(DType dtype, const Launch& launch) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch(float{});
+    case DType::kBFloat16:
+      return launch(__nv_bfloat16{});
+    case DType::kFloat16:
+      return launch(__half{});
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
 
 }  // namespace tandem::cuda
