@@ -126,20 +126,20 @@ def raw(x: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory: Any) -> Path:
+    """The example, built against the kernels that the C++ tests have built, or would build, in build/cmake-cpu."""
     if not shutil.which("cmake") or not shutil.which("ninja"):
         pytest.skip("cmake or ninja is not installed")
     folder = tmp_path_factory.mktemp("cpp")
 
     def cmake(*arguments: object) -> None:
-        subprocess.run(["cmake", *map(str, arguments)], check=True, capture_output=True, text=True)
+        subprocess.run(["cmake", *map(str, arguments)], cwd=ROOT, check=True, capture_output=True, text=True)
 
-    def build(source: Path, name: str, *options: str) -> None:
-        cmake("-S", source, "-B", folder / name, "-G", "Ninja", *options)
-        cmake("--build", folder / name, "--parallel", os.environ.get("MAX_JOBS", "2"))
-
-    build(ROOT, "kernels", "-DTANDEM_CUDA=0", "-DTANDEM_TESTS=OFF")
-    cmake("--install", folder / "kernels", "--prefix", folder / "prefix")
-    build(EXAMPLE, "example", f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}")
+    jobs = ("--parallel", os.environ.get("MAX_JOBS", "2"))
+    cmake("--preset", "cpu")
+    cmake("--build", "--preset", "cpu", "--target", "tandem_kernels", *jobs)
+    cmake("--install", "build/cmake-cpu", "--prefix", folder / "prefix")
+    cmake("-S", EXAMPLE, "-B", folder / "example", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}")
+    cmake("--build", folder / "example", *jobs)
     return folder / "example" / "classify"
 
 
