@@ -16,8 +16,9 @@ def _load(library: str | None) -> dict[str, Any]:
         lines = torch.ops.tandem.build_info().splitlines()
     except (OSError, RuntimeError) as error:
         raise ImportError(
-            f"tandem_ext's compiled part could not be loaded ({error}). If {folder} is a source folder, build it first: "
-            "`pip install .` (or `make ext` to build in place), or run from another folder to use the installed package."
+            f"tandem_ext's compiled part could not be loaded ({error}). If {folder} is a source folder, build it "
+            "first: `pip install .` (or `make ext` to build in place), or run from another folder to use the installed "
+            "package."
         ) from error
     info: dict[str, Any] = dict(line.split("=", 1) for line in lines)
     if note := _old_driver(int(info.pop("cuda_toolkit", 0)), int(info.pop("cuda_driver", 0))):

@@ -298,7 +298,8 @@ def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("instruction", "field", "message"), [
-    (0, "after_w", "layer '0': padding"), (2, "after_h", "layer '3': padding"), (2, "dilation_w", "layer '3': dilation"),
+    (0, "after_w", "layer '0': padding"), (2, "after_h", "layer '3': padding"),
+    (2, "dilation_w", "layer '3': dilation"),
 ])  # fmt: skip
 def test_hostile_windows_of_pooling(instruction: int, field: str, message: str, tmp_path: Path) -> None:
     """Sizes that the plan would have and the pooling itself would not: what reads it would read beyond its end."""

@@ -26,9 +26,7 @@ def test_an_old_driver(toolkit, driver, says):
 
 def test_load_by_path():
     library = Path(te.__path__[0], "_C.so")
-    program = (
-        "import torch, tandem_ext as te; print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
-    )
+    program = "import torch, tandem_ext as te; print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
     path = os.pathsep.join([str(library.parent.parent), os.environ.get("PYTHONPATH", "")])
     output = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"TANDEM_LIBRARY": str(library), "PYTHONPATH": path},
