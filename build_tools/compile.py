@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from setuptools import Extension
@@ -53,7 +53,7 @@ def read_sources() -> dict[str, list[str]]:
     return groups
 
 
-def make_plan() -> Plan:
+def make_plan(env: Mapping[str, str] = os.environ) -> Plan:
     """decide() on this machine."""
 
     def run(command: Sequence[str]) -> str:
@@ -62,7 +62,7 @@ def make_plan() -> Plan:
         except OSError:
             return ""
 
-    return decide(os.environ, shutil.which, run)
+    return decide(env, shutil.which, run)
 
 
 class NinjaBuildExt(build_ext):  # type: ignore[misc]

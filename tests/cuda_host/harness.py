@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from build_tools.compile import NUMERICS, ROOT, build_folder, ninja_text, nvcc_flags, read_sources, run_ninja
-from build_tools.decide import Plan, Toolkit, decide
+from build_tools.compile import NUMERICS, ROOT, build_folder, make_plan, ninja_text, nvcc_flags, read_sources, run_ninja
+from build_tools.decide import Plan, Toolkit
 
 HERE = Path(__file__).parent
 INPUT, OUTPUT, INOUT, MARKS = 1, 2, 3, 5
@@ -25,14 +23,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 
 
 def find_toolkit() -> Toolkit | None:
     """The CUDA toolkit of this machine, whatever TANDEM_CUDA says about the build."""
-
-    def run(command: Sequence[str]) -> str:
-        try:
-            return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-        except OSError:
-            return ""
-
-    return decide({**os.environ, "TANDEM_CUDA": "auto"}, shutil.which, run).toolkit
+    return make_plan({**os.environ, "TANDEM_CUDA": "auto"}).toolkit
 
 
 def kernel_sources() -> list[Path]:
