@@ -347,6 +347,20 @@ def test_a_stream_whose_image_changes(shape: tuple[int, ...]) -> None:
         assert torch.equal(so_far, nn.functional.linear(spikes, net[-1].weight, net[-1].bias))
 
 
+def test_a_stream_of_a_view() -> None:
+    """It notices what changes anywhere in an image whose numbers do not lie side by side."""
+    frozen = freeze(nn.Sequential(tnn.Encoder(T=4), tnn.Linear(6, 5), tnn.Readout(5, 3)).eval())
+    numbers = torch.rand(3, 12)
+    view, before = numbers[:, ::2], numbers[:, ::2].clone()
+    frozen.step(view)
+    numbers[2, 10] += 5  # further on than the view has numbers
+    answer = frozen.step(view)
+    frozen.reset()
+    frozen.step(before)
+    assert torch.equal(answer, frozen.step(view.clone()))
+    assert torch.equal(frozen(numbers[:1, :6].expand(4, 6)), frozen(numbers[:1, :6].repeat(4, 1)))
+
+
 def test_a_readout_that_reads_another() -> None:
     """Only the last one gives the answer, which is smaller than what others give."""
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(3, 5), tnn.Readout(5, 3000), tnn.Readout(3000, 3)).eval()

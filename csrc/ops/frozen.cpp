@@ -53,14 +53,14 @@ class TorchNumbers : public network::Host {
     if (i.axes == 0) {
       OptionalTensor shift;
       if (bias != nullptr) shift = rounded(view(bias, {i.outputs}));
-      return keep(to_contiguous(aten::linear(images, rounded(view(weight, {i.outputs, i.channels})), shift)));
+      return keep(w, to_contiguous(aten::linear(images, rounded(view(weight, {i.outputs, i.channels})), shift)));
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
     const Tensor y = aten::convolution(images, rounded(view(weight, size)), of_axes(i.axes, i.stride_h, i.stride_w),
                                        of_axes(i.axes, i.padding_h, i.padding_w),
                                        of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
-    return keep(to_channels_last(y, 1));
+    return keep(w, to_channels_last(y, 1));
   }
 
   const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
@@ -70,16 +70,16 @@ class TorchNumbers : public network::Host {
                                         : tensor(x, shape);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
-      return keep(to_contiguous(aten::adaptive_avg_pool(images, kernel)));
+      return keep(w, to_contiguous(aten::adaptive_avg_pool(images, kernel)));
     }
-    return keep(to_contiguous(aten::avg_pool(images, kernel, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w})));
+    return keep(w, to_contiguous(aten::avg_pool(images, kernel, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w})));
   }
 
   const float* maximum(const RealWindow& w, const float* x) override {
     const Instruction& i = w.instruction;
-    return keep(to_contiguous(aten::max_pool(tensor(x, batched(w.batch, w.in)), {i.kernel_h, i.kernel_w},
-                                             {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
-                                             {i.dilation_h, i.dilation_w}, i.ceil != 0)));
+    return keep(w, to_contiguous(aten::max_pool(tensor(x, batched(w.batch, w.in)), {i.kernel_h, i.kernel_w},
+                                                {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
+                                                {i.dilation_h, i.dilation_w}, i.ceil != 0)));
   }
 
  private:
@@ -94,7 +94,9 @@ class TorchNumbers : public network::Host {
     return rounded(is_input ? torch::stable::reshape(input_, shape) : view(x, shape));
   }
   Tensor rounded(const Tensor& x) const { return type_ == ScalarType::Float ? x : aten::to_type(x, type_); }
-  const float* keep(const Tensor& result) {
+  const float* keep(const RealWindow& w, const Tensor& result) {
+    TANDEM_CHECK(result.numel() == w.batch * w.out.features(), "the plan has another size than ",
+                 shape_text(shape_of(result)));
     kept_.push_back(type_ == ScalarType::Float ? result : aten::to_type(result, ScalarType::Float));
     return static_cast<const float*>(kept_.back().data_ptr());
   }
@@ -196,6 +198,8 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
   TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
   Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
+  // A stream compares the elements with those of the step before. A copy in channels-last would have other bits.
+  if (!spikes && state.has_value() && !is_channels_last(dense, 1)) dense = to_contiguous(dense);
   if (counted && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
