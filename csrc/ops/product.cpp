@@ -52,6 +52,26 @@ int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] 
   return 0;
 }
 
+// What the kernels of a GPU multiply in place of float32 weights, empty where there is no such thing.
+Tensor prepare_digits(const Tensor& weight, int64_t groups) {
+  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
+               shape_text(shape_of(weight)));
+  TANDEM_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the outputs of weight, got ", groups);
+  Geometry geometry{};
+  set_weight(geometry, weight, groups);
+  Tensor digits = empty(digits_size(geometry, weight), ScalarType::Byte, weight);
+#ifdef TANDEM_WITH_CUDA
+  if (digits.numel() > 0) {
+    const bool last = in_rows(weight);
+    const Tensor rows = last ? weight : to_contiguous(weight);
+    launch(weight, "prepare", [&](void* stream) {
+      return cuda::prepare(geometry, {rows.data_ptr(), DType::kFloat32, last}, digits.data_ptr(), stream);
+    });
+  }
+#endif
+  return digits;
+}
+
 }  // namespace
 
 Synapses::Synapses(SynapseInputs inputs)
@@ -117,25 +137,6 @@ void Synapses::prepare() {
   if (!in_.digits.has_value() && on_gpu(in_.weight) && is_prepared()) {
     in_.digits = prepare_digits(in_.weight, in_.groups);
   }
-}
-
-Tensor prepare_digits(const Tensor& weight, int64_t groups) {
-  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
-               shape_text(shape_of(weight)));
-  TANDEM_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the outputs of weight, got ", groups);
-  Geometry geometry{};
-  set_weight(geometry, weight, groups);
-  Tensor digits = empty(digits_size(geometry, weight), ScalarType::Byte, weight);
-#ifdef TANDEM_WITH_CUDA
-  if (digits.numel() > 0) {
-    const bool last = in_rows(weight);
-    const Tensor rows = last ? weight : to_contiguous(weight);
-    launch(weight, "prepare", [&](void* stream) {
-      return cuda::prepare(geometry, {rows.data_ptr(), DType::kFloat32, last}, digits.data_ptr(), stream);
-    });
-  }
-#endif
-  return digits;
 }
 
 Layer Synapses::layer(const Neuron<float>& neuron) {
@@ -277,12 +278,10 @@ Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
       .window_product();
 }
 
-Tensor frozen_digits(Tensor weight, int64_t groups) { return prepare_digits(weight, groups); }
-
 }  // namespace
 
 TANDEM_IMPLEMENT(m.impl("linear_if", TORCH_BOX(&linear_if)); m.impl("conv_if", TORCH_BOX(&conv_if));
                  m.impl("window_product", TORCH_BOX(&window_product));
-                 m.impl("frozen_digits", TORCH_BOX(&frozen_digits)))
+                 m.impl("frozen_digits", TORCH_BOX(&prepare_digits)))
 
 }  // namespace tandem::ops

@@ -61,7 +61,4 @@ class Synapses {
   Layer layer_{};
 };
 
-// What the kernels of a GPU multiply in place of float32 weights, empty where there is no such thing.
-Tensor prepare_digits(const Tensor& weight, int64_t groups);
-
 }  // namespace tandem::ops

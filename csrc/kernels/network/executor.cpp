@@ -159,7 +159,8 @@ class Run {
     }
     if (program_.values[i] == Value::kCurrents) {
       if (!last) return;
-      return from_train ? currents(i, received) : one_current(i, reinterpret_cast<const float*>(received), result(i));
+      if (from_train) return currents(i, received);
+      return one_current(i, reinterpret_cast<const float*>(received), reinterpret_cast<float*>(result(i)));
     }
     const uint8_t* more = residual(i);
     if (more != nullptr && program_.is_train(at(i).residual)) {
@@ -268,16 +269,17 @@ class Run {
 
   void direct(int64_t i) {
     const Neuron<float> a = firing(i, residual(i), result(i));
-    std::vector<float> silence;
-    scan(now(i, silence, a.neurons), a);
+    scan(now(i, a.neurons), a);
     fired(i);
   }
 
   // W x, or the silence after an impulse.
-  const float* now(int64_t i, std::vector<float>& silence, int64_t neurons) {
-    if (!is_impulse() || !plan_.stream || step_ == 0) return constant(i, neurons);
-    silence.resize(neurons);
-    return silence.data();
+  const float* now(int64_t i, int64_t neurons) {
+    return is_impulse() && plan_.stream && step_ > 0 ? silence(neurons) : constant(i, neurons);
+  }
+  const float* silence(int64_t neurons) {
+    silence_.resize(std::max<size_t>(silence_.size(), neurons));
+    return silence_.data();
   }
 
   // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
@@ -294,28 +296,26 @@ class Run {
     return y;
   }
 
-  // The currents of a real-valued input: those of the first step, and of all others.
+  // The currents of a real-valued input at each step. Those of later ones are the same, or silence after an impulse.
   void real_currents(int64_t i) {
-    std::vector<float> silence;
     const int64_t n = neurons(i).neurons, steps = program_.waits(i) ? 1 : T_;
     auto* out = reinterpret_cast<float*>(result(i));
-    one_current(i, now(i, silence, n), result(i));
-    if (steps == 1) return;
-    if (is_impulse()) {
-      silence.resize(n);
-      one_current(i, silence.data(), result(i) + n * sizeof(float));
+    for (int64_t t = 0; t < steps; ++t, out += n) {
+      if (t == 0 || (t == 1 && is_impulse())) {
+        one_current(i, t == 0 ? now(i, n) : silence(n), out);
+      } else {
+        std::copy_n(out - n, n, out);
+      }
     }
-    const float* later = out + (is_impulse() ? n : 0);
-    for (int64_t t = is_impulse() ? 2 : 1; t < steps; ++t) std::copy_n(later, n, out + t * n);
   }
 
   // Of the product y of a real-valued input, in a step or a window.
-  void one_current(int64_t i, const float* y, uint8_t* to) const {
+  void one_current(int64_t i, const float* y, float* to) const {
     Neuron<float> a = neurons(i);
     if (!program_.waits(i)) a.T = 1;
-    thread_local cpu::Scratch<uint8_t> silence;
-    a.planes = silence.reserve(a.neurons);
-    a.v = reinterpret_cast<float*>(to);
+    thread_local cpu::Scratch<uint8_t> no_spikes;
+    a.planes = no_spikes.reserve(a.neurons);
+    a.v = to;
     scan(y, a);
   }
 
@@ -422,7 +422,7 @@ class Run {
   int64_t window_, step_;                   // of a stream: the number of the window, and of the step in it
   std::vector<const void*> values_;         // by instruction: a train, currents, or real numbers
   std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
-  std::vector<float> scaled_;
+  std::vector<float> scaled_, silence_;
   uint8_t* workspace_;  // of this thread
   float* bad_;          // [batch], likewise, or a stream's: NaN where a potential was not finite
 };
