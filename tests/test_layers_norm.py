@@ -28,54 +28,6 @@ def pair(name, **options):
     return layer, twin, features
 
 
-def names(layer):
-    return [name for name, _ in layer.named_parameters() if name != "bias"]
-
-
-@pytest.mark.parametrize("bn_stats", ["batch", "running"])
-@pytest.mark.parametrize("gain", [1.0, 0.25])
-@pytest.mark.parametrize("name", LAYERS)
-def test_training_has_the_twins_gradients_and_statistics(name, gain, bn_stats):
-    layer, twin, features = pair(name, bn_stats=bn_stats)
-    for _ in range(3):  # statistics accumulate
-        x = train_with_edge(8, 6, *features, gain=gain, dtype=F64)
-        train = layer(x)
-        counts = x.counts.detach().clone().requires_grad_()
-        z = twin.preactivation(gain * counts)
-    w = torch.randn_like(train.counts)
-    parameters = [layer.get_parameter(name) for name in names(layer)]
-    got = torch.autograd.grad((train.counts * w).sum(), [*parameters, x.counts])
-    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
-    expected = torch.autograd.grad(loss, [*(twin.get_parameter(name) for name in names(layer)), counts])
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
-    for key, value in twin.state_dict().items():
-        torch.testing.assert_close(layer.state_dict()[key], value, msg=key)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_evaluation_folds_the_running_statistics(name):
-    layer, twin, features = pair(name)
-    for net in (layer, twin):
-        net.norm.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
-        net.norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
-        net.eval()
-    x = train_with_edge(8, 6, *features, dtype=F64)
-    state = {key: value.clone() for key, value in layer.state_dict().items()}
-    train = layer(x)
-    z = twin.preactivation(x.counts)
-    torch.testing.assert_close(layer.preactivation(x), z)
-    assert ((train.counts > 0) | (z < 1)).double().mean() > 0.9
-    assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
-    w = torch.randn_like(train.counts)
-    parameters = [layer.get_parameter(name) for name in names(layer)]
-    got = torch.autograd.grad((train.counts * w).sum(), parameters)
-    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
-    expected = torch.autograd.grad(loss, [twin.get_parameter(name) for name in names(layer)])
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_the_release_fires_by_the_running_statistics_in_training():
     layer, _, features = pair("linear", bn_stats="running")
     assert layer.norm.momentum == 0.9
