@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_convert import NETWORKS, Maker, at_the_counts, settled
+from test_convert import NETWORKS, at_the_counts, settled, strided
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,7 +55,7 @@ BODIES: dict[str, Callable[[], Net]] = {
     "transposed": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 3, 2, 1, groups=2)),
     "transposed alone": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 2, bias=False)),
     "volume": lambda: Net(lambda m, a: m.c(a.unsqueeze(1)).mean(2), 3, c=nn.Conv3d(1, 3, 3)),
-    "line": lambda: Net(lambda m, a: m.c(a.flatten(2)).unflatten(2, (4, -1)), 4, c=nn.Conv1d(8, 4, 3, dilation=2)),
+    "lines": lambda: Net(lambda m, a: m.c(a.flatten(2)).unflatten(2, (4, -1)), 4, c=nn.Conv1d(8, 4, 3, dilation=2)),
     "depthwise, pointwise": lambda: Net(
         lambda m, a: m.n(m.p(m.d(a))), 6, d=conv(8, 8, groups=8), p=conv(8, 6, 1), n=nn.BatchNorm2d(6)
     ),
@@ -110,33 +110,41 @@ def slowly(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def made(name: str) -> tuple[Net, Tensor]:
-    net, x = BODIES[name](), torch.rand(6, 2, 8, 8)
-    return settled(net, x), x  # type: ignore[return-value]
+def made(name: str) -> tuple[Any, Tensor]:
+    if name in BODIES:
+        net, x = BODIES[name](), torch.rand(6, 2, 8, 8)
+    else:
+        net, x = {"strided": strided, **NETWORKS}[name]()
+    return settled(net, x), x
 
 
-@pytest.mark.parametrize("name", [*QUICK, *slowly(n for n in BODIES if n not in QUICK)])
+@pytest.mark.parametrize("name", ["line", "strided", *QUICK, *slowly(n for n in BODIES if n not in QUICK)])
 def test_many_steps_approach_the_ann(name: str) -> None:
+    """z is the ANN's own pre-activation: the answer converges to the ANN's."""
     net, x = made(name)
     errors = []
     with torch.no_grad():
-        expected = net(x) - net.head.bias
+        expected = net(x) - net.head.bias if name in BODIES else net(x)
         for T in (8, 200):
-            snn = calibrate(convert(net, T, example=x[:1]), [x], percentile=100)
+            snn = calibrate(convert(net, T, example=x[:1] if name in BODIES else None), [x], percentile=100)
             errors.append(((snn(x) - net(x)).norm() / expected.norm()).item())
-    assert errors[1] < 0.03
+    assert errors[1] < (0.03 if name in BODIES else 0.1)
     assert errors[1] < errors[0] / 3
 
 
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", [*BODIES, *NETWORKS])
 def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, training: bool) -> None:
     net, x = made(name)
     snn = calibrate(convert(net, T=8, example=x[:1]), [x])
     torch.testing.assert_close(to_ann(snn)(x), net(x), rtol=1e-4, atol=1e-5)
-    assert {id(p) for p in snn.parameters()} == {id(p) for p in net.parameters()}
+    ours, theirs = ({id(p) for p in each.parameters()} for each in (snn, net))
+    assert ours == theirs or (name == "functional" and ours < theirs)  # which has layers without use
     net.train(training)
     snn.train(training)
+    for module in snn.modules():
+        if isinstance(module, tnn.Dropout):
+            module.eval()
     target = torch.randn_like(net(x))
     start = copy.deepcopy(net.state_dict())
     results = []
@@ -145,20 +153,21 @@ def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, t
         net.zero_grad()
         y = answer()
         (y * target).sum().backward()
-        results.append((y.detach(), {n: p.grad for n, p in net.named_parameters()}))
+        results.append((y.detach(), {n: p.grad for n, p in net.named_parameters() if id(p) in ours}))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-3)
     for key, expected in results[1][1].items():
-        scale = expected.abs().max().clamp_min(0.1)
+        scale = expected.abs().max().clamp_min(0.1)  # a bias before a batch norm: zero but for rounding
         torch.testing.assert_close(results[0][1][key] / scale, expected / scale, atol=2e-3, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("make", NETWORKS)
-def test_an_example_changes_nothing_where_none_is_needed(make: Maker) -> None:
-    net, x = make()
-    settled(net, x)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_example_changes_nothing_where_none_is_needed(name: str) -> None:
+    net, x = made(name)
     plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or", gate="relu")
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))
+    norms = [{id(m) for m in each.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} for each in (plain, net)]
+    assert norms[0] <= norms[1]
 
 
 @pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "three branches", "shuffled"])
