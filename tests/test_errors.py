@@ -26,6 +26,14 @@ def conv(**changes):
     return lambda: f.conv2d_if(arguments.pop("x"), arguments.pop("weight"), **arguments)
 
 
+def counts(numbers, T=3):
+    return lambda: te.SpikeTrain.from_counts(torch.tensor(numbers), T)
+
+
+def frames(numbers, **options):
+    return lambda: te.SpikeTrain.from_frames(torch.tensor(numbers), **options)
+
+
 def bn(**changes):
     return lambda: f.linear_bn_if(X, W, **changes)
 
@@ -71,6 +79,28 @@ CASES = [
     (lambda: X.to_dense(float), TypeError, "dtype: expected a torch.dtype"),
     (lambda: te.pack(PLANES.numpy()), TypeError, "got a NumPy array of uint8 and shape [1, 3, 7]"),
     (lambda: te.counts(PLANES.int()), TypeError, "planes: expected uint8"),
+    (lambda: te.SpikeTrain(PLANES, 8, bad=torch.zeros(4)), ValueError, "bad: expected shape [3], got [4]"),
+    (lambda: te.SpikeTrain(PLANES, 8, bad=PLANES[0, :, 0]), TypeError, "bad: expected floating-point"),
+    (lambda: te.SpikeTrain(PLANES, 8, timing="burst"), ValueError, "timing: expected one of 'step', 'window', got"),
+    (lambda: te.SpikeTrain(torch.tensor([[[2]]], dtype=torch.uint8), 3, timing="window"), ValueError,
+     "planes: with timing='window' a neuron spikes in the first steps"),
+    # trains of counts and of frames
+    (counts([[4]]), ValueError, "counts: expected whole numbers from 0 to T=3"),
+    (counts([[-1]]), ValueError, "counts: expected whole numbers"),
+    (counts([[0.5]]), ValueError, "counts: expected whole numbers"),
+    (counts([[nan]]), ValueError, "counts: expected whole numbers"),
+    (counts(1), ValueError, "counts: expected a batch dimension"),
+    (counts([[True]]), TypeError, "counts: expected a tensor of whole numbers"),
+    (lambda: te.SpikeTrain.from_counts([[1]], 3), TypeError, "counts: expected a tensor of whole numbers"),
+    (counts([[1]], 256), ValueError, "T: expected an int from 1 to 255"),
+    (frames([[-1]]), ValueError, "frames: expected counts"),
+    (frames([[0.5]]), ValueError, "frames: expected counts"),
+    (frames([[nan]]), ValueError, "frames: expected counts"),
+    (frames([1]), ValueError, "frames: expected at least two"),
+    (lambda: te.SpikeTrain.from_frames([[1]]), TypeError, "frames: expected a real tensor"),
+    (frames([[1]], substeps=0), ValueError, "substeps: expected a positive int, got 0"),
+    (lambda: te.SpikeTrain.from_frames(torch.ones(32768, 1), substeps=2), ValueError, "T from 1 to"),
+    (lambda: te.SpikeTrain.from_dense(torch.tensor([[[2]]])), ValueError, "from_frames"),
     # cat
     (lambda: te.cat([]), ValueError, "signals: expected at least one"),
     (lambda: te.cat([X, torch.zeros(1)]), TypeError, "or ImpulseInput, got ['SpikeTrain', 'Tensor']"),
@@ -125,6 +155,19 @@ CASES = [
     (linear(residual=dyadic(3, 5)), ValueError, "residual: expected currents of shape [8, 3, 5]"),
     (linear(residual=dyadic(8, 3, 5).int()), TypeError, "residual: expected"),
     (linear(residual=te.ConstantInput(dyadic(3, 5), 8)), TypeError, "residual: expected a SpikeTrain"),
+    # timing
+    (linear(timing="late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
+    (linear(timing=None), ValueError, "timing: expected one of"),
+    (linear(timing="window", leak=0.9), ValueError, "leak: with timing='window' neurons do not leak, expected 1"),
+    (linear(timing="window", gate="resu"), ValueError, "gate: with timing='window'"),
+    (linear(timing="window", steps=16), ValueError,
+     "steps: with timing='window' x is the whole window, expected 8, got 16"),
+    (linear(timing="window", residual=torch.ones(2, 3, 5)), ValueError, "residual: expected currents of shape [8"),
+    (linear(residual=torch.ones(1, 3, 5)), ValueError, "their sum over the window is for layers with timing='window'"),
+    # gains of channels
+    (linear(x=te.SpikeTrain.unchecked(PLANES, 8, None, torch.ones(3))), ValueError, "gain: "),
+    (lambda: f.linear_if(train(8, 3, 7, gain=torch.rand(7)), torch.ones(5, 7, dtype=torch.int8), scale=torch.ones(5)),
+     ValueError, "weights of few bits are integers"),
     # convolutions
     (conv(stride=0), ValueError, "stride: expected at least 1, got 0"),
     (conv(stride=(1, 1, 1)), TypeError, "stride: expected an int or 2 ints"),

@@ -287,15 +287,6 @@ def test_an_output_with_such_a_weight_has_nan_at_every_step(shape, dtype, value)
     assert u.isnan().all(0).nonzero().flatten().tolist() == [N // 2]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 12])
-def test_weights_of_convolutions(groups):
-    x, weight = train(9, 2, 12, 6, 5), dyadic(24, 12 // groups, 3, 3)
-    weight[5, 0, 1, 1] = INF
-    (ours, v), (theirs, w) = (m.conv2d_if(x, weight, None, 1, 1, 1, groups, return_v=True) for m in (f, ref))
-    assert torch.equal(ours.planes, theirs.planes)
-    torch.testing.assert_close(v, w, rtol=0, atol=0, equal_nan=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("features", [(), (5,), (3, 7), (8, 6, 5)])
 def test_the_samples_of_bad_potentials(features, dtype):
@@ -389,11 +380,3 @@ def test_a_clean_train_is_the_leaf_it_was():
     leaf = {"type": None, "context": None, "children_spec": []}
     spec = json.dumps([1, {"type": "tandem_ext.SpikeTrain", "context": context, "children_spec": [leaf]}])
     assert pytree.treespec_loads(spec) == pytree.tree_structure(x)
-
-
-def test_errors():
-    planes = train(T, 4, 3).planes
-    with pytest.raises(ValueError, match=r"bad: expected shape \[4\], got \[3\]"):
-        te.SpikeTrain(planes, T, bad=torch.zeros(3))
-    with pytest.raises(TypeError, match="bad: expected floating-point"):
-        te.SpikeTrain(planes, T, bad=torch.zeros(4, dtype=torch.uint8))

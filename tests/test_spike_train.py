@@ -220,26 +220,3 @@ def test_bursts_beside_other_trains():
     both = te.cat([x, y])
     assert both.timing == "step"
     assert torch.equal(both.to_dense(), torch.cat([x.to_dense(), y.to_dense()], 1))
-
-
-@pytest.mark.parametrize(("counts", "T", "error", "message"), [
-    (torch.tensor([[4]]), 3, ValueError, "counts: expected whole numbers from 0 to T=3"),
-    (torch.tensor([[-1]]), 3, ValueError, "counts: expected whole numbers"),
-    (torch.tensor([[0.5]]), 3, ValueError, "counts: expected whole numbers"),
-    (torch.tensor([[float("nan")]]), 3, ValueError, "counts: expected whole numbers"),
-    (torch.tensor(1), 3, ValueError, "counts: expected a batch dimension"),
-    (torch.tensor([[True]]), 3, TypeError, "counts: expected a tensor of whole numbers"),
-    ([[1]], 3, TypeError, "counts: expected a tensor of whole numbers"),
-    (torch.tensor([[1]]), 256, ValueError, "T: expected an int from 1 to 255"),
-])  # fmt: skip
-def test_counts_that_are_none(counts, T, error, message):
-    with pytest.raises(error, match=message):
-        te.SpikeTrain.from_counts(counts, T)
-
-
-def test_planes_that_are_no_bursts():
-    planes = torch.tensor([[[2]]], dtype=torch.uint8)  # a spike at step 1 alone
-    with pytest.raises(ValueError, match="planes: with timing='window' a neuron spikes in the first steps"):
-        te.SpikeTrain(planes, 3, timing="window")
-    with pytest.raises(ValueError, match="timing: expected one of 'step', 'window', got 'burst'"):
-        te.SpikeTrain(planes, 3, timing="burst")

@@ -124,23 +124,6 @@ def test_sub_steps_are_spaced_evenly():
     assert spikes.tolist() == [0, 1, 0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("frames", "options", "said"), [
-    (torch.tensor([[-1]]), {}, "frames: expected counts"), (torch.tensor([[0.5]]), {}, "frames: expected counts"),
-    (torch.tensor([1]), {}, "frames: expected at least two"), ([[1]], {}, "frames: expected a real tensor"),
-    (torch.ones(2, 1), {"substeps": 0}, "substeps: expected a positive int, got 0"),
-    (torch.ones(32768, 1), {"substeps": 2}, "T from 1 to"),
-    (torch.tensor([[torch.nan]]), {}, "frames: expected counts"),
-])  # fmt: skip
-def test_frames_are_checked(frames, options, said):
-    with pytest.raises((TypeError, ValueError), match=said):
-        te.SpikeTrain.from_frames(frames, **options)
-
-
-def test_counts_given_as_spikes_are_led_to_frames():
-    with pytest.raises(ValueError, match="from_frames"):
-        te.SpikeTrain.from_dense(torch.tensor([[[2]]]))
-
-
 # --- tonic's sensor_size ----------------------------------------------------------------------------------------------
 
 EVENTS = {"t": [0, 5, 9], "x": [33, 1, 2], "y": [0, 20, 3], "p": [1, 0, 1]}
