@@ -19,7 +19,7 @@ from fuzz import Figures, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cmake-fuzz"
-TARGETS = ["fuzz_bits", "fuzz_network", "fuzz_norm", "fuzz_product", "fuzz_scan"]
+TARGETS = ["fuzz_if_scan", "fuzz_layer", "fuzz_network", "fuzz_normalised_layer", "fuzz_planes"]
 LEVELS = ["default", "v3", "v4"]
 LACKED = 77  # exit status of a program that asks for a level that the processor lacks
 

@@ -1,9 +1,14 @@
-// A test framework in forty lines: TEST registers, CHECK reports and goes on, the program's exit status tells.
+// A test framework in few lines: TEST registers, CHECK reports and goes on, the program's exit status tells. A file may
+// have a FUZZ beside its tests: any arguments, from bytes: random ones, or with TANDEM_FUZZ those of libFuzzer, which
+// learns which ones run new code.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -13,8 +18,42 @@
 
 namespace tandem::test {
 
+// Arguments from bytes.
+class Input {
+ public:
+  explicit Input(std::mt19937& random) : random_bytes_(random() % 128) {
+    for (uint8_t& byte : random_bytes_) byte = static_cast<uint8_t>(random());
+    data_ = random_bytes_.data();
+    end_ = data_ + random_bytes_.size();
+  }
+  Input(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
+
+  // A number in [low, high]; where the bytes have run out, low.
+  int64_t range(int64_t low, int64_t high) {
+    uint64_t value = 0;
+    for (uint64_t span = high - low; span > 0 && data_ < end_; span >>= 8) value = value << 8 | *data_++;
+    return low + static_cast<int64_t>(value % static_cast<uint64_t>(high - low + 1));
+  }
+  bool flag() { return range(0, 1) != 0; }
+
+  template <class E, size_t n>
+  E pick(const E (&values)[n]) {
+    return values[range(0, n - 1)];
+  }
+
+  template <class E>
+  E* maybe(E* pointer) {
+    return flag() ? pointer : nullptr;
+  }
+
+ private:
+  std::vector<uint8_t> random_bytes_;
+  const uint8_t *data_, *end_;
+};
+
 struct Registry {
   std::vector<std::pair<const char*, void (*)()>> tests;
+  void (*fuzz)(Input&) = nullptr;
   int failures = 0;
 
   static Registry& get() {
@@ -23,6 +62,10 @@ struct Registry {
   }
   static bool add(const char* name, void (*body)()) {
     get().tests.emplace_back(name, body);
+    return true;
+  }
+  static bool add_fuzz(void (*body)(Input&)) {
+    get().fuzz = body;
     return true;
   }
 };
@@ -35,12 +78,35 @@ inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context)
   for (std::thread& thread : threads) thread.join();
 }
 
+// Ranges in so many parts, the last one first.
+inline int64_t parts = 1;
+inline void cut_for(int64_t n, int64_t grain, RangeBody body, void* context) {
+  const int64_t count = std::clamp<int64_t>(n / grain, 1, parts);
+  for (int64_t i = count; i-- > 0;) body(n * i / count, n * (i + 1) / count, context);
+}
+
+// False: the processor lacks the level that is asked for, and the program exits with 77.
+inline bool can_run() {
+  try {
+    std::printf("CPU path: %s\n", cpu::capability_name(cpu::capability()));
+    return true;
+  } catch (const std::exception& error) {
+    std::printf("skipped: %s\n", error.what());
+    return false;
+  }
+}
+
 }  // namespace tandem::test
 
 #define TEST(name)                                                           \
   static void name();                                                        \
   static const bool name##_added = tandem::test::Registry::add(#name, name); \
   static void name()
+
+#define FUZZ(in)                                                         \
+  static void fuzz(tandem::test::Input&);                                \
+  static const bool fuzz_added = tandem::test::Registry::add_fuzz(fuzz); \
+  static void fuzz(tandem::test::Input& in)
 
 // CHECK(condition, "format", ...): the format says which case failed.
 #define CHECK(condition, ...)                                       \
@@ -54,18 +120,37 @@ inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context)
     }                                                               \
   } while (false)
 
+#ifdef TANDEM_FUZZ
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  if (!tandem::test::can_run()) std::exit(77);
+  return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  auto& registry = tandem::test::Registry::get();
+  tandem::test::Input in(data, size);
+  registry.fuzz(in);
+  if (registry.failures > 0) std::abort();
+  return 0;
+}
+
+#else
+
 int main() {
   auto& registry = tandem::test::Registry::get();
-  try {
-    std::printf("CPU path: %s\n", tandem::cpu::capability_name(tandem::cpu::capability()));
-  } catch (const std::exception& error) {
-    std::printf("skipped: %s\n", error.what());
-    return 77;
-  }
+  if (!tandem::test::can_run()) return 77;
   for (const auto& [name, body] : registry.tests) {
     const int before = registry.failures;
     body();
     std::printf("%s %s\n", registry.failures == before ? "ok  " : "FAIL", name);
   }
+  std::mt19937 random(1);
+  for (int run = 0; registry.fuzz != nullptr && registry.failures == 0 && run < 2000; ++run) {
+    tandem::test::Input in(random);
+    registry.fuzz(in);
+  }
   return registry.failures == 0 ? 0 : 1;
 }
+
+#endif

@@ -24,13 +24,13 @@ from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 # By family: the C++ tests, the quick ones first, and the Python tests.
 TESTS = {
     "plan": (["test_plan"], ["unit"]),
-    "window": (["test_parallel", "fuzz_bits"], ["frozen"]),
-    "network": (["fuzz_network"], ["frozen", "frozen_file"]),
-    "bits": (["test_parallel", "fuzz_bits", "test_planes"], ["spike_train", "gradients"]),
-    "scan": (["test_parallel", "fuzz_scan", "test_if_scan"], ["if_scan"]),
-    "norm": (["test_parallel", "fuzz_norm", "test_normalised_layer"], ["batch_norm"]),
+    "window": (["test_parallel", "test_planes"], ["frozen"]),
+    "network": (["test_network"], ["frozen", "frozen_file"]),
+    "bits": (["test_parallel", "test_planes"], ["spike_train", "gradients"]),
+    "scan": (["test_parallel", "test_if_scan"], ["if_scan"]),
+    "norm": (["test_parallel", "test_normalised_layer"], ["batch_norm"]),
     "product": (
-        ["test_parallel", "fuzz_layer", "test_layer"],
+        ["test_parallel", "test_layer"],
         ["linear_if", "conv_if", "int8_weights", "unit", "frozen", "determinism"],
     ),
 }

@@ -8,63 +8,36 @@
 
 namespace tandem::test {
 
-struct Shape {
-  int64_t batch = 2, height = 1, width = 1, channels = 24, outputs = 20, groups = 1;
-  int64_t kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
-
-  Geometry geometry() const {
-    Geometry out{};
-    out.batch = batch;
-    out.height = height;
-    out.width = width;
-    out.channels = channels;
-    out.outputs = outputs;
-    out.groups = groups;
-    for (int i = 0; i < 2; ++i) {
-      out.kernel[i] = kernel[i];
-      out.stride[i] = stride[i];
-      out.padding[i] = padding[i];
-      out.dilation[i] = dilation[i];
-    }
-    return out;
-  }
-};
-
-inline Shape linear(int64_t inputs, int64_t outputs = 20, int64_t batch = 2) {
-  Shape s;
-  s.channels = inputs;
-  s.outputs = outputs;
-  s.batch = batch;
-  return s;
+inline Geometry linear(int64_t inputs, int64_t outputs = 20, int64_t batch = 2) {
+  return {batch, 1, 1, inputs, outputs, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}};
 }
 
-inline Shape line(int64_t width, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs) {
-  Shape s = linear(channels, outputs);
-  s.width = width;
-  s.kernel[1] = kernel;
-  s.padding[1] = padding;
-  return s;
+inline Geometry line(int64_t width, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs) {
+  Geometry g = linear(channels, outputs);
+  g.width = width;
+  g.kernel[1] = kernel;
+  g.padding[1] = padding;
+  return g;
 }
 
-inline Shape image(int64_t size, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs,
-                   int64_t groups = 1) {
-  Shape s = line(size, kernel, padding, channels, outputs);
-  s.groups = groups;
-  s.height = size;
-  s.kernel[0] = kernel;
-  s.padding[0] = padding;
-  return s;
+inline Geometry image(int64_t size, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs,
+                      int64_t groups = 1) {
+  Geometry g = line(size, kernel, padding, channels, outputs);
+  g.groups = groups;
+  g.height = size;
+  g.kernel[0] = kernel;
+  g.padding[0] = padding;
+  return g;
 }
 
 // A layer with everything that a neuron may have.
 struct ProductLayer {
-  Shape shape;
+  Geometry geometry;
   int32_t T;
   DType dtype = DType::kFloat32;
   bool channels_last = false;
   bool plain = false;  // no scale, shift, residual, v_init
 
-  Geometry geometry;
   Weights weights{};
   const void* prepared = nullptr;
   Way way = Way::kFastest;
@@ -74,7 +47,7 @@ struct ProductLayer {
   std::vector<char> encoded;
   std::vector<float> scale, shift, residual_scale, v_init;
 
-  ProductLayer(const Shape& s, int32_t steps, double rate, unsigned seed) : shape(s), T(steps), geometry(s.geometry()) {
+  ProductLayer(const Geometry& g, int32_t steps, double rate, unsigned seed) : geometry(g), T(steps) {
     std::mt19937 random(seed);
     const auto dyadic = [&](int64_t n, int range, double unit) {
       std::vector<float> out(n);
@@ -89,19 +62,19 @@ struct ProductLayer {
       }
       return out;
     };
-    planes = trains(s.batch * s.height * s.width * s.channels, rate);
-    const auto w = dyadic(s.outputs * geometry.inputs(), 64, 1.0 / 64);
+    planes = trains(inputs(), rate);
+    const auto w = dyadic(g.outputs * g.inputs(), 64, 1.0 / 64);
     values.assign(w.begin(), w.end());
-    args.neurons = geometry.rows() * s.outputs;
-    args.channels = s.outputs;
+    args.neurons = g.neurons();
+    args.channels = g.outputs;
     args.T = T;
     args.steps = T;
     args.threshold = 1;
     args.leak = 1;
     residual = trains(args.neurons, 0.3);
-    scale = dyadic(s.outputs, 8, 0.25);
-    shift = dyadic(s.outputs, 16, 0.5);
-    residual_scale = dyadic(s.outputs, 4, 0.5);
+    scale = dyadic(g.outputs, 8, 0.25);
+    shift = dyadic(g.outputs, 16, 0.5);
+    residual_scale = dyadic(g.outputs, 4, 0.5);
     v_init = dyadic(args.neurons, 4, 0.125);
   }
 
@@ -117,6 +90,25 @@ struct ProductLayer {
     args.v_init_size = args.neurons;
   }
 
+  // Spikes that come in at a step.
+  int64_t inputs() const { return geometry.batch * geometry.height * geometry.width * geometry.channels; }
+
+  // Window timing: inputs that spike at all, at this rate, do so up to `most` times.
+  void count(double rate, int most, unsigned seed) {
+    std::mt19937 random(seed);
+    planes.resize(inputs());
+    for (uint8_t& byte : planes) byte = static_cast<uint8_t>(random() % 1000 < 1000 * rate ? 1 + random() % most : 0);
+    residual.resize(args.neurons);
+    for (uint8_t& byte : residual) byte = static_cast<uint8_t>(random() % 256);
+    args.timing = Timing::kWindow;
+  }
+
+  // Weights that are integers of a byte.
+  void make_integers(double largest) {
+    dtype = DType::kInt8;
+    for (double& w : values) w = std::round(w * largest);
+  }
+
   Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way}; }
 
   double weight(int64_t output, int64_t tap, int64_t channel) const {
@@ -126,20 +118,20 @@ struct ProductLayer {
 
   // y[t] of neuron n.
   float current(int t, int64_t n) const {
-    const int64_t output = n % shape.outputs, row = n / shape.outputs;
+    const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
     const int64_t height = geometry.out_height(), width = geometry.out_width();
     return static_cast<float>(current(t, row / (height * width), row / width % height, row % width, output));
   }
   double current(int t, int64_t b, int64_t y, int64_t x, int64_t output) const {
-    const int64_t group = output / geometry.group_outputs(), pixels = shape.batch * shape.height * shape.width;
+    const int64_t group = output / geometry.group_outputs(), pixels = geometry.batch * geometry.height * geometry.width;
     double sum = 0;
     for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-      const int64_t iy = y * shape.stride[0] - shape.padding[0] + tap / shape.kernel[1] * shape.dilation[0];
-      const int64_t ix = x * shape.stride[1] - shape.padding[1] + tap % shape.kernel[1] * shape.dilation[1];
-      if (iy < 0 || iy >= shape.height || ix < 0 || ix >= shape.width) continue;
+      const int64_t iy = y * geometry.stride[0] - geometry.padding[0] + tap / geometry.kernel[1] * geometry.dilation[0];
+      const int64_t ix = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1] * geometry.dilation[1];
+      if (iy < 0 || iy >= geometry.height || ix < 0 || ix >= geometry.width) continue;
       for (int64_t c = 0; c < geometry.group_channels(); ++c) {
-        const int64_t pixel = t / 8 * pixels + (b * shape.height + iy) * shape.width + ix;
-        const int byte = planes[pixel * shape.channels + group * geometry.group_channels() + c];
+        const int64_t pixel = t / 8 * pixels + (b * geometry.height + iy) * geometry.width + ix;
+        const int byte = planes[pixel * geometry.channels + group * geometry.group_channels() + c];
         if (byte >> (t % 8) & 1) sum += weight(output, tap, c);
       }
     }
@@ -153,7 +145,7 @@ struct ProductLayer {
       for (int t = 0; t < T; ++t) u += current(t, n);
       return u;
     }
-    const int64_t output = n % shape.outputs, row = n / shape.outputs;
+    const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
     const int64_t height = geometry.out_height(), width = geometry.out_width();
     double u = 0;  // of the counts' bits
     for (int j = 0; j < 8; ++j) {

@@ -124,7 +124,7 @@ TEST(every_layer_has_times_of_its_own) {
 // Each of these has times of its own, and so starts with the model's way, the lists, when those of the first are slow.
 TEST(calls_of_a_layer_that_do_not_compare) {
   Clock clock(made_up);
-  ProductLayer given({64, 1, 1, 200, 150}, 8, 0.2, 1);
+  ProductLayer given(linear(200, 150, 64), 8, 0.2, 1);
   given.finish();
   const auto way = [&](const Layer& layer, double lists_cost, Task task) {
     const Ways ways{{Way::kLists4, lists_cost}, {Way::kMatrixUnit, 1.1 * lists_cost}};
@@ -166,7 +166,7 @@ TEST(threads_share_times) {
 // Calls long enough to be timed, often enough for trials, from threads that share the times.
 TEST(a_measured_way_changes_no_bit) {
   const auto spikes = [](Way way, int calls) {
-    ProductLayer layer({32, 1, 1, 200, 150}, 8, 0.2, 1);
+    ProductLayer layer(linear(200, 150, 32), 8, 0.2, 1);
     layer.way = way;
     layer.finish();
     std::vector<std::vector<uint8_t>> out;

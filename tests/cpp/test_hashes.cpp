@@ -82,7 +82,7 @@ std::vector<char> strange(std::mt19937& random, int64_t n, DType dtype) {
 }
 
 struct RoundingLayer : ProductLayer {
-  RoundingLayer(const Shape& s, int32_t steps, unsigned seed, DType type) : ProductLayer(s, steps, 0.15, seed) {
+  RoundingLayer(const Geometry& g, int32_t steps, unsigned seed, DType type) : ProductLayer(g, steps, 0.15, seed) {
     std::mt19937 random(seed);
     dtype = type;
     const double unit = 1.5 / std::sqrt(static_cast<double>(geometry.inputs()));
@@ -90,8 +90,8 @@ struct RoundingLayer : ProductLayer {
     if (type == DType::kInt8) {
       for (double& w : values) w = std::round(std::clamp(w / unit * 9, -127.0, 127.0));
     }
-    scale = draw<float>(random, s.outputs, type == DType::kInt8 ? unit / 9 : 1.3);
-    shift = draw<float>(random, s.outputs, 2.0);
+    scale = draw<float>(random, g.outputs, type == DType::kInt8 ? unit / 9 : 1.3);
+    shift = draw<float>(random, g.outputs, 2.0);
     args.threshold = 0.7f;
     args.leak = steps % 2 == 0 ? 1.f : 0.9f;
     args.gate = static_cast<Gate>(seed % 3);
@@ -102,18 +102,18 @@ struct RoundingLayer : ProductLayer {
   }
 };
 
-Shape convolution(int64_t channels, int64_t outputs, int64_t groups, int64_t size) {
-  Shape s = image(size, 3, 1, channels, outputs, groups);
-  s.stride[1] = channels % 2 + 1;
-  return s;
+Geometry convolution(int64_t channels, int64_t outputs, int64_t groups, int64_t size) {
+  Geometry g = image(size, 3, 1, channels, outputs, groups);
+  g.stride[1] = channels % 2 + 1;
+  return g;
 }
 
 constexpr DType kWeightTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8};
 const char* const kNames[] = {"float32", "bfloat16", "float16", "float64", "int8"};
 
-const Shape kShapes[] = {linear(37, 21, 9),         linear(300, 64, 9),        linear(1500, 40, 9),
-                         convolution(8, 24, 1, 7),  convolution(70, 33, 1, 5), convolution(12, 20, 4, 6),
-                         convolution(18, 18, 18, 6)};
+const Geometry kShapes[] = {linear(37, 21, 9),         linear(300, 64, 9),        linear(1500, 40, 9),
+                            convolution(8, 24, 1, 7),  convolution(70, 33, 1, 5), convolution(12, 20, 4, 6),
+                            convolution(18, 18, 18, 6)};
 
 }  // namespace
 
@@ -121,7 +121,7 @@ TEST(layers) {
   for (const DType dtype : kWeightTypes) {
     Hash fired, windows;
     unsigned seed = 0;
-    for (const Shape& shape : kShapes) {
+    for (const Geometry& shape : kShapes) {
       for (const int32_t T : {5, 8, 17}) {
         RoundingLayer layer(shape, T, ++seed, dtype);
         const Outputs<float> out(layer.args);
@@ -140,7 +140,7 @@ TEST(layers) {
 TEST(layers_with_batch_norm) {
   Hash hash;
   unsigned seed = 100;
-  for (const Shape& shape : kShapes) {
+  for (const Geometry& shape : kShapes) {
     RoundingLayer layer(shape, 8, ++seed, DType::kFloat32);
     const Outputs<float> out(layer.args);
     std::vector<float> u(layer.args.neurons), mean(shape.outputs), var(shape.outputs);

@@ -7,125 +7,38 @@ using namespace tandem::test;
 
 namespace {
 
+// What a kernel has written.
 template <class C>
-void check_neuron(const ScanLayer<C>& layer, int64_t n) {
+void check(const ScanLayer<C>& layer) {
   const Case& c = layer.c;
-  CHECK(agrees(layer.args, n, layer.expected(n)),
-        "dtype %d source %d gate %d residual %d T %d neurons %lld channels %lld neuron %lld", static_cast<int>(c.dtype),
-        static_cast<int>(c.source), static_cast<int>(c.gate), static_cast<int>(c.residual), c.T,
-        static_cast<long long>(c.neurons), static_cast<long long>(c.channels), static_cast<long long>(n));
+  for (int64_t n = 0; n < c.neurons; ++n) {
+    CHECK(agrees(layer.args, n, layer.expected(n)),
+          "dtype %d source %d gate %d timing %d residual %d T %d neurons %ld channels %ld neuron %ld", int(c.dtype),
+          int(c.source), int(c.gate), int(c.timing), int(c.residual), c.T, long(c.neurons), long(c.channels), long(n));
+  }
+  CHECK(mask_ends(layer.args), "unused bits of the mask, neurons %ld", long(c.neurons));
 }
+
+constexpr int64_t kMostSteps = 1 << 15;  // of all neurons together
 
 template <class C>
-void check_scan(const Case& c, unsigned seed) {
-  ScanLayer<C> layer(c, seed);
-  Outputs<C> out(layer.args);
-  cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
-  for (int64_t n = 0; n < c.neurons; ++n) check_neuron(layer, n);
-  CHECK(mask_ends(layer.args), "unused bits of the mask, neurons %lld", static_cast<long long>(c.neurons));
-}
-
-void check_scan(const Case& c, unsigned seed) {
-  c.dtype == DType::kFloat64 ? check_scan<double>(c, seed) : check_scan<float>(c, seed);
+void scan(const Case& c, Input& in) {
+  ScanLayer<C> layer(c, static_cast<unsigned>(in.range(0, 255)));
+  Neuron<C>& a = layer.args;
+  a.threshold = in.pick({C(1.1), C(1e-3), C(40)});
+  a.scale = in.maybe(a.scale);
+  a.shift = in.maybe(a.shift);
+  a.residual_scale = in.maybe(a.residual_scale);
+  const Outputs<C> out(a);
+  a.counts = in.maybe(a.counts);
+  a.mask = in.maybe(a.mask);
+  a.v = in.maybe(a.v);
+  parts = in.range(1, 5);
+  cpu::if_scan(layer.currents.data(), c.dtype, c.source, a, cut_for);
+  check(layer);
 }
 
 }  // namespace
-
-TEST(every_shape) {
-  unsigned seed = 0;
-  for (DType dtype : kDTypes) {
-    for (Source source : {Source::kTrain, Source::kConstant, Source::kImpulse}) {
-      for (int32_t T : {1, 7, 8, 9, 33, 255, 256, 1000}) {
-        for (int64_t neurons : {0, 1, 3, 63, 64, 65, 1000}) {
-          Case c;
-          c.dtype = c.counts_dtype = dtype;
-          if (T > 256) c.counts_dtype = DType::kFloat32;  // a bfloat16 need not hold them
-          c.source = source;
-          c.T = c.steps = T;
-          c.neurons = neurons;
-          check_scan(c, ++seed);
-        }
-      }
-    }
-  }
-}
-
-TEST(every_gate_residual_and_scale) {
-  unsigned seed = 0;
-  for (DType dtype : kDTypes) {
-    for (Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
-      for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
-        for (bool scaled : {false, true}) {
-          for (int64_t channels : {1, 3, 16, 65}) {
-            Case c;
-            c.dtype = dtype;
-            c.gate = gate;
-            c.residual = residual;
-            c.scaled = scaled;
-            c.channels = channels;
-            c.neurons = 7 * channels;
-            c.T = 11;
-            c.steps = 5;
-            check_scan(c, ++seed);
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(windows_of_currents) {
-  unsigned seed = 0;
-  for (DType dtype : kDTypes) {
-    for (Source source : {Source::kTrain, Source::kConstant, Source::kImpulse}) {
-      for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
-        for (int32_t T : {1, 8, 33, 255}) {
-          for (int64_t channels : {1, 3, 65}) {
-            Case c;
-            c.dtype = c.counts_dtype = dtype;
-            c.source = source;
-            c.timing = Timing::kWindow;
-            c.gate = seed % 2 == 0 ? Gate::kRelu : Gate::kClip;
-            c.residual = residual;
-            c.scaled = seed % 3 != 0;
-            c.channels = channels;
-            c.neurons = 7 * channels;
-            c.v_init_size = channels;
-            c.T = c.steps = T;
-            check_scan(c, ++seed);
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(initial_potential_and_leak) {
-  unsigned seed = 0;
-  for (DType dtype : kDTypes) {
-    for (int64_t v_init_size : {1, 39, 195}) {
-      for (double leak : {1.0, 0.9, 0.5}) {
-        Case c;
-        c.dtype = dtype;
-        c.T = 17;
-        c.neurons = 195;
-        c.channels = 39;
-        c.v_init_size = v_init_size;
-        c.leak = leak;
-        check_scan(c, ++seed);
-      }
-    }
-  }
-}
-
-TEST(every_dtype_of_the_counts) {
-  for (DType counts : kDTypes) {
-    Case c;
-    c.counts_dtype = counts;
-    c.T = 255;
-    check_scan(c, 1);
-  }
-}
 
 // Piece by piece as at once.
 TEST(pieces_of_a_window) {
@@ -148,7 +61,7 @@ TEST(pieces_of_a_window) {
         cpu::if_scan(layer.currents.data() + first * c.neurons * sizeof(float), c.dtype, c.source,
                      piece(layer.args, first, steps, {v.data(), z.data(), counts.data()}), serial_for);
       }
-      for (int64_t n = 0; n < c.neurons; ++n) check_neuron(layer, n);
+      check(layer);
     }
   }
 }
@@ -158,7 +71,10 @@ TEST(the_longest_window) {
   c.T = c.steps = 65535;
   c.neurons = 3;
   c.gate = Gate::kClip;
-  check_scan(c, 1);
+  ScanLayer<float> layer(c, 1);
+  Outputs<float> out(layer.args);
+  cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
+  check(layer);
 }
 
 TEST(nan_never_fires) {
@@ -170,7 +86,7 @@ TEST(nan_never_fires) {
   }
   Outputs<float> out(layer.args);
   cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
-  for (int64_t n = 0; n < c.neurons; ++n) check_neuron(layer, n);
+  check(layer);
 }
 
 TEST(threads_do_not_change_the_result) {
@@ -185,16 +101,26 @@ TEST(threads_do_not_change_the_result) {
   CHECK(serial == threaded, "planes, mask, counts or potentials");
 }
 
-TEST(unwanted_outputs_are_not_written) {
+FUZZ(in) {
   Case c;
-  ScanLayer<float> layer(c, 1);
-  Outputs<float> all(layer.args);
-  cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
-  std::vector<uint8_t> planes(all.planes.size());
-  layer.args.planes = planes.data();
-  layer.args.mask = nullptr;
-  layer.args.counts = nullptr;
-  layer.args.v = nullptr;
-  cpu::if_scan(layer.currents.data(), c.dtype, c.source, layer.args, serial_for);
-  CHECK(planes == all.planes, "planes");
+  c.dtype = in.pick(kDTypes);
+  c.counts_dtype = in.pick(kDTypes);
+  c.source = in.pick({Source::kTrain, Source::kConstant, Source::kImpulse});
+  c.gate = in.pick({Gate::kRelu, Gate::kClip, Gate::kResu});
+  c.residual = in.pick({Residual::kNone, Residual::kPlanes, Residual::kCurrents});
+  c.leak = in.pick({1.0, 0.9, 1e-3});
+  c.scaled = in.flag();
+  c.steps = static_cast<int32_t>(in.range(1, 255));
+  c.channels = in.range(1, 130);
+  const int64_t features = c.channels * in.range(1, 9);
+  c.neurons = features * in.range(0, 5);
+  c.T = static_cast<int32_t>(in.range(1, std::clamp<int64_t>(kMostSteps / (c.neurons + 1), 1, 600)));
+  if (c.T > 256) c.counts_dtype = DType::kFloat32;  // which a bfloat16 need not hold
+  c.v_init_size = in.pick({int64_t{0}, int64_t{1}, features, c.neurons});
+  if (c.T <= most_steps(Timing::kWindow) && in.flag()) {
+    c.timing = Timing::kWindow;
+    c.leak = 1;
+    c.gate = c.gate == Gate::kResu ? Gate::kRelu : c.gate;
+  }
+  c.dtype == DType::kFloat64 ? scan<double>(c, in) : scan<float>(c, in);
 }

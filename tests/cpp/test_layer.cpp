@@ -1,5 +1,6 @@
-// The fused product against a plain loop in double. Weights are multiples of 1/64, so every sum is exact: bits must
-// agree whatever the shape, the rate, T, the way, the capability and the threads.
+// The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so every sum is
+// exact: bits must agree whatever the shape, the rate, T, the way, the capability and the threads.
+#include "any_layer.h"
 #include "ways.h"
 
 using namespace tandem;
@@ -8,29 +9,58 @@ using namespace tandem::test;
 namespace {
 
 constexpr double kRates[] = {0, 0.1, 0.5, 1};
+constexpr Timing kTimings[] = {Timing::kStep, Timing::kWindow};
 
-ProductLayer of_integers(const Shape& s, int32_t T, double rate, unsigned seed, double largest) {
-  ProductLayer layer(s, T, rate, seed);
-  layer.dtype = DType::kInt8;
-  for (double& w : layer.values) w = std::round(w * largest);
+// With window timing inputs come in up to `most` times.
+ProductLayer make(const Geometry& g, Timing timing, int32_t T, double rate, unsigned seed, int most = 8) {
+  ProductLayer layer(g, T, rate, seed);
+  if (timing == Timing::kWindow) layer.count(rate, most, seed);
   return layer;
+}
+
+// What neurons write by every way.
+template <class Expect>
+void run_ways(ProductLayer& layer, ParallelFor parallel, const Expect& expect) {
+  for (const Way way : kWays) {
+    layer.way = way;
+    const Outputs<float> got(layer.args);
+    cpu::run(layer.layer(), parallel);
+    expect(got, way);
+  }
 }
 
 }  // namespace
 
 TEST(linear_layers) {
   unsigned seed = 0;
-  for (int64_t inputs : {0, 1, 63, 64, 130, 300}) {
+  for (int64_t inputs : {0, 1, 63, 64, 130, 300, 700}) {
     for (int64_t outputs : {1, 8, 16, 20, 40}) {
       for (int32_t T : {1, 4, 8, 9, 33}) {
-        ProductLayer layer(linear(inputs, outputs), T, kRates[seed % 4], seed);
-        layer.args.gate = static_cast<Gate>(seed % 3);
-        layer.dtype = kDTypes[seed % 3];
-        layer.plain = seed % 5 == 0;
-        ++seed;
-        check(layer, "linear");
+        for (const Timing timing : kTimings) {
+          const int most = std::vector<int>{1, 8, 15, 16, 127, 128, 255}[seed % 7];
+          const bool long_window = timing == Timing::kWindow && seed % 6 == 0;
+          ProductLayer layer = make(linear(inputs, outputs, 1 + seed % 21), timing, long_window ? 255 : T,
+                                    kRates[seed / 2 % 4], seed, most);
+          layer.args.gate = static_cast<Gate>(timing == Timing::kStep ? seed % 3 : seed % 2);
+          layer.dtype = kDTypes[seed % 3];
+          layer.plain = seed % 5 == 0;
+          ++seed;
+          check(layer, "linear");
+        }
       }
     }
+  }
+}
+
+TEST(any_layers) {
+  std::mt19937 random(3);
+  int tried = 0;
+  while (tried < 120) {
+    Input in(random);
+    std::optional<ProductLayer> layer = any_layer(in);
+    if (!layer) continue;
+    ++tried;
+    check(*layer, text(*layer).c_str());
   }
 }
 
@@ -38,7 +68,7 @@ TEST(linear_layers) {
 TEST(long_windows) {
   for (int32_t T : {129, 255, 256, 300, 1000}) {
     for (const Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
-      for (const Shape& shape : {linear(40), image(3, 2, 0, 6, 20, 2), image(3, 2, 0, 20, 20, 20)}) {
+      for (const Geometry& shape : {linear(40), image(3, 2, 0, 6, 20, 2), image(3, 2, 0, 20, 20, 20)}) {
         ProductLayer layer(shape, T, 0.2, static_cast<unsigned>(T));
         layer.args.gate = gate;
         check(layer, "long");
@@ -49,7 +79,8 @@ TEST(long_windows) {
   }
   ProductLayer blocks(linear(2100, 5, 1), 300, 0.02, 3);
   check(blocks, "K-blocks");
-  ProductLayer bytes = of_integers(linear(70, 5, 1), 300, 0.1, 4, 7);
+  ProductLayer bytes(linear(70, 5, 1), 300, 0.1, 4);
+  bytes.make_integers(7);
   check(bytes, "few bits");
 }
 
@@ -64,7 +95,7 @@ TEST(the_longest_window) {
 TEST(odd_shapes) {
   const struct {
     const char* name;
-    Shape shape;
+    Geometry shape;
     int32_t T;
     double rate;
   } cases[] = {
@@ -77,8 +108,10 @@ TEST(odd_shapes) {
       {"a long line, which is cut", line(1000, 5, 2, 5, 8), 8, 0.2},
   };
   for (const auto& c : cases) {
-    ProductLayer layer(c.shape, c.T, c.rate, 7);
-    check(layer, c.name);
+    for (const Timing timing : kTimings) {
+      ProductLayer layer = make(c.shape, timing, c.T, c.rate, 7);
+      check(layer, c.name);
+    }
   }
 }
 
@@ -93,46 +126,32 @@ TEST(every_number_of_digits) {
   }
 }
 
-TEST(convolutions) {
-  std::mt19937 random(3);
-  for (unsigned seed = 0; seed < 60; ++seed) {
-    const Shape s = any_convolution(random);
-    const auto T = static_cast<int32_t>(pick(random, {1, 4, 8, 9}));
-    ProductLayer layer(s, T, seed % 4 == 0 ? 0.02 : kRates[seed % 4], seed);
-    layer.channels_last = seed % 2 == 0;
-    layer.dtype = kDTypes[seed % 3];
-    layer.args.gate = static_cast<Gate>(seed % 3);
-    check(layer, "convolution");
-  }
-}
-
 // Integers of a byte have tiles of bytes where their sums fit int16, else of words.
 TEST(few_bits) {
-  for (int64_t inputs : {5, 64, 300, 1500}) {
-    for (int64_t outputs : {1, 16, 33, 70}) {
-      for (int largest : {7, 127}) {
-        const int32_t T = inputs % 2 == 0 ? 8 : 17;
-        ProductLayer layer =
-            of_integers(linear(inputs, outputs, 20), T, 0.3, static_cast<unsigned>(inputs + outputs), largest);
-        check(layer, "few bits");
+  for (const Timing timing : kTimings) {
+    for (int64_t inputs : {5, 64, 300, 1500}) {
+      for (int64_t outputs : {1, 16, 33, 70}) {
+        for (int largest : {7, 127}) {
+          const bool even = inputs % 2 == 0;
+          ProductLayer layer = make(linear(inputs, outputs, 20), timing, even ? 8 : 17, 0.3,
+                                    static_cast<unsigned>(inputs + outputs), even ? 8 : 255);
+          layer.make_integers(largest);
+          if (largest == 127) layer.values.front() = layer.values.back() = -128;
+          check(layer, "few bits");
+        }
       }
     }
   }
-  ProductLayer layer = of_integers(image(6, 3, 0, 40, 40, 40), 9, 0.3, 5, 127);
-  check(layer, "depthwise");
 }
 
 // Sums of all positive weights, of all negative ones, of all and of some, where these just fit int16, and do not.
 TEST(bytes_up_to_the_ends_of_int16) {
   constexpr int64_t positive = 258, inputs = positive + 1 + 256;
   for (const double last : {1, 2}) {
-    Shape s;
-    s.channels = inputs;
-    s.batch = 4;
-    ProductLayer layer(s, 8, 0.5, 7);
+    ProductLayer layer(linear(inputs, 20, 4), 8, 0.5, 7);
     layer.dtype = DType::kInt8;
-    for (int64_t i = 0; i < s.outputs * inputs; ++i) {
-      const int64_t k = i % inputs;
+    for (size_t i = 0; i < layer.values.size(); ++i) {
+      const auto k = static_cast<int64_t>(i) % inputs;
       layer.values[i] = k < positive ? 127 : k == positive ? last : -128;
     }
     for (int64_t k = 0; k < inputs; ++k) {
@@ -147,14 +166,11 @@ TEST(bytes_up_to_the_ends_of_int16) {
 TEST(blocks_of_bytes) {
   for (int64_t channels : {128, 130, 1200}) {
     for (bool channels_last : {false, true}) {
-      Shape s;
-      s.channels = channels;
-      s.batch = 3;
-      if (channels < 1000) s.height = s.width = s.kernel[0] = s.kernel[1] = 3;
-      ProductLayer layer(s, 11, 0.5, 3);
-      layer.dtype = DType::kInt8;
+      Geometry shape = channels < 1000 ? image(3, 3, 0, channels, 20) : linear(channels);
+      shape.batch = 3;
+      ProductLayer layer(shape, 11, 0.5, 3);
+      layer.make_integers(127);
       layer.channels_last = channels_last;
-      for (double& w : layer.values) w = std::round(w * 127);
       check(layer, "blocks of bytes");
       const auto weights = static_cast<int64_t>(layer.values.size());
       CHECK(cpu::prepared_size(layer.geometry, layer.weights) < 4 * weights, "%ld channels", long(channels));
@@ -163,42 +179,111 @@ TEST(blocks_of_bytes) {
 }
 
 TEST(depthwise_convolutions) {
-  for (int64_t channels : {1, 7, 16, 40}) {
-    for (int64_t multiplier : {1, 2}) {
-      ProductLayer layer(image(6, 3, 1, channels, channels * multiplier, channels), 9, 0.3, 5);
-      check(layer, "depthwise");
+  for (const Timing timing : kTimings) {
+    for (int64_t channels : {1, 7, 16, 40}) {
+      for (int64_t multiplier : {1, 2}) {
+        for (const DType dtype : {DType::kFloat32, DType::kInt8}) {
+          ProductLayer layer = make(image(6, 3, 1, channels, channels * multiplier, channels), timing, 9, 0.3, 5, 255);
+          if (dtype == DType::kInt8) layer.make_integers(127);
+          check(layer, "depthwise");
+        }
+      }
     }
   }
 }
 
 TEST(sums_beyond_float_are_infinite) {
-  ProductLayer layer(linear(24, 20, 1), 8, 1, 2);
-  layer.plain = true;
-  for (double& w : layer.values) w = 3e38;
-  check(layer, "large");
+  for (const Timing timing : kTimings) {
+    ProductLayer layer = make(linear(24, 20, 1), timing, 8, 1, 2);
+    layer.plain = true;
+    for (double& w : layer.values) w = 3e38;
+    check(layer, "large");
+  }
 }
 
 TEST(weights_may_be_prepared_before) {
-  ProductLayer layer(linear(100, 33), 8, 0.2, 2);
-  layer.finish();
-  check_prepared(layer);
+  for (const Timing timing : kTimings) {
+    ProductLayer layer = make(linear(100, 33), timing, 8, 0.2, 2);
+    layer.finish();
+    const std::vector<PlainNeuron<float>> want = layer.expected();
+    const PreparedWeights prepared(layer.geometry, layer.weights);
+    layer.prepared = prepared.data;
+    run_ways(layer, serial_for,
+             [&](const auto&, Way way) { CHECK(agree(layer.args, want), "prepared, way %d", int(way)); });
+  }
 }
 
+// Sums are exact and rounded once, so random weights too have the same bits.
 TEST(order_of_additions_does_not_matter) {
-  ProductLayer layer(linear(500, 48, 40), 16, 0.2, 4);
-  check_random_weights(layer);
+  std::mt19937 random(1);
+  std::normal_distribution<double> normal(0, 0.1);
+  for (const Timing timing : kTimings) {
+    for (const Geometry& shape : {linear(5, 48, 20), linear(500, 48, 40), image(5, 3, 0, 64, 48)}) {
+      ProductLayer layer = make(shape, timing, 20, 0.2, 4, 20);
+      for (double& w : layer.values) w = static_cast<float>(normal(random));
+      layer.finish();
+      layer.way = Way::kLists1;
+      const Outputs<float> want(layer.args);
+      cpu::run(layer.layer(), serial_for);
+      run_ways(layer, threads_for, [&](const auto& got, Way way) { CHECK(got == want, "way %d", int(way)); });
+    }
+  }
 }
 
+// Where a weight of output 3 is not finite, its currents are NaN, and nothing else is; each sample is told.
 TEST(an_output_with_a_weight_that_is_not_finite_has_nan_at_every_step) {
-  for (double bad : {std::nan(""), static_cast<double>(INFINITY)}) {
-    ProductLayer layer(Shape{}, 8, 0.2, 2);
-    check_not_finite(layer, bad);
+  for (const Timing timing : kTimings) {
+    for (const auto& [groups, bad] : {std::pair{1, NAN}, {1, INFINITY}, {40, INFINITY}}) {
+      Geometry shape = linear(40, 40);
+      shape.groups = groups;
+      ProductLayer layer = make(shape, timing, 8, 0.2, 2);
+      layer.values[layer.values.size() / 40 * 3] = bad;
+      layer.finish();
+      std::vector<float> u(layer.args.neurons), flags(shape.batch);
+      layer.args.bad = flags.data();
+      layer.args.sample = 40;
+      run_ways(layer, threads_for, [&](const auto& got, Way way) {
+        cpu::window_product(layer.layer(), u.data(), serial_for);
+        for (int64_t n = 0; n < layer.args.neurons; ++n) {
+          CHECK(std::isnan(got.v[n]) == (n % 40 == 3), "v[%ld], %g, way %d", long(n), double(bad), int(way));
+          CHECK(std::isnan(u[n]) == (n % 40 == 3), "u[%ld], %g, way %d", long(n), double(bad), int(way));
+        }
+        for (float flag : flags) CHECK(std::isnan(flag), "%g, way %d", double(bad), int(way));
+        flags.assign(shape.batch, 0.f);
+      });
+    }
   }
 }
 
 TEST(empty_layers) {
-  ProductLayer layer(linear(24, 20, 0), 8, 0.2, 2);
-  layer.finish();
-  const Outputs<float> got(layer.args);
-  cpu::run(layer.layer(), threads_for);
+  for (const Timing timing : kTimings) {
+    ProductLayer layer = make(linear(24, 20, 0), timing, 8, 0.2, 2);
+    layer.finish();
+    const Outputs<float> got(layer.args);
+    cpu::run(layer.layer(), threads_for);
+  }
+}
+
+// By one way at a time, with outputs that are wanted and not.
+FUZZ(in) {
+  std::optional<ProductLayer> layer = any_layer(in);
+  if (!layer) return;
+  Neuron<float>& a = layer->args;
+  std::vector<float> residual(in.flag() ? a.T * a.neurons : 0);
+  for (size_t i = 0; i < residual.size(); ++i) residual[i] = 0.125f * static_cast<float>(i % 17) - 1;
+  if (!residual.empty()) {
+    a.residual_planes = nullptr;
+    a.residual_currents = residual.data();
+  }
+  a.scale = in.maybe(a.scale);
+  a.shift = in.maybe(a.shift);
+  const Outputs<float> out(a);
+  a.counts = in.maybe(a.counts);
+  a.mask = in.maybe(a.mask);
+  a.v = in.maybe(a.v);
+
+  const PreparedWeights prepared(layer->geometry, layer->weights);
+  if (in.flag()) layer->prepared = prepared.data;
+  cpu::run(layer->layer(), cut_for);
+  CHECK(agree(a, layer->expected()), "%s", text(*layer).c_str());
 }

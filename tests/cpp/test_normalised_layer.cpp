@@ -1,4 +1,9 @@
-// The product with batch normalisation where the sums of all its tiles do not fit into the cache at once.
+// Batch normalisation, forward and backward, of products of any shape; also where the sums of all tiles do not fit into
+// the cache at once.
+#include <cfloat>
+
+#include "any_layer.h"
+#include "kernels/norm/batch_norm.h"
 #include "ways.h"
 
 using namespace tandem;
@@ -6,9 +11,150 @@ using namespace tandem::test;
 
 namespace {
 
-void check(const Shape& s, int32_t T, const char* name) {
-  ProductLayer layer(s, T, 0.3, 1);
-  check_normalised(layer, {Way::kLists1, Way::kMatrixUnit, Way::kPlain}, name);
+// Statistics of the product and, from them, what the neurons are scaled and shifted by.
+struct PlainNorm {
+  std::vector<float> product, mean, var, scale, shift;
+
+  PlainNorm(const ProductLayer& layer, const LayerNorm& norm) {
+    const int64_t channels = layer.geometry.outputs, rows = layer.args.neurons / channels;
+    for (int64_t n = 0; n < layer.args.neurons; ++n) {
+      product.push_back(layer.window(n));
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0, squares = 0;
+      for (int64_t r = 0; r < rows; ++r) {
+        const double u = product[r * channels + c];
+        sum += u;
+        squares += u * u;
+      }
+      float m = 0, v = 0;
+      moments(sum, squares, rows, m, v);
+      const Normalised<float> n = normalise(norm.norm, c, m, v);
+      mean.push_back(m);
+      var.push_back(v);
+      scale.push_back(n.scale);
+      shift.push_back(n.shift);
+    }
+  }
+};
+
+std::vector<float> multiples(int64_t n, float unit, int period) {
+  std::vector<float> out(n);
+  for (int64_t i = 0; i < n; ++i) out[i] = unit * static_cast<float>(1 + i * 7 % period - period / 2);
+  return out;
+}
+
+// Product, statistics and neurons of a layer, by these ways.
+void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vector<Way>& ways,
+           const std::vector<ParallelFor>& parallels, const char* name) {
+  const int64_t channels = layer.geometry.outputs;
+  std::vector<float> product(layer.args.neurons), mean(channels), var(channels);
+  const LayerNorm norm{affine, product.data(), mean.data(), var.data()};
+  const PlainNorm want(layer, norm);
+  layer.args.scale = want.scale.data();
+  layer.args.shift = want.shift.data();
+  const std::vector<PlainNeuron<float>> neurons = layer.expected();
+  for (const Way way : ways) {
+    for (ParallelFor parallel : parallels) {
+      layer.way = way;
+      std::fill(product.begin(), product.end(), -77.f);
+      const Outputs<float> out(layer.args);
+      cpu::run_normalised(layer.layer(), norm, parallel);
+      CHECK(product == want.product && mean == want.mean && var == want.var, "%s, way %d", name, int(way));
+      CHECK(agree(layer.args, neurons), "%s, way %d", name, int(way));
+    }
+  }
+}
+
+void check(ProductLayer layer, const std::vector<Way>& ways, const char* name) {
+  layer.finish();
+  const auto gamma = multiples(layer.geometry.outputs, 0.5f, 9), beta = multiples(layer.geometry.outputs, 0.25f, 5);
+  check(layer, {nullptr, 1, gamma.data(), beta.data(), 1e-5f}, ways, {serial_for, threads_for}, name);
+}
+
+void check(const Geometry& shape, int32_t T, const char* name) {
+  check(ProductLayer(shape, T, 0.3, 1), {Way::kLists1, Way::kMatrixUnit, Way::kPlain}, name);
+}
+
+// All operands are small multiples of powers of two, so that no order of additions shows.
+void backward(Input& in, int64_t rows, int64_t channels) {
+  const auto grad = multiples(rows * channels, 0.25f, 13), product = multiples(rows * channels, 0.5f, 11);
+  const auto mean = multiples(channels, 0.5f, 5), gamma = multiples(channels, 0.5f, 7);
+  std::vector<float> gain(channels), var(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    gain[c] = std::ldexp(1.f, static_cast<int>(c % 3) - 1);
+    var[c] = std::ldexp(1.f, 2 * static_cast<int>(c % 4) - 2);
+  }
+  const int64_t gain_size = in.pick({int64_t{1}, channels});
+  const BatchNorm<float> norm{in.maybe(gain.data()), gain_size, in.maybe(gamma.data()), nullptr, 0};
+  std::vector<uint8_t> mask((rows * channels + 7) / 8);
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(in.range(0, 255) + 37 * i);
+  std::vector<float> grad_product(rows * channels, -77), grad_gamma(channels, -77), grad_beta(channels, -77);
+  BatchNormGrad<float> a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.grad = grad.data();
+  a.mask = mask.data();
+  a.product = product.data();
+  a.mean = mean.data();
+  a.var = var.data();
+  a.norm = norm;
+  a.threshold = 2;
+  a.grad_product = grad_product.data();
+  a.grad_gamma = grad_gamma.data();
+  a.grad_beta = grad_beta.data();
+  cpu::batch_norm_grad(a, cut_for);
+  for (int64_t c = 0; c < channels; ++c) {
+    const Normalised<float> of = normalise(norm, c, mean[c], var[c]);
+    const auto gz = [&](int64_t i) { return mask[i / 8] >> (i % 8) & 1 ? grad[i] / 2 : 0.f; };
+    const auto xhat = [&](int64_t i) { return (of.gain * product[i] - of.gain * mean[c]) * of.rstd; };
+    double beta_sum = 0, gamma_sum = 0;
+    for (int64_t i = c; i < rows * channels; i += channels) {
+      beta_sum += gz(i);
+      gamma_sum += gz(i) * xhat(i);
+    }
+    CHECK(grad_beta[c] == static_cast<float>(beta_sum), "channel %ld of %ld", long(c), long(channels));
+    CHECK(grad_gamma[c] == static_cast<float>(gamma_sum), "channel %ld of %ld", long(c), long(channels));
+    for (int64_t i = c; i < rows * channels; i += channels) {
+      // Of the three terms each is rounded a few times.
+      const double terms[] = {gz(i), beta_sum / rows, xhat(i) * gamma_sum / rows};
+      const double want = of.scale * (terms[0] - terms[1] - terms[2]);
+      const double size = std::fabs(of.scale) * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
+      CHECK(std::fabs(grad_product[i] - want) <= 4 * FLT_EPSILON * size, "row %ld of %ld", long(i / channels),
+            long(rows));
+    }
+  }
+}
+
+// Statistics by themselves, of factor times the product.
+void statistics(Input& in, int64_t rows, int64_t channels) {
+  const auto product = multiples(rows * channels, 0.5f, 11);
+  const float factor = in.pick({1.f, 4.f});
+  std::vector<float> mean(channels, -77), var(channels, -77), scale(channels, -77), shift(channels, -77);
+  BatchNormStatistics<float> a{};
+  a.rows = rows;
+  a.channels = channels;
+  a.product = product.data();
+  a.factor = factor;
+  a.norm.eps = 1e-3f;
+  a.mean = mean.data();
+  a.var = var.data();
+  a.scale = scale.data();
+  a.shift = shift.data();
+  cpu::batch_norm_statistics(a, cut_for);
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0, squares = 0;
+    for (int64_t i = c; i < rows * channels; i += channels) {
+      const double u = factor * product[i];
+      sum += u;
+      squares += u * u;
+    }
+    float m = 0, v = 0;
+    moments(sum, squares, rows, m, v);
+    const Normalised<float> n = normalise(a.norm, c, m, v);
+    CHECK(mean[c] == m && var[c] == v, "channel %ld of %ld", long(c), long(channels));
+    CHECK(scale[c] == n.scale && shift[c] == n.shift, "channel %ld of %ld", long(c), long(channels));
+  }
 }
 
 }  // namespace
@@ -17,7 +163,7 @@ void check(const Shape& s, int32_t T, const char* name) {
 TEST(a_few_tiles_at_a_time) {
   for (int64_t batch : {8, 40}) {
     check(linear(8, 9 * 32 + 5, batch), 255, "linear");
-    Shape groups = linear(8, 2 * 5 * 32, batch);
+    Geometry groups = linear(8, 2 * 5 * 32, batch);
     groups.groups = 2;
     check(groups, 255, "two groups");
   }
@@ -31,3 +177,23 @@ TEST(long_windows) {
 }
 
 TEST(blocks_of_an_image) { check(image(9, 3, 1, 3, 150), 33, "image"); }
+
+TEST(windows) {
+  for (const Geometry& shape : {linear(70, 37, 9), image(5, 3, 0, 70, 37)}) {
+    ProductLayer layer(shape, 8, 0, 1);
+    layer.count(0.3, 8, 1);
+    check(layer, {std::begin(kWays), std::end(kWays)}, "window");
+  }
+}
+
+FUZZ(in) {
+  std::optional<ProductLayer> layer = any_layer(in);
+  if (!layer || layer->args.neurons == 0) return;
+  const int64_t channels = layer->geometry.outputs, rows = layer->args.neurons / channels;
+  const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
+  const float gain = in.pick({1.f, 0.5f, 3.f});
+  const BatchNorm<float> affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
+  check(*layer, affine, {layer->way}, {cut_for}, text(*layer).c_str());
+  backward(in, rows, channels);
+  statistics(in, rows, channels);
+}

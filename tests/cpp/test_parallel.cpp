@@ -38,8 +38,8 @@ bool divides(const Call& call, int64_t pieces, int64_t size, int64_t least) {
 // Each piece is a range of its own.
 bool divides(const Call& call, int64_t pieces) { return call.pieces == pieces && call.grain == 1; }
 
-std::vector<Call> calls_of_product(const Shape& s, int32_t T) {
-  ProductLayer layer(s, T, 0.2, 1);
+std::vector<Call> calls_of_product(const Geometry& shape, int32_t T) {
+  ProductLayer layer(shape, T, 0.2, 1);
   layer.way = Way::kLists1;
   layer.finish();
   const PreparedWeights prepared(layer.geometry, layer.weights);
@@ -107,9 +107,9 @@ TEST(products_by_blocks_of_rows_or_within_one) {
 }
 
 TEST(depthwise_products_by_rows) {
-  Shape s = image(64, 3, 1, 16, 16, 16);
-  s.batch = 1;
-  CHECK(divides(calls_of_product(s, 9)[0], 64, 64 * 2 * 9 * 16, 1 << 20), "depthwise");
+  Geometry shape = image(64, 3, 1, 16, 16, 16);
+  shape.batch = 1;
+  CHECK(divides(calls_of_product(shape, 9)[0], 64, 64 * 2 * 9 * 16, 1 << 20), "depthwise");
 }
 
 TEST(gradients_by_rows) {

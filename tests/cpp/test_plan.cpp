@@ -5,34 +5,20 @@
 #include "kernels/product/lists.h"
 #include "kernels/product/pack.h"
 #include "kernels/product/plan.h"
+#include "product_layer.h"
 
 using namespace tandem;
 using namespace tandem::cpu;
 
 namespace {
 
-Geometry linear(int64_t inputs, int64_t outputs) {
-  Geometry geometry{};
-  geometry.batch = geometry.height = geometry.width = geometry.groups = 1;
-  geometry.channels = inputs;
-  geometry.outputs = outputs;
-  for (int i = 0; i < 2; ++i) geometry.kernel[i] = geometry.stride[i] = geometry.dilation[i] = 1;
-  return geometry;
-}
+Geometry linear(int64_t inputs, int64_t outputs) { return test::linear(inputs, outputs, 1); }
 
 Geometry conv3x3(int64_t channels, int64_t outputs) {
-  Geometry geometry = linear(channels, outputs);
-  geometry.height = geometry.width = 32;
-  for (int i = 0; i < 2; ++i) {
-    geometry.kernel[i] = 3;
-    geometry.padding[i] = 1;
-  }
+  Geometry geometry = test::image(32, 3, 1, channels, outputs);
+  geometry.batch = 1;
   return geometry;
 }
-
-}  // namespace
-
-namespace {
 
 constexpr auto kL1 = Way::kLists1, kL4 = Way::kLists4, kUnit = Way::kMatrixUnit;
 

@@ -1,8 +1,9 @@
-// pack, unpack, counts and the gate against one neuron at a time.
-#include <random>
+// Elementwise work and windows of spike planes of any size, compared with plain loops.
+#include <tuple>
 
 #include "check.h"
 #include "kernels/planes/bits.h"
+#include "kernels/planes/moves.h"
 #include "numbers.h"
 
 using namespace tandem;
@@ -10,49 +11,156 @@ using namespace tandem::test;
 
 namespace {
 
-constexpr int32_t kSteps[] = {1, 7, 8, 9, 33, 255, 256, 1000};
-constexpr int64_t kNeurons[] = {0, 1, 3, 63, 64, 65, 1000};
-
-std::vector<double> random_spikes(int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<double> out(n);
-  for (double& spike : out) spike = random() % 4 == 0 ? 1.0 : 0.0;
+std::vector<uint8_t> any_bytes(Input& in, int64_t n) {
+  std::vector<uint8_t> out(n);
+  const int64_t factor = in.range(0, 255), most = in.range(0, 255);
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>((i * factor + in.range(0, 255)) & most);
   return out;
 }
 
-std::vector<uint8_t> pack_one_by_one(const std::vector<double>& spikes, int32_t T, int64_t neurons) {
-  std::vector<uint8_t> planes((T + 7) / 8 * neurons);
+void spikes(Input& in) {
+  const int64_t neurons = in.range(0, 1000);
+  const auto T = static_cast<int32_t>(in.range(1, std::clamp<int64_t>((1 << 17) / (neurons + 1), 1, 1000)));
+  const int32_t P = (T + 7) / 8;
+  const int32_t size = in.pick({1, 2, 4, 8});
+  const bool floating = size > 1 && in.flag();
+  const std::vector<uint8_t> bytes = any_bytes(in, T * neurons * size);
+  std::vector<uint8_t> planes(P * neurons, 255), want(P * neurons);
   for (int64_t i = 0; i < T * neurons; ++i) {
-    const int64_t t = i / neurons, n = i % neurons;
-    if (spikes[i] != 0) planes[t / 8 * neurons + n] |= static_cast<uint8_t>(1 << (t % 8));
+    bool spike = false;
+    for (int b = 0; b < size; ++b) {  // the last byte has the sign
+      spike |= (bytes[i * size + b] & (floating && b == size - 1 ? 0x7f : 0xff)) != 0;
+    }
+    want[i / neurons / 8 * neurons + i % neurons] |= static_cast<uint8_t>(spike << (i / neurons % 8));
   }
-  return planes;
+  cpu::pack(bytes.data(), size, floating, T, neurons, planes.data(), cut_for);
+  CHECK(planes == want, "pack T %d neurons %ld size %d", T, long(neurons), size);
+
+  uint64_t one = 0;
+  std::memcpy(&one, any_bytes(in, size).data(), size);
+  std::vector<uint8_t> dense(bytes.size(), 255);
+  cpu::unpack(planes.data(), T, neurons, dense.data(), size, one, cut_for);
+  for (int64_t i = 0; i < T * neurons; ++i) {
+    const bool spike = planes[i / neurons / 8 * neurons + i % neurons] >> (i / neurons % 8) & 1;
+    uint64_t got = 0;
+    std::memcpy(&got, dense.data() + i * size, size);
+    CHECK(got == (spike ? one : 0), "unpack T %d neurons %ld size %d", T, long(neurons), size);
+  }
+
+  std::vector<uint8_t> steps(T * neurons, 255);
+  cpu::unpack(planes.data(), T, neurons, steps.data(), 1, 1, cut_for);
+  const DType dtype = in.pick(kDTypes);
+  std::vector<char> counts(neurons * size_of(dtype), '\xff');
+  cpu::counts(planes.data(), P, neurons, counts.data(), dtype, cut_for);
+  for (int64_t n = 0; n < neurons; ++n) {
+    int count = 0;
+    for (int t = 0; t < T; ++t) {
+      const int spike = planes[t / 8 * neurons + n] >> (t % 8) & 1;
+      CHECK(steps[t * neurons + n] == spike, "step %d of neuron %ld", t, long(n));
+      count += spike;
+    }
+    const bool held = dtype != DType::kBFloat16 || count <= 256;
+    if (held) CHECK(read(counts.data(), dtype, n) == count, "count of neuron %ld", long(n));
+  }
 }
 
-}  // namespace
-
-TEST(pack_and_unpack_floats) {
-  for (DType dtype : kDTypes) {
-    for (int32_t T : kSteps) {
-      for (int64_t neurons : kNeurons) {
-        const std::vector<double> spikes = random_spikes(T * neurons, T);
-        const std::vector<uint8_t> expected = pack_one_by_one(spikes, T, neurons);
-        const std::vector<char> dense = encode(spikes, dtype);
-        const auto size = static_cast<int32_t>(size_of(dtype));
-        std::vector<uint8_t> planes(expected.size(), 255);
-        cpu::pack(dense.data(), size, true, T, neurons, planes.data(), serial_for);
-        CHECK(planes == expected, "pack dtype %d T %d neurons %d", static_cast<int>(dtype), T,
-              static_cast<int>(neurons));
-
-        uint64_t one = 0;
-        std::memcpy(&one, encode({1.0}, dtype).data(), size);
-        std::vector<char> back(dense.size(), '\xff');
-        cpu::unpack(planes.data(), T, neurons, back.data(), size, one, serial_for);
-        CHECK(back == dense, "unpack dtype %d T %d neurons %d", static_cast<int>(dtype), T, static_cast<int>(neurons));
-      }
+// Trains that have their spikes first, from counts and back.
+void bursts(Input& in) {
+  const auto T = static_cast<int32_t>(in.range(1, 255)), P = (T + 7) / 8;
+  const int64_t neurons = in.range(0, 1000);
+  const std::vector<uint8_t> counts = any_bytes(in, neurons);
+  std::vector<uint8_t> planes(P * neurons, 77), again(neurons, 77);
+  cpu::burst_planes(counts.data(), T, neurons, planes.data(), cut_for);
+  cpu::count_bytes(planes.data(), P, neurons, again.data(), cut_for);
+  for (int64_t n = 0; n < neurons; ++n) {
+    const int count = std::min<int>(counts[n], T);
+    CHECK(again[n] == count, "T %d, count %d", T, counts[n]);
+    for (int t = 0; t < 8 * P; ++t) {
+      CHECK((planes[t / 8 * neurons + n] >> t % 8 & 1) == (t < count), "T %d, count %d, step %d", T, count, t);
     }
   }
 }
+
+void gate(Input& in) {
+  const DType dtype = in.pick(kDTypes);
+  const int64_t neurons = in.range(0, 3000);
+  const std::vector<uint8_t> mask = any_bytes(in, (neurons + 7) / 8), grad = any_bytes(in, neurons * size_of(dtype));
+  std::vector<char> out(grad.size(), '\xff');
+  const double threshold = in.pick({2.0, 1.7});
+  cpu::gate_grad(grad.data(), dtype, mask.data(), threshold, neurons, out.data(), cut_for);
+  for (int64_t n = 0; n < neurons; ++n) {
+    const double g = read(grad.data(), dtype, n), got = read(out.data(), dtype, n);
+    const bool open = mask[n / 8] >> (n % 8) & 1;
+    if (!open) CHECK(got == 0, "neuron %ld", long(n));
+    if (open && std::isnan(g)) CHECK(std::isnan(got), "neuron %ld", long(n));
+    // Half an ulp of a type that is rounded to once more.
+    const double want =
+        dtype == DType::kFloat64 ? g / threshold : static_cast<float>(g) / static_cast<float>(threshold);
+    const double bound = dtype == DType::kFloat16 ? 5e-4 * std::fabs(want) + 6e-8 : 4e-3 * std::fabs(want);
+    const bool halves = size_of(dtype) == 2 && threshold != 2;
+    const double least = dtype == DType::kFloat16 ? 1e-4 : 1e-37;
+    if (!open || !std::isfinite(g)) continue;
+    if (halves || std::fabs(g) > least || size_of(dtype) > 2) {
+      CHECK(std::fabs(got - want) <= (halves ? bound : 0), "neuron %ld: %g, not %g", long(n), got, want);
+    }
+  }
+}
+
+void windows(Input& in) {
+  PoolWindow w{};
+  w.images = in.range(0, 3);
+  w.channels = in.range(1, 80);
+  int64_t* sizes[] = {&w.height, &w.width};
+  int64_t* outs[] = {&w.out_height, &w.out_width};
+  for (int i = 0; i < 2; ++i) {
+    w.kernel[i] = in.range(1, 4);
+    w.stride[i] = in.range(1, 4);
+    w.padding[i] = in.range(0, 4);
+    w.dilation[i] = in.range(1, 3);
+    const int64_t extent = w.dilation[i] * (w.kernel[i] - 1) + 1;
+    *sizes[i] = std::max(extent - 2 * w.padding[i], in.range(1, 20));
+    *outs[i] = (*sizes[i] + 2 * w.padding[i] - extent) / w.stride[i] + in.range(0, 1) + 1;  // ceil_mode has one more
+  }
+  const int64_t pixels = w.height * w.width;
+  const std::vector<uint8_t> image = any_bytes(in, w.images * pixels * w.channels);
+  const auto at = [&](int64_t i, int64_t y, int64_t x, int64_t c) {
+    const bool inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
+    return inside ? image[((i * w.height + y) * w.width + x) * w.channels + c] : 0;
+  };
+
+  std::vector<uint8_t> pooled(w.images * w.out_height * w.out_width * w.channels, 77);
+  cpu::max_pool(w, image.data(), pooled.data(), cut_for);
+  for (size_t n = 0; n < pooled.size(); ++n) {
+    const int64_t c = n % w.channels, pixel = n / w.channels;
+    const int64_t x = pixel % w.out_width, y = pixel / w.out_width % w.out_height;
+    int want = 0;
+    for (int64_t i = 0; i < w.kernel[0]; ++i) {
+      for (int64_t j = 0; j < w.kernel[1]; ++j) {
+        want |= at(pixel / w.out_width / w.out_height, y * w.stride[0] - w.padding[0] + i * w.dilation[0],
+                   x * w.stride[1] - w.padding[1] + j * w.dilation[1], c);
+      }
+    }
+    CHECK(pooled[n] == want, "byte %zu of the maximum", n);
+  }
+
+  std::vector<uint8_t> first(image.size(), 77);
+  cpu::to_channels_first(image.data(), w.images, pixels, w.channels, first.data(), cut_for);
+  for (int64_t n = 0; n < w.images * pixels * w.channels; ++n) {
+    const int64_t i = n / (pixels * w.channels), c = n / pixels % w.channels, p = n % pixels;
+    CHECK(first[n] == image[(i * pixels + p) * w.channels + c], "byte %ld, channels first", long(n));
+  }
+
+  const int64_t below = in.range(0, 4), right = in.range(0, 4), wide = w.width + right, high = w.height + below;
+  std::vector<uint8_t> padded(w.images * high * wide * w.channels, 77);
+  cpu::pad_after(image.data(), w.images, w.height, w.width, w.channels, below, right, padded.data(), cut_for);
+  for (size_t n = 0; n < padded.size(); ++n) {
+    const int64_t pixel = n / w.channels;
+    const int want = at(pixel / wide / high, pixel / wide % high, pixel % wide, n % w.channels);
+    CHECK(padded[n] == want, "byte %zu of the padded image", n);
+  }
+}
+
+}  // namespace
 
 TEST(pack_knows_what_nonzero_is) {
   const float floats[] = {0.0f, -0.0f, 1e-45f, -3.0f};
@@ -64,92 +172,24 @@ TEST(pack_knows_what_nonzero_is) {
   CHECK(planes[0] == 0 && planes[1] == 1 && planes[2] == 1 && planes[3] == 1, "integers: the sign bit is a bit");
 }
 
-TEST(counts_are_the_popcounts) {
-  for (DType dtype : kDTypes) {
-    for (int32_t T : kSteps) {
-      for (int64_t neurons : kNeurons) {
-        const std::vector<double> spikes = random_spikes(T * neurons, T + 1);
-        const std::vector<uint8_t> planes = pack_one_by_one(spikes, T, neurons);
-        std::vector<char> counts(neurons * size_of(dtype), '\xff');
-        cpu::counts(planes.data(), (T + 7) / 8, neurons, counts.data(), dtype, serial_for);
-        for (int64_t n = 0; n < neurons; ++n) {
-          double expected = 0;
-          for (int32_t t = 0; t < T; ++t) expected += spikes[t * neurons + n];
-          if (dtype == DType::kBFloat16 && expected > 256) continue;  // which it need not hold
-          CHECK(read(counts.data(), dtype, n) == expected, "dtype %d T %d neurons %d neuron %d",
-                static_cast<int>(dtype), T, static_cast<int>(neurons), static_cast<int>(n));
-        }
-      }
-    }
-  }
-}
-
-TEST(bursts_have_their_spikes_first) {
-  for (int32_t T : {1, 7, 8, 9, 33, 255}) {
-    for (int64_t neurons : {0, 1, 65, 256}) {
-      std::vector<uint8_t> counts(neurons), planes((T + 7) / 8 * neurons, 77), again(neurons, 77);
-      for (int64_t n = 0; n < neurons; ++n) counts[n] = static_cast<uint8_t>(n * 37);
-      cpu::burst_planes(counts.data(), T, neurons, planes.data(), serial_for);
-      cpu::count_bytes(planes.data(), (T + 7) / 8, neurons, again.data(), serial_for);
-      for (int64_t n = 0; n < neurons; ++n) {
-        const int count = std::min<int>(counts[n], T);
-        CHECK(again[n] == count, "T %d, count %d", T, counts[n]);
-        for (int t = 0; t < (T + 7) / 8 * 8; ++t) {
-          CHECK((planes[t / 8 * neurons + n] >> t % 8 & 1) == (t < count), "T %d, count %d, step %d", T, counts[n], t);
-        }
-      }
-    }
-  }
-}
-
-TEST(gate_divides_where_open) {
-  std::mt19937 random(1);
-  std::normal_distribution<double> normal;
-  const double threshold = 1.7;
-  for (DType dtype : kDTypes) {
-    for (int64_t neurons : kNeurons) {
-      std::vector<double> values(neurons);
-      for (double& value : values) value = normal(random);
-      const std::vector<char> grad = encode(values, dtype);
-      std::vector<uint8_t> mask((neurons + 7) / 8);
-      for (uint8_t& byte : mask) byte = random() & 255;
-      std::vector<char> out(grad.size(), '\xff');
-      cpu::gate_grad(grad.data(), dtype, mask.data(), threshold, neurons, out.data(), serial_for);
-      for (int64_t n = 0; n < neurons; ++n) {
-        const bool open = (mask[n / 8] >> (n % 8)) & 1;
-        const double g = read(grad.data(), dtype, n), got = read(out.data(), dtype, n);
-        const double expected = open ? g / threshold : 0.0;
-        // Half an ulp of the type, and that of the float division before it.
-        const double epsilon = dtype == DType::kFloat64   ? 1e-15
-                               : dtype == DType::kFloat32 ? 1.2e-7
-                               : dtype == DType::kFloat16 ? 5e-4
-                                                          : 4e-3;
-        CHECK(std::abs(got - expected) <= epsilon * std::abs(expected) + (dtype == DType::kFloat16 ? 6e-8 : 0.0),
-              "dtype %d neurons %d neuron %d: %g, not %g", static_cast<int>(dtype), static_cast<int>(neurons),
-              static_cast<int>(n), got, expected);
-      }
-    }
-  }
-}
-
 TEST(threads_do_not_change_the_result) {
   constexpr int32_t T = 9;
   constexpr int64_t neurons = 100003;
-  const std::vector<double> spikes = random_spikes(T * neurons, 1);
-  const std::vector<char> dense = encode(spikes, DType::kFloat32);
-  std::vector<uint8_t> planes(2 * neurons);
-  cpu::pack(dense.data(), sizeof(float), true, T, neurons, planes.data(), threads_for);
-  CHECK(planes == pack_one_by_one(spikes, T, neurons), "pack");
+  std::vector<float> spikes(T * neurons);
+  for (size_t i = 0; i < spikes.size(); ++i) spikes[i] = i * 37 % 101 < 25 ? 1.f : 0.f;
+  const auto run = [&](ParallelFor parallel) {
+    std::vector<uint8_t> planes(2 * neurons);
+    std::vector<float> back(spikes.size()), counts(neurons), grad(neurons);
+    cpu::pack(spikes.data(), sizeof(float), true, T, neurons, planes.data(), parallel);
+    cpu::unpack(planes.data(), T, neurons, back.data(), sizeof(float), 0x3f800000u, parallel);
+    cpu::counts(planes.data(), 2, neurons, counts.data(), DType::kFloat32, parallel);
+    cpu::gate_grad(spikes.data(), DType::kFloat32, planes.data(), 2.0, neurons, grad.data(), parallel);
+    return std::tuple(planes, back, counts, grad);
+  };
+  CHECK(run(serial_for) == run(threads_for), "planes, spikes, counts or gradients");
+}
 
-  std::vector<char> back(dense.size()), serial(neurons * sizeof(float)), threaded(serial.size());
-  cpu::unpack(planes.data(), T, neurons, back.data(), sizeof(float), 0x3f800000u, threads_for);
-  CHECK(back == dense, "unpack");
-
-  cpu::counts(planes.data(), 2, neurons, serial.data(), DType::kFloat32, serial_for);
-  cpu::counts(planes.data(), 2, neurons, threaded.data(), DType::kFloat32, threads_for);
-  CHECK(serial == threaded, "counts");
-
-  cpu::gate_grad(dense.data(), DType::kFloat32, planes.data(), 2.0, neurons, serial.data(), serial_for);
-  cpu::gate_grad(dense.data(), DType::kFloat32, planes.data(), 2.0, neurons, threaded.data(), threads_for);
-  CHECK(serial == threaded, "gate");
+FUZZ(in) {
+  parts = in.range(1, 5);
+  in.pick({spikes, bursts, gate, windows})(in);
 }
