@@ -117,7 +117,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'tandem_ext needs Python 3.10 or newer')"
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "torch>=2.10"
+	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Build of the library of ops tandem_ext/_C.so; everything else about the package stands in pyproject.toml.
+"""Build of the extension module tandem_ext._C; everything else about the package stands in pyproject.toml.
 
 What is built, and the environment variables that steer it: build_tools/decide.py. How: build_tools/compile.py.
 

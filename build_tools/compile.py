@@ -1,4 +1,4 @@
-"""Compile tandem_ext/_C.so: one ninja file, three kinds of source, one link.
+"""Compile tandem_ext._C: one ninja file, three kinds of source, one link.
 
 torch's own BuildExtension is not used: it takes CUDA decisions from the installed torch, while this module holds CUDA
 kernels or not whatever torch is installed, through torch's stable ABI. torch is found, but never imported.
@@ -68,10 +68,6 @@ def make_plan(env: Mapping[str, str] = os.environ) -> Plan:
 class NinjaBuildExt(build_ext):  # type: ignore[misc]
     """build_ext that hands the whole module to ninja. Objects stay in build/: a second build compiles what changed."""
 
-    def get_ext_filename(self, fullname: str) -> str:
-        """One name whatever the Python: the ops need none."""
-        return f"{fullname.replace('.', os.sep)}.so"
-
     def build_extension(self, ext: Extension) -> None:
         plan = make_plan()
         print(plan.summary(), flush=True)
@@ -125,7 +121,7 @@ def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]
     cxx = find_compiler()
     user = compiler_flags(sys.platform, os.environ)
     user += shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    system = [torch / "include"]
+    system = [find_pybind11(), torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     link = linker_flags(sys.platform, torch / "lib", plan.toolkit.cudart if plan.toolkit else None)
     if plan.toolkit is not None:
@@ -183,6 +179,22 @@ def find_torch() -> Path:
     if tuple(map(int, version.split(".")[:2])) < (2, 10):
         raise SystemExit(f"tandem_ext: torch {version} is too old to build with; 2.10 or newer is needed")
     return Path(spec.submodule_search_locations[0])
+
+
+def find_python_headers() -> Path:
+    """The folder of Python.h."""
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file():
+        raise SystemExit(f"tandem_ext: {include} has no Python.h; install the headers of this Python (python3-dev)")
+    return include
+
+
+def find_pybind11() -> Path:
+    """Include folder of the pybind11 package; torch's own copy refuses to be used beside the stable ABI."""
+    spec = importlib.util.find_spec("pybind11")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("tandem_ext: building without isolation needs pybind11: pip install pybind11")
+    return Path(spec.submodule_search_locations[0], "include")
 
 
 def find_compiler() -> list[str]:

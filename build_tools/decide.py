@@ -124,7 +124,7 @@ def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
     gives the CUDA stream is looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch
     is left alone.
     """
-    if system == "darwin":  # a plug-in: other symbols are those of the program that loads it
+    if system == "darwin":  # a plug-in: Python's own symbols are those of the program that loads it
         return ["-bundle", "-undefined", "dynamic_lookup", f"-L{libtorch}", "-ltorch"]
     flags = ["-shared", f"-L{libtorch}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
     if cudart is None:

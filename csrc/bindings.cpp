@@ -1,7 +1,6 @@
-// The names and schemas of all ops, which exist once tandem_ext/_C.so is loaded, and what was built.
+// The module tandem_ext._C: the names and schemas of all ops, and the few functions that take no tensors.
+#include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
-
-#include <string>
 
 #include "kernels/cpu/capability.h"
 #include "kernels/product/clock.h"
@@ -43,7 +42,6 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
-  m.def("build_info() -> str");
   m.def("frozen_digits(Tensor weight, int groups) -> Tensor");
   m.def("frozen_fields() -> str");
   m.def("frozen_check(Tensor program, Tensor numbers) -> str");
@@ -53,7 +51,31 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "int step, bool every_step) -> (Tensor readout, Tensor state)");
 }
 
+// Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
+#if defined(__ELF__)
+#pragma weak _PyThreadState_UncheckedGet
+#endif
+
 namespace {
+
+namespace py = pybind11;
+
+py::object cuda_archs() {
+#ifdef TANDEM_WITH_CUDA
+  return py::str(TANDEM_CUDA_ARCHS).attr("split")();
+#else
+  return py::none();
+#endif
+}
+
+// Of the toolkit and of the driver; none without CUDA kernels.
+py::object cuda_versions() {
+#ifdef TANDEM_WITH_CUDA
+  return py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
+#else
+  return py::none();
+#endif
+}
 
 std::string compiler() {
 #if defined(__clang__)
@@ -65,22 +87,23 @@ std::string compiler() {
 #endif
 }
 
-// A line name=value each. Whoever loads the library calls this first: an impossible TANDEM_CPU_CAPABILITY or
-// TANDEM_PATH is an error here, not in the first layer.
-std::string build_info() {
-  constexpr auto version_part = [](int shift) { return std::to_string(TORCH_TARGET_VERSION >> shift & 0xff); };
-  tandem::cpu::fixed_way();
-  std::string info = "version=" TANDEM_VERSION "\ncompiler=" + compiler();
-  info += "\ntorch_target=" + version_part(56) + "." + version_part(48);
-  info += std::string("\ncpu_capability=") + tandem::cpu::capability_name(tandem::cpu::capability());
-#ifdef TANDEM_WITH_CUDA
-  info += "\ncuda_archs=" TANDEM_CUDA_ARCHS;
-  info += "\ncuda_toolkit=" + std::to_string(tandem::cuda::toolkit_version());
-  info += "\ncuda_driver=" + std::to_string(tandem::cuda::driver_version());
-#endif
+py::dict build_info() {
+  constexpr auto version_part = [](int shift) { return static_cast<int>((TORCH_TARGET_VERSION >> shift) & 0xff); };
+  py::dict info;
+  info["version"] = TANDEM_VERSION;
+  info["torch_target"] = std::to_string(version_part(56)) + "." + std::to_string(version_part(48));
+  info["cuda_archs"] = cuda_archs();
+  info["cuda_versions"] = cuda_versions();
+  info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
+  info["compiler"] = compiler();
   return info;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
+  tandem::cpu::capability();  // an impossible TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
+  tandem::cpu::fixed_way();   // and so is an impossible TANDEM_PATH
+  m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
+}

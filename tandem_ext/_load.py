@@ -1,4 +1,7 @@
-"""Loads the compiled extension, which registers torch.ops.tandem. ``TANDEM_LIBRARY`` may name another build of it."""
+"""Loads the compiled extension, which registers torch.ops.tandem.
+
+``TANDEM_LIBRARY`` may name another build of it, also one for another version of Python: the ops need none.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,26 @@ import os
 import warnings
 from typing import Any
 
-import torch  # before the extension, which links against its libraries
+import torch  # before _C, which links against its libraries
 
 
 def _load(library: str | None) -> dict[str, Any]:
-    folder = os.path.dirname(__file__)
+    if library is not None:
+        torch.ops.load_library(library)
+        cuda = torch._C._dispatch_has_kernel_for_dispatch_key("tandem::if_scan", "CUDA")
+        return {"library": library, "cuda_archs": ["unknown"] if cuda else None}
     try:
-        torch.ops.load_library(library or os.path.join(folder, "_C.so"))
-        lines = torch.ops.tandem.build_info().splitlines()
-    except (OSError, RuntimeError) as error:
+        from . import _C
+    except ImportError as error:
         raise ImportError(
-            f"tandem_ext's compiled part could not be loaded ({error}). If {folder} is a source folder, build it "
-            "first: `pip install .` (or `make ext` to build in place), or run from another folder to use the installed "
-            "package."
+            f"tandem_ext's compiled part could not be loaded ({error}). If {os.path.dirname(__file__)} is a source "
+            "folder, build it first: `pip install .` (or `make ext` to build in place), or run from another folder to "
+            "use the installed package."
         ) from error
-    info: dict[str, Any] = dict(line.split("=", 1) for line in lines)
-    if note := _old_driver(int(info.pop("cuda_toolkit", 0)), int(info.pop("cuda_driver", 0))):
+    info: dict[str, Any] = _C.build_info()
+    if (versions := info.pop("cuda_versions", None)) is not None and (note := _old_driver(*versions)):
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-    info["cuda_archs"] = info["cuda_archs"].split() if "cuda_archs" in info else None
-    return info | ({"library": library} if library else {})
+    return info
 
 
 def _old_driver(toolkit: int, driver: int) -> str | None:

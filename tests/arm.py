@@ -25,7 +25,7 @@ DEBIAN = [f"python{PYTHON}-minimal", *(f"libpython{PYTHON}-{part}" for part in (
           "libsqlite3-0", "libssl3t64", "libuuid1", "libzstd1"]  # fmt: skip
 DEBIAN_11 = ["libc6", "libc6-dev", "libstdc++6", "libstdc++-10-dev", "linux-libc-dev"]
 PYPI = ["torch==2.10.0", "attrs", "filelock", "fsspec", "hypothesis", "iniconfig", "jinja2", "markupsafe", "mpmath",
-        "networkx", "numpy", "packaging", "pluggy", "pygments", "pytest", "pyyaml", "safetensors",
+        "networkx", "numpy", "packaging", "pluggy", "pybind11", "pygments", "pytest", "pyyaml", "safetensors",
         "setuptools", "sortedcontainers", "sympy", "typing_extensions"]  # fmt: skip
 TESTS = [f"tests/test_{name}.py" for name in ("golden", "rounding", "linear_if", "frozen", "int8_weights")]
 

@@ -1,4 +1,4 @@
-"""Loading the compiled part: the package's own, or the one that TANDEM_LIBRARY names."""
+"""Loading the compiled part: as a module, or by path, as a Python that it was not built for must."""
 
 import os
 import re
@@ -25,8 +25,11 @@ def test_an_old_driver(toolkit, driver, says):
 
 
 def test_load_by_path():
-    library = Path(te.__path__[0], "_C.so")
-    program = "import torch, tandem_ext as te; print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
+    (library,) = Path(te.__path__[0]).glob("_C.*.so")
+    program = (
+        "import torch, tandem_ext as te; assert 'tandem_ext._C' not in __import__('sys').modules;"
+        "print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
+    )
     path = os.pathsep.join([str(library.parent.parent), os.environ.get("PYTHONPATH", "")])
     output = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"TANDEM_LIBRARY": str(library), "PYTHONPATH": path},
