@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from ..container import atomically, pack, unpack
-from ..errors import UserError
+from ..errors import UserError, listing
 
 Folder = str | os.PathLike[str]
 IMAGES = (".jpeg", ".jpg", ".png")
+Listing = tuple[list[Path], list[int]]  # files, and the class of each
 
 
 def data_root(name: str, data_dir: Folder | None) -> Path:
@@ -44,9 +45,9 @@ def _explained(how: str) -> str:
 
 
 def class_folders(
-    name: str, folder: Path, suffixes: Sequence[str], how: str
-) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """(classes, files, class of each file) of a folder with one folder per class, in alphabetical order.
+    name: str, folder: Path, suffixes: Sequence[str], how: str, expected: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], Listing]:
+    """(classes, (files, class of each file)) of a folder with one folder per class, in alphabetical order.
 
     Hidden folders are skipped. Files must end in one of ``suffixes``, in any case.
     """
@@ -60,8 +61,11 @@ def class_folders(
     empty = [c for c, found in zip(classes, files, strict=True) if not found]
     if empty:
         raise UserError(f"data set {name!r}: no {wanted} in {folder / empty[0]}: {_explained(how)}")
+    if expected is not None and (differing := sorted({*classes}.symmetric_difference(expected))):
+        unlike = f"unlike the expected classes in {listing(differing)}"
+        raise UserError(f"data set {name!r}: {folder} holds {listing(classes)}, {unlike}: {_explained(how)}")
     targets = [i for i, found in enumerate(files) for _ in found]
-    return tuple(classes), [path for found in files for path in found], targets
+    return tuple(classes), ([path for found in files for path in found], targets)
 
 
 Tensors = dict[str, Tensor]

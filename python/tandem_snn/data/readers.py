@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, extra
-from .files import IMAGES, cached, class_folders, damaged, missing
+from .files import IMAGES, Listing, cached, class_folders, damaged, missing
 from .source import DatasetSplit, ImageFiles
 
 
@@ -29,6 +29,12 @@ class Samples:
     test: Part
     class_names: tuple[str, ...]
     white: int = 255
+
+    @classmethod
+    def of(cls, samples: Tensor, train: Listing, test: Listing, class_names: tuple[str, ...]) -> Samples:
+        """From the samples of all files, those of the training part first."""
+        first, rest = samples.split([len(train[0]), len(test[0])])
+        return cls(Part(first, torch.tensor(train[1])), Part(rest, torch.tensor(test[1])), class_names)
 
 
 DIGITS = tuple("0123456789")
@@ -115,11 +121,9 @@ def read_cifar10_jpeg(root: Path) -> Samples:
     """``cifar10-jpeg/{train,test}/CLASS``, JPEG or PNG files, decoded once and kept in the cache."""
     name, how = "cifar10-jpeg", "put the images at DIR/cifar10-jpeg/{train,test}/CLASS/NAME.jpg"
     folder = root / name
-    classes, train, train_targets = class_folders(name, folder / "train", IMAGES, how)
-    test_classes, test, test_targets = class_folders(name, folder / "test", IMAGES, how)
-    if classes != test_classes:
-        raise UserError(f"data set {name!r}: the classes in {folder}/train and {folder}/test differ")
-    files = [*train, *test]
+    classes, train = class_folders(name, folder / "train", IMAGES, how)
+    _, test = class_folders(name, folder / "test", IMAGES, how, classes)
+    files = [*train[0], *test[0]]
 
     def decode() -> dict[str, torch.Tensor]:
         image = extra("torchvision.io", f"the data set {name}")
@@ -137,9 +141,7 @@ def read_cifar10_jpeg(root: Path) -> Samples:
                 raise damaged(name, path, f"its size is {size[0]}×{size[1]}, not 32×32", how)
         return {"pixels": pixels}
 
-    pixels = cached(name, {}, files, decode)["pixels"]
-    n = len(train)
-    return Samples(Part(pixels[:n], torch.tensor(train_targets)), Part(pixels[n:], torch.tensor(test_targets)), classes)
+    return Samples.of(cached(name, {}, files, decode)["pixels"], train, test, classes)
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training images, as published with torchvision
@@ -156,13 +158,10 @@ def read_imagenet(
     resized = tuple(round(n * 256 / 224) for n in size)
     training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *to_tensor])
     evaluation = transforms.Compose([transforms.Resize(min(resized)), transforms.CenterCrop(size), *to_tensor])
-    found = [class_folders(name, root / "imagenet" / part, IMAGES, _HOW) for part in ("train", "val")]
-    if found[0][0] != found[1][0]:
-        raise UserError(f"data set {name!r}: the classes in {root}/imagenet/train and {root}/imagenet/val differ")
-    train, test = (
-        DatasetSplit(
-            ImageFiles(name, files, targets, training), ImageFiles(name, files, targets, evaluation), workers=workers
-        )
-        for _, files, targets in found
+    classes, train = class_folders(name, root / "imagenet" / "train", IMAGES, _HOW)
+    _, test = class_folders(name, root / "imagenet" / "val", IMAGES, _HOW, classes)
+    first, second = (
+        DatasetSplit(ImageFiles(name, *part, training), ImageFiles(name, *part, evaluation), workers=workers)
+        for part in (train, test)
     )
-    return train, test, found[0][0]
+    return first, second, classes

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError, extra, listing
+from ..errors import UserError, extra
 from .binning import bin_recording
-from .files import cached, class_folders, damaged, missing
-from .readers import DIGITS, Part, Samples
+from .files import Listing, cached, class_folders, damaged, missing
+from .readers import DIGITS, Samples
 
-Listing = tuple[list[Path], list[int]]
 _GESTURES = (
     "hand clapping",
     "right hand wave",
@@ -55,8 +54,8 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
     """
     kind = SETS[name]
     size = kind.sensor if size is None else size
-    (train, train_targets), (test, test_targets) = kind.find(name, root, kind)
-    files = [*train, *test]
+    train, test = kind.find(name, root, kind)
+    files = [*train[0], *test[0]]
 
     def make() -> dict[str, torch.Tensor]:
         planes = torch.empty(len(files), (T + 7) // 8, *size, 2, dtype=torch.uint8)
@@ -65,12 +64,7 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
         return {"planes": planes}
 
     planes = cached(name, {"T": T, "bins": bins, "size": list(size)}, files, make)["planes"]
-    n = len(train)
-    return Samples(
-        Part(planes[:n], torch.tensor(train_targets)),
-        Part(planes[n:], torch.tensor(test_targets)),
-        kind.class_names,
-    )
+    return Samples.of(planes, train, test, kind.class_names)
 
 
 def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tuple[int, int]) -> torch.Tensor:
@@ -83,13 +77,9 @@ def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tu
 
 
 def _find_n_mnist(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
-    found = []
-    for part in "Train", "Test":
-        classes, files, targets = class_folders(name, root / "NMNIST" / part, (".bin",), kind.how)
-        if classes != kind.class_names:
-            raise UserError(f"data set {name!r}: {root / 'NMNIST' / part} holds {listing(classes)}: {kind.how}")
-        found.append((files, targets))
-    return found[0], found[1]
+    folders = (root / "NMNIST" / part for part in ("Train", "Test"))
+    train, test = (class_folders(name, folder, (".bin",), kind.how, kind.class_names)[1] for folder in folders)
+    return train, test
 
 
 def _n_mnist_events(path: Path) -> Any:
@@ -102,10 +92,8 @@ def _n_mnist_events(path: Path) -> Any:
 
 def _find_cifar10_dvs(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
     """The data set has no official test split: here it is every tenth recording of each class, alphabetically."""
-    folder = root / "CIFAR10DVS"
-    classes, files, targets = class_folders(name, folder, (".aedat4",), kind.how)
-    if classes != kind.class_names:
-        raise UserError(f"data set {name!r}: {folder} holds {listing(classes)}: {kind.how}")
+    found = class_folders(name, root / "CIFAR10DVS", (".aedat4",), kind.how, kind.class_names)
+    classes, (files, targets) = found
     first = [targets.index(c) for c in range(len(classes))]
     held_out = [(i - first[target]) % _HELD_OUT == _HELD_OUT - 1 for i, target in enumerate(targets)]
 
