@@ -15,15 +15,7 @@ from ..nn import general
 from . import kinds
 from .building import ONE, Builder, Value
 from .graph import CannotConvert, Graph, Op, refuse
-from .layers import (
-    average_of,
-    flatten_of,
-    is_plain,
-    max_pool_of,
-    means_of,
-    parameters,
-    sharing,
-)
+from .layers import average_of, flatten_of, is_plain, max_pool_of, means_of, parameters, sharing
 
 FUSED: dict[str, type[tnn.SpikingLayer]] = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 

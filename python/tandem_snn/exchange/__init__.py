@@ -1,8 +1,8 @@
 """Networks in other formats: NIR for neuromorphic tools and chips, ONNX for inference engines, two simulators."""
 
-from .from_nir import from_nir
-from .simulators import from_snntorch, from_spikingjelly, to_snntorch, to_spikingjelly
-from .to_nir import to_nir
+from .nir import from_nir, to_nir
+from .simulators.snntorch import from_snntorch, to_snntorch
+from .simulators.spikingjelly import from_spikingjelly, to_spikingjelly
 from .to_onnx import to_onnx
 
 __all__ = [
