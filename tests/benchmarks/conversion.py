@@ -77,13 +77,13 @@ def measure(seed: int, data: Dataset) -> dict[str, Any]:
         cells: dict[str, Any] = {}
         for name, v_init in ("floor", 0.0), ("rounded", 0.5):
             cells[f"uncalibrated_{name}"] = accuracy(convert(original, T, v_init=v_init), data)
-            cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images, 99), data)
+            cells[f"converted_{name}"] = accuracy(calibrate(convert(original, T, v_init=v_init), images), data)
             windows = convert(original, T, v_init=v_init, timing="window")
-            cells[f"windows_{name}"] = accuracy(calibrate(windows, images, 99), data)
-        silenced = calibrate(convert(original, T, gate="resu"), images, 99)
+            cells[f"windows_{name}"] = accuracy(calibrate(windows, images), data)
+        silenced = calibrate(convert(original, T, gate="resu"), images)
         cells["silenced"] = accuracy(silenced, data)
         own = copy.deepcopy(original)
-        snn = calibrate(convert(own, T), images, 99)
+        snn = calibrate(convert(own, T), images)
         cells["rate"] = round(fmean(firing_rates(snn, images[0][0]).values()), 4)
         start = time.process_time()
         train(snn, data, seed + 100, 1, TANDEM_LR)
@@ -136,7 +136,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         runs.append(measure(seed, data))
         print(runs[-1], flush=True)
-        results("conversion").write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
+        results("conversion").write_text(json.dumps({**facts, "runs": runs}, separators=(",", ":")) + "\n")
     write_table("convert.md", "conversion", table(read("conversion")))
 
 
