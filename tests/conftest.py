@@ -39,15 +39,16 @@ def _seed():
 
 @pytest.fixture
 def refused(capsys):
-    """Runs the command line, which must refuse in one line that has the given words."""
+    """Runs the command line, which must refuse in one line that has the given words; returns its further output."""
     from tandem_snn.cli import main
 
     def run(arguments, words, status=2):
         capsys.readouterr()
         assert main([*map(str, arguments)]) == status
-        error = capsys.readouterr().err
+        output, error = capsys.readouterr()
         assert error.startswith("tandem-snn: ")
         assert error.count("\n") == 1
         assert words in error
+        return output
 
     return run
