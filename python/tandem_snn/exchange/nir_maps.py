@@ -1,55 +1,45 @@
-"""to_nir where neurons get any sum of linear maps: map by map, for which the network runs once."""
+"""to_nir where neurons get any sum of linear maps: map by map, on the graph that conversion reads, of the ANN twin."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.products import convolution
 
 from .. import nn as tnn
+from ..convert import kinds
+from ..convert.exported import exported
+from ..convert.graph import CannotConvert, Op
+from ..convert.layers import norm_of
+from ..convert.to_ann import Scale, Units, to_ann
 from ..frozen import stages as frozen
-from ..frozen.lowering import LEAVES, Lowering, geometry_of, trace
+from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
-from ..nn import general
 from ..nn.batch_norm import fold_norm, uses_batch
+from ..nn.general import Neurons
 from ..nn.hooks import evaluating
-from ..nn.maximum import MaxPool
 from .listing import NO_STEP, Stage, identifier
 from .nir_writer import Writer, full
-
-_CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
-# Modules as the operators that they are: names of their attributes, in the order of the operator's arguments.
-_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.Linear: ("linear", ("weight", "bias")),
-    nn.Conv1d: ("conv1d", _CONV),
-    nn.Conv2d: ("conv2d", _CONV),
-    nn.AvgPool2d: ("avg_pool2d", ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
-    nn.Flatten: ("flatten", ()),
-    nn.Dropout: ("dropout", ()),
-    nn.Identity: ("dropout", ()),
-}
 
 
 @dataclass
 class _Value:
-    """What a node of the network gives, [*features]: the sum of some nodes of NIR, times ``gain``."""
+    """What an Op gives, [*features]: the sum of some nodes of NIR, times ``gain``."""
 
+    names: list[str]
     shape: tuple[int, ...]
     depth: int
     gain: float | Tensor = 1.0
-    image: bool = False  # the input, before its encoder
+    spikes: bool = False
 
     def worth(self) -> Tensor:
         """The gain, [] or [*features]."""
@@ -62,239 +52,183 @@ class _Value:
 def graph_of_maps(net: nn.Module, x: Any, form: str, dt: float) -> Any:
     """As :func:`to_nir`."""
     net = net.net if isinstance(net, FrozenNetwork) else net
-    traced = fx.GraphModule(net, trace(net))
-    with evaluating(traced):
-        return _Walk(traced, x[:1], form, dt).written(x[:1])
+    trace(net)  # names what no graph can have, such as hooks
+    with evaluating(net):
+        return _Walk(net, x[:1], form, dt).written()
 
 
-class _Walk(fx.Interpreter):
-    """Runs a network, and writes what each of its nodes is."""
+class _Walk:
+    """Writes what each Op of the twin is; neurons are those of the spiking network at the same place."""
 
-    def __init__(self, net: fx.GraphModule, x: Any, form: str, dt: float) -> None:
-        super().__init__(net, garbage_collect_values=False)
-        self.extra_traceback = False  # an error's own message is enough
+    def __init__(self, net: nn.Module, x: Any, form: str, dt: float) -> None:
+        self.net = net
         encoder = next((m for m in net.modules() if isinstance(m, tnn.Encoder)), None)
         self.mode = "events" if encoder is None else encoder.mode
         T = x.T if isinstance(x, SpikeTrain) or encoder is None else encoder.T
         waits = any(getattr(m, "timing", "step") == "window" for m in net.modules())
-        self.writer = Writer(tuple(x.shape[1:]), T, form, dt, waits)
-        self.layers = Lowering(net, 1.0)  # of the layers of tandem_snn.nn
-        self.values: dict[fx.Node, _Value] = {}
-        self.scales: dict[tuple[fx.Node, float | Tensor], str] = {}
-        self.waiting: dict[fx.Node, Stage] = {}  # synapses, for their batch norm
-
-    def written(self, x: Any) -> Any:
-        self.run(x)
-        (answer,) = (node.args[0] for node in self.graph.nodes if node.op == "output")
-        if answer not in self.values:
-            raise CannotLower("net", "its answer does not come from its input alone")
-        value = self.values[answer]
-        return self.writer.graph(self._names(answer), value.shape, self.mode, value.depth)
-
-    def run_node(self, node: fx.Node) -> Any:
-        y = super().run_node(node)
-        if node.op == "placeholder":
-            gain = y.gain if isinstance(y, SpikeTrain) else 1.0
-            self._set(node, ["input"], _Value(tuple(y.shape[1:]), 0, gain, not isinstance(y, SpikeTrain)))
-        elif node.op != "output" and any(given in self.values for given in node.all_input_nodes):
-            self._follow(node, y)
-        return y
-
-    def _set(self, node: fx.Node, names: list[str], value: _Value) -> None:
-        self.writer.result[node.name], self.values[node] = names, value
-
-    def _follow(self, node: fx.Node, y: Any) -> None:
-        module: Any = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        first: Any = node.args[0]  # of a function of the general way: an operator's name, or a module's path
-        path = node.target if module is not None else first
-        if isinstance(first, fx.Node) and first.op == "get_attr":
-            path = first.target
-        self.name = self.writer.free(identifier(path if isinstance(path, str) else node.name, set()))
-        self.node, self.y = node, y
-        if getattr(module, "gate", "relu") == "resu":
-            raise CannotLower(self.name, NO_STEP)
-        if isinstance(module, MaxPool):
-            self._refuse("max_pool2d")
-        if isinstance(module, general.Neurons):
-            return self._neurons(module, first)
-        if isinstance(module, LEAVES):
-            return self._layer(module)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a if a in self.values else self.env[a])
-        kind, args = self._operator(module, args)
-        x = args[0]
-        if isinstance(x, fx.Node) and self.values[x].image and kind not in _RESHAPES:
-            raise CannotLower(self.name, f"{kind} of the input, before its encoder, is no part of the graph")
-        method = getattr(self, f"_on_{'reshape' if kind in _RESHAPES else kind}", None)
-        if method is None:
-            self._refuse(kind)
+        for name, module in net.named_modules():
+            if getattr(module, "gate", "relu") == "resu":
+                raise CannotLower(name, NO_STEP)
         try:
-            inspect.signature(method).bind(*args, **kwargs)
-        except TypeError as error:
-            raise CannotLower(self.name, f"NIR has no node for {kind} with these arguments: {error}") from error
-        method(*args, **kwargs)
+            self.graph = exported(to_ann(net), x)
+        except CannotConvert as error:
+            raise CannotLower("net", str(error)) from error
+        gain = x.gain if isinstance(x, SpikeTrain) else encoder.gain if encoder is not None else 1.0
+        shape = tuple(x.shape[1:])
+        self.writer = Writer(shape, T, form, dt, waits)
+        self.input = _Value(["input"], shape, 0, gain, isinstance(x, SpikeTrain))
+        self.values: dict[Op, _Value] = {}
+        self.constants: dict[Op, Any] = {}
+        self.scales: dict[tuple[Op, float | Tensor], str] = {}
+        self.waiting: dict[Op, Stage] = {}  # synapses, for their batch norm
 
-    def _operator(self, module: Any, args: Any) -> tuple[str, Any]:
-        """What a node computes as the operator of ``torch.ops.aten`` that it is."""
-        target: Any = self.node.target
-        if target in (general.linear_map, general.affine_map, general.rearranged):
-            f, args = args[0], args[2 if target is general.rearranged else 1 :]
-            if isinstance(f, str):
-                return f, args
-            module = f
-        if target in (general.total, general.dropped):
-            return "dropout", args[:1]
-        if target is general.normalise or isinstance(module, _BatchNorm):
-            return "batch_norm", (args[0], args[1] if module is None else module)
-        if module is not None:
-            kind, names = _MODULES.get(type(module), (type(module).__name__, ()))
-            return kind, (*args, *(getattr(module, name) for name in names))
-        if isinstance(target, torch._ops.OpOverload):
-            return target.overloadpacket.__name__, args
-        return getattr(target, "__name__", str(target)), args
+    def written(self) -> Any:
+        for op in self.graph.ops:
+            if op.kind == "input":
+                self.values[op] = self.input
+            elif op.kind == "attribute":
+                self.constants[op] = self.graph.attributes[op.target]
+            elif op.kind == "output":
+                if op.x not in self.values:
+                    raise CannotLower("net", "its answer does not come from its input alone")
+                value = self.values[op.x]
+                return self.writer.graph(self._names(op.x), value.shape, self.mode, value.depth)
+            elif any(given in self.values for given in op.inputs):
+                self._follow(op)
+            elif op.kind != "size" and all(given in self.constants for given in op.inputs):
+                args, kwargs = pytree.tree_map_only(Op, self.constants.__getitem__, op.call)
+                self.constants[op] = op.source.target(*args, **kwargs)  # type: ignore[operator]
+        raise CannotLower("net", "it has no answer")
+
+    def _follow(self, op: Op) -> None:
+        if op.kind == "size":
+            return
+        self.op, self.base = op, identifier(op.path or op.name, set())
+        if isinstance(op.module, (Scale, Units)) or op.path.endswith(".units") or op.kind in _ALIASES:
+            self.values[op] = self.values[self._x]
+            return
+        self.name = self.writer.free(self.base)
+        method = getattr(self, f"_on_{'reshape' if op.kind in _RESHAPES else op.kind}", None)
+        if kinds.is_relu(op):
+            method = self._neurons
+        if method is None:
+            self._refuse(op.kind)
+        method()
 
     def _refuse(self, kind: str) -> NoReturn:
-        why = "use AvgPool2d or strides" if "max_pool" in kind or kind == "largest" else "leave it out"
+        why = "use AvgPool2d or strides" if "max_pool" in kind else "leave it out"
         raise CannotLower(self.name, f"NIR has no node for {kind}: {why}")
 
-    # --- what a node gives --------------------------------------------------------------------------------------------
+    # --- what an Op gives ---------------------------------------------------------------------------------------------
 
-    def _names(self, x: fx.Node, factor: float | Tensor = 1.0) -> list[str]:
+    @property
+    def _x(self) -> Op:
+        return next(given for given in self.op.inputs if given in self.values)
+
+    def _given(self, name: str) -> Any:
+        """An argument: an Op that depends on the input, or what it is."""
+        value = self.op.args[name]
+        return self.constants.get(value, value) if isinstance(value, Op) else value
+
+    def _names(self, x: Op, factor: float | Tensor = 1.0) -> list[str]:
         """The nodes of NIR of which x, times a factor, is the sum."""
-        value, names = self.values[x], self.writer.result[x.name]
+        value = self.values[x]
         worth = value.worth() * factor
         if bool((worth == 1).all()):
-            return names
+            return value.names
         if (x, factor) not in self.scales:
             scale = self.writer.nir.Scale(full(value.shape, worth))
-            self.scales[x, factor] = self.writer.add(self.writer.free(f"{names[0]}_worth"), scale, *names)
+            self.scales[x, factor] = self.writer.add(self.writer.free(f"{value.names[0]}_worth"), scale, *value.names)
         return [self.scales[x, factor]]
 
-    def _depth(self) -> int:
-        return max(self.values[given].depth for given in self.node.all_input_nodes if given in self.values)
-
     def _sum(self, names: list[str]) -> None:
-        self._set(self.node, names, _Value(tuple(self.y.shape[1:]), self._depth()))
+        depth = max(self.values[given].depth for given in self.op.inputs if given in self.values)
+        self.values[self.op] = _Value(names, self.op.features, depth)
 
-    def _map(self, kind: str, x: fx.Node, names: list[str], **fields: Any) -> Stage:
-        return self._stage(frozen.Stage(self.name, kind, INPUT, **fields), x, names)
-
-    def _stage(self, layer: frozen.Stage, x: fx.Node, names: list[str]) -> Stage:
-        self.writer.result[f"{self.name} reads"] = names
-        shapes = self.values[x].shape, tuple(self.y.shape[1:])
-        return Stage(self.name, layer, f"{self.name} reads", None, False, *shapes, self._depth())
+    def _map(self, kind: str, names: list[str], name: str | None = None, **fields: Any) -> Stage:
+        name, value = name or self.name, self.values[self._x]
+        self.writer.result[f"{name} reads"] = names
+        layer = frozen.Stage(name, kind, INPUT, **fields)
+        return Stage(name, layer, f"{name} reads", None, False, value.shape, self.op.features, value.depth)
 
     def _write(self, stage: Stage) -> None:
         self.writer.write(stage)
         self._sum(self.writer.result[stage.name])
 
-    # --- layers of tandem_snn.nn, and neurons -------------------------------------------------------------------------
+    # --- neurons ------------------------------------------------------------------------------------------------------
 
-    def _layer(self, module: nn.Module) -> None:
-        for given in self.node.all_input_nodes:
-            value = self.values[given]
-            self.layers.values.setdefault(given, INPUT if value.image else len(self.layers.list))
-            self.layers.gains[given] = value.gain
-        known = len(self.layers.list)
-        self.layers.call(self.node, self.name, module)
-        x: Any = self.node.args[0]
-        residual: Any = self.node.kwargs.get("residual")
-        names, made = self.writer.result[x.name], self.layers.list[known:]
-        value = replace(self.values[x], gain=self.layers.gains[self.node], depth=self._depth())
-        value.image &= not isinstance(module, tnn.Encoder)
-        if made and not (made[0].kind == "flatten" and len(value.shape) == 1):
-            stage = self._stage(made[0], x, names)
-            stage.fires = isinstance(self.y, SpikeTrain) and made[0].kind in ("layer", "average")
-            if made[0].kind == "layer" and not stage.fires:
-                stage.shape = stage.shape[1:]  # currents are [T, B, *features]
-            stage.residual = residual and residual.name
-            self.writer.write(stage)
-            names = self.writer.result[self.name]
-            value = replace(value, shape=stage.shape, depth=value.depth + stage.waits)
-        self._set(self.node, names, value)
-
-    def _neurons(self, module: general.Neurons, x: fx.Node) -> None:
-        if module.moved:
+    def _neurons(self) -> None:
+        layer: Any = self.net.get_submodule(self.op.path)
+        if not isinstance(layer, Neurons | tnn.SpikingLayer):
+            self._refuse(self.op.kind)
+        if getattr(layer, "moved", False):
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
-        neuron = {"v_init": module.v_init, "threshold": module.threshold, "leak": module.leak, "timing": module.timing}
-        stage = self._map("layer", x, [], weight=torch.empty(0), **neuron)  # neurons alone, without synapses
+        fields = {"v_init": torch.as_tensor(layer.v_init).detach(), "leak": layer.leak, "timing": layer.timing}
+        stage = self._map("layer", [], self.base, weight=torch.empty(0), threshold=layer.threshold, **fields)
         stage.fires = True
-        name = self.writer.neurons(stage, self._names(x))
-        gain = module.threshold if module.gain == "threshold" else module.gain
-        self._set(self.node, [name], _Value(stage.shape, stage.depth + stage.waits, gain))  # type: ignore[arg-type]
+        names = [self.writer.neurons(stage, self._names(self._x))]
+        gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain
+        self.values[self.op] = _Value(names, stage.shape, stage.depth + stage.waits, gain, True)
 
     # --- linear maps --------------------------------------------------------------------------------------------------
 
-    def _on_linear(self, x: fx.Node, weight: Tensor, bias: Tensor | None = None) -> None:
-        if len(self.values[x].shape) != 1:
+    def _on_linear(self) -> None:
+        if len(self.values[self._x].shape) != 1:
             raise CannotLower(self.name, "a linear map of each position, for which NIR has no node: use convolutions")
-        self._synapses(x, weight, bias)
+        self._synapses()
 
-    def _on_conv2d(
-        self,
-        x: fx.Node,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> None:
-        kernel = weight.shape[2:]
-        product = convolution(kernel, stride, padding, dilation, groups)
-        self._synapses(x, weight, bias, **geometry_of(product, kernel))
+    def _on_conv2d(self) -> None:
+        product = convolution(self._given("weight").shape[2:], *(self.op.args[name] for name in _GEOMETRY))
+        self._synapses(**geometry_of(product, self._given("weight").shape[2:]))
 
     _on_conv1d = _on_conv2d
 
-    def _synapses(self, x: fx.Node, weight: Tensor, bias: Tensor | None, **geometry: Any) -> None:
-        names, gain = self.writer.result[x.name], self.values[x].gain
+    def _synapses(self, **geometry: Any) -> None:
+        weight, bias = self._given("weight"), self._given("bias")
+        if not isinstance(weight, Tensor) or isinstance(bias, Op):
+            raise CannotLower(self.name, "its weights depend on the input")
+        names, gain = self.values[self._x].names, self.values[self._x].gain
         if isinstance(gain, Tensor) and gain.dim():
-            names, gain = self._names(x), 1.0
+            names, gain = self._names(self._x), 1.0
         shift = torch.zeros(len(weight)) if bias is None else bias.detach()
-        fields = {"weight": weight.detach(), "shift": shift, "gain": float(gain), **geometry}
-        stage = self._map("layer", x, names, **fields)
-        users = list(self.node.users)
-        if len(users) == 1 and users[0].target is general.normalise:
-            self.waiting[self.node] = stage
+        stage = self._map("layer", names, weight=weight.detach(), shift=shift, gain=float(gain), **geometry)
+        if len(self.op.users) == 1 and self.op.users[0].kind == "batch_norm":
+            self.waiting[self.op] = stage
             self._sum([])
         else:
             self._write(stage)
 
-    def _on_batch_norm(self, x: fx.Node, norm: _BatchNorm) -> None:
+    def _on_batch_norm(self) -> None:
+        norm = norm_of(self.op, self.graph.attributes, training=False)
         if uses_batch(norm):
             raise CannotLower(self.name, "batch norm by the statistics of each batch has no fixed weights")
         scale, shift = fold_norm(norm)
-        stage = self.waiting.pop(x, None) or self._each(x)
+        stage = self.waiting.pop(self._x, None) or self._each()
         stage.layer.scale, stage.layer.shift = scale, stage.layer.shift * scale + shift  # type: ignore[operator]
         self._write(stage)
 
-    def _each(self, x: fx.Node) -> Stage:
+    def _each(self) -> Stage:
         """Synapses from each channel to itself."""
-        channels, *space = self.values[x].shape
+        channels, *space = self.values[self._x].shape
         if len(space) > 2:
             self._refuse("batch norm of volumes")
         fields: dict[str, Any] = {"weight": torch.eye(channels), "shift": torch.zeros(channels)}
         if space:
             fields |= {"weight": torch.ones(channels, 1, *[1] * len(space)), "groups": channels}
-        return self._map("layer", x, self._names(x), **fields)
+        return self._map("layer", self._names(self._x), **fields)
 
-    def _on_add(self, x: Any, other: Any, alpha: float = 1) -> None:
-        self._add((x, 1.0), (other, float(alpha)))
-
-    def _on_sub(self, x: Any, other: Any, alpha: float = 1) -> None:
-        self._add((x, 1.0), (other, -float(alpha)))
-
-    def _on_rsub(self, x: Any, other: Any, alpha: float = 1) -> None:
-        self._add((other, 1.0), (x, -float(alpha)))
-
-    def _add(self, *terms: tuple[Any, float]) -> None:
-        signals = [(term, factor) for term, factor in terms if isinstance(term, fx.Node)]
-        constants = [torch.as_tensor(term) * factor for term, factor in terms if not isinstance(term, fx.Node)]
-        if any(self.values[term].shape != tuple(self.y.shape[1:]) for term, _ in signals):
+    def _on_add(self) -> None:
+        sign = 1.0 if self.op.kind == "add" else -1.0
+        first, second = ("other", "self") if self.op.kind == "rsub" else ("self", "other")
+        given = [(self._given(first), 1.0), (self._given(second), sign * self.op.args["alpha"])]
+        signals = [(term, factor) for term, factor in given if isinstance(term, Op)]
+        constants = [torch.as_tensor(term) * factor for term, factor in given if not isinstance(term, Op)]
+        if any(self.values[term].shape != self.op.features for term, _ in signals):
             raise CannotLower(self.name, "NIR has no node for additions that broadcast")
         if not constants:
             return self._sum([name for term, factor in signals for name in self._names(term, factor)])
         ((x, factor),) = signals
-        stage = self._each(x)
+        stage = self._each()
         each = constants[0].expand(1, *self.values[x].shape)[0].flatten(1)
         if not bool((each == each[:, :1]).all()):
             raise CannotLower(self.name, "NIR has no node that adds another constant to each neuron of a channel")
@@ -302,71 +236,89 @@ class _Walk(fx.Interpreter):
         stage.layer.shift = each[:, 0].expand(stage.shape[:1])
         self._write(stage)
 
-    def _on_mul(self, x: Any, other: Any) -> None:
-        x, factor = (x, other) if isinstance(x, fx.Node) else (other, x)
-        factor = torch.as_tensor(factor).float()
-        factor = factor.expand(1, *self.values[x].shape)[0] if factor.dim() else factor
-        self._sum(self._names(x, factor))
+    _on_sub = _on_rsub = _on_add
 
-    def _on_div(self, x: fx.Node, other: Any) -> None:
-        self._on_mul(x, 1 / torch.as_tensor(other))
+    def _on_mul(self) -> None:
+        (factor,) = (value for value in map(self._given, ("self", "other")) if not isinstance(value, Op))
+        self._times(torch.as_tensor(factor).float())
 
-    def _on_neg(self, x: fx.Node) -> None:
-        self._sum(self._names(x, -1.0))
+    def _on_div(self) -> None:
+        self._times(1 / torch.as_tensor(self._given("other")).float())
 
-    def _on_avg_pool2d(
-        self,
-        x: fx.Node,
-        kernel_size: Any,
-        stride: Any = (),
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        padding = _sizes(padding, 2, 0)
-        if ceil_mode or divisor_override is not None or (any(padding) and not count_include_pad):
+    def _on_neg(self) -> None:
+        self._sum(self._names(self._x, -1.0))
+
+    def _times(self, factor: Tensor) -> None:
+        factor = factor.expand(1, *self.values[self._x].shape)[0] if factor.dim() else factor
+        self._sum(self._names(self._x, factor))
+
+    # --- pooling and views --------------------------------------------------------------------------------------------
+
+    def _on_avg_pool2d(self) -> None:
+        args = self.op.args
+        kernel, padding = _pair(args["kernel_size"]), _pair(args["padding"])
+        if (
+            args["ceil_mode"]
+            or args["divisor_override"] is not None
+            or (any(padding) and not args["count_include_pad"])
+        ):
             raise CannotLower(self.name, "NIR has no average pooling whose windows differ at the border")
-        kernel = _sizes(kernel_size, 2, 1)
-        self._pool(x, "mean", kernel=kernel, stride=_sizes(stride, 2, 1) if stride else kernel, padding=padding)
+        windows: dict[str, Any] = {
+            "kernel": kernel,
+            "stride": _pair(args["stride"]) if args["stride"] else kernel,
+            "padding": padding,
+        }
+        layer, x = self.op.path and self.net.get_submodule(self.op.path), self.values[self._x]
+        if not isinstance(layer, tnn.AvgPool2d) or not layer.spiking or not x.spikes:
+            return self._pool("mean", **windows)
+        stage = self._map("average", x.names, v_init=torch.tensor(layer.v_init), timing=layer.timing, **windows)
+        stage.fires = True
+        self.writer.write(stage)
+        names, depth = self.writer.result[stage.name], stage.depth + stage.waits
+        self.values[self.op] = replace(x, names=names, shape=stage.shape, depth=depth)
 
-    def _on_adaptive_avg_pool2d(self, x: fx.Node, output_size: Any) -> None:
-        self._pool(x, "adaptive_mean")
+    def _on_adaptive_avg_pool2d(self) -> None:
+        self._pool("adaptive_mean")
 
-    def _on_mean(self, x: fx.Node, dim: Any = None, keepdim: bool = False) -> None:
-        shape = self.values[x].shape
-        if len(shape) != 3 or sorted(d % 4 for d in dim or ()) != [2, 3]:
+    def _on_mean(self) -> None:
+        shape, dims = self.values[self._x].shape, self.op.args.get("dim") or ()
+        if len(shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
             raise CannotLower(self.name, "NIR has no node for means other than those over the space of images")
-        self._pool(x, "mean", kernel=shape[1:], stride=shape[1:])
-        if not keepdim:
-            pooled = (shape[0], 1, 1)
-            node = self.writer.nir.Flatten({"input": np.array(pooled)}, -3, -1)
-            flat = self.writer.add(self.writer.free(f"{self.name}_flat"), node, *self.writer.result[self.node.name])
-            self._sum([flat])
+        stage = self._map("mean", self._names(self._x), kernel=shape[1:], stride=shape[1:])
+        stage.shape = (shape[0], 1, 1)
+        self._write(stage)
+        if not self.op.args["keepdim"]:
+            flat = self.writer.nir.Flatten({"input": torch.tensor(stage.shape).numpy()}, -3, -1)
+            self._sum([self.writer.add(self.writer.free(f"{self.name}_flat"), flat, *self.values[self.op].names)])
 
-    def _pool(self, x: fx.Node, kind: str, **windows: Any) -> None:
-        stage = self._map(kind, x, self._names(x), **windows)
+    def _pool(self, kind: str, **windows: Any) -> None:
+        stage = self._map(kind, self._names(self._x), **windows)
         if len(stage.in_shape) != 3:
             self._refuse("pooling of what is no image")
-        stage.shape = stage.shape if len(stage.shape) == 3 else (*stage.shape, 1, 1)
         self._write(stage)
 
-    def _on_reshape(self, x: fx.Node, *_: Any) -> None:
-        given, wanted = self.values[x].shape, tuple(self.y.shape[1:])
-        if given == wanted:
-            return self._set(self.node, self.writer.result[x.name], self.values[x])
-        for first in range(len(given)):
-            for last in range(first + 1, len(given)):
-                if (*given[:first], math.prod(given[first : last + 1]), *given[last + 1 :]) == wanted:
-                    return self._write(self._map("flatten", x, self._names(x), first=first + 1, last=last + 1))
+    def _on_reshape(self) -> None:
+        x, wanted = self.values[self._x], self.op.features
+        if x.shape == wanted:
+            self.values[self.op] = x
+            return
+        for first in range(len(x.shape)):
+            for last in range(first + 1, len(x.shape)):
+                if (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]) == wanted:
+                    stage = self._map("flatten", x.names, first=first + 1, last=last + 1)
+                    self.writer.write(stage)
+                    self.values[self.op] = replace(x, names=self.writer.result[stage.name], shape=wanted)
+                    return
         raise CannotLower(self.name, "NIR has no node for views other than those that flatten")
 
 
-_RESHAPES = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "dropout", "contiguous", "clone")
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_RESHAPES = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
+_ALIASES = (*kinds.SAME, *kinds.DROPOUT)
 
 
-def _sizes(sizes: Any, axes: int, neutral: int) -> tuple[int, int]:
+def _pair(sizes: Any) -> tuple[int, int]:
     """Vertical and horizontal."""
     each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-    vertical, horizontal = (neutral, neutral, *(each * axes if len(each) == 1 else each))[-2:]
+    vertical, horizontal = each * 2 if len(each) == 1 else each
     return int(vertical), int(horizontal)
