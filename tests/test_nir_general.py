@@ -260,6 +260,8 @@ def test_frozen_networks_pickles_and_answers() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(back))(x), net(x))
     back.train()(x).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in back.parameters())
-    net = convert(nn.Sequential(separable().eval(), nn.Softmax(1)), T, example=x, gate="relu", v_init=0.0)
-    with pytest.raises(CannotLower, match="NIR has no node for softmax"):
-        to_nir(net, x)
+    squared = Net(lambda m, x: m.inner(x) * m.inner(x), inner=separable()).eval()
+    for ann, node in ((nn.Sequential(separable().eval(), nn.Softmax(1)), "softmax"), (squared, "mul of activations")):
+        net = convert(ann, T, example=x, gate="relu", v_init=0.0)
+        with pytest.raises(CannotLower, match=f"NIR has no node for {node}"):
+            to_nir(net, x)

@@ -93,16 +93,16 @@ class _Walk:
                     raise CannotLower("net", "its answer does not come from its input alone")
                 value = self.values[op.x]
                 return self.writer.graph(self._names(op.x), value.shape, self.mode, value.depth)
+            elif op.kind == "size":
+                continue
             elif any(given in self.values for given in op.inputs):
                 self._follow(op)
-            elif op.kind != "size" and all(given in self.constants for given in op.inputs):
+            elif all(given in self.constants for given in op.inputs):
                 args, kwargs = pytree.tree_map_only(Op, self.constants.__getitem__, op.call)
                 self.constants[op] = op.source.target(*args, **kwargs)  # type: ignore[operator]
         raise CannotLower("net", "it has no answer")
 
     def _follow(self, op: Op) -> None:
-        if op.kind == "size":
-            return
         self.op, self.base = op, identifier(op.path or op.name, set())
         if isinstance(op.module, (Scale, Units)) or op.path.endswith(".units") or op.kind in _ALIASES:
             self.values[op] = self.values[self._x]
@@ -239,18 +239,20 @@ class _Walk:
     _on_sub = _on_rsub = _on_add
 
     def _on_mul(self) -> None:
-        (factor,) = (value for value in map(self._given, ("self", "other")) if not isinstance(value, Op))
-        self._times(torch.as_tensor(factor).float())
+        self._times(self._given("other" if self.op.args["self"] in self.values else "self"))
 
     def _on_div(self) -> None:
-        self._times(1 / torch.as_tensor(self._given("other")).float())
+        other = self._given("other")
+        self._times(other if isinstance(other, Op) else 1 / torch.as_tensor(other))
 
     def _on_neg(self) -> None:
-        self._sum(self._names(self._x, -1.0))
+        self._times(-1.0)
 
-    def _times(self, factor: Tensor) -> None:
-        factor = factor.expand(1, *self.values[self._x].shape)[0] if factor.dim() else factor
-        self._sum(self._names(self._x, factor))
+    def _times(self, factor: Any) -> None:
+        if isinstance(factor, Op) or self.op.args.get("rounding_mode"):
+            self._refuse(f"{self.op.kind} of activations")
+        factor, shape = torch.as_tensor(factor).float(), self.values[self._x].shape
+        self._sum(self._names(self._x, factor.expand(1, *shape)[0] if factor.dim() else factor))
 
     # --- pooling and views --------------------------------------------------------------------------------------------
 
