@@ -83,7 +83,7 @@ class Run {
     switch (program_.kind(i)) {
       case Kind::layer:
         if (program_.values[i] == Value::kCurrents) return from_train ? currents(i, input(i)) : real_currents(i);
-        return from_train ? product(i) : direct(i);
+        return fire(i);
       case Kind::max_pool:
         if (from_train) return max_pool(i, in, out);
         values_[i] = call_.host->maximum(window(i), real(at(i).input));
@@ -99,7 +99,7 @@ class Run {
       case Kind::burst:
         return change_form(i);
       default:
-        if (from_train) return product(i);  // of an average
+        if (from_train) return fire(i);  // an average
         values_[i] = call_.host->mean(window(i), false, real(at(i).input));
     }
   }
@@ -173,12 +173,7 @@ class Run {
       fire_counts(to_fire, neurons, step_, result(i));
       call_.host->fired(i, Timing::kStep, result(i), neurons);
     }
-    if (!last) return;
-    if (from_train) {
-      multiply(i, received, firing(i, more, to_fire));
-    } else {
-      scan(reinterpret_cast<const float*>(received), firing(i, more, to_fire));
-    }
+    if (last) run(i, received, firing(i, more, to_fire));
   }
 
   // --- layers --------------------------------------------------------------------------------------------------------
@@ -225,14 +220,17 @@ class Run {
     return a;
   }
 
-  void product(int64_t i) {
-    multiply(i, input(i), firing(i, residual(i), result(i)));
-    fired(i);
+  void fire(int64_t i) {
+    const Neuron<float> a = firing(i, residual(i), result(i));
+    run(i, program_.reads_train(i) ? static_cast<const void*>(input(i)) : now(i, a.neurons), a);
+    const int64_t bytes = a.neurons * (program_.waits(i) ? 1 : plan_.planes);
+    call_.host->fired(i, a.timing, result(i), bytes);
   }
 
-  void fired(int64_t i) const {
-    const int64_t bytes = plan_.batch * plan_.steps[i].out.features() * (program_.waits(i) ? 1 : plan_.planes);
-    call_.host->fired(i, static_cast<Timing>(at(i).timing), result(i), bytes);
+  // The neurons of a layer on what it reads: a train, or W x.
+  void run(int64_t i, const void* source, const Neuron<float>& a) const {
+    if (program_.reads_train(i)) return multiply(i, static_cast<const uint8_t*>(source), a);
+    scan(static_cast<const float*>(source), a);
   }
 
   void multiply(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
@@ -265,12 +263,6 @@ class Run {
   void scan(const float* y, const Neuron<float>& neuron) const {
     const auto source = is_impulse() ? tandem::Source::kImpulse : tandem::Source::kConstant;
     cpu::if_scan(y, DType::kFloat32, source, neuron, call_.parallel);
-  }
-
-  void direct(int64_t i) {
-    const Neuron<float> a = firing(i, residual(i), result(i));
-    scan(now(i, a.neurons), a);
-    fired(i);
   }
 
   // W x, or the silence after an impulse.
