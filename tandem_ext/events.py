@@ -44,6 +44,11 @@ def features_of(sensor_size: Any) -> tuple[int, ...]:
     return (p, x) if p > 1 else (x,)
 
 
+def check_window(window: tuple[float, float]) -> None:
+    if not window[0] < window[1]:
+        raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
+
+
 def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Times, and indices into the flattened features."""
     if isinstance(recording, (tuple, list)) and len(recording) == 2:
@@ -75,7 +80,10 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
         if len(values) and not (values.min() >= 0 and values.max() < sizes[name]):
             found = f"{name}: expected addresses in 0..{sizes[name] - 1}, got {values.min()}..{values.max()}"
             raise ValueError(f"{found}; shape {shape} is [{', '.join(sizes)}]{_other_order(values, shape)}")
-        flat = flat * sizes[name] + values.astype(np.int64)
+        whole = values.astype(np.int64)
+        if values.dtype.kind == "f" and (values != whole).any():
+            raise ValueError(f"{name}: expected whole numbers, got {values[values != whole][0]}")
+        flat = flat * sizes[name] + whole
     return times, flat
 
 
@@ -98,9 +106,8 @@ def _frames(
         inside = np.ones(len(times), dtype=bool)
         span = stop - start or 1
     else:
+        check_window(window)
         start, stop = window
-        if not start < stop:
-            raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
         inside = (times >= start) & (times < stop)
         span = stop - start
     frames = np.floor_divide((times - start) * T, span)

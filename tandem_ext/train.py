@@ -254,6 +254,8 @@ class SpikeTrain(_Remembers):
         """
         checks.steps(substeps, "substeps", "")
         frames = torch.as_tensor(frames) if isinstance(frames, np.ndarray) else frames
+        if isinstance(frames, Tensor) and frames.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            frames = frames.long()  # few of torch's operators take those
         checks.frames("frames", frames)
         frames = frames.transpose(0, 1) if batch_first else frames
         n = frames.clamp(max=substeps).int()  # whose products do not overflow

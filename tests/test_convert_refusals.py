@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tandem_snn.nn as tnn
 from tandem_snn import convert, to_ann
@@ -194,3 +195,7 @@ def test_arguments() -> None:
         convert("resnet18", T=8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         to_ann("resnet18")  # type: ignore[arg-type]
+    pruned = tnn.Linear(4, 4)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    with pytest.raises(ValueError, match="net: the weight of '0' is made before each forward pass.*prune.remove"):
+        to_ann(nn.Sequential(pruned, tnn.Readout(4, 2)))

@@ -94,6 +94,7 @@ def test_no_events():
     ({"t": [[0]], "x": [1]}, [4], {}, ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
     (([math.nan], [1]), [4], {}, ValueError, "recording: a time is NaN"),
     (([0.0], [1]), [4], {"window": (1, 1)}, ValueError, "window: expected (start, stop) with start < stop, got (1, 1)"),
+    ({"t": [0, 1], "x": [1.0, 2.7]}, [4], {}, ValueError, "x: expected whole numbers, got 2.7"),
     (([0.0], ["a"]), [4], {}, TypeError, "neurons: expected numbers, got <U1"),
     (([0.0], [4]), [4], {}, ValueError, "neurons: expected addresses in 0..3, got 4..4"),
     (([[0.0]], [1]), [4], {}, ValueError, "times: expected a 1-d array"),

@@ -14,6 +14,7 @@ from cases import dyadic
 from networks import conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -273,6 +274,17 @@ def test_errors() -> None:
     assert torch.equal(freeze(resu)(x), resu(x))
     with pytest.raises(ValueError, match="cannot stream"):
         freeze(resu).step(x)
+
+
+def test_what_wraps_a_network_is_left_out(tmp_path: Path) -> None:
+    net, x = mlp()
+    for wrapped in AveragedModel(net), nn.DataParallel(net), freeze(net):
+        frozen = freeze(wrapped.eval(), weight_bits=3)
+        assert torch.equal(frozen(x), freeze(net, weight_bits=3)(x))
+        frozen.save(tmp_path / "net")
+    with pytest.raises(ValueError, match="weight_bits: a network from a file has its weights already"):
+        freeze(load_frozen(tmp_path / "net"), weight_bits=2)
+    assert torch.equal(freeze(load_frozen(tmp_path / "net"))(x), frozen(x))
 
 
 def test_a_call_keeps_its_T_when_another_thread_calls_with_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,10 @@ def test_residual_refuses_what_cannot_be_added():
         tnn.Residual(tnn.Linear(4, 4))(te.ConstantInput(torch.randn(2, 4), 8))
     with pytest.raises(ValueError, match="residual"):
         tnn.Residual(tnn.Linear(4, 3))(train(8, 2, 4))
+    for timings in ("window", "step"), ("step", "window"):
+        body, shortcut = (tnn.Linear(4, 3, timing=timing) for timing in timings)
+        with pytest.raises(ValueError, match="timing: both paths need the same"):
+            tnn.Residual(body, shortcut)(train(8, 2, 4))
 
 
 @pytest.mark.parametrize(("layer", "strides"), [(tnn.Conv1d, (12, 1, 4)), (tnn.Conv2d, (36, 1, 12, 4))])

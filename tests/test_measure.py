@@ -114,6 +114,9 @@ def test_spikes_that_reach_no_synapses_cost_nothing_over_time():
 def test_an_ann_is_refused(function):
     with pytest.raises(ValueError, match=r"expected a network of layers of tandem_snn\.nn, found none"):
         function(nn.Linear(3, 2), torch.rand(1, 3))
+    frozen = freeze(nn.Sequential(tnn.Encoder(8), tnn.Linear(3, 2), tnn.Readout(2, 2)))
+    with pytest.raises(ValueError, match="net: a frozen network runs as one call"):
+        function(frozen, torch.rand(1, 3))
 
 
 def test_firing_rates():
@@ -281,6 +284,8 @@ def test_metric_over_time_and_early_exit(events):
     assert exits[0].accuracy == pytest.approx((logits.argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match=r"confidences: expected numbers in \(0, 1\], got 0"):
         measure.early_exit(frozen, batches, [0])
+    with pytest.raises(ValueError, match=r"batches: expected classes \[\d+\] with the inputs"):
+        measure.early_exit(frozen, [(x, nn.functional.one_hot(y))])
     for function in measure.metric_over_time, measure.early_exit:
         with pytest.raises(TypeError, match=r"expected the result of tandem_snn.freeze\(net\), got Sequential"):
             function(net, batches)

@@ -157,6 +157,7 @@ def test_what_does_not_fit_is_said(tmp_path):
         (lambda: data.from_tonic(Recordings(), 8, bins="tim"), "did you mean 'time'"),
         (lambda: data.from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
         (lambda: data.from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
+        (lambda: data.from_tonic(Recordings(), 8, window=(10, 0)), "window: expected"),
         (lambda: data.from_tonic(plain, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
         (lambda: data.from_tonic(frames, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),
         (lambda: data.from_tonic(frames, 5, size=3)[1], "size: frames cannot be resized"),

@@ -110,7 +110,7 @@ def test_counts_in_frames_are_clipped_or_spread():
     clipped = te.SpikeTrain.from_frames(counts)
     assert torch.equal(clipped.to_dense(), counts.clamp(max=1).float())
     for substeps in 2, 4, 60:
-        spread = te.SpikeTrain.from_frames(counts.numpy(), substeps=substeps)
+        spread = te.SpikeTrain.from_frames(counts.numpy().astype(np.uint16), substeps=substeps)
         assert len(counts) * substeps == spread.T
         spikes = spread.to_dense().unflatten(0, (3, substeps))
         assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())

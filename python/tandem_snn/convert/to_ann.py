@@ -76,6 +76,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: net is no module.
+        ValueError: a layer whose weight is made before each forward pass, by pruning or a parametrisation.
 
     >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -85,7 +86,12 @@ def to_ann(net: nn.Module) -> nn.Module:
     """
     check_network("net", net)
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
-    for module in net.modules():
+    for name, module in net.named_modules():
+        if isinstance(module, tnn.SpikingLayer | tnn.Readout) and not isinstance(module.weight, nn.Parameter):
+            raise ValueError(
+                f"net: the weight of {name!r} is made before each forward pass; make it permanent first, by "
+                "prune.remove or parametrize.remove_parametrizations of torch.nn.utils"
+            )
         twin = _twin(module)
         if twin is not None:
             memo[id(module)] = twin.train(module.training)

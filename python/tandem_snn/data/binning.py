@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tandem_ext import SpikeTrain
 from tandem_ext.checks import T as check_T
-from tandem_ext.events import features_of
+from tandem_ext.events import check_window, features_of
 
 from ..errors import check_name
 from .augment import Augmentation, augment
@@ -233,6 +233,8 @@ def from_tonic(
     sensor = features_of(sensor_size)
     if window is not None and bins == "count":
         raise ValueError("window: only for bins by time, got bins='count'")
+    if window is not None:
+        check_window(window)
     if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
         raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
     return TrainDataset(dataset, T, sensor, bins, None if size is None else (size,) * len(AXES[len(sensor)]), window)

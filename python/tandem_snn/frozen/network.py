@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import spoiled
@@ -363,7 +364,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     weights multiplied as the same integers.
 
     Args:
-        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed.
+        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Of DataParallel,
+            DistributedDataParallel and AveragedModel it is the network within.
         weight_bits: round the weights to that many bits, 2 to 8, symmetrically: integers times one step per output
             channel, see ``grids``. None rounds as the network itself does (``weight_bits`` of its layers).
         T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
@@ -379,6 +381,12 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     True
     """
     check_network("net", net)
+    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+        return freeze(net.module, weight_bits, T=T)
+    if isinstance(net, FrozenNetwork):
+        return freeze(net.net, weight_bits, T=net.T if T is None else T)
+    if isinstance(net, Stages) and weight_bits is not None:
+        raise ValueError("weight_bits: a network from a file has its weights already: freeze the one it was made of")
     check_bits(weight_bits)
     taken = inspect.signature(net.forward).parameters.values()
     needed = [p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

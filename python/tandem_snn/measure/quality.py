@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nn.signals import describe
+
 if TYPE_CHECKING:
     from ..frozen import FrozenNetwork
 
@@ -79,7 +81,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
 
     Raises:
         TypeError: the network is not a frozen one.
-        ValueError: the network cannot stream, or a confidence is out of range.
+        ValueError: the network cannot stream, a confidence is out of range, or the classes are not [B].
 
     >>> from tandem_snn import freeze
     >>> net = torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
@@ -95,6 +97,8 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     for x, targets in batches:
         answers = frozen.readouts(x)
         highest = answers.softmax(2).amax(2)
+        if not isinstance(targets, Tensor) or targets.shape != answers.shape[1:2]:
+            raise ValueError(f"batches: expected classes [{answers.shape[1]}] with the inputs, got {describe(targets)}")
         right = answers.argmax(2) == targets
         for i, confidence in enumerate(confidences):
             sure = highest >= confidence

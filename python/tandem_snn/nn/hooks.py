@@ -20,7 +20,11 @@ FIRING = (SpikingLayer, AvgPool2d, Neurons)
 
 
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Raises ValueError unless the network has layers of these kinds."""
+    """Raises ValueError unless the network runs layers of these kinds, one by one."""
+    if hasattr(net, "readouts"):
+        raise ValueError(
+            "net: a frozen network runs as one call: give the network it was made of, or its copy, net.net"
+        )
     if not any(isinstance(layer, kinds) for layer in net.modules()):
         raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
 

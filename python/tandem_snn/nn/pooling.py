@@ -23,6 +23,10 @@ Size = int | tuple[int, int]
 class AvgPool2d(nn.Module):
     """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, what a spike is worth passed on.
 
+    Where k² is no power of two, float32 rounds 1/k² and the potential: after k² spikes it may miss the threshold, so a
+    spike may come at another step, or its count be one less, than in exact arithmetic. Other simulators round so too,
+    in other places.
+
     Args:
         kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.

@@ -24,6 +24,7 @@ class Residual(nn.Module):
 
     Raises:
         TypeError: a path that does not end in a layer with neurons.
+        ValueError: when called, if the last layers of both paths have different timings.
 
     >>> block = tnn.Residual(tnn.Conv2d(4, 4, 3, padding="same"))
     >>> block(te.SpikeTrain.from_dense(torch.ones(8, 2, 4, 5, 5))).shape
@@ -41,6 +42,13 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Any) -> Any:
+        timings = [
+            getattr(_layers(path)[-1], "timing", None) for path in (self.body, self.shortcut) if path is not None
+        ]
+        if len(set(timings)) > 1:
+            raise ValueError(
+                f"timing: both paths need the same, the body has {timings[0]!r}, the shortcut {timings[1]!r}"
+            )
         residual = x if self.shortcut is None else _run(self.shortcut, x, fire=False)
         return _run(self.body, x, residual=residual)
 
