@@ -197,5 +197,5 @@ def test_arguments() -> None:
         to_ann("resnet18")  # type: ignore[arg-type]
     pruned = tnn.Linear(4, 4)
     prune.l1_unstructured(pruned, "weight", 0.5)
-    with pytest.raises(ValueError, match="net: the weight of '0' is made before each forward pass.*prune.remove"):
+    with pytest.raises(ValueError, match=r"net: the weight of '0' is made before each forward pass.*prune.remove"):
         to_ann(nn.Sequential(pruned, tnn.Readout(4, 2)))

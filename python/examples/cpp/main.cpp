@@ -29,6 +29,8 @@ std::string read_bytes(const char* path) {
 
 std::vector<float> read_floats(const char* path) {
   const std::string bytes = read_bytes(path);
+  if (bytes.empty() || bytes.size() % sizeof(float) != 0)
+    throw std::runtime_error(std::string(path) + " has " + std::to_string(bytes.size()) + " bytes, no whole float32s");
   std::vector<float> values(bytes.size() / sizeof(float));
   std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
   return values;

@@ -42,13 +42,10 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Any) -> Any:
-        timings = [
-            getattr(_layers(path)[-1], "timing", None) for path in (self.body, self.shortcut) if path is not None
-        ]
+        paths = [path for path in (self.body, self.shortcut) if path is not None]
+        timings = [getattr(_layers(path)[-1], "timing", None) for path in paths]
         if len(set(timings)) > 1:
-            raise ValueError(
-                f"timing: both paths need the same, the body has {timings[0]!r}, the shortcut {timings[1]!r}"
-            )
+            raise ValueError(f"timing: both paths need the same, got body {timings[0]!r}, shortcut {timings[1]!r}")
         residual = x if self.shortcut is None else _run(self.shortcut, x, fire=False)
         return _run(self.body, x, residual=residual)
 
