@@ -276,7 +276,7 @@ class Run {
 
   // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
   const float* constant(int64_t i, int64_t neurons) {
-    if (!plan_.stream || !network_.keeps_product(i)) return direct_product(i);
+    if (!plan_.stream || !program_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
     const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
     float* y = state(plan_.steps[i].state) + (program_.fires(i) ? neurons : 0);

@@ -114,13 +114,7 @@ class Network {
 
  private:
   friend class Run;
-  friend class Planner;
 
-  // Is its current the same at every step, as long as the input is?
-  bool keeps_product(int64_t i) const {
-    return program_.kind(i) == Kind::layer && !program_.reads_train(i) && !program_.waits(i) &&
-           static_cast<Source>(program_.header.source) == Source::kDirect;
-  }
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && program_.reads_train(i); }
   // Has it weights that a host multiplies, which the numbers do not hold as float32?
   bool is_widened(int64_t i) const {

@@ -36,11 +36,8 @@ Shape windows(const Instruction& i, const Shape& in, int64_t channels, bool ceil
 
 Shape result(const Program& program, int64_t number, const Shape& in) {
   const Instruction& i = program.instructions[number];
-  const auto image = [&] {
-    if (in.dims != 3) refuse("it wants images, its input is " + text(in));
-    if (i.outputs > 0 && i.outputs != in.channels) refuse("scale: not of its input's channels, which is " + text(in));
-  };
-  switch (program.kind(number)) {
+  const Kind kind = program.kind(number);
+  switch (kind) {
     case Kind::layer:
     case Kind::readout:
       if (in.dims != i.axes + 1 || in.channels != i.channels * i.groups) {
@@ -48,26 +45,19 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
                " axes, its input is " + text(in));
       }
       return windows(i, in, i.outputs);
-    case Kind::average:
-      image();
-      return windows(i, in, in.channels);
-    case Kind::max_pool:
-      image();
-      return windows(i, in, in.channels, i.ceil != 0);
-    case Kind::mean:
-      image();
-      return windows(i, in, in.channels);
-    case Kind::adaptive_mean:
-      image();
-      return {3, in.channels, i.kernel_h, i.kernel_w};
     case Kind::popcount:
     case Kind::burst:
       return in;
-    default: {
+    case Kind::flatten: {
       const int64_t dims = in.dims + 1, first = (i.first % dims + dims) % dims, last = (i.last % dims + dims) % dims;
       if (in.dims > 1 && (first != 1 || last != in.dims)) refuse("only a Flatten of all features");
       return {1, in.features(), 1, 1};
     }
+    default:  // pooling
+      if (in.dims != 3) refuse("it wants images, its input is " + text(in));
+      if (i.outputs > 0 && i.outputs != in.channels) refuse("scale: not of its input's channels, which is " + text(in));
+      if (kind == Kind::adaptive_mean) return {3, in.channels, i.kernel_h, i.kernel_w};
+      return windows(i, in, in.channels, kind == Kind::max_pool && i.ceil != 0);
   }
 }
 
@@ -119,8 +109,7 @@ std::vector<int64_t> last_uses(const Program& program) {
 // Makes the plan of one instruction after the other.
 class Planner {
  public:
-  Planner(const Network& network, Plan& plan)
-      : network_(network), program_(network.program_), plan_(plan), places_(last_uses(program_)) {}
+  Planner(const Program& program, Plan& plan) : program_(program), plan_(plan), places_(last_uses(program)) {}
 
   void add(int64_t number) {
     const Instruction& i = program_.instructions[number];
@@ -216,7 +205,7 @@ class Planner {
     if (counts) return step.in.features();
     if (!program_.fires(number) && value != Value::kCurrents) return 0;
     if (!program_.waits(number)) {
-      const int64_t product = network_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
+      const int64_t product = program_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
       return product + (value == Value::kCurrents ? 0 : step.out.features());
     }
     const int64_t inputs = program_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
@@ -226,7 +215,6 @@ class Planner {
     return inputs + residual + bytes_as_floats(step.out.features());
   }
 
-  const Network& network_;
   const Program& program_;
   Plan& plan_;
   Places places_;
@@ -238,7 +226,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) c
   }
   Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, stream ? 1 : 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
-  Planner planner(*this, plan);
+  Planner planner(program_, plan);
   for (int64_t n = 0; n < program_.size(); ++n) {
     try {
       planner.add(n);

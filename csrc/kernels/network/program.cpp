@@ -34,7 +34,8 @@ class Checker {
     check_range("ceil", i_.ceil, 0, 1);
     check_range("few_bits", i_.few_bits, 0, 1);
     check_range("axes", i_.axes, 0, 2);
-    check_window();
+    check_axis(i_.kernel_h, i_.stride_h, i_.padding_h, i_.after_h, i_.dilation_h);
+    check_axis(i_.kernel_w, i_.stride_w, i_.padding_w, i_.after_w, i_.dilation_w);
     check_range("start_dim", i_.first, -8, 8);
     check_range("end_dim", i_.last, -8, 8);
     check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kResu));
@@ -140,20 +141,12 @@ class Checker {
     if (!(value >= least && value <= most)) refuse(std::string(name) + ": not a number that it can be");
   }
 
-  void check_window() const {
-    check_range("kernel_size", i_.kernel_h, 1, kLargestWindow);
-    check_range("kernel_size", i_.kernel_w, 1, kLargestWindow);
-    check_range("stride", i_.stride_h, 1, kLargestWindow);
-    check_range("stride", i_.stride_w, 1, kLargestWindow);
-    check_range("dilation", i_.dilation_h, 1, kLargestWindow);
-    check_range("dilation", i_.dilation_w, 1, kLargestWindow);
-    check_padding(i_.padding_h, i_.dilation_h * (i_.kernel_h - 1));
-    check_padding(i_.padding_w, i_.dilation_w * (i_.kernel_w - 1));
-    check_range("padding", i_.after_h, 0, 1);
-    check_range("padding", i_.after_w, 0, 1);
-  }
-  static void check_padding(int64_t padding, int64_t reach) {
-    check_range("padding", padding, 0, padding <= reach ? kLargestSize : kLargestPadding);
+  static void check_axis(int64_t kernel, int64_t stride, int64_t padding, int64_t after, int64_t dilation) {
+    check_range("kernel_size", kernel, 1, kLargestWindow);
+    check_range("stride", stride, 1, kLargestWindow);
+    check_range("dilation", dilation, 1, kLargestWindow);
+    check_range("padding", padding, 0, padding <= dilation * (kernel - 1) ? kLargestSize : kLargestPadding);
+    check_range("padding", after, 0, 1);
   }
 
   void check_weights() const {

@@ -123,6 +123,11 @@ struct Program {
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
   // Of a layer or an average: does it integrate a window, to fire in the next one?
   bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
+  // Of a layer: is its current the same at every step, as long as the input is?
+  bool keeps_product(int64_t i) const {
+    return kind(i) == Kind::layer && !reads_train(i) && !waits(i) &&
+           static_cast<Source>(header.source) == Source::kDirect;
+  }
   // The largest T, which counts as bytes decide.
   int64_t most_steps() const;
 };
