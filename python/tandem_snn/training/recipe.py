@@ -127,7 +127,7 @@ class Recipe:
         "only falls; multistep is multiplied by lr_factor at each milestone; constant.",
         SCHEDULES,
     )
-    milestones: tuple[int, ...] = key((), "Epochs at which multistep lowers the learning rate.")
+    milestones: tuple[int, ...] = key((), "Epochs at which multistep lowers the learning rate: 10,20.")
     lr_factor: float = key(0.1, "Factor of the learning rate at each milestone.", POSITIVE)
     label_smoothing: float = key(0.0, "Label smoothing of the cross-entropy.", BELOW_1)
     synops_penalty: float = key(
