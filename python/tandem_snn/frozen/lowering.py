@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -38,12 +38,12 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
 
 def snapshot(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, whose weights are what pruning and the older weight_norm and spectral_norm, which work
-    before each forward, make of them now.
+    """A copy in evaluation mode, whose weights are what pruning, weight norm and other parametrisations make of them
+    now.
     """
     values = [value for module in net.modules() for value in vars(module).values()]
-    made = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}  # else not copied
-    net = copy.deepcopy(net, made).eval().requires_grad_(False)
+    memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}  # else not copied
+    net = copy.deepcopy(net, memo).eval().requires_grad_(False)
     for module in net.modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
@@ -52,6 +52,13 @@ def snapshot(net: nn.Module) -> nn.Module:
                 nn.utils.remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 nn.utils.remove_spectral_norm(module, hook.name)
+        if parametrize.is_parametrized(module):  # remove_parametrizations would change the class, which net shares
+            parametrizations: Any = module.parametrizations
+            made = {name: nn.Parameter(getattr(module, name)) for name in parametrizations}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in made.items():
+                module.register_parameter(name, value)
     return net.requires_grad_(False)
 
 
