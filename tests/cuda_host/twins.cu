@@ -1,6 +1,8 @@
 // Small kernels in pairs, a right one and one with a typical mistake: the checker has to tell them apart.
 #include <cuda_runtime_api.h>
 
+#include <string_view>
+
 #include "../../csrc/kernels/cuda/ptx.cuh"
 
 extern "C" void* emulation_stream();
@@ -9,33 +11,33 @@ namespace {
 
 cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
 
-template <bool bad>
-__global__ void tail(const float* in, float* out, int n) {
+// A kernel that is right unless it is `bad`.
+#define TWIN(name)    \
+  template <bool bad> \
+  __global__ void name(const float* in, float* out, [[maybe_unused]] int n)
+
+TWIN(tail) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (bad || i < n) out[i] = in[i];
 }
 
-template <bool bad>
-__global__ void vector_load(const float* in, float* out, int) {
+TWIN(vector_load) {
   const auto* four = reinterpret_cast<const float4*>(in + (bad ? 1 : 4));
   reinterpret_cast<float4*>(out)[threadIdx.x] = four[threadIdx.x];
 }
 
-template <bool bad>
-__global__ void write_once(const float* in, float* out, int) {
+TWIN(write_once) {
   const unsigned i = threadIdx.x;
   out[i] = in[i];
   if (bad && i > 0) out[i - 1] = in[i - 1];
 }
 
-template <bool bad>
-__global__ void write_all(const float* in, float* out, int n) {
+TWIN(write_all) {
   const int i = static_cast<int>(threadIdx.x);
   if (i < (bad ? n - 1 : n)) out[i] = in[i];
 }
 
-template <bool bad>
-__global__ void shared_uninitialised(const float* in, float* out, int n) {
+TWIN(shared_uninitialised) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (!bad || i < n - 1) tile[i] = in[i];
@@ -43,8 +45,7 @@ __global__ void shared_uninitialised(const float* in, float* out, int n) {
   out[i] = tile[n - 1 - i];
 }
 
-template <bool bad>
-__global__ void shared_reverse(const float* in, float* out, int n) {
+TWIN(shared_reverse) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   tile[i] = in[i];
@@ -53,8 +54,7 @@ __global__ void shared_reverse(const float* in, float* out, int n) {
 }
 
 // The mistake gives right values under most schedules: a thread refills the tile while another may still read it.
-template <bool bad>
-__global__ void shared_refill(const float* in, float* out, int n) {
+TWIN(shared_refill) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   float sum = 0.0f;
@@ -67,8 +67,7 @@ __global__ void shared_refill(const float* in, float* out, int n) {
   out[i] = sum;
 }
 
-template <bool bad>
-__global__ void warp_reverse(const float* in, float* out, int) {
+TWIN(warp_reverse) {
   __shared__ float tile[64];
   const unsigned i = threadIdx.x;
   tile[i] = in[i];
@@ -76,8 +75,7 @@ __global__ void warp_reverse(const float* in, float* out, int) {
   out[i] = tile[i ^ 31];
 }
 
-template <bool bad>
-__global__ void shared_overrun(const float* in, float* out, int) {
+TWIN(shared_overrun) {
   __shared__ float first[64];
   __shared__ float second[64];
   const unsigned i = threadIdx.x;
@@ -87,21 +85,18 @@ __global__ void shared_overrun(const float* in, float* out, int) {
   out[i] = first[i] + second[i];
 }
 
-template <bool bad>
-__global__ void between_blocks(const float* in, float* out, int n) {
+TWIN(between_blocks) {
   const int i = static_cast<int>(threadIdx.x);
   if (blockIdx.x == 0) out[i] = in[i];
   if (blockIdx.x == 1) out[n + i] = bad ? out[i] : in[i];
 }
 
-template <bool bad>
-__global__ void divergent_barrier(const float* in, float* out, int) {
+TWIN(divergent_barrier) {
   out[threadIdx.x] = in[threadIdx.x];
   if (!bad || threadIdx.x < 32) __syncthreads();
 }
 
-template <bool bad>
-__global__ void exited_lane(const float* in, float* out, int) {
+TWIN(exited_lane) {
   const unsigned i = threadIdx.x;
   out[i] = in[i];
   if (bad && i == 3) return;
@@ -109,8 +104,7 @@ __global__ void exited_lane(const float* in, float* out, int) {
   if (next < 0.0f) out[i] = next;
 }
 
-template <bool bad>
-__global__ void shuffle_outside(const float* in, float* out, int) {
+TWIN(shuffle_outside) {
   const unsigned i = threadIdx.x;
   const unsigned lower_half = 0x0000ffffu;
   out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
@@ -121,8 +115,7 @@ __device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
 }
 
 // The second copy is still in flight where the first alone was waited for.
-template <bool bad>
-__global__ void async_copy(const float* in, float* out, int n) {
+TWIN(async_copy) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8) copy_sixteen(tile + 4 * i, in + 4 * i);
@@ -135,8 +128,7 @@ __global__ void async_copy(const float* in, float* out, int n) {
 }
 
 // Only the thread that copies may read what has landed before a barrier.
-template <bool bad>
-__global__ void async_copy_to_others(const float* in, float* out, int n) {
+TWIN(async_copy_to_others) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 16) copy_sixteen(tile + 4 * i, in + 4 * i);
@@ -147,8 +139,7 @@ __global__ void async_copy_to_others(const float* in, float* out, int n) {
 }
 
 // An accumulator that is written ("=f") where it should be read too ("+f").
-template <bool bad>
-__global__ void unread_accumulator(const float* in, float* out, int) {
+TWIN(unread_accumulator) {
   const unsigned i = threadIdx.x;
   float sum = in[i];
   if (bad) {
@@ -159,8 +150,7 @@ __global__ void unread_accumulator(const float* in, float* out, int) {
   out[i] = sum;
 }
 
-template <bool bad>
-__global__ void diverged_mma(const float* in, float* out, int) {
+TWIN(diverged_mma) {
   const unsigned i = threadIdx.x;
   float sum[4] = {in[i], 0.0f, 0.0f, 0.0f};
   const uint32_t zeros[4] = {};
@@ -179,8 +169,7 @@ __global__ void __launch_bounds__(bad ? 32 : 64) launch_bounds(const float* in, 
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-template <bool bad>
-__global__ void fused(const float* in, float* out, int) {
+TWIN(fused) {
   const float x = in[threadIdx.x];
   out[threadIdx.x] = bad ? __fmaf_rn(x, x, x) : __fadd_rn(__fmul_rn(x, x), x);
 }
@@ -192,74 +181,36 @@ __global__ void much_shared(const float* in, float* out, int) {
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-// Shared memory above 48 KB, for which the bad twin has asked sixteen bytes less. The error stays with the call it
-// belongs to.
-template <bool bad>
-int launch_much_shared(const float* in, float* out, int n) {
-  constexpr int kBytes = 96 * 1024;
-  const int asked = bad ? kBytes - 16 : kBytes;
-  const auto status = cudaFuncSetAttribute(&much_shared<bad>, cudaFuncAttributeMaxDynamicSharedMemorySize, asked);
-  if (status != cudaSuccess) return status;
-  much_shared<bad><<<1, static_cast<unsigned>(n), kBytes, stream()>>>(in, out, n);
-  return cudaGetLastError();
-}
+struct Pair {
+  const char* name;
+  void (*twins[2])(const float*, float*, int);  // the bad one comes last
+  unsigned threads = 64, blocks = 1;
+};
+#define PAIR(name, ...) {#name, {name<false>, name<true>}, __VA_ARGS__}
 
-template <bool bad>
-int run(int which, const float* in, float* out, int n) {
-  const auto launch = [&](auto kernel, unsigned blocks, unsigned threads) {
-    kernel<<<blocks, threads, 0, stream()>>>(in, out, n);
-    return cudaGetLastError();
-  };
-  const auto threads = static_cast<unsigned>(n);
-  switch (which) {
-    case 0:
-      return launch(tail<bad>, 2, 64);
-    case 1:
-      return launch(vector_load<bad>, 1, 8);
-    case 2:
-      return launch(write_once<bad>, 1, threads);
-    case 3:
-      return launch(write_all<bad>, 1, threads);
-    case 4:
-      return launch(shared_uninitialised<bad>, 1, threads);
-    case 5:
-      return launch(shared_reverse<bad>, 1, threads);
-    case 6:
-      return launch(shared_refill<bad>, 1, threads);
-    case 7:
-      return launch(warp_reverse<bad>, 1, threads);
-    case 8:
-      return launch(shared_overrun<bad>, 1, threads);
-    case 9:
-      return launch(between_blocks<bad>, 2, threads);
-    case 10:
-      return launch(divergent_barrier<bad>, 1, threads);
-    case 11:
-      return launch(exited_lane<bad>, 1, threads);
-    case 12:
-      return launch(shuffle_outside<bad>, 1, threads);
-    case 13:
-      return launch(async_copy<bad>, 1, threads);
-    case 14:
-      return launch(async_copy_to_others<bad>, 1, threads);
-    case 15:
-      return launch(unread_accumulator<bad>, 1, threads);
-    case 16:
-      return launch(diverged_mma<bad>, 1, threads);
-    case 17:
-      return launch(launch_bounds<bad>, 1, threads);
-    case 18:
-      return launch(fused<bad>, 1, threads);
-    case 19:
-      return launch_much_shared<bad>(in, out, n);
-    case 20: {
-      launch_bounds<false><<<1, threads, 0, bad ? nullptr : stream()>>>(in, out, n);
-      return cudaGetLastError();
-    }
-    default:
-      return -1;
-  }
-}
+const Pair kPairs[] = {
+    PAIR(tail, 64, 2),
+    PAIR(vector_load, 8),
+    PAIR(write_once),
+    PAIR(write_all),
+    PAIR(shared_uninitialised),
+    PAIR(shared_reverse),
+    PAIR(shared_refill),
+    PAIR(warp_reverse),
+    PAIR(shared_overrun),
+    PAIR(between_blocks, 64, 2),
+    PAIR(divergent_barrier),
+    PAIR(exited_lane),
+    PAIR(shuffle_outside),
+    PAIR(async_copy),
+    PAIR(async_copy_to_others),
+    PAIR(unread_accumulator),
+    PAIR(diverged_mma),
+    PAIR(launch_bounds),
+    PAIR(fused),
+    PAIR(much_shared),
+    {"stream", {launch_bounds<false>, launch_bounds<false>}},
+};
 
 // Costs, not mistakes.
 __global__ void column_read(const float* in, float* out, int stride) {
@@ -278,11 +229,26 @@ __global__ void bank_conflict(const float* in, float* out, int stride) {
 
 extern "C" {
 
-int twin(int which, bool bad, const float* in, float* out, int n) {
-  return bad ? run<true>(which, in, out, n) : run<false>(which, in, out, n);
+// Some mistakes are those of the launch: another stream, or shared memory above 48 KB of which sixteen bytes less were
+// asked for. The error stays with the call it belongs to.
+int twin(const char* name, bool bad, const float* in, float* out, int n) {
+  const std::string_view wanted = name;
+  for (const Pair& pair : kPairs) {
+    if (pair.name != wanted) continue;
+    const auto kernel = pair.twins[bad];
+    const int shared = wanted == "much_shared" ? 96 * 1024 : 0, asked = shared - (bad ? 16 : 0);
+    if (shared > 0) {
+      const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+      if (const int status = cudaFuncSetAttribute(kernel, limit, asked); status != cudaSuccess) return status;
+    }
+    const bool elsewhere = wanted == "stream" && bad;
+    kernel<<<pair.blocks, pair.threads, static_cast<unsigned>(shared), elsewhere ? nullptr : stream()>>>(in, out, n);
+    return cudaGetLastError();
+  }
+  return -1;
 }
 
-int strided(bool shared, const float* in, float* out, int stride) {
+int strided(bool shared, int stride, const float* in, float* out) {
   const auto kernel = shared ? bank_conflict : column_read;
   kernel<<<1, 32, 0, stream()>>>(in, out, stride);
   return cudaGetLastError();
