@@ -55,9 +55,6 @@ template <class T>
 using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>,
                                 std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>>;
 constexpr auto kMulWide = []<class T>(T a, T b) { return static_cast<Wide<T>>(a) * static_cast<Wide<T>>(b); };
-constexpr auto kMadWide = []<class T>(T a, T b, Wide<T> c) {
-  return static_cast<Wide<T>>(a) * static_cast<Wide<T>>(b) + c;
-};
 constexpr auto kMulHi = []<class T>(T a, T b) -> T {
   if constexpr (sizeof(T) == 8) {
     using Twice = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
@@ -72,16 +69,12 @@ Execute multiply(const Words& words, Type type) {
   if (type == Type::kF32 || type == Type::kF64) {
     return mad ? nullptr : binary<kMul>(type);
   }
-  const auto narrow = [&](auto make) { return size_of(type) <= 4 ? for_type(type, make) : nullptr; };
-  if (words[1] == "lo") return mad ? ternary<kMad>(type) : binary<kMul>(type);
+  if (words[1] == "lo") return mad ? find_map<kMad>(type, std::make_index_sequence<3>()) : binary<kMul>(type);
   if (words[1] == "hi" && !mad) {
-    return for_type(type, []<std::integral T>(T) -> Execute { return &map2<kMulHi, T, T, T>; });
+    return for_type(type, []<std::integral T>(T) -> Execute { return &map<kMulHi, T, T, T>; });
   }
-  if (words[1] == "wide" && !mad) {
-    return narrow([]<std::integral T>(T) -> Execute { return &map2<kMulWide, Wide<T>, T, T>; });
-  }
-  if (words[1] == "wide") {
-    return narrow([]<std::integral T>(T) -> Execute { return &map3<kMadWide, Wide<T>, T, Wide<T>>; });
+  if (words[1] == "wide" && !mad && size_of(type) <= 4) {
+    return for_type(type, []<std::integral T>(T) -> Execute { return &map<kMulWide, Wide<T>, T, T>; });
   }
   return nullptr;
 }
@@ -101,23 +94,19 @@ template <auto f>
 Execute comparing(Type type) {
   return for_type(type, []<class T>(T) -> Execute { return &compare<f, T>; });
 }
-constexpr auto kUnordered = [](auto a, auto b) { return a != a || b != b; };
 
 Execute find_compare(std::string_view name, Type type) {
   if (name == "eq") return comparing<([](auto a, auto b) { return a == b; })>(type);
-  if (name == "ne") return comparing<([](auto a, auto b) { return !kUnordered(a, b) && a != b; })>(type);
-  if (name == "lt" || name == "lo") return comparing<([](auto a, auto b) { return a < b; })>(type);
-  if (name == "le" || name == "ls") return comparing<([](auto a, auto b) { return a <= b; })>(type);
-  if (name == "gt" || name == "hi") return comparing<([](auto a, auto b) { return a > b; })>(type);
-  if (name == "ge" || name == "hs") return comparing<([](auto a, auto b) { return a >= b; })>(type);
-  if (name == "equ") return comparing<([](auto a, auto b) { return kUnordered(a, b) || a == b; })>(type);
+  if (name == "ne") return comparing<([](auto a, auto b) { return a < b || a > b; })>(type);
+  if (name == "lt") return comparing<([](auto a, auto b) { return a < b; })>(type);
+  if (name == "le") return comparing<([](auto a, auto b) { return a <= b; })>(type);
+  if (name == "gt") return comparing<([](auto a, auto b) { return a > b; })>(type);
+  if (name == "ge") return comparing<([](auto a, auto b) { return a >= b; })>(type);
   if (name == "neu") return comparing<([](auto a, auto b) { return a != b; })>(type);
   if (name == "ltu") return comparing<([](auto a, auto b) { return !(a >= b); })>(type);
   if (name == "leu") return comparing<([](auto a, auto b) { return !(a > b); })>(type);
   if (name == "gtu") return comparing<([](auto a, auto b) { return !(a <= b); })>(type);
   if (name == "geu") return comparing<([](auto a, auto b) { return !(a < b); })>(type);
-  if (name == "num") return comparing<([](auto a, auto b) { return !kUnordered(a, b); })>(type);
-  if (name == "nan") return comparing<kUnordered>(type);
   return nullptr;
 }
 

@@ -167,14 +167,6 @@ Buffer* find(uint64_t address, int bytes, Buffer* last) {
   return nullptr;
 }
 
-// The array that holds these bytes, or null.
-const SharedArray* find_array(uint64_t address, int bytes) {
-  for (const SharedArray& a : arrays) {
-    if (address >= a.begin && address + static_cast<uint64_t>(bytes) <= uint64_t{a.begin} + a.bytes) return &a;
-  }
-  return nullptr;
-}
-
 void check_alignment(const Request& r, int lane) {
   if (r.addresses[lane] % static_cast<uint64_t>(r.bytes) != 0) {
     throw Fault(describe(r, "misaligned", std::to_string(r.addresses[lane]), lane));
@@ -183,6 +175,17 @@ void check_alignment(const Request& r, int lane) {
 
 void report(const Request& r, const char* wrong, const std::string& where, int lane) {
   if (machine().reports.size() < 100) machine().reports.push_back(describe(r, wrong, where, lane));
+}
+
+// What a lane does to bytes that lie at `offset` of a buffer.
+void touch(const Request& r, int lane, Byte* bytes, int use, const std::string& buffer, uint64_t offset) {
+  const Access now = access_of(r.warp, lane);
+  const char* wrong = nullptr;
+  for (int i = 0; i < r.bytes; ++i) {
+    const char* here = touch(bytes[i], now, r.write, use);
+    if (wrong == nullptr) wrong = here;
+  }
+  if (wrong != nullptr) report(r, wrong, at(buffer, offset), lane);
 }
 
 }  // namespace
@@ -196,13 +199,7 @@ void global(const Request& r) {
     if (buffer == nullptr) throw Fault(describe(r, "out of bounds", near(r.addresses[l]), l));
     const uint64_t offset = r.addresses[l] - buffer->begin;
     if (r.write && buffer->use == kInput) report(r, "write to an input", at(buffer->name, offset), l);
-    const Access now = access_of(r.warp, l);
-    const char* wrong = nullptr;
-    for (int i = 0; i < r.bytes; ++i) {
-      const char* here = touch(buffer->bytes[offset + static_cast<uint64_t>(i)], now, r.write, buffer->use);
-      if (wrong == nullptr) wrong = here;
-    }
-    if (wrong != nullptr) report(r, wrong, at(buffer->name, offset), l);
+    touch(r, l, &buffer->bytes[offset], buffer->use, buffer->name, offset);
   });
   if (buffer != nullptr) count_sectors(r, count(r, buffer->name));
 }
@@ -211,24 +208,21 @@ void shared(const Request& r, bool lands_later) {
   const SharedArray* array = nullptr;
   each(r.mask, [&](int l) {
     check_alignment(r, l);
-    const uint64_t address = r.addresses[l];
-    array = find_array(address, r.bytes);
-    if (array == nullptr) throw Fault(describe(r, "out of bounds", at("shared memory", address), l));
-    const Access now = access_of(r.warp, l);
-    const char* wrong = nullptr;
-    for (int i = 0; i < r.bytes; ++i) {
-      Byte& byte = shared_bytes[address + static_cast<uint64_t>(i)];
-      if (byte.block != now.block) {
-        byte = Byte{};
-        byte.block = now.block;
-      }
-      const char* here = touch(byte, now, r.write, 0);
-      if (wrong == nullptr) wrong = here;
-      byte.in_flight |= lands_later;
+    const uint64_t address = r.addresses[l], end = address + static_cast<uint64_t>(r.bytes);
+    array = nullptr;
+    for (const SharedArray& a : arrays) {
+      if (address >= a.begin && end <= uint64_t{a.begin} + a.bytes) array = &a;
     }
-    if (wrong != nullptr) report(r, wrong, at("shared " + array->name, address - array->begin), l);
+    if (array == nullptr) throw Fault(describe(r, "out of bounds", at("shared memory", address), l));
+    Byte* bytes = &shared_bytes[address];
+    for (Byte* byte = bytes; byte < bytes + r.bytes; ++byte) {
+      if (byte->block != r.warp.block->number) *byte = Byte{};
+      byte->block = r.warp.block->number;
+    }
+    touch(r, l, bytes, 0, array->name, address - array->begin);
+    for (Byte* byte = bytes; byte < bytes + r.bytes; ++byte) byte->in_flight |= lands_later;
   });
-  if (!buffers.empty()) count_waves(r, count(r, "shared " + array->name));
+  if (!buffers.empty()) count_waves(r, count(r, array->name));
 }
 
 void landed(const Warp& w, int lane, uint32_t to, uint32_t size) {
@@ -245,10 +239,10 @@ void begin_launch() {
   }
 }
 
-void begin_block(const Block& block, uint32_t dynamic_begin, uint32_t end) {
-  if (shared_bytes.size() < end) shared_bytes.resize(end);
+void begin_block(const Block& block, uint32_t dynamic_bytes) {
+  shared_bytes.resize(std::max<size_t>(shared_bytes.size(), kDynamicShared + dynamic_bytes));
   arrays = block.kernel.arrays;
-  arrays.push_back({"dynamic shared memory", dynamic_begin, end - dynamic_begin});
+  arrays.push_back({"shared dynamic shared memory", kDynamicShared, dynamic_bytes});
 }
 
 extern "C" {

@@ -22,6 +22,6 @@ void shared(const Request& request, bool lands_later = false);
 void landed(const Warp& warp, int lane, uint32_t to, uint32_t size);
 
 void begin_launch();
-void begin_block(const Block& block, uint32_t dynamic_begin, uint32_t end);
+void begin_block(const Block& block, uint32_t dynamic_bytes);
 
 }  // namespace ptx::checker

@@ -2,21 +2,14 @@
 #include <algorithm>
 #include <cmath>
 
-#include "machine.h"
+#include "lanes.h"
 
 namespace ptx {
 
 namespace {
 
-using Words = std::vector<std::string_view>;
-
 // --- matrix products -------------------------------------------------------------------------------------------------
 
-double from_half(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, 2);
-  return half;
-}
 double from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 // Element e of a register's elements.
@@ -26,10 +19,8 @@ double element(Type type, uint32_t bits, int e) {
       return from_half(static_cast<uint16_t>(bits >> 16 * e));
     case Type::kBF16:
       return from_bfloat16(static_cast<uint16_t>(bits >> 16 * e));
-    case Type::kS8:
-      return static_cast<int8_t>(bits >> 8 * e);
     default:
-      return static_cast<uint8_t>(bits >> 8 * e);
+      return static_cast<double>(extend(type, bits >> 8 * e));
   }
 }
 
@@ -125,8 +116,8 @@ void shuffle(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [&](int l) {
     const int by = static_cast<int>(w.value(i.o[first + 1], l) & 31), c = static_cast<int>(w.value(i.o[first + 2], l));
     const int segment = c >> 8 & 31, low = l & segment, high = low | (c & 31 & ~segment);
-    int source = i.mode == 'u' ? l - by : i.mode == 'd' ? l + by : i.mode == 'b' ? l ^ by : low | (by & ~segment);
-    const bool inside = i.mode == 'u' ? source >= (c & 31) : source <= high;
+    int source = i.mode == 'd' ? l + by : i.mode == 'b' ? l ^ by : low | (by & ~segment);
+    const bool inside = source <= high;
     if (!inside) source = l;
     if (!(mask >> source & 1)) {
       machine().report(w.block->kernel, i, "a shuffle reads lane " + std::to_string(source) + ", which takes no part");
@@ -139,15 +130,10 @@ void shuffle(const Instruction& i, Warp& w, uint32_t mask) {
   });
 }
 
-void vote(const Instruction& i, Warp& w, uint32_t mask) {
+void any(const Instruction& i, Warp& w, uint32_t mask) {
   const uint32_t ballot = *w.in<uint32_t>(i.o[1]) & mask;
-  if (i.mode == 'b') {
-    each(mask, [&](int l) { w.row<uint32_t>(i.o[0])[l] = ballot; });
-    return;
-  }
-  const bool yes = i.mode == 'y' ? ballot != 0 : ballot == mask;
   uint32_t& p = *w.row<uint32_t>(i.o[0]);
-  p = (p & ~mask) | (yes ? mask : 0);
+  p = (p & ~mask) | (ballot != 0 ? mask : 0);
 }
 
 void warp_barrier(const Instruction&, Warp& w, uint32_t mask) {
@@ -161,13 +147,10 @@ Execute find_collective(const Words& words, Instruction& i) {
   if (op == "mma") return find_mma(words, i);
   i.flow = Flow::kMasked;
   if (op == "shfl" && words[1] == "sync") {
-    i.mode = words[2] == "up" ? 'u' : words[2] == "down" ? 'd' : words[2] == "bfly" ? 'b' : 'i';
-    return shuffle;
+    i.mode = words[2][0];
+    return words[2] == "down" || words[2] == "bfly" || words[2] == "idx" ? shuffle : nullptr;
   }
-  if (op == "vote" && words[1] == "sync") {
-    i.mode = words[2] == "ballot" ? 'b' : words[2] == "any" ? 'y' : words[2] == "all" ? 'l' : 0;
-    return i.mode == 0 ? nullptr : vote;
-  }
+  if (op == "vote" && words[1] == "sync" && words[2] == "any") return any;
   if (op == "bar" && words[1] == "warp") return warp_barrier;
   i.flow = Flow::kNone;
   return nullptr;

@@ -32,39 +32,12 @@ void pack(const Instruction& i, Warp& w, uint32_t mask) {
   });
 }
 
-float from_half(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, 2);
-  return static_cast<float>(half);
-}
 uint16_t to_half(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
 uint16_t to_bfloat16(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   return x != x ? uint16_t{0x7fff} : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// x cut to the type's width, with its sign where it has one.
-int64_t extend(Type type, uint64_t x) {
-  switch (type) {
-    case Type::kS8:
-      return static_cast<int8_t>(x);
-    case Type::kU8:
-    case Type::kB8:
-      return static_cast<uint8_t>(x);
-    case Type::kS16:
-      return static_cast<int16_t>(x);
-    case Type::kU16:
-    case Type::kB16:
-      return static_cast<uint16_t>(x);
-    case Type::kS32:
-      return static_cast<int32_t>(x);
-    case Type::kU32:
-    case Type::kB32:
-      return static_cast<uint32_t>(x);
-    default:
-      return static_cast<int64_t>(x);
-  }
-}
 bool is_real(Type type) {
   return type == Type::kF16 || type == Type::kBF16 || type == Type::kF32 || type == Type::kF64;
 }
@@ -83,15 +56,12 @@ uint64_t from_real(double x, const Instruction& i) {
       break;
   }
   if (x != x) return 0;
-  const double whole = i.mode == 'z'   ? std::trunc(x)
-                       : i.mode == 'n' ? std::nearbyint(x)
-                       : i.mode == 'm' ? std::floor(x)
-                                       : std::ceil(x);
+  const double whole = std::trunc(x);
   const int bits = 8 * size_of(i.type);
-  const bool is_signed = i.type == Type::kS8 || i.type == Type::kS16 || i.type == Type::kS32 || i.type == Type::kS64;
-  const double most = std::ldexp(1.0, is_signed ? bits - 1 : bits), least = is_signed ? -most : 0.0;
-  if (whole >= most) return is_signed ? (uint64_t{1} << (bits - 1)) - 1 : ~uint64_t{0} >> (64 - bits);
-  if (whole < least) return is_signed ? uint64_t{1} << (bits - 1) : 0;
+  const bool sign = is_signed(i.type);
+  const double most = std::ldexp(1.0, sign ? bits - 1 : bits), least = sign ? -most : 0.0;
+  if (whole >= most) return sign ? (uint64_t{1} << (bits - 1)) - 1 : ~uint64_t{0} >> (64 - bits);
+  if (whole < least) return sign ? uint64_t{1} << (bits - 1) : 0;
   return whole < 0 ? static_cast<uint64_t>(static_cast<int64_t>(whole)) : static_cast<uint64_t>(whole);
 }
 
@@ -134,21 +104,15 @@ Execute find_convert(const Words& words, Instruction& i) {
   if (i.from == Type::kF64 && (i.type == Type::kF16 || i.type == Type::kBF16)) return nullptr;
   for (const auto word : words) {
     if (word == "sat") return nullptr;
-    if (word.size() == 3 && word[0] == 'r' && word[2] == 'i') i.mode = word[1];
+    if (word.size() == 3 && word[0] == 'r' && word[2] == 'i' && word != "rzi") return nullptr;
     if ((word == "rz" || word == "rm" || word == "rp") && is_real(i.type)) return nullptr;
   }
-  if (i.from == Type::kS32 && size_of(i.type) == 8 && !is_real(i.type)) return &map1<kSame, int64_t, int32_t>;
-  if (i.from == Type::kU32 && size_of(i.type) == 8 && !is_real(i.type)) return &map1<kSame, uint64_t, uint32_t>;
+  if (i.from == Type::kS32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, int64_t, int32_t>;
+  if (i.from == Type::kU32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, uint64_t, uint32_t>;
   if (size_of(i.from) == 8 && size_of(i.type) == 4 && !is_real(i.from) && !is_real(i.type)) {
-    return &map1<kSame, uint32_t, uint64_t>;
+    return &map<kSame, uint32_t, uint64_t>;
   }
   return convert;
-}
-
-// Generic addresses of shared memory lie in a window of their own; those of global memory are what they are.
-template <int64_t by>
-void move_window(const Instruction& i, Warp& w, uint32_t mask) {
-  each(mask, [&](int l) { w.set(i.o[0], l, w.value(i.o[1], l) + static_cast<uint64_t>(by)); });
 }
 
 // --- bits ------------------------------------------------------------------------------------------------------------
@@ -162,7 +126,7 @@ constexpr auto kClz = [](std::unsigned_integral auto a) { return static_cast<uin
 
 void permute_bytes(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [&](int l) {
-    const uint64_t pool = w.value(i.o[1], l) | w.value(i.o[2], l) << 32;
+    const uint64_t pool = static_cast<uint32_t>(w.value(i.o[1], l)) | w.value(i.o[2], l) << 32;
     const uint64_t selector = w.value(i.o[3], l);
     uint32_t out = 0;
     for (int b = 0; b < 4; ++b) {
@@ -202,8 +166,8 @@ Execute find_bits(std::string_view op, const Instruction& i) {
   if (op == "prmt") return i.type == Type::kB32 ? permute_bytes : nullptr;
   if (op == "bfi") return insert_bits;
   if (op == "bfe") return i.type == Type::kU32 || i.type == Type::kU64 ? extract_bits : nullptr;
-  if (op == "popc") return i.type == Type::kB32 ? &map1<kPopc, uint32_t, uint32_t> : &map1<kPopc, uint32_t, uint64_t>;
-  if (op == "clz") return i.type == Type::kB32 ? &map1<kClz, uint32_t, uint32_t> : &map1<kClz, uint32_t, uint64_t>;
+  if (op == "popc") return i.type == Type::kB32 ? &map<kPopc, uint32_t, uint32_t> : &map<kPopc, uint32_t, uint64_t>;
+  if (op == "clz") return i.type == Type::kB32 ? &map<kClz, uint32_t, uint32_t> : &map<kClz, uint32_t, uint64_t>;
   return nullptr;
 }
 
@@ -213,14 +177,7 @@ Execute find_conversion(const Words& words, Instruction& i) {
   const auto op = words[0];
   if (op == "cvt") return find_convert(words, i);
   if (op == "mov") return find_move(words, i);
-  if (op == "cvta") {
-    const bool to = words[1] == "to";
-    const auto space = words[to ? 2 : 1];
-    if (space == "global") return unary<kSame>(i.type);
-    if (space != "shared") return nullptr;
-    constexpr auto kWindow = static_cast<int64_t>(kSharedWindow);
-    return to ? move_window<-kWindow> : move_window<kWindow>;
-  }
+  if (op == "cvta") return words[1] == "to" && words[2] == "global" ? unary<kSame>(i.type) : nullptr;
   return find_bits(op, i);
 }
 

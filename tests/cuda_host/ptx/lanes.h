@@ -2,35 +2,24 @@
 #pragma once
 
 #include <concepts>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "machine.h"
 
 namespace ptx {
 
-using Words = std::vector<std::string_view>;
+inline float from_half(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 
-// D = f(A), f(A, B), f(A, B, C) for the lanes of the mask.
-template <auto f, class D, class A>
-void map1(const Instruction& i, Warp& w, uint32_t mask) {
-  D* d = w.row<D>(i.o[0]);
-  const A* a = w.in<A>(i.o[1]);
-  each(mask, [=](int l) { d[l] = static_cast<D>(f(a[l])); });
-}
-template <auto f, class D, class A, class B>
-void map2(const Instruction& i, Warp& w, uint32_t mask) {
-  D* d = w.row<D>(i.o[0]);
-  const A* a = w.in<A>(i.o[1]);
-  const B* b = w.in<B>(i.o[2]);
-  each(mask, [=](int l) { d[l] = static_cast<D>(f(a[l], b[l])); });
-}
-template <auto f, class D, class A, class C>
-void map3(const Instruction& i, Warp& w, uint32_t mask) {
-  D* d = w.row<D>(i.o[0]);
-  const A* a = w.in<A>(i.o[1]);
-  const A* b = w.in<A>(i.o[2]);
-  const C* c = w.in<C>(i.o[3]);
-  each(mask, [=](int l) { d[l] = static_cast<D>(f(a[l], b[l], c[l])); });
+// D = f(A...) for the lanes of the mask.
+template <auto f, class D, class... A>
+void map(const Instruction& i, Warp& w, uint32_t mask) {
+  [&]<size_t... k>(std::index_sequence<k...>) {
+    D* d = w.row<D>(i.o[0]);
+    const std::tuple<const A*...> in(w.in<A>(i.o[k + 1])...);
+    each(mask, [=](int l) { d[l] = static_cast<D>(f(std::get<k>(in)[l]...)); });
+  }(std::index_sequence_for<A...>());
 }
 template <auto f>
 void predicates(const Instruction& i, Warp& w, uint32_t mask) {
@@ -38,6 +27,9 @@ void predicates(const Instruction& i, Warp& w, uint32_t mask) {
   const uint32_t b = i.o.size() > 2 ? *w.in<uint32_t>(i.o[2]) : 0;
   d = (d & ~mask) | (f(*w.in<uint32_t>(i.o[1]), b) & mask);
 }
+
+template <size_t, class T>
+using Same = T;
 
 // Calls make with a value of the C++ type of `type`; null where there is none, or make cannot do with it.
 template <class Make>
@@ -71,48 +63,25 @@ Execute for_type(Type type, Make make) {
   }
 }
 
+// f of operands of the instruction's type, as many as there are in `k`; null where f takes none such.
+template <auto f, size_t... k>
+Execute find_map(Type type, std::index_sequence<k...>) {
+  return for_type(type, []<class T>(T) -> Execute {
+    if constexpr (std::is_invocable_v<decltype(f), Same<k, T>...>) return &map<f, T, Same<k, T>...>;
+    return nullptr;
+  });
+}
 template <auto f>
 Execute unary(Type type) {
-  return for_type(
-      type,
-      [](auto t) -> Execute
-        requires requires { f(t); }
-      {
-        using T = decltype(t);
-        return &map1<f, T, T>;
-      });
+  return find_map<f>(type, std::make_index_sequence<1>());
 }
 template <auto f>
 Execute binary(Type type) {
-  return for_type(
-      type,
-      [](auto t) -> Execute
-        requires requires { f(t, t); }
-      {
-        using T = decltype(t);
-        return &map2<f, T, T, T>;
-      });
-}
-template <auto f>
-Execute ternary(Type type) {
-  return for_type(
-      type,
-      [](auto t) -> Execute
-        requires requires { f(t, t, t); }
-      {
-        using T = decltype(t);
-        return &map3<f, T, T, T>;
-      });
+  return find_map<f>(type, std::make_index_sequence<2>());
 }
 template <auto f>
 Execute shift(Type type) {
-  return for_type(type,
-                  [](auto t) -> Execute
-                    requires std::integral<decltype(t)>
-                  {
-                    using T = decltype(t);
-                    return &map2<f, T, T, uint32_t>;
-                  });
+  return for_type(type, []<std::integral T>(T) -> Execute { return &map<f, T, T, uint32_t>; });
 }
 
 constexpr auto kSame = [](auto a) { return a; };

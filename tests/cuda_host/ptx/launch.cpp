@@ -167,23 +167,11 @@ void prepare(Block& block) {
     w.defined.assign(kernel.registers, 0);
     w.epoch.fill(0);
     for (auto& copies : w.copies) copies.clear();
-    for (const auto& [which, row] : kernel.specials) {
+    for (const auto& [which, special] : kernel.specials) {
+      w.defined[static_cast<size_t>(special.index)] = kAllLanes;
       for (uint32_t lane = 0; lane < kLanes; ++lane) {
-        const uint32_t thread = first + lane;
-        const uint32_t values[] = {thread % block.size.x,
-                                   thread / block.size.x % block.size.y,
-                                   thread / block.size.x / block.size.y,
-                                   block.size.x,
-                                   block.size.y,
-                                   block.size.z,
-                                   block.position.x,
-                                   block.position.y,
-                                   block.position.z,
-                                   block.grid.x,
-                                   block.grid.y,
-                                   block.grid.z,
-                                   lane};
-        std::memcpy(w.registers.data() + row + 4 * lane, &values[which], 4);
+        const Dim values[] = {block.size.place(first + lane), block.size, block.position, block.grid, {lane}};
+        w.set(special, static_cast<int>(lane), values[which / 3][which % 3]);
       }
     }
   }
@@ -229,7 +217,7 @@ void Machine::launch(const Kernel& kernel, Dim grid, Dim size, uint32_t dynamic_
   static uint32_t blocks_run = 0;
   Counters& count = counters[kernel.title];
   std::mt19937_64 random(options.seed);
-  std::vector<std::byte> shared(kernel.static_shared + dynamic_shared);
+  std::vector<std::byte> shared(dynamic_shared > 0 ? kDynamicShared + dynamic_shared : kernel.static_shared);
   std::vector<Warp> warps((size.count() + kLanes - 1) / kLanes);
   const uint64_t end = std::min(grid.count() - options.first_block, options.blocks) + options.first_block;
   std::vector<uint64_t> order(end - options.first_block);
@@ -238,11 +226,9 @@ void Machine::launch(const Kernel& kernel, Dim grid, Dim size, uint32_t dynamic_
   checker::begin_launch();
   try {
     for (const uint64_t at : order) {
-      const Dim position{static_cast<uint32_t>(at % grid.x), static_cast<uint32_t>(at / grid.x % grid.y),
-                         static_cast<uint32_t>(at / grid.x / grid.y)};
-      Block block{kernel, grid, size, position, ++blocks_run, 0, parameters, shared, warps};
+      Block block{kernel, grid, size, grid.place(at), ++blocks_run, 0, parameters, shared, warps};
       std::fill(shared.begin(), shared.end(), std::byte{0xab});
-      checker::begin_block(block, kernel.static_shared, static_cast<uint32_t>(shared.size()));
+      checker::begin_block(block, dynamic_shared);
       prepare(block);
       count.warps += warps.size();
       run_block(block, count, random);

@@ -19,14 +19,14 @@ namespace ptx {
 
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
-constexpr uint64_t kSharedWindow = uint64_t{1} << 60;  // generic addresses of shared memory begin here
+constexpr uint32_t kDynamicShared = 48 * 1024;  // where dynamic shared memory begins, behind all arrays
 
 // clang-format off
 enum class Type : uint8_t {
   kNone, kPred, kB8, kU8, kS8, kB16, kU16, kS16, kF16, kBF16, kB32, kU32, kS32, kF32, kBF16x2, kF16x2, kB64, kU64, kS64, kF64
 };
 // clang-format on
-enum class Space : uint8_t { kGeneric, kParam, kGlobal, kShared };
+enum class Space : uint8_t { kGlobal, kParam, kShared };
 
 // What ends a launch, as a fault does on a GPU.
 struct Fault : std::runtime_error {
@@ -37,13 +37,31 @@ struct Unknown : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The rows of an immediate, for operands of each size.
+struct Constant {
+  std::array<uint16_t, kLanes> two;
+  std::array<uint32_t, kLanes> four;
+  std::array<uint64_t, kLanes> eight;
+
+  explicit Constant(int64_t value) {
+    two.fill(static_cast<uint16_t>(value));
+    four.fill(static_cast<uint32_t>(value));
+    eight.fill(static_cast<uint64_t>(value));
+  }
+  template <class T>
+  const T* row() const {
+    const void* row = sizeof(T) == 2 ? static_cast<const void*>(&two) : &four;
+    return static_cast<const T*>(sizeof(T) == 8 ? &eight : row);
+  }
+};
+
 // A row holds a register of each lane: 32 elements of 2, 4 or 8 bytes; of a predicate, a bit of each lane in 32.
 struct Operand {
-  const std::byte* constant = nullptr;  // the row of an immediate; else
-  uint32_t row = 0;                     // where the row begins in the warp's registers
-  int index = -1;                       // which register it is; -1: none, in an address an absolute one
-  uint8_t bytes = 0;                    // of an element
-  int64_t offset = 0;                   // of an address
+  const Constant* constant = nullptr;  // an immediate; else
+  uint32_t row = 0;                    // where the row begins in the warp's registers
+  int index = -1;                      // which register it is; -1: none, in an address an absolute one
+  uint8_t bytes = 0;                   // of an element
+  int64_t offset = 0;                  // of an address
 };
 
 struct Warp;
@@ -68,11 +86,11 @@ struct Instruction {
   bool moves = false;  // what is undefined may be moved, so long as nobody uses it
   bool mma = false;
   Type type = Type::kNone, from = Type::kNone;  // of the result and the operands, where they differ
-  Space space = Space::kGeneric;
-  int mode = 0;     // of a shuffle, vote or conversion
-  int target = -1;  // of a branch
-  int parts = 1;    // elements of a vector
-  Operand guard;    // index -1: none
+  Space space = Space::kGlobal;                 // or generic: no such address is in shared memory
+  int mode = 0;                                 // of a shuffle or matrix product
+  int target = -1;                              // of a branch
+  int parts = 1;                                // elements of a vector
+  Operand guard;                                // index -1: none
   std::vector<Operand> o;
   std::vector<int> reads, writes;  // registers
   int file = 0, line = 0;
@@ -91,14 +109,14 @@ struct Kernel {
   std::vector<uint32_t> parameters;  // where each begins
   std::vector<uint32_t> parameter_bytes;
   uint32_t parameters_end = 0;
-  uint32_t registers = 0;                          // how many there are
-  uint32_t register_bytes = 0;                     // their rows
-  std::vector<std::pair<int, uint32_t>> specials;  // which of kSpecials, its row
+  uint32_t registers = 0;                             // how many there are
+  uint32_t register_bytes = 0;                        // their rows
+  std::vector<std::pair<int64_t, Operand>> specials;  // which of kSpecials, its register
   std::vector<SharedArray> arrays;
-  uint32_t static_shared = 0;    // bytes; dynamic shared memory follows
+  uint32_t static_shared = 0;    // bytes of the arrays
   uint32_t most_threads = 1024;  // __launch_bounds__
   std::map<int, std::string> files;
-  std::vector<std::unique_ptr<std::array<std::byte, 8 * kLanes>>> constants;
+  std::vector<std::unique_ptr<Constant>> constants;
 
   std::string place(const Instruction& i) const {
     const auto file = files.find(i.file);
@@ -123,14 +141,21 @@ class Module {
 };
 
 // How an instruction is executed; null: the machine does not know it. `words` are the parts of its name.
-Execute find_arithmetic(const std::vector<std::string_view>& words, Instruction& i);
-Execute find_conversion(const std::vector<std::string_view>& words, Instruction& i);
-Execute find_collective(const std::vector<std::string_view>& words, Instruction& i);
-Execute find_memory(const std::vector<std::string_view>& words, Instruction& i);
+using Words = std::vector<std::string_view>;
+Execute find_arithmetic(const Words& words, Instruction& i);
+Execute find_conversion(const Words& words, Instruction& i);
+Execute find_collective(const Words& words, Instruction& i);
+Execute find_memory(const Words& words, Instruction& i);
 
 inline int size_of(Type t) {
   constexpr int kBytes[] = {0, 4, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8};
   return kBytes[static_cast<int>(t)];
+}
+inline bool is_signed(Type t) { return t == Type::kS8 || t == Type::kS16 || t == Type::kS32 || t == Type::kS64; }
+// The lowest bytes of x, as many as the type has, and its sign where it has one.
+inline int64_t extend(Type t, uint64_t x) {
+  const int spare = 64 - 8 * size_of(t);
+  return is_signed(t) ? static_cast<int64_t>(x << spare) >> spare : static_cast<int64_t>(x << spare >> spare);
 }
 // kNone: the word names no type.
 inline Type type_of(std::string_view word) {
@@ -180,8 +205,9 @@ struct Warp {
   }
   template <class T>
   const T* in(const Operand& o) const {
-    return reinterpret_cast<const T*>(o.constant != nullptr ? o.constant : registers.data() + o.row);
+    return o.constant != nullptr ? o.constant->row<T>() : reinterpret_cast<const T*>(registers.data() + o.row);
   }
+  // An immediate is extended by its sign.
   uint64_t value(const Operand& o, int lane) const {
     switch (o.bytes) {
       case 2:
@@ -211,7 +237,12 @@ struct Warp {
 
 struct Dim {
   uint32_t x = 1, y = 1, z = 1;
+  uint32_t operator[](int64_t axis) const { return axis == 0 ? x : axis == 1 ? y : z; }
   uint64_t count() const { return uint64_t{x} * y * z; }
+  // Where thread or block number n is.
+  Dim place(uint64_t n) const {
+    return {static_cast<uint32_t>(n % x), static_cast<uint32_t>(n / x % y), static_cast<uint32_t>(n / x / y)};
+  }
 };
 
 struct Block {

@@ -1,11 +1,11 @@
 // Loads, stores and asynchronous copies.
+#include <algorithm>
+
 #include "checker.h"
 
 namespace ptx {
 
 namespace {
-
-using Words = std::vector<std::string_view>;
 
 // Where an address points to on the host.
 std::byte* host(const Warp& w, Space space, uint64_t address) {
@@ -14,41 +14,22 @@ std::byte* host(const Warp& w, Space space, uint64_t address) {
   return reinterpret_cast<std::byte*>(address);
 }
 
-// Generic addresses within the window are in shared memory.
-Space space_of(const Instruction& i, uint64_t address) {
-  if (i.space != Space::kGeneric) return i.space;
-  return address - kSharedWindow < (uint64_t{1} << 32) ? Space::kShared : Space::kGlobal;
-}
-
-struct Addresses {
-  uint64_t of[kLanes];
-  Space space;
-};
+using Addresses = std::array<uint64_t, kLanes>;
 
 // The addresses of all lanes, checked.
 Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Operand& operand, int bytes, bool write) {
   Addresses a;
-  each(mask, [&](int l) { a.of[l] = w.address(operand, l); });
-  a.space = space_of(i, a.of[std::countr_zero(mask)]);
-  each(mask, [&](int l) {
-    if (space_of(i, a.of[l]) != a.space)
-      throw Fault("lanes of one access differ in space, " + w.block->kernel.place(i));
-  });
-  if (i.space == Space::kGeneric && a.space == Space::kShared) each(mask, [&](int l) { a.of[l] -= kSharedWindow; });
-  if (a.space == Space::kParam) return a;
-  const checker::Request request{i, w, mask, a.of, bytes, write};
-  a.space == Space::kShared ? checker::shared(request) : checker::global(request);
+  each(mask, [&](int l) { a[static_cast<size_t>(l)] = w.address(operand, l); });
+  const checker::Request request{i, w, mask, a.data(), bytes, write};
+  if (i.space == Space::kShared) checker::shared(request);
+  if (i.space == Space::kGlobal) checker::global(request);
   return a;
 }
 
 uint64_t load_element(const std::byte* from, Type type) {
-  const int bytes = size_of(type);
   uint64_t value = 0;
-  std::memcpy(&value, from, static_cast<size_t>(bytes));
-  if (type == Type::kS8) value = static_cast<uint64_t>(int64_t{static_cast<int8_t>(value)});
-  if (type == Type::kS16) value = static_cast<uint64_t>(int64_t{static_cast<int16_t>(value)});
-  if (type == Type::kS32) value = static_cast<uint64_t>(int64_t{static_cast<int32_t>(value)});
-  return value;
+  std::memcpy(&value, from, static_cast<size_t>(size_of(type)));
+  return static_cast<uint64_t>(extend(type, value));
 }
 
 void load(const Instruction& i, Warp& w, uint32_t mask) {
@@ -57,7 +38,9 @@ void load(const Instruction& i, Warp& w, uint32_t mask) {
   for (int part = 0; part < i.parts; ++part) {
     const Operand& to = i.o[static_cast<size_t>(part)];
     if (to.bytes == 0) continue;
-    each(mask, [&](int l) { w.set(to, l, load_element(host(w, a.space, a.of[l]) + part * bytes, i.type)); });
+    each(mask, [&](int l) {
+      w.set(to, l, load_element(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, i.type));
+    });
   }
 }
 
@@ -68,7 +51,7 @@ void store(const Instruction& i, Warp& w, uint32_t mask) {
     const Operand& from = i.o[static_cast<size_t>(part) + 1];
     each(mask, [&](int l) {
       const uint64_t value = w.value(from, l);
-      std::memcpy(host(w, a.space, a.of[l]) + part * bytes, &value, static_cast<size_t>(bytes));
+      std::memcpy(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, &value, static_cast<size_t>(bytes));
     });
   }
 }
@@ -128,16 +111,13 @@ void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
   for (int matrix = 0; matrix < i.parts; ++matrix) {
     uint32_t* d = w.row<uint32_t>(i.o[static_cast<size_t>(matrix)]);
     for (int l = 0; l < kLanes; ++l) {
-      std::memcpy(&d[l], host(w, Space::kShared, a.of[8 * matrix + l / 4]) + 4 * (l % 4), 4);
+      std::memcpy(&d[l], host(w, Space::kShared, a[static_cast<size_t>(8 * matrix + l / 4)]) + 4 * (l % 4), 4);
     }
   }
 }
 
 bool holds(const Words& words, std::string_view word) {
-  for (const auto w : words) {
-    if (w == word) return true;
-  }
-  return false;
+  return std::find(words.begin(), words.end(), word) != words.end();
 }
 
 }  // namespace
@@ -146,7 +126,6 @@ Execute find_memory(const Words& words, Instruction& i) {
   const auto op = words[0];
   if (op == "ld" || op == "st") {
     if (holds(words, "param")) i.space = Space::kParam;
-    if (holds(words, "global")) i.space = Space::kGlobal;
     if (holds(words, "shared")) i.space = Space::kShared;
     for (const char* other : {"local", "const", "volatile", "acquire", "release"}) {
       if (holds(words, other)) return nullptr;

@@ -1,16 +1,59 @@
 // PTX text to instructions. What is not understood is an error: nothing is passed over but directives for debuggers.
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <cstdlib>
 
-#include "text.h"
+#include "machine.h"
 
 namespace ptx {
 
 namespace {
 
+std::string_view strip(std::string_view s, std::string_view of = " \t\r\n;") {
+  const auto begin = s.find_first_not_of(of);
+  return begin == s.npos ? std::string_view() : s.substr(begin, s.find_last_not_of(of) - begin + 1);
+}
+
+// The parts of `s` between `by`, where it is not inside of braces or brackets.
+Words split(std::string_view s, char by) {
+  Words out;
+  int depth = 0;
+  size_t begin = 0;
+  for (size_t i = 0; i <= s.size(); ++i) {
+    if (i < s.size() && (s[i] == '{' || s[i] == '[')) ++depth;
+    if (i < s.size() && (s[i] == '}' || s[i] == ']')) --depth;
+    if (i == s.size() || (s[i] == by && depth == 0)) {
+      if (const auto part = strip(s.substr(begin, i - begin)); !part.empty()) out.push_back(part);
+      begin = i + 1;
+    }
+  }
+  return out;
+}
+
+bool begins(std::string_view s, std::string_view with) { return s.substr(0, with.size()) == with; }
+
+int64_t number(std::string_view s) {
+  const std::string text(s);
+  char* end = nullptr;
+  const int64_t value =
+      text[0] == '-' ? std::strtoll(text.c_str(), &end, 0) : static_cast<int64_t>(std::strtoull(text.c_str(), &end, 0));
+  if (*end != 0 && *end != 'U') throw Unknown("PTX: '" + text + "' is no number");
+  return value;
+}
+
+std::string demangled(const std::string& name) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status),
+                                                    std::free);
+  return status == 0 ? text.get() : name;
+}
+
+// A parameter or a shared array, of which an extern one is the dynamic memory.
 struct Variable {
-  uint32_t align, bytes;
-  bool dynamic;
+  std::string name;
+  uint32_t align = 1, bytes = 0;
+  bool is_dynamic = false;
 };
 
 class Parser {
@@ -31,7 +74,6 @@ class Parser {
       if (found == labels_.end()) throw Unknown("PTX: no label " + std::string(label));
       kernel_->code[static_cast<size_t>(at)].target = found->second;
     }
-    dynamic_shared();
     return std::move(kernel_);
   }
 
@@ -53,19 +95,28 @@ class Parser {
         line.substr(name + 1, line.find('"', name + 1) - name - 1);
   }
 
-  // .shared .align 4 .b8 tile[256];
-  void variable(std::string_view line) {
+  // .shared .align 4 .b8 tile[256], .param .u64 name
+  static Variable declaration(std::string_view line) {
     const Words words = split(strip(line), ' ');
-    std::string_view name = words.back();
+    const std::string_view name = words.back();
     const size_t bracket = name.find('[');
     const auto elements = bracket == name.npos ? "1" : strip(name.substr(bracket), "[]");
-    Variable v{1, 0, begins(strip(line), ".extern")};
+    Variable v{std::string(name.substr(0, bracket))};
+    uint32_t size = 0;
     for (size_t i = 0; i + 1 < words.size(); ++i) {
       if (words[i] == ".align") v.align = static_cast<uint32_t>(number(words[i + 1]));
+      if (const Type type = type_of(words[i].substr(1)); type != Type::kNone)
+        size = static_cast<uint32_t>(size_of(type));
     }
-    const int size = size_of(type_of(words[words.size() - 2].substr(1)));
-    if (!elements.empty()) v.bytes = static_cast<uint32_t>(size * number(elements));
-    variables_[std::string(name.substr(0, bracket))] = v;
+    v.align = std::max(v.align, size);
+    v.is_dynamic = elements.empty();
+    if (!v.is_dynamic) v.bytes = size * static_cast<uint32_t>(number(elements));
+    return v;
+  }
+
+  void variable(std::string_view line) {
+    const Variable v = declaration(line);
+    variables_[v.name] = v;
   }
 
   void header(std::string_view text) {
@@ -80,28 +131,13 @@ class Parser {
     }
   }
 
-  // .param .align 8 .b8 name[136]
   void parameter(std::string_view line) {
-    uint32_t align = 0, size = 0, elements = 1;
-    std::string_view name;
-    const Words words = split(line, ' ');
-    for (size_t i = 0; i < words.size(); ++i) {
-      if (words[i] == ".align") align = static_cast<uint32_t>(number(words[i + 1]));
-      if (const Type type = type_of(words[i].substr(1)); words[i][0] == '.' && type != Type::kNone) {
-        size = static_cast<uint32_t>(size_of(type));
-        name = words.back();
-      }
-    }
-    if (const size_t bracket = name.find('['); bracket != name.npos) {
-      elements = static_cast<uint32_t>(number(strip(name.substr(bracket), "[]")));
-      name = name.substr(0, bracket);
-    }
-    align = std::max(align, size);
-    const uint32_t begin = (kernel_->parameters_end + align - 1) / align * align;
-    parameters_[std::string(name)] = begin;
+    const Variable v = declaration(line);
+    const uint32_t begin = (kernel_->parameters_end + v.align - 1) / v.align * v.align;
+    parameters_[v.name] = begin;
     kernel_->parameters.push_back(begin);
-    kernel_->parameter_bytes.push_back(size * elements);
-    kernel_->parameters_end = begin + size * elements;
+    kernel_->parameter_bytes.push_back(v.bytes);
+    kernel_->parameters_end = begin + v.bytes;
   }
 
   void lines(std::string_view body) {
@@ -159,82 +195,61 @@ class Parser {
     }
   }
 
-  int index_of(std::string_view name) {
+  bool is_register(std::string_view s) const { return s[0] == '%' || classes_.count(std::string(s)) > 0; }
+
+  // %r12 is of the class %r; names of inline assembly are classes of their own.
+  Operand register_named(std::string_view name) {
     const auto [at, is_new] = known_.emplace(std::string(name), Operand{});
     Operand& o = at->second;
-    if (is_new) {
-      o.bytes = 4;
-      if (begins(name, "%") && name.find('.') == name.npos && name != "%laneid") {
-        auto base = classes_.find(std::string(name.substr(0, name.find_last_not_of("0123456789") + 1)));
-        if (base == classes_.end()) throw Unknown("PTX: register " + std::string(name));
-        o.bytes = static_cast<uint8_t>(size_of(base->second));
-        if (base->second == Type::kPred) predicates_.insert({static_cast<int>(kernel_->registers), true});
-      } else if (const auto own = classes_.find(std::string(name)); own != classes_.end()) {
-        o.bytes = static_cast<uint8_t>(size_of(own->second));
-      } else {
-        const auto special = std::find(std::begin(kSpecials), std::end(kSpecials), name);
-        if (special == std::end(kSpecials)) throw Unknown("PTX: register " + std::string(name));
-        kernel_->specials.emplace_back(static_cast<int>(special - std::begin(kSpecials)), kernel_->register_bytes);
-        specials_.insert({static_cast<int>(kernel_->registers), true});
-      }
-      o.index = static_cast<int>(kernel_->registers++);
-      o.row = kernel_->register_bytes;
-      kernel_->register_bytes += predicates_.count(o.index) ? 4 : static_cast<uint32_t>(o.bytes * kLanes);
+    if (!is_new) return o;
+    auto declared = classes_.find(std::string(name));
+    if (declared == classes_.end()) {
+      declared = classes_.find(std::string(name.substr(0, name.find_last_not_of("0123456789") + 1)));
     }
-    return o.index;
-  }
-
-  bool is_register(std::string_view s) const { return s[0] == '%' || classes_.count(std::string(s)) > 0; }
-  Operand register_named(std::string_view s) {
-    index_of(s);
-    return known_.find(std::string(s))->second;
+    const auto special = std::find(std::begin(kSpecials), std::end(kSpecials), name);
+    if (declared == classes_.end() && special == std::end(kSpecials)) {
+      throw Unknown("PTX: register " + std::string(name));
+    }
+    const Type type = declared == classes_.end() ? Type::kU32 : declared->second;
+    o.index = static_cast<int>(kernel_->registers++);
+    o.row = kernel_->register_bytes;
+    o.bytes = static_cast<uint8_t>(size_of(type));
+    if (special != std::end(kSpecials)) kernel_->specials.emplace_back(special - std::begin(kSpecials), o);
+    kernel_->register_bytes += type == Type::kPred ? 4 : static_cast<uint32_t>(o.bytes * kLanes);
+    return o;
   }
 
   // Where a shared array begins. Arrays are 64 bytes apart: what runs over the end of one hits no other.
   uint32_t place_of(const std::string& name) {
     const Variable& v = variables_.at(name);
-    if (v.dynamic) return kDynamic;
+    if (v.is_dynamic) return kDynamicShared;
     if (const auto placed = placed_.find(name); placed != placed_.end()) return placed->second;
     const uint32_t begin = (kernel_->static_shared + 127) / 64 * 64;
     const std::string title = demangled(name);
-    kernel_->arrays.push_back({title.substr(title.rfind(':') + 1), begin, v.bytes});
+    kernel_->arrays.push_back({"shared " + title.substr(title.rfind(':') + 1), begin, v.bytes});
     kernel_->static_shared = begin + v.bytes;
     placed_[name] = begin;
     return begin;
   }
 
-  Operand immediate(int64_t value, int bytes) {
-    auto row = std::make_unique<std::array<std::byte, 8 * kLanes>>();
-    for (int lane = 0; lane < kLanes; ++lane)
-      std::memcpy(row->data() + lane * bytes, &value, static_cast<size_t>(bytes));
+  Operand immediate(int64_t value) {
     Operand o;
-    o.constant = row->data();
-    o.bytes = static_cast<uint8_t>(bytes);
+    o.constant = kernel_->constants.emplace_back(std::make_unique<Constant>(value)).get();
+    o.bytes = 8;
     o.offset = value;
-    kernel_->constants.push_back(std::move(row));
     return o;
   }
 
-  // `type` is the instruction's; an immediate takes its size from it.
-  Operand operand(std::string_view s, Type type) {
+  // Of an instruction; a predicate's row has a bit of each lane.
+  Operand operand(std::string_view s, bool of_predicates) {
     if (is_register(s)) return register_named(s);
-    int bytes = std::max(2, size_of(type));
     const auto name = std::string(s);
     if (begins(s, "0f") || begins(s, "0d"))
-      return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)), bytes);
-    if (const auto at = parameters_.find(name); at != parameters_.end()) return immediate(at->second, bytes);
-    if (variables_.count(name)) return shared_address(name, bytes);
-    int64_t value = number(s);
-    // A predicate's row has a bit of each lane.
-    if (type == Type::kPred) value = value != 0 ? kAllLanes : 0;
-    return immediate(value, bytes);
-  }
-
-  Operand shared_address(const std::string& name, int bytes) {
-    const uint32_t begin = place_of(name);
-    Operand o = immediate(begin, bytes);
-    if (begin == kDynamic) dynamic_rows_.push_back({kernel_->constants.back().get(), bytes});
-    return o;
+      return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)));
+    if (const auto at = parameters_.find(name); at != parameters_.end()) return immediate(at->second);
+    if (variables_.count(name)) return immediate(place_of(name));
+    const int64_t value = number(s);
+    return immediate(of_predicates && value != 0 ? -1 : value);
   }
 
   // [%rd1+4], [name+4], [16]
@@ -249,9 +264,7 @@ class Parser {
     } else if (const auto at = parameters_.find(std::string(base)); at != parameters_.end()) {
       o.offset = at->second + offset;
     } else if (variables_.count(std::string(base))) {
-      const uint32_t begin = place_of(std::string(base));
-      o.offset = begin + offset;
-      if (begin == kDynamic) dynamic_addresses_.push_back({kernel_->code.size(), offset});
+      o.offset = place_of(std::string(base)) + offset;
     } else {
       o.offset = number(base) + offset;
     }
@@ -307,12 +320,10 @@ class Parser {
     const Words parts = split(text, ',');
     for (size_t n = 0; n < parts.size(); ++n) {
       const bool result = writes && n == 0;
-      const auto add = [&](std::string_view name, Type type) {
+      const auto add = [&](std::string_view name) {
         if (name == "_") return i.o.push_back({});
-        i.o.push_back(operand(name, type));
-        if (i.o.back().index >= 0 && !specials_.count(i.o.back().index)) {
-          (result ? i.writes : i.reads).push_back(i.o.back().index);
-        }
+        i.o.push_back(operand(name, i.type == Type::kPred));
+        if (i.o.back().index >= 0) (result ? i.writes : i.reads).push_back(i.o.back().index);
       };
       const std::string_view part = parts[n];
       if (part[0] == '[') {
@@ -321,59 +332,26 @@ class Parser {
       } else if (part[0] == '{') {
         const Words names = split(part.substr(1, part.size() - 2), ',');
         if (n == 0 || words[0] == "mov" || words[0] == "st") i.parts = static_cast<int>(names.size());
-        const int bytes = size_of(i.type) / static_cast<int>(names.size());
-        const Type piece = bytes == 2 ? Type::kB16 : bytes == 4 ? Type::kB32 : bytes == 1 ? Type::kB8 : Type::kB64;
-        for (const auto name : names) add(name, words[0] == "mov" ? piece : i.type);
+        for (const auto name : names) add(name);
       } else if (const size_t bar = part.find('|'); bar != part.npos) {  // shfl's second result
-        add(strip(part.substr(0, bar)), Type::kB32);
-        add(strip(part.substr(bar + 1)), Type::kPred);
+        add(strip(part.substr(0, bar)));
+        add(strip(part.substr(bar + 1)));
         i.parts = 2;
       } else {
-        add(part, immediate_type(words, n, i));
+        add(part);
       }
     }
   }
-
-  // Of what size the n-th operand is if it is an immediate.
-  static Type immediate_type(const Words& words, size_t n, const Instruction& i) {
-    const auto op = words[0];
-    if ((op == "shl" || op == "shr") && n == 2) return Type::kB32;
-    if ((op == "bfe" || op == "bfi") && n >= (op == "bfe" ? 2u : 3u)) return Type::kB32;
-    if (op == "shfl" || op == "vote" || op == "cp" || op == "bar")
-      return n == 1 && op == "vote" ? Type::kPred : Type::kB32;
-    if (op == "selp" && n == 3) return Type::kPred;
-    if (op == "cvt") return i.from;
-    return i.type;
-  }
-
-  // Dynamic shared memory begins behind the arrays of all instructions.
-  void dynamic_shared() {
-    const uint32_t begin = kernel_->static_shared == 0 ? 0 : (kernel_->static_shared + 127) / 64 * 64;
-    if (kernel_->static_shared != 0) kernel_->static_shared = begin;
-    for (const auto& [row, bytes] : dynamic_rows_) {
-      for (int lane = 0; lane < kLanes; ++lane) std::memcpy(row->data() + lane * bytes, &begin, 4);
-    }
-    for (const auto& [at, offset] : dynamic_addresses_) {
-      for (Operand& o : kernel_->code[at].o) {
-        if (o.offset == kDynamic + offset) o.offset = begin + offset;
-      }
-    }
-  }
-
-  static constexpr uint32_t kDynamic = 0x40000000;  // stands for the beginning of dynamic shared memory
 
   std::string_view text_;
   std::unique_ptr<Kernel> kernel_;
   std::map<std::string, Type> classes_;  // of registers, by the name before the number
   std::map<std::string, Operand> known_;
-  std::map<int, bool> predicates_, specials_;
   std::map<std::string, uint32_t> parameters_;
   std::map<std::string, Variable> variables_;
   std::map<std::string, uint32_t> placed_;  // those that the kernel uses
   std::map<std::string_view, int> labels_;
   std::vector<std::pair<int, std::string_view>> jumps_;
-  std::vector<std::pair<std::array<std::byte, 8 * kLanes>*, int>> dynamic_rows_;
-  std::vector<std::pair<size_t, int64_t>> dynamic_addresses_;
   int file_ = 0, line_ = 0;
 };
 

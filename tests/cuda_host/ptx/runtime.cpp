@@ -175,7 +175,6 @@ int cudaDriverGetVersion(int* version) {
   return kSuccess;
 }
 int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
-int cudaPeekAtLastError() { return last_error; }
 const char* cudaGetErrorString(int status) {
   static std::string text;
   text = "CUDA error " + std::to_string(status);
