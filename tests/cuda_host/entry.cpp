@@ -1,138 +1,84 @@
-// C entry points to the launchers, for ctypes.
+// The launchers of the CUDA kernels and the CPU kernels that take the same arguments, by name, for ctypes.
+#include <cstring>
+
 #include "../../csrc/kernels/cuda/digits.h"
 #include "../../csrc/kernels/neuron/scan.h"
-#include "../../csrc/kernels/norm/batch_norm.h"
 #include "../../csrc/kernels/planes/bits.h"
 
 using namespace tandem;
 
-extern "C" {
-
-void* emulation_stream();
-
-int emulated_if_scan(const void* currents, DType dtype, Source source, const Neuron<float>* args) {
-  return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
-}
-
-int emulated_if_scan64(const void* currents, DType dtype, Source source, const Neuron<double>* args) {
-  return cuda::if_scan(currents, dtype, source, *args, emulation_stream());
-}
-
-// The steps [first, first + steps) of a window, whose state is carried in v, z and counts.
-int emulated_if_scan_piece(const void* currents, DType dtype, const Neuron<float>* args, int32_t first, int32_t steps,
-                           float* v, float* z, uint16_t* counts) {
-  return cuda::if_scan(currents, dtype, Source::kTrain, piece(*args, first, steps, {v, z, counts}), emulation_stream());
-}
-
-int emulated_pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons,
-                  uint8_t* planes) {
-  return cuda::pack(spikes, element_size, is_float, T, neurons, planes, emulation_stream());
-}
-
-int emulated_unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size,
-                    uint64_t one) {
-  return cuda::unpack(planes, T, neurons, spikes, element_size, one, emulation_stream());
-}
-
-int emulated_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype) {
-  return cuda::counts(planes, P, neurons, counts, dtype, emulation_stream());
-}
-
-int emulated_count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts) {
-  return cuda::count_bytes(planes, P, neurons, counts, emulation_stream());
-}
-
-int emulated_burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes) {
-  return cuda::burst_planes(counts, T, neurons, planes, emulation_stream());
-}
-
-int emulated_gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons,
-                       void* grad_z) {
-  return cuda::gate_grad(grad, dtype, mask, threshold, neurons, grad_z, emulation_stream());
-}
-
-int emulated_batch_norm_statistics(const BatchNormStatistics<float>* args, double* workspace) {
-  return cuda::batch_norm_statistics(*args, workspace, emulation_stream());
-}
-int emulated_batch_norm_statistics64(const BatchNormStatistics<double>* args, double* workspace) {
-  return cuda::batch_norm_statistics(*args, workspace, emulation_stream());
-}
-int emulated_batch_norm_grad(const BatchNormGrad<float>* args, double* workspace) {
-  return cuda::batch_norm_grad(*args, workspace, emulation_stream());
-}
-int emulated_batch_norm_grad64(const BatchNormGrad<double>* args, double* workspace) {
-  return cuda::batch_norm_grad(*args, workspace, emulation_stream());
-}
-int64_t emulated_batch_norm_workspace(int64_t rows, int64_t channels) {
-  return cuda::batch_norm_workspace(rows, channels);
-}
-
-}  // extern "C"
-
 namespace {
 
-// sizes: batch, height, width, channels, outputs, groups; kernel, stride, padding, dilation, two of each; are the
-// weights channels last.
-Layer layer_of(const int64_t* sizes, int32_t T) {
-  Layer layer{};
-  Geometry& geometry = layer.geometry;
-  layer.weights.channels_last = sizes[14] != 0;
-  layer.neuron.T = T;
-  int64_t* const fields[] = {&geometry.batch,    &geometry.height,  &geometry.width,
-                             &geometry.channels, &geometry.outputs, &geometry.groups};
-  for (int i = 0; i < 6; ++i) *fields[i] = sizes[i];
-  for (int axis = 0; axis < 2; ++axis) {
-    geometry.kernel[axis] = sizes[6 + axis];
-    geometry.stride[axis] = sizes[8 + axis];
-    geometry.padding[axis] = sizes[10 + axis];
-    geometry.dilation[axis] = sizes[12 + axis];
-  }
+// On the CPU the weights say what the operand is, and are prepared in the call.
+Layer unprepared(Layer layer) {
+  layer.prepared = nullptr;
   return layer;
 }
+void run(const Layer& layer, cuda::Operand, ParallelFor parallel) { cpu::run(unprepared(layer), parallel); }
+void window_product(const Layer& layer, cuda::Operand, float* u, ParallelFor parallel) {
+  cpu::window_product(unprepared(layer), u, parallel);
+}
+
+// A window of currents in three pieces, cut at two steps.
+int scan_pieces(const float* currents, const Neuron<float>& args, int32_t first, int32_t second, void* stream) {
+  int status = 0;
+  const int32_t cuts[] = {0, first, second, args.T};
+  for (int i = 0; i < 3 && status == 0; ++i) {
+    const Neuron<float> part = piece(args, cuts[i], cuts[i + 1] - cuts[i], args.carried);
+    status = cuda::if_scan(currents + cuts[i] * args.neurons, DType::kFloat32, Source::kTrain, part, stream);
+  }
+  return status;
+}
+
+struct Kernel {
+  const char* name;
+  void* cuda;           // its last argument is a stream
+  void* cpu = nullptr;  // its last argument is a ParallelFor
+};
+
+template <class F>
+void* address(F* function) {
+  return reinterpret_cast<void*>(function);
+}
+
+#define KERNEL(name, cuda, cpu, ...) \
+  {name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu)}
+#define NORM(name, function, Args) {name, address<int(const Args&, double*, void*)>(cuda::function)}
+
+const Kernel kKernels[] = {
+    KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<float>&),
+    KERNEL("if_scan64", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<double>&),
+    KERNEL("pack", cuda::pack, cpu::pack, const void*, int32_t, bool, int32_t, int64_t, uint8_t*),
+    KERNEL("unpack", cuda::unpack, cpu::unpack, const uint8_t*, int32_t, int64_t, void*, int32_t, uint64_t),
+    KERNEL("counts", cuda::counts, cpu::counts, const uint8_t*, int32_t, int64_t, void*, DType),
+    KERNEL("count_bytes", cuda::count_bytes, cpu::count_bytes, const uint8_t*, int32_t, int64_t, uint8_t*),
+    KERNEL("burst_planes", cuda::burst_planes, cpu::burst_planes, const uint8_t*, int32_t, int64_t, uint8_t*),
+    KERNEL("gate_grad", cuda::gate_grad, cpu::gate_grad, const void*, DType, const uint8_t*, double, int64_t, void*),
+    KERNEL("run", cuda::run, run, const Layer&, cuda::Operand),
+    KERNEL("window_product", cuda::window_product, window_product, const Layer&, cuda::Operand, float*),
+    NORM("batch_norm_statistics", batch_norm_statistics, BatchNormStatistics<float>),
+    NORM("batch_norm_statistics64", batch_norm_statistics, BatchNormStatistics<double>),
+    NORM("batch_norm_grad", batch_norm_grad, BatchNormGrad<float>),
+    NORM("batch_norm_grad64", batch_norm_grad, BatchNormGrad<double>),
+    {"if_scan_pieces", address(scan_pieces)},
+    {"batch_norm_workspace", address(cuda::batch_norm_workspace)},
+    {"prepared_size", address(cuda::prepared_size)},
+    {"prepare", address(cuda::prepare)},
+    {"can_run", address(cuda::can_run)},
+    {"prefers_run", address(cuda::prefers_run)},
+};
 
 }  // namespace
 
 extern "C" {
 
-int64_t emulated_prepared_size(const int64_t* sizes) { return cuda::prepared_size(layer_of(sizes, 1).geometry); }
-
-int emulated_prepare(const float* weight, const int64_t* sizes, void* memory) {
-  const Layer layer = layer_of(sizes, 1);
-  return cuda::prepare(layer.geometry, {weight, DType::kFloat32, layer.weights.channels_last}, memory,
-                       emulation_stream());
+void* find_kernel(const char* name, bool on_cpu) {
+  for (const Kernel& kernel : kKernels) {
+    if (std::strcmp(kernel.name, name) == 0) return on_cpu ? kernel.cpu : kernel.cuda;
+  }
+  return nullptr;
 }
 
-int emulated_product_if(const uint8_t* planes, const void* weight, const void* prepared, const int64_t* sizes,
-                        cuda::Operand operand, const Neuron<float>* args) {
-  Layer layer = layer_of(sizes, args->T);
-  layer.planes = planes;
-  layer.weights.data = weight;
-  layer.prepared = prepared;
-  layer.neuron = *args;
-  return cuda::run(layer, operand, emulation_stream());
-}
-
-// `planes` are counts.
-int emulated_window_product(const uint8_t* planes, const void* weight, const void* prepared, const int64_t* sizes,
-                            cuda::Operand operand, float* u) {
-  Layer layer = layer_of(sizes, 255);
-  layer.planes = planes;
-  layer.weights.data = weight;
-  layer.prepared = prepared;
-  layer.neuron.timing = Timing::kWindow;
-  return cuda::window_product(layer, operand, u, emulation_stream());
-}
-
-// With a mask.
-int emulated_has_product_if(const int64_t* sizes, cuda::Operand operand) {
-  uint8_t mask = 0;
-  Layer layer = layer_of(sizes, 1);
-  layer.neuron.mask = &mask;
-  return cuda::can_run(layer, operand);
-}
-
-int emulated_favours_product_if(const int64_t* sizes, cuda::Operand operand, int32_t T) {
-  return cuda::prefers_run(layer_of(sizes, T), operand);
-}
+void cpu_parallel_for(int64_t n, int64_t grain, RangeBody body, void* context) { serial_for(n, grain, body, context); }
 
 }  // extern "C"

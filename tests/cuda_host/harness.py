@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from build_tools.compile import NUMERICS, ROOT, build_folder, make_plan, ninja_text, nvcc_flags, read_sources, run_ninja
+from build_tools.compile import (
+    NUMERICS,
+    ROOT,
+    build_folder,
+    commands,
+    make_plan,
+    ninja_text,
+    nvcc_flags,
+    read_sources,
+    run_ninja,
+)
 from build_tools.decide import Plan, Toolkit
 
 HERE = Path(__file__).parent
-INPUT, OUTPUT, INOUT, MARKS = 1, 2, 3, 5
+AS_IT_LIES, INPUT, OUTPUT, INOUT, MARKS = 0, 1, 2, 3, 5
 GUARD = 4096  # bytes either side of a buffer: what runs out of bounds hits nothing else
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def find_toolkit() -> Toolkit | None:
@@ -49,37 +63,117 @@ def machine_rules(toolkit: Toolkit) -> dict[str, list[str]]:
     return {"ptx": nvcc, "machine": ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]}
 
 
+def cpu_parts() -> list[tuple[str, str, Path]]:
+    """The CPU kernels, whose objects are those of the extension."""
+    return [("cpu", path, build_folder() / f"{path}.o") for path in read_sources()["cpu"]]
+
+
 def library_parts() -> list[tuple[str, str, Path]]:
     """Those of the library that tests call by way of entry.cpp."""
     entry = HERE.relative_to(ROOT) / "entry.cpp"
-    return [*machine_parts(kernel_sources()), ("machine", str(entry), build_folder() / "machine" / f"{entry}.o")]
+    parts = [*machine_parts(kernel_sources()), *cpu_parts()]
+    return [*parts, ("machine", str(entry), build_folder() / "machine" / f"{entry}.o")]
 
 
-def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit) -> Path:
-    """A library of kernels and the machine. What did not change since it was last built is not compiled again."""
-    library = build_folder() / f"{name}.so"
-    return link(name, ninja_text(build_folder(), machine_rules(toolkit), LINK, parts, library), library)
-
-
-def link(name: str, text: str, library: Path) -> Path:
-    """The library that a file of ninja makes. Objects are shared: two at a time would lose dependencies."""
-    (ROOT / build_folder()).mkdir(parents=True, exist_ok=True)
-    with (ROOT / build_folder() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest-xdist want the same
-        built = run_ninja(build_folder() / f"{name}.ninja", text)
+def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: bool = False) -> Path:
+    """A library of kernels and the machine; with ``ops`` one that takes the place of the extension's. What did not
+    change since it was last built is not compiled again."""
+    folder = build_folder()
+    library = folder / f"{name}.so"
+    rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
+    rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # compiled for few calls
+    text = ninja_text(folder, rules | machine_rules(toolkit), extension if ops else LINK, parts, library)
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    with (ROOT / folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # objects are shared, and two workers of pytest-xdist want the same
+        built = run_ninja(folder / f"{name}.ninja", text)
     if not built:
         raise RuntimeError(f"{name} does not compile; the compiler's message is above")
     return ROOT / library
 
 
-@dataclass(frozen=True)
-class Touches:
-    """How often each byte of a buffer was read and written."""
+def build_ops(toolkit: Toolkit) -> Path:
+    """The extension once more, with the CUDA kernels, run by the machine, behind the same ops for CPU tensors.
 
-    least_reads: int
-    most_reads: int
-    least_writes: int
-    most_writes: int
+    TANDEM_LIBRARY makes tandem_ext load it in place of its own: every test of an op, a layer or a network is then one
+    of the CUDA kernels and of the code between them and torch.
+    """
+    ops = [("ops", path, build_folder() / "emulated" / f"{path}.o") for path in read_sources()["ops"]]
+    return build("emulated_ops", [*cpu_parts(), *ops, *machine_parts(kernel_sources())], toolkit, ops=True)
+
+
+# The structures of the kernels' arguments, and the headers that declare them.
+HEADERS = dict.fromkeys(("Neuron", "Carried"), "neuron/if_neuron.h")
+HEADERS |= dict.fromkeys(("Geometry", "Weights", "Layer"), "layer.h")
+HEADERS |= dict.fromkeys(("BatchNorm", "BatchNormStatistics", "BatchNormGrad"), "norm/batch_norm.h")
+
+
+@functools.cache
+def structure(name: str, dtype: torch.dtype = torch.float32) -> type[ctypes.Structure]:
+    """A structure as its header declares it, which computes in ``dtype``."""
+    text = (ROOT / "csrc" / "kernels" / HEADERS[name]).read_text()
+    body = re.search(rf"^struct {name} {{$(.*?)^}};", text, re.MULTILINE | re.DOTALL)
+    assert body is not None
+    types = {"int64_t": ctypes.c_int64, "bool": ctypes.c_bool, "float": ctypes.c_float, "C": REALS[dtype]}
+    fields: list[tuple[str, Any]] = []
+    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*);"
+    for kind, star, names in re.findall(declaration, body[1], re.MULTILINE):
+        type_: Any = structure(kind, dtype) if kind in HEADERS else types.get(kind, ctypes.c_int32)  # or an enum
+        for field, size in re.findall(r"(\w+)(?:\[(\d)\])?", names):
+            fields.append((field, ctypes.c_void_p if star else type_ * int(size) if size else type_))
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+@dataclass
+class Struct:
+    """A structure that a kernel takes, with these fields; tensors, numbers, or fields of a structure in it."""
+
+    name: str
+    fields: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class Buffer:
+    """A tensor that is not only read, or has a name of its own. Accesses to ``parts`` of so many bytes are counted
+    under their names."""
+
+    value: Tensor
+    use: int = INPUT
+    name: str | None = None
+    parts: dict[str, int] | None = None
+
+
+def output(*shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
+    """A tensor that a kernel has to fill."""
+    return Buffer(torch.zeros(shape, dtype=dtype), OUTPUT)
+
+
+def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor], type_: Any = None) -> Any:
+    """What C takes for an argument, or for a field of type ``type_``; ``place`` says where a tensor lies."""
+    if isinstance(value, Struct):
+        return ctypes.byref(bind(name, value.fields, place, structure(value.name, value.dtype)))
+    if isinstance(value, dict):
+        types = dict(type_._fields_)
+        return type_(**{key: bind(key, one, place, types[key]) for key, one in value.items()})
+    if isinstance(value, Tensor | Buffer):
+        buffer = value if isinstance(value, Buffer) else Buffer(value)
+        placed = buffer.value if buffer.use == AS_IT_LIES else place(buffer.name or name, buffer)
+        return ctypes.c_void_p(placed.data_ptr())
+    if isinstance(value, tuple):
+        return type_(*value)
+    if type_ is None and isinstance(value, int | float):
+        return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
+    return value
+
+
+Outputs = dict[str, Tensor]
+
+
+def check_same(got: Outputs, want: Outputs) -> None:
+    """Bit for bit; all NaNs are one."""
+    for name, tensor in got.items():
+        torch.testing.assert_close({name: tensor}, {name: want[name]}, rtol=0, atol=0, equal_nan=True)
 
 
 @dataclass(frozen=True)
@@ -104,6 +198,7 @@ class Emulator:
         self.lib.emulation_report.restype = ctypes.c_char_p
         self.lib.emulation_report_count.restype = ctypes.c_size_t
         self.lib.emulation_stream.restype = ctypes.c_void_p
+        self.stream = ctypes.c_void_p(self.lib.emulation_stream())
         self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: the memory, the view of it, its use
 
     def begin(self, seed: int = 0) -> None:
@@ -112,13 +207,9 @@ class Emulator:
         self.lib.emulation_begin(ctypes.c_uint64(seed))
         self.lib.emulation_forget_buffers()
 
-    def place(
-        self, name: str, value: Tensor | None, use: int = INPUT, offset: int = 0, parts: dict[str, int] | None = None
-    ) -> Tensor | None:
-        """A copy of ``value`` in guarded memory, ``offset`` elements past a 256-byte boundary. Its accesses are counted
-        under its name, or as those of its ``parts``, of so many bytes."""
-        if value is None:
-            return None
+    def place(self, name: str, buffer: Buffer, offset: int = 0) -> Tensor:
+        """A copy in guarded memory, ``offset`` elements past a 256-byte boundary, whose accesses are counted."""
+        value, use = buffer.value, buffer.use
         size = value.numel() * value.element_size()
         memory = torch.full((size + 2 * GUARD + 512,), 0xAB, dtype=torch.uint8)
         start = GUARD - (memory.data_ptr() + GUARD) % 256 + 256 + offset * value.element_size()
@@ -127,17 +218,57 @@ class Emulator:
             view.copy_(value)
         self.buffers[name] = memory, view, use
         if self.checked:
-            for part, bytes_ in (parts or {name: size}).items():
+            for part, bytes_ in (buffer.parts or {name: size}).items():
                 pointer = ctypes.c_void_p(memory.data_ptr() + start)
                 self.lib.emulation_buffer(part.encode(), pointer, ctypes.c_size_t(bytes_), use)
                 start += bytes_
         return view
 
-    def output(self, name: str, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> Tensor:
-        """An undefined output in guarded memory."""
-        view = self.place(name, torch.empty(shape, dtype=dtype), OUTPUT, offset)
-        assert view is not None
-        return view
+    def call(self, name: str, *arguments: Any, on_cpu: bool = False, result: Any = ctypes.c_int) -> Any:
+        """What a function of entry.cpp returns."""
+        self.lib.find_kernel.restype = ctypes.c_void_p
+        address = self.lib.find_kernel(name.encode(), on_cpu)
+        return ctypes.CFUNCTYPE(result)(address)(*(bind("an argument", value, self.place) for value in arguments))
+
+    def launch(
+        self, name: str, /, offset: int = 0, shifted: Collection[str] | None = None, **arguments: Any
+    ) -> Outputs:
+        """What a kernel has written, without a report. Tensors are copied to guarded memory; those ``shifted``, by
+        default all, begin ``offset`` elements past an aligned address."""
+        out = {}
+
+        def place(key: str, buffer: Buffer) -> Tensor:
+            view = self.place(key, buffer, offset if shifted is None or key in shifted else 0)
+            if buffer.use != INPUT:
+                out[key] = view
+            return view
+
+        given = [bind(key, value, place) for key, value in arguments.items()]
+        status = self.call(name, *given, self.stream)
+        reports = self.reports()
+        assert status == 0, reports
+        assert not reports, reports
+        return out
+
+    def on_cpu(self, name: str, /, **arguments: Any) -> Outputs:
+        """What the CPU's kernel of that name writes."""
+        memory: dict[str, Tensor] = {}
+
+        def place(key: str, buffer: Buffer) -> Tensor:
+            return memory.setdefault(key, buffer.value.clone(memory_format=torch.contiguous_format))
+
+        given = [bind(key, value, place) for key, value in arguments.items()]
+        self.call(name, *given, self.lib.cpu_parallel_for, on_cpu=True)
+        return memory
+
+    def check(
+        self, name: str, /, seed: int = 0, offset: int = 0, shifted: Collection[str] | None = None, **arguments: Any
+    ) -> Outputs:
+        """launch() of a schedule drawn by ``seed``; the CPU's kernel writes the same."""
+        self.begin(seed)
+        out = self.launch(name, offset, shifted, **arguments)
+        check_same(out, self.on_cpu(name, **arguments))
+        return out
 
     def reports(self) -> list[str]:
         """What the machine has found, with the source line of each access."""
@@ -145,74 +276,23 @@ class Emulator:
         found = [text.decode() for text in texts]
         if self.checked:
             for name, (_, view, use) in self.buffers.items():
-                if use == OUTPUT and view.numel() > 0 and self.touches(name).least_writes == 0:
+                if use == OUTPUT and view.numel() > 0 and self.touches(name)[2] == 0:
                     found.append(f"{name} is not written everywhere")
         return found
 
-    def counted(self, kernel: str) -> tuple[int, int]:
-        """Warp instructions, and mma among them, that kernels with ``kernel`` in their name have executed."""
-        return self._counters(kernel)[:2]
-
-    def warps(self, kernel: str) -> int:
-        """That were launched of such kernels."""
-        return self._counters(kernel)[2]
-
-    def _counters(self, kernel: str) -> tuple[int, int, int]:
+    def counted(self, kernel: str) -> tuple[int, int, int]:
+        """Warp instructions, mma among them, and warps, that kernels with ``kernel`` in their name have executed."""
         out = (ctypes.c_uint64 * 3)()
         self.lib.emulation_counters(kernel.encode(), out)
         return out[0], out[1], out[2]
 
-    def touches(self, name: str) -> Touches:
+    def touches(self, name: str) -> tuple[int, ...]:
+        """How often each byte of a buffer was read, at least and at most, and written."""
         out = (ctypes.c_uint32 * 4)()
         self.lib.emulation_touches(name.encode(), out)
-        return Touches(*out)
+        return tuple(out)
 
     def traffic(self, name: str, write: bool = False) -> Traffic:
         out = (ctypes.c_uint64 * 6)()
         self.lib.emulation_traffic(name.encode(), int(write), out)
         return Traffic(*out)
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def neuron_args(real: type) -> type[ctypes.Structure]:
-    """csrc/kernels/neuron/if_neuron.h: Neuron<real>."""
-
-    class Args(ctypes.Structure):
-        _fields_ = [
-            ("neurons", ctypes.c_int64),
-            ("channels", ctypes.c_int64),
-            ("T", ctypes.c_int32),
-            ("steps", ctypes.c_int32),
-            ("threshold", real),
-            ("leak", real),
-            ("gate", ctypes.c_int32),
-            ("timing", ctypes.c_int32),
-            ("scale", ctypes.c_void_p),
-            ("shift", ctypes.c_void_p),
-            ("residual_planes", ctypes.c_void_p),
-            ("residual_currents", ctypes.c_void_p),
-            ("residual_scale", ctypes.c_void_p),
-            ("v_init", ctypes.c_void_p),
-            ("v_init_size", ctypes.c_int64),
-            ("planes", ctypes.c_void_p),
-            ("counts", ctypes.c_void_p),
-            ("counts_dtype", ctypes.c_int32),
-            ("mask", ctypes.c_void_p),
-            ("v", ctypes.c_void_p),
-            ("bad", ctypes.c_void_p),
-            ("sample", ctypes.c_int64),
-            ("before", ctypes.c_int32),
-            ("after", ctypes.c_int32),
-            ("carried_v", ctypes.c_void_p),
-            ("carried_z", ctypes.c_void_p),
-            ("carried_counts", ctypes.c_void_p),
-        ]
-
-    return Args
-
-
-NeuronArgs = neuron_args(ctypes.c_float)
-NeuronArgs64 = neuron_args(ctypes.c_double)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 
 import pytest
 import torch
-from harness import HERE, Emulator, build, machine_parts, pointer
+from harness import HERE, Buffer, Emulator, build, machine_parts, output
 
 from build_tools.decide import Toolkit
 
-# The pairs of twins.cu in order: what a report says, how many elements the output has.
+# The pairs of twins.cu: what a report says, how many elements the output has.
 TWINS = {
     "tail": ("out of bounds", 100),
     "vector_load": ("misaligned", 32),
@@ -41,6 +42,13 @@ def twins(toolkit: Toolkit) -> Emulator:
     return Emulator(build("twins", machine_parts([HERE / "twins.cu"]), toolkit), checked=True)
 
 
+def call(twins: Emulator, function: str, which: bytes | bool, number: int, given: int, size: int, *n: int) -> int:
+    """The status of a call that reads ``given`` numbers and writes ``size``."""
+    buffers = {"in": Buffer(torch.rand(given)), "out": output(size)}
+    places = [ctypes.c_void_p(twins.place(name, buffer).data_ptr()) for name, buffer in buffers.items()]
+    return int(getattr(twins.lib, function)(which, number, *places, *n))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", TWINS)
 def test_twins(twins: Emulator, name: str, seed: int) -> None:
@@ -48,27 +56,18 @@ def test_twins(twins: Emulator, name: str, seed: int) -> None:
     n = min(size, 100) if name in ("tail", "vector_load") else 64
     for bad in (False, True):
         twins.begin(seed)
-        source = twins.place("in", torch.rand(n + 4))
-        out = twins.output("out", [size], torch.float32)
-        status = twins.lib.twin(list(TWINS).index(name), bad, pointer(source), pointer(out), n)
+        status = call(twins, "twin", name.encode(), bad, n + 4, size, n)
         reports = twins.reports() + ([f"CUDA error {status}"] if status else [])
         assert bool(reports) == bad, reports
         if bad:
             assert any(re.search(expected, text) for text in reports), reports
-
-
-def test_reports_name_the_source_line(twins: Emulator) -> None:
-    twins.begin()
-    source, out = twins.place("in", torch.rand(104)), twins.output("out", [100], torch.float32)
-    twins.lib.twin(0, True, pointer(source), pointer(out), 100)
-    assert "twins.cu:" in twins.reports()[0]
+            assert name != "tail" or "twins.cu:" in reports[0]  # the line of the source
 
 
 @pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (8, 32)])
 def test_sectors(twins: Emulator, stride: int, sectors: int) -> None:
     twins.begin()
-    source, out = twins.place("in", torch.rand(32 * stride)), twins.output("out", [32], torch.float32)
-    assert twins.lib.strided(False, pointer(source), pointer(out), stride) == 0
+    assert call(twins, "strided", False, stride, 32 * stride, 32) == 0
     traffic = twins.traffic("in")
     assert (traffic.requests, traffic.bytes, traffic.sectors, traffic.least_sectors) == (1, 128, sectors, 4)
 
@@ -76,7 +75,6 @@ def test_sectors(twins: Emulator, stride: int, sectors: int) -> None:
 @pytest.mark.parametrize(("stride", "waves"), [(1, 1), (2, 2), (32, 32), (33, 1)])
 def test_bank_conflicts(twins: Emulator, stride: int, waves: int) -> None:
     twins.begin()
-    source, out = twins.place("in", torch.rand(32)), twins.output("out", [32], torch.float32)
-    assert twins.lib.strided(True, pointer(source), pointer(out), stride) == 0
+    assert call(twins, "strided", True, stride, 32, 32) == 0
     traffic = twins.traffic("shared tile", write=True)
     assert (traffic.requests, traffic.waves, traffic.least_waves) == (1, waves, 1)

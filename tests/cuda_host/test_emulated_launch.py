@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
-from harness import Emulator
-from neuron_layers import TRAIN, place_neurons, random_layer
-from test_emulated_product import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8, check
+from harness import Emulator, Struct, output
+from products import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8, Conv, check
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ from test_emulated_product import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM
 def test_where_it_is_favoured(
     plain: Emulator, mode: int, T: int, rows: int, inputs: int, groups: int, outputs: int, fused: bool
 ) -> None:
-    sizes = [rows, 1, 1, inputs, outputs, groups, 1, 1, 1, 1, 0, 0, 1, 1, 1]
-    assert plain.lib.emulated_favours_product_if((ctypes.c_int64 * 15)(*sizes), mode, T) == fused
+    layer = {"geometry": Conv(groups=groups).geometry(rows, inputs, outputs), "neuron": {"T": T}}
+    assert plain.call("prefers_run", Struct("Layer", layer), mode, result=ctypes.c_bool) == fused
 
 
 @pytest.mark.parametrize(
@@ -63,15 +63,15 @@ def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | N
     shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1)}
     shape |= {"stride": 1, "padding": 0, "last": 1}
     height, width, channels, outputs, groups, kernel, stride, padding, last = (shape | change).values()
-    sizes = [2, height, width, channels, outputs, groups, *kernel, 1, stride, 0, padding, 1, 1, last]
-    weights = FLOAT16 if mode is None else abs(mode)
-    given = (ctypes.c_int64 * 15)(*sizes)
-    taken = plain.lib.emulated_has_product_if(given, weights)
+    conv = Conv((height, width), kernel, (1, stride), (0, padding), groups=groups)  # type: ignore[arg-type]
+    neuron = {"neurons": 24, "T": 1, "mask": output(3, dtype=torch.uint8)}
+    fields: dict[str, Any] = {"geometry": conv.geometry(2, channels, outputs), "weights": {"channels_last": bool(last)}}
+    given = Struct("Layer", fields | {"neuron": neuron}), FLOAT16 if mode is None else abs(mode)
+    plain.begin()
+    taken = plain.call("can_run", *given, result=ctypes.c_bool)
     assert taken == (mode is not None and mode >= 0)
     if not taken:
-        plain.begin()
-        args, _ = place_neurons(plain, random_layer(0, 8, (2, 12), torch.float32, TRAIN, None))
-        assert plain.lib.emulated_product_if(None, None, None, given, weights, ctypes.byref(args)) != 0
+        assert plain.call("run", *given, plain.stream) != 0
 
 
 def test_an_error_stays_with_its_launch(plain: Emulator) -> None:

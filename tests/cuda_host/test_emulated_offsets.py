@@ -6,12 +6,13 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from typing import Any
 
 import pytest
 import torch
-from harness import DTYPES, Emulator, NeuronArgs, pointer
-from neuron_layers import TRAIN, Layer, expected, pack, pack_mask, random_layer
-from test_emulated_product import FLOAT16, LINEAR, dyadic_weight
+from harness import AS_IT_LIES, DTYPES, Buffer, Emulator, Outputs, Struct
+from neuron_layers import IMPULSE, TRAIN, Layer, pack, pack_mask, random_layer
+from products import FLOAT16, LINEAR, dyadic_weight, layer_of
 from torch import Tensor
 
 BEFORE = 9 * 2**30  # what an offset that wraps around reaches
@@ -33,8 +34,13 @@ def last_block(emulator: Emulator, blocks: int) -> None:
     emulator.lib.emulation_only_blocks(ctypes.c_uint64(blocks - 1), ctypes.c_uint64(1))
 
 
-def neurons(layer: Layer, size: int, channels: int) -> tuple[ctypes.Structure, dict[str, Tensor]]:
-    """Arguments for ``size`` neurons of which the last are those of ``layer``."""
+def lies(tensor: Tensor) -> Buffer:
+    return Buffer(tensor, AS_IT_LIES)
+
+
+def neuron_in(layer: Layer, size: int) -> tuple[Struct, Outputs]:
+    """Arguments for ``size`` neurons of which the last are those of ``layer``, and their outputs."""
+    neuron, channels = layer.neuron(), layer.currents.shape[-1]
     out = {
         "planes": huge((layer.T + 7) // 8, size, dtype=torch.uint8),
         "counts": huge(size, dtype=torch.float32),
@@ -42,16 +48,14 @@ def neurons(layer: Layer, size: int, channels: int) -> tuple[ctypes.Structure, d
         "mask": huge(size // 8, dtype=torch.uint8),
         "bad": huge(size // channels, dtype=torch.float32),
     }
-    args = NeuronArgs(neurons=size, channels=channels, sample=channels, T=layer.T, steps=layer.T,
-                      threshold=layer.threshold, leak=layer.leak, scale=pointer(layer.scale),
-                      shift=pointer(layer.shift), **{name: pointer(t) for name, t in out.items()})  # fmt: skip
-    return args, out
+    neuron.fields |= {"neurons": size} | {name: lies(tensor) for name, tensor in out.items()}
+    return neuron, out
 
 
-def compare(layer: Layer, out: dict[str, Tensor]) -> None:
-    for name, want in expected(layer).items():
-        got = out[name][..., -want[0].numel() :] if name == "planes" else out[name][-want.numel() :]
-        assert torch.equal(got.flatten(), want.flatten()), name
+def compare(want: Outputs, out: Outputs) -> None:
+    for name, tensor in out.items():
+        last = want[name][0].numel() if name == "planes" else want[name].numel()
+        assert torch.equal(tensor[..., -last:].flatten(), want[name].flatten()), name
 
 
 def test_scan(plain: Emulator) -> None:
@@ -62,48 +66,53 @@ def test_scan(plain: Emulator) -> None:
     layer.steps, layer.gate, layer.v_init = T, "relu", None
     currents = huge(T, size, dtype=torch.float32)
     currents[:, -block:] = layer.currents[:, 0]
+    kind = {"dtype": DTYPES[torch.float32], "source": TRAIN}
     last_block(plain, size // block)
-    args, out = neurons(layer, size, block)
-    assert plain.lib.emulated_if_scan(pointer(currents), DTYPES[torch.float32], TRAIN, ctypes.byref(args)) == 0
-    compare(layer, out)
+    neuron, out = neuron_in(layer, size)
+    plain.launch("if_scan", currents=lies(currents), **kind, neuron=neuron)
+    compare(plain.on_cpu("if_scan", currents=layer.currents, **kind, neuron=layer.neuron()), out)
 
 
 def test_product(plain: Emulator) -> None:
     K, N, B, T = 16, 16, 2**27 + 32, 16
     g = torch.Generator().manual_seed(0)
-    weight = dyadic_weight(g, N, K, torch.float16).view(N, 1, 1, K)
-    spikes = torch.rand(T, 32, 1, 1, K, generator=g) < 0.3
-    layer = Layer(LINEAR(spikes, weight), T)
+    weight = dyadic_weight(g, torch.float16, N, 1, 1, K)
+    spikes = pack(torch.rand(T, 32, 1, 1, K, generator=g) < 0.3)
+    layer = Layer(torch.zeros(32, N), T, IMPULSE)
     planes = huge(T // 8, B, K, dtype=torch.uint8)
-    planes[:, -32:] = pack(spikes).view(-1, 32, K)
+    planes[:, -32:] = spikes.view(-1, 32, K)
     last_block(plain, B // 32)
-    args, out = neurons(layer, B * N, N)
-    sizes = (ctypes.c_int64 * 15)(B, 1, 1, K, N, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1)
-    arguments = pointer(planes), pointer(weight), None, sizes, FLOAT16, ctypes.byref(args)
-    assert plain.lib.emulated_product_if(*arguments) == 0
-    compare(layer, out)
+    neuron, out = neuron_in(layer, B * N)
+    large = layer_of(plain, LINEAR, spikes, weight, FLOAT16, neuron.fields)
+    large.fields |= {"geometry": LINEAR.geometry(B, K, N), "planes": lies(planes)}
+    plain.launch("run", layer=large, operand=FLOAT16)
+    small = layer_of(plain, LINEAR, spikes, weight, FLOAT16, layer.neuron().fields)
+    compare(plain.on_cpu("run", layer=small, operand=FLOAT16), out)
 
 
 def test_planes_and_gradients(plain: Emulator) -> None:
     block, T = 1024, 10
     size = 2**31 + block
-    n = ctypes.c_int64(size)
+
+    def launch(name: str, **arguments: Any) -> None:
+        given = {key: lies(value) if isinstance(value, Tensor) else value for key, value in arguments.items()}
+        plain.launch(name, **given)
+
     spikes = (torch.rand(T, block) < 0.3).to(torch.uint8)
     dense, planes = huge(T, size, dtype=torch.uint8), huge(2, size, dtype=torch.uint8)
     dense[:, -block:] = spikes
     last_block(plain, size // block)
-    assert plain.lib.emulated_pack(pointer(dense), 1, False, T, n, pointer(planes)) == 0
+    launch("pack", spikes=dense, size=1, is_float=False, T=T, neurons=size, planes=planes)
     assert torch.equal(planes[:, -block:], pack(spikes))
     dense[:, -block:] = 7
-    assert plain.lib.emulated_unpack(pointer(planes), T, n, pointer(dense), 1, ctypes.c_uint64(1)) == 0
+    launch("unpack", planes=planes, T=T, neurons=size, spikes=dense, size=1, one=1)
     assert torch.equal(dense[:, -block:], spikes)
     counts = huge(size, dtype=torch.float32)
-    assert plain.lib.emulated_counts(pointer(planes), 2, n, pointer(counts), DTYPES[torch.float32]) == 0
+    launch("counts", planes=planes, P=2, neurons=size, counts=counts, dtype=DTYPES[torch.float32])
     assert torch.equal(counts[-block:], spikes.sum(0).float())
     grad, out, mask = counts, huge(size, dtype=torch.float32), huge(size // 8, dtype=torch.uint8)
     grad[-block:] = torch.randn(block)
     is_open = torch.rand(block) < 0.5
     mask[-block // 8 :] = pack_mask(is_open)
-    arguments = pointer(grad), DTYPES[torch.float32], pointer(mask), ctypes.c_double(0.5), n, pointer(out)
-    assert plain.lib.emulated_gate_grad(*arguments) == 0
+    launch("gate_grad", grad=grad, dtype=DTYPES[torch.float32], mask=mask, threshold=0.5, neurons=size, grad_z=out)
     assert torch.equal(out[-block:], torch.where(is_open, grad[-block:] / 0.5, 0.0))

@@ -1,6 +1,6 @@
 """torch.ops.tandem with emulated CUDA kernels: the tests of ops, gradients and layers, and a training, go through them.
 
-In the library of emulated_ops.py the code that calls the kernels for CUDA tensors calls them for the CPU's: its checks,
+In the library of build_ops() the code that calls the kernels for CUDA tensors calls them for the CPU's: its checks,
 allocations, layouts and dispatch are those of a GPU; device guard and stream are not there.
 """
 
@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulated_ops import build_ops
-from harness import HERE
+from harness import HERE, build_ops
 
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
@@ -69,10 +68,10 @@ print(te.pack(torch.ones(2, 1, 1)).item())
     assert out.endswith("3\n")
 
 
-@pytest.mark.parametrize("script", ["training_run.py", "network_run.py"])
-def test_bits_of_the_cpu(library: Path, script: str) -> None:
+@pytest.mark.parametrize("what", ["training", "networks"])
+def test_bits_of_the_cpu(library: Path, what: str) -> None:
     """The spikes of every step of a training, and the losses; networks of any weights: evaluation, frozen, stream."""
-    command = [str(HERE / script)]
+    command = [str(HERE / "digests_run.py"), what]
     assert run(command, library) == run(command, None)
 
 

@@ -1,6 +1,6 @@
-"""Networks with weights of no grid, in evaluation, frozen, and as a stream; prints what comes of them.
+"""A training, and networks in evaluation, frozen and as a stream; prints digests of what comes of them.
 
-    python tests/cuda_host/network_run.py
+    python tests/cuda_host/digests_run.py training|networks
 
 Run by test_emulated_ops.py with the emulated CUDA kernels and with the CPU's: the digests have to agree. All sums of
 spikes are exact, and what is left to torch, the first product of an image and the readout's, is done by the same
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from typing import Any
 
 import torch
@@ -22,11 +23,42 @@ from tandem_ext import SpikeTrain
 from tandem_snn.frozen.graph import capture
 
 
-def show(name: str, *tensors: torch.Tensor) -> None:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    print(name, digest.hexdigest()[:16])
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()[:16]
+
+
+def training() -> None:
+    """A small one whose weights stay on a dyadic grid, so that no sum of the gradients rounds."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        tnn.Conv2d(2, 16, 3, padding=1, norm=True),
+        tnn.MaxPool2d(2),
+        tnn.Residual(tnn.Conv2d(16, 16, 3, padding=1, norm=True)),
+        tnn.Conv2d(16, 24, 3, stride=2, padding=1, threshold=0.5, leak=0.5),
+        tnn.Flatten(),
+        tnn.Linear(24 * 2 * 2, 32, v_init=0.5),
+        tnn.Readout(32, 4),
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=1 / 16, momentum=0.5)
+    labels = torch.arange(12) % 4
+    rates = 0.1 + 0.2 * labels.view(1, -1, 1, 1, 1)
+    trains: list[torch.Tensor] = []
+
+    def record(module: nn.Module, inputs: Any, out: Any) -> None:
+        trains.append(out.planes if isinstance(out, SpikeTrain) else out)
+
+    for layer in net:
+        layer.register_forward_hook(record)
+    for step in range(6):
+        spikes = torch.rand(10, 12, 2, 8, 8, generator=torch.Generator().manual_seed(step)) < rates
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.copy_((parameter * 64).round() / 64)
+        loss = nn.functional.cross_entropy(net(SpikeTrain.from_dense(spikes)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        print(f"{loss.item():.6f}", digest(*trains))
 
 
 def mlp(timing: str) -> nn.Module:
@@ -71,7 +103,7 @@ class Once:
     def replay(self) -> None: ...
 
 
-def main() -> None:
+def networks() -> None:
     torch.cuda.CUDAGraph, torch.cuda.graph = Once, lambda graph, stream: contextlib.nullcontext()  # type: ignore
     torch.cuda.Stream = torch.cuda.current_stream = lambda device: type("", (), {"wait_stream": id})()  # type: ignore
     torch.cuda.stream = lambda stream: contextlib.nullcontext()  # type: ignore
@@ -90,15 +122,15 @@ def main() -> None:
                 answer = layer(answer)
                 trains += [answer.stored] if isinstance(answer, SpikeTrain) else []
             assert sum(int((train != 0).sum()) for train in trains) > 100
-            show(f"{make.__name__} {timing}", answer, *trains)
+            print(make.__name__, timing, digest(answer, *trains))
             frozen = tandem_snn.freeze(net)
             with torch.inference_mode():
                 graph = capture(frozen._program(x).layers, x)
                 assert graph is not None
                 assert torch.equal(graph._answer, answer)
-            show("frozen", frozen(x))
-            show("stream", *(frozen.step(x) for _ in range(frozen.latency)))
+            print("frozen", digest(frozen(x)))
+            print("stream", digest(*(frozen.step(x) for _ in range(frozen.latency))))
 
 
 if __name__ == "__main__":
-    main()
+    {"training": training, "networks": networks}[sys.argv[1]]()

@@ -1,0 +1,184 @@
+"""Fused linear and convolutional layers for the tests of emulated kernels: arguments, calls, and costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from harness import AS_IT_LIES, DTYPES, INOUT, Buffer, Emulator, Outputs, Struct, check_same, output
+from neuron_layers import IMPULSE, Layer, pack, random_layer, random_window
+from torch import Tensor
+
+FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8 = range(6)  # cuda::Operand
+OPERANDS = {torch.float16: FLOAT16, torch.bfloat16: BFLOAT16, torch.float32: FLOAT32, torch.int8: INT8}
+INT8_DTYPE = 4  # DType
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A 2-d convolution; as it is, a linear layer: images of one pixel."""
+
+    size: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of an image that comes out."""
+        axes = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in axes)
+        return height * width
+
+    def geometry(self, batch: int, channels: int, outputs: int) -> dict[str, Any]:
+        axes = {"kernel": self.kernel, "stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        sizes = {"batch": batch, "height": self.size[0], "width": self.size[1], "channels": channels}
+        return {**sizes, "outputs": outputs, "groups": self.groups, **axes}
+
+
+LINEAR = Conv()
+IMAGE = Conv((8, 4), kernel=(3, 3), padding=(1, 1))
+CONVS = [
+    (16, 24, Conv((5, 6), kernel=(3, 3), padding=(1, 1))),
+    (16, 8, Conv((9, 7), kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))),
+    (32, 16, Conv((1, 11), kernel=(1, 5), stride=(1, 2), padding=(0, 2))),
+    (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are no multiple of sixteen
+    (32, 32, Conv((4, 4), kernel=(3, 3), groups=2)),
+    (24, 16, Conv((4, 4), kernel=(3, 3))),  # copied by eight
+    (12, 9, Conv((4, 3), kernel=(2, 2), groups=3)),
+    (144, 70, Conv((3, 3))),
+]
+
+
+def dyadic_weight(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Weights whose sums are exact in float32, with all the bits that their type allows for."""
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, shape, dtype=dtype, generator=g)
+    bits = {torch.float16: 11, torch.bfloat16: 8}[dtype]
+    return (torch.randint(-(2**bits), 2**bits + 1, shape, generator=g) / 2.0 ** (bits + 1)).to(dtype)
+
+
+def random_weight(g: torch.Generator, *shape: int) -> Tensor:
+    """Of no grid, of several sizes; some outputs have few bits."""
+    weight = torch.randn(shape, generator=g) * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=g)
+    weight[::5] = (8 * weight[::5]).round() / 8
+    return weight
+
+
+def in_memory(weight: Tensor, last: bool, name: str) -> dict[str, Any]:
+    """Fields of Weights. ``weight`` is [N, *kernel, C / groups]; in memory channels are ``last``, or first."""
+    stored = weight if last else weight.permute(0, 3, 1, 2).contiguous()
+    return {"data": Buffer(stored, name=name), "dtype": DTYPES.get(weight.dtype, INT8_DTYPE), "channels_last": last}
+
+
+def prepare(emulator: Emulator, geometry: dict[str, Any], weight: Tensor, last: bool = True, offset: int = 0) -> Tensor:
+    """What is multiplied in place of float32 weights: digits, units, and the number of digits, of each output."""
+    shape, N = Struct("Geometry", geometry), len(weight)
+    memory = torch.full((emulator.call("prepared_size", shape),), 0x55, dtype=torch.uint8)
+    parts = {"digits": len(memory) - 8 * N, "units": 4 * N, "digit counts": 4 * N}
+    weights = Struct("Weights", in_memory(weight, last, "weight to prepare"))
+    prepared = Buffer(memory, INOUT, parts=parts)
+    shifted = ["weight to prepare"]
+    return emulator.launch("prepare", offset, shifted, geometry=shape, weights=weights, prepared=prepared)["prepared"]
+
+
+def layer_of(
+    emulator: Emulator,
+    conv: Conv,
+    planes: Tensor,
+    weight: Tensor,
+    mode: int,
+    neuron: dict[str, Any],
+    offset: int = 0,
+    last: bool = True,
+) -> Struct:
+    """The arguments of a kernel, of planes or counts [P, B, *size, C]."""
+    geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
+    prepared = prepare(emulator, geometry, weight, last, offset) if mode == FLOAT32 else None
+    fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, last, "weight"), "neuron": neuron}
+    fields["prepared"] = None if prepared is None else Buffer(prepared, AS_IT_LIES)
+    return Struct("Layer", fields | {"planes": Buffer(planes, name="spikes")})
+
+
+def fire(
+    emulator: Emulator,
+    conv: Conv,
+    layer: Layer,
+    spikes: Tensor,
+    weight: Tensor,
+    mode: int,
+    seed: int = 0,
+    offset: int = 0,
+    truncating: bool = False,
+    last: bool = True,
+    exact: bool = True,
+) -> Outputs:
+    """What the kernel writes, which is what the CPU's writes where sums are ``exact``. ``layer`` says all but the
+    currents. With window timing ``spikes`` are counts, [1, ...]. ``truncating``: as Hopper's tensor cores add."""
+    emulator.begin(seed % 3)
+    emulator.lib.emulation_truncate(truncating)
+    planes = spikes if layer.window else pack(spikes)
+    given = layer_of(emulator, conv, planes, weight, mode, layer.neuron().fields, offset, last)
+    out = emulator.launch("run", offset, ["spikes", "weight"], layer=given, operand=mode)
+    if exact:
+        check_same(out, emulator.on_cpu("run", layer=given, operand=mode))
+    return out
+
+
+def window_product(
+    emulator: Emulator, conv: Conv, counts: Tensor, weight: Tensor, mode: int, seed: int = 0, offset: int = 0
+) -> Tensor:
+    """The product of counts of a byte, in float32, which is the CPU's."""
+    emulator.begin(seed % 3)
+    u = output(counts.shape[1] * conv.pixels, len(weight))
+    given = {"layer": layer_of(emulator, conv, counts, weight, mode, {"T": 255, "timing": 1}), "operand": mode, "u": u}
+    out = emulator.launch("window_product", offset, ["spikes", "u"], **given)
+    check_same(out, emulator.on_cpu("window_product", **given))
+    return out["u"]
+
+
+def check(
+    emulator: Emulator,
+    T: int,
+    B: int,
+    N: int,
+    C: int,
+    dtype: torch.dtype,
+    seed: int,
+    offset: int = 0,
+    conv: Conv = LINEAR,
+    window: bool = False,
+    last: bool = True,
+) -> Outputs:
+    """Any neurons, C channels in, N out. Weights are of a grid, but for float32, whose sums are exact anyway."""
+    g = torch.Generator().manual_seed(seed)
+    shape = N, *conv.kernel, C // conv.groups
+    weight = random_weight(g, *shape) if dtype == torch.float32 else dyadic_weight(g, dtype, *shape)
+    spikes = torch.rand(T, B, *conv.size, C, generator=g) < 0.25
+    spikes = spikes.sum(0, dtype=torch.uint8).unsqueeze(0) if window else spikes
+    residual = [None, "planes", "currents"][seed % 3]
+    make = random_window if window else random_layer
+    layer = make(seed, T, (B * conv.pixels, N), torch.float32, IMPULSE, residual)
+    if dtype == torch.int8:
+        layer.scale = torch.rand(N, generator=g) / 64
+    layer.train = dtype == torch.float32 or N // conv.groups % 8 == 0  # the mask is by the byte, but for digits
+    return fire(emulator, conv, layer, spikes, weight, OPERANDS[dtype], seed, offset, last=last)
+
+
+def weights_read(emulator: Emulator, weight: torch.dtype, N: int, outputs: int, mode: int) -> tuple[str, int, int]:
+    """The buffer that the products of N outputs, so many to a block, have read; the bytes of it for each input; and how
+    often they have gone through the inputs: once for each digit that an output of the block has."""
+    if mode != FLOAT32:
+        return "weight", N * weight.itemsize, -(-N // outputs)
+    counts = emulator.buffers["prepared"][1][-4 * N :].view(torch.int32)
+    return "digits", int(counts.sum()), sum(int(block.max()) for block in counts.split(outputs))
+
+
+def check_banks(emulator: Emulator) -> None:
+    """No bank of shared memory is hit out of turn."""
+    for write in (False, True):
+        shared = emulator.traffic("shared dynamic shared memory", write)
+        assert shared.waves == shared.least_waves
