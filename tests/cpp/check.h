@@ -78,13 +78,6 @@ inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context)
   for (std::thread& thread : threads) thread.join();
 }
 
-// Ranges in so many parts, the last one first.
-inline int64_t parts = 1;
-inline void cut_for(int64_t n, int64_t grain, RangeBody body, void* context) {
-  const int64_t count = std::clamp<int64_t>(n / grain, 1, parts);
-  for (int64_t i = count; i-- > 0;) body(n * i / count, n * (i + 1) / count, context);
-}
-
 // False: the processor lacks the level that is asked for, and the program exits with 77.
 inline bool can_run() {
   try {
@@ -119,6 +112,18 @@ inline bool can_run() {
       }                                                             \
     }                                                               \
   } while (false)
+
+namespace tandem::test {
+
+// Ranges in so many parts, the last one first.
+inline int64_t parts = 1;
+inline void cut_for(int64_t n, int64_t grain, RangeBody body, void* context) {
+  CHECK(grain > 0, "%ld pieces", long(n));
+  const int64_t count = std::clamp<int64_t>(n / grain, 1, parts);
+  for (int64_t i = count; i-- > 0;) body(n * i / count, n * (i + 1) / count, context);
+}
+
+}  // namespace tandem::test
 
 #ifdef TANDEM_FUZZ
 
