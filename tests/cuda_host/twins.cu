@@ -11,33 +11,33 @@ namespace {
 
 cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
 
-template <bool bad>
-__global__ void tail(const float* in, float* out, int n) {
+// A kernel that is right unless it is `bad`.
+#define TWIN(name)    \
+  template <bool bad> \
+  __global__ void name(const float* in, float* out, [[maybe_unused]] int n)
+
+TWIN(tail) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (bad || i < n) out[i] = in[i];
 }
 
-template <bool bad>
-__global__ void vector_load(const float* in, float* out, int) {
+TWIN(vector_load) {
   const auto* four = reinterpret_cast<const float4*>(in + (bad ? 1 : 4));
   reinterpret_cast<float4*>(out)[threadIdx.x] = four[threadIdx.x];
 }
 
-template <bool bad>
-__global__ void write_once(const float* in, float* out, int) {
+TWIN(write_once) {
   const unsigned i = threadIdx.x;
   out[i] = in[i];
   if (bad && i > 0) out[i - 1] = in[i - 1];
 }
 
-template <bool bad>
-__global__ void write_all(const float* in, float* out, int n) {
+TWIN(write_all) {
   const int i = static_cast<int>(threadIdx.x);
   if (i < (bad ? n - 1 : n)) out[i] = in[i];
 }
 
-template <bool bad>
-__global__ void shared_uninitialised(const float* in, float* out, int n) {
+TWIN(shared_uninitialised) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (!bad || i < n - 1) tile[i] = in[i];
@@ -45,8 +45,7 @@ __global__ void shared_uninitialised(const float* in, float* out, int n) {
   out[i] = tile[n - 1 - i];
 }
 
-template <bool bad>
-__global__ void shared_reverse(const float* in, float* out, int n) {
+TWIN(shared_reverse) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   tile[i] = in[i];
@@ -55,8 +54,7 @@ __global__ void shared_reverse(const float* in, float* out, int n) {
 }
 
 // The mistake gives right values under most schedules: a thread refills the tile while another may still read it.
-template <bool bad>
-__global__ void shared_refill(const float* in, float* out, int n) {
+TWIN(shared_refill) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   float sum = 0.0f;
@@ -69,8 +67,7 @@ __global__ void shared_refill(const float* in, float* out, int n) {
   out[i] = sum;
 }
 
-template <bool bad>
-__global__ void warp_reverse(const float* in, float* out, int) {
+TWIN(warp_reverse) {
   __shared__ float tile[64];
   const unsigned i = threadIdx.x;
   tile[i] = in[i];
@@ -78,8 +75,7 @@ __global__ void warp_reverse(const float* in, float* out, int) {
   out[i] = tile[i ^ 31];
 }
 
-template <bool bad>
-__global__ void shared_overrun(const float* in, float* out, int) {
+TWIN(shared_overrun) {
   __shared__ float first[64];
   __shared__ float second[64];
   const unsigned i = threadIdx.x;
@@ -89,21 +85,18 @@ __global__ void shared_overrun(const float* in, float* out, int) {
   out[i] = first[i] + second[i];
 }
 
-template <bool bad>
-__global__ void between_blocks(const float* in, float* out, int n) {
+TWIN(between_blocks) {
   const int i = static_cast<int>(threadIdx.x);
   if (blockIdx.x == 0) out[i] = in[i];
   if (blockIdx.x == 1) out[n + i] = bad ? out[i] : in[i];
 }
 
-template <bool bad>
-__global__ void divergent_barrier(const float* in, float* out, int) {
+TWIN(divergent_barrier) {
   out[threadIdx.x] = in[threadIdx.x];
   if (!bad || threadIdx.x < 32) __syncthreads();
 }
 
-template <bool bad>
-__global__ void exited_lane(const float* in, float* out, int) {
+TWIN(exited_lane) {
   const unsigned i = threadIdx.x;
   out[i] = in[i];
   if (bad && i == 3) return;
@@ -111,8 +104,7 @@ __global__ void exited_lane(const float* in, float* out, int) {
   if (next < 0.0f) out[i] = next;
 }
 
-template <bool bad>
-__global__ void shuffle_outside(const float* in, float* out, int) {
+TWIN(shuffle_outside) {
   const unsigned i = threadIdx.x;
   const unsigned lower_half = 0x0000ffffu;
   out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
@@ -123,8 +115,7 @@ __device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
 }
 
 // The second copy is still in flight where the first alone was waited for.
-template <bool bad>
-__global__ void async_copy(const float* in, float* out, int n) {
+TWIN(async_copy) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8) copy_sixteen(tile + 4 * i, in + 4 * i);
@@ -137,8 +128,7 @@ __global__ void async_copy(const float* in, float* out, int n) {
 }
 
 // Only the thread that copies may read what has landed before a barrier.
-template <bool bad>
-__global__ void async_copy_to_others(const float* in, float* out, int n) {
+TWIN(async_copy_to_others) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
   if (i < 16) copy_sixteen(tile + 4 * i, in + 4 * i);
@@ -149,8 +139,7 @@ __global__ void async_copy_to_others(const float* in, float* out, int n) {
 }
 
 // An accumulator that is written ("=f") where it should be read too ("+f").
-template <bool bad>
-__global__ void unread_accumulator(const float* in, float* out, int) {
+TWIN(unread_accumulator) {
   const unsigned i = threadIdx.x;
   float sum = in[i];
   if (bad) {
@@ -161,8 +150,7 @@ __global__ void unread_accumulator(const float* in, float* out, int) {
   out[i] = sum;
 }
 
-template <bool bad>
-__global__ void diverged_mma(const float* in, float* out, int) {
+TWIN(diverged_mma) {
   const unsigned i = threadIdx.x;
   float sum[4] = {in[i], 0.0f, 0.0f, 0.0f};
   const uint32_t zeros[4] = {};
@@ -181,8 +169,7 @@ __global__ void __launch_bounds__(bad ? 32 : 64) launch_bounds(const float* in, 
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-template <bool bad>
-__global__ void fused(const float* in, float* out, int) {
+TWIN(fused) {
   const float x = in[threadIdx.x];
   out[threadIdx.x] = bad ? __fmaf_rn(x, x, x) : __fadd_rn(__fmul_rn(x, x), x);
 }
