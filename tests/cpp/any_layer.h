@@ -76,19 +76,14 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
 
 inline std::string text(const ProductLayer& layer) {
   const Geometry& g = layer.geometry;
-  const bool window = layer.args.timing == Timing::kWindow;
-  std::string out = (window ? "window timing, T " : "T ") + std::to_string(layer.T) + ", way " +
-                    std::to_string(static_cast<int>(layer.way));
-  const auto add = [&](const char* name, int64_t a, int64_t b) {
-    out += std::string(", ") + name + " " + std::to_string(a) + " " + std::to_string(b);
-  };
-  add("batch, groups", g.batch, g.groups);
-  add("channels, outputs", g.channels, g.outputs);
-  add("image", g.height, g.width);
-  add("kernel", g.kernel[0], g.kernel[1]);
-  add("stride", g.stride[0], g.stride[1]);
-  add("padding", g.padding[0], g.padding[1]);
-  add("dilation", g.dilation[0], g.dilation[1]);
+  std::string out = layer.args.timing == Timing::kWindow ? "window timing" : "step timing";
+  out += ", T " + std::to_string(layer.T) + ", way " + std::to_string(static_cast<int>(layer.way)) + ", geometry";
+  for (const int64_t size : {g.batch, g.height, g.width, g.channels, g.outputs, g.groups}) {
+    out += " " + std::to_string(size);
+  }
+  for (const auto& axes : {g.kernel, g.stride, g.padding, g.dilation}) {
+    out += ", " + std::to_string(axes[0]) + " " + std::to_string(axes[1]);
+  }
   return out;
 }
 

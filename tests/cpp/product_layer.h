@@ -116,15 +116,14 @@ struct ProductLayer {
     return values[output * geometry.inputs() + within];
   }
 
-  // y[t] of neuron n.
-  float current(int t, int64_t n) const {
+  // y[t] of neuron n, exactly.
+  double sum(int t, int64_t n) const {
     const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
     const int64_t height = geometry.out_height(), width = geometry.out_width();
-    return static_cast<float>(current(t, row / (height * width), row / width % height, row % width, output));
-  }
-  double current(int t, int64_t b, int64_t y, int64_t x, int64_t output) const {
-    const int64_t group = output / geometry.group_outputs(), pixels = geometry.batch * geometry.height * geometry.width;
-    double sum = 0;
+    const int64_t b = row / (height * width), y = row / width % height, x = row % width;
+    const int64_t group = output / geometry.group_outputs();
+    const int64_t pixels = geometry.batch * geometry.height * geometry.width;
+    double total = 0;
     for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
       const int64_t iy = y * geometry.stride[0] - geometry.padding[0] + tap / geometry.kernel[1] * geometry.dilation[0];
       const int64_t ix = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1] * geometry.dilation[1];
@@ -132,11 +131,12 @@ struct ProductLayer {
       for (int64_t c = 0; c < geometry.group_channels(); ++c) {
         const int64_t pixel = t / 8 * pixels + (b * geometry.height + iy) * geometry.width + ix;
         const int byte = planes[pixel * geometry.channels + group * geometry.group_channels() + c];
-        if (byte >> (t % 8) & 1) sum += weight(output, tap, c);
+        if (byte >> (t % 8) & 1) total += weight(output, tap, c);
       }
     }
-    return sum;
+    return total;
   }
+  float current(int t, int64_t n) const { return static_cast<float>(sum(t, n)); }
 
   // Its product of the window, whose sums are exact and rounded once.
   float window(int64_t n) const {
@@ -145,12 +145,8 @@ struct ProductLayer {
       for (int t = 0; t < T; ++t) u += current(t, n);
       return u;
     }
-    const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
-    const int64_t height = geometry.out_height(), width = geometry.out_width();
     double u = 0;  // of the counts' bits
-    for (int j = 0; j < 8; ++j) {
-      u += std::ldexp(current(j, row / (height * width), row / width % height, row % width, output), j);
-    }
+    for (int j = 0; j < 8; ++j) u += std::ldexp(sum(j, n), j);
     return static_cast<float>(u);
   }
 
