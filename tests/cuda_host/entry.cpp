@@ -19,6 +19,12 @@ void window_product(const Layer& layer, cuda::Operand, float* u, ParallelFor par
   cpu::window_product(unprepared(layer), u, parallel);
 }
 
+// Nor does it need a workspace.
+template <class Args>
+void batch_norm_statistics(const Args& args, double*, ParallelFor parallel) {
+  cpu::batch_norm_statistics(args, parallel);
+}
+
 // A window of currents in three pieces, cut at two steps.
 int scan_pieces(const float* currents, const Neuron<float>& args, int32_t first, int32_t second, void* stream) {
   int status = 0;
@@ -43,7 +49,9 @@ void* address(F* function) {
 
 #define KERNEL(name, cuda, cpu, ...) \
   {name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu)}
-#define NORM(name, function, Args) {name, address<int(const Args&, double*, void*)>(cuda::function)}
+#define STATISTICS(name, C) \
+  KERNEL(name, cuda::batch_norm_statistics, batch_norm_statistics, const BatchNormStatistics<C>&, double*)
+#define GRAD(name, C) {name, address<int(const BatchNormGrad<C>&, double*, void*)>(cuda::batch_norm_grad)}
 
 const Kernel kKernels[] = {
     KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<float>&),
@@ -56,10 +64,10 @@ const Kernel kKernels[] = {
     KERNEL("gate_grad", cuda::gate_grad, cpu::gate_grad, const void*, DType, const uint8_t*, double, int64_t, void*),
     KERNEL("run", cuda::run, run, const Layer&, cuda::Operand),
     KERNEL("window_product", cuda::window_product, window_product, const Layer&, cuda::Operand, float*),
-    NORM("batch_norm_statistics", batch_norm_statistics, BatchNormStatistics<float>),
-    NORM("batch_norm_statistics64", batch_norm_statistics, BatchNormStatistics<double>),
-    NORM("batch_norm_grad", batch_norm_grad, BatchNormGrad<float>),
-    NORM("batch_norm_grad64", batch_norm_grad, BatchNormGrad<double>),
+    STATISTICS("batch_norm_statistics", float),
+    STATISTICS("batch_norm_statistics64", double),
+    GRAD("batch_norm_grad", float),
+    GRAD("batch_norm_grad64", double),
     {"if_scan_pieces", address(scan_pieces)},
     {"batch_norm_workspace", address(cuda::batch_norm_workspace)},
     {"prepared_size", address(cuda::prepared_size)},
