@@ -60,23 +60,6 @@ namespace {
 
 namespace py = pybind11;
 
-py::object cuda_archs() {
-#ifdef TANDEM_WITH_CUDA
-  return py::str(TANDEM_CUDA_ARCHS).attr("split")();
-#else
-  return py::none();
-#endif
-}
-
-// Of the toolkit and of the driver; none without CUDA kernels.
-py::object cuda_versions() {
-#ifdef TANDEM_WITH_CUDA
-  return py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
-#else
-  return py::none();
-#endif
-}
-
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -88,12 +71,16 @@ std::string compiler() {
 }
 
 py::dict build_info() {
-  constexpr auto version_part = [](int shift) { return static_cast<int>((TORCH_TARGET_VERSION >> shift) & 0xff); };
+  constexpr auto version_part = [](int shift) { return std::to_string((TORCH_TARGET_VERSION >> shift) & 0xff); };
   py::dict info;
   info["version"] = TANDEM_VERSION;
-  info["torch_target"] = std::to_string(version_part(56)) + "." + std::to_string(version_part(48));
-  info["cuda_archs"] = cuda_archs();
-  info["cuda_versions"] = cuda_versions();
+  info["torch_target"] = version_part(56) + "." + version_part(48);
+  info["cuda_archs"] = py::none();
+  info["cuda_versions"] = py::none();  // of the toolkit and, or 0, of the driver
+#ifdef TANDEM_WITH_CUDA
+  info["cuda_archs"] = py::str(TANDEM_CUDA_ARCHS).attr("split")();
+  info["cuda_versions"] = py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
+#endif
   info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
   info["compiler"] = compiler();
   return info;

@@ -94,8 +94,8 @@ using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 
 // A layer that normalises: measures its product u, for the scale and shift of its neurons, which then fire.
 struct NormLayer {
-  Synapses synapses;
-  NeuronLayer neurons;
+  Synapses& synapses;
+  NeuronLayer& neurons;
   Tensor u;
   NormParameters norm;
   Statistics statistics;
@@ -144,9 +144,9 @@ struct NormLayer {
 NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
   given.counted = is_window(inputs.timing);
-  const Synapses synapses(std::move(given));
+  Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
-  const NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
+  NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
   const Tensor u = empty_channels_last(shape, 1, compute_type(synapses.counts_type()), synapses.planes());
   NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, {shape[1], u}};
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
