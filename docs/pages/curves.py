@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from runs import Result
 from small import save
 
-from tandem_snn.errors import extra
 from tandem_snn.plots import ANN, SNN, quality_axis
 
 _FEW = 3  # points from which on a curve says something
@@ -31,29 +33,31 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
     prefix = f"{results[0].data}-{results[0].recipe.task}"
     drawn: dict[str, str] = {}
 
-    def add(kind: str, caption: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)) -> None:
+    def add(
+        kind: str, caption: str, draw: Callable[..., None], about: Any, size: tuple[float, float] = (6.4, 4.0)
+    ) -> None:
         name = f"{prefix}-{kind}.png"
-        _figure(folder / name, draw, size)
+        with plt.rc_context({"font.size": 9}):
+            figure, axes = plt.subplots(figsize=size, layout="constrained")
+            draw(axes, about)
+            save(figure, folder / name)
+            plt.close(figure)
         drawn[name] = caption
 
     families = by_T(results)
     if any(len(family) >= _FEW for family in families):
-        add("T", "Test metric against the number of time steps", partial(_against_T, families=families))
+        add("T", "Test metric against the number of time steps", _against_T, families)
     classified = [r for r in results if r.metric == "accuracy"]
     if len(classified) >= _FEW:
-        add("synops", "Accuracy against synaptic operations", partial(_against_synops, results=classified), WIDE)
+        add("synops", "Accuracy against synaptic operations", _against_synops, classified, WIDE)
     streamed = [r for r in results if r.over_time]
     if streamed:
-        add("anytime", "The metric after each time step of one network", partial(_anytime, results=streamed), WIDE)
+        add("anytime", "The metric after each time step of one network", _anytime, streamed, WIDE)
     for result in results:
         if result.get("pictures") and _kinds(result):
             size = (result["pictures"]["shape"][0] + 1.0, 1.1 * len(_kinds(result)))
-            add(
-                f"pictures-{result.name}",
-                f"`{result.name}`: test images, and what the networks make of them",
-                partial(_pictures, result=result),
-                size,
-            )
+            caption = f"`{result.name}`: test images, and what the networks make of them"
+            add(f"pictures-{result.name}", caption, _pictures, result, size)
     return drawn
 
 
@@ -76,17 +80,6 @@ def front(results: Iterable[Result]) -> list[Result]:
         if not best or result.value > best[-1].value:
             best.append(result)
     return best
-
-
-def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
-    matplotlib = extra("matplotlib", "the results page")
-    matplotlib.use("agg")
-    plt = extra("matplotlib.pyplot", "the results page")
-    with plt.rc_context({"font.size": 9}):
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
-        draw(axes)
-        save(figure, path)
-        plt.close(figure)
 
 
 def _against_T(axes: Any, families: Sequence[Sequence[Result]]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -81,7 +81,6 @@ def load(
     check_name("task", task, TASKS)
     check_name("kind of bins", bins, BINS)
     augmentations = parse(augment)
-    common: dict[str, Any] = {"name": name, "task": task}
     if task == "regression" and (name == "imagenet" or name in recordings.SETS):
         raise UserError(f"data set {name!r}: regression is supported only for images in memory")
     train: Split
@@ -91,13 +90,13 @@ def load(
         frames = recordings.read(name, data_root(name, data_dir), T, bins, _size(name, size))
         train, test = (EventSplit(part.samples, T, part.targets) for part in (frames.train, frames.test))
         train = replace(train, augmentations=augmentations)
-        common |= {"shape": (2, *frames.train.samples.shape[2:4]), "class_names": frames.class_names}
+        shape, class_names = (2, *train.planes.shape[2:4]), frames.class_names
     elif name == "imagenet":
         if augment:
             raise UserError("augment: not supported for 'imagenet', which has its own augmentation")
-        shape = _size(name, size) or (224, 224)
-        train, test, class_names = readers.read_imagenet(data_root(name, data_dir), shape, workers)
-        common |= {"shape": (3, *shape), "class_names": class_names}
+        space = _size(name, size) or (224, 224)
+        train, test, class_names = readers.read_imagenet(data_root(name, data_dir), space, workers)
+        shape = (3, *space)
     else:
         if size is not None:
             raise UserError(f"size: only for recordings and streams; the images of {name!r} cannot be resized")
@@ -109,10 +108,10 @@ def load(
             for part in (images.train, images.test)
         )
         train = replace(train, augmentations=augmentations)
-        common |= {"shape": tuple(images.train.samples.shape[1:]), "class_names": images.class_names}
-    common["classes"] = len(common["class_names"])
+        shape, class_names = tuple(train.images.shape[1:]), images.class_names
+    classes = len(class_names)
     if task == "regression":
-        common |= {"classes": train.take(torch.tensor([0]), None)[1].shape[1], "class_names": ()}
+        classes, class_names = math.prod(shape), ()
     held_out = None
     if validation:
         kept, chosen = _hold_out(len(train))
@@ -120,7 +119,7 @@ def load(
     for part, split in ("training", train), ("test", test):
         if not len(split):
             raise UserError(f"data set {name!r}: its files have too few samples, no {part} samples are left")
-    return Dataset(train=train, validation=held_out, test=test, **common)
+    return Dataset(name, train, held_out, test, shape, classes, class_names, task)
 
 
 def _read_images(name: str, data_dir: Folder | None) -> readers.Samples:

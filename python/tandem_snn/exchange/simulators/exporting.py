@@ -44,15 +44,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
     def late(stage: Stage, name: str) -> fx.Node:
         """The value, delayed to the time of the stage's other inputs."""
-        after = stage.depth - made[name]
-        return (
-            values[name]
-            if after == 0
-            else call(f"{name}_for_{stage.name}", windows.Late(network.T, after), values[name])
-        )
-
-    def neurons_of(stage: Stage, neurons: nn.Module) -> nn.Module:
-        return windows.in_windows(neurons, network.T, stage.waits) if network.waits else neurons
+        after, value = stage.depth - made[name], values[name]
+        return call(f"{name}_for_{stage.name}", windows.Late(network.T, after), value) if after else value
 
     def constant(name: str, numbers: Tensor, dims: int) -> fx.Node:
         root.register_buffer(name, numbers.detach().float().view(-1, *[1] * (dims - 1)))
@@ -60,26 +53,23 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
     _add_as_they_are(network.stages)
     for stage in network.stages:
-        x_in, layer, dims = late(stage, stage.x), stage.layer, len(stage.shape)
-        if layer.weight is not None:
-            neurons, offset = _written(stage, write) if stage.fires else (None, 0.0)
-            value = call(stage.name, _synapses(stage, network.T, offset), x_in)
-            if stage.residual is not None:
-                residual = late(stage, stage.residual)
-                if layer.residual_scale is not None:
-                    scale = constant(f"{stage.name}_shortcut", layer.residual_scale, dims)
-                    residual = graph.call_function(operator.mul, (residual, scale))
-                value = graph.call_function(operator.add, (value, residual))
-            value = value if neurons is None else call(f"{stage.name}_neurons", neurons_of(stage, neurons), value)
-        else:
-            assert layer.move is not None
-            value = call(stage.name, to_ann(layer.move), x_in)
-            if stage.fires:
-                value = call(f"{stage.name}_neurons", neurons_of(stage, _written(stage, write)[0]), value)
-            elif layer.scale is not None:
-                value = graph.call_function(operator.mul, (value, constant(f"{stage.name}_gain", layer.scale, dims)))
-            elif layer.gain != 1.0:
-                value = graph.call_function(operator.mul, (value, layer.gain))
+        layer, dims = stage.layer, len(stage.shape)
+        neurons, offset = _written(stage, write) if stage.fires else (None, 0.0)
+        module = _synapses(stage, network.T, offset) if layer.move is None else to_ann(layer.move)
+        value = call(stage.name, module, late(stage, stage.x))
+        if stage.residual is not None:
+            residual = late(stage, stage.residual)
+            if layer.residual_scale is not None:
+                scale = constant(f"{stage.name}_shortcut", layer.residual_scale, dims)
+                residual = graph.call_function(operator.mul, (residual, scale))
+            value = graph.call_function(operator.add, (value, residual))
+        if neurons is not None:
+            neurons = windows.in_windows(neurons, network.T, stage.waits) if network.waits else neurons
+            value = call(f"{stage.name}_neurons", neurons, value)
+        elif layer.move is not None and layer.scale is not None:
+            value = graph.call_function(operator.mul, (value, constant(f"{stage.name}_gain", layer.scale, dims)))
+        elif layer.move is not None and layer.gain != 1.0:
+            value = graph.call_function(operator.mul, (value, layer.gain))
         values[stage.name] = value
     graph.output(value)
     source = net.net if isinstance(net, FrozenNetwork) else net
