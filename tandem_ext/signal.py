@@ -140,9 +140,13 @@ def _refuse_dispatch() -> None:
         )
 
 
-def may_need_grad(tensor: Tensor) -> bool:
-    """Could a gradient flow to ``tensor``? Under torch.func transforms requires_grad does not tell: then yes."""
-    return tensor.requires_grad or (torch._C._are_functorch_transforms_active() and tensor.is_floating_point())
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Could a gradient flow to one of them? Under torch.func transforms requires_grad does not tell: then yes."""
+    transformed = torch._C._are_functorch_transforms_active()
+    for tensor in tensors:
+        if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):
+            return True
+    return False
 
 
 def batch_index(index: Any, length: int) -> slice | Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import checks, events
 from .ops import counts_dtype
 from .planes import counts_of
-from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
+from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
 
 
 class _Counts:
@@ -195,7 +195,7 @@ class SpikeTrain(_Remembers):
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
         dtype = spikes.dtype if spikes.is_floating_point() else None
-        counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if may_need_grad(spikes) else None
+        counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if needs_grad(spikes) else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
 
     @classmethod
@@ -218,7 +218,7 @@ class SpikeTrain(_Remembers):
         """
         checks.whole_counts("counts", counts, T)
         checks.gain("gain", gain)
-        edge = counts if may_need_grad(counts) else None
+        edge = counts if needs_grad(counts) else None
         dtype = counts.dtype if counts.is_floating_point() else None
         return cls.unchecked(counts.detach().to(torch.uint8).unsqueeze(0), T, edge, gain, dtype, "window")
 
@@ -320,7 +320,7 @@ class SpikeTrain(_Remembers):
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
         counts = self._counts
-        return counts if counts is not None and may_need_grad(counts) else None
+        return counts if counts is not None and needs_grad(counts) else None
 
     @property
     def planes(self) -> Tensor:

@@ -23,7 +23,8 @@ from tandem_ext.train import either
 
 from .batch_norm import batch_affine, fold_norm, uses_batch
 from .currents import AT_ONCE, fire_steps, potential_trace, window_trace
-from .signals import Signal, describe, effective_counts, over_features, with_gain
+from .options import DEFAULTS, HasNeurons
+from .signals import Signal, describe, effective_counts, over_features
 
 Steps = Callable[[int, int], Tensor]
 
@@ -244,7 +245,7 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     return Currents(u.total * mask, lambda start, stop: u.steps(start, stop) * mask, u.T, u.constant)
 
 
-class Neurons(nn.Module):
+class Neurons(HasNeurons):
     """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
 
     Args:
@@ -268,7 +269,6 @@ class Neurons(nn.Module):
     threshold: Tensor
     v_init: Tensor
     offset: Tensor
-    timing: str = "step"
 
     def __init__(
         self,
@@ -287,13 +287,8 @@ class Neurons(nn.Module):
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        checks.leak(leak)
         if gate not in ("relu", "resu"):
             raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
-        if gain != "threshold":
-            checks.gain("gain", gain)
-        checks.timing(timing)
-        checks.timing_fits(timing, leak, gate)
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
         self.timing = timing
         self.moved = bool(self.offset.any())
@@ -314,13 +309,13 @@ class Neurons(nn.Module):
         sums = u.total.detach().flatten(1).sum(1)  # not finite where any is not: those of spikes do not know
         train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return with_gain(train, self.threshold if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+        return self.worth(train)
 
     def _fire(self, u: Currents) -> SpikeTrain:
         v = self._over_space(self.v_init, u)
         v = v.expand(u.shape) if v.dim() else v
         offset = self._over_space(self.offset, u) if self.moved else 0.0
-        neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        neuron = self.dynamics()
         if self.timing == "window":
             total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
             return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
@@ -343,8 +338,9 @@ class Neurons(nn.Module):
             return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
 
         def after(t: int, v: float | Tensor) -> Tensor:
-            neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
-            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
+            _, v = te.functional.if_scan(  # type: ignore[misc]
+                currents[t : t + 1], v_init=v, return_v=True, steps=u.T, **self.dynamics()
+            )
             return v
 
         return potential_trace(u.T, v_init, after)
@@ -354,12 +350,9 @@ class Neurons(nn.Module):
 
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
-        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None) + [f"gate={self.gate!r}"] * (
-            self.gate != "relu"
-        )
-        shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
-        shown += [f"timing={self.timing!r}"] * (self.timing != "step")
-        return ", ".join(shown)
+        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None)
+        numbers = {name: default for name, default in DEFAULTS.items() if name in ("leak", "gate", "timing")}
+        return ", ".join(shown + self.settings(numbers | {"gain": "threshold"}))
 
 
 def _is_signal(x: Any) -> bool:

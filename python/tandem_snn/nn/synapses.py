@@ -24,7 +24,7 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
 
@@ -104,7 +104,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv1d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
 
@@ -124,7 +124,7 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv2d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
 
