@@ -18,6 +18,7 @@ from . import _load  # noqa: F401  (registers the ops)
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
+_EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these types hold
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,8 +28,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
     """The type of counts up to T: ``dtype``, or float32 where it is a half that does not hold all of them."""
-    exact = {torch.bfloat16: 256, torch.float16: 2048}.get(dtype, T)
-    return torch.float32 if exact < T else dtype
+    return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
 def _names(name: str) -> list[str]:

@@ -31,10 +31,8 @@ class _Counts:
         if train is None:
             return None  # the field's default value
         if train._made is None:
-            counts = train._counts
-            if counts is None:
-                counts = counts_of(train.stored, train.timing, counts_dtype(train._dtype, train.T))
-            elif train.bad is None:
+            counts = train.clean_counts()
+            if train._counts is not None and train.bad is None:
                 return counts
             made = spoiled(counts, train.bad)
             if counts.requires_grad and not torch.is_grad_enabled():
@@ -321,6 +319,12 @@ class SpikeTrain(_Remembers):
         """The counts where gradients flow through them, else None."""
         counts = self._counts
         return counts if counts is not None and needs_grad(counts) else None
+
+    def clean_counts(self) -> Tensor:
+        """The counts before NaN marks the samples that are bad."""
+        if self._counts is not None:
+            return self._counts
+        return counts_of(self.stored, self.timing, counts_dtype(self._dtype, self.T))
 
     @property
     def planes(self) -> Tensor:

@@ -80,10 +80,10 @@ def layer(
     if static.eps is None:
         return result, None, None
     mean, var = outputs[-3:-1]
-    with torch.no_grad():
-        if scale is not None:
-            mean, var = scale * mean, scale * scale * var
-        return result, mean if bias is None else mean + bias, var
+    if scale is not None:
+        gain = scale.detach()
+        mean, var = gain * mean, gain * gain * var
+    return result, mean if bias is None else mean + bias.detach(), var
 
 
 def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:

@@ -160,7 +160,9 @@ class SpikingLayer(HasNeurons):
         """The input and weights of the product; for integers of few bits also the step of each row. Without a gradient
         and for spikes the integers are int8.
         """
-        x, weight = by_channel(x, self.weight, self.synapses())
+        weight = self.weight
+        if isinstance(x.gain, Tensor) and x.gain.dim():
+            x, weight = by_channel(x, weight, self.synapses())
         if self.weight_bits is None:
             return x, weight, None
         exact = isinstance(x, SpikeTrain) and not (torch.is_grad_enabled() and needs_grad(weight))
@@ -190,7 +192,7 @@ class SpikingLayer(HasNeurons):
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """The spikes, with batch norm by the statistics of this batch."""
         # A bias cancels. Its gradient must be zero, not absent: distributed training waits for every parameter.
-        beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
+        beta = norm.bias if self.bias is None else torch.add(norm.bias, self.bias, alpha=0)
         train: SpikeTrain
         train, mean, var = self._fire(x, norm.weight, beta, residual, self.v_init, self._static(x.T, norm.eps))
         if norm.running_mean is not None:

@@ -47,15 +47,15 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
-        weight = None
+        shape, weight, T = x.shape, None, 1
         if not isinstance(x, Tensor):
             x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
-        if x.shape[-1] != self.in_features or (len(x.shape) > 2 and not isinstance(x, Tensor)):
+            T = x.T
+        if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
-                f"x: Readout takes {self.in_features} features per sample, got shape {list(x.shape)}"
-                + (": put tnn.Flatten() before it" if len(x.shape) > 2 else "")
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
+                + (": put tnn.Flatten() before it" if len(shape) > 2 else "")
             )
-        T = 1 if isinstance(x, Tensor) else x.T
         return map_counts(x, lambda counts: self._product(counts, weight, T))
 
     def _product(self, counts: Tensor, weight: Tensor | None, T: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import spoiled
 
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=Signal)
 
 def check_signal(x: object, layer: str) -> None:
     """Checks the input of a layer with neurons: not a plain tensor, which has no time steps."""
-    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput):
+    if not isinstance(x, signal.Signal):
         raise TypeError(
             f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
             "before the first layer; only a Readout takes mean counts"
@@ -27,7 +27,7 @@ def check_signal(x: object, layer: str) -> None:
 
 def check_input(x: object, layer: str) -> None:
     """Checks the input of a layer without neurons: it may be counts."""
-    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput | Tensor):
+    if not isinstance(x, (signal.Signal, Tensor)):
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
 
@@ -42,9 +42,11 @@ def describe(x: object) -> str:
 
 def effective_counts(x: Signal | Tensor) -> Tensor:
     """The input of the ANN branch, [B, *features]: counts times gain. A tensor is returned unchanged."""
-    if isinstance(x, Tensor):
-        return x
-    return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * over_features(x.gain, x.shape)
+    return x if isinstance(x, Tensor) else _worth(x.counts, x)
+
+
+def _worth(counts: Tensor, x: Signal) -> Tensor:
+    return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_features(x.gain, x.shape)
 
 
 def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
@@ -54,10 +56,9 @@ def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tenso
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """``f``, a reduction, of the effective counts. Bad samples become NaN after it, on fewer numbers."""
-    if not isinstance(x, SpikeTrain) or x.bad is None:
+    if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
-    clean = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)
-    return spoiled(f(effective_counts(clean)), x.bad)
+    return spoiled(f(_worth(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
