@@ -331,8 +331,7 @@ def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]
         return x, weight
     rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
     weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
-    assert isinstance(x, SpikeTrain)
-    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing, x.bad), weight
+    return x.but(gain=1.0), weight
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:

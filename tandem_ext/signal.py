@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 S = TypeVar("S", bound="Signal")
@@ -38,6 +39,10 @@ class Signal:
 
     def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
         """The same signal with ``f`` applied to each of its tensors. Nothing is checked."""
+        raise NotImplementedError
+
+    def but(self: S, **parts: Any) -> S:
+        """The same signal with other parts, named as ``unchecked`` names them. Nothing is checked."""
         raise NotImplementedError
 
     @classmethod
@@ -141,8 +146,10 @@ def _refuse_dispatch() -> None:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Could a gradient flow to one of them? Under torch.func transforms requires_grad does not tell: then yes."""
-    transformed = torch._C._are_functorch_transforms_active()
+    """Could a gradient flow to one of them? Under torch.func transforms and in forward mode requires_grad does not
+    tell: then yes.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     for tensor in tensors:
         if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +15,6 @@ from . import checks, events
 from .ops import counts_dtype
 from .planes import counts_of
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
-
-
-class _Counts:
-    """Descriptor of the field ``counts``: the tensor given, else what the spikes count, made when first asked for.
-
-    What was made is kept beside the fields: as a pytree a train is the same whether or not anyone has looked.
-    """
-
-    @overload
-    def __get__(self, train: None, owner: type) -> None: ...
-    @overload
-    def __get__(self, train: SpikeTrain, owner: type) -> Tensor: ...
-    def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
-        if train is None:
-            return None  # the field's default value
-        if train._made is None:
-            counts = train.clean_counts()
-            if train._counts is not None and train.bad is None:
-                return counts
-            made = spoiled(counts, train.bad)
-            if counts.requires_grad and not torch.is_grad_enabled():
-                return made  # a look, through which no gradient may go
-            train._made = made
-            if train._counts is not None:
-                train._counts = made  # gradients of what reads the train from here on go through what was seen
-        return train._made
-
-    def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
-        train._counts = value
 
 
 def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
@@ -60,23 +31,8 @@ def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
-class _Remembers(Signal):
-    """What a train holds besides its fields."""
-
-    _instead: ClassVar[Mapping[str, str]] = _INSTEAD | {
-        "dtype": "spikes are bits; counts.dtype is the type of the counts, and to(dtype) changes it",
-        "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
-        "sum": "counts is the sum over time, [B, *features]",
-    }
-    _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
-    _counts: Tensor | None
-    _made: Tensor | None = None  # counts that were asked for, where they are not those that were given
-    _dtype: torch.dtype  # of counts that are yet to be made
-    bad: Tensor | None = None
-
-
 @dataclass_of("counts", "planes", "T", "gain", "timing", "bad")
-class SpikeTrain(_Remembers):
+class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
     It has two forms. With timing "step" spikes may be anywhere, and a neuron takes one byte for every eight steps. With
@@ -116,10 +72,19 @@ class SpikeTrain(_Remembers):
     tensor([[2., 1.]])
     """
 
-    T: int
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD | {
+        "dtype": "spikes are bits; counts.dtype is the type of the counts, and to(dtype) changes it",
+        "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
+        "sum": "counts is the sum over time, [B, *features]",
+    }
+    _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
     timing: str = "step"
-    counts = _Counts()
+    bad: Tensor | None = None
+    _counts: Tensor | None
+    # Counts that were asked for, beside the fields: as a pytree a train is the same whether or not anyone has looked.
+    _made: Tensor | None = None
+    _dtype: torch.dtype  # of counts that are yet to be made
 
     def __init__(
         self,
@@ -140,10 +105,10 @@ class SpikeTrain(_Remembers):
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         checks.high_bits("planes", planes, self.T)
         if self._counts is not None:
-            checks.counts("counts", self._counts, planes)
+            checks.beside("counts", self._counts, "[B, *features]", planes, planes.shape[1:])
         if self.bad is not None:
-            checks.bad("bad", self.bad, planes)
-        checks.timing(timing)
+            checks.beside("bad", self.bad, "[B]", planes, planes.shape[1:2])
+        checks.one_of("timing", timing, checks.TIMINGS)
         if timing == "window":
             checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
@@ -173,9 +138,13 @@ class SpikeTrain(_Remembers):
         if dtype is None:
             dtype = torch.get_default_dtype() if counts is None else counts.dtype
         train._dtype = dtype
-        if bad is not None:
-            train.bad = bad
+        train.bad = bad
         return train
+
+    def but(self, **parts: Any) -> SpikeTrain:
+        own: dict[str, Any] = {"stored": self.stored, "T": self.T, "counts": self._counts, "gain": self.gain}
+        own |= {"dtype": self._dtype, "timing": self.timing, "bad": self.bad}
+        return self.unchecked(**own | parts)
 
     @classmethod
     def from_dense(cls, spikes: Tensor, gain: float | Tensor = 1.0) -> SpikeTrain:
@@ -320,6 +289,25 @@ class SpikeTrain(_Remembers):
         counts = self._counts
         return counts if counts is not None and needs_grad(counts) else None
 
+    @property
+    def counts(self) -> Tensor:
+        """The number of spikes of each neuron, [B, *features]: the tensor given, else made when first asked for."""
+        if self._made is None:
+            counts = self.clean_counts()
+            if self._counts is not None and self.bad is None:
+                return counts
+            made = spoiled(counts, self.bad)
+            if counts.requires_grad and not torch.is_grad_enabled():
+                return made  # a look, through which no gradient may go
+            self._made = made
+            if self._counts is not None:
+                self._counts = made  # gradients of what reads the train from here on go through what was seen
+        return self._made
+
+    @counts.setter
+    def counts(self, value: Tensor | None) -> None:
+        self._counts = value
+
     def clean_counts(self) -> Tensor:
         """The counts before NaN marks the samples that are bad."""
         if self._counts is not None:
@@ -382,11 +370,11 @@ class SpikeTrain(_Remembers):
         return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """The same train with ``f`` applied to planes, counts and a tensor gain. Nothing is checked."""
-        counts = None if self._counts is None else f(self._counts)
+        """The same train with ``f`` applied to what is stored, to counts and to a tensor gain. Nothing is checked."""
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        dtype = self._dtype if counts is None else None
-        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing, self.bad)
+        if self._counts is None:
+            return self.but(stored=f(self.stored), gain=gain)
+        return self.but(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
 
     def to(
         self,
@@ -414,7 +402,7 @@ class SpikeTrain(_Remembers):
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
-        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing, bad)
+        return self.but(stored=self.stored[:, index], counts=counts, bad=bad)
 
     def __repr__(self) -> str:
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"

@@ -33,9 +33,17 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     if torch.compiler.is_compiling() and transformed:
         # Dynamo takes an argument of torch.func.grad for a constant, and leaves out the backward pass, but not a view.
         arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
-    if torch.compiler.is_compiling() or transformed:
+    if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(Function, function).apply(*arguments)  # type: ignore[misc]
+    plain: Any = super(Function, function)
+    try:
+        return function.apply(*arguments) if transformed else plain.apply(*arguments)
+    except NotImplementedError as error:
+        if "jvp" not in str(error):
+            raise
+        raise NotImplementedError(
+            "forward-mode derivatives (jvp, jacfwd, dual numbers) of spiking layers are not supported: use reverse mode"
+        ) from error
 
 
 class _First(Function):

@@ -46,14 +46,14 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     checks.preactivation("z", z, train)
     shape = train.shape
     checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
-    checks.gate(gate)
+    checks.one_of("gate", gate, checks.GATES)
     theta = over_space(threshold, shape) if isinstance(threshold, Tensor) and threshold.dim() else threshold
     open_ = z > 0
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)
     counts = counts_of(train.stored, train.timing, counts_dtype(z.dtype, train.T))
     coupled = apply(Couple, z, theta, counts, open_)
-    return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, None, train.timing, train.bad)
+    return train.but(counts=coupled, dtype=None)
 
 
 class Couple(Function):

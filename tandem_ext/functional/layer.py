@@ -130,7 +130,7 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     weight = product.weighted(weight, x.gain)
-    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing, x.bad), weight
+    return x.but(gain=1.0), weight
 
 
 def source_of(x: ConstantInput | ImpulseInput) -> str:

@@ -98,8 +98,8 @@ def checked(
     if not isinstance(v_init, Tensor):
         checks.v_init(v_init)
     checks.leak(leak)
-    checks.gate(gate)
-    checks.timing(timing)
+    checks.one_of("gate", gate, checks.GATES)
+    checks.one_of("timing", timing, checks.TIMINGS)
     checks.timing_fits(timing, leak, gate)
     if steps is None:
         steps = T

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import Static, over_inputs
 from tandem_ext.functional.products import Product, float32_precision
 from tandem_ext.train import either
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
-from ..nn.signals import describe, map_counts, with_gain
+from ..nn.signals import describe, map_counts
 
 _ops = torch.ops.tandem
 # What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
@@ -143,7 +143,7 @@ class Stage(nn.Module):
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.unchecked(self.move(x.x), x.T)
             gain = self.gain if self.scale is None else self.scale
-            return self.move(with_gain(x, gain) if isinstance(x, SpikeTrain) else x)
+            return self.move(x.but(gain=gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
             return map_counts(x, self._answer)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
@@ -197,6 +197,7 @@ class Stage(nn.Module):
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
+        checks.direct_dtype(x, weight)
         if self.axes == 0:
             return F.linear(x, weight, bias)
         return _CONV[weight.dim()](self._padded(x), weight, bias, *self._geometry())
@@ -227,7 +228,7 @@ class _InForm(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         stored = x.count_bytes if self.timing == "window" else x.planes
-        return SpikeTrain.unchecked(stored, x.T, None, x.gain, x._dtype, self.timing, x.bad)
+        return x.but(stored=stored, counts=None, timing=self.timing)
 
 
 def check_finite(layers: nn.Module) -> None:
@@ -280,7 +281,7 @@ class Stages(nn.Module):
             return SIGNALS[self.mode].unchecked(x, self.T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
-        return with_gain(x, 1.0)
+        return x.but(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
         """The answer; ``watch(number, x, y)`` sees what each stage reads and makes."""

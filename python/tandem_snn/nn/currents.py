@@ -100,9 +100,9 @@ def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float |
 def until(x: Signal, t: int) -> Signal:
     """The first t steps of a signal."""
     if not isinstance(x, SpikeTrain):
-        return x.unchecked(x.x, t, x.gain)
+        return x.but(T=t)
     if x.timing == "window":
-        return SpikeTrain.unchecked(x.stored.clamp(max=t), t, None, x.gain, x._dtype, x.timing)
+        return x.but(stored=x.stored.clamp(max=t), T=t, counts=None, bad=None)
     return SpikeTrain.from_dense(x.to_dense(torch.uint8)[:t], x.gain)
 
 

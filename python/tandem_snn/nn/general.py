@@ -287,8 +287,7 @@ class Neurons(HasNeurons):
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        if gate not in ("relu", "resu"):
-            raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
+        checks.one_of("gate", gate, ("relu", "resu"))
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
         self.timing = timing
         self.moved = bool(self.offset.any())

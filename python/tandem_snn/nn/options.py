@@ -13,7 +13,6 @@ from tandem_ext.functional.products import Product
 
 from .currents import NEVER
 from .quantise import check_bits
-from .signals import with_gain
 
 BN_STATS = ("batch", "running")
 
@@ -97,7 +96,7 @@ class HasNeurons(nn.Module):
     def worth(self, train: SpikeTrain) -> SpikeTrain:
         """The train, each spike of which is worth what the next layer is to see."""
         gain = self.threshold if self.gain == "threshold" else self.gain
-        return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
+        return train if isinstance(gain, float) and gain == 1.0 else train.but(gain=gain)
 
     def settings(self, defaults: Mapping[str, Any]) -> list[str]:
         """Those that differ from the defaults, as text; those without a default are left out."""
@@ -127,18 +126,13 @@ def _check_leak(layer: Any, leak: Any) -> None:
 
 
 def _check_gate(layer: Any, gate: Any) -> None:
-    checks.gate(gate)
+    checks.one_of("gate", gate, checks.GATES)
     checks.timing_fits(layer.timing, 1.0, gate)
 
 
 def _check_timing(layer: Any, timing: Any) -> None:
-    checks.timing(timing)
+    checks.one_of("timing", timing, checks.TIMINGS)
     checks.timing_fits(timing, layer.leak, layer.gate)
-
-
-def _check_bn_stats(layer: Any, bn_stats: object) -> None:
-    if bn_stats not in BN_STATS:
-        raise ValueError(f"bn_stats: expected one of {', '.join(map(repr, BN_STATS))}, got {bn_stats!r}")
 
 
 # In the order in which they are shown.
@@ -148,7 +142,7 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "v_init": lambda layer, value: checks.v_init(value),
     "gain": _check_gain,
     "gate": _check_gate,
-    "bn_stats": _check_bn_stats,
+    "bn_stats": lambda layer, value: checks.one_of("bn_stats", value, BN_STATS),
     "weight_bits": lambda layer, value: check_bits(value),
     "timing": _check_timing,
 }

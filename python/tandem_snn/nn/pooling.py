@@ -15,7 +15,7 @@ from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
 from .currents import fire_steps, potential_trace, until, window_trace
-from .signals import Signal, check_input, map_counts, map_features, with_gain
+from .signals import Signal, check_input, map_counts, map_features
 
 Size = int | tuple[int, int]
 
@@ -69,7 +69,7 @@ class AvgPool2d(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "timing":
-            checks.timing(value)
+            checks.one_of("timing", value, checks.TIMINGS)
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
@@ -120,7 +120,7 @@ class AvgPool2d(nn.Module):
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
-        return with_gain(train, x.gain)
+        return train.but(gain=x.gain)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
@@ -183,14 +183,14 @@ class MaxPool2d(nn.Module):
         edge = x.edge
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
-            return SpikeTrain.unchecked(self._any(x, size), x.T, None, x.gain, x._dtype, x.timing, x.bad)
+            return x.but(stored=self._any(x, size), counts=None)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
-        return SpikeTrain.unchecked(stored, x.T, counts, x.gain, None, x.timing, x.bad)
+        return x.but(stored=stored, counts=counts, dtype=None)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -47,10 +47,10 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
-        shape, weight, T = x.shape, None, 1
+        shape, weight = x.shape, None
+        T = 1 if isinstance(x, Tensor) else x.T
         if not isinstance(x, Tensor):
             x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
-            T = x.T
         if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"

@@ -13,7 +13,6 @@ from tandem_ext.train import spoiled
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
-S = TypeVar("S", bound=Signal)
 
 
 def check_signal(x: object, layer: str) -> None:
@@ -67,11 +66,4 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     """
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
-    return with_gain(with_gain(x, 1.0).map(f), x.gain)  # type: ignore[return-value]
-
-
-def with_gain(x: S, gain: float | Tensor) -> S:
-    """The same signal with another gain."""
-    if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing, x.bad)  # type: ignore[return-value]
-    return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]
+    return x.but(gain=1.0).map(f).but(gain=x.gain)  # type: ignore[return-value]
