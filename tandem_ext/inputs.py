@@ -32,7 +32,7 @@ class DirectInput(Signal):
 
     @classmethod
     def unchecked(cls: type[D], x: Tensor, T: int, gain: float | Tensor = 1.0) -> D:
-        """An input from parts known to be right: no check."""
+        """An input from parts known to be right, without checks."""
         signal = object.__new__(cls)
         signal.x = x
         signal.T = T
@@ -75,7 +75,7 @@ class ConstantInput(DirectInput):
     Args:
         x: floating point [B, *features].
         T: the number of time steps, 1..65535.
-        gain: what x is worth, as in :class:`SpikeTrain`.
+        gain: the worth of x, as in :class:`SpikeTrain`.
 
     Raises:
         TypeError: x not a floating-point tensor, T not an int, gain neither number nor tensor.

@@ -35,9 +35,9 @@ def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
-    It has two forms. With timing "step" spikes may be anywhere, and a neuron takes one byte for every eight steps. With
-    timing "window" each neuron spikes in the first steps and then no more, a burst, as layers with that timing fire:
-    its count says all, so it takes one byte whatever T; planes are made when somebody asks for them.
+    It has two forms. With timing "step" a neuron may spike at any step, and takes one byte for every eight. With timing
+    "window" it fires a burst: it spikes in the first steps and then no more. Its count takes one byte whatever T, and
+    planes are made on demand.
 
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
@@ -48,12 +48,11 @@ class SpikeTrain(Signal):
         gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
             tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
         timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
-        bad: float32 [B], 0 for a sample and NaN for one on whose way to these spikes a potential was infinite or NaN:
-            spikes cannot say so. Layers pass it on, and what makes numbers of a train (``counts``, mean pooling, the
-            readout) adds it to them. None: no sample is.
+        bad: floating point [B]: NaN for a sample for which some potential so far was infinite or NaN, else 0. Spikes
+            do not show it, so layers pass it on, and ``counts``, mean pooling and the readout add it. None: all clean.
 
     Attributes:
-        stored: what it holds: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
+        stored: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
 
     Raises:
         TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
@@ -95,12 +94,8 @@ class SpikeTrain(Signal):
         timing: str = "step",
         bad: Tensor | None = None,
     ) -> None:
-        self.stored = planes
-        self.T = T
-        self._counts = counts
-        self.gain = gain
-        self.bad = bad
-        self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
+        self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
+        self._dtype = torch.get_default_dtype() if counts is None else counts.dtype
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         checks.high_bits("planes", planes, self.T)
@@ -153,8 +148,7 @@ class SpikeTrain(Signal):
         Where ``spikes`` requires a gradient it receives, at every step, the gradient of the count.
 
         Raises:
-            TypeError: not a tensor, or a complex one.
-            ValueError: fewer than two dimensions, T out of 1..65535, or a value other than 0 and 1.
+            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or a value other than 0 and 1.
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
@@ -175,8 +169,7 @@ class SpikeTrain(Signal):
             T: the number of time steps, 1..255.
 
         Raises:
-            TypeError: no such tensor, T no int.
-            ValueError: T out of range, no batch dimension, other values.
+            TypeError, ValueError: another kind or shape of tensor, T out of range, or other values.
 
         >>> te.SpikeTrain.from_counts(torch.tensor([[2, 0, 3]]), T=3).to_dense(torch.int)[:, 0]
         tensor([[1, 0, 1],
@@ -200,17 +193,16 @@ class SpikeTrain(Signal):
     ) -> SpikeTrain:
         """A train from frames of event counts, as tonic's ``ToFrame`` makes them: whole numbers from 0.
 
-        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of them, as evenly as
-        can be, and at all of them where there are more events than steps. So one sub-step clips counts at 1.
+        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of these steps, evenly
+        spread, and at all of them if n is larger. One sub-step clips counts at 1.
 
         Args:
-            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, which is what a DataLoader or tonic's
-                ``PadTensors`` stack; a tensor or array of any real dtype.
+            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, as a DataLoader or tonic's
+                ``PadTensors`` stack them; a tensor or array of any real dtype.
             substeps: steps per frame; the train has T = F·substeps.
 
         Raises:
-            TypeError: no real tensor or array.
-            ValueError: fewer than two dimensions, T out of 1..65535, values that are negative or not whole numbers.
+            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or values that are no counts.
 
         >>> frames = torch.tensor([[[0, 1, 2, 3]]])  # one frame of one sample of four neurons
         >>> te.SpikeTrain.from_frames(frames).counts
@@ -225,12 +217,9 @@ class SpikeTrain(Signal):
             frames = frames.long()  # few of torch's operators take those
         checks.frames("frames", frames)
         frames = frames.transpose(0, 1) if batch_first else frames
-        n = frames.clamp(max=substeps).int()  # whose products do not overflow
-        if substeps > 1:
-            after = torch.arange(1, substeps + 1, device=n.device).view(-1, *[1] * (n.dim() - 1)).int()
-            n = n.unsqueeze(1)
-            n = (after * n // substeps - (after - 1) * n // substeps).flatten(0, 1)
-        return cls.from_dense(n, gain)
+        n = frames.clamp(max=substeps).int().unsqueeze(1)  # whose products do not overflow
+        step = torch.arange(substeps, dtype=torch.int, device=n.device).view(-1, *[1] * (n.dim() - 2))
+        return cls.from_dense(((step + 1) * n // substeps - step * n // substeps).flatten(0, 1), gain)
 
     @classmethod
     def from_events(
@@ -245,26 +234,25 @@ class SpikeTrain(Signal):
     ) -> SpikeTrain:
         """One recording of address events, binned by time into T frames of equal length: a train with a batch of one.
 
-        A neuron spikes in a frame in which it has any event: spikes are binary, so further events of the same neuron
-        in the same frame are dropped. Recordings become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
+        A neuron spikes in a frame if it has any event there; further events in the same frame are dropped. Recordings
+        become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
 
         Args:
-            recording: a structured array or a mapping with the fields ``t``, ``x`` and, where ``shape`` has them,
-                ``y`` and ``p`` (what tonic's datasets give); or a pair (times, neurons) of 1-d arrays, neurons being
-                indices into the flattened ``shape``. Any order.
-            shape: the features: [neurons], [polarities, x] or [polarities, y, x], so that polarities are channels.
-                With one polarity channel, ``p`` is not looked at and the polarities merge.
+            recording: a structured array or a mapping with the fields ``t``, ``x`` and, if ``shape`` has them, ``y``
+                and ``p`` (as tonic's datasets give); or a pair (times, neurons) of 1-d arrays, with neurons as indices
+                into the flattened ``shape``. Any order.
+            shape: the features: [neurons], [polarities, x] or [polarities, y, x]: polarities are channels. With one
+                polarity channel ``p`` is ignored, and the polarities merge.
             T: the number of frames, 1..65535.
-            sensor_size: in the place of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
-                [p, y, x], or [p, x] where y is 1, and [x] where p is 1 too.
-            window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d), where
+            sensor_size: instead of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
+                [p, y, x], or [p, x] if y is 1, and [x] if p is 1 too.
+            window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d) with
                 d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
-                belongs to the last frame. Give a window where recordings must share one clock.
+                belongs to the last frame. Give a window if recordings must share one clock.
 
         Raises:
-            TypeError: events of an unknown form or of a non-numeric dtype.
-            ValueError: missing fields, lengths that differ, an address outside ``shape``, NaN times, an empty window,
-                both or none of shape and sensor_size.
+            TypeError, ValueError: events of an unknown form or dtype, missing fields, lengths that differ, an address
+                outside ``shape``, NaN times, an empty window, both or none of shape and sensor_size.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],
@@ -280,7 +268,7 @@ class SpikeTrain(Signal):
         return cls.unchecked(planes, T, None, gain)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Also of trains that were pickled when planes were all they had."""
+        """Old pickles have planes where trains now have ``stored``."""
         self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
 
     @property
@@ -388,14 +376,10 @@ class SpikeTrain(Signal):
         moved = super().to(device, exact, non_blocking)
         if exact is not None:
             moved._dtype = exact  # also of counts that are yet to be made
-        if self.bad is not None:
-            moved.bad = self.bad.to(moved.device, non_blocking=non_blocking)
         return moved
 
-    def pin_memory(self) -> SpikeTrain:
-        pinned = super().pin_memory()
-        pinned.bad = None if self.bad is None else self.bad.pin_memory()
-        return pinned
+    def _moved(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        return self.map(f) if self.bad is None else self.map(f).but(bad=f(self.bad))
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""

@@ -19,9 +19,9 @@ from .neuron import over_space
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
     """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/ϑ.
 
-    The layers of this package derive z from the currents that made the spikes. Where an ANN branch is something else,
-    such as a batch norm by other statistics than those of the spiking branch, compute the spikes without a gradient
-    and z with one, and couple the two.
+    The layers of this package derive z from the currents that made the spikes. For any other ANN branch, such as batch
+    norm by other statistics than the spiking branch's, compute the spikes without a gradient and z with one, and couple
+    the two.
 
     Args:
         train: [B, *features]. Gradients into it end here.

@@ -89,7 +89,7 @@ def layer(
 def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     """u = W c by the layers' own kernel, without gain and bias, with the ANN's gradients.
 
-    It is for a batch norm by statistics that the fused layer does not have.
+    For batch norm by statistics that the fused layer does not have.
 
     Returns:
         [B, N, *space] in the compute dtype.
@@ -104,7 +104,7 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
     """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output.
 
-    What the spikes of each channel are worth goes into the weight, one number for all of them stays with x.
+    A gain per channel goes into the weight; one gain for all channels stays with x.
     """
     x, weight = by_channel(x, weight, product)
     if product.sides:
@@ -126,7 +126,7 @@ def autocast_dtype(weight: Tensor) -> torch.dtype:
 
 
 def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
-    """x, each of whose spikes is worth as much as any other, and the weight with what was different in it."""
+    """x with one gain for all channels, and the weight that a gain per channel has gone into."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     weight = product.weighted(weight, x.gain)

@@ -48,14 +48,14 @@ class Neuron(TypedDict, total=False):
 
 
 class Static(NamedTuple):
-    """What a layer is besides its tensors. Made of checked values; a layer's module builds it at each forward pass."""
+    """A layer but for its tensors, of checked values. A layer's module builds it at each forward pass."""
 
-    source: Product | str  # of the currents: a product with spikes; or they are given: a "train", "constant", "impulse"
+    source: Product | str  # of the currents: a product with spikes; or given as a "train", "constant" or "impulse"
     T: int
     return_v: bool
     eps: float | None  # of batch norm by the statistics of the batch; None without
     few_bits: bool  # the weights are integers that fit into int8
-    steps: int  # the window over which bias and shift are spread. From here on, what every op takes, in its order
+    steps: int  # the window over which bias and shift are spread. From here on, arguments of every op, in its order
     threshold: float
     leak: float
     gate: str
@@ -63,7 +63,7 @@ class Static(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """The tensors of a layer's neurons, ready for an op. None stands for the neutral value."""
+    """The tensors of a layer's neurons, as an op takes them. None is the neutral value."""
 
     # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
     # currents' sum [1, B, *features]
@@ -203,10 +203,9 @@ def fold(
     channels: int,
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """((scale·step)·gain, scale·bias + shift), in units of a tensor threshold: what the op takes.
+    """((scale·step)·gain, scale·bias + shift), in units of a tensor threshold: scale and shift of the op.
 
-    The division sees the threshold detached: its gradient is -gate·c/ϑ at the real counts c, which the layer's Function
-    gives, and not what the division would give.
+    The threshold is detached here: its gradient, -gate·c/ϑ at the real counts c, is given by the layer's Function.
     """
     if scale is not None:
         scale = per_channel("scale", scale, channels, like)
@@ -258,7 +257,7 @@ def channels_of(shape: tuple[int, ...]) -> int:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """tensor.to(dtype), free where nothing is to do, in exported graphs too."""
+    """tensor.to(dtype), without a node in exported graphs if it has that type."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
