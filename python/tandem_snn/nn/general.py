@@ -1,8 +1,8 @@
 """Neurons on any sum of linear maps of trains: the currents of all steps by torch's own operators.
 
-Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. What such maps
-give are :class:`Currents`: the steps' currents I[t], which make the spikes, and their sum z, the ANN branch, through
-which gradients flow. Functions here take trains, currents and tensors alike; on tensors they are the ANN's own.
+Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. Such maps return
+:class:`Currents`: the currents I[t] of the steps, for the spikes, and their sum z, the ANN branch, through which
+gradients flow. The functions here take trains, currents and tensors; on tensors they are the ANN's own.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Steps = Callable[[int, int], Tensor]
 
 
 class Currents:
-    """Currents into neurons that are yet to come.
+    """Currents for neurons further on.
 
     Args:
-        total: [B, *features], the sum over the window: what the ANN has here at the real counts.
+        total: [B, *features], the sum over the window: the ANN's value here at the real counts.
         steps: (start, stop) -> the currents of those steps, [stop - start, B, *features], without a gradient; start is
-            a multiple of 8. Computed when neurons ask for them, so that memory does not grow with T.
+            a multiple of 8. Computed on demand, so that memory does not grow with T.
         T: the number of time steps.
         constant: every step has the same currents; ``steps`` then gives one step for any range.
     """
@@ -81,19 +81,19 @@ def currents_of(x: Signal | Currents) -> Currents:
 
 
 def total(x: Any) -> Tensor:
-    """What the ANN has in the place of x, [B, *features]; a tensor is that already."""
+    """The ANN's value for x, [B, *features]; a tensor is returned as it is."""
     return x.total if isinstance(x, Currents) else effective_counts(x)
 
 
 def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """f, which is linear, of trains and currents.
+    """A linear f of trains and currents.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``, or a module.
-        args, kwargs: of f; trains, direct inputs and currents in the place of some tensors, alone or in lists.
+        args, kwargs: of f; trains, direct inputs and currents instead of some tensors, alone or in lists.
 
     Returns:
-        Currents, a tuple of them where f gives several tensors; of tensors alone what f gives.
+        Currents, or a tuple of them if f returns several tensors; of tensors alone, f's result.
 
     >>> pooled = linear_map("avg_pool2d", te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 4, 4)), [2, 2])
     >>> pooled.shape, pooled.total.unique()
@@ -160,13 +160,13 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
 
 
 def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
-    """f, which only moves, repeats or leaves out features (a view, a permutation, a slice, a concatenation): of trains
-    it gives trains.
+    """An f that only moves, repeats or drops features (a view, a permutation, a slice, a concatenation); of trains it
+    returns trains.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``.
-        by_channel: all spikes of a channel are worth the same in what f gives. Where different trains are worth
-            different things, the result's gain then has a number for each channel, else one for each feature.
+        by_channel: in the result, all spikes of a channel have one gain. If the gains of the trains differ, the result
+            then has a gain per channel, else one per feature.
         args, kwargs: of f.
 
     >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
@@ -206,7 +206,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     return made[0] if len(made) == 1 and f not in SEVERAL else made
 
 
-SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # give a tuple, be it of one
+SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
@@ -249,15 +249,14 @@ class Neurons(HasNeurons):
     """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
 
     Args:
-        threshold, v_init: of the neurons, in the units of z: floats, or tensors, 0-dim or for threshold and v_init one
-            per channel. They become float32 buffers.
+        threshold, v_init: in the units of z: floats, or tensors, 0-dim or one per channel. They become float32 buffers.
         leak: λ in (0, 1].
         offset: a further current at every step, as threshold.
         gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
-        gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
-        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" this way takes as many products as the ANN.
+        gain: the worth of a spike; "threshold": its threshold, so that gain times count stands for ρ(z).
+        timing: as of :class:`tandem_snn.nn.NeuronOptions`; with "window" this way takes as many products as the ANN.
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
-        sums: what the currents are made of, for the reader.
+        sums: the sources of the currents, for repr and messages.
 
     Shape: [B, *features] -> SpikeTrain of the same shape.
 
@@ -305,7 +304,7 @@ class Neurons(HasNeurons):
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
-        sums = u.total.detach().flatten(1).sum(1)  # not finite where any is not: those of spikes do not know
+        sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is: the spikes do not show it
         train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return self.worth(train)

@@ -1,4 +1,4 @@
-"""What the layers with neurons have in common: the IF neuron's settings and batch norm for both branches."""
+"""The base of layers with synapses and neurons, and batch norm for both branches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
 class Lowered(NamedTuple):
-    """A layer in evaluation, with everything folded as its op takes it. None stands for the neutral value.
+    """A layer in evaluation, folded as its op takes it. None is the neutral value.
 
     I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t] into neurons that begin at v_init.
     """
@@ -99,11 +99,11 @@ class SpikingLayer(HasNeurons):
             setattr(self, name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        """As torch's, but ``nn.SyncBatchNorm``, which runs on GPUs only, becomes the layers' own."""
         super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
-        """What the product takes after weight and bias."""
+        """The product's arguments after weight and bias."""
         return ()
 
     def synapses(self) -> Product:
@@ -142,7 +142,7 @@ class SpikingLayer(HasNeurons):
         return self.worth(train)
 
     def _activation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None) -> Tensor:
-        """What the spikes stand for, in the next layer's units."""
+        """The activation that the spikes stand for, in the next layer's units."""
         check_input(x, type(self).__name__)
         activation = torch.relu(self.preactivation(x, residual))
         if self.gain == "threshold":
@@ -292,7 +292,7 @@ class SpikingLayer(HasNeurons):
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
     def _window_product(self, x: Signal) -> Tensor:
-        """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
+        """The input of batch norm: the product at the counts of x, summed as by the kernel that fires."""
         if not isinstance(x, SpikeTrain):
             return self._ann_product(x)
         read: Any

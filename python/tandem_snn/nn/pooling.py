@@ -21,7 +21,7 @@ Size = int | tuple[int, int]
 
 
 class AvgPool2d(nn.Module):
-    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, what a spike is worth passed on.
+    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, and the gain of the input.
 
     Where k² is no power of two, float32 rounds 1/k² and the potential: after k² spikes it may miss the threshold, so a
     spike may come at another step, or its count be one less, than in exact arithmetic. Other simulators round so too,
@@ -31,7 +31,7 @@ class AvgPool2d(nn.Module):
         kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
         v_init: the neurons' potential before the first step. 0.5 rounds a mean count where 0 cuts it off.
-        timing: as of :class:`SpikingLayer`; the attribute may be set anew.
+        timing: as of :class:`NeuronOptions`; the attribute may be changed.
         device, dtype: of the fixed weight.
 
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
@@ -100,8 +100,8 @@ class AvgPool2d(nn.Module):
         return potential_trace(x.T, self.v_init, after)
 
     def _currents(self, spikes: Tensor) -> Tensor:
-        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are one, so what is in a window is counted
-        first, in integers, and weighted once.
+        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are equal: a window is summed in integers,
+        then weighted once.
         """
         if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
             spikes = spikes.int()

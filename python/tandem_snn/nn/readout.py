@@ -22,7 +22,7 @@ class Readout(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        weight_bits: as of :class:`SpikingLayer`.
+        weight_bits: as of :class:`NeuronOptions`.
 
     Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
 
@@ -68,5 +68,5 @@ class Readout(nn.Linear):
             return F.linear(counts.float(), weight.float(), bias).to(dtype)
 
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
-        """As of :class:`SpikingLayer`; or those in the place of its own."""
+        """As of :class:`SpikingLayer`; ``weight`` replaces the layer's own."""
         return rounded(self.weight if weight is None else weight, self.weight_bits)

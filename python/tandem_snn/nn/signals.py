@@ -54,15 +54,15 @@ def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tenso
 
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """``f``, a reduction, of the effective counts. Bad samples become NaN after it, on fewer numbers."""
+    """A reduction ``f`` of the effective counts. Bad samples become NaN after it, where there are fewer numbers."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
     return spoiled(f(_worth(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
-    """x with ``f`` applied to its planes, counts or values, but not to its gain. Only their last dimensions, the
-    features, are the same.
+    """x with ``f`` applied to its planes, counts or values, which agree only in their last dimensions, the features.
+    Its gain stays.
     """
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]

@@ -86,7 +86,7 @@ class _Conv(SpikingLayer):
         return applied
 
     def _lay_out(self) -> None:
-        """Weights lie channels-last from when they come to a GPU: its kernels read them so, else each call copies."""
+        """On a GPU weights are channels-last, as its kernels read them; else each call would copy them."""
         if self.weight.is_cuda and not is_lazy(self.weight):
             self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
