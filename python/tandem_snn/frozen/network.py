@@ -107,6 +107,8 @@ class FrozenNetwork(nn.Module):
         return self.T
 
     def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Tensor:
+        if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            return self._replay(x)
         program = self._program(x)
         if x.device.type == "cpu" and program.refusal is None:
             try:
@@ -114,14 +116,18 @@ class FrozenNetwork(nn.Module):
             except (RuntimeError, ValueError) as error:  # the layers may do better, or say what is wrong with x
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
-        run: Any = program.layers
-        if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing() and (key := key_of(x)) is not None:
-            if key not in self._graphs:
-                if len(self._graphs) == MOST_GRAPHS:
-                    del self._graphs[next(iter(self._graphs))]
-                self._graphs[key] = capture(program.layers, x)
-            run = self._graphs[key] or run
-        answer: Tensor = run(x)
+        answer: Tensor = program.layers(x)
+        return answer
+
+    def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
+        """On a GPU: the kernels of the layers as one CUDA graph, or one by one if there can be none."""
+        layers, key = self._program(x).layers, key_of(x)
+        if key is not None and key not in self._graphs:
+            if len(self._graphs) == MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = capture(layers, x)
+        graph = self._graphs.get(key)
+        answer: Tensor = layers(x) if graph is None else graph(x)
         return answer
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
