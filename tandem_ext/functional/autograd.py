@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
-from .neuron import Static, Tensors, cast, over_inputs, over_space
+from .neuron import Static, cast, over_inputs, over_space
 from .products import Product, float32_precision
 
 _ops = torch.ops.tandem
@@ -117,22 +117,11 @@ class Saved(NamedTuple):
     spikes: Any
 
 
-def run(
-    edge: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    beta: Tensor | None,
-    planes: Tensor | None,
-    tensors: Tensors,
-    static: Static,
-    train: bool,
-) -> tuple[Tensor, ...]:
+def run(inputs: Inputs, train: bool) -> tuple[Tensor, ...]:
     """The layer's op: (planes, counts, mask, v, bad), with batch norm (product,) mean, var before bad."""
-    residual, _, residual_scale, _, v_init, bad = tensors
+    edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
-        assert weight is not None
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
@@ -145,7 +134,6 @@ def run(
             return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)  # type: ignore[no-any-return]
         op = _conv_bn_if if source.stride else _linear_bn_if
         return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)  # type: ignore[no-any-return]
-    assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
@@ -185,8 +173,8 @@ class Fire(Function):
         bad: Tensor | None,
         static: Static,
     ) -> tuple[Tensor, ...]:
-        tensors = Tensors(residual, residual_edge, residual_scale, theta, v_init, bad)
-        return run(edge, weight, scale, shift, beta, planes, tensors, static, True)
+        neurons = residual, residual_edge, residual_scale, theta, v_init, bad
+        return run(Inputs(edge, weight, scale, shift, beta, planes, *neurons, static), True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -348,4 +336,5 @@ def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
     """times·scale·grad, in the type of grad."""
     if scale is None:
         return grad if times == 1 else times * grad
-    return (grad * over_space(scale if times == 1 else times * scale, grad.shape)).to(grad.dtype)
+    result: Tensor = grad * over_space(scale if times == 1 else times * scale, grad.shape)
+    return cast(result, grad.dtype)

@@ -47,7 +47,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     shape = train.shape
     checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
     checks.one_of("gate", gate, checks.GATES)
-    theta = over_space(threshold, shape) if isinstance(threshold, Tensor) and threshold.dim() else threshold
+    theta = over_space(threshold, shape)
     open_ = z > 0
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)

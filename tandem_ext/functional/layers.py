@@ -12,7 +12,7 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..train import SpikeTrain
 from .layer import Input, Result, layer, source_of
 from .neuron import Neuron, channels_of, checked, shows_neuron
-from .products import LINEAR, Product, convolution
+from .products import LINEAR, convolution
 
 Size1 = int | tuple[int]
 Size2 = int | tuple[int, int]
@@ -70,9 +70,7 @@ def linear_if(
     >>> weight.grad  # z > 0, so the gradient is that of W c at the counts 4 and 4
     tensor([[4., 4.]])
     """
-    checks.signal("x", x)
-    checks.weight("weight", weight, 2, "[N, K]", or_int8=True)
-    settings = checked(LINEAR, x.T, weight.shape[0], **neuron)
+    settings = _checked(x, weight, (), None, neuron)
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
@@ -106,8 +104,7 @@ def conv1d_if(
     tensor([[[2., 3., 3., 3., 2.],
              [2., 3., 3., 3., 2.]]])
     """
-    product = _convolution(x, weight, 1, True, stride, padding, dilation, groups)
-    settings = checked(product, x.T, weight.shape[0], **neuron)
+    settings = _checked(x, weight, (1, stride, padding, dilation, groups), None, neuron)
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
@@ -140,8 +137,7 @@ def conv2d_if(
               [3., 4., 3.],
               [2., 3., 2.]]]])
     """
-    product = _convolution(x, weight, 2, True, stride, padding, dilation, groups)
-    settings = checked(product, x.T, weight.shape[0], **neuron)
+    settings = _checked(x, weight, (2, stride, padding, dilation, groups), None, neuron)
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
@@ -182,10 +178,7 @@ def linear_bn_if(
     >>> train.counts.tolist(), mean, var
     ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
     """
-    checks.signal("x", x)
-    checks.weight("weight", weight, 2, "[N, K]")
-    checks.eps(eps)
-    settings = checked(LINEAR, x.T, weight.shape[0], eps, **neuron)
+    settings = _checked(x, weight, (), eps, neuron)
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
@@ -212,9 +205,7 @@ def conv1d_bn_if(
     >>> train.shape, mean, var
     (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
     """
-    product = _convolution(x, weight, 1, False, stride, padding, dilation, groups)
-    checks.eps(eps)
-    settings = checked(product, x.T, weight.shape[0], eps, **neuron)
+    settings = _checked(x, weight, (1, stride, padding, dilation, groups), eps, neuron)
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
@@ -241,9 +232,7 @@ def conv2d_bn_if(
     >>> train.shape, mean, var
     (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
     """
-    product = _convolution(x, weight, 2, False, stride, padding, dilation, groups)
-    checks.eps(eps)
-    settings = checked(product, x.T, weight.shape[0], eps, **neuron)
+    settings = _checked(x, weight, (2, stride, padding, dilation, groups), eps, neuron)
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
@@ -283,9 +272,15 @@ def if_scan(
     return layer(currents, None, None, scale, shift, None, residual, *settings)[0]
 
 
-def _convolution(x: Input, weight: Tensor, dims: int, or_int8: bool, *geometry: Any) -> Product:
-    """The product of a convolution over so many dimensions of space, of checked x and weight."""
+_LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by their dimensions of space
+
+
+def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | None, neuron: Neuron) -> Any:
+    """Checks all but tensors that the neurons have: :func:`checked` for this product, (dims, stride, ...) or linear."""
+    dims = geometry[0] if geometry else 0
     checks.signal("x", x)
-    layout = "[N, K/groups, k]" if dims == 1 else "[N, K/groups, kh, kw]"
-    checks.weight("weight", weight, dims + 2, layout, or_int8)
-    return convolution(weight.shape[2:], *geometry)
+    checks.weight("weight", weight, dims + 2, _LAYOUTS[dims], or_int8=eps is None)
+    if eps is not None:
+        checks.eps(eps)
+    product = convolution(weight.shape[2:], *geometry[1:]) if geometry else LINEAR
+    return checked(product, x.T, weight.shape[0], eps, **neuron)

@@ -274,9 +274,11 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
     return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def over_space(per_channel: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[C] so that it broadcasts against [B, C, *space]."""
-    return per_channel.view(-1, *[1] * (len(shape) - 2)) if len(shape) > 2 else per_channel
+def over_space(value: Any, shape: tuple[int, ...]) -> Any:
+    """A number, or one per channel [C], so that it broadcasts against [B, C, *space]."""
+    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) > 2:
+        return value.view(-1, *[1] * (len(shape) - 2))
+    return value
 
 
 def over_inputs(per_output: Tensor, weight: Tensor) -> Tensor:

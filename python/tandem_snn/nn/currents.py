@@ -73,11 +73,11 @@ def fire_steps(
     return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=some.bad)
 
 
-def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:
-    """The potentials after steps 0 .. T-1, [T, ...]; ``after(t, v)`` is that after step t, given v before it."""
+def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
+    """The potentials after each of the currents [T, B, *features], of neurons that begin at v."""
     trace = []
-    for t in range(T):
-        v = after(t, v)
+    for current in currents.split(1):
+        _, v = if_scan(current, v_init=v, steps=len(currents), return_v=True, **neuron)  # type: ignore[misc]
         trace.append(v)
     return torch.stack(trace)
 
@@ -89,12 +89,8 @@ def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float |
     Args:
         integrated: t -> the potential of the input's first t steps.
     """
-    trace = [integrated(t) for t in range(1, T + 1)]
-    for _ in range(T):
-        silence, v = torch.zeros_like(trace[-1]).unsqueeze(0), trace[-1]
-        _, v = if_scan(silence, threshold=threshold, v_init=v, return_v=True)  # type: ignore[misc]
-        trace.append(v)
-    return torch.stack(trace)
+    trace = torch.stack([integrated(t) for t in range(1, T + 1)])
+    return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])
 
 
 def until(x: Signal, t: int) -> Signal:

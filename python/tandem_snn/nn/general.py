@@ -22,9 +22,9 @@ from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
 from .batch_norm import batch_affine, fold_norm, uses_batch
-from .currents import AT_ONCE, fire_steps, potential_trace, window_trace
+from .currents import AT_ONCE, fire_steps, scan_trace, window_trace
 from .options import DEFAULTS, HasNeurons
-from .signals import Signal, describe, effective_counts, over_features
+from .signals import Signal, describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
 
@@ -58,7 +58,7 @@ def currents_of(x: Signal | Currents) -> Currents:
     if isinstance(x, Currents):
         return x
     total = effective_counts(x)
-    gain = over_features(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
+    gain = over_space(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
     if isinstance(x, SpikeTrain):
         train, dtype = x, total.dtype
 
@@ -211,7 +211,7 @@ SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # re
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
     gain = torch.as_tensor(x.gain, dtype=dtype, device=x.device)
-    return torch.as_tensor(over_features(gain, x.shape)).expand(1, *x.shape[1:])
+    return torch.as_tensor(over_space(gain, x.shape)).expand(1, *x.shape[1:])
 
 
 def normalise(x: Any, norm: _BatchNorm) -> Any:
@@ -230,7 +230,7 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
     z = norm(u.total)
     with torch.no_grad():
         scale, shift = batch_affine(norm, u.total) if uses_batch(norm) else fold_norm(norm)
-        scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift / u.T))
+        scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
 
 
@@ -299,7 +299,7 @@ class Neurons(HasNeurons):
             train = self._fire(u)
         z = u.total
         if self.moved:
-            z = z + u.T * self._over_space(self.offset, u)
+            z = z + u.T * over_space(self.offset, u.shape)
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
@@ -310,9 +310,9 @@ class Neurons(HasNeurons):
         return self.worth(train)
 
     def _fire(self, u: Currents) -> SpikeTrain:
-        v = self._over_space(self.v_init, u)
+        v = over_space(self.v_init, u.shape)
         v = v.expand(u.shape) if v.dim() else v
-        offset = self._over_space(self.offset, u) if self.moved else 0.0
+        offset = over_space(self.offset, u.shape) if self.moved else 0.0
         neuron = self.dynamics()
         if self.timing == "window":
             total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
@@ -328,23 +328,13 @@ class Neurons(HasNeurons):
         u = currents_of(x)
         starts = range(0, 1 if u.constant else u.T, AT_ONCE)
         chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
-        currents = torch.cat(chunks) + self._over_space(self.offset, u)
+        currents = torch.cat(chunks) + over_space(self.offset, u.shape)
         currents = currents.expand(u.T, *u.shape) if u.constant else currents
-        v_init = self._over_space(self.v_init, u)
+        v_init = over_space(self.v_init, u.shape)
         v_init = v_init.expand(u.shape) if v_init.dim() else v_init
         if self.timing == "window":
             return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
-
-        def after(t: int, v: float | Tensor) -> Tensor:
-            _, v = te.functional.if_scan(  # type: ignore[misc]
-                currents[t : t + 1], v_init=v, return_v=True, steps=u.T, **self.dynamics()
-            )
-            return v
-
-        return potential_trace(u.T, v_init, after)
-
-    def _over_space(self, value: Tensor, u: Currents) -> Tensor:
-        return over_space(value, tuple(u.shape)) if value.dim() else value
+        return scan_trace(currents, v_init, **self.dynamics())
 
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]

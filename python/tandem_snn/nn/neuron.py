@@ -19,10 +19,10 @@ from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track, uses_batch
-from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
+from .currents import NEVER, residual_total, step_currents, step_of, until, window_trace
 from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_input, check_signal, describe, effective_counts, over_features
+from .signals import Signal, check_input, check_signal, describe, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 
@@ -148,10 +148,7 @@ class SpikingLayer(HasNeurons):
         if self.gain == "threshold":
             return activation
         assert not isinstance(self.gain, str)
-        threshold = self.threshold
-        if isinstance(threshold, Tensor):
-            threshold = over_space(threshold, tuple(activation.shape))
-        return activation / threshold * self.gain
+        return activation / over_space(self.threshold, activation.shape) * self.gain
 
     def _static(self, T: int, eps: float | None = None) -> Static:
         return self.static(self.synapses(), T, eps, self.weight_bits is not None)
@@ -278,14 +275,14 @@ class SpikingLayer(HasNeurons):
 
         if self.timing == "window":
             return window_trace(x.T, integrated, self.threshold)
-
-        def after(t: int, v: float | Tensor) -> Tensor:
+        trace, v = [], self.v_init
+        for t in range(x.T):
             more: Any = residual
             if residual is not None:
                 more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
-            return self._fire(step_of(x, t), scale, shift, more, v, static._replace(T=1))[0][1]
-
-        return potential_trace(x.T, self.v_init, after)
+            (_, v), *_ = self._fire(step_of(x, t), scale, shift, more, v, static._replace(T=1))
+            trace.append(v)
+        return torch.stack(trace)
 
     def _ann_product(self, x: Signal | Tensor) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)
@@ -300,7 +297,7 @@ class SpikingLayer(HasNeurons):
         u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
         worth = read.gain if step is None else step * read.gain
         if isinstance(worth, Tensor) or worth != 1.0:
-            u = u * over_features(worth, u.shape)
+            u = u * over_space(worth, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
     def _currents(self, x: Signal) -> Tensor:

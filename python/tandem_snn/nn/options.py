@@ -81,6 +81,9 @@ class HasNeurons(nn.Module):
         """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
         if name in CHECKS and not isinstance(value, Tensor):
             CHECKS[name](self, value)
+            if name in ("timing", "leak", "gate"):
+                neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
+                checks.timing_fits(*neuron.values())
         super().__setattr__(name, value)
 
     def static(self, source: Product | str, T: int, eps: float | None = None, few_bits: bool = False) -> Static:
@@ -120,29 +123,14 @@ def _check_gain(layer: Any, gain: object) -> None:
         checks.gain("gain", gain)
 
 
-def _check_leak(layer: Any, leak: Any) -> None:
-    checks.leak(leak)
-    checks.timing_fits(layer.timing, leak, "relu")
-
-
-def _check_gate(layer: Any, gate: Any) -> None:
-    checks.one_of("gate", gate, checks.GATES)
-    checks.timing_fits(layer.timing, 1.0, gate)
-
-
-def _check_timing(layer: Any, timing: Any) -> None:
-    checks.one_of("timing", timing, checks.TIMINGS)
-    checks.timing_fits(timing, layer.leak, layer.gate)
-
-
 # In the order in which they are shown.
 CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "leak": _check_leak,
+    "leak": lambda layer, value: checks.leak(value),
     "v_init": lambda layer, value: checks.v_init(value),
     "gain": _check_gain,
-    "gate": _check_gate,
+    "gate": lambda layer, value: checks.one_of("gate", value, checks.GATES),
     "bn_stats": lambda layer, value: checks.one_of("bn_stats", value, BN_STATS),
     "weight_bits": lambda layer, value: check_bits(value),
-    "timing": _check_timing,
+    "timing": lambda layer, value: checks.one_of("timing", value, checks.TIMINGS),
 }

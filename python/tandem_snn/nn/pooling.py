@@ -14,7 +14,7 @@ import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
-from .currents import fire_steps, potential_trace, until, window_trace
+from .currents import fire_steps, scan_trace, until, window_trace
 from .signals import Signal, check_input, map_counts, map_features
 
 Size = int | tuple[int, int]
@@ -91,13 +91,7 @@ class AvgPool2d(nn.Module):
         """As of :class:`SpikingLayer`."""
         if self.timing == "window":
             return window_trace(x.T, lambda t: self.v_init + self._currents(until(x, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
-        currents = self._currents(x.to_dense(torch.uint8))
-
-        def after(t: int, v: float | Tensor) -> Tensor:
-            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, return_v=True)  # type: ignore[misc]
-            return v
-
-        return potential_trace(x.T, self.v_init, after)
+        return scan_trace(self._currents(x.to_dense(torch.uint8)), self.v_init)
 
     def _currents(self, spikes: Tensor) -> Tensor:
         """The means of spikes or counts [T, B, C, H, W], uint8. All weights are equal: a window is summed in integers,

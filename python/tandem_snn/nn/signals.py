@@ -45,12 +45,7 @@ def effective_counts(x: Signal | Tensor) -> Tensor:
 
 
 def _worth(counts: Tensor, x: Signal) -> Tensor:
-    return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_features(x.gain, x.shape)
-
-
-def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
-    """A gain that broadcasts against [B, *features]: reshaped if it is one per channel [C], else unchanged."""
-    return over_space(gain, shape) if isinstance(gain, Tensor) and gain.dim() == 1 else gain
+    return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_space(x.gain, x.shape)
 
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
