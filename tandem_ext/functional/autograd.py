@@ -117,8 +117,10 @@ class Saved(NamedTuple):
     spikes: Any
 
 
-def run(inputs: Inputs, train: bool) -> tuple[Tensor, ...]:
-    """The layer's op: (planes, counts, mask, v, bad), with batch norm (product,) mean, var before bad."""
+def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
+    """The op of a layer with these :class:`Inputs`: (planes, counts, mask, v, bad), with batch norm (product,) mean, var
+    before bad.
+    """
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
@@ -174,7 +176,7 @@ class Fire(Function):
         static: Static,
     ) -> tuple[Tensor, ...]:
         neurons = residual, residual_edge, residual_scale, theta, v_init, bad
-        return run(Inputs(edge, weight, scale, shift, beta, planes, *neurons, static), True)
+        return run((edge, weight, scale, shift, beta, planes, *neurons, static), True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

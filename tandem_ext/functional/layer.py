@@ -12,7 +12,7 @@ from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, spoiled
-from .autograd import Fire, Inputs, WindowProduct, apply, run
+from .autograd import Fire, WindowProduct, apply, run
 from .neuron import Static, cast, channels_of, fold, fold_norm, over_space, per_channel, tensors_of
 from .products import Product
 
@@ -66,7 +66,7 @@ def layer(
         bias = None if bias is None else per_channel("bias", bias, channels, like)
         scale, shift, beta = fold_norm(tensors.theta, scale, shift, step, gain, channels, like)
 
-    inputs = Inputs(edge, weight, scale, shift, beta, planes, *tensors, static)
+    inputs = edge, weight, scale, shift, beta, planes, *tensors, static
     train = torch.is_grad_enabled() and needs_grad(edge, weight, scale, shift, beta, *tensors[:4])
     outputs = apply(Fire, *inputs) if train else run(inputs, False)
     dtype = torch.float32 if like.dtype == torch.int8 else like.dtype
