@@ -160,7 +160,7 @@ def beside(name: str, value: Any, layout: str, planes_: Tensor, shape: torch.Siz
     """A floating-point tensor that belongs to planes."""
     _tensor(name, value, "floating-point", layout, Tensor.is_floating_point)
     if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {list(shape)} as the planes have, got {list(value.shape)}")
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
     same_device(name, value, "planes", planes_.device)
 
 
@@ -269,11 +269,9 @@ def leak(value: Any) -> None:
 
 def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
     """A window layer integrates a whole window before it fires: it has no leak, and no spike is early."""
-    if timing_ == "step":
-        return
-    if leak_ != 1:
+    if timing_ == "window" and leak_ != 1:
         raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
-    if gate_ == "resu":
+    if timing_ == "window" and gate_ == "resu":
         raise ValueError(
             "gate: with timing='window' no neuron fires too early, which 'resu' is for: use 'relu' or 'clip'"
         )

@@ -118,8 +118,8 @@ class Saved(NamedTuple):
 
 
 def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
-    """The op of a layer with these :class:`Inputs`: (planes, counts, mask, v, bad), with batch norm (product,) mean, var
-    before bad.
+    """The op of a layer with these :class:`Inputs`: (planes, counts, mask, v, bad), with batch norm (product,)
+    mean, var before bad.
     """
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static

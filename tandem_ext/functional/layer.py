@@ -104,14 +104,17 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
 
     A gain per channel goes into the weight; one gain for all channels stays with x.
     """
-    x, weight = by_channel(x, weight, product)
+    if isinstance(x.gain, Tensor):
+        x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a gain has no space
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
-    return x, cast(weight, autocast_dtype(weight)), shape
+    if torch._C._is_any_autocast_enabled():
+        weight = cast(weight, autocast_dtype(weight))
+    return x, weight, shape
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:

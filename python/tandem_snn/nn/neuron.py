@@ -158,7 +158,7 @@ class SpikingLayer(HasNeurons):
         and for spikes the integers are int8.
         """
         weight = self.weight
-        if isinstance(x.gain, Tensor) and x.gain.dim():
+        if isinstance(x.gain, Tensor):
             x, weight = by_channel(x, weight, self.synapses())
         if self.weight_bits is None:
             return x, weight, None
