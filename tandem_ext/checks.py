@@ -1,7 +1,7 @@
-"""Argument checks. Each names the argument, what it was and what is allowed; each costs well under a microsecond.
+"""Argument checks. Errors name the argument, its value and what is allowed. Each costs well under a microsecond.
 
-Values are read only by :func:`high_bits`, :func:`binary` and, for tensors in CPU memory, :func:`threshold` and
-:func:`v_init`; never while torch compiles, exports, captures or maps (:func:`_readable`).
+Some read the values of tensors and say so, as do :func:`threshold` and :func:`v_init` in CPU memory; never while torch
+compiles, exports, captures or maps (:func:`_readable`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _describe(value: object) -> str:
 
 
 def _readable(*tensors: Tensor) -> bool:
-    """May Python look at these values? Only outside of tracing and transforms, where a value means something."""
+    """May Python read these values? Only outside of tracing and transforms, where they exist."""
     if torch.compiler.is_compiling():
         return False
     return not any(
@@ -71,7 +71,7 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def _tensor(name: str, value: object, what: str, layout: str, is_one: Callable[[Tensor], bool], dims: int = 0) -> None:
-    """A tensor that ``is_one``, with at least so many of the dimensions that layout names."""
+    """A tensor for which ``is_one`` holds, with at least so many dimensions."""
     if not isinstance(value, Tensor) or not is_one(value):
         raise TypeError(f"{name}: expected {what} {layout}, got {_describe(value)}")
     if value.dim() < dims:

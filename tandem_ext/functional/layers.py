@@ -276,7 +276,7 @@ _LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, 
 
 
 def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | None, neuron: Neuron) -> Any:
-    """Checks all but tensors that the neurons have: :func:`checked` for this product, (dims, stride, ...) or linear."""
+    """Checks x, the weight and the keywords: :func:`checked` for a convolution (dims, stride, ...), or () if linear."""
     dims = geometry[0] if geometry else 0
     checks.signal("x", x)
     checks.weight("weight", weight, dims + 2, _LAYOUTS[dims], or_int8=eps is None)

@@ -89,7 +89,7 @@ def checked(
     timing: str = "step",
     return_v: bool = False,
 ) -> tuple[float | Tensor, float | Tensor, Static]:
-    """(threshold, v_init, static) of the keyword arguments :class:`Neuron`. Checks what is no tensor.
+    """(threshold, v_init, static) of the keyword arguments :class:`Neuron`, checked unless they are tensors.
 
     A tensor threshold is a unit, in which neurons fire at 1.
     """
@@ -113,11 +113,11 @@ def checked(
 
 
 def shows(keywords: Any, defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """A decorator of a function or a class, for help() and completion: they show these keyword arguments with their
-    defaults, not ``**neuron``.
+    """A decorator of a function or a class, whose signature in help() and completion then has these keyword arguments
+    and their defaults instead of ``**neuron``.
 
     Args:
-        keywords: the TypedDict of them.
+        keywords: their TypedDict.
     """
 
     def decorate(of: F) -> F:

@@ -68,7 +68,7 @@ shows_neuron_options = shows(NeuronOptions, DEFAULTS)
 
 
 class HasNeurons(nn.Module):
-    """A module whose attributes say what its neurons are; they may be changed, and are checked when set."""
+    """A module with neurons. Their settings are attributes, which may be changed, and are checked when set."""
 
     threshold: float | Tensor
     leak: float = 1.0
@@ -78,31 +78,31 @@ class HasNeurons(nn.Module):
     timing: str = "step"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
+        """Settings other than tensors are checked here, once; tensors, whose values change, in each forward pass."""
         if name in CHECKS and not isinstance(value, Tensor):
             CHECKS[name](self, value)
             if name in ("timing", "leak", "gate"):
                 neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
-                checks.timing_fits(*neuron.values())
+                checks.timing_fits(neuron["timing"], neuron["leak"], neuron["gate"])
         super().__setattr__(name, value)
 
     def static(self, source: Product | str, T: int, eps: float | None = None, few_bits: bool = False) -> Static:
-        """The arguments of an op besides tensors."""
+        """The arguments of an op other than tensors."""
         threshold = self.threshold
         fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
         return Static(source, T, False, eps, few_bits, T, fire_at, float(self.leak), self.gate, self.timing)
 
     def dynamics(self) -> dict[str, Any]:
-        """The neuron's own arguments of :func:`tandem_ext.functional.if_scan`."""
+        """What the neuron does at a step, as arguments of :func:`tandem_ext.functional.if_scan`."""
         return {"threshold": self.threshold, "leak": self.leak}
 
     def worth(self, train: SpikeTrain) -> SpikeTrain:
-        """The train, each spike of which is worth what the next layer is to see."""
+        """The train with the gain of these neurons."""
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else train.but(gain=gain)
 
     def settings(self, defaults: Mapping[str, Any]) -> list[str]:
-        """Those that differ from the defaults, as text; those without a default are left out."""
+        """The settings that differ from these defaults, as text."""
         shown = []
         for name in (name for name in CHECKS if name in defaults):
             value = getattr(self, name)
