@@ -130,9 +130,7 @@ class SpikeTrain(Signal):
         train.timing = timing
         train._counts = counts
         train.gain = gain
-        if dtype is None:
-            dtype = torch.get_default_dtype() if counts is None else counts.dtype
-        train._dtype = dtype
+        train._dtype = dtype or (torch.get_default_dtype() if counts is None else counts.dtype)
         train.bad = bad
         return train
 
@@ -274,8 +272,7 @@ class SpikeTrain(Signal):
     @property
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
-        counts = self._counts
-        return counts if counts is not None and needs_grad(counts) else None
+        return self._counts if needs_grad(self._counts) else None
 
     @property
     def counts(self) -> Tensor:

@@ -220,12 +220,9 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
-        """The results of :meth:`step` at all steps, [T, B, outputs], in about the time of a single call.
+        """The results of :meth:`step` at all steps, [T, B, outputs], for a batch x as for a call, in about its time.
 
         Of a pipeline, the results at the steps of the window in which the answer comes.
-
-        Args:
-            x: a batch as for a call.
 
         Raises:
             TypeError: x is not a batch.
@@ -281,13 +278,10 @@ class FrozenNetwork(nn.Module):
         return answers[last, torch.arange(len(last))], last + 1
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the network as one file, for :func:`load_frozen` and for programs without Python.
+        """Writes the network as the file ``path``, for :func:`load_frozen` and for programs without Python.
 
         The file is safetensors with a format version and a checksum, written whole or not at all. It holds the program
         and its numbers; weights of few bits take a byte each. The stream's state is not saved.
-
-        Args:
-            path: the file.
 
         Raises:
             ValueError: the network has other parts than layers of ``tandem_snn.nn``: a file holds no code. The message
@@ -363,13 +357,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
 
 def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
-    """A frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
+    """A frozen network from the file ``path`` of :meth:`FrozenNetwork.save`, with bit-identical answers.
 
     The file may be untrusted: it has no code, sizes are checked before anything is allocated, and checksum and every
     setting of every layer are checked. The cost of running its layers has no limit.
-
-    Args:
-        path: the file.
 
     Raises:
         UserError: no such file, not a frozen network, damaged, another version of the format, or an impossible network;
