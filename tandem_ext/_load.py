@@ -1,6 +1,6 @@
 """Loads the compiled extension, which registers torch.ops.tandem.
 
-``TANDEM_LIBRARY`` may name another build of it, also one for another version of Python: the ops need none.
+``TANDEM_LIBRARY`` may name another build, even for another version of Python: the ops do not depend on it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _load(library: str | None) -> dict[str, Any]:
 
 
 def _old_driver(toolkit: int, driver: int) -> str | None:
-    """What to say where the driver is too old for the kernels; versions as CUDA counts them, 13000 for 13.0, 0 for no
+    """The warning about a driver that is too old for the kernels. Versions as CUDA counts them: 13000 is 13.0, 0 is no
     driver."""
     if driver == 0 or driver // 1000 >= toolkit // 1000:
         return None

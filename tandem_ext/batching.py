@@ -18,7 +18,7 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     """Concatenate trains, or inputs of one kind.
 
     Args:
-        signals: at least one; all of one kind, T and gain. Side by side each may have its own gain per channel.
+        signals: at least one; all of one kind, T and gain. Joined along channels, each may have its own gain [C].
         dim: the dimension of [B, *features], by default the batch.
 
     Raises:
@@ -58,7 +58,7 @@ def _fit(a: torch.Size, b: torch.Size, dim: int) -> bool:
 
 
 def _same_gain(a: float | Tensor, b: float | Tensor) -> bool:
-    """Two tensors are the same gain only as one object: comparing values would synchronise, and lose a gradient."""
+    """Tensors must be one object: a comparison of values would synchronise, and one of two gradients would be lost."""
     return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
 
 
@@ -66,4 +66,4 @@ def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return cat(batch)
 
 
-default_collate_fn_map[Signal] = _cat_signals  # torch's way to teach DataLoaders a type
+default_collate_fn_map[Signal] = _cat_signals  # torch's registry of types for DataLoaders

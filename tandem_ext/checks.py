@@ -1,13 +1,13 @@
-"""Argument checks. Each names the argument, what it was and what is allowed; each costs well under a microsecond.
+"""Argument checks. Errors name the argument, its value and what is allowed. Each costs well under a microsecond.
 
-Values are read only by :func:`high_bits`, :func:`binary` and, for tensors in CPU memory, :func:`threshold` and
-:func:`v_init`; never while torch compiles, exports, captures or maps (:func:`_readable`).
+Some read the values of tensors and say so, as do :func:`threshold` and :func:`v_init` in CPU memory; never while torch
+compiles, exports, captures or maps (:func:`_readable`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def _describe(value: object) -> str:
 
 
 def _readable(*tensors: Tensor) -> bool:
-    """May Python look at these values? Only outside of tracing and transforms, where a value means something."""
+    """May Python read these values? Only outside of tracing and transforms, where they exist."""
     if torch.compiler.is_compiling():
         return False
     return not any(
@@ -62,6 +62,28 @@ def same_device(name: str, tensor: Tensor | Signal, other: str, expected: torch.
         raise ValueError(f"{name} is on {tensor.device}, but {other} is on {expected}: move one of them")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return not tensor.is_complex()
+
+
+def _tensor(name: str, value: object, what: str, layout: str, is_one: Callable[[Tensor], bool], dims: int = 0) -> None:
+    """A tensor for which ``is_one`` holds, with at least so many dimensions."""
+    if not isinstance(value, Tensor) or not is_one(value):
+        raise TypeError(f"{name}: expected {what} {layout}, got {_describe(value)}")
+    if value.dim() < dims:
+        least = "a batch dimension" if dims == 1 else "at least two dimensions"
+        raise ValueError(f"{name}: expected {least} {layout}, got {_describe(value)}")
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r:.80}")
+
+
 # --- trains and inputs ------------------------------------------------------------------------------------------------
 
 
@@ -77,29 +99,24 @@ def T(name: str, value: object, timing_: str = "step") -> None:
 
 def gain(name: str, value: object, channels: int | None = None) -> None:
     """A number or a 0-dim tensor; with ``channels`` also [channels]."""
+    expected = "a float or a 0-dim floating-point tensor"
     if isinstance(value, Tensor) and value.dim() and channels is not None:
         per_channel(name, value, channels, value.device)
-    elif isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
-        if value.dim() != 0:
-            raise ValueError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
-    elif not -math.inf < value < math.inf:  # not isfinite, which Dynamo does not know of a dynamic float
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+    elif isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+        raise ValueError(f"{name}: expected {expected}, got {_describe(value)}")
+    elif not (value.is_floating_point() if isinstance(value, Tensor) else _is_number(value)):
+        raise TypeError(f"{name}: expected {expected}, got {_describe(value)}")
+    elif not isinstance(value, Tensor) and not -math.inf < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a finite number, got {value}")  # isfinite: unknown to Dynamo
 
 
-def planes(name: str, value: object, steps: object = None) -> None:
+def planes(name: str, value: Any, steps: Any = None) -> None:
     """uint8 [P, B, *features]; with ``steps``, P must be ceil(steps / 8)."""
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8:
-        raise TypeError(f"{name}: expected uint8 planes [ceil(T/8), B, *features], got {_describe(value)}")
-    if value.dim() < 2:
-        raise ValueError(f"{name}: expected at least two dimensions [ceil(T/8), B, *features], got {_describe(value)}")
+    _tensor(name, value, "uint8 planes", "[ceil(T/8), B, *features]", lambda t: t.dtype == torch.uint8, 2)
     if steps is not None:
         T("T", steps)
-        if value.shape[0] != (steps + 7) // 8:  # type: ignore[operator]
-            raise ValueError(f"{name}: T={steps} needs ceil(T/8)={(steps + 7) // 8} planes, got {value.shape[0]}")  # type: ignore[operator]
+        if value.shape[0] != (steps + 7) // 8:
+            raise ValueError(f"{name}: T={steps} needs ceil(T/8)={(steps + 7) // 8} planes, got {value.shape[0]}")
     device(name, value)
 
 
@@ -124,56 +141,40 @@ def bursts(name: str, value: Tensor, made: Tensor) -> None:
         )
 
 
-def whole_counts(name: str, value: object, steps: Any) -> None:
+def whole_counts(name: str, value: Any, steps: Any) -> None:
     """The counts of bursts, [B, *features]: whole numbers from 0 to T. Reads values."""
     T("T", steps, "window")
-    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name}: expected a tensor of whole numbers [B, *features], got {_describe(value)}")
-    if value.dim() < 1:
-        raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
+    whole = "a tensor of whole numbers"
+    _tensor(name, value, whole, "[B, *features]", lambda t: _is_real(t) and t.dtype != torch.bool, 1)
     device(name, value)
-    if _readable(value):
-        whole = value == value.round() if value.is_floating_point() else True
-        if not bool(((value >= 0) & (value <= steps) & whole).all()):
-            raise ValueError(f"{name}: expected whole numbers from 0 to T={steps}, got others")
+    if _readable(value) and not _whole(value, steps):
+        raise ValueError(f"{name}: expected whole numbers from 0 to T={steps}, got others")
 
 
-def counts(name: str, value: object, planes_: Tensor) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point counts [B, *features], got {_describe(value)}")
-    if value.shape != planes_.shape[1:]:
-        raise ValueError(
-            f"{name}: expected shape {list(planes_.shape[1:])} as the planes have, got {list(value.shape)}"
-        )
+def _whole(value: Tensor, most: float) -> bool:
+    whole = value == value.round() if value.is_floating_point() else True
+    return bool(((value >= 0) & (value <= most) & whole).all())
+
+
+def beside(name: str, value: Any, layout: str, planes_: Tensor, shape: torch.Size) -> None:
+    """A floating-point tensor that belongs to planes."""
+    _tensor(name, value, "floating-point", layout, Tensor.is_floating_point)
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
     same_device(name, value, "planes", planes_.device)
 
 
-def bad(name: str, value: object, planes_: Tensor) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point [B], got {_describe(value)}")
-    if value.shape != planes_.shape[1:2]:
-        raise ValueError(f"{name}: expected shape {list(planes_.shape[1:2])}, got {list(value.shape)}")
-    same_device(name, value, "planes", planes_.device)
-
-
-def dense_spikes(name: str, value: object) -> None:
-    if not isinstance(value, Tensor) or value.is_complex():
-        raise TypeError(f"{name}: expected a real tensor [T, B, *features], got {_describe(value)}")
-    if value.dim() < 2:
-        raise ValueError(f"{name}: expected at least two dimensions [T, B, *features], got {_describe(value)}")
+def dense_spikes(name: str, value: Any) -> None:
+    _tensor(name, value, "a real tensor", "[T, B, *features]", _is_real, 2)
     if not 1 <= value.shape[0] <= MOST_STEPS["step"]:
-        raise ValueError(
-            f"{name}: expected T from 1 to {MOST_STEPS['step']} steps in dimension 0, got {_describe(value)}"
-        )
+        most = MOST_STEPS["step"]
+        raise ValueError(f"{name}: expected T from 1 to {most} steps in dimension 0, got {_describe(value)}")
 
 
-def frames(name: str, value: object) -> None:
+def frames(name: str, value: Any) -> None:
     """Event counts [F, B, *features]: whole numbers from 0. Reads values."""
-    if not isinstance(value, Tensor) or value.is_complex():
-        raise TypeError(f"{name}: expected a real tensor or array [F, B, *features], got {_describe(value)}")
-    if value.dim() < 2:
-        raise ValueError(f"{name}: expected at least two dimensions [F, B, *features], got {_describe(value)}")
-    if not bool(((value >= 0) & (value == value.round() if value.is_floating_point() else True)).all()):
+    _tensor(name, value, "a real tensor or array", "[F, B, *features]", _is_real, 2)
+    if not _whole(value, math.inf):
         raise ValueError(f"{name}: expected counts of events, whole numbers from 0, got others")
 
 
@@ -241,9 +242,9 @@ def per_channel(name: str, value: object, channels: int, expected: torch.device)
     same_device(name, value, "the layer", expected)
 
 
-def threshold(value: object, channels: int, expected: torch.device = _CPU) -> None:
+def threshold(value: Any, channels: int, expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim or [channels]."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if _is_number(value):
         if not _LEAST <= value <= _MOST:
             raise ValueError(f"threshold: expected a positive number within float32's range, got {value}")
     elif isinstance(value, Tensor):
@@ -255,35 +256,22 @@ def threshold(value: object, channels: int, expected: torch.device = _CPU) -> No
         if value.device.type == "cpu" and _readable(value) and not bool((value > 0).all()):
             raise ValueError(f"threshold: expected positive values, got {value.detach()}")
     else:
-        raise TypeError(
-            f"threshold: expected a positive float or a tensor of shape [{channels}], got {_describe(value)}"
-        )
+        allowed = f"a positive float or a tensor of shape [{channels}]"
+        raise TypeError(f"threshold: expected {allowed}, got {_describe(value)}")
 
 
-def leak(value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def leak(value: Any) -> None:
+    if not _is_number(value):
         raise TypeError(f"leak: expected a float in (0, 1], got {_describe(value)}")
     if not 0 < value <= 1:
         raise ValueError(f"leak: expected a float in (0, 1], where 1 means no leak, got {value}")
 
 
-def gate(value: object) -> None:
-    if value not in GATES:
-        raise ValueError(f"gate: expected one of {', '.join(map(repr, GATES))}, got {value!r}")
-
-
-def timing(value: object) -> None:
-    if value not in TIMINGS:
-        raise ValueError(f"timing: expected one of {', '.join(map(repr, TIMINGS))}, got {value!r:.80}")
-
-
 def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
     """A window layer integrates a whole window before it fires: it has no leak, and no spike is early."""
-    if timing_ == "step":
-        return
-    if leak_ != 1:
+    if timing_ == "window" and leak_ != 1:
         raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
-    if gate_ == "resu":
+    if timing_ == "window" and gate_ == "resu":
         raise ValueError(
             "gate: with timing='window' no neuron fires too early, which 'resu' is for: use 'relu' or 'clip'"
         )
@@ -296,9 +284,9 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
         raise ValueError(f"{name}: expected a positive int{what}, got {value}")
 
 
-def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
+def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; shape is the last."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if _is_number(value):
         if not -_MOST <= value <= _MOST:
             raise ValueError(f"v_init: expected a finite number within float32's range, got {value}")
     elif isinstance(value, Tensor):
@@ -310,6 +298,8 @@ def v_init(value: object, shape: tuple[int, ...] = (), expected: torch.device = 
                 f"{list(shape)}, got {list(value.shape)}"
             )
         same_device("v_init", value, "the layer", expected)
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError("v_init: it is not learned and has no gradient, got a tensor that requires one: detach it")
         if value.device.type == "cpu" and _readable(value) and bool(value.isnan().any()):
             raise ValueError("v_init: expected numbers, got NaN")
     else:
@@ -331,7 +321,7 @@ def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.de
         raise ValueError(f"residual: expected a train of T={steps_} steps as x has, got T={value.T}")
     if value.shape != shape:
         raise ValueError(f"residual: expected a train of shape {list(shape)}, got {list(value.shape)}")
-    same_device("residual", value.planes, "the layer", expected)
+    same_device("residual", value, "the layer", expected)
 
 
 def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) -> None:
@@ -383,8 +373,8 @@ def direct_dtype(x: Tensor, weight_: Tensor) -> None:
         raise TypeError(f"x is {x.dtype}, but weight is {weight_.dtype}: cast one of them, or use torch.autocast")
 
 
-def eps(value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+def eps(value: Any) -> None:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"eps: expected a number from 0, got {value!r}")
 
 

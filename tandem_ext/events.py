@@ -88,7 +88,7 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
 
 
 def _other_order(addresses: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
-    """What to do where the shape seems to be tonic's sensor_size."""
+    """A hint if the shape seems to be tonic's sensor_size."""
     tonic = len(shape) == 3 and shape[2] <= 2 and addresses.min() >= 0 and addresses.max() < max(shape)
     return ": give tonic's order, (x, y, p), as sensor_size" if tonic else ""
 

@@ -1,6 +1,6 @@
-"""What counters of floating-point operations see of the ops: those of the ANN twin, whatever T and the firing rate.
+"""FLOP counters see the operations of the ANN twin, whatever T and the firing rate, to compare with other networks.
 
-They stand beside other networks' figures. What a spiking network costs per spike ``tandem_snn.measure.synops`` counts.
+``tandem_snn.measure.synops`` counts what a spiking network costs per spike.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _load  # noqa: F401  (registers the ops)
 
-# The ops that multiply. Of the others torch counts nothing, as of any that work element by element; backward, the
-# products are torch's own.
+# The ops with a product. torch counts no element-wise ops, and the products of the backward pass are its own.
 PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
 
 
@@ -36,8 +35,8 @@ def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[A
 def fvcore_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], int]]:
     """Handles by which ``fvcore.nn.FlopCountAnalysis`` counts the ops, in its unit, the multiply-accumulate.
 
-    ``FlopCountAnalysis(net, x).set_op_handle(**te.flops.fvcore_handles())``, and what it then counts within
-    ``torch.no_grad()``: with gradients its trace sees autograd's Functions in the place of the ops, and it warns.
+    Use ``FlopCountAnalysis(net, x).set_op_handle(**te.flops.fvcore_handles())`` within ``torch.no_grad()``: with
+    gradients its trace sees autograd Functions instead of the ops, and it warns.
 
     >>> sorted(fvcore_handles())[0]
     'tandem::conv_bn_if'

@@ -32,12 +32,16 @@ class DirectInput(Signal):
 
     @classmethod
     def unchecked(cls: type[D], x: Tensor, T: int, gain: float | Tensor = 1.0) -> D:
-        """An input from parts known to be right: no check."""
+        """An input from parts known to be right, without checks."""
         signal = object.__new__(cls)
         signal.x = x
         signal.T = T
         signal.gain = gain
         return signal
+
+    def but(self: D, **parts: Any) -> D:
+        own: dict[str, Any] = {"x": self.x, "T": self.T, "gain": self.gain}
+        return self.unchecked(**own | parts)
 
     @property
     def shape(self) -> torch.Size:
@@ -53,11 +57,11 @@ class DirectInput(Signal):
         return cls.unchecked(torch.cat([s.x for s in signals], dim), signals[0].T, signals[0].gain)
 
     def map(self: D, f: Callable[[Tensor], Tensor]) -> D:
-        return self.unchecked(f(self.x), self.T, f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
+        return self.but(x=f(self.x), gain=f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
 
     def __getitem__(self: D, index: Any) -> D:
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
-        return self.unchecked(self.x[batch_index(index, len(self))], self.T, self.gain)
+        return self.but(x=self.x[batch_index(index, len(self))])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
@@ -71,7 +75,7 @@ class ConstantInput(DirectInput):
     Args:
         x: floating point [B, *features].
         T: the number of time steps, 1..65535.
-        gain: what x is worth, as in :class:`SpikeTrain`.
+        gain: the worth of x, as in :class:`SpikeTrain`.
 
     Raises:
         TypeError: x not a floating-point tensor, T not an int, gain neither number nor tensor.

@@ -1,7 +1,7 @@
-"""What PyTorch must know of torch.ops.tandem beyond its kernels: shapes for tracing (fakes) and batching rules (vmap).
+"""The ops' fakes (shapes for tracing) and batching rules (vmap).
 
-Everything an op returns with features [C, *space] is channels-last in memory, whatever the layout of its inputs.
-Arguments are found by the names that the ops' schemas give them.
+What an op returns with features [C, *space] is channels-last in memory, whatever the layout of its inputs. Arguments
+are found by their names in the ops' schemas.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import _load  # noqa: F401  (registers the ops)
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
+_EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these types hold
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,9 +27,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
-    """The type of counts up to T: ``dtype``, or float32 where it is a half that does not hold all of them."""
-    exact = {torch.bfloat16: 256, torch.float16: 2048}.get(dtype, T)
-    return torch.float32 if exact < T else dtype
+    """The type of counts up to T: ``dtype``, or float32 if it is a half type that does not hold all of them."""
+    return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
 def _names(name: str) -> list[str]:
@@ -39,11 +39,11 @@ def _names(name: str) -> list[str]:
 
 
 def _register_fake(name: str, fake: Callable[[Arguments], Any]) -> None:
-    """As torch's, for tensors of one device: a call that mixes meta tensors with real ones gets here too."""
+    """As torch's. Refuses tensors of several devices: a call that mixes meta tensors with real ones gets here too."""
     names = _names(name)
 
     def checked(*args: Any) -> Any:
-        a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # without those that are left to the schema
+        a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # defaults are not passed
         tensors = [(n, t) for n, t in a.items() if isinstance(t, Tensor)]
         for argument, tensor in tensors:
             if tensor.device != tensors[0][1].device:
@@ -148,12 +148,12 @@ def _split(value: Tensor, size: int, batch: int) -> Tensor:
 def _register_vmap(
     name: str, inputs: dict[str, int], outputs: Sequence[int | None] | Callable[[Arguments], Any]
 ) -> None:
-    """One call for all where only samples are mapped, which then join the batch; otherwise one call per element.
+    """One call if only samples are mapped, which then join the batch; otherwise one call per element.
 
     Args:
         inputs: the arguments that hold samples, each with its batch dimension.
-        outputs: the batch dimension of each output, None for one that is empty; or a function that tells them from the
-            arguments of one element. Empty: one call cannot do.
+        outputs: the batch dimension of each output, None for one that is empty; or a function of the arguments of one
+            element that gives them. Empty: always one call per element.
     """
     op, names = getattr(torch.ops.tandem, name).default, _names(name)
 

@@ -104,7 +104,7 @@ def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: floa
 
 
 def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
-    """The neuron of timing "window", which has integrated: the v it has come to -> (counts 0 .. T, the last v).
+    """The neuron of timing "window" after it has integrated: v -> (counts 0 .. T, the last v).
 
     It spikes while v ≥ ϑ, T times at most. Every line rounds once, to the dtype of v.
     """
@@ -158,11 +158,11 @@ def _neurons(
     steps: int | None = None,
     before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
-    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], or of timing "window" from u = W c as [1, ...], and
-    the ANN's pre-activation, which takes their gradients. Samples are bad that were so before, and those of which a
-    last potential is not finite: neither leak nor reset make it so again.
+    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], or with timing "window" from u = W c as [1, ...],
+    and from the ANN's pre-activation, which takes their gradients. A sample is bad if it was before, or if a last
+    potential is not finite: neither leak nor reset makes it finite again.
 
-    A tensor threshold is the neurons' unit of potential: in that unit they fire at 1. scale and shift are given in it.
+    A tensor threshold is the neurons' unit of potential, in which they fire at 1, and scale and shift are given.
     """
     unit, window = _unit(threshold, y), timing == "window"
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
@@ -271,13 +271,13 @@ def _not_finite(values: Tensor) -> Tensor:
 
 
 def _bad(x: Any, together: bool = False) -> Tensor | None:
-    """Which samples of x are bad; ``together``, for statistics of the batch: all, if one is."""
+    """Which samples of x are bad; ``together``, for statistics of the batch: all if one is."""
     bad = x.bad if isinstance(x, SpikeTrain) else None
     return bad.sum(0, True) if together and bad is not None else bad
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The currents a residual adds at each step, their sum over the window, and what one unit of them is worth."""
+    """The currents that a residual adds at each step, their sum over the window, and their gain."""
     if isinstance(residual, Tensor):
         return residual.detach().to(y.dtype), residual.to(y.dtype).sum(0), y.new_ones(())
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
@@ -286,8 +286,8 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 def _currents(
     x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any], weight: Tensor | None = None
 ) -> tuple[Tensor, int, Tensor, float | Tensor]:
-    """x through ``product``: step by step [T, B, *features], of timing "window" the exact sum, rounded once, as one
-    step; T; with a gradient, summed over the window, [B, *features]; and x's gain.
+    """x through ``product``: step by step [T, B, *features], or with timing "window" the exact sum, rounded once, as
+    one step; T; the sum over the window with a gradient, [B, *features]; and x's gain.
 
     A train's currents into an output with a weight that is infinite or NaN are NaN at every step.
     """
@@ -326,13 +326,12 @@ def _in_order(currents: Tensor) -> Tensor:
 
 
 def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
-    """What the spikes of each channel are worth goes into the weights of that channel."""
+    """A gain per channel goes into the weights of that channel."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
     weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
-    assert isinstance(x, SpikeTrain)
-    return SpikeTrain.unchecked(x.stored, x.T, x._counts, 1.0, x._dtype, x.timing, x.bad), weight
+    return x.but(gain=1.0), weight
 
 
 def _product(weight: Tensor, *geometry: Any) -> Product:
@@ -361,7 +360,7 @@ def pack(spikes: Tensor) -> Tensor:
 
 
 def unpack(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`pack`; of a train of bursts its steps, of which a neuron spikes at the first."""
+    """The inverse of :func:`pack`; in a train of bursts a neuron spikes at the first steps."""
     if train.timing == "window":
         return torch.stack([train.stored[0] > t for t in range(train.T)]).to(dtype)
     return torch.stack([train.stored[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)

@@ -1,4 +1,4 @@
-"""Arithmetic that torch does not round to nearest, rounded to nearest."""
+"""Arithmetic rounded to nearest where torch's is not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def square_root(x: Tensor) -> Tensor:
-    """The square root of x, float32 or float64, as every processor has it; torch's own may be a neighbour.
+    """The square root of x, float32 or float64, rounded to nearest; torch's may be a neighbouring number.
 
-    A neighbour of torch's root, g away from it, is nearer where the remainder x - root² is beyond g·root. It is exact:
-    the error of the square is found by splitting the root into two halves (Dekker, Numerische Mathematik 18, 1971).
+    A neighbour at distance g from torch's root is nearer if the remainder x - root² exceeds g·root. The remainder is
+    exact: splitting the root in two halves gives the error of its square (Dekker, Numerische Mathematik 18, 1971).
 
     >>> square_root(torch.tensor([4.0, 0.0]))
     tensor([2., 0.])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 S = TypeVar("S", bound="Signal")
@@ -34,10 +35,14 @@ class Signal:
     T: int
     gain: float | Tensor
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
-    _tensors: ClassVar[str] = ""  # which of its tensors have what is looked for
+    _tensors: ClassVar[str] = ""  # which of its tensors to use instead
 
     def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
         """The same signal with ``f`` applied to each of its tensors. Nothing is checked."""
+        raise NotImplementedError
+
+    def but(self: S, **parts: Any) -> S:
+        """The same signal with other parts, named as ``unchecked`` names them. Nothing is checked."""
         raise NotImplementedError
 
     @classmethod
@@ -75,7 +80,7 @@ class Signal:
         def move(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking)
 
-        return self.map(move)
+        return self._moved(move)
 
     def detach(self: S) -> S:
         """The signal cut from the autograd graph."""
@@ -83,7 +88,11 @@ class Signal:
 
     def pin_memory(self: S) -> S:
         """The signal in page-locked memory, as a DataLoader with ``pin_memory=True`` asks."""
-        return self.map(Tensor.pin_memory)
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self: S, f: Callable[[Tensor], Tensor]) -> S:
+        """``f`` applied to everything it holds, of whatever shape."""
+        return self.map(f)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -107,9 +116,9 @@ class Signal:
 
 
 def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
-    """A decorator that makes a dataclass of one field, whose first dimension is the batch and along which gradients
-    flow. Those who walk dataclasses find what they look for and nothing else: Lightning the batch size, DDP and FSDP
-    the gradient's edge. ``dataclasses.replace`` takes the ``others`` over as they are.
+    """A decorator that makes a dataclass of one field, whose first dimension is the batch and through which gradients
+    flow. Libraries that walk dataclasses then find what they need and nothing else: Lightning the batch size, DDP and
+    FSDP the gradient. ``dataclasses.replace`` keeps the ``others``.
     """
 
     def decorate(cls: C) -> C:
@@ -123,7 +132,7 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
 
 
 def _refuse_dispatch() -> None:
-    """accelerate's dispatcher, which moves a batch before it cuts it up, can cut tensors only, and says no more."""
+    """accelerate's dispatcher moves a batch before it splits it; it can split tensors only, and does not say so."""
     if torch.compiler.is_compiling():
         return
     module = sys.modules.get("accelerate.data_loader")
@@ -140,9 +149,15 @@ def _refuse_dispatch() -> None:
         )
 
 
-def may_need_grad(tensor: Tensor) -> bool:
-    """Could a gradient flow to ``tensor``? Under torch.func transforms requires_grad does not tell: then yes."""
-    return tensor.requires_grad or (torch._C._are_functorch_transforms_active() and tensor.is_floating_point())
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Could a gradient flow to one of them? Under torch.func transforms and in forward mode requires_grad does not
+    tell: then yes.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    for tensor in tensors:
+        if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):
+            return True
+    return False
 
 
 def batch_index(index: Any, length: int) -> slice | Tensor:
@@ -166,12 +181,12 @@ def register_pytree(
     later: Mapping[str, Any] = MappingProxyType({}),
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, tensors as a rule; the
-    ``static`` fields, absent counts and a gain that is a float belong to the context. Programs that were
-    exported before there were the fields ``later`` know none, so these are not mentioned while they have the value
-    given here, which is the class's; and such programs have the name of a field from before it was ``renamed``.
+    """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, as a rule tensors; the
+    ``static`` fields, absent tensors and a gain that is a float belong to the context.
 
-    Unflattening bypasses ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
+    Older exported programs do not know the fields ``later``: such a field is left out while it has the value given
+    here, the class's own. They may also know a field by a name from before it was ``renamed``. Unflattening bypasses
+    ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
     """
 
     def flatten_with_keys(signal: S) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
@@ -199,7 +214,7 @@ def register_pytree(
             setattr(signal, name, value)
         return signal
 
-    torch.serialization.add_safe_globals([cls])  # for torch.load, by which exported programs load their example inputs
+    torch.serialization.add_safe_globals([cls])  # exported programs load their example inputs by torch.load
     pytree.register_pytree_node(
         cls,
         flatten,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,38 +14,7 @@ from torch import Tensor
 from . import checks, events
 from .ops import counts_dtype
 from .planes import counts_of
-from .signal import _INSTEAD, Signal, batch_index, dataclass_of, may_need_grad, register_pytree
-
-
-class _Counts:
-    """Descriptor of the field ``counts``: the tensor given, else what the spikes count, made when first asked for.
-
-    What was made is kept beside the fields: as a pytree a train is the same whether or not anyone has looked.
-    """
-
-    @overload
-    def __get__(self, train: None, owner: type) -> None: ...
-    @overload
-    def __get__(self, train: SpikeTrain, owner: type) -> Tensor: ...
-    def __get__(self, train: SpikeTrain | None, owner: type) -> Tensor | None:
-        if train is None:
-            return None  # the field's default value
-        if train._made is None:
-            counts = train._counts
-            if counts is None:
-                counts = counts_of(train.stored, train.timing, counts_dtype(train._dtype, train.T))
-            elif train.bad is None:
-                return counts
-            made = spoiled(counts, train.bad)
-            if counts.requires_grad and not torch.is_grad_enabled():
-                return made  # a look, through which no gradient may go
-            train._made = made
-            if train._counts is not None:
-                train._counts = made  # gradients of what reads the train from here on go through what was seen
-        return train._made
-
-    def __set__(self, train: SpikeTrain, value: Tensor | None) -> None:
-        train._counts = value
+from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
 
 
 def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
@@ -62,28 +31,13 @@ def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
-class _Remembers(Signal):
-    """What a train holds besides its fields."""
-
-    _instead: ClassVar[Mapping[str, str]] = _INSTEAD | {
-        "dtype": "spikes are bits; counts.dtype is the type of the counts, and to(dtype) changes it",
-        "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
-        "sum": "counts is the sum over time, [B, *features]",
-    }
-    _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
-    _counts: Tensor | None
-    _made: Tensor | None = None  # counts that were asked for, where they are not those that were given
-    _dtype: torch.dtype  # of counts that are yet to be made
-    bad: Tensor | None = None
-
-
 @dataclass_of("counts", "planes", "T", "gain", "timing", "bad")
-class SpikeTrain(_Remembers):
+class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
-    It has two forms. With timing "step" spikes may be anywhere, and a neuron takes one byte for every eight steps. With
-    timing "window" each neuron spikes in the first steps and then no more, a burst, as layers with that timing fire:
-    its count says all, so it takes one byte whatever T; planes are made when somebody asks for them.
+    It has two forms. With timing "step" a neuron may spike at any step, and takes one byte for every eight. With timing
+    "window" it fires a burst: it spikes in the first steps and then no more. Its count takes one byte whatever T, and
+    planes are made on demand.
 
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
@@ -94,12 +48,11 @@ class SpikeTrain(_Remembers):
         gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
             tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
         timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
-        bad: float32 [B], 0 for a sample and NaN for one on whose way to these spikes a potential was infinite or NaN:
-            spikes cannot say so. Layers pass it on, and what makes numbers of a train (``counts``, mean pooling, the
-            readout) adds it to them. None: no sample is.
+        bad: floating point [B]: NaN for a sample for which some potential so far was infinite or NaN, else 0. Spikes
+            do not show it, so layers pass it on, and ``counts``, mean pooling and the readout add it. None: all clean.
 
     Attributes:
-        stored: what it holds: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
+        stored: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
 
     Raises:
         TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
@@ -118,10 +71,19 @@ class SpikeTrain(_Remembers):
     tensor([[2., 1.]])
     """
 
-    T: int
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD | {
+        "dtype": "spikes are bits; counts.dtype is the type of the counts, and to(dtype) changes it",
+        "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
+        "sum": "counts is the sum over time, [B, *features]",
+    }
+    _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
     timing: str = "step"
-    counts = _Counts()
+    bad: Tensor | None = None
+    _counts: Tensor | None
+    # Counts that were asked for, beside the fields: as a pytree a train is the same whether or not anyone has looked.
+    _made: Tensor | None = None
+    _dtype: torch.dtype  # of counts that are yet to be made
 
     def __init__(
         self,
@@ -132,20 +94,16 @@ class SpikeTrain(_Remembers):
         timing: str = "step",
         bad: Tensor | None = None,
     ) -> None:
-        self.stored = planes
-        self.T = T
-        self._counts = counts
-        self.gain = gain
-        self.bad = bad
-        self._dtype = torch.get_default_dtype() if self._counts is None else self._counts.dtype
+        self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
+        self._dtype = torch.get_default_dtype() if counts is None else counts.dtype
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         checks.high_bits("planes", planes, self.T)
         if self._counts is not None:
-            checks.counts("counts", self._counts, planes)
+            checks.beside("counts", self._counts, "[B, *features]", planes, planes.shape[1:])
         if self.bad is not None:
-            checks.bad("bad", self.bad, planes)
-        checks.timing(timing)
+            checks.beside("bad", self.bad, "[B]", planes, planes.shape[1:2])
+        checks.one_of("timing", timing, checks.TIMINGS)
         if timing == "window":
             checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
@@ -172,12 +130,14 @@ class SpikeTrain(_Remembers):
         train.timing = timing
         train._counts = counts
         train.gain = gain
-        if dtype is None:
-            dtype = torch.get_default_dtype() if counts is None else counts.dtype
-        train._dtype = dtype
-        if bad is not None:
-            train.bad = bad
+        train._dtype = dtype or (torch.get_default_dtype() if counts is None else counts.dtype)
+        train.bad = bad
         return train
+
+    def but(self, **parts: Any) -> SpikeTrain:
+        own: dict[str, Any] = {"stored": self.stored, "T": self.T, "counts": self._counts, "gain": self.gain}
+        own |= {"dtype": self._dtype, "timing": self.timing, "bad": self.bad}
+        return self.unchecked(**own | parts)
 
     @classmethod
     def from_dense(cls, spikes: Tensor, gain: float | Tensor = 1.0) -> SpikeTrain:
@@ -186,8 +146,7 @@ class SpikeTrain(_Remembers):
         Where ``spikes`` requires a gradient it receives, at every step, the gradient of the count.
 
         Raises:
-            TypeError: not a tensor, or a complex one.
-            ValueError: fewer than two dimensions, T out of 1..65535, or a value other than 0 and 1.
+            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or a value other than 0 and 1.
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
@@ -195,7 +154,7 @@ class SpikeTrain(_Remembers):
         checks.binary("spikes", spikes)
         planes = torch.ops.tandem.pack.default(spikes)
         dtype = spikes.dtype if spikes.is_floating_point() else None
-        counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if may_need_grad(spikes) else None
+        counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if needs_grad(spikes) else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
 
     @classmethod
@@ -208,8 +167,7 @@ class SpikeTrain(_Remembers):
             T: the number of time steps, 1..255.
 
         Raises:
-            TypeError: no such tensor, T no int.
-            ValueError: T out of range, no batch dimension, other values.
+            TypeError, ValueError: another kind or shape of tensor, T out of range, or other values.
 
         >>> te.SpikeTrain.from_counts(torch.tensor([[2, 0, 3]]), T=3).to_dense(torch.int)[:, 0]
         tensor([[1, 0, 1],
@@ -218,7 +176,7 @@ class SpikeTrain(_Remembers):
         """
         checks.whole_counts("counts", counts, T)
         checks.gain("gain", gain)
-        edge = counts if may_need_grad(counts) else None
+        edge = counts if needs_grad(counts) else None
         dtype = counts.dtype if counts.is_floating_point() else None
         return cls.unchecked(counts.detach().to(torch.uint8).unsqueeze(0), T, edge, gain, dtype, "window")
 
@@ -233,17 +191,16 @@ class SpikeTrain(_Remembers):
     ) -> SpikeTrain:
         """A train from frames of event counts, as tonic's ``ToFrame`` makes them: whole numbers from 0.
 
-        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of them, as evenly as
-        can be, and at all of them where there are more events than steps. So one sub-step clips counts at 1.
+        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of these steps, evenly
+        spread, and at all of them if n is larger. One sub-step clips counts at 1.
 
         Args:
-            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, which is what a DataLoader or tonic's
-                ``PadTensors`` stack; a tensor or array of any real dtype.
+            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, as a DataLoader or tonic's
+                ``PadTensors`` stack them; a tensor or array of any real dtype.
             substeps: steps per frame; the train has T = F·substeps.
 
         Raises:
-            TypeError: no real tensor or array.
-            ValueError: fewer than two dimensions, T out of 1..65535, values that are negative or not whole numbers.
+            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or values that are no counts.
 
         >>> frames = torch.tensor([[[0, 1, 2, 3]]])  # one frame of one sample of four neurons
         >>> te.SpikeTrain.from_frames(frames).counts
@@ -258,12 +215,9 @@ class SpikeTrain(_Remembers):
             frames = frames.long()  # few of torch's operators take those
         checks.frames("frames", frames)
         frames = frames.transpose(0, 1) if batch_first else frames
-        n = frames.clamp(max=substeps).int()  # whose products do not overflow
-        if substeps > 1:
-            after = torch.arange(1, substeps + 1, device=n.device).view(-1, *[1] * (n.dim() - 1)).int()
-            n = n.unsqueeze(1)
-            n = (after * n // substeps - (after - 1) * n // substeps).flatten(0, 1)
-        return cls.from_dense(n, gain)
+        n = frames.clamp(max=substeps).int().unsqueeze(1)  # whose products do not overflow
+        step = torch.arange(substeps, dtype=torch.int, device=n.device).view(-1, *[1] * (n.dim() - 2))
+        return cls.from_dense(((step + 1) * n // substeps - step * n // substeps).flatten(0, 1), gain)
 
     @classmethod
     def from_events(
@@ -278,26 +232,25 @@ class SpikeTrain(_Remembers):
     ) -> SpikeTrain:
         """One recording of address events, binned by time into T frames of equal length: a train with a batch of one.
 
-        A neuron spikes in a frame in which it has any event: spikes are binary, so further events of the same neuron
-        in the same frame are dropped. Recordings become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
+        A neuron spikes in a frame if it has any event there; further events in the same frame are dropped. Recordings
+        become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
 
         Args:
-            recording: a structured array or a mapping with the fields ``t``, ``x`` and, where ``shape`` has them,
-                ``y`` and ``p`` (what tonic's datasets give); or a pair (times, neurons) of 1-d arrays, neurons being
-                indices into the flattened ``shape``. Any order.
-            shape: the features: [neurons], [polarities, x] or [polarities, y, x], so that polarities are channels.
-                With one polarity channel, ``p`` is not looked at and the polarities merge.
+            recording: a structured array or a mapping with the fields ``t``, ``x`` and, if ``shape`` has them, ``y``
+                and ``p`` (as tonic's datasets give); or a pair (times, neurons) of 1-d arrays, with neurons as indices
+                into the flattened ``shape``. Any order.
+            shape: the features: [neurons], [polarities, x] or [polarities, y, x]: polarities are channels. With one
+                polarity channel ``p`` is ignored, and the polarities merge.
             T: the number of frames, 1..65535.
-            sensor_size: in the place of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
-                [p, y, x], or [p, x] where y is 1, and [x] where p is 1 too.
-            window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d), where
+            sensor_size: instead of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
+                [p, y, x], or [p, x] if y is 1, and [x] if p is 1 too.
+            window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d) with
                 d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
-                belongs to the last frame. Give a window where recordings must share one clock.
+                belongs to the last frame. Give a window if recordings must share one clock.
 
         Raises:
-            TypeError: events of an unknown form or of a non-numeric dtype.
-            ValueError: missing fields, lengths that differ, an address outside ``shape``, NaN times, an empty window,
-                both or none of shape and sensor_size.
+            TypeError, ValueError: events of an unknown form or dtype, missing fields, lengths that differ, an address
+                outside ``shape``, NaN times, an empty window, both or none of shape and sensor_size.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],
@@ -313,14 +266,38 @@ class SpikeTrain(_Remembers):
         return cls.unchecked(planes, T, None, gain)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Also of trains that were pickled when planes were all they had."""
+        """Old pickles have planes where trains now have ``stored``."""
         self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
 
     @property
     def edge(self) -> Tensor | None:
         """The counts where gradients flow through them, else None."""
-        counts = self._counts
-        return counts if counts is not None and may_need_grad(counts) else None
+        return self._counts if needs_grad(self._counts) else None
+
+    @property
+    def counts(self) -> Tensor:
+        """The number of spikes of each neuron, [B, *features]: the tensor given, else made when first asked for."""
+        if self._made is None:
+            counts = self.clean_counts()
+            if self._counts is not None and self.bad is None:
+                return counts
+            made = spoiled(counts, self.bad)
+            if counts.requires_grad and not torch.is_grad_enabled():
+                return made  # a look, through which no gradient may go
+            self._made = made
+            if self._counts is not None:
+                self._counts = made  # gradients of what reads the train from here on go through what was seen
+        return self._made
+
+    @counts.setter
+    def counts(self, value: Tensor | None) -> None:
+        self._counts = value
+
+    def clean_counts(self) -> Tensor:
+        """The counts before NaN marks the samples that are bad."""
+        if self._counts is not None:
+            return self._counts
+        return counts_of(self.stored, self.timing, counts_dtype(self._dtype, self.T))
 
     @property
     def planes(self) -> Tensor:
@@ -378,11 +355,11 @@ class SpikeTrain(_Remembers):
         return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """The same train with ``f`` applied to planes, counts and a tensor gain. Nothing is checked."""
-        counts = None if self._counts is None else f(self._counts)
+        """The same train with ``f`` applied to what is stored, to counts and to a tensor gain. Nothing is checked."""
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        dtype = self._dtype if counts is None else None
-        return self.unchecked(f(self.stored), self.T, counts, gain, dtype, self.timing, self.bad)
+        if self._counts is None:
+            return self.but(stored=f(self.stored), gain=gain)
+        return self.but(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
 
     def to(
         self,
@@ -396,21 +373,17 @@ class SpikeTrain(_Remembers):
         moved = super().to(device, exact, non_blocking)
         if exact is not None:
             moved._dtype = exact  # also of counts that are yet to be made
-        if self.bad is not None:
-            moved.bad = self.bad.to(moved.device, non_blocking=non_blocking)
         return moved
 
-    def pin_memory(self) -> SpikeTrain:
-        pinned = super().pin_memory()
-        pinned.bad = None if self.bad is None else self.bad.pin_memory()
-        return pinned
+    def _moved(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        return self.map(f) if self.bad is None else self.map(f).but(bad=f(self.bad))
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
-        return self.unchecked(self.stored[:, index], self.T, counts, self.gain, self._dtype, self.timing, bad)
+        return self.but(stored=self.stored[:, index], counts=counts, bad=bad)
 
     def __repr__(self) -> str:
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"

@@ -139,6 +139,7 @@ CASES = [
     (linear(v_init=nan), ValueError, "v_init: expected a finite number"),
     (linear(v_init=torch.tensor(nan)), ValueError, "v_init: expected numbers, got NaN"),
     (linear(v_init=torch.ones(4)), ValueError, "v_init: expected"),
+    (linear(v_init=torch.nn.Parameter(torch.ones(5))), ValueError, "v_init: it is not learned and has no gradient"),
     (linear(v_init="0"), TypeError, "v_init: expected"),
     (linear(v_init=torch.ones(5, dtype=torch.int64)), TypeError, "v_init: expected"),
     (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', 'resu', got 'sigmoid'"),

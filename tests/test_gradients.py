@@ -341,6 +341,32 @@ def test_second_derivatives_are_refused(ask):
             ask(loss, x, weights[0])
 
 
+def _dual(function, at):
+    with torch.autograd.forward_ad.dual_level():
+        return function(torch.autograd.forward_ad.make_dual(at, torch.ones_like(at)))
+
+
+FORWARD = {
+    "jvp": lambda function, at: torch.func.jvp(function, (at,), (torch.ones_like(at),)),
+    "jacfwd": lambda function, at: torch.func.jacfwd(function)(at),
+    "dual numbers": _dual,  # which need not require a gradient
+}
+
+
+@pytest.mark.parametrize("ask", FORWARD.values(), ids=FORWARD)
+def test_forward_mode_is_refused(ask):
+    x = train(8, 3, 7)
+    for function, at in (
+        (lambda weight: f.linear_if(x, weight).counts, dyadic(5, 7)),
+        (lambda weight: f.linear_bn_if(x, weight)[0].counts, dyadic(5, 7)),
+        (lambda z: f.couple(x, z).counts, dyadic(3, 7)),
+    ):
+        with pytest.raises(
+            NotImplementedError, match="forward-mode derivatives .* of spiking layers are not supported"
+        ):
+            ask(function, at)
+
+
 def test_first_derivatives_with_a_graph_are_those_without():
     weight = leaf(torch.randn(5, 7))
     x = train(8, 3, 7)

@@ -75,13 +75,6 @@ def test_residual(name, x):
         torch.testing.assert_close(a, p.grad)
 
 
-def test_a_projection_of_windows_is_for_a_body_of_windows():
-    block = tnn.Residual(tnn.Linear(6, 6), tnn.Linear(6, 6, timing="window"))
-    with pytest.raises(ValueError, match="their sum over the window is for layers with timing='window'"):
-        block(train(8, 3, 6))
-    tnn.Residual(tnn.Linear(6, 6, timing="window"), tnn.Linear(6, 6))(train(8, 3, 6))
-
-
 @pytest.mark.parametrize("T", [3, 8, 20])
 @pytest.mark.parametrize("grad", [False, True])
 def test_maximum_pooling_is_the_largest_count(T, grad):

@@ -2,8 +2,10 @@
 
 from .couple import couple
 from .layers import conv1d_bn_if, conv1d_if, conv2d_bn_if, conv2d_if, if_scan, linear_bn_if, linear_if
+from .neuron import Neuron
 
 __all__ = [
+    "Neuron",
     "conv1d_bn_if",
     "conv1d_if",
     "conv2d_bn_if",

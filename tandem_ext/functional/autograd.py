@@ -1,9 +1,8 @@
 """The tandem rule's backward pass, as the one autograd Function of all layers with neurons.
 
-A layer keeps the planes of its input, its weight and one bit per neuron, the gate; nothing else over time. With timing
-"window" counts as bytes take the place of planes, here and wherever a tensor is called that. From the
-gradient of the counts, grad_z = gate·grad/ϑ takes the place of the gradient of the ANN's pre-activation, and the rest
-is the ordinary backward pass of that ANN at the real counts of the input.
+A layer keeps the planes of its input, its weight, and the gate, one bit per neuron. (With timing "window", here and in
+all names, "planes" are the counts as bytes.) The gradient of the counts gives grad_z = gate·grad/ϑ, the gradient of the
+ANN's pre-activation; the rest is the ordinary backward pass of that ANN at the real counts of the input.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.autograd import Function
 
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
-from .neuron import Static, Tensors, cast, over_inputs, over_space
+from .neuron import Static, cast, over_inputs, over_space
 from .products import Product, float32_precision
 
 _ops = torch.ops.tandem
@@ -28,18 +27,26 @@ _GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
-    """``function.apply``. In plain eager mode without its binding of the arguments to a signature: 20 µs a call."""
+    """``function.apply``; in plain eager mode without its binding of arguments to a signature, which takes 20 µs."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling() and transformed:
-        # Dynamo takes an argument of torch.func.grad for a constant, and leaves out the backward pass, but not a view.
+        # Dynamo takes an argument of torch.func.grad for a constant and leaves out the backward pass; not so a view.
         arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
-    if torch.compiler.is_compiling() or transformed:
+    if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(Function, function).apply(*arguments)  # type: ignore[misc]
+    plain: Any = super(Function, function)
+    try:
+        return function.apply(*arguments) if transformed else plain.apply(*arguments)
+    except NotImplementedError as error:
+        if "jvp" not in str(error):
+            raise
+        raise NotImplementedError(
+            "forward-mode derivatives (jvp, jacfwd, dual numbers) of spiking layers are not supported: use reverse mode"
+        ) from error
 
 
 class _First(Function):
-    """The first of the given tensors, as they are; whoever asks for their derivative is refused."""
+    """The first ``number`` tensors, as they are. Their derivative is refused."""
 
     generate_vmap_rule = True
 
@@ -57,8 +64,8 @@ class _First(Function):
 
 
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """torch's decorator of that name leaves second derivatives incomplete, without an error, in ``torch.func`` and in
-    ``torch.autograd.grad``. Here the gradients depend on what they are made of.
+    """As torch's decorator, which in ``torch.func`` and ``torch.autograd.grad`` gives incomplete second derivatives
+    without an error. Here the gradients depend on their sources, and their derivative is refused.
     """
 
     @wraps(backward)
@@ -76,9 +83,9 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
 
 class Inputs(NamedTuple):
-    """What :class:`Fire` takes; also whether each needs a gradient, and these gradients."""
+    """The arguments of :class:`Fire`; also whether each needs a gradient, and these gradients."""
 
-    edge: Any = None  # the counts of the input, a path for the gradient only; or the currents, where they are given
+    edge: Any = None  # the counts of the input, for the gradient only; or given currents
     weight: Any = None
     scale: Any = None  # with batch norm: the gain of the product, for all or per channel
     shift: Any = None  # with batch norm: gamma
@@ -94,7 +101,7 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs, None where no gradient asks for it."""
+    """What the backward pass needs; None if no gradient needs it."""
 
     mask: Tensor
     planes: Any
@@ -110,22 +117,13 @@ class Saved(NamedTuple):
     spikes: Any
 
 
-def run(
-    edge: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    beta: Tensor | None,
-    planes: Tensor | None,
-    tensors: Tensors,
-    static: Static,
-    train: bool,
-) -> tuple[Tensor, ...]:
-    """The layer's op: (planes, counts, mask, v, bad), with batch norm (product,) mean, var before bad."""
-    residual, _, residual_scale, _, v_init, bad = tensors
+def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
+    """The op of a layer with these :class:`Inputs`: (planes, counts, mask, v, bad), with batch norm (product,)
+    mean, var before bad.
+    """
+    edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
-        assert weight is not None
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
@@ -138,7 +136,6 @@ def run(
             return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)  # type: ignore[no-any-return]
         op = _conv_bn_if if source.stride else _linear_bn_if
         return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)  # type: ignore[no-any-return]
-    assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
@@ -150,14 +147,14 @@ def run(
 
 
 def _times(static: Static) -> int:
-    """How often a given current flows, one of each step of a "train"."""
+    """In how many steps a given current flows."""
     return static.T if static.source == "constant" else 1
 
 
 class Fire(Function):
     """A layer of neurons; see :class:`Inputs` and :func:`run`. Of its outputs only the counts have a gradient.
 
-    Each field is a parameter of its own: Dynamo counts them where no gradient is needed.
+    Each field is a parameter of its own, since Dynamo counts parameters.
     """
 
     generate_vmap_rule = True
@@ -178,8 +175,8 @@ class Fire(Function):
         bad: Tensor | None,
         static: Static,
     ) -> tuple[Tensor, ...]:
-        tensors = Tensors(residual, residual_edge, residual_scale, theta, v_init, bad)
-        return run(edge, weight, scale, shift, beta, planes, tensors, static, True)
+        neurons = residual, residual_edge, residual_scale, theta, v_init, bad
+        return run((edge, weight, scale, shift, beta, planes, *neurons, static), True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -215,11 +212,11 @@ class Fire(Function):
             return tuple(Inputs())
         needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
-        grad_z: Any = None  # gate·grad/ϑ, which batch norm's own op computes on its way
+        grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
         times, free = _times(static), 1
         if static.eps is None or neurons:
             if static.eps is None and times & (times - 1) == 0:
-                free = times  # a power of two: ϑ/free is exact, so the op gives free·grad_z without another pass
+                free = times  # a power of two: ϑ/free is exact, so the op gives free·grad_z in one pass
             grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold / free)
         if static.eps is not None:
             gradients = _through_norm(needs, saved, static, grad)
@@ -250,7 +247,7 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
 
 
 def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: Tensor, free: int) -> Inputs:
-    """The gradients of scale·Σ y + shift, from free·grad_z; those of the steps are one, expanded over time."""
+    """The gradients of scale·Σ y + shift, from free·grad_z; all steps have the same, an expanded view."""
     y, times = saved.u, _times(static) // free
     grad_y = grad_scale = None
     if needs.edge:
@@ -263,13 +260,13 @@ def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: 
 
 
 def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
-    """The gradients of batch norm of gain·u by the statistics of the batch: u = W c, or as often as it flows, y."""
+    """The gradients of batch norm of gain·u by the statistics of the batch; u = W c, or the sum of given currents."""
     mean, var, gain, times = saved.mean, saved.var, saved.scale, _times(static)
-    if times > 1:  # gain·u is a product of y with the gain times·gain
+    if times > 1:  # gain·u = (times·gain)·y
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
     u = cast(saved.u, mean.dtype)
-    exact = needs.scale or not isinstance(static.source, Product)  # else grad_u is only cast to the type of grad
+    exact = needs.scale or not isinstance(static.source, Product)  # else grad_u is cast to the type of grad anyway
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
         grad_counts, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
@@ -291,7 +288,7 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
 
 
 def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
-    """Also the gradients of the neurons' tensors."""
+    """Adds the gradients of the neurons' tensors."""
     residual = edge = residual_scale = theta = None
     if needs.residual or needs.residual_edge:
         edge = scaled(grad_z, saved.residual_scale)
@@ -341,4 +338,5 @@ def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
     """times·scale·grad, in the type of grad."""
     if scale is None:
         return grad if times == 1 else times * grad
-    return (grad * over_space(scale if times == 1 else times * scale, grad.shape)).to(grad.dtype)
+    result: Tensor = grad * over_space(scale if times == 1 else times * scale, grad.shape)
+    return cast(result, grad.dtype)

@@ -19,9 +19,9 @@ from .neuron import over_space
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
     """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/ϑ.
 
-    The layers of this package derive z from the currents that made the spikes. Where an ANN branch is something else,
-    such as a batch norm by other statistics than those of the spiking branch, compute the spikes without a gradient
-    and z with one, and couple the two.
+    The layers of this package derive z from the currents that made the spikes. For any other ANN branch, such as batch
+    norm by other statistics than the spiking branch's, compute the spikes without a gradient and z with one, and couple
+    the two.
 
     Args:
         train: [B, *features]. Gradients into it end here.
@@ -46,14 +46,14 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     checks.preactivation("z", z, train)
     shape = train.shape
     checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
-    checks.gate(gate)
-    theta = over_space(threshold, shape) if isinstance(threshold, Tensor) and threshold.dim() else threshold
+    checks.one_of("gate", gate, checks.GATES)
+    theta = over_space(threshold, shape)
     open_ = z > 0
     if gate == "clip":
         open_ = open_ & (z < theta * train.T)
     counts = counts_of(train.stored, train.timing, counts_dtype(z.dtype, train.T))
     coupled = apply(Couple, z, theta, counts, open_)
-    return SpikeTrain.unchecked(train.stored, train.T, coupled, train.gain, None, train.timing, train.bad)
+    return train.but(counts=coupled, dtype=None)
 
 
 class Couple(Function):

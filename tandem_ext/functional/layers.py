@@ -5,39 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..train import SpikeTrain
-from .layer import Input, Result, norm_layer, product_layer, scan_layer, source_of
-from .neuron import channels_of, static_of
-from .products import LINEAR, Product, convolution
+from .layer import Input, Result, layer, source_of
+from .neuron import Neuron, channels_of, checked, shows_neuron
+from .products import LINEAR, convolution
 
 Size1 = int | tuple[int]
 Size2 = int | tuple[int, int]
 
 
+@shows_neuron
 def linear_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> Result:
     """A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
 
     With y[t] = W s_in[t] and a window of T steps, for every neuron and t = 0 .. T-1:
 
-        v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = leak·v - ϑ·s[t]
+        v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = λ·v - ϑ·s[t]
 
     so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
     spike counts c. With timing "window" the neuron first integrates the whole window, v = v_init + z, and then spikes
@@ -51,27 +47,18 @@ def linear_if(
         weight: [N, K]; float32, bfloat16, float16 or float64. Low precisions are multiplied and integrated in float32.
             Or int8, which has no gradient and whose sums are exact: scale then says what a unit of a row is worth.
         bias: [N], for the whole window: each step receives 1/T of it.
-        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
-        v_init: the potential before the first step: a float, or a tensor that is 0-dim, [N] or [B, N].
         scale, shift: [N], such as those of a folded batch norm; shift is for the whole window, as bias is.
         residual: added to the currents after scale and shift: a train of the output's shape and T, which counts with
-            its gain, or currents [T, B, N].
-        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
-            silenced.
-        steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
-        timing: "step": a neuron fires at once. "window": it integrates, then fires; so there is no leak, no gate
-            "resu", x is the whole window, and currents of a residual may also be their sum [1, B, N].
-        return_v: also return the potential after the last step, or after firing, [B, N], in float32 (float64 for
-            float64 weights).
+            its gain, or currents [T, B, N]; with timing "window" also their sum [1, B, N].
+        neuron: the neuron's settings, see :class:`Neuron`.
 
     Returns:
         The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;
-        with ``return_v`` a pair (train, v). v has no gradient.
+        with ``return_v`` a pair (train, v).
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
-        ValueError: shapes, devices or T that do not fit; a threshold, leak, gate, steps or timing out of range.
+        ValueError: shapes, devices or T that do not fit; a setting that is out of range.
         RuntimeError: CUDA tensors, but a build without CUDA kernels.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 2))
@@ -83,12 +70,11 @@ def linear_if(
     >>> weight.grad  # z > 0, so the gradient is that of W c at the counts 4 and 4
     tensor([[4., 4.]])
     """
-    checks.signal("x", x)
-    checks.weight("weight", weight, 2, "[N, K]", or_int8=True)
-    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
-    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (), None, neuron)
+    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
+@shows_neuron
 def conv1d_if(
     x: Input,
     weight: Tensor,
@@ -98,16 +84,10 @@ def conv1d_if(
     dilation: Size1 = 1,
     groups: int = 1,
     *,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 1-d convolution.
 
@@ -124,11 +104,11 @@ def conv1d_if(
     tensor([[[2., 3., 3., 3., 2.],
              [2., 3., 3., 3., 2.]]])
     """
-    product = _convolution(x, weight, 1, True, stride, padding, dilation, groups)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
-    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (1, stride, padding, dilation, groups), None, neuron)
+    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
+@shows_neuron
 def conv2d_if(
     x: Input,
     weight: Tensor,
@@ -138,16 +118,10 @@ def conv2d_if(
     dilation: Size2 = 1,
     groups: int = 1,
     *,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> Result:
     """A layer of integrate-and-fire neurons behind a 2-d convolution.
 
@@ -163,11 +137,11 @@ def conv2d_if(
               [3., 4., 3.],
               [2., 3., 2.]]]])
     """
-    product = _convolution(x, weight, 2, True, stride, padding, dilation, groups)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v)
-    return product_layer(x, weight, bias, scale, shift, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (2, stride, padding, dilation, groups), None, neuron)
+    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
+@shows_neuron
 def linear_bn_if(
     x: Input,
     weight: Tensor,
@@ -176,14 +150,8 @@ def linear_bn_if(
     beta: Tensor | None = None,
     *,
     eps: float = 1e-5,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`linear_if` with batch norm in training.
 
@@ -192,11 +160,10 @@ def linear_bn_if(
     and a shift of :func:`linear_if`.
 
     Args:
-        x, weight: as in :func:`linear_if`.
+        x, weight, residual, neuron: as in :func:`linear_if`, but for weights of int8.
         bias: [N]. It cancels in z and only moves the mean that is returned.
         gamma, beta: [N], default 1 and 0. beta is for the whole window.
         eps: added to the variance.
-        threshold, leak, v_init, residual, gate, steps, timing, return_v: as in :func:`linear_if`.
 
     Returns:
         (train, mean, var), with ``return_v`` ((train, v), mean, var). mean and var [N] are the statistics of
@@ -211,13 +178,11 @@ def linear_bn_if(
     >>> train.counts.tolist(), mean, var
     ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
     """
-    checks.signal("x", x)
-    checks.weight("weight", weight, 2, "[N, K]")
-    checks.eps(eps)
-    static = static_of(LINEAR, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
-    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (), eps, neuron)
+    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
+@shows_neuron
 def conv1d_bn_if(
     x: Input,
     weight: Tensor,
@@ -230,14 +195,8 @@ def conv1d_bn_if(
     groups: int = 1,
     *,
     eps: float = 1e-5,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`conv1d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
 
@@ -246,12 +205,11 @@ def conv1d_bn_if(
     >>> train.shape, mean, var
     (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
     """
-    product = _convolution(x, weight, 1, False, stride, padding, dilation, groups)
-    checks.eps(eps)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
-    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (1, stride, padding, dilation, groups), eps, neuron)
+    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
+@shows_neuron
 def conv2d_bn_if(
     x: Input,
     weight: Tensor,
@@ -264,14 +222,8 @@ def conv2d_bn_if(
     groups: int = 1,
     *,
     eps: float = 1e-5,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
     """:func:`conv2d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
 
@@ -280,25 +232,18 @@ def conv2d_bn_if(
     >>> train.shape, mean, var
     (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
     """
-    product = _convolution(x, weight, 2, False, stride, padding, dilation, groups)
-    checks.eps(eps)
-    static = static_of(product, x.T, weight.shape[0], threshold, leak, v_init, gate, steps, timing, return_v, eps)
-    return norm_layer(x, weight, bias, gamma, beta, None, residual, threshold, v_init, static)
+    settings = _checked(x, weight, (2, stride, padding, dilation, groups), eps, neuron)
+    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
+@shows_neuron
 def if_scan(
     currents: Tensor | ConstantInput | ImpulseInput,
     *,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
+    **neuron: Unpack[Neuron],
 ) -> Result:
     """A layer of integrate-and-fire neurons with currents that something else has computed.
 
@@ -308,8 +253,7 @@ def if_scan(
     Args:
         currents: floating point [T, B, *features], T in 1..65535; or a :class:`ConstantInput` or :class:`ImpulseInput`,
             whose x [B, *features] is then the current itself. Channels are the first feature.
-        threshold, leak, v_init, scale, shift, residual, gate, steps, timing, return_v: as in :func:`linear_if`;
-            per-channel tensors have one value for each channel.
+        scale, shift, residual, neuron: as in :func:`linear_if`; per-channel tensors have one value for each channel.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`linear_if`.
@@ -320,17 +264,23 @@ def if_scan(
     """
     if isinstance(currents, (ConstantInput, ImpulseInput)):
         checks.device("currents", currents.x)
-        y, T, shape, source, gain = currents.x, currents.T, currents.shape, source_of(currents), currents.gain
+        source, T, shape = source_of(currents), currents.T, currents.shape
     else:
         checks.currents("currents", currents)
-        y, T, shape, source, gain = currents, currents.shape[0], currents.shape[1:], "train", 1.0
-    static = static_of(source, T, channels_of(shape), threshold, leak, v_init, gate, steps, timing, return_v)
-    return scan_layer(y, gain, None, scale, shift, None, residual, threshold, v_init, static)
+        source, T, shape = "train", currents.shape[0], currents.shape[1:]
+    settings = checked(source, T, channels_of(shape), **neuron)
+    return layer(currents, None, None, scale, shift, None, residual, *settings)[0]
 
 
-def _convolution(x: Input, weight: Tensor, dims: int, or_int8: bool, *geometry: Any) -> Product:
-    """The product of a convolution over so many dimensions of space, of checked x and weight."""
+_LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by their dimensions of space
+
+
+def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | None, neuron: Neuron) -> Any:
+    """Checks x, the weight and the keywords: :func:`checked` for a convolution (dims, stride, ...), or () if linear."""
+    dims = geometry[0] if geometry else 0
     checks.signal("x", x)
-    layout = "[N, K/groups, k]" if dims == 1 else "[N, K/groups, kh, kw]"
-    checks.weight("weight", weight, dims + 2, layout, or_int8)
-    return convolution(weight.shape[2:], *geometry)
+    checks.weight("weight", weight, dims + 2, _LAYOUTS[dims], or_int8=eps is None)
+    if eps is not None:
+        checks.eps(eps)
+    product = convolution(weight.shape[2:], *geometry[1:]) if geometry else LINEAR
+    return checked(product, x.T, weight.shape[0], eps, **neuron)

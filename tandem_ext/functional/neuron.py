@@ -1,4 +1,4 @@
-"""A layer's neurons as ops take them: hashable settings, and tensors with gains, biases and thresholds folded in.
+"""A layer's neurons: their keyword arguments; and what ops take, with gains, biases and thresholds folded in.
 
 The fold is ordinary autograd, outside the layers' own ``autograd.Function``, which then only has to know the gradients
 of what an op takes.
@@ -6,7 +6,9 @@ of what an op takes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,16 +18,44 @@ from ..ops import compute_dtype
 from ..train import SpikeTrain, either
 from .products import Product
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Neuron(TypedDict, total=False):
+    """The keyword arguments of integrate-and-fire neurons, the same for every function of a layer.
+
+    Args:
+        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
+        leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
+        v_init: the potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
+            [B, *features]. It is not learned.
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
+            silenced.
+        steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
+        timing: "step": a neuron fires at once. "window": it integrates the whole window, then fires; so there is no
+            leak and no gate "resu", and x is the whole window.
+        return_v: also return the potential after the last step, or after firing, [B, *features], in float32 (float64
+            for float64 weights), without a gradient.
+    """
+
+    threshold: float | Tensor
+    leak: float
+    v_init: float | Tensor
+    gate: str
+    steps: int | None
+    timing: str
+    return_v: bool
+
 
 class Static(NamedTuple):
-    """What a layer is besides its tensors. Made of checked values; a layer's module builds it at each forward pass."""
+    """A layer but for its tensors, of checked values. A layer's module builds it at each forward pass."""
 
-    source: Product | str  # of the currents: a product with spikes; or they are given: a "train", "constant", "impulse"
+    source: Product | str  # of the currents: a product with spikes; or given as a "train", "constant" or "impulse"
     T: int
     return_v: bool
     eps: float | None  # of batch norm by the statistics of the batch; None without
     few_bits: bool  # the weights are integers that fit into int8
-    steps: int  # the window over which bias and shift are spread. From here on, what every op takes, in its order
+    steps: int  # the window over which bias and shift are spread. From here on, arguments of every op, in its order
     threshold: float
     leak: float
     gate: str
@@ -33,7 +63,7 @@ class Static(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """The tensors of a layer's neurons, ready for an op. None stands for the neutral value."""
+    """The tensors of a layer's neurons, as an op takes them. None is the neutral value."""
 
     # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
     # currents' sum [1, B, *features]
@@ -45,38 +75,67 @@ class Tensors(NamedTuple):
     bad: Tensor | None = None  # [B], or [1] for all samples: NaN for those that are not finite already
 
 
-def static_of(
+def checked(
     source: Product | str,
     T: int,
     channels: int,
-    threshold: float | Tensor,
-    leak: float,
-    v_init: float | Tensor,
-    gate: str,
-    steps: int | None,
-    timing: str,
-    return_v: bool,
     eps: float | None = None,
-) -> Static:
-    """Checks what is no tensor. A tensor threshold is a unit, in which neurons fire at 1."""
-    if isinstance(threshold, Tensor):
-        fire_at = 1.0
-    else:
+    *,
+    threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor = 0.0,
+    gate: str = "relu",
+    steps: int | None = None,
+    timing: str = "step",
+    return_v: bool = False,
+) -> tuple[float | Tensor, float | Tensor, Static]:
+    """(threshold, v_init, static) of the keyword arguments :class:`Neuron`, checked unless they are tensors.
+
+    A tensor threshold is a unit, in which neurons fire at 1.
+    """
+    if not isinstance(threshold, Tensor):
         checks.threshold(threshold, channels)
-        fire_at = float(threshold)
     if not isinstance(v_init, Tensor):
         checks.v_init(v_init)
     checks.leak(leak)
-    checks.gate(gate)
-    checks.timing(timing)
-    checks.timing_fits(timing, leak, gate)
+    checks.one_of("gate", gate, checks.GATES)
+    checks.one_of("timing", timing, checks.TIMINGS)
+    if timing != "step":
+        checks.timing_fits(timing, leak, gate)
     if steps is None:
         steps = T
     else:
         checks.steps(steps)
         if timing == "window" and steps != T:
             raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
-    return Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate, timing)
+    fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
+    return threshold, v_init, Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate, timing)
+
+
+def shows(keywords: Any, defaults: Mapping[str, Any]) -> Callable[[F], F]:
+    """A decorator of a function or a class, whose signature in help() and completion then has these keyword arguments
+    and their defaults instead of ``**neuron``.
+
+    Args:
+        keywords: their TypedDict.
+    """
+
+    def decorate(of: F) -> F:
+        call: Any = of.__init__ if isinstance(of, type) else of  # type: ignore[misc]  # classes may share it
+        shown = inspect.signature(call)
+        types = {name: getattr(t, "__forward_arg__", t) for name, t in keywords.__annotations__.items()}
+        kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=types[name])
+            for name in types
+        ]
+        call.__signature__ = shown.replace(parameters=[*kept, *options])
+        return of
+
+    return decorate
+
+
+shows_neuron = shows(Neuron, checked.__kwdefaults__ or {})
 
 
 def tensors_of(
@@ -145,10 +204,9 @@ def fold(
     channels: int,
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """((scale·step)·gain, scale·bias + shift), in units of a tensor threshold: what the op takes.
+    """((scale·step)·gain, scale·bias + shift), in units of a tensor threshold: scale and shift of the op.
 
-    The division sees the threshold detached: its gradient is -gate·c/ϑ at the real counts c, which the layer's Function
-    gives, and not what the division would give.
+    The threshold is detached here: its gradient, -gate·c/ϑ at the real counts c, is given by the layer's Function.
     """
     if scale is not None:
         scale = per_channel("scale", scale, channels, like)
@@ -170,13 +228,37 @@ def fold(
     return scale, shift
 
 
+def fold_norm(
+    theta: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    step: Tensor | None,
+    gain: float | Tensor,
+    channels: int,
+    like: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(step·gain, gamma, beta), the last two in units of a tensor threshold: what an op with batch norm takes."""
+    gamma, beta, worth = (
+        None if value is None else per_channel(name, value, channels, like)
+        for name, value in (("gamma", gamma), ("beta", beta), ("step", step))
+    )
+    if isinstance(gain, Tensor) or gain != 1.0:
+        gain = spread(gain, (), compute_dtype(like.dtype), like.device)
+        worth = gain if worth is None else worth * gain
+    if theta is not None:
+        unit = theta.detach()
+        gamma = 1 / unit if gamma is None else gamma / unit
+        beta = None if beta is None else beta / unit
+    return worth, gamma, beta
+
+
 def channels_of(shape: tuple[int, ...]) -> int:
     """C of neurons [B, C, *space]; [B] is one channel."""
     return shape[1] if len(shape) > 1 else 1
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """tensor.to(dtype), free where nothing is to do, in exported graphs too."""
+    """tensor.to(dtype), without a node in exported graphs if it has that type."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
@@ -193,9 +275,11 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
     return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def over_space(per_channel: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[C] so that it broadcasts against [B, C, *space]."""
-    return per_channel.view(-1, *[1] * (len(shape) - 2)) if len(shape) > 2 else per_channel
+def over_space(value: Any, shape: tuple[int, ...]) -> Any:
+    """A number, or one per channel [C], so that it broadcasts against [B, C, *space]."""
+    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) > 2:
+        return value.view(-1, *[1] * (len(shape) - 2))
+    return value
 
 
 def over_inputs(per_output: Tensor, weight: Tensor) -> Tensor:

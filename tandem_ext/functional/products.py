@@ -17,15 +17,15 @@ _ops = torch.ops.tandem
 
 
 def float32_precision() -> str:
-    """How float32 weights are multiplied on a GPU: what torch is told by ``set_float32_matmul_precision``."""
+    """How a GPU multiplies float32 weights: the setting of ``torch.set_float32_matmul_precision``."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was told by its newer setting, and knows no one word for it
+    except RuntimeError:  # set by torch's newer interface, which has more than these values
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
-# Dynamo traces no string; a change of the setting makes it compile anew. This is torch.compiler.assume_constant_result,
-# without the import of Dynamo, which costs most of a second.
+# Dynamo traces no string; it compiles again when the setting changes. This is torch.compiler.assume_constant_result
+# without the import of Dynamo, which takes most of a second.
 float32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -36,7 +36,7 @@ class Product(NamedTuple):
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
-    sides: tuple[int, ...] = ()  # F.pad's, for the input: ops pad both sides alike, "same" may need one more on one
+    sides: tuple[int, ...] = ()  # F.pad's argument for the input: "same" may need one more on one side, ops have none
 
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
         """[B, N, *space]; checks that x fits the weight."""
@@ -87,7 +87,7 @@ class Product(NamedTuple):
         if needs_weight:
             counts = counts_of(stored, timing, weight.dtype)
         elif needs_input:
-            counts = weight.new_empty(()).expand(stored.shape[1:])  # only its shape is looked at
+            counts = weight.new_empty(()).expand(stored.shape[1:])  # only its shape is used
         else:
             return None, None
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(

@@ -106,7 +106,7 @@ def convert(
         raise ValueError(f"max_pool: expected 'exact', 'or' or None, got {max_pool!r:.80}")
     if gate not in (None, "relu", "resu"):
         raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
-    checks.timing(timing)
+    checks.one_of("timing", timing, checks.TIMINGS)
     checks.timing_fits(timing, 1.0, gate or "relu")
     gate = gate or ("relu" if example is None or timing == "window" else "resu")
     max_pool = max_pool or ("or" if example is None else "exact")

@@ -1,6 +1,6 @@
-"""A frozen network as one file: its program, the numbers of it, and the names of its layers.
+"""A frozen network as one file: its program, the program's numbers, and the names of its layers.
 
-The file holds no code. What it says is checked by the executor, whoever wrote it.
+The file holds no code, and the executor checks the program.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
 
 
 def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
-    """What a file holds, after sizes, checksum and program were checked.
+    """Reads a file and checks sizes, checksum and program.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, of another version, or a network that cannot be.
+        UserError: no such file, not a frozen network, damaged, of another version, or an impossible network.
     """
     path = Path(path)
     tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")

@@ -32,7 +32,7 @@ class Graph:
         self._given = self._x.stored if isinstance(self._x, SpikeTrain) else self._x
         now, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
         side.wait_stream(now)
-        with torch.cuda.stream(side):  # what libraries choose and allocate at a first call is no part of the graph
+        with torch.cuda.stream(side):  # a first call: what libraries allocate in it is not part of the graph
             net(self._x)
         now.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
@@ -48,7 +48,7 @@ class Graph:
 def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     """The graph, or None for a network that waits for the GPU or otherwise cannot be captured. Raises other errors."""
     for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.dim() == 4:  # as the kernels read weights, and would else make them at every replay
+        if tensor.dim() == 4:  # as kernels read weights; else every replay would copy them
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     for stage in net.modules():
         if isinstance(stage, Stage):
@@ -56,7 +56,7 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     try:
         return Graph(net, x)
     except RuntimeError as error:
-        if "captur" not in str(error):  # CUDA's errors of a capture all say so, and have no type of their own
+        if "captur" not in str(error):  # CUDA's errors of a capture have no type of their own
             raise
         return None
 

@@ -1,4 +1,4 @@
-"""From a network to the list of its layers and moves: torch.fx says how they are wired, each layer what it is."""
+"""From a network to the list of its layers and moves: torch.fx finds how they are connected."""
 
 from __future__ import annotations
 
@@ -29,18 +29,16 @@ _Gain = float | Tensor
 
 @torch.no_grad()
 def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
-    """The evaluation of ``net``, whatever mode it is in, with what a spike of its input is worth.
+    """The evaluation of ``net``, in whatever mode it is, for a gain of its input.
 
     Raises:
-        CannotLower: something other than this package's layers works between the input and the answer.
+        CannotLower: the network has other parts than this package's layers.
     """
     return net if isinstance(net, Stages) else Lowering(net, gain).stages()
 
 
 def snapshot(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, whose weights are what pruning, weight norm and other parametrisations make of them
-    now.
-    """
+    """A copy in evaluation mode, with the present results of pruning, weight norm and other parametrisations."""
     values = [value for module in net.modules() for value in vars(module).values()]
     memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}  # else not copied
     net = copy.deepcopy(net, memo).eval().requires_grad_(False)
@@ -76,7 +74,7 @@ def trace(net: nn.Module) -> fx.Graph:
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward runs: remove the hook")
     try:
         return _Tracer().trace(net)
-    except Exception as error:  # whatever a forward raises at a value that is not there yet
+    except Exception as error:  # a forward may raise anything at a value that is not there yet
         why = f"something does not come from a layer of tandem_snn.nn, and torch.fx cannot follow it ({error})"
         raise CannotLower("net", why) from error
 
@@ -85,9 +83,9 @@ class Lowering:
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
-        self.values: dict[Any, int] = {}  # of a node
-        self.gains: dict[Any, _Gain] = {}  # what a spike of it, or a unit, is worth
-        self.images = {INPUT}  # values that are the input, or moves of it
+        self.values: dict[Any, int] = {}  # the number of a node's value
+        self.gains: dict[Any, _Gain] = {}  # the worth of its spikes or units
+        self.images = {INPUT}  # the input, and moves of it
         self.first_gain = gain
         self.mode: str | None = None
         self.T: int | None = None
@@ -184,7 +182,7 @@ def _operator(node: fx.Node) -> str:
 
 
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
-    """By the name of what gives spikes, rather than that of one of the operators before it."""
+    """Names the neurons, rather than one of the operators before them."""
     if isinstance(layer, Neurons):
         why = f"its currents come the general way ({layer.sums or 'any sum of linear maps'})"
         raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and has no step")
@@ -198,7 +196,7 @@ def _by_channel(gain: _Gain) -> bool:
 
 
 def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
-    """The layer's weights, with what the spikes of each channel are worth in them, and what is left of the gain."""
+    """The layer's weights, times a gain per channel, and the gain that is left."""
     weight = layer.weight.detach()
     if not _by_channel(gain):
         return weight, gain
@@ -217,7 +215,7 @@ def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage
 
 
 def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
-    """The fields of a Stage that say how a convolution with a kernel of that size moves over its input."""
+    """A Stage's fields of the geometry of a convolution with a kernel of that size."""
     return {
         "groups": product.groups,
         "kernel": _pair(kernel, 1),
@@ -252,7 +250,7 @@ def _move(name: str, x: int, layer: Any) -> Stage:
 
 
 def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
-    """The list with moves where a train has another form than its reader wants, planes or counts."""
+    """The list with moves wherever a train has another form, planes or counts, than its reader takes."""
     forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}  # by the new number
     now = {ABSENT: ABSENT, INPUT: INPUT}
     moved: dict[int, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from numbers import Real
@@ -23,7 +22,7 @@ from ..nn.signals import check_network, describe
 from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .lowering import lower, snapshot
-from .program import Facts, encode, prepare
+from .program import Facts, Program
 from .quantise import Grid, grids_of, round_
 from .stages import CannotLower, Stage, Stages, check_finite
 
@@ -31,49 +30,12 @@ MOST_PROGRAMS = 8  # each has its own copy of the packed weights
 _TRACING = threading.Lock()  # torch.fx changes classes while it traces
 
 
-class _Program:
-    """A network, for trains whose spikes are worth so much, as a list of stages and as one call of the executor.
-
-    Attributes:
-        layers: what runs layer by layer: the list, or the network itself where it has none.
-    """
-
-    def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
-        self.layers, self._reason = net, None
-        try:
-            self.layers = lower(net, gain)
-        except CannotLower as reason:
-            self._reason = reason.with_traceback(None)  # whose frames hold every value of the network
-
-    @functools.cached_property
-    def refusal(self) -> CannotLower | None:
-        """Why the executor does not run it, or None once it is prepared."""
-        if isinstance(self.layers, Stages):
-            stages = self.layers.stages
-            try:
-                self.words, self.numbers = encode(self.layers)
-                self.prepared = prepare(self.words, self.numbers, [stage.name for stage in stages])
-                self.streams = all(stage.gate != "resu" for stage in stages)
-            except CannotLower as reason:
-                self._reason = reason.with_traceback(None)
-        return self._reason
-
-    def run(
-        self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
-        source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
-        return torch.ops.tandem.frozen_run.default(
-            source, T, counted, self.words, self.numbers, self.prepared, state, step, every
-        )
-
-
 class FrozenNetwork(nn.Module):
     """The result of :func:`freeze`. A call takes the network's input and returns its readout.
 
     Attributes:
-        net: the snapshot: the network in evaluation mode, with its own copy of every weight. If it was loaded from a
-            file: the list of its layers.
+        net: the snapshot: the network in evaluation mode, with its own copy of every weight; from a file, the list of
+            its layers.
         weight_bits: bits per weight, or None for the weights of the network's evaluation.
         T: the number of time steps; None until it is known (see :func:`freeze`).
         shape: [*features] of its input; None until it has run.
@@ -98,7 +60,7 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._programs: dict[Any, _Program] = {}  # by the worth of a spike of the input
+        self._programs: dict[Any, Program] = {}  # by the worth of a spike of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # traced here, where no other thread serves the network
         self.reset()
@@ -110,8 +72,8 @@ class FrozenNetwork(nn.Module):
 
     @property
     def latency(self) -> int | None:
-        """Steps of a stream from a window's first to its complete answer: T, and T more for each layer with timing
-        "window" on the way. None while T is not known.
+        """Steps of a stream from the first step of a window to its complete answer: T, and T more for each layer with
+        timing "window" on the way. None while T is not known.
 
         >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
         >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
@@ -127,7 +89,7 @@ class FrozenNetwork(nn.Module):
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
-        if not torch.is_inference_mode_enabled():  # to enter it anew takes as long as a small layer
+        if not torch.is_inference_mode_enabled():  # entering it again takes as long as a small layer
             with torch.inference_mode():
                 return self.forward(x)
         T = self._window_of(x)
@@ -158,14 +120,14 @@ class FrozenNetwork(nn.Module):
         return answer
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
-        """On a GPU: the kernels of the layers as one CUDA graph, or one by one where there can be none."""
-        key = key_of(x)
+        """On a GPU: the kernels of the layers as one CUDA graph, or one by one if there can be none."""
+        layers, key = self._program(x).layers, key_of(x)
         if key is not None and key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = capture(self._program(x).layers, x)
+            self._graphs[key] = capture(layers, x)
         graph = self._graphs.get(key)
-        answer: Tensor = self._program(x).layers(x) if graph is None else graph(x)
+        answer: Tensor = layers(x) if graph is None else graph(x)
         return answer
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
@@ -185,7 +147,7 @@ class FrozenNetwork(nn.Module):
                 stage.digits = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the programs: another version or machine may pack weights in another way. Graphs are not data."""
+        """Without programs, since another version or machine may pack weights differently, and without graphs."""
         return self.__dict__ | {"_programs": {}, "_graphs": {}}
 
     def example(self) -> Any:
@@ -199,7 +161,7 @@ class FrozenNetwork(nn.Module):
         if self.shape is not None and self.T is not None:
             silence = torch.zeros((self.T + 7) // 8, 1, *self.shape, dtype=torch.uint8)
             return SpikeTrain.unchecked(silence, self.T)
-        raise ValueError("x: give a batch of what the network takes: it has not run, and does not know the shape")
+        raise ValueError("x: expected a batch of inputs: the network has not run, so it does not know their shape")
 
     def reset(self) -> None:
         """Forgets the stream: the next :meth:`step` is step 0."""
@@ -209,21 +171,23 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def step(self, x_t: Tensor) -> Tensor:
-        """One time step: its spikes x_t [B, *features], 0 and 1, or the image of a direct encoder.
+        """One time step.
 
-        With timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps after the
-        window's steps. If the input is images, only the image at the first step of each window is used. Other networks
-        go on after T steps, with all that came before: call :meth:`reset` before the next recording.
+        With timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps later. Of
+        images it uses the one at the first step of each window. Other networks go on after T steps, with all that came
+        before: call :meth:`reset` before the next recording.
+
+        Args:
+            x_t: on the CPU, the step's spikes [B, *features], 0 and 1, or the image of a direct encoder.
 
         Returns:
-            The readout so far [B, outputs], with t/T of the bias; after T steps it is exactly the readout of the whole
-            window. NaN until the first window has passed a pipeline.
+            The readout so far [B, outputs], with t/T of the bias; after T steps exactly the readout of the window. NaN
+            until the first window has passed a pipeline.
 
         Raises:
             TypeError: x_t is not a tensor.
-            ValueError: T is not known; a layer has the gate "resu", which needs the end of the window; the network has
-                no program; x_t is not on the CPU; spikes other than 0 and 1; the batch or T changed without
-                :meth:`reset`; a later layer of a pipeline also reads the image.
+            ValueError: T is not known; the gate "resu", which needs the end of the window; no program; other spikes
+                than 0 and 1; batch or T changed without :meth:`reset`; a later layer of a pipeline reads the image.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -234,11 +198,12 @@ class FrozenNetwork(nn.Module):
         True
         """
         _check_batch("x_t", x_t, trains=False)
+        signal: Tensor | SpikeTrain = x_t
         if not self._takes_images:
             checks.binary("x_t", x_t)
-        if not self._takes_images and self.T is None:
-            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        signal = x_t if self._takes_images else SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
+            if self.T is None:
+                raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
+            signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
         program = _streaming(self._program(signal), x_t.device)
         if self._state is None:
             self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
@@ -255,12 +220,9 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
-        """The results of :meth:`step` at all steps, [T, B, outputs], in one call, in about the time of a single call.
+        """The results of :meth:`step` at all steps, [T, B, outputs], for a batch x as for a call, in about its time.
 
-        For a pipeline: at the steps of the window in which the answer comes.
-
-        Args:
-            x: a batch as for a call.
+        Of a pipeline, the results at the steps of the window in which the answer comes.
 
         Raises:
             TypeError: x is not a batch.
@@ -284,8 +246,8 @@ class FrozenNetwork(nn.Module):
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
         """Early exit: the answer of each sample at the first step at which the network is confident.
 
-        Hardware that works step by step can stop there. On this processor all steps are computed together, which takes
-        less time than a few single steps. For a pipeline, steps are counted in its last window.
+        Hardware that works step by step can stop there. Here all steps are computed together, in less time than a few
+        single steps. Of a pipeline, the steps of its last window count.
 
         Args:
             x: a batch as for a call.
@@ -316,17 +278,14 @@ class FrozenNetwork(nn.Module):
         return answers[last, torch.arange(len(last))], last + 1
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the network as one file, for :func:`load_frozen` and for programs without Python.
+        """Writes the network as the file ``path``, for :func:`load_frozen` and for programs without Python.
 
-        The file is safetensors with a format version and a checksum, and appears whole or not at all: the program that
-        runs, and its numbers. Weights of few bits take a byte each. The stream's state is not in it.
-
-        Args:
-            path: the file.
+        The file is safetensors with a format version and a checksum, written whole or not at all. It holds the program
+        and its numbers; weights of few bits take a byte each. The stream's state is not saved.
 
         Raises:
-            ValueError: something other than layers of ``tandem_snn.nn`` works between the input and the answer: a file
-                holds no code. The message names it.
+            ValueError: the network has other parts than layers of ``tandem_snn.nn``: a file holds no code. The message
+                names the part.
             UserError: the package safetensors is not installed.
         """
         try:
@@ -334,11 +293,11 @@ class FrozenNetwork(nn.Module):
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
 
-    def _program(self, x: Tensor | SpikeTrain) -> _Program:
+    def _program(self, x: Tensor | SpikeTrain) -> Program:
         self.shape = tuple(x.shape[1:])
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
-    def _program_for(self, gain: float | Tensor) -> _Program:
+    def _program_for(self, gain: float | Tensor) -> Program:
         worth = gain.tolist() if isinstance(gain, Tensor) else gain
         key = tuple(worth) if isinstance(worth, list) else worth
         if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
@@ -347,7 +306,7 @@ class FrozenNetwork(nn.Module):
             if key not in self._programs:
                 if len(self._programs) == MOST_PROGRAMS:
                     self._programs.pop(next(iter(self._programs)))
-                self._programs[key] = _Program(self.net, gain if isinstance(worth, list) else worth)
+                self._programs[key] = Program(self.net, gain if isinstance(worth, list) else worth)
             return self._programs[key]
 
 
@@ -357,23 +316,23 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
     Sums over spikes are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the
     threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A sample's answer does not
-    depend on its batch, but for how torch rounds the one product of a real-valued input in batches of other sizes.
-    A network that has no program (other modules between the layers, forward hooks, weights of float64) runs layer by
-    layer instead, as do bfloat16 and float16 where T is larger than they count, 256 and 2,048. On a GPU the kernels of
-    the layers are captured in one CUDA graph for each shape of batch, the last eight of which are kept, and float32
-    weights multiplied as the same integers.
+    depend on its batch, except that torch may round the product of a real-valued input differently for other sizes.
+    A network without a program (other modules between the layers, forward hooks, float64 weights) runs layer by layer,
+    as do bfloat16 and float16 if T exceeds 256 and 2,048, up to which they count. On a GPU the kernels of the layers
+    are one CUDA graph for each shape of batch, of which eight are kept, and multiply float32 weights as the same
+    integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Of DataParallel,
             DistributedDataParallel and AveragedModel it is the network within.
         weight_bits: round the weights to that many bits, 2 to 8, symmetrically: integers times one step per output
             channel, see ``grids``. None rounds as the network itself does (``weight_bits`` of its layers).
-        T: the number of time steps, for a network without Encoder that is to stream before it saw a train.
+        T: the number of time steps, for a network without Encoder that is to stream before it has seen a train.
 
     Raises:
         TypeError: net is no module, or T no int.
-        ValueError: a network of several inputs; weight_bits or T out of range; few bits for neurons of the general way;
-            a weight, scale, threshold or statistic that is not finite, by the name of its layer.
+        ValueError: several inputs; weight_bits or T out of range; few bits for neurons of the general way; a weight,
+            scale, threshold or statistic that is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -398,17 +357,14 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
 
 def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
-    """A frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
+    """A frozen network from the file ``path`` of :meth:`FrozenNetwork.save`, with bit-identical answers.
 
-    The file may be untrusted. It has numbers and no code. Sizes are checked before anything is allocated, the checksum
-    is verified, and every setting of every layer is checked. There is no limit on what its layers cost to run.
-
-    Args:
-        path: the file.
+    The file may be untrusted: it has no code, sizes are checked before anything is allocated, and checksum and every
+    setting of every layer are checked. The cost of running its layers has no limit.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, another version of the format, or an impossible network.
-            It is a ValueError.
+        UserError: no such file, not a frozen network, damaged, another version of the format, or an impossible network;
+            a ValueError.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
     >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
@@ -422,13 +378,13 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     return frozen
 
 
-def _streaming(program: _Program, device: torch.device) -> _Program:
+def _streaming(program: Program, device: torch.device) -> Program:
     """Checks that the program can stream, and returns it."""
     if device.type != "cpu":
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
     if program.refusal is not None:
         raise program.refusal
-    if not program.streams:
+    if any(getattr(stage, "gate", None) == "resu" for stage in program.layers.modules()):
         raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
     return program
 

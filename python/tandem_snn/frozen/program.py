@@ -1,10 +1,11 @@
-"""A list of stages as a program and its numbers, and back: what ``frozen_run`` runs and a file holds.
+"""A list of stages as a program and its numbers, for ``frozen_run`` and files, and back.
 
-A stage's fields are an instruction's (``csrc/kernels/network/program.h``). The executor checks what is read.
+A stage's fields are those of an instruction (``csrc/kernels/network/program.h``). The executor checks programs.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -13,23 +14,24 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tandem_ext import checks
+from tandem_ext import SpikeTrain, checks
 
+from .lowering import lower
 from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
 _MODES = list(SIGNALS)
-_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # fields that are the place of a name
+_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # fields stored as the index of a name
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
 
 
 class Facts(NamedTuple):
-    """What a program says beside its instructions: T where no Encoder gives it, and what is good to know."""
+    """Further facts of a program: T if no Encoder gives it, the bits of its weights, the shape of its input."""
 
     T: int | None = None
     weight_bits: int | None = None
@@ -40,10 +42,10 @@ _NO_FACTS = Facts()
 
 
 def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
-    """The program (int64) and its numbers (uint8), which a file can hold.
+    """The program (int64) and its numbers (uint8).
 
     Raises:
-        CannotLower: no program can hold it: the message names the layer.
+        CannotLower: no program can hold the network; the message names the layer.
     """
     block = _Block()
     dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
@@ -69,20 +71,11 @@ def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
     return program, numbers
 
 
-def prepare(program: Tensor, numbers: Tensor, names: Sequence[str]) -> Tensor:
-    """Weights as this processor's kernels want them.
-
-    Raises:
-        CannotLower: the executor does not run the program.
-    """
-    return _named(names, lambda: _ops.frozen_prepare.default(program, numbers))
-
-
 def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Facts]:
-    """The list, from words and bytes that may be anything.
+    """The list, from untrusted words and bytes.
 
     Raises:
-        ValueError: they are no program.
+        ValueError: they are not a program.
     """
     if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
         raise ValueError("a program is int64, and its numbers are bytes")
@@ -103,7 +96,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
 
 
 def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
-    """What the executor says of instruction N is said of the layer."""
+    """In the executor's errors, names the layer instead of the instruction's number."""
     try:
         return call()
     except (RuntimeError, ValueError) as error:
@@ -111,6 +104,40 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
         found = re.search(r"instruction (\d+): (.*)", why)
         name = names[int(found[1])] if found and int(found[1]) < len(names) else "net"
         raise CannotLower(name, found[2] if found else why) from error
+
+
+class Program:
+    """A network for one gain of its input, as a list of stages and as one call of the executor.
+
+    Attributes:
+        layers: runs layer by layer: the list, or the network itself if it has none.
+    """
+
+    def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
+        self.layers, self._reason = net, None
+        try:
+            self.layers = lower(net, gain)
+        except CannotLower as reason:
+            self._reason = reason.with_traceback(None)  # its frames would keep every value of the network
+
+    @functools.cached_property
+    def refusal(self) -> CannotLower | None:
+        """Why the executor does not run it, or None once it is prepared."""
+        if isinstance(self.layers, Stages):
+            try:
+                self.words, self.numbers = encode(self.layers)
+                names = [stage.name for stage in self.layers.stages]
+                self.prepared = _named(names, lambda: _ops.frozen_prepare.default(self.words, self.numbers))
+            except CannotLower as reason:
+                self._reason = reason.with_traceback(None)
+        return self._reason
+
+    def run(
+        self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
+        source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
+        return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
 
 
 class _Block:
@@ -161,7 +188,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
 
 
 def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
-    """The stage of a row whose every place in the numbers the executor has checked."""
+    """The stage of a row; the executor has checked its places in the numbers."""
     compute = torch.promote_types(dtype, torch.float32)
     values: dict[str, Any] = {}
     for key, kind in _TYPES.items():

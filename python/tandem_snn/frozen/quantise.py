@@ -1,4 +1,4 @@
-"""Weights of few bits in a snapshot: rounded once and for all."""
+"""Weights of few bits in a snapshot, rounded once."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Grid:
 def round_(net: nn.Module, bits: int | None) -> None:
     """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
 
-    Where channels are worth different things, layers round their weights times that, when they run.
+    If gains differ by channel, layers round their weights times the gain when they run.
 
     Raises:
-        ValueError: neurons whose currents come the general way: their weights are torch's own operators'.
+        ValueError: neurons whose currents come the general way: torch's own operators have their weights.
     """
     general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
     if bits is not None and general is not None:

@@ -1,7 +1,7 @@
 """A network's evaluation as a list of stages: the one form that runs, is saved, and is exported.
 
 Gains, biases, batch norm, thresholds per channel and the steps of weights of few bits are folded into one affine map
-per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs here, layer by layer on any device; as a program
+per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs layer by layer on any device; as a program
 (:mod:`.program`) it runs in one call.
 """
 
@@ -16,28 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import Static, over_inputs
 from tandem_ext.functional.products import Product, float32_precision
 from tandem_ext.train import either
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
-from ..nn.signals import describe, map_counts, with_gain
+from ..nn.signals import describe, map_counts
 
 _ops = torch.ops.tandem
-# What the executor calls the fields of its header and instructions, its kinds of instructions, and its constants.
+# The executor's names for the fields of its header and instructions and for the kinds of instructions; its constants.
 HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
-ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and what the network was given
+ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and the network's input
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
-FORMS = {"popcount": "window", "burst": "step"}  # the timing of whose form of trains these moves make
+FORMS = {"popcount": "window", "burst": "step"}  # moves that give trains the form of another timing
 Pair = tuple[int, int]
 _CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 
 
 class CannotLower(ValueError):
-    """A network, or a layer of the name ``layer``, that has no list, or whose list has no program."""
+    """A network, or its layer named ``layer``, that has no list, or whose list has no program."""
 
     def __init__(self, layer: str, why: str) -> None:
         super().__init__(f"{layer}: {why}")
@@ -51,20 +51,20 @@ class Stage(nn.Module):
     Tensors are buffers, and have no plain default, which would hide them.
 
     Attributes:
-        name: the layer's name in its network; it may come again.
+        name: the layer's name in its network; stages may share it.
         input, residual: the values it reads: numbers of earlier stages, or INPUT.
-        fires: False: the currents of every step are wanted, for another layer's residual.
+        fires: False gives the currents of every step, for another layer's residual.
         weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
             readout's weights are step·weight.
-        scale, shift, residual_scale: [N], None where neutral. A readout's shift is its bias. A mean's scale is the gain
-            of each channel.
+        scale, shift, residual_scale: [N], None if neutral. A readout's shift is its bias, a mean's scale the gain of
+            each channel.
         v_init: 0-dim, [N], or [N, *space] where space may be 1.
         kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
         ceil: of a max_pool. first, last: the dimensions of a flatten.
-        gain: what a unit of the counts is worth that it reads, where it reads counts and not spikes.
-        timing: of neurons and of the currents that others receive. What reads a train wants it in that form; between
-            two forms there is a stage "popcount" or "burst".
-        move: the pooling or Flatten that a stage without weights is.
+        gain: the worth of a count, for a stage that reads counts and not spikes.
+        timing: of neurons, and of currents for others. A stage reads trains in that form; a stage "popcount" or "burst"
+            changes the form.
+        move: the pooling or Flatten of a stage without weights.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stage(nn.Module):
             if "Tensor" in str(each.type):
                 self.register_buffer(each.name, self.__dict__.pop(each.name))
         self.move = self._move() if self.weight is None else None
-        self.digits: Tensor | None = None  # what a GPU multiplies in place of the weight, once prepare() was called
+        self.digits: Tensor | None = None  # multiplied by a GPU instead of the weight, once prepare() was called
 
     def prepare(self) -> None:
         if self.digits is None and self.weight is not None and self.kind == "layer":
@@ -125,13 +125,13 @@ class Stage(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what it computes with where it has weights."""
+        """The type of its weights."""
         numbers = self.weight if self.step is None else self.step
         assert numbers is not None
         return numbers.dtype
 
     def real_weight(self) -> Tensor:
-        """The weights that real numbers are multiplied by."""
+        """The weights for products of real numbers."""
         assert self.weight is not None
         if self.step is None:
             return self.weight
@@ -143,7 +143,7 @@ class Stage(nn.Module):
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.unchecked(self.move(x.x), x.T)
             gain = self.gain if self.scale is None else self.scale
-            return self.move(with_gain(x, gain) if isinstance(x, SpikeTrain) else x)
+            return self.move(x.but(gain=gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
             return map_counts(x, self._answer)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
@@ -197,6 +197,7 @@ class Stage(nn.Module):
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
+        checks.direct_dtype(x, weight)
         if self.axes == 0:
             return F.linear(x, weight, bias)
         return _CONV[weight.dim()](self._padded(x), weight, bias, *self._geometry())
@@ -227,7 +228,7 @@ class _InForm(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         stored = x.count_bytes if self.timing == "window" else x.planes
-        return SpikeTrain.unchecked(stored, x.T, None, x.gain, x._dtype, self.timing, x.bad)
+        return x.but(stored=stored, counts=None, timing=self.timing)
 
 
 def check_finite(layers: nn.Module) -> None:
@@ -241,13 +242,13 @@ def check_finite(layers: nn.Module) -> None:
 
 
 class Stages(nn.Module):
-    """A network's evaluation: all stages in order, the last of which gives the answer.
+    """A network's evaluation: all stages in order; the last gives the answer.
 
     Attributes:
-        mode: what it takes, as of ``tnn.Encoder``.
-        T: the number of time steps, or None: those of the train it is given.
-        depths: of each stage, how many layers with timing "window" are before it, of a window each.
-        windows: from the beginning of a window of the input to that of its answer.
+        mode: the kind of input, as of ``tnn.Encoder``.
+        T: the number of time steps; None: that of the given train.
+        depths: for each stage, the number of layers with timing "window" before it: each delays by a window.
+        windows: the number of windows from the input to its answer.
     """
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
@@ -268,10 +269,10 @@ class Stages(nn.Module):
         return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
-        """x as what it is to the first stages.
+        """The input as a signal for the first stages.
 
         Raises:
-            TypeError, ValueError: x is of another kind, or of other steps.
+            TypeError, ValueError: x is of another kind, or has another T.
         """
         if isinstance(x, SpikeTrain) != (self.mode == "events"):
             wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
@@ -280,10 +281,10 @@ class Stages(nn.Module):
             return SIGNALS[self.mode].unchecked(x, self.T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
-        return with_gain(x, 1.0)
+        return x.but(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
-        """The answer; ``watch(number, x, y)`` sees what each stage reads and makes."""
+        """The answer; ``watch(number, x, y)`` is called with each stage's input and output."""
         values = {ABSENT: None, INPUT: self.signal(x)}
         for number, stage in enumerate(self.stages):
             y = values[number] = stage(values[stage.input], values[stage.residual])

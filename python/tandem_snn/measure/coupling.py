@@ -13,7 +13,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn.hooks import check_layers, evaluating, watching
-from ..nn.signals import effective_counts, over_features
+from ..nn.signals import effective_counts
 
 _PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
 _READING = (tnn.SpikingLayer, tnn.Readout)
@@ -92,9 +92,9 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
         if isinstance(layer, tnn.SpikingLayer) and isinstance(y, SpikeTrain):
             z = layer.preactivation(x, kwargs.get("residual"))
             threshold = torch.as_tensor(layer.threshold, device=z.device)
-            threshold = over_space(threshold, tuple(z.shape)) if threshold.dim() else threshold
+            threshold = over_space(threshold, z.shape)
             found.append(Activation(name, y.counts, z / threshold, y.T))
-            ideal[id(y)] = (y, found[-1].a.relu() * over_features(y.gain, y.shape), found[-1])
+            ideal[id(y)] = (y, found[-1].a.relu() * over_space(y.gain, y.shape), found[-1])
 
     with evaluating(net), watching(net, (*_PASSING, *_READING), record):
         net(x)

@@ -11,6 +11,7 @@ from .encoder import Encoder
 from .init import init_gamma_
 from .lazy import LazyConv1d, LazyConv2d, LazyLinear, LazyReadout
 from .neuron import SpikingLayer
+from .options import NeuronOptions
 from .passing import Dropout, Flatten
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .readout import Readout
@@ -31,6 +32,7 @@ __all__ = [
     "LazyReadout",
     "Linear",
     "MaxPool2d",
+    "NeuronOptions",
     "Readout",
     "Residual",
     "SpikingLayer",

@@ -1,6 +1,4 @@
-"""What layers need of batch norm besides torch's own: its initial γ, its fold into scale and shift, and statistics over
-processes.
-"""
+"""Batch norm in layers: its initial γ, its fold into scale and shift, and statistics over processes."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def initial_gamma(T: int, timing: str = "step") -> float:
 
 
 def uses_batch(norm: _BatchNorm) -> bool:
-    """Are its statistics those of the batch?"""
+    """Does it normalise by the statistics of the batch?"""
     return norm.training or norm.running_mean is None
 
 
@@ -68,16 +66,16 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
 class SyncBatchNorm(_BatchNorm):
     """In training, batch norm by the statistics of the batches of all processes of a group, on any device.
 
-    It takes the place of a layer's ``norm``; :func:`tandem_snn.training.synchronised` puts it there, or
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, to stay. Parameters and buffers are those of the batch norm it is
-    made of, under the same names.
+    It replaces a layer's ``norm``: within :func:`tandem_snn.training.synchronised`, or for good by
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. Parameters and buffers are those of the given batch norm, under
+    the same names.
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
     var = max(S2/n - mean², 0): as the fused layers compute them for one process.
 
     Args:
         norm: the batch norm to share parameters and buffers with.
-        group: a ``torch.distributed`` process group; None is that of all processes. Alone, it is this process's batch.
+        group: a ``torch.distributed`` process group; None is all processes, or this one alone.
 
     >>> norm, u = torch.nn.BatchNorm1d(3), torch.rand(5, 3)
     >>> torch.allclose(SyncBatchNorm(norm)(u), norm(u), atol=1e-6)
@@ -116,12 +114,12 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def own_sync(module: nn.Module | None) -> nn.Module | None:
-    """The same module, but torch's SyncBatchNorm as the one that layers know."""
+    """The module; torch's SyncBatchNorm becomes the layers' own."""
     return SyncBatchNorm(module, module.process_group) if isinstance(module, nn.SyncBatchNorm) else module
 
 
 class _Normalise(torch.autograd.Function):
-    """Sums of the statistics are added over the processes; in the backward pass also sums of the gradients."""
+    """Adds the sums of the statistics over processes, and in the backward pass those of the gradients."""
 
     @staticmethod
     def forward(

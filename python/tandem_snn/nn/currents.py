@@ -21,7 +21,7 @@ NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 
 
 def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
-    """What a residual adds to z: its currents, summed over the window where they are not already."""
+    """A residual's part of z: its currents summed over the window, or given as that sum."""
     if isinstance(residual, Tensor):
         return residual.sum(0) if residual.dim() > z.dim() else residual
     return effective_counts(residual)
@@ -30,12 +30,12 @@ def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
 def step_currents(
     x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor], timing: str = "step"
 ) -> Tensor:
-    """The currents I[t] of a layer, [T, B, *features], whose gradient goes to z, their sum. With timing "window", in
-    which neurons receive them together, this sum, [1, B, *features].
+    """The currents I[t] of a layer, [T, B, *features], with the gradient of their sum z. With timing "window", where
+    neurons receive them together, their sum, [1, B, *features].
 
     Args:
-        potential: (x, T) -> the potential, after the one step of x, of neurons that begin at 0 and never fire, in a
-            window of T steps: the current of that step, by the very kernel that would have fed it to neurons.
+        potential: (x, T) -> the potential of neurons that begin at 0 and never fire after the single step of x, in a
+            window of T steps: that step's current, by the kernel that would feed it to neurons.
     """
     with torch.no_grad():
         if timing == "window":
@@ -48,7 +48,7 @@ def step_currents(
             first = potential(step_of(x, 0), x.T)
             later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)
             currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
-        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough: potentials keep it
+        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough: potentials keep NaN
             currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
     return currents if z is None else apply(_Spread, z, currents)
 
@@ -56,11 +56,11 @@ def step_currents(
 def fire_steps(
     steps: Callable[[int, int], Tensor], T: int, v: float | Tensor, dtype: torch.dtype, **neuron: Any
 ) -> SpikeTrain:
-    """Neurons whose currents are computed when they ask for them, so that memory does not grow with T.
+    """Neurons whose currents are computed on demand, so that memory does not grow with T.
 
     Args:
         steps: (start, stop) -> the currents of those steps, [stop - start, B, *features]; start is a multiple of 8.
-        v: the potential that they begin with.
+        v: the initial potential.
         dtype: of the counts.
         neuron: further arguments of :func:`tandem_ext.functional.if_scan`.
     """
@@ -73,36 +73,32 @@ def fire_steps(
     return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=some.bad)
 
 
-def potential_trace(T: int, v: float | Tensor, after: Callable[[int, float | Tensor], Tensor]) -> Tensor:
-    """The potentials after steps 0 .. T-1, [T, ...], where ``after(t, v)`` is that after step t, which v is before."""
+def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
+    """The potentials after each of the currents [T, B, *features], of neurons that begin at v."""
     trace = []
-    for t in range(T):
-        v = after(t, v)
+    for current in currents.split(1):
+        _, v = if_scan(current, v_init=v, steps=len(currents), return_v=True, **neuron)  # type: ignore[misc]
         trace.append(v)
     return torch.stack(trace)
 
 
 def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
-    """The potentials of neurons with timing "window", [2T, ...]: after the T steps in which they integrate, and after
-    the T in which they fire.
+    """The potentials of neurons with timing "window", [2T, ...]: after each of the T steps in which they integrate, and
+    of the T in which they fire.
 
     Args:
         integrated: t -> the potential of the input's first t steps.
     """
-    trace = [integrated(t) for t in range(1, T + 1)]
-    for _ in range(T):
-        silence, v = torch.zeros_like(trace[-1]).unsqueeze(0), trace[-1]
-        _, v = if_scan(silence, threshold=threshold, v_init=v, return_v=True)  # type: ignore[misc]
-        trace.append(v)
-    return torch.stack(trace)
+    trace = torch.stack([integrated(t) for t in range(1, T + 1)])
+    return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])
 
 
 def until(x: Signal, t: int) -> Signal:
     """The first t steps of a signal."""
     if not isinstance(x, SpikeTrain):
-        return x.unchecked(x.x, t, x.gain)
+        return x.but(T=t)
     if x.timing == "window":
-        return SpikeTrain.unchecked(x.stored.clamp(max=t), t, None, x.gain, x._dtype, x.timing)
+        return x.but(stored=x.stored.clamp(max=t), T=t, counts=None, bad=None)
     return SpikeTrain.from_dense(x.to_dense(torch.uint8)[:t], x.gain)
 
 
@@ -115,7 +111,7 @@ def step_of(x: Signal, t: int) -> Signal:
 
 
 class _Spread(torch.autograd.Function):
-    """Currents [T, ...] with the gradient of their sum z: a loss sees them summed, so each step has the same one."""
+    """Currents [T, ...] with the gradient of their sum z: a loss sees only the sum, so all steps have the same."""
 
     generate_vmap_rule = True
 

@@ -31,8 +31,7 @@ class Encoder(nn.Module):
         super().__init__()
         checks.T("T", T)
         checks.gain("gain", gain)
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        checks.one_of("mode", mode, MODES)
         self.T = T
         self.mode = mode
         self.gain = gain

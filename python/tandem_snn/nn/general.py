@@ -1,8 +1,8 @@
 """Neurons on any sum of linear maps of trains: the currents of all steps by torch's own operators.
 
-Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. What such maps
-give are :class:`Currents`: the steps' currents I[t], which make the spikes, and their sum z, the ANN branch, through
-which gradients flow. Functions here take trains, currents and tensors alike; on tensors they are the ANN's own.
+Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. Such maps return
+:class:`Currents`: the currents I[t] of the steps, for the spikes, and their sum z, the ANN branch, through which
+gradients flow. The functions here take trains, currents and tensors; on tensors they are the ANN's own.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
 from .batch_norm import batch_affine, fold_norm, uses_batch
-from .currents import AT_ONCE, fire_steps, potential_trace, window_trace
-from .signals import Signal, describe, effective_counts, over_features, with_gain
+from .currents import AT_ONCE, fire_steps, scan_trace, window_trace
+from .options import DEFAULTS, HasNeurons
+from .signals import Signal, describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
 
 
 class Currents:
-    """Currents into neurons that are yet to come.
+    """Currents for neurons further on.
 
     Args:
-        total: [B, *features], the sum over the window: what the ANN has here at the real counts.
+        total: [B, *features], the sum over the window: the ANN's value here at the real counts.
         steps: (start, stop) -> the currents of those steps, [stop - start, B, *features], without a gradient; start is
-            a multiple of 8. Computed when neurons ask for them, so that memory does not grow with T.
+            a multiple of 8. Computed on demand, so that memory does not grow with T.
         T: the number of time steps.
         constant: every step has the same currents; ``steps`` then gives one step for any range.
     """
@@ -57,7 +58,7 @@ def currents_of(x: Signal | Currents) -> Currents:
     if isinstance(x, Currents):
         return x
     total = effective_counts(x)
-    gain = over_features(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
+    gain = over_space(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
     if isinstance(x, SpikeTrain):
         train, dtype = x, total.dtype
 
@@ -80,19 +81,19 @@ def currents_of(x: Signal | Currents) -> Currents:
 
 
 def total(x: Any) -> Tensor:
-    """What the ANN has in the place of x, [B, *features]; a tensor is that already."""
+    """The ANN's value for x, [B, *features]; a tensor is returned as it is."""
     return x.total if isinstance(x, Currents) else effective_counts(x)
 
 
 def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """f, which is linear, of trains and currents.
+    """A linear f of trains and currents.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``, or a module.
-        args, kwargs: of f; trains, direct inputs and currents in the place of some tensors, alone or in lists.
+        args, kwargs: of f; trains, direct inputs and currents instead of some tensors, alone or in lists.
 
     Returns:
-        Currents, a tuple of them where f gives several tensors; of tensors alone what f gives.
+        Currents, or a tuple of them if f returns several tensors; of tensors alone, f's result.
 
     >>> pooled = linear_map("avg_pool2d", te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 4, 4)), [2, 2])
     >>> pooled.shape, pooled.total.unique()
@@ -159,13 +160,13 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
 
 
 def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
-    """f, which only moves, repeats or leaves out features (a view, a permutation, a slice, a concatenation): of trains
-    it gives trains.
+    """An f that only moves, repeats or drops features (a view, a permutation, a slice, a concatenation); of trains it
+    returns trains.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``.
-        by_channel: all spikes of a channel are worth the same in what f gives. Where different trains are worth
-            different things, the result's gain then has a number for each channel, else one for each feature.
+        by_channel: in the result, all spikes of a channel have one gain. If the gains of the trains differ, the result
+            then has a gain per channel, else one per feature.
         args, kwargs: of f.
 
     >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
@@ -205,12 +206,12 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     return made[0] if len(made) == 1 and f not in SEVERAL else made
 
 
-SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # give a tuple, be it of one
+SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
     gain = torch.as_tensor(x.gain, dtype=dtype, device=x.device)
-    return torch.as_tensor(over_features(gain, x.shape)).expand(1, *x.shape[1:])
+    return torch.as_tensor(over_space(gain, x.shape)).expand(1, *x.shape[1:])
 
 
 def normalise(x: Any, norm: _BatchNorm) -> Any:
@@ -229,7 +230,7 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
     z = norm(u.total)
     with torch.no_grad():
         scale, shift = batch_affine(norm, u.total) if uses_batch(norm) else fold_norm(norm)
-        scale, shift = (over_space(value, tuple(u.shape)) for value in (scale, shift / u.T))
+        scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
 
 
@@ -244,19 +245,18 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     return Currents(u.total * mask, lambda start, stop: u.steps(start, stop) * mask, u.T, u.constant)
 
 
-class Neurons(nn.Module):
+class Neurons(HasNeurons):
     """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
 
     Args:
-        threshold, v_init: of the neurons, in the units of z: floats, or tensors, 0-dim or for threshold and v_init one
-            per channel. They become float32 buffers.
+        threshold, v_init: in the units of z: floats, or tensors, 0-dim or one per channel. They become float32 buffers.
         leak: λ in (0, 1].
         offset: a further current at every step, as threshold.
         gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
-        gain: what a spike is worth; "threshold": its threshold, so that gain times count stands for ρ(z).
-        timing: as of :class:`tandem_snn.nn.SpikingLayer`; with "window" this way takes as many products as the ANN.
+        gain: the worth of a spike; "threshold": its threshold, so that gain times count stands for ρ(z).
+        timing: as of :class:`tandem_snn.nn.NeuronOptions`; with "window" this way takes as many products as the ANN.
         ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
-        sums: what the currents are made of, for the reader.
+        sums: the sources of the currents, for repr and messages.
 
     Shape: [B, *features] -> SpikeTrain of the same shape.
 
@@ -268,7 +268,6 @@ class Neurons(nn.Module):
     threshold: Tensor
     v_init: Tensor
     offset: Tensor
-    timing: str = "step"
 
     def __init__(
         self,
@@ -287,13 +286,7 @@ class Neurons(nn.Module):
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        checks.leak(leak)
-        if gate not in ("relu", "resu"):
-            raise ValueError(f"gate: expected 'relu' or 'resu', got {gate!r:.80}")
-        if gain != "threshold":
-            checks.gain("gain", gain)
-        checks.timing(timing)
-        checks.timing_fits(timing, leak, gate)
+        checks.one_of("gate", gate, ("relu", "resu"))
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
         self.timing = timing
         self.moved = bool(self.offset.any())
@@ -306,21 +299,21 @@ class Neurons(nn.Module):
             train = self._fire(u)
         z = u.total
         if self.moved:
-            z = z + u.T * self._over_space(self.offset, u)
+            z = z + u.T * over_space(self.offset, u.shape)
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
-        sums = u.total.detach().flatten(1).sum(1)  # not finite where any is not: those of spikes do not know
+        sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is: the spikes do not show it
         train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return with_gain(train, self.threshold if self.gain == "threshold" else self.gain)  # type: ignore[arg-type]
+        return self.worth(train)
 
     def _fire(self, u: Currents) -> SpikeTrain:
-        v = self._over_space(self.v_init, u)
+        v = over_space(self.v_init, u.shape)
         v = v.expand(u.shape) if v.dim() else v
-        offset = self._over_space(self.offset, u) if self.moved else 0.0
-        neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak}
+        offset = over_space(self.offset, u.shape) if self.moved else 0.0
+        neuron = self.dynamics()
         if self.timing == "window":
             total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
             return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
@@ -335,31 +328,19 @@ class Neurons(nn.Module):
         u = currents_of(x)
         starts = range(0, 1 if u.constant else u.T, AT_ONCE)
         chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
-        currents = torch.cat(chunks) + self._over_space(self.offset, u)
+        currents = torch.cat(chunks) + over_space(self.offset, u.shape)
         currents = currents.expand(u.T, *u.shape) if u.constant else currents
-        v_init = self._over_space(self.v_init, u)
+        v_init = over_space(self.v_init, u.shape)
         v_init = v_init.expand(u.shape) if v_init.dim() else v_init
         if self.timing == "window":
             return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
-
-        def after(t: int, v: float | Tensor) -> Tensor:
-            neuron: dict[str, Any] = {"threshold": self.threshold, "leak": self.leak, "return_v": True, "steps": u.T}
-            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, **neuron)  # type: ignore[misc]
-            return v
-
-        return potential_trace(u.T, v_init, after)
-
-    def _over_space(self, value: Tensor, u: Currents) -> Tensor:
-        return over_space(value, tuple(u.shape)) if value.dim() else value
+        return scan_trace(currents, v_init, **self.dynamics())
 
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
-        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None) + [f"gate={self.gate!r}"] * (
-            self.gate != "relu"
-        )
-        shown += [f"leak={self.leak}"] * (self.leak != 1.0) + [f"gain={self.gain}"] * (self.gain != "threshold")
-        shown += [f"timing={self.timing!r}"] * (self.timing != "step")
-        return ", ".join(shown)
+        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None)
+        numbers = {name: default for name, default in DEFAULTS.items() if name in ("leak", "gate", "timing")}
+        return ", ".join(shown + self.settings(numbers | {"gain": "threshold"}))
 
 
 def _is_signal(x: Any) -> bool:

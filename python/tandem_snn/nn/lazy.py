@@ -1,4 +1,4 @@
-"""Layers that take the size of their input from the first batch they see, and then are layers as all others."""
+"""Layers that take the size of their input from their first batch, and then become ordinary layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Device = torch.device | str | None
 
 
 class _Lazy:
-    """torch's lazy modules ask their input for its shape as a tensor has it, and know of no further arguments."""
+    """torch's lazy modules expect a tensor, and no further arguments."""
 
     def initialize_parameters(self, x: Signal | Tensor, *_: Any, **__: Any) -> None:
         super().initialize_parameters(torch.empty(x.shape, device="meta"))  # type: ignore[misc]

@@ -17,9 +17,9 @@ from .general import Currents, currents_of
 class MaxPool(nn.Module):
     """Maximum pooling of trains whose counts are exactly the largest counts of their windows.
 
-    A window spikes at step t where the largest number of spikes that any of its neurons has had grows: by one at most,
-    so spikes stay 0 and 1, and a step needs the steps before it only. ``tnn.MaxPool2d``, an OR of spikes, needs no
-    memory, but its counts are larger where neurons take turns.
+    A window spikes at step t if the largest count so far of its neurons grows, which it does by one at most: spikes
+    stay 0 and 1, and a step depends only on those before it. ``tnn.MaxPool2d``, an OR of spikes, needs no memory, but
+    its counts are larger if neurons take turns.
 
     Args:
         f: ``max_pool1d``, ``2d`` or ``3d``.
@@ -42,7 +42,7 @@ class MaxPool(nn.Module):
         pooled = None if x.edge is None else self._maximum(x.edge)
         if x.timing == "window":
             most = self._maximum(x.stored[0].float()).to(torch.uint8).unsqueeze(0)
-            return SpikeTrain.unchecked(most, x.T, pooled, x.gain, x._dtype, x.timing, x.bad)
+            return x.but(stored=most, counts=pooled)
         with torch.no_grad():
             before, planes = torch.zeros(1, *x.shape, device=x.device), []
             for start in range(0, x.T, AT_ONCE):
@@ -52,7 +52,7 @@ class MaxPool(nn.Module):
                 before = counts[-1:]
                 most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
                 planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
-        return SpikeTrain.unchecked(torch.cat(planes), x.T, pooled, x.gain, x._dtype, bad=x.bad)
+        return x.but(stored=torch.cat(planes), counts=pooled)
 
     def _maximum(self, x: Tensor) -> Tensor:
         function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)
@@ -65,7 +65,7 @@ class MaxPool(nn.Module):
 def largest(f: str, x: Any, *args: Any) -> Any:
     """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest of the window's Σ I up to step t.
 
-    The sum over the window is exactly the largest z, and a step needs the steps before it only.
+    The sum over the window is exactly the largest z, and a step depends only on those before it.
 
     Args:
         f: ``max_pool1d``, ``2d`` or ``3d`` of ``torch.ops.aten``.
@@ -103,7 +103,7 @@ def largest(f: str, x: Any, *args: Any) -> Any:
 
 
 def largest_now(f: str, x: Any, *args: Any) -> Any:
-    """Maximum pooling of the currents of each step by themselves: J[t] = max I[t], which adds up to more than max z.
+    """Maximum pooling of the currents of each step alone: J[t] = max I[t], whose sum exceeds max z.
 
     The gradient is that of max z. Args as of :func:`largest`.
     """

@@ -1,4 +1,4 @@
-"""What the layers with neurons have in common: the IF neuron's settings and batch norm for both branches."""
+"""The base of layers with synapses and neurons, and batch norm for both branches."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import by_channel, needs_grad, norm_layer, product_layer, window_product
+from tandem_ext.functional.layer import by_channel, layer, window_product
 from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
+from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track, uses_batch
-from .currents import NEVER, potential_trace, residual_total, step_currents, step_of, until, window_trace
-from .options import CHECKS, DEFAULTS, NeuronOptions
+from .currents import NEVER, residual_total, step_currents, step_of, until, window_trace
+from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_input, check_signal, describe, effective_counts, over_features, with_gain
+from .signals import Signal, check_input, check_signal, describe, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
 class Lowered(NamedTuple):
-    """A layer in evaluation, with everything folded as its op takes it. None stands for the neutral value.
+    """A layer in evaluation, folded as its op takes it. None is the neutral value.
 
     I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t] into neurons that begin at v_init.
     """
@@ -40,34 +41,10 @@ class Lowered(NamedTuple):
     v_init: Tensor | None  # broadcasts against [*features]
 
 
-class SpikingLayer(nn.Module):
+class SpikingLayer(HasNeurons):
     """Base of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, each of which is also torch's layer of that name.
 
-    Keyword arguments of all of them:
-        norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
-            the batch's in training, the running ones in evaluation. The submodule ``norm`` has the parameters and
-            buffers of torch's batch norm; ``layer.norm.eval()`` freezes it.
-        threshold: a positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which
-            is learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
-        v_init: the potential before the first step, float or tensor, 0-dim, one per channel or [*features].
-        gain: the worth of a spike to the next layer. "threshold": ϑ, so that gain times count stands for ρ(z), an
-            activation in the ANN's units, whatever ϑ is.
-        gate: which neurons pass a gradient: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and all other
-            neurons are silenced.
-        eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
-        bn_stats: "running" folds the running statistics into the currents in training too, as in the rule's first
-            release; the gradient is that of batch norm with the batch's statistics. It costs a second product.
-        gamma: the initial γ; None is :func:`initial_gamma` for 8 steps. 1 leaves most of the counts 0 to T unused.
-            :func:`init_gamma_` sets it in a whole network for the network's T.
-        weight_bits: None, or 2 to 8: the layer computes with weights rounded to this many bits, symmetrically, with one
-            step per output channel; gradients pass straight through to the weights, as in ``tandem_snn.freeze``. If
-            spikes have a different worth in each channel, it rounds the product of worth and weight.
-        timing: "step": neurons fire in each time step. "window": they integrate a whole window, then fire, so that the
-            layer is one product whatever T, and the order of the input does not matter. No leak and no gate "resu";
-            v_init = ϑ/2 rounds to the nearest count.
-
-    Attributes may be changed; they are checked when set.
+    All of them take the keyword arguments :class:`NeuronOptions`, which become attributes.
 
     Attributes:
         analog: True makes the layer an ANN layer, without spikes: it takes signals and tensors and returns the tensor
@@ -80,14 +57,8 @@ class SpikingLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     norm: _BatchNorm | None
-    threshold: float | Tensor
-    leak: float
-    v_init: float | Tensor
-    gain: float | str
-    gate: str
     bn_stats: str
     weight_bits: int | None
-    timing: str = "step"
     _channels: int
     analog: bool = False
 
@@ -127,18 +98,12 @@ class SpikingLayer(nn.Module):
         else:
             setattr(self, name, value)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """What is no tensor is checked here, once; tensors, whose values change, in each forward pass."""
-        if name in CHECKS and not isinstance(value, Tensor):
-            CHECKS[name](self, value)
-        super().__setattr__(name, value)
-
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As torch's; ``nn.SyncBatchNorm.convert_sync_batchnorm`` comes this way, whose norm runs on GPUs alone."""
+        """As torch's, but ``nn.SyncBatchNorm``, which runs on GPUs only, becomes the layers' own."""
         super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
-        """What the product takes after weight and bias."""
+        """The product's arguments after weight and bias."""
         return ()
 
     def synapses(self) -> Product:
@@ -174,59 +139,59 @@ class SpikingLayer(nn.Module):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
-        gain = self.threshold if self.gain == "threshold" else self.gain
-        return train if isinstance(gain, float) and gain == 1.0 else with_gain(train, gain)  # type: ignore[arg-type]
+        return self.worth(train)
 
     def _activation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None) -> Tensor:
-        """What the spikes stand for, in the next layer's units."""
+        """The activation that the spikes stand for, in the next layer's units."""
         check_input(x, type(self).__name__)
         activation = torch.relu(self.preactivation(x, residual))
         if self.gain == "threshold":
             return activation
         assert not isinstance(self.gain, str)
-        threshold = self.threshold
-        if isinstance(threshold, Tensor):
-            threshold = over_space(threshold, tuple(activation.shape))
-        return activation / threshold * self.gain
+        return activation / over_space(self.threshold, activation.shape) * self.gain
 
     def _static(self, T: int, eps: float | None = None) -> Static:
-        """The layer's arguments of an op besides tensors."""
-        threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
-        few_bits = self.weight_bits is not None
-        neuron = (threshold, float(self.leak), self.gate, self.timing)
-        return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
+        return self.static(self.synapses(), T, eps, self.weight_bits is not None)
 
-    def _weights(self, x: Any, exact: bool = False) -> tuple[Any, Tensor, Tensor | None]:
-        """The input and weights of the product; for integers of few bits also the step of each row.
-
-        Args:
-            exact: the product takes int8; it gets int8 unless a gradient is needed.
+    def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
+        """The input and weights of the product; for integers of few bits also the step of each row. Without a gradient
+        and for spikes the integers are int8.
         """
-        x, weight = by_channel(x, self.weight, self.synapses())
+        weight = self.weight
+        if isinstance(x.gain, Tensor):
+            x, weight = by_channel(x, weight, self.synapses())
         if self.weight_bits is None:
             return x, weight, None
-        graph = torch.is_grad_enabled() and needs_grad(weight)
-        return x, *(byte_integers if exact and not graph else integers)(weight, self.weight_bits)
+        exact = isinstance(x, SpikeTrain) and not (torch.is_grad_enabled() and needs_grad(weight))
+        return x, *(byte_integers if exact else integers)(weight, self.weight_bits)
+
+    def _fire(
+        self,
+        x: Signal,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: SpikeTrain | Tensor | None,
+        v_init: float | Tensor,
+        static: Static,
+    ) -> tuple[Any, Any, Any]:
+        """As :func:`tandem_ext.functional.layer.layer`."""
+        x, weight, step = self._weights(x)
+        threshold = NEVER if static.threshold == NEVER else self.threshold
+        return layer(x, weight, self.bias, scale, shift, step, residual, threshold, v_init, static)
 
     def _run(
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
         """The spikes, with a batch norm that is a scale and a shift."""
-        x, weight, step = self._weights(x, exact=isinstance(x, SpikeTrain))
-        return product_layer(  # type: ignore[return-value]
-            x, weight, self.bias, scale, shift, step, residual, self.threshold, self.v_init, self._static(x.T)
-        )
+        train: SpikeTrain = self._fire(x, scale, shift, residual, self.v_init, self._static(x.T))[0]
+        return train
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """The spikes, with batch norm by the statistics of this batch."""
         # A bias cancels. Its gradient must be zero, not absent: distributed training waits for every parameter.
-        beta = norm.bias if self.bias is None else norm.bias + 0 * self.bias
-        x, weight, step = self._weights(x)
-        static = self._static(x.T, norm.eps)
-        train, mean, var = norm_layer(
-            x, weight, self.bias, norm.weight, beta, step, residual, self.threshold, self.v_init, static
-        )
-        assert isinstance(train, SpikeTrain)
+        beta = norm.bias if self.bias is None else torch.add(norm.bias, self.bias, alpha=0)
+        train: SpikeTrain
+        train, mean, var = self._fire(x, norm.weight, beta, residual, self.v_init, self._static(x.T, norm.eps))
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
             track(norm, mean, var, n / (n - 1))
@@ -265,7 +230,7 @@ class SpikingLayer(nn.Module):
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
             tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
         else:
-            static = static._replace(threshold=NEVER, leak=1.0, gate="relu")
+            static = silent(static)
         scale, shift = fold(tensors.theta, self.bias, scale, shift, step, gain, channels, weight)
         residual_scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
         return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
@@ -285,7 +250,7 @@ class SpikingLayer(nn.Module):
 
     @torch.no_grad()
     def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
-        """The membrane potential after each step, after leak and reset, [T, B, *features], by the kernel that fires.
+        """The membrane potential after each step and its reset, [T, B, *features], by the kernel that fires.
 
         With timing "window" it is [2T, B, *features]: T steps in which neurons integrate, bias and shift from the first
         on, and T in which they fire.
@@ -299,35 +264,32 @@ class SpikingLayer(nn.Module):
             if uses_batch(norm):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
-        x, weight, step = self._weights(x)
-        static = self._static(x.T)._replace(T=1, gate="relu", return_v=True)
+        static = self._static(x.T)._replace(gate="relu", return_v=True)
 
         def integrated(t: int) -> Tensor:
             more: Any = residual
             if residual is not None:
                 more = residual[:t] if isinstance(residual, Tensor) else until(residual, t)
-            quiet = static._replace(T=t, steps=t, threshold=NEVER)
-            _, v = product_layer(until(x, t), weight, self.bias, scale, shift, step, more, NEVER, self.v_init, quiet)  # type: ignore[misc]
-            return v
+            quiet = silent(static)._replace(T=t, steps=t)
+            return self._fire(until(x, t), scale, shift, more, self.v_init, quiet)[0][1]
 
         if self.timing == "window":
             return window_trace(x.T, integrated, self.threshold)
-
-        def after(t: int, v: float | Tensor) -> Tensor:
+        trace, v = [], self.v_init
+        for t in range(x.T):
             more: Any = residual
             if residual is not None:
                 more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
-            _, v = product_layer(step_of(x, t), weight, self.bias, scale, shift, step, more, self.threshold, v, static)  # type: ignore[misc]
-            return v
-
-        return potential_trace(x.T, self.v_init, after)
+            (_, v), *_ = self._fire(step_of(x, t), scale, shift, more, v, static._replace(T=1))
+            trace.append(v)
+        return torch.stack(trace)
 
     def _ann_product(self, x: Signal | Tensor) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
     def _window_product(self, x: Signal) -> Tensor:
-        """What batch norm normalises: the product at the counts of x, as the kernel that fires sums it."""
+        """The input of batch norm: the product at the counts of x, summed as by the kernel that fires."""
         if not isinstance(x, SpikeTrain):
             return self._ann_product(x)
         read: Any
@@ -335,7 +297,7 @@ class SpikingLayer(nn.Module):
         u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
         worth = read.gain if step is None else step * read.gain
         if isinstance(worth, Tensor) or worth != 1.0:
-            u = u * over_features(worth, u.shape)
+            u = u * over_space(worth, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
     def _currents(self, x: Signal) -> Tensor:
@@ -348,13 +310,10 @@ class SpikingLayer(nn.Module):
             z, scale, shift = self._normalised(norm, z)
         elif norm is not None:
             scale, shift = fold_norm(norm)
-        x, weight, step = self._weights(x)
 
         def potential(signal: Signal, T: int) -> Tensor:
-            quiet = (NEVER, 1.0, "relu", self.timing)
-            static = Static(self.synapses(), signal.T, True, None, step is not None, T, *quiet)
-            _, v = product_layer(signal, weight, self.bias, scale, shift, step, None, NEVER, 0.0, static)  # type: ignore[misc]
-            return v
+            quiet = silent(self._static(signal.T))._replace(return_v=True, steps=T)
+            return self._fire(signal, scale, shift, None, 0.0, quiet)[0][1]
 
         return step_currents(x, z, potential, self.timing)
 
@@ -368,11 +327,4 @@ class SpikingLayer(nn.Module):
             return z, *(batch_affine(norm, u) if batch else fold_norm(norm))
 
     def extra_repr(self) -> str:
-        shown = [super().extra_repr()]
-        for name in CHECKS:
-            value = getattr(self, name)
-            if isinstance(value, Tensor):
-                shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
-            elif value != DEFAULTS[name]:
-                shown.append(f"{name}={value!r}")
-        return ", ".join(shown)
+        return ", ".join([super().extra_repr(), *self.settings(DEFAULTS)])

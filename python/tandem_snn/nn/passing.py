@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
-from .signals import X, check_input, map_features, with_gain
+from .signals import X, check_input, map_features
 
 
 class Flatten(nn.Flatten):
@@ -36,7 +36,7 @@ class Flatten(nn.Flatten):
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # each channel has become many
-            flat = with_gain(flat, gain.repeat_interleave(flat.shape[1] // len(gain)))
+            flat = flat.but(gain=gain.repeat_interleave(flat.shape[1] // len(gain)))
         return flat
 
 
@@ -63,5 +63,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)  # type: ignore[return-value]
         values = x.stored[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
-        kept = map_features(x, lambda t: t * keep)
-        return kept if self.p == 1 else with_gain(kept, x.gain / (1 - self.p))
+        kept: Any = map_features(x, lambda t: t * keep)
+        if self.p < 1:
+            kept = kept.but(gain=x.gain / (1 - self.p))
+        return kept

@@ -14,14 +14,14 @@ import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
-from .currents import fire_steps, potential_trace, until, window_trace
-from .signals import Signal, check_input, map_counts, map_features, with_gain
+from .currents import fire_steps, scan_trace, until, window_trace
+from .signals import Signal, check_input, map_counts, map_features
 
 Size = int | tuple[int, int]
 
 
 class AvgPool2d(nn.Module):
-    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, what a spike is worth passed on.
+    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, and the gain of the input.
 
     Where k² is no power of two, float32 rounds 1/k² and the potential: after k² spikes it may miss the threshold, so a
     spike may come at another step, or its count be one less, than in exact arithmetic. Other simulators round so too,
@@ -31,7 +31,7 @@ class AvgPool2d(nn.Module):
         kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
         v_init: the neurons' potential before the first step. 0.5 rounds a mean count where 0 cuts it off.
-        timing: as of :class:`SpikingLayer`; the attribute may be set anew.
+        timing: as of :class:`NeuronOptions`; the attribute may be changed.
         device, dtype: of the fixed weight.
 
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
@@ -69,7 +69,7 @@ class AvgPool2d(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "timing":
-            checks.timing(value)
+            checks.one_of("timing", value, checks.TIMINGS)
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
@@ -91,17 +91,11 @@ class AvgPool2d(nn.Module):
         """As of :class:`SpikingLayer`."""
         if self.timing == "window":
             return window_trace(x.T, lambda t: self.v_init + self._currents(until(x, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
-        currents = self._currents(x.to_dense(torch.uint8))
-
-        def after(t: int, v: float | Tensor) -> Tensor:
-            _, v = te.functional.if_scan(currents[t : t + 1], v_init=v, return_v=True)  # type: ignore[misc]
-            return v
-
-        return potential_trace(x.T, self.v_init, after)
+        return scan_trace(self._currents(x.to_dense(torch.uint8)), self.v_init)
 
     def _currents(self, spikes: Tensor) -> Tensor:
-        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are one, so what is in a window is counted
-        first, in integers, and weighted once.
+        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are equal: a window is summed in integers,
+        then weighted once.
         """
         if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
             spikes = spikes.int()
@@ -120,7 +114,7 @@ class AvgPool2d(nn.Module):
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
-        return with_gain(train, x.gain)
+        return train.but(gain=x.gain)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
@@ -183,14 +177,14 @@ class MaxPool2d(nn.Module):
         edge = x.edge
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
-            return SpikeTrain.unchecked(self._any(x, size), x.T, None, x.gain, x._dtype, x.timing, x.bad)
+            return x.but(stored=self._any(x, size), counts=None)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
-        return SpikeTrain.unchecked(stored, x.T, counts, x.gain, None, x.timing, x.bad)
+        return x.but(stored=stored, counts=counts, dtype=None)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

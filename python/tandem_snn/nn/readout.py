@@ -22,7 +22,7 @@ class Readout(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        weight_bits: as of :class:`SpikingLayer`.
+        weight_bits: as of :class:`NeuronOptions`.
 
     Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
 
@@ -47,15 +47,15 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
-        weight = None
+        shape, weight = x.shape, None
+        T = 1 if isinstance(x, Tensor) else x.T
         if not isinstance(x, Tensor):
             x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
-        if x.shape[-1] != self.in_features or (len(x.shape) > 2 and not isinstance(x, Tensor)):
+        if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
-                f"x: Readout takes {self.in_features} features per sample, got shape {list(x.shape)}"
-                + (": put tnn.Flatten() before it" if len(x.shape) > 2 else "")
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
+                + (": put tnn.Flatten() before it" if len(shape) > 2 else "")
             )
-        T = 1 if isinstance(x, Tensor) else x.T
         return map_counts(x, lambda counts: self._product(counts, weight, T))
 
     def _product(self, counts: Tensor, weight: Tensor | None, T: int) -> Tensor:
@@ -68,5 +68,5 @@ class Readout(nn.Linear):
             return F.linear(counts.float(), weight.float(), bias).to(dtype)
 
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
-        """As of :class:`SpikingLayer`; or those in the place of its own."""
+        """As of :class:`SpikingLayer`; ``weight`` replaces the layer's own."""
         return rounded(self.weight if weight is None else weight, self.weight_bits)

@@ -7,18 +7,17 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import spoiled
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
-S = TypeVar("S", bound=Signal)
 
 
 def check_signal(x: object, layer: str) -> None:
     """Checks the input of a layer with neurons: not a plain tensor, which has no time steps."""
-    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput):
+    if not isinstance(x, signal.Signal):
         raise TypeError(
             f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
             "before the first layer; only a Readout takes mean counts"
@@ -27,7 +26,7 @@ def check_signal(x: object, layer: str) -> None:
 
 def check_input(x: object, layer: str) -> None:
     """Checks the input of a layer without neurons: it may be counts."""
-    if not isinstance(x, SpikeTrain | ConstantInput | ImpulseInput | Tensor):
+    if not isinstance(x, (signal.Signal, Tensor)):
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
 
@@ -42,35 +41,24 @@ def describe(x: object) -> str:
 
 def effective_counts(x: Signal | Tensor) -> Tensor:
     """The input of the ANN branch, [B, *features]: counts times gain. A tensor is returned unchanged."""
-    if isinstance(x, Tensor):
-        return x
-    return x.counts if isinstance(x.gain, float) and x.gain == 1.0 else x.counts * over_features(x.gain, x.shape)
+    return x if isinstance(x, Tensor) else _worth(x.counts, x)
 
 
-def over_features(gain: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
-    """A gain that broadcasts against [B, *features]: reshaped if it is one per channel [C], else unchanged."""
-    return over_space(gain, shape) if isinstance(gain, Tensor) and gain.dim() == 1 else gain
+def _worth(counts: Tensor, x: Signal) -> Tensor:
+    return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_space(x.gain, x.shape)
 
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """``f``, a reduction, of the effective counts. Bad samples become NaN after it, on fewer numbers."""
-    if not isinstance(x, SpikeTrain) or x.bad is None:
+    """A reduction ``f`` of the effective counts. Bad samples become NaN after it, where there are fewer numbers."""
+    if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
-    clean = SpikeTrain.unchecked(x.stored, x.T, x._counts, x.gain, x._dtype, x.timing)
-    return spoiled(f(effective_counts(clean)), x.bad)
+    return spoiled(f(_worth(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
-    """x with ``f`` applied to its planes, counts or values, but not to its gain. Only their last dimensions, the
-    features, are the same.
+    """x with ``f`` applied to its planes, counts or values, which agree only in their last dimensions, the features.
+    Its gain stays.
     """
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
-    return with_gain(with_gain(x, 1.0).map(f), x.gain)  # type: ignore[return-value]
-
-
-def with_gain(x: S, gain: float | Tensor) -> S:
-    """The same signal with another gain."""
-    if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(x.stored, x.T, x._counts, gain, x._dtype, x.timing, x.bad)  # type: ignore[return-value]
-    return x.unchecked(x.x, x.T, gain)  # type: ignore[return-value]
+    return x.but(gain=1.0).map(f).but(gain=x.gain)  # type: ignore[return-value]

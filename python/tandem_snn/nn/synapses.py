@@ -24,7 +24,7 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
 
@@ -86,7 +86,7 @@ class _Conv(SpikingLayer):
         return applied
 
     def _lay_out(self) -> None:
-        """Weights lie channels-last from when they come to a GPU: its kernels read them so, else each call copies."""
+        """On a GPU weights are channels-last, as its kernels read them; else each call would copy them."""
         if self.weight.is_cuda and not is_lazy(self.weight):
             self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
@@ -104,7 +104,7 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv1d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
 
@@ -124,7 +124,7 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
             ``torch.nn.Conv2d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`SpikingLayer`.
+        norm and further keywords of neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
 
