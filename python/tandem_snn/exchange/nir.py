@@ -34,7 +34,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
         x: a batch of inputs, for the shapes.
         neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that subtract the threshold:
             since nir 1.0.8 the nodes alone mean a reset to ``v_reset``. "primitives": a loop of an integrator (I; LI
-            with a leak), a Threshold, and a Scale that returns -ϑ one step later. It means the same in every tool that
+            for LIF), a Threshold, and a Scale that returns -ϑ one step later. It means the same in every tool that
             runs recurrent graphs.
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
 
@@ -42,8 +42,8 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
         A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
 
     Raises:
-        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or with a leak), timing
-            "window" as primitives, layers that are not a chain to the Readout, an operator without a node, such as an
+        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or of LIF neurons),
+            timing "window" as primitives, layers that are not a chain to the Readout, an operator without a node, such as an
             upsampling or a concatenation. It is a ValueError that names the layer.
         UserError: the package nir is not installed.
 
@@ -83,7 +83,7 @@ def from_nir(
         T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
         mode: of the encoder; None: from the metadata, else "direct".
         dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
-        reset: "subtract": IF and LIF nodes subtract their threshold, LIF nodes after their leak, v = (1 - dt/τ)v - ϑ.
+        reset: "subtract": IF and LIF nodes subtract their threshold, LIF nodes after the decay, v = (1 - dt/τ)v - ϑ.
             None: as the nodes' metadata say; files of nir before 1.0.8 meant subtraction.
 
     Raises:
