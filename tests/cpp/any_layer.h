@@ -3,7 +3,6 @@
 
 #include <optional>
 
-#include "check.h"
 #include "product_layer.h"
 
 namespace tandem::test {

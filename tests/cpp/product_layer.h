@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "check.h"
 #include "kernels/layer.h"
 #include "plain.h"
 
@@ -181,6 +182,31 @@ inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float
     if (!agrees(args, n, want[n])) return false;
   }
   return mask_ends(args);
+}
+
+constexpr Way kWays[] = {Way::kFastest, Way::kLists1,     Way::kLists2, Way::kLists4, Way::kMatrixUnit,
+                         Way::kPlain,   Way::kTileByTile, Way::kDense,  Way::kLists};
+
+// The neurons and, with window timing, the product by itself; of one thread and of several.
+inline void check(ProductLayer& layer, const char* name) {
+  layer.finish();
+  const std::vector<PlainNeuron<float>> want = layer.expected();
+  std::vector<float> u(layer.args.neurons), product(layer.args.neurons);
+  const bool window = layer.args.timing == Timing::kWindow;
+  for (int64_t n = 0; window && n < layer.args.neurons; ++n) product[n] = layer.window(n);
+  for (const Way way : kWays) {
+    for (ParallelFor parallel : {serial_for, threads_for}) {
+      layer.way = way;
+      const Outputs<float> got(layer.args);
+      cpu::run(layer.layer(), parallel);
+      CHECK(agree(layer.args, want), "%s, T %d, way %d, %s", name, layer.T, int(way),
+            parallel == serial_for ? "serial" : "threads");
+      if (!window) continue;
+      std::fill(u.begin(), u.end(), -77.f);
+      cpu::window_product(layer.layer(), u.data(), parallel);
+      CHECK(u == product, "%s: the product, way %d", name, int(way));
+    }
+  }
 }
 
 }  // namespace tandem::test

@@ -1,5 +1,4 @@
 // What was measured chooses between two ways, and changes no bit. Time is made up, but in the last test.
-#include "check.h"
 #include "kernels/product/clock.h"
 #include "product_layer.h"
 

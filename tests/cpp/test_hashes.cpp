@@ -5,7 +5,6 @@
 #include <map>
 #include <string>
 
-#include "check.h"
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"

@@ -1,7 +1,6 @@
 // The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so every sum is
 // exact: bits must agree whatever the shape, the rate, T, the way, the capability and the threads.
 #include "any_layer.h"
-#include "ways.h"
 
 using namespace tandem;
 using namespace tandem::test;

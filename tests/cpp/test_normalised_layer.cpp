@@ -4,7 +4,6 @@
 
 #include "any_layer.h"
 #include "kernels/norm/batch_norm.h"
-#include "ways.h"
 
 using namespace tandem;
 using namespace tandem::test;

@@ -1,5 +1,4 @@
 // How kernels divide their work: a range is worth a thread's start, and large work has more of them than one.
-#include "check.h"
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"

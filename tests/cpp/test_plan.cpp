@@ -1,7 +1,6 @@
 // The plan of a layer, at their borders.
 #include <cmath>
 
-#include "check.h"
 #include "kernels/product/lists.h"
 #include "kernels/product/pack.h"
 #include "kernels/product/plan.h"

@@ -3,7 +3,7 @@
 #include "kernels/product/dense.h"
 #include "kernels/product/multiply.h"
 #include "kernels/product/window.h"
-#include "ways.h"
+#include "product_layer.h"
 
 using namespace tandem;
 using namespace tandem::test;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness import Emulator, Struct, output
-from products import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8, Conv, check
+from products import FLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8, LINEAR, Conv, check
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_where_it_is_favoured(
     [
         ({}, FLOAT16),
         ({"outputs": 12}, None),  # the mask is by the byte
-        ({"kernel": (3, 3), "height": 3, "width": 3, "last": 0}, None),  # the order of the weights
+        ({"kernel": (3, 3), "height": 3, "width": 3, "channels_last": False}, None),  # the order of the weights
         ({"channels": 0}, None),
         ({"channels": 2**17}, FLOAT16),
         ({"channels": 2**17}, -INT8),  # sums beyond 2^31
@@ -54,19 +54,17 @@ def test_where_it_is_favoured(
         ({"outputs": 2**31, "groups": 2**12}, None),
         ({"outputs": 16 * 65535 + 8}, None),  # more blocks than a launch can have
         ({"outputs": 16 * 65535}, FLOAT16),
-        ({"width": 2, "stride": 4, "padding": 2**30 - 1}, None),  # positions beyond 2^31
-        ({"width": 1, "stride": 4, "padding": 2**30 - 1}, FLOAT16),
+        ({"width": 2, "stride": (1, 4), "padding": (0, 2**30 - 1)}, None),  # positions beyond 2^31
+        ({"width": 1, "stride": (1, 4), "padding": (0, 2**30 - 1)}, FLOAT16),
     ],
 )
-def test_what_it_takes(plain: Emulator, change: dict[str, object], mode: int | None) -> None:
+def test_what_it_takes(plain: Emulator, change: dict[str, Any], mode: int | None) -> None:
     """``mode``: weights it takes, negative or None: does not take."""
-    shape = {"height": 1, "width": 1, "channels": 16, "outputs": 16, "groups": 1, "kernel": (1, 1)}
-    shape |= {"stride": 1, "padding": 0, "last": 1}
-    height, width, channels, outputs, groups, kernel, stride, padding, last = (shape | change).values()
-    conv = Conv((height, width), kernel, (1, stride), (0, padding), groups=groups)  # type: ignore[arg-type]
+    geometry = LINEAR.geometry(2, 16, 16) | change
+    weights = {"channels_last": geometry.pop("channels_last", True)}
     neuron = {"neurons": 24, "T": 1, "mask": output(3, dtype=torch.uint8)}
-    fields: dict[str, Any] = {"geometry": conv.geometry(2, channels, outputs), "weights": {"channels_last": bool(last)}}
-    given = Struct("Layer", fields | {"neuron": neuron}), FLOAT16 if mode is None else abs(mode)
+    layer = Struct("Layer", {"geometry": geometry, "weights": weights, "neuron": neuron})
+    given = layer, FLOAT16 if mode is None else abs(mode)
     plain.begin()
     taken = plain.call("can_run", *given, result=ctypes.c_bool)
     assert taken == (mode is not None and mode >= 0)
