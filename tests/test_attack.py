@@ -72,7 +72,8 @@ def test_what_is_no_number_goes_where_the_reference_sends_it(data, T, seed):
         ("if_scan", dyadic(T, 3, 5), None, (3, 5)),
     ):
         arguments = data.draw(neurons(T, shape))
-        victims = [a for a in (w, *arguments.values()) if torch.is_tensor(a) and a is not arguments["v_init"]]
+        kept = arguments["v_init"], arguments["threshold"]
+        victims = [a for a in (w, *arguments.values()) if torch.is_tensor(a) and not any(a is other for other in kept)]
         if victims:
             victim = data.draw(st.sampled_from(victims))
             values = NOT_NUMBERS[:1] if victim is arguments["scale"] else NOT_NUMBERS

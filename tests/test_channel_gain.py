@@ -26,39 +26,6 @@ def gains(n: int) -> Tensor:
     return 2.0 ** torch.randint(-3, 3, (n,))
 
 
-def same(a: Any, b: Any) -> None:
-    assert torch.equal(a.planes, b.planes)
-    assert torch.equal(a.counts, b.counts)
-
-
-@pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize(("shape", "groups"), [((3, 12), 1), ((3, 4, 5, 5), 1), ((3, 4, 5, 5), 2), ((3, 4, 9), 2)])
-def test_layers_are_the_reference(shape: tuple[int, ...], groups: int, timing: str) -> None:
-    gain = gains(shape[1]).requires_grad_()
-    x = train(*shape)
-    edge = x.counts.requires_grad_()
-    weight = (torch.randint(-4, 5, (6, shape[1] // groups, *[3] * (len(shape) - 2))) / 8).requires_grad_()
-    name = {2: "linear_if", 3: "conv1d_if", 4: "conv2d_if"}[len(shape)]
-    geometry = {} if len(shape) == 2 else {"groups": groups, "padding": 1}
-    results = []
-    for package in te.functional, te.reference:
-        for worth, w in (
-            (gain, weight),
-            (
-                1.0,
-                weight * gain.view(groups, 1, -1).expand(-1, 6 // groups, -1).reshape(6, -1, *[1] * (len(shape) - 2)),
-            ),
-        ):
-            x = te.SpikeTrain(x.planes, x.T, edge, worth)
-            y = getattr(package, name)(x, w, timing=timing, v_init=torch.full((6,), 0.5), **geometry)
-            grads = torch.autograd.grad(y.counts.square().sum(), [edge, weight, gain])
-            results.append((y, grads))
-    for y, grads in results[1:]:
-        same(results[0][0], y)
-        for ours, other in zip(results[0][1], grads, strict=True):
-            torch.testing.assert_close(ours, other)
-
-
 def test_batch_norm_normalises_what_spikes_are_worth() -> None:
     layer, gain = tnn.Conv2d(4, 6, 3, norm=True), gains(4)
     x = train(5, 4, 6, 6, gain=gain)
@@ -165,12 +132,3 @@ def test_thresholds_that_cover() -> None:
     layer = tnn.Conv2d(2, 5, 3, threshold=torch.ones(5), v_init=torch.full((5,), 0.25))
     set_threshold(layer, torch.arange(1.0, 6.0))
     torch.testing.assert_close(layer.v_init, 0.25 * torch.arange(1.0, 6.0))
-
-
-def test_refused() -> None:
-    with pytest.raises(ValueError, match=r"gain: expected.*\[4\]"):
-        te.SpikeTrain(train(2, 4).planes, 11, gain=torch.ones(3))
-    with pytest.raises(ValueError, match=r"gain: .*12"):
-        tnn.Linear(12, 2)(te.SpikeTrain.unchecked(train(2, 12).planes, 11, None, torch.ones(3)))
-    with pytest.raises(ValueError, match="weights of few bits are integers"):
-        te.functional.linear_if(train(2, 4, gain=gains(4)), torch.ones(3, 4, dtype=torch.int8), scale=torch.ones(3))

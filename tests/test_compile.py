@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from cases import assert_same, dyadic, spikes, train, train_with_edge
+from cases import assert_same, bursts, dyadic, spikes, train, train_with_edge
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -28,8 +28,11 @@ def network(dense, w1, w2, w3, bias, theta, gain):
     x = te.SpikeTrain.from_dense(dense, gain)
     x = f.linear_if(x, w1, bias, threshold=theta)
     x, v = f.linear_if(x, w2, residual=x, gate="clip", return_v=True)
+    x, u = f.linear_if(x, w2, residual=x, return_v=True, timing="window")
+    x = f.linear_if(x, w2, residual=x)  # which reads bursts
+    x, *_ = f.linear_bn_if(x, w2, timing="window")
     x, mean, _ = f.linear_bn_if(x, w3)
-    return x.counts, v, mean
+    return x.counts, v, u, mean, x.to_dense()
 
 
 def arguments():
@@ -44,9 +47,9 @@ def test_compile_forward_and_backward(backend):
     inputs = arguments()
     results = []
     for function in (network, torch.compile(network, fullgraph=True, backend=backend)):
-        counts, v, mean = function(*inputs)
+        counts, *others = function(*inputs)
         grads = torch.autograd.grad((counts * torch.arange(5)).sum(), inputs)
-        results.append([counts.detach(), v, mean, *grads])
+        results.append([counts.detach(), *others, *grads])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
 
@@ -70,18 +73,20 @@ def test_compile_trains_in_and_out(backend, make):
 
 
 class Layer(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, timing):
         super().__init__()
         self.weight, self.bias = torch.nn.Parameter(dyadic(5, 7)), torch.nn.Parameter(dyadic(5))
+        self.timing = timing
 
     def forward(self, x):
-        return f.linear_if(x, self.weight, self.bias)
+        return f.linear_if(x, self.weight, self.bias, timing=self.timing)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_export_save_load(strict, dynamic):
-    module, x = Layer(), train(8, 3, 7)
+@pytest.mark.parametrize(("timing", "make"), [("step", train), ("window", bursts)])
+def test_export_save_load(strict, dynamic, timing, make):
+    module, x = Layer(timing), make(20, 3, 7)
     shapes = {"x": [{1: torch.export.Dim("B", min=2, max=64)}]} if dynamic else None
     with torch.no_grad():
         program = torch.export.export(module, (x,), strict=strict, dynamic_shapes=shapes)
@@ -92,8 +97,10 @@ def test_export_save_load(strict, dynamic):
     file.seek(0)
     loaded = torch.export.load(file).module()
     for batch in (3, 8) if dynamic else (3,):
-        y = train(8, batch, 7)
+        y = make(20, batch, 7)
         assert_same(loaded(y), module(y))
+    with pytest.raises(ValueError, match="spec"):
+        loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
 
 
 def test_make_fx():
@@ -119,7 +126,8 @@ def test_fake_and_meta_tensors_are_not_read():
 
 def loss(weight, planes, bias=None, T=8):
     hidden = f.linear_if(te.SpikeTrain(planes, T), weight, bias, gate="clip")
-    y = f.linear_if(hidden, torch.ones(5, weight.shape[0]) / 4)
+    hidden = f.linear_if(te.SpikeTrain.from_counts(hidden.counts, T), torch.eye(len(weight)), timing="window")
+    y = f.linear_if(hidden, torch.ones(5, len(weight)) / 4)
     return (y.counts * torch.arange(5)).sum()
 
 
@@ -150,7 +158,7 @@ def test_vmap_of_every_layer(channels):
     r = dyadic(3, 8, 2, channels, 6, 6)
     weight, v_init = dyadic(channels, channels, 3, 3), dyadic(2, channels, 6, 6)
     w = weight.clone().requires_grad_()
-    image = dyadic(3, 2, channels, 6, 6)
+    image, counts = dyadic(3, 2, channels, 6, 6), torch.randint(9, (3, 2, channels, 6, 6))
 
     def conv(planes, residual):
         y, v = f.conv2d_if(te.SpikeTrain(planes, 8), w, padding=1, residual=residual, return_v=True)
@@ -165,6 +173,8 @@ def test_vmap_of_every_layer(channels):
         (lambda a: f.if_scan(te.ImpulseInput(a, 8)).planes, (image,), 0),
         (lambda p: window_product(te.SpikeTrain(p, 8), w, convolution((3, 3), 2, 1, 1, 1)), (x,), 1),
         (lambda p: te.SpikeTrain(p, 8).to_dense(), (x,), 1),
+        (lambda c: f.conv2d_if(te.SpikeTrain.from_counts(c, 8), weight, timing="window").counts, (counts,), 0),
+        (lambda c: f.conv2d_if(te.SpikeTrain.from_counts(c, 8), weight).planes, (counts,), 0),
         (lambda s: te.SpikeTrain.from_dense(s).planes, (spikes(8, 2, 3, 5, 5),), 2),
     ]  # fmt: skip
     for layer, inputs, in_dims in layers:

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from cases import train, train_with_edge
+from cases import bursts, train, train_with_edge
 from torch.utils import _pytree as pytree
 
 import tandem_ext as te
 
 f = te.functional
 LAYERS = {
-    "linear": (lambda x, w: f.linear_if(x, w), (64, 256), (512, 256), 1.125),
-    "conv2d": (lambda x, w: f.conv2d_if(x, w, padding=1), (8, 32, 16, 16), (32, 32, 3, 3), 1.125),
-    "linear_bn": (lambda x, w: f.linear_bn_if(x, w)[0], (64, 256), (512, 256), 5.125),
-    "conv2d_bn": (lambda x, w: f.conv2d_bn_if(x, w, padding=1)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
+    "linear": (f.linear_if, (64, 256), (512, 256), 1.125),
+    "conv2d": (lambda x, w, **k: f.conv2d_if(x, w, padding=1, **k), (8, 32, 16, 16), (32, 32, 3, 3), 1.125),
+    "linear_bn": (lambda x, w, **k: f.linear_bn_if(x, w, **k)[0], (64, 256), (512, 256), 5.125),
+    "conv2d_bn": (lambda x, w, **k: f.conv2d_bn_if(x, w, padding=1, **k)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
 }
 
 
@@ -29,20 +29,22 @@ def kept_by(function):
     return result, storages
 
 
+@pytest.mark.parametrize(("T", "timing"), [(8, "step"), (8, "window"), (255, "window")])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_bytes_per_neuron(name):
+def test_bytes_per_neuron(name, T, timing):
     """Per neuron: its own byte of spikes, kept by the layer that reads them, and its bit of the gate."""
     layer, x_shape, weight_shape, limit = LAYERS[name]
-    x, weight = train(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
+    x = train(T, *x_shape) if timing == "step" else bursts(T, *x_shape)
+    weight = torch.randn(weight_shape, requires_grad=True)
     weight2 = torch.randn(64, weight_shape[0], *[1] * (len(weight_shape) - 2), requires_grad=True)
 
     def network():
-        hidden = layer(x, weight)
-        out = f.linear_if(hidden, weight2) if weight2.dim() == 2 else f.conv2d_if(hidden, weight2)
+        hidden = layer(x, weight, timing=timing)
+        out = (f.linear_if if weight2.dim() == 2 else f.conv2d_if)(hidden, weight2, timing=timing)
         return hidden, out
 
     (hidden, out), storages = kept_by(network)
-    given = {t.untyped_storage().data_ptr() for t in (x.planes, weight, weight2)}
+    given = {t.untyped_storage().data_ptr() for t in (x.stored, weight, weight2)}
     kept = sum(size for pointer, size in storages.items() if pointer not in given)
     gate_of_out = out.counts.numel() / 8
     statistics = 4 * 2 * weight_shape[0] if "bn" in name else 0

@@ -30,8 +30,8 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "python"))
 Figures = dict[str, Any]
 OPS = [
-    "batch_norm", "compile", "conv_if", "couple", "determinism", "errors", "frozen", "golden", "gradients", "hybrid",
-    "if_scan", "linear_if", "load", "opcheck", "precision", "reference", "rounding", "spike_train",
+    "compile", "determinism", "errors", "frozen", "functional", "golden", "gradients", "hybrid", "load", "opcheck",
+    "precision", "reference", "rounding", "spike_train",
 ]  # fmt: skip
 
 
@@ -46,38 +46,18 @@ def run(*command: str) -> tuple[int, str]:
     return process.wait(), "".join(lines)
 
 
-def tests(*files: str) -> Figures:
-    """Passed and failed tests in these files, the slow ones among them."""
+def tests(*names: str) -> Figures:
+    """Passed and failed tests of these names, the slow ones among them."""
+    files = [f"tests/test_{name}.py" for name in names]
     with TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        run(sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *(f"tests/{f}" for f in files))
+        run(sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *files)
         suite = xml.parse(report).getroot().find("testsuite")
     assert suite is not None
     count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     failed = [f"{c.get('classname')}::{c.get('name')}" for c in suite.iter("testcase") if c.find("failure") is not None]
     bad = count["failures"] + count["errors"]
     return {"passed": count["tests"] - bad - count["skipped"], "skipped": count["skipped"], "failed": failed}
-
-
-def calls(options: argparse.Namespace) -> Figures:
-    return fuzz(options.minutes)
-
-
-def arguments(options: argparse.Namespace) -> Figures:
-    return fuzz_kernels(options.minutes)
-
-
-def faults(options: argparse.Namespace) -> Figures:
-    return tests("test_faults.py", "test_checkpoints.py", "test_distributed.py", "test_errors.py", "test_frozen.py",
-                 "test_data.py", "test_data_events.py", "test_nir.py", "test_untrusted.py", "test_cli.py")  # fmt: skip
-
-
-def threads(options: argparse.Namespace) -> Figures:
-    return tests("test_processes.py")
-
-
-def numbers(options: argparse.Namespace) -> Figures:
-    return tests("test_trained.py", "test_determinism.py", "test_golden.py")
 
 
 def sanitizers(options: argparse.Namespace) -> Figures:
@@ -106,23 +86,24 @@ def mutants(script: str) -> Callable[[argparse.Namespace], Figures]:
     return stage
 
 
-def reached(options: argparse.Namespace) -> Figures:
-    """By the tests of the ops, of what is below them; `make coverage` runs all tests."""
-    figures = coverage(*(f"tests/test_{name}.py" for name in OPS))
-    return {folder: figures[folder] for folder in ("tandem_ext", "csrc/ops", "csrc/kernels")}
-
-
+FAULTS = ["faults", "checkpoints", "distributed", "errors", "frozen", "data", "data_events", "nir", "untrusted",
+          "cli"]  # fmt: skip
 STAGES: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "calls": calls,
-    "arguments": arguments,
-    "faults": faults,
-    "threads": threads,
-    "numbers": numbers,
+    "calls": lambda options: fuzz(options.minutes),
+    "arguments": lambda options: fuzz_kernels(options.minutes),
+    "faults": lambda _: tests(*FAULTS),
+    "threads": lambda _: tests("processes"),
+    "numbers": lambda _: tests("trained", "determinism", "golden"),
     "sanitizers": sanitizers,
     "mutants-python": mutants("mutate_python"),
     "mutants-cpp": mutants("cpp/mutate"),
     "mutants-cuda": mutants("cuda_host/mutate"),
-    "coverage": reached,
+    # Of the ops and what is below them, by their tests; `make coverage` runs all tests.
+    "coverage": lambda _: {
+        folder: figures
+        for folder, figures in coverage(*(f"tests/test_{name}.py" for name in OPS)).items()
+        if folder != "python/tandem_snn"
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tandem_snn.machine import short
@@ -18,14 +19,14 @@ def with_figures(text: str, figures: dict[str, Any]) -> str:
 def table(figures: dict[str, Any]) -> str:
     """Markdown."""
     rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
-    for name in filter(figures.get, _TITLE):
-        stage = figures[name]
+    for name in filter(figures.get, _STAGES):
+        stage, (title, text) = figures[name], _STAGES[name]
         commit = short(stage["commit"], 7)
         # A stage whose parts were run one by one has no time of its own.
         minutes = f"{stage['seconds'] / 60:.0f} min" if "seconds" in stage else ""
-        rows.append(f"| {_TITLE[name]} | {_TEXT[name](stage['result'])} | {minutes} | {commit}, {stage['date']} |")
+        rows.append(f"| {title} | {text(stage['result'])} | {minutes} | {commit}, {stage['date']} |")
     machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
-    left_out = [title for name, title in _TITLE.items() if name not in figures]
+    left_out = [title for name, (title, _) in _STAGES.items() if name not in figures]
     not_run = f" Not run: {'; '.join(left_out)}." if left_out else ""
     return "\n".join([*rows, "", f"On {'; '.join(machines)}.{not_run}"])
 
@@ -67,27 +68,16 @@ def _coverage(result: dict[str, Any]) -> str:
     )
 
 
-_TITLE = {
-    "calls": "hostile calls of every op",
-    "arguments": "hostile arguments of the kernels, ASan and UBSan",
-    "faults": "faults: kills, damage, disks, files",
-    "threads": "threads and processes",
-    "numbers": "equal numbers, 2,000-step soak",
-    "sanitizers": "the kernels' C++ tests under sanitizers",
-    "mutants-python": "changes of the Python code that tests notice",
-    "mutants-cpp": "changes of the CPU kernels that tests notice",
-    "mutants-cuda": "changes of the CUDA kernels that tests of the emulation notice",
-    "coverage": "lines and branches that the C++ tests and those of the ops reach",
-}
-_TEXT = {
-    "calls": _calls,
-    "arguments": _arguments,
-    "faults": _tests,
-    "threads": _tests,
-    "numbers": _tests,
-    "sanitizers": _sanitizers,
-    "mutants-python": _mutants,
-    "mutants-cpp": _mutants,
-    "mutants-cuda": _mutants,
-    "coverage": _coverage,
+# Title and words of each stage.
+_STAGES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "calls": ("hostile calls of every op", _calls),
+    "arguments": ("hostile arguments of the kernels, ASan and UBSan", _arguments),
+    "faults": ("faults: kills, damage, disks, files", _tests),
+    "threads": ("threads and processes", _tests),
+    "numbers": ("equal numbers, 2,000-step soak", _tests),
+    "sanitizers": ("the kernels' C++ tests under sanitizers", _sanitizers),
+    "mutants-python": ("changes of the Python code that tests notice", _mutants),
+    "mutants-cpp": ("changes of the CPU kernels that tests notice", _mutants),
+    "mutants-cuda": ("changes of the CUDA kernels that tests of the emulation notice", _mutants),
+    "coverage": ("lines and branches that the C++ tests and those of the ops reach", _coverage),
 }

@@ -18,14 +18,12 @@ from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
 TESTS = {
-    "scan": ["if_scan", "spike_train", "golden", "couple"],
-    "products": ["linear_if", "conv_if", "int8_weights", "batch_norm", "precision"],
+    "planes": ["spike_train", "golden", "precision"],
+    "functional": ["functional"],
     "gradients": ["gradients"],
     "opcheck": ["opcheck"],
     "layers": ["layers", "layers_norm", "layers_shape"],
 }
-# What is traced does not depend on the kernels.
-DESELECTED = ["layers.py::test_compiles_into_one_graph", "layers.py::test_exports"]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +44,7 @@ def run(command: list[str], library: Path | None) -> str:
 @pytest.mark.parametrize("group", TESTS)
 def test_ops(library: Path, group: str) -> None:
     files = [f"tests/test_{name}.py" for name in TESTS[group]]
-    options = ["-q", "-p", "no:cacheprovider", *(f"--deselect=tests/test_{name}" for name in DESELECTED)]
+    options = ["-q", "-p", "no:cacheprovider"]
     if group == "opcheck":
         options += ["-k", "float32 or planes or every_op"]
     out = run(["-m", "pytest", *files, *options], library)

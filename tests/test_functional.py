@@ -1,0 +1,413 @@
+"""The layers of tandem_ext.functional: results and gradients are the reference's, whatever they are given."""
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    assert_same,
+    compute_dtype,
+    dtypes,
+    dyadic,
+    is_channels_last,
+    neurons,
+    seeds,
+    train,
+    train_with_edge,
+    views,
+    windows,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import tandem_ext as te
+
+f, ref = te.functional, te.reference
+# Of a gradient's largest number and 1, for sums round.
+BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+
+
+# --- any layer --------------------------------------------------------------------------------------------------------
+
+
+def conv_geometry(draw):
+    """(weight shape, features of the input, arguments) of a convolution; wide and depthwise ones are among them."""
+    dims = draw(st.sampled_from([1, 2]))
+    groups, inputs, outputs = draw(
+        st.sampled_from([(1, 64, 48), (40, 1, 1)])
+        | st.tuples(st.sampled_from([1, 1, 2, 3]), st.integers(1, 12), st.integers(1, 12))
+    )
+    each = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(dims))  # noqa: E731
+    space, kernel = each(1, 9), each(1, 4)
+    window = {"stride": each(1, 3), "padding": each(0, 3), "dilation": each(1, 2)}
+    if draw(st.booleans()):
+        window |= {"stride": 1, "padding": draw(st.sampled_from(["same", "valid"]))}
+    padded = window["padding"] if isinstance(window["padding"], tuple) else [9 * (window["padding"] == "same")] * dims
+    assume(all(n + 2 * p > d * (k - 1) for n, k, p, d in zip(space, kernel, padded, window["dilation"], strict=True)))
+    return (outputs * groups, inputs, *kernel), (inputs * groups, *space), {**window, "groups": groups}
+
+
+def laid_out(draw, tensor):
+    """The same values, which may lie otherwise in memory."""
+    return list(views(tensor))[draw(st.integers(0, 2))] if min(tensor.shape) and draw(st.booleans()) else tensor
+
+
+def evaluate(module, name, kind, x, leaves, options, needed):
+    """The results of a layer, and the gradients of the tensors that need one."""
+    v = {key: tensor.detach().requires_grad_(key in needed) for key, tensor in leaves.items()}
+    residual = options["residual"]
+    options = options | {key: v[key] for key in options.keys() & v.keys()}
+    if "worth" in v:
+        options["residual"] = te.SpikeTrain(residual.planes, x.T, v["residual"], v["worth"])
+    if kind == "currents":
+        given_ = (v["x"],)
+    elif kind in ("constant", "impulse"):
+        given_ = (type(x)(v["x"], x.T, v["gain"]),)
+    else:
+        counts = v["x"] if "x" in needed else None
+        given_ = (te.SpikeTrain(x.planes, x.T, counts, v["gain"], timing=x.timing),)
+    result = getattr(module, name)(*given_, *([v["weight"]] if "weight" in v else []), **options)
+    y, _ = result[0] if name.endswith("_bn_if") else result
+    if not y.counts.requires_grad:
+        return result, []
+    torch.manual_seed(0)
+    direction = dyadic(*y.shape, low=-8, high=8, unit=8, dtype=y.counts.dtype, device=y.device)
+    return result, torch.autograd.grad(y.counts, [v[key] for key in needed], direction)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("product", ["scan", "linear", "linear_bn", "conv", "conv_bn"])
+@given(data=st.data(), dtype=dtypes, seed=seeds)
+def test_results_and_gradients_are_the_reference(product, timing, data, dtype, seed, device):
+    """Every kind of input, weight, neuron and layout; with gradients for any of its arguments, and without."""
+    torch.manual_seed(seed)
+    draw, norm, on = data.draw, product.endswith("bn"), {"device": device}
+    T = draw(windows)
+    kinds = ["currents", "constant", "impulse"] if product == "scan" else ["constant", "impulse", "train", "bursts"]
+    kind, B = draw(st.sampled_from(kinds)), draw(st.integers(2, 5))
+    name, geometry = f"{product}_if", {}
+    if product == "scan":
+        name = "if_scan"
+        features = draw(st.sampled_from([(), (1,), (300,), (19, 5), (17, 4, 5)]))
+        B = draw(st.integers(0, 3))
+    elif product.startswith("linear"):
+        features, B = (draw(st.integers(0, 70)),), B if norm else draw(st.integers(0, 5))
+        weight_shape = (draw(st.integers(int(norm), 70)), *features)
+    else:
+        weight_shape, features, geometry = conv_geometry(draw)
+        name = f"conv{len(features) - 1}d{'_bn' * norm}_if"
+    if kind in ("train", "bursts") and not norm and draw(st.booleans()) and dtype != torch.float64:
+        dtype = torch.int8
+    C = compute_dtype(dtype)
+    given_dtype = torch.float32 if dtype == torch.int8 else dtype
+
+    gain = torch.tensor(draw(st.sampled_from([1.0, 0.5])), dtype=C, device=device)
+    leaves = {"gain": gain}
+    if kind in ("train", "bursts"):
+        if dtype != torch.int8 and draw(st.booleans()):
+            leaves["gain"] = 2.0 ** torch.randint(-2, 2, features[:1], **on).to(C)
+        counts = torch.randint(T + 1, (B, *features), **on)
+        x = te.SpikeTrain.from_counts(counts, T) if kind == "bursts" else train(T, B, *features, rate=draw(
+            st.sampled_from([0.0, 0.1, 0.5, 1.0])), **on)  # fmt: skip
+        leaves["x"] = x.counts.to(given_dtype)
+        if kind == "train":
+            x = te.SpikeTrain(laid_out(draw, x.planes), T)
+    else:
+        shape = (T, B, *features) if kind == "currents" else (B, *features)
+        leaves["x"] = laid_out(draw, dyadic(*shape, dtype=dtype, **on))
+        x = (te.ImpulseInput if kind == "impulse" else te.ConstantInput)(torch.zeros(B, *features, **on), T)
+    if kind == "currents":
+        del leaves["gain"]
+    shape = (B, *features)
+    if product != "scan":
+        weight = torch.randint(-128, 128, weight_shape, dtype=dtype, **on) if dtype == torch.int8 else dyadic(
+            *weight_shape, dtype=dtype, **on)  # fmt: skip
+        shape = tuple(
+            ref.linear_if(te.SpikeTrain.from_dense(torch.zeros(1, B, *features, **on)), weight, **geometry).shape
+        )
+        leaves["weight"] = laid_out(draw, weight)
+        leaves |= {"bias": dyadic(len(weight), dtype=C, **on)} if draw(st.booleans()) else {}
+    neuron = draw(neurons(T, shape, dtype, device, timing))
+    if dtype == torch.int8:
+        neuron["scale"] = dyadic(len(weight), low=1, unit=4096, **on)
+    if norm:
+        neuron = {key: value for key, value in neuron.items() if key not in ("scale", "shift")}
+        leaves |= {key: dyadic(len(weight), dtype=C, **on) for key in ("gamma", "beta") if draw(st.booleans())}
+    if isinstance(neuron["residual"], te.SpikeTrain):
+        leaves |= {"residual": neuron["residual"].counts.to(given_dtype), "worth": torch.tensor(0.25, dtype=C, **on)}
+    elif neuron["residual"] is not None:
+        leaves["residual"] = neuron["residual"]
+    leaves |= {key: value for key in ("threshold", "scale", "shift") if torch.is_tensor(value := neuron.get(key))}
+    options = geometry | neuron | {key: leaves[key] for key in ("bias", "gamma", "beta") if key in leaves}
+
+    can = sorted(leaves.keys() - ({"weight"} if dtype == torch.int8 else set()) - ({"bias"} if norm else set()))
+    for needed in [], draw(st.just(can) | st.lists(st.sampled_from(can), min_size=1, unique=True)):
+        (ours, grads), (theirs, expected) = (evaluate(m, name, kind, x, leaves, options, needed) for m in (f, ref))
+        assert_same(ours, theirs)
+        y, v = ours[0] if norm else ours
+        assert is_channels_last(y.stored, batch=1)
+        assert is_channels_last(y.counts, batch=0)
+        assert is_channels_last(v, batch=0)
+        for key, a, b in zip(needed, grads, expected, strict=False):
+            assert a.dtype == b.dtype
+            if b.numel() and not (norm and (key == "gain" or given_dtype.itemsize == 2)):  # which cancel, and amplify
+                scale = (10 if norm else 1) * (1 + b.double().abs().max())
+                assert (a.double() - b.double()).abs().max() <= BOUNDS[given_dtype] * scale, key
+
+
+# --- currents ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+def test_gates_at_their_borders(gate, dtype, device):
+    """In every lane of a vector: z below, at and above 0 and θT, and NaN."""
+    z = torch.tensor([-1.0, 0.0, 0.125, 1.875, 2.0, 8.0, float("nan")], dtype=dtype, device=device).repeat(37)
+    currents = (z / 4).expand(4, 1, -1).clone().requires_grad_()
+    f.if_scan(currents, gate=gate, threshold=0.5).counts.sum().backward()
+    open_ = (z > 0) & (z < 2) if gate == "clip" else z > 0
+    assert torch.equal(currents.grad[0, 0], open_ / 0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
+    """The scan only adds in step order, so it is exact on numbers that are not dyadic as well."""
+    currents = torch.randn(16, 5, 37, 3, dtype=dtype, device=device).requires_grad_(train_mode)
+    C = compute_dtype(dtype)
+    arguments = {
+        "threshold": 0.7, "leak": 0.9, "v_init": 0.1, "scale": torch.randn(37, dtype=C, device=device),
+        "shift": torch.randn(37, dtype=C, device=device), "residual": train(16, 5, 37, 3, gain=0.3, device=device),
+        "return_v": True,
+    }  # fmt: skip
+    assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
+
+
+@given(seed=seeds, T=st.integers(2, 40), dtype=dtypes, leak=st.sampled_from([1.0, 0.5]))
+def test_a_window_in_two_pieces(seed, T, dtype, leak):
+    torch.manual_seed(seed)
+    currents, shift, cut = dyadic(T, 3, 21, dtype=dtype), dyadic(21), 1 + seed % (T - 1)
+    arguments = {"leak": leak, "shift": shift, "steps": 16, "return_v": True}
+    whole, v = f.if_scan(currents, **arguments)
+    first, carried = f.if_scan(currents[:cut], **arguments)
+    second, last = f.if_scan(currents[cut:], v_init=carried, **arguments)
+    assert torch.equal(torch.cat([first.to_dense(), second.to_dense()]), whole.to_dense())
+    assert torch.equal(last, v)
+
+
+def test_nan_and_infinity(device):
+    currents = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0], device=device).expand(4, 1, 4)
+    for gate in ("relu", "clip", "resu"):
+        y = f.if_scan(currents.clone().requires_grad_(), gate=gate, return_v=True)
+        expected = ref.if_scan(currents, gate=gate, return_v=True)
+        assert torch.equal(y[0].planes, expected[0].planes)
+        assert torch.equal(y[1].nan_to_num(7), expected[1].nan_to_num(7))
+
+
+def test_results_share_no_memory_with_arguments(device):
+    v_init = dyadic(3, 5, device=device)
+    _, v = f.if_scan(torch.zeros(8, 3, 5, device=device), v_init=v_init, threshold=9.0, return_v=True)
+    assert torch.equal(v, v_init)
+    assert v.data_ptr() != v_init.data_ptr()
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("K", "N"), [(784, 800), (1000, 33), (1, 1), (16, 1024)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sizes_of_real_layers(K, N, dtype, device):
+    x = train(8, 12, K, rate=0.15, device=device)
+    weight = dyadic(N, K, dtype=dtype, device=device)
+    assert_same(f.linear_if(x, weight, return_v=True), ref.linear_if(x, weight, return_v=True))
+
+
+def test_a_change_of_the_weights_by_any_route_is_seen(device):
+    """Nothing of a weight is remembered from call to call, its address and version least of all."""
+    x, weight = train(8, 4, 40, device=device), dyadic(33, 40, device=device)
+
+    def by_numpy():
+        weight.numpy()[:] *= -1
+
+    def by_another_tensor():
+        weight.data = dyadic(33, 40, device=device)
+
+    def by_its_data():
+        weight.data.copy_(dyadic(33, 40, device=device))
+
+    def in_place():
+        weight.neg_()
+
+    routes = [in_place, by_its_data, by_another_tensor, *([by_numpy] if device.type == "cpu" else [])]
+    for change in routes:
+        before = f.linear_if(x, weight).planes
+        change()
+        after = f.linear_if(x, weight)
+        assert_same(after, ref.linear_if(x, weight))
+        assert not torch.equal(after.planes, before), change.__name__
+
+
+@pytest.mark.parametrize("T", [1, 8, 20])
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride", "dilation"), [(64, 1, 3, 1, (2, 1)), (128, 2, 3, 2, 1), (20, 1, 1, 1, 1)]
+)
+def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, dilation, device):
+    """So dense that every input is multiplied, where the processor can: rows of several lines then share a tile."""
+    x = train(T, 5, channels, 7, 9, rate=0.6, device=device)
+    weight = dyadic(48 * groups, channels // groups, kernel, kernel, device=device)
+    arguments = {"stride": stride, "padding": kernel // 2, "dilation": dilation, "groups": groups}
+    assert_same(f.conv2d_if(x, weight, **arguments), ref.conv2d_if(x, weight, **arguments))
+
+
+@pytest.mark.parametrize(("shape", "weight_shape"), [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 3, 5, 5), (0, 3, 3, 3)),
+                                                    ((2, 0, 5, 5), (4, 0, 3, 3))])  # fmt: skip
+def test_empty(shape, weight_shape, device):
+    x = train_with_edge(8, *shape, device=device)
+    weight = dyadic(*weight_shape, device=device).requires_grad_()
+    y = f.conv2d_if(x, weight, padding=1)
+    assert y.shape == (shape[0], weight_shape[0], 5, 5)
+    y.counts.sum().backward()
+    assert weight.grad.shape == weight_shape
+    assert x.counts.grad.shape == shape
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_autocast(timing, device):
+    """Counts take its type, potentials, statistics and the gradients of weights do not; int8 and float64 are left."""
+    x, image = train(8, 6, 7, device=device), te.ConstantInput(dyadic(6, 7, device=device), 8)
+    weight = torch.randn(9, 7, device=device, requires_grad=True)
+    scale = torch.full((9,), 0.01, device=device, requires_grad=True)
+    with torch.autocast(device.type, torch.bfloat16):
+        y, v = f.linear_if(x, weight, return_v=True, timing=timing)
+        z = f.linear_if(image, weight, timing=timing)
+        normed, mean, _ = f.linear_bn_if(x, weight, timing=timing)
+        few, w = f.linear_if(x, weight.detach().to(torch.int8), scale=scale, return_v=True, timing=timing)
+        double = f.linear_if(x, weight.detach().double(), timing=timing)
+    assert {each.counts.dtype for each in (y, z, normed)} == {torch.bfloat16}
+    assert {each.dtype for each in (v, mean, few.counts, w)} == {torch.float32}
+    assert double.counts.dtype == torch.float64
+    assert not mean.requires_grad
+    assert_same(y, f.linear_if(x, weight.bfloat16(), timing=timing))
+    (y.counts.sum() + z.counts.sum() + normed.counts.sum()).backward()
+    assert weight.grad.dtype == torch.float32
+
+
+# --- weights of int8 --------------------------------------------------------------------------------------------------
+
+
+def integers(*shape, device):
+    return torch.randint(-128, 128, shape, dtype=torch.int8, device=device)
+
+
+def test_long_sums(device):
+    """The largest sum for which float32 has every integer."""
+    K = 2**17 - 1
+    x = te.SpikeTrain.from_dense(torch.ones(1, 1, K, device=device))
+    weight = torch.full((8, K), -128, dtype=torch.int8, device=device)
+    weight[1::2] = 127
+    _, v = f.linear_if(x, weight, threshold=3e38, return_v=True)
+    assert v[0].tolist() == [-128.0 * K, 127.0 * K] * 4
+
+
+def test_what_takes_none(device):
+    weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
+    with pytest.raises(TypeError, match="weight: int8 weights multiply spikes"):
+        f.linear_if(te.ConstantInput(torch.ones(2, 3, device=device), 8), weight)
+    with pytest.raises(TypeError, match="weight: expected a float32, bfloat16, float16 or float64 tensor, got a"):
+        f.linear_bn_if(x, weight)
+
+
+def test_batch_norm_takes_exact_integers(device):
+    """The op normalises integer sums; gain says what a unit of each output is worth."""
+    weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
+    gain = torch.tensor([0.5, 0.25, 2.0, 1.0], device=device)
+    neuron = None, None, None, 8, 1.0, 1.0, "relu", True
+    got, want = (
+        torch.ops.tandem.linear_bn_if(x.planes, 8, w, "highest", gain, None, None, 1e-5, *neuron)
+        for w in (weight, weight.float())
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_smallest_integer_in_a_dense_product(device):
+    """-128 is no digit of the matrix unit that is one byte and symmetric."""
+    x, weight = train(8, 128, 256, device=device), integers(64, 256, device=device)
+    weight[:, ::7] = -128
+    assert_same(f.linear_if(x, weight, threshold=100.0), ref.linear_if(x, weight, threshold=100.0))
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("T", "groups", "width"), [(8, 1, 24), (255, 1, 5), (40, 2, 12), (3, 4, 25)])
+def test_many_rows_are_the_reference(T, groups, width, device):
+    """So many that the sums of all steps leave the cache: their statistics come from the counts where that is cheap."""
+    x = train(T, 2, 8 * groups, width, width, device=device)
+    weight = dyadic(21 * groups, 8, 3, 3, device=device)
+    arguments = {
+        "groups": groups,
+        "padding": 2,
+        "dilation": 2,
+        "return_v": True,
+        "gamma": dyadic(21 * groups, device=device),
+    }
+    with torch.no_grad():
+        assert_same(f.conv2d_bn_if(x, weight, **arguments), ref.conv2d_bn_if(x, weight, **arguments))
+
+
+@pytest.mark.parametrize("kind", ["train", "constant"])
+def test_a_constant_channel(kind, device):
+    """No variance: eps decides, and rounding must not make the variance negative."""
+    weight = torch.randn(97, 11, dtype=torch.float64, device=device, requires_grad=True)
+    if kind == "train":
+        x = train(8, 7, 11, rate=1.0, device=device)
+    else:
+        x = te.ConstantInput(torch.randn(1, 11, dtype=torch.float64, device=device).expand(7, 11), 8)
+    y, _, var = f.linear_bn_if(x, weight, beta=torch.full((97,), 16.0, device=device))
+    assert (var >= 0).all()
+    assert (y.counts == 8).all()
+    y.counts.sum().backward()
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 11), (0, 11)])
+def test_one_value_has_no_variance(shape):
+    with pytest.raises(ValueError, match="more than one value"):
+        f.linear_bn_if(train(8, *shape), dyadic(7, 11))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_have_no_variance(value, device):
+    """Nor does a running statistic that takes it up, as torch's does not."""
+    weight = dyadic(4, 7, device=device)
+    weight[1, 2] = value
+    x = te.SpikeTrain.from_dense(torch.ones(8, 5, 7, device=device))
+    _, *got = te.functional.linear_bn_if(x, weight)
+    _, *want = te.reference.linear_bn_if(x, weight)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    assert got[1].isnan().tolist() == [False, True, False, False]
+
+
+# --- couple: given spikes with the gradient of a given pre-activation -------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 5, 3, 4)])
+@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+@pytest.mark.parametrize("threshold", [0.5, torch.tensor(0.5), torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])],
+                         ids=["float", "one", "per channel"])  # fmt: skip
+def test_couple(shape, gate, threshold, device):
+    """Values and gain are the train's."""
+    x, z, grad = train(4, *shape, gain=0.5, device=device), dyadic(*shape, low=-200, high=200), dyadic(*shape)
+    z, grad = z.to(device).requires_grad_(), grad.to(device)
+    theta = threshold.clone().to(device).requires_grad_() if torch.is_tensor(threshold) else threshold
+    y = f.couple(x, z, threshold=theta, gate=gate)
+    assert_same(y, x)
+    assert (y.gain, y.counts.requires_grad) == (0.5, True)
+    over = threshold.to(device).view(-1, *[1] * (z.dim() - 2)) if torch.is_tensor(threshold) else threshold
+    open_ = (z > 0) & (z < 4 * over) if gate == "clip" else z > 0
+    leaves = [z, theta] if torch.is_tensor(threshold) else [z]
+    found = torch.autograd.grad(y.counts, leaves, grad)
+    assert torch.equal(found[0], grad * open_ / over)
+    if len(found) > 1:
+        total = (-grad * open_ / over * x.counts).movedim(1, -1).flatten(0, -2)
+        torch.testing.assert_close(found[1], total.sum(0) if threshold.dim() else total.sum())
