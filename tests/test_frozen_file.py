@@ -8,12 +8,14 @@ import pickle
 import random
 import struct
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import conv, lif, line, mlp, projection, residual, trained
+from networks import lif, trained
+from test_frozen_window import NETWORKS, of_timing
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -26,7 +28,6 @@ from tandem_snn.frozen.lowering import lower
 from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
-NETWORKS = [mlp, lif, conv, residual, projection, line]
 
 
 def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
@@ -43,23 +44,18 @@ def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("make", NETWORKS)
-def test_one_call_stream_and_early_answers_are_the_same_bits(make: Any, bits: int | None, tmp_path: Path) -> None:
-    net, x = make()
+@pytest.mark.parametrize(("make", "timing"), [(lif, "step"), *product(NETWORKS, ("step", "window", "every other"))])
+def test_a_loaded_network_runs_the_same_program(make: Any, timing: str, bits: int | None, tmp_path: Path) -> None:
+    net, x = make() if timing == "step" else of_timing(make, 8, "" if timing == "window" else "even")
     frozen = ts.freeze(trained(net, x), weight_bits=bits)
     loaded = through_a_file(frozen, tmp_path)
     assert torch.equal(loaded(x), frozen(x))
-    for _ in range(frozen.T or 0):
-        assert torch.equal(loaded.step(x), frozen.step(x))
-    for ours, theirs in zip(frozen.anytime(x, 0.2), loaded.anytime(x, 0.2), strict=True):
-        assert torch.equal(ours, theirs)
-    for ours, theirs in zip(programs(frozen), programs(loaded), strict=True):
+    assert torch.equal(loaded.net(x), frozen(x))
+    assert loaded.latency == frozen.latency
+    assert torch.equal(loaded.readouts(x), frozen.readouts(x))
+    for ours, theirs in zip(*(one._programs.values() for one in (frozen, loaded)), strict=True):
         assert ours.words.equal(theirs.words)
         assert ours.numbers.equal(theirs.numbers)
-
-
-def programs(frozen: ts.FrozenNetwork) -> list[Any]:
-    return list(frozen._programs.values())
 
 
 def converted() -> tuple[nn.Module, Tensor]:
@@ -287,14 +283,25 @@ def test_hostile_programs(
     refused(path, container.pack(tensors, facts, FORMAT), message)
 
 
-@pytest.mark.parametrize(("field", "value"), [("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7)])
-def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
+def means_with(field: str, value: int, path: Path) -> bytes:
+    """The file of a network that ends with means, of which a field of the pooling is another."""
     layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
-    path = tmp_path / "net.tandem"
     ts.freeze(nn.Sequential(tnn.Encoder(3), layer, tnn.AdaptiveAvgPool2d(1))).save(path)
     tensors, facts = container.unpack(path, FORMAT, "", "")
-    tensors["program"] = changed(tensors["program"], 1, field, value)
-    refused(path, container.pack(tensors, facts, FORMAT), f"layer '2': ({field}|scale|sizes)")
+    return container.pack({**tensors, "program": changed(tensors["program"], 1, field, value)}, facts, FORMAT)
+
+
+@pytest.mark.parametrize(("field", "value"), [("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7)])
+def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.tandem"
+    refused(path, means_with(field, value, path), f"layer '2': ({field}|scale|sizes)")
+
+
+def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> None:
+    path = tmp_path / "net.tandem"
+    path.write_bytes(means_with("outputs", 2, path))
+    with pytest.raises((ValueError, RuntimeError)):
+        ts.load_frozen(path)(torch.rand(2, 1, 4, 4))
 
 
 @pytest.mark.parametrize(("instruction", "field", "message"), [
@@ -312,17 +319,6 @@ def test_hostile_windows_of_pooling(instruction: int, field: str, message: str, 
     tensors, facts = container.unpack(path, FORMAT, "", "")
     tensors["program"] = changed(tensors["program"], instruction, field, 1 + (field == "dilation_w"))
     refused(path, container.pack(tensors, facts, FORMAT), message)
-
-
-def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> None:
-    layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
-    path = tmp_path / "net.tandem"
-    ts.freeze(nn.Sequential(tnn.Encoder(3), layer, tnn.AdaptiveAvgPool2d(1))).save(path)
-    tensors, facts = container.unpack(path, FORMAT, "", "")
-    tensors["program"] = changed(tensors["program"], 1, "outputs", 2)
-    path.write_bytes(container.pack(tensors, facts, FORMAT))
-    with pytest.raises((ValueError, RuntimeError)):
-        ts.load_frozen(path)(torch.rand(2, 1, 4, 4))
 
 
 def test_hostile_tensors(small: tuple[Path, bytes]) -> None:

@@ -131,22 +131,6 @@ def test_trains_of_both_forms_in(waits: list[int]) -> None:
         assert torch.equal(frozen.readouts(x)[-1], net(x))
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("mixed", ["", "even"])
-@pytest.mark.parametrize("make", NETWORKS)
-def test_files(make: Any, mixed: str, bits: int | None, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
-    net, x = of_timing(make, 8, mixed)
-    frozen = ts.freeze(net, weight_bits=bits)
-    frozen.save(tmp_path / "net.tandem")
-    loaded = ts.load_frozen(tmp_path / "net.tandem")
-    assert torch.equal(loaded(x), frozen(x))
-    assert loaded.latency == frozen.latency
-    assert torch.equal(torch.stack([loaded.step(x) for _ in range(frozen.latency)])[-8:], frozen.readouts(x))
-    layer_by_layer = loaded.net(x)
-    assert torch.equal(layer_by_layer, frozen(x))
-
-
 def test_early_answers_are_those_of_the_last_window() -> None:
     net, x = of_timing(mlp, 8)
     frozen = ts.freeze(net)
