@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from cases import dyadic, train, train_with_edge
-from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -68,40 +67,23 @@ def test_weights_that_are_no_numbers_make_the_step_none():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", ["cnn", "resnet18-cifar", "8C3-MP2-8C3-AP2-FC16"])
-def test_frozen_it_has_the_bits_of_its_evaluation(name, bits):
-    net = create_model(name, **OPTIONS, weight_bits=bits)
-    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(x), y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-5:]) < losses[0]
-
-    net.eval()
-    expected = net(x)
-    frozen = freeze(net)
-    assert torch.equal(frozen(x), expected)
-    for _ in range(8):
-        so_far = frozen.step(x)
-    assert torch.equal(so_far, expected)
-    for layer in frozen.net.modules():
-        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
-            assert all(len(row.unique()) <= 2**bits - 1 for row in layer.weight.flatten(1))
-
-    net64 = copy.deepcopy(net).double()
-    assert torch.equal(freeze(net64)(x.double()), net64(x.double()))
-
-    plain = create_model(name, **OPTIONS).eval()
+def test_freezing_rounds_as_training_does(bits):
+    """Networks that were trained so, frozen: test_models.py."""
+    net, plain = create_model("cnn", **OPTIONS, weight_bits=bits), create_model("cnn", **OPTIONS).eval()
+    x = torch.randn(16, 3, 8, 8)
+    net(x)
+    expected, frozen = net.eval()(x), freeze(net)
     plain.load_state_dict(net.state_dict())
     assert torch.equal(freeze(plain, weight_bits=bits)(x), expected)
     assert not torch.equal(plain(x), expected)
-    assert torch.equal(freeze(freeze(net).net)(x), expected)
+    assert torch.equal(freeze(frozen.net)(x), expected)
     assert torch.equal(copy.deepcopy(net)(x), expected)
+    assert torch.equal([frozen.step(x) for _ in range(8)][-1], expected)
+    double = copy.deepcopy(net).double()
+    assert torch.equal(freeze(double)(x.double()), double(x.double()))
+    for layer in frozen.net.modules():
+        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
+            assert all(len(row.unique()) <= 2**bits - 1 for row in layer.weight.flatten(1))
 
 
 LAYERS = {

@@ -81,11 +81,13 @@ NEURONS = [
     {"bn_stats": "running"},
     {"learn_threshold": "layer"},
     {"learn_threshold": "channel", "threshold": 1.5},
+    {"weight_bits": 4},
+    {"weight_bits": 8},
 ]
 
 
 @pytest.mark.parametrize("neurons", NEURONS, ids=str)
-@pytest.mark.parametrize("name", ["cnn", "resnet18-cifar"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18-cifar", "8C3-MP2-8C3-AP2-FC16"])
 def test_neurons_of_every_kind_learn_and_freeze(name, neurons):
     torch.manual_seed(1)
     net = create_model(name, **{**options(name), "width": 0.2}, **neurons)
