@@ -17,7 +17,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_checkpoints import RECIPE, After, assert_equal, build
-from test_data import write_idx, write_images
+from test_data import write_images
 from test_distributed import free_port
 
 from tandem_snn.cli import main
@@ -131,20 +131,6 @@ def test_ctrl_c_writes_a_checkpoint(uninterrupted, tmp_path):
     assert "--resume" in error
     assert start("--out", tmp_path, "--resume").wait() == 0
     assert_same_weights(tmp_path, uninterrupted)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_heard_after_the_step(number, digits, tmp_path):
-    def on_step(trainer):
-        if trainer.step == 4:
-            signal.raise_signal(number)
-
-    with Interruption() as interruption, pytest.raises(Interrupted) as stopped:
-        fit(build(digits), digits, RECIPE, store=Store(tmp_path), on_step=on_step, interruption=interruption)
-    assert stopped.value.signal == number
-    trainer = Trainer(build(digits), digits, RECIPE)
-    assert Store(tmp_path).restore(trainer)
-    assert trainer.step == 4
 
 
 def test_the_second_signal_acts_at_once():
@@ -267,30 +253,6 @@ def test_a_read_only_folder_is_refused(tmp_path):
 
 
 # --- data that go away ------------------------------------------------------------------------------------------------
-
-
-def test_data_that_vanish_between_two_runs(tmp_path, monkeypatch, capsys):
-    for part, n in ("train", 200), ("t10k", 20):
-        write_idx(tmp_path / f"data/MNIST/raw/{part}-images-idx3-ubyte", (n, 28, 28))
-        write_idx(tmp_path / f"data/MNIST/raw/{part}-labels-idx1-ubyte", (n,))
-    arguments = ["train", "--data", "mnist", "--data-dir", str(tmp_path / "data"), "--model", "FC16", "--epochs", "2",
-                 "--seeds", "1", "--no-twin"]  # fmt: skip
-    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    monkeypatch.setattr(Interruption, "requested", After(2).requested)
-    resume = [*arguments, "--out", str(tmp_path / "run"), "--resume"]
-    assert main(resume) == 128 + signal.SIGTERM
-    monkeypatch.undo()
-    checkpoint = tmp_path / "run/seed-0/snn" / NEWEST
-    before = checkpoint.read_bytes()
-    (tmp_path / "data").rename(tmp_path / "away")
-    capsys.readouterr()
-    assert main(resume) == 2
-    error = capsys.readouterr().err
-    assert re.fullmatch(r"tandem-snn: data set 'mnist': no file .*train-images-idx3-ubyte.*\n", error)
-    assert checkpoint.read_bytes() == before
-    (tmp_path / "away").rename(tmp_path / "data")
-    assert main(resume) == 0
-    assert_same_weights(tmp_path / "run", tmp_path / "whole", ["model"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

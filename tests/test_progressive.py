@@ -1,8 +1,10 @@
 """Progressive tandem learning: stages, measured thresholds, what is frozen, resumption within a stage."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import test_checkpoints
 import torch
 from test_checkpoints import After
 
@@ -13,14 +15,12 @@ from tandem_snn.training import Progressive, Recipe, Store, Trainer, compare, fi
 RECIPE = Recipe(model="FC32-D0.2-FC24-FC16", progressive=True, epochs=8, batch_size=128, lr=5e-3, v_init=0.5)
 
 
+build = partial(test_checkpoints.build, recipe=RECIPE)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return RECIPE.load()
-
-
-def build(digits, recipe=RECIPE):
-    torch.manual_seed(recipe.seed)
-    return recipe.build(digits)
 
 
 def weights(net):
@@ -130,7 +130,7 @@ def test_from_the_twin_it_keeps_most_of_its_accuracy(digits):
 def test_residual_blocks(digits):
     """A shortcut works as the currents into its block's neurons do, and freezes with them."""
     recipe = replace(RECIPE, model="resnet18-cifar", width=0.05, epochs=18)
-    net = build(digits, recipe)
+    net = build(digits, recipe=recipe)
     stages = Progressive(net, digits, recipe)
     assert len(stages.layers) == 17
     x, targets = next(digits.train.batches(16))

@@ -228,9 +228,3 @@ def test_own_data_are_compared(tmp_path):
 def test_without_the_twin(digits):
     summary = compare(SMALL, digits, twin=False).summary()
     assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]
-
-
-def test_data_of_another_kind_are_named(digits):
-    recipe = Recipe(model="FC16", epochs=1)
-    with pytest.raises(TypeError, match=r"data: expected a tandem_snn.data.Dataset or .* got DataLoader"):
-        fit(recipe.build(digits), torch.utils.data.DataLoader([]), recipe)
