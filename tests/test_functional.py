@@ -23,7 +23,7 @@ import tandem_ext as te
 
 f, ref = te.functional, te.reference
 # Of a gradient's largest number and 1, for sums round.
-BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
 # --- any layer --------------------------------------------------------------------------------------------------------
@@ -132,6 +132,7 @@ def test_results_and_gradients_are_the_reference(product, timing, data, dtype, s
     if norm:
         neuron = {key: value for key, value in neuron.items() if key not in ("scale", "shift")}
         leaves |= {key: dyadic(len(weight), dtype=C, **on) for key in ("gamma", "beta") if draw(st.booleans())}
+        geometry |= {"eps": draw(st.sampled_from([1e-5, 0.25]))}
     if isinstance(neuron["residual"], te.SpikeTrain):
         leaves |= {"residual": neuron["residual"].counts.to(given_dtype), "worth": torch.tensor(0.25, dtype=C, **on)}
     elif neuron["residual"] is not None:
@@ -149,7 +150,9 @@ def test_results_and_gradients_are_the_reference(product, timing, data, dtype, s
         assert is_channels_last(v, batch=0)
         for key, a, b in zip(needed, grads, expected, strict=False):
             assert a.dtype == b.dtype
-            if b.numel() and not (norm and (key == "gain" or given_dtype.itemsize == 2)):  # which cancel, and amplify
+            # Through a small variance batch norm magnifies what rounds; of a gain it leaves little.
+            rounds = options.get("eps", 1.0) < 0.1 or key == "gain" or given_dtype.itemsize == 2
+            if b.numel() and not (norm and torch.float64 != C and rounds):
                 scale = (10 if norm else 1) * (1 + b.double().abs().max())
                 assert (a.double() - b.double()).abs().max() <= BOUNDS[given_dtype] * scale, key
 
