@@ -163,8 +163,8 @@ class _Walk:
             self._refuse(self.op.kind)
         if getattr(layer, "moved", False):
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
-        fields = {"v_init": torch.as_tensor(layer.v_init).detach(), "leak": layer.leak, "timing": layer.timing}
-        stage = self._map("layer", [], self.base, weight=torch.empty(0), threshold=layer.threshold, **fields)
+        fields = layer.dynamics() | {"v_init": torch.as_tensor(layer.v_init).detach(), "timing": layer.timing}
+        stage = self._map("layer", [], self.base, weight=torch.empty(0), **fields)
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]
         gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain

@@ -82,8 +82,8 @@ def create_model(
             probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel"; ``timing``,
             "step" or "window"; ``v_init``, in units of the threshold (0.0, with timing "window" 0.5); ``gamma``, the
             initial γ; ``weight_bits``, 2 to 8, for quantisation-aware training; ``ann_units`` (False): a spike counts
-            as its threshold, so that weights of a trained ANN keep their meaning; any other argument of
-            the layers with neurons (:class:`tandem_snn.nn.options.NeuronOptions`).
+            as its threshold, so that weights of a trained ANN keep their meaning; further settings of neurons, see
+            :class:`tandem_snn.nn.NeuronOptions`.
 
     Raises:
         UserError: an unknown name; a shape too small for the architecture; an architecture without shape and classes.
