@@ -362,7 +362,7 @@ def test_forward_mode_is_refused(ask):
         (lambda z: f.couple(x, z).counts, dyadic(3, 7)),
     ):
         with pytest.raises(
-            NotImplementedError, match="forward-mode derivatives .* of spiking layers are not supported"
+            NotImplementedError, match=r"forward-mode derivatives .* of spiking layers are not supported"
         ):
             ask(function, at)
 
