@@ -325,7 +325,7 @@ def test_other_weights_make_another_program() -> None:
     frozen.load_state_dict(freeze(other.eval()).state_dict())
     assert torch.equal(frozen(x), other(x))
     assert torch.equal(frozen.double()(x.double()), frozen.net(x.double()))
-    with pytest.raises(TypeError, match=r"x is torch.float32, but weight is torch.float64: cast one of them"):
+    with pytest.raises(TypeError, match=r"x is torch\.float32, but weight is torch\.float64: cast one of them"):
         frozen(x)
 
 

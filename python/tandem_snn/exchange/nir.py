@@ -43,8 +43,8 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
 
     Raises:
         CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or of LIF neurons),
-            timing "window" as primitives, layers that are not a chain to the Readout, an operator without a node, such as
-            an upsampling or a concatenation. It is a ValueError that names the layer.
+            timing "window" as primitives, layers that are not a chain to the Readout, an operator without a node, such
+            as an upsampling or a concatenation. It is a ValueError that names the layer.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
