@@ -158,14 +158,22 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
 
 }  // namespace
 
-// 32 planes of 32 outputs take 32 KB a row: of eight rows four tiles are kept at a time, of forty not one.
+// 32 planes of 16 outputs take 16 KB a row: of eight rows eight tiles are kept at a time, of eighty not one.
 TEST(a_few_tiles_at_a_time) {
-  for (int64_t batch : {8, 40}) {
+  for (int64_t batch : {8, 80}) {
     check(linear(8, 9 * 32 + 5, batch), 255, "linear");
     Geometry groups = linear(8, 2 * 5 * 32, batch);
     groups.groups = 2;
     check(groups, 255, "two groups");
   }
+}
+
+// Their tiles are twice as wide, and so are the sums of one.
+TEST(weights_in_bytes) {
+  ProductLayer layer(linear(256, 40, 8), 255, 0.3, 1);
+  layer.dtype = DType::kInt8;
+  for (double& w : layer.values) w = std::round(7 * w);
+  check(layer, {Way::kLists4, Way::kMatrixUnit, Way::kDense}, "bytes");
 }
 
 // Kept where there are a few rows, else multiplied twice; the product of the window in pieces either way.

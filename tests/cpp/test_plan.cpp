@@ -27,14 +27,15 @@ Way way_for(const Geometry& geometry, const Density& density, bool matrix_unit) 
 
 }  // namespace
 
-TEST(narrow_tiles_for_few_outputs) {
-  CHECK(Tiling(linear(784, 16)).registers == 1, "16 outputs");
-  CHECK(Tiling(linear(784, 17)).registers == 2, "17 outputs");
+TEST(wide_tiles_of_bytes) {
+  CHECK(Tiling(linear(784, 800)).registers == 1, "words");
+  CHECK(Tiling(linear(784, 16), 1).registers == 1, "bytes, 16 outputs");
+  CHECK(Tiling(linear(784, 17), 1).registers == 2, "bytes, 17 outputs");
 }
 
 TEST(k_blocks) {
-  CHECK(Tiling(linear(1024, 10)).blocks == 1, "1024 inputs");
-  CHECK(Tiling(linear(1025, 10)).blocks == 2, "1025 inputs");
+  CHECK(Tiling(linear(2048, 10)).blocks == 1, "2048 inputs");
+  CHECK(Tiling(linear(2049, 10)).blocks == 2, "2049 inputs");
   for (const Geometry& geometry :
        {linear(0, 3), linear(1, 3), linear(1000000, 3), conv3x3(1, 3), conv3x3(171, 3), conv3x3(2048, 3)}) {
     const Tiling tiling(geometry);
@@ -53,7 +54,7 @@ TEST(k_blocks) {
 
 TEST(rows_at_a_time) {
   CHECK(listed_rows(linear(800, 10), Tiling(linear(800, 10)), 1) == 256, "one plane");
-  CHECK(listed_rows(linear(2000, 10), Tiling(linear(2000, 10)), 1) == 64, "K-blocks");
+  CHECK(listed_rows(linear(3000, 10), Tiling(linear(3000, 10)), 1) == 64, "K-blocks");
   CHECK(listed_rows(linear(1000000, 10), Tiling(linear(1000000, 10)), 32) == 1, "memory");
 }
 
@@ -178,7 +179,7 @@ TEST(what_lists_cost) {
     const double fold = cost(linear(64, 16), width, 0) - cost(linear(64, 0), width, 0);
     CHECK(fold > 0 && cost(linear(64, 48), width, 0) - list == 3 * fold, "three tiles of width %d", width);
     const auto of_block = [&](int64_t blocks) {
-      const int64_t inputs = 1024 * blocks;
+      const int64_t inputs = 2048 * blocks;
       return cost(linear(inputs, 16), width, 0) - cost(linear(inputs, 0), width, 0) - fold;
     };
     CHECK(of_block(1) == 0 && of_block(2) > 0 && of_block(2) < fold, "a K-block adds up, the last one fires, too");
@@ -187,15 +188,15 @@ TEST(what_lists_cost) {
   }
 }
 
-// A table has the same work for every group of steps, so lists of four steps are the cheapest to make.
+// Narrow vectors pay more for additions, and so sort inputs by patterns of more steps sooner.
 TEST(lists_by_a_table_are_of_more_steps) {
-  const Density tenth{{0.8, 0.72, 0.59}};
-  const auto way = [&](const ListCosts& costs) {
-    return compare(conv3x3(64, 64), false, tenth, kL1, false, costs).lists.way;
+  const Density tenth{{0.8, 0.72, 0.59}}, quarter{{2, 1.6, 0.9}};
+  const auto way = [&](const ListCosts& costs, const Density& density) {
+    return compare(conv3x3(64, 64), false, density, kL1, false, costs).lists.way;
   };
-  CHECK(way(kCompressedLists) == kL1, "AVX-512");
-  CHECK(way(kAvx2Lists) == kL4, "AVX2");
-  CHECK(way(kNarrowLists) == kL4, "narrow");
+  CHECK(way(kCompressedLists, tenth) == kL1, "AVX-512");
+  CHECK(way(kAvx2Lists, tenth) == kL1 && way(kAvx2Lists, quarter) == kL4, "AVX2");
+  CHECK(way(kNarrowLists, tenth) == kL4, "narrow");
 }
 
 TEST(what_the_matrix_unit_costs) {

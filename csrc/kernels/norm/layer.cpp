@@ -91,14 +91,20 @@ void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t
   });
 }
 
+// Of the sums of all steps of a tile.
+int64_t bytes_of_tile(const Layer& layer, const Tiling& tiling) {
+  return layer.geometry.rows() * layer.plane_count() * 8 * tiling.width() * static_cast<int64_t>(sizeof(int32_t));
+}
+
 // The sums of all steps stay in the cache, a few tiles at a time.
-void run_kept(const Multiplier& m, const Affine& affine, int64_t tile_bytes, ParallelFor parallel) {
+void run_kept(const Multiplier& m, const Affine& affine, ParallelFor parallel) {
   thread_local Scratch<int32_t> sums_memory;
   thread_local std::vector<BlockInputs> inputs;
   const Geometry& geometry = m.layer.geometry;
   const Tiling& tiling = m.prepared.tiling();
   const Blocks blocks(geometry, std::min<int64_t>(64, listed_rows(geometry, tiling, m.layer.plane_count())));
   if (static_cast<int64_t>(inputs.size()) < blocks.size()) inputs.resize(blocks.size());
+  const int64_t tile_bytes = bytes_of_tile(m.layer, tiling);
   const int64_t at_once = std::clamp<int64_t>(kKeptBytes / tile_bytes, 1, tiling.tiles_per_group);
   int32_t* sums = sums_memory.reserve(at_once * tile_bytes / static_cast<int64_t>(sizeof(int32_t)));
   uint8_t* open = reserve_open(m.layer);
@@ -125,13 +131,12 @@ void run_normalised(const Layer& given, const LayerNorm& norm, ParallelFor paral
   const Affine affine(given, norm);
   if (given.counted()) return run_counted(given, affine, parallel);
   const Layer layer = by_fixed_way(given, false);
-  const int64_t row_bytes = layer.plane_count() * int64_t{8} * Tiling(layer.geometry).width() * 4;
-  const int64_t tile_bytes = layer.geometry.rows() * row_bytes;
   const TimedWay timed(layer, ways_of(layer), Task::kNormalised);
   const Way way = timed.way();
   const Way digits = possible_way(layer, layer.way == Way::kDense ? Way::kDense : Way::kMatrixUnit, true);
   const bool by_digits = takes_digits(digits) && layer.way != Way::kLists;
-  const bool twice = tile_bytes > kKeptBytes && (by_digits || layer.neuron.T > kKeptSteps);
+  const bool large = bytes_of_tile(layer, Tiling(layer.geometry)) > kKeptBytes;
+  const bool twice = large && (by_digits || layer.neuron.T > kKeptSteps);
   const Prepared prepared(layer, !takes_digits(way), takes_digits(way) || (twice && by_digits), parallel);
   if (twice) {
     multiply_windows({layer, prepared, by_digits ? digits : way}, norm.product, parallel);
@@ -139,7 +144,7 @@ void run_normalised(const Layer& given, const LayerNorm& norm, ParallelFor paral
     const Layer scaled = affine.apply(layer);
     run_prepared({scaled, prepared, way}, parallel);
   } else {
-    run_kept({layer, prepared, way}, affine, tile_bytes, parallel);
+    run_kept({layer, prepared, way}, affine, parallel);
   }
   timed.end();
 }

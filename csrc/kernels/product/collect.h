@@ -1,10 +1,11 @@
 // From bytes to runs of entries: the innermost work of the list builder, with and without AVX-512 VBMI2.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
-#include "../cpu/capability.h"
+#include "../cpu/vectors.h"
 #include "lists.h"
 
 #if TANDEM_MULTIVERSION
@@ -52,7 +53,7 @@ constexpr Positions make_positions() {
 }
 inline constexpr Positions kPositions = make_positions();
 
-// Eight bytes at a time through a table. Q > 0 makes words of Q entries; Q = 0 leaves runs as they
+// Their positions through a table. Q > 0 makes words of Q entries; Q = 0 leaves runs as they
 // are and writes their sizes.
 struct TableCollector {
   struct Memory {
@@ -105,19 +106,17 @@ struct TableCollector {
   // Appends the entries of the inputs that are active in group g.
   template <int G>
   TANDEM_INLINE static uint16_t* positions(const InputBlock& block, int g, uint16_t entry, uint16_t* out) {
-    constexpr uint64_t ones = 0x0101010101010101ull;
-    for (int i = 0; i < block.size; i += 8) {
-      uint64_t word = 0;
-      std::memcpy(&word, block.bytes + i, block.size - i >= 8 ? 8 : block.size - i);
-      word = word >> (g * G) & ones * ((1 << G) - 1);
-      const uint64_t active = G == 1 ? word : (word + ones * 0x7f) >> 7 & ones;
-      const int bits = static_cast<int>(active * 0x0102040810204080ull >> 56);
-      typedef uint16_t Entries __attribute__((vector_size(16)));
-      Entries entries;
-      std::memcpy(&entries, kPositions.entry[bits], sizeof(entries));
-      entries += static_cast<uint16_t>(entry + i * kEntryScale);
-      std::memcpy(out, &entries, sizeof(entries));
-      out += kPositions.count[bits];
+    typedef typename Simd<uint16_t, 8>::type Entries;
+    for (int i = 0; i < block.size; i += kLanes) {
+      const auto bytes = load_first<ByteLanes>(block.bytes + i, std::min(kLanes, block.size - i)) >> (g * G);
+      const ByteLanes group = bytes & static_cast<uint8_t>((1 << G) - 1);
+      const int active = bits_of(G == 1 ? group : reinterpret_cast<ByteLanes>(group != 0));
+#pragma GCC unroll 2
+      for (int half = 0; half < kLanes; half += 8) {
+        const int bits = active >> half & 0xff;
+        store(out, load<Entries>(kPositions.entry[bits]) + static_cast<uint16_t>(entry + (i + half) * kEntryScale));
+        out += kPositions.count[bits];
+      }
     }
     return out;
   }

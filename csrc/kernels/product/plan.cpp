@@ -12,8 +12,8 @@ namespace tandem::cpu {
 
 namespace {
 
-// Inputs of a K-block, 128 KB of a tile of 32 outputs: above, weights come too slowly even from the L2 cache.
-constexpr int64_t kBlockInputs = 1024;
+// Inputs of a K-block, 128 KB of a tile: above, weights come too slowly even from the L2 cache.
+constexpr int64_t kBlockInputs = 2048;
 
 }  // namespace
 
@@ -27,7 +27,7 @@ Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks) {
   block_channels =
       std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
   blocks = (channels + block_channels - 1) / block_channels;
-  registers = geometry.group_outputs() > kLanes ? 2 : 1;
+  registers = byte_blocks > 0 && geometry.group_outputs() > kLanes ? 2 : 1;
   tiles_per_group = (geometry.group_outputs() + width() - 1) / width();
   tile_size = (geometry.inputs() + blocks) * width();
 }
@@ -95,10 +95,12 @@ double lists_cost(const Geometry& geometry, Way way, const Density& density, con
   const double blocks = static_cast<double>(Tiling(geometry).blocks);
   const int64_t runs = runs_per_plane(steps);
   const int64_t compares = 8 * runs * pixels * ((channels + 63) / 64),
-                look_ups = 7 * 8 / steps * pixels * ((channels + 7) / 8);
+                look_ups = 8 * 8 / steps * pixels * ((channels + 15) / 16);
+  const double sorting = steps == 1 ? 0 : 6 * density.adds[index] * static_cast<double>(pixels * channels);
   return tiles *
              (costs.addition * density.adds[index] * inputs + costs.fold_and_fire[index] + costs.block * (blocks - 1)) +
-         static_cast<double>((costs.compressed ? compares : look_ups) + 8 * runs * copies);
+         static_cast<double>(8 * runs * copies) +
+         (costs.compressed ? static_cast<double>(compares) : static_cast<double>(look_ups) + sorting);
 }
 
 double steps_cost(const Geometry& geometry, bool prepared, Way way) {

@@ -7,7 +7,9 @@ namespace tandem::cpu {
 
 // How the weights of a layer are divided. It depends on their shape alone, for they are prepared accordingly.
 //
-// A tile is 16 R consecutive outputs of a group; a K-block is as many input channels as stay in a cache.
+// A tile is 16 R consecutive outputs of a group: R is 1, and 2 where weights of a byte then fill a cache line. Twice
+// the outputs of int32 weights would save no load, and a tile of 800 inputs would leave the L1 cache. A K-block is as
+// many input channels as stay in the L2 cache.
 struct Tiling {
   int registers;           // R, 1 or 2
   int64_t block_channels;  // input channels per K-block
@@ -50,7 +52,8 @@ struct Density {
 };
 
 // What lists cost on a processor: its vectors decide, and whether it can compress bytes (AVX-512 VBMI2) or has to look
-// positions up in a table. Of the other two levels from times of two 3 x 3 layers at 10% on the same Xeon.
+// positions up in a table and sort them by pattern. Of AVX2 from times of a linear and two 3 x 3 layers at 10% on an
+// EPYC (Zen 4), of the lowest level from those of two 3 x 3 layers on the same Xeon.
 struct ListCosts {
   double addition;          // of 16 weights
   double fold_and_fire[3];  // of 16 outputs, for patterns of 1, 2 and 4 steps
@@ -60,7 +63,7 @@ struct ListCosts {
   static const ListCosts& here();
 };
 constexpr ListCosts kCompressedLists{1, {180, 180, 260}, 80, true};  // of AVX-512
-constexpr ListCosts kAvx2Lists{1.4, {150, 160, 220}, 110, false}, kNarrowLists{2.8, {240, 250, 350}, 220, false};
+constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false}, kNarrowLists{2.8, {240, 250, 350}, 220, false};
 
 // The time per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding and
 // firing, making the lists. The constants are rounded from times of 12 layers on an Intel processor with AVX-512
