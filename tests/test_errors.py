@@ -119,6 +119,7 @@ CASES = [
     (linear(weight=KERNEL), ValueError, "weight: expected [N, K]"),
     (linear(x=te.ConstantInput(dyadic(3, 7).double(), 8)), TypeError, "x is torch.float64, but weight is torch.float"),
     # layers: neurons
+    (linear(treshold=1.0), TypeError, "treshold: no such argument; neurons have threshold, leak"),
     (linear(threshold=0.0), ValueError, "threshold: expected a positive number within float32's range, got 0.0"),
     (linear(threshold=-1), ValueError, "threshold: expected"),
     (linear(threshold=nan), ValueError, "threshold: expected"),

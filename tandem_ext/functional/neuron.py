@@ -88,11 +88,14 @@ def checked(
     steps: int | None = None,
     timing: str = "step",
     return_v: bool = False,
+    **unknown: Any,
 ) -> tuple[float | Tensor, float | Tensor, Static]:
     """(threshold, v_init, static) of the keyword arguments :class:`Neuron`, checked unless they are tensors.
 
     A tensor threshold is a unit, in which neurons fire at 1.
     """
+    if unknown:
+        raise TypeError(f"{min(unknown)}: no such argument; neurons have {', '.join(Neuron.__annotations__)}")
     if not isinstance(threshold, Tensor):
         checks.threshold(threshold, channels)
     if not isinstance(v_init, Tensor):
