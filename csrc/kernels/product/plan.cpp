@@ -12,22 +12,22 @@ namespace tandem::cpu {
 
 namespace {
 
-// Inputs of a K-block, 128 KB of a tile: above, weights come too slowly even from the L2 cache.
-constexpr int64_t kBlockInputs = 2048;
+// A K-block of a tile: above, weights come too slowly even from the L2 cache.
+constexpr int64_t kBlockBytes = 128 << 10;
 
 }  // namespace
 
 Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks) {
   const int64_t taps = geometry.taps(), channels = std::max<int64_t>(geometry.group_channels(), 1);
-  const int64_t inputs = taps * channels;
-  const int64_t wanted =
-      byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (inputs + kBlockInputs - 1) / kBlockInputs);
+  const bool wide = byte_blocks > 0 || capability() == Capability::kV4;
+  registers = wide && geometry.group_outputs() > kLanes ? 2 : 1;
+  const int64_t bytes = taps * channels * width() * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t wanted = byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (bytes + kBlockBytes - 1) / kBlockBytes);
   block_channels = (channels + wanted - 1) / wanted;
   if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
   block_channels =
       std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
   blocks = (channels + block_channels - 1) / block_channels;
-  registers = byte_blocks > 0 && geometry.group_outputs() > kLanes ? 2 : 1;
   tiles_per_group = (geometry.group_outputs() + width() - 1) / width();
   tile_size = (geometry.inputs() + blocks) * width();
 }
