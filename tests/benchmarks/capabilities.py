@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from statistics import quantiles
 
-from tandem_snn.bench.run import choose, measure
+from tandem_snn.bench.run import choose, measure, ratio
 
 PORTABLE = ("mlp-infer-128-rate", "conv-128-256-rate-10", "conv-64-64-rate-10")
 RIVALS = ("frozen", "frozen, windows", "tandem", "windows", "ANN")
@@ -29,9 +29,9 @@ def main(capability: str, *names: str) -> None:
         row = measure(replace(case, rivals=tuple(r for r in case.rivals if r in RIVALS)), threads=1, quick=False)
         fast = {name: quantiles(seconds, n=10, method="inclusive")[0] for name, seconds in row["values"].items()}
         middle = {name: quantiles(seconds, n=2)[0] for name, seconds in row["values"].items()}
-        for name, ratio in row["ratios"].items():
+        for name in row["values"]:
             times = f"{middle[name] * 1e3:8.3f} {fast[name] * 1e3:8.3f} ms"
-            ratios = f"{ratio['median']:6.2f} {fast[name] / fast['ANN']:6.2f}"
+            ratios = f"{ratio(row, name)['median']:6.2f} {fast[name] / fast['ANN']:6.2f}"
             print(f"{case.name:22} {name:16} {times} {ratios}", flush=True)
 
 
