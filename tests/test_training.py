@@ -228,3 +228,9 @@ def test_own_data_are_compared(tmp_path):
 def test_without_the_twin(digits):
     summary = compare(SMALL, digits, twin=False).summary()
     assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]
+
+
+def test_a_summary_says_why_a_network_does_not_stream(digits):
+    summary = compare(replace(SMALL, epochs=1, gate="resu"), digits).summary()
+    assert summary["does_not_stream"].startswith('gate: a network with the gate "resu" needs the whole window')
+    assert "early_exit" not in summary

@@ -21,7 +21,7 @@ from ..frozen import FrozenNetwork, freeze
 from ..measure import early_exit, energy, firing_rates, metric_over_time, mismatch, synops
 from ..nn.hooks import evaluating
 from .recipe import PREFIXES, Recipe
-from .task import Task, make_task
+from .task import make_task
 
 SAMPLES = 1000  # of the test split, on which spikes are counted
 PICTURES = 8
@@ -38,7 +38,8 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
     Returns:
         Entries of a summary, means over the seeds. Rates, operations, energy (picojoules per sample) and mismatch are
         of the first 1000 test samples. The mismatch, times of a training step, early exit and pictures (of regression
-        on images) are of the first seed. A network that cannot stream has no metric over time and no early exit.
+        on images) are of the first seed. A network that cannot stream has the reason, ``does_not_stream``, in the
+        place of a metric over time and an early exit.
     """
     samples = next(data.test.batches(SAMPLES))[0]
     task, first = make_task(data.task), runs[0]
@@ -60,22 +61,17 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
         found[PREFIXES[kind] + "step_time_ms"] = 1e3 * median(seconds)
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
-    curves = [curve for net in spiking if (curve := _over_time(net, data, task)) is not None]
-    if curves:
+    try:
+        curves = [metric_over_time(*_streaming(net, data), task.total) for net in spiking]
         means = map(fmean, zip(*curves, strict=True))
         found[f"test_{task.metric}_over_time"] = [rounded(task.metric, value) for value in means]
-    if curves and data.task == "classification":
-        found["early_exit"] = [asdict(one) for one in early_exit(*_streaming(spiking[0], data))]
+        if data.task == "classification":
+            found["early_exit"] = [asdict(one) for one in early_exit(*_streaming(spiking[0], data))]
+    except ValueError as reason:
+        found["does_not_stream"] = str(reason)
     if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
         found["pictures"] = pictures
     return found
-
-
-def _over_time(net: nn.Module, data: Dataset, task: Task) -> list[float] | None:
-    try:
-        return metric_over_time(*_streaming(net, data), task.total)
-    except ValueError:  # the network cannot stream
-        return None
 
 
 def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[tuple[Any, Tensor]]]:
