@@ -172,7 +172,7 @@ def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     net, x = digits(T)
-    with pytest.raises(ValueError, match="x: give a batch"):
+    with pytest.raises(ValueError, match="x: expected a batch of inputs"):
         ts.to_onnx(ts.freeze(net), tmp_path / "net.onnx")
     for layers, message in (
         ([tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)], "resu"),

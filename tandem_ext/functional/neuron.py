@@ -36,6 +36,10 @@ class Neuron(TypedDict, total=False):
             leak and no gate "resu", and x is the whole window.
         return_v: also return the potential after the last step, or after firing, [B, *features], in float32 (float64
             for float64 weights), without a gradient.
+
+    >>> neuron: te.functional.Neuron = {"leak": 0.9, "gate": "clip"}
+    >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
+    4
     """
 
     threshold: float | Tensor
