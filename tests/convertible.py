@@ -51,7 +51,7 @@ NOT = {
     "torchvision efficientnet_v2_s": "silu",
     "torchvision regnet_y_400mf": "sigmoid|product",
     "torchvision convnext_tiny": "layer_norm|gelu|nothing would spike",
-    "torchvision swin_t": "layer_norm|nothing would spike|mixes|gelu",
+    "torchvision swin_t": "writes into|layer_norm|nothing would spike|mixes|gelu",
     "torchvision vit_b_16": "layer_norm|nothing would spike|attention|mixes|gelu",
     "torchvision maxvit_t": "gelu|sigmoid|layer_norm|product|mixes",
 }
