@@ -3,6 +3,7 @@
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"
 #include "kernels/planes/moves.h"
+#include "kernels/product/plan.h"
 #include "product_layer.h"
 
 using namespace tandem;
@@ -93,14 +94,15 @@ TEST(weights_by_tiles) {
   ProductLayer layer(linear(256, 640), 8, 0.2, 1);
   layer.finish();
   const Call call = calls_of([&] { PreparedWeights(layer.geometry, layer.weights, record); })[0];
-  CHECK(divides(call, 40, 16 * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
+  const int64_t width = cpu::Tiling(layer.geometry).width();
+  CHECK(divides(call, 640 / width, width * 256, 65536), "%ld of %ld", long(call.grain), long(call.pieces));
 }
 
 TEST(products_by_blocks_of_rows_or_within_one) {
   const std::vector<Call> one_block = calls_of_product(linear(1024, 96, 64), 8);
   CHECK(one_block.size() == 2, "%zu", one_block.size());
   CHECK(divides(one_block[0], 64, 1024, 32768), "lists");
-  CHECK(divides(one_block[1], 6, 64 * 1024, 65536), "tiles");
+  CHECK(divides(one_block[1], 96 / cpu::Tiling(linear(1024, 96)).width(), 64 * 1024, 65536), "tiles");
   CHECK(calls_of_product(linear(8, 96, 256 * 7), 1)[0].pieces == 256, "seven blocks");
   CHECK(divides(calls_of_product(linear(8, 96, 256 * 8), 1)[0], 8), "eight blocks");
 }
