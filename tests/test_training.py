@@ -234,3 +234,9 @@ def test_a_summary_says_why_a_network_does_not_stream(digits):
     summary = compare(replace(SMALL, epochs=1, gate="resu"), digits).summary()
     assert summary["does_not_stream"].startswith('gate: a network with the gate "resu" needs the whole window')
     assert "early_exit" not in summary
+
+
+def test_a_network_trained_with_the_penalty_streams(digits):
+    summary = compare(replace(SMALL, epochs=1, synops_penalty=0.1), digits, twin=False).summary()
+    assert "does_not_stream" not in summary
+    assert summary["early_exit"]

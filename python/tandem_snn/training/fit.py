@@ -102,8 +102,7 @@ def fit(
         store.keep(trainer)
     if trainer.best is not None:
         net.load_state_dict(trainer.best.weights)
-    if trainer.stages is not None:
-        trainer.stages.release()
+    trainer.release()
     epoch = trainer.epochs if trainer.best is None else trainer.best.epoch
     fitted = Fitted(trainer.history, epoch, trainer.evaluate(data.test), memory.grown, trainer.trained_on)
     if store is not None:

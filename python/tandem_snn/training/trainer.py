@@ -232,6 +232,13 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, self.recipe)
         self._model = self.world.wrap(self.net)
 
+    def release(self) -> None:
+        """Leaves the network as any other: without hooks, and with all layers trainable."""
+        if self.stages is not None:
+            self.stages.release()
+        if self._penalty is not None:
+            self._penalty.remove()
+
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss and metric of the current network, see :func:`evaluate`."""
         return evaluate(self.net, split, self.task, world=self.world, precision=self.recipe.precision)
