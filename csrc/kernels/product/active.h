@@ -26,7 +26,7 @@ struct ActiveInputs {
   bool pays() const { return 8 * count < 7 * inputs; }
 };
 
-// Their weights of a row side by side, and the magnitudes of all weights, in one reading; up to 15 more floats are
+// Their weights of a row side by side, and the magnitudes of all weights, in one reading; up to 16 more floats are
 // written. The L2 cache gets the weights so many elements `ahead`.
 #if TANDEM_MULTIVERSION
 template <class E>

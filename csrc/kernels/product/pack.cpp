@@ -97,7 +97,7 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
     const float* active_row[L];
     float factor[L];
     bool finite[L];
-    const int64_t active_size = geometry.inputs() + 15;
+    const int64_t active_size = geometry.inputs() + 16;
     float* to = job.active != nullptr ? active_memory.reserve(L * active_size) : nullptr;
     for (int i = 0; i < L; ++i) {
       const bool exists = first + lane + i < geometry.group_outputs();
