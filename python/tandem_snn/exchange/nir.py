@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from tandem_ext import checks
+
 from .. import nn as tnn
 from ..errors import extra
 from ..nn.general import Neurons
@@ -51,8 +53,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
     >>> sorted(to_nir(net, torch.rand(1, 4)).nodes)
     ['input', 'n1', 'n1_neurons', 'n2', 'output']
     """
-    if neurons not in FORMS:
-        raise ValueError(f"neurons: expected one of {', '.join(map(repr, FORMS))}, got {neurons!r}")
+    checks.one_of("neurons", neurons, FORMS)
     if not dt > 0:
         raise ValueError(f"dt: expected a positive number, got {dt}")
     if any(isinstance(module, Neurons) for module in net.modules()):

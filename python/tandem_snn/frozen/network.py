@@ -384,7 +384,7 @@ def _streaming(program: Program, device: torch.device) -> Program:
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
     if program.refusal is not None:
         raise program.refusal
-    if any(getattr(stage, "gate", None) == "resu" for stage in program.layers.modules()):
+    if not program.streams:
         raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
     return program
 

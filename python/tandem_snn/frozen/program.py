@@ -132,6 +132,11 @@ class Program:
                 self._reason = reason.with_traceback(None)
         return self._reason
 
+    @functools.cached_property
+    def streams(self) -> bool:
+        """Can it run step by step? The gate "resu" needs the whole window."""
+        return all(getattr(stage, "gate", None) != "resu" for stage in self.layers.modules())
+
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:

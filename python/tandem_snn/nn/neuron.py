@@ -167,15 +167,15 @@ class SpikingLayer(HasNeurons):
 
     def _fire(
         self,
-        x: Signal,
+        given: tuple[Any, Tensor, Tensor | None],
         scale: Tensor | None,
         shift: Tensor | None,
         residual: SpikeTrain | Tensor | None,
         v_init: float | Tensor,
         static: Static,
     ) -> tuple[Any, Any, Any]:
-        """As :func:`tandem_ext.functional.layer.layer`."""
-        x, weight, step = self._weights(x)
+        """As :func:`tandem_ext.functional.layer.layer`, for an input and weights of :meth:`_weights`."""
+        x, weight, step = given
         threshold = NEVER if static.threshold == NEVER else self.threshold
         return layer(x, weight, self.bias, scale, shift, step, residual, threshold, v_init, static)
 
@@ -183,7 +183,7 @@ class SpikingLayer(HasNeurons):
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
         """The spikes, with a batch norm that is a scale and a shift."""
-        train: SpikeTrain = self._fire(x, scale, shift, residual, self.v_init, self._static(x.T))[0]
+        train: SpikeTrain = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
         return train
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
@@ -191,7 +191,8 @@ class SpikingLayer(HasNeurons):
         # A bias cancels. Its gradient must be zero, not absent: distributed training waits for every parameter.
         beta = norm.bias if self.bias is None else torch.add(norm.bias, self.bias, alpha=0)
         train: SpikeTrain
-        train, mean, var = self._fire(x, norm.weight, beta, residual, self.v_init, self._static(x.T, norm.eps))
+        static = self._static(x.T, norm.eps)
+        train, mean, var = self._fire(self._weights(x), norm.weight, beta, residual, self.v_init, static)
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
             track(norm, mean, var, n / (n - 1))
@@ -265,13 +266,14 @@ class SpikingLayer(HasNeurons):
                 raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
             scale, shift = fold_norm(norm)
         static = self._static(x.T)._replace(gate="relu", return_v=True)
+        x, weight, step = self._weights(x)
 
         def integrated(t: int) -> Tensor:
             more: Any = residual
             if residual is not None:
                 more = residual[:t] if isinstance(residual, Tensor) else until(residual, t)
             quiet = silent(static)._replace(T=t, steps=t)
-            return self._fire(until(x, t), scale, shift, more, self.v_init, quiet)[0][1]
+            return self._fire((until(x, t), weight, step), scale, shift, more, self.v_init, quiet)[0][1]
 
         if self.timing == "window":
             return window_trace(x.T, integrated, self.threshold)
@@ -280,7 +282,8 @@ class SpikingLayer(HasNeurons):
             more: Any = residual
             if residual is not None:
                 more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
-            (_, v), *_ = self._fire(step_of(x, t), scale, shift, more, v, static._replace(T=1))
+            now = step_of(x, t), weight, step
+            (_, v), *_ = self._fire(now, scale, shift, more, v, static._replace(T=1))
             trace.append(v)
         return torch.stack(trace)
 
@@ -310,10 +313,12 @@ class SpikingLayer(HasNeurons):
             z, scale, shift = self._normalised(norm, z)
         elif norm is not None:
             scale, shift = fold_norm(norm)
+        with torch.no_grad():
+            x, weight, step = self._weights(x)
 
         def potential(signal: Signal, T: int) -> Tensor:
             quiet = silent(self._static(signal.T))._replace(return_v=True, steps=T)
-            return self._fire(signal, scale, shift, None, 0.0, quiet)[0][1]
+            return self._fire((signal, weight, step), scale, shift, None, 0.0, quiet)[0][1]
 
         return step_currents(x, z, potential, self.timing)
 
