@@ -1,6 +1,7 @@
-// Batch normalisation: sums per channel over all rows, in double, and what follows from them. A block takes a slice of
-// the rows and a tile of the channels: a thread kVec neighbouring channels of every n-th row. It leaves its sums in the
-// workspace; a second kernel adds the slices up in order, so that the result depends on no schedule, and finishes.
+// Batch normalisation: statistics and gradients from per-channel sums over all rows, in double. A block sums a slice of
+// the rows for a tile of channels; each thread takes kVec neighbouring channels in every n-th row. The sums of a block
+// go to the workspace. A second kernel adds them in the order of the slices, so that the result does not depend on the
+// schedule, and computes the outputs.
 #include "../norm/batch_norm.h"
 #include "vec.cuh"
 
@@ -10,10 +11,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kMostSlices = 256;
-constexpr int kGroups = 8;  // of slices that are added up side by side
+constexpr int kGroups = 8;  // groups of slices that are summed in parallel
 
-// The threads of a block: `lanes` (a power of two, at most 32) side by side in a row of channels. A block works on
-// `slice` rows.
+// The threads of a block: `lanes` of them (a power of two, at most 32) side by side along the channels, the others
+// along the rows. A block covers `slice` rows.
 struct Tile {
   int lanes;
   int64_t slice;
@@ -23,7 +24,7 @@ struct Tile {
   __device__ __forceinline__ int rows() const { return kThreads / lanes; }
 };
 
-// Calls visit(n) for the running thread's elements n, n + 1, ... n + kVec - 1 in each row of the block's slice.
+// Calls visit(n) in each row of the block's slice; the thread's elements of that row are n, n + 1, ... n + kVec - 1.
 template <class Visit>
 __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64_t channels, int64_t channel,
                                            const Visit& visit) {
@@ -33,7 +34,7 @@ __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64
   for (int64_t r = begin + tile.row(); r < end; r += tile.rows()) visit(r * channels + channel);
 }
 
-// What is summed: u and its square.
+// The terms of the statistics: u and its square.
 template <class C>
 struct Moments {
   const C* product;
@@ -51,7 +52,7 @@ struct Moments {
   }
 };
 
-// The gradients of kVec neighbours, 0 where the gate is shut.
+// The gradients of kVec neighbouring neurons, 0 where the gate is closed.
 template <class C, class Grad, int kVec>
 __device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* mask, int64_t n) {
   const auto given = load_early<Vec<Grad, kVec>>(grad + n);
@@ -62,7 +63,7 @@ __device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* ma
   return g;
 }
 
-// What is summed: threshold gz, and this times u, from which follows the sum of gz xhat.
+// The terms of the gradients: threshold gz, and threshold gz u. The sum of gz xhat follows from both sums.
 template <class C, class Grad>
 struct Gradients {
   const Grad* grad;
@@ -81,7 +82,7 @@ struct Gradients {
   }
 };
 
-// partial [slices, 2, channels]
+// partial: [slices, 2, channels] doubles.
 template <class Terms, int kVec>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(Terms terms, Tile tile, int64_t rows, int64_t channels, double* __restrict__ partial) {
@@ -111,8 +112,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Adds up the slices of a channel: in each group of slices one after the other, then the groups. finish(channel, first
-// sum, second sum).
+// Adds the slices of each channel in a fixed order: first within each group of slices, then over the groups. Calls
+// finish(channel, first sum, second sum).
 template <class Finish>
 __global__ void __launch_bounds__(32 * kGroups)
     finish_kernel(Finish finish, int slices, int64_t channels, const double* __restrict__ partial) {
@@ -148,7 +149,7 @@ struct FinishStatistics {
     C mean;
     C var;
     moments(sum, squares, a.rows, mean, var);
-    if (!is_finite(mean)) mean = static_cast<C>(__int_as_float(0x7fc00000));  // infinite weights are NaN elsewhere
+    if (!is_finite(mean)) mean = static_cast<C>(__int_as_float(0x7fc00000));  // infinite weights always give NaN
     const auto n = normalise(a.norm, channel, mean, var);
     a.mean[channel] = mean;
     a.var[channel] = var;
@@ -232,7 +233,7 @@ int launch_sums(const Terms& terms, const Finish& finish, double* workspace, cud
   return cudaGetLastError();
 }
 
-// Four float channels to a thread where they are aligned, else one.
+// Four float channels per thread if they are aligned, else one.
 template <class C, class Launch>
 int launch_by_four(bool four, const Launch& launch) {
   if constexpr (std::is_same_v<C, float>) {

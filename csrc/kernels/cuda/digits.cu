@@ -1,6 +1,6 @@
-// float32 weights as tensor cores multiply them exactly: of each output the unit and the integers that the CPU's
-// kernels have too, these as signed digits to the base 256. A block has one output, and reads its weights four times:
-// from memory, and then from the cache.
+// Prepares float32 weights for exact products on tensor cores: the unit and the integer weights of each output, equal
+// to those of the CPU kernels, with the integers as signed digits to the base 256. A block takes one output and reads
+// its weights four times: once from memory, then from the cache.
 #include <limits>
 
 #include "../product/unit.h"
@@ -16,15 +16,15 @@ constexpr int kThreads = 128;
 struct Rows {
   const float* weight;
   int inputs, taps, channels;
-  bool moved;  // taps are innermost, and channels shall be
-  bool whole;  // four neighbours are aligned everywhere
+  bool moved;  // in memory the taps are innermost; the digits have the channels innermost
+  bool whole;  // every load of four neighbouring weights is aligned
   int8_t* digits;
   int64_t row;
   float* units;
   int32_t* counts;
 };
 
-// Four weights of an output from the k-th on, as they lie in memory; zeros behind the last.
+// Weights k ... k + 3 of an output in memory order; zeros beyond the last.
 __device__ __forceinline__ Vec<float, 4> load_four(const Rows& rows, const float* weight, int k) {
   if (rows.whole) return load<Vec<float, 4>>(weight + k);
   auto four = fill<float, 4>(0);
@@ -35,7 +35,7 @@ __device__ __forceinline__ Vec<float, 4> load_four(const Rows& rows, const float
   return four;
 }
 
-// From the k-th of a stage on.
+// Weights k ... k + 3 of an output in the order of a stage: tap, channel.
 __device__ __forceinline__ Vec<float, 4> load_staged(const Rows& rows, const float* weight, int k) {
   if (!rows.moved && k + 4 <= rows.inputs) return load_four(rows, weight, k);
   auto four = fill<float, 4>(0);
@@ -48,7 +48,8 @@ __device__ __forceinline__ Vec<float, 4> load_staged(const Rows& rows, const flo
   return four;
 }
 
-// Joins what the threads of a block have. To be called once for each type of `join`.
+// Reduces `mine` over the threads of a block. Call it only once per type of `join`: each instantiation has one array of
+// shared memory.
 template <class E, class Join>
 __device__ __forceinline__ E over_block(E mine, const Join& join) {
   __shared__ E parts[kThreads / 32];
@@ -62,7 +63,7 @@ __device__ __forceinline__ E over_block(E mine, const Join& join) {
   return all;
 }
 
-// Digit d of four words: their bytes d.
+// digits[d] = byte d of each of the four words.
 __device__ __forceinline__ void transpose(const uint32_t (&w)[4], uint32_t (&digits)[kMostDigits]) {
   const uint32_t even[2] = {__byte_perm(w[0], w[1], 0x5140), __byte_perm(w[2], w[3], 0x5140)};
   const uint32_t odd[2] = {__byte_perm(w[0], w[1], 0x7362), __byte_perm(w[2], w[3], 0x7362)};
@@ -109,11 +110,11 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
   each([&](float w) {
     const int integer = to_fixed(rounded_mul(w, factor));
     any |= static_cast<uint32_t>(integer);
-    most = max(most, integer ^ integer >> 31);  // -128 is a digit, 128 is none
+    most = max(most, integer ^ integer >> 31);  // -128 fits a digit, 128 does not
   });
   any = over_block(any, [](uint32_t a, uint32_t b) { return a | b; });
   most = over_block(most, [](int a, int b) { return max(a, b); });
-  const int shift = any == 0 ? 0 : 31 - __clz(static_cast<int>(any & -any));  // zeros at the end are left out
+  const int shift = any == 0 ? 0 : 31 - __clz(static_cast<int>(any & -any));  // trailing zero bits go into the unit
   most >>= shift;
   const int count = any == 0 ? 0 : most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits;
   if (threadIdx.x == 0) {
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
   for (int64_t k = first; k < rows.row; k += 4 * kThreads) {
     const auto four = load_staged(rows, weight, static_cast<int>(k));
     uint32_t words[4];
-    constexpr uint32_t kBias = 0x80808080u;  // with it a word's bytes are its digits plus 128
+    constexpr uint32_t kBias = 0x80808080u;  // added to a word, it makes each byte the digit plus 128
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       words[i] = static_cast<uint32_t>(to_fixed(rounded_mul(four.at[i], factor)) >> shift) + kBias;

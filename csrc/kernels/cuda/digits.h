@@ -1,21 +1,22 @@
-// float32 weights as digits, which Operand::kFloat32 multiplies: in the units and integers that cpu::prepare() states.
+// float32 weights as signed digits for Operand::kFloat32, with the units and integers of cpu::prepare().
 #pragma once
 
 #include "../layer.h"
 
 namespace tandem::cuda {
 
-// prepare() writes prepared_size() bytes, 16-byte aligned, of float32 weights in any order. They depend on the weights
-// and the geometry but for batch, height, width, stride, padding and dilation.
+// prepare() converts float32 weights of either layout to prepared_size() bytes at `memory`, 16-byte aligned. The bytes
+// depend on the weights and on the geometry except batch, height, width, stride, padding and dilation.
 int64_t prepared_size(const Geometry& geometry);
 int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream);
 
 constexpr int kMostDigits = 4;
 
-// How they lie in memory. Of each output its digits, the lowest first, each a row of all inputs in the order of a
-// stage: tap, channel; what an integer of 1 is worth; and how many digits there are. Others are not written.
+// The layout in memory: digits [outputs, kMostDigits, row] int8, the lowest digit first, each row with the inputs in
+// the order of a stage (tap, channel); units [outputs] float, the value of the integer 1; counts [outputs] int32, the
+// number of digits of an output. Digits beyond that number are not written.
 struct DigitMemory {
-  int64_t outputs, row;  // bytes, filled up with zeros for copies of sixteen
+  int64_t outputs, row;  // row: bytes per digit, padded with zeros to a multiple of 16
 
   explicit DigitMemory(const Geometry& geometry) : outputs(geometry.outputs), row((geometry.inputs() + 15) / 16 * 16) {}
 

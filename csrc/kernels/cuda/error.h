@@ -1,11 +1,12 @@
-// Errors and versions, for callers that do not include the CUDA runtime.
+// Error texts and versions, for callers that do not include the CUDA runtime.
 #pragma once
 
 namespace tandem::cuda {
 
 const char* error_text(int status);
 
-// The toolkit that made the kernels, and what the driver supports (0 without a driver): 1000 major + 10 minor.
+// The version of the toolkit that compiled the kernels, and the newest that the driver supports (0 without a driver):
+// 1000 major + 10 minor.
 int toolkit_version();
 int driver_version();
 

@@ -1,6 +1,6 @@
-// One thread owns kVec neighbouring neurons and walks through time. The loads of four or eight steps are issued
-// together, before the first of them: at T = 8 a multiprocessor has 128 KiB in flight, by Little's law 16 KiB keep its
-// memory busy. Each current is read once, each output written once.
+// The scan: integrates currents step by step and fires. A thread owns kVec neighbouring neurons. It issues the loads of
+// several steps before the first of these steps, to hide the memory latency (docs/cuda.md). Each current is read once,
+// each output written once.
 #include "../neuron/scan.h"
 #include "neurons.cuh"
 
@@ -8,18 +8,18 @@ namespace tandem::cuda {
 
 namespace {
 
-// 128 threads of at most 64 registers: eight blocks to a multiprocessor.
+// 128 threads of at most 64 registers each, so that eight blocks share a multiprocessor.
 constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 8;
 
-// How many steps' loads are issued together: as many as 64 registers hold.
+// Steps whose loads are issued together: as many as fit into 64 registers.
 TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
   if (T == 8) return 8;
   return residual ? 2 : 4;
 }
 
-// kT is T where it is known at compile time, else 0, and a.T may be a piece of the window. kHeld: one current for all
-// steps, not a train of them.
+// kT is T if it is known at compile time. 0 stands for any T, also for a piece of a window. kHeld: one current for all
+// steps (constant or impulse) instead of a train of currents.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const Neuron<Compute<In>>& a,
                                          int64_t n) {
@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if (a.after == 0) put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
 
-// Window timing: the sum of the currents in order, or T times one, is the product of the window.
+// Window timing: the window's product is the sum of the currents in the order of the steps, or T times a constant
+// current.
 template <class In, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     if_window_kernel(const In* __restrict__ currents, Source source, const __grid_constant__ Neuron<Compute<In>> a) {
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
 
-// The kernel for these neurons, kVec to a thread.
+// The kernel for these neurons, with kVec of them per thread.
 template <class In, int kVec>
 auto kernel_for(Source source, const Neuron<Compute<In>>& a) {
   if (a.timing == Timing::kWindow) return &if_window_kernel<In, kVec>;

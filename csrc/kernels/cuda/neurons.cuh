@@ -1,25 +1,26 @@
-// kVec neighbouring IF neurons in the registers of one thread: the scan runs on these, and so does the epilogue of
-// every fused product.
+// kVec neighbouring IF neurons in the registers of one thread. The scan and the epilogues of all fused products use
+// them.
 #pragma once
 
 #include "vec.cuh"
 
 namespace tandem::cuda {
 
-// kLong: a window may have more than 255 steps, as it may unless something rules it out.
+// kLong: the window may have more than 255 steps.
 template <int kVec, class C = float, bool kLong = true>
 struct Neurons {
   using Args = Neuron<C>;
 
-  bool whole = true;  // they are moved together; else, those that exist, one by one
-  int live = kVec;    // that exist
+  bool whole = true;  // load and store as one vector; else one by one, as far as they exist
+  int live = kVec;    // neurons that exist
   Vec<C, kVec> v, z, scale, k;
   uint32_t channel;  // of the first neuron
   uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
   Counts<kLong> counts;
   uint32_t residual_plane;  // the residual's spikes of the same steps
 
-  // The state before the first step; v_init[at] belongs to the first neuron, unless there is one value for all.
+  // Sets the state before the first step. v_init[at] is the potential of the first neuron, unless v_init has one value
+  // for all.
   __device__ __forceinline__ void begin(const Args& a, int64_t at) {
     if (a.v_init == nullptr) {
       v = fill<C, kVec>(0);
@@ -33,7 +34,7 @@ struct Neurons {
     counts = {};
   }
 
-  // The state after one piece of a window, and before the next.
+  // pause() saves the state after a piece of a window; resume() restores it before the next piece.
   __device__ __forceinline__ void pause(const Args& a, int64_t n) const {
     one_by_one([&](int i) { a.carried.counts[n + i] = static_cast<uint16_t>(counts[i]); });
 #pragma unroll
@@ -50,7 +51,6 @@ struct Neurons {
     one_by_one([&](int i) { counts.set(i, a.carried.counts[n + i]); });
   }
 
-  // Those of its channels.
   __device__ __forceinline__ void load_parameters(const Args& a) {
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
@@ -86,7 +86,7 @@ struct Neurons {
     one_by_one([&](int i) { store_planes<1>(p + i, plane >> 8 * i); });
   }
 
-  // Before the first step of plane p.
+  // Call before the first step of plane p.
   __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int p) {
     plane = 0;
     if (a.residual_planes == nullptr) return;
@@ -99,13 +99,14 @@ struct Neurons {
     }
   }
 
-  // After the last step of plane p. The last plane is for end(), which may have to silence it.
+  // Call after the last step of plane p, unless it is the window's last plane: end() stores that one, since gate "resu"
+  // may silence it.
   __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
     counts.add(plane);
     put_planes(a.planes + p * a.neurons + n);
   }
 
-  // Turns what the product gives at kSteps steps into currents, in place.
+  // Turns the products of kSteps steps into currents, in place.
   template <int kSteps>
   __device__ __forceinline__ void scale_products(Vec<C, kVec> (&y)[kSteps]) const {
 #pragma unroll
@@ -115,8 +116,8 @@ struct Neurons {
     }
   }
 
-  // Adds the residual's currents to those of the steps first + at, first + at + 1, ... up to first + steps, where the
-  // plane begins at step `first` and has `steps` steps.
+  // Adds the residual's currents of steps first + at, first + at + 1, ... to `current`. The plane begins at step
+  // `first` and has `steps` steps.
   template <int kSteps>
   __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
                                                Vec<C, kVec> (&current)[kSteps]) const {
@@ -202,12 +203,13 @@ struct Neurons {
     return write(a, n, 0, open_gates(a));
   }
 
-  // After the last step, one of plane `last`: as above.
+  // Call after the last step, which is in plane `last`. Writes all outputs but the mask and returns the open gates, bit
+  // i for neuron i.
   __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
     const uint32_t gates = open_gates(a);
     counts.add(plane);
     if (a.gate == Gate::kResu) {
-      const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // a byte for each gate
+      const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // 0xff for each open gate
       plane &= open_bytes;
       counts.keep(open_bytes);
       for (int p = kLong ? -a.before / kPlaneSteps : 0; p < last; ++p) {
@@ -220,7 +222,7 @@ struct Neurons {
     return write(a, n, last, gates);
   }
 
-  // Bit i for neuron i. Few layers clip: the others are not asked for a ceiling.
+  // Returns bit i for neuron i. The ceiling is computed only for clipping layers, which are few.
   __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
@@ -250,7 +252,7 @@ struct Neurons {
         if (a.v != nullptr && i < live) a.v[n + i] = v.at[i];
       }
     }
-    // One look at the sum, which is finite only where all are; samples are sought only where it is not.
+    // The sum is finite only if all potentials are, so the usual case needs a single test.
     C sum = v.at[0];
 #pragma unroll
     for (int i = 1; i < kVec; ++i) sum += v.at[i];
@@ -269,8 +271,8 @@ struct Neurons {
   }
 };
 
-// Writes the mask, where one is wanted. Eight neighbouring neurons make a byte of it: the gates of kVec of them, from n
-// on, and of those `lanes` lanes further on. All lanes of the warp take part.
+// Writes the mask unless it is null. Eight neighbouring neurons share a byte: this lane has the gates of kVec of them,
+// neuron n first; the next kVec are `lanes` lanes further on. All lanes of the warp have to call it.
 template <int kVec>
 __device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, bool live, uint32_t gates, unsigned lanes) {
   if (mask == nullptr) return;
@@ -281,7 +283,7 @@ __device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, bool live, u
   if (threadIdx.x / lanes % (8 / kVec) == 0 && live) mask[n >> 3] = static_cast<uint8_t>(gates);
 }
 
-// Are the arrays a kernel with kVec = 4 touches aligned for it?
+// Whether all arrays are aligned for a kernel with kVec = 4.
 inline bool fit_four(const Neuron<float>& a) {
   const bool by_channel = a.scale != nullptr || a.shift != nullptr || a.residual_scale != nullptr;
   const size_t count_bytes = size_of(a.counts_dtype) >= 4 ? 16 : 8;

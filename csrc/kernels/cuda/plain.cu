@@ -1,6 +1,6 @@
-// Layers of float32 weights that leave tiles almost empty, as depthwise convolutions do, or that these cannot hold: a
-// thread has one neuron and adds up what it receives, input by input, in the integers that digits.cu has found. Weights
-// are read as they are; of what was prepared the units alone.
+// float32 layers that would leave tiles almost empty, such as depthwise convolutions, or that tiles do not support. A
+// thread owns one neuron and adds its inputs one by one, with the integer weights that digits.cu defines. It reads the
+// original weights; of the prepared memory it uses only the units.
 #include "../product/unit.h"
 #include "product_launch.cuh"
 
@@ -9,20 +9,20 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // that share a multiprocessor: 64 registers for a thread
+constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for a thread
 
 struct Synapses {
   DeviceGeometry g;
-  int tap_step, channel_step;  // from one to the next in the weights
+  int tap_step, channel_step;  // strides of the weights, in elements
 };
 
-// A neuron's place: its output, and the corner of its window in a plane.
+// A neuron's output pixel and channel, and the corner of its receptive field in a plane.
 struct Place {
   int64_t pixel;
   uint32_t channel;
   Window window;
   const float* weight;
-  float per_unit;  // integers in a weight of 1
+  float per_unit;  // 1 / unit of the output
 
   __device__ __forceinline__ Place(const DeviceGeometry& g, int64_t channels, int64_t n)
       : pixel(quotient(n, channels)), channel(static_cast<uint32_t>(n - pixel * channels)) {
@@ -37,7 +37,7 @@ struct Place {
     per_unit = 1 / g.units[channel];
   }
 
-  // Calls add(byte, integer) for each input in a plane, and its weight.
+  // Calls add(byte, weight) for each input: its byte of the plane and its integer weight.
   template <class Add>
   __device__ __forceinline__ void each_input(const Synapses& of, int plane, const Add& add) const {
     const DeviceGeometry& g = of.g;

@@ -1,6 +1,7 @@
-// How a block's stages are filled: sixteen bytes at a time, or eight or four where no more are aligned, by running
-// pointers. A thread copies the same piece of a stage every time, of one or more rows; its place in the weights moves
-// on by the depth of a stage, its place in a window by so many taps and channels.
+// Fills a block's stages in shared memory by asynchronous copies of sixteen bytes, or of fewer where the alignment
+// allows no more. A thread copies the same piece of every stage, in one or more rows. So it keeps running positions:
+// from stage to stage its pointer into the weights advances by the depth of a stage, its position in the receptive
+// field by as many taps and channels.
 #pragma once
 
 #include "digits.h"
@@ -8,19 +9,19 @@
 
 namespace tandem::cuda {
 
-// A depth as a tap of the window and a channel in it.
+// One input of an output pixel: row and column of the kernel, and channel.
 struct Tap {
   int r, s, c;
 };
 
-// Geometry in numbers that are cheap on the device. Groups are the blocks' z.
+// The geometry in 32-bit numbers, which are cheap on the device. blockIdx.z is the group.
 struct DeviceGeometry {
   const uint8_t* planes;
-  const void* weight;           // [outputs, taps, group_channels], or digits of these
+  const void* weight;           // [outputs, taps, group_channels], or their digits (digits.h)
   int64_t weight_row;           // from one output to the next, in elements
-  const float* units;           // of digits: what a sum of 1 is worth, by output
-  const int32_t* digit_counts;  // and how many an output has
-  int64_t plane;                // bytes of one
+  const float* units;           // [outputs], for digits: the value of a sum of 1
+  const int32_t* digit_counts;  // [outputs], for digits: how many an output has
+  int64_t plane;                // bytes per plane
   int64_t pixels;               // batch * out_size
   int P;
   int height, width, channels;
@@ -31,11 +32,11 @@ struct DeviceGeometry {
   int stride[2], padding[2], dilation[2];
   int depth;                      // taps * group_channels
   Tap stage;                      // kTileDepth, in taps and channels
-  int weight_bytes, spike_bytes;  // that are neighbours and aligned in every row: 16, 8, 4, or fewer
-  bool outputs_aligned;           // four neighbours can be moved together
+  int weight_bytes, spike_bytes;  // bytes that one copy can move: 16, 8, 4 or fewer
+  bool outputs_aligned;           // four neighbouring outputs can be loaded and stored together
 };
 
-// The tap so much further on, where `by` is less than a row of taps and a pixel's channels each.
+// Moves `tap` on by `by`, where by.s < kernel_width and by.c < group_channels.
 __device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const Tap& by) {
   tap.c += by.c;
   tap.s += by.s;
@@ -50,10 +51,10 @@ __device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const
   }
 }
 
-// A row of spikes: a pixel's window in one plane.
+// The receptive field of an output pixel in one plane: a row of spikes in a stage.
 struct Window {
-  const uint8_t* image;  // of one tap: where it is; null: no such pixel
-  int y, x;              // of its corner
+  const uint8_t* image;  // the sample's image; with one tap, the input pixel; null if there is no such pixel
+  int y, x;              // of the top left corner
 };
 
 __device__ __forceinline__ Window find_window(const DeviceGeometry& g, int p, int64_t pixel) {
@@ -76,17 +77,17 @@ template <class S>
 class Filler {
   using Weight = typename S::Weight;
   static constexpr int kElements = 16 / S::kWeightSize;
-  static constexpr int kPieces = kTileDepth / kElements;  // of a row of weights
-  static constexpr int kRows = S::kThreads / kPieces;     // of weights that the block copies at once
+  static constexpr int kPieces = kTileDepth / kElements;  // per row of weights
+  static constexpr int kRows = S::kThreads / kPieces;     // rows of weights that the block copies at once
   static constexpr int kTurns = S::kOutputs / kRows;
-  // A thread that copies rows of two planes copies those of the same pixel.
+  // A thread that copies rows of two planes copies the same pixel of both.
   static constexpr int kWindows = S::kPlanes > 1 ? 1 : S::kSpikeTurns;
   static_assert(kWindows == S::kSpikeTurns || S::kThreads / S::kSpikePieces == S::kPixels, "a plane a turn");
   static_assert(S::kThreads % kPieces == 0 && S::kOutputs % kRows == 0 && S::kThreads % S::kSpikePieces == 0,
                 "a thread copies one and the same piece of every row");
 
  public:
-  // `digits`: the number of the first one of the weights, and one.
+  // The first digit to copy is number digits - 1.
   __device__ __forceinline__ Filler(const DeviceGeometry& g, int first_plane, int digits) : digit_(digits - 1) {
     const int thread = static_cast<int>(threadIdx.x);
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + thread / kPieces;
@@ -115,7 +116,7 @@ class Filler {
     }
   }
 
-  // Goes back to the first stage, and on to the next lower digit.
+  // Returns to the first depth, for the next lower digit.
   __device__ __forceinline__ void begin_digit(const DeviceGeometry& g, int stages) {
     weights_ -= stages * kTileDepth + g.weight_row / kMostDigits;
     weights_left_ += stages * kTileDepth;
@@ -123,7 +124,7 @@ class Filler {
     --digit_;
   }
 
-  // Requests the next stage.
+  // Starts the copies of the next stage.
   __device__ __forceinline__ void fill(Shared stage, const DeviceGeometry& g) {
     copy_weights(stage + weights_to_, g);
     weights_ += kTileDepth;
@@ -189,7 +190,7 @@ class Filler {
     }
   }
 
-  // The channels of a tap, null outside of the image and the kernel.
+  // The spikes of a tap's channels; null outside of the image or of the kernel.
   __device__ __forceinline__ const uint8_t* find(const DeviceGeometry& g, const Window& window, int plane,
                                                  const Tap& tap) const {
     if (window.image == nullptr || plane >= planes_) return nullptr;
@@ -237,18 +238,18 @@ class Filler {
   }
 
   const Weight* weights_;
-  int64_t row_step_;  // to the row of the next turn
+  int64_t row_step_;  // elements from a turn's row to the next turn's
   int weights_to_, spikes_to_;
-  int weights_left_;  // of the depth, from its own piece on
-  int rows_;          // of weights, from its own on
+  int weights_left_;  // depth that is left, from the thread's piece on
+  int rows_;          // rows of weights that are left, from the thread's row on
   int digit_;
-  int digit_counts_[S::Operands::kDigits ? kTurns : 1];  // of its rows
+  int digit_counts_[S::Operands::kDigits ? kTurns : 1];  // of the thread's rows
   Tap tap_;
-  int planes_;  // from its own on
+  int planes_;  // planes that are left, from the thread's plane on
   Window windows_[kWindows];
 };
 
-// Of the block's outputs, the most that one has; 1 where weights are no digits.
+// The largest number of digits among the block's outputs; 1 if the weights are not digits.
 template <class S>
 __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
   if (!S::Operands::kDigits) return 1;
@@ -263,18 +264,18 @@ __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
   return count;
 }
 
-// Adds the products of all depths with the spikes of a round, whose first plane this is: of the weights, or of their
-// digits below `digits`, down to the `lowest`.
+// Adds the products of the whole depth with the spikes of a round that begins at plane `first_plane`. Weights in digits
+// are multiplied digit by digit, from digits - 1 down to `lowest`.
 template <class S>
 __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, int digits, int lowest,
                                          unsigned char* memory, const typename S::Place& at, Sums<S>& sums) {
   const Shared ring(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
   const int stages = S::Operands::kDigits ? (digits - lowest) * depths : depths;
-  const int ahead = min(stages, S::kStages - 1);  // that are on their way while one is multiplied
+  const int ahead = min(stages, S::kStages - 1);  // stages in flight while one is multiplied
   Filler<S> filler(g, first_plane, digits);
   int filled = 0, full = 0;
-  int left_to_fill = depths, left = depths;  // of a digit
+  int left_to_fill = depths, left = depths;  // stages of the current digit
   const auto next = [](int stage) { return stage == (S::kStages - 1) * S::kStageBytes ? 0 : stage + S::kStageBytes; };
 #pragma unroll 1
   for (int stage = -ahead; stage < stages; ++stage) {
@@ -282,9 +283,9 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
       if (ahead == S::kStages - 1) {
         cp_async_wait<S::kStages - 2>();
       } else {
-        cp_async_wait<0>();  // nothing more will come
+        cp_async_wait<0>();  // all stages have been requested
       }
-      __syncthreads();  // this stage has come, and the one that is requested next has been read
+      __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
     }
     if (stage + ahead < stages) {
       filler.fill(ring + filled, g);

@@ -1,7 +1,7 @@
-// Linear and convolutional layers: the product of spikes and weights for all steps of a window on the tensor cores, and
-// the neurons it drives, in one kernel. There is one mma per step, so that a warp ends with all steps of its neurons in
-// registers: a thread has those of four neighbouring outputs for each of two pixels, and integrates them where they
-// are. Weights and spike planes pass through a ring of stages in shared memory.
+// Linear and convolutional layers in one kernel: the product of spikes and weights for all steps of a window on the
+// tensor cores, then the neurons. Each step has its own mma, so that a warp ends with all steps of its neurons in
+// registers. There a thread integrates four neighbouring outputs for each of two pixels. Weights and spike planes pass
+// through a ring of stages in shared memory.
 #include "neurons.cuh"
 #include "product_launch.cuh"
 
@@ -12,7 +12,7 @@ namespace {
 template <class S>
 using NeuronsOf = Neurons<S::kVec, float, S::kRounds>;
 
-// The neurons of an item: the outputs of a unit, for one of two pixels.
+// The neurons of an item: kVec neighbouring outputs at one of the thread's two pixels.
 template <class S>
 __device__ __forceinline__ NeuronsOf<S> neurons_of(const Neuron<float>& a, const DeviceGeometry& g,
                                                    const typename S::Place& at, int item) {
@@ -25,7 +25,8 @@ __device__ __forceinline__ NeuronsOf<S> neurons_of(const Neuron<float>& a, const
   return neurons;
 }
 
-// Integrates them over the steps of a round, of which `first` is the first one; products(t) gives theirs.
+// Integrates an item's neurons over the steps of a round that begins at step `first`. products(t) gives their products
+// at step first + t.
 template <class S, class Products>
 __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
                                           NeuronsOf<S> neurons, int first, int item, float* states,
@@ -71,7 +72,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
         }
       }
       const int steps = S::kRounds ? min(a.T - begin, kSumSteps) : a.T;
-      if (S::kSteps == 8) __builtin_assume(steps > 4);  // fewer have a kernel of their own
+      if (S::kSteps == 8) __builtin_assume(steps > 4);  // shorter windows have their own kernel
       neurons.begin_plane(a, n, begin / kPlaneSteps);
       neurons.scale_products(current);
       neurons.add_residual(a, n, begin, 0, steps, current);
@@ -95,7 +96,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
     }
   }
   if (S::kRounds && first + S::kSteps < a.T) return;
-  put_gates<kVec>(a.mask, n, live, gates, 4);  // the next outputs are four lanes further on
+  put_gates<kVec>(a.mask, n, live, gates, 4);  // the next outputs belong to the lane four further on
 }
 
 template <class S>
@@ -139,11 +140,11 @@ template <class S>
 int launch(const Layer& layer, cudaStream_t stream) {
   const Neuron<float>& a = layer.neuron;
   DeviceGeometry g = geometry_for<S>(layer);
-  // The same for every window: another thread may be between this and its launch.
+  // The same for every window length: another host thread may be between this call and its launch.
   const int most_bytes = S::kSharedBytes + (S::kRounds ? S::kStateBytes : 0);
   const cudaError_t status =
       cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
-  if (status != cudaSuccess) return cudaGetLastError();  // and nobody else finds it
+  if (status != cudaSuccess) return cudaGetLastError();  // clears the error
   g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
   const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
   product_if_kernel<S><<<grid_of<S>(layer.geometry), S::kThreads, shared_bytes, stream>>>(g, a);
@@ -159,8 +160,8 @@ int multiprocessors() {
   return count;
 }
 
-// Four times eight pixels and two times the outputs of a warp share what is read, unless the warps of a block share the
-// depth of fewer, so that there are blocks enough.
+// A wide block shares each value that it reads among four times eight pixels and the outputs of two warps. If that
+// gives fewer blocks than multiprocessors, blocks are smaller and their warps split the depth.
 template <class Operands, int kSteps>
 int launch_for(const Layer& layer, cudaStream_t stream) {
   using Wide = Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>;
@@ -185,10 +186,11 @@ bool can_run(const Layer& layer, Operand operand) {
 }
 
 bool prefers_run(const Layer& layer, Operand operand) {
-  if (operand == Operand::kFloat32) return true;  // no other way has the CPU's bits
+  if (operand == Operand::kFloat32) return true;  // no other kernel gives the CPU's bits
   if (!fills_tiles(layer)) return false;
-  // Only TensorFloat-32, of the products that do not round their result to sixteen bits, is as fast as tensor cores can
-  // be; that pays where they are the limit, and the sums are long enough to make up for currents in memory.
+  // At "high", the library's product in TensorFloat-32 is faster than two bfloat16 terms. That pays where tensor cores
+  // are the limit and the sums are long enough to make up for currents in memory. The library's products of 16-bit
+  // types are no alternative: they round the currents to 16 bits.
   const bool compute_bound = !layer.counted() && layer.neuron.T * layer.geometry.rows() > 256;
   return !(operand == Operand::kFloat32High && compute_bound && layer.geometry.inputs() > 768);
 }

@@ -1,4 +1,4 @@
-// What a launch of a product needs to know: geometry, grid, and whether it can be launched at all.
+// Launching a product: its geometry on the device, its grid, and which kernel supports which layer.
 #pragma once
 
 #include <limits>
@@ -8,7 +8,7 @@
 
 namespace tandem::cuda {
 
-// How many bytes can be moved at once, where rows of so many follow each other from there.
+// The bytes that one copy can move, if rows of `row` bytes follow each other from p on.
 inline int aligned_bytes(const void* p, size_t row) {
   int bytes = 16;
   while (bytes > 1 && (row % bytes != 0 || !is_aligned(p, bytes))) bytes /= 2;
@@ -17,7 +17,7 @@ inline int aligned_bytes(const void* p, size_t row) {
 
 template <class S>
 dim3 grid_of(const Geometry& geometry) {
-  // Blocks that share weights run side by side.
+  // x is the fastest index: blocks that share weights run at the same time.
   return dim3(blocks_for(geometry.rows(), S::kPixels), blocks_for(geometry.group_outputs(), S::kOutputs),
               static_cast<unsigned>(geometry.groups));
 }
@@ -55,7 +55,7 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   return g;
 }
 
-// With weights as this type of operand has them.
+// The geometry with the weights as S::Operands reads them.
 template <class S>
 DeviceGeometry geometry_for(const Layer& layer) {
   DeviceGeometry g = geometry_of(layer);
@@ -71,15 +71,15 @@ DeviceGeometry geometry_for(const Layer& layer) {
   return g;
 }
 
-// Neurons with window timing, which integrate the product of counts and fire.
+// Runs a layer of window timing: its neurons integrate the product of counts, then fire.
 int run_window(const Layer& layer, Operand operand, void* stream);
 
-// Digits are made of the weights before.
+// Whether the weights are ready: float32 weights have to be prepared as digits.
 inline bool is_prepared(const Layer& layer, Operand operand) {
   return operand != Operand::kFloat32 || layer.prepared != nullptr;
 }
 
-// Do numbers suffice, and do the weights of an output lie in the order of a stage?
+// Whether sizes fit 32-bit numbers and the weights of an output are in the order of a stage.
 inline bool can_multiply(const Layer& layer, Operand operand) {
   const Geometry& geometry = layer.geometry;
   const bool rows = operand == Operand::kFloat32 || layer.weights.channels_last || geometry.taps() == 1 ||
@@ -92,8 +92,8 @@ inline bool can_multiply(const Layer& layer, Operand operand) {
   return rows && narrow && geometry.inputs() > 0 && geometry.inputs() < 1 << 24;
 }
 
-// Can tiles hold it? There are blocks enough, the mask takes eight outputs of a group at a time, and no sum of bytes
-// may exceed int32.
+// Whether tiles support the layer: the grid has blocks enough, a byte of the mask has eight outputs of one group, and
+// no sum of bytes exceeds int32.
 inline bool fits_tiles(const Layer& layer, Operand operand) {
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
@@ -104,12 +104,12 @@ inline bool fits_tiles(const Layer& layer, Operand operand) {
   return launchable && mask && (!bytes || geometry.inputs() < most / 128 / (layer.counted() ? 255 : 128));
 }
 
-// Or would most of a tile, which has thirty-two outputs or more, be empty?
+// Whether a group has outputs enough for a tile, which has thirty-two or more.
 inline bool fills_tiles(const Layer& layer) {
   return layer.geometry.groups == 1 || layer.geometry.group_outputs() >= 16;
 }
 
-// Whatever tiles are not for, float32 weights alone.
+// Whether plain.cu runs the layer: float32 weights for which tiles are unsuitable.
 inline bool is_plain(const Layer& layer, Operand operand) {
   return operand == Operand::kFloat32 && !(fits_tiles(layer, operand) && fills_tiles(layer));
 }

@@ -1,16 +1,16 @@
-// A block's tile of the product y[t] = W s[t]: its stages in shared memory, and how they are multiplied. A row
-// of the product is an output, a column a pixel at one step; a linear layer's sample is an image of one pixel.
+// A block's tile of the product y[t] = W s[t]: its stages in shared memory and their multiplication. A row of the
+// product is an output, a column a pixel at one step. A sample of a linear layer is an image of one pixel.
 #pragma once
 
 #include "spike_operands.cuh"
 
 namespace tandem::cuda {
 
-constexpr int kTileDepth = 128;  // depths of a stage
+constexpr int kTileDepth = 128;  // inputs per stage
 constexpr int kWarpPixels = 8;   // the columns of an mma
 
-// kSteps steps at a time by kWarpsOut x kWarpsPixels tiles, each the work of kWarpsDepth warps that share its depth.
-// With operands that are counts, eight pixels each take the place of a step.
+// A block computes kSteps steps of kWarpsOut x kWarpsPixels tiles. kWarpsDepth warps split the depth of a tile. If the
+// operands are counts, eight more pixels take the place of each step.
 template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
   using Operands = Ops;
@@ -18,41 +18,41 @@ struct Shape {
   using Sum = typename Operands::Sum;
 
   static constexpr int kSteps = steps;
-  static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // a longer window takes more of them
+  static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // longer windows take several rounds
   static constexpr int kWarpsDepth = warps_depth;
   static constexpr int kPlanes = (kSteps + kPlaneSteps - 1) / kPlaneSteps;
-  static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs: 64 sums a thread, whatever kSteps
+  static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs, per warp: 64 sums per thread for every kSteps
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
   static constexpr int kTilePixels = kWarpPixels * (Ops::kCounted ? steps : 1);
   static constexpr int kPixels = kTilePixels * kWarpsPixels;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
-  // That share a multiprocessor, as far as registers go.
+  // Blocks that share a multiprocessor, as far as registers allow.
   static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
 
-  // A stage: rows of weights, then rows of spikes, padded for even use of the banks.
+  // A stage: rows of weights, then rows of spikes, padded against bank conflicts.
   static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
   static constexpr int kWeightRow = kTileDepth * kWeightSize + Operands::kWeightPad;
   static constexpr int kSpikeRow = kTileDepth + 16;
   static constexpr int kWeightBytes = kOutputs * kWeightRow;
   static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
 
-  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: a unit of so many
-  // tiles has its outputs in the order that leaves them there.
+  // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: row_of() orders the
+  // outputs of kUnitTiles mma tiles accordingly.
   static constexpr int kUnitTiles = kTiles < 2 ? kTiles : 2;
   static constexpr int kVec = 2 * kUnitTiles;
-  static constexpr int kItems = 2 * kTiles / kUnitTiles;  // kVec neurons each, of a thread
+  static constexpr int kItems = 2 * kTiles / kUnitTiles;  // items of a thread, each of kVec neurons
   static __device__ __forceinline__ constexpr int row_of(unsigned output) {
     return static_cast<int>(output % kVec * 8 + output / kVec % 8 + output / (8 * kVec) * (8 * kVec));
   }
-  // Where warps share a depth, they add up their sums in shared memory [warp, item, step, lane, kVec].
+  // Warps that split a depth add their sums in shared memory: [warp, item, step, lane, kVec].
   static constexpr int kSumBytes = kWarpsDepth == 1 ? 0 : kThreads * 16 * kTiles * kSteps;
-  // Of counts times digits also the sums of all digits but the lowest, which a sum of the lowest has no room for.
+  // For counts times digits also the sums of all digits but the lowest: int32 has no room for all digits.
   static constexpr int kHigherBytes = Operands::kCounted && Operands::kDigits ? kSumBytes / kWarpsDepth : 0;
-  // What kVec neurons keep from one round of steps to the next: v, z, counts.
+  // The state of kVec neurons between two rounds: v, z, counts.
   static constexpr int kStateWords = 2 * kVec + 2;
   static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
 
-  // As many stages as fit into what every GPU since Ampere has.
+  // As many stages as fit into the shared memory that every GPU since Ampere has.
   static constexpr int kFitting = (96 * 1024 - kHigherBytes - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
   static constexpr int kMost = kWarpsDepth > 1 ? 8 : 4;
   static constexpr int kStages = kFitting < kMost ? kFitting : kMost;
@@ -60,11 +60,11 @@ struct Shape {
   static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
   static_assert(kStages >= 2, "the next stage has to come while this one is multiplied");
 
-  // Sixteen bytes of spikes at a time.
+  // Spikes are copied in pieces of sixteen bytes.
   static constexpr int kSpikePieces = kTileDepth / 16;
   static constexpr int kSpikeTurns = (kPlanes * kPixels * kSpikePieces + kThreads - 1) / kThreads;
 
-  // Where the running thread stands.
+  // The thread's position in the block's tile.
   struct Place {
     int lane = static_cast<int>(threadIdx.x) % 32;
     int g = lane / 4;
@@ -75,7 +75,7 @@ struct Shape {
     int row = tile / kWarpsPixels * 16 * kTiles;     // first of the warp's outputs in the block
     int column = tile % kWarpsPixels * kTilePixels;  // first of its pixels
 
-    // Of the parts of its tile in shared memory.
+    // The index of the lane's sums in shared memory.
     __device__ __forceinline__ int part(int item, int t) const {
       return ((tile * kItems + item) * kSteps + t) * 32 + lane;
     }
@@ -85,7 +85,7 @@ struct Shape {
 template <class S>
 using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
 
-// Makes room in the sums for the products of the next lower digit.
+// Shifts the sums up, for the products of the next lower digit.
 template <class S>
 __device__ __forceinline__ void begin_digit(Sums<S>& sums) {
 #pragma unroll
@@ -142,7 +142,7 @@ __device__ __forceinline__ Vec<typename S::Sum, S::kVec> sums_of(const Sums<S>& 
   return out;
 }
 
-// Adds up the sums of the warps that share a depth. Calls take(i, sums) for number i of the parts of each tile.
+// Adds the sums of the warps that split a depth. Calls take(i, total) for each index i that part() gives.
 template <class S, class Take>
 __device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums,
                                        const Take& take) {

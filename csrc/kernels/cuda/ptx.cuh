@@ -1,4 +1,4 @@
-// Instructions without an intrinsic.
+// PTX instructions without an intrinsic.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace tandem::cuda {
 
-// A place in shared memory, for the compiler and for instructions that it does not know.
+// An address in shared memory: as a pointer, and as the number that inline PTX takes.
 struct Shared {
   unsigned char* pointer;
   uint32_t address;
@@ -22,7 +22,7 @@ struct Shared {
   __device__ __forceinline__ Shared operator+(int bytes) const { return Shared(*this) += bytes; }
 };
 
-// Copies 16, 8 or 4 bytes to shared memory without passing through registers; zeros where !valid.
+// Copies 16, 8 or 4 bytes to shared memory without passing through registers; writes zeros if not `valid`.
 template <int bytes>
 __device__ __forceinline__ void cp_async(Shared to, const void* global, bool valid) {
   if constexpr (bytes == 16) {
@@ -42,8 +42,8 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
 }
 
-// Four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8 and gets bytes 4 (i % 4) and
-// following of row i / 4 of each.
+// Loads four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8, and receives bytes 4
+// (i % 4) ... + 3 of row i / 4 of each.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -51,8 +51,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
                : "memory");
 }
 
-// step() once the current is in: fires if v has reached the threshold, which sets a bit of `spikes`, leaks, and takes
-// the threshold off. Only the sign of a potential of zero may differ.
+// step() after the current was added: if v has reached the threshold, sets `bit` in `spikes`; then leak and reset by
+// subtraction. A zero potential may differ in its sign, nothing else.
 template <uint32_t bit>
 __device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<float>& a) {
   asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
@@ -60,7 +60,7 @@ __device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<fl
       : "f"(a.threshold), "f"(a.leak), "n"(bit));
 }
 
-// D += A B on the tensor cores: A 16 x 16 (32 for int8), B 8 columns.
+// D += A B on the tensor cores: A is 16 x 16 (16 x 32 for int8), B has 8 columns.
 __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

@@ -1,4 +1,5 @@
-// A thread owns four neighbouring neurons, or one where the arrays are not aligned for four, at all steps.
+// Packs, unpacks and counts spikes, and applies the gates to gradients. A thread owns all steps of four neighbouring
+// neurons, or of one if the arrays are not aligned for four.
 #include "../planes/bits.h"
 #include "vec.cuh"
 
@@ -10,7 +11,7 @@ constexpr int kThreads = 256;
 
 __device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
-// nonzero: the bits that make an element a spike, all but the sign of a float.
+// nonzero: the bits that make an element a spike; all but the sign of a float.
 template <class E, int kVec>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const E* __restrict__ spikes, E nonzero, int T, int64_t neurons, uint8_t* __restrict__ planes) {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= neurons) return;
   Vec<E, kVec> g;
   if constexpr (kVec == 1) {
-    g = load_once<Vec<E, 1>>(grad + n);  // the compiler would have a plain load wait for the gate
+    g = load_once<Vec<E, 1>>(grad + n);  // the compiler would move a plain load behind the test of the gate
   } else {
     g = load<Vec<E, kVec>>(grad + n);
   }
@@ -102,12 +103,12 @@ __global__ void __launch_bounds__(kThreads)
   store(grad_z + n, out);
 }
 
-// Can rows of `neurons` elements of `bytes` each be moved four at a time?
+// Whether rows of `neurons` elements of `bytes` bytes can be loaded and stored four at a time.
 bool fit_four(const void* p, int64_t neurons, int64_t bytes) {
   return neurons % 4 == 0 && is_aligned(p, bytes < 4 ? 4 * bytes : 16);
 }
 
-// Calls launch(E{}) for the type E of so many bytes.
+// Calls launch(E{}) for the unsigned type E of `element_size` bytes.
 template <class Launch>
 int launch_for_size(int32_t element_size, const Launch& launch) {
   switch (element_size) {

@@ -1,37 +1,37 @@
-// Spike trains and weights as operands of mma.sync: A = weights [16 outputs, depth], B = spikes of eight samples at one
-// step [depth, 8]. Lane 4 g + q of the warp holds outputs g and g + 8 in A, sample g in B, and in both the same four
-// (for int8: eight) depths. A byte of a spike plane holds eight steps, so one load of spikes serves eight products.
+// Spikes and weights as operands of mma.sync: A = weights [16 outputs, depth], B = spikes of eight pixels at one step
+// [depth, 8]. Lane 4 g + q of the warp holds outputs g and g + 8 of A and pixel g of B, for the same four (int8: eight)
+// depths. A byte of a spike plane has eight steps, so one load of spikes serves eight products.
 #pragma once
 
 #include "vec.cuh"
 
 namespace tandem::cuda {
 
-// Bytes i and i + 1 of eight, each twice.
+// Bytes i and i + 1 of the eight in low and high, each twice.
 __device__ __forceinline__ uint32_t twice(uint32_t low, uint32_t high, int i) {
   return __byte_perm(low, high, 0x1100 + i * 0x1111);
 }
 
-// What operands have in common, unless they say otherwise.
+// Defaults of all operands.
 struct AnyWeights {
-  static constexpr int kTerms = 1;  // mma that a product takes
+  static constexpr int kTerms = 1;  // mma instructions per product
   static constexpr bool kCounted = false;
   static constexpr bool kDigits = false;
-  static constexpr int kWeightPad = 16;  // bytes after a row, for even use of the banks
+  static constexpr int kWeightPad = 16;  // padding of a row in bytes, against bank conflicts
 
-  // Where a lane begins in a tile of weights.
+  // The offset in bytes where a lane starts in a tile of weights.
   static __device__ __forceinline__ int weights_of(int lane, int row_bytes) {
     return lane % 16 * row_bytes + lane / 16 * 16;
   }
-  // `tile` is the lane's.
+  // `tile` includes the lane's offset.
   static __device__ __forceinline__ void load_weights(Shared tile, int /*row_bytes*/, uint32_t (&a)[kTerms][4]) {
     ldmatrix_x4(a[0], tile);
   }
 };
 
-// One bit of a float16's exponent alone is a power of two, and a normal number: tensor cores cut the last bits off what
-// they make of subnormal ones. With a byte twice in sixteen bits, steps 2 to 6 lie in the exponent; three places
-// further up, steps 7, 0 and 1 do. So masking a bit out is all the conversion there is.
+// A float16 with one exponent bit set is a normal number, a power of two. (Tensor cores lose bits of subnormal ones.)
+// If a byte of spikes stands twice in sixteen bits, the exponent has steps 2 to 6; shifted up by three, it has steps 7,
+// 0 and 1. So a mask is all the conversion.
 struct Float16Weights : AnyWeights {
   using Weight = __half;
   using Sum = float;
@@ -41,14 +41,14 @@ struct Float16Weights : AnyWeights {
     uint32_t bytes[2], moved[2];
   };
 
-  // `row` is sample g's, at its first depth.
+  // `row` points to pixel g's spikes at the first depth.
   static __device__ __forceinline__ Spikes load_spikes(const uint8_t* row, int q) {
     const auto bytes = load<uint4>(row);
     const uint32_t first = twice(bytes.x, bytes.y, 2 * q);
     const uint32_t second = twice(bytes.z, bytes.w, 2 * q);
     return {{first, second}, {first << 3, second << 3}};
   }
-  // Two counts as they are, of bytes that stand there twice.
+  // Converts two counts; `bytes` has each of them twice.
   static __device__ __forceinline__ uint32_t counts(uint32_t bytes) {
     return bits_as<uint32_t>(__floats2half2_rn(static_cast<float>(bytes & 255u), static_cast<float>(bytes >> 24)));
   }
@@ -65,7 +65,8 @@ struct Float16Weights : AnyWeights {
   }
 };
 
-// A subnormal bfloat16 is too small for a float32 sum; bit 14 alone is 2. Step t lies there once its byte has moved.
+// A bfloat16 with only bit 14 set is 2: the byte is shifted until step t is there. Subnormal numbers would be too small
+// for a float32 sum.
 struct BFloat16Weights : Float16Weights {
   using Weight = __nv_bfloat16;
 
@@ -89,8 +90,9 @@ struct BFloat16Weights : Float16Weights {
   static __device__ __forceinline__ float product(float sum, int /*t*/) { return sum * 0.5f; }
 };
 
-// A float32 weight as the sum of two bfloat16, which hold 16 bits of it, or as the first, which holds 8. A lane takes
-// four neighbours in depth, one load of weights and one of spikes: any order will do if both operands agree.
+// A float32 weight as the sum of two bfloat16, which keep 16 of its bits, or as one, which keeps 8. A lane takes four
+// neighbouring depths, with one load of weights and one of spikes: the order of depths is free as long as both operands
+// share it.
 template <int terms>
 struct Float32Weights : BFloat16Weights {
   using Weight = float;
@@ -121,7 +123,7 @@ struct Float32Weights : BFloat16Weights {
       a[term][r] = bits_as<uint32_t>(part);
       x -= __low2float(part);
       y -= __high2float(part);
-      if (term == 0) {  // an infinite weight leaves NaN, which is made a number; no rest is as large
+      if (term == 0) {  // inf - inf is NaN, which becomes a finite number; no real rest is as large
         x = fminf(x, 1e36f);
         y = fminf(y, 1e36f);
       }
@@ -129,7 +131,7 @@ struct Float32Weights : BFloat16Weights {
   }
 };
 
-// Exact integers: a masked byte is 2^t or 0.
+// Sums are exact: a masked byte of spikes is 2^t or 0.
 struct Int8Weights : AnyWeights {
   using Weight = int8_t;
   using Sum = int32_t;
@@ -152,9 +154,8 @@ struct Int8Weights : AnyWeights {
   static __device__ __forceinline__ float product(int32_t sum, int t) { return static_cast<float>(sum >> t); }
 };
 
-// All of a float32 weight, as digits (digits.h): one after the other, the highest first, is multiplied by the spikes,
-// and what there is of the sums by 256 in between. They are those of integers modulo 2^32, and the last fit: a spike
-// is 1.
+// All bits of a float32 weight, as digits (digits.h), which are multiplied by the spikes one after the other, the
+// highest first. In between the sums are multiplied by 256. They may wrap around modulo 2^32, but the final sums fit.
 struct DigitWeights : Int8Weights {
   static constexpr bool kDigits = true;
 
@@ -164,7 +165,7 @@ struct DigitWeights : Int8Weights {
   static __device__ __forceinline__ float product(int32_t sum, int /*t*/) { return static_cast<float>(sum); }
 };
 
-// The bytes are counts: every type holds 0 to 255.
+// Counts in place of spikes: every operand type represents 0 to 255 exactly.
 template <class Operands>
 struct Counted : Operands {
   static constexpr bool kCounted = true;

@@ -1,4 +1,4 @@
-// Neighbouring elements in registers, moved to and from memory by instructions of up to 128 bits.
+// Vectors of neighbouring elements, loaded and stored by instructions of up to 128 bits; counts of spikes; launches.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,7 +23,7 @@ struct Constant {
   static constexpr int value = n;
 };
 
-// Calls body(Constant<i>) for i = first ... n - 1, so long as that is true.
+// Calls body(Constant<i>) for i = first ... n - 1, until it returns false.
 template <int n, int first = 0, class Body>
 __device__ __forceinline__ void unroll_while(const Body& body) {
   if constexpr (first < n) {
@@ -41,7 +41,7 @@ __device__ __forceinline__ void store(E* p, const V& value) {
   *reinterpret_cast<V*>(p) = value;
 }
 
-// The same bits as another type.
+// The bits of `from` as another type.
 template <class To, class From>
 __device__ __forceinline__ To bits_as(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "as many of them");
@@ -50,19 +50,19 @@ __device__ __forceinline__ To bits_as(const From& from) {
   return to;
 }
 
-// As long as V, and of a type for which the cache hints are defined.
+// A type of V's size that the cache hints support.
 template <class V>
 using Raw =
     std::conditional_t<sizeof(V) == 2, unsigned short,
                        std::conditional_t<sizeof(V) == 4, unsigned, std::conditional_t<sizeof(V) == 8, uint2, uint4>>>;
 
-// A load of what nobody reads again: it leaves the caches first.
+// Loads data that is not read again: caches evict it first.
 template <class V, class E>
 __device__ __forceinline__ V load_once(const E* p) {
   return bits_as<V>(__ldcs(reinterpret_cast<const Raw<V>*>(p)));
 }
 
-// A load that the compiler does not put behind a later condition.
+// A load that the compiler does not move behind a later condition.
 template <class V, class E>
 __device__ __forceinline__ V load_early(const E* p) {
   return bits_as<V>(__ldcg(reinterpret_cast<const Raw<V>*>(p)));
@@ -76,7 +76,7 @@ __device__ __forceinline__ Vec<E, n> fill(E value) {
   return out;
 }
 
-// In 64 bits a division costs as much as half a scan, so it is done in 32 where they suffice.
+// A division in 64 bits costs as much as half a scan, so 32 bits are used where they suffice.
 __device__ __forceinline__ int64_t quotient(int64_t n, int64_t by) {
   if (((n | by) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(by);
   return n / by;
@@ -85,7 +85,7 @@ __device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
   return period <= 1 ? 0 : n - quotient(n, period) * period;
 }
 
-// To the type that potentials are computed in.
+// To the type in which potentials are computed.
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
@@ -133,13 +133,13 @@ __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
   return (x + (x >> 4)) & 0x0f0f0f0fu;
 }
 
-// The spikes of up to four neurons: in a byte each, or where a window may have more than 255 steps in sixteen bits.
+// The spike counts of up to four neurons: in 8 bits each, or in 16 if the window may have more than 255 steps.
 template <bool kLong>
 struct Counts {
   uint32_t bytes = 0;
 
   __device__ __forceinline__ void add(uint32_t plane) { bytes += popcount_bytes(plane); }
-  // A byte for each neuron: 255 or, where its train is silenced, 0.
+  // open: a byte for each neuron, 255, or 0 to silence its train.
   __device__ __forceinline__ void keep(uint32_t open) { bytes &= open; }
   __device__ __forceinline__ uint32_t operator[](int i) const { return bytes >> 8 * i & 255u; }
 };
@@ -168,7 +168,7 @@ __device__ __forceinline__ void store_counts_as(E* p, const Counts<kLong>& count
   store(p, out);
 }
 
-// Writes kVec of the counts, from the first-th on, in the type the caller wants.
+// Writes kVec of the counts as `dtype`, beginning with counts[first].
 template <int kVec, bool kLong>
 __device__ __forceinline__ void store_counts(void* to, DType dtype, int64_t n, const Counts<kLong>& counts,
                                              int first = 0) {
@@ -184,7 +184,7 @@ __device__ __forceinline__ void store_counts(void* to, DType dtype, int64_t n, c
   }
 }
 
-// What potentials are computed in, for currents of type E.
+// The type in which potentials are computed, for currents of type E.
 template <class E>
 using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
@@ -196,8 +196,7 @@ inline unsigned blocks_for(int64_t n, int64_t per_block) {
   return static_cast<unsigned>((n + per_block - 1) / per_block);
 }
 
-// Launches kernel(Constant<4>{}), which gives a thread four of the neurons, where they are aligned for it; else
-// kernel(Constant<1>{}).
+// Launches kernel(Constant<4>{}), with four neurons per thread, if `four`; else kernel(Constant<1>{}).
 template <int kThreads, class Kernel, class... Args>
 int launch_by_four(bool four, int64_t neurons, void* stream, const Kernel& kernel, const Args&... args) {
   if (neurons == 0) return cudaSuccess;
@@ -207,7 +206,7 @@ int launch_by_four(bool four, int64_t neurons, void* stream, const Kernel& kerne
   return cudaGetLastError();
 }
 
-// Calls launch(E{}) for the type E that is computed with in float.
+// Calls launch(E{}) for the element type E of `dtype`; potentials are float.
 template <class Launch>
 int launch_for(DType dtype, const Launch& launch) {
   switch (dtype) {

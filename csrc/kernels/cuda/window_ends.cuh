@@ -1,20 +1,19 @@
-// What becomes of the product of a window's counts.
+// What follows the product of a window's counts: it is written, or neurons integrate it and fire.
 #pragma once
 
 #include "neurons.cuh"
 
 namespace tandem::cuda {
 
-// The products of neighbouring outputs for a pixel, as far as there are such: n is the first one's number.
+// The products of neighbouring outputs at one pixel. n is the number of the first neuron.
 template <int kVec>
 struct Products {
   Vec<float, kVec> u;
-  int live;  // outputs; none where there is no such pixel
+  int live;  // outputs that exist; 0 if the pixel does not
   uint32_t channel;
   int64_t n;
 };
 
-// They are written,
 struct Write {
   float* u;
   bool whole;
@@ -29,11 +28,11 @@ struct Write {
   }
 };
 
-// or integrated by neurons with window timing, which fire.
+// Neurons of window timing integrate the products and fire.
 struct Fire {
   Neuron<float> a;
   bool whole;
-  unsigned lanes;  // from a thread to that of the next outputs
+  unsigned lanes;  // from this lane to the one with the next outputs
 
   template <int kVec>
   __device__ __forceinline__ void operator()(const Products<kVec>& products) const {

@@ -1,5 +1,6 @@
-// u = W c, the product of a window's counts: a layer's currents summed over its steps, multiplied once. The operand of
-// a step is eight more pixels here. It is written, or neurons with window timing integrate it where it is.
+// u = W c, the product of a window's counts: the sum of a layer's currents over its steps in one multiplication. In
+// place of the steps this kernel has more pixels. The product is written, or neurons of window timing integrate it in
+// registers.
 #include "product_launch.cuh"
 #include "window_ends.cuh"
 
@@ -7,7 +8,7 @@ namespace tandem::cuda {
 
 namespace {
 
-// Sixty-four outputs by sixty-four pixels to a block: two warps' worth, whose depth two each share.
+// A block has sixty-four outputs and sixty-four pixels: two tiles, each by two warps that split the depth.
 template <class Operands>
 using CountShape = Shape<Counted<Operands>, 4, 1, 2, 2>;
 
