@@ -15,7 +15,7 @@
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
   TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_RETURN_V_FIELD(TANDEM_SCHEMA) TANDEM_LATER_SCHEMA
 #define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
-#define DIGITS ", Tensor? digits=None"  // of the weight, by frozen_digits
+#define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
 #define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor bad)"
 #define SPIKES_AND_MOMENTS \
   "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
@@ -51,7 +51,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "int step, bool every_step) -> (Tensor readout, Tensor state)");
 }
 
-// Loaded by path, for its ops alone, the module needs no Python; and Python 3.13 no longer has this name.
+// Weak, so that the module loads without Python when only its ops are needed. Python 3.13 no longer has this name.
 #if defined(__ELF__)
 #pragma weak _PyThreadState_UncheckedGet
 #endif
@@ -76,7 +76,7 @@ py::dict build_info() {
   info["version"] = TANDEM_VERSION;
   info["torch_target"] = version_part(56) + "." + version_part(48);
   info["cuda_archs"] = py::none();
-  info["cuda_versions"] = py::none();  // of the toolkit and, or 0, of the driver
+  info["cuda_versions"] = py::none();  // of the toolkit, and of the driver (0 without one)
 #ifdef TANDEM_WITH_CUDA
   info["cuda_archs"] = py::str(TANDEM_CUDA_ARCHS).attr("split")();
   info["cuda_versions"] = py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
@@ -90,7 +90,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
-  tandem::cpu::capability();  // an impossible TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
-  tandem::cpu::fixed_way();   // and so is an impossible TANDEM_PATH
+  tandem::cpu::capability();  // an invalid TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
+  tandem::cpu::fixed_way();   // and so is an invalid TANDEM_PATH
   m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
 }

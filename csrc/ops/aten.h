@@ -1,4 +1,4 @@
-// The few operators of torch itself that our ops call.
+// The few torch operators that our ops call.
 #pragma once
 
 #include "tensors.h"

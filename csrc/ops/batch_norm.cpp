@@ -1,4 +1,5 @@
-// linear_bn_if, conv_bn_if: layers that normalise the product by the statistics of the batch; bn_grad: their backward.
+// linear_bn_if, conv_bn_if: layers with batch normalisation by the statistics of the batch. bn_grad: their backward
+// pass.
 #include "../kernels/norm/batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
@@ -13,7 +14,8 @@ namespace tandem::ops {
 
 namespace {
 
-// The parameters of a batch norm of `channels` channels, in the type and on the device of `like`.
+// The parameters of a batch norm of `channels` channels, converted to the type of `like` and checked to be on its
+// device.
 class NormParameters {
  public:
   NormParameters(const OptionalTensor& gain, const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
@@ -45,7 +47,7 @@ class NormParameters {
   OptionalTensor gain_, gamma_, beta_;
 };
 
-// Runs cpu::kernel or, with a workspace, cuda::kernel, where the tensor is.
+// Runs cpu::kernel, or cuda::kernel with a workspace, depending on the tensor's device.
 #ifdef TANDEM_WITH_CUDA
 #define TANDEM_RUN_NORM(tensor, kernel, args)                                                                        \
   do {                                                                                                               \
@@ -60,7 +62,7 @@ class NormParameters {
 #define TANDEM_RUN_NORM(tensor, kernel, args) cpu::kernel(args, torch_parallel)
 #endif
 
-// Of `channels` channels in the type of `like`.
+// Statistics and affine parameters [channels], in the type of `like`.
 struct Statistics {
   Statistics(int64_t channels, const Tensor& like)
       : mean(empty(channels, like.scalar_type(), like)),
@@ -71,7 +73,7 @@ struct Statistics {
   Tensor mean, var, scale, shift;
 };
 
-// Of factor u.
+// The statistics of factor * u.
 void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
   in_compute_type(u.scalar_type(), [&](auto zero) {
     using C = decltype(zero);
@@ -92,7 +94,8 @@ void measure(const Tensor& u, double factor, const NormParameters& norm, const S
 
 using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// A layer that normalises: measures its product u, for the scale and shift of its neurons, which then fire.
+// A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
+// fire.
 struct NormLayer {
   Synapses& synapses;
   NeuronLayer& neurons;
@@ -105,7 +108,7 @@ struct NormLayer {
     neurons.set_affine(statistics.scale, statistics.shift);
   }
 
-  // Product, statistics and neurons in one go.
+  // Product, statistics and neurons in one call.
   bool fire_on_cpu() {
     if (on_gpu(u) || u.scalar_type() == ScalarType::Double) return false;
     const LayerNorm of{norm.args<float>(), pointer<float>(u), pointer<float>(statistics.mean),
@@ -114,18 +117,18 @@ struct NormLayer {
     return true;
   }
 
-  // The product of the counts is a GPU's cheapest way to the statistics: currents then never are in memory. Of window
-  // timing it is all there is to multiply.
+  // On a GPU the product of the counts is the cheapest way to the statistics: no currents in memory. With window timing
+  // a layer needs no other product.
   bool fire_on_gpu() {
     if (!on_gpu(u) || synapses.counted() || !synapses.suits(neurons)) return false;
-    synapses.prepare();  // for both products
+    synapses.prepare();  // digits for both products
     u = synapses.window_product();
     measure_product();
     return synapses.fire(neurons);
   }
 
-  // By torch's own product of every step; neurons of window timing need that of the window alone, and of long windows
-  // the currents of all steps would not fit into memory.
+  // Multiplies by torch's own product, at every step. Neurons of window timing need only the product of the window. For
+  // long windows the currents of all steps would not fit into memory.
   void fire_by_currents() {
     constexpr int64_t kKeptSteps = 255;
     if (synapses.counted() || synapses.T() > kKeptSteps) {
@@ -156,7 +159,7 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
 }
 
-// In the order of NeuronInputs: scale and shift come from the statistics, and training is what this is for.
+// The members of NeuronInputs: no scale and shift, which come from the statistics, and train = true.
 #define TANDEM_NORMALISED_INPUTS \
   {{}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v, TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)}
 
@@ -207,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   const NormParameters norm(gain, gamma, std::nullopt, eps, product.size(1), product);
   const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
   const ScalarType out = half && compute == ScalarType::Float ? grad.scalar_type() : compute;
-  // The GPU's kernel reads and writes halves, the CPU's the type of the product.
+  // The GPU's kernel reads and writes half types, the CPU's the type of the product.
   const ScalarType moved = on_gpu(product) ? out : compute;
   Tensor grad_product = empty_channels_last(shape_of(product), 1, moved, product);
   Tensor grad_gamma = empty(product.size(1), compute, product), grad_beta = empty(product.size(1), compute, product);

@@ -1,4 +1,4 @@
-// pack, unpack, counts, gate_grad: elementwise ops on spike planes.
+// pack, unpack, counts, count_bytes, burst_planes, gate_grad: elementwise ops on spike planes.
 #include "bits.h"
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +19,7 @@ bool is_packable(ScalarType type) {
          type == ScalarType::Short || type == ScalarType::Int || type == ScalarType::Long;
 }
 
-// The bit pattern of a 1.
+// The bit pattern of the number 1.
 uint64_t one_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float:

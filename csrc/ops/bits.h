@@ -1,4 +1,4 @@
-// Spike planes to and from dense tensors, as other ops use it.
+// Conversions of spike planes that other ops use.
 #pragma once
 
 #include "tensors.h"
@@ -14,7 +14,7 @@ Tensor count_bytes(Tensor planes);
 // planes [P, B, *features] -> counts [B, *features], channels-last.
 Tensor count_spikes(const Tensor& planes, ScalarType dtype);
 
-// counts as bytes [1, B, *features] -> planes [P, B, *features] of bursts, channels-last.
+// counts uint8 [1, B, *features] -> planes [P, B, *features] of bursts, channels-last.
 Tensor burst_planes(Tensor counts, int64_t T);
 
 }  // namespace tandem::ops

@@ -1,11 +1,11 @@
-// The arguments that ops have in common, each list once: their schema, the parameters that torch's boxing sees, and the
-// structs that take them come from here; Python finds them by the names of the schema.
+// The arguments that several ops share, each list once. Schemas, the parameters of boxed functions and the structs that
+// take them are made from these lists; Python finds arguments by their names in the schema.
 #pragma once
 
 // X(type in the schema, type in C++, name)
 
-// Behind the planes. precision: how float32 weights are multiplied on a GPU, as torch.set_float32_matmul_precision
-// names it.
+// The arguments after the planes. precision: how a GPU multiplies float32 weights, in the names of
+// torch.set_float32_matmul_precision.
 #define TANDEM_PRODUCT_FIELDS(X) \
   X("int", int64_t, T)           \
   X("Tensor", Tensor, weight)    \
@@ -38,14 +38,14 @@
 
 #define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
 #define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)
-// The last ones, which have values in schemas: programs that were exported before there were any load.
-// timing: "step", or "window", with which trains are counts: a byte each instead of planes.
+// Arguments that were added later have defaults, so that programs exported before still load.
+// timing: "step", or "window": then trains are counts, one byte each, instead of planes.
 #define TANDEM_LATER_FIELDS(X)  \
   X("str", std::string, timing) \
   X("Tensor?", OptionalTensor, bad)
 #define TANDEM_LATER_SCHEMA ", str timing=\"step\", Tensor? bad=None"
 
-// Every op with neurons that it scales and shifts itself.
+// For ops with neurons that take scale and shift as arguments.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \
   TANDEM_AFFINE_FIELDS(X)              \
   TANDEM_NEURON_FIELDS(X)              \
@@ -53,8 +53,8 @@
   TANDEM_RETURN_V_FIELD(X)
 
 #define TANDEM_MEMBER(schema, type, name) type name;
-// Behind a first argument.
+// To follow a first argument.
 #define TANDEM_PARAMETER(schema, type, name) , type name
 #define TANDEM_SCHEMA(schema, type, name) ", " schema " " #name
-// In braces.
+// For a list in braces.
 #define TANDEM_ARGUMENT(schema, type, name) std::move(name),

@@ -1,5 +1,5 @@
-// frozen_run: a whole network in one call. Its executor is csrc/kernels/network; here are torch's tensors, and torch's
-// own products and means for what is real-valued.
+// frozen_run: runs a whole network in one call. The executor is csrc/kernels/network; this file adapts torch's tensors
+// to it and lends it torch's products and pools for real-valued data.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -24,12 +24,12 @@ Shape batched(int64_t batch, const network::Shape& s) {
   return {batch, s.channels, s.height, s.width};
 }
 
-// Two numbers, or the horizontal one.
+// Both numbers, or with one axis the horizontal one.
 Shape of_axes(int64_t axes, int64_t vertical, int64_t horizontal) {
   return axes == 1 ? Shape{horizontal} : Shape{vertical, horizontal};
 }
 
-// The type that a program computes in.
+// The type in which a program computes.
 ScalarType type_of(const network::Program& program) {
   const DType type = program.dtype();
   return type == DType::kBFloat16  ? ScalarType::BFloat16
@@ -39,7 +39,7 @@ ScalarType type_of(const network::Program& program) {
 
 class TorchNumbers : public network::Host {
  public:
-  // The input is float32, whatever type is computed in.
+  // `input` is float32 for every `type`, the type of the arithmetic.
   TorchNumbers(const Tensor& input, ScalarType type) : input_(input), type_(type) {}
 
   bool computes_in(DType type) const override { return type != DType::kFloat64; }
@@ -88,7 +88,7 @@ class TorchNumbers : public network::Host {
     for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
     return torch::stable::from_blob(const_cast<float*>(x), shape, strides, input_.device(), ScalarType::Float);
   }
-  // The network's input may have any layout; what follows from it is contiguous.
+  // The network's input may have any layout; all later values are contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
     const bool is_input = input_.scalar_type() == ScalarType::Float && x == input_.data_ptr();
     return rounded(is_input ? torch::stable::reshape(input_, shape) : view(x, shape));
@@ -111,7 +111,7 @@ void check_program(const Tensor& program) {
                "program must be contiguous int64");
 }
 
-// The network of a thread's last call and its plan. To check and to plan it anew takes as long as a small layer.
+// The network of a thread's last call and its plan, kept because reading and planning take as long as a small layer.
 class LastNetwork {
  public:
   const Network& of(const Tensor& program, const Tensor& numbers) {
@@ -145,7 +145,7 @@ class LastNetwork {
  private:
   std::unique_ptr<Network> network_;
   std::vector<int64_t> words_;
-  int64_t size_ = 0;  // of the numbers
+  int64_t size_ = 0;  // bytes of the numbers
   std::unique_ptr<network::Plan> plan_;
 };
 
@@ -154,13 +154,13 @@ LastNetwork& last_network() {
   return last;
 }
 
-// "instruction N: why" the executor does not run the program, or nothing; an error where it is none.
+// "instruction N: why" if the executor does not support the program, else "". Throws if it is not a program.
 std::string frozen_check(Tensor program, Tensor numbers) {
   check_program(program);
   return network::read(static_cast<const int64_t*>(program.data_ptr()), program.numel(), numbers.numel()).not_run;
 }
 
-// Bytes: weights as this processor's kernels want them.
+// The weights as this processor's kernels multiply them, as bytes.
 Tensor frozen_prepare(Tensor program, Tensor numbers) {
   const Network& net = last_network().of(program, numbers);
   Tensor prepared = empty(net.prepared_size(), ScalarType::Byte, numbers);
@@ -168,9 +168,9 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-// input: planes [P, B, *features], counts as bytes [1, B, *features] or, of the program's type, [B, *features]. The
-// answer [B, outputs], [T, B, outputs] with every_step; given a state, which is not looked at where step = 0, that
-// after one step, and the new state.
+// input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
+// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step, and the new state. With a state, it runs
+// a single step; at step 0 the state's values are ignored.
 std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
                                       Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
   const Network& net = last_network().of(program, numbers);
@@ -191,14 +191,15 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   TANDEM_CHECK(!half || T <= (type == ScalarType::Half ? 2048 : 256), "T: ", T,
                " steps are more than the type of the weights counts");
   const Shape shape = shape_of(input);
-  const size_t first = spikes ? 2 : 1;  // of the features
+  const size_t first = spikes ? 2 : 1;  // first dimension of the features
   TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
                shape_text(shape));
   TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
   const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
   TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
   Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
-  // A stream compares the elements with those of the step before. A copy in channels-last would have other bits.
+  // A stream compares the input's elements with those of the previous step, so they must be dense. A copy in
+  // channels-last would change the bits of torch's products.
   if (!spikes && state.has_value() && !is_channels_last(dense, 1)) dense = to_contiguous(dense);
   if (counted && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
@@ -226,7 +227,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   return {answer, after};
 }
 
-// The names of fields and kinds, for the writer of programs.
+// The names of fields and kinds, for the code that writes programs.
 std::string frozen_fields() { return network::vocabulary(); }
 
 }  // namespace

@@ -73,7 +73,7 @@ std::vector<NeuronLayer> NeuronLayer::pieces(int64_t steps) const {
   if (T_ <= steps) return {*this};
   std::vector<NeuronLayer> pieces;
   const Tensor v = empty(neurons_, compute_, device_of_), z = empty(neurons_, compute_, device_of_);
-  const Tensor counts = empty(neurons_, ScalarType::Short, device_of_);  // unsigned
+  const Tensor counts = empty(neurons_, ScalarType::Short, device_of_);  // holds uint16
   for (int64_t first = 0; first < T_; first += steps) {
     NeuronLayer layer = *this;
     layer.carried_v_ = v, layer.carried_z_ = z, layer.carried_counts_ = counts;
@@ -135,7 +135,7 @@ OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char
   return to_contiguous(*tensor);
 }
 
-// The shape of trains or currents of the layer.
+// The shape of the layer's spike trains (spikes) or of its currents.
 Shape NeuronLayer::of_trains(bool spikes) const { return prepend(window_ ? 1 : spikes ? (T_ + 7) / 8 : T_, shape_); }
 
 void NeuronLayer::prepare_residual(const OptionalTensor& residual) {
@@ -162,7 +162,7 @@ void NeuronLayer::prepare_v_init(const OptionalTensor& v_init) {
   v_init_ = to_channels_last(*v_init, got == shape_ ? 1 : 0);
 }
 
-// Kernels add to what the input brings along.
+// Kernels only add NaN: the marks of the layer's input stay.
 void NeuronLayer::prepare_bad(const OptionalTensor& bad) {
   bad_ = empty(shape_[0], ScalarType::Float, device_of_);
   if (bad.has_value()) {
@@ -176,7 +176,7 @@ void NeuronLayer::prepare_bad(const OptionalTensor& bad) {
     bad.has_value() ? torch::stable::copy_(*bad_, *bad) : torch::stable::zero_(*bad_);
     return;
   }
-  auto* to = static_cast<float*>(bad_->data_ptr());  // on the CPU torch's operators would take longer
+  auto* to = static_cast<float*>(bad_->data_ptr());  // on the CPU torch's operators would be slower
   if (!bad.has_value()) {
     std::fill_n(to, shape_[0], 0.f);
     return;

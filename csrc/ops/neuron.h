@@ -1,4 +1,4 @@
-// The IF neuron's part of every op: its arguments as torch passes them, checked, and the outputs it writes.
+// The neurons of an op: checks their arguments, allocates their outputs, and fills in the kernels' arguments.
 #pragma once
 
 #include <tuple>
@@ -9,21 +9,22 @@
 
 namespace tandem::ops {
 
-// Everything after the currents that the ops share, in the order of their schemas.
+// The arguments after the currents that ops share, in the order of their schemas.
 struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
   TANDEM_LATER_FIELDS(TANDEM_MEMBER)
 };
 
-// Is it "window"? An error where it is no timing.
+// Whether the timing is "window". Throws unless it is "step" or "window".
 bool is_window(const std::string& timing);
 
-// The type in which counts up to T are exact: that one, or float32 where it is a half that does not hold them.
+// The type for counts up to T: `type`, or float32 if `type` is a half type that does not represent them exactly.
 ScalarType exact_counts(ScalarType type, int64_t T);
 
 using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v, bad
 
-// A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Holds every tensor the kernel reads.
+// A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Keeps alive every tensor that the kernel
+// reads.
 class NeuronLayer {
  public:
   NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
@@ -36,14 +37,14 @@ class NeuronLayer {
   NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_, *bad_}; }
 
   int64_t T() const { return T_; }
-  // The layer over `steps` steps at a time, in order; they share its outputs.
+  // Splits the window into layers of at most `steps` steps, in order, which share the outputs.
   std::vector<NeuronLayer> pieces(int64_t steps) const;
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
 
  private:
-  // Calls f with the arguments in the type that is computed in.
+  // Calls f with the arguments in the type in which potentials are computed.
   template <class F>
   void with_args(const F& f) {
     compute_ == ScalarType::Double ? f(double_args_) : f(float_args_);

@@ -1,4 +1,4 @@
-// linear_if, conv_if: spikes in, spikes out.
+// linear_if, conv_if: spikes in, spikes out. Also window_product and frozen_digits.
 #include "product.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,8 +12,8 @@ namespace tandem::ops {
 
 namespace {
 
-constexpr int64_t kScannedSteps = 128;             // whose currents are in memory at a time
-constexpr int64_t kMostPixels = int64_t{1} << 30;  // sizes of windows are computed without a thought of overflow
+constexpr int64_t kScannedSteps = 128;             // steps whose currents are in memory at once
+constexpr int64_t kMostPixels = int64_t{1} << 30;  // keeps the sizes of receptive fields far from overflow
 
 bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }
 
@@ -31,7 +31,7 @@ cuda::Operand operand_of(ScalarType type, const std::string& precision) {
   return precision == "medium" ? cuda::Operand::kFloat32Medium : cuda::Operand::kFloat32;
 }
 
-// What the geometry has of the weight.
+// Sets the part of the geometry that the weight determines.
 void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
   geometry.channels = weight.size(1) * groups;
   geometry.outputs = weight.size(0);
@@ -44,7 +44,7 @@ void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
 
 bool in_rows(const Tensor& weight) { return weight.dim() > 2 && weight.size(1) > 1 && is_channels_last(weight, 1); }
 
-// Bytes of digits.
+// The size of the digits in bytes; 0 where there are none.
 int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] const Tensor& weight) {
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(weight) && weight.scalar_type() == ScalarType::Float) return cuda::prepared_size(geometry);
@@ -52,7 +52,7 @@ int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] 
   return 0;
 }
 
-// What the kernels of a GPU multiply in place of float32 weights, empty where there is no such thing.
+// The digits that a GPU's kernels multiply in place of float32 weights; an empty tensor where there are none.
 Tensor prepare_digits(const Tensor& weight, int64_t groups) {
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
                shape_text(shape_of(weight)));
@@ -106,7 +106,7 @@ Synapses::Synapses(SynapseInputs inputs)
     geometry.padding[axis] = padding[d];
     geometry.dilation[axis] = dilation[d];
   }
-  // Where it is prepared, a weight that is channels-last already is taken as it is, any other as contiguous.
+  // A weight that is prepared may have either layout: channels-last stays, anything else is made contiguous.
   layer_.weights.channels_last = !is_prepared() || in_rows(weight);
   if (digits.has_value() && digits->numel() > 0) {
     TANDEM_CHECK(digits->scalar_type() == ScalarType::Byte && digits->is_contiguous() &&

@@ -1,4 +1,4 @@
-// The synapses: spikes times weights. Shared by the plain and the batch-normalised layers.
+// The synapses of a layer: spikes times weights, for layers with and without batch normalisation.
 #pragma once
 
 #include "../kernels/layer.h"
@@ -13,10 +13,10 @@ struct SynapseInputs {
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   TANDEM_WINDOW_FIELDS(TANDEM_MEMBER)
   bool counted;
-  OptionalTensor digits = std::nullopt;  // what prepare_digits() made of the weight, or it is done when it has to be
+  OptionalTensor digits = std::nullopt;  // from frozen_digits; if absent, made when needed
 };
 
-// The same, checked, and as the kernels take it. Holds the tensors that they read.
+// The checked synapses, as the kernels take them. Keeps alive the tensors that the kernels read.
 class Synapses {
  public:
   explicit Synapses(SynapseInputs inputs);
@@ -27,31 +27,32 @@ class Synapses {
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;
 
-  // The neurons' spikes, where there is a fused kernel and it is the faster way. False: nothing was written.
+  // Runs the fused kernel if there is one and it is the faster way. Returns false if nothing was written.
   bool fire(const NeuronLayer& neurons);
 
-  // As fire(), before anything is known of scale and shift.
+  // Whether fire() would run a kernel. Scale and shift need not be known yet.
   bool suits(const NeuronLayer& neurons);
 
-  // Makes the digits that will be multiplied, once.
+  // Makes the weight's digits if the kernel needs them and they do not exist.
   void prepare();
 
-  // The layer with these neurons, or without any for its product alone; the weight in the order the kernels want.
+  // The layer with these neurons, or with none for window_product(). Puts the weight in the order that the kernels
+  // take.
   Layer layer(const Neuron<float>& neuron);
 
-  // The neurons' spikes by torch's own product and the scan.
+  // Computes the neurons' spikes by torch's own product and the scan.
   void scan(const NeuronLayer& neurons);
 
-  // The product y [T, B, N, spatial...] in float32 (float64), channels-last, by torch's own product; of planes.
+  // The product y [T, B, N, spatial...] of the planes by torch, in float32 (float64), channels-last.
   Tensor currents() const { return currents(in_.planes, in_.T); }
 
   // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last: by the
-  // kernels' exact sums, by torch's product where they have none.
+  // kernels, whose sums are exact, or by torch where there is no kernel.
   Tensor window_product();
 
  private:
-  bool is_prepared() const;        // are weights, before they are multiplied
-  bool multiply(const Tensor& u);  // of counts, on a GPU: by a kernel, where it is the faster way
+  bool is_prepared() const;        // whether kernels multiply prepared weights
+  bool multiply(const Tensor& u);  // multiplies counts on a GPU, if a kernel is the faster way
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]

@@ -11,7 +11,7 @@ namespace tandem::ops {
 
 namespace {
 
-// q, channels-last where the weight is and else contiguous, and step [N].
+// Returns q, channels-last if the weight is, else contiguous, and step [N].
 std::tuple<Tensor, Tensor> quantise(Tensor weight, int64_t bits) {
   TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2, "weight must be float32 [N, ...], got ",
                shape_text(shape_of(weight)));

@@ -1,4 +1,4 @@
-// The scan as other ops use it.
+// The scan, for other ops.
 #pragma once
 
 #include "../kernels/neuron/scan.h"
@@ -6,7 +6,7 @@
 
 namespace tandem::ops {
 
-// Runs the neurons of `layer` on currents that already have the channels-last layout, and fills its outputs.
+// Runs the neurons of `layer` on channels-last currents and fills the layer's outputs.
 void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer);
 
 }  // namespace tandem::ops

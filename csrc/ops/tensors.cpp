@@ -8,8 +8,8 @@
 #ifdef TANDEM_WITH_CUDA
 #include "../kernels/cuda/error.h"
 
-// Present in CUDA builds of torch only; null elsewhere. Resolved when the module is loaded, so the module must name
-// libtorch as needed (see setup.py).
+// Only CUDA builds of torch have this symbol; it is null elsewhere. It is resolved when the module is loaded, so the
+// module must link to libtorch (build_tools).
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
@@ -172,7 +172,7 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
-#ifdef TANDEM_EMULATION  // the tests' library: tensors of the CPU go to the CUDA kernels
+#ifdef TANDEM_EMULATION  // the tests' library runs the CUDA kernels on tensors of the CPU
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
 };
