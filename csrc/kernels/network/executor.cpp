@@ -14,7 +14,8 @@
 
 namespace tandem::network {
 
-// One run. Instructions in order; those that read counts when all spikes are there, once for each answer.
+// One run of a program: executes the instructions in order. Those that read counts run after all others, once per
+// answer.
 class Run {
  public:
   Run(const Network& network, const Plan& plan, const Call& call)
@@ -72,7 +73,7 @@ class Run {
     return delay.windows > 0 ? place(delay.place) : value == kAbsent ? nullptr : train(value);
   }
   RealWindow window(int64_t i) const { return {at(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
-  // Of what instruction i reads, in the form in which it comes.
+  // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : plan_.planes);
   }
@@ -140,7 +141,7 @@ class Run {
                    waits ? window_ : call_.step, ring, reinterpret_cast<float*>(then));
   }
 
-  // A step of a layer that integrates its window, and fires what it had integrated in the one before.
+  // One step of a layer with window timing: it integrates this window and fires the counts of the previous one.
   void wait(int64_t i) {
     const Plan::Step& s = plan_.steps[i];
     const bool first = step_ == 0, last = step_ + 1 == plan_.T, from_train = program_.reads_train(i);
@@ -178,7 +179,7 @@ class Run {
 
   // --- layers --------------------------------------------------------------------------------------------------------
 
-  // Neurons without their state.
+  // The neurons of instruction i without residual, state and outputs.
   Neuron<float> neurons(int64_t i) const {
     const Instruction& in = at(i);
     Neuron<float> a{};
@@ -227,7 +228,7 @@ class Run {
     call_.host->fired(i, a.timing, result(i), bytes);
   }
 
-  // The neurons of a layer on what it reads: a train, or W x.
+  // Runs the neurons of a layer. source: a spike train, or W x for a layer that reads real numbers.
   void run(int64_t i, const void* source, const Neuron<float>& a) const {
     if (program_.reads_train(i)) return multiply(i, static_cast<const uint8_t*>(source), a);
     scan(static_cast<const float*>(source), a);
@@ -236,7 +237,8 @@ class Run {
   void multiply(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
     Layer of = layer(i, input, neuron);
     if (program_.kind(i) != Kind::average) return cpu::run(of, call_.parallel);
-    // Spikes are counted, and the count weighted. How many channels there are is known only now.
+    // An average is a depthwise convolution with weights of 1 and the scale 1 / taps. The number of channels is known
+    // only here.
     Geometry& g = of.geometry;
     g.outputs = g.channels = g.groups = neuron.channels;
     const std::vector<int8_t> ones(g.outputs * g.taps(), 1);
@@ -247,7 +249,7 @@ class Run {
     cpu::run(of, call_.parallel);
   }
 
-  // To the type of the weights.
+  // Rounds to the type of the weights.
   float rounded(float x) const {
     if (program_.dtype() == DType::kBFloat16) return cpu::to_float(cpu::from_float<cpu::BFloat16>(x));
     if (program_.dtype() == DType::kFloat16) return cpu::to_float(cpu::from_float<cpu::Float16>(x));
@@ -265,7 +267,7 @@ class Run {
     cpu::if_scan(y, DType::kFloat32, source, neuron, call_.parallel);
   }
 
-  // W x, or the silence after an impulse.
+  // The current of this step: W x, or 0 after an impulse.
   const float* now(int64_t i, int64_t neurons) {
     return is_impulse() && plan_.stream && step_ > 0 ? silence(neurons) : constant(i, neurons);
   }
@@ -274,7 +276,7 @@ class Run {
     return silence_.data();
   }
 
-  // W x. A stream keeps it, and the x that it is of: mostly that of the next step too.
+  // W x. A stream keeps the product and x, because x is mostly the same at the next step.
   const float* constant(int64_t i, int64_t neurons) {
     if (!plan_.stream || !program_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
@@ -288,7 +290,7 @@ class Run {
     return y;
   }
 
-  // The currents of a real-valued input at each step. Those of later ones are the same, or silence after an impulse.
+  // The currents of a real-valued input at each step: W x, constant over the steps or 0 after an impulse.
   void real_currents(int64_t i) {
     const int64_t n = neurons(i).neurons, steps = program_.waits(i) ? 1 : T_;
     auto* out = reinterpret_cast<float*>(result(i));
@@ -301,7 +303,7 @@ class Run {
     }
   }
 
-  // Of the product y of a real-valued input, in a step or a window.
+  // The current of the product y of a real-valued input, for one step or one window.
   void one_current(int64_t i, const float* y, float* to) const {
     Neuron<float> a = neurons(i);
     if (!program_.waits(i)) a.T = 1;
@@ -311,8 +313,8 @@ class Run {
     scan(y, a);
   }
 
-  // A current is the potential, after its one step or window, of a neuron that begins at 0 and never fires. All steps
-  // are samples of one batch.
+  // The currents of a spike train: a current is the potential, after one step or window, of a neuron that starts at 0
+  // and never fires. All steps are samples of one batch.
   void currents(int64_t i, const uint8_t* input) {
     Layer of = layer(i, input, neurons(i));
     Geometry& g = of.geometry;
@@ -320,7 +322,7 @@ class Run {
     of.neuron.neurons *= steps;
     thread_local cpu::Scratch<uint8_t> memory;
     uint8_t* bytes = memory.reserve((steps > 1 ? steps * inputs : 0) + of.neuron.neurons);
-    of.neuron.planes = bytes;  // silence
+    of.neuron.planes = bytes;  // discarded: these neurons never fire
     of.neuron.v = reinterpret_cast<float*>(result(i));
     if (steps > 1) {
       uint8_t* spikes = bytes + of.neuron.neurons;
@@ -356,12 +358,12 @@ class Run {
   }
 
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
-  // Of a layer that reads real numbers, or a readout.
+  // The float32 weights of a layer that reads real numbers, or of a readout.
   const float* weights(int64_t i) const {
     return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
   }
 
-  // Of the counts after step t of this run, which is the stream's last of `steps`.
+  // The result of an instruction that reads counts, after step t of this run and `steps` steps of the window.
   const float* from_counts(int64_t i, int64_t t, int64_t steps) {
     const Instruction& in = at(i);
     const bool from_train = program_.reads_train(i);
@@ -378,7 +380,7 @@ class Run {
     return call_.host->product(window(i), weights(i), bias, x);
   }
 
-  // The counts after step t, times the gain, channels last.
+  // The spike counts after step t times the gain, channels last.
   const float* counts(int64_t i, int64_t t) {
     const int64_t n = plan_.batch * plan_.steps[i].in.features();
     const uint8_t* bytes = train(at(i).input);
@@ -411,12 +413,12 @@ class Run {
   const Plan& plan_;
   const Call& call_;
   int64_t T_;                               // steps of this run
-  int64_t window_, step_;                   // of a stream: the number of the window, and of the step in it
-  std::vector<const void*> values_;         // by instruction: a train, currents, or real numbers
-  std::vector<std::vector<float>> so_far_;  // the counts that an instruction reads
+  int64_t window_, step_;                   // of a stream: number of the window, and of the step in it
+  std::vector<const void*> values_;         // by instruction: a train, currents or real numbers
+  std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
   std::vector<float> scaled_, silence_;
   uint8_t* workspace_;  // of this thread
-  float* bad_;          // [batch], likewise, or a stream's: NaN where a potential was not finite
+  float* bad_;          // [batch], of this thread or in a stream's state: NaN where a potential was not finite
 };
 
 void Network::run(const Plan& plan, const Call& call) const {

@@ -1,4 +1,4 @@
-// What a network knows without an input: its weights as the kernels want them, and what its instructions are.
+// The part of a network that does not depend on its input: prepared weights, and properties of the program.
 #include <algorithm>
 #include <stdexcept>
 
@@ -9,7 +9,7 @@ namespace tandem::network {
 
 namespace {
 
-constexpr int64_t kAlignment = 64;  // of the parts of what is prepared
+constexpr int64_t kAlignment = 64;  // of each instruction's prepared weights, in bytes
 
 template <class Half>
 void widen_halves(const void* from, int64_t n, float* to) {
@@ -38,7 +38,7 @@ const float* Network::floats(int64_t offset) const {
   return offset == kAbsent ? nullptr : reinterpret_cast<const float*>(numbers_ + offset);
 }
 
-// Without an image.
+// The geometry without the size of the images.
 Geometry Network::geometry(int64_t number) const {
   const Instruction& i = program_.instructions[number];
   Geometry g{};
@@ -54,7 +54,7 @@ Weights Network::weights_of(int64_t number) const {
   return {numbers_ + i.weight, i.few_bits != 0 ? DType::kInt8 : program_.dtype(), false};
 }
 
-// Weights as floats. Of few bits the integers, which for a readout are times their step.
+// Converts weights to float32: few-bit weights to their integers, those of a readout times their step.
 void Network::widen(int64_t number, float* to) const {
   const Instruction& i = program_.instructions[number];
   const int64_t n = i.weights();

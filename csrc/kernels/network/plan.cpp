@@ -18,7 +18,8 @@ std::string text(const Shape& s) {
   return "[" + sizes + "]";
 }
 
-// How often a window fits; with `ceil` it may hang over the end, but begins before it.
+// The number of positions of a kernel along an axis. With `ceil` the last may reach beyond the end, but begins before
+// it.
 int64_t extent(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t after, int64_t dilation,
                bool ceil) {
   const int64_t room = size + 2 * padding + after - dilation * (kernel - 1) - 1;
@@ -61,7 +62,8 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
   }
 }
 
-// Bytes per sample that values share: a place is free when the last reader is done.
+// Places in the workspace, in bytes per sample, which values share: a place is free again after its value's last
+// reader.
 class Places {
  public:
   explicit Places(std::vector<int64_t> last_use) : last_use_(std::move(last_use)) {}
@@ -84,11 +86,11 @@ class Places {
 
  private:
   std::vector<int64_t> last_use_;                        // by value
-  std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // where it begins -> size, last use
+  std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // start -> size, last use
   int64_t size_ = 0;
 };
 
-// The instruction after which nothing reads a value; counts are read when all else is done.
+// The last instruction that reads each value. Counts are read after all other instructions.
 std::vector<int64_t> last_uses(const Program& program) {
   const int64_t n = program.size();
   std::vector<int64_t> last(n, 0);
@@ -106,7 +108,7 @@ std::vector<int64_t> last_uses(const Program& program) {
 
 }  // namespace
 
-// Makes the plan of one instruction after the other.
+// Plans one instruction after the other.
 class Planner {
  public:
   Planner(const Program& program, Plan& plan) : program_(program), plan_(plan), places_(last_uses(program)) {}
@@ -151,7 +153,7 @@ class Planner {
     }
   }
 
-  // Of a train or currents of so many features.
+  // The bytes per sample of a spike train or of currents.
   int64_t bytes_of(int64_t value, int64_t features) const {
     if (program_.value(value) == Value::kCounts) return features;
     if (program_.value(value) == Value::kSpikes) return checked_product(features, plan_.planes, kMostWorkspace);
@@ -170,7 +172,7 @@ class Planner {
     return start;
   }
 
-  // Values that come together were made at the same time: the earlier one waits.
+  // An instruction of a stream reads values of the same window: the earlier value is delayed.
   void align(int64_t number, Plan::Step& step) {
     const Instruction& i = program_.instructions[number];
     const auto made = [&](int64_t value) {
@@ -195,9 +197,11 @@ class Planner {
             keep(checked_product(features, slots, kMostWorkspace))};
   }
 
-  // Floats: the potentials of a layer that fires, then of a constant current itself and the input it is of; the counts
-  // that an answer is made of; of a layer that waits the counters of its input, a byte each, or the product of a
-  // real-valued one, the counters of its residual, and what it has to fire.
+  // The floats per sample that an instruction of a stream keeps:
+  //   layer             potentials; if its current is constant, also the product and the input
+  //   reader of counts  the counts
+  //   window timing     the input's counters (bytes) or the product of a real-valued input, the residual's counters,
+  //                     and the counts that it fires
   int64_t state_of(int64_t number, const Plan::Step& step) const {
     const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];

@@ -18,7 +18,7 @@ void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
          std::to_string(value));
 }
 
-// Checks one instruction, whose inputs have been checked.
+// Checks one instruction after its inputs have been checked.
 class Checker {
  public:
   Checker(Program& program, int64_t number, int64_t bytes)
@@ -64,7 +64,7 @@ class Checker {
   }
 
  private:
-  // What it makes of x.
+  // The kind of value that the instruction makes of x.
   Value value(Kind kind, Value x) const {
     if (x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
     switch (kind) {
@@ -126,7 +126,7 @@ class Checker {
     }
   }
 
-  // `size` numbers of the type that is computed in, or of `width` bytes; there may be none.
+  // Checks `size` numbers of `width` bytes each, by default of the type of the arithmetic. They may be absent.
   void check_numbers(const char* name, int64_t offset, int64_t size, int64_t width = 0) const {
     if (offset == kAbsent) return;
     if (width == 0) width = program_.dtype() == DType::kFloat64 ? 8 : 4;

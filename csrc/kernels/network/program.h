@@ -1,6 +1,6 @@
 // The program of a frozen network: a list of instructions, each a layer or a move of values, and one block of bytes
-// that holds every number they use. Python writes both (tandem_snn/frozen) and a file holds them, so they may be
-// anything: what read() returns has been checked.
+// with all their numbers. tandem_snn/frozen writes both and files hold them, so they are untrusted: read() checks
+// everything.
 #pragma once
 
 #include <cstdint>
@@ -12,48 +12,48 @@
 namespace tandem::network {
 
 constexpr int64_t kFormat = 3;         // the first word of a program
-constexpr int64_t kAbsent = -1;        // of a value or an offset
-constexpr int64_t kNetworkInput = -2;  // as a value
+constexpr int64_t kAbsent = -1;        // no value, or no offset
+constexpr int64_t kNetworkInput = -2;  // the network's input as a value
 constexpr int64_t kMostInstructions = 65535;
 constexpr int64_t kLargestWindow = 65535;             // of a kernel, a stride or a dilation
-constexpr int64_t kLargestPadding = 255;              // or what "same" needs, if that is more
+constexpr int64_t kLargestPadding = 255;              // or as much as "same" needs
 constexpr int64_t kLargestSize = int64_t{1} << 30;    // of one axis
 constexpr int64_t kMostFeatures = int64_t{1} << 31;   // of one sample
 constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
 
 // clang-format off
-#define TANDEM_HEADER_FIELDS(X)                                                                 \
-  X(format)                                                                                     \
-  X(dtype)           /* of the weights, as DType; other numbers are of the type it is computed in */ \
-  X(weight_bits)     /* that the weights were rounded to, or 0; the executor does not care */   \
-  X(source)          /* of the input, as Source below */                                        \
-  X(T)               /* steps, or 0: not known */                                               \
-  X(any_T)           /* 1: a window may have other steps, as the input says */                  \
-  X(dims) X(channels) X(height) X(width)  /* of a sample; dims 0: not known */                  \
+#define TANDEM_HEADER_FIELDS(X)                                                                     \
+  X(format)                                                                                         \
+  X(dtype)           /* of the weights, as DType; other numbers have the type of the arithmetic */  \
+  X(weight_bits)     /* to which weights were rounded, or 0; not used by the executor */            \
+  X(source)          /* of the input, as Source below */                                            \
+  X(T)               /* steps, or 0: unknown */                                                     \
+  X(any_T)           /* 1: the input determines the number of steps */                              \
+  X(dims) X(channels) X(height) X(width)  /* of a sample; dims 0: unknown */                        \
   X(instructions)
 
-// Fields that an instruction does not use have neutral values. Offsets are in bytes; windows are vertical, horizontal.
-#define TANDEM_INSTRUCTION_FIELDS(X)                                                            \
-  X(kind)                                                                                       \
-  X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */   \
-  X(residual)        /* value added to the currents; none where it does not fire */             \
-  X(fires)           /* 0: the currents of every step are wanted, without neurons */            \
-  X(analog)          /* 0; files of earlier versions may have layers of an ANN, which are refused */ \
-  X(axes)            /* of space: 0 linear, 1, 2 */                                             \
-  X(outputs) X(channels) X(groups)  /* weights are [outputs, channels, kernel_h, kernel_w] */   \
-  X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                               \
-  X(padding_h) X(padding_w) X(after_h) X(after_w)  /* both sides; more at the end */            \
-  X(dilation_h) X(dilation_w)                                                                   \
-  X(ceil)            /* max_pool: windows may hang over the end */                              \
-  X(first) X(last)   /* flatten: dimensions of [B, ...], from the end where negative */        \
-  X(few_bits)        /* 1: weights are int8, in units of `step` */                              \
-  X(weight) X(step)  /* step is [outputs]; scale has it in it, a readout's weights are times it */ \
-  X(scale) X(shift) X(residual_scale)  /* [outputs]; a mean's scale is the gain of each channel */ \
-  X(v_init)                                                                                     \
-  X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                     \
-  X(threshold) X(leak)    /* bits of a double */                                                \
-  X(gain)            /* the same: of the counts that a readout or a mean reads */               \
-  X(gate)            /* as Gate */                                                              \
+// Fields that an instruction does not use have neutral values. Offsets are in bytes; _h is vertical, _w horizontal.
+#define TANDEM_INSTRUCTION_FIELDS(X)                                                                \
+  X(kind)                                                                                           \
+  X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */       \
+  X(residual)        /* value added to the currents; none if `fires` is 0 */                        \
+  X(fires)           /* 0: no neurons, the result is the currents of every step */                  \
+  X(analog)          /* 0; files of earlier versions may have ANN layers, which are refused */      \
+  X(axes)            /* spatial axes: 0 (linear), 1, 2 */                                           \
+  X(outputs) X(channels) X(groups)  /* weights are [outputs, channels, kernel_h, kernel_w] */       \
+  X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                                   \
+  X(padding_h) X(padding_w) X(after_h) X(after_w)  /* on both sides; more at the end */             \
+  X(dilation_h) X(dilation_w)                                                                       \
+  X(ceil)            /* max_pool: windows may reach beyond the end */                               \
+  X(first) X(last)   /* flatten: dimensions of [B, ...], from the end if negative */                \
+  X(few_bits)        /* 1: weights are int8, in units of `step` */                                  \
+  X(weight) X(step)  /* step: [outputs]; part of scale, but a readout multiplies by it */           \
+  X(scale) X(shift) X(residual_scale)  /* [outputs]; a mean's scale: gain by channel */             \
+  X(v_init)                                                                                         \
+  X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                         \
+  X(threshold) X(leak)    /* bits of a double */                                                    \
+  X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
+  X(gate)            /* as Gate */                                                                  \
   X(timing)          /* as Timing */
 // clang-format on
 
@@ -73,22 +73,23 @@ struct Instruction {
     w.padding[0] = padding_h, w.padding[1] = padding_w;
     w.dilation[0] = dilation_h, w.dilation[1] = dilation_w;
   }
-  // All but tensors. Where it does not fire, the neurons never do, and their potential is the sum of the currents.
+  // Sets everything but tensors. If `fires` is 0, the threshold is out of reach, and the potential is the sum of the
+  // currents.
   void set_neurons(Neuron<float>& a) const;
 };
 #undef TANDEM_FIELD
 
 enum class Source : int64_t { kDirect, kImpulse, kSpikes };
 
-#define TANDEM_KINDS(X)                                                                        \
-  X(layer)         /* weights, then neurons */                                                 \
-  X(average)       /* neurons fed with the mean of a window; of real numbers, the mean */      \
-  X(max_pool)      /* the OR of each window's planes, the maximum of counts or real numbers */ \
-  X(mean)          /* the mean counts of a window */                                           \
-  X(adaptive_mean) /* of windows that make kernel_h x kernel_w of an image */                  \
-  X(flatten)       /* in C, H, W order */                                                      \
-  X(popcount)      /* planes to counts */                                                      \
-  X(burst)         /* counts to planes */                                                      \
+#define TANDEM_KINDS(X)                                                                    \
+  X(layer)         /* weights, then neurons */                                             \
+  X(average)       /* neurons driven by the mean of a window; of real numbers, the mean */ \
+  X(max_pool)      /* the OR of planes, the maximum of counts or real numbers */           \
+  X(mean)          /* the mean of counts */                                                \
+  X(adaptive_mean) /* the same; the output has kernel_h x kernel_w pixels */               \
+  X(flatten)       /* in C, H, W order */                                                  \
+  X(popcount)      /* planes to counts */                                                  \
+  X(burst)         /* counts to planes */                                                  \
   X(readout)       /* counts times weights plus shift */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
@@ -96,19 +97,19 @@ enum class Kind : int64_t {
 #undef TANDEM_KIND
 };
 
-// What an instruction makes. A train is kSpikes, planes, or kCounts, a byte a neuron, as neurons with window timing
-// read and make it. kMeans: real numbers made of counts, of which the last are the answer.
+// The kind of value that an instruction makes. A spike train is kSpikes (planes) or, for neurons of window timing,
+// kCounts (a byte per neuron). kMeans: real numbers computed from counts; the last ones are the answer.
 enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans };
 
-// Names for the writer of programs: the fields of the header, those of an instruction, the kinds, and constants as
-// name=value, a line each.
+// The names that a writer of programs needs, a line each: fields of the header, fields of an instruction, kinds, and
+// constants as name=value.
 std::string vocabulary();
 
 struct Program {
   Header header;
   std::vector<Instruction> instructions;
-  std::vector<Value> values;  // of each instruction
-  std::string not_run;        // "instruction N: why" the executor does not run it, though Python may; or empty
+  std::vector<Value> values;  // by instruction
+  std::string not_run;        // "instruction N: why" if the executor does not support it, although Python may; else ""
 
   int64_t size() const { return header.instructions; }
   DType dtype() const { return static_cast<DType>(header.dtype); }
@@ -119,27 +120,27 @@ struct Program {
   }
   bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
-  // Has it neurons?
+  // Whether the instruction has neurons.
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
-  // Of a layer or an average: does it integrate a window, to fire in the next one?
+  // Whether a layer or an average has window timing: it integrates a window and fires in the next.
   bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
-  // Of a layer: is its current the same at every step, as long as the input is?
+  // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {
     return kind(i) == Kind::layer && !reads_train(i) && !waits(i) &&
            static_cast<Source>(header.source) == Source::kDirect;
   }
-  // The largest T, which counts as bytes decide.
+  // The largest T: 255 if the program has counts, which are bytes.
   int64_t most_steps() const;
 };
 
-// Reads `count` words that use `bytes` bytes of numbers. Throws std::invalid_argument, "instruction N: why", for what
-// is no program.
+// Reads `count` words that refer to `bytes` bytes of numbers. Throws std::invalid_argument, "instruction N: why", if
+// they are not a program.
 Program read(const int64_t* words, int64_t count, int64_t bytes);
 
-// A layer's threshold, leak or gain.
+// The double with these bits: a threshold, a leak or a gain.
 double real(int64_t bits);
 
-// a b, or std::invalid_argument where that is more than `most`.
+// Returns a b. Throws std::invalid_argument if that is more than `most`.
 int64_t checked_product(int64_t a, int64_t b, int64_t most);
 
 }  // namespace tandem::network
