@@ -1,4 +1,4 @@
-// How kernels use threads: the caller injects a parallel-for, kernels only describe work as ranges.
+// How kernels use threads: the caller provides a parallel-for, kernels only split their work into ranges.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace tandem {
 
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
 
-// Calls body on disjoint ranges that cover [0, n), none shorter than `grain` >= 1 unless n is.
+// Calls body on disjoint ranges that cover [0, n). None is shorter than `grain` >= 1 unless n is.
 using ParallelFor = void (*)(int64_t n, int64_t grain, RangeBody body, void* context);
 
 inline void serial_for(int64_t n, int64_t /*grain*/, RangeBody body, void* context) {

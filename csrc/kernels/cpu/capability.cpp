@@ -9,7 +9,7 @@ namespace tandem::cpu {
 namespace {
 
 #if TANDEM_MULTIVERSION
-#if defined(__clang__)  // which learnt the names of the levels late, in its version 18
+#if defined(__clang__)  // clang knows the names of the levels only since version 18
 bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
 }

@@ -21,17 +21,18 @@ namespace tandem::cpu {
 
 enum class Capability : int { kDefault = 0, kV3 = 1, kV4 = 2 };
 
-// The highest level this processor has, or the lower one that TANDEM_CPU_CAPABILITY (default | v3 | v4) asks for.
-// Throws std::runtime_error where that variable names an unknown level or one the processor lacks.
+// The highest level of this processor, or the lower one that TANDEM_CPU_CAPABILITY (default | v3 | v4) sets. Throws
+// std::runtime_error if that variable names an unknown level or one that the processor lacks.
 Capability capability();
 const char* capability_name(Capability level);
 
 }  // namespace tandem::cpu
 
-// TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which runs the always-inline
+// TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which calls the always-inline
 // function name_body, compiled for the level in use.
 //
-// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, L being the floats in a vector of that level.
+// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, where L is the number of floats in a vector of
+// that level.
 #if TANDEM_MULTIVERSION
 #define TANDEM_CPU_KERNEL(name, parameters, arguments)                                            \
   TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body arguments; }                    \

@@ -1,5 +1,5 @@
-// bfloat16 and float16 by their bits, because not every compiler has types for them. Without branches, so that loops
-// over them become vector code.
+// Conversions of bfloat16 and float16 by their bits, because not every compiler has these types. Without branches, so
+// that loops over them are vectorised.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ TANDEM_INLINE float to_float(Float16 half) {
   return float_of_bits((magnitude < 0x0400u ? subnormal : magnitude < 0x7c00u ? normal : not_finite) | sign);
 }
 
-// Rounded to nearest, halves to even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 template <class Half>
 Half from_float(float value);
 
@@ -50,7 +50,7 @@ TANDEM_INLINE BFloat16 from_float(float value) {
 template <>
 TANDEM_INLINE Float16 from_float(float value) {
   const uint32_t bits = bits_of_float(value), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
-  // Added to one half, a magnitude below 2^-14 is rounded to a multiple of 2^-24.
+  // 0.5 + magnitude rounds a magnitude below 2^-14 to a multiple of 2^-24.
   const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f);
   const uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + (magnitude >> 13 & 1u)) >> 13;
   const uint32_t not_finite = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : 0x7c00u;

@@ -1,4 +1,4 @@
-// Multiversioning of a lambda; of a named function it is TANDEM_CPU_KERNEL (capability.h).
+// Multiversioning of a lambda. TANDEM_CPU_KERNEL (capability.h) does it for a named function.
 #pragma once
 
 #include <type_traits>
@@ -7,9 +7,9 @@
 
 namespace tandem::cpu {
 
-// Calls the always-inline lambda f(std::integral_constant<int, L>), compiled for the level in use, L being the floats
-// in a vector of that level. f is a copy: what it captured by value no store through a pointer can change, so it stays
-// in registers.
+// Calls the always-inline lambda f(std::integral_constant<int, L>), compiled for the level in use, where L is the
+// number of floats in a vector of that level. f is passed by value: no store through a pointer can change its captured
+// values, so they stay in registers.
 #if TANDEM_MULTIVERSION
 template <class F>
 TANDEM_TARGET_V4 void call_v4(F f) {

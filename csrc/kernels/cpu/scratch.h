@@ -1,4 +1,4 @@
-// Memory that a thread keeps from call to call: aligned, uninitialised, only ever growing.
+// Memory that a thread keeps from call to call: aligned, uninitialised, never shrinking.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace tandem::cpu {
 template <class E>
 class Scratch {
  public:
-  // At least `size` elements; what they held is lost when the memory grows.
+  // Returns at least `size` elements. Their values are lost when the memory grows.
   E* reserve(size_t size) {
     if (size > size_) {
       data_.reset();

@@ -1,7 +1,7 @@
 // Vectors of L lanes, by default sixteen, in GCC's vector extension.
 //
-// GCC takes comparisons of vectors wider than the processor's apart, lane by lane, so kernels that compute more than
-// they stream choose L = 16, 8 or 4 floats by capability.
+// GCC compares vectors wider than the processor's lane by lane, so compute-bound kernels choose L = 16, 8 or 4 floats
+// by capability.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ TANDEM_INLINE void store(E* p, const V& value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
-// The first `lanes` elements; the others are zero.
+// Loads the first `lanes` elements; the other lanes are zero.
 template <class V, class E>
 TANDEM_INLINE V load_first(const E* p, int lanes) {
   constexpr int L = sizeof(V) / sizeof(E);
@@ -63,7 +63,7 @@ TANDEM_INLINE void store_first(E* p, const V& value, int lanes) {
   std::memcpy(p, &value, lanes * sizeof(E));
 }
 
-// Lane by lane to another type. A loop, because __builtin_convertvector is scalar code where sizes differ.
+// Converts lane by lane. A loop, because __builtin_convertvector gives scalar code where sizes differ.
 template <class To, class From, int L>
 TANDEM_INLINE typename Simd<To, L>::type convert(typename Simd<From, L>::type x) {
   From in[L];
@@ -78,13 +78,13 @@ TANDEM_INLINE auto join_lanes(V low, V high, std::index_sequence<lanes...>) {
   return __builtin_shufflevector(low, high, lanes...);
 }
 
-// L lanes of two halves, in registers: halves stored and loaded as one would wait for their stores to end.
+// Joins two halves in registers: through memory, the load would wait for the stores of the halves.
 template <class E, int L>
 TANDEM_INLINE typename Simd<E, L>::type join(typename Simd<E, L / 2>::type low, typename Simd<E, L / 2>::type high) {
   return join_lanes(low, high, std::make_index_sequence<L>());
 }
 
-// The low bytes of sixteen integers in vectors of L.
+// The low bytes of sixteen integers in vectors of L lanes.
 template <class E, int L>
 TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLanes / L]) {
 #if TANDEM_MULTIVERSION
@@ -102,7 +102,7 @@ TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLane
   return convert<uint8_t, E, kLanes>(all);
 }
 
-// Sixteen bytes as integers in vectors of L.
+// Sixteen bytes as integers in vectors of L lanes.
 template <class E, int L>
 TANDEM_INLINE void widen(ByteLanes bytes, typename Simd<E, L>::type (&parts)[kLanes / L]) {
 #if TANDEM_MULTIVERSION
@@ -128,13 +128,14 @@ TANDEM_INLINE void widen(ByteLanes bytes, typename Simd<E, L>::type (&parts)[kLa
   std::memcpy(parts, &all, sizeof(all));
 }
 
-// Elements [first, first + lanes) of a periodic array; out of line, for it is rare and would be inlined everywhere.
+// Copies elements [first, first + lanes) of a periodic array. Out of line because it is rare and its caller is inlined
+// everywhere.
 template <class C>
 [[gnu::noinline]] inline void copy_periodic(const C* p, int64_t first, int64_t period, int lanes, C* out) {
   for (int64_t i = 0, j = first; i < lanes; ++i, j = j + 1 == period ? 0 : j + 1) out[i] = p[j];
 }
 
-// L elements of a periodic array: lane i gets p[(n + i) % period]; the neutral value where p is null.
+// L elements of a periodic array: lane i gets p[(n + i) % period], or the neutral value if p is null.
 template <class C, int L = kLanes>
 TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
   if (p == nullptr) return Vec<C, L>{} + neutral;
@@ -159,7 +160,7 @@ TANDEM_INLINE uint16_t bits_of(ByteLanes mask) {
 #endif
 }
 
-// Is any bit of a vector of 16 bytes or more set?
+// Whether any bit is set in a vector of 16 bytes or more.
 template <class V>
 TANDEM_INLINE bool any(const V& bits) {
   typedef typename Simd<uint64_t, 2>::type Words;
@@ -176,7 +177,7 @@ TANDEM_INLINE B popcount(B x) {
   return (x + (x >> 4)) & 0x0f;
 }
 
-// Writes bits [n, n + lanes) of a bit-packed mask, n a multiple of 16; the last byte ends in zeros.
+// Writes bits [n, n + lanes) of a bit mask, n a multiple of 16. The last byte ends in zeros.
 TANDEM_INLINE void store_bits(uint8_t* mask, int64_t n, uint16_t bits, int lanes) {
   uint8_t* p = mask + n / 8;
   if (__builtin_expect(lanes == kLanes, 1)) {

@@ -1,16 +1,16 @@
-// Neurons side by side that integrate their window, then fire.
+// Window timing for neurons in vectors: they integrate the product of a window, then fire their burst.
 #pragma once
 
 #include "lanes.h"
 
 namespace tandem::cpu {
 
-// Steps after which is looked whether any neuron still fires. Each look is a jump that is guessed wrong, after which
-// nothing overlaps: that costs more than some steps in vain.
+// The steps between two tests whether any neuron still fires. Each test ends in a mispredicted jump, which costs more
+// than a few steps in vain.
 constexpr int kUnchecked = 4;
 
-// The spikes of G groups of sixteen neurons from n on, interleaved so that their dependency chains overlap. product(s)
-// gives the product u of the window for vector s of the groups.
+// Fires G groups of sixteen neurons from n on, interleaved so that their dependency chains overlap. product(s) is the
+// window's product u of vector s of the groups.
 template <int G, class C, int L, bool whole, class Product>
 TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n,
                                 const Product& product) {

@@ -12,8 +12,8 @@
 
 namespace tandem {
 
-// Rounding after every operation is part of the rule, so no product may fuse with a sum. Hosts compile with
-// -ffp-contract=off; on the device the intrinsics say it.
+// Rounding after every operation is part of the definition, so no product may fuse with a sum: hosts compile with
+// -ffp-contract=off, the device uses intrinsics.
 template <class V>
 TANDEM_HOST_DEVICE V rounded_add(V a, V b) {
   return a + b;
@@ -41,8 +41,8 @@ TANDEM_HOST_DEVICE double rounded_mul(double a, double b) {
 }
 #endif
 
-// I = scale y + k, where k is the share of the window's shift that falls on one step; or z = scale u + k of a whole
-// window, k its shift.
+// The current I = scale y + k of a step, where k is the step's share of the shift; or z = scale u + k of a window,
+// where k is the shift.
 template <class V>
 TANDEM_HOST_DEVICE V input_current(V y, V scale, V k) {
   return rounded_add(rounded_mul(scale, y), k);
@@ -58,7 +58,7 @@ TANDEM_HOST_DEVICE auto step(V& v, V current, C threshold, C leak) {
   return spike;
 }
 
-// A potential that is infinite or NaN stays so, whatever the currents: one look after the last step sees it.
+// A potential that is infinite or NaN stays so, whatever the currents: one test after the last step suffices.
 template <class V>
 TANDEM_HOST_DEVICE auto is_finite(V v) {
   return v - v == V{};
@@ -67,13 +67,13 @@ TANDEM_HOST_DEVICE auto is_finite(V v) {
 // When a layer fires.
 enum class Timing : int32_t {
   kStep = 0,    // at every step of its input
-  kWindow = 1,  // in the T steps after its input's window, which it integrates first: no leak, no gate "resu"
+  kWindow = 1,  // in the T steps after its input's window, which it integrates first; no leak, no gate "resu"
 };
 
-// The largest T: a count of window timing has a byte, any other sixteen bits.
+// The largest T: counts have 8 bits with window timing, else 16.
 constexpr int32_t most_steps(Timing timing) { return timing == Timing::kWindow ? 255 : 65535; }
 
-// The spikes of a neuron that has integrated its window: one in each step while v >= threshold, at most T.
+// The spikes of a neuron after integrating its window: one per step while v >= threshold, at most T.
 template <class C>
 TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
   int count = 0;
@@ -100,7 +100,7 @@ TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
 }
 
-// What neurons have come to, where a window is run piece by piece. [neurons] each.
+// The state of neurons between two pieces of a window: arrays [neurons].
 template <class C>
 struct Carried {
   C* v;
@@ -109,19 +109,19 @@ struct Carried {
 };
 
 // A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
-// neuron n has channel n % channels. C is the type the membrane potential is computed in. A null pointer stands for
-// the neutral value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
+// neuron n has channel n % channels. C is the type of the membrane potential. A null pointer stands for the neutral
+// value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
 //
-// With window timing a train is its number of spikes: a plane is one, P = 1, and its bytes are counts; the residual
-// currents are one, their sum.
+// With window timing there is one plane, P = 1, whose bytes are counts, and one array of residual currents, their sum
+// over the window.
 //
-// A run may be a piece() of a window, in whose place T and all that has steps are then those of the piece.
+// A run may cover a piece() of a window. T and all arrays with steps are then those of the piece.
 template <class C>
 struct Neuron {
   int64_t neurons;
   int64_t channels;
   int32_t T;      // 1..most_steps(timing)
-  int32_t steps;  // the shift of a window is spread over this many steps
+  int32_t steps;  // the steps over which a window's shift is spread
   C threshold;
   C leak;
   Gate gate;
@@ -131,18 +131,18 @@ struct Neuron {
   const uint8_t* residual_planes;  // [P, neurons]
   const C* residual_currents;      // [T, neurons]; at most one of the two residuals is given
   const C* residual_scale;         // [channels]
-  const C* v_init;                 // [v_init_size], neuron n starts at v_init[n % v_init_size]
+  const C* v_init;                 // [v_init_size]: neuron n starts at v_init[n % v_init_size]
   int64_t v_init_size;
   uint8_t* planes;  // out [P, neurons], P = ceil(T / 8)
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
-  uint8_t* mask;   // out [ceil(neurons / 8)], bit n % 8 of byte n / 8: is the gate open
+  uint8_t* mask;   // out [ceil(neurons / 8)]: bit n % 8 of byte n / 8 tells whether the gate is open
   C* v;            // out [neurons], the membrane potential after the last step
-  float* bad;      // out [neurons / sample]: NaN where a potential of the sample is not finite; other values stay
-  int64_t sample;  // neurons of a sample
+  float* bad;      // out [neurons / sample]: NaN if a potential of the sample is not finite; other values stay
+  int64_t sample;  // neurons per sample
 
-  int32_t before, after;  // steps of the window that belong to earlier and to later pieces
-  Carried<C> carried;     // read where there are earlier ones, and written where there are later ones
+  int32_t before, after;  // steps of the window in earlier and in later pieces
+  Carried<C> carried;     // read if there are earlier pieces, written if there are later ones
 
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
 };

@@ -1,4 +1,4 @@
-// Neurons side by side in vectors: the scan, and the last stage of every product, run on these.
+// Neurons in vectors. The scan and the last stage of every product use them.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace tandem::cpu {
 // Counts are at most 65535.
 typedef Simd<uint16_t, kLanes>::type CountLanes;
 
-// Whoever wants them in a type that does not hold all up to T gets rounded ones.
+// Rounds if `dtype` does not represent all counts up to T.
 TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const CountLanes& count, int lanes) {
   const Vec<float> wide = convert<float, uint16_t, kLanes>(count);
   float values[kLanes];
@@ -35,7 +35,7 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const Coun
   }
 }
 
-// Out of line, for it is rare. Several threads may write one sample's NaN.
+// Out of line because it is rare. Several threads may write the NaN of one sample.
 template <class C>
 [[gnu::noinline]] inline void write_bad(const Neuron<C>& a, int64_t n, const C* v, int lanes) {
   float nan = std::numeric_limits<float>::quiet_NaN();  // no const: clang's builtin takes none
@@ -44,18 +44,18 @@ template <class C>
   }
 }
 
-// Is any lane infinite or NaN? Such a lane minus itself is no zero; a comparison takes longer.
+// Whether any lane is infinite or NaN: then it minus itself is not zero. A comparison takes longer.
 template <class C, int L>
 TANDEM_INLINE bool any_lost(const Vec<C, L>& v) {
   return any(reinterpret_cast<Int<C, L>>(v - v));
 }
 
-// Sixteen neurons [n, n + lanes) during a window, in vectors of L; what is stored of them, bytes and bits, is stored
-// for all sixteen at once. `whole`: there are always sixteen.
+// Neurons [n, n + lanes) of sixteen during a window, in vectors of L. Bytes and bits are stored for all sixteen at
+// once. `whole`: lanes is always sixteen.
 template <class C, int L = kLanes, bool whole = false>
 struct NeuronLanes {
   static constexpr int kParts = kLanes / L;
-  typedef Int<C, L> Plane[kParts];  // the bytes of a plane, as lanes
+  typedef Int<C, L> Plane[kParts];  // the bytes of a plane, widened to lanes
 
   Vec<C, L> v[kParts], z[kParts];
   Vec<C, L> v_init[kParts], scale[kParts], k[kParts], residual_scale[kParts];
@@ -78,7 +78,7 @@ struct NeuronLanes {
     start(a, n);
   }
 
-  // A window of the neurons at n, which have the channels of begin().
+  // Starts a window of the neurons at n, which have the channels of begin().
   TANDEM_INLINE void start(const Neuron<C>& a, int64_t n) {
     if (__builtin_expect(a.before > 0, 0)) return resume(a.carried, n);
     count = CountLanes{};
@@ -89,14 +89,14 @@ struct NeuronLanes {
     }
   }
 
-  // The spikes of the residual in plane p, for residual(); zero where it has none.
+  // The residual's spikes of plane p, for residual(); zero if there are none.
   TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
     const bool given = a.residual_planes != nullptr;
     const auto loaded = given ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
     widen<Lane<C>, L>(loaded, bytes);
   }
 
-  // The residual's current into part i at step t of the plane `bytes`.
+  // The residual's current into part i at step t, which is in the plane `bytes`.
   TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) const {
     return residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
   }
@@ -107,7 +107,7 @@ struct NeuronLanes {
     plane[i] |= step(v[i], current, a) & (Lane<C>{1} << (t & 7));
   }
 
-  // Window timing: z of the window's product u, and v before the first spike. `counts` are the residual's.
+  // Window timing: computes z from the window's product u, and v before the first spike. `counts` are the residual's.
   TANDEM_INLINE void integrate(const Neuron<C>& a, int64_t n, int i, const Vec<C, L>& u, const Plane& counts) {
     z[i] = input_current(u, scale[i], k[i]);
     if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
@@ -116,8 +116,8 @@ struct NeuronLanes {
     v[i] = rounded_add(v[i], z[i]);
   }
 
-  // A step after it: counts the spikes of part i. Returns what they cost, the threshold or nothing; as integers, for
-  // GCC 12 compares lane by lane where results of comparisons are combined.
+  // One step after integrate(): counts the spikes of part i. Returns their cost, the threshold or 0, as integers: GCC
+  // 12 combines the results of comparisons lane by lane.
   TANDEM_INLINE Int<C, L> spike(const Neuron<C>& a, int i, Plane& counts) {
     const Int<C, L> fires = v[i] >= a.threshold;
     const Vec<C, L> cost = fires ? Vec<C, L>{} + a.threshold : Vec<C, L>{};
@@ -138,8 +138,8 @@ struct NeuronLanes {
     store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
 
-  // After the last step: gate, counts, mask, membrane potential; "resu" silences the trains already written. `open`,
-  // null or a byte per neuron, takes the place of the mask where lanes do not fill its bytes.
+  // Call after the last step. Writes gate, counts, mask and membrane potential; "resu" silences the trains already
+  // written. `open_neurons`, null or a byte per neuron, replaces the mask where lanes do not fill its bytes.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
     if (a.gate == Gate::kResu || open_neurons != nullptr || a.mask != nullptr) {
@@ -162,7 +162,7 @@ struct NeuronLanes {
     mark_bad(a, n);
   }
 
-  // Notes the samples of which one of the last potentials is not finite. One look for all: their sum is not either.
+  // Marks the samples with a last potential that is not finite. One test suffices: then the sum is not finite either.
   TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n) const {
     if (a.bad == nullptr || __builtin_expect(!any_lost<C, L>(sum()), 1)) return;
     C all[kLanes];
@@ -180,7 +180,7 @@ struct NeuronLanes {
   TANDEM_INLINE Vec<C> potentials() const { return joined(v); }
 
  private:
-  // The state after one piece of a window, and before the next.
+  // pause() saves the state after a piece of a window; resume() restores it before the next piece.
   TANDEM_INLINE void pause(const Carried<C>& carried, int64_t n) const {
     store_first(carried.v + n, joined(v), lanes());
     store_first(carried.z + n, joined(z), lanes());
@@ -199,7 +199,7 @@ struct NeuronLanes {
     return all;
   }
 
-  // The residual's current into part i, of its spikes or else of its currents at step t.
+  // The residual's current into part i, from `spikes` or from its currents at step t.
   TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
     if (a.residual_planes != nullptr) return rounded_mul(residual_scale[i], __builtin_convertvector(spikes, Vec<C, L>));
     const int here = whole ? L : std::clamp(existing - i * L, 0, L);

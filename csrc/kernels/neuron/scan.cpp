@@ -9,10 +9,10 @@ namespace tandem::cpu {
 
 namespace {
 
-// Neurons that run side by side: each step then streams four cache lines, and four chains hide the latencies.
+// Groups per block: each step then streams four cache lines, and four dependency chains hide the latencies.
 constexpr int kGroups = 4;
 constexpr int64_t kBlock = kGroups * kLanes;
-// T streams, each a few cache lines at a time, are more than the hardware prefetcher follows: blocks to fetch ahead.
+// Blocks to prefetch ahead: T streams of a few cache lines each are more than the hardware prefetcher follows.
 constexpr int kAhead = 8;
 
 template <class Half>
@@ -20,7 +20,7 @@ TANDEM_INLINE void widen(const Half* in, int64_t size, float* out) {
   for (int64_t i = 0; i < size; ++i) out[i] = to_float(in[i]);
 }
 
-// Where the product y[t] of a block of neurons lies.
+// The products y[t] that drive the neurons.
 template <class C>
 struct Currents {
   const void* data;
@@ -28,7 +28,7 @@ struct Currents {
   Source source;
   int64_t neurons;
 
-  // y[t] of neurons [n, n + size), size at most kBlock; `wide` is scratch for what cannot be read as it lies.
+  // y[t] of neurons [n, n + size), size <= kBlock. `wide` [kBlock] is scratch for what cannot be read in place.
   TANDEM_INLINE const C* row(int t, int64_t n, int64_t size, C* wide) const {
     const int64_t offset = (source == Source::kTrain ? t * neurons : 0) + n;
     if (source == Source::kImpulse && t > 0) {
@@ -46,7 +46,7 @@ struct Currents {
   }
 };
 
-// The product of the window of some neurons, the sum of y[t] in order.
+// The window's product u [kBlock] of a block: the sum of y[t] in the order of the steps.
 template <class C>
 TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int64_t size, C* u) {
   C wide[kBlock];
@@ -90,7 +90,7 @@ TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, i
   }
 }
 
-// As many groups at once as have registers for their chains.
+// Fires as many groups at once as there are registers for.
 template <class C, int L>
 TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
                                NeuronLanes<C, L>* neurons) {
@@ -103,7 +103,7 @@ TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, 
   }
 }
 
-// `marked` is the layer, whose samples are marked here, one look for all neurons of a block; `a` is the same without.
+// `a` has no `bad`: a single test covers the block, and then `marked`, the same layer with `bad`, marks the samples.
 template <class C, int L, Timing timing, bool has_residual>
 TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
                               int64_t size) {

@@ -1,5 +1,5 @@
-// The IF scan: currents of T steps in, spike trains out. With window timing the currents are added up in order, T times
-// a constant one is one product.
+// The scan: currents of T steps in, spike trains out. With window timing it adds the currents in the order of the
+// steps; a constant current is multiplied by T.
 #pragma once
 
 #include "../parallel.h"
@@ -11,12 +11,12 @@ namespace tandem {
 enum class Source : int32_t {
   kTrain = 0,     // currents [T, neurons]: y[t] = currents[t]
   kConstant = 1,  // currents [neurons]: y[t] = currents at every step
-  kImpulse = 2,   // currents [neurons]: y[0] = currents, nothing afterwards
+  kImpulse = 2,   // currents [neurons]: y[0] = currents, later steps have none
 };
 
 namespace cpu {
 
-// dtype is that of `currents`; float64 goes with Neuron<double>, all others integrate in float.
+// dtype is the type of `currents`: float64 for Neuron<double>, any other for Neuron<float>.
 void if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, ParallelFor parallel);
 void if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, ParallelFor parallel);
 

@@ -11,14 +11,15 @@ namespace tandem::cpu {
 
 namespace {
 
-// Sums are taken over a fixed number of slices of the rows and the slices combined in order, whatever the threads.
+// The slices of the rows are summed separately, then combined in order, so that the result does not depend on the
+// number of threads.
 constexpr int64_t kSlices = 16;
 
 struct Slice {
   int64_t begin, end;
 };
 
-// Rows are gated eight at a time, so that each time begins at a whole byte of the mask.
+// Rows are gated eight at a time: eight rows begin at a whole byte of the mask.
 constexpr int64_t kRows = 8;
 
 Slice slice_of(int64_t rows, int64_t i) {
@@ -26,7 +27,7 @@ Slice slice_of(int64_t rows, int64_t i) {
   return {cut(i), cut(i + 1)};
 }
 
-// One element or H, to doubles.
+// Converts one element, or H of them, to double.
 template <int H>
 struct Widen {
   TANDEM_INLINE static Vec<double, H> of(Vec<float, H> x) { return __builtin_convertvector(x, Vec<double, H>); }
@@ -34,8 +35,9 @@ struct Widen {
   TANDEM_INLINE static double of(double x) { return x; }
 };
 
-// Adds up two terms of every row per channel, sixteen channels at a time in registers of H doubles: add(x, y, sum,
-// other) adds those of the elements x and y of the rows a and b, which lie `stride` elements apart.
+// Sums two terms of every row per channel, for sixteen channels at a time, in registers of H doubles. add(x, y, sum,
+// other) adds the terms of an element x of a and y of b, arrays [rows, channels] whose rows are `stride` elements
+// apart.
 template <int H, class C, class Add>
 TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, int64_t stride, double* sum,
                             double* other, const Add& add) {
@@ -81,7 +83,7 @@ TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_
               });
 }
 
-// The gradients of rows [first, first + rows), first a multiple of kRows, zero where the gate is shut.
+// The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
 template <class C>
 TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
   const int64_t at = first * a.channels;
@@ -89,7 +91,7 @@ TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t r
                 [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
 }
 
-// The sums of g = threshold gz and of g u; gated is scratch for kRows rows.
+// The sums of g = threshold gz and of g u. `gated` is scratch for kRows rows.
 template <int H, class C>
 TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u,
                              C* gated) {
@@ -105,7 +107,7 @@ TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t e
   }
 }
 
-// What the gradient of a channel's product is made of: slope g - shift - (u - mean) tilt.
+// The coefficients of a channel's gradient: slope g - shift - (u - mean) tilt.
 template <class C>
 struct Channels {
   std::vector<C> slope, shift, tilt;
@@ -126,7 +128,7 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, 
   }
 }
 
-// Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices up in order.
+// Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices in order.
 template <class F>
 void two_sums(int64_t rows, int64_t channels, double* first, double* second, ParallelFor parallel, const F& body) {
   std::vector<double> partial(static_cast<size_t>(2 * kSlices * channels));

@@ -1,5 +1,5 @@
-// Batch normalisation of the product u [rows, channels], a row being a sample or a pixel: statistics, gradients, and
-// what they make of a channel.
+// Batch normalisation of the product u [rows, channels], where a row is a sample or a pixel: statistics, gradients, and
+// the scale and shift of each channel.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@ struct BatchNorm {
   C eps;
 };
 
-// The same by channel: z = scale u + shift, the slope of z in gain u, and rstd = slope / gamma.
+// The same for one channel: z = scale u + shift. slope is the slope of z in gain u, rstd = slope / gamma.
 template <class C>
 struct Normalised {
   C gain, rstd, slope, scale, shift;
@@ -38,7 +38,7 @@ TANDEM_HOST_DEVICE Normalised<C> normalise(const BatchNorm<C>& norm, int64_t cha
   return n;
 }
 
-// From sums in double, rounded once; rounding makes no variance negative, and NaN stays NaN.
+// Mean and variance from sums in double, rounded once. Rounding cannot make the variance negative, and NaN stays NaN.
 template <class C>
 TANDEM_HOST_DEVICE void moments(double sum, double squares, int64_t rows, C& mean, C& var) {
   const double n = static_cast<double>(rows);
@@ -66,14 +66,14 @@ struct BatchNormStatistics {
 template <class C>
 struct BatchNormGrad {
   int64_t rows, channels;
-  const void* grad;     // [rows, channels] of grad_dtype, of the counts
-  const uint8_t* mask;  // bit-packed, which gates are open
+  const void* grad;     // [rows, channels] of grad_dtype, the gradient of the counts
+  const uint8_t* mask;  // a bit per neuron: whether the gate is open
   const C* product;     // u [rows, channels]
   const C* mean;        // [channels], of u
   const C* var;         // [channels], of u
   BatchNorm<C> norm;    // without beta
   C threshold;
-  DType grad_dtype;    // of `grad` and of `grad_product`; on the CPU C
+  DType grad_dtype;    // of `grad` and `grad_product`; on the CPU C
   void* grad_product;  // out [rows, channels]
   C* grad_gamma;       // out [channels]
   C* grad_beta;        // out [channels]
@@ -84,7 +84,7 @@ namespace cpu {
 // Sums are taken in double and combined in an order that does not depend on the threads.
 void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel);
 void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel);
-// Of channels [begin, end) alone, the same bits.
+// For channels [begin, end) alone, with the same bits.
 void batch_norm_statistics(const BatchNormStatistics<float>& args, int64_t begin, int64_t end, ParallelFor parallel);
 void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel);
 void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel);
@@ -93,10 +93,10 @@ void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel);
 
 namespace cuda {
 
-// The doubles of device memory that the launchers need. Their order of summation depends on the shape alone.
+// The size of the workspace in doubles of device memory. The order of summation depends only on the shape.
 int64_t batch_norm_workspace(int64_t rows, int64_t channels);
 
-// Pointers are device memory, stream is a cudaStream_t; they return a cudaError_t. There is at least one row.
+// Pointers are device memory, stream is a cudaStream_t. They return a cudaError_t and need at least one row.
 int batch_norm_statistics(const BatchNormStatistics<float>& args, double* workspace, void* stream);
 int batch_norm_statistics(const BatchNormStatistics<double>& args, double* workspace, void* stream);
 int batch_norm_grad(const BatchNormGrad<float>& args, double* workspace, void* stream);

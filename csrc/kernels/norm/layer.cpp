@@ -1,10 +1,10 @@
 // A layer that normalises its product by the statistics of the batch.
 //
-// Neurons need the statistics of all rows first, and keeping the sums of all steps in main memory for so long would
-// take more time than anything else. There are two ways around it:
+// Neurons need the statistics of all rows before they fire. Writing the sums of all steps to main memory until then
+// would take more time than anything else. There are two ways around it:
 // - The sums of all steps of a few tiles stay in the cache.
-// - A matrix unit takes the product of the counts at an eighth of the price of the steps, which then are multiplied as
-//   in evaluation. So are long windows, by any way.
+// - The product of the counts is taken first, then the steps are multiplied as in evaluation. On a matrix unit the
+//   counts cost an eighth of the steps. Long windows use this way on every processor.
 #include "../layer.h"
 
 #include <algorithm>
@@ -21,10 +21,10 @@ namespace {
 
 // Sums that are kept at a time: half of a common L2 cache.
 constexpr int64_t kKeptBytes = int64_t{1} << 20;
-// Of longer windows they would need too much memory where they do not fit there.
+// The sums of longer windows are not kept unless they fit there: they would need too much memory.
 constexpr int kKeptSteps = 128;
 
-// Scale and shift of a layer's neurons, from the statistics of its product.
+// The scale and shift of a layer's neurons, from the statistics of its product.
 struct Affine {
   float* product;
   std::vector<float> scale, shift;
@@ -51,7 +51,7 @@ struct Affine {
   }
 };
 
-// Tiles [begin, end) of a group. `inputs` holds those of every block, loaded if `load`.
+// Runs tiles [begin, end) of a group. `inputs` has the inputs of every block; `load` loads them first.
 void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t begin, int64_t end,
                const Affine& affine, std::vector<BlockInputs>& inputs, bool load, int32_t* sums, uint8_t* open,
                ParallelFor parallel) {
@@ -63,7 +63,7 @@ void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t
   };
   parallel_ranges(parallel, blocks.size(), 1, [&](int64_t first, int64_t last) {
     thread_local Scratch<double> windows_memory;
-    thread_local BlockInputs expanded;  // anew for each time: they take more room than lists
+    thread_local BlockInputs expanded;  // loaded each time: expanded inputs are larger than lists
     for (int64_t b = first; b < last; ++b) {
       const Block block = blocks[b];
       const bool unit = m.way == Way::kMatrixUnit;
@@ -91,12 +91,12 @@ void run_tiles(const Multiplier& m, const Blocks& blocks, int64_t group, int64_t
   });
 }
 
-// Of the sums of all steps of a tile.
+// Bytes of the sums of all steps of a tile.
 int64_t bytes_of_tile(const Layer& layer, const Tiling& tiling) {
   return layer.geometry.rows() * layer.plane_count() * 8 * tiling.width() * static_cast<int64_t>(sizeof(int32_t));
 }
 
-// The sums of all steps stay in the cache, a few tiles at a time.
+// Keeps the sums of all steps of a few tiles at a time in the cache.
 void run_kept(const Multiplier& m, const Affine& affine, ParallelFor parallel) {
   thread_local Scratch<int32_t> sums_memory;
   thread_local std::vector<BlockInputs> inputs;
@@ -117,7 +117,7 @@ void run_kept(const Multiplier& m, const Affine& affine, ParallelFor parallel) {
   write_mask(m.layer, open, parallel);
 }
 
-// Neurons of window timing need the product of the window and nothing else.
+// Neurons of window timing need only the product of the window.
 void run_counted(const Layer& layer, const Affine& affine, ParallelFor parallel) {
   window_product(layer, affine.product, parallel);
   batch_norm_statistics(affine.statistics, parallel);

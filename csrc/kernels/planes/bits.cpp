@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kGrain = 16384;
 
-// nonzero: the bits of an element that make it a spike, all but the sign of a float.
+// nonzero: the bits that make an element a spike; all but the sign of a float.
 template <class E>
 TANDEM_INLINE void pack_elements(const E* spikes, E nonzero, int32_t T, int64_t neurons, uint8_t* planes, int64_t begin,
                                  int64_t end) {
@@ -49,7 +49,7 @@ TANDEM_INLINE void gate_floats(const void* grad, const uint8_t* mask, double thr
                 [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
 }
 
-// They divide in float and round once.
+// Half types divide in float and round once.
 template <class Half>
 TANDEM_INLINE void gate_halves(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
                                int64_t end) {
@@ -61,7 +61,7 @@ TANDEM_INLINE void gate_halves(const void* grad, const uint8_t* mask, double thr
   }
 }
 
-// f(element) of the unsigned type of so many bytes.
+// Calls f(E{}) for the unsigned type E of `size` bytes.
 template <class F>
 TANDEM_INLINE void of_size(int32_t size, const F& f) {
   if (size == 1) return f(uint8_t{});

@@ -1,4 +1,4 @@
-// Elementwise work on spike planes: pack, unpack, counts, and the backward pass's gate.
+// Elementwise operations on spike planes: pack, unpack, counts, bursts, and the gate of the backward pass.
 #pragma once
 
 #include "../neuron/if_neuron.h"
@@ -6,12 +6,12 @@
 
 namespace tandem::cpu {
 
-// spikes [T, neurons], one element each of `element_size` bytes, nonzero = spike -> planes [ceil(T / 8), neurons].
-// `is_float` makes both zeros count as silence.
+// spikes [T, neurons] of elements of `element_size` bytes, where nonzero is a spike -> planes [ceil(T / 8), neurons].
+// is_float: -0.0 is no spike either.
 void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,
           ParallelFor parallel);
 
-// planes -> spikes [T, neurons] of 0 and 1; element_size and `one`, the bytes of a 1, describe the type.
+// planes -> spikes [T, neurons] of 0 and 1. `one` has the bits of a 1, in element_size bytes.
 void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
             ParallelFor parallel);
 
@@ -21,7 +21,7 @@ void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTy
 // planes [P, neurons], of at most 255 steps -> counts [neurons] in a byte each.
 void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel);
 
-// counts [neurons] -> planes [ceil(T / 8), neurons] of trains that spike in their first min(count, T) steps.
+// counts [neurons] -> planes [ceil(T / 8), neurons] of bursts: spikes in the first min(count, T) steps.
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel);
 
 // grad_z[n] = mask bit n ? grad[n] / threshold : 0.
@@ -30,7 +30,7 @@ void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double thresh
 
 }  // namespace tandem::cpu
 
-// The same on a GPU: pointers are device memory, stream is a cudaStream_t; they return a cudaError_t.
+// The same on a GPU: pointers are device memory, stream is a cudaStream_t. They return a cudaError_t.
 namespace tandem::cuda {
 
 int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int64_t neurons, uint8_t* planes,

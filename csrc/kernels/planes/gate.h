@@ -7,7 +7,7 @@
 
 namespace tandem::cpu {
 
-// out = open ? of(grad) : 0 of neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their bits of
+// out = open ? of(grad) : 0 for neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their bits of
 // the mask become masks of whole elements.
 template <class C, class Of>
 TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C* out, int64_t begin, int64_t end, const Of& of) {
