@@ -1,4 +1,4 @@
-// A layer of spike products from bytes: any shape that a plain loop computes in milliseconds.
+// A layer of spike products from fuzzed bytes: any shape that a plain loop computes in milliseconds.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@ namespace tandem::test {
 constexpr int64_t kMostProducts = 1 << 16;
 
 inline Geometry any_linear(Input& in) {
-  const int64_t inputs = in.range(0, in.flag() ? 10000 : 300);  // beyond the K-blocks and the range of an entry
+  const int64_t inputs = in.range(0, in.flag() ? 10000 : 300);  // more than a K-block, or a list entry, can hold
   const int64_t outputs = in.range(1, 70);
   return linear(inputs, outputs, in.range(0, 6));
 }
@@ -19,7 +19,7 @@ inline Geometry any_image(Input& in) {
   Geometry g{};
   g.groups = in.range(1, 20);
   g.channels =
-      g.groups * in.pick<int64_t>({1, 64, 128, in.range(1, 300)});  // depthwise has its kernel, whole chunks their way
+      g.groups * in.pick<int64_t>({1, 64, 128, in.range(1, 300)});  // depthwise and whole chunks have their own code
   g.outputs = g.groups * in.range(1, 40);
   g.batch = in.range(0, 3);
   int64_t* size[] = {&g.height, &g.width};
@@ -29,12 +29,12 @@ inline Geometry any_image(Input& in) {
     g.padding[i] = in.range(0, 6);
     g.dilation[i] = in.range(1, 4);
     const int64_t least = g.dilation[i] * (g.kernel[i] - 1) + 1 - 2 * g.padding[i];
-    *size[i] = std::max(least, in.range(1, in.flag() ? 4 : i == 0 ? 12 : 300));  // long lines are cut
+    *size[i] = std::max(least, in.range(1, in.flag() ? 4 : i == 0 ? 12 : 300));  // long lines are cut into blocks
   }
   return g;
 }
 
-// Nothing where the layer would be too large. Scale, shift and the rest are there or not.
+// Returns nothing if the layer would be too large. Scale, shift and other options are present or absent.
 inline std::optional<ProductLayer> any_layer(Input& in) {
   const Geometry g = in.flag() ? any_linear(in) : any_image(in);
   const int32_t T = static_cast<int32_t>(in.range(1, in.flag() ? 600 : 10));
@@ -54,13 +54,13 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   a.leak = in.pick({1.f, 0.9f});
   a.gate = in.pick({Gate::kRelu, Gate::kClip, Gate::kResu});
   a.counts_dtype = in.pick(kDTypes);
-  if (T > 256) a.counts_dtype = DType::kFloat32;  // which a bfloat16 need not hold
+  if (T > 256) a.counts_dtype = DType::kFloat32;  // bfloat16 does not represent all counts
   if (!layer.plain) {
     a.v_init_size = in.pick({neurons, int64_t{1}, g.out_height() * g.out_width() * g.outputs});
     a.residual_planes = in.maybe(a.residual_planes);
     a.residual_scale = in.maybe(a.residual_scale);
   }
-  if (T <= most_steps(Timing::kWindow) && in.flag()) {  // bytes are counts
+  if (T <= most_steps(Timing::kWindow) && in.flag()) {  // the bytes become counts
     a.timing = Timing::kWindow;
     a.steps = T;
     a.leak = 1;

@@ -1,6 +1,6 @@
-// A test framework in few lines: TEST registers, CHECK reports and goes on, the program's exit status tells. A file may
-// have a FUZZ beside its tests: any arguments, from bytes: random ones, or with TANDEM_FUZZ those of libFuzzer, which
-// learns which ones run new code.
+// A small test framework: TEST registers a test, CHECK reports a failure and continues, the exit status tells the
+// result. A file may also have a FUZZ, which draws its arguments from bytes: random bytes, or with TANDEM_FUZZ those of
+// libFuzzer, which is guided by coverage.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace tandem::test {
 
-// Arguments from bytes.
+// Draws arguments from bytes.
 class Input {
  public:
   explicit Input(std::mt19937& random) : random_bytes_(random() % 128) {
@@ -28,7 +28,7 @@ class Input {
   }
   Input(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
 
-  // A number in [low, high]; where the bytes have run out, low.
+  // A number in [low, high]; low when no bytes are left.
   int64_t range(int64_t low, int64_t high) {
     uint64_t value = 0;
     for (uint64_t span = high - low; span > 0 && data_ < end_; span >>= 8) value = value << 8 | *data_++;
@@ -70,7 +70,7 @@ struct Registry {
   }
 };
 
-// Four threads, whatever the machine has: the sanitizers see what really runs at the same time.
+// Four threads on every machine, so that the sanitizers see concurrent execution.
 inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context) {
   const int64_t parts = std::min<int64_t>(4, std::max<int64_t>(1, n / grain));
   std::vector<std::thread> threads;
@@ -78,7 +78,7 @@ inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context)
   for (std::thread& thread : threads) thread.join();
 }
 
-// False: the processor lacks the level that is asked for, and the program exits with 77.
+// Whether the processor supports the requested level; if not, the program exits with 77.
 inline bool can_run() {
   try {
     std::printf("CPU path: %s\n", cpu::capability_name(cpu::capability()));
@@ -101,7 +101,7 @@ inline bool can_run() {
   static const bool fuzz_added = tandem::test::Registry::add_fuzz(fuzz); \
   static void fuzz(tandem::test::Input& in)
 
-// CHECK(condition, "format", ...): the format says which case failed.
+// CHECK(condition, "format", ...): the format describes the failing case.
 #define CHECK(condition, ...)                                       \
   do {                                                              \
     if (!(condition)) {                                             \
@@ -115,7 +115,7 @@ inline bool can_run() {
 
 namespace tandem::test {
 
-// Ranges in so many parts, the last one first.
+// Runs a range in `parts` pieces, the last one first.
 inline int64_t parts = 1;
 inline void cut_for(int64_t n, int64_t grain, RangeBody body, void* context) {
   CHECK(grain > 0, "%ld pieces", long(n));

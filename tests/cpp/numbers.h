@@ -1,4 +1,4 @@
-// The four element types, as the tests write and read them.
+// Reads and writes numbers of the kernels' element types.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,7 @@ inline uint16_t half_of(double value) {
   return static_cast<uint16_t>(std::min(bits, 31 * 1024) | (std::signbit(value) ? 0x8000 : 0));
 }
 
-// The bytes of `values` in another type; bfloat16 is truncated, which is a value of that type all the same.
+// Encodes `values` in another type. bfloat16 is truncated: the result is a bfloat16 number all the same.
 inline std::vector<char> encode(const std::vector<double>& values, DType dtype) {
   std::vector<char> out(values.size() * size_of(dtype));
   for (size_t i = 0; i < values.size(); ++i) {
@@ -70,7 +70,7 @@ inline std::vector<char> encode(const std::vector<double>& values, DType dtype) 
   return out;
 }
 
-// Equal bit for bit; all NaNs are one.
+// Whether a and b have equal bits; all NaNs count as equal.
 template <class C>
 bool same(C a, C b) {
   return std::memcmp(&a, &b, sizeof(C)) == 0 || (std::isnan(a) && std::isnan(b));

@@ -1,4 +1,4 @@
-// Neurons one at a time, step by step: what every kernel is compared with.
+// Reference neurons, one at a time and step by step, with which all kernels are compared.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace tandem::test {
 
-// Outputs of exactly the right size, full of ones: what is not written shows.
+// Outputs of exactly the right size, filled with other values, so that a missing write shows.
 template <class C>
 struct Outputs {
   std::vector<uint8_t> planes, mask;
@@ -40,7 +40,7 @@ struct PlainNeuron {
   C v = 0;
 };
 
-// Neuron n of a layer, whose product at step t is y(t).
+// Simulates neuron n of a layer; y(t) is the product at step t.
 template <class C, class Y>
 PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, const Y& y) {
   const int64_t channel = n % a.channels;
@@ -73,7 +73,7 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, const Y& y) {
   return out;
 }
 
-// The same with window timing, for the product u of the window.
+// The same with window timing; u is the product of the window.
 template <class C>
 PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
   const int64_t channel = n % a.channels;
@@ -84,7 +84,7 @@ PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
   if (a.residual_currents) z = rounded_add(z, rounded_mul(residual_scale, a.residual_currents[n]));
   PlainNeuron<C> out;
   out.v = rounded_add(a.v_init ? a.v_init[n % a.v_init_size] : C(0), z);
-  for (int t = 0; t < a.T; ++t) {  // the neuron's own window: nothing comes in, and spikes end with the first silence
+  for (int t = 0; t < a.T; ++t) {  // the neuron's own window: no input, and it stops at the first step without a spike
     C v = out.v;
     if (!step(v, C(0), a.threshold, C(1))) break;
     out.v = v;
@@ -95,7 +95,7 @@ PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
   return out;
 }
 
-// Is this what a kernel has written for neuron n?
+// Whether a kernel wrote these outputs for neuron n.
 template <class C>
 bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
   bool equal = true;
@@ -106,7 +106,7 @@ bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
   return equal;
 }
 
-// Are the unused bits of the mask zero?
+// Whether the unused bits of the mask are zero.
 template <class C>
 bool mask_ends(const Neuron<C>& a) {
   return a.mask == nullptr || a.neurons % 8 == 0 || a.mask[a.neurons / 8] >> (a.neurons % 8) == 0;

@@ -1,4 +1,4 @@
-// A layer of spike products, drawn from a seed. Weights are multiples of 1/64, so every sum is exact.
+// A random layer of spike products. Weights are multiples of 1/64, so all sums are exact.
 #pragma once
 
 #include <random>
@@ -31,7 +31,7 @@ inline Geometry image(int64_t size, int64_t kernel, int64_t padding, int64_t cha
   return g;
 }
 
-// A layer with everything that a neuron may have.
+// A layer with all options of its neurons.
 struct ProductLayer {
   Geometry geometry;
   int32_t T;
@@ -44,7 +44,7 @@ struct ProductLayer {
   Way way = Way::kFastest;
   Neuron<float> args{};
   std::vector<uint8_t> planes, residual;
-  std::vector<double> values;  // of the weights
+  std::vector<double> values;  // the weights before encoding
   std::vector<char> encoded;
   std::vector<float> scale, shift, residual_scale, v_init;
 
@@ -91,10 +91,10 @@ struct ProductLayer {
     args.v_init_size = args.neurons;
   }
 
-  // Spikes that come in at a step.
+  // Input neurons.
   int64_t inputs() const { return geometry.batch * geometry.height * geometry.width * geometry.channels; }
 
-  // Window timing: inputs that spike at all, at this rate, do so up to `most` times.
+  // Switches to window timing: inputs are active at this rate and have 1 to `most` spikes.
   void count(double rate, int most, unsigned seed) {
     std::mt19937 random(seed);
     planes.resize(inputs());
@@ -104,7 +104,7 @@ struct ProductLayer {
     args.timing = Timing::kWindow;
   }
 
-  // Weights that are integers of a byte.
+  // Makes the weights int8, up to `largest`.
   void make_integers(double largest) {
     dtype = DType::kInt8;
     for (double& w : values) w = std::round(w * largest);
@@ -117,7 +117,7 @@ struct ProductLayer {
     return values[output * geometry.inputs() + within];
   }
 
-  // y[t] of neuron n, exactly.
+  // y[t] of neuron n, an exact sum.
   double sum(int t, int64_t n) const {
     const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
     const int64_t height = geometry.out_height(), width = geometry.out_width();
@@ -139,14 +139,14 @@ struct ProductLayer {
   }
   float current(int t, int64_t n) const { return static_cast<float>(sum(t, n)); }
 
-  // Its product of the window, whose sums are exact and rounded once.
+  // The product of the window of neuron n: an exact sum, rounded once.
   float window(int64_t n) const {
     if (args.timing == Timing::kStep) {
       float u = 0;
       for (int t = 0; t < T; ++t) u += current(t, n);
       return u;
     }
-    double u = 0;  // of the counts' bits
+    double u = 0;  // summed over the bits of the counts
     for (int j = 0; j < 8; ++j) u += std::ldexp(sum(j, n), j);
     return static_cast<float>(u);
   }
@@ -176,7 +176,7 @@ struct PreparedWeights {
   }
 };
 
-// Are these the outputs of a layer of neurons?
+// Whether kernels wrote these outputs for all neurons.
 inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float>>& want) {
   for (int64_t n = 0; n < args.neurons; ++n) {
     if (!agrees(args, n, want[n])) return false;
@@ -187,7 +187,7 @@ inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float
 constexpr Way kWays[] = {Way::kFastest, Way::kLists1,     Way::kLists2, Way::kLists4, Way::kMatrixUnit,
                          Way::kPlain,   Way::kTileByTile, Way::kDense,  Way::kLists};
 
-// The neurons and, with window timing, the product by itself; of one thread and of several.
+// Checks the neurons and, with window timing, the product alone, with one thread and with several.
 inline void check(ProductLayer& layer, const char* name) {
   layer.finish();
   const std::vector<PlainNeuron<float>> want = layer.expected();

@@ -1,4 +1,4 @@
-// A layer of neurons with currents drawn from a seed, for the scan.
+// A random layer of neurons and currents, for the scan.
 #pragma once
 
 #include <random>
@@ -82,7 +82,7 @@ struct ScanLayer {
     return present ? static_cast<C>(read(currents.data(), c.dtype, row * args.neurons + n)) : C(0);
   }
 
-  // What a kernel has to write for neuron n.
+  // The outputs that a kernel has to write for neuron n.
   PlainNeuron<C> expected(int64_t n) const {
     if (c.timing == Timing::kStep) return plain_neuron(args, n, [&](int t) { return current(t, n); });
     C u = current(0, n);

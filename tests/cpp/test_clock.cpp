@@ -1,4 +1,5 @@
-// What was measured chooses between two ways, and changes no bit. Time is made up, but in the last test.
+// The measured choice between two ways: which one is taken, and that it changes no bit. Except in the last test time is
+// simulated.
 #include "kernels/product/clock.h"
 #include "product_layer.h"
 
@@ -15,7 +16,7 @@ int64_t made_up() {
   return now;
 }
 
-// A layer whose ways take so many microseconds, and what its calls did.
+// A layer with two ways whose calls take `real` microseconds, and what the calls did.
 struct Calls {
   Clock& clock;
   uint64_t key;
@@ -113,14 +114,15 @@ TEST(an_interrupted_call_is_forgotten) {
 TEST(every_layer_has_times_of_its_own) {
   Clock clock(made_up);
   Calls one{clock, kKey, {100, 200}, {100, 20}}, other{clock, kKey + 1, {100, 200}, {100, 200}};
-  // Of a third one the times would lie where those of the first one do, with which it shares no tag.
+  // The times of this third layer share a place with the first one's, but not its tag.
   Calls same_place{clock, kKey ^ uint64_t{1} << 60, {100, 200}, {100, 200}};
   one(1000, nullptr);
   CHECK(one() == 1 && other() == 0, "each has its own");
   CHECK(same_place() == 0, "the later one begins anew");
 }
 
-// Each of these has times of its own, and so starts with the model's way, the lists, when those of the first are slow.
+// Each of these calls has its own times, and so starts with the model's way (lists), although lists are slow for the
+// first.
 TEST(calls_of_a_layer_that_do_not_compare) {
   Clock clock(made_up);
   ProductLayer given(linear(200, 150, 64), 8, 0.2, 1);
@@ -162,7 +164,7 @@ TEST(threads_share_times) {
   CHECK(wrong == 0 && trials > 0 && trials <= 4 * kCalls / 100, "%ld trials", long(trials));
 }
 
-// Calls long enough to be timed, often enough for trials, from threads that share the times.
+// The calls are long and frequent enough for trials; the threads share the times.
 TEST(a_measured_way_changes_no_bit) {
   const auto spikes = [](Way way, int calls) {
     ProductLayer layer(linear(200, 150, 32), 8, 0.2, 1);

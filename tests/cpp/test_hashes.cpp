@@ -1,5 +1,5 @@
-// The bits of every kernel's outputs on data that rounds, against one table for all processors: hashes.txt, which the
-// failures of an empty table would write. Which NaN it is depends on the processor, and is not promised.
+// The bits of every kernel's outputs on data that rounds, compared with one table for all processors, hashes.txt. To
+// make the table, empty it: the failures print its lines. The bits of NaN depend on the processor and are not compared.
 #include <cmath>
 #include <fstream>
 #include <map>
@@ -58,7 +58,7 @@ void check(const std::string& name, const Hash& hash) {
   CHECK(table_entry(name) == text, "%s %s", name.c_str(), text);
 }
 
-// By division alone, so that no library's logarithm has a say: a heavy middle, long tails.
+// Random numbers with a heavy middle and long tails, by division alone: the libraries' logarithms may differ.
 template <class C>
 std::vector<C> draw(std::mt19937& random, int64_t n, double scale) {
   std::vector<C> out(n);
@@ -69,7 +69,7 @@ std::vector<C> draw(std::mt19937& random, int64_t n, double scale) {
   return out;
 }
 
-// Every pattern of bits now and then: infinities, NaN, numbers below the normal ones.
+// Numbers among which any bit pattern may occur: infinities, NaN, subnormal numbers.
 std::vector<char> strange(std::mt19937& random, int64_t n, DType dtype) {
   const std::vector<double> values = draw<double>(random, n, 0.7);
   std::vector<char> out = encode(values, dtype);

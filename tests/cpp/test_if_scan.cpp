@@ -1,4 +1,4 @@
-// The vectorised scan against one neuron at a time: every dtype, source, gate and residual, tails of N and T.
+// The vectorised scan against one neuron at a time: every dtype, source, gate and residual; tails of N and T.
 #include "check.h"
 #include "scan_layer.h"
 
@@ -7,7 +7,7 @@ using namespace tandem::test;
 
 namespace {
 
-// What a kernel has written.
+// Compares the outputs of a kernel.
 template <class C>
 void check(const ScanLayer<C>& layer) {
   const Case& c = layer.c;
@@ -19,7 +19,7 @@ void check(const ScanLayer<C>& layer) {
   CHECK(mask_ends(layer.args), "unused bits of the mask, neurons %ld", long(c.neurons));
 }
 
-constexpr int64_t kMostSteps = 1 << 15;  // of all neurons together
+constexpr int64_t kMostSteps = 1 << 15;  // summed over all neurons
 
 template <class C>
 void scan(const Case& c, Input& in) {
@@ -40,7 +40,7 @@ void scan(const Case& c, Input& in) {
 
 }  // namespace
 
-// Piece by piece as at once.
+// A window in pieces gives the same as at once.
 TEST(pieces_of_a_window) {
   for (Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
     for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
@@ -115,7 +115,7 @@ FUZZ(in) {
   const int64_t features = c.channels * in.range(1, 9);
   c.neurons = features * in.range(0, 5);
   c.T = static_cast<int32_t>(in.range(1, std::clamp<int64_t>(kMostSteps / (c.neurons + 1), 1, 600)));
-  if (c.T > 256) c.counts_dtype = DType::kFloat32;  // which a bfloat16 need not hold
+  if (c.T > 256) c.counts_dtype = DType::kFloat32;  // bfloat16 does not represent all counts
   c.v_init_size = in.pick({int64_t{0}, int64_t{1}, features, c.neurons});
   if (c.T <= most_steps(Timing::kWindow) && in.flag()) {
     c.timing = Timing::kWindow;

@@ -1,5 +1,5 @@
-// The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so every sum is
-// exact: bits must agree whatever the shape, the rate, T, the way, the capability and the threads.
+// The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so all sums are
+// exact: bits must agree for every shape, rate, T, way, capability and number of threads.
 #include "any_layer.h"
 
 using namespace tandem;
@@ -10,14 +10,14 @@ namespace {
 constexpr double kRates[] = {0, 0.1, 0.5, 1};
 constexpr Timing kTimings[] = {Timing::kStep, Timing::kWindow};
 
-// With window timing inputs come in up to `most` times.
+// With window timing inputs have up to `most` spikes.
 ProductLayer make(const Geometry& g, Timing timing, int32_t T, double rate, unsigned seed, int most = 8) {
   ProductLayer layer(g, T, rate, seed);
   if (timing == Timing::kWindow) layer.count(rate, most, seed);
   return layer;
 }
 
-// What neurons write by every way.
+// Compares the outputs of every way.
 template <class Expect>
 void run_ways(ProductLayer& layer, ParallelFor parallel, const Expect& expect) {
   for (const Way way : kWays) {
@@ -63,7 +63,7 @@ TEST(any_layers) {
   }
 }
 
-// What neurons have come to goes from piece to piece, and the gates look at the whole window.
+// Pieces of a window hand on the neurons' state, and gates see the whole window.
 TEST(long_windows) {
   for (int32_t T : {129, 255, 256, 300, 1000}) {
     for (const Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
@@ -87,7 +87,7 @@ TEST(the_longest_window) {
   ProductLayer layer(linear(2, 3, 1), 65535, 0.9, 1);
   layer.args.threshold = 0.125f;
   layer.args.gate = Gate::kClip;
-  for (double& w : layer.values) w = std::abs(w);  // some neuron fires at nearly every step
+  for (double& w : layer.values) w = std::abs(w);  // a neuron fires at nearly every step
   check(layer, "65535 steps");
 }
 
@@ -114,7 +114,7 @@ TEST(odd_shapes) {
   }
 }
 
-// Weights of few bits take fewer digits, few inputs more bits of the fixed point and so one digit more.
+// Few-bit weights have fewer digits. With few inputs the fixed point has more bits, and so one more digit.
 TEST(every_number_of_digits) {
   for (int64_t inputs : {1, 2, 5, 60, 300}) {
     for (double unit : {1.0 / 64, 1.0 + 1.0 / 4096}) {
@@ -125,7 +125,7 @@ TEST(every_number_of_digits) {
   }
 }
 
-// Integers of a byte have tiles of bytes where their sums fit int16, else of words.
+// int8 weights have tiles of bytes if their sums fit int16, else tiles of words.
 TEST(few_bits) {
   for (const Timing timing : kTimings) {
     for (int64_t inputs : {5, 64, 300, 1500}) {
@@ -143,7 +143,8 @@ TEST(few_bits) {
   }
 }
 
-// Sums of all positive weights, of all negative ones, of all and of some, where these just fit int16, and do not.
+// The sums of all positive, of all negative, of all and of some weights, where they just fit int16 and where they do
+// not.
 TEST(bytes_up_to_the_ends_of_int16) {
   constexpr int64_t positive = 258, inputs = positive + 1 + 256;
   for (const double last : {1, 2}) {
@@ -212,7 +213,7 @@ TEST(weights_may_be_prepared_before) {
   }
 }
 
-// Sums are exact and rounded once, so random weights too have the same bits.
+// Sums are exact and rounded once, so random weights have the same bits in every order.
 TEST(order_of_additions_does_not_matter) {
   std::mt19937 random(1);
   std::normal_distribution<double> normal(0, 0.1);
@@ -229,7 +230,7 @@ TEST(order_of_additions_does_not_matter) {
   }
 }
 
-// Where a weight of output 3 is not finite, its currents are NaN, and nothing else is; each sample is told.
+// A weight of output 3 is not finite: only that output's currents are NaN, and all samples are marked.
 TEST(an_output_with_a_weight_that_is_not_finite_has_nan_at_every_step) {
   for (const Timing timing : kTimings) {
     for (const auto& [groups, bad] : {std::pair{1, NAN}, {1, INFINITY}, {40, INFINITY}}) {
@@ -263,7 +264,7 @@ TEST(empty_layers) {
   }
 }
 
-// By one way at a time, with outputs that are wanted and not.
+// One way at a time, with and without each output.
 FUZZ(in) {
   std::optional<ProductLayer> layer = any_layer(in);
   if (!layer) return;

@@ -1,6 +1,6 @@
-// Frozen networks from any bytes: the words of a program, its numbers, and the file around them. What is refused is
-// refused by an exception; what is not, runs within its memory. Seeds are the example's own file, with some of it
-// changed; a file is signed anew, else its checksum would refuse every one.
+// Frozen networks from fuzzed bytes: the words of a program, its numbers, and the file around them. A bad program is
+// refused by an exception; any other runs within its memory. The seed is the example's file, in which some bytes are
+// changed; its checksum is renewed, or every change would be refused.
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -36,7 +36,7 @@ std::string signed_anew(std::string content) {
   return content.replace(at, 64, Sha256::of(content));
 }
 
-// Runs what can be run with little memory and time, whole and as a stream.
+// Runs a network as a whole and as a stream, unless it needs much memory or time.
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
@@ -79,7 +79,8 @@ void run(const FrozenFile& file, Input& in) {
   }
 }
 
-// Makes the layers before some instruction, or those from it on, integrate a window, with a move between the two.
+// Gives window timing to the layers before some instruction, or to those from it on, and puts a conversion of trains
+// between the two parts.
 void wait(FrozenFile& file, Input& in) {
   constexpr size_t header = sizeof(network::Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
   const auto size = static_cast<int64_t>((file.program.size() - header) / row);
@@ -116,7 +117,7 @@ FUZZ(in) {
     return in.flag() ? exact : in.range(-3, 70);
   };
   try {
-    if (in.flag()) {  // the file's bytes
+    if (in.flag()) {  // change bytes of the file
       std::string content = seed();
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) {
         const auto header = std::min<int64_t>(600, static_cast<int64_t>(content.size()));
@@ -129,9 +130,9 @@ FUZZ(in) {
         }
       }
       run(FrozenFile::read(signed_anew(content)), in);
-    } else {  // its words
+    } else {  // change words of the program
       FrozenFile file = FrozenFile::read(seed());
-      if (in.flag()) {  // what the example's network has none of
+      if (in.flag()) {  // instructions that the example's network lacks
         constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
                          row = sizeof(Instruction) / sizeof(int64_t);
         const auto last = static_cast<int64_t>((file.program.size() - header) / row) - 1;

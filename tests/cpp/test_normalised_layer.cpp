@@ -1,5 +1,5 @@
-// Batch normalisation, forward and backward, of products of any shape; also where the sums of all tiles do not fit into
-// the cache at once.
+// Batch normalisation, forward and backward, of products of any shape, also where the cache cannot hold the sums of all
+// tiles at once.
 #include <cfloat>
 
 #include "any_layer.h"
@@ -10,7 +10,7 @@ using namespace tandem::test;
 
 namespace {
 
-// Statistics of the product and, from them, what the neurons are scaled and shifted by.
+// The statistics of the product, and the neurons' scale and shift.
 struct PlainNorm {
   std::vector<float> product, mean, var, scale, shift;
 
@@ -43,7 +43,7 @@ std::vector<float> multiples(int64_t n, float unit, int period) {
   return out;
 }
 
-// Product, statistics and neurons of a layer, by these ways.
+// Compares product, statistics and neurons of a layer for these ways.
 void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vector<Way>& ways,
            const std::vector<ParallelFor>& parallels, const char* name) {
   const int64_t channels = layer.geometry.outputs;
@@ -75,7 +75,7 @@ void check(const Geometry& shape, int32_t T, const char* name) {
   check(ProductLayer(shape, T, 0.3, 1), {Way::kLists1, Way::kMatrixUnit, Way::kPlain}, name);
 }
 
-// All operands are small multiples of powers of two, so that no order of additions shows.
+// All operands are small multiples of powers of two, so that the order of additions does not matter.
 void backward(Input& in, int64_t rows, int64_t channels) {
   const auto grad = multiples(rows * channels, 0.25f, 13), product = multiples(rows * channels, 0.5f, 11);
   const auto mean = multiples(channels, 0.5f, 5), gamma = multiples(channels, 0.5f, 7);
@@ -115,7 +115,7 @@ void backward(Input& in, int64_t rows, int64_t channels) {
     CHECK(grad_beta[c] == static_cast<float>(beta_sum), "channel %ld of %ld", long(c), long(channels));
     CHECK(grad_gamma[c] == static_cast<float>(gamma_sum), "channel %ld of %ld", long(c), long(channels));
     for (int64_t i = c; i < rows * channels; i += channels) {
-      // Of the three terms each is rounded a few times.
+      // Each of the three terms is rounded a few times.
       const double terms[] = {gz(i), beta_sum / rows, xhat(i) * gamma_sum / rows};
       const double want = of.scale * (terms[0] - terms[1] - terms[2]);
       const double size = std::fabs(of.scale) * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
@@ -125,7 +125,7 @@ void backward(Input& in, int64_t rows, int64_t channels) {
   }
 }
 
-// Statistics by themselves, of factor times the product.
+// Statistics alone, of factor times the product.
 void statistics(Input& in, int64_t rows, int64_t channels) {
   const auto product = multiples(rows * channels, 0.5f, 11);
   const float factor = in.pick({1.f, 4.f});
@@ -158,7 +158,7 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
 
 }  // namespace
 
-// 32 planes of 16 outputs take 16 KB a row: of eight rows eight tiles are kept at a time, of eighty not one.
+// 32 planes of 16 outputs take 16 KB per row: for 8 rows eight tiles are kept at a time, for 80 rows not even one.
 TEST(a_few_tiles_at_a_time) {
   for (int64_t batch : {8, 80}) {
     check(linear(8, 9 * 32 + 5, batch), 255, "linear");
@@ -168,7 +168,7 @@ TEST(a_few_tiles_at_a_time) {
   }
 }
 
-// Their tiles are twice as wide, and so are the sums of one.
+// Tiles of bytes are twice as wide, and so are their sums.
 TEST(weights_in_bytes) {
   ProductLayer layer(linear(256, 40, 8), 255, 0.3, 1);
   layer.dtype = DType::kInt8;
@@ -176,7 +176,8 @@ TEST(weights_in_bytes) {
   check(layer, {Way::kLists4, Way::kMatrixUnit, Way::kDense}, "bytes");
 }
 
-// Kept where there are a few rows, else multiplied twice; the product of the window in pieces either way.
+// With few rows sums are kept, else steps are multiplied a second time. In both cases the window's product is computed
+// in pieces.
 TEST(long_windows) {
   for (int32_t T : {256, 300, 1000}) {
     for (int64_t batch : {2, 40}) check(linear(12, 20, batch), T, "long");

@@ -1,4 +1,5 @@
-// How kernels divide their work: a range is worth a thread's start, and large work has more of them than one.
+// How kernels divide their work: a range is large enough to pay for a thread's start, and large work has several
+// ranges.
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"
@@ -21,7 +22,7 @@ void record(int64_t n, int64_t grain, RangeBody body, void* context) {
   body(0, n, context);
 }
 
-// What `work` has asked for.
+// The parallel calls that `work` makes.
 template <class F>
 std::vector<Call> calls_of(const F& work) {
   calls.clear();
@@ -29,13 +30,13 @@ std::vector<Call> calls_of(const F& work) {
   return calls;
 }
 
-// So many pieces of `size` each, of which a range has about as many as are worth `least` together.
+// Whether the call has `pieces` pieces of size `size` and its grain is worth about `least`.
 bool divides(const Call& call, int64_t pieces, int64_t size, int64_t least) {
   const int64_t range = call.grain * size;
   return call.pieces == pieces && 10 * range >= 9 * least && 10 * range <= 11 * least;
 }
 
-// Each piece is a range of its own.
+// Whether each piece may be a range of its own.
 bool divides(const Call& call, int64_t pieces) { return call.pieces == pieces && call.grain == 1; }
 
 std::vector<Call> calls_of_product(const Geometry& shape, int32_t T) {

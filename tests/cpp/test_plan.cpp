@@ -1,4 +1,4 @@
-// The plan of a layer, at their borders.
+// The plan of a layer: tiles, blocks, costs and the choice of way, at the borders between two plans.
 #include <cmath>
 
 #include "kernels/product/lists.h"
@@ -66,7 +66,7 @@ TEST(density_counts_patterns) {
   CHECK(density.adds[2] == 8 / 8.0, "%g", density.adds[2]);
   CHECK(Density::measure(bytes.data(), 0).adds[0] == 0, "nothing to measure");
 
-  // A quarter of the channels always fires: whatever the sample skips, it has to see them in proportion.
+  // A quarter of the channels always fires: the sample must contain them in proportion.
   for (int64_t channels : {24, 64, 128, 256, 1024}) {
     std::vector<uint8_t> image(int64_t{1} << 20);
     for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<int64_t>(i) % channels < channels / 4 ? 0xff : 0;
@@ -99,7 +99,7 @@ TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
         "three rows where a tile has sixteen");
 }
 
-// Equal weights that add up to one: with 31 bits for their sum, the largest takes 31 - log2(inputs).
+// Equal weights with the sum 1: with 31 bits for their sum, the largest has 31 - log2(inputs) bits.
 TEST(units_are_larger_where_that_saves_a_digit) {
   const struct {
     int64_t inputs;
@@ -124,7 +124,7 @@ TEST(rows_expanded_at_a_time) {
   CHECK(expanded_rows(linear(8000, 10), 256) == 16, "a tile has sixteen");
 }
 
-// Sparse to dense, the choice changes, and it does so where the costs of the two widths cross.
+// From sparse to dense inputs the choice changes, exactly where the costs of the two widths cross.
 TEST(the_choice_changes_where_costs_cross) {
   for (const Geometry& geometry : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
     for (bool matrix_unit : {false, true}) {
@@ -155,11 +155,11 @@ TEST(the_choice_changes_where_costs_cross) {
   }
 }
 
-// Each term of a cost grows with what it stands for, and with nothing else.
+// Each term of a cost depends on its own quantity only.
 TEST(what_lists_cost) {
   const auto cost = [](const Geometry& geometry, int width, double adds) {
     Density density{{-1, -1, -1}};
-    density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width, and of no other
+    density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width only
     return lists_cost(geometry, static_cast<Way>(width), density, kCompressedLists);
   };
   for (int width : {1, 2, 4}) {
@@ -188,7 +188,7 @@ TEST(what_lists_cost) {
   }
 }
 
-// Narrow vectors pay more for additions, and so sort inputs by patterns of more steps sooner.
+// Additions cost more in narrow vectors, which therefore sort inputs by longer patterns sooner.
 TEST(lists_by_a_table_are_of_more_steps) {
   const Density tenth{{0.8, 0.72, 0.59}}, quarter{{2, 1.6, 0.9}};
   const auto way = [&](const ListCosts& costs, const Density& density) {
@@ -209,7 +209,7 @@ TEST(what_the_matrix_unit_costs) {
   CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
   CHECK(near(cost(conv3x3(64, 0), 1), 3 * expand), "lines that rows share");
 
-  // Of a tile: what 64 inputs take, and what firing does.
+  // The cost of a tile: the share of 64 inputs, and of firing.
   const auto tile = [&](int64_t inputs, int64_t outputs, int64_t rows) {
     return cost(linear(inputs, outputs), rows) - cost(linear(inputs, 0), rows);
   };
@@ -224,7 +224,7 @@ TEST(what_the_matrix_unit_costs) {
   CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
 }
 
-// Weights of one digit: where many inputs spike, or where runs of lists would be short.
+// Weights of one digit are multiplied as bytes if many inputs are active or the runs of lists would be short.
 TEST(products_of_bytes_take_dense_or_narrow_layers) {
   const Density tenth{{0.8, 0.76, 0.69}}, half{{4, 3, 1.88}};
   const auto way = [](int64_t inputs, const Density& density) {
@@ -236,7 +236,7 @@ TEST(products_of_bytes_take_dense_or_narrow_layers) {
   CHECK(way(64, half) == Way::kDense, "narrow");
 }
 
-// Of counts lists pay where few inputs spike, or where weights would be read for few rows.
+// For counts, lists pay if few inputs are active or few rows would share the weights.
 TEST(the_way_for_counts) {
   const auto way = [](int64_t rows, bool packed, double nibbles, Way digits) {
     Geometry geometry = linear(800, 800);

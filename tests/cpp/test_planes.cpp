@@ -1,4 +1,4 @@
-// Elementwise work and windows of spike planes of any size, compared with plain loops.
+// Elementwise operations and pooling of spike planes of any size, compared with plain loops.
 #include <tuple>
 
 #include "check.h"
@@ -28,7 +28,7 @@ void spikes(Input& in) {
   std::vector<uint8_t> planes(P * neurons, 255), want(P * neurons);
   for (int64_t i = 0; i < T * neurons; ++i) {
     bool spike = false;
-    for (int b = 0; b < size; ++b) {  // the last byte has the sign
+    for (int b = 0; b < size; ++b) {  // the last byte holds the sign
       spike |= (bytes[i * size + b] & (floating && b == size - 1 ? 0x7f : 0xff)) != 0;
     }
     want[i / neurons / 8 * neurons + i % neurons] |= static_cast<uint8_t>(spike << (i / neurons % 8));
@@ -64,7 +64,7 @@ void spikes(Input& in) {
   }
 }
 
-// Trains that have their spikes first, from counts and back.
+// Bursts from counts, and counts from bursts.
 void bursts(Input& in) {
   const auto T = static_cast<int32_t>(in.range(1, 255)), P = (T + 7) / 8;
   const int64_t neurons = in.range(0, 1000);
@@ -93,7 +93,7 @@ void gate(Input& in) {
     const bool open = mask[n / 8] >> (n % 8) & 1;
     if (!open) CHECK(got == 0, "neuron %ld", long(n));
     if (open && std::isnan(g)) CHECK(std::isnan(got), "neuron %ld", long(n));
-    // Half an ulp of a type that is rounded to once more.
+    // Half an ulp of the type of the result.
     const double want =
         dtype == DType::kFloat64 ? g / threshold : static_cast<float>(g) / static_cast<float>(threshold);
     const double bound = dtype == DType::kFloat16 ? 5e-4 * std::fabs(want) + 6e-8 : 4e-3 * std::fabs(want);
@@ -119,7 +119,7 @@ void windows(Input& in) {
     w.dilation[i] = in.range(1, 3);
     const int64_t extent = w.dilation[i] * (w.kernel[i] - 1) + 1;
     *sizes[i] = std::max(extent - 2 * w.padding[i], in.range(1, 20));
-    *outs[i] = (*sizes[i] + 2 * w.padding[i] - extent) / w.stride[i] + in.range(0, 1) + 1;  // ceil_mode has one more
+    *outs[i] = (*sizes[i] + 2 * w.padding[i] - extent) / w.stride[i] + in.range(0, 1) + 1;  // ceil_mode adds one
   }
   const int64_t pixels = w.height * w.width;
   const std::vector<uint8_t> image = any_bytes(in, w.images * pixels * w.channels);

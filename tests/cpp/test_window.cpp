@@ -1,5 +1,5 @@
 // Window timing: the fused product of counts against a plain simulation that integrates one window and fires in the
-// next, step by step. Weights are multiples of 1/64 where results are compared with it, so every sum is exact.
+// next, step by step. Weights are multiples of 1/64 in these comparisons, so all sums are exact.
 #include "kernels/product/dense.h"
 #include "kernels/product/multiply.h"
 #include "kernels/product/window.h"
@@ -18,7 +18,7 @@ ProductLayer window_layer(const Geometry& g, int32_t T = 8, int most = 8, double
 
 }  // namespace
 
-// The largest sums that a digit's products can have: where 16 bits hold them, and where they do not.
+// The largest sums of a digit's products, where they fit 16 bits and where they do not.
 TEST(all_inputs_at_their_most) {
   for (int64_t inputs : {64, 1024, 8191}) {
     for (int count : {1, 15, 127, 128, 255}) {
@@ -33,7 +33,7 @@ TEST(all_inputs_at_their_most) {
   }
 }
 
-// Each kind of products that the processor has, not only the best one that the layer takes.
+// Every kind of byte product that the processor supports, not only the one that the layer would use.
 TEST(every_kind_of_byte_products) {
   for (int64_t inputs : {63, 700, 1500}) {
     for (int most : {1, 8, 127, 255}) {
@@ -69,7 +69,7 @@ TEST(every_kind_of_byte_products) {
   }
 }
 
-// theta c + v = v_init + z where that is exact, and no count falls when z grows.
+// theta c + v = v_init + z if that is exact, and a larger z never gives a smaller count.
 TEST(counts_grow_with_z_and_lose_nothing) {
   ProductLayer layer = window_layer(linear(100, 64, 50));
   layer.finish();
