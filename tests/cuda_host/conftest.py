@@ -22,19 +22,19 @@ def toolkit() -> Toolkit:
 
 @pytest.fixture(scope="session")
 def library(request: pytest.FixtureRequest) -> Path:
-    """All kernels, their PTX, and the machine that runs it."""
-    if path := os.environ.get("TANDEM_EMULATED"):  # what mutate.py has built
+    """All kernels, as PTX, and the machine that executes it."""
+    if path := os.environ.get("TANDEM_EMULATED"):  # built by mutate.py
         return Path(path)
     return build("kernels", library_parts(), request.getfixturevalue("toolkit"))
 
 
 @pytest.fixture
 def plain(library: Path) -> Emulator:
-    """The kernels, of whose accesses those to shared memory are watched."""
+    """The kernels; the checker watches only shared memory."""
     return Emulator(library, checked=False)
 
 
 @pytest.fixture
 def checked(library: Path) -> Emulator:
-    """The kernels, every access watched."""
+    """The kernels; the checker watches every access."""
     return Emulator(library, checked=True)

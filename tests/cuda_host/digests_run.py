@@ -1,10 +1,10 @@
-"""A training, and networks in evaluation, frozen and as a stream; prints digests of what comes of them.
+"""A training run, and networks in evaluation, frozen and as a stream; prints digests of the results.
 
     python tests/cuda_host/digests_run.py training|networks
 
-Run by test_emulated_ops.py with the emulated CUDA kernels and with the CPU's: the digests have to agree. All sums of
-spikes are exact, and what is left to torch, the first product of an image and the readout's, is done by the same
-operators.
+test_emulated_ops.py runs it with the emulated CUDA kernels and with the CPU kernels: the digests have to agree. All
+sums of spikes are exact, and torch's operators compute the rest (the first product of an image, and the readout) in
+both runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 
 def training() -> None:
-    """A small one whose weights stay on a dyadic grid, so that no sum of the gradients rounds."""
+    """A small training run whose weights stay on a dyadic grid, so that no sum of the gradients rounds."""
     torch.manual_seed(0)
     net = nn.Sequential(
         tnn.Conv2d(2, 16, 3, padding=1, norm=True),
@@ -98,7 +98,7 @@ NETS: Any = {mlp: (20,), images: (2, 8, 8), line: (3, 11)}
 
 
 class Once:
-    """What stands for a CUDA graph: the evaluation itself."""
+    """Replaces a CUDA graph: the evaluation itself."""
 
     def replay(self) -> None: ...
 
@@ -111,7 +111,7 @@ def networks() -> None:
         for timing in ("step", "window"):
             torch.manual_seed(0)
             net, x = make(timing), torch.rand(6, *shape)
-            for module in net.modules():  # statistics of batches differ in their last bits: sums of another order
+            for module in net.modules():  # batch statistics would differ in their last bits: another order of sums
                 if isinstance(module, nn.Module) and getattr(module, "running_var", None) is not None:
                     module.running_mean.normal_(0, 0.5)
                     module.running_var.uniform_(0.3, 3)

@@ -1,4 +1,4 @@
-// The launchers of the CUDA kernels and the CPU kernels that take the same arguments, by name, for ctypes.
+// The launchers of the CUDA kernels, and the CPU kernels with the same arguments, found by name for ctypes.
 #include <cstring>
 
 #include "../../csrc/kernels/cuda/digits.h"
@@ -9,7 +9,7 @@ using namespace tandem;
 
 namespace {
 
-// On the CPU the weights say what the operand is, and are prepared in the call.
+// On the CPU the type of the weights is the operand, and they are prepared in the call.
 Layer unprepared(Layer layer) {
   layer.prepared = nullptr;
   return layer;
@@ -19,13 +19,13 @@ void window_product(const Layer& layer, cuda::Operand, float* u, ParallelFor par
   cpu::window_product(unprepared(layer), u, parallel);
 }
 
-// Nor does it need a workspace.
+// The CPU needs no workspace.
 template <class Args>
 void batch_norm_statistics(const Args& args, double*, ParallelFor parallel) {
   cpu::batch_norm_statistics(args, parallel);
 }
 
-// A window of currents in three pieces, cut at two steps.
+// Runs a window of currents in three pieces, cut at two steps.
 int scan_pieces(const float* currents, const Neuron<float>& args, int32_t first, int32_t second, void* stream) {
   int status = 0;
   const int32_t cuts[] = {0, first, second, args.T};

@@ -1,4 +1,4 @@
-"""Builds the kernels with nvcc, to PTX, and the machine of ptx/ that runs it; calls them on guarded buffers."""
+"""Builds the kernels with nvcc, as PTX, and the machine of ptx/ that executes it; calls kernels on guarded buffers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from build_tools.decide import Plan, Toolkit
 
 HERE = Path(__file__).parent
 AS_IT_LIES, INPUT, OUTPUT, INOUT, MARKS = 0, 1, 2, 3, 5
-GUARD = 4096  # bytes either side of a buffer: what runs out of bounds hits nothing else
+GUARD = 4096  # bytes on both sides of a buffer, so that an overrun hits nothing else
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
@@ -45,14 +45,14 @@ def kernel_sources() -> list[Path]:
     return [ROOT / path for path in read_sources()["cuda"]]
 
 
-# Beside the flags of the library's own build: PTX instead of machine code, as text, with the lines of its source.
+# In addition to the build's flags: PTX as text instead of machine code, with source lines.
 PTX = ["-gencode=arch=compute_80,code=compute_80", "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
 LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
 
 
 def machine_parts(kernels: Sequence[Path]) -> list[tuple[str, str, Path]]:
-    """What ninja_text() takes of kernels and the machine that runs their PTX."""
+    """The parts of kernels and of the machine that executes their PTX, for ninja_text()."""
     sources = [*kernels, *sorted((HERE / "ptx").glob("*.cpp"))]
     named = [("ptx" if path.suffix == ".cu" else "machine", path.relative_to(ROOT)) for path in sources]
     return [(rule, str(path), build_folder() / rule / f"{path}.o") for rule, path in named]
@@ -64,28 +64,28 @@ def machine_rules(toolkit: Toolkit) -> dict[str, list[str]]:
 
 
 def cpu_parts() -> list[tuple[str, str, Path]]:
-    """The CPU kernels, whose objects are those of the extension."""
+    """The CPU kernels; their objects are shared with the extension."""
     return [("cpu", path, build_folder() / f"{path}.o") for path in read_sources()["cpu"]]
 
 
 def library_parts() -> list[tuple[str, str, Path]]:
-    """Those of the library that tests call by way of entry.cpp."""
+    """The parts of the library that tests call through entry.cpp."""
     entry = HERE.relative_to(ROOT) / "entry.cpp"
     parts = [*machine_parts(kernel_sources()), *cpu_parts()]
     return [*parts, ("machine", str(entry), build_folder() / "machine" / f"{entry}.o")]
 
 
 def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: bool = False) -> Path:
-    """A library of kernels and the machine; with ``ops`` one that takes the place of the extension's. What did not
-    change since it was last built is not compiled again."""
+    """Builds a library of kernels and the machine; with ``ops`` one that replaces the extension's library. Compiles
+    only what has changed since the last build."""
     folder = build_folder()
     library = folder / f"{name}.so"
     rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
-    rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # compiled for few calls
+    rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
     text = ninja_text(folder, rules | machine_rules(toolkit), extension if ops else LINK, parts, library)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with (ROOT / folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # objects are shared, and two workers of pytest-xdist want the same
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist share objects and may build the same one
         built = run_ninja(folder / f"{name}.ninja", text)
     if not built:
         raise RuntimeError(f"{name} does not compile; the compiler's message is above")
@@ -93,10 +93,10 @@ def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: 
 
 
 def build_ops(toolkit: Toolkit) -> Path:
-    """The extension once more, with the CUDA kernels, run by the machine, behind the same ops for CPU tensors.
+    """Builds a second extension: the same ops for CPU tensors, but with the CUDA kernels, executed by the machine.
 
-    TANDEM_LIBRARY makes tandem_ext load it in place of its own: every test of an op, a layer or a network is then one
-    of the CUDA kernels and of the code between them and torch.
+    With TANDEM_LIBRARY tandem_ext loads it instead of its own library. Every test of an op, a layer or a network then
+    tests the CUDA kernels and the code between them and torch.
     """
     ops = [("ops", path, build_folder() / "emulated" / f"{path}.o") for path in read_sources()["ops"]]
     return build("emulated_ops", [*cpu_parts(), *ops, *machine_parts(kernel_sources())], toolkit, ops=True)
@@ -110,7 +110,7 @@ HEADERS |= dict.fromkeys(("BatchNorm", "BatchNormStatistics", "BatchNormGrad"), 
 
 @functools.cache
 def structure(name: str, dtype: torch.dtype = torch.float32) -> type[ctypes.Structure]:
-    """A structure as its header declares it, which computes in ``dtype``."""
+    """A structure as its header declares it, with ``dtype`` as the compute type."""
     text = (ROOT / "csrc" / "kernels" / HEADERS[name]).read_text()
     body = re.search(rf"^struct {name} {{$(.*?)^}};", text, re.MULTILINE | re.DOTALL)
     assert body is not None
@@ -126,7 +126,7 @@ def structure(name: str, dtype: torch.dtype = torch.float32) -> type[ctypes.Stru
 
 @dataclass
 class Struct:
-    """A structure that a kernel takes, with these fields; tensors, numbers, or fields of a structure in it."""
+    """A structure that a kernel takes, with these fields: tensors, numbers, or the fields of a nested structure."""
 
     name: str
     fields: dict[str, Any]
@@ -135,8 +135,8 @@ class Struct:
 
 @dataclass
 class Buffer:
-    """A tensor that is not only read, or has a name of its own. Accesses to ``parts`` of so many bytes are counted
-    under their names."""
+    """A tensor that is written, or has its own name. Accesses to ``parts``, sizes in bytes, are counted under their
+    names."""
 
     value: Tensor
     use: int = INPUT
@@ -150,7 +150,7 @@ def output(*shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
 
 
 def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor], type_: Any = None) -> Any:
-    """What C takes for an argument, or for a field of type ``type_``; ``place`` says where a tensor lies."""
+    """The C value of an argument, or of a field of type ``type_``; ``place`` returns the memory of a tensor."""
     if isinstance(value, Struct):
         return ctypes.byref(bind(name, value.fields, place, structure(value.name, value.dtype)))
     if isinstance(value, dict):
@@ -171,15 +171,15 @@ Outputs = dict[str, Tensor]
 
 
 def check_same(got: Outputs, want: Outputs) -> None:
-    """Bit for bit; all NaNs are one."""
+    """Compares bit for bit; all NaNs count as equal."""
     for name, tensor in got.items():
         torch.testing.assert_close({name: tensor}, {name: want[name]}, rtol=0, atol=0, equal_nan=True)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a buffer cost: memory instructions (once a warp), bytes, 32-byte sectors, waves through the banks of shared
-    memory; ``least_*`` is what the same bytes need at best."""
+    """The accesses to a buffer: memory instructions (per warp), bytes, 32-byte sectors, and waves through the banks of
+    shared memory. ``least_*``: the minimum for the same bytes."""
 
     requests: int
     bytes: int
@@ -190,7 +190,7 @@ class Traffic:
 
 
 class Emulator:
-    """A library of kernels whose PTX the machine runs. If ``checked``, it watches every access to the buffers."""
+    """A library of kernels whose PTX the machine executes. If ``checked``, it watches every access to the buffers."""
 
     def __init__(self, library: Path, checked: bool) -> None:
         self.checked = checked
@@ -199,7 +199,7 @@ class Emulator:
         self.lib.emulation_report_count.restype = ctypes.c_size_t
         self.lib.emulation_stream.restype = ctypes.c_void_p
         self.stream = ctypes.c_void_p(self.lib.emulation_stream())
-        self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: the memory, the view of it, its use
+        self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: memory, view, use
 
     def begin(self, seed: int = 0) -> None:
         """Forget buffers, options and reports; later launches are scheduled by ``seed``."""
@@ -208,7 +208,8 @@ class Emulator:
         self.lib.emulation_forget_buffers()
 
     def place(self, name: str, buffer: Buffer, offset: int = 0) -> Tensor:
-        """A copy in guarded memory, ``offset`` elements past a 256-byte boundary, whose accesses are counted."""
+        """Copies a tensor to guarded memory, ``offset`` elements past a 256-byte boundary; accesses to the copy are
+        counted."""
         value, use = buffer.value, buffer.use
         size = value.numel() * value.element_size()
         memory = torch.full((size + 2 * GUARD + 512,), 0xAB, dtype=torch.uint8)
@@ -225,7 +226,7 @@ class Emulator:
         return view
 
     def call(self, name: str, *arguments: Any, on_cpu: bool = False, result: Any = ctypes.c_int) -> Any:
-        """What a function of entry.cpp returns."""
+        """Calls a function of entry.cpp and returns its result."""
         self.lib.find_kernel.restype = ctypes.c_void_p
         address = self.lib.find_kernel(name.encode(), on_cpu)
         return ctypes.CFUNCTYPE(result)(address)(*(bind("an argument", value, self.place) for value in arguments))
@@ -233,8 +234,8 @@ class Emulator:
     def launch(
         self, name: str, /, offset: int = 0, shifted: Collection[str] | None = None, **arguments: Any
     ) -> Outputs:
-        """What a kernel has written, without a report. Tensors are copied to guarded memory; those ``shifted``, by
-        default all, begin ``offset`` elements past an aligned address."""
+        """The outputs of a kernel, which must not cause a report. Tensors are copied to guarded memory; those in
+        ``shifted``, by default all, begin ``offset`` elements past an aligned address."""
         out = {}
 
         def place(key: str, buffer: Buffer) -> Tensor:
@@ -251,7 +252,7 @@ class Emulator:
         return out
 
     def on_cpu(self, name: str, /, **arguments: Any) -> Outputs:
-        """What the CPU's kernel of that name writes."""
+        """The outputs of the CPU kernel of that name."""
         memory: dict[str, Tensor] = {}
 
         def place(key: str, buffer: Buffer) -> Tensor:
@@ -264,14 +265,14 @@ class Emulator:
     def check(
         self, name: str, /, seed: int = 0, offset: int = 0, shifted: Collection[str] | None = None, **arguments: Any
     ) -> Outputs:
-        """launch() of a schedule drawn by ``seed``; the CPU's kernel writes the same."""
+        """launch() with a schedule drawn from ``seed``; the CPU kernel must write the same."""
         self.begin(seed)
         out = self.launch(name, offset, shifted, **arguments)
         check_same(out, self.on_cpu(name, **arguments))
         return out
 
     def reports(self) -> list[str]:
-        """What the machine has found, with the source line of each access."""
+        """The errors that the machine found, with the source line of each access."""
         texts = (self.lib.emulation_report(ctypes.c_size_t(i)) for i in range(self.lib.emulation_report_count()))
         found = [text.decode() for text in texts]
         if self.checked:
@@ -281,13 +282,13 @@ class Emulator:
         return found
 
     def counted(self, kernel: str) -> tuple[int, int, int]:
-        """Warp instructions, mma among them, and warps, that kernels with ``kernel`` in their name have executed."""
+        """Warp instructions, mma instructions and warps, executed by kernels with ``kernel`` in their name."""
         out = (ctypes.c_uint64 * 3)()
         self.lib.emulation_counters(kernel.encode(), out)
         return out[0], out[1], out[2]
 
     def touches(self, name: str) -> tuple[int, ...]:
-        """How often each byte of a buffer was read, at least and at most, and written."""
+        """The numbers of reads and writes per byte of a buffer: least reads, most reads, least writes, most writes."""
         out = (ctypes.c_uint32 * 4)()
         self.lib.emulation_touches(name.encode(), out)
         return tuple(out)

@@ -2,7 +2,7 @@
 
     python tests/cuda_host/mutate.py [--sample N] [--seed S] [--json FILE]
 
-A survivor is a gap in the tests or a change without effect; which, only reading tells. Not run by pytest.
+A change that survives is a gap in the tests or has no effect; only reading tells which. Not run by pytest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import HERE, LINK, ROOT, Toolkit, build, find_toolkit, library_parts, machine_rules
 from mutation import KERNELS, NOT_TRIED, Mutant, chosen, measure, options
 
-# By file: the sources that contain it, the tests that have to notice.
+# By file: the sources that include it, and the tests that have to notice a change.
 FILES = {
     "cuda/if_scan.cu": (["if_scan"], ["scan", "offsets"]),
     "cuda/spike_bits.cu": (["spike_bits"], ["bits", "offsets"]),
@@ -50,7 +50,8 @@ NAMES = re.compile(r"_GLOBAL__N__\w{8}_\d+_\w+?_cu_\w{8}|^\.(?:loc|file).*$|^//.
 
 
 def code_of(source: Path, to: Path, toolkit: Toolkit) -> tuple[str, bytes] | None:
-    """Compiles a kernel file. Its PTX without names and lines, and the host's code; None: it does not compile."""
+    """Compiles a kernel file. Returns its PTX without names and lines, and the host's code; None if it does not
+    compile."""
     command = [*machine_rules(toolkit)["ptx"], "-keep", f"-keep-dir={to.parent}", "-c", source, "-o", to]
     if subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True).returncode != 0:
         return None
@@ -61,7 +62,7 @@ def code_of(source: Path, to: Path, toolkit: Toolkit) -> tuple[str, bytes] | Non
 
 
 def failure(library: Path, tests: list[str]) -> str | None:
-    """What notices the change: a test, a time limit or a crash."""
+    """What notices the change: a test, a time limit or a crash; None if nothing does."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     command += ["-o", f"faulthandler_timeout={LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
     command += [str(HERE / f"test_emulated_{test}.py") for test in tests]
@@ -75,12 +76,12 @@ def failure(library: Path, tests: list[str]) -> str | None:
     return failed[1] if failed else "crashes"
 
 
-Code = dict[str, tuple[str, bytes]]  # by file, what code_of() gives
+Code = dict[str, tuple[str, bytes]]  # by file: the result of code_of()
 
 
 @functools.cache
 def originals(toolkit: Toolkit) -> Code:
-    """The code of the files as they are."""
+    """The code of the unchanged files."""
     build("kernels", library_parts(), toolkit)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(KERNELS, Path(folder, "csrc", "kernels"))
@@ -91,7 +92,7 @@ def originals(toolkit: Toolkit) -> Code:
 
 
 def verdict(mutant: Mutant, toolkit: Toolkit, folder: Path, original: Code, tests: list[str] | None = None) -> str:
-    """What becomes of a mutant: why it is not tried, what notices it, or that it survives."""
+    """The result for a mutant: why it was not tried, what notices it, or that it survives."""
     shutil.copytree(KERNELS, folder / "csrc" / "kernels")
     mutant.write(folder / "csrc" / "kernels")
     changed, all_tests = FILES[mutant.file]

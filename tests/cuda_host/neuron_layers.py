@@ -1,4 +1,4 @@
-"""Layers of IF neurons for the tests of emulated kernels: random ones, and their arguments."""
+"""Random layers of IF neurons for the tests of emulated kernels, and their arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GATES = ["relu", "clip", "resu"]
 
 @dataclass
 class Layer:
-    """Everything that goes into a scan; currents are [T, B, C], or [B, C] if held."""
+    """The inputs of a scan; currents are [T, B, C], or [B, C] if constant over time."""
 
     currents: Tensor
     T: int
@@ -32,7 +32,7 @@ class Layer:
     leak: float = 1.0
     gate: str = "relu"
     train: bool = True
-    window: bool = False  # the timing; the residual then is counts or a sum
+    window: bool = False  # window timing: the residual is counts, or a sum of currents
 
     def neuron(self) -> Struct:
         """The arguments and outputs of a kernel."""
@@ -40,7 +40,7 @@ class Layer:
         real, neurons = compute_dtype(dtype), shape.numel()
         spikes = self.residual is not None and self.residual.dtype == torch.uint8
         planes = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
-        rewritten = self.gate == "resu" and self.T > 8  # a train that is silenced after its first planes are written
+        rewritten = self.gate == "resu" and self.T > 8  # a train that is silenced after its first planes were written
         fields = {
             "neurons": neurons,
             "channels": shape[-1],
@@ -69,7 +69,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def pack_mask(gates: Tensor) -> Tensor:
-    """Bit n % 8 of byte n // 8."""
+    """Packs gates to bits: gate n is bit n % 8 of byte n
+    8.
+    """
     flat = gates.flatten()
     return pack(torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8).T)[0]
 
@@ -77,7 +79,7 @@ def pack_mask(gates: Tensor) -> Tensor:
 def scan(
     emulator: Emulator, layer: Layer, seed: int = 0, offset: int = 0, shifted: Collection[str] | None = None
 ) -> Outputs:
-    """What the scan makes of the layer, which is what the CPU's makes of it."""
+    """The outputs of the scan, which must equal those of the CPU's."""
     dtype = layer.currents.dtype
     name = "if_scan64" if dtype == torch.float64 else "if_scan"
     given = {"currents": layer.currents, "dtype": DTYPES[dtype], "source": layer.source, "neuron": layer.neuron()}
@@ -87,7 +89,7 @@ def scan(
 def random_layer(
     seed: int, T: int, shape: tuple[int, int], dtype: torch.dtype, source: int, residual: str | None
 ) -> Layer:
-    """Every kind of parameter, present or absent, and currents on both sides of the gates."""
+    """A layer with parameters of every kind, present or absent, and currents on both sides of the gates."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> Tensor:
@@ -114,7 +116,7 @@ def random_layer(
 def random_window(
     seed: int, T: int, shape: tuple[int, int], dtype: torch.dtype, source: int, residual: str | None
 ) -> Layer:
-    """Of window timing, on both sides of the gates and of its most spikes."""
+    """A layer of window timing, on both sides of the gates and of the largest count."""
     layer = random_layer(seed, T, shape, dtype, source, None)
     layer.window, layer.leak, layer.steps, layer.gate = True, 1.0, T, GATES[seed % 2]
     if source == IMPULSE:

@@ -1,4 +1,4 @@
-"""Fused linear and convolutional layers for the tests of emulated kernels: arguments, calls, and costs."""
+"""Fused linear and convolutional layers for the tests of emulated kernels: arguments, calls and costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INT8_DTYPE = 4  # DType
 
 @dataclass(frozen=True)
 class Conv:
-    """A 2-d convolution; as it is, a linear layer: images of one pixel."""
+    """A 2-d convolution; with the defaults a linear layer, on images of one pixel."""
 
     size: tuple[int, int] = (1, 1)
     kernel: tuple[int, int] = (1, 1)
@@ -28,7 +28,7 @@ class Conv:
 
     @property
     def pixels(self) -> int:
-        """Of an image that comes out."""
+        """The pixels of an output image."""
         axes = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         height, width = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in axes)
         return height * width
@@ -45,7 +45,7 @@ CONVS = [
     (16, 24, Conv((5, 6), kernel=(3, 3), padding=(1, 1))),
     (16, 8, Conv((9, 7), kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))),
     (32, 16, Conv((1, 11), kernel=(1, 5), stride=(1, 2), padding=(0, 2))),
-    (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are no multiple of sixteen
+    (3, 40, Conv((6, 6), kernel=(3, 3), padding=(2, 2))),  # channels that are not a multiple of sixteen
     (32, 32, Conv((4, 4), kernel=(3, 3), groups=2)),
     (24, 16, Conv((4, 4), kernel=(3, 3))),  # copied by eight
     (12, 9, Conv((4, 3), kernel=(2, 2), groups=3)),
@@ -54,7 +54,7 @@ CONVS = [
 
 
 def dyadic_weight(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Weights whose sums are exact in float32, with all the bits that their type allows for."""
+    """Weights whose sums are exact in float32, with all the bits of their type."""
     if dtype == torch.int8:
         return torch.randint(-128, 128, shape, dtype=dtype, generator=g)
     bits = {torch.float16: 11, torch.bfloat16: 8}[dtype]
@@ -62,20 +62,20 @@ def dyadic_weight(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor
 
 
 def random_weight(g: torch.Generator, *shape: int) -> Tensor:
-    """Of no grid, of several sizes; some outputs have few bits."""
+    """Weights of several magnitudes, on no grid; some outputs have few bits."""
     weight = torch.randn(shape, generator=g) * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=g)
     weight[::5] = (8 * weight[::5]).round() / 8
     return weight
 
 
 def in_memory(weight: Tensor, last: bool, name: str) -> dict[str, Any]:
-    """Fields of Weights. ``weight`` is [N, *kernel, C / groups]; in memory channels are ``last``, or first."""
+    """The fields of Weights. ``weight`` is [N, *kernel, C / groups]; in memory channels are ``last``, or first."""
     stored = weight if last else weight.permute(0, 3, 1, 2).contiguous()
     return {"data": Buffer(stored, name=name), "dtype": DTYPES.get(weight.dtype, INT8_DTYPE), "channels_last": last}
 
 
 def prepare(emulator: Emulator, geometry: dict[str, Any], weight: Tensor, last: bool = True, offset: int = 0) -> Tensor:
-    """What is multiplied in place of float32 weights: digits, units, and the number of digits, of each output."""
+    """The prepared form of float32 weights: digits, units and the number of digits of each output."""
     shape, N = Struct("Geometry", geometry), len(weight)
     memory = torch.full((emulator.call("prepared_size", shape),), 0x55, dtype=torch.uint8)
     parts = {"digits": len(memory) - 8 * N, "units": 4 * N, "digit counts": 4 * N}
@@ -95,7 +95,7 @@ def layer_of(
     offset: int = 0,
     last: bool = True,
 ) -> Struct:
-    """The arguments of a kernel, of planes or counts [P, B, *size, C]."""
+    """The arguments of a kernel. ``planes``: planes or counts [P, B, *size, C]."""
     geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
     prepared = prepare(emulator, geometry, weight, last, offset) if mode == FLOAT32 else None
     fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, last, "weight"), "neuron": neuron}
@@ -116,8 +116,9 @@ def fire(
     last: bool = True,
     exact: bool = True,
 ) -> Outputs:
-    """What the kernel writes, which is what the CPU's writes where sums are ``exact``. ``layer`` says all but the
-    currents. With window timing ``spikes`` are counts, [1, ...]. ``truncating``: as Hopper's tensor cores add."""
+    """The outputs of the fused kernel, which must equal the CPU's if sums are ``exact``. ``layer`` has everything
+    but the currents. With window timing ``spikes`` are counts, [1, ...]. ``truncating``: add as Hopper's tensor
+    cores do."""
     emulator.begin(seed % 3)
     emulator.lib.emulation_truncate(truncating)
     planes = spikes if layer.window else pack(spikes)
@@ -131,7 +132,7 @@ def fire(
 def window_product(
     emulator: Emulator, conv: Conv, counts: Tensor, weight: Tensor, mode: int, seed: int = 0, offset: int = 0
 ) -> Tensor:
-    """The product of counts of a byte, in float32, which is the CPU's."""
+    """The product of counts, in float32, which must equal the CPU's."""
     emulator.begin(seed % 3)
     u = output(counts.shape[1] * conv.pixels, len(weight))
     given = {"layer": layer_of(emulator, conv, counts, weight, mode, {"T": 255, "timing": 1}), "operand": mode, "u": u}
@@ -153,7 +154,8 @@ def check(
     window: bool = False,
     last: bool = True,
 ) -> Outputs:
-    """Any neurons, C channels in, N out. Weights are of a grid, but for float32, whose sums are exact anyway."""
+    """Checks a layer with random neurons, C input channels and N outputs. Weights are on a grid, except in float32,
+    whose sums are exact anyway."""
     g = torch.Generator().manual_seed(seed)
     shape = N, *conv.kernel, C // conv.groups
     weight = random_weight(g, *shape) if dtype == torch.float32 else dyadic_weight(g, dtype, *shape)
@@ -164,13 +166,13 @@ def check(
     layer = make(seed, T, (B * conv.pixels, N), torch.float32, IMPULSE, residual)
     if dtype == torch.int8:
         layer.scale = torch.rand(N, generator=g) / 64
-    layer.train = dtype == torch.float32 or N // conv.groups % 8 == 0  # the mask is by the byte, but for digits
+    layer.train = dtype == torch.float32 or N // conv.groups % 8 == 0  # the mask needs whole bytes, except for digits
     return fire(emulator, conv, layer, spikes, weight, OPERANDS[dtype], seed, offset, last=last)
 
 
 def weights_read(emulator: Emulator, weight: torch.dtype, N: int, outputs: int, mode: int) -> tuple[str, int, int]:
-    """The buffer that the products of N outputs, so many to a block, have read; the bytes of it for each input; and how
-    often they have gone through the inputs: once for each digit that an output of the block has."""
+    """How the products of N outputs, ``outputs`` per block, read the weights: the buffer, its bytes per input, and the
+    number of passes over the inputs (one for each digit of a block)."""
     if mode != FLOAT32:
         return "weight", N * weight.itemsize, -(-N // outputs)
     counts = emulator.buffers["prepared"][1][-4 * N :].view(torch.int32)
@@ -178,7 +180,7 @@ def weights_read(emulator: Emulator, weight: torch.dtype, N: int, outputs: int, 
 
 
 def check_banks(emulator: Emulator) -> None:
-    """No bank of shared memory is hit out of turn."""
+    """Shared memory has no bank conflicts."""
     for write in (False, True):
         shared = emulator.traffic("shared dynamic shared memory", write)
         assert shared.waves == shared.least_waves

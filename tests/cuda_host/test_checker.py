@@ -1,4 +1,4 @@
-"""The checker says what is wrong with the bad twin of each pair, under every schedule, and nothing of the good one."""
+"""The checker finds the mistake in the bad twin of each pair, under every schedule, and none in the good one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness import HERE, Buffer, Emulator, build, machine_parts, output
 
 from build_tools.decide import Toolkit
 
-# The pairs of twins.cu: what a report says, how many elements the output has.
+# The pairs of twins.cu: text of the report, elements of the output.
 TWINS = {
     "tail": ("out of bounds", 100),
     "vector_load": ("misaligned", 32),
@@ -43,7 +43,7 @@ def twins(toolkit: Toolkit) -> Emulator:
 
 
 def call(twins: Emulator, function: str, which: bytes | bool, number: int, given: int, size: int, *n: int) -> int:
-    """The status of a call that reads ``given`` numbers and writes ``size``."""
+    """Launches a twin that reads ``given`` numbers and writes ``size``; returns its status."""
     buffers = {"in": Buffer(torch.rand(given)), "out": output(size)}
     places = [ctypes.c_void_p(twins.place(name, buffer).data_ptr()) for name, buffer in buffers.items()]
     return int(getattr(twins.lib, function)(which, number, *places, *n))
@@ -61,7 +61,7 @@ def test_twins(twins: Emulator, name: str, seed: int) -> None:
         assert bool(reports) == bad, reports
         if bad:
             assert any(re.search(expected, text) for text in reports), reports
-            assert name != "tail" or "twins.cu:" in reports[0]  # the line of the source
+            assert name != "tail" or "twins.cu:" in reports[0]  # names the source line
 
 
 @pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (8, 32)])

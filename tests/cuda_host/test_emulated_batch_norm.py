@@ -1,4 +1,4 @@
-"""Statistics of batch norm in CUDA on the emulation, the CPU's bits where no sum rounds, and gradients."""
+"""Batch norm in CUDA on the emulator: statistics with the CPU's bits where no sum rounds, and gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from products import check_banks
 
 from tandem_ext.rounding import square_root
 
-# Rows and channels: one slice and several, of whole and broken tiles; channels that are no multiple of four.
+# Rows and channels: one and several slices, whole and partial tiles, channels that are not a multiple of four.
 SHAPES = [(1, 1), (2, 3), (40, 16), (65, 70), (7, 132), (1030, 8), (97, 260)]
 STRUCTS = {"batch_norm_statistics": "BatchNormStatistics", "batch_norm_grad": "BatchNormGrad"}
 
@@ -22,7 +22,7 @@ def workspace_size(emulator: Emulator, rows: int, channels: int) -> int:
 
 
 class Problem:
-    """Random rows, of which no sum rounds, and the parameters of a norm."""
+    """Random rows whose sums do not round, and the parameters of a norm."""
 
     def __init__(
         self, emulator: Emulator, rows: int, channels: int, dtype: torch.dtype, seed: int, offset: int = 0
@@ -42,7 +42,7 @@ class Problem:
         return {"args": Struct(STRUCTS[name], fields, self.dtype), "workspace": workspace}
 
     def launch(self, name: str, exact: bool = False, **fields: Any) -> Outputs:
-        """What the kernel writes, which is what the CPU's writes where that is ``exact``."""
+        """The outputs of the kernel, which must equal the CPU's if they are ``exact``."""
         kernel, given = name + "64" * (self.dtype == torch.float64), self.arguments(name, **fields)
         self.emulator.begin(self.seed % 3)
         out = self.emulator.launch(kernel, self.offset, ["product", "grad", "grad_product"], **given)
@@ -67,7 +67,8 @@ def test_statistics(checked: Emulator, dtype: torch.dtype, offset: int) -> None:
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 def test_gradients(checked: Emulator, grad_dtype: torch.dtype, offset: int) -> None:
-    """Fourteen bytes a neuron for halves: of the gradient two, twice, of u four, twice, and two of what is written."""
+    """Half types move fourteen bytes per neuron: twice the gradient's two and twice u's four are read, two are
+    written."""
     dtype = torch.promote_types(grad_dtype, torch.float32)
     for seed, (rows, channels) in enumerate(SHAPES):
         p = Problem(checked, rows, channels, dtype, seed, offset)
@@ -101,7 +102,7 @@ def test_gradients(checked: Emulator, grad_dtype: torch.dtype, offset: int) -> N
 
 
 def test_traffic(checked: Emulator) -> None:
-    """Whole sectors; shared memory without conflicts."""
+    """Memory is read by whole sectors; shared memory has no bank conflicts."""
     rows, channels = 256, 64
     Problem(checked, rows, channels, torch.float32, 0).statistics()
     read = checked.traffic("product")
@@ -125,12 +126,12 @@ def test_traffic(checked: Emulator) -> None:
     ],
 )
 def test_slices(plain: Emulator, rows: int, channels: int, slices: int) -> None:
-    """Blocks enough to fill a GPU, each of 32 rows or more."""
+    """There are enough blocks to fill a GPU, with 32 rows or more each."""
     assert workspace_size(plain, rows, channels) == 2 * slices * channels
 
 
 def test_the_sums_do_not_depend_on_the_schedule(plain: Emulator) -> None:
-    """Numbers whose sums do round, in every order of threads the same bits."""
+    """Sums that round have the same bits under every schedule."""
     results = []
     for seed in range(3):
         p = Problem(plain, 500, 12, torch.float32, 0)

@@ -1,4 +1,4 @@
-"""pack, unpack, counts and gate_grad in CUDA on the emulation: what the CPU's kernels write."""
+"""pack, unpack, counts and gate_grad in CUDA on the emulator: the outputs of the CPU kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ DENSE = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch
 
 
 def check(emulator: Emulator, name: str, once: str | None, **arguments: Any) -> Outputs:
-    """What a kernel writes, however inputs and outputs are aligned. Each byte of ``once`` is read once."""
+    """The outputs of a kernel, the same for every alignment of inputs and outputs. Each byte of ``once`` is read
+    once."""
     inputs, outputs = (
         [key for key, value in arguments.items() if isinstance(value, kind)] for kind in (Tensor, Buffer)
     )
@@ -27,7 +28,7 @@ def check(emulator: Emulator, name: str, once: str | None, **arguments: Any) -> 
 
 
 def one_of(dtype: torch.dtype) -> int:
-    """The bits of 1."""
+    """The bits of the number 1."""
     return int.from_bytes(torch.ones(1, dtype=dtype).view(torch.uint8).numpy().tobytes(), "little")
 
 
@@ -41,8 +42,8 @@ def test_pack_and_unpack(checked: Emulator, dtype: torch.dtype, T: int, N: int) 
     if not dtype.is_floating_point and dtype != torch.bool:
         values[-1] *= torch.iinfo(dtype).min or 128  # the highest bit alone is a spike
     if dtype.is_floating_point:
-        values[spikes == 0] = -0.0  # silent, as 0 is
-        values[0, spikes[0] != 0] = float("nan")  # not zero: a spike
+        values[spikes == 0] = -0.0  # silent like 0
+        values[0, spikes[0] != 0] = float("nan")  # not zero, so a spike
     given = {"size": dtype.itemsize, "is_float": dtype.is_floating_point, "T": T, "neurons": N}
     packed = output((T + 7) // 8, N, dtype=torch.uint8)
     planes = check(checked, "pack", "spikes", spikes=values, **given, planes=packed)["planes"]
@@ -54,7 +55,7 @@ def test_pack_and_unpack(checked: Emulator, dtype: torch.dtype, T: int, N: int) 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize("T", [1, 8, 13, 255])
 def test_count_bytes_and_burst_planes(checked: Emulator, T: int, N: int) -> None:
-    """A train of its first steps has its count; what is above T is cut off."""
+    """A burst has its count; counts above T are cut to T."""
     want = torch.randint(256, (N,), dtype=torch.uint8, generator=torch.Generator().manual_seed(N))
     bursts = pack(torch.arange(T).view(T, 1) < want)
     planes = output(*bursts.shape, dtype=torch.uint8)
@@ -88,7 +89,7 @@ def test_gate_grad(checked: Emulator, dtype: torch.dtype, N: int) -> None:
 
 
 def test_four_neurons_to_a_thread(checked: Emulator) -> None:
-    """Where they are aligned, in instructions as wide, and no thread is without."""
+    """Aligned arrays are moved four neurons per thread, by instructions of that width."""
     N, warps = 2048, 2048 // 128
 
     def check(name: str, buffer: str, write: bool = False, **arguments: Any) -> None:

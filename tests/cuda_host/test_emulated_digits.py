@@ -1,4 +1,4 @@
-"""float32 weights as digits on the emulation: units, integers and bits of the CPU's kernels, on any weights."""
+"""float32 weights as digits on the emulator: units, integers and bits of the CPU kernels, for any weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INF, NAN = math.inf, math.nan
 
 
 def integers(row: list[float]) -> tuple[list[int], int]:
-    """An output's weights in its unit, and the exponent of that (csrc/kernels/product/unit.h)."""
+    """An output's weights in its unit, and the exponent of the unit (csrc/kernels/product/unit.h)."""
     largest = max(map(abs, row))
     scale = max(math.frexp(largest)[1], -30) if largest else -30
     total = sum(int(math.ldexp(abs(w), 20 - scale)) for w in row) + len(row)
@@ -45,7 +45,7 @@ def rows_of_every_kind(K: int) -> Tensor:
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("K", [1, 27, 48, 2500])
 def test_digits(checked: Emulator, K: int, offset: int) -> None:
-    """No more of them than the largest integer needs; what is not needed is not written."""
+    """There are only as many digits as the largest integer needs; no others are written."""
     checked.begin()
     weight = rows_of_every_kind(K)
     prepared = prepare(checked, LINEAR.geometry(1, K, len(weight)), weight.view(-1, 1, 1, K), offset=offset)
@@ -67,7 +67,7 @@ def test_digits(checked: Emulator, K: int, offset: int) -> None:
 
 @pytest.mark.parametrize(("C", "kernel"), [(5, (3, 3)), (16, (1, 3)), (1, (3, 3))])
 def test_the_order_of_a_kernel(checked: Emulator, C: int, kernel: tuple[int, int]) -> None:
-    """Channels are innermost in a row of digits, wherever they are in the weights."""
+    """Channels are innermost in a row of digits, for both layouts of the weights."""
     weight = torch.randn(9, *kernel, C, generator=torch.Generator().manual_seed(0))
     made = []
     for last in (True, False):
@@ -93,7 +93,7 @@ def test_windows(plain: Emulator, seed: int) -> None:
     check(plain, T, B, N, C, torch.float32, seed, conv=conv, window=True)
 
 
-# By what tiles are not for: depthwise, narrow groups, a mask that is not by the byte.
+# Layers that tiles do not take: depthwise, narrow groups, a mask with partial bytes.
 PLAIN = [
     (8, 2, 12, 12, Conv((5, 6), (3, 3), padding=(1, 1), groups=12)),
     (21, 1, 30, 10, Conv((1, 9), (1, 4), (1, 2), (0, 2), groups=10)),
@@ -119,7 +119,7 @@ def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
 
 @pytest.mark.parametrize(("B", "N", "K"), [(2, 2, 65_800), (1, 1, 1), (70, 72, 288), (9, 45, 1715)])
 def test_window_product(checked: Emulator, B: int, N: int, K: int) -> None:
-    """Sums of counts have up to eight bits more than an int32 holds."""
+    """Sums of counts have up to eight bits more than int32."""
     g = torch.Generator().manual_seed(B)
     counts = torch.randint(0, 256, (1, B, 1, 1, K), generator=g, dtype=torch.uint8)
     counts[:, 0] = 255
@@ -130,7 +130,8 @@ def test_window_product(checked: Emulator, B: int, N: int, K: int) -> None:
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
-    """Outputs with one are NaN, with and without a spike at it; they do not fire, and the others do not notice."""
+    """Outputs with such a weight are NaN, whether its input spikes or not, and do not fire; other outputs are
+    unaffected."""
     weight = torch.ones(8, 1, 1, 2)
     weight[3, 0, 0, 1] = value
     spikes = torch.tensor([[1.0, 1.0], [1.0, 0.0]]).view(1, 2, 1, 1, 2)
@@ -145,7 +146,8 @@ def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
     ("K", "bits", "digits", "most"), [(128, 0, 3, 12.3), (1024, 0, 3, 5.6), (4096, 0, 3, 4.9), (1024, 4, 1, 7.4)]
 )
 def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: float) -> None:
-    """Of a warp, the whole kernel's, for each mma at T = 8: docs/cuda.md has the table. Few bits take one digit."""
+    """Instructions of a warp in the whole kernel, per mma, at T = 8: the table is in docs/cuda.md. Few-bit weights have
+    one digit."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 1, 1, K, generator=g) / K**0.5
     if bits:

@@ -1,4 +1,4 @@
-"""Which layers the fused product takes, which it is favoured for, and how a launch fails."""
+"""The layers that the fused product supports and prefers, and how a launch fails."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_where_it_is_favoured(
     ("change", "mode"),
     [
         ({}, FLOAT16),
-        ({"outputs": 12}, None),  # the mask is by the byte
-        ({"kernel": (3, 3), "height": 3, "width": 3, "channels_last": False}, None),  # the order of the weights
+        ({"outputs": 12}, None),  # the mask needs whole bytes
+        ({"kernel": (3, 3), "height": 3, "width": 3, "channels_last": False}, None),  # the wrong order of weights
         ({"channels": 0}, None),
         ({"channels": 2**17}, FLOAT16),
-        ({"channels": 2**17}, -INT8),  # sums beyond 2^31
+        ({"channels": 2**17}, -INT8),  # sums exceed 2^31
         ({"channels": 2**17 - 16}, INT8),
         ({"channels": 2**24}, None),
         ({"height": 2**16, "width": 2**15}, None),
@@ -54,12 +54,12 @@ def test_where_it_is_favoured(
         ({"outputs": 2**31, "groups": 2**12}, None),
         ({"outputs": 16 * 65535 + 8}, None),  # more blocks than a launch can have
         ({"outputs": 16 * 65535}, FLOAT16),
-        ({"width": 2, "stride": (1, 4), "padding": (0, 2**30 - 1)}, None),  # positions beyond 2^31
+        ({"width": 2, "stride": (1, 4), "padding": (0, 2**30 - 1)}, None),  # positions exceed 2^31
         ({"width": 1, "stride": (1, 4), "padding": (0, 2**30 - 1)}, FLOAT16),
     ],
 )
 def test_what_it_takes(plain: Emulator, change: dict[str, Any], mode: int | None) -> None:
-    """``mode``: weights it takes, negative or None: does not take."""
+    """``mode``: supported weights; if negative or None, not supported."""
     geometry = LINEAR.geometry(2, 16, 16) | change
     weights = {"channels_last": geometry.pop("channels_last", True)}
     neuron = {"neurons": 24, "T": 1, "mask": output(3, dtype=torch.uint8)}
@@ -73,7 +73,7 @@ def test_what_it_takes(plain: Emulator, change: dict[str, Any], mode: int | None
 
 
 def test_an_error_stays_with_its_launch(plain: Emulator) -> None:
-    """On a GPU with less shared memory the product fails, and what is launched next does not."""
+    """On a GPU with less shared memory the launch fails, but the next launch does not."""
     limit = plain.lib.emulation_opt_in_limit(48 * 1024)
     try:
         with pytest.raises(AssertionError):

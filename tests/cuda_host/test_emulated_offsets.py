@@ -1,5 +1,5 @@
-"""More than 2^31 elements: offsets do not wrap around. Only the last block runs, in memory that is reserved and hardly
-touched; an offset of 32 bits would hit other pages of it."""
+"""More than 2^31 elements: offsets do not wrap around. Only the last block runs, in memory that is reserved but mostly
+untouched; a 32-bit offset would hit other pages of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from neuron_layers import IMPULSE, TRAIN, Layer, pack, pack_mask, random_layer
 from products import FLOAT16, LINEAR, dyadic_weight, layer_of
 from torch import Tensor
 
-BEFORE = 9 * 2**30  # what an offset that wraps around reaches
+BEFORE = 9 * 2**30  # reach of an offset that wraps around
 NO_RESERVE = 0x4000
 
 
 def huge(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros, whose pages are made when they are touched."""
+    """Zeros whose pages are allocated on first access."""
     size = math.prod(shape) * dtype.itemsize
     try:
         memory = mmap.mmap(-1, BEFORE + size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
@@ -39,7 +39,7 @@ def lies(tensor: Tensor) -> Buffer:
 
 
 def neuron_in(layer: Layer, size: int) -> tuple[Struct, Outputs]:
-    """Arguments for ``size`` neurons of which the last are those of ``layer``, and their outputs."""
+    """Arguments and outputs of ``size`` neurons, the last of which are those of ``layer``."""
     neuron, channels = layer.neuron(), layer.currents.shape[-1]
     out = {
         "planes": huge((layer.T + 7) // 8, size, dtype=torch.uint8),

@@ -1,7 +1,7 @@
-"""torch.ops.tandem with emulated CUDA kernels: the tests of ops, gradients and layers, and a training, go through them.
+"""torch.ops.tandem with emulated CUDA kernels: runs the tests of ops, gradients and layers, a training and networks.
 
-In the library of build_ops() the code that calls the kernels for CUDA tensors calls them for the CPU's: its checks,
-allocations, layouts and dispatch are those of a GPU; device guard and stream are not there.
+In the library of build_ops() the code that calls kernels for CUDA tensors calls them for CPU tensors: checks,
+allocations, layouts and dispatch are the GPU's; the device guard and the stream are missing.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ print(te.pack(torch.ones(2, 1, 1)).item())
 
 @pytest.mark.parametrize("what", ["training", "networks"])
 def test_bits_of_the_cpu(library: Path, what: str) -> None:
-    """The spikes of every step of a training, and the losses; networks of any weights: evaluation, frozen, stream."""
+    """A training has equal losses and spikes at every step; networks agree in evaluation, frozen and as a stream."""
     command = [str(HERE / "digests_run.py"), what]
     assert run(command, library) == run(command, None)
 
 
 def test_a_frozen_network_prepares_once(library: Path) -> None:
-    """Its digits are made where the graph is, not in it. Without, every call makes them."""
+    """Digits are made when the graph is made, not in it. Without a graph every call makes them."""
     script = """
 import ctypes, os, torch, tandem_ext as te
 lib = ctypes.CDLL(os.environ["TANDEM_LIBRARY"])

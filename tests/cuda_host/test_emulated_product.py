@@ -1,4 +1,4 @@
-"""Fused linear and convolutional layers in CUDA on the emulation: the CPU's bits where no sum rounds."""
+"""Fused linear and convolutional layers in CUDA on the emulator: the CPU's bits where no sum rounds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 @pytest.mark.parametrize("dtype", OPERANDS, ids=str)
 def test_bits(plain: Emulator, dtype: torch.dtype) -> None:
-    """Tails in every direction; one to three rounds of steps; few and many samples."""
+    """Tails in every dimension; one to three rounds of steps; few and many samples."""
     shapes = [(1, 1, 1), (3, 8, 16), (8, 40, 130), (9, 70, 144), (33, 65, 400)]
     for i, (T, (B, N, K)) in enumerate(itertools.product([1, 4, 7, 8, 16, 21, 40], shapes)):
         check(plain, T, B, N, K, dtype, seed=i, offset=i % 2)
@@ -40,7 +40,7 @@ def test_bits(plain: Emulator, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", OPERANDS, ids=str)
 def test_long_windows(plain: Emulator, dtype: torch.dtype) -> None:
-    """More spikes than a byte counts."""
+    """Counts exceed a byte."""
     for T, seed in itertools.product([256, 300], range(3)):
         check(plain, T, 3, 16, 32, dtype, seed=seed)
 
@@ -49,9 +49,9 @@ def test_long_windows(plain: Emulator, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", OPERANDS, ids=str)
 def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
     """Weights are read once for 32 samples (8 if there are no more), spikes once for the outputs of a block, both by
-    whole sectors; no bank of shared memory is hit out of turn."""
+    whole sectors; shared memory has no bank conflicts."""
     N, K, rounds = 72, 288, (T + 15) // 16
-    steps = 4 if T <= 4 else 8 if T <= 8 else 16  # of a round
+    steps = 4 if T <= 4 else 8 if T <= 8 else 16  # steps per round
     for B in (5, 8, 33) if T == 8 else (5, 33):
         outputs = {4: 64, 8: 64, 16: 32}[steps] if B > 8 else 256 // steps
         check(checked, T, B, N, K, dtype, seed=T)
@@ -67,7 +67,7 @@ def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
 
 @pytest.mark.parametrize("dtype", OPERANDS, ids=str)
 def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
-    """More stages than the ring of shared memory holds."""
+    """There are more stages than the ring of shared memory holds."""
     for T in (4, 8, 16):
         check(checked, T, 9, 24, 700, dtype, seed=T)
 
@@ -85,18 +85,18 @@ def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
     ],
 )
 def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
-    """Of a warp, the whole kernel's, for each mma in float16 at T = 8: docs/cuda.md has the table."""
+    """Instructions of a warp in the whole kernel, per mma, in float16 at T = 8: the table is in docs/cuda.md."""
     check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
     instructions, mma, _ = plain.counted("product_if")
-    # Sixteen depths by eight samples by sixteen outputs each, at every step.
+    # An mma has sixteen depths, eight samples and sixteen outputs, at one step.
     assert mma == 8 * K * conv.kernel[0] * conv.kernel[1]
     assert instructions <= most * mma
 
 
 @pytest.mark.parametrize("dtype", OPERANDS, ids=str)
 def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
-    """Where there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up
-    to eight stages, which the last depth wraps around."""
+    """If there are fewer blocks than multiprocessors, warps share the depth of sixteen pixels. Their rings have up to
+    eight stages, and the depth wraps around the ring."""
     before = checked.lib.emulation_multiprocessors(132)
     try:
         for T, B, N, K in [(4, 9, 72, 288), (8, 33, 72, 288), (8, 17, 8, 1104), (21, 9, 40, 288)]:
@@ -106,20 +106,20 @@ def test_small_grids(checked: Emulator, dtype: torch.dtype) -> None:
             assert checked.traffic("spikes").bytes == (T + 7) // 8 * passes * B * K
             check_banks(checked)
             check(checked, T, B, N - 3, K - 3, dtype, seed=T, offset=1)
-        check(checked, 8, 5, 8, 1104, dtype, seed=0)  # up to eight pixels anyway
+        check(checked, 8, 5, 8, 1104, dtype, seed=0)  # up to eight pixels, where warps always share the depth
     finally:
         checked.lib.emulation_multiprocessors(before)
 
 
 @pytest.mark.parametrize("conv", [LINEAR, Conv((3, 3), kernel=(3, 3), padding=(1, 1))])
 def test_narrow_channels(checked: Emulator, conv: Conv) -> None:
-    """Sixteen spikes, eight, four or one to a copy, as their number has them for a factor."""
+    """A copy has sixteen spikes, or eight, four or one where the number of channels has no larger factor."""
     lanes = []
     for K, bytes_of_a_copy in [(48, 16), (40, 8), (36, 4), (37, 1)]:
         check(checked, 8, 9, 16, K, torch.float16, seed=1, conv=conv)
         spikes = checked.traffic("spikes")
         lanes.append(spikes.bytes / spikes.requests / bytes_of_a_copy)
-    assert all(lane > 4 for lane in lanes), lanes  # of the 32 of a warp, windows' edges and tails left out
+    assert all(lane > 4 for lane in lanes), lanes  # of 32; edges of the image and tails have no copies
 
 
 WINDOWS = [(1, 1, 1, LINEAR), (70, 72, 288, LINEAR), (9, 45, 715, LINEAR), (2, 24, 40, IMAGE), (1, 64, 64, IMAGE)]
@@ -129,7 +129,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float32, torch.flo
 
 
 def counts_and_weight(seed: int, most: int, B: int, N: int, C: int, conv: Conv, mode: int) -> tuple[Tensor, Tensor]:
-    """Small integers, whatever becomes of float32."""
+    """Small integers, exact for every operand."""
     g = torch.Generator().manual_seed(seed)
     counts = torch.randint(0, most + 1, (1, B, *conv.size, C), generator=g, dtype=torch.uint8)
     return counts, torch.randint(-16, 17, (N, *conv.kernel, C), generator=g).to(DTYPES[mode])
@@ -137,7 +137,7 @@ def counts_and_weight(seed: int, most: int, B: int, N: int, C: int, conv: Conv, 
 
 @pytest.mark.parametrize("mode", range(6))
 def test_window_product(checked: Emulator, mode: int) -> None:
-    """Weights are read once for 64 pixels, counts for 64 outputs."""
+    """Weights are read once for 64 pixels, counts once for 64 outputs."""
     for seed, (B, N, C, conv) in enumerate(WINDOWS):
         counts, weight = counts_and_weight(seed, 255, B, N, C, conv, mode)
         window_product(checked, conv, counts, weight, mode, seed, seed % 2)
@@ -149,7 +149,7 @@ def test_window_product(checked: Emulator, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", range(6))
 def test_windows_fire(checked: Emulator, mode: int) -> None:
-    """Where the product of the counts is: nothing of it is in memory."""
+    """Neurons fire on the product in registers: nothing of it is in memory."""
     for seed, (B, N, C, conv) in enumerate(WINDOWS):
         T = [8, 255, 1, 21][seed % 4]
         counts, weight = counts_and_weight(seed, T, B, N, C, conv, mode)
@@ -166,7 +166,7 @@ def test_windows_fire(checked: Emulator, mode: int) -> None:
     [(128, 57.6, LINEAR), (1024, 13.5, LINEAR), (4096, 8.8, LINEAR), (128, 14.1, Conv((8, 8), (3, 3), padding=(1, 1)))],
 )
 def test_instructions_of_windows(plain: Emulator, K: int, most: float, conv: Conv) -> None:
-    """In float16, of 64 pixels and outputs, at T = 8: neurons fire as often as they may."""
+    """Instructions in float16 for 64 pixels and outputs at T = 8, when neurons fire as often as they can."""
     counts, weight = counts_and_weight(0, 8, 64 // math.prod(conv.size), 64, K, conv, FLOAT16)
     layer = Layer(torch.zeros(64, 64), 8, IMPULSE, threshold=1e-3, window=True)
     layer.scale, layer.shift = torch.rand(2, 64).clone().unbind()
@@ -186,16 +186,16 @@ def test_no_stage_is_empty(checked: Emulator) -> None:
 
 
 def sums(emulator: Emulator, weight: Tensor, spikes: Tensor, mode: int) -> Tensor:
-    """What truncating tensor cores make of the sums of each step: [8, N], of ``spikes`` [K]."""
+    """The sums [8, N] of truncating tensor cores at each step, for ``spikes`` [K]."""
     (N, K), steps = weight.shape, torch.eye(8)
-    layer = Layer(torch.zeros(8, 8, N), 8, threshold=3e38)  # sample b has spikes in step b alone, and nothing fires
+    layer = Layer(torch.zeros(8, 8, N), 8, threshold=3e38)  # sample b has spikes in step b only, and nothing fires
     train = (steps.view(8, 8, 1) * spikes).view(8, 8, 1, 1, K)
     out = fire(emulator, LINEAR, layer, train, weight.view(N, 1, 1, K), mode, truncating=True, exact=False)
     return out["v"].view(8, N)
 
 
 def test_float16_spikes_lose_no_bits(plain: Emulator) -> None:
-    """A sum of seventeen bits, which tensor cores would cut if a spike were a subnormal number."""
+    """A sum of seventeen bits, which tensor cores would truncate if spikes were subnormal numbers."""
     weight = torch.tensor([[1.0, (1 + 2.0**-10) * 2.0**-6]]).repeat(8, 1)
     assert torch.equal(sums(plain, weight.half(), torch.ones(2), FLOAT16), weight.sum(1).expand(8, 8))
 
@@ -211,7 +211,7 @@ def test_float16_spikes_lose_no_bits(plain: Emulator) -> None:
     ],
 )
 def test_random_weights(plain: Emulator, mode: int, dtype: torch.dtype, most: float) -> None:
-    """The root mean square error of sums of 1024 weights, where the tensor cores truncate."""
+    """The root mean square error of sums of 1024 weights in truncating tensor cores."""
     g = torch.Generator().manual_seed(0)
     weight = (torch.randn(64, 1024, generator=g) / 32).to(dtype)
     spikes = (torch.rand(1024, generator=g) < 0.15).float()
@@ -221,7 +221,7 @@ def test_random_weights(plain: Emulator, mode: int, dtype: torch.dtype, most: fl
 
 
 def products(emulator: Emulator, weight: Tensor, mode: int) -> Tensor:
-    """What the kernel makes of each weight alone: sample k has no spike but that of input k, and nothing fires."""
+    """The kernel's value of each weight: sample k has a spike of input k only, and nothing fires."""
     N, K = weight.shape
     layer, spikes = Layer(torch.zeros(1, K, N), 1, threshold=3e38), torch.eye(K).view(1, K, 1, 1, K)
     return fire(emulator, LINEAR, layer, spikes, weight.view(N, 1, 1, K), mode, exact=False)["v"].view(K, N).T
@@ -242,7 +242,7 @@ def test_convolution_accesses(checked: Emulator, dtype: torch.dtype) -> None:
 
 
 def test_float32_weights(plain: Emulator) -> None:
-    """Two bfloat16 hold 16 bits of a weight of any size, one what bfloat16 is; test_emulated_digits.py has all."""
+    """Two bfloat16 keep 16 bits of a weight of any magnitude, one keeps 8; test_emulated_digits.py tests all bits."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 48, generator=g) * 2.0 ** torch.randint(-100, 100, (64, 1), generator=g)
     assert ((products(plain, weight, FLOAT32_HIGH) - weight).abs() <= weight.abs() * 2.0**-16).all()
@@ -251,7 +251,7 @@ def test_float32_weights(plain: Emulator) -> None:
 
 @pytest.mark.parametrize("mode", [FLOAT32_HIGH, FLOAT32_MEDIUM, BFLOAT16, FLOAT16])
 def test_weights_that_are_not_finite(plain: Emulator, mode: int) -> None:
-    """They do what IEEE says: infinities where there is a spike, NaN where there is none."""
+    """Weights that are not finite follow IEEE: infinities where there is a spike, NaN where there is none."""
     inf = float("inf")
     weight = torch.tensor([[inf, 1.0], [-inf, 1.0], [float("nan"), 1.0]]).repeat(3, 1)[:8]
     dtype, spikes = DTYPES[mode], torch.ones(1, 1, 1, 1, 2)

@@ -1,4 +1,4 @@
-"""The scan's CUDA source on the emulation: the CPU's bits, no report of the checker, each byte moved once."""
+"""The CUDA scan on the emulator: the CPU's bits, no report of the checker, each byte moved once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from harness import DTYPES, INOUT, Buffer, Emulator, Outputs, Struct, check_same
 from neuron_layers import CONSTANT, GATES, IMPULSE, TRAIN, Layer, pack, random_layer, random_window, scan
 
-# Neurons as [B, C]: tails of the block, of the warp, of a byte of the mask, of four neurons; channels that are no
+# Neurons [B, C]: tails of the block, of the warp, of a byte of the mask, of four neurons; channels that are not a
 # multiple of four; more than one block of each kernel.
 SHAPES = [(1, 1), (3, 7), (2, 12), (5, 36), (1, 130), (3, 172), (4, 144)]
 
@@ -40,21 +40,21 @@ def test_long_windows(checked: Emulator, dtype: torch.dtype, residual: str | Non
     for (i, shape), gate in itertools.product(enumerate([(3, 7), (5, 36)]), GATES):
         layer = random_layer(i, 300, shape, dtype, TRAIN, residual)
         layer.gate = gate
-        layer.threshold = max(layer.threshold, 0.8)  # counts that a bfloat16 holds
+        layer.threshold = max(layer.threshold, 0.8)  # bfloat16 represents these counts
         want = scan(checked, layer, offset=i)
         if dtype == torch.float32:
             check_same(scan_in_pieces(checked, layer, 8, 272), want)
 
 
 def test_as_many_steps_before_as_after(checked: Emulator) -> None:
-    """A piece in the middle is no window of its own, whatever its size."""
+    """A piece in the middle is not a window, whatever its size."""
     layer = random_layer(1, 24, (5, 36), torch.float32, TRAIN, None)
     want = scan(checked, layer)
     check_same(scan_in_pieces(checked, layer, 8, 16), want)
 
 
 def scan_in_pieces(emulator: Emulator, layer: Layer, first: int, second: int) -> Outputs:
-    """The same, cut at two steps."""
+    """A window cut at two steps gives the same."""
     neuron, types = layer.neuron(), {"v": torch.float32, "z": torch.float32, "counts": torch.int16}
     zeros = {name: torch.zeros(neuron.fields["neurons"], dtype=dtype) for name, dtype in types.items()}
     neuron.fields["carried"] = {name: Buffer(value, INOUT, f"carried {name}") for name, value in zeros.items()}
@@ -72,7 +72,7 @@ def test_window(checked: Emulator, dtype: torch.dtype, source: int, residual: st
 
 
 def test_window_traffic(checked: Emulator) -> None:
-    """A product of float32 comes in, a byte, a count and a bit of the mask go out."""
+    """A float32 product is read; a byte, a count and a bit of the mask are written."""
     layer = random_window(2, 8, (16, 64), torch.float32, IMPULSE, "planes")
     scan(checked, layer)
     for name, moved, write in [("currents", 4096, False), ("residual_planes", 1024, False), ("planes", 1024, True)]:
@@ -87,7 +87,7 @@ BUFFERS = ["currents", "scale", "shift", "residual_scale", "v_init", "residual",
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BUFFERS)
 def test_alignment(checked: Emulator, name: str, dtype: torch.dtype) -> None:
-    """One buffer alone that is not aligned for four neurons at a time."""
+    """A single buffer is not aligned for four neurons at a time."""
     shape = (2, 8)
     for residual, (T, offset) in itertools.product(["planes", "currents"], [(3, 1), (8, 2)]):
         layer = random_layer(3, T, shape, dtype, TRAIN, residual)
@@ -99,7 +99,7 @@ def test_alignment(checked: Emulator, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("T", [4, 8, 16, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
-    """Whole sectors, by the widest instructions that four neurons allow."""
+    """Memory is moved by whole sectors, with the widest instructions that four neurons allow."""
     scale, shift, v_init = torch.randn(3, 64).unbind()
     layer = Layer(torch.randn(T, 16, 64).to(dtype), T, scale=scale, shift=shift, v_init=v_init.clone())
     N, size = 16 * 64, layer.currents.element_size()
@@ -116,13 +116,13 @@ def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
 
 @pytest.mark.parametrize("name", ["scale", "shift", "residual_scale", "v_init"])
 def test_parameters_that_begin_anew_within_four_neurons(checked: Emulator, name: str) -> None:
-    """Four samples of six features: four neurons at a time would reach over the end of one parameter."""
+    """Four samples of six features: a vector of four neurons would cross the end of one parameter."""
     residual = pack(torch.rand(8, 4, 6) < 0.5) if name == "residual_scale" else None
     scan(checked, Layer(torch.randn(8, 4, 6), 8, residual=residual, **{name: torch.randn(6)}))
 
 
 def test_special_values(plain: Emulator) -> None:
-    """NaN never fires and closes every gate; infinities go where IEEE sends them."""
+    """NaN never fires and closes every gate; infinities follow IEEE."""
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 1e-45, -0.0, 0.0])
     for gate in GATES:
         assert scan(plain, Layer(special.repeat(8, 4, 1), 8, gate=gate))["counts"][0] == 0
@@ -131,7 +131,8 @@ def test_special_values(plain: Emulator) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("T", [8, 12])
 def test_samples_that_are_not_finite(checked: Emulator, T: int, dtype: torch.dtype) -> None:
-    """They are marked by any number of threads, the others by none; a mark from before stays."""
+    """Any number of threads may mark a sample with such a potential; other samples are not marked, and earlier marks
+    stay."""
     layer = Layer(torch.randn(T, 40, 36, dtype=dtype), T)
     layer.currents[T - 1, 3, 35], layer.currents[0, 17], layer.currents[T // 2, 39, 0] = math.nan, math.inf, -math.inf
     bad = scan(checked, layer)["bad"]
@@ -142,7 +143,7 @@ def test_samples_that_are_not_finite(checked: Emulator, T: int, dtype: torch.dty
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize(("channels", "v_init"), [(6, None), (6, 1), (64, 64), (64, 128)])
 def test_four_neurons_to_a_thread(checked: Emulator, channels: int, v_init: int | None, window: bool) -> None:
-    """Where they are aligned and no parameter begins anew within them, and no thread is without."""
+    """Threads have four neurons each if they are aligned and no parameter wraps around among them."""
     layer = Layer(torch.zeros(8, 3072 // channels, channels), 8, window=window)
     layer.v_init = None if v_init is None else torch.zeros(v_init)
     layer.residual_scale = torch.ones(channels) if channels == 64 else None

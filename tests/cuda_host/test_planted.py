@@ -1,4 +1,4 @@
-"""Mistakes in what only nvcc's PTX and a runtime show: each is noticed by the tests of the kernels."""
+"""Mistakes that show only in nvcc's PTX or at run time: the kernels' tests notice each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mutate import KERNELS, NOT_TRIED, Mutant, originals, verdict
 
 from build_tools.decide import Toolkit
 
-# By name: the file, what it says, what it is made to say, who has to notice it.
+# By name: the file, the correct text, the mistake, and the tests that have to notice it.
 PLANTED = {
     "an accumulator that is not read": ("cuda/ptx.cuh", '"+f"(d[0])', '"=f"(d[0])', "product"),
     "operands swapped": ("cuda/ptx.cuh", '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])', "product"),

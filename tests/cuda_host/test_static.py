@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels: no spills, no local memory; registers, occupancy and loads as designed."""
+"""The compiled kernels: no spills, no local memory; registers, occupancy and loads as designed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness import kernel_sources
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
-ARCHS = {"80": "80", "90": "90", "120": "90"}  # newer GPUs get what the driver makes of the PTX for 90
-# By file: registers, at most, and warps that share a multiprocessor, at least. In the product it is shared memory that
-# decides how many blocks fit.
+ARCHS = {"80": "80", "90": "90", "120": "90"}  # for newer GPUs the driver compiles the PTX for 90
+# By file: the most registers per thread, and the fewest warps per multiprocessor. In the product shared memory limits
+# the number of blocks.
 LIMITS = {
     "if_scan": (64, 32), "spike_bits": (48, 40), "product_if": (168, 12), "window_product": (168, 12),
     "batch_norm": (64, 32), "digits": (64, 32), "plain": (64, 32),
@@ -28,7 +28,7 @@ REGISTER_FILE = 64 * 1024
 
 KERNELS = [path for path in kernel_sources() if "__global__" in path.read_text()]
 
-Compiled = dict[str, tuple[str, Path]]  # by file: what ptxas says, and the cubin
+Compiled = dict[str, tuple[str, Path]]  # by file: ptxas' output, and the cubin
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def compiled(request: pytest.FixtureRequest, compile_for: Callable[[str], Compil
 
 
 def test_registers_and_occupancy(compiled: Compiled) -> None:
-    """A warp's registers are handed out by the 256."""
+    """The registers of a warp are allocated in units of 256."""
     for name, (log, _) in compiled.items():
         registers = max(int(n) for n in re.findall(r"Used (\d+) registers", log))
         most, warps = LIMITS[name]
@@ -69,7 +69,7 @@ def test_registers_and_occupancy(compiled: Compiled) -> None:
 
 
 def test_two_blocks_of_the_product(compiled: Compiled) -> None:
-    """Blocks of eight warps share a multiprocessor, where a weight is one operand."""
+    """Two blocks of eight warps share a multiprocessor if a weight is one operand."""
     log, _ = compiled["product_if"]
     kernel = re.compile(r"entry function '\S*ShapeINS0_\d+(\w+Weights(?:ILi1EE)?)ELi(\d+)ELi(\d)ELi(\d)ELi(\d)E\S*'")
     found = {}
@@ -107,7 +107,7 @@ def test_product_loop(compile_for: Callable[[str], Compiled], arch: str, float16
     for name, lines in kernels.items():
         shape = re.search(r"ShapeINS0_\d+(\w+?Weights(?:ILi\dEE)?)ELi(\d+)ELi\d+ELi4ELi1EE", name)
         if shape is None:
-            continue  # where warps share the depth, the loop is unrolled into that over the stages
+            continue  # with a shared depth the loop is unrolled into the loop over the stages
         operands, steps = shape.groups()
         mma = "IMMA" if operands in ("Int8Weights", "DigitWeights") else "HMMA"
         bodies = [body for body in loops(lines) if any(mma in line for line in body)]

@@ -1,4 +1,4 @@
-"""The instructions of ptx.cuh: on the machine they do what `make gpu-check` asks of the hardware."""
+"""The instructions of ptx.cuh on the machine: the results that `make gpu-check` asks of the hardware."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_golden(library: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mma_f16", "mma_bf16"])
 def test_truncation(library: Path, name: str) -> None:
-    """In that mode the machine has the bits of MMA-Sim's model of Hopper, of subnormal numbers and zeros too."""
+    """In truncating mode the machine has the bits of MMA-Sim's model of Hopper, also for subnormal numbers and
+    zeros."""
     mmasim = pytest.importorskip("mmasim.nv_ptx", reason="needs mmasim")
     lib = ctypes.CDLL(str(library))
     lib.emulation_stream.restype = ctypes.c_void_p
@@ -56,7 +57,7 @@ def test_every_wrapper_has_one() -> None:
     text = (ROOT / "csrc" / "kernels" / "cuda" / "ptx.cuh").read_text()
     for name in ("cp_async", "ldmatrix_x4", "mma_f16", "mma_bf16", "mma_s8_u8", "fire"):
         assert f" {name}(" in text
-    assert len(re.findall(r"\basm\b", text)) == 9  # four of them make up cp.async
+    assert len(re.findall(r"\basm\b", text)) == 9  # four of them are cp.async
     copies = ["cp_async_16", "cp_async_4", "cp_async_8"]
     assert sorted(golden.GOLDEN) == [*copies, "fire", "ldmatrix", "mma_bf16", "mma_f16", "mma_s8_u8"]
 

@@ -1,4 +1,4 @@
-// Small kernels in pairs, a right one and one with a typical mistake: the checker has to tell them apart.
+// Small kernels in pairs, a correct one and one with a typical mistake, which the checker has to tell apart.
 #include <cuda_runtime_api.h>
 
 #include <string_view>
@@ -11,7 +11,7 @@ namespace {
 
 cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
 
-// A kernel that is right unless it is `bad`.
+// A kernel that is correct unless it is `bad`.
 #define TWIN(name)    \
   template <bool bad> \
   __global__ void name(const float* in, float* out, [[maybe_unused]] int n)
@@ -53,7 +53,7 @@ TWIN(shared_reverse) {
   out[i] = tile[n - 1 - i];
 }
 
-// The mistake gives right values under most schedules: a thread refills the tile while another may still read it.
+// The result is correct under most schedules: a thread refills the tile while another may still read it.
 TWIN(shared_refill) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
@@ -114,7 +114,7 @@ __device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
   tandem::cuda::cp_async<16>(tandem::cuda::Shared(reinterpret_cast<unsigned char*>(to)), from, true);
 }
 
-// The second copy is still in flight where the first alone was waited for.
+// If only the first copy was waited for, the second is still in flight.
 TWIN(async_copy) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);
@@ -127,7 +127,7 @@ TWIN(async_copy) {
   out[i] = tile[n - 1 - i];
 }
 
-// Only the thread that copies may read what has landed before a barrier.
+// Before a barrier only the thread that made the copy may read it.
 TWIN(async_copy_to_others) {
   __shared__ float tile[64];
   const int i = static_cast<int>(threadIdx.x);

@@ -1,5 +1,5 @@
-// Arithmetic, comparisons and choices. There is no fma: it rounds once where the kernels are to round twice
-// (-fmad=false), so one in the PTX is unknown here.
+// Arithmetic, comparisons and selections. There is no fma: kernels must round twice (-fmad=false), so an fma in the PTX
+// is an unknown instruction.
 #include <algorithm>
 #include <cmath>
 
@@ -31,7 +31,7 @@ constexpr auto kRem = []<std::integral T>(T a, T b) -> T {
   if (b == 0) return a;
   return std::is_signed_v<T> && b == static_cast<T>(-1) ? T(0) : static_cast<T>(a % b);
 };
-// Of a number and NaN it is the number; -0 is less than 0.
+// The minimum of a number and NaN is the number; -0 is less than 0.
 constexpr auto kMin = []<class T>(T a, T b) -> T {
   if constexpr (std::floating_point<T>) {
     if (a != a) return b;

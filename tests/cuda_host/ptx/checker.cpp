@@ -1,6 +1,6 @@
-// Reports accesses out of bounds, misaligned, uninitialised and racing, outputs written twice or never; counts the
-// traffic of every buffer. Two accesses race unless a barrier or a __syncwarp lies between them, in whatever order they
-// ran. Global memory is watched where the host has named its buffers; shared memory always.
+// Reports accesses that are out of bounds, misaligned, uninitialised or racing, and outputs written twice or never;
+// counts the traffic of every buffer. Two accesses race unless a barrier or a __syncwarp lies between them, in whatever
+// order they ran. Global memory is watched in the buffers that the host has named, shared memory everywhere.
 #include "checker.h"
 
 #include <algorithm>
@@ -12,9 +12,9 @@ namespace {
 enum BufferUse : int { kInput = 1, kOutput = 2, kMarks = 5 };
 
 struct Access {
-  uint32_t block = 0;  // numbers begin at 1: 0 is the host
+  uint32_t block = 0;  // counted from 1; 0 is the host
   uint16_t thread = 0;
-  uint16_t epoch = 0;  // of the block
+  uint16_t epoch = 0;  // barriers passed by the block
   uint32_t warp_epoch = 0;
 
   bool same_thread(const Access& other) const { return block == other.block && thread == other.thread; }
@@ -30,7 +30,7 @@ struct Byte {
   Access reads[2];  // the last two by different threads
   uint32_t read_count = 0;
   uint32_t write_count = 0;
-  uint32_t block = 0;  // shared memory: whose it was. What another block left is forgotten
+  uint32_t block = 0;  // shared memory: the block that used it; values of another block are forgotten
   bool defined = false;
   bool in_flight = false;  // a cp.async that writes it has not landed
 };
@@ -50,7 +50,7 @@ struct Traffic {
   uint64_t requests = 0;  // instructions, counted once a warp
   uint64_t bytes = 0;
   uint64_t sectors = 0;        // 32-byte pieces of global memory
-  uint64_t least_sectors = 0;  // that the same bytes could fill
+  uint64_t least_sectors = 0;  // the fewest for the same bytes
   uint64_t waves = 0;          // passes through the 32 banks of shared memory
   uint64_t least_waves = 0;
 };
@@ -66,7 +66,7 @@ Access access_of(const Warp& w, int lane) {
           w.epoch[static_cast<size_t>(lane)]};
 }
 
-// Notes the access and says what is wrong with it, or null.
+// Records the access. Returns what is wrong with it, or null.
 const char* touch(Byte& byte, const Access& now, bool write, int use) {
   const char* wrong = nullptr;
   if (byte.in_flight) wrong = "race: cp.async in flight";
@@ -86,7 +86,7 @@ const char* touch(Byte& byte, const Access& now, bool write, int use) {
   return wrong;
 }
 
-// How many different values there are among address / unit of all bytes.
+// The number of different values of address / unit among all bytes.
 template <class Each>
 size_t distinct(std::vector<uint64_t>& scratch, Each each) {
   scratch.clear();
@@ -98,7 +98,7 @@ size_t distinct(std::vector<uint64_t>& scratch, Each each) {
   return scratch.size();
 }
 
-// A wave serves 32, 16 or 8 neighbouring lanes, as they move 4, 8 or 16 bytes; words of one bank take turns.
+// A wave serves 32, 16 or 8 neighbouring lanes that move 4, 8 or 16 bytes each; words of the same bank take turns.
 void count_waves(const Request& r, Traffic& t) {
   static std::vector<uint64_t> words;
   const int lanes_per_wave = r.bytes <= 4 ? 32 : 128 / r.bytes;
@@ -177,7 +177,7 @@ void report(const Request& r, const char* wrong, const std::string& where, int l
   if (machine().reports.size() < 100) machine().reports.push_back(describe(r, wrong, where, lane));
 }
 
-// What a lane does to bytes that lie at `offset` of a buffer.
+// Records a lane's access to the bytes at `offset` of a buffer.
 void touch(const Request& r, int lane, Byte* bytes, int use, const std::string& buffer, uint64_t offset) {
   const Access now = access_of(r.warp, lane);
   const char* wrong = nullptr;
@@ -252,14 +252,14 @@ void emulation_forget_buffers() {
   traffic.clear();
 }
 
-// use: 1 for an input, 2 for an output, 3 for both; 5 for marks, which any number of threads may set, all to one value.
-// Only outputs begin undefined.
+// use: 1 input, 2 output, 3 both, 5 marks: any number of threads may set them, all to the same value. Only outputs
+// begin uninitialised.
 void emulation_buffer(const char* name, uint64_t begin, size_t bytes, int use) {
   buffers.push_back({name, begin, std::vector<Byte>(bytes), use});
   for (Byte& byte : buffers.back().bytes) byte.defined = (use & kInput) != 0;
 }
 
-// How often each byte of a buffer was read and written: {least reads, most reads, least writes, most writes}.
+// The numbers of reads and writes per byte of a buffer: {least reads, most reads, least writes, most writes}.
 void emulation_touches(const char* name, uint32_t* out) {
   for (const Buffer& b : buffers) {
     if (b.name != name) continue;

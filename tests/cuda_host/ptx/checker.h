@@ -1,11 +1,11 @@
-// What is known of every byte of memory: who wrote and read it when.
+// Watches memory: who wrote and read every byte, and when.
 #pragma once
 
 #include "machine.h"
 
 namespace ptx::checker {
 
-// One access of a warp: the lanes that take part, their addresses, the bytes of each.
+// One access of a warp: its lanes, their addresses, and the bytes per lane.
 struct Request {
   const Instruction& instruction;
   const Warp& warp;
@@ -15,10 +15,10 @@ struct Request {
   bool write;
 };
 
-// Reports what is wrong and counts. Lanes whose access must not be executed fault.
+// Count the access and report what is wrong. Throw a fault if the access must not be executed.
 void global(const Request& request);
 void shared(const Request& request, bool lands_later = false);
-// To other threads, a cp.async is a write at this time.
+// A cp.async has landed: for other threads it is a write at this time.
 void landed(const Warp& warp, int lane, uint32_t to, uint32_t size);
 
 void begin_launch();

@@ -1,4 +1,4 @@
-// Instructions in which the lanes of a warp work together.
+// Instructions in which the lanes of a warp work together: matrix products, shuffles, votes.
 #include <algorithm>
 #include <cmath>
 
@@ -12,7 +12,7 @@ namespace {
 
 double from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-// Element e of a register's elements.
+// Element e of the packed elements of a register.
 double element(Type type, uint32_t bits, int e) {
   switch (type) {
     case Type::kF16:
@@ -24,14 +24,14 @@ double element(Type type, uint32_t bits, int e) {
   }
 }
 
-// The exponent that tensor cores give a factor: a subnormal number has that of the least normal one.
+// The exponent of a factor in tensor cores: subnormal numbers have that of the smallest normal one.
 int exponent_of(double x, Type type) {
   const int least = type == Type::kF16 ? -14 : -126;
   return x == 0 ? least : std::max(std::ilogb(x), least);
 }
 
-// What Hopper's tensor cores make of c + sum of a[k] b[k], after MMA-Sim (arXiv 2511.10909): every term is cut to 25
-// bits below the largest exponent of all, and the sum is rounded towards zero.
+// c + the sum of a[k] b[k] in Hopper's tensor cores, after MMA-Sim (arXiv 2511.10909): every term is truncated to 25
+// bits below the largest exponent, and the sum is rounded towards zero.
 float truncating_sum(const double* a, const double* b, int depth, Type type, float c) {
   constexpr int kZero = -133;  // the exponent of zero
   double exact = c;
@@ -49,15 +49,16 @@ float truncating_sum(const double* a, const double* b, int depth, Type type, flo
   return (std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest) + 0.0f;
 }
 
-// Sums that fit 53 bits are exact before they are rounded to float.
+// The sum is rounded once to float if its terms fit 53 bits.
 float exact_sum(const double* a, const double* b, int depth, float c) {
   double sum = c;
   for (int k = 0; k < depth; ++k) sum += a[k] * b[k];
   return static_cast<float>(sum);
 }
 
-// D = A B + C, A [16, depth] by rows, B [depth, 8] by columns. Lane 4 g + q holds in A rows g and g + 8, in B column g,
-// of both a register of depths from q on in either half; in C and D rows g and g + 8, columns 2 q and 2 q + 1.
+// D = A B + C with A [16, depth] by rows and B [depth, 8] by columns. Lane 4 g + q holds rows g and g + 8 of A and
+// column g of B, of either half of the depth one register from q on; of C and D it holds rows g and g + 8, columns 2 q
+// and 2 q + 1.
 template <int depth>
 void multiply(const Instruction& i, Warp& w, uint32_t) {
   constexpr int kPacked = depth / 8;
@@ -110,7 +111,7 @@ Execute find_mma(const Words& words, Instruction& i) {
 // --- shuffles and votes ----------------------------------------------------------------------------------------------
 
 void shuffle(const Instruction& i, Warp& w, uint32_t mask) {
-  const size_t first = static_cast<size_t>(i.parts);  // of the operands; a second result may precede them
+  const size_t first = static_cast<size_t>(i.parts);  // first operand; a second result may precede the operands
   uint64_t before[kLanes];
   for (int l = 0; l < kLanes; ++l) before[l] = w.value(i.o[first], l);
   each(mask, [&](int l) {

@@ -1,4 +1,4 @@
-// Moves, conversions and bits.
+// Moves, conversions and operations on bits.
 #include <algorithm>
 #include <cmath>
 
@@ -10,7 +10,7 @@ namespace {
 
 // --- moving and converting -------------------------------------------------------------------------------------------
 
-// One register into several, or several into one: the first is the lowest.
+// Splits a register into several, or joins several into one: the first is the lowest.
 void unpack(const Instruction& i, Warp& w, uint32_t mask) {
   const int bits = 8 * size_of(i.type) / i.parts;
   each(mask, [&](int l) {
@@ -100,7 +100,7 @@ Execute find_convert(const Words& words, Instruction& i) {
   if (i.type == Type::kBF16x2) return i.from == Type::kF32 ? convert_pair<to_bfloat16> : nullptr;
   if (i.type == Type::kF16x2) return i.from == Type::kF32 ? convert_pair<to_half> : nullptr;
   if (i.o.size() != 2) return nullptr;
-  // What rounds twice here would not on a GPU.
+  // These would round twice here, but once on a GPU.
   if (i.from == Type::kF64 && (i.type == Type::kF16 || i.type == Type::kBF16)) return nullptr;
   for (const auto word : words) {
     if (word == "sat") return nullptr;

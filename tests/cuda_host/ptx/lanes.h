@@ -1,4 +1,4 @@
-// Each lane's result from its own registers: what arithmetic.cpp and convert.cpp make instructions of.
+// Instructions that compute each lane's result from the lane's own registers, for arithmetic.cpp and convert.cpp.
 #pragma once
 
 #include <concepts>
@@ -31,7 +31,7 @@ void predicates(const Instruction& i, Warp& w, uint32_t mask) {
 template <size_t, class T>
 using Same = T;
 
-// Calls make with a value of the C++ type of `type`; null where there is none, or make cannot do with it.
+// Calls make with a value of the C++ type of `type`. Null if there is none or make does not take it.
 template <class Make>
 Execute for_type(Type type, Make make) {
   const auto with = [&](auto value) -> Execute {
@@ -63,7 +63,7 @@ Execute for_type(Type type, Make make) {
   }
 }
 
-// f of operands of the instruction's type, as many as there are in `k`; null where f takes none such.
+// Applies f to operands of the instruction's type, as many as `k` has elements. Null if f does not take them.
 template <auto f, size_t... k>
 Execute find_map(Type type, std::index_sequence<k...>) {
   return for_type(type, []<class T>(T) -> Execute {

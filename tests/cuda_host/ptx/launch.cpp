@@ -1,5 +1,5 @@
-// Runs the warps and blocks of a launch. The seed orders the blocks, and the warps between two barriers; whether a race
-// is found does not depend on it.
+// Runs the warps and blocks of a launch. The seed determines the order of blocks, and of warps between two barriers;
+// the checker finds races in any order.
 #include <algorithm>
 #include <numeric>
 #include <random>
@@ -10,7 +10,7 @@ namespace ptx {
 
 namespace {
 
-// A register of a lane must have been written, unless it is only moved.
+// Reports registers that are read before they were written. Moves may read them.
 void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
   uint32_t defined = kAllLanes;
   for (const int r : i.reads) defined &= w.defined[static_cast<size_t>(r)];
@@ -28,8 +28,8 @@ class Runner {
  public:
   Runner(Warp& warp, Counters& counters) : w_(warp), code_(warp.block->kernel.code), counters_(counters) {}
 
-  // Until the warp has ended or is at a barrier of the block. Of its groups the one with the least pc goes first, so
-  // that paths that part meet again.
+  // Runs the warp until it ends or reaches a barrier of the block. The group with the smallest pc runs first, so that
+  // diverged paths meet again.
   void run() {
     while (w_.alive != 0) {
       Group& group = next();
@@ -66,7 +66,7 @@ class Runner {
     }
   }
 
-  // All warps are at the barrier: this one goes on.
+  // Call when all warps are at the barrier: this warp continues.
   void pass_barrier() {
     w_.at_barrier = false;
     ++counters_.instructions;

@@ -1,6 +1,6 @@
-// A machine that executes PTX, the code nvcc makes of a kernel, a warp at a time. parse.cpp reads the text,
-// arithmetic.cpp, convert.cpp, collective.cpp and memory.cpp execute instructions, checker.cpp watches memory,
-// launch.cpp runs warps and blocks, runtime.cpp is the CUDA runtime that host code is linked with.
+// A machine that executes PTX, nvcc's output for a kernel, one warp at a time. parse.cpp reads the text;
+// arithmetic.cpp, convert.cpp, collective.cpp and memory.cpp execute instructions; checker.cpp watches memory;
+// launch.cpp runs warps and blocks; runtime.cpp is the CUDA runtime that host code is linked with.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ namespace ptx {
 
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
-constexpr uint32_t kDynamicShared = 48 * 1024;  // where dynamic shared memory begins, behind all arrays
+constexpr uint32_t kDynamicShared = 48 * 1024;  // start of dynamic shared memory, behind all arrays
 
 // clang-format off
 enum class Type : uint8_t {
@@ -28,16 +28,16 @@ enum class Type : uint8_t {
 // clang-format on
 enum class Space : uint8_t { kGlobal, kParam, kShared };
 
-// What ends a launch, as a fault does on a GPU.
+// Ends a launch, like a fault on a GPU.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-// What the machine cannot execute.
+// An instruction that the machine does not support.
 struct Unknown : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The rows of an immediate, for operands of each size.
+// An immediate as rows of 2-, 4- and 8-byte elements.
 struct Constant {
   std::array<uint16_t, kLanes> two;
   std::array<uint32_t, kLanes> four;
@@ -55,12 +55,13 @@ struct Constant {
   }
 };
 
-// A row holds a register of each lane: 32 elements of 2, 4 or 8 bytes; of a predicate, a bit of each lane in 32.
+// A row holds one register of all lanes: 32 elements of 2, 4 or 8 bytes. A predicate's row is one 32-bit word, a bit
+// per lane.
 struct Operand {
-  const Constant* constant = nullptr;  // an immediate; else
-  uint32_t row = 0;                    // where the row begins in the warp's registers
-  int index = -1;                      // which register it is; -1: none, in an address an absolute one
-  uint8_t bytes = 0;                   // of an element
+  const Constant* constant = nullptr;  // an immediate, or null:
+  uint32_t row = 0;                    // start of the row in the warp's registers
+  int index = -1;                      // number of the register; -1: none, an absolute address
+  uint8_t bytes = 0;                   // per element
   int64_t offset = 0;                  // of an address
 };
 
@@ -69,24 +70,24 @@ struct Instruction;
 // Executes an instruction for the lanes of `mask`.
 using Execute = void (*)(const Instruction&, Warp&, uint32_t mask);
 
-// What the machine itself has to know of an instruction.
+// How an instruction affects the flow of control.
 enum class Flow : uint8_t {
   kNone,
   kBranch,
   kExit,
   kBarrier,
   kAligned,  // all lanes of the warp execute it together
-  kMasked,   // those of its last operand do
+  kMasked,   // the lanes in its last operand execute it together
 };
 
 struct Instruction {
   Execute execute = nullptr;
   Flow flow = Flow::kNone;
   bool guard_negated = false;
-  bool moves = false;  // what is undefined may be moved, so long as nobody uses it
+  bool moves = false;  // may move undefined values
   bool mma = false;
-  Type type = Type::kNone, from = Type::kNone;  // of the result and the operands, where they differ
-  Space space = Space::kGlobal;                 // or generic: no such address is in shared memory
+  Type type = Type::kNone, from = Type::kNone;  // of the result, and of the operands if different
+  Space space = Space::kGlobal;                 // kGlobal includes generic addresses, which are never in shared memory
   int mode = 0;                                 // of a shuffle or matrix product
   int target = -1;                              // of a branch
   int parts = 1;                                // elements of a vector
@@ -106,12 +107,12 @@ struct Kernel {
   std::string name;   // mangled
   std::string title;  // for people
   std::vector<Instruction> code;
-  std::vector<uint32_t> parameters;  // where each begins
+  std::vector<uint32_t> parameters;  // offset of each
   std::vector<uint32_t> parameter_bytes;
   uint32_t parameters_end = 0;
-  uint32_t registers = 0;                             // how many there are
-  uint32_t register_bytes = 0;                        // their rows
-  std::vector<std::pair<int64_t, Operand>> specials;  // which of kSpecials, its register
+  uint32_t registers = 0;                             // number of registers
+  uint32_t register_bytes = 0;                        // bytes of their rows
+  std::vector<std::pair<int64_t, Operand>> specials;  // index into kSpecials, its register
   std::vector<SharedArray> arrays;
   uint32_t static_shared = 0;    // bytes of the arrays
   uint32_t most_threads = 1024;  // __launch_bounds__
@@ -128,7 +129,7 @@ inline constexpr const char* kSpecials[] = {"%tid.x",    "%tid.y",    "%tid.z", 
                                             "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
                                             "%nctaid.y", "%nctaid.z", "%laneid"};
 
-// PTX text: its kernels are parsed when they are launched for the first time.
+// PTX text. A kernel is parsed when it is first launched.
 class Module {
  public:
   explicit Module(std::string text);
@@ -140,7 +141,8 @@ class Module {
   std::vector<std::string> names_;
 };
 
-// How an instruction is executed; null: the machine does not know it. `words` are the parts of its name.
+// Find the function that executes an instruction; null if the machine does not know it. `words` are the parts of the
+// instruction's name.
 using Words = std::vector<std::string_view>;
 Execute find_arithmetic(const Words& words, Instruction& i);
 Execute find_conversion(const Words& words, Instruction& i);
@@ -152,12 +154,12 @@ inline int size_of(Type t) {
   return kBytes[static_cast<int>(t)];
 }
 inline bool is_signed(Type t) { return t == Type::kS8 || t == Type::kS16 || t == Type::kS32 || t == Type::kS64; }
-// The lowest bytes of x, as many as the type has, and its sign where it has one.
+// The lowest bytes of x, as many as the type has, sign-extended if the type is signed.
 inline int64_t extend(Type t, uint64_t x) {
   const int spare = 64 - 8 * size_of(t);
   return is_signed(t) ? static_cast<int64_t>(x << spare) >> spare : static_cast<int64_t>(x << spare >> spare);
 }
-// kNone: the word names no type.
+// kNone if the word names no type.
 inline Type type_of(std::string_view word) {
   static const std::map<std::string_view, Type> kTypes = {
       {"pred", Type::kPred}, {"b8", Type::kB8},   {"u8", Type::kU8},   {"s8", Type::kS8},         {"b16", Type::kB16},
@@ -174,17 +176,17 @@ inline Type type_of(std::string_view word) {
 struct Copy {
   uint32_t to;
   uint64_t from;
-  uint32_t bytes;  // of `size`; zeros for the rest
+  uint32_t bytes;  // copied; the rest of `size` is zeros
   uint32_t size;
 };
 
 struct Block;
 
-// Lanes at one and the same instruction.
+// Lanes at the same instruction.
 struct Group {
   int pc;
   uint32_t mask;
-  bool waits;  // for lanes that are to execute the instruction with them
+  bool waits;  // for the other lanes that must execute the instruction with it
 };
 
 struct Warp {
@@ -195,9 +197,9 @@ struct Warp {
   std::vector<Group> groups;
   bool at_barrier = false;
   std::vector<std::byte> registers;
-  std::vector<uint32_t> defined;                              // by register: the lanes that have written it
-  std::array<uint32_t, kLanes> epoch{};                       // bar.warp.syncs passed
-  std::array<std::vector<std::vector<Copy>>, kLanes> copies;  // groups, oldest first; the last is not committed
+  std::vector<uint32_t> defined;                              // by register: lanes that have written it
+  std::array<uint32_t, kLanes> epoch{};                       // number of bar.warp.syncs passed
+  std::array<std::vector<std::vector<Copy>>, kLanes> copies;  // by lane, oldest group first; the last is uncommitted
 
   template <class T>
   T* row(const Operand& o) {
@@ -207,7 +209,7 @@ struct Warp {
   const T* in(const Operand& o) const {
     return o.constant != nullptr ? o.constant->row<T>() : reinterpret_cast<const T*>(registers.data() + o.row);
   }
-  // An immediate is extended by its sign.
+  // Immediates are sign-extended.
   uint64_t value(const Operand& o, int lane) const {
     switch (o.bytes) {
       case 2:
@@ -239,7 +241,7 @@ struct Dim {
   uint32_t x = 1, y = 1, z = 1;
   uint32_t operator[](int64_t axis) const { return axis == 0 ? x : axis == 1 ? y : z; }
   uint64_t count() const { return uint64_t{x} * y * z; }
-  // Where thread or block number n is.
+  // The position of thread or block number n.
   Dim place(uint64_t n) const {
     return {static_cast<uint32_t>(n % x), static_cast<uint32_t>(n / x % y), static_cast<uint32_t>(n / x / y)};
   }
@@ -248,14 +250,14 @@ struct Dim {
 struct Block {
   const Kernel& kernel;
   Dim grid, size, position;
-  uint32_t number;  // counts all blocks ever run, from 1
+  uint32_t number;  // number among all blocks ever run, from 1
   uint32_t epoch;   // barriers passed
   std::vector<std::byte>& parameters;
   std::vector<std::byte>& shared;
   std::vector<Warp>& warps;
 };
 
-// Calls body(lane) for the lanes of `mask`; for all of them in a loop that the compiler turns into vectors.
+// Calls body(lane) for the lanes of `mask`. For all lanes it is a loop that the compiler vectorises.
 template <class Body>
 inline void each(uint32_t mask, Body body) {
   if (mask == kAllLanes) {
@@ -267,7 +269,7 @@ inline void each(uint32_t mask, Body body) {
 }
 
 struct Counters {
-  uint64_t instructions = 0;  // of warps, in which a lane at least takes part
+  uint64_t instructions = 0;  // executed by warps with at least one active lane
   uint64_t mma = 0;
   uint64_t warps = 0;
 };
@@ -277,7 +279,7 @@ enum class Mma { kExact, kTruncating };  // see collective.cpp
 struct Options {
   uint64_t seed = 0;
   Mma mma = Mma::kExact;
-  uint64_t first_block = 0, blocks = ~uint64_t{0};  // those of a grid that are run
+  uint64_t first_block = 0, blocks = ~uint64_t{0};  // the blocks of a grid that are run
 };
 
 struct Machine {

@@ -7,7 +7,7 @@ namespace ptx {
 
 namespace {
 
-// Where an address points to on the host.
+// The host address of a device address.
 std::byte* host(const Warp& w, Space space, uint64_t address) {
   if (space == Space::kParam) return w.block->parameters.data() + address;
   if (space == Space::kShared) return w.block->shared.data() + address;
@@ -56,7 +56,7 @@ void store(const Instruction& i, Warp& w, uint32_t mask) {
   }
 }
 
-// cp.async.shared.global [to], [from], size, bytes: lands when it is waited for, as late as it may.
+// cp.async.shared.global [to], [from], size, bytes. A copy lands as late as possible: when it is waited for.
 void copy(const Instruction& i, Warp& w, uint32_t mask) {
   uint64_t to[kLanes], from[kLanes];
   const auto size = static_cast<uint32_t>(i.o[2].offset);
@@ -85,7 +85,7 @@ void commit(const Instruction&, Warp& w, uint32_t mask) {
   });
 }
 
-// All but the last `mode` committed groups land.
+// Lands all committed groups but the last o[0].
 void wait(const Instruction& i, Warp& w, uint32_t mask) {
   const size_t in_flight = static_cast<size_t>(i.o[0].offset) + 1;
   each(mask, [&](int l) {
@@ -104,7 +104,7 @@ void wait(const Instruction& i, Warp& w, uint32_t mask) {
   });
 }
 
-// Lane l points to row l % 8 of matrix l / 8, and gets word l % 4 of row l / 4 of each matrix.
+// ldmatrix: lane l points to row l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of each matrix.
 void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
   uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
   const Addresses a = addresses(i, w, mask & pointing, i.o.back(), 16, false);

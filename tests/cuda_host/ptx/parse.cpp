@@ -1,4 +1,4 @@
-// PTX text to instructions. What is not understood is an error: nothing is passed over but directives for debuggers.
+// Parses PTX text to instructions. Unknown text is an error; only debug directives are skipped.
 #include <cxxabi.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@ std::string_view strip(std::string_view s, std::string_view of = " \t\r\n;") {
   return begin == s.npos ? std::string_view() : s.substr(begin, s.find_last_not_of(of) - begin + 1);
 }
 
-// The parts of `s` between `by`, where it is not inside of braces or brackets.
+// Splits `s` at `by`, except inside of braces or brackets.
 Words split(std::string_view s, char by) {
   Words out;
   int depth = 0;
@@ -49,7 +49,7 @@ std::string demangled(const std::string& name) {
   return status == 0 ? text.get() : name;
 }
 
-// A parameter or a shared array, of which an extern one is the dynamic memory.
+// A parameter or a shared array; an extern array is the dynamic memory.
 struct Variable {
   std::string name;
   uint32_t align = 1, bytes = 0;
@@ -78,7 +78,7 @@ class Parser {
   }
 
  private:
-  // Shared arrays, and the names of files.
+  // Reads shared arrays and names of files.
   void module_variables(std::string_view text) {
     for (const char* what : {"\n.extern .shared", "\n.shared", "\n.file"}) {
       for (size_t at = text.find(what); at != text.npos; at = text.find(what, at + 1)) {
@@ -150,7 +150,7 @@ class Parser {
       if (line.back() == ':') {
         labels_[strip(line, ":")] = static_cast<int>(kernel_->code.size());
       } else {
-        if (line[0] == '{') line = line.substr(1, line.rfind('}') - 1);  // inline assembly with names of its own
+        if (line[0] == '{') line = line.substr(1, line.rfind('}') - 1);  // inline assembly has its own names
         for (const auto part : split(line, ';')) statement(part);
       }
     }
@@ -180,8 +180,8 @@ class Parser {
       classes_[std::string(name.substr(0, name.find('<')))] = type;
   }
 
-  // .loc file line column[, function_name label, inlined_at file line column]. What comes from the toolkit's headers
-  // belongs to the place that calls it.
+  // .loc file line column[, function_name label, inlined_at file line column]. Code from the toolkit's headers is
+  // attributed to its caller.
   void location(std::string_view line) {
     const Words parts = split(line, ',');
     const auto take = [&](std::string_view text) {
@@ -197,7 +197,7 @@ class Parser {
 
   bool is_register(std::string_view s) const { return s[0] == '%' || classes_.count(std::string(s)) > 0; }
 
-  // %r12 is of the class %r; names of inline assembly are classes of their own.
+  // %r12 is of the class %r; names in inline assembly are their own classes.
   Operand register_named(std::string_view name) {
     const auto [at, is_new] = known_.emplace(std::string(name), Operand{});
     Operand& o = at->second;
@@ -219,7 +219,7 @@ class Parser {
     return o;
   }
 
-  // Where a shared array begins. Arrays are 64 bytes apart: what runs over the end of one hits no other.
+  // The start of a shared array. Arrays are 64 bytes apart, so that an overrun does not hit another array.
   uint32_t place_of(const std::string& name) {
     const Variable& v = variables_.at(name);
     if (v.is_dynamic) return kDynamicShared;
@@ -240,7 +240,7 @@ class Parser {
     return o;
   }
 
-  // Of an instruction; a predicate's row has a bit of each lane.
+  // An operand of an instruction; a predicate's row has a bit per lane.
   Operand operand(std::string_view s, bool of_predicates) {
     if (is_register(s)) return register_named(s);
     const auto name = std::string(s);
@@ -314,7 +314,8 @@ class Parser {
     kernel_->code.push_back(std::move(i));
   }
 
-  // A vector's registers become operands of their own. All but stores and the like write their first operand.
+  // The registers of a vector become separate operands. All instructions but stores and the like write their first
+  // operand.
   void operands(std::string_view text, const Words& words, Instruction& i) {
     const bool writes = words[0] != "st" && words[0] != "cp" && words[0] != "bar" && words[0] != "barrier";
     const Words parts = split(text, ',');
@@ -349,7 +350,7 @@ class Parser {
   std::map<std::string, Operand> known_;
   std::map<std::string, uint32_t> parameters_;
   std::map<std::string, Variable> variables_;
-  std::map<std::string, uint32_t> placed_;  // those that the kernel uses
+  std::map<std::string, uint32_t> placed_;  // arrays that the kernel uses
   std::map<std::string_view, int> labels_;
   std::vector<std::pair<int, std::string_view>> jumps_;
   int file_ = 0, line_ = 0;

@@ -1,5 +1,5 @@
-// A CUDA runtime for the linker: what nvcc's host code and the launchers call. Code in fat binaries that is PTX, not
-// compressed, runs on the machine; device memory is the host's. Checks of launches are those of the real runtime.
+// A CUDA runtime to link with: the functions that nvcc's host code and the launchers call. It runs uncompressed PTX of
+// fat binaries on the machine. Device memory is host memory. It checks launches as the real runtime does.
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -20,8 +20,8 @@ enum Status : int {
   kLaunchFailure = 719,
 };
 
-constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory a kernel may have unless it asks for more
-int opt_in_limit = 99 * 1024;                   // what it may ask for on every GPU since Ampere
+constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory that a kernel may have unless it requests more
+int opt_in_limit = 99 * 1024;                   // what it may request on every GPU since Ampere
 constexpr int kMaxDynamicSharedMemorySize = 8;  // an attribute of a kernel
 constexpr int kMultiprocessorCount = 16;        // of a device
 int multiprocessors = 1;
@@ -31,7 +31,7 @@ struct Function {
   std::string name;
   std::unique_ptr<Kernel> kernel;
   int most_shared = kStaticLimit;
-  int asked_for = 0;  // of shared memory, when it was last asked
+  int asked_for = 0;  // bytes of shared memory of the last request
 };
 
 struct Configuration {
@@ -46,12 +46,12 @@ std::map<const void*, Function>& functions() {
 }
 Configuration pushed;
 int last_error = kSuccess;
-int next_failure = kSuccess;  // that a test wants of the next launch
+int next_failure = kSuccess;  // set by a test for the next launch
 char stream_of_the_caller;
 
 int fails(int status) { return last_error = status; }
 
-// The PTX of a fat binary: a header, then entries with headers of their own.
+// The PTX of a fat binary: a header, then entries with their own headers.
 std::string ptx_of(const uint8_t* data) {
   const auto read = [](const uint8_t* at, auto value) {
     std::memcpy(&value, at, sizeof(value));
@@ -184,7 +184,7 @@ const char* cudaGetErrorString(int status) {
 
 // --- what tests call -------------------------------------------------------------------------------------------------
 
-// The stream on which every launch has to be. The ops ask torch for theirs, by this name.
+// The stream that every launch must use. The ops get it from torch's function of this name.
 void* emulation_stream() { return &stream_of_the_caller; }
 int aoti_torch_get_current_cuda_stream(int, void** stream) {
   *stream = &stream_of_the_caller;
@@ -200,19 +200,19 @@ void emulation_begin(uint64_t seed) {
 size_t emulation_report_count() { return machine().reports.size(); }
 const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
 
-// Tensor cores that truncate as Hopper's do.
+// Makes tensor cores truncate as Hopper's do.
 void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating : Mma::kExact; }
 void emulation_fail(int status) { next_failure = status; }
-// What a kernel may ask for of shared memory; returns what it was.
+// Sets the shared memory that a kernel may request; returns the previous limit.
 int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
-// How many multiprocessors there are; returns what it was.
+// Sets the number of multiprocessors; returns the previous number.
 int emulation_multiprocessors(int count) { return std::exchange(multiprocessors, count); }
-// Only these blocks of a grid are run.
+// Runs only these blocks of a grid.
 void emulation_only_blocks(uint64_t first, uint64_t count) {
   machine().options.first_block = first;
   machine().options.blocks = count;
 }
-// What kernels whose name contains `kernel` have executed: {instructions of warps, mma, warps}.
+// The totals of all kernels whose name contains `kernel`: {instructions of warps, mma, warps}.
 void emulation_counters(const char* kernel, uint64_t* out) {
   out[0] = out[1] = out[2] = 0;
   for (const auto& [name, counters] : machine().counters) {
