@@ -1,7 +1,7 @@
-"""PEP 517 backend: setuptools', but torch becomes a build requirement only where it is not installed.
+"""PEP 517 backend: that of setuptools, except that torch is a build requirement only if it is not installed.
 
-Naming torch in pyproject.toml would download a second one for every isolated build environment, and leaving it out
-would break `pip install .`. setuptools' own hooks are not asked for requirements, because they run setup.py.
+Naming torch in pyproject.toml would download a second torch into every isolated build environment; leaving it out would
+break `pip install .`. setuptools' own hooks are not asked for requirements, because they run setup.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """torch where it is missing, that is, in an isolated build environment."""
+    """torch if it is missing, that is, in an isolated build environment."""
     return [] if importlib.util.find_spec("torch") else ["torch>=2.10"]
 
 

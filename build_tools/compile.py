@@ -1,7 +1,7 @@
 """Compile tandem_ext._C: one ninja file, three kinds of source, one link.
 
-torch's own BuildExtension is not used: it takes CUDA decisions from the installed torch, while this module holds CUDA
-kernels or not whatever torch is installed, through torch's stable ABI. torch is found, but never imported.
+torch's own BuildExtension is not used, because it decides about CUDA by the installed torch. This module uses torch's
+stable ABI and may hold CUDA kernels for any torch. torch is located, but never imported.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .decide import Plan, compiler_flags, decide, default_jobs, linker_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_LIST = "csrc/sources.txt"
-LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # what may stand before the compiler in CXX
-TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch whose stable ABI has all we use
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # may precede the compiler in CXX
+TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch with all the stable ABI that we use
 
-# No product may fuse with a sum, and no rounding may change: the same bits on every processor. The other two flags let
+# The same bits on every processor: no product may fuse with a sum, and no rounding may change. The other two flags let
 # compare-and-select loops vectorise and change no result.
 NUMERICS = ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
 HOST = [
@@ -66,7 +66,8 @@ def make_plan(env: Mapping[str, str] = os.environ) -> Plan:
 
 
 class NinjaBuildExt(build_ext):  # type: ignore[misc]
-    """build_ext that hands the whole module to ninja. Objects stay in build/: a second build compiles what changed."""
+    """build_ext that builds the whole module with ninja. Objects stay in build/, so a second build compiles only what
+    has changed."""
 
     def build_extension(self, ext: Extension) -> None:
         plan = make_plan()
@@ -84,7 +85,8 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
 
 
 def write_commit(folder: Path) -> None:
-    """What the package is built from, for bug reports: "+" where files differ. Nothing outside of a git tree."""
+    """Records the commit that the package is built from, for bug reports: with a "+" if files differ, and only in a git
+    tree."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -97,12 +99,12 @@ def write_commit(folder: Path) -> None:
 
 
 def build_folder() -> Path:
-    """Where objects stay; relative to the root of the repository."""
+    """The folder of the objects, relative to the root of the repository."""
     return Path("build", f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
 
 
 def run_ninja(file: Path, text: str) -> bool:
-    """Writes the ninja file and builds what it says; False if that failed."""
+    """Writes the ninja file and builds it; False if that failed."""
     (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
     (ROOT / file).write_text(text)
     return subprocess.run([*find_ninja(), "-f", str(file), "-j", str(jobs())], cwd=ROOT).returncode == 0
@@ -116,7 +118,7 @@ def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
 
 
 def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]:
-    """The compiler's command of each group of sources that is compiled, without files; the linker's flags."""
+    """The compile command of each compiled group of sources, without files, and the linker's flags."""
     torch = find_torch()
     cxx = find_compiler()
     user = compiler_flags(sys.platform, os.environ)
@@ -160,7 +162,7 @@ def ninja_text(
 
 
 def nvcc_flags(plan: Plan) -> list[str]:
-    """Flags of the CUDA kernels: no fused multiply-add, and a word from ptxas where registers do not suffice."""
+    """Flags of the CUDA kernels: no fused multiply-add, and a warning from ptxas about spilled registers."""
     host = ",".join(["-fPIC", "-fvisibility=hidden", *NUMERICS])
     flags = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-Xcompiler={host}", *plan.gencode()]
     flags.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage")
@@ -190,7 +192,7 @@ def find_python_headers() -> Path:
 
 
 def find_pybind11() -> Path:
-    """Include folder of the pybind11 package; torch's own copy refuses to be used beside the stable ABI."""
+    """The include folder of the pybind11 package; torch's own copy cannot be used together with the stable ABI."""
     spec = importlib.util.find_spec("pybind11")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("tandem_ext: building without isolation needs pybind11: pip install pybind11")
@@ -198,7 +200,7 @@ def find_pybind11() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler: CXX, or GCC before others, because it builds a kernel for every x86-64 level."""
+    """The C++ compiler: CXX, else preferably GCC, which builds kernels for every x86-64 level."""
     if chosen := shlex.split(os.environ.get("CXX", "")):
         return chosen
     for name in ("g++", "c++", "clang++"):
@@ -217,7 +219,7 @@ def find_ninja() -> list[str]:
 
 
 def jobs() -> int:
-    """MAX_JOBS, or as many compilers as cores and free memory allow."""
+    """MAX_JOBS, else as many compilers as cores and free memory allow."""
     if os.environ.get("MAX_JOBS"):
         return int(os.environ["MAX_JOBS"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -225,7 +227,7 @@ def jobs() -> int:
 
 
 def free_memory(table: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that compilers may take: what Linux says is available, elsewhere half of what the machine has."""
+    """Bytes for compilers: on Linux the available memory, elsewhere half of the machine's memory."""
     if not table.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     available = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text())

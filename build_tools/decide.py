@@ -1,6 +1,6 @@
-"""What to build: the CPU kernels always, the CUDA kernels where a whole CUDA toolkit is at hand.
+"""What to build: the CPU kernels always, the CUDA kernels if there is a complete CUDA toolkit.
 
-No GPU is needed and none is asked for: the machine that compiles is often not the machine that trains.
+No GPU is needed or looked for: the machine that compiles is often not the machine that trains.
 
 Environment:
     TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: CUDA kernels or an error;
@@ -36,7 +36,7 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is built. Without a toolkit only the CPU kernels are, and ``note`` says why."""
+    """What is built. Without a toolkit, only the CPU kernels, and ``note`` says why."""
 
     toolkit: Toolkit | None = None
     archs: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def decide(
     Args:
         env: environment variables.
         which: path of a program on PATH, or None (``shutil.which``).
-        run: output of a command, stdout and stderr together, empty where it cannot run.
+        run: output of a command, stdout and stderr together, empty if it cannot run.
         is_file: whether a path is a file.
 
     Raises:
@@ -118,13 +118,13 @@ def default_jobs(cores: int, free_bytes: int) -> int:
 
 
 def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
-    """How the module is linked on ``system``, as ``sys.platform`` names it.
+    """The linker's flags on ``system``, as ``sys.platform`` names it.
 
-    libtorch is named among what the module needs although nothing strong refers to it: on Linux the weak symbol that
-    gives the CUDA stream is looked up there. cudart is static and its symbols stay inside, so the CUDA runtime of torch
-    is left alone.
+    The module must list libtorch as needed although nothing but a weak symbol refers to it: on Linux the function that
+    gives the CUDA stream is found through it. cudart is linked statically and its symbols are hidden, so that it does
+    not interfere with torch's CUDA runtime.
     """
-    if system == "darwin":  # a plug-in: Python's own symbols are those of the program that loads it
+    if system == "darwin":  # a plug-in: the program that loads it provides Python's symbols
         return ["-bundle", "-undefined", "dynamic_lookup", f"-L{libtorch}", "-ltorch"]
     flags = ["-shared", f"-L{libtorch}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
     if cudart is None:
@@ -133,20 +133,20 @@ def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
 
 
 def compiler_flags(system: str, env: Mapping[str, str]) -> list[str]:
-    """What the platform adds to every compiler's command: on macOS ARCHFLAGS, as for any extension."""
+    """The flags that the platform adds to every compile command: on macOS ARCHFLAGS, as for any extension."""
     return shlex.split(env.get("ARCHFLAGS", "")) if system == "darwin" else []
 
 
 def _candidates(
     env: Mapping[str, str], which: Callable[[str], str | None], run: Callable[[Sequence[str]], str]
 ) -> Iterator[tuple[str, Path]]:
-    """(where the hint came from, root of a toolkit), most explicit first."""
+    """(origin of the hint, root of a toolkit), most explicit first."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if env.get(name):
             yield f"{name}={env[name]}", Path(env[name])
     nvcc = which("nvcc")
     if nvcc is not None:
-        # The nvcc on PATH may be a wrapper far from its toolkit; only nvcc itself knows where it lives.
+        # The nvcc on PATH may be a wrapper far from its toolkit; only nvcc itself knows the toolkit's folder.
         top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]), re.MULTILINE)
         root = Path(os.path.normpath(top[1].strip())) if top else Path(nvcc).parent.parent
         yield f"the toolkit of {nvcc}", root

@@ -1,4 +1,4 @@
-# aarch64 Linux on another machine: Debian's packages g++-aarch64-linux-gnu and qemu-user.
+# Cross-compiles for aarch64 Linux and tests under QEMU: needs Debian's packages g++-aarch64-linux-gnu and qemu-user.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

@@ -7,13 +7,14 @@
 
 namespace {
 
-constexpr size_t kDigits = 64;  // of the checksum
+constexpr size_t kDigits = 64;  // hexadecimal digits of the checksum
 
 void require(bool truth, const char* what) {
   if (!truth) throw std::runtime_error(what);
 }
 
-// The header, which tandem_snn writes in one way only. Every size is compared with the file's own before it is used.
+// Reads the header, which tandem_snn writes in exactly one form. Every size is checked against the file's size before
+// it is used.
 class Header {
  public:
   explicit Header(const std::string& text) : text_(text) {}
@@ -36,7 +37,7 @@ class Header {
     }
     return value;
   }
-  // The bytes of a tensor of one dimension, of `width` bytes each.
+  // The bytes of a 1-d tensor with elements of `width` bytes.
   std::string tensor(const char* name, const char* dtype, size_t width, const std::string& body) {
     expect(("\"" + std::string(name) + "\":{\"data_offsets\":[").c_str());
     const size_t begin = number(body.size());

@@ -1,8 +1,9 @@
-// classify NETWORK INPUT: runs a frozen network on samples and prints its layers' spike counts and each sample's class.
+// classify NETWORK INPUT [--answers]: runs a frozen network on samples, and prints the spike count of each layer and
+// the class of each sample.
 //
-// NETWORK is what FrozenNetwork.save() or `tandem-snn export --to frozen` wrote; INPUT is raw float32, one sample of
-// the network's input shape after the other; of a network that takes spikes, 0 and 1, the T steps of each sample. With
-// --answers the network's outputs follow the class.
+// NETWORK is a file of FrozenNetwork.save() or `tandem-snn export --to frozen`. INPUT has raw float32 numbers: samples
+// in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
+// such arrays. With --answers the network's outputs follow the class.
 #include <kernels/cpu/scratch.h>
 #include <kernels/planes/bits.h>
 

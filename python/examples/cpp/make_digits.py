@@ -1,4 +1,4 @@
-"""Makes digits.tandem, a network of 8-bit weights for scikit-learn's handwritten digits, and digits.f32, ten of them.
+"""Makes digits.tandem, a network with 8-bit weights for scikit-learn's digits, and digits.f32, ten of these digits.
 
 python python/examples/cpp/make_digits.py
 """

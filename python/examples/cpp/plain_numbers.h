@@ -1,4 +1,5 @@
-// Products and means of real numbers in plain loops, with sums in double: what the executor asks of its caller.
+// Products and pools of real numbers in plain loops, with sums in double: the functions that the executor needs from
+// its caller.
 #pragma once
 
 #include <kernels/network/executor.h>
@@ -67,7 +68,7 @@ class PlainNumbers : public tandem::network::Host {
   }
 
  private:
-  // f(number of the tap, pixel) for every tap of a window that lies inside of the image.
+  // Calls f(tap, pixel) for every tap of the kernel at this position that is inside of the image.
   template <class F>
   static void over_window(const Window& w, int64_t row, int64_t column, const F& f) {
     const auto& i = w.instruction;

@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), of what a file holds.
+// SHA-256 (FIPS 180-4), for the checksum of a file.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 class Sha256 {
  public:
-  // Of all bytes together, in hexadecimal.
+  // The hash of `text` in hexadecimal.
   static std::string of(const std::string& text) {
     Sha256 hash;
     std::string padded = text + '\x80';
