@@ -34,4 +34,4 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]  # not the modules that these are made in
+    return [*__all__, "__version__"]  # without the modules that define these names

@@ -1,6 +1,7 @@
-"""Loads the compiled extension, which registers torch.ops.tandem.
+"""Load the compiled extension, which registers torch.ops.tandem.
 
-``TANDEM_LIBRARY`` may name another build, even for another version of Python: the ops do not depend on it.
+The environment variable ``TANDEM_LIBRARY`` may name another build of it, even one for another version of Python,
+because the ops do not depend on that version.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ def _load(library: str | None) -> dict[str, Any]:
 
 
 def _old_driver(toolkit: int, driver: int) -> str | None:
-    """The warning about a driver that is too old for the kernels. Versions as CUDA counts them: 13000 is 13.0, 0 is no
-    driver."""
+    """Return a warning if the driver is too old for the kernels. Version 13000 is CUDA 13.0; 0 means no driver."""
     if driver == 0 or driver // 1000 >= toolkit // 1000:
         return None
     has, needs = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, toolkit))
@@ -49,10 +49,10 @@ CUDA_ARCHS: list[str] | None = BUILD_INFO["cuda_archs"]
 
 
 def build_info() -> dict[str, Any]:
-    """How this extension was built.
+    """Return how this extension was built.
 
     Returns:
-        A dict: ``version``, ``torch_target`` (the oldest torch it runs on), ``cuda_archs`` (a list, or None for a
+        A dict: ``version``, ``torch_target`` (the oldest supported torch), ``cuda_archs`` (a list, or None for a
         build without CUDA kernels), ``cpu_capability`` (the instruction set chosen on this machine) and ``compiler``.
 
     >>> te.build_info()["cpu_capability"] in ("default", "v3", "v4")

@@ -1,4 +1,4 @@
-"""Batches of trains and inputs: cat, which torch's DataLoader uses too."""
+"""Batches of spike trains and direct inputs: :func:`cat`, which torch's DataLoader also uses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ S = TypeVar("S", bound=Signal)
 
 
 def cat(signals: Sequence[S], dim: int = 0) -> S:
-    """Concatenate trains, or inputs of one kind.
+    """Concatenate spike trains, or direct inputs, along the batch or another dimension.
 
     Args:
-        signals: at least one; all of one kind, T and gain. Joined along channels, each may have its own gain [C].
+        signals: at least one :class:`SpikeTrain`, :class:`ConstantInput` or :class:`ImpulseInput`. All have the same
+            class, T and gain. Trains joined along the channels may each have their own gain [C].
         dim: the dimension of [B, *features], by default the batch.
 
+    Returns:
+        A signal of the same class. Gradients flow to all signals.
+
     Raises:
-        TypeError: not a sequence of signals of one kind.
+        TypeError: not a list or tuple of signals, or signals of different classes.
         ValueError: an empty sequence, different T or gain, shapes that do not fit, dim out of range.
 
     >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
@@ -58,7 +62,7 @@ def _fit(a: torch.Size, b: torch.Size, dim: int) -> bool:
 
 
 def _same_gain(a: float | Tensor, b: float | Tensor) -> bool:
-    """Tensors must be one object: a comparison of values would synchronise, and one of two gradients would be lost."""
+    """Tensors must be the same object: comparing values would synchronise, and one of two gradients would be lost."""
     return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
 
 

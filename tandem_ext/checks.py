@@ -1,7 +1,7 @@
-"""Argument checks. Errors name the argument, its value and what is allowed. Each costs well under a microsecond.
+"""Argument checks. Errors name the argument, its value and what is allowed. A check takes well under a microsecond.
 
-Some read the values of tensors and say so, as do :func:`threshold` and :func:`v_init` in CPU memory; never while torch
-compiles, exports, captures or maps (:func:`_readable`).
+Checks that read the values of tensors say so in their docstrings. :func:`threshold` and :func:`v_init` read values in
+CPU memory only. No check reads values while torch compiles, exports, captures a CUDA graph or maps (:func:`_readable`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._load import CUDA_ARCHS
 from .signal import Signal
 
 GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
-MOST_STEPS = {"step": 65535, "window": 255}  # counts of bursts have a byte
+MOST_STEPS = {"step": 65535, "window": 255}  # a burst's count is one byte
 TIMINGS = tuple(MOST_STEPS)
 _CPU = torch.device("cpu")
 _FLOAT32 = np.finfo(np.float32)
@@ -36,7 +36,7 @@ def _describe(value: object) -> str:
 
 
 def _readable(*tensors: Tensor) -> bool:
-    """May Python read these values? Only outside of tracing and transforms, where they exist."""
+    """Return whether Python may read these values: while torch traces or transforms, tensors have no values."""
     if torch.compiler.is_compiling():
         return False
     return not any(
@@ -71,7 +71,7 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def _tensor(name: str, value: object, what: str, layout: str, is_one: Callable[[Tensor], bool], dims: int = 0) -> None:
-    """A tensor for which ``is_one`` holds, with at least so many dimensions."""
+    """A tensor that satisfies ``is_one`` and has at least ``dims`` dimensions."""
     if not isinstance(value, Tensor) or not is_one(value):
         raise TypeError(f"{name}: expected {what} {layout}, got {_describe(value)}")
     if value.dim() < dims:
@@ -134,7 +134,7 @@ def dtype(name: str, value: object) -> None:
 
 
 def bursts(name: str, value: Tensor, made: Tensor) -> None:
-    """Planes of bursts are those made from their counts. Reads values."""
+    """``value``, the given planes, equals ``made``, the planes of bursts with the same counts. Reads values."""
     if _readable(value) and not torch.equal(value, made):
         raise ValueError(
             f"{name}: with timing='window' a neuron spikes in the first steps, one after the other, or not"
@@ -268,7 +268,7 @@ def leak(value: Any) -> None:
 
 
 def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
-    """A window layer integrates a whole window before it fires: it has no leak, and no spike is early."""
+    """With timing "window" neurons integrate the whole window before they fire: without leak or premature spikes."""
     if timing_ == "window" and leak_ != 1:
         raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
     if timing_ == "window" and gate_ == "resu":
@@ -285,7 +285,7 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
-    """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; shape is the last."""
+    """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; ``shape`` is [B, *features]."""
     if _is_number(value):
         if not -_MOST <= value <= _MOST:
             raise ValueError(f"v_init: expected a finite number within float32's range, got {value}")
@@ -307,7 +307,7 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
 
 
 def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device, summed: bool) -> None:
-    """A train of the layer's own output shape and T, or currents [T, B, *features], or ``summed`` ones [1, ...]."""
+    """A train with the T and output shape of the layer, or currents [T, B, *features]; if ``summed``, also [1, ...]."""
     if isinstance(value, Tensor):
         if value.dtype not in _FLOATS:
             raise TypeError(f"residual: expected a SpikeTrain or floating-point currents, got {_describe(value)}")
@@ -325,7 +325,7 @@ def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.de
 
 
 def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) -> None:
-    """x is [B, K, *space] and the weight takes K features, over as many dimensions of space."""
+    """x is [B, K, *space]; the weight takes K features and has as many spatial dimensions."""
     if len(x_shape) != len(w_shape):
         layout = ", ".join(["B", "C" if len(w_shape) > 2 else "K", "H", "W"][: len(w_shape)])
         raise ValueError(f"x: expected shape [{layout}], got {list(x_shape)}")
@@ -342,7 +342,7 @@ def groups(value: int, channels: int) -> None:
 
 
 def ints(name: str, value: object, dims: int, least: int) -> tuple[int, ...]:
-    """An int for all dimensions of space or one for each, as a tuple."""
+    """An int for all spatial dimensions, or one for each; returned as a tuple."""
     values = (value,) * dims if isinstance(value, int) else value
     if (
         not isinstance(values, (tuple, list))
@@ -364,7 +364,7 @@ def kernel(size: int, kernel_size: int, padding: int, dilation: int) -> None:
 
 
 def direct_dtype(x: Tensor, weight_: Tensor) -> None:
-    """The first layer's product is torch's own, which takes one floating-point type."""
+    """torch computes the product of the first layer, and takes only one floating-point type for both factors."""
     if weight_.dtype == torch.int8:
         raise TypeError(
             "weight: int8 weights multiply spikes; a ConstantInput or ImpulseInput needs floating-point ones"
@@ -379,7 +379,7 @@ def eps(value: Any) -> None:
 
 
 class TooFewSamples(ValueError):
-    """A batch without a variance: its size is at fault, not its values."""
+    """The batch is too small to have a variance. Catch it to distinguish a batch's size from its values."""
 
 
 def batch_norm(shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Address events, as event cameras and silicon cochleas give them, binned into frames."""
+"""Bin address events, the output of event cameras and silicon cochleas, into spike planes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COORDINATES = {1: ("x",), 2: ("p", "x"), 3: ("p", "y", "x")}
 def bin_events(
     recording: Any, shape: Sequence[int], T: int, window: tuple[float, float] | None
 ) -> npt.NDArray[np.uint8]:
-    """Planes [ceil(T/8), *shape] of a recording; arguments and errors as in ``SpikeTrain.from_events``."""
+    """Return the planes [ceil(T/8), *shape] of a recording; arguments and errors as in ``SpikeTrain.from_events``."""
     shape = tuple(shape)
     if not shape or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
         raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {shape}")
@@ -30,7 +30,7 @@ def bin_events(
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:
-    """The features of a sensor that tonic describes as (x, y, polarities).
+    """Return the shape of the features of a sensor that tonic describes as (x, y, polarities).
 
     >>> features_of((34, 34, 2)), features_of((700, 1, 1))
     ((2, 34, 34), (700,))
@@ -50,7 +50,7 @@ def check_window(window: tuple[float, float]) -> None:
 
 
 def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Times, and indices into the flattened features."""
+    """Return the times of the events, and their neurons as indices into the flattened features."""
     if isinstance(recording, (tuple, list)) and len(recording) == 2:
         times, neurons = _numbers("times", recording[0]), _numbers("neurons", recording[1])
         coordinates, sizes = {"neurons": neurons}, {"neurons": math.prod(shape)}
@@ -88,7 +88,7 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
 
 
 def _other_order(addresses: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
-    """A hint if the shape seems to be tonic's sensor_size."""
+    """Return a hint for the error message if the shape seems to be tonic's sensor_size."""
     tonic = len(shape) == 3 and shape[2] <= 2 and addresses.min() >= 0 and addresses.max() < max(shape)
     return ": give tonic's order, (x, y, p), as sensor_size" if tonic else ""
 
@@ -96,7 +96,7 @@ def _other_order(addresses: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
 def _frames(
     times: npt.NDArray[Any], T: int, window: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The frame of every event, and whether it lies in the window. Exact for integer times."""
+    """Return the frame of each event, and whether the event lies in the window. Exact for integer times."""
     if times.dtype.kind == "f" and np.isnan(times).any():
         raise ValueError("recording: a time is NaN")
     if window is None:
@@ -115,7 +115,7 @@ def _frames(
 
 
 def _numbers(name: str, values: Any) -> npt.NDArray[Any]:
-    """A 1-d array of int64 or float64: sums and products of narrower types overflow."""
+    """Return a 1-d array of int64 or float64, because sums and products of narrower types overflow."""
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected a 1-d array, one value per event, got shape {array.shape}")

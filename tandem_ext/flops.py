@@ -1,6 +1,7 @@
-"""FLOP counters see the operations of the ANN twin, whatever T and the firing rate, to compare with other networks.
+"""FLOP formulas of the ops for torch's FlopCounterMode and fvcore: the operations of the ANN twin.
 
-``tandem_snn.measure.synops`` counts what a spiking network costs per spike.
+They do not depend on T or on firing rates, so that networks can be compared. ``tandem_snn.measure.synops`` counts the
+synaptic operations, which do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _load  # noqa: F401  (registers the ops)
 
-# The ops with a product. torch counts no element-wise ops, and the products of the backward pass are its own.
+# Only ops with a product: torch counts no element-wise ops, and it computes the products of the backward pass itself.
 PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
 
 
 def macs(weight: Sequence[int], planes: Sequence[int]) -> int:
-    """Multiply-accumulates of a product, from the weight's shape [N, K, *kernel] and the output's [P, B, N, *space].
+    """Return the multiply-accumulates of a product with a weight [N, K, *kernel] and output planes [P, B, N, *space].
 
     >>> macs([4, 3], [1, 5, 4])
     60
@@ -33,10 +34,10 @@ def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[A
 
 
 def fvcore_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], int]]:
-    """Handles by which ``fvcore.nn.FlopCountAnalysis`` counts the ops, in its unit, the multiply-accumulate.
+    """Return the handles with which ``fvcore.nn.FlopCountAnalysis`` counts the ops, in multiply-accumulates.
 
     Use ``FlopCountAnalysis(net, x).set_op_handle(**te.flops.fvcore_handles())`` within ``torch.no_grad()``: with
-    gradients its trace sees autograd Functions instead of the ops, and it warns.
+    gradients fvcore's trace contains autograd Functions instead of the ops, and fvcore warns.
 
     >>> sorted(fvcore_handles())[0]
     'tandem::conv_bn_if'

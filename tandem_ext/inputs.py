@@ -1,4 +1,4 @@
-"""Direct encodings: a real-valued input that enters the first layer as a current."""
+"""Direct inputs: real values that the first layer receives as input currents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ D = TypeVar("D", bound="DirectInput")
 
 @dataclass_of("x", "T", "gain")
 class DirectInput(Signal):
-    """Base of :class:`ConstantInput` and :class:`ImpulseInput`."""
+    """Base class of :class:`ConstantInput` and :class:`ImpulseInput`."""
 
     _tensors: ClassVar[str] = "x is its tensor [B, *features]"
     x: Tensor
@@ -32,7 +32,7 @@ class DirectInput(Signal):
 
     @classmethod
     def unchecked(cls: type[D], x: Tensor, T: int, gain: float | Tensor = 1.0) -> D:
-        """An input from parts known to be right, without checks."""
+        """Make an input from valid parts, without checks."""
         signal = object.__new__(cls)
         signal.x = x
         signal.T = T
@@ -60,7 +60,7 @@ class DirectInput(Signal):
         return self.but(x=f(self.x), gain=f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
 
     def __getitem__(self: D, index: Any) -> D:
-        """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
+        """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
         return self.but(x=self.x[batch_index(index, len(self))])
 
     def __repr__(self) -> str:
@@ -68,18 +68,18 @@ class DirectInput(Signal):
 
 
 class ConstantInput(DirectInput):
-    """The real-valued x as the current at every one of T steps ("direct" encoding): its count is T·x.
+    """A real-valued input x that is the input current at each of T steps ("direct" encoding). Its counts are T·x.
 
-    The product W x is computed once, whatever T.
+    A layer computes the product W x once, for any T.
 
     Args:
         x: floating point [B, *features].
         T: the number of time steps, 1..65535.
-        gain: the worth of x, as in :class:`SpikeTrain`.
+        gain: a factor of x, like the value of a spike in :class:`SpikeTrain`: a float or a 0-dim tensor.
 
     Raises:
-        TypeError: x not a floating-point tensor, T not an int, gain neither number nor tensor.
-        ValueError: x without a batch dimension, T out of range.
+        TypeError: x is not a floating-point tensor, T is not an int, gain is neither a number nor a tensor.
+        ValueError: x has no batch dimension, T is out of range, gain is not finite or not 0-dim.
 
     >>> te.ConstantInput(torch.tensor([[0.25]]), T=8).counts
     tensor([[2.]])
@@ -92,9 +92,9 @@ class ConstantInput(DirectInput):
 
 
 class ImpulseInput(DirectInput):
-    """The real-valued x as the current at step 0, and nothing afterwards ("zero expand" encoding): its count is x.
+    """A real-valued input x that is the input current of step 0 only ("zero expand" encoding). Its counts are x.
 
-    Args and errors are those of :class:`ConstantInput`.
+    Arguments and errors are the same as those of :class:`ConstantInput`.
 
     >>> te.ImpulseInput(torch.tensor([[0.25]]), T=8).counts
     tensor([[0.2500]])

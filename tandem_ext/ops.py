@@ -1,7 +1,7 @@
-"""The ops' fakes (shapes for tracing) and batching rules (vmap).
+"""Fake implementations (shapes for tracing) and vmap rules of the ops.
 
-What an op returns with features [C, *space] is channels-last in memory, whatever the layout of its inputs. Arguments
-are found by their names in the ops' schemas.
+Outputs with features [C, *space] are channels-last in memory, whatever the memory layout of the inputs. Arguments are
+found by their names in the schemas of the ops.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from . import _load  # noqa: F401  (registers the ops)
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
-_EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these types hold
+_EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # up to these counts the dtypes represent all integers
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that a layer of this type integrates in."""
+    """Return the dtype in which a layer with tensors of ``dtype`` integrates."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
-    """The type of counts up to T: ``dtype``, or float32 if it is a half type that does not hold all of them."""
+    """Return the dtype of counts from 0 to T: ``dtype``, or float32 if ``dtype`` cannot represent all of them."""
     return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
@@ -39,7 +39,7 @@ def _names(name: str) -> list[str]:
 
 
 def _register_fake(name: str, fake: Callable[[Arguments], Any]) -> None:
-    """As torch's. Refuses tensors of several devices: a call that mixes meta tensors with real ones gets here too."""
+    """Like torch's, but checks that all tensors are on one device: a mix of meta and real tensors also gets here."""
     names = _names(name)
 
     def checked(*args: Any) -> Any:
@@ -63,7 +63,7 @@ def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tenso
 
 
 def _shape(a: Arguments) -> Shape:
-    """[B, N, *space], the shape of the neurons."""
+    """Return the shape of the neurons, [B, N, *space]."""
     if "current" in a:
         return a["current"].shape  # type: ignore[no-any-return]
     if "currents" in a:
@@ -75,13 +75,13 @@ def _shape(a: Arguments) -> Shape:
 
 
 def _dtype(a: Arguments) -> torch.dtype:
-    """Of the counts."""
+    """Return the dtype of the counts."""
     dtype: torch.dtype = next(a[name] for name in ("weight", "current", "currents") if name in a).dtype
     return torch.float32 if dtype == torch.int8 else dtype
 
 
 def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
-    """(planes, counts, mask, v, bad), with batch norm (..., v, product, mean, var, bad)."""
+    """Return (planes, counts, mask, v, bad), with batch norm (planes, counts, mask, v, product, mean, var, bad)."""
     shape, dtype = _shape(a), _dtype(a)
     like, train, compute = next(iter(a.values())), a.get("train", True), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
@@ -104,7 +104,7 @@ def _fake_quantise(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def _planes(like: Tensor, T: int) -> Tensor:
-    """Of trains of the neurons of ``like`` [_, B, *features]."""
+    """Return empty planes of T steps for the neurons of ``like`` [_, B, *features]."""
     return _empty(like, [(T + 7) // 8], like.shape[1:], torch.uint8)
 
 
@@ -134,7 +134,7 @@ def _once_per_element(op: Any, info: Any, in_dims: Sequence[Any], args: Sequence
 
 
 def _join(value: Tensor | None, mapped: int | None, size: int, batch: int) -> Tensor | None:
-    """Fold the mapped dimension (a new one, where there is none) into the batch."""
+    """Fold the mapped dimension into the batch; a tensor that is not mapped is repeated."""
     if value is None:
         return None
     value = value.unsqueeze(0).expand(size, *value.shape) if mapped is None else value.movedim(mapped, 0)
@@ -148,12 +148,12 @@ def _split(value: Tensor, size: int, batch: int) -> Tensor:
 def _register_vmap(
     name: str, inputs: dict[str, int], outputs: Sequence[int | None] | Callable[[Arguments], Any]
 ) -> None:
-    """One call if only samples are mapped, which then join the batch; otherwise one call per element.
+    """Register a vmap rule: one call on a larger batch if only samples are mapped, else one call per element.
 
     Args:
         inputs: the arguments that hold samples, each with its batch dimension.
-        outputs: the batch dimension of each output, None for one that is empty; or a function of the arguments of one
-            element that gives them. Empty: always one call per element.
+        outputs: the batch dimension of each output, None for an empty output; or a function that returns them, given
+            the arguments of one element. If there are none, every element is a call.
     """
     op, names = getattr(torch.ops.tandem, name).default, _names(name)
 
@@ -177,9 +177,9 @@ def _register_vmap(
 def _neurons_batches(a: Arguments) -> Sequence[int | None]:
     shape, train = _shape(a), a["train"]
     v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
-    if v_init_per_sample or (train and math.prod(shape) % 8):  # a mask of whole bytes can be split
+    if v_init_per_sample or (train and math.prod(shape) % 8):  # only a mask of whole bytes can be split
         return ()
-    if a.get("bad") is not None and len(a["bad"]) != shape[0]:  # one for all samples of an element
+    if a.get("bad") is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
         return ()
     return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
 
@@ -191,7 +191,7 @@ def _register(name: str, fake: Callable[[Arguments], Any], inputs: dict[str, int
 
 for _name, _batch in {"if_scan": 1, "constant_if": 0, "impulse_if": 0, "linear_if": 1, "conv_if": 1}.items():
     _register(_name, _fake_neurons, {_names(_name)[0]: _batch, "residual": 1, "bad": 0}, _neurons_batches)
-# Statistics tie the samples of a batch together.
+# With batch statistics the samples of a batch are not independent.
 _register("linear_bn_if", _fake_neurons, {}, ())
 _register("conv_bn_if", _fake_neurons, {}, ())
 _register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)), {}, ())

@@ -1,7 +1,7 @@
-"""Spike planes, the format of a spike train: bit t % 8 of plane t // 8 is the spike at step t.
+"""Spike planes, the storage format of spike trains: bit t % 8 of plane t // 8 is the spike at step t.
 
-Planes are uint8 [ceil(T/8), B, *features]; the high bits that T leaves unused are 0. Convolutional planes are
-channels-last in memory.
+Planes are uint8 [ceil(T/8), B, *features]; unused high bits of the last plane are 0. Planes with features [C, *space]
+are channels-last in memory.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from . import checks
 
 
 def pack(spikes: Tensor) -> Tensor:
-    """Spikes of any bool, integer or floating-point dtype, nonzero meaning a spike, into planes.
+    """Pack dense spikes into planes.
 
     Args:
-        spikes: [T, B, *features], T in 1..65535.
+        spikes: [T, B, *features] of any bool, integer or floating-point dtype, T in 1..65535. Nonzero is a spike.
 
     Returns:
         uint8 [ceil(T/8), B, *features].
 
     Raises:
-        TypeError: not a tensor, or a complex one.
-        ValueError: fewer than two dimensions, or T out of range.
+        TypeError: spikes is not a tensor, or is complex.
+        ValueError: spikes has fewer than two dimensions, or T is out of range.
 
     >>> te.pack(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
     tensor([[[3, 2]]], dtype=torch.uint8)
@@ -35,11 +35,19 @@ def pack(spikes: Tensor) -> Tensor:
 
 
 def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Planes into spikes [T, B, *features] of 0 and 1. The inverse of :func:`pack`.
+    """Unpack planes into dense spikes: the inverse of :func:`pack`.
+
+    Args:
+        planes: uint8 [ceil(T/8), B, *features].
+        T: the number of time steps, 1..65535.
+        dtype: the dtype of the result.
+
+    Returns:
+        Spikes, 0 and 1, [T, B, *features].
 
     Raises:
-        TypeError: planes are not uint8, or dtype is no type.
-        ValueError: planes are not [ceil(T/8), B, *features], or T is out of range.
+        TypeError: planes is not uint8, or dtype is not a torch.dtype.
+        ValueError: the number of planes is not ceil(T/8), or T is out of range.
 
     >>> te.unpack(torch.tensor([[[3, 2]]], dtype=torch.uint8), T=2)
     tensor([[[1., 0.]],
@@ -53,7 +61,7 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def spikes_at(planes: Tensor, t: int) -> Tensor:
-    """The spikes of step t, uint8 [B, *features] of 0 and 1. Nothing is checked.
+    """Return the spikes of step t, 0 and 1, as uint8 [B, *features]. Nothing is checked.
 
     >>> spikes_at(torch.tensor([[[3, 2]]], dtype=torch.uint8), 0)
     tensor([[1, 0]], dtype=torch.uint8)
@@ -62,7 +70,7 @@ def spikes_at(planes: Tensor, t: int) -> Tensor:
 
 
 def counts_of(stored: Tensor, timing: str, dtype: torch.dtype) -> Tensor:
-    """The counts [B, *features] of what a train stores: planes or, with timing "window", counts as bytes.
+    """Return the spike counts [B, *features] of a train's stored tensor: planes, or counts as bytes for "window".
 
     >>> counts_of(torch.tensor([[[3, 2]]], dtype=torch.uint8), "window", torch.float32)
     tensor([[3., 2.]])
@@ -74,11 +82,18 @@ def counts_of(stored: Tensor, timing: str, dtype: torch.dtype) -> Tensor:
 
 
 def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The number of spikes of every neuron, [B, *features]: the popcounts of its planes, summed.
+    """Count the spikes of each neuron.
+
+    Args:
+        planes: uint8 [ceil(T/8), B, *features].
+        dtype: the dtype of the result.
+
+    Returns:
+        The spike counts [B, *features].
 
     Raises:
-        TypeError: planes are not uint8, or dtype is no type.
-        ValueError: planes have fewer than two dimensions.
+        TypeError: planes is not uint8, or dtype is not a torch.dtype.
+        ValueError: planes has fewer than two dimensions.
 
     >>> te.counts(torch.tensor([[[3, 2]]], dtype=torch.uint8))
     tensor([[2., 1.]])

@@ -1,7 +1,7 @@
-"""The tandem learning rule in plain PyTorch, on any device: the definition every kernel is tested against.
+"""The tandem learning rule in plain PyTorch, on any device: the definition against which all kernels are tested.
 
-Each function computes what its namesake in :mod:`tandem_ext.functional` computes, bit for bit where the sums of the
-product are exact, from these lines alone. Arguments are not checked and nothing here is fast.
+Each function returns the same as the function of that name in :mod:`tandem_ext.functional`, bit for bit where the sums
+of the product are exact. It uses no kernel, does not check arguments, and is slow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .train import SpikeTrain
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Product = Callable[[Tensor], Tensor]
-EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # counts up to which these types hold
+EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # up to these counts the dtypes represent all integers
 
 
 def linear_if(
@@ -34,8 +34,9 @@ def linear_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by ``weight @ s[t]``, or for a weight with a kernel by the convolution of s[t] with it; see
-    :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
+    """IF neurons driven by ``weight @ s[t]``, or by a convolution if the weight has spatial dimensions.
+
+    See :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
     """
     dtype = _counts_dtype(weight)
     x, weight = _weighted(x, weight, groups)
@@ -71,7 +72,7 @@ def linear_bn_if(
     return_v: bool = False,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """:func:`linear_if` with training batch norm; see :func:`tandem_ext.functional.linear_bn_if`."""
+    """:func:`linear_if` with batch norm in training mode; see :func:`tandem_ext.functional.linear_bn_if`."""
     x, weight = _weighted(x, weight, groups)
     product = _product(weight, stride, padding, dilation, groups)
     currents = _currents(x, product, weight.dtype, neuron, weight)
@@ -86,10 +87,14 @@ conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
 
 
 def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The neuron of timing "step": currents [T, ...] and the first v -> (spikes [T, ...] of 0 and 1, z = Σ currents,
-    the last v).
+    """Run neurons with timing "step". Every line rounds once, to the dtype of the currents.
 
-    Every line rounds once, to the dtype of the currents.
+    Args:
+        currents: [T, ...].
+        v: [...], the initial membrane potential.
+
+    Returns:
+        (spikes, z, v): spikes, 0 and 1, [T, ...]; z = Σ currents; v the final membrane potential.
     """
     theta, leak_ = (currents.new_tensor(value) for value in (threshold, leak))
     z = torch.zeros_like(currents[0])
@@ -104,9 +109,12 @@ def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: floa
 
 
 def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
-    """The neuron of timing "window" after it has integrated: v -> (counts 0 .. T, the last v).
+    """Fire neurons with timing "window", whose membrane potential v has integrated the whole window.
 
-    It spikes while v ≥ ϑ, T times at most. Every line rounds once, to the dtype of v.
+    A neuron spikes while v ≥ ϑ, at most T times. Every line rounds once, to the dtype of v.
+
+    Returns:
+        (counts from 0 to T, the final membrane potential).
     """
     theta, counts = v.new_tensor(threshold), torch.zeros_like(v)
     for _ in range(T):
@@ -117,12 +125,12 @@ def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tens
 
 
 def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
-    """Which neurons pass the gradient on."""
+    """Return which neurons let the gradient pass."""
     return (z > 0) & (z < z.new_tensor(threshold * T)) if gate == "clip" else z > 0
 
 
 class _Tandem(torch.autograd.Function):
-    """The counts c, with the gradient of the ANN's activation ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
+    """The spike counts c, with the gradient of the ANN's activation ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, counts: Tensor, gate: Tensor) -> Tensor:
@@ -137,7 +145,7 @@ class _Tandem(torch.autograd.Function):
 
 
 def _divided(x: Tensor, by: int) -> Tensor:
-    """x / by, rounded once. On a GPU torch would multiply by the reciprocal of a number, or of a CPU's scalar."""
+    """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
     return x / torch.full_like(x, by)
 
 
@@ -158,11 +166,18 @@ def _neurons(
     steps: int | None = None,
     before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
-    """A layer's neurons, from y[t] = W s[t] as y [T, B, *features], or with timing "window" from u = W c as [1, ...],
-    and from the ANN's pre-activation, which takes their gradients. A sample is bad if it was before, or if a last
-    potential is not finite: neither leak nor reset makes it finite again.
+    """Run the neurons of a layer.
 
-    A tensor threshold is the neurons' unit of potential, in which they fire at 1, and scale and shift are given.
+    A sample is bad if its input was, or if a final potential is not finite; leak and reset cannot make it finite again.
+
+    Args:
+        y: y[t] = W s[t], [T, B, *features]; with timing "window" u = W c, [1, B, *features].
+        ann: the ANN's pre-activation, through which gradients flow.
+        scale, shift: in units of a tensor threshold; neurons then fire at 1.
+        before: the NaN flags of the input.
+
+    Returns:
+        (train, v).
     """
     unit, window = _unit(threshold, y), timing == "window"
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
@@ -209,7 +224,7 @@ def _layer(
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """z = scale·(gain·step·W c + bias) + shift, spread over the steps; ``step`` [N] is the unit of few-bit weights."""
+    """Neurons with z = scale·(gain·step·W c + bias) + shift; ``step`` [N] is the quantisation step of int8 weights."""
     w, s, g = _per_channel(scale, 1.0, y), _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y)
     b, k = _per_channel(bias, 0.0, y), _per_channel(shift, 0.0, y)
     ann = w * (g * s * total + b) + k
@@ -236,7 +251,7 @@ def _bn_layer(
     threshold: float | Tensor = 1.0,
     **neuron: Any,
 ) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """z = batch norm of gain·step·W c, by this batch's statistics, in the currents and in the ANN branch alike."""
+    """Neurons with z = batch norm of gain·step·W c. Currents and ANN branch use the same batch statistics."""
     worth = _per_channel(step, 1.0, y) * _per_channel(gain, 1.0, y)
     gamma = y.new_ones(y.shape[2]) if gamma is None else gamma.to(y.dtype)
     beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
@@ -255,29 +270,29 @@ def _bn_layer(
 
 
 def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Tensor:
-    """A number, or one per channel shaped to broadcast against [.., B, C, *space]."""
+    """Return a number, or a per-channel tensor, as a tensor that broadcasts against [..., B, C, *space]."""
     tensor = torch.as_tensor(default if value is None else value, dtype=y.dtype, device=y.device)
     return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
 
 
 def _unit(threshold: float | Tensor, y: Tensor) -> Tensor:
     unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
-    return unit + 0 * unit.detach()  # NaN for an infinite one
+    return unit + 0 * unit.detach()  # makes an infinite threshold NaN
 
 
 def _not_finite(values: Tensor) -> Tensor:
-    """[..., n] -> [n], float32: NaN where one of the values is infinite or NaN, else 0."""
+    """Return float32 [n] for values [..., n]: NaN where any value is infinite or NaN, else 0."""
     return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
 
 
 def _bad(x: Any, together: bool = False) -> Tensor | None:
-    """Which samples of x are bad; ``together``, for statistics of the batch: all if one is."""
+    """Return the NaN flags of x; with ``together``, for batch statistics, one bad sample makes all bad."""
     bad = x.bad if isinstance(x, SpikeTrain) else None
     return bad.sum(0, True) if together and bad is not None else bad
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The currents that a residual adds at each step, their sum over the window, and their gain."""
+    """Return the currents that a residual adds at each step, their sum over the window, and their gain."""
     if isinstance(residual, Tensor):
         return residual.detach().to(y.dtype), residual.to(y.dtype).sum(0), y.new_ones(())
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
@@ -286,10 +301,13 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 def _currents(
     x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any], weight: Tensor | None = None
 ) -> tuple[Tensor, int, Tensor, float | Tensor]:
-    """x through ``product``: step by step [T, B, *features], or with timing "window" the exact sum, rounded once, as
-    one step; T; the sum over the window with a gradient, [B, *features]; and x's gain.
+    """Apply ``product`` to the input x.
 
-    A train's currents into an output with a weight that is infinite or NaN are NaN at every step.
+    An output that has an infinite or NaN weight receives NaN at every step.
+
+    Returns:
+        (y, T, total, gain): y is [T, B, *features], or with timing "window" the exact sum [1, B, *features], rounded
+        once; total is the sum over the window with a gradient, [B, *features]; gain is that of x.
     """
     compute_dtype = _compute_dtype(dtype)
     if isinstance(x, SpikeTrain):
@@ -318,7 +336,7 @@ def _is_window(neuron: Mapping[str, Any]) -> bool:
 
 
 def _in_order(currents: Tensor) -> Tensor:
-    """Σ over the steps, one after the other."""
+    """Return the sum over the steps, added in their order."""
     total = torch.zeros_like(currents[0])
     for current in currents:
         total = total + current
@@ -326,7 +344,7 @@ def _in_order(currents: Tensor) -> Tensor:
 
 
 def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
-    """A gain per channel goes into the weights of that channel."""
+    """Multiply a gain per channel into the weights of that channel."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
@@ -353,14 +371,14 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def pack(spikes: Tensor) -> Tensor:
-    """Spikes [T, B, *features] of 0 and 1 -> planes [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is step t."""
+    """Pack spikes [T, B, *features] into planes [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is step t."""
     bits = torch.cat([spikes, spikes.new_zeros(-spikes.shape[0] % 8, *spikes.shape[1:])]).to(torch.uint8)
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device).view(8, *[1] * (bits.dim() - 1))
     return (torch.unflatten(bits, 0, (-1, 8)) * weights).sum(1, dtype=torch.uint8)
 
 
 def unpack(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`pack`; in a train of bursts a neuron spikes at the first steps."""
+    """The inverse of :func:`pack`. With timing "window" a neuron spikes in the first steps."""
     if train.timing == "window":
         return torch.stack([train.stored[0] > t for t in range(train.T)]).to(dtype)
     return torch.stack([train.stored[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)

@@ -1,4 +1,4 @@
-"""Arithmetic rounded to nearest where torch's is not."""
+"""Arithmetic that rounds to nearest where torch's does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def square_root(x: Tensor) -> Tensor:
-    """The square root of x, float32 or float64, rounded to nearest; torch's may be a neighbouring number.
+    """Return the square root of x, float32 or float64, rounded to nearest. torch's may be off by one unit.
 
     A neighbour at distance g from torch's root is nearer if the remainder x - root² exceeds g·root. The remainder is
     exact: splitting the root in two halves gives the error of its square (Dekker, Numerische Mathematik 18, 1971).

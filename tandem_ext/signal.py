@@ -1,4 +1,4 @@
-"""What the three kinds of input have in common: a batch of signals over T time steps, made of tensors."""
+"""The base class of spike trains and direct inputs: a batch of signals over T time steps, stored in tensors."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ _INSTEAD = {
     "plot": "tandem_snn.plots.raster draws a train",
     "size": "shape is [B, *features], T the number of time steps",
     "t": "T is the number of time steps, not a transpose",
-}  # what people look for in a tensor
+}  # attributes of tensors that users may expect
 
 
 class Signal:
-    """Base of :class:`SpikeTrain`, :class:`ConstantInput` and :class:`ImpulseInput`."""
+    """Base class of :class:`SpikeTrain`, :class:`ConstantInput` and :class:`ImpulseInput`."""
 
     T: int
     gain: float | Tensor
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
-    _tensors: ClassVar[str] = ""  # which of its tensors to use instead
+    _tensors: ClassVar[str] = ""  # for error messages: which tensors it has
 
     def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
-        """The same signal with ``f`` applied to each of its tensors. Nothing is checked."""
+        """Return a copy with ``f`` applied to each tensor. Nothing is checked."""
         raise NotImplementedError
 
     def but(self: S, **parts: Any) -> S:
-        """The same signal with other parts, named as ``unchecked`` names them. Nothing is checked."""
+        """Return a copy with some parts replaced, named as the arguments of ``unchecked``. Nothing is checked."""
         raise NotImplementedError
 
     @classmethod
     def concatenate(cls: type[S], signals: Sequence[S], dim: int) -> S:
-        """The signals side by side in dimension ``dim`` of [B, *features]. Nothing is checked; use :func:`cat`."""
+        """Concatenate along dimension ``dim`` of [B, *features] without checks. Use :func:`cat` instead."""
         raise NotImplementedError
 
     @property
@@ -57,7 +57,7 @@ class Signal:
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         raise NotImplementedError
 
     def to(
@@ -66,9 +66,12 @@ class Signal:
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> S:
-        """The signal on another device or, for everything but spikes, in another floating-point type.
+        """Move the signal to another device, or convert its floating-point tensors to another dtype.
 
-        As with ``Tensor.to``, the type may be the only argument: ``x.to(torch.bfloat16)``.
+        As with ``Tensor.to``, the dtype may be the only argument: ``x.to(torch.bfloat16)``. Spikes have no dtype.
+
+        Raises:
+            TypeError: dtype is not a floating-point type.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -83,24 +86,24 @@ class Signal:
         return self._moved(move)
 
     def detach(self: S) -> S:
-        """The signal cut from the autograd graph."""
+        """Return the signal detached from the autograd graph."""
         return self.map(Tensor.detach)
 
     def pin_memory(self: S) -> S:
-        """The signal in page-locked memory, as a DataLoader with ``pin_memory=True`` asks."""
+        """Return the signal in page-locked memory. A DataLoader with ``pin_memory=True`` calls this."""
         return self._moved(Tensor.pin_memory)
 
     def _moved(self: S, f: Callable[[Tensor], Tensor]) -> S:
-        """``f`` applied to everything it holds, of whatever shape."""
+        """Apply ``f`` to every tensor, also to those that ``map`` leaves out because they have no features."""
         return self.map(f)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    if not TYPE_CHECKING:  # where it would stand for every name
+    if not TYPE_CHECKING:  # type checkers would then accept every attribute
 
         def __getattr__(self, name: str) -> Any:
-            """Says what to use where a tensor's attribute is looked for."""
+            """Raise an error that names a replacement for the tensor attribute."""
             hint = self._instead.get(name, self._tensors if hasattr(Tensor, name) else "")
             message = f"{type(self).__name__!r} object has no attribute {name!r}" + (hint and f": {hint}")
             raise AttributeError(message, name=name, obj=self)
@@ -109,22 +112,23 @@ class Signal:
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Says what to use where a function of torch is called, of which its layers consist."""
+        """Raise an error that names a replacement for the torch function. torch's layers get here too."""
         joining = func in (torch.stack, torch.cat, torch.concat, torch.concatenate)
         hint = "tandem_ext.cat joins them" if joining else f"layers that do are in tandem_snn.nn; {cls._tensors}"
         raise TypeError(f"torch's {getattr(func, '__name__', func)} takes no {cls.__name__}: {hint}")
 
 
 def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
-    """A decorator that makes a dataclass of one field, whose first dimension is the batch and through which gradients
-    flow. Libraries that walk dataclasses then find what they need and nothing else: Lightning the batch size, DDP and
-    FSDP the gradient. ``dataclasses.replace`` keeps the ``others``.
+    """A class decorator for dataclasses with one field, through which gradients flow.
+
+    Libraries that walk dataclasses then see this field only: Lightning takes the batch size from its first dimension,
+    DDP and FSDP find the gradient. ``dataclasses.replace`` keeps the ``others``.
     """
 
     def decorate(cls: C) -> C:
         cls.__annotations__ = {field: Any, **dict.fromkeys(others, InitVar[Any])}
         for name in others:
-            setattr(cls, name, getattr(cls, name, None))  # else replace() asks for them
+            setattr(cls, name, getattr(cls, name, None))  # without a default, replace() would require them
         dataclass(init=False, eq=False, repr=False)(cls)
         return cls
 
@@ -132,7 +136,10 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
 
 
 def _refuse_dispatch() -> None:
-    """accelerate's dispatcher moves a batch before it splits it; it can split tensors only, and does not say so."""
+    """Raise an error in accelerate's dispatcher, which can only split tensors and otherwise fails without a message.
+
+    It moves a batch before it splits the batch, so :meth:`Signal.to` is where it can be found.
+    """
     if torch.compiler.is_compiling():
         return
     module = sys.modules.get("accelerate.data_loader")
@@ -150,8 +157,9 @@ def _refuse_dispatch() -> None:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Could a gradient flow to one of them? Under torch.func transforms and in forward mode requires_grad does not
-    tell: then yes.
+    """Return whether a gradient may flow to any of the tensors.
+
+    Under torch.func transforms and in forward mode, where requires_grad does not tell, it returns True.
     """
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     for tensor in tensors:
@@ -161,7 +169,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def batch_index(index: Any, length: int) -> slice | Tensor:
-    """An index over the batch that keeps the dimension: an int becomes a slice of one."""
+    """Convert an index over the batch so that it keeps the batch dimension: an int becomes a slice of length one."""
     if isinstance(index, (list, np.ndarray)):
         index = torch.as_tensor(index, dtype=None if len(index) else torch.int64)
     if isinstance(index, slice) or (isinstance(index, Tensor) and index.dim() == 1):
@@ -181,12 +189,16 @@ def register_pytree(
     later: Mapping[str, Any] = MappingProxyType({}),
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Make ``cls`` a pytree node. Its children are the ``fields`` that hold a value per batch, as a rule tensors; the
-    ``static`` fields, absent tensors and a gain that is a float belong to the context.
+    """Register ``cls`` as a pytree node.
 
-    Older exported programs do not know the fields ``later``: such a field is left out while it has the value given
-    here, the class's own. They may also know a field by a name from before it was ``renamed``. Unflattening bypasses
-    ``__init__``: torch puts fakes, batched tensors and plain objects in the children's places.
+    Unflattening bypasses ``__init__``, because torch replaces children by fake tensors, batched tensors and plain
+    objects.
+
+    Args:
+        fields: all fields. Tensors are children; ``static`` fields, None and a float gain are in the context.
+        later: fields that older exported programs do not have, with their defaults. A field is left out while it has
+            its default.
+        renamed: the names of fields in older exported programs, with the new names.
     """
 
     def flatten_with_keys(signal: S) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
@@ -214,7 +226,7 @@ def register_pytree(
             setattr(signal, name, value)
         return signal
 
-    torch.serialization.add_safe_globals([cls])  # exported programs load their example inputs by torch.load
+    torch.serialization.add_safe_globals([cls])  # torch.load reads the example inputs of exported programs
     pytree.register_pytree_node(
         cls,
         flatten,

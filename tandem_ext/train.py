@@ -1,4 +1,4 @@
-"""SpikeTrain: the spikes of a batch of neurons over T steps, one byte per neuron for every eight steps, or for all."""
+"""SpikeTrain: the spikes of a batch of neurons over T time steps, stored as bits or, for bursts, as counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, reg
 
 
 def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
-    """values [B, ...] + bad [B]. A sum, so that the NaN of a loss comes back in its gradients."""
+    """Add the NaN flags ``bad`` [B] to values [B, ...]: a sum, so that a NaN loss also has NaN gradients."""
     if bad is None:
         return values
     if bad.dtype != values.dtype:
@@ -27,7 +27,7 @@ def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
 
 
 def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """NaN where one of the two is."""
+    """Combine two NaN flags: NaN where either is."""
     return other if bad is None else bad if other is None else bad + other
 
 
@@ -35,34 +35,36 @@ def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
-    It has two forms. With timing "step" a neuron may spike at any step, and takes one byte for every eight. With timing
-    "window" it fires a burst: it spikes in the first steps and then no more. Its count takes one byte whatever T, and
-    planes are made on demand.
+    There are two forms. With timing "step" a neuron may spike at any step; eight steps of a neuron take one byte. With
+    timing "window" a neuron fires a burst: it spikes in the first steps and then stops. Its spike count takes one byte
+    for any T; planes are made on demand.
 
     Args:
         planes: uint8 [ceil(T/8), B, *features]. Bit t % 8 of plane t // 8 is the spike at step t; unused high bits
-            are 0. Any strides; what layers produce is channels-last in memory.
-        T: the number of time steps, 1..65535, or with timing "window" 1..255; not a transpose.
-        counts: floating point [B, *features], the number of spikes of each neuron. It is the edge along which gradients
-            flow; its values must be those of the planes, which is not checked. Made from the planes where not given.
-        gain: what a spike is worth: the layer that receives the train sees the current ``W (gain * s)``. A float, or a
-            tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
-        timing: "step" or "window", the form. :meth:`from_counts` makes the second from counts.
-        bad: floating point [B]: NaN for a sample for which some potential so far was infinite or NaN, else 0. Spikes
-            do not show it, so layers pass it on, and ``counts``, mean pooling and the readout add it. None: all clean.
+            are 0. Any strides are allowed; the planes that layers return are channels-last in memory.
+        T: the number of time steps, 1..65535, or 1..255 with timing "window". (It is not a transpose.)
+        counts: floating point [B, *features], the spike count of each neuron, along which gradients flow. It must agree
+            with the planes, which is not checked. Default: counted from the planes.
+        gain: the value of a spike: the layer that receives the train has the input current ``W (gain * s)``. A float or
+            a tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
+        timing: the form, "step" or "window". :meth:`from_counts` makes a train with timing "window".
+        bad: floating point [B], NaN flags: NaN for a sample in which some potential was infinite or NaN, else 0.
+            Because spikes cannot be NaN, layers pass the flags on, and ``counts``, mean pooling and the readout add
+            them. Default: all samples are finite.
 
     Attributes:
         stored: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
 
     Raises:
-        TypeError: planes not uint8, counts or bad not floating point, T not an int, gain neither number nor tensor.
-        ValueError: T out of range, shapes that do not fit, a high bit set, different devices; timing "window" for
-            planes that are no bursts.
+        TypeError: planes is not uint8, counts or bad is not floating point, T is not an int, or gain is neither a
+            number nor a tensor.
+        ValueError: T is out of range, shapes or devices do not fit, an unused high bit is set, or planes are not
+            bursts with timing "window".
 
-    The values of ``planes`` are read to check them, except while torch compiles, exports or captures a CUDA graph.
-    SpikeTrain is a dataclass and a pytree node: it passes through ``torch.compile``, ``torch.export``, ``vmap``, DDP
-    and FSDP like a tensor. A DataLoader's default ``collate_fn`` joins trains over the batch (:func:`tandem_ext.cat`),
-    pins and moves them; ``numpy.asarray(train)`` is the spikes as uint8 [T, B, *features], whatever a spike is worth.
+    The values of ``planes`` are checked, except while torch compiles, exports or captures a CUDA graph. SpikeTrain is a
+    dataclass and a pytree node: it works with ``torch.compile``, ``torch.export``, ``vmap``, DDP and FSDP like a
+    tensor. A DataLoader's default ``collate_fn`` joins trains over the batch (:func:`tandem_ext.cat`), pins and moves
+    them. ``numpy.asarray(train)`` returns the spikes as uint8 [T, B, *features], without the gain.
 
     >>> train = te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # T = 2, one sample, two neurons
     >>> train
@@ -81,9 +83,9 @@ class SpikeTrain(Signal):
     timing: str = "step"
     bad: Tensor | None = None
     _counts: Tensor | None
-    # Counts that were asked for, beside the fields: as a pytree a train is the same whether or not anyone has looked.
+    # A cache of ``counts``. It is not a field, so that reading counts does not change the train as a pytree.
     _made: Tensor | None = None
-    _dtype: torch.dtype  # of counts that are yet to be made
+    _dtype: torch.dtype  # of counts that have not been made yet
 
     def __init__(
         self,
@@ -120,9 +122,9 @@ class SpikeTrain(Signal):
         timing: str = "step",
         bad: Tensor | None = None,
     ) -> SpikeTrain:
-        """A train from parts known to be right: no check, no look at values.
+        """Make a train from valid parts, without checks.
 
-        dtype is the type that counts will have when they are made from what is stored (default: the default dtype).
+        ``dtype`` is the dtype of counts that are made from ``stored`` later (default: torch's default dtype).
         """
         train = object.__new__(cls)
         train.stored = stored
@@ -141,12 +143,19 @@ class SpikeTrain(Signal):
 
     @classmethod
     def from_dense(cls, spikes: Tensor, gain: float | Tensor = 1.0) -> SpikeTrain:
-        """A train from spikes [T, B, *features] of 0 and 1, of any bool, integer or floating-point dtype.
+        """Make a train from dense spikes.
 
-        Where ``spikes`` requires a gradient it receives, at every step, the gradient of the count.
+        Args:
+            spikes: 0 and 1, [T, B, *features], of any bool, integer or floating-point dtype, T in 1..65535. If spikes
+                requires a gradient, every step receives the gradient of the counts.
+            gain: the value of a spike.
 
         Raises:
-            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or a value other than 0 and 1.
+            TypeError: spikes is not a real-valued tensor, or gain is neither a number nor a tensor.
+            ValueError: T or a shape is not allowed, or a value is neither 0 nor 1.
+
+        >>> te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])).planes
+        tensor([[[3, 2]]], dtype=torch.uint8)
         """
         checks.dense_spikes("spikes", spikes)
         checks.device("spikes", spikes)
@@ -159,15 +168,17 @@ class SpikeTrain(Signal):
 
     @classmethod
     def from_counts(cls, counts: Tensor, T: int, gain: float | Tensor = 1.0) -> SpikeTrain:
-        """A train of bursts, timing "window", from the number of spikes of each neuron.
+        """Make a train of bursts, with timing "window", from spike counts.
 
         Args:
-            counts: whole numbers from 0 to T, [B, *features], of any integer or floating-point dtype; one that
-                requires a gradient receives it.
+            counts: whole numbers from 0 to T, [B, *features], of any integer or floating-point dtype. If counts
+                requires a gradient, it receives that of the train's counts.
             T: the number of time steps, 1..255.
+            gain: the value of a spike, a float or a 0-dim tensor.
 
         Raises:
-            TypeError, ValueError: another kind or shape of tensor, T out of range, or other values.
+            TypeError: counts is not a real-valued tensor, T is not an int, or gain is neither a number nor a tensor.
+            ValueError: T or a shape is not allowed, or a value is not a whole number from 0 to T.
 
         >>> te.SpikeTrain.from_counts(torch.tensor([[2, 0, 3]]), T=3).to_dense(torch.int)[:, 0]
         tensor([[1, 0, 1],
@@ -189,18 +200,20 @@ class SpikeTrain(Signal):
         batch_first: bool = False,
         gain: float | Tensor = 1.0,
     ) -> SpikeTrain:
-        """A train from frames of event counts, as tonic's ``ToFrame`` makes them: whole numbers from 0.
+        """Make a train from frames of event counts, for example the output of tonic's ``ToFrame``.
 
-        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at n of these steps, evenly
-        spread, and at all of them if n is larger. One sub-step clips counts at 1.
+        Each frame becomes ``substeps`` time steps. A neuron with n events in a frame spikes at min(n, substeps) of
+        these steps, evenly spread.
 
         Args:
-            frames: [F, B, *features], or [B, F, *features] with ``batch_first``, as a DataLoader or tonic's
-                ``PadTensors`` stack them; a tensor or array of any real dtype.
-            substeps: steps per frame; the train has T = F·substeps.
+            frames: whole numbers ≥ 0, [F, B, *features], or [B, F, *features] with ``batch_first``, as a DataLoader or
+                tonic's ``PadTensors`` stack them; a tensor or NumPy array of any real dtype.
+            substeps: steps per frame; the train has T = F·substeps steps, 1..65535.
+            gain: the value of a spike.
 
         Raises:
-            TypeError, ValueError: another kind or shape of tensor, T out of 1..65535, or values that are no counts.
+            TypeError: frames is not a real-valued tensor or array, or substeps is not an int.
+            ValueError: T or a shape is not allowed, or a value is negative or not whole.
 
         >>> frames = torch.tensor([[[0, 1, 2, 3]]])  # one frame of one sample of four neurons
         >>> te.SpikeTrain.from_frames(frames).counts
@@ -230,27 +243,29 @@ class SpikeTrain(Signal):
         window: tuple[float, float] | None = None,
         gain: float | Tensor = 1.0,
     ) -> SpikeTrain:
-        """One recording of address events, binned by time into T frames of equal length: a train with a batch of one.
+        """Make a train with a batch of one from a recording of address events, binned into T frames of equal length.
 
-        A neuron spikes in a frame if it has any event there; further events in the same frame are dropped. Recordings
-        become a batch by :func:`tandem_ext.cat`, and in a DataLoader.
+        A neuron spikes in a frame if it has at least one event there; further events in the same frame are dropped.
+        :func:`tandem_ext.cat` and a DataLoader join recordings to a batch.
 
         Args:
-            recording: a structured array or a mapping with the fields ``t``, ``x`` and, if ``shape`` has them, ``y``
-                and ``p`` (as tonic's datasets give); or a pair (times, neurons) of 1-d arrays, with neurons as indices
-                into the flattened ``shape``. Any order.
-            shape: the features: [neurons], [polarities, x] or [polarities, y, x]: polarities are channels. With one
-                polarity channel ``p`` is ignored, and the polarities merge.
+            recording: a structured array or a mapping with the fields ``t``, ``x`` and, depending on ``shape``, ``y``
+                and ``p``, like the samples of tonic's datasets; or a pair (times, neurons) of 1-d arrays, with neurons
+                as indices into the flattened ``shape``. Events may be in any order.
+            shape: the features: [neurons], [polarities, x] or [polarities, y, x]; polarities are the channels. With
+                one polarity channel ``p`` is ignored, and the polarities are merged.
             T: the number of frames, 1..65535.
             sensor_size: instead of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
-                [p, y, x], or [p, x] if y is 1, and [x] if p is 1 too.
+                [p, y, x], or [p, x] if y is 1, or [x] if p is 1 too.
             window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d) with
                 d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
-                belongs to the last frame. Give a window if recordings must share one clock.
+                belongs to the last frame. Give a window if several recordings must share one clock.
+            gain: the value of a spike.
 
         Raises:
-            TypeError, ValueError: events of an unknown form or dtype, missing fields, lengths that differ, an address
-                outside ``shape``, NaN times, an empty window, both or none of shape and sensor_size.
+            TypeError: recording has an unknown form or dtype.
+            ValueError: fields are missing, lengths differ, an address is outside ``shape``, a time is NaN, the window
+                is empty, or not exactly one of shape and sensor_size is given.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],
@@ -266,27 +281,27 @@ class SpikeTrain(Signal):
         return cls.unchecked(planes, T, None, gain)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Old pickles have planes where trains now have ``stored``."""
+        """Load pickles of older versions too, in which ``stored`` is called ``planes``."""
         self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
 
     @property
     def edge(self) -> Tensor | None:
-        """The counts where gradients flow through them, else None."""
+        """The counts if gradients flow through them, else None."""
         return self._counts if needs_grad(self._counts) else None
 
     @property
     def counts(self) -> Tensor:
-        """The number of spikes of each neuron, [B, *features]: the tensor given, else made when first asked for."""
+        """The spike count of each neuron, floating point [B, *features]; counted on first access if not given."""
         if self._made is None:
             counts = self.clean_counts()
             if self._counts is not None and self.bad is None:
                 return counts
             made = spoiled(counts, self.bad)
             if counts.requires_grad and not torch.is_grad_enabled():
-                return made  # a look, through which no gradient may go
+                return made  # not cached, because later uses may need a gradient
             self._made = made
             if self._counts is not None:
-                self._counts = made  # gradients of what reads the train from here on go through what was seen
+                self._counts = made  # so that later gradients flow through the tensor that was returned here
         return self._made
 
     @counts.setter
@@ -294,7 +309,7 @@ class SpikeTrain(Signal):
         self._counts = value
 
     def clean_counts(self) -> Tensor:
-        """The counts before NaN marks the samples that are bad."""
+        """Return the counts without adding the NaN flags."""
         if self._counts is not None:
             return self._counts
         return counts_of(self.stored, self.timing, counts_dtype(self._dtype, self.T))
@@ -309,7 +324,7 @@ class SpikeTrain(Signal):
 
     @property
     def count_bytes(self) -> Tensor:
-        """The counts, uint8 [1, B, *features], of at most 255 steps."""
+        """The counts as bytes, uint8 [1, B, *features]. ValueError if T is larger than 255."""
         if self.timing == "window":
             return self.stored
         checks.T("T", self.T, "window")
@@ -326,7 +341,7 @@ class SpikeTrain(Signal):
         return self.stored.device
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: that of the counts)."""
+        """Return the spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: the dtype of the counts)."""
         dtype = self._dtype if dtype is None else dtype
         checks.dtype("dtype", dtype)
         spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype)
@@ -355,7 +370,7 @@ class SpikeTrain(Signal):
         return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """The same train with ``f`` applied to what is stored, to counts and to a tensor gain. Nothing is checked."""
+        """Return a copy with ``f`` applied to ``stored``, to counts and to a tensor gain. Nothing is checked."""
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
         if self._counts is None:
             return self.but(stored=f(self.stored), gain=gain)
@@ -372,14 +387,14 @@ class SpikeTrain(Signal):
         exact = dtype and counts_dtype(dtype, self.T)
         moved = super().to(device, exact, non_blocking)
         if exact is not None:
-            moved._dtype = exact  # also of counts that are yet to be made
+            moved._dtype = exact  # also for counts that have not been made yet
         return moved
 
     def _moved(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         return self.map(f) if self.bad is None else self.map(f).but(bad=f(self.bad))
 
     def __getitem__(self, index: Any) -> SpikeTrain:
-        """Samples of the batch, by an int, a slice or a 1-d list, array or tensor. The batch dimension stays."""
+        """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]

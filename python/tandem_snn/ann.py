@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity: an ANN has no time steps. A SpikeTrain becomes its counts.
+    """The identity, since an ANN has no time steps; a SpikeTrain is replaced by its effective counts.
 
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """``nn.AvgPool2d``, with the arguments of the spiking one.
+    """``nn.AvgPool2d``, with the arguments of :class:`tandem_snn.nn.AvgPool2d`.
 
     >>> from tandem_snn import ann
     >>> ann.AvgPool2d(2)(torch.ones(1, 3, 4, 4)).shape
@@ -60,7 +60,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class _Activated(nn.Module):
-    """Product, optional batch norm, a shortcut's contribution, ReLU, optional change of ``units``."""
+    """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
     _norm_class: type[nn.Module] = nn.BatchNorm1d
     norm: nn.Module | None
@@ -85,7 +85,7 @@ class _Activated(nn.Module):
 
 
 class Readout(nn.Linear):
-    """``nn.Linear``, with the arguments of the spiking network's.
+    """``nn.Linear``, with the arguments of :class:`tandem_snn.nn.Readout`.
 
     >>> from tandem_snn import ann
     >>> ann.Readout(3, 2)(torch.ones(5, 3)).shape

@@ -1,4 +1,4 @@
-"""Files of tensors and facts: safetensors with JSON and a checksum, written atomically, verified when read."""
+"""Files of tensors and metadata: safetensors with JSON and a checksum, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .errors import UserError, extra
 
 Facts = dict[str, Any]
 _FIELD = b'"checksum":"'
-_ZEROS = b"0" * 64  # a SHA-256 in hexadecimal stands in their place
+_ZEROS = b"0" * 64  # a placeholder for the SHA-256 in hexadecimal
 _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 
 def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
-    """Writes a file atomically: ``write`` gets a temporary path beside ``path``, which then replaces it.
+    """Write a file atomically: ``write`` is given a temporary path in the same folder, which then replaces ``path``.
 
-    File and folder are flushed to the disk, so that even a power failure leaves the old file or the new one.
+    File and folder are flushed to the disk, so that even after a power failure ``path`` is the old file or the new one.
 
     Args:
-        keep: the old file, if there is one, is moved here once the new one is complete.
+        keep: a path to which an old file is moved once the new one is complete.
 
     Raises:
-        OSError: it cannot be written; the message names ``path``.
+        OSError: the file cannot be written; the message names ``path``.
     """
     try:
         _atomically(path, write, keep)
@@ -62,19 +62,20 @@ def _flush(path: Path) -> None:
 
 
 def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
-    """A file's bytes.
+    """Return the bytes of a file.
 
     Args:
-        tensors: copied to the CPU; they may share memory.
-        facts: values that JSON can hold, by name.
-        format: name and version of the file format.
+        tensors: tensors by name, which are copied to the CPU; they may share memory.
+        facts: metadata by name, as values that JSON can represent.
+        format: the name and version of the file format.
     """
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = {name: json.dumps(value) for name, value in facts.items()}
     content = save(copies, {**text, "format": format, "checksum": _ZEROS.decode()})
     end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()  # or in any order
+    # safetensors writes the metadata in any order
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     start, body = len(header).to_bytes(8, "little"), memoryview(content)[end:]
     signed = header.replace(_FIELD + _ZEROS, _FIELD + _digest(start, header, body).encode(), 1)
@@ -89,16 +90,16 @@ def _digest(*parts: bytes | memoryview) -> str:
 
 
 def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a file, after its sizes and its checksum are verified.
+    """Return the tensors and metadata of a file, after verifying its sizes and its checksum.
 
-    Nothing in the file is executed, and nothing larger than the file is allocated.
+    An untrusted file is safe to read: no code in it is executed, and no more memory than the file's size is allocated.
 
     Args:
-        format: the expected name and version.
-        kind, writer: the kind of file and the command that writes it, for messages.
+        format: the expected name and version of the file format.
+        kind, writer: the kind of file and the command that writes it, for error messages.
 
     Raises:
-        UserError: no such file, another format, or a byte differs from what was written.
+        UserError: the file does not exist, has another format, or is damaged.
     """
     if not path.is_file():
         raise UserError(f"no {kind} {path}: {writer} writes one")
@@ -126,12 +127,12 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
         return tensors, {name: json.loads(text) for name, text in facts.items()}
     except UserError:
         raise
-    except Exception as error:  # safetensors' own class, which its versions name differently; a RecursionError
+    except Exception as error:  # safetensors' error class depends on its version; JSON may raise RecursionError
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _parse(path: Path, header: bytes, kind: str) -> tuple[dict[str, str], int]:
-    """The facts in a header, as text, and the size of the tensors that it describes."""
+    """Return the metadata in a header, as text, and the size of the tensors that the header describes."""
     try:
         entries = json.loads(header)
         facts = dict(entries.pop("__metadata__", {}))

@@ -1,4 +1,4 @@
-"""User errors and interruptions. Each message is one line and names the remedy."""
+"""Errors of the user, and interruptions. Each message is one line and says what to do."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """Wrong input by the user: a name, a file, an option. The command line prints it without a traceback."""
+    """Wrong input, such as a name, a file or an option. The command line prints it without a traceback."""
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, and stopped after writing a checkpoint.
+    """A run received a signal to stop, and stopped after writing a checkpoint.
 
     Attributes:
         signal: the number of the signal.
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 def listing(names: Iterable[object], most: int = 12) -> str:
-    """Names for a message; of many only the first.
+    """Return names as text for an error message, shortened to the first ``most``.
 
     >>> listing("abc"), listing(range(100), most=3)
     ('a, b, c', '0, 1, 2 and 97 more')
@@ -35,7 +35,7 @@ def listing(names: Iterable[object], most: int = 12) -> str:
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raises UserError with the nearest name unless ``name`` is one of ``known``.
+    """Raise UserError, with the nearest known name, unless ``name`` is in ``known``.
 
     >>> check_name("data set", "digit", ["digits", "mnist"])
     Traceback (most recent call last):
@@ -50,10 +50,10 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def extra(module: str, purpose: str) -> ModuleType:
-    """Imports an optional dependency; UserError if it is not installed."""
+    """Import an optional dependency; raise UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        absent = (error.name or module).split(".")[0]  # perhaps a dependency of the module
+        absent = (error.name or module).split(".")[0]  # it may be a dependency of the module
         package = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}.get(absent, absent)
         raise UserError(f'{purpose} needs {package} ({error}): pip install "tandem-ext[all]"') from error

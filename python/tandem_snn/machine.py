@@ -1,4 +1,4 @@
-"""The machine, versions and commit of a measurement."""
+"""Describe the machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = ("numpy", "spikingjelly", "snntorch")
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, caches and memory, as far as lscpu reports them."""
+    """Return CPU, cores, caches and memory, as far as lscpu reports them."""
     try:
         lines = subprocess.run(["lscpu"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
     except OSError:
@@ -50,15 +50,16 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the build, or of the source tree if the package is imported from one; with "+" if files differ from
-    it. None if it is not known.
+    """Return the commit of the build, or of the source tree from which the package is imported; None if unknown.
+
+    A "+" is appended if files differ from the commit.
     """
-    written = Path(tandem_ext.__file__).with_name("commit.txt")  # by build_tools/compile.py, in an installed package
+    written = Path(tandem_ext.__file__).with_name("commit.txt")  # build_tools/compile.py writes it for installations
     if written.exists():
         return written.read_text().strip()
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        # An installed package may lie in the tree of something else.
+        # An installed package may be inside the source tree of another project.
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
@@ -70,12 +71,12 @@ def commit() -> str | None:
 
 
 def origin(command: str) -> dict[str, Any]:
-    """What a result says of its origin."""
+    """Return the origin of a result: command, machine, versions and commit."""
     return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
 
 
 def short(commit: str | None, digits: int = 10) -> str:
-    """The first digits of :func:`commit`, and its "+".
+    """Return the first digits of :func:`commit`, and its "+".
 
     >>> short("0123456789abcdef+")
     '0123456789+'

@@ -1,4 +1,4 @@
-"""The memory of this machine and of this process, on Linux."""
+"""Measure and limit the memory of this process, on Linux."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _option = getattr(ctypes.CDLL(None), "mallopt", None)
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
 
 
 def total() -> int:
-    """Bytes of this machine."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def forget_peak() -> None:
-    """Resets the peak (VmHWM) to the memory held now."""
+    """Reset the peak (VmHWM) to the memory in use now."""
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")
 
 
 def resident(key: str = "VmRSS") -> int:
-    """Bytes held now (VmRSS) or at the peak (VmHWM)."""
+    """Return the memory in use now (VmRSS) or at the peak (VmHWM), in bytes."""
     with open("/proc/self/status") as f:
         for line in f:
             if line.startswith(key + ":"):
@@ -37,10 +37,10 @@ def resident(key: str = "VmRSS") -> int:
 
 
 def return_freed() -> None:
-    """Returns freed memory, which glibc keeps for later, to the system.
+    """Return freed memory that glibc keeps to the system.
 
-    glibc rarely reuses it for aligned blocks such as torch's tensors (glibc bug 14581): the unused memory can grow to
-    gigabytes within minutes of training.
+    glibc rarely reuses it for aligned blocks such as torch's tensors (glibc bug 14581), so that unused memory can grow
+    to gigabytes within minutes of training.
     """
     if _trim is not None:
         _trim(0)
@@ -48,10 +48,10 @@ def return_freed() -> None:
 
 @contextmanager
 def freed_is_kept() -> Iterator[None]:
-    """Within this context freed memory stays with the process until :func:`return_freed` or the end.
+    """Within this context the process keeps freed memory until :func:`return_freed` or the end of the context.
 
-    Otherwise glibc returns large blocks at once, and the system clears the same pages again in every training step:
-    a seventh of the step's time for a small convolutional network. The setting affects the whole process, so only the
+    Otherwise glibc returns large blocks immediately, and the system clears the same pages in every training step, which
+    takes a seventh of the step for a small convolutional network. The setting affects the whole process, so only the
     command line uses it.
 
     >>> with freed_is_kept():
@@ -65,14 +65,16 @@ def freed_is_kept() -> Iterator[None]:
         yield
     finally:
         if _option is not None:
-            _option(_MMAP_MAX, 1 << 16)  # glibc's own
-            _option(_TRIM_THRESHOLD, 1 << 26)  # the greatest value to which glibc raises it
+            _option(_MMAP_MAX, 1 << 16)  # glibc's default
+            _option(_TRIM_THRESHOLD, 1 << 26)  # the largest value that glibc sets by itself
             return_freed()
 
 
 class PeakMemory:
-    """The peak growth of memory within this context, in bytes: of the process on a CPU, of torch's allocations on a
-    GPU.
+    """A context that measures the peak growth of memory: of the process on a CPU, of torch's allocations on a GPU.
+
+    Attributes:
+        grown: the peak growth in bytes, after the context.
 
     >>> with PeakMemory(torch.device("cpu")) as memory:
     ...     _ = torch.ones(1 << 24)

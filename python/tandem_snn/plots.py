@@ -1,4 +1,4 @@
-"""Plots in one line: each function draws into the matplotlib ``axes``, or into those of a new figure, and returns them.
+"""Plot spike trains, potentials, counts and rates: each function draws into matplotlib ``axes``, by default new ones.
 
 >>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
 >>> axes = tandem_snn.plots.raster(train)
@@ -23,23 +23,23 @@ from .measure import Activation, Recording, activations, firing_rates
 __all__ = ["counts_against_activations", "potentials", "raster", "rates"]
 
 SNN, ANN = "tab:blue", "tab:orange"
-MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # the first that fit
+MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # in order of priority
 WIDENED = "axis widened towards 100"
 
 
 def given_or_new(axes: Any) -> Any:
-    """``axes``, or new ones."""
+    """Return ``axes``, or new ones if it is None."""
     return extra("matplotlib.pyplot", "a picture").subplots(layout="constrained")[1] if axes is None else axes
 
 
 def step_axis(axes: Any, T: int, ticks: int = 8) -> None:
-    """Labels time steps from 1 to T."""
+    """Label time steps from 1 to T."""
     axes.set(xlabel="time step", xlim=(0.4, T + 0.6))
     axes.set_xticks(step_ticks(T, ticks))
 
 
 def step_ticks(T: int, ticks: int) -> list[int]:
-    """At most ``ticks`` of the steps 1..T: the first, and others at round distances.
+    """Return at most ``ticks`` of the steps 1..T: the first, and others at round distances.
 
     >>> step_ticks(8, 8), step_ticks(8, 4), step_ticks(200, 8)
     ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 6, 8], [1, 50, 100, 150, 200])
@@ -49,9 +49,7 @@ def step_ticks(T: int, ticks: int) -> list[int]:
 
 
 def percent_axis(axes: Any) -> None:
-    """A vertical axis in per cent, linear in the logarithm of 101 - y, so that it widens towards 100, where networks
-    differ. A small note beside the axis says so.
-    """
+    """Scale the vertical axis, in per cent, by the logarithm of 101 - y, which spreads values near 100, and say so."""
 
     def place(percent: Any) -> Any:
         return -np.log10(101 - np.minimum(percent, 100.9))
@@ -68,22 +66,26 @@ def percent_axis(axes: Any) -> None:
 
 
 def say_scale(axes: Any, text: str) -> None:
-    """A note beside the vertical axis: it is not linear."""
+    """Write a note beside the vertical axis, for scales that are not linear."""
     axes.text(0.0, 1.01, text, transform=axes.transAxes, size=7, ha="left", va="bottom", alpha=0.75)
 
 
 def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
-    """The spikes of one sample: a mark for each neuron and step.
+    """Plot the spikes of one sample, with a mark for each spike of a neuron.
 
     Args:
-        train: a train, or a layer's recording by :class:`tandem_snn.measure.Monitor`.
+        train: a train, or the recording of a layer by :class:`tandem_snn.measure.Monitor`.
+        axes: matplotlib axes; None: new ones.
         sample: the index in the batch.
-        neurons: the greatest number of neurons shown; they are evenly spaced.
+        neurons: the largest number of neurons shown; they are evenly spaced.
+
+    Returns:
+        The axes.
 
     Raises:
-        TypeError: not a train.
+        TypeError: train is neither a train nor a recording.
         IndexError: the batch has no such sample.
-        ValueError: neurons below 1.
+        ValueError: neurons is less than 1.
 
     >>> train = te.SpikeTrain.from_dense((torch.rand(16, 2, 40) < 0.2).float())
     >>> raster(train, sample=1).get_xlabel()
@@ -115,17 +117,22 @@ def potentials(
     sample: int = 0,
     neurons: int = 4,
 ) -> Any:
-    """The membrane potentials of a few neurons after each step, with their spikes above. With timing "window": over the
-    T steps of integration, then the T steps of firing.
+    """Plot the membrane potentials of a few neurons after each step, with their spikes above.
+
+    With timing "window" the plot has T steps of integration, then T steps of firing.
 
     Args:
         monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
+        axes: matplotlib axes; None: new ones.
         layer: the name of a layer; None: the last one recorded.
         sample: the index in the batch.
-        neurons: the number of neurons, those that fire earliest first.
+        neurons: the number of neurons shown, starting with those that fire earliest.
+
+    Returns:
+        The axes.
 
     Raises:
-        ValueError: nothing was recorded, no potentials, no such layer, neurons below 1.
+        ValueError: there are no recordings or potentials, there is no such layer, or neurons is less than 1.
         IndexError: the batch has no such sample.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
@@ -169,18 +176,22 @@ def potentials(
 def counts_against_activations(
     net: nn.Module, x: Any, axes: Any = None, *, layer: str | None = None, points: int = 1500
 ) -> Any:
-    """Each neuron's spike count against ρ(z)/ϑ, the activation of its ANN branch.
+    """Plot the spike count of each neuron against ρ(z)/ϑ, the activation of its ANN branch.
 
     Counts are jittered by up to a quarter. The line shows equality, up to T.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
+        axes: matplotlib axes; None: new ones.
         layer: the name of one layer; None: all.
-        points: the greatest number of points per layer.
+        points: the largest number of points per layer.
+
+    Returns:
+        The axes.
 
     Raises:
-        ValueError: the network has no spiking layers, or none of this name.
+        ValueError: the network has no spiking layers, or none with this name.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32), tnn.Readout(32, 2))
     >>> counts_against_activations(net, torch.rand(5, 64)).get_ylabel()
@@ -206,7 +217,7 @@ def counts_against_activations(
 
 
 def jittered(layer: Activation, points: int) -> tuple[list[float], list[float]]:
-    """Activations and counts of at most ``points`` neurons of a layer; counts are moved by up to a quarter."""
+    """Return activations and jittered counts (by up to a quarter) of at most ``points`` neurons of a layer."""
     chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
     moved = torch.rand(len(chosen), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
     counts = layer.counts.flatten().cpu()[chosen] + moved
@@ -214,11 +225,15 @@ def jittered(layer: Activation, points: int) -> tuple[list[float], list[float]]:
 
 
 def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
-    """The firing rate of each layer with neurons, in per cent of the steps.
+    """Plot the firing rate of each layer with neurons, in per cent of the time steps.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
+        axes: matplotlib axes; None: new ones.
+
+    Returns:
+        The axes.
 
     Raises:
         ValueError: the network has no layers with neurons.
@@ -238,13 +253,14 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 
 
 def _size(rows: int) -> float:
-    """The size of a mark, in points squared, for this many rows of marks."""
+    """Return the size of a mark, in points squared, for this number of rows of marks."""
     return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
 
 
 def quality_axis(axes: Any, percent: bool) -> None:
-    """The vertical axis: of accuracies in per cent, or logarithmic for errors, with tick labels even if it spans less
-    than two decades.
+    """Set up the vertical axis: accuracies in per cent, or errors on a logarithmic scale.
+
+    The logarithmic scale has tick labels even if it spans less than two decades.
     """
     if percent:
         percent_axis(axes)

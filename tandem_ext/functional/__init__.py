@@ -1,4 +1,4 @@
-"""Layers of integrate-and-fire neurons as functions, with the gradients of the tandem learning rule."""
+"""Functional layers of integrate-and-fire neurons, with the gradients of the tandem learning rule."""
 
 from .couple import couple
 from .layers import conv1d_bn_if, conv1d_if, conv2d_bn_if, conv2d_if, if_scan, linear_bn_if, linear_if

@@ -1,8 +1,9 @@
-"""The tandem rule's backward pass, as the one autograd Function of all layers with neurons.
+"""The backward pass of the tandem rule: one autograd Function for all layers with neurons.
 
-A layer keeps the planes of its input, its weight, and the gate, one bit per neuron. (With timing "window", here and in
-all names, "planes" are the counts as bytes.) The gradient of the counts gives grad_z = gate·grad/ϑ, the gradient of the
-ANN's pre-activation; the rest is the ordinary backward pass of that ANN at the real counts of the input.
+For the backward pass a layer keeps the planes of its input, its weight, and the gate, one bit per neuron. (With timing
+"window", "planes" are counts as bytes, here and in all names.) The gradient of the output's counts gives the gradient
+of the ANN's pre-activation, grad_z = gate·grad/ϑ. The rest is the ordinary backward pass of the ANN at the real counts
+of the input.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
-    """``function.apply``; in plain eager mode without its binding of arguments to a signature, which takes 20 µs."""
+    """Call ``function.apply``, in plain eager mode without binding arguments to its signature, which takes 20 µs."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling() and transformed:
-        # Dynamo takes an argument of torch.func.grad for a constant and leaves out the backward pass; not so a view.
+        # Dynamo treats an argument of torch.func.grad as a constant and omits the backward pass, unless it is a view.
         arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
@@ -46,7 +47,7 @@ def apply(function: type[Function], *arguments: Any) -> Any:
 
 
 class _First(Function):
-    """The first ``number`` tensors, as they are. Their derivative is refused."""
+    """Return the first ``number`` tensors unchanged; differentiating them raises an error."""
 
     generate_vmap_rule = True
 
@@ -64,8 +65,11 @@ class _First(Function):
 
 
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """As torch's decorator, which in ``torch.func`` and ``torch.autograd.grad`` gives incomplete second derivatives
-    without an error. Here the gradients depend on their sources, and their derivative is refused.
+    """A decorator like torch's, but second derivatives always raise an error.
+
+    With torch's decorator, ``torch.func`` and ``torch.autograd.grad`` return incomplete second derivatives without an
+    error. Here the gradients stay connected to the tensors they depend on, through a Function that cannot be
+    differentiated.
     """
 
     @wraps(backward)
@@ -83,15 +87,15 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
 
 class Inputs(NamedTuple):
-    """The arguments of :class:`Fire`; also whether each needs a gradient, and these gradients."""
+    """The arguments of :class:`Fire`. The same fields also hold which arguments need gradients, and these gradients."""
 
-    edge: Any = None  # the counts of the input, for the gradient only; or given currents
+    edge: Any = None  # the counts of the input, for the gradient only; or the given currents
     weight: Any = None
     scale: Any = None  # with batch norm: the gain of the product, for all or per channel
     shift: Any = None  # with batch norm: gamma
     beta: Any = None
     planes: Any = None
-    residual: Any = None  # from here the fields of Tensors
+    residual: Any = None  # this and the next five are the fields of Tensors
     residual_edge: Any = None
     residual_scale: Any = None
     theta: Any = None
@@ -101,14 +105,14 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs; None if no gradient needs it."""
+    """The tensors saved for the backward pass; None where no gradient needs them."""
 
     mask: Tensor
     planes: Any
     weight: Any
     scale: Any  # with batch norm: the gain
     gamma: Any
-    u: Any  # what batch norm normalises, W c; or the given currents
+    u: Any  # the input of batch norm, W c; or the given currents
     mean: Any
     var: Any
     residual: Any
@@ -118,15 +122,17 @@ class Saved(NamedTuple):
 
 
 def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
-    """The op of a layer with these :class:`Inputs`: (planes, counts, mask, v, bad), with batch norm (product,)
-    mean, var before bad.
+    """Call the op of a layer with the given :class:`Inputs`.
+
+    Returns:
+        (planes, counts, mask, v, bad). With batch norm, ([product,] mean, var) come before bad.
     """
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
-        if eps is None and not source.stride:  # without another tuple: this is most of what a small layer costs
+        if eps is None and not source.stride:  # called directly, because tuples dominate the time of a small layer
             return _linear_if(  # type: ignore[no-any-return]
                 planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
                 return_v, timing, bad,
@@ -147,14 +153,14 @@ def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
 
 
 def _times(static: Static) -> int:
-    """In how many steps a given current flows."""
+    """The number of steps in which a given current flows."""
     return static.T if static.source == "constant" else 1
 
 
 class Fire(Function):
-    """A layer of neurons; see :class:`Inputs` and :func:`run`. Of its outputs only the counts have a gradient.
+    """A layer of neurons; see :class:`Inputs` and :func:`run`. Only its counts have a gradient.
 
-    Each field is a parameter of its own, since Dynamo counts parameters.
+    Each field of Inputs is a separate parameter, because Dynamo counts parameters.
     """
 
     generate_vmap_rule = True
@@ -226,14 +232,14 @@ class Fire(Function):
             gradients = _through_currents(needs, saved, static, grad_z, free)
         if neurons:
             gradients = _with_neurons(gradients, needs, saved, static, grad_z if free == 1 else grad_z / free)
-        return tuple(gradients)  # Dynamo loses the gradients of a NamedTuple
+        return tuple(gradients)  # Dynamo drops gradients returned as a NamedTuple
 
 
 def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
     """The gradients of scale·(W c) + shift."""
     product: Any = static.source
     planes, scale = saved.planes, saved.scale
-    weight = cast(saved.weight, grad_z.dtype)  # int8, and halves that do not hold the counts
+    weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
     grad_shift = channel_sum(grad_z) if needs.shift else None
     if not needs.scale:
         grad_u = scaled(grad_z, scale)
@@ -247,7 +253,7 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
 
 
 def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: Tensor, free: int) -> Inputs:
-    """The gradients of scale·Σ y + shift, from free·grad_z; all steps have the same, an expanded view."""
+    """The gradients of scale·Σ y + shift, from free·grad_z. All steps share one gradient, as an expanded view."""
     y, times = saved.u, _times(static) // free
     grad_y = grad_scale = None
     if needs.edge:
@@ -260,7 +266,7 @@ def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: 
 
 
 def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
-    """The gradients of batch norm of gain·u by the statistics of the batch; u = W c, or the sum of given currents."""
+    """The gradients of batch norm of gain·u by batch statistics; u is W c or the sum of the given currents."""
     mean, var, gain, times = saved.mean, saved.var, saved.scale, _times(static)
     if times > 1:  # gain·u = (times·gain)·y
         gain = torch.full_like(mean, times) if gain is None else times * gain
@@ -272,7 +278,7 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
         grad_counts, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
     )
     grad_gain = None
-    if needs.scale:  # both factors of gain·u see its gradient, grad_u / gain
+    if needs.scale:  # both factors of gain·u receive its gradient, grad_u / gain
         grad_gain = grad_u * u
         grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
     if isinstance(static.source, Product):
@@ -288,7 +294,7 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
 
 
 def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
-    """Adds the gradients of the neurons' tensors."""
+    """Add the gradients of the neurons' tensors."""
     residual = edge = residual_scale = theta = None
     if needs.residual or needs.residual_edge:
         edge = scaled(grad_z, saved.residual_scale)
@@ -302,7 +308,7 @@ def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static
 
 
 class WindowProduct(Function):
-    """u = W c by the kernel, with the ANN's gradients. ``edge`` is the counts of the input, for the gradient only."""
+    """u = W c by the kernel, with the ANN's gradients. ``edge``, the input's counts, only receives a gradient."""
 
     generate_vmap_rule = True
 
@@ -335,7 +341,7 @@ def channel_sum(grad: Tensor) -> Tensor:
 
 
 def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
-    """times·scale·grad, in the type of grad."""
+    """Return times·scale·grad in the dtype of grad."""
     if scale is None:
         return grad if times == 1 else times * grad
     result: Tensor = grad * over_space(scale if times == 1 else times * scale, grad.shape)

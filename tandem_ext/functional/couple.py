@@ -1,4 +1,4 @@
-"""Coupling any spiking forward pass with any ANN branch: the tandem rule in its most general form."""
+"""Couple any spiking forward pass with any ANN branch: the tandem rule in its most general form."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from .neuron import over_space
 
 
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
-    """The spikes of ``train``, with the gradient of the ANN's activation ρ(z)/ϑ.
+    """Give a spike train the gradient of an ANN's activation ρ(z)/ϑ.
 
-    The layers of this package derive z from the currents that made the spikes. For any other ANN branch, such as batch
-    norm by other statistics than the spiking branch's, compute the spikes without a gradient and z with one, and couple
-    the two.
+    The layers of this package compute z from the currents that made the spikes. With any other ANN branch, for example
+    batch norm with different statistics, compute the spikes without a gradient and z with one, then couple them.
 
     Args:
-        train: [B, *features]. Gradients into it end here.
-        z: [B, *features], the ANN's pre-activation.
-        threshold: the ϑ with which the spikes were made, a float, or a 0-dim or per-channel tensor; its gradient is
-            -Σ grad·gate·c/ϑ.
-        gate: "relu": z > 0 lets gradients pass; "clip": 0 < z < ϑT; "resu": as "relu", for a train that was silenced.
+        train: [B, *features]. No gradient flows into it.
+        z: floating point [B, *features], the ANN's pre-activation.
+        threshold: the threshold ϑ of the neurons that fired: a float, or a 0-dim or per-channel tensor, whose gradient
+            is -Σ grad·gate·c/ϑ.
+        gate: where gradients pass: "relu": z > 0; "clip": 0 < z < ϑT; "resu": as "relu", for a train in which neurons
+            with z ≤ 0 have been silenced.
 
     Returns:
         A SpikeTrain with the spikes and gain of ``train``, and counts whose gradient goes to z.
 
     Raises:
-        TypeError, ValueError: a wrong kind, shape, device or gate.
+        TypeError: train is not a SpikeTrain, or z or threshold have another type.
+        ValueError: a shape, device or gate that is not allowed.
 
     >>> train = te.SpikeTrain.from_dense(torch.ones(2, 1, 2))
     >>> z = torch.tensor([[1.5, -0.5]], requires_grad=True)
@@ -57,7 +58,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
 
 
 class Couple(Function):
-    """The counts, with gate·grad/ϑ as the gradient of z."""
+    """Return the counts; z receives the gradient gate·grad/ϑ."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""One layer of neurons: checks, folding, and the choice between the bare op and its autograd Function."""
+"""One layer of neurons: check and fold its arguments, then call the op, within its autograd Function if needed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ def layer(
     v_init: float | Tensor,
     static: Static,
 ) -> tuple[Result, Tensor | None, Tensor | None]:
-    """Neurons driven by the product ``static.source`` of weight with x, a signal; or without a weight by x itself:
-    currents [T, B, *features] or a direct input.
+    """Run a layer of neurons.
 
-    What is no tensor is checked already. With ``static.eps``, batch norm by the statistics of the batch, scale and
-    shift are its gamma and beta, and its mean and variance are returned too.
+    With a weight, the input currents are the product ``static.source`` of the weight and x, a train or direct input.
+    Without one, x itself is the current: [T, B, *features] or a direct input. With ``static.eps``, batch norm uses the
+    statistics of the batch; scale and shift are then its gamma and beta. Only tensors are checked here.
+
+    Returns:
+        (train, mean, var), or ((train, v), mean, var) with ``return_v``. mean and var are None without batch norm.
     """
     planes = bad = None
     if weight is not None:
@@ -44,7 +47,7 @@ def layer(
     if isinstance(x, SpikeTrain):
         edge, like, gain, bad = x.edge, weight, x.gain, x.bad
         planes = x.count_bytes if static.timing == "window" else x.planes
-        if residual is x:  # Dynamo wants the arguments of a Function to be different tensors
+        if residual is x:  # Dynamo requires the tensor arguments of a Function to be distinct
             residual = x.map(lambda t: t.view_as(t))
     else:
         edge, gain = (x, 1.0) if isinstance(x, Tensor) else (x.x, x.gain)
@@ -61,7 +64,7 @@ def layer(
         scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels, like)
     else:
         checks.batch_norm(shape)
-        bad = None if bad is None else bad.sum(0, True)  # statistics of the batch: one makes all bad
+        bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
         tensors = tensors_of(like, static.T, shape, residual, threshold, v_init, static.timing, bad)
         bias = None if bias is None else per_channel("bias", bias, channels, like)
         scale, shift, beta = fold_norm(tensors.theta, scale, shift, step, gain, channels, like)
@@ -85,9 +88,9 @@ def layer(
 
 
 def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
-    """u = W c by the layers' own kernel, without gain and bias, with the ANN's gradients.
+    """Compute u = W c at the counts c with the layers' kernel, without gain and bias, with the ANN's gradients.
 
-    For batch norm by statistics that the fused layer does not have.
+    Use it for batch norm with statistics that the fused layer cannot compute, such as those of several processes.
 
     Returns:
         [B, N, *space] in the compute dtype.
@@ -100,14 +103,14 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
-    """x padded, the weight in the type that torch.autocast gives to products, and the shape of the output.
+    """Return x padded, the weight in the dtype that torch.autocast gives to products, and the output shape.
 
-    A gain per channel goes into the weight; one gain for all channels stays with x.
+    A gain per channel is multiplied into the weight; a single gain stays with x.
     """
     if isinstance(x.gain, Tensor):
         x, weight = by_channel(x, weight, product)
     if product.sides:
-        x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a gain has no space
+        x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a 0-dim tensor is the gain
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
@@ -118,7 +121,7 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:
-    """The type that torch.autocast gives to a product with this weight."""
+    """Return the dtype that torch.autocast gives to a product with this weight."""
     if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
         device = weight.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -127,7 +130,7 @@ def autocast_dtype(weight: Tensor) -> torch.dtype:
 
 
 def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
-    """x with one gain for all channels, and the weight that a gain per channel has gone into."""
+    """Multiply a gain per channel into the weight; return x with gain 1 and the new weight."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     weight = product.weighted(weight, x.gain)

@@ -1,4 +1,4 @@
-"""The layers as functions: integrate-and-fire neurons behind a linear map, a convolution, batch norm, or currents."""
+"""Functional layers: a linear map, convolution or batch norm, or given currents, followed by spiking neurons."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ def linear_if(
 
         v += scale·gain·y[t] + (scale·bias + shift)/T + residual[t],    s[t] = (v ≥ ϑ),    v = λ·v - ϑ·s[t]
 
-    so that the currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's
-    spike counts c. With timing "window" the neuron first integrates the whole window, v = v_init + z, and then spikes
-    while v ≥ ϑ, subtracting ϑ, at most T times: one product whatever T. In the backward pass the output's counts have
-    the gradient of ρ(z)/ϑ, taken at the real counts: nothing flows through the spikes, and of the steps nothing is
-    stored but their bits.
+    The currents sum to the ANN's pre-activation z = scale·(gain·W c + bias) + shift + Σ residual at the input's spike
+    counts c. With timing "window" the neuron first integrates the whole window, v = v_init + z. It then spikes while
+    v ≥ ϑ, subtracting ϑ each time, at most T times; so there is one product for any T. In the backward pass the
+    output's counts have the gradient of ρ(z)/ϑ at the real counts. No gradient flows through single spikes, and only
+    their bits are stored for the steps.
 
     Args:
         x: the input [B, K]: a :class:`SpikeTrain`; or a :class:`ConstantInput` or :class:`ImpulseInput`, whose product
             is computed once.
         weight: [N, K]; float32, bfloat16, float16 or float64. Low precisions are multiplied and integrated in float32.
-            Or int8, which has no gradient and whose sums are exact: scale then says what a unit of a row is worth.
+            An int8 weight has exact sums but no gradient; ``scale`` is then the value of one unit of each row.
         bias: [N], for the whole window: each step receives 1/T of it.
-        scale, shift: [N], such as those of a folded batch norm; shift is for the whole window, as bias is.
-        residual: added to the currents after scale and shift: a train of the output's shape and T, which counts with
-            its gain, or currents [T, B, N]; with timing "window" also their sum [1, B, N].
-        neuron: the neuron's settings, see :class:`Neuron`.
+        scale, shift: [N], for example from a folded batch norm. Like bias, shift is for the whole window.
+        residual: added to the currents after scale and shift: a train with the output's shape and T, multiplied by its
+            gain, or currents [T, B, N]; with timing "window" also their sum [1, B, N].
+        neuron: the settings of the neurons, see :class:`Neuron`.
 
     Returns:
-        The neurons' spikes, a :class:`SpikeTrain` [B, N] with counts in the type of the weight, for int8 in float32;
-        with ``return_v`` a pair (train, v).
+        The output spikes, a :class:`SpikeTrain` [B, N] with counts in the dtype of the weight (float32 for int8); with
+        ``return_v`` a pair (train, v).
 
     Raises:
-        TypeError: an argument of the wrong kind or dtype.
-        ValueError: shapes, devices or T that do not fit; a setting that is out of range.
-        RuntimeError: CUDA tensors, but a build without CUDA kernels.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or T do not fit, or a setting is out of range.
+        RuntimeError: tensors are on a GPU, but this build has no CUDA kernels.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 2))
     >>> weight = torch.tensor([[0.25, 0.25]], requires_grad=True)
@@ -89,14 +89,15 @@ def conv1d_if(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
-    """A layer of integrate-and-fire neurons behind a 1-d convolution.
+    """A 1-d convolution followed by integrate-and-fire neurons.
 
-    As :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k]. ``stride``,
-    ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of ``torch.nn.functional.conv1d``;
-    what is per channel is per output channel, [N]. The output is [B, N, L'], channels-last in memory.
+    The same as :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k].
+    ``stride``, ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of
+    ``torch.nn.functional.conv1d``. Tensors per channel are per output channel, [N]. The output is [B, N, L'],
+    channels-last in memory.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_if`; also for a stride or dilation below 1, a padding
+        TypeError, ValueError, RuntimeError: as in :func:`linear_if`; also for a stride or dilation below 1, a padding
             below 0, groups that do not divide the channels, and a kernel larger than the padded input.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 5))
@@ -123,13 +124,13 @@ def conv2d_if(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
-    """A layer of integrate-and-fire neurons behind a 2-d convolution.
+    """A 2-d convolution followed by integrate-and-fire neurons.
 
-    As :func:`conv1d_if`, with y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight [N, K/groups, kh, kw]. The
-    output is [B, N, H', W'].
+    The same as :func:`conv1d_if`, with y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight
+    [N, K/groups, kh, kw]. The output is [B, N, H', W'].
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`conv1d_if`.
+        TypeError, ValueError, RuntimeError: as in :func:`conv1d_if`.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 3, 3))
     >>> te.functional.conv2d_if(x, torch.full((1, 1, 3, 3), 0.125), padding="same").counts
@@ -153,25 +154,25 @@ def linear_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
-    """:func:`linear_if` with batch norm in training.
+    """:func:`linear_if` with batch norm in training mode.
 
-    With u = gain·W c, z = γ·(u - mean(u))/√(var(u) + eps) + β + Σ residual. The statistics are those of the batch, over
-    samples and space, and gradients flow through them as in ``torch.nn.BatchNorm``. In evaluation batch norm is a scale
-    and a shift of :func:`linear_if`.
+    With u = gain·W c, z = γ·(u - mean(u))/√(var(u) + eps) + β + Σ residual. mean and var are batch statistics over
+    samples and spatial positions, and gradients flow through them as in ``torch.nn.BatchNorm``. For evaluation, fold
+    batch norm into ``scale`` and ``shift`` of :func:`linear_if`.
 
     Args:
-        x, weight, residual, neuron: as in :func:`linear_if`, but for weights of int8.
-        bias: [N]. It cancels in z and only moves the mean that is returned.
+        x, weight, residual, neuron: as in :func:`linear_if`, except that weight cannot be int8.
+        bias: [N]. It cancels in z and only shifts the returned mean.
         gamma, beta: [N], default 1 and 0. beta is for the whole window.
         eps: added to the variance.
 
     Returns:
         (train, mean, var), with ``return_v`` ((train, v), mean, var). mean and var [N] are the statistics of
-        gain·W c + bias, for the running statistics; var is the biased one. They have no gradient.
+        gain·W c + bias, with which to update running statistics. var is the biased variance. They have no gradient.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_if`; also for a batch that has one value per channel, or
-            none.
+        TypeError, ValueError, RuntimeError: as in :func:`linear_if`; ValueError also for a batch with fewer than two
+            values per channel.
 
     >>> x = te.SpikeTrain.from_dense(torch.tensor([[[0.0], [1.0]]]))
     >>> train, mean, var = te.functional.linear_bn_if(x, torch.tensor([[4.0]]))
@@ -198,7 +199,7 @@ def conv1d_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
-    """:func:`conv1d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+    """:func:`conv1d_if` with batch norm in training mode; arguments, results and errors as in :func:`linear_bn_if`.
 
     >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[0.0, 1.0]]]]))
     >>> train, mean, var = te.functional.conv1d_bn_if(x, torch.tensor([[[4.0]]]))
@@ -225,7 +226,7 @@ def conv2d_bn_if(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
-    """:func:`conv2d_if` with batch norm in training; arguments, results and errors as in :func:`linear_bn_if`.
+    """:func:`conv2d_if` with batch norm in training mode; arguments, results and errors as in :func:`linear_bn_if`.
 
     >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[[0.0, 1.0]]]]]))
     >>> train, mean, var = te.functional.conv2d_bn_if(x, torch.tensor([[[[4.0]]]]))
@@ -245,18 +246,18 @@ def if_scan(
     residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
-    """A layer of integrate-and-fire neurons with currents that something else has computed.
+    """Integrate-and-fire neurons driven by given input currents.
 
-    As :func:`linear_if`, with the currents in the place of y. In the backward pass each step's currents receive the
-    same gradient, scale·grad_z, as a view that is expanded over time.
+    The same as :func:`linear_if`, with the currents instead of y. In the backward pass the currents of all steps
+    receive the same gradient, scale·grad_z, as a view expanded over time.
 
     Args:
         currents: floating point [T, B, *features], T in 1..65535; or a :class:`ConstantInput` or :class:`ImpulseInput`,
-            whose x [B, *features] is then the current itself. Channels are the first feature.
+            whose x [B, *features] is the current. The first feature dimension is the channels.
         scale, shift, residual, neuron: as in :func:`linear_if`; per-channel tensors have one value for each channel.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_if`.
+        TypeError, ValueError, RuntimeError: as in :func:`linear_if`.
 
     >>> train, v = te.functional.if_scan(torch.full((4, 1, 1), 0.375), return_v=True)
     >>> train.to_dense(torch.int).flatten().tolist(), v.item()
@@ -272,11 +273,11 @@ def if_scan(
     return layer(currents, None, None, scale, shift, None, residual, *settings)[0]
 
 
-_LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by their dimensions of space
+_LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by number of spatial dimensions
 
 
 def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | None, neuron: Neuron) -> Any:
-    """Checks x, the weight and the keywords: :func:`checked` for a convolution (dims, stride, ...), or () if linear."""
+    """Check x, weight and settings; ``geometry`` is (dims, stride, ...) of a convolution, or () for a linear layer."""
     dims = geometry[0] if geometry else 0
     checks.signal("x", x)
     checks.weight("weight", weight, dims + 2, _LAYOUTS[dims], or_int8=eps is None)

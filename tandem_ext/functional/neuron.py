@@ -1,7 +1,7 @@
-"""A layer's neurons: their keyword arguments; and what ops take, with gains, biases and thresholds folded in.
+"""The settings of neurons as keyword arguments, and as the arguments of an op.
 
-The fold is ordinary autograd, outside the layers' own ``autograd.Function``, which then only has to know the gradients
-of what an op takes.
+Gains, biases and thresholds are folded into the scale and shift of the op. The fold is ordinary autograd outside the
+layers' ``autograd.Function``, which then only computes the gradients of the op's arguments.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Neuron(TypedDict, total=False):
-    """The keyword arguments of integrate-and-fire neurons, the same for every function of a layer.
+    """The settings of integrate-and-fire neurons: keyword arguments of every functional layer.
 
     Args:
         threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less a leaky one.
-        v_init: the potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
+        leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky one.
+        v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
             [B, *features]. It is not learned.
         gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
             silenced.
-        steps: the length of the window over which bias and shift are spread, where x is only a part of it (default: T).
-        timing: "step": a neuron fires at once. "window": it integrates the whole window, then fires; so there is no
-            leak and no gate "resu", and x is the whole window.
-        return_v: also return the potential after the last step, or after firing, [B, *features], in float32 (float64
-            for float64 weights), without a gradient.
+        steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
+        timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates the whole window,
+            then fires. Then leak must be 1, gate cannot be "resu", and x must be the whole window.
+        return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
+            without a gradient.
 
     >>> neuron: te.functional.Neuron = {"leak": 0.9, "gate": "clip"}
     >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
@@ -52,14 +52,15 @@ class Neuron(TypedDict, total=False):
 
 
 class Static(NamedTuple):
-    """A layer but for its tensors, of checked values. A layer's module builds it at each forward pass."""
+    """The checked settings of a layer that are not tensors. A layer's module builds it in each forward pass."""
 
-    source: Product | str  # of the currents: a product with spikes; or given as a "train", "constant" or "impulse"
+    source: Product | str  # of the currents: a product with spikes, or "train", "constant" or "impulse" if given
     T: int
     return_v: bool
-    eps: float | None  # of batch norm by the statistics of the batch; None without
+    eps: float | None  # of batch norm with batch statistics; None: no such batch norm
     few_bits: bool  # the weights are integers that fit into int8
-    steps: int  # the window over which bias and shift are spread. From here on, arguments of every op, in its order
+    # the arguments of every op, in its order
+    steps: int  # the window over which bias and shift are spread
     threshold: float
     leak: float
     gate: str
@@ -67,16 +68,16 @@ class Static(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """The tensors of a layer's neurons, as an op takes them. None is the neutral value."""
+    """The tensors of a layer's neurons as arguments of an op. None is the neutral value."""
 
     # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
-    # currents' sum [1, B, *features]
+    # sum of the currents [1, B, *features]
     residual: Tensor | None = None
-    residual_edge: Tensor | None = None  # the counts of a residual train that gradients flow to
+    residual_edge: Tensor | None = None  # the counts of a residual train, for the gradient only
     residual_scale: Tensor | None = None  # [C]
-    theta: Tensor | None = None  # [C], a tensor threshold: the neurons' unit of potential, in which they fire at 1
+    theta: Tensor | None = None  # [C], a tensor threshold: potentials are measured in units of it, so neurons fire at 1
     v_init: Tensor | None = None
-    bad: Tensor | None = None  # [B], or [1] for all samples: NaN for those that are not finite already
+    bad: Tensor | None = None  # [B], or [1] for all samples: NaN for samples that are not finite, else 0
 
 
 def checked(
@@ -94,9 +95,11 @@ def checked(
     return_v: bool = False,
     **unknown: Any,
 ) -> tuple[float | Tensor, float | Tensor, Static]:
-    """(threshold, v_init, static) of the keyword arguments :class:`Neuron`, checked unless they are tensors.
+    """Check the keyword arguments :class:`Neuron` that are not tensors.
 
-    A tensor threshold is a unit, in which neurons fire at 1.
+    Returns:
+        (threshold, v_init, static). With a tensor threshold, potentials are measured in units of it and
+        ``static.threshold`` is 1.
     """
     if unknown:
         raise TypeError(f"{min(unknown)}: no such argument; neurons have {', '.join(Neuron.__annotations__)}")
@@ -120,11 +123,11 @@ def checked(
 
 
 def shows(keywords: Any, defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """A decorator of a function or a class, whose signature in help() and completion then has these keyword arguments
-    and their defaults instead of ``**neuron``.
+    """A decorator that replaces ``**neuron`` in the signature that help() and completion show.
 
     Args:
-        keywords: their TypedDict.
+        keywords: a TypedDict of the keyword arguments to show.
+        defaults: their default values.
     """
 
     def decorate(of: F) -> F:
@@ -155,8 +158,12 @@ def tensors_of(
     timing: str = "step",
     bad: Tensor | None = None,
 ) -> Tensors:
-    """Checks and folds the tensors of neurons of shape [B, C, *space]; ``like`` gives device and (compute) dtype, and
-    ``bad`` is that of the layer's input.
+    """Check and fold the tensors of neurons.
+
+    Args:
+        like: a tensor with the device and dtype of the layer.
+        shape: [B, C, *space], the shape of the neurons.
+        bad: the NaN flags of the layer's input.
     """
     if timing == "window":
         checks.T("T", T, timing)
@@ -168,7 +175,7 @@ def tensors_of(
     if isinstance(threshold, Tensor):
         checks.threshold(threshold, channels, device)
         theta = spread(threshold, (channels,), dtype, device)
-        theta = torch.add(theta, theta.detach(), alpha=0)  # an infinite one becomes NaN, which potentials show
+        theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
         unit = theta.detach()
     if residual is not None:
         window = timing == "window"
@@ -211,9 +218,9 @@ def fold(
     channels: int,
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """((scale·step)·gain, scale·bias + shift), in units of a tensor threshold: scale and shift of the op.
+    """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by a tensor threshold.
 
-    The threshold is detached here: its gradient, -gate·c/ϑ at the real counts c, is given by the layer's Function.
+    The threshold is detached here: the layer's Function computes its gradient, -gate·c/ϑ at the real counts c.
     """
     if scale is not None:
         scale = per_channel("scale", scale, channels, like)
@@ -244,7 +251,7 @@ def fold_norm(
     channels: int,
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(step·gain, gamma, beta), the last two in units of a tensor threshold: what an op with batch norm takes."""
+    """Return the arguments of an op with batch norm: step·gain, and gamma and beta divided by a tensor threshold."""
     gamma, beta, worth = (
         None if value is None else per_channel(name, value, channels, like)
         for name, value in (("gamma", gamma), ("beta", beta), ("step", step))
@@ -260,35 +267,35 @@ def fold_norm(
 
 
 def channels_of(shape: tuple[int, ...]) -> int:
-    """C of neurons [B, C, *space]; [B] is one channel."""
+    """Return the number of channels of neurons [B, C, *space]; neurons [B] have one channel."""
     return shape[1] if len(shape) > 1 else 1
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """tensor.to(dtype), without a node in exported graphs if it has that type."""
+    """Return tensor.to(dtype), without adding a node to exported graphs if the tensor has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def per_channel(name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
-    """A checked [C] in the compute dtype of ``like``."""
+    """Check a tensor [C] and return it in the compute dtype of ``like``."""
     checks.per_channel(name, value, channels, like.device)
     return cast(value, compute_dtype(like.dtype))
 
 
 def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One value, or one per channel, as a tensor of that shape."""
+    """Return a number, or a 0-dim or per-channel tensor, as a tensor of the given shape."""
     if isinstance(value, Tensor):
         return cast(value, dtype).expand(shape)
     return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def over_space(value: Any, shape: tuple[int, ...]) -> Any:
-    """A number, or one per channel [C], so that it broadcasts against [B, C, *space]."""
+    """Reshape a per-channel tensor [C] so that it broadcasts against [B, C, *space]; return a number unchanged."""
     if isinstance(value, Tensor) and value.dim() == 1 and len(shape) > 2:
         return value.view(-1, *[1] * (len(shape) - 2))
     return value
 
 
 def over_inputs(per_output: Tensor, weight: Tensor) -> Tensor:
-    """[N] so that it broadcasts against a weight [N, ...]."""
+    """Reshape [N] so that it broadcasts against a weight [N, ...]."""
     return per_output.view(-1, *[1] * (weight.dim() - 1))

@@ -1,4 +1,4 @@
-"""The product of a layer's weights with its input: output shape, ops, the product of real numbers, gradients."""
+"""The product of a layer's weight with its input: its output shape, the ops that compute it, and its gradients."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _ops = torch.ops.tandem
 
 
 def float32_precision() -> str:
-    """How a GPU multiplies float32 weights: the setting of ``torch.set_float32_matmul_precision``."""
+    """Return how a GPU multiplies float32 weights: the value of ``torch.set_float32_matmul_precision``."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch's newer interface, which has more than these values
+    except RuntimeError:  # it was set by torch's newer interface, which has values that this function cannot return
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
-# Dynamo traces no string; it compiles again when the setting changes. This is torch.compiler.assume_constant_result
-# without the import of Dynamo, which takes most of a second.
+# Dynamo cannot trace a string result; as a constant, a new setting recompiles. This attribute has the effect of
+# torch.compiler.assume_constant_result without importing Dynamo, which takes most of a second.
 float32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -36,10 +36,10 @@ class Product(NamedTuple):
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
-    sides: tuple[int, ...] = ()  # F.pad's argument for the input: "same" may need one more on one side, ops have none
+    sides: tuple[int, ...] = ()  # for F.pad: padding="same" may need one more on one side, which the ops do not support
 
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
-        """[B, N, *space]; checks that x fits the weight."""
+        """Return [B, N, *space], after checking that x fits the weight."""
         w_shape = weight.shape
         checks.features(x_shape, w_shape, self.groups)
         if not self.stride:
@@ -52,7 +52,7 @@ class Product(NamedTuple):
         return x_shape[0], w_shape[0], *space
 
     def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
-        """The weight for spikes that are worth ``gain`` [K], one number per input channel, as one for plain spikes."""
+        """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1."""
         checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
@@ -61,15 +61,15 @@ class Product(NamedTuple):
         return weighted.flatten(0, 1).to(weight.dtype)
 
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The product with real numbers."""
+        """Return the product with a real-valued input."""
         if not self.stride:
             return F.linear(x, weight)
         return _CONV[weight.dim()](x, channels_last(weight), None, *self[:4])
 
     def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
-        """W c, the sum of the products over the window, by the kernel: [B, N, *space] in the compute dtype.
+        """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype.
 
-        ``stored`` is what a train of that timing stores.
+        ``stored`` is the stored tensor of a train with the given timing.
         """
         counted = timing == "window"
         return _window_product(stored, T, weight, float32_precision(), *self[:4], counted)  # type: ignore[no-any-return]
@@ -77,11 +77,11 @@ class Product(NamedTuple):
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The ANN's gradients of input and weight, at the real counts of the input."""
+        """Return the ANN's gradients of input and weight, at the real counts of the input."""
         if not self.stride:
             grad_input = grad @ weight if needs_input else None
             return grad_input, grad.t() @ counts_of(stored, timing, weight.dtype) if needs_weight else None
-        if weight.numel() == 0:  # torch's convolution_backward refuses it
+        if weight.numel() == 0:  # torch's convolution_backward does not support it
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if needs_weight:
@@ -102,10 +102,10 @@ _window_product = _ops.window_product.default
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """A convolution's input or weight [B, C, H, W], laid out so that the channels of its result are innermost too.
+    """Lay out the input or weight [B, C, H, W] of a convolution so that torch's result is channels-last.
 
-    ``contiguous(memory_format=torch.channels_last)`` leaves a tensor with one channel as it is, and torch then gives
-    the result another layout than neurons have, several times slower on the CPU.
+    ``contiguous(memory_format=torch.channels_last)`` does not change a tensor with one channel. The result then does
+    not have the layout of the neurons, which is several times slower on the CPU.
     """
     if x.dim() != 4:
         return x
@@ -113,7 +113,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: Any) -> Product:
-    """The convolution of a kernel of that size with these arguments, as torch.nn.functional takes them."""
+    """Return the Product of a convolution; arguments as in torch.nn.functional, ``kernel`` is the kernel size."""
     dims = len(kernel)
     stride = checks.ints("stride", stride, dims, least=1)
     dilation = checks.ints("dilation", dilation, dims, least=1)
@@ -127,7 +127,7 @@ def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any,
             raise ValueError(f"padding: 'same' needs stride 1, got stride {stride}")
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         padding = tuple(t // 2 for t in total)
-        if any(t % 2 for t in total):  # an even kernel needs one more on the right
+        if any(t % 2 for t in total):  # an even kernel needs one more element of padding on the right
             sides = tuple(side for t in reversed(total) for side in (0, t % 2))
     elif isinstance(padding, str):
         raise ValueError(f"padding: expected an int, {dims} ints, 'same' or 'valid', got {padding!r}")

@@ -1,4 +1,4 @@
-"""Between ANNs and spiking networks: the same Parameters, seen either way."""
+"""Convert ANNs to spiking networks and back, on the same Parameters, and calibrate thresholds."""
 
 from .calibrate import calibrate
 from .graph import CannotConvert

@@ -1,4 +1,4 @@
-"""The spiking network's graph as it grows: layers, the ANN's own operations, and the general way's currents."""
+"""Build the graph of the spiking network: layers, operations of the ANN, and currents of the general way."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .layers import VIEWS, max_pool_geometry, norm_of
 
 @dataclass
 class Value:
-    """What an Op has become.
+    """The counterpart of an Op in the spiking network.
 
     Attributes:
-        kind: "image" (before the encoder), "spikes" (a train), "currents" (yet to be fired, made when asked for),
-            "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part), "constant" (depends on
-            Parameters only), or "size".
-        node: in the new graph, once there is one.
-        worth: of spikes: labels of what each is worth, [1, *features], 0 where none comes, in a tuple for several
-            trains; ONE number for all.
+        kind: "image" (before the encoder), "spikes" (a train), "currents" (input currents of neurons, added to the
+            graph on first use), "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part),
+            "constant" (depends on Parameters only), or "size".
+        node: the node in the new graph, once it exists.
+        worth: for spikes, labels [1, *features] that are equal where the values of a spike are; 0 where there are no
+            spikes. A tuple for several trains; ONE if all spikes have the same value.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Value:
 
     @property
     def by_channel(self) -> bool:
-        """Are these spikes, all of a channel worth the same, as layers of ``tandem_snn.nn`` take them?"""
+        """Whether these are spikes with one value per channel, which layers of ``tandem_snn.nn`` require."""
         if self.kind != "spikes" or not isinstance(self.worth, Tensor):
             return False
         labels = self.worth.flatten(2) if self.worth.dim() > 2 else self.worth.unsqueeze(-1)
@@ -48,10 +48,10 @@ ONE = torch.ones(())
 
 
 class Builder:
-    """The new graph, its modules, and what each Op has become.
+    """The new graph, its modules, and the Value of each Op.
 
     Attributes:
-        largest: the function that is maximum pooling of currents.
+        largest: the function for maximum pooling of currents.
     """
 
     largest: Callable[..., Any] = staticmethod(maximum.largest)
@@ -65,7 +65,7 @@ class Builder:
         self.env: dict[Op, Value] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.counted: dict[fx.Node, fx.Node] = {}
-        self.made = 1  # labels; ONE is the first
+        self.made = 1  # the number of labels so far; ONE is the first
 
     def network(self, name: str) -> fx.GraphModule:
         for node in reversed(self.graph.nodes):
@@ -74,14 +74,14 @@ class Builder:
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, name)
 
-    # --- what an Op is in the new graph -------------------------------------------------------------------------------
+    # --- an Op's node in the new graph --------------------------------------------------------------------------------
 
     def node(self, value: Value) -> fx.Node:
         assert value.node is not None
         return value.node
 
     def signal(self, op: Op) -> fx.Node:
-        """The train, the encoded image or the currents that an Op is; currents are made when first asked for."""
+        """Return the node of an Op's train, encoded image or currents; currents are added to the graph on first use."""
         value = self.env[op]
         if value.kind == "image":
             return self.encode(self.node(value))
@@ -92,7 +92,7 @@ class Builder:
         return value.node
 
     def tensor(self, op: Op) -> fx.Node:
-        """What the ANN goes on with: spikes count."""
+        """Return the node of an Op's value as a tensor for the ANN part; of spikes the effective counts."""
         value = self.env[op]
         if value.kind in ("spikes", "currents"):
             signal = self.signal(op)
@@ -109,7 +109,7 @@ class Builder:
         return self.encoded[x]
 
     def signals(self, op: Op) -> list[Op]:
-        """Its inputs that depend on the network's."""
+        """Return the inputs of an Op that depend on the input of the network."""
         return [value for value in op.inputs if self.env[value].kind not in ("constant", "size")]
 
     def _constant(self, op: Op) -> fx.Node:
@@ -143,17 +143,17 @@ class Builder:
         return value
 
     def _moved(self, op: Op) -> Any:
-        """The labels of what each spike is worth behind an Op that moves them."""
+        """Return the labels of the spikes' values after an Op that rearranges spikes."""
         given = {value: self.env[value].worth for value in self.signals(op)}
         if all(worth is ONE for worth in given.values()):
             return ONE
         labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
-        args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # a size: that of a batch of one
+        args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # sizes are those of a batch of one
         moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
         return moved if isinstance(moved, Tensor) else tuple(moved)
 
     def fired(self, op: Op, node: fx.Node) -> Value:
-        """The spikes of neurons with a threshold for each channel."""
+        """Return the Value of the spikes of neurons that have one threshold per channel."""
         shape = (1, *op.features)
         if len(shape) == 1:
             return Value("spikes", node, ONE)
@@ -162,7 +162,7 @@ class Builder:
         return Value("spikes", node, labels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape))
 
     def sums(self, op: Op) -> str:
-        """The kinds of Ops between trains and these currents."""
+        """Return the kinds of the Ops between trains and these currents, as text."""
         found: dict[str, None] = {}
         seen, stack = {op}, [op]
         while stack:
@@ -179,7 +179,7 @@ class Builder:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def copy(self, op: Op) -> fx.Node:
-        """The ANN's own operation, on tensors: by the live module where it is one."""
+        """Copy an operation of the ANN, on tensors; if a module performs it, call the live module."""
         if op.kind == "batch_norm" and not op.alone:
             return self.call(op, self.norm(op), self.tensor(op.x))
         if op.kind == "dropout" and not op.alone:
@@ -189,34 +189,34 @@ class Builder:
         return self.graph.create_node(op.source.op, op.source.target, *_map(_any_batch(op), self.tensor))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
-        """A module that stands for an Op, in its mode."""
+        """Call a module that replaces an Op, in the Op's training or evaluation mode."""
         return self.graph.call_module(self._name(self.path(op), module.train(self.mode(op))), (x,))
 
     def call_as(self, name: str, module: nn.Module, x: fx.Node, **keywords: Any) -> fx.Node:
-        """A module that stands for the ANN's of that name, in its mode."""
+        """Call a module that replaces the ANN's module of that name, in its training or evaluation mode."""
         module.train(self.modules.get(name, self.ann).training)
         return self.graph.call_module(self._name(name, module), (x,), keywords)
 
     def function(self, f: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
         node = self.graph.call_function(f, args, kwargs)
-        node.meta["is_wrapped"] = True  # torch.fx does not look into it, when it is unpickled for one
+        node.meta["is_wrapped"] = True  # so that torch.fx does not trace into it, for example when unpickling
         return node
 
     def get(self, path: str, value: Any) -> fx.Node:
         return self.graph.get_attr(self._name(path, value))
 
     def path(self, op: Op) -> str:
-        """The module's own path, or that of the Op in the module whose forward it is in."""
+        """Return the path of an Op: that of its module, or the Op's name inside its module."""
         if op.alone or (op.module is not None and not any(True for _ in op.module.children())):
             return op.path
         return f"{op.path}.{op.name}" if op.path else op.name
 
     def mode(self, op: Op) -> bool:
-        """Training or evaluation, as the ANN's module, or the ANN as a whole."""
+        """Return whether the Op's module, or else the ANN, is in training mode."""
         return (self.ann if op.module is None else op.module).training
 
     def _name(self, name: str, value: Any) -> str:
-        """Where ``value`` is in the new network: under its own name, unless something else has that."""
+        """Store ``value`` in the new network and return its name, which differs from ``name`` if that is taken."""
         while name in self.root and self.root[name] is not value:
             name += "_again"
         self.root[name] = value
@@ -224,17 +224,17 @@ class Builder:
 
 
 def _map(call: Any, f: Callable[[Op], Any]) -> Any:
-    """(args, kwargs) with f of each Op in them."""
+    """Apply f to each Op in (args, kwargs)."""
     return pytree.tree_map_only(Op, f, call)
 
 
 def _reshaping(op: Op) -> str:
-    """Spikes are not in memory as the ANN's activations are: what was a view may take a copy."""
+    """Return the operator to use for spikes: their memory layout differs, so a view of the ANN may need a copy."""
     return "reshape" if op.kind in VIEWS else op.kind
 
 
 def _any_batch(op: Op) -> tuple[Any, Any]:
-    """An operator's arguments, in which no size depends on the batch's."""
+    """Return the arguments of an operator, without sizes that depend on the batch."""
     if op.kind in (*VIEWS, "expand") and op.shape and op.shape[0] is None:
         return (op.x, [-1, *op.shape[1:]]), {}
     return op.call

@@ -1,4 +1,4 @@
-"""calibrate: thresholds from data."""
+"""calibrate: set the thresholds of a converted network from data."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from .to_ann import to_ann
 
 @torch.no_grad()
 def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = None) -> nn.Module:
-    """Sets the thresholds of each layer so that its counts cover the ANN's activations.
+    """Set the threshold of each layer from data, so that spike counts cover the ANN's activations.
 
-    ϑ = a/T, where activations above a saturate: a count cannot exceed T. a comes from the layer's activations in the
-    ANN twin, in evaluation mode, over all of the loader's inputs: for each channel where the layer has a threshold for
-    each, as those of :func:`convert` have, else over all neurons. By default it is what leaves the least squared error
-    of both kinds, of what saturates and of what is rounded to multiples of ϑ; for channels with few samples what is
-    common to the layer counts too. It is at most the ceiling of a ReLU6 or hardtanh(0, c). The initial potentials keep
-    their ratio to the thresholds.
+    The threshold is ϑ = a/T. A count cannot exceed T, so activations above a saturate. a is chosen from the layer's
+    activations in the ANN twin, in evaluation mode, over all inputs of the loader: per channel if the layer has one
+    threshold per channel, as layers of :func:`convert` have, else for the whole layer. By default, a minimises the
+    squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use the
+    statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled with
+    the thresholds.
 
     Args:
-        net: a network whose layers' spikes are worth their threshold (``gain="threshold"``), such as :func:`convert`
-            returns; its thresholds are changed in place. Layers with other gains keep theirs.
-        loader: batches of what ``net`` takes, or tuples or lists whose first item is one.
-        percentile: in (0, 100]: that of the activations that are not zero is a.
+        net: a network with layers of ``gain="threshold"``, such as :func:`convert` returns. Their thresholds are
+            changed in place; layers with another gain are not changed.
+        loader: batches of inputs of ``net``, or tuples or lists whose first item is such a batch.
+        percentile: in (0, 100]; if given, a is this percentile of the activations that are not zero.
 
     Returns:
         net.
 
     Raises:
-        TypeError: a batch of something else, or one batch instead of several.
-        ValueError: a frozen network, percentile out of range, no layer to calibrate, an empty loader, activations that
-            are not finite, or T unknown.
+        TypeError: a batch is neither a tensor nor a SpikeTrain, or loader is a single batch.
+        ValueError: net is frozen, has no layer to calibrate or no T, percentile is out of range, the loader is empty,
+            or activations are not finite.
 
     >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
@@ -93,13 +93,13 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows
     for name, layer in layers.items():
-        if seen[name]:  # a projection's own neurons never fire
+        if seen[name]:  # nothing was recorded for a projection, whose own neurons never fire
             _set(layer, torch.cat(seen[name], 1), T, percentile)
     return net
 
 
 def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, percentile: float | None) -> None:
-    """From activations [C, N]. A layer that is silent throughout keeps its threshold."""
+    """Set the threshold of a layer from activations [C, N]. A layer that never fires keeps its threshold."""
     threshold = torch.as_tensor(layer.threshold)
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
@@ -108,6 +108,6 @@ def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, perc
     else:
         a = percentiles_of(values, percentile)
     if bool((a > 0).any()):
-        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a percentile of a silent channel
+        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # the percentile of a silent channel is 0
         a = a.clamp_max(getattr(layer, "ceiling", None) or torch.inf)
         set_threshold(layer, a / T if threshold.dim() else a.item() / T)

@@ -1,7 +1,7 @@
-"""The ANN's graph by torch.export.
+"""Read the graph of an ANN with torch.export.
 
-torch.export bakes the mode and the numbers of dropout and batch norm in. Here its graph is only a map: the nodes lead
-to the live modules, whose mode, Parameters, momentum and hooks count when they run.
+torch.export freezes the training mode and the settings of dropout and batch norm. Here the graph is only used to find
+the live modules, so that the spiking network follows their mode, Parameters, momentum and hooks.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_onl
 Example = Tensor | SpikeTrain
 Call = Callable[[Tensor], Any]
 GIVE = "give `example`, a batch of its inputs: convert(ann, T, example=images)"
-LARGEST = (1, 1 << 15, 512, 64)  # side of an input, by its dimensions of space
+LARGEST = (1, 1 << 15, 512, 64)  # the largest side of an input to try, by number of spatial dimensions
 
 
 def exported(ann: nn.Module, example: Example | None = None, stateful: bool = False) -> Graph:
-    """The graph of the ANN's evaluation, in batches of any size.
+    """Return the graph of an ANN in evaluation mode, for batches of any size.
 
     Args:
-        example: of inputs of its size; None: of what the ANN takes, of any size if it takes several.
-        stateful: its further inputs and answers are state, which nothing looks at.
+        example: a batch, which fixes the size of inputs. None: find an input that the ANN accepts; if it accepts
+            several sizes, the graph is for inputs of any size.
+        stateful: whether further inputs and outputs of the ANN are states, which are ignored.
 
     Raises:
-        TypeError, ValueError: an example that the ANN does not take.
-        CannotConvert: the ANN has several inputs or outputs, its forward depends on the data, or, without an example,
-            it is not known what it takes.
+        TypeError, ValueError: the ANN does not accept the example.
+        CannotConvert: the ANN has several inputs or outputs, its forward depends on values of the data, or no input
+            that it accepts was found.
     """
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
@@ -71,7 +72,7 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
 
 
 def _doubled(example: Example) -> Tensor:
-    """Its first sample twice: a size of one would not stay free."""
+    """Return the first sample twice, because torch.export treats a batch of one as a fixed size."""
     if not isinstance(example, Example):
         raise TypeError(f"example: expected a batch of what the network takes, got {describe(example)}")
     x = effective_counts(example)
@@ -81,10 +82,10 @@ def _doubled(example: Example) -> Tensor:
 
 
 def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The ANN's own words about an input that it does not take."""
+    """Call the ANN; if it does not accept the input, raise ValueError with its message."""
     try:
         return ann(*inputs)
-    except Exception as error:  # whatever the ANN says
+    except Exception as error:  # a user's forward may raise anything
         raise ValueError(f"example: the ANN does not take it: {str(error).splitlines()[0]}") from error
 
 
@@ -94,19 +95,19 @@ def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
         return _Reader(ann, torch.export.export(ann, inputs, dynamic_shapes=free, strict=False)).graph
     except CannotConvert:
         raise
-    except Exception as error:  # of many classes, for whatever the forward does
+    except Exception as error:  # torch.export raises many classes of errors
         raise CannotConvert(_why_not(error)) from error
 
 
 def _numbers(graph: Graph) -> list[Any]:
-    """All but the shapes of values."""
+    """Return everything in a graph except the shapes of values, to compare the graphs of two input sizes."""
     return [
         (op.kind, [value for value in pytree.tree_leaves(op.call) if not isinstance(value, Op)]) for op in graph.ops
     ]
 
 
 def _say_unused(graph: Graph) -> None:
-    """Warns of modules with synapses whose Parameters the graph does not read: auxiliary heads, as a rule."""
+    """Warn about modules with synapses that the graph does not use, typically auxiliary heads."""
     read = {id(graph.attributes[op.target]) for op in graph.ops if op.kind == "attribute" and op.users}
     layers = (nn.Linear, _ConvNd)
     unused: list[str] = []
@@ -188,9 +189,9 @@ class _Reader:
         return op
 
     def _check_writes(self) -> None:
-        """Refuses writes through a view: whoever reads the whole afterwards has it in the graph as it was before."""
+        """Refuse a write through a view if the memory is read later: in the graph that read has the old values."""
         place = {op: i for i, op in enumerate(self.graph.ops)}
-        same: dict[Op, list[Op]] = {}  # what shares an Op's memory
+        same: dict[Op, list[Op]] = {}  # the Ops that share an Op's memory
         for op in self.graph.ops:
             schema = getattr(op.source.target, "_schema", None)
             arguments = schema.arguments if schema is not None and op.args else ()
@@ -208,7 +209,7 @@ class _Reader:
 
 
 def _line_of(node: fx.Node) -> str:
-    """The user's own line, not that of torch.nn's layer in it."""
+    """Return the line of the user's code that made a node, rather than a line of torch."""
     lines = str(node.meta.get("stack_trace") or "").splitlines()
     frames = [(a.strip(), b.strip()) for a, b in itertools.pairwise(lines) if a.lstrip().startswith('File "')]
     own = [frame for frame in frames if "/torch/" not in frame[0]]
@@ -219,11 +220,11 @@ def _line_of(node: fx.Node) -> str:
     return f"{name.rpartition('/')[2]}:{rest.partition(',')[0]}: {code}"
 
 
-# --- without an example: a batch that the ANN takes, by its layers ----------------------------------------------------
+# --- without an example: find a batch that the ANN accepts, from its layers -------------------------------------------
 
 
 class _Input(NamedTuple):
-    """What a layer takes: channels, and so many dimensions of space."""
+    """The input of a layer: its number of channels and of spatial dimensions, dtype and device."""
 
     channels: int
     space: int
@@ -235,12 +236,13 @@ class _Input(NamedTuple):
 
 
 def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
-    """A batch of the input of its first layer that the ANN takes, and one of another size where it takes that too.
+    """Return a batch that the ANN accepts, and if possible one of another size.
 
-    Images are square, and their size is searched for: a Linear tells whether it gets too many features.
+    The number of channels comes from a layer. Images are square. Their size is found by bisection, since a Linear
+    reports whether it gets too many features.
 
     Raises:
-        CannotConvert: it took none.
+        CannotConvert: the ANN accepts no batch.
     """
     errors = []
     for given in dict.fromkeys(_inputs(ann)):
@@ -257,7 +259,7 @@ def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
 
 
 def _inputs(ann: nn.Module) -> Iterator[_Input]:
-    """Of the layers, and of other Parameters that look like weights, in the order of ``ann.modules()``."""
+    """Yield the inputs of layers, and of other Parameters that look like weights, in order of ``ann.modules()``."""
     for module in ann.modules():
         own = [p for p in module.parameters(recurse=isinstance(module, (nn.Linear, _ConvNd))) if p.dim() > 1]
         if isinstance(module, nn.Linear):
@@ -269,8 +271,8 @@ def _inputs(ann: nn.Module) -> Iterator[_Input]:
 
 
 def _side(call: Call, given: _Input) -> tuple[int, Exception | None]:
-    """The side of an input that fits, or the first thing that the ANN said."""
-    low, high, side = 0, 0, 28  # MNIST's first: some forwards take no other
+    """Return (side, None) if the ANN accepts inputs with that side, else (side, the first error)."""
+    low, high, side = 0, 0, 28  # 28 first, because some networks for MNIST accept no other size
     first = error = _error(call, given.batch(side))
     while error is not None:
         low, high = (low, side) if isinstance(error, _TooLarge) else (side, high)
@@ -285,7 +287,7 @@ def _error(call: Call, x: Tensor) -> Exception | None:
     try:
         with _Sizes():
             call(x)
-    except Exception as error:  # whatever the ANN says to a batch that it does not take
+    except Exception as error:  # a user's forward may raise anything
         return error
     return None
 
@@ -295,7 +297,7 @@ class _TooLarge(Exception):
 
 
 class _Sizes(TorchFunctionMode):
-    """Says so where a product gets more features than it has weights for."""
+    """Raises _TooLarge if a linear layer gets more features than its weight takes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[0].shape[-1] > args[1].shape[-1]:

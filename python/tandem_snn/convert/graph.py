@@ -1,4 +1,4 @@
-"""The small form of an ANN's graph that conversion works on: operators of torch.ops.aten, however they came."""
+"""The intermediate form of an ANN's graph for conversion: operators of torch.ops.aten, from any frontend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 
 class CannotConvert(ValueError):
-    """An ANN of which some node has no spiking counterpart; the message names the node and what to use instead."""
+    """The ANN cannot be converted. The message names the node and what to use instead."""
 
 
 @dataclass(eq=False)
@@ -19,19 +19,19 @@ class Op:
     """One node of an ANN's graph.
 
     Attributes:
-        name: unique.
+        name: a unique name.
         kind: "input", "attribute" (a Parameter, buffer or constant), "output", "size" (arithmetic on sizes), "getitem",
-            "unknown" (somebody else's operator), or the operator's name in ``torch.ops.aten`` without the underscore of
-            its in-place version.
-        source: the node of the exported graph, which is copied where the ANN stays an ANN.
-        args: by the names of the operator's schema, defaults included; inputs among them are Ops.
-        call: (args, kwargs) as the operator takes them.
-        path, module: the innermost module in whose forward it is, and its path in the ANN.
-        alone: is it all that the module does? Then the module itself can be called in its place.
-        shape: of its value, the batch as None; None of what is no tensor.
+            "unknown" (an operator from outside of aten), or the operator's name in ``torch.ops.aten`` without the
+            underscore of its in-place version.
+        source: the node of the exported graph, which is copied into parts that stay an ANN.
+        args: the arguments by their names in the operator's schema, with defaults; inputs are Ops.
+        call: the arguments as (args, kwargs).
+        path, module: the innermost module whose forward calls it, and the path of that module in the ANN.
+        alone: whether it is the only operation of the module, so that the module can be called instead.
+        shape: the shape of its value, with None for the batch; None if the value is not a tensor.
         line: the line of Python that made it.
-        target: the attribute's path, or what a kind "unknown" is called.
-        users: the Ops that read it.
+        target: the path of an attribute, or the name of an "unknown" operator.
+        users: the Ops that read its value.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Op:
 
     @property
     def x(self) -> Op:
-        """Its first input."""
+        """The first input."""
         return self.inputs[0]
 
     @property
     def features(self) -> tuple[int, ...]:
-        """The sizes of its value, without the batch."""
+        """The shape of its value without the batch."""
         return tuple(int(size or 0) for size in (self.shape or ())[1:])
 
     @property
@@ -68,13 +68,13 @@ class Op:
 
 @dataclass
 class Graph:
-    """An ANN's graph.
+    """The graph of an ANN.
 
     Attributes:
-        ops: in the order of execution.
+        ops: all Ops in the order of execution.
         ann: the live ANN.
         attributes: Parameters, buffers and constants by path.
-        sized: images have the example's size; else any, and what depends on it is left to the operators themselves.
+        sized: whether inputs have the size of the example. If not, shapes in the graph must not be relied on.
     """
 
     ops: list[Op]
@@ -101,7 +101,7 @@ def refuse(op: Op, why: str) -> CannotConvert:
 
 
 def bind(overload: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The operator's arguments by the names in its schema."""
+    """Return the arguments of an operator by their names in its schema."""
     bound = {}
     for i, argument in enumerate(overload._schema.arguments):
         if i < len(args):
@@ -119,7 +119,7 @@ def attribute(module: Any, path: str) -> Any:
     return module
 
 
-# Modules that do one operation on their input, by forwards that are torch's own: kind -> classes.
+# Modules of torch whose forward is a single operation: kind -> classes.
 _CONVOLUTIONS = {
     f"conv{transposed}{d}d": getattr(nn, f"Conv{'Transpose' * bool(transposed)}{d}d")
     for d in (1, 2, 3)
@@ -136,7 +136,7 @@ ONE_OPERATION: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 def does_only(module: nn.Module | None, kind: str) -> bool:
-    """Is a call of ``module`` nothing but that operator? Not of a class that changed torch's forward."""
+    """Return whether calling ``module`` is only this operation; False if a subclass has changed torch's forward."""
     if module is None or getattr(module, "padding_mode", "zeros") != "zeros":
         return False
     for cls in ONE_OPERATION.get(kind, ()):
@@ -148,7 +148,7 @@ def does_only(module: nn.Module | None, kind: str) -> bool:
 
 
 def batch_of(value: Any) -> tuple[int | None, ...] | None:
-    """The shape of a value in an exported graph, sizes that depend on the batch as None."""
+    """Return the shape of a value in an exported graph, with None for sizes that depend on the batch."""
     if not isinstance(value, Tensor):
         return None
     return tuple(None if isinstance(size, torch.SymInt) else int(size) for size in value.shape)

@@ -1,4 +1,4 @@
-"""What operators are to spikes: neurons, rearrangements, linear and affine maps."""
+"""Classify operators by their effect on spikes: neurons, rearrangements, linear and affine maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy",
 DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
-# Move, repeat or leave out features, each by itself: of spikes they give spikes.
+# These move, repeat or drop single features, so their results on spikes are spikes.
 REARRANGE = (
     *("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
     *("permute", "transpose", "t", "movedim", "swapaxes", "mT", "flip", "roll", "rot90"),
@@ -51,13 +51,13 @@ EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and addi
 
 
 def instead_of(op: Op) -> str | None:
-    """What would do in the place of a known operator that spikes do not have."""
+    """Return what to use instead of a known operator that has no spiking counterpart."""
     names = [op.kind, type(op.module).__name__]
     return next((INSTEAD[n] for n in (name.replace("_", "").lower() for name in names) if n in INSTEAD), None)
 
 
 def ceiling_of(op: Op) -> float | bool | None:
-    """c of ReLU6 or hardtanh(0, c), None of a ReLU, False of what is no ReLU."""
+    """Return c for ReLU6 or hardtanh(0, c), None for a ReLU, False for any other operator."""
     if op.kind == "relu":
         return None
     if op.kind == "relu6":
@@ -81,10 +81,10 @@ def is_relu(op: Op) -> bool:
 
 
 def is_affine(op: Op, signals: list[Op]) -> bool:
-    """Has f a constant part: a bias, something added that does not depend on the input, a border of another value?
+    """Return whether the operator has a constant part: a bias, a constant summand, or padding with a nonzero value.
 
     Raises:
-        CannotConvert: it is not linear in its inputs, such as the product of two of them.
+        CannotConvert: the operator is not linear in its inputs, for example their product.
     """
     if op.kind in SYNAPSES:
         for name in ("weight", "bias"):

@@ -1,4 +1,4 @@
-"""The layer of tandem_snn.nn that an Op is, where there is one."""
+"""Translate Ops to layers of tandem_snn.nn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POOL = ("kernel_size", "stride", "padding")
 
 
 def is_plain(op: Op) -> bool:
-    """Are a product's weight and bias Parameters, or buffers, that nothing computes and no hook looks at?"""
+    """Return whether the weight and bias of a product are Parameters or buffers, not computed, and without hooks."""
     if op.alone and op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
         return False
     given = [op.args["weight"], op.args["bias"]]
@@ -27,14 +27,14 @@ def is_plain(op: Op) -> bool:
 
 
 def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """Where a plain product's weight is, the weight and the bias."""
+    """Return the module path, the weight and the bias of a plain product."""
     weight, bias = op.args["weight"].target, op.args["bias"]
     path = op.path if op.alone else weight.rpartition(".")[0] or op.name
     return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
 def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None) -> Any:
-    """A layer of class ``cls`` with the operator's geometry and the very Parameters."""
+    """Make a layer of class ``cls`` with the geometry of the operator, which shares the ANN's Parameters."""
     size: tuple[Any, ...] = (weight.shape[1], weight.shape[0])
     if op.kind != "linear":
         geometry = [op.args[name] for name in ("stride", "padding", "dilation")]
@@ -52,7 +52,7 @@ def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None
 
 
 def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm:
-    """The live batch norm, or one with its Parameters and buffers where the forward does more, or is a function."""
+    """Return the live batch norm module; if there is none, or its forward does more, one that shares its tensors."""
     if op.alone and isinstance(op.module, _BatchNorm):
         return op.module
     given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
@@ -91,7 +91,7 @@ def max_pool_of(op: Op, way: str) -> nn.Module:
 
 
 def average_of(op: Op) -> tnn.AvgPool2d | None:
-    """Average pooling by windows that are all of one size; those of an adaptive pooling where shapes are known."""
+    """Return spiking average pooling if all pooling windows have one size (adaptive pooling needs known shapes)."""
     if op.kind == "avg_pool2d":
         args = op.args
         border = any(pair(args["padding"])) and not args["count_include_pad"]
@@ -110,7 +110,7 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
 
 
 def means_of(op: Op) -> nn.Module | None:
-    """Average pooling to mean counts, a tensor."""
+    """Return average pooling whose result is a tensor of mean counts."""
     if op.kind == "adaptive_avg_pool2d":
         return tnn.AdaptiveAvgPool2d(pair(op.args["output_size"]))
     if is_mean_over_space(op):
@@ -129,7 +129,7 @@ def is_mean_over_space(op: Op) -> bool:
 
 
 def pair(value: Any) -> Any:
-    """Vertical and horizontal; the stride [] of a pooling is that of its kernel."""
+    """Return (vertical, horizontal), or None for the default stride [] of a pooling."""
     if isinstance(value, (list, tuple)) and not value:
         return None
     return None if value is None else _tuple(value, 2)

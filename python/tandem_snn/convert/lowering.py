@@ -1,4 +1,4 @@
-"""From an ANN's graph to the spiking network's: fused layers where they fit, the general way elsewhere."""
+"""Lower the graph of an ANN to that of the spiking network: fused layers where possible, else the general way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FUSED: dict[str, type[tnn.SpikingLayer]] = {"linear": tnn.Linear, "conv1d": tnn.
 
 @dataclass
 class Term:
-    """Synapses, with their batch norm, that a fused layer can be."""
+    """Synapses, optionally with batch norm, that a fused layer can compute."""
 
     op: Op
     norm: Op | None
@@ -35,8 +35,8 @@ class Lowering(Builder):
         gate, timing, max_pool, after, until: see :func:`convert`.
 
     Attributes:
-        ways: how each layer of neurons gets its currents, by its name.
-        counts_answer: is an answer of spikes their counts, as the ANN's?
+        ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
+        counts_answer: whether an output of spikes is returned as counts, like the output of the ANN.
     """
 
     counts_answer = True
@@ -72,11 +72,11 @@ class Lowering(Builder):
         return snn
 
     def fires(self, op: Op) -> bool:
-        """Does a layer of neurons stand there?"""
+        """Return whether an Op becomes a layer of neurons."""
         return kinds.is_relu(op)
 
     def _silent(self) -> CannotConvert:
-        """Nothing would spike: names what is there instead, or what stands in the place of a ReLU."""
+        """Return the error for a network in which nothing would spike; it says where a ReLU is missing."""
         if self.front or self.back:
             return CannotConvert("between the modules of `after` and `until` there is no ReLU: nothing would spike")
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
@@ -93,7 +93,7 @@ class Lowering(Builder):
         )
 
     def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
-        """What stays an ANN before the encoder, and after the last spikes."""
+        """Return the Ops before ``after`` and those behind ``until``, which stay an ANN."""
         ops, front, back = self.source.ops, set[Op](), set[Op]()
         for name, path in ("after", after), ("until", until):
             if path is None:
@@ -108,14 +108,14 @@ class Lowering(Builder):
         return front, back
 
     def _before_neurons(self) -> set[Op]:
-        """The Ops from which some neurons can be reached."""
+        """Return the Ops whose values reach some neurons."""
         found: set[Op] = set()
         for op in reversed(self.source.ops):
             if any(user in found or (self.fires(user) and user not in self.back | self.front) for user in op.users):
                 found.add(op)
         return found - self.back
 
-    # --- what each Op becomes -----------------------------------------------------------------------------------------
+    # --- from Ops to Values -------------------------------------------------------------------------------------------
 
     def _lower(self, op: Op) -> Value:
         if op.kind == "input":
@@ -129,7 +129,7 @@ class Lowering(Builder):
         if not found:
             return Value("constant" if "constant" in given or not given else "size")
         if op in self.front or (found == {"image"} and not self._begins(op)):
-            flat = None if op in self.front else flatten_of(op)  # which frozen networks have
+            flat = None if op in self.front else flatten_of(op)  # as a module, because freeze supports it
             return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
         if self.fires(op) and op not in self.back:
             return self._fire(op)
@@ -140,7 +140,7 @@ class Lowering(Builder):
         return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
 
     def _begins(self, op: Op) -> bool:
-        """Is it where the image is encoded?"""
+        """Return whether the image is encoded at this Op."""
         return op.kind in kinds.SYNAPSES and op in self.before_neurons
 
     def _output(self, op: Op) -> Value:
@@ -150,7 +150,7 @@ class Lowering(Builder):
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
-        """On the way to neurons: trains stay trains where they can, else they become currents."""
+        """Lower an Op before neurons: its result is a train if possible, else currents."""
         x = self.env[op.x]
         self._check(op)
         if op.kind in kinds.SAME:
@@ -184,14 +184,14 @@ class Lowering(Builder):
         return self.rearrange(op) if flat is None else self._layer(op, flat, x)
 
     def _average(self, op: Op, x: Value) -> Value | None:
-        """Average pooling by neurons of its own, where there is a layer for it."""
+        """Lower average pooling to a layer with its own neurons, if there is one."""
         windows_known = self.source.sized or op.kind == "avg_pool2d"
         layer = average_of(op) if x.by_channel and windows_known else None
         if layer is None:
             return None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
             return x
-        layer.v_init, layer.timing = self.v_init, self.timing  # its neurons' threshold is 1
+        layer.v_init, layer.timing = self.v_init, self.timing  # not times the threshold, which is 1 here
         pooled = self._layer(op, layer, x)
         flat = op.kind == "mean" and not op.args["keepdim"]
         return self._layer(op, tnn.Flatten(), pooled) if flat else pooled
@@ -206,11 +206,11 @@ class Lowering(Builder):
                 op, kinds.instead_of(op) or "it mixes the samples of the batch: keep the first dimension as it is"
             )
 
-    def _no_counterpart(self, op: Op) -> str:  # the import of simulators' networks says something else
+    def _no_counterpart(self, op: Op) -> str:  # overridden by the import from simulators
         return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
 
     def _behind(self, op: Op) -> Value:
-        """No neurons follow: the answer, a tensor, in which spikes count."""
+        """Lower an Op after the last neurons: its result is a tensor, and spikes are counted."""
         x = self.env[op.x]
         if op.kind.endswith("_with_indices"):
             self._check(op)
@@ -231,7 +231,7 @@ class Lowering(Builder):
         return Value("answer", self.copy(op))
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
-        """A layer that passes on what spikes are worth: by channel, or each where it only flattens them."""
+        """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
         worth = x.worth
         if isinstance(worth, Tensor) and worth.dim() > 1:
             shape = (1, *op.features)
@@ -246,14 +246,14 @@ class Lowering(Builder):
 
     def _fire(self, op: Op) -> Value:
         if self.env[op.x].kind == "spikes" and kinds.ceiling_of(op) is None:
-            return self.env[op.x]  # they are not negative
+            return self.env[op.x]  # a ReLU does not change spikes
         source, after = op.x, []
         while source.kind in ("dropout", "flatten", *kinds.MAX_POOLS, *kinds.SAME) and len(source.users) == 1:
             if self.env[source].kind != "currents":
                 break
-            after.append(source)  # what comes before the ReLU but commutes with it
+            after.append(source)  # this comes before the ReLU, but commutes with it
             source = source.x
-        silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer has one gate, not both
+        silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer cannot have both gates
         fused = None if silenced else self._fused(source)
         if fused is None and not any(layer.kind in kinds.MAX_POOLS for layer in after):
             source, after = op.x, []
@@ -284,7 +284,10 @@ class Lowering(Builder):
         return ceiling / self.encoder.T if ceiling else self.threshold
 
     def _fused(self, op: Op) -> tuple[Term, Term | None, fx.Node | None] | None:
-        """The layer that fires, and the projection whose currents, or the train whose spikes, it gets besides."""
+        """Return (body, projection, spikes) of a fused layer, or None.
+
+        The body is the layer that fires. It may also receive the currents of a projection, or the spikes of a train.
+        """
         if op.kind != "add" or len(op.users) > 1 or op.args["alpha"] != 1:
             term = self._term(op)
             return None if term is None else (term, None, None)
@@ -329,11 +332,11 @@ class Lowering(Builder):
         norm = None if term.norm is None else self.norm(term.norm)
         self._set_neurons(op, layer, norm, keywords)
         node = self.call_as(path, layer, self.signal(term.op.x), **keywords)
-        layer.norm = norm  # now, so that it keeps its mode
+        layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node
 
     def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
-        """The threshold and what depends on it; the neurons of a projection play no part."""
+        """Set the neurons of a layer: threshold, initial potential, gain, gate and timing."""
         layer.gain, layer.gate, layer.timing = "threshold", self.gate, self.timing
         ceiling = kinds.ceiling_of(op)
         if ceiling:

@@ -1,4 +1,4 @@
-"""to_ann: from a spiking network to its ANN twin."""
+"""to_ann: extract the ANN twin of a spiking network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..nn.signals import check_network
 
 
 class Units(nn.Module):
-    """What a layer's activation ρ(z) is to the next layer: gain·ρ(z)/ϑ.
+    """Scale the activation ρ(z) of a layer for the next layer: gain·ρ(z)/ϑ.
 
     Args:
-        layer: the spiking layer whose gain and threshold count.
+        layer: the spiking layer that has the gain and threshold.
     """
 
     def __init__(self, layer: tnn.SpikingLayer) -> None:
@@ -42,7 +42,7 @@ class Units(nn.Module):
 
 
 class Rounded(nn.Module):
-    """Weights of few bits, as a parametrisation: what a layer with ``weight_bits`` computes with."""
+    """A parametrisation that rounds weights as a layer with ``weight_bits`` does."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Rounded(nn.Module):
 
 
 class Scale(nn.Module):
-    """The input in the units in which spikes bring it: T times it for a direct encoding."""
+    """Scale the input as the encoder does over the whole window: T·gain times for direct encoding."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -64,19 +64,22 @@ class Scale(nn.Module):
 
 
 def to_ann(net: nn.Module) -> nn.Module:
-    """The network's ANN twin: its ANN branch alone, with activations in the place of counts.
+    """Return the ANN twin of a spiking network: its ANN branch, with activations instead of spike counts.
 
-    It has the structure and the very Parameters, buffers and batch norms of ``net``, the layers of ``tandem_snn.ann``
-    in the place of those of ``tandem_snn.nn``, and computes what the ANN branch says: from the input T·gain·x, or the
-    effective counts of a train, layer by layer gain·ρ(z)/ϑ. For a network that :func:`convert` made these units are the
-    original ANN's, and the answer is that of the original bit for bit.
+    The twin has the structure of ``net`` and shares its Parameters, buffers and batch norms. Layers of
+    ``tandem_snn.nn`` are replaced by layers of ``tandem_snn.ann``. Its input is T·gain·x, or the effective counts of a
+    train, and each layer returns gain·ρ(z)/ϑ. The twin of a network made by :func:`convert` returns the same as the
+    original ANN, bit for bit.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, whose own modules take tensors too.
+        net: a network of layers of ``tandem_snn.nn``. Other modules in it must accept tensors.
+
+    Returns:
+        The ANN twin, a module.
 
     Raises:
-        TypeError: net is no module.
-        ValueError: a layer whose weight is made before each forward pass, by pruning or a parametrisation.
+        TypeError: net is not a module.
+        ValueError: a layer's weight is computed before each forward pass, by pruning or a parametrisation.
 
     >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -99,7 +102,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 
 
 def _twin(layer: nn.Module) -> nn.Module | None:
-    """The ANN's layer in the place of a spiking one; None for what may stay."""
+    """Return the ANN layer that replaces a spiking layer; None if the layer can stay."""
     if isinstance(layer, tnn.Encoder):
         if layer.mode == "events":
             return ann.Encoder()

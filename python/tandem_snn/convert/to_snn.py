@@ -1,4 +1,4 @@
-"""convert: from an ANN to the spiking network that is its tandem twin."""
+"""convert: turn an ANN into a spiking network on the same Parameters."""
 
 from __future__ import annotations
 
@@ -35,59 +35,59 @@ def convert(
     until: str | None = None,
     verbose: bool = False,
 ) -> fx.GraphModule:
-    """A spiking network that shares the ANN's very Parameters and batch norms: training one trains the other.
+    """Convert an ANN to a spiking network that shares its Parameters and batch norms: training one trains the other.
 
-    A layer of neurons stands where a ReLU stands, be it a module, a function or a method. What it receives is any sum
-    of linear maps of trains. Where that is a layer of ``tandem_snn.nn``, that is what it becomes (the fused way);
-    elsewhere torch's own operators compute the currents of all steps, for :class:`tandem_snn.nn.general.Neurons` (the
-    general way, with T times the products of the ANN). ReLU6 and hardtanh(0, c) are neurons with the ceiling ϑT = c.
-    What comes before the first synapses, or after the last neurons, stays as it is.
+    Every ReLU (module, function or method) becomes a layer of neurons. Their input can be any sum of linear operators
+    on spikes. If it is a layer of ``tandem_snn.nn``, that layer is used (the fused way). Otherwise torch's operators
+    compute the currents of all steps for :class:`tandem_snn.nn.general.Neurons` (the general way, with T times the
+    products of the ANN). ReLU6 and hardtanh(0, c) become neurons with the ceiling ϑT = c. Operations before the first
+    synapses and after the last neurons are kept.
 
-    The graph is that of ``torch.export`` for an input like ``example``, with batches of any size. Mode, momentum, hooks
-    and parametrisations of the live modules count when they run. Without an example an input is looked for that the ANN
-    takes: the features or channels of its first layer, and square images of a size that fits. If several sizes do, the
-    network is for all of them, or, if the forward looks at the size, an example is asked for.
+    The graph comes from ``torch.export`` for an input like ``example``, with batches of any size. The network calls the
+    live modules of the ANN, so it follows their mode, momentum, hooks and parametrisations. Without an example, convert
+    searches for an input that the ANN accepts: with the channels of its first layer, and square images of a suitable
+    size. If several sizes are accepted, the network is for all of them; if the forward depends on the size, convert
+    asks for an example.
 
-    Every layer's spikes are worth its threshold, and the input 1/T per step, so z is the ANN's own pre-activation in
-    the ANN's own units: biases and batch-norm statistics hold. A count stands for activations up to ϑT, which is what
-    :func:`calibrate` sets from data.
+    The value of a spike is the threshold of its layer, and that of the input 1/T per step. So z is the ANN's
+    pre-activation in the ANN's units, and biases and batch-norm statistics remain valid. A count represents activations
+    up to ϑT; :func:`calibrate` sets ϑ from data.
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
-        T: the number of time steps, 1..65535.
-        mode: how the input is encoded, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain, of
-            which the ANN takes ``gain * counts``.
-        threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, which covers activations up
-            to 4.
-        v_init: the neurons' initial potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to a count where 0 cuts it off.
-        example: a batch of what the ANN takes; one sample is enough. Only its size counts, and the spiking network is
-            for inputs of that size wherever the ANN's forward looks at it.
-        gate: of the neurons, "relu" or "resu". An IF neuron cannot take back a spike, so neurons fire a little on their
-            way to a z that is not positive; "resu" silences those at the end of the window. None is "resu" with an
-            example and "relu" without, or with timing "window". Neurons with a ceiling take the general way with
-            "resu"; with "relu" they may be fused, as "clip".
-        timing: "step" or "window", of all neurons: with "window" they integrate the whole window before they fire, so
-            that no spike is early, and what is left of an error is the rounding to T levels.
-        max_pool: "exact": a window has the largest of its neurons' counts (:class:`tandem_snn.nn.maximum.MaxPool`).
-            "or": a window spikes where any of its neurons does (``tnn.MaxPool2d``), which freezes, streams and exports,
-            but counts more than the maximum. None is "exact" with an example and "or" without.
-        after: the path of a module up to which, with all that comes before, the ANN stays an ANN: its results are
-            encoded.
-        until: the path of a module after which the ANN stays an ANN: its results are counted. So a network of which
-            only a part has a spiking counterpart is spiking in that part.
-        verbose: print each layer of neurons with the way that it took. They are in ``meta["ways"]`` of the result too.
+        T: the number of time steps, 1..65535; with timing "window" 1..255.
+        mode: the encoding of the input, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain; its
+            ``gain * counts`` are the input of the ANN.
+        threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, for activations up to 4.
+        v_init: the initial membrane potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to the nearest count, 0 rounds down.
+        example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
+            forward depends on the size, the spiking network is for inputs of this size.
+        gate: "relu" or "resu". An IF neuron cannot take back a spike, so neurons whose final z is not positive may
+            have fired a few times; "resu" silences them at the end of the window. None: "resu" with an example, but
+            "relu" without one or with timing "window". With "resu", neurons with a ceiling use the general way; with
+            "relu" they can be fused, with gate "clip".
+        timing: "step" or "window", for all neurons. With "window" they integrate the whole window before they fire, so
+            that the only error is the rounding to T levels.
+        max_pool: "exact": the count of a pooling window is the largest count of its neurons
+            (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a pooling window spikes whenever any of its neurons does
+            (``tnn.MaxPool2d``); this can be frozen, streamed and exported, but its counts may exceed the maximum. None:
+            "exact" with an example, "or" without.
+        after: the path of a module. It and all operations before it stay an ANN; its output is encoded.
+        until: the path of a module. All operations after it stay an ANN, on its spike counts. With ``after`` and
+            ``until``, an ANN of which only a part has a spiking counterpart can spike in that part.
+        verbose: print whether each layer of neurons is fused or general. ``meta["ways"]`` of the result also says this.
 
     Returns:
-        A ``torch.fx.GraphModule`` that takes what the ANN takes and returns what it returns. Its submodules have the
-        names of the ANN's synapses.
+        A ``torch.fx.GraphModule`` with the inputs and outputs of the ANN. Its submodules have the names of the ANN's
+        synapses.
 
     Raises:
-        CannotConvert: ``torch.export`` cannot follow the ANN, an example is needed, a node has no spiking counterpart,
-            or nothing would spike; the message names the node, its module and its line, and says what to use instead.
-            It is a ValueError.
-        TypeError: ann is no module, T no int, or example no batch.
-        ValueError: T, mode, threshold or v_init out of range, an example that the ANN does not take, or a module of
-            ``after`` or ``until`` that it does not call.
+        CannotConvert: ``torch.export`` cannot trace the ANN, an example is needed, a node has no spiking counterpart,
+            or nothing would spike. It is a ValueError; its message names the node, its module and its line, and says
+            what to use instead.
+        TypeError: ann is not a module, T is not an int, or example is not a batch.
+        ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, or it does not
+            call the module of ``after`` or ``until``.
 
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> snn = convert(ann, T=8)
@@ -110,7 +110,7 @@ def convert(
     checks.timing_fits(timing, 1.0, gate or "relu")
     gate = gate or ("relu" if example is None or timing == "window" else "resu")
     max_pool = max_pool or ("or" if example is None else "exact")
-    ann = getattr(ann, "_orig_mod", ann)  # of torch.compile
+    ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")

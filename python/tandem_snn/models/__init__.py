@@ -1,4 +1,4 @@
-"""Networks by name, or by their architecture in the field's notation, each spiking or as its ANN twin.
+"""Build networks by name or from the usual notation of architectures, as a spiking network or as its ANN twin.
 
 | name | architecture | from |
 | --- | --- | --- |
@@ -14,8 +14,9 @@
 | dvs-cifar10-net | cifarnet with one more stride, for spike trains of 2×42×42 | own |
 | dvs-gesture-net | 64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5, for spike trains of 2×128×128 | own |
 
-nCk: convolution, n channels, k×k, padded by k//2; sN: with stride N; pN: padded by N. FCn: fully connected. Each has
-batch norm and neurons. MPk, APk: maximum and average pooling. DP: dropout with probability P. A linear readout ends it.
+nCk is a convolution with n channels, k×k, padded by k//2; sN sets its stride, pN its padding. FCn is a fully connected
+layer. Both have batch norm and neurons. MPk and APk are maximum and average pooling, DP is dropout with probability P.
+Every network ends with a linear readout.
 """
 
 from .create import check_model, create_model, create_twin, list_models

@@ -1,4 +1,4 @@
-"""The plan of a model: which layers to build from, and the neurons' settings; ResNet-18."""
+"""The plan of a model: its layer classes and the settings of its neurons. Also builds ResNet-18."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class Plan:
     Attributes:
         layers: ``tandem_snn.nn`` or ``tandem_snn.ann``.
         dropout: replaces every dropout probability of the architecture.
-        norm: batch norm in every layer with neurons; without it they have a bias.
-        threshold: None is 1, or with ``ann_units`` 4/T, which covers activations up to 4.
-        learn_threshold: "layer" or "channel": one learned threshold for each, which starts at ``threshold``.
-        gamma: None is the one for T and the timing, or with ``ann_units`` 1.
-        v_init: None is 0, or 0.5 with timing "window", which rounds to the nearest count.
-        ann_units: a direct input is worth 1/T per step: every z is in the units of an ANN with the same weights.
-            Thresholds then are buffers, to be set from data.
-        neuron: further arguments of the layers with neurons (gate, bn_stats, ...).
+        norm: whether layers with neurons have batch norm, or else a bias.
+        threshold: None: 1, or with ``ann_units`` 4/T, for activations up to 4.
+        learn_threshold: "layer" or "channel": learn one threshold per layer or channel, starting at ``threshold``.
+        gamma: the initial γ. None: :func:`tandem_snn.nn.initial_gamma` for T and timing, or with ``ann_units`` 1.
+        v_init: the initial potential, in units of the threshold. None: 0, or 0.5 with timing "window", which rounds to
+            the nearest count.
+        ann_units: multiply a direct input by 1/T per step, so that every z is in the units of an ANN with the same
+            weights. Thresholds are then buffers, which ``calibrate`` sets from data.
+        neuron: further settings of the layers with neurons (gate, bn_stats, ...).
     """
 
     layers: ModuleType
@@ -79,16 +80,16 @@ class Plan:
         return self.layers.Encoder(self.T, self.encoding, gain=gain)
 
     def channels(self, base: int) -> int:
-        """``base`` channels times the width."""
+        """Return ``base`` channels times the width."""
         return max(1, round(base * self.width))
 
     @property
     def start(self) -> float:
-        """The initial potential in units of the threshold."""
+        """The initial membrane potential in units of the threshold."""
         return (0.5 if self.timing == "window" else 0.0) if self.v_init is None else self.v_init
 
     def neurons(self, channels: int) -> dict[str, Any]:
-        """The keyword arguments of a layer with that many channels of neurons."""
+        """Return the keyword arguments of a layer with this number of channels."""
         start = (4 / self.T if self.ann_units else 1.0) if self.threshold is None else float(self.threshold)
         threshold: float | Tensor = start
         v_init: float | Tensor = self.start * start
@@ -115,7 +116,7 @@ class Plan:
         return self.layers.Readout(features, self.classes, weight_bits=self.weight_bits)
 
     def average(self, kernel: int, stride: int) -> nn.Module:
-        """Average pooling; its neurons have the threshold 1."""
+        """Return average pooling, whose neurons have the threshold 1."""
         start = self.start if self.timing == "window" else 0.0
         pool: nn.Module = self.layers.AvgPool2d(kernel, stride, v_init=start, timing=self.timing)
         return pool
@@ -130,12 +131,12 @@ _BLOCKS = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (
 
 
 def resnet18(plan: Plan) -> nn.Sequential:
-    """For images of 224×224: the first convolution is 7×7 with stride 2 and is followed by a maximum."""
+    """Build ResNet-18 for images of 224×224: the first convolution is 7×7 with stride 2, then comes max pooling."""
     return _resnet(plan, 7, 2, pool=True)
 
 
 def resnet18_cifar(plan: Plan) -> nn.Sequential:
-    """For images of 32×32: the first convolution is 3×3."""
+    """Build ResNet-18 for images of 32×32: the first convolution is 3×3."""
     return _resnet(plan, 3, 1, pool=False)
 
 
@@ -157,7 +158,7 @@ def _resnet(plan: Plan, kernel: int, stride: int, *, pool: bool) -> nn.Sequentia
 
 
 def _block(plan: Plan, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Two convolutions beside the block's own input or, where the shape changes, its 1×1 projection."""
+    """Build a residual block of two convolutions, with a 1×1 projection as shortcut where the shape changes."""
     body = nn.Sequential(plan.conv(inputs, outputs, 3, stride), plan.conv(outputs, outputs, 3))
     same = inputs == outputs and stride == 1
     shortcut = None if same else plan.conv(inputs, outputs, 1, stride)

@@ -1,4 +1,4 @@
-"""The register of models, and their creation."""
+"""The registry of models, and functions that create them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CIFARNET = "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2"
 _DVS_CIFAR10_NET = "128C3-256C3s2-512C3s2-1024C3s2-512C3-FC1024-D0.2"
 _VGG16 = "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2"
 _ALEXNET = "96C11s4p2-MP3s2-256C5-MP3s2-384C3-384C3-256C3-MP3s2-D0.5-FC4096-D0.5-FC4096"
-# The architecture, and what it is made for: the shape of a sample and the number of outputs, None being as many as the
-# sample has values.
+# The architecture, the default shape of a sample, and the default number of outputs (None: the number of values of a
+# sample).
 _MODELS: dict[str, tuple[str | Callable[[Plan], nn.Sequential], tuple[Sequence[int], int | None]]] = {
     "alexnet": (_ALEXNET, _LARGE),
     "alexnet-cifar": ("96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2", _COLOUR),
@@ -43,7 +43,7 @@ _PLAN = {field.name for field in fields(Plan)} - {"layers", "neuron"}
 
 
 def list_models() -> list[str]:
-    """The names :func:`create_model` knows.
+    """Return the names of networks that :func:`create_model` can build.
 
     >>> list_models()[:4]
     ['alexnet', 'alexnet-cifar', 'autoencoder', 'cifarnet']
@@ -52,10 +52,10 @@ def list_models() -> list[str]:
 
 
 def check_model(name: str) -> None:
-    """Checks a model's name or architecture for :func:`create_model`.
+    """Check that a name or architecture is valid for :func:`create_model`.
 
     Raises:
-        UserError: it is neither a name nor an architecture; the message has the nearest name.
+        UserError: it is neither a name nor an architecture; the message suggests the nearest name.
 
     >>> check_model("16C3-MP2-FC100")
     """
@@ -69,25 +69,26 @@ def check_model(name: str) -> None:
 def create_model(
     name: str, *, shape: Sequence[int] | None = None, classes: int | None = None, T: int = 8, **options: Any
 ) -> nn.Sequential:
-    """A spiking network, freshly initialised for T steps.
+    """Create a spiking network with random weights, initialised for T time steps.
 
     Args:
         name: one of :func:`list_models`, or an architecture such as "32C3-64C3s2-FC256".
-        shape: of one input sample, e.g. (1, 28, 28).
-        classes: the number of outputs. For named networks, shape and classes default to their usual data set's:
+        shape: the shape of one input sample, for example (1, 28, 28).
+        classes: the number of outputs. For named networks, shape and classes default to those of their usual data set:
             (3, 32, 32) and 10 for "cifarnet".
         T: the number of time steps.
         options: ``width``, multiplier of the channels; ``encoding``, "direct", "zero_expand" or "events" (the input is
             a SpikeTrain; the default of networks for event data); ``dropout``, instead of the architecture's
             probabilities; ``norm`` (True); ``threshold`` (1.0); ``learn_threshold``, "layer" or "channel"; ``timing``,
             "step" or "window"; ``v_init``, in units of the threshold (0.0, with timing "window" 0.5); ``gamma``, the
-            initial γ; ``weight_bits``, 2 to 8, for quantisation-aware training; ``ann_units`` (False): a spike counts
-            as its threshold, so that weights of a trained ANN keep their meaning; further settings of neurons, see
+            initial γ; ``weight_bits``, 2 to 8, for quantisation-aware training; ``ann_units`` (False): the value of a
+            spike is its threshold, so that the weights of a trained ANN can be used; further settings of neurons, see
             :class:`tandem_snn.nn.NeuronOptions`.
 
     Raises:
-        UserError: an unknown name; a shape too small for the architecture; an architecture without shape and classes.
-        TypeError, ValueError: an option that the layers refuse.
+        UserError: the name is unknown, the shape is too small for the architecture, or an architecture is given without
+            shape and classes.
+        TypeError, ValueError: an option is not allowed.
 
     >>> net = create_model("cnn", shape=(1, 8, 8), classes=10, T=8)
     >>> net(torch.rand(2, 1, 8, 8)).shape
@@ -101,10 +102,10 @@ def create_model(
 def create_twin(
     name: str, *, shape: Sequence[int] | None = None, classes: int | None = None, T: int = 1, **options: Any
 ) -> nn.Sequential:
-    """The ANN twin of a network of :func:`create_model`: same arguments, same state_dict keys, but no learned
-    threshold.
+    """Create the ANN twin of a network of :func:`create_model`.
 
-    It takes the counts of a SpikeTrain.
+    Arguments, errors and state_dict keys are the same, except that learned thresholds are not in the state_dict. From a
+    SpikeTrain the twin takes the counts.
 
     >>> spiking, twin = (f("mlp", shape=(64,), classes=10, T=8) for f in (create_model, create_twin))
     >>> spiking.load_state_dict(twin.state_dict())

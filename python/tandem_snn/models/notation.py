@@ -1,4 +1,4 @@
-"""Networks without branches, from their notation: "32C3-64C3s2-128C3s2-FC256"."""
+"""Build networks without branches from a notation such as "32C3-64C3s2-128C3s2-FC256"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALL = (_CONV, _POOL, _FULL, _DROP)
 
 
 def is_notation(text: str) -> bool:
-    """Whether the text is an architecture, not a network's name.
+    """Return whether the text is an architecture rather than the name of a network.
 
     >>> is_notation("32C3-FC256"), is_notation("cnn")
     (True, False)
@@ -29,12 +29,12 @@ def is_notation(text: str) -> bool:
 
 
 def _strange(text: str) -> list[str]:
-    """The parts of the text that are not layers."""
+    """Return the parts of the text that are not layers."""
     return [part for part in text.split("-") if not any(kind.fullmatch(part) for kind in _ALL)]
 
 
 def check_notation(text: str) -> None:
-    """Raises UserError if some parts of the text are layers, or would be with other numbers: it is an architecture."""
+    """Raise UserError for an architecture with mistakes: some parts are layers, or would be with other numbers."""
     strange = _strange(text)
     for part in strange:
         if not _strange(re.sub(r"\d+", "1", part)):
@@ -44,7 +44,7 @@ def check_notation(text: str) -> None:
 
 
 def build(notation: str, plan: Plan) -> nn.Sequential:
-    """The network; its layers are named encoder, conv1, pool1, flatten, fc1, dropout1, ..., readout."""
+    """Build the network. Its layers are named encoder, conv1, pool1, flatten, fc1, dropout1, ..., readout."""
     modules: OrderedDict[str, nn.Module] = OrderedDict(encoder=plan.encoder())
     numbers: Counter[str] = Counter()
     shape = tuple(plan.shape)

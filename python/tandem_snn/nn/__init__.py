@@ -1,4 +1,4 @@
-"""Layers of spiking neurons, to be used where torch.nn's layers and activations were.
+"""Spiking layers that replace torch.nn's layers together with their activations.
 
 >>> import tandem_snn.nn as tnn
 >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 256, norm=True), tnn.Readout(256, 10))

@@ -1,4 +1,4 @@
-"""Batch norm in layers: its initial γ, its fold into scale and shift, and statistics over processes."""
+"""Batch norm of spiking layers: initial γ, folding into scale and shift, and statistics over processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tandem_ext.ops import compute_dtype
 
 
 def initial_gamma(T: int, timing: str = "step") -> float:
-    """The initial γ for a window of T steps, by the measurement in docs/initialisation.md.
+    """Return the initial γ of batch norm for a window of T time steps, as measured in docs/initialisation.md.
 
     >>> initial_gamma(2), initial_gamma(8)
     (2.0, 3.0)
@@ -28,19 +28,19 @@ def initial_gamma(T: int, timing: str = "step") -> float:
 
 
 def uses_batch(norm: _BatchNorm) -> bool:
-    """Does it normalise by the statistics of the batch?"""
+    """Return whether batch norm currently uses batch statistics rather than running statistics."""
     return norm.training or norm.running_mean is None
 
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Batch norm by its running statistics, as u -> scale·u + shift."""
+    """Fold batch norm with its running statistics: return (scale, shift) [C] of u -> scale·u + shift."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("norm: without running statistics it has no fixed scale and shift")
     return _scale_shift(norm, norm.running_mean, norm.running_var)
 
 
 def batch_affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Batch norm by the statistics of this batch."""
+    """Fold batch norm with the statistics of this batch: return (scale, shift) [C] of u -> scale·u + shift."""
     var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
     return _scale_shift(norm, mean, var)
 
@@ -53,7 +53,7 @@ def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
-    """Moves the running statistics, as torch's batch norm does: the variance without bias, times n/(n - 1)."""
+    """Update the running statistics as torch does; ``unbiased`` is n/(n - 1), the factor of the unbiased variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
@@ -64,18 +64,18 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """In training, batch norm by the statistics of the batches of all processes of a group, on any device.
+    """Batch norm whose training statistics are those of the batches of all processes in a group, on any device.
 
-    It replaces a layer's ``norm``: within :func:`tandem_snn.training.synchronised`, or for good by
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. Parameters and buffers are those of the given batch norm, under
-    the same names.
+    It replaces a layer's ``norm``: temporarily within :func:`tandem_snn.training.synchronised`, or permanently by
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. It shares the parameters and buffers of the given batch norm,
+    under the same names.
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
-    var = max(S2/n - mean², 0): as the fused layers compute them for one process.
+    var = max(S2/n - mean², 0), the same as in the fused layers for one process.
 
     Args:
-        norm: the batch norm to share parameters and buffers with.
-        group: a ``torch.distributed`` process group; None is all processes, or this one alone.
+        norm: the batch norm whose parameters and buffers are shared.
+        group: a ``torch.distributed`` process group; None: all processes, or this process if there is no group.
 
     >>> norm, u = torch.nn.BatchNorm1d(3), torch.rand(5, 3)
     >>> torch.allclose(SyncBatchNorm(norm)(u), norm(u), atol=1e-6)
@@ -97,13 +97,13 @@ class SyncBatchNorm(_BatchNorm):
         return self.normalise(u)[0]
 
     def normalise(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalises by the batches' statistics, and moves the running ones.
+        """Normalise with the statistics of all processes, and update the running statistics.
 
         Args:
-            u: [B, C, *space], at least one value per channel in this process and two in all.
+            u: [B, C, *space], at least one value per channel in this process and two in all processes together.
 
         Returns:
-            (z, scale, shift): z = scale·u + shift, with batch norm's gradient, and scale and shift [C] without one.
+            (z, scale, shift): z = scale·u + shift, with the gradient of batch norm; scale and shift [C] without one.
         """
         if u.numel() == 0:
             raise ValueError(f"u: expected at least one value per channel, got shape {list(u.shape)}")
@@ -114,12 +114,12 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def own_sync(module: nn.Module | None) -> nn.Module | None:
-    """The module; torch's SyncBatchNorm becomes the layers' own."""
+    """Convert torch's SyncBatchNorm, which runs on GPUs only, to this one; return other modules unchanged."""
     return SyncBatchNorm(module, module.process_group) if isinstance(module, nn.SyncBatchNorm) else module
 
 
 class _Normalise(torch.autograd.Function):
-    """Adds the sums of the statistics over processes, and in the backward pass those of the gradients."""
+    """Batch norm with statistics, and in the backward pass gradients, summed over processes."""
 
     @staticmethod
     def forward(

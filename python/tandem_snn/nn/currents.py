@@ -1,4 +1,4 @@
-"""Currents that leave a layer."""
+"""Input currents and membrane potentials of neurons, step by step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tandem_ext.train import spoiled
 
 from .signals import Signal, effective_counts
 
-AT_ONCE = 8  # steps whose currents are in memory together: a plane of spikes
+AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
 NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 
 
 def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
-    """A residual's part of z: its currents summed over the window, or given as that sum."""
+    """Return the sum of a residual's currents over the window, which is its part of z."""
     if isinstance(residual, Tensor):
         return residual.sum(0) if residual.dim() > z.dim() else residual
     return effective_counts(residual)
@@ -30,17 +30,18 @@ def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
 def step_currents(
     x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor], timing: str = "step"
 ) -> Tensor:
-    """The currents I[t] of a layer, [T, B, *features], with the gradient of their sum z. With timing "window", where
-    neurons receive them together, their sum, [1, B, *features].
+    """Return the input currents I[t] of a layer, [T, B, *features]; with timing "window" their sum [1, B, *features].
+
+    Their gradient is that of their sum z.
 
     Args:
-        potential: (x, T) -> the potential of neurons that begin at 0 and never fire after the single step of x, in a
-            window of T steps: that step's current, by the kernel that would feed it to neurons.
+        potential: (x, T) -> the potential of neurons that start at 0 and never fire, after x of one step in a window
+            of T steps. This is the current of that step, computed by the same kernel that fires.
     """
     with torch.no_grad():
         if timing == "window":
             currents = potential(x, x.T).unsqueeze(0)
-        elif isinstance(x, SpikeTrain):  # all steps are samples of one batch
+        elif isinstance(x, SpikeTrain):  # compute all steps at once, as samples of one batch
             steps = x.to_dense(torch.uint8).flatten(0, 1).unsqueeze(0)
             samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
             currents = samples.unflatten(0, (x.T, x.shape[0]))
@@ -48,7 +49,7 @@ def step_currents(
             first = potential(step_of(x, 0), x.T)
             later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)
             currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
-        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough: potentials keep NaN
+        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough, because potentials stay NaN
             currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
     return currents if z is None else apply(_Spread, z, currents)
 
@@ -56,12 +57,12 @@ def step_currents(
 def fire_steps(
     steps: Callable[[int, int], Tensor], T: int, v: float | Tensor, dtype: torch.dtype, **neuron: Any
 ) -> SpikeTrain:
-    """Neurons whose currents are computed on demand, so that memory does not grow with T.
+    """Run neurons whose currents are computed on demand, so that memory does not grow with T.
 
     Args:
-        steps: (start, stop) -> the currents of those steps, [stop - start, B, *features]; start is a multiple of 8.
-        v: the initial potential.
-        dtype: of the counts.
+        steps: (start, stop) -> the currents of these steps, [stop - start, B, *features]; start is a multiple of 8.
+        v: the initial membrane potential.
+        dtype: the dtype of the counts.
         neuron: further arguments of :func:`tandem_ext.functional.if_scan`.
     """
     planes = []
@@ -74,7 +75,7 @@ def fire_steps(
 
 
 def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
-    """The potentials after each of the currents [T, B, *features], of neurons that begin at v."""
+    """Return the membrane potentials after each step, [T, B, *features], of neurons with initial potential v."""
     trace = []
     for current in currents.split(1):
         _, v = if_scan(current, v_init=v, steps=len(currents), return_v=True, **neuron)  # type: ignore[misc]
@@ -83,18 +84,17 @@ def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
 
 
 def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
-    """The potentials of neurons with timing "window", [2T, ...]: after each of the T steps in which they integrate, and
-    of the T in which they fire.
+    """Return the membrane potentials of neurons with timing "window", [2T, ...]: T steps of integration, T of firing.
 
     Args:
-        integrated: t -> the potential of the input's first t steps.
+        integrated: t -> the potential after the first t steps of the input.
     """
     trace = torch.stack([integrated(t) for t in range(1, T + 1)])
     return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])
 
 
 def until(x: Signal, t: int) -> Signal:
-    """The first t steps of a signal."""
+    """Return the first t steps of a signal."""
     if not isinstance(x, SpikeTrain):
         return x.but(T=t)
     if x.timing == "window":
@@ -103,7 +103,7 @@ def until(x: Signal, t: int) -> Signal:
 
 
 def step_of(x: Signal, t: int) -> Signal:
-    """Step t of a signal, as a signal of one step."""
+    """Return step t of a signal as a signal with one step."""
     if isinstance(x, SpikeTrain):
         return SpikeTrain.unchecked(spikes_at(x.planes, t).unsqueeze(0), 1, None, x.gain, x._dtype)
     silent = t > 0 and not isinstance(x, ConstantInput)
@@ -111,7 +111,7 @@ def step_of(x: Signal, t: int) -> Signal:
 
 
 class _Spread(torch.autograd.Function):
-    """Currents [T, ...] with the gradient of their sum z: a loss sees only the sum, so all steps have the same."""
+    """Currents [T, ...] whose gradient goes to their sum z; all steps have the same, since only z affects the loss."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Encoder: the door through which data enters a spiking network."""
+"""Encoder: the input layer of a spiking network, which adds the time dimension to data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ MODES = ("direct", "zero_expand", "events")
 
 
 class Encoder(nn.Module):
-    """Gives a real-valued input its T time steps.
+    """Present a real-valued input to a spiking network for T time steps.
 
     Args:
         T: the number of time steps of the whole network, 1..65535.
-        mode: "direct": x is the current of the first layer at every step (its count is T·x; the product W x is computed
-            once). "zero_expand": x is present at step 0 only (its count is x). "events": x is a SpikeTrain of T steps
-            and stays as it is; a network of spikes may do without this encoder, but its ANN twin may not.
-        gain: what a real-valued input is worth: the first layer sees ``gain * x``.
+        mode: "direct": x is the input current of the first layer at every step (its counts are T·x; the product W x is
+            computed once). "zero_expand": x is the current of step 0 only (its counts are x). "events": x is a
+            SpikeTrain with T steps and is returned unchanged; the spiking network works without this encoder, but its
+            ANN twin needs it.
+        gain: a factor of a real-valued input: the first layer receives ``gain * x``.
 
     Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
+
+    Raises:
+        TypeError, ValueError: an argument is not allowed; or, when called, x does not fit the mode or T.
 
     >>> tnn.Encoder(T=8)(torch.rand(2, 1, 28, 28))
     ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)

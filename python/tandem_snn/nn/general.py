@@ -1,8 +1,8 @@
-"""Neurons on any sum of linear maps of trains: the currents of all steps by torch's own operators.
+"""The general way: neurons driven by any linear operators of torch, where there is no fused layer.
 
-Between layers of neurons a network may map trains linearly in ways for which there is no fused layer. Such maps return
-:class:`Currents`: the currents I[t] of the steps, for the spikes, and their sum z, the ANN branch, through which
-gradients flow. The functions here take trains, currents and tensors; on tensors they are the ANN's own.
+Such operators map spike trains to :class:`Currents`: the input currents I[t] of each step, which make the neurons
+spike, and their sum z, the ANN branch, through which gradients flow. The functions of this module take trains, currents
+and tensors. With tensors only, they compute what the ANN computes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Steps = Callable[[int, int], Tensor]
 
 
 class Currents:
-    """Currents for neurons further on.
+    """Input currents of neurons, computed on demand so that memory does not grow with T.
 
     Args:
-        total: [B, *features], the sum over the window: the ANN's value here at the real counts.
-        steps: (start, stop) -> the currents of those steps, [stop - start, B, *features], without a gradient; start is
-            a multiple of 8. Computed on demand, so that memory does not grow with T.
+        total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient.
+        steps: (start, stop) -> the currents of these steps, [stop - start, B, *features], without a gradient; start is
+            a multiple of 8.
         T: the number of time steps.
-        constant: every step has the same currents; ``steps`` then gives one step for any range.
+        constant: whether every step has the same currents; ``steps`` then returns one step for any range.
     """
 
     def __init__(self, total: Tensor, steps: Steps, T: int, constant: bool = False) -> None:
@@ -50,7 +50,7 @@ class Currents:
 
 
 def currents_of(x: Signal | Currents) -> Currents:
-    """A signal's own spikes or values as currents, each worth the signal's gain.
+    """Return the spikes or values of a signal, times its gain, as currents.
 
     >>> currents_of(te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=0.5)).total
     tensor([[2., 2.]])
@@ -81,19 +81,22 @@ def currents_of(x: Signal | Currents) -> Currents:
 
 
 def total(x: Any) -> Tensor:
-    """The ANN's value for x, [B, *features]; a tensor is returned as it is."""
+    """Return the value of the ANN for x, [B, *features]; a tensor is returned unchanged."""
     return x.total if isinstance(x, Currents) else effective_counts(x)
 
 
 def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A linear f of trains and currents.
+    """Apply a linear operator f to trains and currents.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``, or a module.
-        args, kwargs: of f; trains, direct inputs and currents instead of some tensors, alone or in lists.
+        args, kwargs: the arguments of f, with trains, direct inputs or currents in place of tensors, also in lists.
 
     Returns:
-        Currents, or a tuple of them if f returns several tensors; of tensors alone, f's result.
+        Currents, or a tuple of Currents if f returns several tensors. If all arguments are tensors, the result of f.
+
+    Raises:
+        ValueError: the arguments have different T.
 
     >>> pooled = linear_map("avg_pool2d", te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 4, 4)), [2, 2])
     >>> pooled.shape, pooled.total.unique()
@@ -103,7 +106,7 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def affine_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """As :func:`linear_map` for f with a constant part f(0), which counts once for the window: f(0)/T at each step.
+    """Like :func:`linear_map`, for f with a constant part f(0), such as a bias; each step receives f(0)/T.
 
     >>> layer = torch.nn.Conv1d(2, 3, 2)
     >>> train = te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 5))
@@ -133,9 +136,9 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
         raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
     (T,) = windows
     whole = call([x.total for x in inputs], function)
-    quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks see the ANN branch only
+    quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks run for the ANN branch only
     constant = all(x.constant for x in inputs)
-    made: list[Any] = []  # f(0), when it is first asked for
+    made: list[Any] = []  # f(0), computed on first use
 
     def part(index: int | None) -> Steps:
         def pick(value: Any) -> Tensor:
@@ -160,14 +163,15 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
 
 
 def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
-    """An f that only moves, repeats or drops features (a view, a permutation, a slice, a concatenation); of trains it
-    returns trains.
+    """Apply an operator f that only moves, repeats or drops features: a view, permutation, slice or concatenation.
+
+    Unlike :func:`linear_map`, it returns trains if all arguments are trains with the same T.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``.
-        by_channel: in the result, all spikes of a channel have one gain. If the gains of the trains differ, the result
-            then has a gain per channel, else one per feature.
-        args, kwargs: of f.
+        by_channel: whether all spikes of a channel of the result have the same gain. If the gains of the trains differ,
+            the result has a gain per channel if True, else one per feature.
+        args, kwargs: the arguments of f.
 
     >>> a, b = (te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=g) for g in (0.5, 2.0))
     >>> rearranged("cat", True, [a, b], 1).gain
@@ -198,7 +202,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
             dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
             gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
-            gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding is worth 0
+            gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding has gain 0
     made = tuple(
         SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
         for s, c, g in zip(stored, counts, gains, strict=True)
@@ -206,7 +210,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     return made[0] if len(made) == 1 and f not in SEVERAL else made
 
 
-SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one
+SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
@@ -215,9 +219,10 @@ def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
 
 
 def normalise(x: Any, norm: _BatchNorm) -> Any:
-    """Batch norm of currents: one set of statistics for both branches, as in the fused layers.
+    """Apply batch norm to currents, with the same statistics for the currents and the ANN branch, as fused layers do.
 
-    In training they are those of z over the batch, and move the running ones; in evaluation the running ones.
+    In training these are the statistics of z over the batch, which also update the running statistics; in evaluation
+    they are the running statistics.
 
     >>> norm = torch.nn.BatchNorm1d(2)
     >>> x = te.SpikeTrain.from_dense((torch.rand(4, 8, 2) < 0.5).float())
@@ -235,7 +240,7 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
 
 
 def dropped(x: Any, dropout: nn.Module) -> Any:
-    """Dropout of currents: one mask for the whole window."""
+    """Apply dropout to currents, with one mask for the whole window."""
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)
@@ -246,19 +251,23 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
 
 
 class Neurons(HasNeurons):
-    """A layer of IF or LIF neurons on trains or :class:`Currents`: the general way, for any sum of linear maps.
+    """A layer of IF or LIF neurons driven by trains or :class:`Currents`: the general way, for any linear operators.
 
     Args:
-        threshold, v_init: in the units of z: floats, or tensors, 0-dim or one per channel. They become float32 buffers.
+        threshold, v_init: threshold and initial membrane potential in units of z: floats, or tensors, 0-dim or one per
+            channel. They become float32 buffers.
         leak: λ in (0, 1].
-        offset: a further current at every step, as threshold.
-        gate: "relu", or "resu", by which neurons whose z is not positive stay silent, as in the fused layers.
-        gain: the worth of a spike; "threshold": its threshold, so that gain times count stands for ρ(z).
-        timing: as of :class:`tandem_snn.nn.NeuronOptions`; with "window" this way takes as many products as the ANN.
-        ceiling: c of ReLU6 or hardtanh(0, c): the activation does not exceed it. None is a ReLU.
-        sums: the sources of the currents, for repr and messages.
+        offset: a constant current at every step, a float or tensor like threshold.
+        gate: "relu", or "resu", which silences neurons with z ≤ 0, as in the fused layers.
+        gain: the value of a spike; "threshold": ϑ, so that gain times count approximates ρ(z).
+        timing: as in :class:`tandem_snn.nn.NeuronOptions`. With "window" there are as many products as in the ANN.
+        ceiling: c of a ReLU6 or hardtanh(0, c), the largest activation. None: a ReLU.
+        sums: names of the operators that feed the neurons, for repr and error messages.
 
-    Shape: [B, *features] -> SpikeTrain of the same shape.
+    Shape: train or currents [B, *features] -> SpikeTrain of the same shape.
+
+    Raises:
+        TypeError, ValueError: a setting is out of range; or, when called, x is a plain tensor.
 
     >>> layer = Neurons(threshold=0.5)
     >>> layer(te.ConstantInput(torch.tensor([[0.25, -1.0]]), T=4)).counts
@@ -301,10 +310,10 @@ class Neurons(HasNeurons):
         if self.moved:
             z = z + u.T * over_space(self.offset, u.shape)
         if self.ceiling is not None:
-            z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # whose gradient ends there
+            z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # no gradient beyond the ceiling
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
-        sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is: the spikes do not show it
+        sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
         train.bad = either(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return self.worth(train)
@@ -324,7 +333,7 @@ class Neurons(HasNeurons):
 
     @torch.no_grad()
     def potentials(self, x: Signal | Currents) -> Tensor:
-        """As of :class:`tandem_snn.nn.SpikingLayer`."""
+        """Return membrane potentials, like ``potentials`` of :class:`tandem_snn.nn.SpikingLayer`."""
         u = currents_of(x)
         starts = range(0, 1 if u.constant else u.T, AT_ONCE)
         chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]

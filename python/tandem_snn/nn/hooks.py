@@ -1,4 +1,4 @@
-"""Hooks that watch a network's layers during a forward pass."""
+"""Observe the layers of a network during a forward pass, with forward hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRING = (SpikingLayer, AvgPool2d, Neurons)
 
 
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Raises ValueError unless the network runs layers of these kinds, one by one."""
+    """Raise ValueError unless the network contains layers of these classes that run one by one."""
     if hasattr(net, "readouts"):
         raise ValueError(
             "net: a frozen network runs as one call: give the network it was made of, or its copy, net.net"
@@ -31,9 +31,9 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 
 @contextmanager
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
-    """Calls ``watcher(name, layer, input, keywords, output)`` after each forward of layers of these kinds.
+    """Call ``watcher(name, layer, input, keywords, output)`` after each forward pass of a layer of these classes.
 
-    ``keywords`` are the layer's further arguments, positional ones included.
+    ``keywords`` holds the other arguments of the layer by name, even if they were positional.
     """
 
     def hook(name: str) -> Callable[..., None]:
@@ -55,14 +55,14 @@ def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watche
 
 
 def given(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A layer's input, and its further arguments by name. Only the residual may be positional."""
+    """Return a layer's input, and its other arguments by name. Only the residual may be positional."""
     named = dict(zip(("x", "residual"), args, strict=False)) | dict(kwargs)
     return named.pop("x"), named
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Within this context: evaluation mode, no gradients. Afterwards every module has its own mode again."""
+    """Within this context the network is in evaluation mode, without gradients; afterwards all modes are restored."""
     modes = [(module, module.training) for module in net.modules()]
     try:
         with torch.no_grad():

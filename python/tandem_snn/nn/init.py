@@ -1,4 +1,4 @@
-"""Initialisation of a network as a whole, for its T."""
+"""Initialise a whole network for its number of time steps T."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def init_gamma_(net: Net, T: int | None = None) -> Net:
-    """Sets γ of every batch norm of the network's layers to :func:`initial_gamma` of T and their timing, in place.
+    """Set γ of the batch norm in every spiking layer to :func:`initial_gamma` for T and the layer's timing, in place.
 
     Args:
         net: any module that contains layers of this package.
-        T: the number of time steps; None takes that of the network's Encoder.
+        T: the number of time steps; None: the T of the network's Encoder.
 
     Returns:
         net.
 
     Raises:
-        ValueError: T is None and the network has no Encoder, or Encoders that differ.
+        ValueError: T is None and the network has no Encoder, or Encoders with different T.
 
     >>> net = init_gamma_(torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(64, 10, norm=True)))
     >>> net[1].norm.weight[0].item() == tnn.initial_gamma(4)

@@ -1,4 +1,4 @@
-"""Layers that take the size of their input from their first batch, and then become ordinary layers."""
+"""Lazy layers: they infer the size of their input from the first batch, then become ordinary layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Device = torch.device | str | None
 
 
 class _Lazy:
-    """torch's lazy modules expect a tensor, and no further arguments."""
+    """Adapts torch's lazy modules, which expect one tensor, to signals and further arguments."""
 
     def initialize_parameters(self, x: Signal | Tensor, *_: Any, **__: Any) -> None:
         super().initialize_parameters(torch.empty(x.shape, device="meta"))  # type: ignore[misc]
@@ -26,10 +26,10 @@ class _Lazy:
 
 @shows_neuron_options
 class LazyLinear(_Lazy, Linear, nn.LazyLinear):  # type: ignore[misc]
-    """A :class:`Linear` that takes ``in_features`` from its first input.
+    """A :class:`Linear` that infers ``in_features`` from its first input.
 
     Args:
-        out_features, bias, device, dtype: as ``torch.nn.LazyLinear``; keyword arguments of neurons as :class:`Linear`.
+        out_features, bias, device, dtype: as in ``torch.nn.LazyLinear``; settings of the neurons as in :class:`Linear`.
 
     >>> layer = tnn.LazyLinear(10, norm=True)
     >>> layer(te.ConstantInput(torch.rand(2, 7), T=8)).shape
@@ -86,7 +86,7 @@ class _LazyConv(_Lazy):
 
 @shows_neuron_options
 class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
-    """A :class:`Conv1d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv1d` without it.
+    """A :class:`Conv1d` that infers ``in_channels`` from its first input; the other arguments are the same.
 
     >>> tnn.LazyConv1d(8, 3)(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
     torch.Size([2, 8, 18])
@@ -98,7 +98,7 @@ class LazyConv1d(_LazyConv, Conv1d, nn.LazyConv1d):  # type: ignore[misc]
 
 @shows_neuron_options
 class LazyConv2d(_LazyConv, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
-    """A :class:`Conv2d` that takes ``in_channels`` from its first input; arguments as of :class:`Conv2d` without it.
+    """A :class:`Conv2d` that infers ``in_channels`` from its first input; the other arguments are the same.
 
     >>> tnn.LazyConv2d(8, 3, padding=1)(te.ConstantInput(torch.rand(2, 4, 5, 5), T=8)).shape
     torch.Size([2, 8, 5, 5])
@@ -109,7 +109,7 @@ class LazyConv2d(_LazyConv, Conv2d, nn.LazyConv2d):  # type: ignore[misc]
 
 
 class LazyReadout(_Lazy, Readout, nn.LazyLinear):  # type: ignore[misc]
-    """A :class:`Readout` that takes ``in_features`` from its first input.
+    """A :class:`Readout` that infers ``in_features`` from its first input; the other arguments are the same.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.LazyConv2d(4, 3), tnn.Flatten(), tnn.LazyReadout(10))
     >>> net(torch.rand(2, 1, 28, 28)).shape, net[3].in_features

@@ -1,4 +1,4 @@
-"""Maximum pooling of trains and of currents, step by step and exact over the window."""
+"""Maximum pooling of trains and currents that is exact over the whole window, yet causal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .general import Currents, currents_of
 
 
 class MaxPool(nn.Module):
-    """Maximum pooling of trains whose counts are exactly the largest counts of their windows.
+    """Maximum pooling of trains whose counts are exactly the largest counts in each pooling window.
 
-    A window spikes at step t if the largest count so far of its neurons grows, which it does by one at most: spikes
-    stay 0 and 1, and a step depends only on those before it. ``tnn.MaxPool2d``, an OR of spikes, needs no memory, but
-    its counts are larger if neurons take turns.
+    A pooling window spikes at step t if the largest count of its neurons so far grows, which is by one at most. So
+    spikes are 0 or 1, and a step does not depend on later steps. ``tnn.MaxPool2d``, an OR of spikes, keeps no counts
+    between steps, but its counts are too large if neurons take turns.
 
     Args:
-        f: ``max_pool1d``, ``2d`` or ``3d``.
-        geometry: kernel_size, stride, padding, dilation and ceil_mode, as of that function.
+        f: ``max_pool1d``, ``max_pool2d`` or ``max_pool3d``.
+        geometry: kernel_size, stride, padding, dilation and ceil_mode, as in torch's function of that name.
 
     Shape: SpikeTrain [B, C, *space] -> SpikeTrain [B, C, *space'], or tensors.
 
@@ -63,13 +63,14 @@ class MaxPool(nn.Module):
 
 
 def largest(f: str, x: Any, *args: Any) -> Any:
-    """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest of the window's Σ I up to step t.
+    """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest Σ I up to t in a pooling window.
 
-    The sum over the window is exactly the largest z, and a step depends only on those before it.
+    The sum over all steps is exactly the largest z, and a step does not depend on later steps.
 
     Args:
-        f: ``max_pool1d``, ``2d`` or ``3d`` of ``torch.ops.aten``.
-        args: of f, after x.
+        f: ``max_pool1d``, ``max_pool2d`` or ``max_pool3d`` of ``torch.ops.aten``.
+        x: a train, direct input, currents or tensor.
+        args: the arguments of f after x.
 
     >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
     >>> largest("max_pool1d", te.SpikeTrain.from_dense(spikes), 2).steps(0, 2).flatten()
@@ -82,7 +83,7 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     z = function(u.total, *args)
     if u.constant:
         return Currents(z, lambda start, stop: (z.detach() / u.T).unsqueeze(0), u.T, constant=True)
-    at: dict[int, Tensor] = {}  # the sums before a step, of the latest such step
+    at: dict[int, Tensor] = {}  # the sums of the currents before the latest step that was requested
 
     def before(start: int) -> Tensor:
         if start not in at:
@@ -103,9 +104,9 @@ def largest(f: str, x: Any, *args: Any) -> Any:
 
 
 def largest_now(f: str, x: Any, *args: Any) -> Any:
-    """Maximum pooling of the currents of each step alone: J[t] = max I[t], whose sum exceeds max z.
+    """Maximum pooling of the currents of each single step: J[t] = max I[t]. Their sum is at least max z.
 
-    The gradient is that of max z. Args as of :func:`largest`.
+    The gradient is that of max z. Arguments as in :func:`largest`.
     """
     function = getattr(torch.ops.aten, f)
     if isinstance(x, Tensor):

@@ -1,4 +1,4 @@
-"""The base of layers with synapses and neurons, and batch norm for both branches."""
+"""SpikingLayer, the base class of layers with synapses, batch norm and neurons."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
 class Lowered(NamedTuple):
-    """A layer in evaluation, folded as its op takes it. None is the neutral value.
+    """A layer in evaluation mode, folded into the arguments of its op. None is the neutral value.
 
-    I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t] into neurons that begin at v_init.
+    The input current is I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t]; neurons start at v_init.
     """
 
-    static: Static  # of one step
-    weight: Tensor  # integers if ``static.few_bits``; the step of a row is then a part of scale
+    static: Static  # with T = 1
+    weight: Tensor  # integers if ``static.few_bits``; scale then includes their quantisation step
     scale: Tensor | None
     shift: Tensor | None
     residual_scale: Tensor | None
@@ -42,13 +42,13 @@ class Lowered(NamedTuple):
 
 
 class SpikingLayer(HasNeurons):
-    """Base of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, each of which is also torch's layer of that name.
+    """Base class of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, which are also subclasses of torch's layers.
 
-    All of them take the keyword arguments :class:`NeuronOptions`, which become attributes.
+    The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
 
     Attributes:
-        analog: True makes the layer an ANN layer, without spikes: it takes signals and tensors and returns the tensor
-            ρ(z)/ϑ, times the worth of a spike. So a network can be partly spiking.
+        analog: True makes the layer an ANN layer, which does not spike: it takes signals and tensors and returns the
+            tensor gain·ρ(z)/ϑ. In this way a network can be partly spiking.
     """
 
     _product: ClassVar[Callable[..., Tensor]]
@@ -92,35 +92,40 @@ class SpikingLayer(HasNeurons):
             nn.init.constant_(self.norm.weight, gamma)
 
     def _add_number(self, name: str, value: float | Tensor) -> None:
-        """Tensors belong to the state_dict, and move with the module."""
+        """Set a setting; a tensor becomes a buffer, so that it is in the state_dict and moves with the module."""
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As torch's, but ``nn.SyncBatchNorm``, which runs on GPUs only, becomes the layers' own."""
+        """Like torch's, but converts ``nn.SyncBatchNorm``, which runs on GPUs only."""
         super().add_module(name, own_sync(module))
 
     def _geometry(self) -> tuple[Any, ...]:
-        """The product's arguments after weight and bias."""
+        """The arguments of the product after weight and bias."""
         return ()
 
     def synapses(self) -> Product:
-        """The product of the weights with spikes."""
+        """Return the product that applies the weights to spikes."""
         return LINEAR
 
     def forward(
         self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
     ) -> SpikeTrain | Tensor:
-        """The layer's spikes.
+        """Return the output spikes of the layer.
 
         Args:
-            x: the input signal; an ``analog`` layer takes tensors too.
-            residual: further currents into the same neurons: a train of the output's shape, or currents [T, B, *], or
-                for an ``analog`` layer their sum [B, *], with timing "window" also [1, B, *].
-            fire: False returns the currents [T, B, *features] that the neurons would receive, or their sum: [B, *] of
-                an ``analog`` layer, [1, B, *] with timing "window".
+            x: the input signal; an ``analog`` layer also takes tensors.
+            residual: further input currents of the neurons: a train with the output's shape, or currents
+                [T, B, *features]; also their sum: [B, *features] in an ``analog`` layer, [1, B, *features] with timing
+                "window".
+            fire: False returns the input currents [T, B, *features] instead of spikes; or their sum: [B, *features] in
+                an ``analog`` layer, [1, B, *features] with timing "window".
+
+        Raises:
+            TypeError: x is a plain tensor, and the layer is not ``analog``.
+            ValueError: shapes, devices or T do not fit, or a residual is given with fire=False.
         """
         if self.analog:
             return self._activation(x, residual) if fire else self.preactivation(x)
@@ -142,7 +147,7 @@ class SpikingLayer(HasNeurons):
         return self.worth(train)
 
     def _activation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None) -> Tensor:
-        """The activation that the spikes stand for, in the next layer's units."""
+        """Return the activation that the spikes approximate, in the units of the next layer."""
         check_input(x, type(self).__name__)
         activation = torch.relu(self.preactivation(x, residual))
         if self.gain == "threshold":
@@ -154,8 +159,9 @@ class SpikingLayer(HasNeurons):
         return self.static(self.synapses(), T, eps, self.weight_bits is not None)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
-        """The input and weights of the product; for integers of few bits also the step of each row. Without a gradient
-        and for spikes the integers are int8.
+        """Return the input and weight of the product, and with ``weight_bits`` the quantisation step of each row.
+
+        Quantised weights are int8 if the input is a train and no gradient is needed.
         """
         weight = self.weight
         if isinstance(x.gain, Tensor):
@@ -174,7 +180,7 @@ class SpikingLayer(HasNeurons):
         v_init: float | Tensor,
         static: Static,
     ) -> tuple[Any, Any, Any]:
-        """As :func:`tandem_ext.functional.layer.layer`, for an input and weights of :meth:`_weights`."""
+        """Call :func:`tandem_ext.functional.layer.layer` with the result of :meth:`_weights`."""
         x, weight, step = given
         threshold = NEVER if static.threshold == NEVER else self.threshold
         return layer(x, weight, self.bias, scale, shift, step, residual, threshold, v_init, static)
@@ -182,24 +188,24 @@ class SpikingLayer(HasNeurons):
     def _run(
         self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
     ) -> SpikeTrain:
-        """The spikes, with a batch norm that is a scale and a shift."""
+        """Return the spikes, without batch norm or with batch norm folded into scale and shift."""
         train: SpikeTrain = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
         return train
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        """The spikes, with batch norm by the statistics of this batch."""
-        # A bias cancels. Its gradient must be zero, not absent: distributed training waits for every parameter.
+        """Return the spikes, with batch norm that uses the statistics of this batch."""
+        # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
         beta = norm.bias if self.bias is None else torch.add(norm.bias, self.bias, alpha=0)
         train: SpikeTrain
         static = self._static(x.T, norm.eps)
         train, mean, var = self._fire(self._weights(x), norm.weight, beta, residual, self.v_init, static)
         if norm.running_mean is not None:
-            n = math.prod(train.shape) // norm.num_features  # not Size.numel(), which is no SymInt
+            n = math.prod(train.shape) // norm.num_features  # Size.numel() would not be a SymInt
             track(norm, mean, var, n / (n - 1))
         return train
 
     def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        """z and the spikes by a product each, for statistics other than the fused layer's."""
+        """Return the spikes, with separate products for z and spikes, for statistics that the fused layer lacks."""
         z, scale, shift = self._normalised(norm, self._window_product(x))
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
@@ -214,12 +220,12 @@ class SpikingLayer(HasNeurons):
         fire: bool = True,
         weight: Tensor | None = None,
     ) -> Lowered:
-        """The layer in evaluation, for frozen networks and exports.
+        """Fold the layer in evaluation mode, for frozen networks and exports.
 
         Args:
-            gain, residual_gain: the worth of a spike of the input, one number, and of a residual.
-            fire: False for the currents alone, into neurons that never fire.
-            weight: replaces the layer's own; includes the worth of spikes per channel.
+            gain, residual_gain: the value of a spike of the input (one number) and of the residual.
+            fire: False makes neurons that never fire, so that their potential is the sum of the currents.
+            weight: replaces the weight of the layer, for example if a gain per channel is multiplied into it.
         """
         weight, step = self.weight if weight is None else weight, None
         if self.weight_bits is not None:
@@ -237,13 +243,13 @@ class SpikingLayer(HasNeurons):
         return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
 
     def used_weight(self) -> Tensor:
-        """The weights of the computation: rounded if the layer has ``weight_bits``."""
+        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
         return rounded(self.weight, self.weight_bits)
 
     def preactivation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
-        """z, the pre-activation of the layer's ANN branch at the real counts of its input, [B, *features].
+        """Return z, the pre-activation of the ANN branch at the real counts of the input, [B, *features].
 
-        In training mode with batch norm it updates the running statistics, as torch's batch norm does.
+        With batch norm in training mode this updates the running statistics, as torch's batch norm does.
         """
         u = self._ann_product(x)
         z = u if self.norm is None else self.norm(u)
@@ -251,10 +257,10 @@ class SpikingLayer(HasNeurons):
 
     @torch.no_grad()
     def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
-        """The membrane potential after each step and its reset, [T, B, *features], by the kernel that fires.
+        """Return the membrane potential after each step, after the reset, [T, B, *features], computed by the kernel.
 
-        With timing "window" it is [2T, B, *features]: T steps in which neurons integrate, bias and shift from the first
-        on, and T in which they fire.
+        With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. Bias and
+        shift are included from the first step.
 
         Raises:
             ValueError: batch norm is in training mode.
@@ -292,7 +298,7 @@ class SpikingLayer(HasNeurons):
         return self._product(counts, self.used_weight(), self.bias, *self._geometry())
 
     def _window_product(self, x: Signal) -> Tensor:
-        """The input of batch norm: the product at the counts of x, summed as by the kernel that fires."""
+        """Return the input of batch norm: the product at the counts of x, computed by the same kernel as the spikes."""
         if not isinstance(x, SpikeTrain):
             return self._ann_product(x)
         read: Any
@@ -304,7 +310,7 @@ class SpikingLayer(HasNeurons):
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
     def _currents(self, x: Signal) -> Tensor:
-        """The currents of each step, with the gradient of their sum."""
+        """Return the input currents of each step, with the gradient of their sum."""
         norm = self.norm
         batch = norm is not None and uses_batch(norm)
         z = self._window_product(x) if batch or torch.is_grad_enabled() else None
@@ -323,7 +329,7 @@ class SpikingLayer(HasNeurons):
         return step_currents(x, z, potential, self.timing)
 
     def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z of the product u, and the scale and shift of the currents, without a gradient."""
+        """Return z of the product u, and the scale and shift of the currents, without a gradient."""
         batch = uses_batch(norm) and self.bn_stats == "batch"
         if batch and isinstance(norm, SyncBatchNorm):
             return norm.normalise(u)

@@ -1,4 +1,4 @@
-"""The settings of neurons that a layer has: types, defaults, checks."""
+"""The settings of a layer's neurons: types, defaults, checks."""
 
 from __future__ import annotations
 
@@ -22,28 +22,32 @@ class NeuronOptions(TypedDict, total=False):
 
     Args:
         norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
-            the batch's in training, the running ones in evaluation. The submodule ``norm`` has the parameters and
-            buffers of torch's batch norm; ``layer.norm.eval()`` freezes it.
-        threshold: a positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter, which
-            is learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less the LIF neuron.
-        v_init: the potential before the first step, float or tensor, 0-dim, one per channel or [*features]. It is not
-            learned.
-        gain: the worth of a spike to the next layer. "threshold": ϑ, so that gain times count stands for ρ(z), an
-            activation in the ANN's units, whatever ϑ is.
-        gate: which neurons pass a gradient: "relu" z > 0, "clip" 0 < z < threshold·T, "resu" as "relu", and all other
-            neurons are silenced.
+            batch statistics in training, running statistics in evaluation. The submodule ``norm`` has the parameters
+            and buffers of torch's batch norm; ``layer.norm.eval()`` freezes its statistics.
+        threshold: ϑ, a positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter,
+            which is learned.
+        leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) neuron.
+        v_init: the membrane potential before the first step, a float or tensor, 0-dim, one per channel or [*features].
+            It is not learned.
+        gain: the value of a spike for the next layer. "threshold": ϑ, so that gain times count approximates ρ(z), an
+            activation in the ANN's units, for any ϑ.
+        gate: which neurons pass a gradient. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0
+            are silenced.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
-        bn_stats: "running" folds the running statistics into the currents in training too, as in the rule's first
-            release; the gradient is that of batch norm with the batch's statistics. It costs a second product.
-        gamma: the initial γ; None is :func:`initial_gamma` for 8 steps. 1 leaves most of the counts 0 to T unused.
-            :func:`init_gamma_` sets it in a whole network for the network's T.
-        weight_bits: None, or 2 to 8: the layer computes with weights rounded to this many bits, symmetrically, with one
-            step per output channel; gradients pass straight through to the weights, as in ``tandem_snn.freeze``. If
-            spikes have a different worth in each channel, it rounds the product of worth and weight.
-        timing: "step": neurons fire in each time step. "window": they integrate a whole window, then fire, so that the
-            layer is one product whatever T, and the order of the input does not matter. No leak and no gate "resu";
-            v_init = ϑ/2 rounds to the nearest count.
+        bn_stats: the statistics of the currents in training. "batch": of the batch. "running": the running statistics,
+            as in the first release of the rule, while the gradient uses batch statistics; this takes a second product.
+        gamma: the initial γ of the batch norm; None: :func:`initial_gamma` for T = 8. (With γ = 1 most of the counts 0
+            to T are never used.) :func:`init_gamma_` sets γ in a whole network for the network's T.
+        weight_bits: None, or 2 to 8: the layer computes with weights rounded symmetrically to this many bits, with one
+            quantisation step per output channel, as ``tandem_snn.freeze`` does. Gradients pass straight through to the
+            weights. A gain per input channel is multiplied into the weights before rounding.
+        timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
+            fires, so that the layer is one product for any T, and the order of input spikes does not matter. leak must
+            be 1, and gate cannot be "resu". v_init = ϑ/2 rounds to the nearest count.
+
+    >>> options: tnn.NeuronOptions = {"threshold": 0.5, "norm": True}
+    >>> tnn.Linear(3, 2, **options).threshold
+    0.5
     """
 
     norm: bool
@@ -68,7 +72,7 @@ shows_neuron_options = shows(NeuronOptions, DEFAULTS)
 
 
 class HasNeurons(nn.Module):
-    """A module with neurons. Their settings are attributes, which may be changed, and are checked when set."""
+    """Base class of modules with neurons. Settings are attributes, which may be changed and are checked when set."""
 
     threshold: float | Tensor
     leak: float = 1.0
@@ -78,7 +82,7 @@ class HasNeurons(nn.Module):
     timing: str = "step"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Settings other than tensors are checked here, once; tensors, whose values change, in each forward pass."""
+        """Check settings that are not tensors. Tensors can change in place, so each forward pass checks them."""
         if name in CHECKS and not isinstance(value, Tensor):
             CHECKS[name](self, value)
             if name in ("timing", "leak", "gate"):
@@ -87,22 +91,22 @@ class HasNeurons(nn.Module):
         super().__setattr__(name, value)
 
     def static(self, source: Product | str, T: int, eps: float | None = None, few_bits: bool = False) -> Static:
-        """The arguments of an op other than tensors."""
+        """Return the arguments of an op that are not tensors."""
         threshold = self.threshold
         fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
         return Static(source, T, False, eps, few_bits, T, fire_at, float(self.leak), self.gate, self.timing)
 
     def dynamics(self) -> dict[str, Any]:
-        """What the neuron does at a step, as arguments of :func:`tandem_ext.functional.if_scan`."""
+        """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""
         return {"threshold": self.threshold, "leak": self.leak}
 
     def worth(self, train: SpikeTrain) -> SpikeTrain:
-        """The train with the gain of these neurons."""
+        """Return the train with the gain of these neurons."""
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else train.but(gain=gain)
 
     def settings(self, defaults: Mapping[str, Any]) -> list[str]:
-        """The settings that differ from these defaults, as text."""
+        """Return the settings that differ from these defaults, as text for the repr."""
         shown = []
         for name in (name for name in CHECKS if name in defaults):
             value = getattr(self, name)
@@ -114,7 +118,7 @@ class HasNeurons(nn.Module):
 
 
 def silent(static: Static) -> Static:
-    """Neurons that only integrate: they never fire and nothing leaks."""
+    """Return settings of neurons that only integrate: they never fire and do not leak."""
     return static._replace(threshold=NEVER, leak=1.0, gate="relu")
 
 
@@ -123,7 +127,7 @@ def _check_gain(layer: Any, gain: object) -> None:
         checks.gain("gain", gain)
 
 
-# In the order in which they are shown.
+# In the order of the repr.
 CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
     "leak": lambda layer, value: checks.leak(value),

@@ -1,4 +1,4 @@
-"""Flatten and Dropout: layers without neurons, which pass trains on."""
+"""Flatten and Dropout: layers without neurons, from trains to trains."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from .signals import X, check_input, map_features
 
 
 class Flatten(nn.Flatten):
-    """``torch.nn.Flatten`` for trains, direct inputs and counts: features in C, H, W order in any memory format.
+    """``torch.nn.Flatten`` for trains, direct inputs and counts.
+
+    Features are in C, H, W order for any memory format.
 
     Args:
-        start_dim, end_dim: dimensions of [B, *features]; the batch, dimension 0, cannot take part.
+        start_dim, end_dim: dimensions of [B, *features]; the batch, dimension 0, cannot be included.
+
+    Raises:
+        ValueError: start_dim is 0.
 
     >>> tnn.Flatten()(te.ConstantInput(torch.rand(2, 4, 3, 3), T=8))
     ConstantInput(T=8, shape=[2, 36], gain=1.0, device=cpu)
@@ -32,21 +37,25 @@ class Flatten(nn.Flatten):
         dims = len(x.shape)
         if dims == 1:
             return x
-        start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # from the end: planes have one more
+        start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # negative: planes have an extra dim
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
-        if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # each channel has become many
+        if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
             flat = flat.but(gain=gain.repeat_interleave(flat.shape[1] // len(gain)))
         return flat
 
 
 class Dropout(nn.Dropout):
-    """While training, silences each neuron of each sample for the whole window with probability p; off in evaluation.
+    """Silence each neuron of each sample for the whole window with probability p, in training mode only.
 
-    Spikes stay 0 and 1: the surviving trains are worth 1/(1-p), as their ``gain``. A tensor of counts is scaled.
+    The remaining spikes are still 0 or 1; the ``gain`` of the train is multiplied by 1/(1-p). Counts given as a tensor
+    are scaled.
 
     Args:
-        p: the probability that a neuron is silenced.
+        p: the probability that a neuron is silenced, 0 to 1.
+
+    Raises:
+        ValueError: p is out of range.
 
     >>> tnn.Dropout(0.2)(te.SpikeTrain.from_dense(torch.ones(8, 2, 3))).gain
     1.25

@@ -1,4 +1,4 @@
-"""Pooling of spike trains: average (neurons of their own), adaptive average (counts) and maximum (a bitwise OR)."""
+"""Pooling of spike trains: average (by neurons), adaptive average (of counts) and maximum (a bitwise OR)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ Size = int | tuple[int, int]
 
 
 class AvgPool2d(nn.Module):
-    """Average pooling by IF neurons: fixed depthwise weights 1/k², threshold 1, and the gain of the input.
+    """Average pooling by IF neurons with fixed depthwise weights 1/k² and threshold 1. The gain is that of the input.
 
-    Where k² is no power of two, float32 rounds 1/k² and the potential: after k² spikes it may miss the threshold, so a
-    spike may come at another step, or its count be one less, than in exact arithmetic. Other simulators round so too,
-    in other places.
+    If k² is not a power of two, float32 rounds 1/k² and the membrane potential. After k² spikes the potential may miss
+    the threshold, so that a spike is later, or the count one less, than in exact arithmetic. Other simulators round
+    too, but differently.
 
     Args:
-        kernel_size, stride, padding: as ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
-        spiking: False returns the mean counts as a tensor, without neurons: for use directly before the readout.
-        v_init: the neurons' potential before the first step. 0.5 rounds a mean count where 0 cuts it off.
-        timing: as of :class:`NeuronOptions`; the attribute may be changed.
+        kernel_size, stride, padding: as in ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
+        spiking: False returns the mean counts as a tensor, without neurons, for use directly before the readout.
+        v_init: the membrane potential before the first step. 0.5 rounds mean counts to nearest, 0 rounds them down.
+        timing: as in :class:`NeuronOptions`; the attribute may be changed.
         device, dtype: of the fixed weight.
 
-    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs stay direct inputs and counts stay
-    counts: what is real-valued is averaged as it is.
+    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs and tensors of counts are averaged
+    without neurons, and keep their type.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     >>> tnn.AvgPool2d(2)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).counts.unique()
     tensor([8.])
@@ -73,7 +76,7 @@ class AvgPool2d(nn.Module):
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
-        """The fixed weight, 1/k²; for modules that came to their device by ``to_empty``."""
+        """Set the fixed weight, 1/k², for modules that were moved by ``to_empty``."""
         height, width = self.kernel_size
         nn.init.constant_(self.weight, 1 / (height * width))
 
@@ -88,15 +91,13 @@ class AvgPool2d(nn.Module):
 
     @torch.no_grad()
     def potentials(self, x: SpikeTrain) -> Tensor:
-        """As of :class:`SpikingLayer`."""
+        """Return membrane potentials, like ``potentials`` of :class:`SpikingLayer`."""
         if self.timing == "window":
             return window_trace(x.T, lambda t: self.v_init + self._currents(until(x, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
         return scan_trace(self._currents(x.to_dense(torch.uint8)), self.v_init)
 
     def _currents(self, spikes: Tensor) -> Tensor:
-        """The means of spikes or counts [T, B, C, H, W], uint8. All weights are equal: a window is summed in integers,
-        then weighted once.
-        """
+        """Return the means of spikes or counts [T, B, C, H, W], uint8: exact sums, then one multiplication by 1/k²."""
         if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
             spikes = spikes.int()
         size = self._average(spikes.new_empty(spikes.shape[1:], dtype=torch.float32, device="meta")).shape[-2:]
@@ -123,10 +124,12 @@ class AvgPool2d(nn.Module):
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """The mean counts, as a tensor [B, C, *output_size]: for use before the readout. It has no neurons.
+    """Adaptive average pooling of counts, without neurons, for use before the readout.
 
     Args:
-        output_size: as ``torch.nn.AdaptiveAvgPool2d``.
+        output_size: as in ``torch.nn.AdaptiveAvgPool2d``.
+
+    Shape: signal or counts [B, C, H, W] -> Tensor [B, C, *output_size], the mean counts times the gain.
 
     >>> tnn.AdaptiveAvgPool2d(1)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).shape
     torch.Size([1, 3, 1, 1])
@@ -138,16 +141,20 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 class MaxPool2d(nn.Module):
-    """Maximum pooling: a window spikes at the steps at which any of its neurons does, the bitwise OR of their bytes.
+    """Maximum pooling: a pooling window spikes whenever any of its neurons does, the bitwise OR of their spikes.
 
-    It is causal, so it streams. The gradient is that of ``torch.nn.MaxPool2d`` on the counts: it goes to the neuron of
-    the window that spiked most. The count of the OR is at least that maximum, and at most T. Of trains of bursts, as
-    layers with timing "window" fire them, it is that maximum.
+    It is causal, so it can stream. The gradient is that of ``torch.nn.MaxPool2d`` on the counts: it goes to the neuron
+    with the most spikes. The count of the OR is at least the largest count, and at most T. For bursts, the output of
+    layers with timing "window", it equals the largest count.
 
     Args:
-        kernel_size, stride, padding, dilation, ceil_mode: as ``torch.nn.MaxPool2d``.
+        kernel_size, stride, padding, dilation, ceil_mode: as in ``torch.nn.MaxPool2d``.
 
-    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. For direct inputs and counts it is the maximum.
+    Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. For direct inputs and tensors of counts it is the
+    ordinary maximum.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 1, 2)  # two neurons that take turns
     >>> tnn.MaxPool2d((1, 2))(te.SpikeTrain.from_dense(spikes)).counts.item()
@@ -198,13 +205,13 @@ class MaxPool2d(nn.Module):
 
 
 def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
-    """Vertical and horizontal."""
+    """Return a size as (vertical, horizontal)."""
     height, width = checks.ints(name, size, 2, least)
     return height, width
 
 
 def _spikes(x: SpikeTrain, start: int, stop: int) -> Tensor:
-    """Steps start .. stop - 1, uint8 [stop - start, B, *features]; start is a multiple of 8."""
+    """Return the spikes of steps start .. stop - 1, uint8 [stop - start, B, *features]; start is a multiple of 8."""
     return te.unpack(x.planes[start // 8 : (stop + 7) // 8], stop - start, torch.uint8)
 
 
@@ -216,7 +223,7 @@ def _windows(
     padding: tuple[int, int],
     dilation: tuple[int, int] = (1, 1),
 ) -> Iterator[Tensor]:
-    """The k² values of each window, as strided views [..., *size] of x padded with zeros."""
+    """Return the k² values of each pooling window, as strided views [..., *size] of x padded with zeros."""
     spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel_size, strict=True)]
     after = [max(0, span - p - n) for span, p, n in zip(spans, padding, x.shape[-2:], strict=True)]
     x = F.pad(x, (padding[1], after[1], padding[0], after[0]))
@@ -227,7 +234,7 @@ def _windows(
 
 
 class _ToWinner(torch.autograd.Function):
-    """The pooled counts; their gradient goes to the winner of each window. Keeps the winners' indices only."""
+    """The pooled counts; their gradient goes to the winner of each pooling window, whose index is all that is saved."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Weights of few bits: symmetric, one step per output channel."""
+"""Quantise weights to 2 to 8 bits, symmetrically, with one quantisation step per output channel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_bits(bits: object) -> None:
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The integers q (as floats) in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and steps [N] with weight ≈ step·q.
+    """Return integers q (as floats) in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and steps [N] with weight ≈ step·q.
 
     >>> q, step = quantise(torch.tensor([[0.5, -1.0]]), 8)
     >>> q, step
@@ -40,18 +40,18 @@ def _has_kernel(weight: Tensor) -> bool:
 
 
 def byte_integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`quantise` for a layer that needs no gradient: q in int8 where the weights are float32 on the CPU.
+    """:func:`quantise` without a gradient: q is int8 if the weights are float32 on the CPU.
 
     >>> byte_integers(torch.tensor([[0.5, -1.0]]), 2)
     (tensor([[ 0, -1]], dtype=torch.int8), tensor([1.]))
     """
-    if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # which wants products in its own type
+    if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # autocast needs floating-point weights
         return torch.ops.tandem.quantise.default(weight, bits)
     return quantise(weight, bits)
 
 
 def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`quantise`, with the gradient of step·q for ``weight``, as if nothing had been rounded.
+    """:func:`quantise`, where the gradient of step·q goes straight through to ``weight``.
 
     >>> weight = torch.tensor([[0.5, -1.0]], requires_grad=True)
     >>> q, step = integers(weight, 2)
@@ -64,9 +64,9 @@ def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
-    """The weights step·q of so many bits, whose gradient goes to ``weight`` as if nothing had been rounded.
+    """Return the quantised weights step·q, whose gradient goes straight through to ``weight``.
 
-    >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # of -1, 0 and 1 times the largest; a half rounds to even
+    >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # 2 bits: -1, 0 or 1 times the largest weight; a half rounds to even
     tensor([[ 0., -1.]])
     """
     if bits is None:
@@ -76,7 +76,7 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """``value``, whose gradient, divided by the steps of integers, goes to ``weight``."""
+    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step if there is one."""
 
     generate_vmap_rule = True
 

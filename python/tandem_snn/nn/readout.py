@@ -1,4 +1,4 @@
-"""Readout: from the last spike counts to the network's answer, without spikes."""
+"""Readout: the output layer of a spiking network, a linear map of spike counts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from .signals import Signal, check_input, map_counts
 
 
 class Readout(nn.Linear):
-    """The network's output layer: a linear map of the counts, which is the free aggregate membrane potential.
+    """The output layer of a spiking network: a linear map of spike counts to logits, without spikes.
 
-    Its gradient is exact. The bias counts once for the whole window. Counts that a half-precision type does not hold,
-    above 256 in bfloat16 and 2,048 in float16, are multiplied in float32, under autocast too.
+    The result is the membrane potential that neurons without a threshold would reach after the whole window. Its
+    gradient is exact. The bias is added once. If T exceeds the integers that a half-precision type represents, 256 in
+    bfloat16 and 2,048 in float16, the product is computed in float32, also under autocast.
 
     Args:
-        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        weight_bits: as of :class:`NeuronOptions`.
+        in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
+        weight_bits: as in :class:`NeuronOptions`.
 
-    Shape: a signal [B, in_features], or counts as a tensor [B, in_features] -> Tensor [B, out_features].
+    Shape: a signal or a tensor of counts [B, in_features] -> Tensor [B, out_features].
+
+    Raises:
+        ValueError: weight_bits is not allowed; or, when called, x has another number of features.
+        TypeError: when called, x is neither a signal nor a tensor.
 
     >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
     >>> tnn.Readout(3, 10)(train).shape
@@ -50,7 +55,7 @@ class Readout(nn.Linear):
         shape, weight = x.shape, None
         T = 1 if isinstance(x, Tensor) else x.T
         if not isinstance(x, Tensor):
-            x, weight = by_channel(x, self.weight, LINEAR)  # as frozen networks have it, to the bit
+            x, weight = by_channel(x, self.weight, LINEAR)  # bit-identical to frozen networks
         if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
@@ -68,5 +73,5 @@ class Readout(nn.Linear):
             return F.linear(counts.float(), weight.float(), bias).to(dtype)
 
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
-        """As of :class:`SpikingLayer`; ``weight`` replaces the layer's own."""
+        """Return the weights that the layer computes with: ``weight`` or its own, rounded if it has ``weight_bits``."""
         return rounded(self.weight if weight is None else weight, self.weight_bits)

@@ -1,4 +1,4 @@
-"""Residual: two paths of synapses into one layer of neurons."""
+"""Residual: a residual block whose two paths feed the same neurons."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .signals import describe
 
 
 class Residual(nn.Module):
-    """The neurons of the body's last layer receive the shortcut's currents too: I[t] = I_body[t] + I_shortcut[t].
+    """A residual block: the last neurons of the body also receive the currents of the shortcut.
 
-    There is one neuron, so nothing is lost between the paths, and z is the ANN's pre-activation body(x) + shortcut(x).
+    Their input current is I[t] = I_body[t] + I_shortcut[t], so z is the ANN's pre-activation body(x) + shortcut(x).
 
     Args:
         body: a layer of this package with neurons (Linear, Conv1d, Conv2d), or a Sequential that ends in one.
-        shortcut: None: the input's spikes are the currents, each worth the train's gain (the input must then be a
-            SpikeTrain of the body's output shape). Else as ``body``: its last layer's currents are added; that layer's
-            neurons are not used.
+        shortcut: None: the spikes of the input, times its gain, are the currents; the input must then be a SpikeTrain
+            with the body's output shape. Otherwise a module like ``body``, whose last layer only contributes its
+            currents; its neurons do not fire.
 
-    Shape: what ``body`` takes -> SpikeTrain of the body's output shape.
+    Shape: the input of ``body`` -> SpikeTrain with the body's output shape.
 
     Raises:
-        TypeError: a path that does not end in a layer with neurons.
+        TypeError: a path does not end in a layer with neurons.
         ValueError: when called, if the last layers of both paths have different timings.
 
     >>> block = tnn.Residual(tnn.Conv2d(4, 4, 3, padding="same"))
@@ -55,7 +55,7 @@ def _layers(path: object) -> list[object]:
 
 
 def _run(path: nn.Module, x: Any, **last: Any) -> Any:
-    """x through the layers of ``path``; the last layer takes the further arguments."""
+    """Apply the layers of ``path`` to x, with the further arguments ``last`` for the last layer."""
     *layers, end = _layers(path)
     for layer in layers:
         x = layer(x)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Functions for all kinds of inputs of layers: trains, direct inputs, and tensors of counts."""
+"""Functions for all inputs of layers: trains, direct inputs, and tensors of counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ X = TypeVar("X", bound=Signal | Tensor)
 
 
 def check_signal(x: object, layer: str) -> None:
-    """Checks the input of a layer with neurons: not a plain tensor, which has no time steps."""
+    """Check the input of a layer with neurons. A plain tensor is not allowed, because it has no time steps."""
     if not isinstance(x, signal.Signal):
         raise TypeError(
             f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
@@ -25,7 +25,7 @@ def check_signal(x: object, layer: str) -> None:
 
 
 def check_input(x: object, layer: str) -> None:
-    """Checks the input of a layer without neurons: it may be counts."""
+    """Check the input of a layer without neurons. A plain tensor of counts is allowed."""
     if not isinstance(x, (signal.Signal, Tensor)):
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
@@ -40,7 +40,7 @@ def describe(x: object) -> str:
 
 
 def effective_counts(x: Signal | Tensor) -> Tensor:
-    """The input of the ANN branch, [B, *features]: counts times gain. A tensor is returned unchanged."""
+    """Return the input of the ANN branch, counts times gain, [B, *features]. A tensor is returned unchanged."""
     return x if isinstance(x, Tensor) else _worth(x.counts, x)
 
 
@@ -49,16 +49,14 @@ def _worth(counts: Tensor, x: Signal) -> Tensor:
 
 
 def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """A reduction ``f`` of the effective counts. Bad samples become NaN after it, where there are fewer numbers."""
+    """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
     return spoiled(f(_worth(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
-    """x with ``f`` applied to its planes, counts or values, which agree only in their last dimensions, the features.
-    Its gain stays.
-    """
+    """Apply ``f`` to planes, counts or values, and keep the gain. ``f`` sees the features as the last dimensions."""
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
     return x.but(gain=1.0).map(f).but(gain=x.gain)  # type: ignore[return-value]

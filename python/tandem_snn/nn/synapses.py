@@ -1,4 +1,4 @@
-"""Linear, Conv1d and Conv2d: synapses and IF neurons."""
+"""Linear, Conv1d and Conv2d: layers of synapses and integrate-and-fire neurons."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ Size = int | tuple[int, ...]
 
 @shows_neuron_options
 class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward gives a train
-    """A fully connected layer of IF neurons, in the place of ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
+    """A fully connected layer of IF neurons; replaces ``nn.Linear`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
     Args:
-        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        norm and further keywords of neurons: see :class:`NeuronOptions`.
+        in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
+        norm and other settings of the neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_features] -> SpikeTrain [B, out_features].
 
-    State: ``weight`` and ``bias`` as ``nn.Linear``, with ``norm.*`` as ``nn.BatchNorm1d``.
+    State: ``weight`` and ``bias`` as in ``nn.Linear``; ``norm.*`` as in ``nn.BatchNorm1d``.
+
+    Raises:
+        TypeError, ValueError: a setting has the wrong type or is out of range; or, when called, x is a plain tensor or
+            does not fit.
 
     >>> layer = tnn.Linear(784, 800, norm=True)
     >>> layer(te.ConstantInput(torch.rand(2, 784), T=8))
@@ -86,7 +90,7 @@ class _Conv(SpikingLayer):
         return applied
 
     def _lay_out(self) -> None:
-        """On a GPU weights are channels-last, as its kernels read them; else each call would copy them."""
+        """Make weights on a GPU channels-last, as its kernels need them, so that calls do not copy them."""
         if self.weight.is_cuda and not is_lazy(self.weight):
             self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
@@ -99,14 +103,16 @@ class _Conv(SpikingLayer):
 
 @shows_neuron_options
 class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a train
-    """A convolutional layer of IF neurons, in the place of ``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
+    """A 1-d convolutional layer of IF neurons; replaces ``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ``nn.ReLU``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
             ``torch.nn.Conv1d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`NeuronOptions`.
+        norm and other settings of the neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, L] -> SpikeTrain [B, out_channels, L'].
+
+    State and errors: as in :class:`Linear`.
 
     >>> tnn.Conv1d(4, 8, 3, padding="same")(te.ConstantInput(torch.rand(2, 4, 20), T=8)).shape
     torch.Size([2, 8, 20])
@@ -119,14 +125,16 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
 
 @shows_neuron_options
 class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a train
-    """A convolutional layer of IF neurons, in the place of ``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ``nn.ReLU``.
+    """A 2-d convolutional layer of IF neurons; replaces ``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ``nn.ReLU``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
             ``torch.nn.Conv2d``; padding may be "same" or "valid".
-        norm and further keywords of neurons: see :class:`NeuronOptions`.
+        norm and other settings of the neurons: see :class:`NeuronOptions`.
 
     Shape: signal [B, in_channels, H, W] -> SpikeTrain [B, out_channels, H', W'].
+
+    State and errors: as in :class:`Linear`, with ``norm.*`` as in ``nn.BatchNorm2d``.
 
     >>> tnn.Conv2d(1, 8, 3, stride=2, padding=1, norm=True)(te.ConstantInput(torch.rand(2, 1, 28, 28), T=8)).shape
     torch.Size([2, 8, 14, 14])

@@ -1,4 +1,4 @@
-"""Thresholds from data."""
+"""Choose thresholds from recorded activations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tandem_ext.functional.neuron import over_space
 from .general import Neurons
 from .neuron import SpikingLayer
 
-_SAMPLE = 2**20  # activations kept of one batch
-_PRIOR, _FEW = 16, 256  # the weight, in samples of a channel, of the layer's mean square and threshold
+_SAMPLE = 2**20  # the number of activations kept of one batch
+_PRIOR, _FEW = 16, 256  # the weights of the layer's mean square and threshold, in samples of a channel
 
 
 def positive_sample(activations: Tensor) -> Tensor:
-    """The positive values among at most a million evenly spaced activations: float32 [N] on the CPU."""
+    """Return the positive values among at most a million evenly spaced activations: float32 [N] on the CPU."""
     values = activations.flatten()
     values = values[:: 1 + values.numel() // _SAMPLE]
     return values[values > 0].float().cpu()
 
 
 def percentile_of(values: Tensor, percentile: float) -> float:
-    """The value that ``percentile`` per cent of the values [N] do not exceed.
+    """Return the value that ``percentile`` per cent of the values [N] do not exceed.
 
     >>> percentile_of(torch.arange(101.0), 99)
     99.0
@@ -32,13 +32,13 @@ def percentile_of(values: Tensor, percentile: float) -> float:
 
 
 def sample_by_channel(activations: Tensor) -> Tensor:
-    """At most a million evenly spaced activations of [B, C, *space], by channel: float32 [C, N] on the CPU."""
+    """Return at most a million evenly spaced activations of [B, C, *space] by channel: float32 [C, N] on the CPU."""
     values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
     return values[:, :: 1 + values.numel() // _SAMPLE].float().cpu()
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """:func:`percentile_of` the positive values of each row [C, N]; 0 if there are none.
+    """Return :func:`percentile_of` of the positive values in each row of [C, N]; 0 if there are none.
 
     >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
     tensor([2., 0.])
@@ -49,14 +49,18 @@ def percentiles_of(values: Tensor, percentile: float) -> Tensor:
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:
-    """For each row [C, N] of activations, the activation a at count T for which the squared error of the counts is
-    least.
+    """Return the activation a that count T should represent, so that the squared error of the counts is least.
 
     With ϑ = a/T, activations v > a are cut to a. Activations 0 < v ≤ a are rounded to multiples of ϑ, with an error of
-    variance ϑ²/12 about a mean of ϑ(start - 1/2). a is one of the row's values; 0 if none is positive.
+    variance ϑ²/12 about a mean of ϑ(start - 1/2).
 
     Args:
-        start: the initial potential, in units of ϑ.
+        values: activations [C, N].
+        T: the number of time steps.
+        start: the initial membrane potential, in units of ϑ.
+
+    Returns:
+        [C]: a for each row, one of its values; 0 if no value is positive.
 
     >>> least_error(torch.cat([torch.linspace(0, 1, 1000), torch.tensor([9.0])]).unsqueeze(0), T=4, start=0.5) < 2
     tensor([True])
@@ -71,11 +75,10 @@ def least_error(values: Tensor, T: int, start: float) -> Tensor:
 
 
 def covering(values: Tensor, T: int, start: float) -> Tensor:
-    """:func:`least_error` for the channels [C, N] of a layer, which may have few samples each: [C], all 0 if nothing is
-    positive.
+    """Return :func:`least_error` for the channels [C, N] of a layer, adjusted for channels with few samples: [C].
 
-    An estimate from few samples does not generalise. So the fewer samples a channel has, the larger is the weight of an
-    estimate from all channels together, each in units of its root mean square.
+    An estimate from few samples does not generalise. So the fewer samples a channel has, the more it is drawn to an
+    estimate from all channels together, each in units of its root mean square. All are 0 if no value is positive.
 
     >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.0])
     tensor([True, True])
@@ -90,10 +93,10 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
 
 
 def set_threshold(layer: SpikingLayer | Neurons, value: float | Tensor) -> None:
-    """Sets a layer's threshold, in place if it is a tensor. The initial potential keeps its ratio to the threshold.
+    """Set the threshold of a layer, in place if it is a tensor, and scale its initial potential by the same ratio.
 
     Args:
-        value: a number, or for a threshold [C] one per channel.
+        value: a number, or one per channel for a threshold [C].
     """
     threshold, v_init = layer.threshold, layer.v_init
     ratio = value / threshold
