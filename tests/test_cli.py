@@ -109,7 +109,7 @@ MISTAKES = {
     "start from nothing": (["train", "--set", "init_from=x.safetensors"], "no checkpoint x.safetensors"),
     "multistep": (["train", "--schedule", "multistep"], "milestones: schedule multistep needs the epochs at which"),
     "milestones": (["train", "--milestones", "1,x"], "milestones: expected a list of whole numbers"),
-    "stages": (["train", "--set", "progressive=true", "--epochs", "4"], "expected 5 or more, got 4"),
+    "removed key": (["train", "--set", "progressive=true"], "progressive: progressive training, layer by layer, is no"),
     "encoding": (["train", "--set", "encoding=events"], "encoding: 'events' does not fit data set 'digits', which"),
     "workers": (["train", "--workers", "-1"], "Invalid value for '--workers'"),
     "run": (["eval", "/nowhere"], "no checkpoint /nowhere/model.safetensors"),
