@@ -98,7 +98,7 @@ MISTAKES = {
     "T not a number": (["train", "--T", "eight"], "--T"),
     "threads": (["train", "--threads", "-1"], "threads"),
     "device": (["train", "--device", "abacus"], "device 'abacus'"),
-    "files": (["train", "--data", "mnist", "--data-dir", "/nowhere"], "/nowhere/MNIST/raw/train-images-idx3-ubyte"),
+    "files": (["train", "--data", "mnist", "--data-dir", "/nowhere"], "no whole MNIST in /nowhere (Dataset not found"),
     "recipe": (["train", "digit"], "did you mean 'digits'"),
     "recipe key": (["train", "--set", "epoch=3"], "did you mean 'epochs'"),
     "resume and restart": (["train", "--resume", "--restart"], "--resume cannot be combined with"),
