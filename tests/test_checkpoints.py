@@ -171,14 +171,6 @@ def test_a_finished_run_is_trained_on(digits, tmp_path):
         fit(net, digits, replace(long, epochs=4), store=Store(tmp_path, train_on=True))
 
 
-def test_stages_cannot_be_trained_on(tmp_path):
-    recipe = Recipe(model="FC16", progressive=True, epochs=2)
-    data = recipe.load()
-    fit(build(data, recipe), data, recipe, store=Store(tmp_path))
-    with pytest.raises(UserError, match="the 2 epochs of progressive training cannot change"):
-        fit(build(data, recipe), data, replace(recipe, epochs=3), store=Store(tmp_path, train_on=True))
-
-
 def test_a_run_that_is_further_than_the_epochs_is_refused(digits, tmp_path):
     with pytest.raises(Interrupted):
         fit(build(digits), digits, RECIPE, store=Store(tmp_path), interruption=After(30))

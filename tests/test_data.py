@@ -168,7 +168,7 @@ def test_what_is_wrong_with_idx_files_is_said(idx, monkeypatch):
     monkeypatch.delenv("TANDEM_DATA", raising=False)
     with pytest.raises(UserError, match="--data-dir or TANDEM_DATA"):
         data.load("mnist")
-    with pytest.raises(UserError, match=r"no file .*FashionMNIST/raw/train-images.*download=True"):
+    with pytest.raises(UserError, match=r"no whole FashionMNIST in .*Dataset not found.*download=True.* where DIR is"):
         data.load("fashion-mnist", idx)
     with pytest.raises(UserError, match="unknown data set 'mnits': did you mean 'mnist'"):
         data.load("mnits", idx)
@@ -176,28 +176,26 @@ def test_what_is_wrong_with_idx_files_is_said(idx, monkeypatch):
     whole = images.read_bytes()
     for damaged in (whole[:-100], b"", b"<html>", whole[:10]):
         images.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"damaged file .*t10k-images"):
+        with pytest.raises(UserError, match=r"no whole MNIST in .*download=True"):
             data.load("mnist", idx)
     write_idx(images, (10, 28))
-    with pytest.raises(UserError, match=r"t10k-images.*contains \[10, 28\]"):
+    with pytest.raises(UserError, match=r"no whole MNIST in .*download=True"):
         data.load("mnist", idx)
     images.write_bytes(whole)
     write_idx(labels, (9,))
-    with pytest.raises(UserError, match="10 t10k images but 9 labels"):
+    with pytest.raises(UserError, match=r"the files of MNIST in .* do not fit each other"):
         data.load("mnist", idx)
     write_idx(labels, (10,))
     good = labels.read_bytes()
     labels.write_bytes(good[:-1] + b"\x0a")
-    with pytest.raises(UserError, match=r"damaged file .*t10k-labels.*contains the label 10.* where DIR is"):
+    with pytest.raises(UserError, match=r"the files of MNIST in .* do not fit each other"):
         data.load("mnist", idx)
     labels.write_bytes(good)
     write_idx(images, (10, 28, 27))
-    with pytest.raises(UserError, match=r"t10k-images.*contains \[10, 28, 27\]"):
+    with pytest.raises(UserError, match=r"the files of MNIST in .* do not fit each other"):
         data.load("mnist", idx)
-    images.rename(f"{images}.gz")
-    with pytest.raises(
-        UserError, match=r"no file .*t10k-images-idx3-ubyte: gunzip .*t10k-images-idx3-ubyte.gz makes it$"
-    ):
+    images.unlink()
+    with pytest.raises(UserError, match=r"no whole MNIST in .*Dataset not found"):
         data.load("mnist", idx)
 
 
@@ -270,11 +268,10 @@ def test_cifar10_is_read_from_the_official_batches(batches):
 def test_what_is_wrong_with_the_batches_is_said(batches):
     whole = (batches / "data_batch_3").read_bytes()
     (batches / "data_batch_3").write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=r"damaged file .*data_batch_3 .*MD5.*download=True"):
-        data.load("cifar10", batches.parent)
-    (batches / "data_batch_3").unlink()
-    with pytest.raises(UserError, match=r"no file .*cifar-10-batches-py/data_batch_3.*download=True"):
-        data.load("cifar10", batches.parent)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no whole CIFAR10 in .*not found or corrupted.*download=True"):
+            data.load("cifar10", batches.parent)
+        (batches / "data_batch_3").unlink(missing_ok=True)
 
 
 def write_images(folder, classes, count, suffix, size=(32, 32), format="JPEG"):

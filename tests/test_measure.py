@@ -47,15 +47,6 @@ def test_synops_of_a_convolution_are_counted_at_borders_strides_and_groups(layer
     assert ops.ann_macs == layer.weight[0].numel() * outputs
 
 
-def reached_in_first_step(net, seen):
-    """Operations of step 0 by layer, as ``synops`` counts those of a network that ends after it."""
-    for name in ("2.body", "3.body", "3.shortcut", "4", "6", "7"):
-        first = te.SpikeTrain(seen[name].planes & 1, 1)
-        yield measure.synops(nn.Sequential(net.get_submodule(name)), first).snn
-        if name == "2.body":
-            yield first.counts.sum().item() / 2  # the identity
-
-
 def test_synops_of_a_whole_network():
     net = nn.Sequential(
         tnn.Encoder(8),
@@ -84,11 +75,6 @@ def test_synops_of_a_whole_network():
     assert result.snn == sum(layer.macs + layer.acs for layer in ops.values())
     assert result.ann == 9 * 64 + 36 * 64 + 64 + 2 * 4 * 96 + 4 * 24 + 120 + 15
     assert result.ratio == result.snn / result.ann
-    spent = measure.synops_over_time(net, x)
-    assert len(spent) == 8
-    assert spent == sorted(spent)
-    assert spent[-1] == pytest.approx(result.snn)
-    assert spent[0] == pytest.approx(9 * 64 + sum(reached_in_first_step(net, seen)))
     assert net.training  # measured in evaluation mode, and put back
     assert all(module._forward_hooks_with_kwargs == {} for module in net.modules())
 
@@ -100,14 +86,6 @@ def test_synops_after_pooling_to_counts():
     result = measure.synops(net, torch.rand(3, 1, 4, 4))
     assert list(result.layers) == ["1", "4"]
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
-
-
-def test_spikes_that_reach_no_synapses_cost_nothing_over_time():
-    net = nn.Sequential(
-        tnn.Encoder(T=8), tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(2, 4)
-    )
-    x = torch.rand(3, 1, 6, 6)
-    assert measure.synops_over_time(net, x) == [measure.synops(net, x).snn] * 8
 
 
 @pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])

@@ -15,6 +15,8 @@ def test_recipes_survive_a_file():
         model="FC32", augment=["shift:2"], options={"eps": 1e-3}, schedule="multistep", milestones=(3, 5), gamma=2, T=4
     )
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+    earlier = recipe.to_dict() | {"progressive": False, "percentile": 99.9, "patience": None}
+    assert Recipe.from_dict(earlier) == recipe
 
 
 BAD = {
@@ -48,6 +50,7 @@ BAD = {
     "bins": ("times", "did you mean 'time'"),
     "options": ([1], "options: expected a mapping"),
     "seed": (-1, "seed"),
+    "patience": (3, "patience: progressive training, layer by layer, is no longer supported, got 3"),
     "validation": (None, "validation: expected true or false"),
 }
 

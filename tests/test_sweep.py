@@ -92,7 +92,7 @@ def test_a_wish_to_stop_while_a_run_is_measured_stops_the_sweep(recipe, monkeypa
 def test_one_that_fails_is_reported_and_the_others_run(recipe, tmp_path, capsys):
     assert main(["sweep", recipe, "mnist", "--data-dir", "nowhere", "--set", "epochs=1"]) == 2
     error = capsys.readouterr().err
-    assert "mnist: data set 'mnist': no file nowhere/MNIST" in error
+    assert "mnist: data set 'mnist': no whole MNIST in nowhere" in error
     assert error.endswith("tandem-snn: 1 of 2 runs failed: mnist\n")
     assert list(results(tmp_path / "runs/results")) == ["small.json"]
 

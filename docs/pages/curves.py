@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from runs import Result
 from small import save
 
-from tandem_snn.plots import ANN, SNN, quality_axis
+from tandem_snn.plots import ANN, SNN
 
 _FEW = 3  # points from which on a curve says something
 WIDE = (8.6, 4.2)  # inches, with names beside the axes
@@ -122,14 +122,19 @@ def _anytime(axes: Any, results: Sequence[Result]) -> None:
     for i, result in enumerate(results):
         assert result.over_time is not None
         steps = range(1, len(result.over_time) + 1)
-        axes.plot(steps, result.over_time, color=f"C{i % 10}", linestyle=("-", "--", ":")[i // 10 % 3], marker=".",
+        values = [_error(result, value) for value in result.over_time]
+        axes.plot(steps, values, color=f"C{i % 10}", linestyle=("-", "--", ":")[i // 10 % 3], marker=".",
                   label=result.name)  # fmt: skip
-    twins = [r.twin for r in results if r.twin is not None]
+    twins = [_error(r, r.twin) for r in results if r.twin is not None]
     if twins:
         axes.axhspan(min(twins), max(twins), color=ANN, alpha=0.4, label="ANN twins")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    quality_axis(axes, results[0].metric == "accuracy")
     _label(axes, "time step t", results[0], beside=True)
+    axes.set(yscale="log", ylabel="test error, %" if results[0].metric == "accuracy" else "test MSE")
+
+
+def _error(result: Result, value: float) -> float:
+    return 100 - value if result.metric == "accuracy" else value
 
 
 def _label(axes: Any, x: str, result: Result, beside: bool = False) -> None:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,8 +22,6 @@ from .measure import Activation, Recording, activations, firing_rates
 __all__ = ["counts_against_activations", "potentials", "raster", "rates"]
 
 SNN, ANN = "tab:blue", "tab:orange"
-MARKS = (100, 99, 95, 90, 80, 50, 0, 98, 99.5, 70, 60, 20, 97, 99.8, 98.5, 10, 30, 40, 92, 85)  # in order of priority
-WIDENED = "axis widened towards 100"
 
 
 def given_or_new(axes: Any) -> Any:
@@ -46,28 +43,6 @@ def step_ticks(T: int, ticks: int) -> list[int]:
     """
     distance = next(10**k * d for k in range(9) for d in (1, 2, 5) if T / (10**k * d) <= ticks)
     return sorted({1, *range(distance, T + 1, distance)})
-
-
-def percent_axis(axes: Any) -> None:
-    """Scale the vertical axis, in per cent, by the logarithm of 101 - y, which spreads values near 100, and say so."""
-
-    def place(percent: Any) -> Any:
-        return -np.log10(101 - np.minimum(percent, 100.9))
-
-    low, high = (float(np.clip(limit, 0, 100.2)) for limit in axes.get_ylim())
-    axes.set_yscale("function", functions=(place, lambda y: 101 - 10.0**-y))
-    ticks: list[float] = []
-    for mark in MARKS:
-        if low <= mark <= high and all(abs(place(mark) - place(t)) > 0.08 * (place(high) - place(low)) for t in ticks):
-            ticks.append(mark)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_ylim(low, high)
-    say_scale(axes, WIDENED)
-
-
-def say_scale(axes: Any, text: str) -> None:
-    """Write a note beside the vertical axis, for scales that are not linear."""
-    axes.text(0.0, 1.01, text, transform=axes.transAxes, size=7, ha="left", va="bottom", alpha=0.75)
 
 
 def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
@@ -255,20 +230,3 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
 def _size(rows: int) -> float:
     """Return the size of a mark, in points squared, for this number of rows of marks."""
     return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))
-
-
-def quality_axis(axes: Any, percent: bool) -> None:
-    """Set up the vertical axis: accuracies in per cent, or errors on a logarithmic scale.
-
-    The logarithmic scale has tick labels even if it spans less than two decades.
-    """
-    if percent:
-        percent_axis(axes)
-        return
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high < 50 * low else (1,)
-    axes.yaxis.set_major_locator(extra("matplotlib.ticker", "a picture").LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    say_scale(axes, "logarithmic axis")

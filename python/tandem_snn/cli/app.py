@@ -24,14 +24,15 @@ from ..errors import UserError, extra
 from ..exchange import to_nir, to_onnx
 from ..frozen import freeze
 from ..machine import commit, machine
-from ..measure import firing_rates, mismatch, synops
-from ..report import write_report
+from ..report import tables, write_report
 from ..training.checkpoint import load_checkpoint, read_recipe
+from ..training.measures import measure_spikes, rounded
+from ..training.recipe import PREFIXES
 from ..training.task import make_task
 from ..training.trainer import evaluate
 from .job import CHECKPOINT, SUFFIX, TWIN, check_device
 from .sweep import sweep
-from .train import OPERATIONS, DataDir, Device, Workers, compared, show_layers, show_networks, train
+from .train import DataDir, Device, Workers, train
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 
@@ -71,18 +72,15 @@ def evaluate_run(
     data = recipe.load(data_dir, workers).to(device)
     task = make_task(data.task)
     kinds = {"SNN": CHECKPOINT, "ANN": TWIN} if (run / TWIN).exists() else {"SNN": CHECKPOINT}
-    nets, values = {}, {}
+    nets = {}
+    summary: dict[str, Any] = {"recipe": recipe.to_dict(), "seeds": [recipe.seed], "samples": {"test": len(data.test)}}
     for kind, name in kinds.items():
         nets[kind] = recipe.build(data, kind).to(device)
         load_checkpoint(run / name, nets[kind])
-        values[kind] = evaluate(nets[kind], data.test, task, precision=recipe.precision)[task.metric]
-    samples = next(data.test.batches(1000))[0].to(device)
-    rows = [
-        compared(task.metric, values["SNN"], values.get("ANN"), len(data.test)),
-        (OPERATIONS, "", "", f"{synops(nets['SNN'], samples).ratio:.2f}"),
-    ]
-    show_networks(f"{run}: {recipe.data}, {recipe.model}, T={recipe.T}", rows)
-    show_layers(nets["SNN"], firing_rates(nets["SNN"], samples), mismatch(nets["SNN"], samples))
+        value = evaluate(nets[kind], data.test, task, precision=recipe.precision)[task.metric]
+        summary[f"{PREFIXES[kind]}test_{task.metric}"] = rounded(task.metric, value)
+    summary |= measure_spikes([nets["SNN"]], data)
+    Console().print(*tables(summary), sep="\n")
 
 
 class Format(str, Enum):
@@ -139,7 +137,7 @@ def report(
 
 
 # The extra "all", numpy, and the libraries that networks are exchanged with.
-PACKAGES = ("aedat", "jinja2", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml",
+PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "pyyaml",
             "rich", "safetensors", "scikit-learn", "sinabs", "snntorch", "spikingjelly", "tensorboard", "tonic",
             "torchvision", "typer")  # fmt: skip
 STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TANDEM_", "TORCH")

@@ -1,11 +1,11 @@
-"""``tandem-snn train``: an SNN and its ANN twin by the same recipe, and the tables that compare them."""
+"""``tandem-snn train``: an SNN and its ANN twin by the same recipe."""
 
 from __future__ import annotations
 
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args, get_origin
@@ -13,12 +13,10 @@ from typing import Annotated, Any, Optional, get_args, get_origin
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from ..measure import Mismatch
-from ..measure.quality import points
-from ..training import Comparison, library
-from ..training.recipe import CONTINUED, Recipe, type_hints
+from ..report import tables
+from ..training import library
+from ..training.recipe import Recipe, type_hints
 from .job import Job, outputs, run
 
 # typer reads annotations at run time, on Python 3.10 too: hence Optional.
@@ -112,47 +110,8 @@ def train(
     )  # fmt: skip
     result = run(job)
     if result.measures is not None:
-        show_comparison(result)
+        Console().print(*tables(result.summary()), sep="\n")
         typer.echo(f"{folder}: " + ", ".join(outputs(folder)))
-
-
-OPERATIONS = "operations at inference"
-CAPTION = (
-    "Accuracies: difference in points, [95 % interval by the number of test samples]. Time: on this machine. "
-    "Operations: one per spike and synapse it reaches / the twin's multiply-accumulates, an estimate for event-driven "
-    "hardware."
-)
-
-
-def show_comparison(result: Comparison) -> None:
-    recipe, seeds, measures = result.recipe, len(result.runs), result.measures
-    assert measures is not None
-    ann_time = f"{measures['ann_step_time_ms']:.2f} ms" if "ann_step_time_ms" in measures else ""
-    ratio = f"{measures['step_time_ratio']:.2f}" if "step_time_ratio" in measures else ""
-    ann = result.test("ANN") if "ANN" in result.kinds else None
-    rows = [compared(result.metric, result.test("SNN"), ann, result.samples["test"])]
-    if CONTINUED in result.kinds:
-        longer = compared(result.metric, result.test("SNN"), result.test(CONTINUED), result.samples["test"])
-        rows.append(("the twin, trained as long", "", *longer[2:]))
-    rows += [
-        ("time per training step", f"{measures['step_time_ms']:.2f} ms", ann_time, ratio),
-        (OPERATIONS, "", "", f"{measures['synops_ratio']:.2f}"),
-    ]
-    title = f"{recipe.data}, {recipe.model}, T={recipe.T}, mean of {seeds} seed{'s' * (seeds > 1)}"
-    show_networks(title, rows)
-    show_layers(result.runs[0].nets["SNN"], measures["firing_rates"])
-
-
-def compared(metric: str, snn: float, ann: float | None, samples: int) -> tuple[str, str, str, str]:
-    """The row of the test metric: accuracies in percent and their difference in points, errors and their ratio."""
-    accuracy, label = metric == "accuracy", f"test {metric}"
-
-    def shown(value: float) -> str:
-        return f"{100 * value:.2f} %" if accuracy else f"{value:.5f}"
-
-    if ann is None:
-        return label, shown(snn), "", ""
-    return label, shown(snn), shown(ann), points(snn, ann, samples) if accuracy else f"{snn / ann:.3f}"
 
 
 def show_recipes() -> None:
@@ -165,28 +124,4 @@ def show_recipes() -> None:
         network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
         numbers = f"T={recipe.T}, {recipe.epochs} epochs, {recipe.seeds} seed{'s' * (recipe.seeds > 1)}"
         table.add_row(name, f"{library.describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
-    Console().print(table)
-
-
-def show_networks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """Each row is (name, value of the SNN, value of its twin, comparison)."""
-    table = Table(title=title, caption=CAPTION, caption_justify="left")
-    table.add_column()
-    for column in ("SNN", "ANN twin", "SNN / ANN"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def show_layers(net: nn.Module, rates: Mapping[str, float], matches: Mapping[str, Mismatch] | None = None) -> None:
-    """Firing rates and, if measured, the mismatch between the counts c and the ANN branch's activation a."""
-    table = Table(title="layers with neurons")
-    table.add_column("layer")
-    for column in ("firing rate", *(("cosine of c and a", "c as expected") if matches else ())):
-        table.add_column(column, justify="right")
-    for name, rate in rates.items():
-        match = matches.get(name) if matches else None
-        cells = [f"{match.cosine:.3f}", f"{100 * match.exact:.1f} %"] if match else []
-        table.add_row(f"{name} ({type(net.get_submodule(name)).__name__})", f"{100 * rate:.1f} %", *cells)
     Console().print(table)

@@ -21,7 +21,7 @@ from .tensors import ImageSplit, standardisation
 
 EVENTS = tuple(recordings.SETS)
 """The names of the data sets of event recordings, whose samples are spike trains."""
-NAMES = ("digits", *readers.IDX, "cifar10", "cifar10-jpeg", "imagenet", *EVENTS)
+NAMES = ("digits", *readers.VISION, "cifar10-jpeg", "imagenet", *EVENTS)
 """The names of all data sets that :func:`load` knows."""
 _VALIDATION_SEED = 0
 _VALIDATION_SHARE = 12  # one in twelve: 5,000 of 60,000
@@ -126,9 +126,7 @@ def _read_images(name: str, data_dir: Folder | None) -> readers.Samples:
     if name == "digits":
         return readers.read_digits()
     root = data_root(name, data_dir)
-    if name in readers.IDX:
-        return readers.read_idx(name, root)
-    return readers.read_cifar10(root) if name == "cifar10" else readers.read_cifar10_jpeg(root)
+    return readers.read_vision(name, root) if name in readers.VISION else readers.read_cifar10_jpeg(root)
 
 
 def _scaling(images: readers.Samples, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:

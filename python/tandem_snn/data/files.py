@@ -31,16 +31,17 @@ def data_root(name: str, data_dir: Folder | None) -> Path:
 
 def missing(name: str, path: Path, how: str) -> UserError:
     """The error for a missing file or folder."""
-    kind = "file" if path.suffix or "ubyte" in path.name or path.name.startswith(("data_", "test_")) else "folder"
-    return UserError(f"data set {name!r}: no {kind} {path}: {_explained(how)}")
+    kind = "file" if path.suffix else "folder"
+    return UserError(f"data set {name!r}: no {kind} {path}: {explained(how)}")
 
 
 def damaged(name: str, path: Path, why: object, how: str) -> UserError:
     """The error for a file that cannot be read."""
-    return UserError(f"data set {name!r}: damaged file {path} ({why}): delete it, then {_explained(how)}")
+    return UserError(f"data set {name!r}: damaged file {path} ({why}): delete it, then {explained(how)}")
 
 
-def _explained(how: str) -> str:
+def explained(how: str) -> str:
+    """``how``, with what its DIR is."""
     return f"{how}, where DIR is your --data-dir or TANDEM_DATA" if "DIR" in how else how
 
 
@@ -57,13 +58,13 @@ def class_folders(
     files = [sorted(path for path in (folder / c).iterdir() if path.suffix.lower() in suffixes) for c in classes]
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not any(files):
-        raise UserError(f"data set {name!r}: no file {folder}/CLASS/{wanted}: {_explained(how)}")
+        raise UserError(f"data set {name!r}: no file {folder}/CLASS/{wanted}: {explained(how)}")
     empty = [c for c, found in zip(classes, files, strict=True) if not found]
     if empty:
-        raise UserError(f"data set {name!r}: no {wanted} in {folder / empty[0]}: {_explained(how)}")
+        raise UserError(f"data set {name!r}: no {wanted} in {folder / empty[0]}: {explained(how)}")
     if expected is not None and (differing := sorted({*classes}.symmetric_difference(expected))):
         unlike = f"unlike the expected classes in {listing(differing)}"
-        raise UserError(f"data set {name!r}: {folder} holds {listing(classes)}, {unlike}: {_explained(how)}")
+        raise UserError(f"data set {name!r}: {folder} holds {listing(classes)}, {unlike}: {explained(how)}")
     targets = [i for i, found in enumerate(files) for _ in found]
     return tuple(classes), ([path for found in files for path in found], targets)
 

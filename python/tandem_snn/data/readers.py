@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, extra
-from .files import IMAGES, Listing, cached, class_folders, damaged, missing
+from .files import IMAGES, Listing, cached, class_folders, damaged, explained
 from .source import DatasetSplit, ImageFiles
 
 
@@ -53,68 +53,30 @@ def read_digits() -> Samples:
     return Samples(train, test, DIGITS, white=16)
 
 
-_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-IDX = {"mnist": ("MNIST", DIGITS), "fashion-mnist": ("FashionMNIST", _CLOTHES)}
+VISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
-def read_idx(name: str, root: Path) -> Samples:
-    """60,000 training and 10,000 test images of 28×28, as IDX files in the folders that torchvision makes."""
-    folder, classes = IDX[name]
-    raw = root / folder / "raw"
-    return Samples(_part(name, raw, "train"), _part(name, raw, "t10k"), classes)
-
-
-def _part(name: str, raw: Path, part: str) -> Part:
-    images = _tensor(name, raw / f"{part}-images-idx3-ubyte", (28, 28))
-    labels = raw / f"{part}-labels-idx1-ubyte"
-    targets = _tensor(name, labels, ())
-    if len(images) != len(targets):
-        raise UserError(f"data set {name!r}: {len(images)} {part} images but {len(targets)} labels in {raw}")
-    if targets.max() >= len(IDX[name][1]):
-        raise damaged(name, labels, f"it contains the label {targets.max()}", _how(name))
-    return Part(images.unsqueeze(1), targets.long())
-
-
-def _how(name: str) -> str:
-    return f"torchvision.datasets.{IDX[name][0]}(DIR, download=True) fetches it"
-
-
-def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
-    """uint8 [N, *shape]."""
-    read_file = extra("torchvision.datasets.mnist", f"the data set {name}").read_sn3_pascalvincent_tensor
-    how = _how(name)
-    if not path.is_file():
-        packed = path.with_name(f"{path.name}.gz")
-        raise missing(name, path, f"gunzip {packed} makes it" if packed.is_file() else how)
+def read_vision(name: str, root: Path) -> Samples:
+    """A data set of ``VISION``, which are torchvision's classes, from the folders that they make. CIFAR-10's checksums
+    are verified before anything is unpickled.
+    """
+    cls = VISION[name]
+    make = getattr(extra("torchvision.datasets", f"the data set {name}"), cls)
+    how = explained(f"torchvision.datasets.{cls}(DIR, download=True) fetches it")
     try:
-        tensor: Tensor = read_file(str(path))
-    except (AssertionError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise damaged(name, path, "not a whole IDX file", how) from error
-    if not tensor.dim() or tensor.shape[1:] != shape or tensor.dtype != torch.uint8 or not len(tensor):
-        raise damaged(name, path, f"it contains {list(tensor.shape)} {tensor.dtype}", how)
-    return tensor
-
-
-def read_cifar10(root: Path) -> Samples:
-    """``cifar-10-batches-py`` as torchvision lays it out; its checksums are verified before anything is unpickled."""
-    name = "cifar10"
-    vision = extra("torchvision.datasets", f"the data set {name}")
-    check_integrity = extra("torchvision.datasets.utils", f"the data set {name}").check_integrity
-    cls = vision.CIFAR10
-    how = "torchvision.datasets.CIFAR10(DIR, download=True) fetches it"
-    folder = root / cls.base_folder
-    for file, md5 in [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]:
-        if not (folder / file).is_file():
-            raise missing(name, folder / file, how)
-        if not check_integrity(str(folder / file), md5):
-            raise damaged(name, folder / file, "its MD5 differs from the official one", how)
-    parts = []
-    for train in True, False:
-        data = cls(str(root), train=train)
-        images = torch.from_numpy(data.data).movedim(-1, 1).contiguous()
-        parts.append(Part(images, torch.tensor(data.targets)))
-        classes = tuple(data.classes)
-    return Samples(parts[0], parts[1], classes)
+        parts = [make(str(root), train=train) for train in (True, False)]
+    except Exception as error:  # a missing file is a RuntimeError, a damaged one any of several
+        raise UserError(
+            f"data set {name!r}: no whole {cls} in {root} ({str(error) or type(error).__name__}): {how}"
+        ) from error
+    images = [torch.as_tensor(part.data) for part in parts]
+    targets = [torch.as_tensor(part.targets) for part in parts]
+    for x, y in zip(images, targets, strict=True):
+        if len(x) != len(y) or x.shape[1:] != images[0].shape[1:] or int(y.max()) >= len(parts[0].classes):
+            raise UserError(f"data set {name!r}: the files of {cls} in {root} do not fit each other: {how}")
+    planes = [x.unsqueeze(1) if x.dim() == 3 else x.movedim(-1, 1).contiguous() for x in images]
+    train, test = (Part(x, y.long()) for x, y in zip(planes, targets, strict=True))
+    return Samples(train, test, tuple(label.partition(" - ")[0] for label in parts[0].classes))
 
 
 def read_cifar10_jpeg(root: Path) -> Samples:

@@ -4,7 +4,7 @@ between spike counts and ANN branch, accuracy over time.
 
 from .coupling import Activation, Mismatch, activations, mismatch
 from .monitor import Monitor, Recording, firing_rates
-from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_over_time, synops_penalty
+from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_penalty
 from .quality import Exit, early_exit, metric_over_time
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "metric_over_time",
     "mismatch",
     "synops",
-    "synops_over_time",
     "synops_penalty",
 ]

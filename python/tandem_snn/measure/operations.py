@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
-from tandem_ext.planes import spikes_at
 
 from .. import nn as tnn
 from ..nn.general import Neurons
-from ..nn.hooks import FIRING, SYNAPTIC, check_layers, evaluating, given, watching
+from ..nn.hooks import SYNAPTIC, check_layers, evaluating, given, watching
 
 
 @dataclass(frozen=True)
@@ -91,44 +89,6 @@ def synops(net: nn.Module, x: Any) -> SynOps:
 
     _watch_synapses(net, x, record)
     return SynOps(layers)
-
-
-def synops_over_time(net: nn.Module, x: Any) -> list[float]:
-    """The operations of :func:`synops` up to the end of step 0, 1, ..., T-1, per sample.
-
-    A real-valued input counts at step 0. The last number is ``synops(net, x).snn``.
-
-    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
-    >>> x = torch.rand(5, 4)
-    >>> spent = synops_over_time(net, x)
-    >>> spent[0] >= 12, abs(spent[-1] - synops(net, x).snn) < 1e-9
-    (True, True)
-    """
-    first, T = 0.0, 0
-    later: list[list[float]] = []
-
-    def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
-        nonlocal first
-        if isinstance(x, SpikeTrain):
-            later.append([_acs(layer, spikes, outputs).item() for spikes in _steps(x)])
-        else:
-            first += _macs(layer, outputs)
-        if isinstance(residual, SpikeTrain):
-            later.append([_per_sample(spikes).item() for spikes in _steps(residual)])
-
-    def note(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal T
-        T = output.T if isinstance(output, SpikeTrain) else T
-
-    with watching(net, FIRING, note):
-        _watch_synapses(net, x, record)
-    return [first + spent for spent in accumulate(map(sum, zip([0.0] * T, *later, strict=True)))]
-
-
-def _steps(train: SpikeTrain) -> Iterator[Tensor]:
-    """The spikes of each step, [B, *features]."""
-    planes = train.planes
-    return (spikes_at(planes, t) for t in range(train.T))
 
 
 def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:

@@ -14,23 +14,6 @@ _SAMPLE = 2**20  # the number of activations kept of one batch
 _PRIOR, _FEW = 16, 256  # the weights of the layer's mean square and threshold, in samples of a channel
 
 
-def positive_sample(activations: Tensor) -> Tensor:
-    """Return the positive values among at most a million evenly spaced activations: float32 [N] on the CPU."""
-    values = activations.flatten()
-    values = values[:: 1 + values.numel() // _SAMPLE]
-    return values[values > 0].float().cpu()
-
-
-def percentile_of(values: Tensor, percentile: float) -> float:
-    """Return the value that ``percentile`` per cent of the values [N] do not exceed.
-
-    >>> percentile_of(torch.arange(101.0), 99)
-    99.0
-    """
-    rank = round((len(values) - 1) * percentile / 100)
-    return values.kthvalue(rank + 1).values.item()
-
-
 def sample_by_channel(activations: Tensor) -> Tensor:
     """Return at most a million evenly spaced activations of [B, C, *space] by channel: float32 [C, N] on the CPU."""
     values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
@@ -38,7 +21,8 @@ def sample_by_channel(activations: Tensor) -> Tensor:
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """Return :func:`percentile_of` of the positive values in each row of [C, N]; 0 if there are none.
+    """Return the value that ``percentile`` per cent of the positive values of a row do not exceed, for rows [C, N]; 0 if there
+    are none.
 
     >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
     tensor([2., 0.])

@@ -11,7 +11,6 @@ from .fit import Fitted, fit
 from .library import list_recipes, load_recipe
 from .measures import step_times
 from .processes import Interruption, World, join, synchronised
-from .progressive import Progressive
 from .recipe import Recipe
 from .store import Store
 from .task import Classification, Regression, Task, learning_rate, make_optimizer, make_task
@@ -23,7 +22,6 @@ __all__ = [
     "Comparison",
     "Fitted",
     "Interruption",
-    "Progressive",
     "Recipe",
     "Regression",
     "Store",

@@ -41,21 +41,9 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
         on images) are of the first seed. A network that cannot stream has the reason, ``does_not_stream``, in the
         place of a metric over time and an early exit.
     """
-    samples = next(data.test.batches(SAMPLES))[0]
     task, first = make_task(data.task), runs[0]
     spiking = [run["SNN"] for run in runs]
-    rates = [firing_rates(net, samples) for net in spiking]
-    operations = [synops(net, samples) for net in spiking]
-    energies = [energy(ops) for ops in operations]
-    found: dict[str, Any] = {
-        "synops_ratio": fmean(ops.ratio for ops in operations),
-        "energy_pj": {"snn": fmean(e.snn for e in energies), "ann": fmean(e.ann for e in energies)},
-        "firing_rates": {name: fmean(rate[name] for rate in rates) for name in rates[0]},
-        "mismatch": {
-            name: {key: None if math.isnan(value) else value for key, value in asdict(match).items()}
-            for name, match in mismatch(spiking[0], samples).items()
-        },
-    }
+    found = measure_spikes(spiking, data)
     times = step_times(list(first.values()), *next(data.train.batches(recipe.batch_size)), task.loss)
     for kind, seconds in zip(first, times, strict=True):
         found[PREFIXES[kind] + "step_time_ms"] = 1e3 * median(seconds)
@@ -72,6 +60,23 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
     if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
         found["pictures"] = pictures
     return found
+
+
+def measure_spikes(nets: Sequence[nn.Module], data: Dataset) -> dict[str, Any]:
+    """The entries of a summary that need only spiking networks and samples."""
+    samples = next(data.test.batches(SAMPLES))[0]
+    rates = [firing_rates(net, samples) for net in nets]
+    operations = [synops(net, samples) for net in nets]
+    energies = [energy(ops) for ops in operations]
+    return {
+        "synops_ratio": fmean(ops.ratio for ops in operations),
+        "energy_pj": {"snn": fmean(e.snn for e in energies), "ann": fmean(e.ann for e in energies)},
+        "firing_rates": {name: fmean(rate[name] for rate in rates) for name in rates[0]},
+        "mismatch": {
+            name: {key: None if math.isnan(value) else value for key, value in asdict(match).items()}
+            for name, match in mismatch(nets[0], samples).items()
+        },
+    }
 
 
 def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[tuple[Any, Tensor]]]:

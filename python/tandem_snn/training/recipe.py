@@ -31,6 +31,7 @@ TWIN = "twin"  # a value of init_from
 CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
 PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the keys in a summary
 KINDS = tuple(PREFIXES)
+_REMOVED = {"progressive": False, "percentile": 99.9, "patience": None}  # keys of earlier files, as most have them
 _GREATEST_SEED = 2**63 - 1  # of torch's generators
 
 
@@ -105,18 +106,6 @@ class Recipe:
         neuron=True,
     )
     init_gain: float = key(1.0, "Scale of the activations of that network, see start_from.", POSITIVE, neuron=True)
-    progressive: bool = key(
-        False, "Convert the network layer by layer, in stages that share the epochs, see Progressive.", neuron=True
-    )
-    percentile: float = key(
-        99.9, "Progressive training: the percentile of activations at the threshold.", above_0_to(100), neuron=True
-    )
-    patience: int | None = key(
-        None,
-        "Progressive training: end a stage after this many epochs without a better validation result.",
-        POSITIVE,
-        neuron=True,
-    )
     optimizer: str = key("adam", "adam, adamw or sgd.", OPTIMIZERS)
     lr: float = key(2e-3, "The (peak) learning rate.", POSITIVE)
     momentum: float = key(0.9, "Momentum of sgd.", BELOW_1)
@@ -157,10 +146,6 @@ class Recipe:
             raise UserError(f"init_from: expected {TWIN!r} or a checkpoint's .safetensors file, got {self.init_from!r}")
         if self.init_from is None and self.init_gain != 1:
             raise UserError("init_gain: needs init_from, the network whose activations it scales")
-        if self.patience is not None and not (self.progressive and self.validation):
-            raise UserError("patience: needs progressive training and a validation split")
-        if self.progressive and (self.init_gain != 1 or self.ann_units is False):
-            raise UserError("init_gain, ann_units: progressive training uses the ANN's weights and units unchanged")
         if list(self.milestones) != sorted(set(self.milestones)) or any(
             not 0 < m < self.epochs for m in self.milestones
         ):
@@ -170,9 +155,12 @@ class Recipe:
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_dict`."""
         known = [one.name for one in fields(cls)]
-        for name in values:
-            check_name("recipe key", name, known)
-        return cls(**values)
+        for name, value in values.items():
+            if name not in _REMOVED:
+                check_name("recipe key", name, known)
+            elif value != _REMOVED[name]:
+                raise UserError(f"{name}: progressive training, layer by layer, is no longer supported, got {value!r}")
+        return cls(**{name: value for name, value in values.items() if name not in _REMOVED})
 
     def to_dict(self) -> dict[str, Any]:
         """Every key, as JSON and YAML can hold it."""
@@ -205,7 +193,7 @@ class Recipe:
         >>> Recipe(T=4).digest() == Recipe(T=8).digest()
         False
         """
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        text = json.dumps(self.to_dict() | _REMOVED, sort_keys=True)  # so that twins trained earlier are found
         return f"{self.data}-{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def load(self, data_dir: str | PathLike[str] | None = None, workers: int = 0) -> Dataset:
@@ -262,8 +250,6 @@ class Recipe:
         encoding = chosen.setdefault("encoding", "events" if events else "direct")
         if (encoding == "events") != events:
             raise UserError(f"encoding: {encoding!r} does not fit data set {data.name!r}, which contains {data.kind}")
-        if self.progressive:
-            chosen["ann_units"] = True
         build = partial(
             create_model if kind == "SNN" else create_twin,
             self.model, shape=data.shape, classes=data.classes, T=self.T, width=self.width, **chosen, **self.options,

@@ -220,10 +220,6 @@ def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> Non
                 f"{path} belongs to another recipe: {name} is {theirs[name]} there and {ours[name]} here, and only the "
                 "epochs may change: choose another folder with --out, or start again with --restart"
             )
-        if here.progressive:
-            raise UserError(
-                f"{path}: the {there.epochs} epochs of progressive training cannot change, since its stages share them"
-            )
         if not train_on:
             raise UserError(
                 f"{path} belongs to a training of {there.epochs} epochs, not {here.epochs}: continue it with "

@@ -19,7 +19,6 @@ from ..memory import return_freed
 from ..nn.hooks import FIRING, evaluating
 from .checkpoint import is_finite
 from .processes import World
-from .progressive import Progressive
 from .recipe import Recipe
 from .task import Task, learning_rate, make_optimizer, make_task
 
@@ -62,7 +61,6 @@ class Trainer:
     Attributes:
         step: the number of steps taken.
         history: one record per finished epoch, of plain numbers.
-        stages: the stages of progressive training, or None.
         best: the best epoch on the validation split, or None.
         trained_on: if the number of epochs was changed: each earlier number, and the steps taken by then.
 
@@ -86,9 +84,6 @@ class Trainer:
         self.world = World() if world is None else world
         self.device = next(net.parameters()).device
         self.task = make_task(data.task, recipe.label_smoothing)
-        self.stages = Progressive(net, data, recipe) if recipe.progressive and _spikes(net) else None
-        if self.stages is not None:
-            self.stages.advance(0)
         self.optimizer = make_optimizer(net, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self._penalty = synops_penalty(net) if recipe.synops_penalty and _spikes(net) else None
@@ -117,9 +112,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        if self.epochs == self.recipe.epochs:
-            return True
-        return self.stages is not None and self.stages.in_last_stage and self._stage_is_over()
+        return self.epochs == self.recipe.epochs
 
     def epoch(self) -> Iterator[int]:
         """Takes the remaining steps of the current epoch; yields the number of each step after it is done."""
@@ -150,8 +143,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.steps_per_epoch)
         self.net.train()
-        if self.stages is not None:
-            self.stages.keep_frozen()
         self.optimizer.zero_grad()
         inputs, targets = inputs.to(self.device), targets.to(self.device)
         with autocast(self.device, self.recipe.precision):
@@ -179,7 +170,7 @@ class Trainer:
 
     def finish_epoch(self) -> dict[str, Any]:
         """Measures the network on the validation split, keeps its weights if they are the best so far, and returns the
-        record of the epoch. In progressive training it also begins the next stage when the current one is over.
+        record of the epoch.
 
         Raises:
             RuntimeError: the epoch has steps left.
@@ -208,34 +199,12 @@ class Trainer:
             if self.best is None or sign * value >= sign * self.best.value:
                 self.best = Best(self.epochs + 1, value, {name: t.clone() for name, t in self.net.state_dict().items()})
         record |= {"seconds": totals.seconds, "images_per_second": totals.samples / max(totals.seconds, 1e-9)}
-        if self.stages is not None:
-            record["stage"] = self.stages.stage + 1
         self.history.append(record)
         self.totals = Totals()
-        if self.stages is not None and not self.finished and self._stage_is_over():
-            self._next_stage(self.stages)
         return record
 
-    def _stage_is_over(self) -> bool:
-        assert self.stages is not None
-        return self.stages.is_over(self.epochs, None if self.best is None else self.best.epoch)
-
-    def _next_stage(self, stages: Progressive) -> None:
-        if self.best is not None:
-            self.net.load_state_dict(self.best.weights)
-            self.best = None
-        stages.advance(self.epochs)
-        self._begin_stage()
-
-    def _begin_stage(self) -> None:
-        """A new optimizer: a stage trains other parameters."""
-        self.optimizer = make_optimizer(self.net, self.recipe)
-        self._model = self.world.wrap(self.net)
-
     def release(self) -> None:
-        """Leaves the network as any other: without hooks, and with all layers trainable."""
-        if self.stages is not None:
-            self.stages.release()
+        """Leaves the network without hooks."""
         if self._penalty is not None:
             self._penalty.remove()
 
@@ -261,7 +230,6 @@ class Trainer:
             "history": self.history,
             "scaler": self.scaler.state_dict(),
             "best": None,
-            "stage": None if self.stages is None else [self.stages.stage, self.stages.start],
             "trained_on": self.trained_on,
         }
         if self.best is not None:
@@ -275,9 +243,6 @@ class Trainer:
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor.to(self.device)
-        if self.stages is not None:
-            self.stages.enter(*facts["stage"])
-            self._begin_stage()
         self.net.load_state_dict(groups["net"])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
