@@ -1,9 +1,11 @@
-"""Measures the tests of the CPU kernels: changes them in one place at a time and counts what no test notices.
+"""Measures the tests of the CPU kernels: changes the kernels in one place at a time and counts the changes that no test
+notices.
 
     python tests/cpp/mutate.py [--sample N] [--seed S] [--json FILE]
 
-A survivor is a gap in the tests or a change without effect; which, only reading tells. Not run by pytest. A change is
-tried on the C++ tests of its file first and, where those pass, on the Python tests, with the extension built anew.
+A change that survives is a gap in the tests or has no effect; only reading tells which. Not run by pytest. Each change
+is tried with the C++ tests of its file first and, if they pass, with the Python tests, for which the extension is built
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 
-# By family: the C++ tests, the quick ones first, and the Python tests.
+# By family: the C++ tests, fast ones first, and the Python tests.
 TESTS = {
     "plan": (["test_plan"], ["unit"]),
     "window": (["test_parallel", "test_planes"], ["frozen"]),
@@ -34,19 +36,19 @@ TESTS = {
         ["linear_if", "conv_if", "int8_weights", "unit", "frozen", "determinism"],
     ),
 }
-# By the beginning of a file's path: the families that have to notice. All, for files that are not here.
+# By the beginning of a file's path: the families that have to notice a change; for other files all.
 FAMILIES = {
     "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"],
     "cpu/halves": ["bits", "scan"],
     "neuron/scan": ["scan"], "norm/": ["norm"], "product/": ["plan", "norm", "product"],
     "layer": ["plan", "norm", "product"], "network/": ["network"],
 }  # fmt: skip
-SECONDS = 30  # of the processor that a C++ test may take, several times what it does
+SECONDS = 30  # of processor time for a C++ test, several times what it takes
 MEMORY = 8 << 30
 
 
 def run(folder: Path, *command: str, seconds: int = 600) -> bool:
-    """Whether a command succeeds in ``folder``; one that hangs or wants absurd memory does not."""
+    """Whether a command succeeds in ``folder``. It fails if it hangs or needs absurd memory."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -65,7 +67,7 @@ def compiled(tree: Path) -> bytes:
 
 
 def outcome(families: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
-    """What becomes of the kernels as they are in ``tree``, whose code once was ``unchanged``."""
+    """The result of the tests for the kernels in ``tree``, whose compiled code was ``unchanged`` before."""
     programs, python = ({test: None for family in families for test in TESTS[family][kind]} for kind in (0, 1))
     if not run(tree, "cmake", "--build", "--preset", "cpu", "--target", *programs):
         return "does not compile"
@@ -83,7 +85,7 @@ def outcome(families: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
 
 
 def verdict(mutant: Mutant, tree: Path, unchanged: bytes) -> str:
-    """What becomes of a mutant in ``tree``, a copy of the repository that is built."""
+    """The result for a mutant in ``tree``, a built copy of the repository."""
     kernels = tree / "csrc" / "kernels"
     before = (kernels / mutant.file).read_text()
     mutant.write(kernels)

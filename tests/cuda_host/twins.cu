@@ -174,7 +174,7 @@ TWIN(fused) {
   out[threadIdx.x] = bad ? __fmaf_rn(x, x, x) : __fadd_rn(__fmul_rn(x, x), x);
 }
 
-template <bool bad>  // a kernel for each, since one asks for one size
+template <bool bad>  // two kernels: each requests its own amount
 __global__ void much_shared(const float* in, float* out, int) {
   extern __shared__ __align__(16) unsigned char memory[];
   memory[threadIdx.x] = 1;
@@ -183,7 +183,7 @@ __global__ void much_shared(const float* in, float* out, int) {
 
 struct Pair {
   const char* name;
-  void (*twins[2])(const float*, float*, int);  // the bad one comes last
+  void (*twins[2])(const float*, float*, int);  // the bad one is last
   unsigned threads = 64, blocks = 1;
 };
 #define PAIR(name, ...) {#name, {name<false>, name<true>}, __VA_ARGS__}
@@ -212,7 +212,7 @@ const Pair kPairs[] = {
     {"stream", {launch_bounds<false>, launch_bounds<false>}},
 };
 
-// Costs, not mistakes.
+// Correct kernels whose memory accesses are costly.
 __global__ void column_read(const float* in, float* out, int stride) {
   out[threadIdx.x] = in[threadIdx.x * static_cast<unsigned>(stride)];
 }
@@ -221,7 +221,7 @@ __global__ void bank_conflict(const float* in, float* out, int stride) {
   __shared__ float tile[32 * 33];
   const unsigned i = threadIdx.x * static_cast<unsigned>(stride);
   tile[i] = in[threadIdx.x];
-  __syncthreads();  // else the compiler has no need of the tile
+  __syncthreads();  // without it the compiler removes the tile
   out[threadIdx.x] = tile[i];
 }
 
@@ -229,8 +229,8 @@ __global__ void bank_conflict(const float* in, float* out, int stride) {
 
 extern "C" {
 
-// Some mistakes are those of the launch: another stream, or shared memory above 48 KB of which sixteen bytes less were
-// asked for. The error stays with the call it belongs to.
+// Two mistakes are in the launch: the wrong stream, and a request of sixteen bytes too few of shared memory above 48
+// KB. An error belongs to its call only.
 int twin(const char* name, bool bad, const float* in, float* out, int n) {
   const std::string_view wanted = name;
   for (const Pair& pair : kPairs) {
