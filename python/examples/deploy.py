@@ -2,8 +2,8 @@
 
     python python/examples/train.py && python python/examples/deploy.py
 
-It writes into the same folder snn.onnx and snn.nir, where those packages are, and snn.tandem and images.f32, which the
-program in cpp/ reads.
+It writes snn.tandem and images.f32, which the program in cpp/ reads, into the same folder, and snn.onnx and snn.nir if
+the packages onnx and nir are installed.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def ordinary(data: ts.data.Dataset) -> nn.Sequential:
 
 
 def train(net: nn.Module, data: ts.data.Dataset, epochs: int, lr: float) -> None:
-    """The same code trains the spiking network and the ANN."""
+    """Train a network. The same code trains the spiking network and the ANN."""
     batch = 64
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     steps = epochs * (len(data.train) // batch)
@@ -60,7 +60,7 @@ def train(net: nn.Module, data: ts.data.Dataset, epochs: int, lr: float) -> None
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: ts.data.Dataset) -> float:
-    """Per cent of the test samples."""
+    """Return the test accuracy in per cent."""
     net.eval()
     right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in data.test.batches(500))
     return 100 * right / len(data.test)

@@ -1,4 +1,4 @@
-"""Networks in other formats: NIR for neuromorphic tools and chips, ONNX for inference engines, two simulators."""
+"""Import and export networks: NIR for neuromorphic tools and chips, ONNX for inference engines, two simulators."""
 
 from .nir import from_nir, to_nir
 from .simulators.snntorch import from_snntorch, to_snntorch

@@ -1,4 +1,4 @@
-"""The start of every export: a network's evaluation, stage by stage, with names and shapes."""
+"""The first step of every export: list the stages of a network in evaluation mode, with names and shapes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Stage:
     Attributes:
         name: a unique identifier.
         layer: the frozen stage, a copy that the export may change.
-        x, residual: names of the stages that it reads; "input" is the network's input.
+        x, residual: the names of the stages that it reads; "input" is the input of the network.
         fires: whether it has neurons. False for the synapses of a projection and for averages of real numbers.
-        shape: of its result, [*features]; ``in_shape``: of its input.
+        in_shape, shape: the shapes [*features] of its input and its result.
         depth: the number of layers with timing "window" before it; each delays its input by one window.
     """
 
@@ -44,11 +44,11 @@ class Stage:
 
     @property
     def waits(self) -> bool:
-        """Whether it has timing "window"."""
+        """Whether it has neurons with timing "window"."""
         return self.fires and self.layer.timing == "window"
 
     def folded(self, T: int) -> tuple[Tensor, Tensor]:
-        """Weights that have the gain and the scale in them, and the bias of one step."""
+        """Return the weights, multiplied by gain and scale, and the bias of one step."""
         layer = self.layer
         weight = layer.real_weight().detach().to(torch.float32, copy=True) * layer.gain
         if layer.scale is not None:
@@ -57,10 +57,10 @@ class Stage:
         return weight, shift
 
     def windows(self) -> tuple[tuple[int, ...], ...]:
-        """Kernel, stride and padding of an average.
+        """Return kernel, stride and padding of an average.
 
         Raises:
-            CannotLower: adaptive pooling whose windows differ.
+            CannotLower: adaptive pooling with pooling windows of different sizes.
         """
         layer, sizes = self.layer, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
         if layer.kind != "adaptive_mean":
@@ -73,11 +73,11 @@ class Stage:
 
 @dataclass
 class Listing:
-    """All stages in order, the network's input and its T. The last stage is usually the Readout.
+    """All stages in order, with the input and T of the network. The last stage is usually the Readout.
 
     Attributes:
         mode: "direct", "zero_expand" or "events", as in ``tnn.Encoder``.
-        shape: of the input, [*features].
+        shape: the shape of the input, [*features].
     """
 
     stages: list[Stage]
@@ -92,10 +92,10 @@ class Listing:
 
 @torch.no_grad()
 def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
-    """The stages of ``net`` for inputs like x.
+    """List the stages of ``net`` for inputs like x.
 
     Args:
-        readout: whether the network must end in numbers, not in neurons.
+        readout: whether the network must end in numbers rather than in neurons.
 
     Raises:
         CannotLower: the network is not a chain of this package's layers from the input to a Readout, or a layer cannot

@@ -1,4 +1,4 @@
-"""to_nir and from_nir: a network as a graph of the Neuromorphic Intermediate Representation, and back."""
+"""to_nir and from_nir: export to and import from the Neuromorphic Intermediate Representation (NIR)."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ HARD_RESET_SINCE = (1, 0, 8)
 
 
 def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
-    """A NIR graph of the network's evaluation, for inputs shaped like x.
+    """Export a network in evaluation mode as a NIR graph, for inputs shaped like x.
 
-    One run of the graph is one time step; the sum of its outputs over T steps is the network's answer. Gains, batch
-    norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons on sums of
-    linear maps, as :func:`convert` makes them, are written map by map. docs/nir.md has the metadata, by which neurons
-    with timing "window" differ from others.
+    One run of the graph is one time step; the sum of its outputs over T steps is the answer of the network. Gains,
+    batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons of
+    the general way, such as :func:`convert` makes, are exported operator by operator. docs/nir.md describes the
+    metadata, which mark neurons with timing "window".
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
+        net: a network of layers of ``tandem_snn.nn``, or a frozen network.
         x: a batch of inputs, for the shapes.
-        neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that subtract the threshold:
-            since nir 1.0.8 the nodes alone mean a reset to ``v_reset``. "primitives": a loop of an integrator (I; LI
-            for LIF), a Threshold, and a Scale that returns -ϑ one step later. It means the same in every tool that
-            runs recurrent graphs.
+        neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that reset by subtraction
+            (since nir 1.0.8 the nodes alone mean a reset to ``v_reset``). "primitives": a loop of an integrator (I; LI
+            for LIF), a Threshold, and a Scale that returns -ϑ one step later; it has the same meaning in every tool
+            that runs recurrent graphs.
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
 
     Returns:
         A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
 
     Raises:
-        CannotLower: maximum pooling, one-sided padding, an initial potential in the form "IF" (or of LIF neurons),
-            timing "window" as primitives, layers that are not a chain to the Readout, an operator without a node, such
-            as an upsampling or a concatenation. It is a ValueError that names the layer.
+        CannotLower: not supported are maximum pooling, one-sided padding, an initial potential in the form "IF" or of
+            LIF neurons, timing "window" as primitives, layers that are not a chain to the Readout, and operators
+            without a NIR node, such as upsampling or concatenation. It is a ValueError that names the layer.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -70,26 +70,30 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
 def from_nir(
     graph: Any, T: int | None = None, *, mode: str | None = None, dt: float | None = None, reset: str | None = None
 ) -> fx.GraphModule:
-    """A spiking network from a NIR graph of Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, or
-    of the loops of primitives that :func:`to_nir` writes for IF and LIF.
+    """Import a NIR graph as a spiking network.
 
-    The network runs T steps and returns the sum of the graph's output over them, or the spike train if the graph ends
-    in neurons. Where synapses, with a shortcut or a projection, are followed by neurons they are a layer of
-    ``tandem_snn.nn``, into whose weights and threshold Scale nodes are folded; any other sum of maps takes the general
-    way (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer is T times the bias of a step. A graph from
-    :func:`to_nir` gives the same spikes, except for rounding by factors that are not powers of two.
+    Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, and the loops of
+    primitives that :func:`to_nir` writes for IF and LIF. The network runs T steps and returns the sum of the graph's
+    outputs, or the spike train if the graph ends in neurons. Synapses that are followed by neurons, optionally with a
+    shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale nodes are folded into its weights and
+    threshold. Other sums of operators use the general way (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer
+    is T times the bias of a step. A graph of :func:`to_nir` gives the same spikes, except for rounding by factors that
+    are not powers of two.
 
     Args:
         graph: a ``nir.NIRGraph`` or the path of a file.
         T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
-        mode: of the encoder; None: from the metadata, else "direct".
+        mode: the mode of the encoder; None: from the metadata, else "direct".
         dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
         reset: "subtract": IF and LIF nodes subtract their threshold, LIF nodes after the decay, v = (1 - dt/τ)v - ϑ.
-            None: as the nodes' metadata say; files of nir before 1.0.8 meant subtraction.
+            None: follow the metadata of the nodes; files of nir before 1.0.8 meant subtraction.
+
+    Returns:
+        A ``torch.fx.GraphModule``.
 
     Raises:
-        UserError: a file that cannot be read; the package nir is not installed.
-        ValueError: a node is not supported, above all neurons that reset to a value; the message names it.
+        UserError: the file cannot be read, or the package nir is not installed.
+        ValueError: a node is not supported, for example neurons that reset to a value; the message names it.
 
     >>> from tandem_snn import to_nir
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))

@@ -1,4 +1,4 @@
-"""What a NIR file holds: untrusted files, checked before anything is allocated; their arrays as tensors and numbers."""
+"""Read NIR files, which may be untrusted: sizes are checked before memory is allocated. Convert their arrays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from .. import memory
 from ..errors import UserError, extra
 
-_DENSEST = 1100  # gzip packs at most 1,032 bytes into one
+_DENSEST = 1100  # the largest compression ratio to accept; gzip's is 1,032
 _DEEPEST = 16
 
 
 def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
-    """The graph in a file, and the version of nir that wrote it.
+    """Return the graph in a file, and the version of nir that wrote it.
 
     Raises:
-        UserError: no such file, not a NIR file, or one that declares more numbers than it holds, links to other files,
-            or is nested too deeply.
+        UserError: the file does not exist, is not a NIR file, declares more numbers than it contains, links to other
+            files, or is nested too deeply.
     """
     nir = extra("nir", "the import of NIR")
     if not path.is_file():
@@ -32,7 +32,7 @@ def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
             _check(file, "", 0)
         version = extra("nir.serialization", "the import of NIR").read_version(path)
         return nir.read(path), tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    except Exception as error:  # h5py and nir raise what they meet
+    except Exception as error:  # h5py and nir may raise anything for an invalid file
         raise UserError(f"{path} is not a NIR file that can be read ({type(error).__name__}: {error})") from error
 
 
@@ -81,18 +81,18 @@ def uniform(name: str, what: str, values: Any) -> float:
 
 
 def near_one(factor: float) -> float:
-    """1 if the factor differs from it only by rounding to float32 in the file."""
+    """Return 1 if the factor differs from 1 only because the file has float32 numbers, else the factor."""
     return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
 
 
 def compact(scale: Tensor) -> Tensor:
-    """A single factor, 0-dim, if all are equal."""
+    """Return a 0-dim factor if all factors are equal, else all factors."""
     first = scale.flatten()[0]
     return first if bool((scale == first).all()) else scale
 
 
 def by_channel(values: Tensor) -> float | Tensor | None:
-    """One number for all, [C] where each channel has one of its own, None where neurons of a channel differ."""
+    """Return one number if all values are equal, [C] if each channel has one value, else None."""
     values = compact(values)
     if not values.dim():
         return values.item()

@@ -1,4 +1,4 @@
-"""to_nir where neurons get any sum of linear maps: map by map, on the graph that conversion reads, of the ANN twin."""
+"""to_nir for the general way: export the graph of the ANN twin, as conversion reads it, operator by operator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .nir_writer import Writer, full
 
 @dataclass
 class _Value:
-    """What an Op gives, [*features]: the sum of some nodes of NIR, times ``gain``."""
+    """The result [*features] of an Op: the sum of some NIR nodes, times ``gain``."""
 
     names: list[str]
     shape: tuple[int, ...]
@@ -50,15 +50,15 @@ class _Value:
 
 
 def graph_of_maps(net: nn.Module, x: Any, form: str, dt: float) -> Any:
-    """As :func:`to_nir`."""
+    """Export a network; arguments as in :func:`to_nir`."""
     net = net.net if isinstance(net, FrozenNetwork) else net
-    trace(net)  # names what no graph can have, such as hooks
+    trace(net)  # raises for hooks and other things that a graph cannot have
     with evaluating(net):
         return _Walk(net, x[:1], form, dt).written()
 
 
 class _Walk:
-    """Writes what each Op of the twin is; neurons are those of the spiking network at the same place."""
+    """Writes a node for each Op of the ANN twin, with the neurons of the spiking network instead of ReLUs."""
 
     def __init__(self, net: nn.Module, x: Any, form: str, dt: float) -> None:
         self.net = net
@@ -80,7 +80,7 @@ class _Walk:
         self.values: dict[Op, _Value] = {}
         self.constants: dict[Op, Any] = {}
         self.scales: dict[tuple[Op, float | Tensor], str] = {}
-        self.waiting: dict[Op, Stage] = {}  # synapses, for their batch norm
+        self.waiting: dict[Op, Stage] = {}  # synapses that will be folded with the batch norm after them
 
     def written(self) -> Any:
         for op in self.graph.ops:
@@ -119,19 +119,19 @@ class _Walk:
         why = "use AvgPool2d or strides" if "max_pool" in kind else "leave it out"
         raise CannotLower(self.name, f"NIR has no node for {kind}: {why}")
 
-    # --- what an Op gives ---------------------------------------------------------------------------------------------
+    # --- values -------------------------------------------------------------------------------------------------------
 
     @property
     def _x(self) -> Op:
         return next(given for given in self.op.inputs if given in self.values)
 
     def _given(self, name: str) -> Any:
-        """An argument: an Op that depends on the input, or what it is."""
+        """Return an argument: an Op if it depends on the input, else its value."""
         value = self.op.args[name]
         return self.constants.get(value, value) if isinstance(value, Op) else value
 
     def _names(self, x: Op, factor: float | Tensor = 1.0) -> list[str]:
-        """The nodes of NIR of which x, times a factor, is the sum."""
+        """Return the NIR nodes whose sum is x times a factor."""
         value = self.values[x]
         worth = value.worth() * factor
         if bool((worth == 1).all()):
@@ -208,7 +208,7 @@ class _Walk:
         self._write(stage)
 
     def _each(self) -> Stage:
-        """Synapses from each channel to itself."""
+        """Return synapses from each channel to itself."""
         channels, *space = self.values[self._x].shape
         if len(space) > 2:
             self._refuse("batch norm of volumes")
@@ -320,7 +320,7 @@ _ALIASES = (*kinds.SAME, *kinds.DROPOUT)
 
 
 def _pair(sizes: Any) -> tuple[int, int]:
-    """Vertical and horizontal."""
+    """Return sizes as (vertical, horizontal)."""
     each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
     vertical, horizontal = each * 2 if len(each) == 1 else each
     return int(vertical), int(horizontal)

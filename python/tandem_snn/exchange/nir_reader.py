@@ -1,4 +1,4 @@
-"""A NIR graph, node by node, as layers of tandem_snn.nn where they fit and the general way elsewhere."""
+"""Read a NIR graph node by node: layers of tandem_snn.nn where possible, else the general way."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
 
 @dataclass
 class _Signal:
-    """A module's output, times the Scale nodes after it: one factor for all, or an array of its shape.
+    """The output of a module, times the Scale nodes after it: one factor, or an array of its shape.
 
-    kind: "spikes"; "image", real numbers before the first spikes; "counts", real numbers for the readout; or
-    "currents", of the general way.
+    ``kind`` is "spikes"; "image", real numbers before the first spikes; "counts", real numbers for the readout; or
+    "currents", in the general way.
     """
 
     node: fx.Node
@@ -39,7 +39,7 @@ class _Signal:
 
 @dataclass
 class _Synapses:
-    """A convolution or affine map, with the bias of a step, before its neurons are read. ``nir`` has the geometry."""
+    """A convolution or affine map whose neurons have not been read yet. ``nir`` has the geometry, bias is per step."""
 
     name: str
     nir: Any
@@ -48,14 +48,14 @@ class _Synapses:
     bias: Tensor
 
     def times(self, factor: float | Tensor) -> _Synapses:
-        """The same map with currents times a factor, or a factor per channel."""
+        """Return these synapses with weights and bias multiplied by a factor, or by a factor per channel."""
         rows = over_inputs(factor, self.weight) if isinstance(factor, Tensor) else factor
         return replace(self, weight=self.weight * rows, bias=self.bias * factor)
 
 
 @dataclass
 class _Average:
-    """A pooling that may have neurons."""
+    """Average pooling, which neurons may follow."""
 
     name: str
     nir: Any
@@ -64,7 +64,7 @@ class _Average:
 
 @dataclass
 class _Neurons:
-    """A neuron in any of NIR's forms: v = leak·v + factor·I, fires at ϑ and subtracts ϑ, with our timing."""
+    """A neuron in any of NIR's forms: v = leak·v + factor·I, with threshold ϑ, reset by subtraction, and our timing."""
 
     threshold: Tensor
     factor: float
@@ -95,7 +95,8 @@ class Reader:
                     self.before_neurons.add(name)
             for name in order:
                 self._import(name, self.nodes[name])
-        except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:  # arrays of any kind
+        # a file may have arrays of any shape and type
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
         return fx.GraphModule(self.root, self.graph, "FromNIR")
 
@@ -106,7 +107,7 @@ class Reader:
         return [a for a, b in self.edges if b == name]
 
     def _collapse(self, name: str, threshold: Any) -> None:
-        """Replaces the loop integrator -> Threshold -> Scale -> integrator by one node under the Threshold's name."""
+        """Replace the loop integrator -> Threshold -> Scale -> integrator by one node with the Threshold's name."""
         (integrator,) = self._sources(name) or [""]
         loops = [b for a, b in self.edges if a == name and (b, integrator) in self.edges]
         node = self.nodes.get(integrator)
@@ -125,7 +126,7 @@ class Reader:
             del self.nodes[gone]
 
     def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
-        """(factor of the input, leak) of a step, of I, IF, LI and LIF alike."""
+        """Return (factor of the input current, leak) of one step of an I, IF, LI or LIF node."""
         if isinstance(node, (self.nir.I, self.nir.IF)):
             return near_one(uniform(name, "r", node.r) * self.dt), 1.0
         if isinstance(node, (self.nir.LI, self.nir.LIF)):
@@ -170,7 +171,7 @@ class Reader:
                 self.values[name] = x.times(scale)
                 return
         x = self._signal(name, x)
-        if x.kind == "image":  # pooled once for all who read it
+        if x.kind == "image":  # pool it once, though several nodes may read it
             self.values[self._sources(name)[0]] = x
         if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
             self.values[name] = self._synapses(name, node, x)
@@ -193,7 +194,7 @@ class Reader:
             )
 
     def _timing(self, name: str, node: Any) -> tuple[str, Tensor | None]:
-        """Timing and initial potential, which to_nir says in the metadata."""
+        """Return timing and initial potential from the metadata that to_nir writes."""
         timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
@@ -210,10 +211,10 @@ class Reader:
         return self._function(general.total, self._currents(x))
 
     def _signal(self, name: str, x: Any) -> _Signal:
-        """x for the node ``name``, which is not neurons: what waited for some goes without."""
+        """Return x for a node that is not neurons; pooling or synapses in x then have no neurons."""
         if isinstance(x, _Signal):
             return x
-        image = x.x.kind == "image"  # pooling of an image gives an image
+        image = x.x.kind == "image"  # a pooled image is an image
         way = name in self.before_neurons or x.x.kind == "currents"
         if isinstance(x, _Average):
             one = x.x.scale is None or not x.x.scale.dim()
@@ -228,7 +229,7 @@ class Reader:
 
     def _function(self, f: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.graph.call_function(f, args)
-        node.meta["is_wrapped"] = True  # torch.fx does not look into it, when it is unpickled for one
+        node.meta["is_wrapped"] = True  # so that torch.fx does not trace into it, for example when unpickling
         return node
 
     def _currents(self, x: Any) -> fx.Node:
@@ -246,7 +247,7 @@ class Reader:
         return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), each)
 
     def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
-        """A layer with these synapses: of the first class where they are dense, else of that for its dimensions."""
+        """Make a layer with these synapses: the first class if they are dense, else the class for their dimensions."""
         outputs, inputs, *kernel = path.weight.shape
         if kernel:
             groups = int(path.nir.groups)
@@ -301,13 +302,13 @@ class Reader:
         return self._call(name, general.Neurons(threshold, v_init, **options), currents)
 
     def _fused(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
-        """The layer that neurons are with their synapses, and with one shortcut or projection besides."""
+        """Make one layer of neurons, their synapses, and at most one shortcut or projection; None if impossible."""
         paths = [value for value in values if isinstance(value, _Synapses) and value.x.kind in ("image", "spikes")]
         shortcuts = [value for value in values if isinstance(value, _Signal) and value.kind == "spikes"]
         if not paths or len(paths) + len(shortcuts) != len(values) or len(values) > 2:
             return None
         unit: float | Tensor | None = 1.0
-        if shortcuts:  # whose spikes are worth one: that is the unit of the potential
+        if shortcuts:  # their spikes have the value 1, so the potential is in units of their scale
             scale = shortcuts[0].scale
             unit = by_channel(neurons.factor * (torch.ones(()) if scale is None else scale))
             if unit is None or not bool((torch.as_tensor(unit) > 0).all()):
@@ -327,7 +328,7 @@ class Reader:
         return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
 
     def _pooled(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
-        """Average pooling with neurons, of spikes that are worth one."""
+        """Make spiking average pooling, if the spikes have the value 1."""
         pool, *others = values or [None]
         plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
         if others or not plain or not isinstance(pool, _Average) or pool.x.kind != "spikes" or pool.x.scale is not None:
@@ -343,7 +344,7 @@ class Reader:
 
 
 def _identifier(name: str, taken: Mapping[str, Any]) -> str:
-    """The name of a module. torch.fx writes it into the source of a program, so that nothing but a name may be in it.
+    """Return a valid module name. torch.fx writes it into source code, so it must be an identifier.
 
     >>> _identifier('n1") + print("', {})
     'n1_____print__'

@@ -1,4 +1,4 @@
-"""A NIR graph as it grows, stage by stage."""
+"""Write a NIR graph, stage by stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .listing import Stage
 
 
 class Writer:
-    """A NIR graph as it grows.
+    """Builds a NIR graph.
 
     Attributes:
-        result: the nodes of which each stage's result is the sum.
-        waits: has some layer timing "window"?
+        result: for each stage, the nodes whose sum is its result.
+        waits: whether some layer has timing "window".
     """
 
     def __init__(self, shape: tuple[int, ...], T: int, form: str, dt: float, waits: bool) -> None:
@@ -32,7 +32,7 @@ class Writer:
     def graph(self, answer: list[str], shape: tuple[int, ...], mode: str, depth: int) -> Any:
         self.add("output", self.nir.Output({"output": np.array(shape)}), *answer)
         facts = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
-        if self.waits:  # the answer comes ``phase`` windows later
+        if self.waits:  # ``phase`` is the delay of the answer in windows
             facts |= {"timing": "window", "phase": depth}
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
 
@@ -60,14 +60,14 @@ class Writer:
         return name
 
     def free(self, name: str) -> str:
-        """A name for a further node of a stage, different from all stages' names."""
+        """Return an unused name for a further node of a stage."""
         while name in self.taken:
             name += "_"
         self.taken.add(name)
         return name
 
     def _flattened(self, stage: Stage) -> tuple[int, int]:
-        """Dimensions counted from the end: readers disagree on whether positive numbers count the batch."""
+        """Return negative dimensions, because tools disagree on whether positive ones count the batch."""
         start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
         return start % dims - dims, end % dims - dims
 
@@ -89,7 +89,7 @@ class Writer:
         return node
 
     def neurons(self, stage: Stage, sources: list[str]) -> str:
-        """The node of the spikes of a stage's neurons, which get the currents of ``sources``."""
+        """Add the neurons of a stage, which receive the currents of ``sources``; return the node of their spikes."""
         if stage.residual is not None:
             residual = self.result[stage.residual]
             if stage.layer.residual_scale is not None:
@@ -132,7 +132,7 @@ class Writer:
         return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=facts)
 
     def _dynamics(self, stage: Stage) -> dict[str, np.ndarray]:
-        """The numbers for which a step of length dt is v = λv + I."""
+        """Return the parameters with which a step of length dt is v = λv + I."""
         lost = 1.0 - stage.layer.leak
         if not lost:
             return {"r": np.full(stage.shape, 1 / self.dt, np.float32)}
@@ -141,7 +141,7 @@ class Writer:
 
 
 def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
-    """The kernel of one group, with zeros between the groups: nir 1.0.8's type check ignores groups."""
+    """Return the kernel with one group and zeros between groups, because nir 1.0.8 ignores groups in its type check."""
     if groups == 1:
         return weight
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
@@ -155,9 +155,7 @@ def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
 def _square(
     name: str, weight: np.ndarray, padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A kernel [Cout, Cin, kh, kw] with zeros around it, and the padding for it: nir takes kh for both when it infers a
-    shape.
-    """
+    """Return a kernel [Cout, Cin, kh, kw] made square by zeros, and its padding: nir infers shapes from kh alone."""
     more = [max(weight.shape[2:]) - k for k in weight.shape[2:]]
     if any(m % 2 for m in more):
         raise CannotLower(name, f"nir 1.0.8 infers a wrong shape for a kernel of {weight.shape[2]}x{weight.shape[3]}")
@@ -173,7 +171,7 @@ def _padding(stage: Stage) -> tuple[int, ...]:
 
 
 def full(shape: tuple[int, ...], values: Tensor) -> np.ndarray:
-    """One value for all, one per channel, or one per neuron, as an array of the neurons' shape."""
+    """Return one value, one per channel, or one per neuron as an array of the neurons' shape."""
     values = values.detach().float().cpu()
     if values.dim() == 1 and len(shape) > 1:
         values = values.view(-1, *[1] * (len(shape) - 1))

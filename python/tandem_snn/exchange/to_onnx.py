@@ -1,4 +1,4 @@
-"""to_onnx: a network as an ONNX graph, of one time step or of a whole window."""
+"""to_onnx: export a network as an ONNX graph of one time step or of a whole window."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from ..frozen.network import FrozenNetwork, freeze
 from ..frozen.stages import Stage as Layer
 from .listing import Listing, Stage, listing_of
 
-OPSET, IR_VERSION = 21, 10  # the first that have 4-bit integers
+OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
 
 
 def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
-    """Writes a network as an ONNX file: one time step, as :meth:`FrozenNetwork.step`; or the whole window, if a layer
-    has timing "window".
+    """Export a network as an ONNX file of one time step, or of the whole window if a layer has timing "window".
 
-    One step has the inputs ``x`` (its spikes, or the image), ``step`` and the state, which starts as zeros; a window
-    has ``x`` alone. T, the kind of input and the timing are in the model's metadata, and the batch size is free.
-    docs/onnx.md has all inputs and outputs.
+    A graph of one step has the inputs ``x`` (spikes or image), ``step`` and the state, which starts as zeros; a graph
+    of a window has ``x`` only. T, the kind of input and the timing are in the metadata of the model. The batch size is
+    free. docs/onnx.md describes all inputs and outputs.
 
     Weights rounded by ``freeze(weight_bits=...)`` are int8, or int4 up to 4 bits, in a DequantizeLinear node; their
-    step is in the scale of the currents, except for the readout. The engine sums in float32, in its own order: a
-    potential within rounding of the threshold may be on the other side. If a potential of a sample is infinite or NaN,
-    its answer is NaN.
+    quantisation step is in the scale of the currents, except for the readout. The inference engine sums in float32 in
+    its own order, so a potential within rounding error of the threshold may fall on the other side. If a potential of a
+    sample is infinite or NaN, its answer is NaN.
 
     Args:
-        net: a frozen network, or one to freeze.
-        path: the file.
+        net: a network, which is frozen first, or a frozen network.
+        path: the file to write.
         x: a batch of inputs, for the shapes; not needed if the frozen network has run.
 
     Raises:
-        ValueError: the shapes are unknown: give x; or a layer cannot run step by step (see :class:`CannotLower`).
+        ValueError: the shapes are unknown and x is not given, or a layer cannot run step by step (CannotLower).
         UserError: the package onnx is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -54,11 +53,13 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
 
 
 class Graph:
-    """A whole window, as a call of a :class:`FrozenNetwork`, if a layer has timing "window"; else one time step, as
-    :meth:`FrozenNetwork.step`, with the neurons' state as inputs and outputs.
+    """Builds the ONNX graph.
 
-    A node and its value have the same name. A stage's result is one value, such as counts, or, where a layer fires at
-    once, a value for each step in the graph. Each form is made from the other when a reader asks for it.
+    If a layer has timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`. Otherwise it
+    is one time step, like :meth:`FrozenNetwork.step`, with the state of the neurons as inputs and outputs.
+
+    A node and its value have the same name. The result of a stage is one value, such as counts, or one value for each
+    step in the graph. Each form is made from the other when it is needed.
     """
 
     def __init__(self, network: Listing) -> None:
@@ -67,7 +68,7 @@ class Graph:
         self.T, self.streams = network.T, not network.waits
         self.whole: dict[str, str] = {}
         self.steps: dict[str, list[str]] = {}
-        self.real = {"input"} if network.mode != "events" else set()  # stages whose result is no train
+        self.real = {"input"} if network.mode != "events" else set()  # stages whose result is not a train
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
@@ -108,7 +109,7 @@ class Graph:
         return self.whole[name]
 
     def _counts(self, stage: Stage) -> str:
-        """What a stage has read so far, summed over the steps; a real number is what it is now."""
+        """Return the sum of a stage's input over the steps so far; for real numbers, the present input."""
         if not self.streams or stage.x in self.real:
             return self._whole(stage.x)
         so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), *self.steps[stage.x])
@@ -116,7 +117,7 @@ class Graph:
         return so_far
 
     def _steps(self, name: str) -> list[str]:
-        """The steps of a value; counts become bursts."""
+        """Return one value for each step; counts become bursts."""
         if name not in self.steps:
             counts = self.whole[name]
             self.steps[name] = [self.spikes(counts, t + 1) for t in range(self.T)]
@@ -207,8 +208,10 @@ class Graph:
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
-        """The counts of neurons with potential v after integration: a division if the threshold is a power of two, else
-        repeated subtraction, since multiples of the threshold are rounded.
+        """Return the counts of neurons with timing "window" and potential v after integration.
+
+        If the threshold is a power of two this is a division, else repeated subtraction, because multiples of the
+        threshold are rounded.
         """
         if math.frexp(threshold)[0] == 0.5:
             v = v if threshold == 1.0 else self.op("Mul", v, self.number(1 / threshold))
@@ -223,7 +226,7 @@ class Graph:
     # --- nodes, products, averages ------------------------------------------------------------------------------------
 
     def checked(self, name: str, **facts: str) -> Any:
-        """The finished model, checked."""
+        """Return the finished model, after onnx's checker has accepted it."""
         helper = self.onnx.helper
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         model = helper.make_model(
@@ -243,7 +246,7 @@ class Graph:
         return name
 
     def integers(self, name: str, q: Tensor, largest: int) -> str:
-        """int8; int4 if all values fit: two in a byte, the first in its lower half."""
+        """Add an int8 constant, or int4 if all values fit: two values in a byte, the first in its lower half."""
         if largest > 7:
             return self.constant(name, q)
         halves = np.append(q.flatten().numpy().astype(np.uint8) & 15, np.zeros(q.numel() % 2, np.uint8))
@@ -273,7 +276,7 @@ class Graph:
         self.outputs.append(self.info(name, shape, True))
 
     def watch(self, stage: Stage, v: str) -> None:
-        """Makes the answer of a sample NaN if one of these potentials is infinite or NaN."""
+        """Make the answer of a sample NaN if one of its potentials is infinite or NaN."""
         axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
         self._spoilers.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
 
@@ -289,7 +292,7 @@ class Graph:
         return self._weights[name]
 
     def _weight(self, name: str, layer: Layer) -> str:
-        """Weights of few bits are integers; their step is in the scale of the currents. A readout multiplies by it."""
+        """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.detach().float())
@@ -298,14 +301,14 @@ class Graph:
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
     def product(self, name: str, layer: Layer, x: str) -> str:
-        """Gemm, not MatMul: for dequantised weights, onnxruntime would round MatMul's input to 8 bits."""
+        """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""
         weight = self.weight(name, layer)
         if layer.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
         return self.op("Conv", x, weight, group=layer.groups, **window_of(layer))
 
     def affine(self, stage: Stage, y: str, parts: int) -> str:
-        """The currents of the product y, with one of ``parts`` equal parts of the window's shift."""
+        """Return the currents of the product y, with one of ``parts`` equal parts of the shift."""
         dims, layer = len(stage.shape), stage.layer
         if layer.scale is not None:
             y = self.op("Mul", y, self.per_channel(f"{stage.name}.current_scale", layer.scale, dims))
@@ -315,7 +318,7 @@ class Graph:
         return y
 
     def readout(self, stage: Stage, counts: str, share: str | None = None) -> str:
-        """The answer at these counts; ``share`` multiplies the bias, by default 1."""
+        """Return the answer at these counts; the bias is multiplied by ``share``, by default 1."""
         layer = stage.layer
         if layer.gain != 1.0:
             counts = self.op("Mul", counts, self.number(layer.gain))
@@ -332,7 +335,7 @@ class Graph:
         return self.op("Mul", value, self.per_channel(f"{stage.name}.residual_scale", scale, len(stage.shape)))
 
     def start(self, stage: Stage) -> str | None:
-        """The initial potential; None if it is 0."""
+        """Return the initial potential, or None if it is 0."""
         given = stage.layer.v_init
         if given is None or not bool(given.any()):
             return None
@@ -349,7 +352,7 @@ class Graph:
         return self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
 
     def spiking_average(self, stage: Stage, spikes: str) -> str:
-        """Counts the spikes of each pooling window, which is exact, and multiplies once."""
+        """Count the spikes of each pooling window, which is exact, then multiply once."""
         layer, channels = stage.layer, stage.in_shape[0]
         ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
         inside = self.op("Conv", spikes, ones, group=channels, **window_of(layer))

@@ -1,4 +1,4 @@
-"""Frozen networks: a network's evaluation as one call, step by step, and as one file."""
+"""Frozen networks for inference: a network in evaluation mode that runs as one call or step by step, and its file."""
 
 from .network import FrozenNetwork, freeze, load_frozen
 

@@ -1,6 +1,6 @@
-"""A frozen network as one file: its program, the program's numbers, and the names of its layers.
+"""Save and load a frozen network as one file: its program, the program's data, and the names of its layers.
 
-The file holds no code, and the executor checks the program.
+The file contains no code, and the executor checks the program.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FORMAT = "tandem_snn frozen 3"
 
 
 def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
-    """Writes the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        ValueError: a file cannot hold the network; the message names the layer.
+        ValueError: the network cannot be saved; the message names the layer.
     """
     program, numbers = encode(stages, facts)
     names = "\n".join(stage.name for stage in stages.stages).encode()
@@ -32,10 +32,11 @@ def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
 
 
 def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
-    """Reads a file and checks sizes, checksum and program.
+    """Read a file, and check its sizes, checksum and program.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, of another version, or an impossible network.
+        UserError: the file does not exist, is not a frozen network, is damaged, has another version, or its network is
+            not valid.
     """
     path = Path(path)
     tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
@@ -46,6 +47,6 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
         if not all(name.isprintable() for name in names):
             raise ValueError("a layer's name is no text")
         return decode(tensors["program"], tensors["numbers"], names)
-    except Exception as error:  # a hostile file may fail in ways that torch chooses
+    except Exception as error:  # an untrusted file may make torch raise anything
         why = f"layer {error.layer!r:.80}: {error.why}" if isinstance(error, CannotLower) else str(error)
         raise UserError(f"{path} is not a frozen network that can be: {why[:300]}") from error

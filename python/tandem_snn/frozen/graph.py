@@ -1,4 +1,4 @@
-"""A frozen network on a GPU: the kernels of its layers as one CUDA graph."""
+"""Run a frozen network on a GPU as one CUDA graph of the kernels of its layers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tandem_ext import SpikeTrain
 
 from .stages import Stage
 
-MOST_GRAPHS = 8  # each keeps the memory of one evaluation
+MOST_GRAPHS = 8  # a limit, because each graph keeps the memory of one evaluation
 
 
 def key_of(x: Tensor | SpikeTrain) -> Hashable:
-    """Inputs with the same key can take the same graph. None: no graph can take x."""
+    """Return the key of a graph that x can use, or None if there can be no graph for x."""
     if not isinstance(x, SpikeTrain):
         return x.device, tuple(x.shape), x.dtype
     return None if isinstance(x.gain, Tensor) else (x.device, tuple(x.shape), x.T, x.gain, x.timing)
 
 
 class Graph:
-    """The network's evaluation of inputs like x.
+    """A CUDA graph that evaluates the network for inputs like x.
 
-    To be called under ``torch.inference_mode``, and on one stream at a time: calls share the memory of the graph.
+    Call it under ``torch.inference_mode``, and on one stream at a time, because calls share the memory of the graph.
     """
 
     def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
@@ -32,7 +32,7 @@ class Graph:
         self._given = self._x.stored if isinstance(self._x, SpikeTrain) else self._x
         now, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
         side.wait_stream(now)
-        with torch.cuda.stream(side):  # a first call: what libraries allocate in it is not part of the graph
+        with torch.cuda.stream(side):  # a first call, so that allocations by libraries are not part of the graph
             net(self._x)
         now.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
@@ -46,9 +46,9 @@ class Graph:
 
 
 def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
-    """The graph, or None for a network that waits for the GPU or otherwise cannot be captured. Raises other errors."""
+    """Return the graph, or None if the network cannot be captured, for example because it waits for the GPU."""
     for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.dim() == 4:  # as kernels read weights; else every replay would copy them
+        if tensor.dim() == 4:  # the layout that the kernels need; otherwise every replay would copy the weights
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     for stage in net.modules():
         if isinstance(stage, Stage):
@@ -56,7 +56,7 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     try:
         return Graph(net, x)
     except RuntimeError as error:
-        if "captur" not in str(error):  # CUDA's errors of a capture have no type of their own
+        if "captur" not in str(error):  # CUDA has no error class for failed captures
             raise
         return None
 

@@ -1,4 +1,4 @@
-"""From a network to the list of its layers and moves: torch.fx finds how they are connected."""
+"""Lower a network to a list of stages, with torch.fx to find how its layers are connected."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ _Gain = float | Tensor
 
 @torch.no_grad()
 def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
-    """The evaluation of ``net``, in whatever mode it is, for a gain of its input.
+    """Return the evaluation of ``net`` as stages, for a gain of its input. The mode of ``net`` does not matter.
 
     Raises:
-        CannotLower: the network has other parts than this package's layers.
+        CannotLower: the network contains modules or operations other than layers of ``tandem_snn.nn``.
     """
     return net if isinstance(net, Stages) else Lowering(net, gain).stages()
 
 
 def snapshot(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with the present results of pruning, weight norm and other parametrisations."""
+    """Copy a network in evaluation mode; pruning, weight norm and other parametrisations become plain weights."""
     values = [value for module in net.modules() for value in vars(module).values()]
-    memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}  # else not copied
+    # deepcopy does not support tensors that are not leaves
+    memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
     net = copy.deepcopy(net, memo).eval().requires_grad_(False)
     for module in net.modules():
         for hook in list(module._forward_pre_hooks.values()):
@@ -50,7 +51,7 @@ def snapshot(net: nn.Module) -> nn.Module:
                 nn.utils.remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 nn.utils.remove_spectral_norm(module, hook.name)
-        if parametrize.is_parametrized(module):  # remove_parametrizations would change the class, which net shares
+        if parametrize.is_parametrized(module):  # remove_parametrizations would change the class shared with net
             parametrizations: Any = module.parametrizations
             made = {name: nn.Parameter(getattr(module, name)) for name in parametrizations}
             module.__class__ = parametrize.type_before_parametrizations(module)
@@ -74,7 +75,7 @@ def trace(net: nn.Module) -> fx.Graph:
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward runs: remove the hook")
     try:
         return _Tracer().trace(net)
-    except Exception as error:  # a forward may raise anything at a value that is not there yet
+    except Exception as error:  # a user's forward may raise anything when it is traced
         why = f"something does not come from a layer of tandem_snn.nn, and torch.fx cannot follow it ({error})"
         raise CannotLower("net", why) from error
 
@@ -83,9 +84,9 @@ class Lowering:
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
-        self.values: dict[Any, int] = {}  # the number of a node's value
-        self.gains: dict[Any, _Gain] = {}  # the worth of its spikes or units
-        self.images = {INPUT}  # the input, and moves of it
+        self.values: dict[Any, int] = {}  # the number of each node's value
+        self.gains: dict[Any, _Gain] = {}  # the gain of each node's value
+        self.images = {INPUT}  # the input, and the input after moves such as pooling
         self.first_gain = gain
         self.mode: str | None = None
         self.T: int | None = None
@@ -173,7 +174,7 @@ class Lowering:
 
 
 def _operator(node: fx.Node) -> str:
-    """The operator of the user's network, which functions of :func:`tandem_snn.convert` may stand for or before."""
+    """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
     if node.target is total and node.users:
         return _operator(next(iter(node.users)))
     target: Any = node.args[0] if node.target in (rearranged, largest, largest_now) else node.target
@@ -182,7 +183,7 @@ def _operator(node: fx.Node) -> str:
 
 
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
-    """Names the neurons, rather than one of the operators before them."""
+    """Raise an error that names the neurons, which is clearer than an error about an operator before them."""
     if isinstance(layer, Neurons):
         why = f"its currents come the general way ({layer.sums or 'any sum of linear maps'})"
         raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and has no step")
@@ -196,12 +197,12 @@ def _by_channel(gain: _Gain) -> bool:
 
 
 def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
-    """The layer's weights, times a gain per channel, and the gain that is left."""
+    """Multiply a gain per channel into the layer's weight; return the weight and the remaining gain."""
     weight = layer.weight.detach()
     if not _by_channel(gain):
         return weight, gain
     product = layer.synapses() if isinstance(layer, tnn.SpikingLayer) else LINEAR
-    each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # flattened, a channel is that many
+    each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 
 
@@ -209,13 +210,13 @@ def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage
     step = None
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
-        weight = q if q.dtype == torch.float64 else q.to(torch.int8)  # whose kernels have no scale of float64
+        weight = q if q.dtype == torch.float64 else q.to(torch.int8)  # int8 kernels do not support a float64 scale
     geometry = geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
     return Stage(name, kind, x, weight=weight, step=step, **geometry)
 
 
 def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
-    """A Stage's fields of the geometry of a convolution with a kernel of that size."""
+    """Return the fields of a Stage for a convolution with this kernel size."""
     return {
         "groups": product.groups,
         "kernel": _pair(kernel, 1),
@@ -227,7 +228,7 @@ def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
 
 
 def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
-    """Vertical and horizontal."""
+    """Return sizes as (vertical, horizontal)."""
     vertical, horizontal = (neutral, neutral, *sizes)[-2:]
     return vertical, horizontal
 
@@ -245,13 +246,14 @@ def _move(name: str, x: int, layer: Any) -> Stage:
         return Stage(name, "max_pool", x, dilation=layer.dilation, ceil=layer.ceil_mode, **window)
     if not layer.spiking:
         return Stage(name, "mean", x, **window)
-    start = torch.full_like(layer.weight, layer.v_init)  # of the weight's type, in which 1/k² is rounded
+    start = torch.full_like(layer.weight, layer.v_init)  # its dtype is that in which 1/k² is rounded
     return Stage(name, "average", x, v_init=start, timing=layer.timing, **window)
 
 
 def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
-    """The list with moves wherever a train has another form, planes or counts, than its reader takes."""
-    forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}  # by the new number
+    """Insert conversions between planes and counts where a stage reads a train in the form of another timing."""
+    # indexed by the number of a value in the new list
+    forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}
     now = {ABSENT: ABSENT, INPUT: INPUT}
     moved: dict[int, int] = {}
     result: list[Stage] = []

@@ -1,4 +1,4 @@
-"""FrozenNetwork: a snapshot of a network's evaluation that runs as one call, or step by step."""
+"""FrozenNetwork: a snapshot of a network in evaluation mode that runs as one call, or step by step."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from .program import Facts, Program
 from .quantise import Grid, grids_of, round_
 from .stages import CannotLower, Stage, Stages, check_finite
 
-MOST_PROGRAMS = 8  # each has its own copy of the packed weights
-_TRACING = threading.Lock()  # torch.fx changes classes while it traces
+MOST_PROGRAMS = 8  # a limit, because each program has its own copy of the packed weights
+_TRACING = threading.Lock()  # torch.fx patches classes while it traces
 
 
 class FrozenNetwork(nn.Module):
-    """The result of :func:`freeze`. A call takes the network's input and returns its readout.
+    """A network for inference, made by :func:`freeze`. Call it with the input of the network to get its readout.
 
     Attributes:
-        net: the snapshot: the network in evaluation mode, with its own copy of every weight; from a file, the list of
-            its layers.
-        weight_bits: bits per weight, or None for the weights of the network's evaluation.
+        net: the snapshot: the network in evaluation mode, with its own copy of every weight; for a network from a file,
+            its list of stages.
+        weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
         T: the number of time steps; None until it is known (see :func:`freeze`).
-        shape: [*features] of its input; None until it has run.
+        shape: the shape [*features] of its input; None until it has run.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
     >>> frozen = tandem_snn.freeze(net)
@@ -60,20 +60,21 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
-        self._programs: dict[Any, Program] = {}  # by the worth of a spike of the input
+        self._programs: dict[Any, Program] = {}  # by the gain of the input
         self._graphs: dict[Any, Graph | None] = {}
-        check_finite(self._program_for(1.0).layers)  # traced here, where no other thread serves the network
+        check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
         self.reset()
 
     @property
     def grids(self) -> dict[str, Grid]:
-        """The integers and steps of the weights of few bits, by the layer's name."""
+        """The integers and quantisation steps of layers with ``weight_bits``, by layer name."""
         return grids_of(self._program_for(1.0).layers)
 
     @property
     def latency(self) -> int | None:
-        """Steps of a stream from the first step of a window to its complete answer: T, and T more for each layer with
-        timing "window" on the way. None while T is not known.
+        """The number of stream steps from the first step of a window to its complete answer; None while T is not known.
+
+        It is T, plus T for each consecutive layer with timing "window".
 
         >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
         >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
@@ -83,20 +84,20 @@ class FrozenNetwork(nn.Module):
 
     @property
     def _windows(self) -> int:
-        """How many layers with timing "window" follow one another."""
+        """The number of consecutive layers with timing "window"."""
         layers = self._program_for(1.0).layers
         return layers.windows if isinstance(layers, Stages) else 0
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
-        """The readout [B, outputs] of the whole window, for a batch x of images or spike trains."""
-        if not torch.is_inference_mode_enabled():  # entering it again takes as long as a small layer
+        """Return the readout [B, outputs] of the whole window, for a batch x of images or a SpikeTrain."""
+        if not torch.is_inference_mode_enabled():  # entering inference mode takes as long as a small layer
             with torch.inference_mode():
                 return self.forward(x)
         T = self._window_of(x)
         return spoiled(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
 
     def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
-        """T of this call: another thread may call with another."""
+        """Return T of this call, which self.T may not be if another thread calls with another T."""
         _check_batch("x", x)
         if isinstance(x, SpikeTrain):
             if x.T != self.T:
@@ -113,14 +114,14 @@ class FrozenNetwork(nn.Module):
         if x.device.type == "cpu" and program.refusal is None:
             try:
                 return program.run(x, T)[0]
-            except (RuntimeError, ValueError) as error:  # the layers may do better, or say what is wrong with x
+            except (RuntimeError, ValueError) as error:  # the layers may support x, or raise a clearer error
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
         answer: Tensor = program.layers(x)
         return answer
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
-        """On a GPU: the kernels of the layers as one CUDA graph, or one by one if there can be none."""
+        """Run on a GPU, as one CUDA graph, or layer by layer if there can be no graph."""
         layers, key = self._program(x).layers, key_of(x)
         if key is not None and key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
@@ -139,7 +140,7 @@ class FrozenNetwork(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
 
     def _forget_weights(self) -> None:
-        """Programs have copies of the weights, and graphs have their addresses."""
+        """Drop programs, which have copies of the weights, and graphs, which have their addresses."""
         self._programs.clear()
         self._graphs.clear()
         for stage in self.net.modules():
@@ -147,14 +148,14 @@ class FrozenNetwork(nn.Module):
                 stage.digits = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without programs, since another version or machine may pack weights differently, and without graphs."""
+        """Pickle without graphs and programs: another version or machine may pack weights differently."""
         return self.__dict__ | {"_programs": {}, "_graphs": {}}
 
     def example(self) -> Any:
-        """A sample [1, *features] of zeros, as input of the network.
+        """Return an input of the network with one sample of zeros.
 
         Raises:
-            ValueError: the network has not run yet, so its input's shape is unknown.
+            ValueError: the network has not run yet, so the shape of its input is unknown.
         """
         if self.shape is not None and self._takes_images:
             return torch.zeros(1, *self.shape)
@@ -164,30 +165,32 @@ class FrozenNetwork(nn.Module):
         raise ValueError("x: expected a batch of inputs: the network has not run, so it does not know their shape")
 
     def reset(self) -> None:
-        """Forgets the stream: the next :meth:`step` is step 0."""
+        """End the stream: the next :meth:`step` is step 0 of a new one."""
         self._state: Tensor | None = None
         self._steps = self._batch = 0
-        self._window: int | None = None  # T of the stream
+        self._window: int | None = None  # the T of the stream
 
     @torch.inference_mode()
     def step(self, x_t: Tensor) -> Tensor:
-        """One time step.
+        """Run one time step of a stream.
 
-        With timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps later. Of
-        images it uses the one at the first step of each window. Other networks go on after T steps, with all that came
-        before: call :meth:`reset` before the next recording.
+        The state carries over from step to step, also beyond T; call :meth:`reset` before the next recording. With
+        timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps later, and the
+        image of a window is the one at its first step.
 
         Args:
-            x_t: on the CPU, the step's spikes [B, *features], 0 and 1, or the image of a direct encoder.
+            x_t: the spikes of the step, 0 and 1, [B, *features], or the image if the network has a direct encoder; on
+                the CPU.
 
         Returns:
-            The readout so far [B, outputs], with t/T of the bias; after T steps exactly the readout of the window. NaN
-            until the first window has passed a pipeline.
+            The readout so far, [B, outputs], with t/T of the bias. After T steps it equals the readout of the window.
+            In a pipeline it is NaN until the first window has passed.
 
         Raises:
             TypeError: x_t is not a tensor.
-            ValueError: T is not known; the gate "resu", which needs the end of the window; no program; other spikes
-                than 0 and 1; batch or T changed without :meth:`reset`; a later layer of a pipeline reads the image.
+            ValueError: the network cannot stream: T is not known, the gate is "resu", which needs the end of the
+                window, there is no program, or a later layer of a pipeline reads the image; or x_t is not on the CPU,
+                is not 0 and 1, or has another batch or T than before without :meth:`reset`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -220,9 +223,13 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
-        """The results of :meth:`step` at all steps, [T, B, outputs], for a batch x as for a call, in about its time.
+        """Return the results of :meth:`step` for all steps, in about the time of one call.
 
-        Of a pipeline, the results at the steps of the window in which the answer comes.
+        Args:
+            x: a batch of inputs, as for a call.
+
+        Returns:
+            [T, B, outputs]. For a pipeline, the T steps in which the answer comes.
 
         Raises:
             TypeError: x is not a batch.
@@ -236,7 +243,7 @@ class FrozenNetwork(nn.Module):
         T = self._window_of(x)
         program = _streaming(self._program(x), x.device)
         answers, state = program.run(x, T, every=True)
-        if not self._windows and answers.isnan().any():  # of all steps, where it may have begun at one of them
+        if not self._windows and answers.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(answers)):
                 now: Any = step_of(x, t) if isinstance(x, SpikeTrain) else x
                 answers[t], state = program.run(now, T, state, t)
@@ -244,20 +251,21 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Early exit: the answer of each sample at the first step at which the network is confident.
+        """Early exit: return the answer of each sample at the first step at which the network is confident.
 
         Hardware that works step by step can stop there. Here all steps are computed together, in less time than a few
-        single steps. Of a pipeline, the steps of its last window count.
+        single steps. For a pipeline, these are the T steps in which the answer comes.
 
         Args:
-            x: a batch as for a call.
-            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches it, or at step T.
+            x: a batch of inputs, as for a call.
+            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or at T.
 
         Returns:
-            The readouts [B, outputs] at these steps, and the numbers of steps [B] (int64).
+            (readouts, steps): the readouts [B, outputs] at these steps, and the number of steps of each sample, int64
+            [B].
 
         Raises:
-            TypeError: x is not a batch, or confidence not a number.
+            TypeError: x is not a batch, or confidence is not a number.
             ValueError: confidence is out of range, the network has one output, or it cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
@@ -274,19 +282,22 @@ class FrozenNetwork(nn.Module):
             raise ValueError("confidence: the softmax of a single output is always 1, so no step is surer than another")
         sure = answers.flatten(2).softmax(2).amax(2) >= confidence
         sure[-1] = True
-        last = sure.int().argmax(0)  # the first step of those
+        last = sure.int().argmax(0)  # the first step that is sure
         return answers[last, torch.arange(len(last))], last + 1
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the network as the file ``path``, for :func:`load_frozen` and for programs without Python.
+        """Save the network to the file ``path``, for :func:`load_frozen` and for programs without Python.
 
-        The file is safetensors with a format version and a checksum, written whole or not at all. It holds the program
-        and its numbers; weights of few bits take a byte each. The stream's state is not saved.
+        The file is safetensors with a format version and a checksum, and is written atomically. It contains the program
+        and its data; weights of 2 to 8 bits take a byte each. The state of a stream is not saved.
 
         Raises:
-            ValueError: the network has other parts than layers of ``tandem_snn.nn``: a file holds no code. The message
-                names the part.
+            ValueError: the network contains something other than layers of ``tandem_snn.nn``, which the message names;
+                a file contains no code.
             UserError: the package safetensors is not installed.
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
+        >>> freeze(net).save("net.tandem")
         """
         try:
             file.write(path, lower(self.net), Facts(self.T, self.weight_bits, self.shape))
@@ -311,28 +322,31 @@ class FrozenNetwork(nn.Module):
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
-    """A snapshot of the network's evaluation, for inference: the whole network is one call.
+    """Freeze a network for inference: a snapshot in evaluation mode that runs as a single call.
 
-    Batch norm is folded into scale and shift, weights are packed once, and nothing runs in Python between the layers.
-    Sums over spikes are exact integers, so the answer is bit for bit that of the network's evaluation, whatever the
-    threads or the processor, and :meth:`FrozenNetwork.step` arrives at it step by step. A sample's answer does not
-    depend on its batch, except that torch may round the product of a real-valued input differently for other sizes.
-    A network without a program (other modules between the layers, forward hooks, float64 weights) runs layer by layer,
-    as do bfloat16 and float16 if T exceeds 256 and 2,048, up to which they count. On a GPU the kernels of the layers
-    are one CUDA graph for each shape of batch, of which eight are kept, and multiply float32 weights as the same
-    integers.
+    Batch norm is folded into scale and shift, weights are packed once, and no Python runs between the layers. Sums over
+    spikes are exact integers. So the answer is bit-identical to that of the network in evaluation mode, for any number
+    of threads and any processor, and :meth:`FrozenNetwork.step` reaches it step by step. A sample's answer does not
+    depend on its batch, except that torch may round the product of a real-valued input differently for other batch
+    sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
+    runs layer by layer; so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these types
+    cannot represent larger counts. On a GPU the kernels run as one CUDA graph for each batch shape, of which the latest
+    eight are kept, and multiply float32 weights as the same integers.
 
     Args:
-        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Of DataParallel,
-            DistributedDataParallel and AveragedModel it is the network within.
-        weight_bits: round the weights to that many bits, 2 to 8, symmetrically: integers times one step per output
-            channel, see ``grids``. None rounds as the network itself does (``weight_bits`` of its layers).
-        T: the number of time steps, for a network without Encoder that is to stream before it has seen a train.
+        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. DataParallel,
+            DistributedDataParallel and AveragedModel are unwrapped.
+        weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
+            channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
+        T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
+
+    Returns:
+        A FrozenNetwork.
 
     Raises:
-        TypeError: net is no module, or T no int.
-        ValueError: several inputs; weight_bits or T out of range; few bits for neurons of the general way; a weight,
-            scale, threshold or statistic that is not finite (the message names the layer).
+        TypeError: net is not a module, or T is not an int.
+        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but neurons use the
+            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -357,14 +371,14 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
 
 def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
-    """A frozen network from the file ``path`` of :meth:`FrozenNetwork.save`, with bit-identical answers.
+    """Load a frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
 
-    The file may be untrusted: it has no code, sizes are checked before anything is allocated, and checksum and every
-    setting of every layer are checked. The cost of running its layers has no limit.
+    The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
+    every setting of every layer are checked. The cost of running its layers is not limited.
 
     Raises:
-        UserError: no such file, not a frozen network, damaged, another version of the format, or an impossible network;
-            a ValueError.
+        UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or
+            its network is not valid. It is a ValueError.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
     >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
@@ -379,7 +393,7 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
 
 
 def _streaming(program: Program, device: torch.device) -> Program:
-    """Checks that the program can stream, and returns it."""
+    """Return the program, after checking that it can stream."""
     if device.type != "cpu":
         raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
     if program.refusal is not None:

@@ -1,6 +1,6 @@
-"""A list of stages as a program and its numbers, for ``frozen_run`` and files, and back.
+"""Encode a list of stages as a program and its data, for ``frozen_run`` and files, and decode it.
 
-A stage's fields are those of an instruction (``csrc/kernels/network/program.h``). The executor checks programs.
+Each stage is an instruction with the same fields (``csrc/kernels/network/program.h``). The executor checks programs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
 _MODES = list(SIGNALS)
-_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # fields stored as the index of a name
+_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
 
 
 class Facts(NamedTuple):
-    """Further facts of a program: T if no Encoder gives it, the bits of its weights, the shape of its input."""
+    """Further metadata of a program: T if there is no Encoder, the bits of its weights, the shape of its input."""
 
     T: int | None = None
     weight_bits: int | None = None
@@ -42,10 +42,10 @@ _NO_FACTS = Facts()
 
 
 def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
-    """The program (int64) and its numbers (uint8).
+    """Return the program (int64) and its data (uint8).
 
     Raises:
-        CannotLower: no program can hold the network; the message names the layer.
+        CannotLower: the network cannot be a program; the message names the layer.
     """
     block = _Block()
     dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
@@ -72,10 +72,10 @@ def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
 
 
 def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Facts]:
-    """The list, from untrusted words and bytes.
+    """Decode a program and its data, which may be untrusted.
 
     Raises:
-        ValueError: they are not a program.
+        ValueError: they are not a valid program.
     """
     if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
         raise ValueError("a program is int64, and its numbers are bytes")
@@ -96,7 +96,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
 
 
 def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
-    """In the executor's errors, names the layer instead of the instruction's number."""
+    """Call the executor; replace the number of an instruction in its errors by the name of the layer."""
     try:
         return call()
     except (RuntimeError, ValueError) as error:
@@ -107,10 +107,10 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
 
 
 class Program:
-    """A network for one gain of its input, as a list of stages and as one call of the executor.
+    """A network for one gain of its input, as a list of stages and as a program that the executor runs in one call.
 
     Attributes:
-        layers: runs layer by layer: the list, or the network itself if it has none.
+        layers: a module that runs layer by layer: the list of stages, or the network itself if it cannot be lowered.
     """
 
     def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
@@ -118,11 +118,11 @@ class Program:
         try:
             self.layers = lower(net, gain)
         except CannotLower as reason:
-            self._reason = reason.with_traceback(None)  # its frames would keep every value of the network
+            self._reason = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
 
     @functools.cached_property
     def refusal(self) -> CannotLower | None:
-        """Why the executor does not run it, or None once it is prepared."""
+        """The reason why the executor cannot run the network; None if it can, and is prepared."""
         if isinstance(self.layers, Stages):
             try:
                 self.words, self.numbers = encode(self.layers)
@@ -134,30 +134,34 @@ class Program:
 
     @functools.cached_property
     def streams(self) -> bool:
-        """Can it run step by step? The gate "resu" needs the whole window."""
+        """Whether the network can run step by step. The gate "resu" needs the whole window."""
         return all(getattr(stage, "gate", None) != "resu" for stage in self.layers.modules())
 
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The readout and the state after the whole window, or after each of its steps or, given a state, after one."""
+        """Run the program; return (readout, state).
+
+        It runs the whole window; with ``every``, the readouts are those after each step. Given a state, it runs one
+        step.
+        """
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
 
 
 class _Block:
-    """Bytes that grow by aligned pieces."""
+    """A growing block of bytes in aligned pieces."""
 
     def __init__(self) -> None:
         self._pieces: list[Tensor] = [torch.zeros(0, dtype=torch.uint8)]
         self._size = 0
 
     def put(self, values: Tensor | None) -> int:
-        """Appends the tensor's bytes and returns their offset."""
+        """Append the bytes of a tensor and return their offset."""
         if values is None:
             return ABSENT
         offset = self._size
-        flat = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))  # one number may have stride 0
+        flat = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))  # one element may have stride 0
         data = flat.view(torch.uint8)
         self._pieces += [data, torch.zeros(-data.numel() % _ALIGNMENT, dtype=torch.uint8)]
         self._size += data.numel() + len(self._pieces[-1])
@@ -185,7 +189,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
             if value is not None and name != "weight":
                 value = value.to(torch.promote_types(dtype, torch.float32))
             if name == "v_init" and value is not None and value.dim() > 1:
-                value = value.movedim(0, -1)  # as neurons are numbered
+                value = value.movedim(0, -1)  # neurons are channels-last
             row[name] = block.put(value)
         else:
             row[name] = _bits(value) if kind == "float" else _NAMES[name].index(value) if kind == "str" else int(value)
@@ -193,7 +197,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
 
 
 def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
-    """The stage of a row; the executor has checked its places in the numbers."""
+    """Decode the stage of a row, whose offsets the executor has checked."""
     compute = torch.promote_types(dtype, torch.float32)
     values: dict[str, Any] = {}
     for key, kind in _TYPES.items():

@@ -1,4 +1,4 @@
-"""Weights of few bits in a snapshot, rounded once."""
+"""Round the weights of a snapshot to few bits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .stages import Stages
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Weights that are integers times a step per output channel.
+    """Weights as integers times a quantisation step per output channel.
 
     Attributes:
-        q: the integers, as floats or int8, of the weight's shape [N, ...].
-        step: [N], in the weight's dtype.
+        q: the integers, as floats or int8, with the shape of the weight, [N, ...].
+        step: the quantisation steps [N], in the dtype of the weight.
     """
 
     q: Tensor
     step: Tensor
 
     def weight(self) -> Tensor:
-        """The weights step·q."""
+        """Return the weights step·q."""
         if self.q.dim() < 2 or self.step.shape != self.q.shape[:1]:
             raise ValueError(f"steps of shape {list(self.step.shape)} for weights of shape {list(self.q.shape)}")
         return self.q.to(self.step.dtype) * over_inputs(self.step, self.q)
@@ -37,12 +37,12 @@ class Grid:
 
 @torch.no_grad()
 def round_(net: nn.Module, bits: int | None) -> None:
-    """Rounds the weights of layers and readouts in place to so many bits, or with None to each layer's own number.
+    """Round the weights of layers and readouts in place to ``bits``; None: to the ``weight_bits`` of each layer.
 
     If gains differ by channel, layers round their weights times the gain when they run.
 
     Raises:
-        ValueError: neurons whose currents come the general way: torch's own operators have their weights.
+        ValueError: neurons use the general way, in which torch's operators multiply the weights.
     """
     general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
     if bits is not None and general is not None:
@@ -58,7 +58,7 @@ def round_(net: nn.Module, bits: int | None) -> None:
 
 @torch.no_grad()
 def grids_of(net: nn.Module) -> dict[str, Grid]:
-    """The grids of the layers whose weights have few bits, by name."""
+    """Return the grids of the layers with ``weight_bits``, by name."""
     if isinstance(net, Stages):
         return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
     grids = {}

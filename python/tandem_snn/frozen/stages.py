@@ -1,8 +1,8 @@
-"""A network's evaluation as a list of stages: the one form that runs, is saved, and is exported.
+"""A network in evaluation mode as a list of stages, the common form for running, saving and exporting it.
 
-Gains, biases, batch norm, thresholds per channel and the steps of weights of few bits are folded into one affine map
-per channel: I[t] = scale·(W s_in[t]) + shift/T. A list runs layer by layer on any device; as a program
-(:mod:`.program`) it runs in one call.
+Gains, biases, batch norm, thresholds per channel and quantisation steps are folded into one affine map per channel:
+I[t] = scale·(W s_in[t]) + shift/T. A list runs layer by layer on any device; as a program (:mod:`.program`) it runs in
+one call.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from ..nn.currents import NEVER, step_currents
 from ..nn.signals import describe, map_counts
 
 _ops = torch.ops.tandem
-# The executor's names for the fields of its header and instructions and for the kinds of instructions; its constants.
+# The executor gives the names of the fields of headers and instructions, the kinds of instructions, and constants.
 HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
-ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # as a value: none, and the network's input
+ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
-FORMS = {"popcount": "window", "burst": "step"}  # moves that give trains the form of another timing
+FORMS = {"popcount": "window", "burst": "step"}  # stages that convert trains to the form of another timing
 Pair = tuple[int, int]
 _CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 
 
 class CannotLower(ValueError):
-    """A network, or its layer named ``layer``, that has no list, or whose list has no program."""
+    """The network cannot be lowered to stages or a program. ``layer`` names the layer, or is "net"."""
 
     def __init__(self, layer: str, why: str) -> None:
         super().__init__(f"{layer}: {why}")
@@ -46,25 +46,25 @@ class CannotLower(ValueError):
 
 @dataclass(eq=False, repr=False)
 class Stage(nn.Module):
-    """One layer or move: the fields of the executor's instruction (``csrc/kernels/network/program.h``).
+    """One layer, or one move (pooling, flatten): the fields of an instruction (``csrc/kernels/network/program.h``).
 
-    Tensors are buffers, and have no plain default, which would hide them.
+    Tensors are buffers. They have no ordinary default, because a class attribute would hide the buffer.
 
     Attributes:
-        name: the layer's name in its network; stages may share it.
-        input, residual: the values it reads: numbers of earlier stages, or INPUT.
-        fires: False gives the currents of every step, for another layer's residual.
-        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]: ``scale`` then has the step in it, and a
+        name: the name of the layer in its network; stages may share it.
+        input, residual: the numbers of the values it reads: earlier stages, or INPUT.
+        fires: False returns the currents of every step, for the residual of another layer.
+        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]. With int8, ``scale`` includes the step; a
             readout's weights are step·weight.
-        scale, shift, residual_scale: [N], None if neutral. A readout's shift is its bias, a mean's scale the gain of
-            each channel.
-        v_init: 0-dim, [N], or [N, *space] where space may be 1.
-        kernel, stride, padding, after, dilation: vertical, horizontal; ``after`` is further padding at the end.
-        ceil: of a max_pool. first, last: the dimensions of a flatten.
-        gain: the worth of a count, for a stage that reads counts and not spikes.
-        timing: of neurons, and of currents for others. A stage reads trains in that form; a stage "popcount" or "burst"
-            changes the form.
-        move: the pooling or Flatten of a stage without weights.
+        scale, shift, residual_scale: [N], None if neutral. For a readout, shift is the bias; for a mean, scale is the
+            gain of each channel.
+        v_init: 0-dim, [N], or [N, *space], where spatial sizes may be 1.
+        kernel, stride, padding, after, dilation: (vertical, horizontal); ``after`` is extra padding at the end.
+        ceil: ceil_mode of a max_pool. first, last: the dimensions of a flatten.
+        gain: a factor of counts, for a stage that reads counts instead of spikes.
+        timing: the timing of neurons or currents, which is also the form of the trains that the stage reads. The stages
+            "popcount" and "burst" convert the form.
+        move: the module of a stage without weights.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stage(nn.Module):
             if "Tensor" in str(each.type):
                 self.register_buffer(each.name, self.__dict__.pop(each.name))
         self.move = self._move() if self.weight is None else None
-        self.digits: Tensor | None = None  # multiplied by a GPU instead of the weight, once prepare() was called
+        self.digits: Tensor | None = None  # set by prepare(); a GPU multiplies them instead of the weight
 
     def prepare(self) -> None:
         if self.digits is None and self.weight is not None and self.kind == "layer":
@@ -117,7 +117,7 @@ class Stage(nn.Module):
 
     @property
     def axes(self) -> int:
-        """Dimensions of space."""
+        """The number of spatial dimensions."""
         return 2 if self.weight is None else self.weight.dim() - 2
 
     def over_axes(self, sizes: Pair) -> tuple[int, ...]:
@@ -125,13 +125,13 @@ class Stage(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
+        """The dtype of the weights."""
         numbers = self.weight if self.step is None else self.step
         assert numbers is not None
         return numbers.dtype
 
     def real_weight(self) -> Tensor:
-        """The weights for products of real numbers."""
+        """Return the weights for products with real numbers."""
         assert self.weight is not None
         if self.step is None:
             return self.weight
@@ -180,7 +180,7 @@ class Stage(nn.Module):
         return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
-        """(planes, counts, mask, v, bad) of neurons, by the op."""
+        """Run the neurons by their op; return (planes, counts, mask, v, bad)."""
         neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None, "bad": None}
         neutral |= {"leak": 1.0, "gate": "relu", "timing": self.timing}
         settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
@@ -211,7 +211,7 @@ class Stage(nn.Module):
         return self._product(counts if self.gain == 1.0 else counts * self.gain, self.shift)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of neurons, [B, N, *space]; raises ValueError for an input that does not fit."""
+        """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
         assert self.weight is not None
         if self.axes == 0:
             return Product().output_shape(shape, self.weight)
@@ -220,7 +220,7 @@ class Stage(nn.Module):
 
 
 class _InForm(nn.Module):
-    """A train in the form of that timing."""
+    """Converts a train to the form of a timing."""
 
     def __init__(self, timing: str) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class _InForm(nn.Module):
 
 
 def check_finite(layers: nn.Module) -> None:
-    """Raises ValueError, which names the layer, where a constant is infinite or NaN."""
+    """Raise ValueError, with the name of the layer, if a constant is infinite or NaN."""
     for name, value in (*layers.named_parameters(), *layers.named_buffers()):
         if value.is_floating_point() and not bool(value.isfinite().all()):
             layer, _, what = name.rpartition(".")
@@ -242,13 +242,13 @@ def check_finite(layers: nn.Module) -> None:
 
 
 class Stages(nn.Module):
-    """A network's evaluation: all stages in order; the last gives the answer.
+    """A network in evaluation mode: all stages in order; the last returns the answer.
 
     Attributes:
-        mode: the kind of input, as of ``tnn.Encoder``.
-        T: the number of time steps; None: that of the given train.
-        depths: for each stage, the number of layers with timing "window" before it: each delays by a window.
-        windows: the number of windows from the input to its answer.
+        mode: the kind of input, as in ``tnn.Encoder``.
+        T: the number of time steps; None: the T of each input train.
+        depths: for each stage, the number of layers with timing "window" before it, each of which delays by a window.
+        windows: the delay of the answer, in windows.
     """
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
@@ -269,10 +269,11 @@ class Stages(nn.Module):
         return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
-        """The input as a signal for the first stages.
+        """Return the input as a signal for the first stages.
 
         Raises:
-            TypeError, ValueError: x is of another kind, or has another T.
+            TypeError: x is not the expected kind of input.
+            ValueError: x has another T.
         """
         if isinstance(x, SpikeTrain) != (self.mode == "events"):
             wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
@@ -284,7 +285,7 @@ class Stages(nn.Module):
         return x.but(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
-        """The answer; ``watch(number, x, y)`` is called with each stage's input and output."""
+        """Return the answer. ``watch(number, x, y)`` is called with the input and output of each stage."""
         values = {ABSENT: None, INPUT: self.signal(x)}
         for number, stage in enumerate(self.stages):
             y = values[number] = stage(values[stage.input], values[stage.residual])

@@ -1,1 +1,1 @@
-"""Import from and export to other simulators, layer by layer, with equivalent neurons."""
+"""Import networks from other simulators and export to them, layer by layer, with equivalent neurons."""

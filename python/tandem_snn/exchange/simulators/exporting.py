@@ -1,4 +1,4 @@
-"""Export: a network whose forward is one time step of another simulator."""
+"""Export a network as one time step of another simulator."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WriteNeuron = Callable[[Neuron], tuple[nn.Module, float | Tensor]]
 
 
 def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = None) -> fx.GraphModule:
-    """The evaluation of ``net`` as a module of torch's layers and another simulator's neurons.
+    """Export ``net`` in evaluation mode as a module of torch's layers and the neurons of another simulator.
 
     Args:
         x: a batch of inputs, for the shapes.
-        write: returns the other simulator's module for a neuron (factor 1 and offset 0), and a further current that it
-            needs at each step. Raises ValueError if the neuron is not supported.
-        windows: modules for timing "window", see spikingjelly_windows.py; None: not supported.
+        write: a function that returns the other simulator's module for a neuron (factor 1 and offset 0), and an
+            additional current that this module needs at each step. It raises ValueError if the neuron is not supported.
+        windows: the modules for timing "window", see spikingjelly_windows.py; None: not supported.
 
     Raises:
         CannotLower: a layer is not supported; the message names it.
@@ -43,7 +43,7 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
         return graph.call_module(name, (value,))
 
     def late(stage: Stage, name: str) -> fx.Node:
-        """The value, delayed to the time of the stage's other inputs."""
+        """Return the value, delayed to arrive with the other inputs of the stage."""
         after, value = stage.depth - made[name], values[name]
         return call(f"{name}_for_{stage.name}", windows.Late(network.T, after), value) if after else value
 
@@ -77,8 +77,10 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
 
 def _add_as_they_are(stages: list[Stage]) -> None:
-    """Removes the scale of shortcuts: it is folded into the weights of the shortcut or, if it is one number for all
-    channels, it becomes the unit of the potential. Shortcuts of spikes with a gain per channel keep their scale.
+    """Remove the scale of shortcuts.
+
+    It is folded into the weights of the shortcut or, if it is one number for all channels, it becomes the unit of the
+    potential. Shortcuts of spikes with a gain per channel keep their scale.
     """
     named = {stage.name: stage.layer for stage in stages}
     for stage in stages:
@@ -114,7 +116,7 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
 
 
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
-    """torch's layer for the currents of one step: gains and batch norm are in its weights, its bias is bias/T."""
+    """Return torch's layer for the currents of one step: gains and batch norm are folded in, its bias is bias/T."""
     layer, (weight, bias) = stage.layer, stage.folded(T)
     if weight.dim() == 2:
         synapses: Any = nn.Linear(weight.shape[1], weight.shape[0], device="meta")

@@ -1,4 +1,4 @@
-"""Import: a network of this package from one whose forward is one time step of another simulator."""
+"""Import a network whose forward is one time step of another simulator."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
 class _Firing(nn.Module):
-    """Replaces the neurons of another simulator in a network.
+    """A stand-in for the neurons of another simulator.
 
     Args:
-        tells: its forward also returns the potential.
+        tells: whether its forward also returns the membrane potential.
     """
 
     def __init__(self, neuron: Neuron, tells: bool) -> None:
@@ -60,14 +60,15 @@ def import_network(
     plain: type[nn.Module] | None = None,
     tells: Callable[[nn.Module], bool] = lambda module: False,
 ) -> fx.GraphModule:
-    """The spiking network that computes T steps of ``net``.
+    """Return the spiking network that computes T steps of ``net``.
 
     Args:
-        net: its forward is one time step; layers of torch, and neurons.
+        net: a network of torch's layers and neurons, whose forward is one time step.
         example: a batch of inputs, or None.
-        read: returns a module's neuron; None for other modules. Raises ValueError if the neuron is not supported.
-        plain: the base class of the other simulator's own versions of torch's layers.
-        tells: whether the forward of a neuron also returns its potential.
+        read: a function that returns the Neuron of a module, or None for other modules. It raises ValueError if the
+            neuron is not supported.
+        plain: the base class of the other simulator's versions of torch's layers.
+        tells: whether the forward of a neuron also returns its membrane potential.
 
     Raises:
         CannotConvert: a node or a module is not supported; the message names it.
@@ -81,9 +82,9 @@ def import_network(
             raise CannotConvert(f"module {name!r}: {error}") from error
         stand_in = _torchs_own(module, plain) if neuron is None else _Firing(neuron, tells(module))
         if stand_in is not None:
-            stand_in.step_mode = "s"  # which a forward may ask for
+            stand_in.step_mode = "s"  # the forward of net may read it
             memo[id(module)] = stand_in
-    net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
+    net = copy.deepcopy(net, memo)  # memo leaves out the state of neurons, which may not support it
     _sum_over(net, T)
     try:
         graph = exported(net, example, stateful=True)
@@ -94,7 +95,7 @@ def import_network(
 
 
 def _torchs_own(module: Any, plain: Any) -> Any:
-    """The layer of torch that a module of the other simulator is, if it is one."""
+    """Return torch's layer for a module of the other simulator; None if there is none."""
     if type(module).__name__ == "SeqToANNContainer":  # SpikingJelly's, for several steps at once
         return copy.deepcopy(nn.Sequential(*module))
     if plain is None or not isinstance(module, plain):
@@ -103,14 +104,14 @@ def _torchs_own(module: Any, plain: Any) -> Any:
         return nn.Dropout(module.p).train(module.training)
     cls: Any = next((c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module)
     if cls.__name__ != type(module).__name__:
-        return None  # not a version of torch's layer: its operation is unknown
+        return None  # it only inherits from torch's layer, so its operation is unknown
     twin = cls.__new__(cls)
     twin.__dict__.update(copy.deepcopy(module.__dict__))
     return twin
 
 
 def _sum_over(net: nn.Module, T: int) -> None:
-    """Multiplies biases and batch norms by T: they act at every step there and once per window here."""
+    """Multiply biases and batch norms by T, because they act at every step there and once per window here."""
     for module in net.modules():
         if isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and module.bias is not None:
             module.bias = _scaled(module.bias, T)
@@ -119,7 +120,7 @@ def _sum_over(net: nn.Module, T: int) -> None:
 
 
 def _forget_state(graph: Graph) -> None:
-    """Removes the neurons' state from the graph of one step; spiking layers keep it themselves."""
+    """Remove the state of neurons from the graph of one step; spiking layers keep their state themselves."""
     uses = Counter(op.module for op in graph.ops if _is_firing(op))
     twice = next((op for op in graph.ops if uses[op.module] > 1), None)
     if twice is not None:
@@ -152,9 +153,9 @@ def _is_firing(op: Op) -> bool:
 
 
 class _Importing(Lowering):
-    """As the conversion of an ANN, with neurons instead of ReLUs.
+    """Like the conversion of an ANN, but with neurons instead of ReLUs.
 
-    Averages and answers are summed over the steps, so operations on them must be linear.
+    Averages and outputs are summed over the steps, so operations on them must be linear.
     """
 
     largest = staticmethod(maximum.largest_now)
@@ -165,7 +166,7 @@ class _Importing(Lowering):
         self._sum_functions(graph.ops)
 
     def _sum_functions(self, ops: list[Op]) -> None:
-        """Multiplies biases that do not belong to a layer by T."""
+        """Multiply biases that do not belong to a layer by T."""
         self.attributes = dict(self.attributes)
         biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
         for path in biases:
@@ -200,7 +201,7 @@ class _Importing(Lowering):
         return super()._of_spikes(op, x, signals)
 
     def _average(self, op: Op, x: Value) -> Value | None:
-        return None  # averages of spikes are currents; neurons are where the other simulator has them
+        return None  # averages of spikes are currents: only the other simulator's neurons become neurons
 
     def _behind(self, op: Op) -> Value:
         linear = (
@@ -231,7 +232,7 @@ class _Importing(Lowering):
         return Value("spikes", node, ONE)
 
     def _averaging_neurons(self, op: Op) -> Value | None:
-        """IF neurons with threshold 1 behind average pooling of spikes, as one layer."""
+        """Make one layer of average pooling and IF neurons with threshold 1; None if impossible."""
         neuron = _neuron_of(op)
         if op.x.kind != "avg_pool2d" or len(op.x.users) > 1 or isinstance(neuron.v_init, Tensor):
             return None

@@ -1,4 +1,4 @@
-"""Translation between neurons of this package and of other simulators."""
+"""Translate neurons between this package and other simulators."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Neuron:
-    """v ← v + factor·I + offset;  spike = v ≥ ϑ;  v ← λ·v − ϑ·spike.
+    """A neuron with the step v ← v + factor·I + offset;  spike = v ≥ ϑ;  v ← λ·v − ϑ·spike.
 
     Attributes:
         threshold: ϑ, one number or one per channel.
         leak: λ.
-        v_init: v before the first step.
-        factor: of the input current.
-        offset: a current at every step.
+        v_init: the membrane potential before the first step.
+        factor: a factor of the input current.
+        offset: a constant current at every step.
     """
 
     threshold: float | Tensor = 1.0
@@ -28,18 +28,18 @@ class Neuron:
 
     @property
     def is_plain(self) -> bool:
-        """An IF neuron with threshold 1 that starts at 0."""
+        """Whether it is an IF neuron with threshold 1 that starts at 0."""
         return (self.leak, self.factor) == (1.0, 1.0) and all(
             not isinstance(value, Tensor) and value == expected
             for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
         )
 
     def settings(self) -> dict[str, Any]:
-        """The settings of a layer of this package, for currents in the unit of the potential."""
+        """Return the settings of a layer of this package, for currents in the unit of the potential."""
         return {"threshold": self.threshold, "leak": self.leak, "v_init": self.v_init}
 
     def in_unit(self) -> Neuron:
-        """The same neuron with its potential in units of ``factor``, so that currents need no factor.
+        """Return the same neuron with its potential in units of ``factor``, so that currents need no factor.
 
         >>> Neuron(threshold=1.0, leak=0.5, factor=0.5, offset=0.25).in_unit()
         Neuron(threshold=2.0, leak=0.5, v_init=0.0, factor=1.0, offset=0.5)
@@ -48,11 +48,11 @@ class Neuron:
         return Neuron(self.threshold / unit, self.leak, self.v_init / unit, 1.0, self.offset / unit)
 
     def leaks_its_reset(self) -> Neuron:
-        """The equivalent neuron of this package, if this one's step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
+        """Return the equivalent of a neuron whose step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
 
-        The next leak reduces the reset too, so that in effect only λϑ are subtracted. With a = (1 − λ)ϑ and u = v − a,
-        this is our neuron with threshold λϑ, a further current (λ − 1)a at each step, and the initial potential
-        λ(v_init − a).
+        In that neuron the next leak also reduces the reset, so that only λϑ is subtracted. With a = (1 − λ)ϑ and
+        u = v − a, it is our neuron with threshold λϑ, an additional current (λ − 1)a at each step, and the initial
+        potential λ(v_init − a).
 
         >>> Neuron(threshold=1.0, leak=0.5).leaks_its_reset()
         Neuron(threshold=0.5, leak=0.5, v_init=-0.25, factor=1.0, offset=-0.25)

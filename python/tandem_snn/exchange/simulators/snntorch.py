@@ -14,16 +14,19 @@ from .neurons import Neuron
 
 
 def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct", example: Any = None) -> fx.GraphModule:
-    """T steps of an snnTorch network as a network of ``tandem_snn.nn``, with the same spikes.
+    """Import an snnTorch network for T steps as a network of ``tandem_snn.nn``, with the same spikes.
 
-    As :func:`from_spikingjelly`, for ``Leaky`` neurons that reset by subtraction; their potentials are hidden or are
-    inputs and outputs of the forward of ``net``, which computes one time step. snnTorch fires at v > ϑ, this package at
-    v ≥ ϑ: the thresholds become the next greater number. The spikes equal those in its evaluation mode, except for
-    rounding.
+    Like :func:`from_spikingjelly`, but for ``Leaky`` neurons that reset by subtraction. Their potentials may be hidden,
+    or inputs and outputs of the forward of ``net``, which is one time step. snnTorch fires at v > ϑ and this package at
+    v ≥ ϑ, so thresholds become the next larger number. Except for rounding, the spikes equal those of ``net`` in
+    evaluation mode.
 
     Args:
-        net: one input and one answer, potentials not counted.
+        net: a network with one input and one output, not counting potentials.
         T, mode, example: as in :func:`from_spikingjelly`.
+
+    Returns:
+        A network, as in :func:`from_spikingjelly`.
 
     Raises:
         CannotConvert: a module or an operation is not supported, such as a reset to zero; the message names it. It is a
@@ -71,10 +74,17 @@ def _read(module: Any, library: Any) -> Neuron | None:
 
 
 def to_snntorch(net: nn.Module, x: Any) -> fx.GraphModule:
-    """The network's evaluation as an snnTorch network of one time step, with the same spikes.
+    """Export a network in evaluation mode as an snnTorch network of one time step, with the same spikes.
 
-    As :func:`to_spikingjelly`, with ``Leaky`` neurons with hidden states that reset by subtraction. snnTorch fires at
-    v > ϑ, this package at v ≥ ϑ: the thresholds become the float32 below. ``snntorch.utils.reset`` resets the network.
+    Like :func:`to_spikingjelly`, but with ``Leaky`` neurons that have hidden states and reset by subtraction. snnTorch
+    fires at v > ϑ and this package at v ≥ ϑ, so thresholds become the next smaller float32. ``snntorch.utils.reset``
+    resets the network.
+
+    Args:
+        net, x: as in :func:`to_spikingjelly`.
+
+    Returns:
+        A ``torch.fx.GraphModule``.
 
     Raises:
         CannotLower: a layer is not supported, or it has an initial potential, which Leaky does not support; the message

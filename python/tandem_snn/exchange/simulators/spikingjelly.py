@@ -1,4 +1,4 @@
-"""Networks from and to SpikingJelly."""
+"""Import from and export to SpikingJelly."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from .neurons import Neuron
 
 
 def from_spikingjelly(net: nn.Module, T: int, *, mode: str = "direct", example: Any = None) -> fx.GraphModule:
-    """T steps of a SpikingJelly network as a network of ``tandem_snn.nn``, with the same spikes.
+    """Import a SpikingJelly network for T steps as a network of ``tandem_snn.nn``, with the same spikes.
 
-    ``net`` consists of torch's or SpikingJelly's Linear, Conv1d, Conv2d, BatchNorm, MaxPool2d, AvgPool2d, Flatten and
-    Dropout, of additions of currents, and of neurons that reset by subtraction (``v_reset=None``): IFNode, LIFNode and
+    ``net`` may consist of torch's or SpikingJelly's Linear, Conv1d, Conv2d, BatchNorm, MaxPool2d, AvgPool2d, Flatten
+    and Dropout, additions of currents, and neurons that reset by subtraction (``v_reset=None``): IFNode, LIFNode and
     ParametricLIFNode. It is not changed; the new network has copies of its parameters. Biases and batch norms act at
-    every step there and once per window here, so they are multiplied by T.
+    every step in SpikingJelly and once per window here, so they are multiplied by T.
 
-    In SpikingJelly's LIF neurons the leak also acts on the reset. Such a neuron is one of ours with another threshold,
-    a constant current and an initial potential. The spikes equal those in evaluation mode, except for rounding.
+    In SpikingJelly's LIF neurons the leak also acts on the reset. Such a neuron equals one of ours with another
+    threshold, a constant current and an initial potential. Except for rounding, the spikes equal those of ``net`` in
+    evaluation mode.
 
     Args:
-        net: in step mode "s" or "m", with one input.
+        net: a network with one input, in step mode "s" or "m".
         T: the number of time steps.
-        mode: the input at each step: "direct", the same; "zero_expand", the input and then zeros; "events", the steps
-            of a SpikeTrain.
-        example: a batch of inputs, as of :func:`convert`. None: it is found by the layers, where they tell the size.
+        mode: the input of each step: "direct": the same input; "zero_expand": the input, then zeros; "events": the
+            steps of a SpikeTrain.
+        example: a batch of inputs, as in :func:`convert`. None: find an input that the network accepts.
 
     Returns:
         A network that returns the SpikeTrain of the last neurons or, if ``net`` ends in a Linear layer, the sum of its
@@ -73,18 +74,22 @@ def _read(module: Any, base: Any, nodes: Any) -> Neuron | None:
 
 
 def to_spikingjelly(net: nn.Module, x: Any) -> fx.GraphModule:
-    """The network's evaluation as a SpikingJelly network of one time step, with the same spikes.
+    """Export a network in evaluation mode as a SpikingJelly network of one time step, with the same spikes.
 
-    It consists of torch's layers and of ``IFNode(v_reset=None)``, or ``LIFNode`` with a leak. Batch norm and gains are
-    in the weights. Its input at each of the T steps is the image (direct encoding), the image and then zeros, or the
-    step's spikes; the sum of its outputs is the network's answer. ``functional.reset_net`` resets it.
+    The result consists of torch's layers and ``IFNode(v_reset=None)``, or ``LIFNode`` for a leak. Batch norm and gains
+    are folded into the weights. The input of each step is the image (direct encoding), the image and then zeros, or the
+    spikes of the step. The sum of the outputs over T steps is the answer of ``net``. ``functional.reset_net`` resets
+    the network.
 
-    With timing "window" the network is a pipeline: neurons sum the currents of T steps and fire in the next T. The
-    answer is the sum over the last T of the first :attr:`FrozenNetwork.latency` steps.
+    With timing "window" the network is a pipeline: neurons sum the currents of T steps and fire in the next T. Run
+    :attr:`FrozenNetwork.latency` steps; the answer is the sum over the last T of them.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``, or a frozen one.
+        net: a network of layers of ``tandem_snn.nn``, or a frozen network.
         x: a batch of inputs, for the shapes.
+
+    Returns:
+        A ``torch.fx.GraphModule``.
 
     Raises:
         CannotLower: a layer is not supported; the message names it. It is a ValueError.

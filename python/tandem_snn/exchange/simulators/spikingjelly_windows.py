@@ -12,7 +12,7 @@ class _Clocked(base.MemoryModule):  # type: ignore[misc]
     """A module that counts steps; ``functional.reset_net`` resets it."""
 
     t: int
-    kept: list[Tensor]  # of earlier steps
+    kept: list[Tensor]  # values of earlier steps
 
     def __init__(self, T: int) -> None:
         super().__init__()
