@@ -161,7 +161,7 @@ def _text(*printed: Any) -> str:
     """What the command line would print, as HTML."""
     console = Console(file=io.StringIO(), record=True, width=120, markup=False, emoji=False, highlight=False)
     for one in printed:
-        console.print(one)
+        console.print(one, soft_wrap=isinstance(one, str))
     return console.export_html(code_format="<pre>{code}</pre>", inline_styles=True)
 
 

@@ -21,8 +21,9 @@ def sample_by_channel(activations: Tensor) -> Tensor:
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """Return the value that ``percentile`` per cent of the positive values of a row do not exceed, for rows [C, N]; 0 if
-    there are none.
+    """Return the value that ``percentile`` per cent of the positive values of a row do not exceed, for rows [C, N].
+
+    It is 0 if there are none.
 
     >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
     tensor([2., 0.])
