@@ -90,8 +90,10 @@ def images(*shape: int, batches: int = 3, nonzero: float = 1.0) -> Callable[[tor
     return lambda g: image_input(shape, batches, g, nonzero)
 
 
-LAYER = ("tandem", "windows", "ANN", "naive", "naive, loop compiled")
-INFERENCE = ("frozen", "frozen, windows", *LAYER, "SpikingJelly", "snnTorch")
+LOOP = "naive, loop compiled"
+LAYER = ("tandem", "windows", "ANN", "naive", "naive, windows", LOOP)
+FROZEN = ("frozen", "frozen, windows", "frozen, 8 bits", "frozen, 8 bits, windows")
+INFERENCE = (*FROZEN, *LAYER, "SpikingJelly", "snnTorch")
 TRAINING = (*LAYER, "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
 LABEL = {"rate": "rate-coded spikes in", "iid": "iid spikes in", "direct": "direct encoding"}
 
@@ -117,7 +119,7 @@ def mlp_cases() -> list[Case]:
             f"mlp-train-T{T}-{kind}", f"MLP 784-800-800-10, T={T}, B=128, training step, {LABEL[kind]}",
             mlp(T, 128, kind), TRAINING, training=True,
         )
-        for T, kind in ((8, "direct"), (8, "rate"), (16, "rate"))
+        for T, kind in ((8, "direct"), (8, "rate"), (16, "rate"), (32, "rate"))
     ]  # fmt: skip
     return inference + training
 
@@ -199,7 +201,7 @@ def scan() -> Workload:
         "tandem": lambda: Candidate(ours, lambda i: [ours(i).counts]),
         "copy": lambda: Candidate(lambda i: target.copy_(currents[i % 3])),
         "naive": lambda: naive(if_loop),
-        "naive, loop compiled": lambda: naive(torch.compile(if_loop, dynamic=False)),
+        LOOP: lambda: naive(torch.compile(if_loop, dynamic=False)),
     }
     return Workload(makers, {"layer 1": rate_of(ours(0))}, currents[0][0].numel())
 
@@ -273,8 +275,8 @@ def cost_cases() -> list[Case]:
     return [
         of_network(
             f"cost-{quantity}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B=128, 10%",
-            drawn(T, data, conv_net((32, 64, 128)), 0.1, 10), ("tandem", "ANN", "BPTT"), training=True,
-            quantity=quantity,
+            drawn(T, data, conv_net((32, 64, 128)), 0.1, 10), ("tandem", "windows", "ANN", "BPTT"),
+            training=True, quantity=quantity,
         )
         for quantity, what in quantities.items()
         for T in (4, 8, 16, 32)
@@ -289,7 +291,7 @@ CASES: dict[str, Case] = {
         *convolutions(),
         *with_batch_norm(),
         *conv_net_cases(),
-        Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", *LAYER[3:]), base="copy"),
+        Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", "naive", LOOP), base="copy"),
         Case("call", _CALL, partial(call, False), ("tandem", "ANN")),
         Case("call-train", f"{_CALL}, forward and backward", partial(call, True), ("tandem", "ANN")),
         *kept_cases(),

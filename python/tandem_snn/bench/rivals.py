@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,36 +22,40 @@ from tandem_ext import SpikeTrain
 
 from .problems import Batch, Problem
 
+Timing = Literal["step", "window"]
 Output = Tensor | SpikeTrain  # logits, or the last layer's activity
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """run: takes the number of the call. answer: the result of this call; None if it is not to be compared."""
+    """run: takes the number of the call. answer: the result of this call; None if it is not to be compared, else
+    compared with those of the same timing."""
 
     run: Callable[[int], Output]
     answer: Callable[[int], list[Tensor]] | None = None
     parameters: Sequence[Tensor] = ()
+    timing: Timing = "step"
 
 
 @dataclass(frozen=True)
 class Model:
     """parameters are in the order of the network's.
 
-    same, same_gradient: whether spikes, and gradients, equal the tandem rule's.
+    same, same_gradient: whether spikes, and gradients, equal the tandem rule's with this timing.
     """
 
     parameters: Sequence[Tensor]
     forward: Callable[[Batch], Output]
     same: bool = True
     same_gradient: bool = True
+    timing: Timing = "step"
 
     def inference(self, batches: Sequence[Batch]) -> Candidate:
         def run(i: int) -> Output:
             with torch.inference_mode():
                 return self.forward(batches[i % len(batches)])
 
-        return Candidate(run, (lambda i: [values(run(i))]) if self.same else None)
+        return Candidate(run, (lambda i: [values(run(i))]) if self.same else None, timing=self.timing)
 
     def training_step(self, batches: Sequence[Batch]) -> Candidate:
         """Forward, loss, backward; without an optimiser, whose cost is the same for all rivals."""
@@ -73,7 +77,7 @@ class Model:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             return [result, *gradients] if self.same_gradient else [result]
 
-        return Candidate(run, answer if self.same else None, self.parameters)
+        return Candidate(run, answer if self.same else None, self.parameters, self.timing)
 
 
 def values(output: Output) -> Tensor:
@@ -187,6 +191,22 @@ def naive(problem: Problem, loop: Loop = if_loop) -> Model:
     return Model(own.parameters, forward)
 
 
+def naive_windows(problem: Problem) -> Model:
+    """The tandem rule with timing "window" in plain PyTorch: one product of the counts, rounded down."""
+    own, T = Parts(problem), problem.T
+
+    def forward(batch: Batch) -> Tensor:
+        counts = T * batch.x if batch.spikes is None else batch.counts
+        for layer in own.layers:
+            z = product(counts, layer, layer.bias)
+            z = z if layer.norm is None else normalise(z, layer)
+            fired = z.detach().floor().clamp(0, T)
+            counts = _Couple.apply(torch.relu(z), fired) if z.requires_grad else fired  # type: ignore[no-untyped-call]
+        return own.read(counts)
+
+    return Model(own.parameters, forward, timing="window")
+
+
 class _Surrogate(torch.autograd.Function):
     """A step function with the derivative of an arc tangent."""
 
@@ -228,23 +248,24 @@ def bptt(problem: Problem) -> Model:
     return Model(own.parameters, forward, same_gradient=False)
 
 
-def ours(problem: Problem, window: bool = False, freeze: bool = False) -> Model:
-    """This package's layers, called one by one or frozen. With timing "window" they give other spikes."""
+def ours(problem: Problem, timing: Timing = "step", freeze: bool = False, bits: int | None = None) -> Model:
+    """This package's layers, called one by one or frozen, which may round the weights."""
     net = copy.deepcopy(problem.network)
-    for layer in net if window else ():
+    for layer in net:
         if isinstance(layer, tnn.SpikingLayer):
-            layer.timing = "window"
-    run = tandem_snn.freeze(net.eval()) if freeze else net
+            layer.timing = timing
+    run = tandem_snn.freeze(net.eval(), weight_bits=bits) if freeze else net
     counts: dict[int, SpikeTrain] = {}  # trains in the form that a window layer gives, by batch
 
     def forward(batch: Batch) -> Output:
-        if batch.train is None or not window:
+        if batch.train is None or timing == "step":
             return run(batch.x if batch.train is None else batch.train)
         if id(batch) not in counts:
-            counts[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
+            with torch.inference_mode(False):  # training uses it too
+                counts[id(batch)] = SpikeTrain.from_counts(batch.counts, problem.T)
         return run(counts[id(batch)])
 
-    return Model([] if freeze else list(net.parameters()), forward, same=not window, same_gradient=not window)
+    return Model([] if freeze else list(net.parameters()), forward, same=bits is None, timing=timing)
 
 
 def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
@@ -303,11 +324,14 @@ def snntorch(problem: Problem) -> Model:
 
 MAKERS: dict[str, Callable[[Problem], Model]] = {
     "tandem": ours,
-    "windows": partial(ours, window=True),
+    "windows": partial(ours, timing="window"),
     "frozen": partial(ours, freeze=True),
-    "frozen, windows": partial(ours, window=True, freeze=True),
+    "frozen, windows": partial(ours, timing="window", freeze=True),
+    "frozen, 8 bits": partial(ours, freeze=True, bits=8),
+    "frozen, 8 bits, windows": partial(ours, timing="window", freeze=True, bits=8),
     "ANN": ann,
     "naive": naive,
+    "naive, windows": naive_windows,
     "naive, loop compiled": lambda problem: naive(problem, torch.compile(if_loop, dynamic=False)),
     "BPTT": bptt,
     "SpikingJelly": spikingjelly,

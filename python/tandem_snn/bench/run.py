@@ -29,7 +29,8 @@ from .cases import CASES, COMPILED, Case, Quantity
 from .rivals import Candidate, available
 from .timing import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
 
-REFERENCES = ("naive", "tandem")  # answers are compared with the first of these in a case
+# Answers are compared with the first of these in a case, by timing: spikes depend on it.
+REFERENCES = {"step": ("naive", "tandem"), "window": ("naive, windows", "windows")}
 
 
 def choose(patterns: Iterable[str]) -> list[Case]:
@@ -126,16 +127,14 @@ def compare(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:
     spikes: the fraction of counts, or logits, that differ. gradient: the largest difference of a gradient, relative to
     its largest entry.
     """
-    reference = next((name for name in REFERENCES if name in candidates), None)
-    answer = None if reference is None else candidates[reference].answer
-    if answer is None:
-        return {}
-    expected = answer(0)
-    return {
-        name: difference(candidate.answer(0), expected)
-        for name, candidate in candidates.items()
-        if candidate.answer is not None and name != reference
-    }
+    found: dict[str, dict[str, float]] = {}
+    for timing, references in REFERENCES.items():
+        alike = {n: c.answer for n, c in candidates.items() if c.answer is not None and c.timing == timing}
+        reference = next((name for name in references if name in alike), None)
+        if reference is not None:
+            expected = alike.pop(reference)(0)
+            found |= {name: difference(answer(0), expected) for name, answer in alike.items()}
+    return found
 
 
 def difference(answer: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
