@@ -126,7 +126,6 @@ __device__ __forceinline__ void store_planes(uint8_t* p, uint32_t word) {
   if constexpr (kVec == 4) store(p, word);
 }
 
-// The popcount of each byte.
 __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
   x = x - ((x >> 1) & 0x55555555u);
   x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);

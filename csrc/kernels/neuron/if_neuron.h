@@ -147,7 +147,7 @@ struct Neuron {
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
 };
 
-// Steps [first, first + steps) of a run, first a multiple of eight, as a run of their own.
+// Steps [first, first + steps) of a run, first a multiple of eight, as a separate run.
 template <class C>
 Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& carried) {
   a.before += first;
