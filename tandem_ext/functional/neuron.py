@@ -283,9 +283,9 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
 
 
 def over_space(value: Any, shape: tuple[int, ...]) -> Any:
-    """A number, or one per channel [C], so that it broadcasts against [B, C, *space]."""
-    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) > 2:
-        return value.view(-1, *[1] * (len(shape) - 2))
+    """A number, or one per channel [C], so that it broadcasts against [B, C, *space]; [B] is one channel."""
+    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) != 2:
+        return value.view([-1, *[1] * len(shape)][: len(shape) - 1])
     return value
 
 
