@@ -84,6 +84,9 @@ def import_network(
             stand_in.step_mode = "s"  # which a forward may ask for
             memo[id(module)] = stand_in
     net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
+    for module in net.modules():
+        if "s" in getattr(module, "supported_step_mode", tuple)():
+            module.step_mode = "s"
     _sum_over(net, T)
     try:
         graph = exported(net, example, stateful=True)
