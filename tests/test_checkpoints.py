@@ -180,13 +180,14 @@ def test_a_run_that_is_further_than_the_epochs_is_refused(digits, tmp_path):
 
 def test_stopping_at_the_end_of_an_epoch(digits, tmp_path):
     whole = build(digits)
-    fit(whole, digits, RECIPE)
+    expected = fit(whole, digits, RECIPE)
     steps = len(digits.train) // RECIPE.batch_size
     with pytest.raises(Interrupted, match=f"after 0 of 3 epochs and {steps} of {steps} steps"):
         fit(build(digits), digits, RECIPE, store=Store(tmp_path), interruption=After(steps - 1))
     net = build(digits)
-    fit(net, digits, RECIPE, store=Store(tmp_path))
+    fitted = fit(net, digits, RECIPE, store=Store(tmp_path))
     assert_equal(net, whole)
+    assert [record["lr"] for record in fitted.history] == [record["lr"] for record in expected.history]
 
 
 def test_what_cannot_be_continued_is_refused(digits, tmp_path):

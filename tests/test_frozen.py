@@ -62,12 +62,20 @@ def test_spikes_in(net: nn.Module, T: int) -> None:
 
 
 @pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
-def test_what_a_spike_of_the_input_is_worth(net: nn.Module) -> None:
+def test_what_a_spike_of_the_input_is_worth(net: nn.Module, tmp_path: Path) -> None:
     frozen, spikes = freeze(net), torch.rand(8, 7, 30).lt(0.4).float()
+    frozen.save(tmp_path / "net.tandem")
+    loaded = load_frozen(tmp_path / "net.tandem")
     for gain in (1.0, 0.5, torch.tensor(2.0), torch.rand(30) + 0.5):
         x = te.SpikeTrain.from_dense(spikes, gain=gain)
         assert torch.equal(frozen(x), net(x))
         assert torch.equal(frozen.readouts(x)[-1], net(x))
+        if isinstance(gain, float) and gain == 1:
+            assert torch.equal(loaded(x), net(x))
+            continue
+        for call in (loaded, loaded.readouts):
+            with pytest.raises(ValueError, match="a network from a file was saved for a gain of 1"):
+                call(x)
 
 
 def test_rounded_weights_take_no_gain_of_channels() -> None:

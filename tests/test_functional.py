@@ -186,6 +186,13 @@ def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
     assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
 
 
+@pytest.mark.parametrize("v_init", [0.25, torch.tensor(0.25), torch.tensor([0.25, 0.5, -1.0])], ids=repr)
+def test_neurons_without_features_are_one_channel(v_init):
+    arguments = {"threshold": torch.tensor([0.5]), "v_init": v_init, "return_v": True}
+    currents = dyadic(8, 3)
+    assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
+
+
 @given(seed=seeds, T=st.integers(2, 40), dtype=dtypes, leak=st.sampled_from([1.0, 0.5]))
 def test_a_window_in_two_pieces(seed, T, dtype, leak):
     torch.manual_seed(seed)

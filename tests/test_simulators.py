@@ -136,6 +136,17 @@ def test_spikingjelly_as_ours_and_back(make: Any, name: str, sj: Any) -> None:
         sj.functional.reset_net(back)
 
 
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_votes_are_averages(step_mode: str, sj: Any) -> None:
+    theirs, x = (
+        dyadic(nn.Sequential(nn.Linear(8, 12), NEURONS["IF"](sj), sj.layer.VotingLayer(4))),
+        images(5).view(-1, 8),
+    )
+    answer = stepped(theirs, [x] * T, sj_fires)[1]
+    sj.functional.set_step_mode(theirs, step_mode)
+    torch.testing.assert_close(ts.from_spikingjelly(theirs, T)(x), answer)
+
+
 @pytest.mark.parametrize("name", NEURONS)
 def test_any_sums_of_linear_maps_of_spikes(name: str, sj: Any) -> None:
     x = images(100)

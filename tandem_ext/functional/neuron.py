@@ -290,9 +290,12 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
 
 
 def over_space(value: Any, shape: tuple[int, ...]) -> Any:
-    """Reshape a per-channel tensor [C] so that it broadcasts against [B, C, *space]; return a number unchanged."""
-    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) > 2:
-        return value.view(-1, *[1] * (len(shape) - 2))
+    """Reshape a per-channel tensor [C] so that it broadcasts against [B, C, *space]; return a number unchanged.
+
+    Neurons of shape [B] have one channel.
+    """
+    if isinstance(value, Tensor) and value.dim() == 1 and len(shape) != 2:
+        return value.view([-1, *[1] * len(shape)][: len(shape) - 1])
     return value
 
 

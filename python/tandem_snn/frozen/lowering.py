@@ -33,8 +33,13 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
     Raises:
         CannotLower: the network contains modules or operations other than layers of ``tandem_snn.nn``.
+        ValueError: the network is already lowered, for spikes that are worth 1, and gain is not 1.
     """
-    return net if isinstance(net, Stages) else Lowering(net, gain).stages()
+    if not isinstance(net, Stages):
+        return Lowering(net, gain).stages()
+    if torch.as_tensor(gain).ne(1).any():
+        raise ValueError(f"x: the gain of its spikes is {gain}, but a network from a file was saved for a gain of 1")
+    return net
 
 
 def snapshot(net: nn.Module) -> nn.Module:

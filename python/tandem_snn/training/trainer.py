@@ -186,7 +186,7 @@ class Trainer:
         record: dict[str, Any] = {
             "epoch": self.epochs + 1,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.recipe, self.step - 1, self.steps_per_epoch),
             "loss": totals.loss / totals.samples,
             metric: totals.metric / totals.samples,
         }

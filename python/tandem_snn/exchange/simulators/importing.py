@@ -85,6 +85,9 @@ def import_network(
             stand_in.step_mode = "s"  # the forward of net may read it
             memo[id(module)] = stand_in
     net = copy.deepcopy(net, memo)  # memo leaves out the state of neurons, which may not support it
+    for module in net.modules():
+        if "s" in getattr(module, "supported_step_mode", tuple)():
+            module.step_mode = "s"
     _sum_over(net, T)
     try:
         graph = exported(net, example, stateful=True)
