@@ -118,9 +118,9 @@ def test_mistakes_are_seen_before_anything_runs(name, tmp_path, monkeypatch, ref
 def test_a_result_of_another_recipe_is_not_taken_for_finished(recipe, capsys):
     assert main(["sweep", recipe, "--no-twin", "--set", "epochs=1"]) == 0
     assert main(["sweep", recipe, "--no-twin"]) == 2
-    assert "is of another recipe (epochs differs)" in capsys.readouterr().err
+    assert "belongs to a training of 1 epochs, not 2" in capsys.readouterr().err
     assert main(["sweep", recipe, "--no-twin", "--list"]) == 0, "nothing ran that could fail"
-    assert "is of another recipe (epochs differs)" in capsys.readouterr().err
+    assert capsys.readouterr().out == "1 of 1: small\n"
 
 
 def test_more_seeds_are_added_to_those_that_are_there(recipe, tmp_path):

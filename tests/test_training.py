@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tandem_snn import data, memory
-from tandem_snn.cli.job import Job, run
+from tandem_snn.cli.job import run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
 from tandem_snn.training import (
@@ -122,7 +122,7 @@ def test_only_the_command_line_sets_the_allocator(digits, monkeypatch, tmp_path)
     recipe = replace(SMALL, epochs=1)
     fit(build(recipe, digits), digits, recipe)
     assert not calls
-    run(Job(recipe, tmp_path / "run", "test", twin=False, checkpoint_seconds=1e6))
+    run(recipe, tmp_path / "run", "test", twin=False, seconds=1e6)
     assert len(calls) == 4
 
 

@@ -17,8 +17,7 @@ from ..container import atomically
 from ..errors import Interrupted, UserError
 from ..training.library import list_recipes, load_recipe
 from ..training.processes import Interruption, launched
-from ..training.recipe import PREFIXES
-from .job import SUMMARY, Job, run
+from .job import check_device, finished, run
 from .train import DataDir, Device, Settings, Threads, Twin, Workers
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
@@ -81,40 +80,33 @@ def sweep(
     if launched():
         raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")
     fixed = [*(settings or []), *([] if seeds is None else [f"seeds={seeds}"])]
+    check_device(device)
     entries = list(_entries(names, fixed, vary or []))
-    jobs = [
-        Job(
-            recipe=load_recipe(entry.recipe).override(entry.changes), folder=out / entry.name,
-            command=entry.command(twin), twin=twin, twins=out / TWINS, data_dir=data_dir, device=device,
-            threads=threads, workers=workers, resume=True,
-        )
-        for entry in entries
-    ]  # fmt: skip
+    recipes = [load_recipe(entry.recipe).override(entry.changes) for entry in entries]
     kept = out / RESULTS if results is None else results
     failed = []
     with Interruption() as interruption:
-        for i, (entry, job) in enumerate(zip(entries, jobs, strict=True), 1):
+        for i, (entry, recipe) in enumerate(zip(entries, recipes, strict=True), 1):
             if interruption.signal is not None:
                 raise Interrupted(f"stopped before {entry.name}: the same command resumes", interruption.signal)
+            folder = out / entry.name
             try:
-                finished = _finished(job.folder / SUMMARY, job)
-                typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if finished else ''}", err=not list_runs)
+                done = finished(folder, recipe, twin) is not None
+                typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if done else ''}", err=not list_runs)
                 if list_runs:
                     continue
-                if not finished:
-                    run(job, interruption)
+                summary = run(
+                    recipe, folder, entry.command(twin), twin=twin, twins=out / TWINS, data_dir=data_dir,
+                    device=device, threads=threads, workers=workers, resume=True, interruption=interruption,
+                )  # fmt: skip
                 kept.mkdir(parents=True, exist_ok=True)
-                atomically(kept / f"{entry.name}.json", partial(_copy, job.folder / SUMMARY))
+                text = json.dumps(summary, separators=(",", ":")) + "\n"  # one line, since results are committed
+                atomically(kept / f"{entry.name}.json", partial(Path.write_text, data=text))
             except UserError as error:
                 failed += [entry.name] * (not list_runs)
                 typer.echo(f"{entry.name}: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
-
-
-def _copy(summary: Path, result: Path) -> None:
-    """The summary on one line, since results are committed."""
-    result.write_text(json.dumps(json.loads(summary.read_text()), separators=(",", ":")) + "\n")
 
 
 def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
@@ -132,26 +124,3 @@ def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str])
         if seen.setdefault(entry.name, entry) != entry:
             raise UserError(f"two runs would have the name {entry.name}: use two sweeps, each with its own --out")
     yield from seen.values()
-
-
-def _finished(summary: Path, job: Job) -> bool:
-    """Whether the folder holds the result of this very recipe with all its seeds, and with its twin if that is wanted.
-
-    Raises:
-        UserError: it holds the result of another recipe.
-    """
-    if not summary.exists():
-        return False
-    try:
-        found = json.loads(summary.read_text())
-        there, here = dict(found["recipe"]), job.recipe.to_dict()
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{summary} is damaged ({error}): delete it to write it again") from error
-    differing = [name for name in here if there.get(name) != here[name]]
-    if set(differing) - {"seeds"}:
-        raise UserError(
-            f"{summary} is of another recipe ({differing[0]} differs): choose another folder with --out, or delete "
-            f"{summary.parent}"
-        )
-    wanted = [prefix for kind, prefix in PREFIXES.items() if kind in job.recipe.order(job.twin)]
-    return not differing and all(any(name.startswith(f"{prefix}test") for name in found) for prefix in wanted)

@@ -17,7 +17,7 @@ from rich.table import Table
 from ..report import tables
 from ..training import library
 from ..training.recipe import Recipe, type_hints
-from .job import Job, outputs, run
+from .job import outputs, run
 
 # typer reads annotations at run time, on Python 3.10 too: hence Optional.
 # ruff: noqa: UP045
@@ -102,15 +102,13 @@ def train(
         return
     folder = out if out is not None else Path("runs") / Path(recipe).stem
     chosen, command = library.load_recipe(recipe).override(settings or [], **keys), ["tandem-snn", *sys.argv[1:]]
-    job = Job(
-        chosen, folder, shlex.join(command), twin,
-        data_dir=data_dir, device=device, threads=threads, workers=workers, resume=resume, restart=restart,
-        overwrite=overwrite, train_on=resume, checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps,
-        tensorboard=tensorboard,
+    summary = run(
+        chosen, folder, shlex.join(command), twin=twin, data_dir=data_dir, device=device, threads=threads,
+        workers=workers, resume=resume, restart=restart, overwrite=overwrite, train_on=resume,
+        seconds=checkpoint_seconds, steps=checkpoint_steps, tensorboard=tensorboard,
     )  # fmt: skip
-    result = run(job)
-    if result.measures is not None:
-        Console().print(*tables(result.summary()), sep="\n")
+    if summary is not None:
+        Console().print(*tables(summary), sep="\n")
         typer.echo(f"{folder}: " + ", ".join(outputs(folder)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, check_name
-from .keys import LARGEST, from_yaml
+from .keys import from_yaml
 from .recipe import Recipe
 
 PACKAGE = Path(__file__).with_name("recipes.yaml")
@@ -80,11 +80,9 @@ def _read(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"recipe {path} is not a file")
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        keys = from_yaml(path.read_text(errors="replace"), f"recipe {path}")
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    keys = from_yaml(content.decode(errors="replace"), f"recipe {path}")
     keys = {} if keys is None else keys
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"recipe {path}: expected lines `key: value`")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import os
 import time
@@ -34,7 +32,7 @@ class Store:
     While the run is unfinished, the folder holds the last two checkpoints, ``checkpoint.safetensors`` and
     ``checkpoint.previous.safetensors``. Afterwards it holds ``model.safetensors``, ``result.json``, and
     ``last.safetensors``, the state from which training can continue. The records of the epochs are always in
-    ``metrics.csv`` and ``metrics.jsonl``, and in TensorBoard's files if wanted.
+    ``metrics.jsonl``, and in TensorBoard's files if wanted.
 
     Args:
         folder: created if it does not exist.
@@ -145,13 +143,7 @@ class Store:
         """Writes the records of the epochs so far."""
         if not self.writes or not history:
             return
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        for name, text in ("metrics.csv", table.getvalue()), ("metrics.jsonl", lines):
-            self._write(name, text.encode())
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history).encode())
         if self._tensorboard is not None:
             for name, value in history[-1].items():
                 self._tensorboard.add_scalar(name, value, history[-1]["epoch"])
