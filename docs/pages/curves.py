@@ -15,9 +15,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+from runs import Result
 from small import save
 
-from runs import Result
 from tandem_snn.plots import ANN, SNN
 
 _FEW = 3  # points from which on a curve says something
