@@ -137,7 +137,7 @@ def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
                 planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
                 return_v, timing, bad,
             )  # fmt: skip
-        product = (planes, T, weight, float32_precision(), *(source[:4] if source.stride else ()), scale, shift)
+        product = (planes, T, weight, float32_precision(), *(source.geometry if source.stride else ()), scale, shift)
         if eps is None:
             return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)  # type: ignore[no-any-return]
         op = _conv_bn_if if source.stride else _linear_bn_if
@@ -188,9 +188,10 @@ class Fire(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         needs, given = Inputs(*ctx.needs_input_grad), Inputs(*inputs)
         spikes, _, mask, *others = output
+        _, *norm, _ = others  # between the potentials and bad
         normed, product = given.static.eps is not None, isinstance(given.static.source, Product)
-        mean, var = others[-3:-1] if normed else (None, None)
-        u = others[1] if normed and product else given.edge if not product and (normed or needs.scale) else None
+        *made, mean, var = norm or (None, None)
+        u = made[0] if made else given.edge if not product and (normed or needs.scale) else None
         ctx.save_for_backward(
             *Saved(
                 mask,
@@ -304,7 +305,8 @@ def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static
         residual_scale = channel_sum(grad_z * counts_of(saved.residual, static.timing, grad_z.dtype))
     if needs.theta:
         theta = -channel_sum(grad_z * counts_of(saved.spikes, static.timing, grad_z.dtype)) / saved.theta
-    return Inputs(*gradients[:6], residual, edge if needs.residual_edge else None, residual_scale, theta)
+    edge = edge if needs.residual_edge else None
+    return gradients._replace(residual=residual, residual_edge=edge, residual_scale=residual_scale, theta=theta)
 
 
 class WindowProduct(Function):

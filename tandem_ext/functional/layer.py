@@ -70,17 +70,17 @@ def layer(
         scale, shift, beta = fold_norm(tensors.theta, scale, shift, step, gain, channels, like)
 
     inputs = edge, weight, scale, shift, beta, planes, *tensors, static
-    train = torch.is_grad_enabled() and needs_grad(edge, weight, scale, shift, beta, *tensors[:4])
-    outputs = apply(Fire, *inputs) if train else run(inputs, False)
+    neurons = tensors.residual, tensors.residual_edge, tensors.residual_scale, tensors.theta
+    train = torch.is_grad_enabled() and needs_grad(edge, weight, scale, shift, beta, *neurons)
+    fired, counts, _, v, *norm, bad = apply(Fire, *inputs) if train else run(inputs, False)
     dtype = torch.float32 if like.dtype == torch.int8 else like.dtype
-    counts = outputs[1] if train else None
-    result: Any = SpikeTrain.unchecked(outputs[0], static.T, counts, 1.0, dtype, static.timing, outputs[-1])
+    result: Any = SpikeTrain.unchecked(fired, static.T, counts if train else None, 1.0, dtype, static.timing, bad)
     if static.return_v:
-        v, theta = outputs[3], tensors.theta
+        theta = tensors.theta
         result = result, v if theta is None else v * over_space(theta.detach(), v.shape)
     if static.eps is None:
         return result, None, None
-    mean, var = outputs[-3:-1]
+    *_, mean, var = norm
     if scale is not None:
         gain = scale.detach()
         mean, var = gain * mean, gain * gain * var

@@ -38,6 +38,11 @@ class Product(NamedTuple):
     groups: int = 1
     sides: tuple[int, ...] = ()  # for F.pad: padding="same" may need one more on one side, which the ops do not support
 
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """The arguments of the ops and of torch's convolutions, in their order."""
+        return self.stride, self.padding, self.dilation, self.groups
+
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
         """Return [B, N, *space], after checking that x fits the weight."""
         w_shape = weight.shape
@@ -64,7 +69,7 @@ class Product(NamedTuple):
         """Return the product with a real-valued input."""
         if not self.stride:
             return F.linear(x, weight)
-        return _CONV[weight.dim()](x, channels_last(weight), None, *self[:4])
+        return _CONV[weight.dim()](x, channels_last(weight), None, *self.geometry)
 
     def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
         """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype.
@@ -72,7 +77,7 @@ class Product(NamedTuple):
         ``stored`` is the stored tensor of a train with the given timing.
         """
         counted = timing == "window"
-        return _window_product(stored, T, weight, float32_precision(), *self[:4], counted)  # type: ignore[no-any-return]
+        return _window_product(stored, T, weight, float32_precision(), *self.geometry, counted)  # type: ignore[no-any-return]
 
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
