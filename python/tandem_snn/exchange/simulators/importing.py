@@ -86,7 +86,7 @@ def import_network(
     net = copy.deepcopy(net, memo)  # without the state of neurons, which may not be copied
     for module in net.modules():
         if "s" in getattr(module, "supported_step_mode", tuple)():
-            module.step_mode = "s"
+            module.step_mode = "s"  # type: ignore[assignment]
     _sum_over(net, T)
     try:
         graph = exported(net, example, stateful=True)
