@@ -22,14 +22,16 @@ Tensor to_type(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
+// Under autocast products have another type.
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  return call("aten::linear", "", input, weight, bias);
+  return to_type(call("aten::linear", "", input, weight, bias), input.scalar_type());
 }
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
                    const Shape& dilation, int64_t groups) {
-  return call("aten::convolution", "", input, weight, OptionalTensor(), stride, padding, dilation, false,
-              Shape(stride.size(), 0), groups);
+  const Tensor result = call("aten::convolution", "", input, weight, OptionalTensor(), stride, padding, dilation, false,
+                             Shape(stride.size(), 0), groups);
+  return to_type(result, input.scalar_type());
 }
 
 Tensor avg_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding) {

@@ -22,7 +22,7 @@ from ..nn.signals import check_network, describe
 from . import file
 from .graph import MOST_GRAPHS, Graph, capture, key_of
 from .lowering import lower, snapshot
-from .program import Facts, Program
+from .program import Facts, Program, inference
 from .quantise import Grid, grids_of, round_
 from .stages import CannotLower, Stage, Stages, check_finite
 
@@ -88,11 +88,9 @@ class FrozenNetwork(nn.Module):
         layers = self._program_for(1.0).layers
         return layers.windows if isinstance(layers, Stages) else 0
 
+    @inference
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """Return the readout [B, outputs] of the whole window, for a batch x of images or a SpikeTrain."""
-        if not torch.is_inference_mode_enabled():  # entering inference mode takes as long as a small layer
-            with torch.inference_mode():
-                return self.forward(x)
         T = self._window_of(x)
         return spoiled(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
 
@@ -170,7 +168,7 @@ class FrozenNetwork(nn.Module):
         self._steps = self._batch = 0
         self._window: int | None = None  # the T of the stream
 
-    @torch.inference_mode()
+    @inference
     def step(self, x_t: Tensor) -> Tensor:
         """Run one time step of a stream.
 
@@ -221,7 +219,7 @@ class FrozenNetwork(nn.Module):
         self._steps += 1
         return answer
 
-    @torch.inference_mode()
+    @inference
     def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
         """Return the results of :meth:`step` for all steps, in about the time of one call.
 

@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,23 @@ _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
+Answer = TypeVar("Answer", bound=Callable[..., Tensor])
+
+
+def inference(answer: Answer) -> Answer:
+    """In inference mode, and without autocast: a frozen network computes in the type of its weights."""
+
+    @functools.wraps(answer)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        if torch._C._is_any_autocast_enabled():
+            with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return answer(*args, **kwargs)
+        if torch.is_inference_mode_enabled():  # entering it again takes as long as a small layer
+            return answer(*args, **kwargs)
+        with torch.inference_mode():
+            return answer(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class Facts(NamedTuple):

@@ -87,7 +87,7 @@ def import_network(
     net = copy.deepcopy(net, memo)  # memo leaves out the state of neurons, which may not support it
     for module in net.modules():
         if "s" in getattr(module, "supported_step_mode", tuple)():
-            setattr(module, "step_mode", "s")  # noqa: B010  (mypy: a Module has no such attribute)
+            module.step_mode = "s"  # type: ignore[assignment]
     _sum_over(net, T)
     try:
         graph = exported(net, example, stateful=True)
