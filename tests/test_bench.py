@@ -11,11 +11,11 @@ from performance import LIMITS, Limit, at_most, draw, faster, judge, judged
 
 import tandem_ext as te
 from tandem_snn.bench import command, problems, run
-from tandem_snn.bench.cases import CASES, of_network
-from tandem_snn.bench.problems import Problem, Shape, image_input, make_problem, spiking_input
+from tandem_snn.bench.cases import CASES, of_network, spikes
+from tandem_snn.bench.problems import Shape, image_input, make_problem, spiking_input
 from tandem_snn.bench.rivals import MAKERS, available
 from tandem_snn.bench.run import choose
-from tandem_snn.bench.timing import Protocol, QuietWait, interleave, kept_for_backward, spread
+from tandem_snn.bench.timing import Protocol, interleave, kept_for_backward, spread
 from tandem_snn.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -92,15 +92,6 @@ def test_ratios_are_medians_over_rounds():
     assert spread([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert spread([7.0], [1.0]) == {"median": 7.0, "low": 7.0, "high": 7.0}
-
-
-def test_quiet_wait_gives_up_in_time_and_remembers(monkeypatch):
-    wait = QuietWait(longest=0.01)
-    monkeypatch.setattr("tandem_snn.bench.timing.runnable", lambda: 3)
-    wait()
-    monkeypatch.setattr("tandem_snn.bench.timing.runnable", lambda: 1)
-    wait()
-    assert wait.disturbed == 0.5
 
 
 @pytest.mark.parametrize("T", [1, 4, 8, 13, 16])
@@ -216,12 +207,10 @@ def test_bytes_kept_for_backward():
     assert kept == 4 * (4 * 20 + 4 * 30 + 30 * 10)  # x, the hidden activity, the constant; not the result
 
 
-def small() -> Problem:
-    g = torch.Generator().manual_seed(0)
-    return make_problem(8, spiking_input(8, (16, 200), 0.15, "rate", 2, g), [Shape(64)], 0.15, 0, g)
-
-
-SMALL = of_network("small", "a small layer", small, ("tandem", "ANN", "naive"), training=True, input_gradient=True)
+SMALL = of_network(
+    "small", "a small layer", 8, spikes(8, 16, 200, rate=0.15, kind="rate", batches=2), (Shape(64),), 0.15,
+    ("tandem", "ANN", "naive"), training=True, input_gradient=True,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -183,7 +183,10 @@ def test_a_finished_run_is_trained_on(tmp_path, capsys, refused):
     (tmp_path / "run/report.html").write_text("of two epochs")
     assert main([*arguments, "3", "--out", str(tmp_path / "run"), "--resume"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "SNN, seed 0: trained for 2 epochs, continues to 3" in shown
+    assert (
+        "SNN, seed 0: trained for 2 epochs, continues to 3; the learning rate of schedule 'one-cycle' is now 0.0006"
+        in shown
+    )
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["recipe"]["epochs"] == 3
     assert (

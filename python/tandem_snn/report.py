@@ -43,17 +43,8 @@ def tables(summary: dict[str, Any]) -> Iterator[Table]:
     recipe, seeds = summary["recipe"], len(summary["seeds"])
     title = f"{recipe['data']}, {recipe['model']}, T={recipe['T']}, mean of {seeds} seed{'s' * (seeds > 1)}"
     yield _table(title, ("", "SNN", "ANN twin", "SNN / ANN"), _networks(summary), CAPTION)
-    layers = (
-        (
-            name,
-            f"{100 * summary['firing_rates'][name]:.1f} %",
-            f"{match['cosine']:.3f}",
-            f"{100 * match['exact']:.1f} %",
-        )
-        for name, match in summary["mismatch"].items()
-    )
     caption = "c: spike counts; a: the activations of the ANN branch; expected: ⌊a⌋ within 0 to T."
-    yield _table("layers", ("layer", "firing rate", "cosine of c and a", "c as expected"), layers, caption)
+    yield _table("layers", ("layer", "firing rate", "cosine of c and a", "c as expected"), _layers(summary), caption)
     if exits := summary.get("early_exit"):
         rows = ((f"{one['confidence']}", f"{100 * one['accuracy']:.2f} %", f"{one['steps']:.2f}") for one in exits)
         yield _table("early exit, first seed", ("confidence", "test accuracy", "mean steps"), rows)
@@ -66,6 +57,13 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], capti
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _layers(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for name, rate in summary["firing_rates"].items():
+        match = summary["mismatch"].get(name)  # average pooling has none
+        cells = (f"{match['cosine']:.3f}", f"{100 * match['exact']:.1f} %") if match else ("", "")
+        yield name, f"{100 * rate:.1f} %", *cells
 
 
 def _networks(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -167,7 +165,7 @@ def _text(*printed: Any) -> str:
 
 def _picture(title: str, draw: Callable[[Any], object], size: tuple[float, float]) -> str:
     matplotlib = extra("matplotlib", "the report")
-    with matplotlib.rc_context({"font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9, "text.parse_math": False}):  # a class may be called "$x$"
         figure, file = extra("matplotlib.figure", "the report").Figure(figsize=size, layout="constrained"), io.BytesIO()
         draw(figure.subplots())
         figure.savefig(file, format="png", dpi=120)
@@ -234,9 +232,8 @@ def _histories(run: Path, kind: str, seeds: list[int], key: str) -> Iterator[lis
 
 def _neurons(net: nn.Module, data: Dataset) -> Iterator[Picture]:
     if data.task == "classification":
-        matrix, names = _confusion(net, data), data.class_names
-        side = 2 + min(8.0, 0.35 * len(names))
-        yield "Confusion matrix", lambda axes: _draw_confusion(axes, matrix, names), (side, side)
+        side = 2 + min(8.0, 0.35 * data.classes)
+        yield "Confusion matrix", partial(_confusions, *_answers(net, data), data.class_names), (side, side)
     x = next(data.test.batches(SAMPLES))[0]
     with evaluating(net), Monitor(net, samples=1) as monitor:
         net(x[:1])
@@ -246,23 +243,18 @@ def _neurons(net: nn.Module, data: Dataset) -> Iterator[Picture]:
     yield "Spike counts against activations", lambda axes: plots.counts_against_activations(net, x, axes), (6, 3)
 
 
-def _confusion(net: nn.Module, data: Dataset) -> Tensor:
-    """int64 [classes, classes], class by answer, on the test split."""
-    classes = len(data.class_names)
-    found = torch.zeros(classes * classes, dtype=torch.int64)
+def _answers(net: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
+    """The classes of the test samples, and the network's answers."""
     with evaluating(net):
-        for x, targets in data.test.batches(512):
-            found += torch.bincount(targets * classes + net(x).argmax(1), minlength=classes * classes)
-    return found.view(classes, classes)
+        found = [(targets, net(x).argmax(1)) for x, targets in data.test.batches(512)]
+    targets, answers = (torch.cat(part) for part in zip(*found, strict=True))
+    return targets, answers
 
 
-def _draw_confusion(axes: Any, matrix: Tensor, names: Sequence[str]) -> None:
-    shares = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-    axes.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="class")
-    if len(names) <= NAMED:
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a class may be called "$x$"
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-        for i, j in matrix.nonzero().tolist():
-            color = "white" if shares[i, j] > 0.5 else "black"
-            axes.text(j, i, int(matrix[i, j]), ha="center", va="center", size=7, color=color)
+def _confusions(targets: Tensor, answers: Tensor, names: Sequence[str], axes: Any) -> None:
+    few = len(names) <= NAMED
+    extra("sklearn.metrics", "the report").ConfusionMatrixDisplay.from_predictions(
+        targets, answers, labels=range(len(names)), display_labels=names if few else None, include_values=few,
+        xticks_rotation="vertical", cmap="Blues", colorbar=False, ax=axes,
+    )  # fmt: skip
+    axes.set(xlabel="answer", ylabel="class", **({} if few else {"xticks": [], "yticks": []}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tandem_ext as te
 
-from .problems import Batch, Problem, Rate, Shape, image_input, make_problem, rate_of, spiking_input
+from .problems import Batch, Rate, Shape, image_input, make_problem, rate_of, spiking_input
 from .rivals import MAKERS, Candidate, Loop, available, if_loop
 
 Quantity = Literal["time", "kept", "peak"]
@@ -44,17 +44,22 @@ class Case:
 def of_network(
     name: str,
     title: str,
-    problem: Callable[[], Problem],
+    T: int,
+    data: Callable[[torch.Generator], list[Batch]],
+    shapes: tuple[Shape, ...],
+    rate: float,
     rivals: tuple[str, ...],
     *,
+    classes: int = 0,
     training: bool = False,
     input_gradient: bool = False,
     quantity: Quantity = "time",
 ) -> Case:
-    """A case of a network and the rivals that compute it."""
+    """A case of a network whose layers fire at ``rate``, and the rivals that compute it."""
 
     def build() -> Workload:
-        made = problem()
+        g = torch.Generator().manual_seed(0)
+        made = make_problem(T, data(g), shapes, rate, classes, g)
         batches = [batch.differentiable() for batch in made.batches] if input_gradient else made.batches
 
         def candidate(rival: str) -> Candidate:
@@ -66,28 +71,12 @@ def of_network(
     return Case(name, title, build, rivals, quantity=quantity)
 
 
-def drawn(
-    T: int,
-    data: Callable[[torch.Generator], list[Batch]],
-    shapes: tuple[Shape, ...],
-    rate: float,
-    classes: int = 0,
-) -> Callable[[], Problem]:
-    """A function that makes the same problem every time; its layers fire at ``rate``."""
-
-    def make() -> Problem:
-        g = torch.Generator().manual_seed(0)
-        return make_problem(T, data(g), shapes, rate, classes, g)
-
-    return make
-
-
 def spikes(T: int, *shape: int, rate: float, kind: str, batches: int) -> Callable[[torch.Generator], list[Batch]]:
-    return lambda g: spiking_input(T, shape, rate, kind, batches, g)
+    return partial(spiking_input, T, shape, rate, kind, batches)
 
 
 def images(*shape: int, batches: int = 3, nonzero: float = 1.0) -> Callable[[torch.Generator], list[Batch]]:
-    return lambda g: image_input(shape, batches, g, nonzero)
+    return partial(image_input, shape, batches, nonzero=nonzero)
 
 
 LOOP = "naive, loop compiled"
@@ -98,86 +87,65 @@ TRAINING = (*LAYER, "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch"
 LABEL = {"rate": "rate-coded spikes in", "iid": "iid spikes in", "direct": "direct encoding"}
 
 
-def mlp(T: int, B: int, kind: str) -> Callable[[], Problem]:
+def mlps() -> Iterator[Case]:
     """784-800-800-10. Layers fire at 14 %; the input is spikes at 11 %, or images with a fifth of nonzero pixels."""
-    batches = 16 if B == 1 else 4
-    direct = images(B, 784, batches=batches, nonzero=0.2)
-    data = direct if kind == "direct" else spikes(T, B, 784, rate=0.11, kind=kind, batches=batches)
-    return drawn(T, data, (Shape(800), Shape(800)), 0.14, 10)
+
+    def case(name: str, what: str, T: int, B: int, kind: str, training: bool) -> Case:
+        batches = 16 if B == 1 else 4
+        direct = images(B, 784, batches=batches, nonzero=0.2)
+        data = direct if kind == "direct" else spikes(T, B, 784, rate=0.11, kind=kind, batches=batches)
+        return of_network(
+            f"mlp-{name}-{kind}", f"MLP 784-800-800-10, T={T}, B={B}, {what}, {LABEL[kind]}", T, data,
+            (Shape(800), Shape(800)), 0.14, TRAINING if training else INFERENCE, classes=10, training=training,
+        )  # fmt: skip
+
+    for B, kind in (128, "rate"), (128, "iid"), (1, "rate"), (1, "iid"), (128, "direct"):
+        yield case(f"infer-{B}", "inference", 8, B, kind, training=False)
+    for T, kind in (8, "direct"), (8, "rate"), (16, "rate"), (32, "rate"):
+        yield case(f"train-T{T}", "training step", T, 128, kind, training=True)
 
 
-def mlp_cases() -> list[Case]:
-    inference = [
-        of_network(
-            f"mlp-infer-{B}-{kind}", f"MLP 784-800-800-10, T=8, B={B}, inference, {LABEL[kind]}", mlp(8, B, kind),
-            INFERENCE,
-        )
-        for B, kind in ((128, "rate"), (128, "iid"), (1, "rate"), (1, "iid"), (128, "direct"))
-    ]  # fmt: skip
-    training = [
-        of_network(
-            f"mlp-train-T{T}-{kind}", f"MLP 784-800-800-10, T={T}, B=128, training step, {LABEL[kind]}",
-            mlp(T, 128, kind), TRAINING, training=True,
-        )
-        for T, kind in ((8, "direct"), (8, "rate"), (16, "rate"), (32, "rate"))
-    ]  # fmt: skip
-    return inference + training
-
-
-def convolutions() -> list[Case]:
-    """Single layers, inference."""
-
-    def case(inputs: int, outputs: int, stride: int, kind: str, percent: int) -> Case:
-        title = f"Conv {inputs}→{outputs} 3×3 s{stride} on 32×32, T=8, B=16, {percent}% {kind}"
-        data = spikes(8, 16, inputs, 32, 32, rate=percent / 100, kind=kind, batches=3)
+def layers() -> Iterator[Case]:
+    """Single layers: inference; with batch norm, training in the middle of a network, with the input's gradient."""
+    for inputs, outputs, stride in (128, 256, 2), (64, 64, 1):
         shape = Shape(outputs, kernel=3, stride=stride, padding=1)
-        return of_network(f"conv-{inputs}-{outputs}-{kind}-{percent}", title, drawn(8, data, (shape,), 0.15), LAYER)
-
-    return [
-        case(*layer, kind, percent)
-        for layer in ((128, 256, 2), (64, 64, 1))
-        for percent in (10, 25)
-        for kind in ("rate", "iid")
-    ]
-
-
-def with_batch_norm() -> list[Case]:
-    """Layers in the middle of a network: forward and backward, including the gradient of the input."""
+        for percent in 10, 25:
+            for kind in "rate", "iid":
+                yield of_network(
+                    f"conv-{inputs}-{outputs}-{kind}-{percent}",
+                    f"Conv {inputs}→{outputs} 3×3 s{stride} on 32×32, T=8, B=16, {percent}% {kind}", 8,
+                    spikes(8, 16, inputs, 32, 32, rate=percent / 100, kind=kind, batches=3), (shape,), 0.15, LAYER,
+                )  # fmt: skip
     conv = Shape(128, kernel=3, stride=2, padding=1, norm=True)
-    layers = {
-        "conv": ("Conv 64→128 3×3 s2 on 32×32 + batch norm, T=8, B=32", (32, 64, 32, 32), conv, 3),
-        "linear": ("Linear 800×800 + batch norm, T=8, B=128", (128, 800), Shape(800, norm=True), 4),
-    }
-    return [
-        of_network(
-            f"{name}-norm-train-{kind}", f"{what}, training step, 15% {kind}",
-            drawn(8, spikes(8, *size, rate=0.15, kind=kind, batches=batches), (shape,), 0.15), LAYER, training=True,
-            input_gradient=True,
-        )
-        for name, (what, size, shape, batches) in layers.items()
-        for kind in ("rate", "iid")
-    ]  # fmt: skip
+    for name, what, size, shape, batches in (
+        ("conv", "Conv 64→128 3×3 s2 on 32×32 + batch norm, T=8, B=32", (32, 64, 32, 32), conv, 3),
+        ("linear", "Linear 800×800 + batch norm, T=8, B=128", (128, 800), Shape(800, norm=True), 4),
+    ):
+        for kind in "rate", "iid":
+            yield of_network(
+                f"{name}-norm-train-{kind}", f"{what}, training step, 15% {kind}", 8,
+                spikes(8, *size, rate=0.15, kind=kind, batches=batches), (shape,), 0.15, LAYER, training=True,
+                input_gradient=True,
+            )  # fmt: skip
 
 
-def conv_net(channels: tuple[int, int, int]) -> tuple[Shape, ...]:
-    """Three convolutions; the second and third halve the image."""
-    strides = zip(channels, (1, 2, 2), strict=True)
-    return tuple(Shape(outputs, kernel=3, stride=stride, padding=1) for outputs, stride in strides)
+def conv_net(*channels: int) -> tuple[Shape, ...]:
+    """Convolutions; all but the first halve the image."""
+    return tuple(Shape(n, kernel=3, stride=2 if i else 1, padding=1) for i, n in enumerate(channels))
 
 
-def conv_net_cases() -> list[Case]:
+def conv_nets() -> Iterator[Case]:
     """The network for the comparison with other libraries."""
     title = "Conv net 3→128→256(s2)→512(s2)→10 on 32×32, T=8, B=16, training step, {}%, direct encoding"
-
-    def case(name: str, title: str, percent: int, quantity: Quantity) -> Case:
-        problem = drawn(8, images(16, 3, 32, 32), conv_net((128, 256, 512)), percent / 100, 10)
-        return of_network(name, title, problem, TRAINING, training=True, quantity=quantity)
-
-    return [
-        case("conv-net-train-9", title.format(9), 9, "time"),
-        case("conv-net-train-20", title.format(20), 20, "time"),
-        case("conv-net-peak", f"Extra peak memory of: {title.format(9)}", 9, "peak"),
-    ]
+    quantities: tuple[tuple[str, str, int, Quantity], ...] = (
+        ("conv-net-train-9", title, 9, "time"), ("conv-net-train-20", title, 20, "time"),
+        ("conv-net-peak", f"Extra peak memory of: {title}", 9, "peak"),
+    )  # fmt: skip
+    for name, what, percent, quantity in quantities:
+        yield of_network(
+            name, what.format(percent), 8, images(16, 3, 32, 32), conv_net(128, 256, 512), percent / 100, TRAINING,
+            classes=10, training=True, quantity=quantity,
+        )  # fmt: skip
 
 
 def scan() -> Workload:
@@ -238,64 +206,56 @@ def call(training: bool) -> Workload:
     return Workload({name: partial(candidate, name) for name in layers}, {"input": rate_of(train)}, 16)
 
 
-def kept_cases() -> list[Case]:
+def kept() -> Iterator[Case]:
     """Three layers of 800 neurons with 800 inputs. A saved input belongs to the layer that saves it."""
-    data = spikes(8, 128, 800, rate=0.14, kind="rate", batches=1)
-
-    def case(name: str, title: str, norm: bool, rivals: tuple[str, ...]) -> Case:
-        problem = drawn(8, data, (Shape(800, norm=norm),) * 3, 0.14)
-        return of_network(name, title, problem, rivals, training=True, input_gradient=True, quantity="kept")
-
-    title = "Kept for backward, linear layers{}, T=8"
-    return [
-        case("kept", title.format(""), False, ("tandem", "ANN", "naive", "BPTT")),
-        case("kept-norm", title.format(" + batch norm"), True, ("tandem", "ANN", "naive")),
-    ]
+    for name, title, rivals in ("kept", "", ("tandem", "ANN", "naive", "BPTT")), (
+        "kept-norm", " + batch norm", ("tandem", "ANN", "naive"),
+    ):  # fmt: skip
+        yield of_network(
+            name, f"Kept for backward, linear layers{title}, T=8", 8,
+            spikes(8, 128, 800, rate=0.14, kind="rate", batches=1), (Shape(800, norm=bool(title)),) * 3, 0.14, rivals,
+            training=True, input_gradient=True, quantity="kept",
+        )  # fmt: skip
 
 
-def event_cases() -> list[Case]:
+def events() -> Iterator[Case]:
     """A long window with events on 2 % of the inputs at each step, as in the Spiking Heidelberg Digits."""
     rivals = ("tandem", "ANN", "BPTT", "SpikingJelly", "SpikingJelly, compiled", "snnTorch")
     quantities: dict[Quantity, str] = {"time": "training step", "kept": "kept for backward"}
-    return [
-        of_network(
-            f"events-{quantity}-T{T}", f"Events, 700-256-256-20, T={T}, B=64, {what}",
-            drawn(T, spikes(T, 64, 700, rate=0.02, kind="iid", batches=2), (Shape(256), Shape(256)), 0.05, 20),
-            rivals if T < 1000 else tuple(r for r in rivals if COMPILED not in r), training=True, quantity=quantity,
-        )
-        for T in (128, 1000)
-        for quantity, what in quantities.items()
-    ]  # fmt: skip
+    for T in 128, 1000:
+        for quantity, what in quantities.items():
+            yield of_network(
+                f"events-{quantity}-T{T}", f"Events, 700-256-256-20, T={T}, B=64, {what}", T,
+                spikes(T, 64, 700, rate=0.02, kind="iid", batches=2), (Shape(256), Shape(256)), 0.05,
+                rivals if T < 1000 else tuple(r for r in rivals if COMPILED not in r), classes=20, training=True,
+                quantity=quantity,
+            )  # fmt: skip
 
 
-def cost_cases() -> list[Case]:
+def costs() -> Iterator[Case]:
     """The cost of training for several T, of the ANN and of backpropagation through time."""
-    data = images(128, 1, 28, 28, nonzero=0.2)
     quantities: dict[Quantity, str] = {"time": "Training step", "peak": "Extra peak memory"}
-    return [
-        of_network(
-            f"cost-{quantity}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B=128, 10%",
-            drawn(T, data, conv_net((32, 64, 128)), 0.1, 10), ("tandem", "windows", "ANN", "BPTT"),
-            training=True, quantity=quantity,
-        )
-        for quantity, what in quantities.items()
-        for T in (4, 8, 16, 32)
-    ]  # fmt: skip
+    for quantity, what in quantities.items():
+        for T in 4, 8, 16, 32:
+            yield of_network(
+                f"cost-{quantity}-T{T}", f"{what}: 1→32→64(s2)→128(s2)→10 on 28×28, T={T}, B=128, 10%", T,
+                images(128, 1, 28, 28, nonzero=0.2), conv_net(32, 64, 128), 0.1, ("tandem", "windows", "ANN", "BPTT"),
+                classes=10, training=True, quantity=quantity,
+            )  # fmt: skip
 
 
 _CALL = "linear_if 16×16, T=8, B=1"
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        *mlp_cases(),
-        *convolutions(),
-        *with_batch_norm(),
-        *conv_net_cases(),
+        *mlps(),
+        *layers(),
+        *conv_nets(),
         Case("scan", "IF scan of float32 currents [8, 1M]", scan, ("tandem", "copy", "naive", LOOP), base="copy"),
         Case("call", _CALL, partial(call, False), ("tandem", "ANN")),
         Case("call-train", f"{_CALL}, forward and backward", partial(call, True), ("tandem", "ANN")),
-        *kept_cases(),
-        *event_cases(),
-        *cost_cases(),
+        *kept(),
+        *events(),
+        *costs(),
     )
 }

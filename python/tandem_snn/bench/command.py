@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Optional
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .run import choose, describe, measure, ratio
+from ..machine import origin
+from .run import choose, measure, ratio
 
 
 def bench(
@@ -37,7 +39,8 @@ def bench(
         return
     options = [*(part for name in case or [] for part in ("--case", name)), "--threads", str(threads)]
     command = shlex.join(["tandem-snn", "bench", *options, *["--quick"] * quick, "--out", str(out)])
-    result = describe(command, threads, quick)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result = origin(command) | {"date": date, "threads": threads, "quick": quick, "rows": []}
     out.parent.mkdir(parents=True, exist_ok=True)
     for i, chosen in enumerate(cases, 1):
         typer.echo(f"{i} of {len(cases)}: {chosen.title}", err=True)

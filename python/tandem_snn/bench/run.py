@@ -9,7 +9,6 @@ A result has the fields machine, versions, commit, command, date, threads, quick
 
 from __future__ import annotations
 
-import datetime
 import fnmatch
 import json
 import os
@@ -24,10 +23,9 @@ import torch
 from torch import Tensor
 
 from ..errors import check_name
-from ..machine import origin
 from .cases import CASES, COMPILED, Case, Quantity
 from .rivals import Candidate, available
-from .timing import QUICK, Protocol, QuietWait, interleave, kept_for_backward, peak, spread
+from .timing import QUICK, Protocol, interleave, kept_for_backward, peak, spread
 
 # Answers are compared with the first of these in a case, by timing: spikes depend on it.
 REFERENCES = {"step": ("naive", "tandem"), "window": ("naive, windows", "windows")}
@@ -44,12 +42,6 @@ def choose(patterns: Iterable[str]) -> list[Case]:
         if not fnmatch.filter(CASES, pattern):
             check_name("case", pattern, CASES)
     return [case for name, case in CASES.items() if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
-
-
-def describe(command: str, threads: int, quick: bool) -> dict[str, Any]:
-    """A result without rows."""
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return origin(command) | {"date": date, "threads": threads, "quick": quick, "rows": []}
 
 
 def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
@@ -70,13 +62,7 @@ def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
         )
         for name, value in json.loads(done.stdout).items():
             measured[name] = measured.get(name, {}) | value if isinstance(value, dict) else value
-    return {
-        "case": case.name,
-        "title": case.title,
-        "quantity": case.quantity,
-        "base": case.base,
-        **measured,
-    }
+    return {"case": case.name, "title": case.title, "quantity": case.quantity, "base": case.base, **measured}
 
 
 def ratio(row: dict[str, Any], name: str) -> dict[str, float]:
@@ -86,12 +72,11 @@ def ratio(row: dict[str, Any], name: str) -> dict[str, float]:
 
 def environment(threads: int, quantity: Quantity) -> dict[str, str]:
     """Environment variables of a measuring process."""
-    count = str(threads)
     keep_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 26)}
     return_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     return {
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "MALLOC_ARENA_MAX": "1",
         **(return_memory if quantity == "peak" else keep_memory),
@@ -111,14 +96,10 @@ def work(case: Case, rivals: list[str], threads: int, quick: bool) -> dict[str, 
         kept = {name: kept_for_backward(partial(c.run, 0), c.parameters) for name, c in candidates.items()}
         return result | {"values": {name: [total / workload.neurons] for name, total in kept.items()}}
 
-    settle = QuietWait() if threads > 1 else None
     clock = time.process_time if threads == 1 else time.perf_counter
     runs = {name: candidate.run for name, candidate in candidates.items()}
-    timings = interleave(runs, QUICK if quick else Protocol(), clock, settle or (lambda: None))
-    return result | {
-        "values": {name: [float(f"{s:.5g}") for s in seconds] for name, seconds in timings.items()},
-        "disturbed": settle.disturbed if settle else 0.0,
-    }
+    timings = interleave(runs, QUICK if quick else Protocol(), clock)
+    return result | {"values": {name: [float(f"{s:.5g}") for s in seconds] for name, seconds in timings.items()}}
 
 
 def compare(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:

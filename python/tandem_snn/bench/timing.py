@@ -48,7 +48,6 @@ def interleave(
     candidates: Mapping[str, Run],
     protocol: Protocol,
     clock: Callable[[], float] = time.process_time,
-    settle: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Samples all candidates in turn. Returns the seconds of a call, one number per round, by candidate.
 
@@ -57,13 +56,11 @@ def interleave(
         protocol: the length of the measurement.
         clock: ``time.process_time`` for one thread: it counts only the work of this process. With several threads
             ``time.perf_counter``.
-        settle: called before each sample, for example to wait until the machine is idle.
     """
     samplers = {name: _Sampler(run, protocol.sample, clock) for name, run in candidates.items()}
     order = list(samplers)
     shuffle = random.Random(0).shuffle
     gc.collect()
-    gc_was_on = gc.isenabled()
     gc.disable()
     try:
         start = time.monotonic()
@@ -72,11 +69,9 @@ def interleave(
                 break
             shuffle(order)
             for name in order:
-                settle()
                 samplers[name].take()
     finally:
-        if gc_was_on:
-            gc.enable()
+        gc.enable()
     return {name: sampler.seconds for name, sampler in samplers.items()}
 
 
@@ -105,42 +100,6 @@ class _Sampler:
         for i in range(first, first + times):
             self.run(i)
         return self.clock() - start
-
-
-class QuietWait:
-    """Waits a limited time until nothing else is runnable; counts the waits that timed out.
-
-    With several threads every parallel region ends in a barrier: a single other process delays them all, and the
-    wall-clock sample is useless.
-    """
-
-    def __init__(self, longest: float = 0.5) -> None:
-        self.longest = longest
-        self.waits = 0
-        self.timed_out = 0
-
-    def __call__(self) -> None:
-        self.waits += 1
-        deadline = time.monotonic() + self.longest
-        while runnable() > 1:
-            if time.monotonic() > deadline:
-                self.timed_out += 1
-                return
-            time.sleep(0.002)
-
-    @property
-    def disturbed(self) -> float:
-        """The fraction of samples taken while something else was runnable."""
-        return self.timed_out / self.waits if self.waits else 0.0
-
-
-def runnable() -> int:
-    """The number of runnable threads on the machine, including this one; 1 if the system does not report it."""
-    try:
-        with open("/proc/loadavg") as f:
-            return int(f.read().split()[3].split("/")[0])
-    except OSError:
-        return 1
 
 
 def kept_for_backward(step: Callable[[], Output], parameters: Sequence[Tensor]) -> int:

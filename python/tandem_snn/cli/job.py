@@ -23,6 +23,7 @@ from ..training.comparison import compare
 from ..training.processes import Interruption, join
 from ..training.recipe import PREFIXES, Recipe
 from ..training.store import locked
+from ..training.task import learning_rate
 from ..training.trainer import Trainer
 
 SUFFIX = {"frozen": ".tandem", "onnx": ".onnx", "nir": ".nir"}  # by the format of `tandem-snn export`
@@ -165,8 +166,11 @@ def _progress(
         bar.start()  # only now: what is wrong before the first step is said without a bar
         if trainer.trained_on and (kind, seed) not in told:
             told.add((kind, seed))
-            before = trainer.trained_on[-1]["epochs"]
-            bar.console.print(f"{kind}, seed {seed}: trained for {before} epochs, continues to {recipe.epochs}")
+            rate = learning_rate(recipe, trainer.step, trainer.steps_per_epoch)
+            bar.console.print(
+                f"{kind}, seed {seed}: trained for {trainer.trained_on[-1]['epochs']} epochs, continues to "
+                f"{recipe.epochs}; the learning rate of schedule {recipe.schedule!r} is now {rate:.2g}"
+            )
         steps = recipe.epochs * trainer.steps_per_epoch
         before = len(order) * recipe.all_seeds.index(seed) + order.index(kind)
         speed = trainer.totals.samples / trainer.totals.seconds if trainer.totals.seconds else 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -17,38 +16,13 @@ from ..container import atomically
 from ..errors import Interrupted, UserError
 from ..training.library import list_recipes, load_recipe
 from ..training.processes import Interruption, launched
+from ..training.recipe import Recipe
 from .job import check_device, finished, run
 from .train import DataDir, Device, Settings, Threads, Twin, Workers
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 
 ALL, TWINS, RESULTS = "all", "twins", "results"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run of a sweep: a recipe, and its changed keys."""
-
-    recipe: str
-    settings: tuple[str, ...]
-    varied: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the run's folder and result.
-
-        >>> Entry("mnist", ("epochs=5",), ("T=4", "gamma=2")).name
-        'mnist+T=4+gamma=2'
-        """
-        return "+".join([Path(self.recipe).stem, *self.varied]).replace("/", "_")
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        return self.settings + self.varied
-
-    def command(self, twin: bool) -> str:
-        changed = [part for setting in self.changes for part in ("--set", setting)]
-        return shlex.join(["tandem-snn", "train", self.recipe, *changed, *["--no-twin"] * (not twin)])
 
 
 def sweep(
@@ -81,36 +55,37 @@ def sweep(
         raise UserError("sweep: one process runs the recipes; under torchrun use `tandem-snn train`")
     fixed = [*(settings or []), *([] if seeds is None else [f"seeds={seeds}"])]
     check_device(device)
-    entries = list(_entries(names, fixed, vary or []))
-    recipes = [load_recipe(entry.recipe).override(entry.changes) for entry in entries]
+    runs = _runs(names, fixed, vary or [], twin)
     kept = out / RESULTS if results is None else results
     failed = []
     with Interruption() as interruption:
-        for i, (entry, recipe) in enumerate(zip(entries, recipes, strict=True), 1):
+        for i, (name, (recipe, command)) in enumerate(runs.items(), 1):
             if interruption.signal is not None:
-                raise Interrupted(f"stopped before {entry.name}: the same command resumes", interruption.signal)
-            folder = out / entry.name
+                raise Interrupted(f"stopped before {name}: the same command resumes", interruption.signal)
+            folder = out / name
             try:
                 done = finished(folder, recipe, twin) is not None
-                typer.echo(f"{i} of {len(entries)}: {entry.name}{': finished' if done else ''}", err=not list_runs)
+                typer.echo(f"{i} of {len(runs)}: {name}{': finished' if done else ''}", err=not list_runs)
                 if list_runs:
                     continue
                 summary = run(
-                    recipe, folder, entry.command(twin), twin=twin, twins=out / TWINS, data_dir=data_dir,
+                    recipe, folder, command, twin=twin, twins=out / TWINS, data_dir=data_dir,
                     device=device, threads=threads, workers=workers, resume=True, interruption=interruption,
                 )  # fmt: skip
                 kept.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(summary, separators=(",", ":")) + "\n"  # one line, since results are committed
-                atomically(kept / f"{entry.name}.json", partial(Path.write_text, data=text))
+                atomically(kept / f"{name}.json", partial(Path.write_text, data=text))
             except UserError as error:
-                failed += [entry.name] * (not list_runs)
-                typer.echo(f"{entry.name}: {error}", err=True)
+                failed += [name] * (not list_runs)
+                typer.echo(f"{name}: {error}", err=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 
 
-def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str]) -> Iterator[Entry]:
-    """Every combination of recipe and varied values."""
+def _runs(
+    names: Sequence[str], settings: Sequence[str], vary: Sequence[str], twin: bool
+) -> dict[str, tuple[Recipe, str]]:
+    """Every combination of recipe and varied values, and the command that trains it, by the name of its folder."""
     choices = []
     for text in vary:
         key, equals, values = text.partition("=")
@@ -118,9 +93,16 @@ def _entries(names: Sequence[str], settings: Sequence[str], vary: Sequence[str])
             raise UserError(f"--vary {text}: expected KEY=V1,V2,...")
         choices.append([f"{key}={value}" for value in values.split(",")])
     recipes = [r for name in names for r in (list_recipes() if name == ALL else [name])]
-    seen: dict[str, Entry] = {}
+    chosen: dict[str, tuple[str, list[str]]] = {}
     for recipe, varied in itertools.product(recipes, itertools.product(*choices)):
-        entry = Entry(recipe, tuple(settings), varied)
-        if seen.setdefault(entry.name, entry) != entry:
-            raise UserError(f"two runs would have the name {entry.name}: use two sweeps, each with its own --out")
-    yield from seen.values()
+        name, one = "+".join([Path(recipe).stem, *varied]).replace("/", "_"), (recipe, [*settings, *varied])
+        if chosen.setdefault(name, one) != one:
+            raise UserError(f"two runs would have the name {name}: use two sweeps, each with its own --out")
+
+    def command(recipe: str, changes: Sequence[str]) -> str:
+        options = [part for change in changes for part in ("--set", change)] + ["--no-twin"] * (not twin)
+        return shlex.join(["tandem-snn", "train", recipe, *options])
+
+    return {
+        name: (load_recipe(one).override(changes), command(one, changes)) for name, (one, changes) in chosen.items()
+    }

@@ -1,4 +1,6 @@
-"""Augmentations by name. They move whole pixels, so that images and spike trains stay bytes."""
+"""Augmentations by name. They move whole pixels, so that images and spike trains stay bytes, and are functions of given
+random numbers, so that resumed and distributed runs augment alike: torchvision's draw from the global generator.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Event recordings as spike trains: binned once and kept as bytes, or binned on access."""
+"""Event recordings as spike trains: binned once and kept as bytes, or binned on access. tonic's ToFrame makes
+counts, of 16 bits for each step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Event recordings: N-MNIST, CIFAR10-DVS and DVS128 Gesture, in the formats and folders of tonic."""
+"""Event recordings: N-MNIST, CIFAR10-DVS and DVS128 Gesture, in the formats and folders of tonic, whose functions read
+the events. Files are listed here, since tonic's classes download what they miss and have the order of the file system.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -83,56 +82,34 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     """
     layers: dict[str, LayerOps] = {}
 
-    def record(name: str, layer: nn.Module, x: Any, residual: Any, outputs: torch.Size) -> None:
-        macs, acs = costs(layer, x, residual, outputs)
-        layers[name] = LayerOps(macs, 0.0 if isinstance(x, SpikeTrain) else _macs(layer, outputs), acs.item())
+    def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(layer, Neurons):
+            raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
+        if (spent := _spent(layer, x, kwargs.get("residual"), output)) is not None:
+            layers[name] = LayerOps(*spent[:2], spent[2].item())
 
-    _watch_synapses(net, x, record)
+    check_layers(net, SYNAPTIC)
+    with evaluating(net), watching(net, (*SYNAPTIC, Neurons), record):
+        net(x)
     return SynOps(layers)
 
 
-def _watch_synapses(net: nn.Module, x: Any, record: Callable[[str, nn.Module, Any, Any, torch.Size], None]) -> None:
-    """Calls ``record(name, layer, input, residual, shape of the output per sample)`` for each layer with synapses."""
-
-    def watch(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(layer, Neurons):
-            raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
-        outputs = neurons(layer, output)
-        if outputs is not None:
-            record(name, layer, x, kwargs.get("residual"), outputs)
-
-    check_layers(net, SYNAPTIC)
-    with evaluating(net), watching(net, (*SYNAPTIC, Neurons), watch):
-        net(x)
-
-
-def neurons(layer: nn.Module, output: Any) -> torch.Size | None:
-    """The shape, per sample, of the neurons behind a layer's synapses; None for pooling to counts, without synapses."""
-    if isinstance(layer, tnn.AvgPool2d) and not isinstance(output, SpikeTrain):
-        return None
-    return output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
-
-
-def costs(layer: Any, x: Any, residual: Any, outputs: torch.Size) -> tuple[float, Tensor]:
-    """Per sample: the ANN's MACs for ``outputs`` values of a layer; the ACs of the spikes of x and the residual,
-    float64 [], differentiable.
+def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float, Tensor] | None:
+    """Per sample: the ANN's MACs, the SNN's MACs of a real-valued input, and its ACs, float64 [], differentiable. None
+    for pooling to counts, which has no synapses.
     """
-    macs = _macs(layer, outputs)
-    acs = _acs(layer, x.counts, outputs) if isinstance(x, SpikeTrain) else torch.zeros((), dtype=torch.float64)
-    if isinstance(residual, SpikeTrain):
-        return macs + outputs.numel(), acs + _per_sample(residual.counts)
-    return macs, acs
-
-
-def _per_sample(spikes: Tensor) -> Tensor:
-    return spikes.sum(dtype=torch.float64) / len(spikes)
-
-
-def _macs(layer: Any, outputs: torch.Size) -> float:
-    """The products, per sample, that an ANN needs for ``outputs`` values of a layer."""
     pool = isinstance(layer, tnn.AvgPool2d)
+    if pool and not isinstance(output, SpikeTrain):
+        return None
+    outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
     fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
-    return float(fan_in * outputs.numel())
+    ann = macs = float(fan_in * outputs.numel())
+    acs = torch.zeros((), dtype=torch.float64)
+    if isinstance(x, SpikeTrain):
+        macs, acs = 0.0, _acs(layer, x.counts, outputs)
+    if isinstance(residual, SpikeTrain):
+        ann, acs = ann + outputs.numel(), acs + residual.counts.sum(dtype=torch.float64) / len(residual)
+    return ann, macs, acs
 
 
 def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
@@ -235,24 +212,22 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._spent: dict[nn.Module, tuple[float, Tensor]] = {}
+        self._spent: dict[nn.Module, tuple[float, float, Tensor]] = {}
         check_layers(net, SYNAPTIC)
         layers = [m for m in net.modules() if isinstance(m, SYNAPTIC)]
         self._handles = [m.register_forward_hook(self._record, with_kwargs=True) for m in layers]
 
     def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        outputs = neurons(layer, output)
-        if outputs is None or not torch.is_grad_enabled():
-            return
         x, further = given(args, kwargs)
-        self._spent[layer] = costs(layer, x, further.get("residual"), outputs)
+        if torch.is_grad_enabled() and (spent := _spent(layer, x, further.get("residual"), output)) is not None:
+            self._spent[layer] = spent
 
     def __call__(self) -> Tensor:
         """The penalty of the last forward pass, a 0-dim tensor; once per pass."""
         if not self._spent:
             raise RuntimeError("synops_penalty: run the network forward first; each pass gives one penalty")
         spent, self._spent = self._spent, {}
-        macs, acs = zip(*spent.values(), strict=True)
+        macs, _, acs = zip(*spent.values(), strict=True)
         return sum(acs, torch.zeros((), dtype=torch.float64)) / sum(macs)
 
     def remove(self) -> None:
