@@ -376,6 +376,12 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
     every setting of every layer are checked. The cost of running its layers is not limited.
 
+    Args:
+        path: the file.
+
+    Returns:
+        A FrozenNetwork.
+
     Raises:
         UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or
             its network is not valid. It is a ValueError.
