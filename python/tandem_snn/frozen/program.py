@@ -173,7 +173,7 @@ class _Block:
 
 def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
     if stage.weight is not None and stage.dtype != dtype:
-        raise CannotLower(stage.name, f"its weights are {stage.dtype}, those of others {dtype}")
+        raise CannotLower(stage.name, f"its weights are {stage.dtype}, but other layers have {dtype}")
     outputs, channels = (0, 0) if stage.weight is None else stage.weight.shape[:2]
     outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
     few_bits = int(stage.step is not None)
