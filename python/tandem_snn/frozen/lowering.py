@@ -33,7 +33,7 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
     Raises:
         CannotLower: the network contains modules or operations other than layers of ``tandem_snn.nn``.
-        ValueError: the network is already lowered, for spikes that are worth 1, and gain is not 1.
+        ValueError: the network is already lowered, for a gain of 1, and gain is not 1.
     """
     if not isinstance(net, Stages):
         return Lowering(net, gain).stages()
