@@ -122,10 +122,9 @@ class Saved(NamedTuple):
 
 
 def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
-    """Call the op of a layer with the given :class:`Inputs`.
+    """Call the op of a layer with the given :class:`Inputs`; return (planes, counts, mask, v, bad).
 
-    Returns:
-        (planes, counts, mask, v, bad). With batch norm, ([product,] mean, var) come before bad.
+    With batch norm, ([product,] mean, var) come before bad.
     """
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static

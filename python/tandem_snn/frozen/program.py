@@ -140,10 +140,9 @@ class Program:
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Run the program; return (readout, state).
+        """Run the whole window, or one step if a state is given; return (readout, state).
 
-        It runs the whole window; with ``every``, the readouts are those after each step. Given a state, it runs one
-        step.
+        With ``every`` the result has the readouts after each step.
         """
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
