@@ -10,7 +10,7 @@ import os
 import warnings
 from typing import Any
 
-import torch  # before _C, which links against its libraries
+import torch  # before _C, which links against torch's libraries
 
 
 def _load(library: str | None) -> dict[str, Any]:

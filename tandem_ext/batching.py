@@ -52,7 +52,7 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
             raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
         each_its_own = dim == 1 and all(isinstance(s.gain, Tensor) and s.gain.dim() for s in (first, other))
         if not each_its_own and not _same_gain(first.gain, other.gain):
-            raise ValueError(f"signals: a spike must be worth the same in all, got gain {first.gain} and {other.gain}")
+            raise ValueError(f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}")
     joined: S = first.concatenate(signals, dim)
     return joined
 

@@ -137,7 +137,7 @@ def bursts(name: str, value: Tensor, made: Tensor) -> None:
     """``value``, the given planes, equals ``made``, the planes of bursts with the same counts. Reads values."""
     if _readable(value) and not torch.equal(value, made):
         raise ValueError(
-            f"{name}: with timing='window' a neuron spikes in the first steps, one after the other, or not"
+            f"{name}: with timing='window' a neuron spikes in the first steps without gaps, got other spikes"
         )
 
 
@@ -273,7 +273,7 @@ def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
         raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
     if timing_ == "window" and gate_ == "resu":
         raise ValueError(
-            "gate: with timing='window' no neuron fires too early, which 'resu' is for: use 'relu' or 'clip'"
+            "gate: with timing='window' no neuron fires too early, so 'resu' is not needed: use 'relu' or 'clip'"
         )
 
 
@@ -375,7 +375,7 @@ def direct_dtype(x: Tensor, weight_: Tensor) -> None:
 
 def eps(value: Any) -> None:
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"eps: expected a number from 0, got {value!r}")
+        raise ValueError(f"eps: expected a number of at least 0, got {value!r}")
 
 
 class TooFewSamples(ValueError):

@@ -87,14 +87,9 @@ conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
 
 
 def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons with timing "step". Every line rounds once, to the dtype of the currents.
+    """Run neurons with timing "step": currents [T, ...] and the first v -> (spikes [T, ...], z = Σ currents, last v).
 
-    Args:
-        currents: [T, ...].
-        v: [...], the initial membrane potential.
-
-    Returns:
-        (spikes, z, v): spikes, 0 and 1, [T, ...]; z = Σ currents; v the final membrane potential.
+    Spikes are 0 and 1. Every line rounds once, to the dtype of the currents.
     """
     theta, leak_ = (currents.new_tensor(value) for value in (threshold, leak))
     z = torch.zeros_like(currents[0])
@@ -109,12 +104,9 @@ def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: floa
 
 
 def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
-    """Fire neurons with timing "window", whose membrane potential v has integrated the whole window.
+    """Fire neurons with timing "window", whose potential v has integrated the whole window: v -> (counts, the last v).
 
     A neuron spikes while v ≥ ϑ, at most T times. Every line rounds once, to the dtype of v.
-
-    Returns:
-        (counts from 0 to T, the final membrane potential).
     """
     theta, counts = v.new_tensor(threshold), torch.zeros_like(v)
     for _ in range(T):
@@ -166,7 +158,7 @@ def _neurons(
     steps: int | None = None,
     before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
-    """Run the neurons of a layer.
+    """Run the neurons of a layer; return (train, v).
 
     A sample is bad if its input was, or if a final potential is not finite; leak and reset cannot make it finite again.
 
@@ -175,9 +167,6 @@ def _neurons(
         ann: the ANN's pre-activation, through which gradients flow.
         scale, shift: in units of a tensor threshold; neurons then fire at 1.
         before: the NaN flags of the input.
-
-    Returns:
-        (train, v).
     """
     unit, window = _unit(threshold, y), timing == "window"
     fire_at = 1.0 if isinstance(threshold, Tensor) else threshold

@@ -225,10 +225,10 @@ class SpikeTrain(Signal):
         checks.steps(substeps, "substeps", "")
         frames = torch.as_tensor(frames) if isinstance(frames, np.ndarray) else frames
         if isinstance(frames, Tensor) and frames.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            frames = frames.long()  # few of torch's operators take those
+            frames = frames.long()  # few torch operators support these dtypes
         checks.frames("frames", frames)
         frames = frames.transpose(0, 1) if batch_first else frames
-        n = frames.clamp(max=substeps).int().unsqueeze(1)  # whose products do not overflow
+        n = frames.clamp(max=substeps).int().unsqueeze(1)  # the products below cannot overflow
         step = torch.arange(substeps, dtype=torch.int, device=n.device).view(-1, *[1] * (n.dim() - 2))
         return cls.from_dense(((step + 1) * n // substeps - step * n // substeps).flatten(0, 1), gain)
 

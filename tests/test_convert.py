@@ -232,14 +232,14 @@ def test_calibration() -> None:
     one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
     calibrate(one, [torch.rand(9, 4)])
     assert isinstance(one[1].threshold, float)
-    for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "no batch")):
+    for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "at least one batch")):
         with pytest.raises(ValueError, match=message):
             calibrate(snn, **{"loader": [x], **keywords})
     with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):
         calibrate(snn, [{"images": x}])
     with pytest.raises(TypeError, match=r"loader: expected an iterable of batches, such as \[x\], got a tensor"):
         calibrate(snn, x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="net: is frozen"):
+    with pytest.raises(ValueError, match="net: a frozen network cannot be calibrated"):
         calibrate(freeze(snn), [x])
     with pytest.raises(ValueError, match=r"loader: in a batch the activations of '0\.0' are infinite or NaN"):
         calibrate(snn, [x, x / 0])

@@ -304,7 +304,7 @@ def test_copies_and_frozen_networks(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("depthwise, pointwise", r"relu_1.*: its currents come the general way \(conv2d, batch_norm\)"),
+        ("depthwise, pointwise", r"relu_1.*: it uses the general way \(conv2d, batch_norm\)"),
         ("pooled", r'max_pool2d.*: exact maximum pooling .*max_pool="or"'),
     ],
 )
@@ -335,7 +335,7 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     assert (v[-1] < layer.threshold).any()
     with pytest.raises(ValueError, match="'relu_1' receives a sum of linear maps"):
         synops(snn, x)
-    with pytest.raises(ValueError, match="weight_bits: the currents of 'relu_1' come the general way"):
+    with pytest.raises(ValueError, match="weight_bits: 'relu_1' uses the general way"):
         freeze(snn, weight_bits=4)
 
 

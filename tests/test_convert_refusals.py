@@ -83,13 +83,13 @@ REFUSED = {
     "adaptive maximum": (image(nn.AdaptiveMaxPool2d(5), nn.Conv2d(4, 4, 3), nn.ReLU()), "use max_pool"),
     "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
     "indices": (Pooled(), "'max_pool2d_with_indices'.*indices"),
-    "sizes": (Shuffled(), "depends on the size of its input: give `example`"),
-    "not square": (image(nn.Flatten(), nn.Linear(12, 2)), r"not known what.*weight of shape \[2, 12\].*give `example`"),
+    "sizes": (Shuffled(), "depend on the size of its input: give `example`"),
+    "not square": (image(nn.Flatten(), nn.Linear(12, 2)), r"found no input.*weight of shape \[2, 12\].*give `example`"),
     **{
         kind: (Branching(kind), message)
         for kind, message in (
-            ("data", "depends on the data"),
-            ("two inputs", "not known what the ANN takes .*NoneType.*give `example`"),
+            ("data", "depends on values of the data"),
+            ("two inputs", "found no input that the ANN accepts .*NoneType.*give `example`"),
             ("two outputs", "returns 2 values, tuple"),
             (
                 "gate",
@@ -161,7 +161,7 @@ def test_examples() -> None:
         ([1], TypeError, "example: expected a batch"),
         (torch.rand(4), ValueError, r"example: expected at least one sample, .*\[4\]"),
         (torch.rand(0, 1, 5, 5), ValueError, "at least one sample"),
-        (torch.rand(2, 3, 5, 5), ValueError, "example: the ANN does not take it"),
+        (torch.rand(2, 3, 5, 5), ValueError, "example: the ANN does not accept it"),
     ):
         with pytest.raises(error, match=message):
             convert(net, T=8, example=example)
@@ -187,7 +187,7 @@ def test_arguments() -> None:
         ({"v_init": float("nan")}, "v_init: expected a number, got nan"),
         ({"gate": "clip"}, "gate: expected 'relu', 'resu' or None, got 'clip'"),
         ({"max_pool": "max"}, "max_pool: expected 'exact', 'or' or None, got 'max'"),
-        ({"example": torch.rand(2, 3)}, "example: the ANN does not take it: .*mat1 and mat2"),
+        ({"example": torch.rand(2, 3)}, "example: the ANN does not accept it: .*mat1 and mat2"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(net, **{"T": 8, **keywords})

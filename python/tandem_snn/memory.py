@@ -33,7 +33,7 @@ def resident(key: str = "VmRSS") -> int:
         for line in f:
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status does not tell {key}")
+    raise OSError(f"/proc/self/status does not contain {key}")
 
 
 def return_freed() -> None:

@@ -1,4 +1,6 @@
-"""Plot spike trains, potentials, counts and rates: each function draws into matplotlib ``axes``, by default new ones.
+"""Plot spike trains, potentials, counts and rates.
+
+Each function draws into the given matplotlib ``axes``, or into new ones, and returns them.
 
 >>> train = te.SpikeTrain.from_dense((torch.rand(16, 1, 40) < 0.2).float())
 >>> axes = tandem_snn.plots.raster(train)
@@ -50,12 +52,8 @@ def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, 
 
     Args:
         train: a train, or the recording of a layer by :class:`tandem_snn.measure.Monitor`.
-        axes: matplotlib axes; None: new ones.
         sample: the index in the batch.
         neurons: the largest number of neurons shown; they are evenly spaced.
-
-    Returns:
-        The axes.
 
     Raises:
         TypeError: train is neither a train nor a recording.
@@ -98,13 +96,9 @@ def potentials(
 
     Args:
         monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
-        axes: matplotlib axes; None: new ones.
         layer: the name of a layer; None: the last one recorded.
         sample: the index in the batch.
         neurons: the number of neurons shown, starting with those that fire earliest.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: there are no recordings or potentials, there is no such layer, or neurons is less than 1.
@@ -158,12 +152,8 @@ def counts_against_activations(
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib axes; None: new ones.
         layer: the name of one layer; None: all.
         points: the largest number of points per layer.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: the network has no spiking layers, or none with this name.
@@ -205,10 +195,6 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
     Args:
         net: a network of layers of ``tandem_snn.nn``; it is run in evaluation mode.
         x: a batch of its inputs.
-        axes: matplotlib axes; None: new ones.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: the network has no layers with neurons.

@@ -122,10 +122,9 @@ class Saved(NamedTuple):
 
 
 def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
-    """Call the op of a layer with the given :class:`Inputs`.
+    """Call the op of a layer with the given :class:`Inputs`; return (planes, counts, mask, v, bad).
 
-    Returns:
-        (planes, counts, mask, v, bad). With batch norm, ([product,] mean, var) come before bad.
+    With batch norm, ([product,] mean, var) come before bad.
     """
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
@@ -273,7 +272,7 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
     u = cast(saved.u, mean.dtype)
-    exact = needs.scale or not isinstance(static.source, Product)  # else grad_u is cast to the type of grad anyway
+    exact = needs.scale or not isinstance(static.source, Product)  # else grad_u becomes the dtype of grad anyway
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
         grad_counts, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold

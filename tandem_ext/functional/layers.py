@@ -256,6 +256,9 @@ def if_scan(
             whose x [B, *features] is the current. The first feature dimension is the channels.
         scale, shift, residual, neuron: as in :func:`linear_if`; per-channel tensors have one value for each channel.
 
+    Returns:
+        The output spikes, a :class:`SpikeTrain` [B, *features]; with ``return_v`` a pair (train, v).
+
     Raises:
         TypeError, ValueError, RuntimeError: as in :func:`linear_if`.
 

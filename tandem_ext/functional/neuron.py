@@ -158,12 +158,9 @@ def tensors_of(
     timing: str = "step",
     bad: Tensor | None = None,
 ) -> Tensors:
-    """Check and fold the tensors of neurons.
+    """Check and fold the tensors of neurons of shape [B, C, *space].
 
-    Args:
-        like: a tensor with the device and dtype of the layer.
-        shape: [B, C, *space], the shape of the neurons.
-        bad: the NaN flags of the layer's input.
+    ``like`` has the device and dtype of the layer, ``bad`` the NaN flags of its input.
     """
     if timing == "window":
         checks.T("T", T, timing)

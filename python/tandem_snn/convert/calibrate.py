@@ -53,7 +53,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     (torch.Size([5]), True)
     """
     if isinstance(net, FrozenNetwork):
-        raise ValueError("net: is frozen, with weights and thresholds prepared: calibrate the network, then freeze it")
+        raise ValueError("net: a frozen network cannot be calibrated: calibrate the network, then freeze it")
     if isinstance(loader, Tensor | SpikeTrain):
         raise TypeError(f"loader: expected an iterable of batches, such as [x], got {describe(loader)}")
     if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
@@ -61,7 +61,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     firing = (tnn.SpikingLayer, general.Neurons)
     layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain == "threshold"}
     if not layers:
-        raise ValueError('net: no layer has gain="threshold", as those of convert() have')
+        raise ValueError('net: no layer has gain="threshold"; layers of convert() have it')
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -88,7 +88,7 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
                 x = effective_counts(x)
             twin(x)
     if not any(seen.values()):
-        raise ValueError("loader: it gave no batch")
+        raise ValueError("loader: expected at least one batch, got none")
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows

@@ -65,7 +65,7 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
             raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
         graph, *others = (_graph(ann, (x, *state)) for x in examples)
     if any(_numbers(graph) != _numbers(other) for other in others):
-        raise CannotConvert(f"what the ANN does depends on the size of its input: {GIVE}")
+        raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")
     graph.sized = not others
     _say_unused(graph)
     return graph
@@ -86,7 +86,7 @@ def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
         return ann(*inputs)
     except Exception as error:  # a user's forward may raise anything
-        raise ValueError(f"example: the ANN does not take it: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"example: the ANN does not accept it: {str(error).splitlines()[0]}") from error
 
 
 def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
@@ -124,8 +124,8 @@ def _why_not(error: Exception) -> str:
     text = str(error)
     line = next((part for part in text.splitlines() if part.strip()), type(error).__name__)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        return f"its forward depends on the data (a branch or a loop on values), which no graph can: {line}"
-    return f"torch.export cannot follow the ANN ({type(error).__name__}: {line})"
+        return f"its forward depends on values of the data (a branch or a loop), which a graph cannot: {line}"
+    return f"torch.export cannot trace the ANN ({type(error).__name__}: {line})"
 
 
 class _Reader:
@@ -164,7 +164,7 @@ class _Reader:
             return Op(node.name, "attribute", node, target=path)
         shape = batch_of(node.meta["val"])
         if shape and shape[0] is not None:
-            raise CannotConvert("its forward fixes the size of the batch, where a spiking network takes any")
+            raise CannotConvert("its forward fixes the size of the batch, but a spiking network needs any size")
         return Op(node.name, "input", node, shape=shape)
 
     def _call(self, node: fx.Node) -> Op:
@@ -255,7 +255,7 @@ def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
     if not errors:
         raise CannotConvert("it has no nn.Linear and no convolution, so nothing would spike")
     line = next(iter(str(errors[0]).splitlines()), type(errors[0]).__name__)
-    raise CannotConvert(f"it is not known what the ANN takes ({line}): {GIVE}") from errors[0]
+    raise CannotConvert(f"found no input that the ANN accepts ({line}): {GIVE}") from errors[0]
 
 
 def _inputs(ann: nn.Module) -> Iterator[_Input]:

@@ -33,7 +33,7 @@ def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
 
     Raises:
         CannotLower: the network contains modules or operations other than layers of ``tandem_snn.nn``.
-        ValueError: the network is already lowered, for spikes that are worth 1, and gain is not 1.
+        ValueError: the network is already lowered, for a gain of 1, and gain is not 1.
     """
     if not isinstance(net, Stages):
         return Lowering(net, gain).stages()
@@ -77,11 +77,11 @@ def trace(net: nn.Module) -> fx.Graph:
         net = nn.Sequential(net)
     for name, module in net.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise CannotLower(name or "net", "it has a forward hook, which only its own forward runs: remove the hook")
+            raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
     try:
         return _Tracer().trace(net)
     except Exception as error:  # a user's forward may raise anything when it is traced
-        why = f"something does not come from a layer of tandem_snn.nn, and torch.fx cannot follow it ({error})"
+        why = f"it contains something that is not a layer of tandem_snn.nn, and torch.fx cannot trace it ({error})"
         raise CannotLower("net", why) from error
 
 
@@ -108,7 +108,7 @@ class Lowering:
                 self._same(node, INPUT, self.first_gain)
             elif node.op == "output":
                 if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
-                    raise CannotLower("net", "it does not end in the answer of its last layer, a Readout")
+                    raise CannotLower("net", "its output is not that of its last layer, a Readout")
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
                 self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
@@ -134,14 +134,14 @@ class Lowering:
             if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
                 raise CannotLower(name, "a second Encoder, of another mode or T")
             if any(stage.weight is not None for stage in self.list):
-                raise CannotLower(name, "it encodes what a layer gave")
+                raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
             self._same(node, value, gain if layer.mode == "events" else layer.gain)
         elif type(layer) in _MOVES:
             stage = _move(name, value, layer)
             means = stage.kind in ("mean", "adaptive_mean")
             if means and self.mode not in (None, "events") and value in self.images:
-                raise CannotLower(name, "it makes means of the input: nothing in the network spikes")
+                raise CannotLower(name, "it averages the input, so nothing in the network would spike")
             self.images |= {len(self.list)} if value in self.images else set()
             if means and isinstance(gain, Tensor) and gain.dim():
                 stage.scale = gain.detach()
@@ -190,8 +190,8 @@ def _operator(node: fx.Node) -> str:
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
     """Raise an error that names the neurons, which is clearer than an error about an operator before them."""
     if isinstance(layer, Neurons):
-        why = f"its currents come the general way ({layer.sums or 'any sum of linear maps'})"
-        raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and has no step")
+        why = f"it uses the general way ({layer.sums or 'any sum of linear maps'})"
+        raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and cannot run step by step")
     if isinstance(layer, MaxPool):
         why = "exact maximum pooling is not a layer of tandem_snn.nn"
         raise CannotLower(name, f'{why}: convert with max_pool="or", or use tnn.MaxPool2d')

@@ -277,7 +277,7 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
         answers = self.readouts(x)
         if answers.shape[2:].numel() == 1:
-            raise ValueError("confidence: the softmax of a single output is always 1, so no step is surer than another")
+            raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")
         sure = answers.flatten(2).softmax(2).amax(2) >= confidence
         sure[-1] = True
         last = sure.int().argmax(0)  # the first step that is sure
@@ -357,7 +357,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     if isinstance(net, FrozenNetwork):
         return freeze(net.net, weight_bits, T=net.T if T is None else T)
     if isinstance(net, Stages) and weight_bits is not None:
-        raise ValueError("weight_bits: a network from a file has its weights already: freeze the one it was made of")
+        raise ValueError("weight_bits: a network from a file cannot be rounded: freeze the original network")
     check_bits(weight_bits)
     taken = inspect.signature(net.forward).parameters.values()
     needed = [p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -373,6 +373,12 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
 
     The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
     every setting of every layer are checked. The cost of running its layers is not limited.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A FrozenNetwork.
 
     Raises:
         UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or

@@ -157,10 +157,9 @@ class Program:
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Run the program; return (readout, state).
+        """Run the whole window, or one step if a state is given; return (readout, state).
 
-        It runs the whole window; with ``every``, the readouts are those after each step. Given a state, it runs one
-        step.
+        With ``every`` the result has the readouts after each step.
         """
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
@@ -190,7 +189,7 @@ class _Block:
 
 def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
     if stage.weight is not None and stage.dtype != dtype:
-        raise CannotLower(stage.name, f"its weights are {stage.dtype}, those of others {dtype}")
+        raise CannotLower(stage.name, f"its weights are {stage.dtype}, but other layers have {dtype}")
     outputs, channels = (0, 0) if stage.weight is None else stage.weight.shape[:2]
     outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
     few_bits = int(stage.step is not None)

@@ -46,7 +46,7 @@ def round_(net: nn.Module, bits: int | None) -> None:
     """
     general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
     if bits is not None and general is not None:
-        raise ValueError(f"weight_bits: the currents of {general!r} come the general way, with weights as they are")
+        raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")
     layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
     firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
     by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)

@@ -85,6 +85,9 @@ def create_model(
             spike is its threshold, so that the weights of a trained ANN can be used; further settings of neurons, see
             :class:`tandem_snn.nn.NeuronOptions`.
 
+    Returns:
+        A Sequential with named layers: an input [B, *shape] -> logits [B, classes].
+
     Raises:
         UserError: the name is unknown, the shape is too small for the architecture, or an architecture is given without
             shape and classes.

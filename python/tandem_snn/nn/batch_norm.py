@@ -17,6 +17,10 @@ from tandem_ext.ops import compute_dtype
 def initial_gamma(T: int, timing: str = "step") -> float:
     """Return the initial γ of batch norm for a window of T time steps, as measured in docs/initialisation.md.
 
+    Args:
+        T: the number of time steps.
+        timing: the timing of the layer's neurons, "step" or "window".
+
     >>> initial_gamma(2), initial_gamma(8)
     (2.0, 3.0)
     >>> initial_gamma(2, "window"), initial_gamma(8, "window")

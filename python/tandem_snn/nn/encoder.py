@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         if self.mode == "events":
             return self._events(x)
         if isinstance(x, SpikeTrain):
-            raise TypeError(f'x: a SpikeTrain wants an Encoder of mode "events", this one is {self.mode!r}')
+            raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
         return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
 
     def _events(self, x: Tensor | SpikeTrain) -> SpikeTrain:

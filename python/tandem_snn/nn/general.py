@@ -38,6 +38,11 @@ class Currents:
             a multiple of 8.
         T: the number of time steps.
         constant: whether every step has the same currents; ``steps`` then returns one step for any range.
+
+    >>> currents = torch.rand(8, 2, 3)
+    >>> u = Currents(currents.sum(0), lambda start, stop: currents[start:stop], T=8)
+    >>> Neurons()(u).shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, total: Tensor, steps: Steps, T: int, constant: bool = False) -> None:
@@ -81,7 +86,11 @@ def currents_of(x: Signal | Currents) -> Currents:
 
 
 def total(x: Any) -> Tensor:
-    """Return the value of the ANN for x, [B, *features]; a tensor is returned unchanged."""
+    """Return the value of the ANN for x, [B, *features]; a tensor is returned unchanged.
+
+    >>> total(te.ConstantInput(torch.tensor([[0.25]]), T=8))
+    tensor([[2.]])
+    """
     return x.total if isinstance(x, Currents) else effective_counts(x)
 
 
@@ -240,7 +249,11 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
 
 
 def dropped(x: Any, dropout: nn.Module) -> Any:
-    """Apply dropout to currents, with one mask for the whole window."""
+    """Apply dropout to currents, with one mask for the whole window.
+
+    >>> dropped(te.SpikeTrain.from_dense(torch.ones(8, 2, 3)), torch.nn.Dropout(0.5)).total.shape
+    torch.Size([2, 3])
+    """
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)

@@ -22,9 +22,7 @@ FIRING = (SpikingLayer, AvgPool2d, Neurons)
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
     """Raise ValueError unless the network contains layers of these classes that run one by one."""
     if hasattr(net, "readouts"):
-        raise ValueError(
-            "net: a frozen network runs as one call: give the network it was made of, or its copy, net.net"
-        )
+        raise ValueError("net: a frozen network runs as one call: pass the original network, or its copy, net.net")
     if not any(isinstance(layer, kinds) for layer in net.modules()):
         raise ValueError("net: expected a network of layers of tandem_snn.nn, found none")
 

@@ -34,7 +34,7 @@ def init_gamma_(net: Net, T: int | None = None) -> Net:
         windows = {module.T for module in net.modules() if isinstance(module, Encoder)}
         if len(windows) != 1:
             found = f"Encoders with T = {sorted(windows)}" if windows else "no Encoder"
-            raise ValueError(f"T: give it, since the network has {found}")
+            raise ValueError(f"T: expected an int, because the network has {found}")
         (T,) = windows
     for layer in net.modules():
         if isinstance(layer, SpikingLayer) and layer.norm is not None:

@@ -107,6 +107,10 @@ def largest_now(f: str, x: Any, *args: Any) -> Any:
     """Maximum pooling of the currents of each single step: J[t] = max I[t]. Their sum is at least max z.
 
     The gradient is that of max z. Arguments as in :func:`largest`.
+
+    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
+    >>> largest_now("max_pool1d", te.SpikeTrain.from_dense(spikes), 2).steps(0, 2).flatten()
+    tensor([1., 1.])
     """
     function = getattr(torch.ops.aten, f)
     if isinstance(x, Tensor):

@@ -49,6 +49,11 @@ class SpikingLayer(HasNeurons):
     Attributes:
         analog: True makes the layer an ANN layer, which does not spike: it takes signals and tensors and returns the
             tensor gain·ρ(z)/ϑ. In this way a network can be partly spiking.
+
+    >>> layer = tnn.Linear(4, 3)
+    >>> layer.analog = True
+    >>> layer(torch.rand(2, 4)).shape
+    torch.Size([2, 3])
     """
 
     _product: ClassVar[Callable[..., Tensor]]
