@@ -8,7 +8,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import create_model, create_twin, freeze, list_models, measure
 from tandem_snn.errors import UserError
-from tandem_snn.models.notation import is_notation
+from tandem_snn.models import is_notation
 
 SHAPES = {
     "alexnet": (3, 64, 64),
