@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -54,7 +54,7 @@ class Recording:
         )
 
 
-class Monitor(Mapping[str, Recording]):
+class Monitor(dict[str, Recording]):
     """Records spike trains, counts and membrane potentials of a network's layers with neurons, while it is entered.
 
     The network itself runs unchanged, in training or evaluation; recordings carry no gradients. They stay after the
@@ -86,6 +86,7 @@ class Monitor(Mapping[str, Recording]):
     ) -> None:
         if samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
+        super().__init__()
         patterns = [layers] if isinstance(layers, str) else list(layers)
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
@@ -97,7 +98,6 @@ class Monitor(Mapping[str, Recording]):
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials
         self._samples = samples
-        self._recordings: dict[str, Recording] = {}
         self._watching: Any = None
 
     def __enter__(self) -> Monitor:
@@ -113,22 +113,9 @@ class Monitor(Mapping[str, Recording]):
         self._watching.__exit__(None, None, None)
         self._watching = None
 
-    def clear(self) -> None:
-        """Deletes the recordings."""
-        self._recordings.clear()
-
-    def __getitem__(self, name: str) -> Recording:
-        return self._recordings[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._recordings)
-
-    def __len__(self) -> int:
-        return len(self._recordings)
-
     def __repr__(self) -> str:
         state = "recording" if self._watching is not None else "left"
-        layers = listing(f"{name}: {record.samples:,} samples" for name, record in self._recordings.items())
+        layers = listing(f"{name}: {record.samples:,} samples" for name, record in self.items())
         return f"Monitor({state}; {layers or 'nothing recorded of ' + listing(sorted(self._names))})"
 
     @torch.no_grad()
@@ -144,13 +131,13 @@ class Monitor(Mapping[str, Recording]):
             v = layer.potentials(x) if residual is None else layer.potentials(x, residual)
             potentials = v[:, latest].to("cpu", copy=True)
         spikes = y.counts.detach().sum(0, dtype=torch.float64).to("cpu")
-        before = self._recordings.get(name)
+        before = self.get(name)
         if before is None or _kind(before.train) != _kind(train):
-            self._recordings[name] = Recording(train, potentials, len(y), spikes)
+            self[name] = Recording(train, potentials, len(y), spikes)
             return
         if potentials is not None and before.potentials is not None:
             potentials = torch.cat([before.potentials, potentials], 1)[:, -self._samples :].clone()
-        self._recordings[name] = Recording(
+        self[name] = Recording(
             SpikeTrain.concatenate([before.train, train], 0)[-self._samples :].map(torch.clone),
             potentials,
             before.samples + len(y),
