@@ -14,6 +14,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
 
@@ -34,6 +35,23 @@ from .sweep import sweep
 from .train import DataDir, Device, Workers, train
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
+
+
+class _Plain:
+    """Flags take no value, so help shows none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_Plain, TyperCommand): ...
+
+
+class Group(_Plain, TyperGroup): ...
 
 
 def _print_version(asked: bool) -> None:
@@ -169,6 +187,7 @@ def _text(value: Any) -> str:
 
 
 app = typer.Typer(
+    cls=Group,
     help="Train spiking neural networks with the tandem learning rule, and their ANN twins.",
     add_completion=False,
     no_args_is_help=True,
@@ -189,4 +208,4 @@ for name, command in (
     ("train", train), ("sweep", sweep), ("eval", evaluate_run), ("report", report), ("export", export),
     ("bench", bench), ("info", info),
 ):  # fmt: skip
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
