@@ -136,7 +136,7 @@ def test_keys_reach_the_network():
     with pytest.raises(UserError, match=r"model mlp: .*epz"):
         Recipe(model="mlp", options={"epz": 1}).build(digits)
     for options, message in (
-        ({"eps": "small"}, "eps: expected a number from 0"),
+        ({"eps": "small"}, "eps: expected a number of at least 0"),
         ({"momentum": 2}, "momentum: expected"),
     ):
         with pytest.raises(UserError, match=f"model mlp: {message}"):

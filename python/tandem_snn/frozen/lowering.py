@@ -141,7 +141,7 @@ class Lowering:
             stage = _move(name, value, layer)
             means = stage.kind in ("mean", "adaptive_mean")
             if means and self.mode not in (None, "events") and value in self.images:
-                raise CannotLower(name, "it averages the input, so nothing in the network would spike")
+                raise CannotLower(name, "it averages the input, so nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
             if means and isinstance(gain, Tensor) and gain.dim():
                 stage.scale = gain.detach()
