@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, train, train_with_edge
+from cases import DTYPES, bursts, train, train_with_edge
 
 import tandem_ext as te
 
@@ -31,6 +31,8 @@ def results():
             f.conv2d_if(image, kernel, padding=1, stride=2, return_v=True),
             f.linear_bn_if(x, weight),
             f.conv2d_bn_if(image, kernel, padding=1),
+            f.linear_if(bursts(9, 33, 203), weight, shift=shift, timing="window", return_v=True),
+            f.conv2d_bn_if(image, kernel, padding=1, timing="window"),
         ]
         for layer in layers:
             parts = layer if isinstance(layer, tuple) else (layer,)

@@ -224,6 +224,13 @@ def test_a_network_without_a_program_runs_layer_by_layer() -> None:
         frozen.step(torch.ones(2, 4))
 
 
+def test_a_shortcut_of_an_image_needs_synapses() -> None:
+    net = nn.Sequential(tnn.Encoder(T=8), tnn.Residual(tnn.Linear(4, 4)), tnn.Readout(4, 3)).eval()
+    for run in net, freeze(net):
+        with pytest.raises(TypeError, match="residual: expected a SpikeTrain, got ConstantInput"):
+            run(torch.rand(2, 4))
+
+
 def averaged() -> tuple[nn.Module, Tensor]:
     layers = tnn.Encoder(T=8), tnn.Conv2d(1, 4, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(4, 3)
     return nn.Sequential(*layers), torch.rand(2, 1, 6, 6)

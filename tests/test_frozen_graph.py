@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import train
-from networks import conv, lif, line, mlp, projection, residual, trained
+from networks import conv, in_windows, lif, line, mlp, projection, residual, trained
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,11 +72,13 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
 
 
+@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
-def test_a_graph_is_the_evaluation(make: Any) -> None:
+def test_a_graph_is_the_evaluation(make: Any, timing: str) -> None:
     """On inputs it has not seen: nothing of the first one is left in it."""
     torch.manual_seed(0)
     net, x = make()
+    net = in_windows(net) if timing == "window" else net
     trained(net, x)
     frozen = tandem_snn.freeze(net)
     with torch.inference_mode():

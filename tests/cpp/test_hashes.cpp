@@ -118,7 +118,7 @@ const Geometry kShapes[] = {linear(37, 21, 9),         linear(300, 64, 9),      
 
 TEST(layers) {
   for (const DType dtype : kWeightTypes) {
-    Hash fired, windows;
+    Hash fired, windows, bursts;
     unsigned seed = 0;
     for (const Geometry& shape : kShapes) {
       for (const int32_t T : {5, 8, 17}) {
@@ -129,10 +129,17 @@ TEST(layers) {
         std::vector<float> u(layer.args.neurons);
         cpu::window_product(layer.layer(), u.data(), serial_for);
         windows.add(u);
+        layer.args.leak = 1;
+        layer.args.gate = Gate::kClip;
+        layer.count(0.3, T, seed);
+        const Outputs<float> burst(layer.args);
+        cpu::run(layer.layer(), serial_for);
+        bursts.add(burst);
       }
     }
     check(std::string("layer-") + kNames[static_cast<int>(dtype)], fired);
     check(std::string("window-") + kNames[static_cast<int>(dtype)], windows);
+    check(std::string("burst-") + kNames[static_cast<int>(dtype)], bursts);
   }
 }
 

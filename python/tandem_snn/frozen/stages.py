@@ -167,6 +167,8 @@ class Stage(nn.Module):
         v_init = self.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
+        if residual is not None and not isinstance(residual, Tensor):
+            checks.train("residual", residual)
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
         before = reduce(either, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
         spikes, *_, bad = self._run(
