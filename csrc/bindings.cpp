@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/capability.h"
 #include "kernels/product/clock.h"
+#include "kernels/product/dense.h"
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"
 #endif
@@ -70,6 +71,11 @@ std::string compiler() {
 #endif
 }
 
+const char* byte_products() {
+  constexpr const char* kNames[] = {"none", "avx2", "avx-vnni", "avx512-vnni"};  // in the order of ByteProducts
+  return tandem::cpu::has_matrix_unit() ? "amx" : kNames[static_cast<int>(tandem::cpu::byte_products())];
+}
+
 py::dict build_info() {
   constexpr auto version_part = [](int shift) { return std::to_string((TORCH_TARGET_VERSION >> shift) & 0xff); };
   py::dict info;
@@ -82,6 +88,7 @@ py::dict build_info() {
   info["cuda_versions"] = py::make_tuple(tandem::cuda::toolkit_version(), tandem::cuda::driver_version());
 #endif
   info["cpu_capability"] = tandem::cpu::capability_name(tandem::cpu::capability());
+  info["byte_products"] = byte_products();  // of this processor, at this capability
   info["compiler"] = compiler();
   return info;
 }
@@ -92,5 +99,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
   tandem::cpu::capability();  // an invalid TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
   tandem::cpu::fixed_way();   // and so is an invalid TANDEM_PATH
-  m.def("build_info", &build_info, "What was built: version, torch_target, cuda_archs, cpu_capability, compiler.");
+  m.def("build_info", &build_info,
+        "What was built: version, torch_target, cuda_archs, cpu_capability, byte_products, compiler.");
 }

@@ -220,6 +220,7 @@ def test_build_info() -> None:
     assert info["torch_target"] == "2.10"
     assert info["cuda_archs"] is None or all(re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch) for arch in info["cuda_archs"])
     assert info["cpu_capability"] in ("default", "v3", "v4")
+    assert info["byte_products"] in ("none", "avx2", "avx-vnni", "avx512-vnni", "amx")
     assert re.search(r"\d+\.\d+", info["compiler"])
     info["version"] = "changed"  # a copy
     assert te.build_info()["version"] == te.__version__
