@@ -1,4 +1,5 @@
-// The inputs of a linear layer that spike at all. With few rows many do not, and their weights need not be packed.
+// The active inputs of a linear layer: those with at least one spike. In a few rows many inputs are silent, and their
+// weights need not be packed.
 #pragma once
 
 #include <vector>
@@ -14,20 +15,21 @@
 namespace tandem::cpu {
 
 struct ActiveInputs {
-  int64_t inputs;               // of the layer
-  int64_t count;                // that spike
-  std::vector<uint16_t> masks;  // of sixteen inputs each
-  std::vector<uint8_t> planes;  // [P, batch, count]
+  int64_t inputs;               // inputs of the layer
+  int64_t count;                // active inputs
+  std::vector<uint16_t> masks;  // a bit per input: whether it is active
+  std::vector<uint8_t> planes;  // [P, batch, count], of the active inputs
 
   explicit ActiveInputs(const Layer& layer);
 
-  // Is it a layer, and a processor, for which leaving out the others pays?
+  // Whether this layer and processor support skipping silent inputs.
   static bool possible(const Geometry& geometry);
   bool pays() const { return 8 * count < 7 * inputs; }
 };
 
-// Their weights of a row side by side, and the magnitudes of all weights, in one reading; up to 16 more floats are
-// written. The L2 cache gets the weights so many elements `ahead`.
+// Copies the weights of the active inputs of one row next to each other and measures the magnitudes of all weights in
+// the same pass. Writes up to 16 floats beyond the last one. Prefetches into L2 the weights `ahead` elements further
+// on.
 #if TANDEM_MULTIVERSION
 template <class E>
 TANDEM_TARGET_V4 Magnitudes gather_active(const ActiveInputs& active, const E* row, int64_t ahead, float factor,
@@ -56,7 +58,7 @@ TANDEM_TARGET_V4 Magnitudes gather_active(const ActiveInputs& active, const E* r
 }
 #else
 template <class E>
-Magnitudes gather_active(const ActiveInputs&, const E*, int64_t, float, float*) {  // not possible()
+Magnitudes gather_active(const ActiveInputs&, const E*, int64_t, float, float*) {  // never called: possible() is false
   return {};
 }
 #endif

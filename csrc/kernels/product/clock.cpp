@@ -15,7 +15,7 @@ namespace tandem::cpu {
 
 namespace {
 
-// By float's functions: glibc renewed those for double in its version 2.29, and wheels are to load with older ones.
+// In float: glibc 2.29 has new versions of the functions for double, and wheels must load with older ones.
 float log2_of(double x) { return std::log2(static_cast<float>(x)); }
 
 int to_log(double ns) { return static_cast<int>(std::clamp(log2_of(ns) * Clock::kOctave, 0.f, 65535.f)); }
@@ -45,7 +45,7 @@ Clock::Call Clock::begin(uint64_t key, double first, double second) {
   return call;
 }
 
-// A thread that meets another one's new times leaves them as they are.
+// If another thread has stored new times in between, these stay and this call's time is dropped.
 void Clock::end(const Call& call) {
   if (call.times == nullptr) return;
   const int log = to_log(static_cast<double>(std::max<int64_t>(now_() - call.begin, 1)));
@@ -92,7 +92,8 @@ Path path() {
   return chosen;
 }
 
-// All that decides how long a call takes. Of the input that is the lists' cost, to a factor of 1.4.
+// A key of everything that determines how long a call takes. The input enters by the cost of its lists, to a factor of
+// 1.4.
 uint64_t key_of(const Layer& layer, const Ways& ways, Task task) {
   constexpr size_t kSizes = sizeof(Geometry) / sizeof(int64_t);
   int64_t words[kSizes + 6];
@@ -134,7 +135,7 @@ Way fixed_way() {
 TimedWay::TimedWay(const Layer& layer, const Ways& ways, Task task, Clock& clock)
     : way_(ways.cheaper()), clock_(clock) {
   if (!ways.differ() || path() == Path::kModel) return;
-  constexpr double kPerNanosecond = 3;  // of what costs count
+  constexpr double kPerNanosecond = 3;  // units of cost
   const double rows = static_cast<double>(layer.geometry.rows() * layer.geometry.groups) / kPerNanosecond;
   call_ = clock_.begin(key_of(layer, ways, task), rows * ways.lists.cost, rows * ways.digits.cost);
   way_ = call_.way == 0 ? ways.lists.way : ways.digits.way;

@@ -20,8 +20,8 @@ namespace tandem::cpu {
 
 namespace {
 
-constexpr int64_t kWords = kChunk / 4;  // of four inputs, in a chunk
-// Chunks whose digits, 24 KB for three, stay in the L1 cache while the counts of many rows stream by.
+constexpr int64_t kWords = kChunk / 4;  // words of four inputs per chunk
+// Chunks per pass: their digits, 24 KB for three, stay in L1 while the counts of many rows stream by.
 constexpr int64_t kPassChunks = 8;
 
 TANDEM_INLINE int32_t word_at(const uint8_t* p) {
@@ -30,16 +30,16 @@ TANDEM_INLINE int32_t word_at(const uint8_t* p) {
   return word;
 }
 
-// Some rows' products with N digits of a column.
+// The product of some rows with N digits of a column.
 struct Product {
   const int64_t* offsets;  // of the chunks within the counts of a row
   int64_t chunks;
   const int8_t* digits;
-  int64_t chunk_bytes;  // of all digits
+  int64_t chunk_bytes;  // of a chunk with all digits
   int most;             // the largest count
 };
 
-// sums [rows, N, 16]
+// sums: [Rows, N, 16].
 template <int N, int Rows>
 TANDEM_TARGET_VNNI TANDEM_INLINE void multiply_vnni(const Product& product, const uint8_t* counts, int64_t row_bytes,
                                                     int32_t* sums) {
@@ -105,7 +105,7 @@ TANDEM_TARGET_AVX_VNNI TANDEM_INLINE void multiply_avx_vnni(const Product& produ
   std::memcpy(sums, sum, sizeof(sum));
 }
 
-// Of 16 bits each, to be widened; the two vectors of a digit have eight outputs each.
+// Adds the int16 sums to the int32 sums in memory and clears them. A digit has two vectors of eight outputs each.
 template <int N, int Rows>
 TANDEM_TARGET_V3 TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
@@ -124,7 +124,8 @@ TANDEM_TARGET_V3 TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* s
   }
 }
 
-// Two products of a count and a digit, in 16 bits: of counts above 127 the highest bit has a product of its own.
+// For counts above 127: two products of a count and a digit have to fit int16, so the highest bit of the count is
+// multiplied separately.
 template <int N, int Rows>
 TANDEM_TARGET_V3 TANDEM_INLINE void multiply_large(const Product& product, const uint8_t* counts, int64_t row_bytes,
                                                    int32_t* sums) {
@@ -157,7 +158,7 @@ TANDEM_TARGET_V3 TANDEM_INLINE void multiply_avx2(const Product& product, const 
                                                   int32_t* sums) {
   std::fill_n(sums, Rows * N * 16, 0);
   if (product.most > 127) return multiply_large<N, Rows>(product, counts, row_bytes, sums);
-  // Words whose sums stay within 16 bits.
+  // The number of words whose sums stay within int16.
   const int64_t at_once = INT16_MAX / (2 * 128 * std::max(product.most, 1));
   __m256i sum[Rows][N][2];
 #pragma GCC unroll 2
@@ -199,7 +200,7 @@ TANDEM_TARGET_V3 TANDEM_INLINE void multiply_avx2(const Product& product, const 
   widen<N, Rows>(sum, sums);
 }
 
-// The digits' sums of some rows, [rows, N, 16], to those of the weights, worth `unit`.
+// Combines the sums of digits, [rows, N, 16], to sums of weights in `unit`. Adds them to `out` unless `first`.
 template <int N, int H>
 TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool first, double* out, int64_t stride) {
   typedef Vec<double, H> Wide;
@@ -217,14 +218,15 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool 
   }
 }
 
-// The sums of some steps, [steps, 16], worth 1 << shift.
+// Adds the sums of some steps, [steps, 16], times 1 << shift.
 TANDEM_INLINE void add_shifted(const int32_t* sums, int steps, int shift, bool first, int32_t* out, int64_t stride) {
   for (int t = 0; t < steps; ++t, out += stride) {
     for (int i = 0; i < 16; ++i) out[i] = (first ? 0 : out[i]) + (sums[16 * t + i] << shift);
   }
 }
 
-// Rows at a time, a divisor of those in a tile: as many sums as there are registers for, to hide a product's latency.
+// kRows: rows at a time, a divisor of the rows of a tile. There are as many sums as registers, to hide the latency of a
+// product.
 struct Vnni {
   template <int N>
   static constexpr int kRows = 8;
@@ -258,8 +260,8 @@ struct Avx2 {
   }
 };
 
-// All rows by some chunks of N digits. A template of the kernel's target would be inlined into no function of another,
-// hence the macro: the loop is compiled for each.
+// Multiplies all rows by some chunks of N digits. A macro, because a template for one target is not inlined into
+// functions for another: it compiles the loop for each target.
 #define TANDEM_DENSE(target, name, Kernel)                                                                             \
   template <int N>                                                                                                     \
   target void name##_rows(const ExpandedInputs& inputs, Product product, int64_t begin, double unit, bool first,       \

@@ -1,26 +1,26 @@
-// Products of counts without lists or a matrix unit: every input times every weight, by the vectors' products of bytes.
+// Dense products by vector instructions for bytes: every input times every weight, without lists or a matrix unit.
 //
-// Weights are the digits that the matrix unit multiplies, four inputs of an output side by side, and so are the inputs
-// laid out. VNNI adds four products to a sum of 32 bits; AVX2 adds two to one of 16, which is widened in time.
+// Weights and inputs have the layout for the matrix unit: digits, with four inputs of an output next to each other.
+// VNNI adds four products to a 32-bit sum; AVX2 adds two to a 16-bit sum, which is widened before it overflows.
 #pragma once
 
 #include "matrix_unit/matrix_unit.h"
 
 namespace tandem::cpu {
 
-// The processor's products of bytes, each kind better than the one before. Processors with AVX-VNNI may lack AVX-512.
+// The instructions for products of bytes, from the slowest to the fastest. Processors with AVX-VNNI may lack AVX-512.
 enum class ByteProducts { kNone, kAvx2, kAvxVnni, kAvx512Vnni };
 
-// Processors with products of the kinds before and after it need not have it.
+// Whether there is AVX-VNNI, which AVX-512 VNNI does not imply.
 bool has_avx_vnni();
-// The best that the capability in use has.
+// The fastest kind that the capability in use has.
 ByteProducts byte_products();
 
-// As multiply_counts().
+// Like multiply_counts().
 void multiply_counts_dense(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
                            ByteProducts by);
 
-// As multiply_tile(), of columns of one digit.
+// Like multiply_tile(), for columns of one digit.
 void multiply_steps_dense(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
                           ByteProducts by);
 

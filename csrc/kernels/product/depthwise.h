@@ -1,4 +1,4 @@
-// Depthwise products: every output reads one input channel, so there is nothing to list; all lanes are inputs.
+// Depthwise products: every output reads one input channel, so there is nothing to list; lanes are channels.
 #pragma once
 
 #include "../layer.h"
@@ -7,17 +7,17 @@ namespace tandem::cpu {
 
 inline bool is_depthwise(const Geometry& geometry) { return geometry.groups > 1 && geometry.group_channels() == 1; }
 
-// The geometry by which weights are prepared. Those of a depthwise layer, [outputs, 1, kernel], are like those of a
-// layer with one input channel.
+// The geometry for preparing the weights. Those of a depthwise layer, [outputs, 1, kernel], are prepared like those of
+// a layer with one input channel.
 inline Geometry packed_geometry(Geometry geometry) {
   if (is_depthwise(geometry)) geometry.channels = geometry.groups = 1;
   return geometry;
 }
 
-// As run().
+// run() for depthwise layers.
 void run_depthwise(const Layer& layer, ParallelFor parallel);
 
-// As window_product() of counts.
+// window_product() for counts and depthwise layers.
 void multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel);
 
 }  // namespace tandem::cpu

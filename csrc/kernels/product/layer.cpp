@@ -1,4 +1,4 @@
-// The layer: which way, and whether its weights have to be prepared for it.
+// run() and window_product(): choose a way and prepare the weights, unless the caller has.
 #include "../layer.h"
 
 #include "clock.h"

@@ -18,7 +18,7 @@ struct PackJob {
   const Weights& weights;
   const Tiling& tiling;
   const int64_t* position;
-  const ActiveInputs* active;  // or null: all
+  const ActiveInputs* active;  // null: all inputs
 };
 
 // a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
@@ -35,7 +35,7 @@ TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, 
 #endif
 }
 
-// L x L lanes: log2 L perfect shuffles.
+// Transposes L x L lanes by log2 L perfect shuffles.
 template <int L>
 TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
 #pragma GCC unroll 4
@@ -50,9 +50,8 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
   }
 }
 
-// Writes L rows of weights, each times its factor, as L columns of a tile. position[j] is the row of the tile where the
-// j-th weight of an output lies. On the way the L2 cache gets the weights so many elements
-// `ahead`.
+// Writes L rows of weights, each times its factor, as L columns of a tile. position[j] is the tile's row for weight j
+// of an output. Prefetches into L2 the weights `ahead` elements further on.
 template <int L, class E>
 TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int64_t ahead,
                              int32_t* out) {
@@ -76,8 +75,8 @@ TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const
   }
 }
 
-// Packs a tile of integers and its units. position[j] is the row, within it, of the j-th weight of an output. Outputs
-// with a weight that is not finite have the unit NaN, and so have their currents at every step.
+// Packs a tile of integers and its units. An output with a weight that is not finite has the unit NaN, which makes its
+// currents NaN at every step.
 template <int L, class E>
 TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
   thread_local Scratch<float> active_memory;
@@ -144,7 +143,8 @@ TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out
 TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit),
                         (job, tile, out, unit))
 
-// Rows of a tile are in the order K-block, tap, channel; the weights of an output are not.
+// Fills position[j], the tile's row for weight j of an output. The rows of a tile are in the order K-block, tap,
+// channel.
 void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& tiling, int64_t* position) {
   const int64_t taps = geometry.taps(), channels = geometry.group_channels();
   for (int64_t c = 0; c < channels; ++c) {

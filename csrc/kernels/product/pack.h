@@ -1,4 +1,4 @@
-// From weights to tiles: the integers of 16 R outputs, input by input, in the encodings that the ways multiply.
+// Packs weights into tiles: the integers of 16 R outputs, input by input, in the encodings that the ways multiply.
 #pragma once
 
 #include <vector>
@@ -8,13 +8,13 @@
 
 namespace tandem::cpu {
 
-// Packs tiles of words one by one. What it is made of must outlive it. The geometry and its tiling may be those of the
-// active inputs alone.
+// Packs tiles of words (int32) one by one. Geometry, weights, tiling and active inputs must outlive the packer. If
+// `active` is given, geometry and tiling are those of the active inputs.
 class TilePacker {
  public:
   TilePacker(const Geometry& geometry, const Weights& weights, const Tiling& tiling,
              const ActiveInputs* active = nullptr);
-  // tile [tile_size], unit [16 R].
+  // Packs tile i. tile: [tile_size], unit: [16 R].
   void operator()(int64_t i, int32_t* tile, float* unit) const;
 
  private:
@@ -25,12 +25,12 @@ class TilePacker {
   std::vector<int64_t> positions_;
 };
 
-// Where the encodings of all tiles go; each but the units may be null.
+// The memory for all tiles in each encoding; all but the units may be null.
 struct Packed {
   const Tiling& tiling;
-  float* units;     // [tiles, 16 R], what a sum of 1 is worth
+  float* units;     // [tiles, 16 R], the value of a sum of 1
   int32_t* words;   // [tiles, tile_size]
-  int8_t* bytes;    // [tiles, tile_size], where every weight is that small
+  int8_t* bytes;    // [tiles, tile_size], if every weight fits
   int32_t* digits;  // for the matrix unit (DigitPacker)
 };
 

@@ -1,4 +1,4 @@
-// Sums without lists: every input that spikes, step by step. For kernels of more taps than a list can name.
+// Sums without lists, input by input, for kernels with more taps than list entries can name.
 #pragma once
 
 #include "plan.h"
@@ -6,7 +6,7 @@
 
 namespace tandem::cpu {
 
-// The sums of tile i of a group for its rows, [rows, planes, 8, 16 R]. `tile.weights` are all K-blocks, int32.
+// Computes the sums of a tile of `group`: [rows, planes, 8, 16 R]. `tile.weights`: all K-blocks, int32.
 void sum_plain(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t group, int32_t* sums);
 
 }  // namespace tandem::cpu

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kLine = 64;  // every part begins at a cache line
 
-// Do the sums of a K-block's weights of one output fit int16? The sum of a step lies between those of all negative and
-// of all positive weights.
+// Whether the sums of a K-block's weights of one output fit int16: any sum lies between those of all negative and of
+// all positive weights.
 bool fits_int16(const int8_t* weights, int64_t lines, int64_t line_size, int64_t pitch) {
   int32_t positive = 0, negative = 0;
   for (int64_t i = 0; i < lines; ++i, weights += pitch) {
@@ -25,8 +25,8 @@ bool fits_int16(const int8_t* weights, int64_t lines, int64_t line_size, int64_t
   return positive <= INT16_MAX && negative >= INT16_MIN;
 }
 
-// The K-blocks in which weights can be bytes, added up in int16; 0 where these had so few inputs that lists of words,
-// by patterns of fewer steps, are as fast.
+// The number of K-blocks with which weights can be bytes that are added in int16. 0 if a K-block had so few inputs that
+// lists of words, with patterns of fewer steps, are as fast.
 int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   constexpr int64_t kFewInputs = 256;
   const int64_t inputs = geometry.inputs(), taps = geometry.taps(), channels = geometry.group_channels();
@@ -50,7 +50,7 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   return 0;
 }
 
-// Where the parts of prepared weights lie, in bytes; a header says how many K-blocks of bytes there are.
+// The offsets of the parts of prepared weights, in bytes. A header has the number of K-blocks of bytes.
 struct Parts {
   int64_t units, tiles, digits, size;
 

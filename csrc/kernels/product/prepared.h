@@ -1,4 +1,4 @@
-// A layer whose weights are ready to be multiplied.
+// The prepared weights of a layer, ready to be multiplied.
 #pragma once
 
 #include "lists.h"
@@ -8,15 +8,15 @@
 
 namespace tandem::cpu {
 
-// Weights as tiles and, where the processor has a matrix unit, as digits. What it points to is the caller's, or this
-// thread's and lasts until its next layer.
+// Weights as tiles and, where the processor multiplies bytes, as digits. Points to memory of the caller, or of this
+// thread until its next layer.
 class Prepared {
  public:
-  // Uses layer.prepared, or prepares the weights. `tiles`, `digits`: what will be asked for; there are digits only
-  // where a matrix unit can hold the layer.
+  // Uses layer.prepared, or prepares the weights. `tiles`, `digits`: which of them are needed. There are digits only if
+  // the layer supports them.
   Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel);
 
-  // Of one tile of words alone, which somebody has packed; of none, for its tiling.
+  // A single tile packed by the caller, or no tile: then only the tiling is used.
   Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
       : byte_blocks_(0), tiling_(tiling), tiles_(tile), units_(unit), first_(number) {}
 
@@ -29,22 +29,22 @@ class Prepared {
     return digits_->columns.data() + (group * tiling_.tiles_per_group + i) * tiling_.registers;
   }
 
-  // Tile i of a group, K-block q, for rows of these lists.
+  // K-block q of tile i of a group, for the rows of these lists.
   Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
             int64_t first_row) const;
 
  private:
-  int64_t byte_blocks_;  // of tiles of int8; 0: they are of int32
+  int64_t byte_blocks_;  // K-blocks of int8 tiles; 0: tiles are int32
   Tiling tiling_;
   const void* tiles_ = nullptr;
   const float* units_ = nullptr;
-  int64_t first_ = 0;  // number of the first tile that is here
+  int64_t first_ = 0;  // number of the first tile in memory
   const DigitWeights* digits_ = nullptr;
 };
 
-// A byte per neuron where the gates of a layer's channels do not fill the bytes of the mask, else null. This thread's.
+// Memory of this thread with a byte per neuron, if the gates of a group do not fill whole bytes of the mask; else null.
 uint8_t* reserve_open(const Layer& layer);
-// Packs them into the mask.
+// Packs these bytes into the mask, unless null.
 void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -10,12 +10,12 @@ namespace {
 
 constexpr int64_t kAtOnce = 64;
 
-// Rounds so many quotients; returns whether each of them, if it is off by a few units in the last place, is rounded all
-// the same. Loops without branches, which become vector code.
+// Rounds `size` quotients. Returns whether the results would be the same if the quotients were off by a few units in
+// the last place. Without branches, so that the loops are vectorised.
 template <class Quotient>
 TANDEM_INLINE bool round_quotients(int64_t size, float largest, int8_t* q, const Quotient& quotient) {
-  constexpr float kWhole = 12582912.f;  // 3 * 2^22: what is added to it loses its fraction
-  int32_t farthest = 0;  // from what it is rounded to; the distances are in the order of their bits, NaN above all
+  constexpr float kWhole = 12582912.f;  // 3 * 2^22: adding it rounds to an integer
+  int32_t farthest = 0;                 // largest distance to the rounded value, by its bits; NaN exceeds all others
   for (int64_t k = 0; k < size; ++k) {
     const float x = quotient(k);
     const float above = x > -largest ? x : -largest;
@@ -42,7 +42,7 @@ TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int la
       int8_t* to = q + row * size + k;
       const auto by_product = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] * inverse; };
       const auto by_division = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] / step; };
-      const bool sure = here == kAtOnce ? round_quotients(kAtOnce, most, to, by_product)  // a loop of known length
+      const bool sure = here == kAtOnce ? round_quotients(kAtOnce, most, to, by_product)  // a constant trip count
                                         : round_quotients(here, most, to, by_product);
       if (!sure) round_quotients(here, most, to, by_division);
     }

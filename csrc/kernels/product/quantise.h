@@ -1,12 +1,12 @@
-// Weights of few bits: integers of a byte, and for each output what a unit of them is worth.
+// Few-bit weights: int8 integers, and the step of each output.
 #pragma once
 
 #include "../parallel.h"
 
 namespace tandem::cpu {
 
-// Of each row of weights [rows, size]: step = max |w| / largest, 1 where that is 0, NaN where a weight is NaN; and
-// q = w / step, rounded to nearest, halves to even.
+// For each row of weights [rows, size]: step = max |w| / largest, or 1 if that is 0, or NaN if a weight is NaN; q = w /
+// step, rounded to nearest even.
 void quantise(const float* weights, int64_t rows, int64_t size, int largest, int8_t* q, float* step,
               ParallelFor parallel);
 

@@ -1,4 +1,4 @@
-// How the rows of a layer, its output pixels, are divided.
+// Divides the rows of a layer, its output pixels, into blocks.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace tandem::cpu {
 
-// Outputs [x0, x1) of line y of sample b.
+// Output pixels [x0, x1) of line y of sample b.
 struct Strip {
   int64_t b, y, x0, x1;
 };
@@ -19,7 +19,7 @@ struct Block {
   int64_t first_row, rows;
 };
 
-// Output lines, the long ones cut, gathered into blocks of at most `rows` rows (or one strip).
+// Cuts long output lines into strips and gathers strips into blocks of at most `rows` rows.
 class Blocks {
  public:
   Blocks(const Geometry& geometry, int64_t rows);
@@ -29,8 +29,8 @@ class Blocks {
 
  private:
   std::vector<Strip> strips_;
-  std::vector<int64_t> first_;      // first strip of each block, and the number of strips
-  std::vector<int64_t> first_row_;  // of each block, and the number of rows
+  std::vector<int64_t> first_;      // first strip of each block, then the number of strips
+  std::vector<int64_t> first_row_;  // first row of each block, then the number of rows
 };
 
 }  // namespace tandem::cpu

@@ -1,4 +1,4 @@
-// What an output's weights are worth as integers: the rule, for every kernel.
+// The unit of an output's weights, and their integers in that unit: the one definition for all kernels.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +16,21 @@ TANDEM_HOST_DEVICE float power_of_two(int n) {
   return out;
 }
 
-// Added, with the sign of a number, before its fraction is cut off: to the nearest integer, halves away from zero;
-// integers stay what they are whatever their size.
+// to_fixed() adds it, with the sign of the number, and truncates: this rounds to the nearest integer, halves away from
+// zero, and leaves integers of any size unchanged.
 constexpr float kNearlyHalf = 0.49999997f;
 
 TANDEM_HOST_DEVICE int32_t to_fixed(float x) {
   return static_cast<int32_t>(rounded_add(x, x < 0 ? -kNearlyHalf : kNearlyHalf));
 }
 
-// Of a float: infinity and NaN are above all others, and magnitudes are in the order of their bits.
+// Masks for the bits of a float: magnitudes are in the order of their bits, infinity and NaN above all others.
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
-// The largest sum of three signed digits to the base 256, as tensor cores and the matrix unit multiply them.
+// The largest number of three signed digits to the base 256, as tensor cores and the matrix unit multiply them.
 constexpr int kThreeDigits = 0x7f7f7f;
 
-// Magnitudes are measured as integers, so that their order does not matter: times measure_of(scale), and cut off, they
+// Magnitudes are added as integers, so that their order does not matter: times measure_of(scale) and truncated, they
 // are below 2^20.
 TANDEM_HOST_DEVICE int scale_of(uint32_t largest) {
   const int exponent = static_cast<int>(largest >> 23) - 126;
@@ -46,11 +46,11 @@ TANDEM_HOST_DEVICE int bit_length(uint64_t x) {  // of x > 0
 #endif
 }
 
-// The exponent of the unit of `size` finite weights, whose magnitudes, measured, have this sum. No sum of the weights
-// in this unit exceeds int32. It is up to four times larger than that where the weights then are three digits, and not
-// four.
+// The exponent of the unit of `size` finite weights with this sum of truncated magnitudes. No sum of the weights in
+// this unit exceeds int32. The unit is up to four times larger than that requires, if the weights then have three
+// digits instead of four.
 TANDEM_HOST_DEVICE int unit_exponent(float largest, int scale, int64_t sum, int64_t size) {
-  const int bits = bit_length(static_cast<uint64_t>(sum + size) | 1) - 20 + scale;  // together they are below 2^bits
+  const int bits = bit_length(static_cast<uint64_t>(sum + size) | 1) - 20 + scale;  // their sum is below 2^bits
   const int exponent = (bits < -30 ? -30 : bits) - 30;
   for (int spare = 0; spare <= 2; ++spare) {
     if (rounded_mul(largest, power_of_two(-exponent - spare)) <= kThreeDigits) return exponent + spare;

@@ -1,4 +1,4 @@
-// The unit of an output's weights, and the weights in that unit: what every way of multiplying starts from.
+// The unit of an output's weights and the integers in that unit, in vectors for the CPU (unit.h).
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ TANDEM_INLINE Vec<float, L> load_floats(const Half* p) {
   return load<Vec<float, L>>(out);
 }
 
-// To the nearest integer (unit.h).
+// Rounds to the nearest integer (unit.h).
 template <class V>
 TANDEM_INLINE auto to_fixed(V x) {
   using I = decltype(x < x);
@@ -35,17 +35,16 @@ TANDEM_INLINE auto to_fixed(V x) {
   return __builtin_convertvector(x + nearly_half, I);
 }
 
-// The largest magnitude, and the sum of the magnitudes, each cut off to an integer after the factor and to be below
-// 2^20 then, or the sum has no meaning. Magnitudes of floats are in the order of their bits, infinity and NaN above all
-// others.
+// The largest magnitude, and the sum of the magnitudes times a factor, each truncated to an integer. The sum is valid
+// only if these are below 2^20. Magnitudes of floats are in the order of their bits, infinity and NaN above all others.
 struct Magnitudes {
   float largest;
   int64_t sum;
 };
-// They are being measured, L weights at a time.
+// Measures magnitudes, L weights at a time.
 template <int L>
 struct MagnitudeSums {
-  static constexpr int64_t kAtOnce = 2048;  // between two flush(), so that no int32 overflows
+  static constexpr int64_t kAtOnce = 2048;  // calls of add() between two flush(), so that no int32 overflows
 
   Int<float, L> most{};
   typename Simd<uint32_t, L>::type lanes{};
@@ -86,9 +85,9 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
   return {within ? whole.largest : others.largest, whole.sum + others.sum};
 }
 
-// The unit of an output's weights, as the exponent of a power of two (unit.h); false: some weight is not finite.
-// Magnitudes are added up as integers, so that their order does not matter. `scale` is a guess on entry: outputs of a
-// layer are much alike, and most are read but once. `first`: they have been measured at this guess.
+// Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a
+// guess on entry: outputs of a layer are similar, so most weights are read only once. `first`: the magnitudes, if they
+// were already measured with this guess.
 template <int L, class E>
 TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
                                  const Magnitudes* first = nullptr) {

@@ -1,4 +1,4 @@
-// Spikes, or spike counts, as the bytes that the matrix unit multiplies.
+// Expands spikes, or spike counts, to the bytes that the matrix unit multiplies.
 #include <algorithm>
 #include <cstring>
 
@@ -29,7 +29,7 @@ ExpandedRows::ExpandedRows(const Geometry& geometry)
 
 namespace {
 
-// The bits of `n` bytes, each step's in a plane of its own.
+// Splits `n` bytes into bits: a plane of bytes 0 and 1 for each step.
 TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
   for (int64_t i = 0; i < n; i += kChunk) {
     const int lanes = static_cast<int>(std::min<int64_t>(kChunk, n - i));
@@ -41,7 +41,7 @@ TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, i
 TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
                   (in, n, out, step_bytes))
 
-// Spikes of `n` bytes in all planes, which lie `plane_bytes` apart.
+// Counts the spikes of `n` inputs in all planes, which are `plane_bytes` apart.
 TANDEM_INLINE void add_counts_body(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - i));
@@ -63,14 +63,14 @@ TANDEM_INLINE void largest_byte_body(const uint8_t* bytes, int64_t n, int* most)
 }
 TANDEM_CPU_KERNEL(largest_byte, (const uint8_t* bytes, int64_t n, int* most), (bytes, n, most))
 
-// The image's pixel (y, x) of sample b in plane p, from input channel `first` on.
+// Pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
   const Geometry& geometry = layer.geometry;
   return layer.planes + (((p * geometry.batch + b) * geometry.height + y) * geometry.width + x) * geometry.channels +
          first;
 }
 
-// Every strip a piece: [lines of the kernel, pixels] at each step.
+// Makes each strip a piece: [lines of the kernel, pixels] at each step.
 template <class Fill>
 void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
                 const Fill& fill) {
@@ -84,7 +84,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t 
   for (int64_t j = 0; j < block.count; ++j) {
     const int64_t rows = block.strips[j].x1 - block.strips[j].x0, pixels = pixels_for(rows),
                   row_bytes = geometry.stride[1] * size;
-    // The last chunk may end behind the last pixel.
+    // The last chunk may reach beyond the last pixel.
     const int64_t step_bytes = whole_chunks(lines * pixels * size) + kChunk;
     inputs.pieces.push_back({rows, row_bytes, kTileRows * row_bytes, step_bytes, total, nullptr});
     total += planes * inputs.steps * step_bytes;
@@ -126,7 +126,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t 
   }
 }
 
-// All rows of the block in one piece, the bytes of a tile side by side: [tiles, chunks, 16 rows, 64] at each step.
+// Makes all rows of the block one piece, with the bytes of a tile together: [tiles, chunks, 16 rows, 64] at each step.
 template <class Fill>
 void gather_rows(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
                  const Fill& fill) {

@@ -1,4 +1,4 @@
-// How weights and inputs lie in memory for the matrix unit: what packing and multiplying agree on.
+// The memory layout of weights and inputs for the matrix unit, on which packing and multiplying agree.
 #pragma once
 
 #include "../../cpu/capability.h"
@@ -19,8 +19,8 @@ inline int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTile
 
 inline int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
 
-// Bytes from pixel to pixel. Rows of a product should begin at cache lines, but where they take several pixels these
-// have to adjoin.
+// Bytes from pixel to pixel. Rows of a product begin at cache lines, unless they span several pixels, which then must
+// be contiguous.
 inline int64_t pitch(const Geometry& geometry) {
   return geometry.kernel[1] == 1 ? whole_chunks(geometry.group_channels()) : geometry.group_channels();
 }

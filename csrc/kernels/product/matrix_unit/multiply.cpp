@@ -18,7 +18,7 @@ namespace tandem::cpu {
 
 namespace {
 
-// Chunks whose digits, 39 KB for three, stay in the L1 cache while the spikes of many rows stream by.
+// Chunks per pass: their digits, 39 KB for three, stay in L1 while the spikes of many rows stream by.
 constexpr int64_t kPassChunks = 13;
 
 bool permitted() {
@@ -28,7 +28,7 @@ bool permitted() {
     return false;
   }
 #if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux hands out the tiles' state on demand
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux provides the tile registers on request
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
@@ -41,17 +41,17 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// What a pass over the rows multiplies: some chunks of some digits of a column.
+// A pass over the rows: some chunks of some digits of a column.
 struct Pass {
   const int64_t* offsets;  // of the chunks within the spikes of a row
   int64_t chunks;
   const int8_t* digits;
   int64_t chunk_bytes;
   int shift;
-  bool first;  // nothing to add to
+  bool first;  // overwrite the sums instead of adding
 };
 
-// Digits on their way into the L2 cache, some lines with every chunk: the L3 cache is slower than the unit.
+// Prefetches digits into L2, some cache lines with every chunk: the L3 cache is slower than the unit.
 struct Fetch {
   const int8_t *at, *end;
   int64_t lines;
@@ -63,15 +63,15 @@ struct Fetch {
   }
 };
 
-// Rows, at most 16, of a strip and a plane.
+// At most 16 rows of a strip and a plane.
 struct Rows {
   const uint8_t* spikes;
   int64_t count, step_bytes, row_bytes;
   int steps;
 };
 
-// One or two steps of 16 rows times N digits of 16 outputs. Tile registers: a sum for each step and digit, spikes,
-// digits. Spikes are loaded as what is needed once, lest they take the digits' place in the L1 cache.
+// Multiplies one or two steps of 16 rows by N digits of 16 outputs. Tile registers: 0 to 5 are sums by step and digit,
+// 6 has spikes, 7 has digits. Spikes are loaded with non-temporal loads, so that they do not evict the digits from L1.
 template <int N, int Steps>
 TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows, const uint8_t* spikes,
                                               int32_t (*sums)[256], Fetch& fetch) {
@@ -117,7 +117,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
   if constexpr (N > 2) _tile_stored(5, sums[5], 64);
 }
 
-// The digits' sums of one step to those of the weights; `stride` from row to row.
+// Combines the sums of digits of one step to sums of weights; `stride` is that of rows.
 template <int N>
 TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
                                              int32_t* out, int64_t stride) {
@@ -136,7 +136,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE __m512d load_wide(const int32_t* p) {
   return _mm512_cvtepi32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-// The same for the sums of counts, which may be as large as 255 * 2^30.
+// The same for sums of counts, which may be as large as 255 * 2^30.
 template <int N>
 TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
                                              double* out, int64_t stride) {
@@ -154,7 +154,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*d
   }
 }
 
-// All steps of the rows.
+// Multiplies all steps of the rows.
 template <int N, class Sum>
 TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t step_stride,
                                               int64_t row_stride, Fetch& fetch) {
@@ -171,7 +171,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows
   }
 }
 
-// The sums of a tile of R columns, [rows, planes, steps of a plane, 16 R].
+// Computes the sums of a tile of R columns: [rows, planes, steps of a plane, 16 R].
 template <class Sum>
 TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const ExpandedInputs& inputs, int T, const DigitColumn* columns,
                                               int registers, Sum* sums) {
@@ -180,7 +180,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const ExpandedInputs& inputs, int 
   const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
   int64_t tiles = 0;
   for (const ExpandedPiece& piece : inputs.pieces) tiles += whole_tiles(piece.rows) / kTileRows;
-  const int64_t turns = tiles * ((T + 1) / 2);  // of a pass
+  const int64_t turns = tiles * ((T + 1) / 2);  // calls of multiply() in a pass
   const TileConfig config;
   _tile_loadconfig(&config);
   for (int r = 0; r < registers; ++r) {

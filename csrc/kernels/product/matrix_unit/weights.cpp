@@ -1,4 +1,4 @@
-// Weights as the digits that the matrix unit and products of bytes multiply.
+// Splits weights into the digits that the matrix unit and products of bytes multiply.
 #include <algorithm>
 
 #include "../dense.h"
@@ -15,7 +15,7 @@ ChunkShape::ChunkShape(const Geometry& geometry)
 
 namespace {
 
-// Where each input of a column lies within a tile; padding is the tile's first row of zeros.
+// The position of each input of a column in a tile; padding points to the tile's first row of zeros.
 std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling) {
   const ChunkShape shape(geometry);
   const int64_t channels = geometry.group_channels(), zero = geometry.taps() * tiling.block_channels * tiling.width();
@@ -32,7 +32,7 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
 }
 
 struct ColumnMemory {
-  int64_t columns, header;  // int32 of counts and shifts, filled up to a cache line
+  int64_t columns, header;  // header: int32 of counts and shifts, padded to a cache line
   int64_t column_bytes;
 
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
@@ -85,7 +85,7 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
     Int<float, L> any{}, largest{};
     for (const int64_t p : position) {
       const auto w = load<Int<float, L>>(weights + p + i);
-      const Int<float, L> size = w ^ (w >> 31);  // -128 is a digit, 128 is none
+      const Int<float, L> size = w ^ (w >> 31);  // -128 fits a digit, 128 does not
       any |= w;
       largest = size > largest ? size : largest;
     }
@@ -99,7 +99,8 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
   return {most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits, shift};
 }
 
-// The bytes of w + 0x80808080 are its digits plus 128, and four inputs' words of four bytes are transposed.
+// The bytes of w + 0x80808080 are the digits of w plus 128. The words of four inputs are transposed, so that the four
+// bytes of a digit are together.
 template <int L>
 TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
                                     Digits* packed) {
