@@ -186,7 +186,7 @@ class SpikeTrain(Signal):
                 [0, 0, 1]], dtype=torch.int32)
         """
         checks.whole_counts("counts", counts, T)
-        checks.gain("gain", gain)
+        checks.gain("gain", gain, counts.shape[1] if counts.dim() > 1 else None)
         edge = counts if needs_grad(counts) else None
         dtype = counts.dtype if counts.is_floating_point() else None
         return cls.unchecked(counts.detach().to(torch.uint8).unsqueeze(0), T, edge, gain, dtype, "window")
@@ -277,7 +277,7 @@ class SpikeTrain(Signal):
             raise ValueError(f"shape, sensor_size: expected one of them, got {shape} and {sensor_size}")
         shape = events.features_of(sensor_size) if shape is None else shape
         planes = torch.from_numpy(events.bin_events(recording, shape, T, window)).unsqueeze(1)
-        checks.gain("gain", gain)
+        checks.gain("gain", gain, planes.shape[2])
         return cls.unchecked(planes, T, None, gain)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

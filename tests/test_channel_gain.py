@@ -26,6 +26,16 @@ def gains(n: int) -> Tensor:
     return 2.0 ** torch.randint(-3, 3, (n,))
 
 
+def test_trains_of_counts_and_events_take_one_gain_per_channel() -> None:
+    for made in (
+        lambda gain: te.SpikeTrain.from_counts(torch.ones(3, 2, 5, dtype=torch.int), 4, gain),
+        lambda gain: te.SpikeTrain.from_events(([0, 1], [0, 3]), [2, 2], 4, gain=gain),
+    ):
+        assert torch.equal(made(torch.tensor([0.5, 2.0])).gain, torch.tensor([0.5, 2.0]))
+        with pytest.raises(ValueError, match=r"gain: expected shape \[2\], one value per channel, got \[3\]"):
+            made(torch.ones(3))
+
+
 def test_batch_norm_normalises_what_spikes_are_worth() -> None:
     layer, gain = tnn.Conv2d(4, 6, 3, norm=True), gains(4)
     x = train(5, 4, 6, 6, gain=gain)

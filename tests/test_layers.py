@@ -290,3 +290,15 @@ def test_an_attribute_that_is_set_counts_in_the_next_call():
     layer.threshold = torch.tensor([1.5, -1.0])
     with pytest.raises(ValueError, match="threshold: expected positive values"):  # tensors: when they are used
         layer(x)
+    layer.gain = layer.v_init = torch.tensor(0.5)
+    assert layer.state_dict().keys() == {"weight", "threshold", "v_init", "gain"}
+
+
+@pytest.mark.parametrize("norm", [torch.nn.Identity(), torch.nn.InstanceNorm1d(4), torch.nn.LayerNorm(4)], ids=str)
+def test_only_batch_norm_is_between_synapses_and_neurons(norm):
+    layer = tnn.Linear(4, 4, norm=True)
+    for replace in (layer.__setattr__, layer.add_module):
+        with pytest.raises(TypeError, match=r"norm: expected a batch norm of torch\.nn, or None"):
+            replace("norm", norm)
+    layer.norm = torch.nn.SyncBatchNorm(4)
+    assert isinstance(layer.norm, tnn.batch_norm.SyncBatchNorm)

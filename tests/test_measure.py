@@ -267,6 +267,10 @@ def test_metric_over_time_and_early_exit(events):
     for function in measure.metric_over_time, measure.early_exit:
         with pytest.raises(TypeError, match=r"expected the result of tandem_snn.freeze\(net\), got Sequential"):
             function(net, batches)
+        read = iter(batches)
+        function(frozen, read)
+        with pytest.raises(ValueError, match="batches: there are no samples"):
+            function(frozen, read)
 
 
 def test_an_error_over_time_is_that_of_the_readout_scaled_to_the_whole_window():

@@ -117,9 +117,13 @@ class SyncBatchNorm(_BatchNorm):
         return z, scale, shift
 
 
-def own_sync(module: nn.Module | None) -> nn.Module | None:
-    """Convert torch's SyncBatchNorm, which runs on GPUs only, to this one; return other modules unchanged."""
-    return SyncBatchNorm(module, module.process_group) if isinstance(module, nn.SyncBatchNorm) else module
+def own_norm(norm: object) -> _BatchNorm | None:
+    """Check a layer's batch norm, and convert torch's SyncBatchNorm, which runs on GPUs only, to this one."""
+    if norm is not None and not isinstance(norm, _BatchNorm):
+        raise TypeError(
+            f"norm: expected a batch norm of torch.nn, or None for a layer without, got {type(norm).__name__}"
+        )
+    return SyncBatchNorm(norm, norm.process_group) if isinstance(norm, nn.SyncBatchNorm) else norm
 
 
 class _Normalise(torch.autograd.Function):

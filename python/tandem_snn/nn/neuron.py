@@ -18,7 +18,7 @@ from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tens
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.signal import needs_grad
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_sync, track, uses_batch
+from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_norm, track, uses_batch
 from .currents import NEVER, residual_total, step_currents, step_of, until, window_trace
 from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
 from .quantise import byte_integers, integers, rounded
@@ -88,7 +88,7 @@ class SpikingLayer(HasNeurons):
             raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
         self._channels = channels
         for name in CHECKS:
-            self._add_number(name, options[name])
+            setattr(self, name, options[name])
         self.norm = None
         if options["norm"]:
             momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
@@ -96,16 +96,12 @@ class SpikingLayer(HasNeurons):
             gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
             nn.init.constant_(self.norm.weight, gamma)
 
-    def _add_number(self, name: str, value: float | Tensor) -> None:
-        """Set a setting; a tensor becomes a buffer, so that it is in the state_dict and moves with the module."""
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self.register_buffer(name, value)
-        else:
-            setattr(self, name, value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, own_norm(value) if name == "norm" else value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Like torch's, but converts ``nn.SyncBatchNorm``, which runs on GPUs only."""
-        super().add_module(name, own_sync(module))
+        super().add_module(name, own_norm(module) if name == "norm" else module)
 
     def _geometry(self) -> tuple[Any, ...]:
         """The arguments of the product after weight and bias."""

@@ -82,8 +82,16 @@ class HasNeurons(nn.Module):
     timing: str = "step"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check settings that are not tensors. Tensors can change in place, so each forward pass checks them."""
-        if name in CHECKS and not isinstance(value, Tensor):
+        """Check settings that are not tensors. Tensors can change in place, so each forward pass checks them.
+
+        A tensor becomes a buffer, so that it is in the state_dict and moves with the module.
+        """
+        if name in TENSORS and isinstance(value, Tensor):
+            is_number = name in self.__dict__ or not hasattr(self, name)
+            if is_number and not isinstance(value, nn.Parameter):
+                self.__dict__.pop(name, None)
+                return self.register_buffer(name, value)
+        elif name in CHECKS:
             CHECKS[name](self, value)
             if name in ("timing", "leak", "gate"):
                 neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
@@ -127,6 +135,7 @@ def _check_gain(layer: Any, gain: object) -> None:
         checks.gain("gain", gain)
 
 
+TENSORS = ("threshold", "v_init", "gain")  # settings that may be tensors
 # In the order of the repr.
 CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),

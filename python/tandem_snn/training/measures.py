@@ -7,7 +7,7 @@ import copy
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Dataset
-from ..frozen import FrozenNetwork, freeze
-from ..measure import early_exit, energy, firing_rates, metric_over_time, mismatch, synops
+from ..frozen import freeze
+from ..measure import energy, firing_rates, mismatch, synops
+from ..measure.quality import exits, readouts_of, total_over_time
 from ..nn.hooks import evaluating
 from .recipe import PREFIXES, Recipe
 from .task import make_task
@@ -50,11 +51,15 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
     try:
-        curves = [metric_over_time(*_streaming(net, data), task.total) for net in spiking]
+        test = data.test.to("cpu")  # where streams run
+        readouts = [readouts_of(freeze(net).cpu(), test.batches(500)) for net in spiking]
+        if data.task == "classification":
+            readouts[0] = list(readouts[0])  # used twice
+        curves = [total_over_time(each, task.total) for each in readouts]
         means = map(fmean, zip(*curves, strict=True))
         found[f"test_{task.metric}_over_time"] = [rounded(task.metric, value) for value in means]
         if data.task == "classification":
-            found["early_exit"] = [asdict(one) for one in early_exit(*_streaming(spiking[0], data))]
+            found["early_exit"] = [asdict(one) for one in exits(readouts[0])]
     except ValueError as reason:
         found["does_not_stream"] = str(reason)
     if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
@@ -77,11 +82,6 @@ def measure_spikes(nets: Sequence[nn.Module], data: Dataset) -> dict[str, Any]:
             for name, match in mismatch(nets[0], samples).items()
         },
     }
-
-
-def _streaming(net: nn.Module, data: Dataset) -> tuple[FrozenNetwork, Iterator[tuple[Any, Tensor]]]:
-    """The frozen network and the test samples, on the CPU, where streams run."""
-    return freeze(net).cpu(), data.test.to("cpu").batches(500)
 
 
 def _pictures(nets: dict[str, nn.Module], data: Dataset) -> dict[str, Any] | None:

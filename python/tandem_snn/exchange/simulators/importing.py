@@ -253,8 +253,7 @@ class _Importing(Lowering):
         if keywords.get("fire", True):
             n = _neuron_of(op).in_unit()
             for name, value in n.settings().items():
-                delattr(layer, name)
-                layer._add_number(name, value)
+                setattr(layer, name, value)
             if _any(n.offset):
                 owner = layer if norm is None else norm
                 bias = torch.zeros(len(layer.weight)) if owner.bias is None else owner.bias
