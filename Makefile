@@ -68,7 +68,6 @@ performance: $(READY) ext
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
-	python tests/fuzz_kernels.py --minutes $(or $(MINUTES),60)
 
 torture: $(READY) ext
 	python tests/torture.py

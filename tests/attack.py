@@ -27,9 +27,13 @@ DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torc
 # --- valid calls ------------------------------------------------------------------------------------------------------
 
 
+timings = st.sampled_from(["step", "step", "window"])
+
+
 @st.composite
-def neuron(draw, T, shape, dtype, norm=False):
+def neuron(draw, T, shape, dtype, timing, norm=False):
     C, channels = compute_dtype(dtype), shape[1] if len(shape) > 1 else 1
+    window = timing == "window"
 
     def maybe(*tensors):
         return draw(st.sampled_from([None, *tensors]))
@@ -44,18 +48,23 @@ def neuron(draw, T, shape, dtype, norm=False):
     last = {"train": draw(st.booleans())}
     return {
         **(moments if norm else affine),
-        "residual": maybe(train(T, *shape).planes, dyadic(T, *shape, dtype=C)),
+        "residual": maybe(read(train(T, *shape).planes, timing), dyadic(1 if window else T, *shape, dtype=C)),
         "residual_scale": maybe(dyadic(channels, dtype=C)),
         "v_init": maybe(dyadic(*shape, dtype=C), dyadic(*shape[1:], dtype=C), torch.tensor(0.5, dtype=C)),
-        "steps": draw(st.sampled_from([T, 2 * T])),
+        "steps": T if window else draw(st.sampled_from([T, 2 * T])),
         "threshold": draw(st.sampled_from([1.0, 0.5])),
-        "leak": draw(st.sampled_from([1.0, 0.5])),
-        "gate": draw(st.sampled_from(["relu", "clip", "resu"])),
+        "leak": 1.0 if window else draw(st.sampled_from([1.0, 0.5])),
+        "gate": draw(st.sampled_from(["relu", "clip"] if window else ["relu", "clip", "resu"])),
         **({} if norm else last),
         "return_v": draw(st.booleans()),
-        "timing": "step",
+        "timing": timing,
         "bad": maybe(torch.zeros(shape[0]), torch.full((1,), math.nan)),
     }
+
+
+def read(planes, timing):
+    """What layers of this timing read: planes, or counts."""
+    return torch.ops.tandem.count_bytes(planes) if timing == "window" else planes
 
 
 @st.composite
@@ -66,23 +75,26 @@ def features(draw):
 @st.composite
 def scan(draw, source):
     T, dtype, shape = draw(windows), draw(dtypes), (draw(sizes), *draw(features()))
-    rest = draw(neuron(T, shape, dtype))
+    rest = draw(neuron(T, shape, dtype, draw(timings)))
     if source == "train":
         return {"currents": dyadic(T, *shape, dtype=dtype), **rest}
     return {"current": dyadic(*shape, dtype=dtype), "T": T, **rest}
 
 
-def few_bits(norm, dtype):
-    """Is the weight of a layer that computes in the type int8?"""
-    return st.booleans() if dtype != torch.float64 and not norm else st.just(False)
+@st.composite
+def weights(draw, norm, dtype, *shape):
+    """Of the type, or in int8, of which few bits are used."""
+    few = dtype != torch.float64 and not norm and draw(st.booleans())
+    return dyadic(*shape, unit=1, dtype=torch.int8) if few else dyadic(*shape, dtype=dtype)
 
 
 @st.composite
 def linear(draw, norm):
-    T, dtype, B, K, N = draw(windows), draw(dtypes), draw(sizes), draw(sizes), draw(sizes)
-    weight = dyadic(N, K, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
-    x = {"planes": train(T, B, K).planes, "T": T, "weight": weight, "precision": draw(precisions)}
-    return {**x, **draw(neuron(T, (B, N), dtype, norm)), **digits(norm)}
+    T, dtype, K = draw(windows), draw(dtypes), draw(sizes)
+    B, N = (draw(sizes.filter(bool) if norm else sizes) for _ in range(2))
+    timing, weight = draw(timings), draw(weights(norm, dtype, N, K))
+    x = {"planes": read(train(T, B, K).planes, timing), "T": T, "weight": weight, "precision": draw(precisions)}
+    return {**x, **draw(neuron(T, (B, N), dtype, timing, norm)), **digits(norm)}
 
 
 def digits(norm):
@@ -91,9 +103,9 @@ def digits(norm):
 
 @st.composite
 def conv(draw, norm):
-    T, dtype, B = draw(windows), draw(dtypes), draw(st.integers(0, 3))
+    T, dtype, B = draw(windows), draw(dtypes), draw(st.integers(int(norm), 3))
     dims, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3]))
-    inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(0, 9))
+    inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(int(norm), 9))
     window = {
         name: [draw(st.integers(least, least + 2)) for _ in range(dims)]
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
@@ -104,16 +116,36 @@ def conv(draw, norm):
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(space, kernel, *(window[i] for i in ("stride", "padding", "dilation")), strict=True)
     ]
-    x = {"planes": train(T, B, inputs * groups, *space).planes, "T": T}
-    weight = dyadic(outputs * groups, inputs, *kernel, dtype=torch.int8 if draw(few_bits(norm, dtype)) else dtype)
-    rest = draw(neuron(T, (B, outputs * groups, *out), dtype, norm))
+    timing = draw(timings)
+    x = {"planes": read(train(T, B, inputs * groups, *space).planes, timing), "T": T}
+    weight = draw(weights(norm, dtype, outputs * groups, inputs, *kernel))
+    rest = draw(neuron(T, (B, outputs * groups, *out), dtype, timing, norm))
     return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest, **digits(norm)}
+
+
+@st.composite
+def product(draw):
+    """A product of the window, linear where there are no axes."""
+    layer = draw(linear(False) | conv(False))
+    axes = {name: layer.get(name, []) for name in ("stride", "padding", "dilation")}
+    kept = {name: layer[name] for name in ("planes", "T", "weight", "precision")}
+    return {**kept, **axes, "groups": layer.get("groups", 1), "counted": layer["timing"] == "window"}
+
+
+@st.composite
+def quantise(draw):
+    shape = draw(st.sampled_from([(5, 7), (6, 3, 4), (4, 2, 3, 3), (0, 2, 3, 3)]) | st.tuples(sizes, sizes))
+    return {"weight": dyadic(*shape), "bits": draw(st.integers(2, 8))}
 
 
 @st.composite
 def bits(draw, op):
     T, shape, dtype = draw(windows), (draw(sizes), *draw(features())), draw(dtypes)
     planes = {"planes": train(T, *shape).planes}
+    if op == "count_bytes":
+        return planes
+    if op == "burst_planes":
+        return {"counts": read(planes["planes"], "window"), "T": T}
     if op == "pack":
         return {"spikes": (torch.rand(T, *shape) < 0.3).to(draw(st.sampled_from(DTYPES[:-1])))}
     return planes | ({"T": T} if op == "unpack" else {}) | {"dtype": dtype}
@@ -122,8 +154,8 @@ def bits(draw, op):
 @st.composite
 def gradient(draw, norm):
     shape, dtype = (draw(sizes), *draw(features())), draw(dtypes)
-    if norm and len(shape) == 1:
-        shape = (*shape, 5)
+    if norm:
+        shape = (1 + shape[0], *(shape[1:] if len(shape) > 1 and all(shape) else (5,)))
     C, grad = compute_dtype(dtype), dyadic(*shape, dtype=dtype)
     call = {"grad": grad, "mask": torch.randint(0, 256, ((grad.numel() + 7) // 8,), dtype=torch.uint8)}
     if norm:
@@ -136,8 +168,8 @@ def gradient(draw, norm):
 
 @st.composite
 def statistics(draw):
-    shape, C = (draw(st.integers(1, 9)), draw(sizes.filter(bool)), *draw(features())), torch.float32
-    rest = draw(neuron(1, shape, C, norm=True))
+    shape, C = (draw(st.integers(1, 9)), draw(sizes.filter(bool)), *draw(features().filter(all))), torch.float32
+    rest = draw(neuron(1, shape, C, "step", norm=True))
     norm = {name: rest[name] for name in ("gain", "gamma", "beta", "eps")}
     return {"product": dyadic(*shape, dtype=C), "factor": float(draw(windows)), **norm}
 
@@ -150,9 +182,9 @@ CALLS = {
     "conv_if": conv(False),
     "linear_bn_if": linear(True),
     "conv_bn_if": conv(True),
-    "pack": bits("pack"),
-    "unpack": bits("unpack"),
-    "counts": bits("counts"),
+    **{name: bits(name) for name in ("pack", "unpack", "counts", "count_bytes", "burst_planes")},
+    "window_product": product(),
+    "quantise": quantise(),
     "gate_grad": gradient(False),
     "bn_statistics": statistics(),
     "bn_grad": gradient(True),

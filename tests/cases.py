@@ -5,7 +5,6 @@ give the reference's spikes, counts and potentials bit for bit. Without a device
 """
 
 import torch
-from hypothesis import strategies as st
 
 import tandem_ext as te
 
@@ -72,37 +71,3 @@ def views(tensor):
     yield tensor.flip(0).flip(0)
     if tensor.dim() > 3:
         yield tensor.movedim(2, -1).contiguous().movedim(-1, 2)
-
-
-windows = st.sampled_from(WINDOWS)
-dtypes = st.sampled_from(DTYPES)
-seeds = st.integers(0, 2**16)
-
-
-@st.composite
-def neurons(draw, T, shape, dtype=torch.float32, device=None, timing="step"):
-    """Keyword arguments of neurons [B, C, *space], all of them dyadic but thresholds given as tensors."""
-    C = compute_dtype(dtype)
-    channels = shape[1] if len(shape) > 1 else 1
-    vector = lambda **k: dyadic(channels, dtype=C, device=device, **k)  # noqa: E731
-    gain = draw(st.sampled_from([1.0, 0.5, 4.0]))
-    random = torch.rand(channels, dtype=C, device=device) + 0.1
-    thresholds = [random, random[0]] if len(shape) > 1 and channels else [2.0]
-    common = {
-        "threshold": draw(st.sampled_from([1.0, 0.5, 1.25]) | st.sampled_from(thresholds)),
-        "v_init": draw(st.sampled_from([0.0, 0.5, -0.25]) | st.just(dyadic(*shape[1:], dtype=C, device=device))
-                       | st.just(dyadic(*shape, dtype=C, device=device))),
-        "scale": draw(st.none() | st.just(vector(low=1))),
-        "shift": draw(st.none() | st.just(vector())),
-        "residual": draw(st.none() | st.just(train(T, *shape, gain=gain, device=device))
-                         | st.just(dyadic(T, *shape, dtype=C, device=device))),
-        "gate": draw(st.sampled_from(["relu", "clip"])),
-        "return_v": True,
-    }  # fmt: skip
-    if timing == "window":
-        return common | {"timing": "window"}
-    return common | {
-        "leak": draw(st.sampled_from([1.0, 1.0, 0.5])),
-        "gate": draw(st.sampled_from(["relu", "clip", "resu"])),
-        "steps": draw(st.sampled_from([None, T, 2 * T])),
-    }

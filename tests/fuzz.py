@@ -1,24 +1,33 @@
-"""Runs the attack on the ops with other examples each time, until the time is over or one of them is wrong.
+"""Attacks until the time is over or one of them is wrong: hostile calls of every op with other examples each time, then
+the C++ kernels by libFuzzer, under AddressSanitizer and UndefinedBehaviorSanitizer, which needs clang.
 
-python tests/fuzz.py [--minutes 60] [--json FILE]
+python tests/fuzz.py [--minutes 60]     # of each
+
+What libFuzzer has found worth keeping stays in build/cmake-fuzz/corpus for the next time; a case that fails is left in
+the repository's root as crash-*, and the program that found it runs it again when given its name.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Figures = dict[str, Any]
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 TESTS = ["test_attack.py", "test_functional.py"]
+BUILD = ROOT / "build" / "cmake-fuzz"
+TARGETS = ["fuzz_if_scan", "fuzz_layer", "fuzz_network", "fuzz_normalised_layer", "fuzz_planes"]
+LEVELS = ["default", "v3", "v4"]
+LACKED = 77  # exit status of a program that asks for a level that the processor lacks
 
 
 def round_of(seed: int) -> tuple[int, str | None]:
@@ -27,7 +36,7 @@ def round_of(seed: int) -> tuple[int, str | None]:
         sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=random",
         f"--hypothesis-seed={seed}", "--hypothesis-show-statistics", *(str(HERE / test) for test in TESTS),
     ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     tried = sum(int(n) for n in re.findall(r"(\d+) (?:passing|failing)", result.stdout))
     return tried, None if result.returncode == 0 else f"{result.stdout}\n{result.stderr}\nexit {result.returncode}"
 
@@ -45,19 +54,41 @@ def fuzz(minutes: float) -> Figures:
     return {"minutes": minutes, "rounds": rounds, "cases": cases, "failed_seed": seed if failure else None}
 
 
-def command_line(
-    description: str | None, attack: Callable[[float], Figures], has_failed: Callable[[Figures], bool]
-) -> int:
-    """The exit status of an attack that lasts as long as the command line says and writes its figures there."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    arguments = parser.parse_args()
-    figures = attack(arguments.minutes)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return int(has_failed(figures))
+def fuzz_target(name: str, level: str, minutes: float) -> tuple[int, bool]:
+    """(cases tried, whether one was wrong)."""
+    corpus = BUILD / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(BUILD / "tests" / "cpp" / name), str(corpus), f"-max_total_time={max(1, round(60 * minutes))}",
+        "-max_len=128", "-len_control=0", "-print_final_stats=1", "-verbosity=0", "-timeout=60",
+    ]  # fmt: skip
+    env = {**os.environ, "TANDEM_CPU_CAPABILITY": level}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    tried = re.search(r"number_of_executed_units: (\d+)", result.stderr)
+    wrong = result.returncode not in (0, LACKED)
+    print(f"{name}, {level}: {tried[1] if tried else 0} cases", flush=True)
+    if wrong:
+        print(result.stdout, result.stderr, sep="\n", flush=True)
+    return int(tried[1]) if tried else 0, wrong
+
+
+def fuzz_kernels(minutes: float) -> Figures:
+    """Figures of every target, which share the time."""
+    if shutil.which("clang++") is None:
+        raise SystemExit("libFuzzer comes with clang, and there is no clang++")
+    for step in (["cmake", "--preset", "fuzz"], ["cmake", "--build", "--preset", "fuzz"]):
+        subprocess.run(step, cwd=ROOT, check=True)
+    targets = []
+    for name in TARGETS:
+        runs = [fuzz_target(name, level, minutes / len(TARGETS) / len(LEVELS)) for level in LEVELS]
+        tried, wrong = zip(*runs, strict=True)
+        targets.append({"name": name, "executions": sum(tried), "crashed": any(wrong)})
+    return {"minutes": minutes, "targets": targets}
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(__doc__, fuzz, lambda figures: figures["failed_seed"] is not None))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    minutes = parser.parse_args().minutes
+    if fuzz(minutes)["failed_seed"] is not None or any(t["crashed"] for t in fuzz_kernels(minutes)["targets"]):
+        sys.exit(1)

@@ -23,8 +23,8 @@ from typing import Any
 from mutation import ROOT, copy_sources, options
 
 FILES = [
-    "errors", "spike_train", "functional", "gradients", "hybrid", "golden", "reference", "precision", "rounding",
-    "few_bits", "layers", "layers_norm", "layers_shape", "examples", "models", "opcheck", "compile",
+    "errors", "spike_train", "functional", "gradients", "hybrid", "reference", "precision", "few_bits", "layers",
+    "layers_shape", "examples", "models", "attack", "compile",
 ]  # fmt: skip
 TRACED = "test_compile_ or compiled or compiles or recompile or export"
 TESTS = [*(f"tests/test_{name}.py" for name in FILES), "tests/test_distributed.py::test_alone_it_is_batch_norm"]

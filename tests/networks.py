@@ -123,6 +123,18 @@ def line() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 2, 23)
 
 
+def average() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        tnn.AvgPool2d(2),
+        tnn.Encoder(T=8, gain=0.5),
+        tnn.Conv2d(1, 6, 3, padding=(2, 1), gain=0.5, threshold=0.5),
+        tnn.AvgPool2d(3, 2, 1),
+        tnn.Flatten(),
+        tnn.Readout(6 * 12, 3),
+    )
+    return net, torch.rand(4, 1, 12, 10)
+
+
 def trained_on_fashion_mnist(data: Any, T: int) -> nn.Module:
     """16C3s2-32C3s2-FC128 with batch norm after one epoch of 20,000 images, 85 % right."""
     torch.manual_seed(0)
@@ -183,6 +195,21 @@ def dyadic(net: nn.Module) -> nn.Module:
             module.running_var.fill_(1 - module.eps)
             module.weight.fill_(1.5)
             module.bias.copy_(torch.randint(-4, 5, module.bias.shape) / 16 + 2**-10)
+    return net.eval()
+
+
+@torch.no_grad()
+def in_64ths(net: nn.Module) -> nn.Module:
+    """Weights and batch norms with which float32 sums are exact in any order, in evaluation mode."""
+    for layer in net.modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
+            layer.weight.copy_((layer.weight * 128).round() / 64)
+            if layer.bias is not None:
+                layer.bias.copy_((layer.bias * 64).round() / 64)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.copy_((layer.running_mean * 16).round() / 16)
+            layer.running_var.fill_(1.0 - layer.eps)
+            layer.weight.copy_((layer.weight * 2).round() / 2)
     return net.eval()
 
 

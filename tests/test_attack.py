@@ -1,4 +1,5 @@
-"""Hostile calls of every op: an error that names what is wrong, or the very result of the same values laid out plainly.
+"""Calls of every op. Valid ones: what torch.library asks of an op. Hostile ones: an error that names what is wrong, or
+the very result of the same values laid out plainly.
 
 `make fuzz` runs this file with other seeds each time.
 """
@@ -8,8 +9,9 @@ import math
 import attack
 import pytest
 import torch
-from cases import assert_same, dyadic, neurons, train
-from hypothesis import given
+from any_layer import neurons
+from cases import assert_same, dyadic, train
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tandem_ext as te
@@ -41,6 +43,40 @@ def complaint_of(function, arguments):
         return None, error
 
 
+def opcheck(op, data, *utils, compared=False):
+    """torch's checks of an op, but of autograd, which it leaves to a Function around it; tensors may lie in any way.
+    Where results are ``compared`` no NaN is equal to itself.
+    """
+    arguments, _ = data.draw(attack.calls(op, 0))
+    layouts = st.sampled_from([lambda x: x, *attack.LAYOUTS])
+    call = [data.draw(layouts)(value) if torch.is_tensor(value) else value for value in arguments.values()]
+    function = getattr(torch.ops.tandem, op).default
+    results, _ = complaint_of(function, call)
+    assume(not (compared and any(tensor.isnan().any() for tensor in results)))
+    torch.library.opcheck(function, call, test_utils=utils)
+
+
+def test_every_op_is_called_here():
+    """All but frozen_*, whose results have shapes that a program, a tensor's content, decides."""
+    schemas = (schema.name.partition("::") for schema in torch._C._jit_get_all_schemas())
+    names = {name for namespace, _, name in schemas if namespace == "tandem"}
+    assert names - set(OPS) == {name for name in names if name.startswith("frozen_")}
+
+
+@pytest.mark.parametrize("op", OPS)
+@given(data=st.data())
+@settings(max_examples=32)
+def test_a_valid_call_is_as_its_schema_and_fake_say(op, data):
+    opcheck(op, data, "test_schema", "test_faketensor")
+
+
+@pytest.mark.parametrize("op", OPS)
+@given(data=st.data())
+@settings(max_examples=3)  # a trace takes long
+def test_a_valid_call_is_traced(op, data):
+    opcheck(op, data, "test_aot_dispatch_static", "test_aot_dispatch_dynamic", compared=True)
+
+
 @pytest.mark.parametrize("op", OPS)
 @given(data=st.data())
 def test_a_hostile_call_is_refused_or_right(op, data):
@@ -59,8 +95,8 @@ def test_a_hostile_call_is_refused_or_right(op, data):
 NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 
 
-@given(data=st.data(), T=st.sampled_from([1, 8, 9]), seed=st.integers(0, 2**16))
-def test_what_is_no_number_goes_where_the_reference_sends_it(data, T, seed):
+@given(random=st.randoms(), T=st.sampled_from([1, 8, 9]), seed=st.integers(0, 2**16))
+def test_what_is_no_number_goes_where_the_reference_sends_it(random, T, seed):
     """NaN never fires, an infinite current always does, in shifts and residual currents; an infinite weight makes its
     output's current NaN; a scale that is infinite has no meaning where it meets an absent bias, one that is NaN has.
     """
@@ -71,13 +107,13 @@ def test_what_is_no_number_goes_where_the_reference_sends_it(data, T, seed):
         ("conv2d_if", image, kernel, (2, 6, 3, 3)),
         ("if_scan", dyadic(T, 3, 5), None, (3, 5)),
     ):
-        arguments = data.draw(neurons(T, shape))
+        arguments = neurons(random, T, shape)
         kept = arguments["v_init"], arguments["threshold"]
         victims = [a for a in (w, *arguments.values()) if torch.is_tensor(a) and not any(a is other for other in kept)]
         if victims:
-            victim = data.draw(st.sampled_from(victims))
+            victim = random.choice(victims)
             values = NOT_NUMBERS[:1] if victim is arguments["scale"] else NOT_NUMBERS
-            victim.view(-1)[data.draw(st.integers(0, victim.numel() - 1))] = data.draw(st.sampled_from(values))
+            victim.view(-1)[random.randrange(victim.numel())] = random.choice(values)
         given_ = (data_,) if w is None else (data_, w)
         ours, theirs = (getattr(m, layer)(*given_, **arguments) for m in (f, ref))
         assert_same(ours[0], theirs[0])

@@ -274,6 +274,6 @@ def test_the_table(capsys):
 
 
 def test_a_picture(tmp_path):
-    """What the page says: test_document_tables.py."""
+    """What the page says: test_results.py."""
     draw(judged(committed()), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 0

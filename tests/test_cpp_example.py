@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from networks import own_counts, trained
+from networks import average, in_64ths, own_counts, trained
+from test_frozen_window import NETWORKS
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -58,17 +59,6 @@ def test_the_example_s_expected_output_is_python_s() -> None:
     assert expected in (ROOT / "docs" / "deploy.md").read_text()
 
 
-@torch.no_grad()
-def dyadic(net: nn.Module) -> nn.Module:
-    """Weights in 64ths: the sums of the first layer and of the readout, which are floats there and here, are exact."""
-    for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-            layer.weight.copy_((layer.weight * 128).round() / 64)
-            if layer.bias is not None:
-                layer.bias.copy_((layer.bias * 64).round() / 64)
-    return net.eval()
-
-
 def convolutional() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
         tnn.Encoder(11),
@@ -82,32 +72,13 @@ def convolutional() -> tuple[nn.Module, Tensor]:
         tnn.Linear(24 * 4, 20, gate="resu"),
         tnn.Readout(20, 10),
     )
-    return dyadic(trained(net, torch.rand(4, 3, 11, 15))), torch.randint(0, 16, (5, 3, 11, 15)) / 16
-
-
-def vector() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        tnn.Encoder(4, mode="zero_expand", gain=2.0), tnn.Linear(9, 12, gain=0.5), tnn.Linear(12, 7), tnn.Readout(7, 3)
-    )
-    return dyadic(net), torch.randint(0, 64, (3, 9)) / 16
+    return in_64ths(trained(net, torch.rand(4, 3, 11, 15))), torch.randint(0, 16, (5, 3, 11, 15)) / 16
 
 
 def converted() -> tuple[nn.Module, Tensor]:
     ann = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 12), nn.ReLU(), nn.Linear(12, 3))
     x = torch.randint(0, 16, (6, 1, 8, 8)) / 16
-    return dyadic(ts.convert(ann, 8)), x
-
-
-def projections() -> tuple[nn.Module, Tensor]:
-    """Shortcuts with weights, padding on one side, images that are pooled before they are encoded, mean counts."""
-    body = nn.Sequential(tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1))
-    net = nn.Sequential(
-        tnn.MaxPool2d(2), tnn.Encoder(11), tnn.AvgPool2d(2), tnn.Conv2d(2, 8, 4, padding="same", norm=True),
-        tnn.Residual(body, tnn.Conv2d(8, 12, 1, stride=2, norm=True)),
-        tnn.Residual(tnn.Conv2d(12, 9, 2, padding="same", dilation=3), tnn.Conv2d(12, 9, 1)),
-        tnn.AdaptiveAvgPool2d((2, 1)), tnn.Flatten(), tnn.Readout(18, 10),
-    )  # fmt: skip
-    return dyadic(trained(net, torch.rand(4, 2, 64, 32))), torch.randint(0, 16, (3, 2, 64, 32)) / 16
+    return in_64ths(ts.convert(ann, 8)), x
 
 
 def line_of_events() -> tuple[nn.Module, te.SpikeTrain]:
@@ -115,7 +86,7 @@ def line_of_events() -> tuple[nn.Module, te.SpikeTrain]:
         tnn.Conv1d(2, 9, 5, stride=2, v_init=torch.rand(9, 10)), tnn.Conv1d(9, 8, 3, dilation=2, padding=1, groups=1),
         tnn.Flatten(), tnn.Residual(tnn.Linear(64, 64)), tnn.Readout(64, 4),
     )  # fmt: skip
-    return dyadic(net), te.SpikeTrain.from_dense(torch.rand(13, 5, 2, 23).lt(0.3).float())
+    return in_64ths(net), te.SpikeTrain.from_dense(torch.rand(13, 5, 2, 23).lt(0.3).float())
 
 
 def raw(x: Any) -> bytes:
@@ -150,9 +121,15 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [convolutional, vector, converted, projections, line_of_events])
+@pytest.mark.parametrize("make", [convolutional, converted, line_of_events, average, *NETWORKS])
 def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_path: Path) -> None:
+    """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()
+    if make in (average, *NETWORKS):
+        net, x = in_64ths(trained(net, x)), (x * 16).round() / 16
+        for layer in net.modules():
+            if getattr(layer, "gain", None) == "threshold" and isinstance(layer.threshold, Tensor):
+                layer.threshold = 2.0 ** layer.threshold.log2().round()
     for layer in net.modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)):
             fits = not isinstance(layer, tnn.SpikingLayer) or (layer.leak == 1 and layer.gate != "resu")

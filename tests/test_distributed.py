@@ -38,16 +38,19 @@ def environment(rank, port):
             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
 
 
-def _work(rank, port, folder, name):
+def _work(rank, port, folder):
     os.environ |= environment(rank, port)
     torch.set_num_threads(1)
     with join("cpu") as (world, _):
-        torch.save(globals()[name](world), folder / f"{rank}.pt")
+        found = {run.__name__: run(world) for run in (all_layers, exact_step, whole_training)}
+        torch.save(found, folder / f"{rank}.pt")
 
 
-def in_processes(folder, name):
-    """What the function of that name in this file returns in each process."""
-    torch.multiprocessing.spawn(_work, (free_port(), folder, name), nprocs=WORLD)
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What each process makes of the functions that take a world, by their names."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.multiprocessing.spawn(_work, (free_port(), folder), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
@@ -118,8 +121,8 @@ def all_layers(world):
     return {(name, layers.__name__): pass_through(name, layers, world) for name in LAYERS for layers in (tnn, ann)}
 
 
-def test_layers_are_those_of_one_process(tmp_path):
-    parts = in_processes(tmp_path, "all_layers")
+def test_layers_are_those_of_one_process(parts):
+    parts = [part["all_layers"] for part in parts]
     for key, one in all_layers(World()).items():
         spiking = key[1] == "tandem_snn.nn"
         out = torch.cat([part[key]["out"] for part in parts])
@@ -242,18 +245,17 @@ def whole_training(world):
     return result
 
 
-def test_a_step_is_that_of_one_process_bit_for_bit(tmp_path):
+def test_a_step_is_that_of_one_process_bit_for_bit(parts):
     state, loss = exact_step(World())
-    for other, other_loss in in_processes(tmp_path, "exact_step"):
+    for other, other_loss in (part["exact_step"] for part in parts):
         assert other_loss == pytest.approx(loss, rel=1e-6)  # the mean over a batch is not a short number
         assert all(torch.equal(value, other[key]) for key, value in state.items())
 
 
-def test_training_is_that_of_one_process(tmp_path):
-    parts = in_processes(tmp_path, "whole_training")
+def test_training_is_that_of_one_process(parts):
     for kind, (state, fitted) in whole_training(World()).items():
         for part in parts:
-            other, other_fitted = part[kind]
+            other, other_fitted = part["whole_training"][kind]
             for key, value in state.items():
                 torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
             assert other_fitted.test == pytest.approx(fitted.test, abs=1e-5)

@@ -22,7 +22,7 @@ import tandem_snn.nn as tnn
 from tandem_snn.frozen import freeze, load_frozen
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, image_paths, impulse_paths, line])
 def test_one_call_is_the_evaluation_and_the_stream(make: object, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -1,161 +1,25 @@
 """The layers of tandem_ext.functional: results and gradients are the reference's, whatever they are given."""
 
+import any_layer
 import pytest
 import torch
-from cases import (
-    DTYPES,
-    assert_same,
-    compute_dtype,
-    dtypes,
-    dyadic,
-    is_channels_last,
-    neurons,
-    seeds,
-    train,
-    train_with_edge,
-    views,
-    windows,
-)
-from hypothesis import assume, given
+from cases import DTYPES, assert_same, compute_dtype, dyadic, train, train_with_edge
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tandem_ext as te
 
 f, ref = te.functional, te.reference
-# Of a gradient's largest number and 1: a sum rounds by the root of how many numbers are added up.
-BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
 # --- any layer --------------------------------------------------------------------------------------------------------
 
 
-def conv_geometry(draw):
-    """(weight shape, features of the input, arguments) of a convolution; wide and depthwise ones are among them."""
-    dims = draw(st.sampled_from([1, 2]))
-    groups, inputs, outputs = draw(
-        st.sampled_from([(1, 64, 48), (40, 1, 1)])
-        | st.tuples(st.sampled_from([1, 1, 2, 3]), st.integers(1, 12), st.integers(1, 12))
-    )
-    each = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(dims))  # noqa: E731
-    space, kernel = each(1, 9), each(1, 4)
-    window = {"stride": each(1, 3), "padding": each(0, 3), "dilation": each(1, 2)}
-    if draw(st.booleans()):
-        window |= {"stride": 1, "padding": draw(st.sampled_from(["same", "valid"]))}
-    padded = window["padding"] if isinstance(window["padding"], tuple) else [9 * (window["padding"] == "same")] * dims
-    assume(all(n + 2 * p > d * (k - 1) for n, k, p, d in zip(space, kernel, padded, window["dilation"], strict=True)))
-    return (outputs * groups, inputs, *kernel), (inputs * groups, *space), {**window, "groups": groups}
-
-
-def laid_out(draw, tensor):
-    """The same values, which may lie otherwise in memory."""
-    return list(views(tensor))[draw(st.integers(0, 2))] if min(tensor.shape) and draw(st.booleans()) else tensor
-
-
-def evaluate(module, name, kind, x, leaves, options, needed):
-    """The results of a layer, and the gradients of the tensors that need one."""
-    v = {key: tensor.detach().requires_grad_(key in needed) for key, tensor in leaves.items()}
-    residual = options["residual"]
-    options = options | {key: v[key] for key in options.keys() & v.keys()}
-    if "worth" in v:
-        options["residual"] = te.SpikeTrain(residual.planes, x.T, v["residual"], v["worth"])
-    if kind == "currents":
-        given_ = (v["x"],)
-    elif kind in ("constant", "impulse"):
-        given_ = (type(x)(v["x"], x.T, v["gain"]),)
-    else:
-        counts = v["x"] if "x" in needed else None
-        given_ = (te.SpikeTrain(x.planes, x.T, counts, v["gain"], timing=x.timing),)
-    result = getattr(module, name)(*given_, *([v["weight"]] if "weight" in v else []), **options)
-    y, _ = result[0] if name.endswith("_bn_if") else result
-    if not y.counts.requires_grad:
-        return result, []
-    torch.manual_seed(0)
-    direction = dyadic(*y.shape, low=-8, high=8, unit=8, dtype=y.counts.dtype, device=y.device)
-    return result, torch.autograd.grad(y.counts, [v[key] for key in needed], direction)
-
-
 @pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("product", ["scan", "linear", "linear_bn", "conv", "conv_bn"])
-@given(data=st.data(), dtype=dtypes, seed=seeds)
-def test_results_and_gradients_are_the_reference(product, timing, data, dtype, seed, device):
-    """Every kind of input, weight, neuron and layout; with gradients for any of its arguments, and without."""
-    torch.manual_seed(seed)
-    draw, norm, on = data.draw, product.endswith("bn"), {"device": device}
-    T = draw(windows)
-    kinds = ["currents", "constant", "impulse"] if product == "scan" else ["constant", "impulse", "train", "bursts"]
-    kind, B = draw(st.sampled_from(kinds)), draw(st.integers(2, 5))
-    name, geometry = f"{product}_if", {}
-    if product == "scan":
-        name = "if_scan"
-        features = draw(st.sampled_from([(), (1,), (300,), (19, 5), (17, 4, 5)]))
-        B = draw(st.integers(0, 3))
-    elif product.startswith("linear"):
-        features, B = (draw(st.integers(0, 70)),), B if norm else draw(st.integers(0, 5))
-        weight_shape = (draw(st.integers(int(norm), 70)), *features)
-    else:
-        weight_shape, features, geometry = conv_geometry(draw)
-        name = f"conv{len(features) - 1}d{'_bn' * norm}_if"
-    if kind in ("train", "bursts") and not norm and draw(st.booleans()) and dtype != torch.float64:
-        dtype = torch.int8
-    C = compute_dtype(dtype)
-    given_dtype = torch.float32 if dtype == torch.int8 else dtype
-
-    gain = torch.tensor(draw(st.sampled_from([1.0, 0.5])), dtype=C, device=device)
-    leaves = {"gain": gain}
-    if kind in ("train", "bursts"):
-        if dtype != torch.int8 and draw(st.booleans()):
-            leaves["gain"] = 2.0 ** torch.randint(-2, 2, features[:1], **on).to(C)
-        counts = torch.randint(T + 1, (B, *features), **on)
-        x = te.SpikeTrain.from_counts(counts, T) if kind == "bursts" else train(T, B, *features, rate=draw(
-            st.sampled_from([0.0, 0.1, 0.5, 1.0])), **on)  # fmt: skip
-        leaves["x"] = x.counts.to(given_dtype)
-        if kind == "train":
-            x = te.SpikeTrain(laid_out(draw, x.planes), T)
-    else:
-        shape = (T, B, *features) if kind == "currents" else (B, *features)
-        leaves["x"] = laid_out(draw, dyadic(*shape, dtype=dtype, **on))
-        x = (te.ImpulseInput if kind == "impulse" else te.ConstantInput)(torch.zeros(B, *features, **on), T)
-    if kind == "currents":
-        del leaves["gain"]
-    shape = (B, *features)
-    if product != "scan":
-        weight = torch.randint(-128, 128, weight_shape, dtype=dtype, **on) if dtype == torch.int8 else dyadic(
-            *weight_shape, dtype=dtype, **on)  # fmt: skip
-        shape = tuple(
-            ref.linear_if(te.SpikeTrain.from_dense(torch.zeros(1, B, *features, **on)), weight, **geometry).shape
-        )
-        leaves["weight"] = laid_out(draw, weight)
-        leaves |= {"bias": dyadic(len(weight), dtype=C, **on)} if draw(st.booleans()) else {}
-    neuron = draw(neurons(T, shape, dtype, device, timing))
-    if dtype == torch.int8:
-        neuron["scale"] = dyadic(len(weight), low=1, unit=4096, **on)
-    if norm:
-        neuron = {key: value for key, value in neuron.items() if key not in ("scale", "shift")}
-        leaves |= {key: dyadic(len(weight), dtype=C, **on) for key in ("gamma", "beta") if draw(st.booleans())}
-        geometry |= {"eps": draw(st.sampled_from([1e-5, 0.25]))}
-    if isinstance(neuron["residual"], te.SpikeTrain):
-        leaves |= {"residual": neuron["residual"].counts.to(given_dtype), "worth": torch.tensor(0.25, dtype=C, **on)}
-    elif neuron["residual"] is not None:
-        leaves["residual"] = neuron["residual"]
-    leaves |= {key: value for key in ("threshold", "scale", "shift") if torch.is_tensor(value := neuron.get(key))}
-    options = geometry | neuron | {key: leaves[key] for key in ("bias", "gamma", "beta") if key in leaves}
-
-    can = sorted(leaves.keys() - ({"weight"} if dtype == torch.int8 else set()) - ({"bias"} if norm else set()))
-    for needed in [], draw(st.just(can) | st.lists(st.sampled_from(can), min_size=1, unique=True)):
-        (ours, grads), (theirs, expected) = (evaluate(m, name, kind, x, leaves, options, needed) for m in (f, ref))
-        assert_same(ours, theirs)
-        y, v = ours[0] if norm else ours
-        assert is_channels_last(y.stored, batch=1)
-        assert is_channels_last(y.counts, batch=0)
-        assert is_channels_last(v, batch=0)
-        for key, a, b in zip(needed, grads, expected, strict=False):
-            assert a.dtype == b.dtype
-            # Through a small variance batch norm magnifies what rounds; of a gain it leaves little.
-            rounds = options.get("eps", 1.0) < 0.1 or key == "gain" or given_dtype.itemsize == 2
-            if b.numel() and not (norm and torch.float64 != C and rounds):
-                added = max(1, y.counts.numel() / b.numel())
-                scale = (10 if norm else 1) * added**0.5 * (1 + b.double().abs().max())
-                assert (a.double() - b.double()).abs().max() <= BOUNDS[given_dtype] * scale, key
+@pytest.mark.parametrize("product", any_layer.PRODUCTS)
+@given(random=st.randoms(), dtype=st.sampled_from(DTYPES))
+def test_results_and_gradients_are_the_reference(product, timing, random, dtype, device):
+    any_layer.check(random, product, timing, dtype, device)
 
 
 # --- currents ---------------------------------------------------------------------------------------------------------
@@ -193,8 +57,9 @@ def test_neurons_without_features_are_one_channel(v_init):
     assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
 
 
-@given(seed=seeds, T=st.integers(2, 40), dtype=dtypes, leak=st.sampled_from([1.0, 0.5]))
-def test_a_window_in_two_pieces(seed, T, dtype, leak):
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+@given(seed=st.integers(0, 2**16), T=st.integers(2, 40), dtype=st.sampled_from(DTYPES))
+def test_a_window_in_two_pieces(leak, seed, T, dtype):
     torch.manual_seed(seed)
     currents, shift, cut = dyadic(T, 3, 21, dtype=dtype), dyadic(21), 1 + seed % (T - 1)
     arguments = {"leak": leak, "shift": shift, "steps": 16, "return_v": True}

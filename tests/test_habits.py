@@ -1,16 +1,25 @@
-"""What people try without reading: help(), --version, completion, a script before its time, info."""
+"""What people try without reading: help(), --version, a script before its time; trains in NumPy's and torch's hands;
+how the compiled part is loaded: as a module, or by path, as a Python that it was not built for must.
+"""
 
 import inspect
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from cases import dyadic
+from torch.utils.data import DataLoader
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from build_tools.compile import write_commit
+from tandem_ext._load import _old_driver
 from tandem_snn import machine
 from tandem_snn.cli import main
 from tandem_snn.nn.options import NeuronOptions
@@ -63,3 +72,182 @@ def test_an_installed_package_knows_its_commit(tmp_path, monkeypatch):
     (tmp_path / "commit.txt").unlink()
     monkeypatch.setattr(machine, "__file__", str(ROOT / "tests" / "untracked.py"))
     assert machine.commit() is None
+
+
+@pytest.fixture
+def train():
+    generator = torch.Generator().manual_seed(0)
+    return te.SpikeTrain.from_dense((torch.rand(9, 6, 2, 5, generator=generator) < 0.3).float())
+
+
+# --- NumPy ------------------------------------------------------------------------------------------------------------
+
+
+def test_numpy_gets_the_spikes(train):
+    spikes = np.asarray(train)
+    assert (spikes.dtype, spikes.shape) == (np.uint8, (9, 6, 2, 5))
+    assert np.array_equal(spikes, train.to_dense().numpy())
+    assert np.asarray(train, dtype=bool).dtype == bool
+    with pytest.raises(ValueError, match="copy: "):
+        np.array(train, copy=False)
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 3], np.array([0, 3]), torch.tensor([0, 3]), [True, False, False, True, False, False]]
+)
+def test_samples_are_chosen_by_what_chooses_rows(train, index):
+    assert torch.equal(train[index].planes, train.planes[:, [0, 3]])
+    image = te.ConstantInput(dyadic(6, 5), 8)
+    assert torch.equal(image[index].x, image.x[[0, 3]])
+
+
+def test_an_index_of_numpy(train):
+    assert torch.equal(train[np.int64(-1)].planes, train.planes[:, 5:])
+    assert len(train[[]]) == 0
+    with pytest.raises(IndexError, match="6 is out of range"):
+        train[np.int64(6)]
+    with pytest.raises(TypeError, match="index: "):
+        train["x"]
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_as_it_is(train, workers):
+    image = te.ImpulseInput(dyadic(6, 5), 8)
+    samples = [{"spikes": train[i], "image": image[i], "label": i} for i in range(6)]
+    first, second = DataLoader(samples, batch_size=4, num_workers=workers)
+    assert torch.equal(first["spikes"].planes, train.planes[:, :4])
+    assert torch.equal(second["image"].x, image.x[4:])
+    assert second["label"].tolist() == [4, 5]
+
+
+def test_trains_that_do_not_fit_are_no_batch(train):
+    with pytest.raises(ValueError, match="expected the same T, got 9 and 8"):
+        torch.utils.data.default_collate([train[0], te.SpikeTrain.from_dense(torch.zeros(8, 1, 2, 5))])
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("numpy", r"numpy.asarray\(train\)"), ("cpu", r'to\("cpu"\)'), ("sum", "counts is the sum"), ("size", "shape is"),
+    ("dtype", "counts.dtype"), ("flatten", "tandem_snn.nn.Flatten"), ("plot", "tandem_snn.plots.raster"),
+    ("mT", "T is the number of time steps"), ("permute", r"to_dense\(\) is the spikes"), ("mean", "counts their"),
+])  # fmt: skip
+def test_an_attribute_of_tensors_says_what_to_use(train, name, said):
+    with pytest.raises(AttributeError, match=rf"'SpikeTrain' object has no attribute '{name}': .*{said}"):
+        getattr(train, name)
+    assert not hasattr(train, name)
+
+
+def test_other_attributes_are_missing_as_ever(train):
+    with pytest.raises(AttributeError, match=r"'SpikeTrain' object has no attribute 'spam'$"):
+        train.spam  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'mean': x is its tensor"):
+        te.ConstantInput(torch.ones(1, 2), 8).mean  # noqa: B018
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda x: torch.stack([x, x]), r"torch's stack takes no SpikeTrain: tandem_ext.cat"),
+    (lambda x: torch.nn.Linear(5, 3)(x), r"torch's linear takes no SpikeTrain: .*tandem_snn.nn; to_dense\(\)"),
+    (lambda x: torch.nn.Conv2d(5, 3, 3)(x), "torch's conv2d takes no SpikeTrain"),
+    (lambda x: torch.relu(x), "torch's relu takes no SpikeTrain"),
+    (lambda x: torch.nn.Flatten()(x), "Flatten"),
+])  # fmt: skip
+def test_functions_of_torch_say_what_to_use(train, call, said):
+    with pytest.raises((TypeError, AttributeError), match=said):
+        call(train)
+
+
+@pytest.mark.parametrize("module", ["tandem_ext", "tandem_snn", "tandem_snn.nn"])
+def test_completion_offers_what_is_public(module):
+    import importlib
+
+    module = importlib.import_module(module)
+    assert set(dir(module)) <= {*module.__all__, "__version__"}
+    assert "Linear" in dir(module) or "SpikeTrain" in dir(module)
+
+
+# --- frames of counts, as tonic's ToFrame makes them -----------------------------------------------------------------
+
+
+def test_counts_in_frames_are_clipped_or_spread():
+    counts = torch.randint(0, 5, (3, 2, 7), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    clipped = te.SpikeTrain.from_frames(counts)
+    assert torch.equal(clipped.to_dense(), counts.clamp(max=1).float())
+    for substeps in 2, 4, 60:
+        spread = te.SpikeTrain.from_frames(counts.numpy().astype(np.uint16), substeps=substeps)
+        assert len(counts) * substeps == spread.T
+        spikes = spread.to_dense().unflatten(0, (3, substeps))
+        assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())
+    batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)
+    assert torch.equal(batch.planes, clipped.planes)
+    assert batch.gain == 0.5
+
+
+def test_sub_steps_are_spaced_evenly():
+    spikes = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6).to_dense().flatten()
+    assert spikes.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+# --- tonic's sensor_size ----------------------------------------------------------------------------------------------
+
+EVENTS = {"t": [0, 5, 9], "x": [33, 1, 2], "y": [0, 20, 3], "p": [1, 0, 1]}
+
+
+def test_a_sensor_size_is_as_good_as_a_shape():
+    by_shape = te.SpikeTrain.from_events(EVENTS, (2, 25, 34), 4)
+    by_sensor = te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 25, 2))
+    assert torch.equal(by_shape.planes, by_sensor.planes)
+    cochlea = {name: EVENTS[name] for name in "txp"}
+    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 1)).shape == (1, 700)
+    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 2)).shape == (1, 2, 700)
+
+
+def test_the_order_of_axes_is_explained():
+    with pytest.raises(ValueError, match=r"x: .*0..1, got 1..33; shape \(34, 25, 2\) is \[p, y, x\]: .*sensor_size"):
+        te.SpikeTrain.from_events(EVENTS, (34, 25, 2), 4)
+    with pytest.raises(ValueError, match=r"0..29, got 1..33; shape \(2, 25, 30\) is \[p, y, x\]$"):
+        te.SpikeTrain.from_events(EVENTS, (2, 25, 30), 4)
+    for options in {}, {"shape": (2, 25, 34), "sensor_size": (34, 25, 2)}:
+        with pytest.raises(ValueError, match="shape, sensor_size: expected one of them"):
+            te.SpikeTrain.from_events(EVENTS, T=4, **options)
+    with pytest.raises(ValueError, match="sensor_size: expected"):
+        te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 34))
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "driver", "says"),
+    [(13000, 12060, "CUDA 13.0 .* supports CUDA 12.6, "), (13000, 13000, None), (13010, 13000, None), (13000, 0, None),
+     (12080, 13000, None)],
+)  # fmt: skip
+def test_an_old_driver(toolkit, driver, says):
+    """A driver runs what any toolkit of its major version has made."""
+    note = _old_driver(toolkit, driver)
+    assert (note is None) == (says is None)
+    assert note is None or re.search(says, note)
+
+
+def test_load_by_path():
+    (library,) = Path(te.__path__[0]).glob("_C.*.so")
+    program = (
+        "import torch, tandem_ext as te; assert 'tandem_ext._C' not in __import__('sys').modules;"
+        "print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
+    )
+    path = os.pathsep.join([str(library.parent.parent), os.environ.get("PYTHONPATH", "")])
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"TANDEM_LIBRARY": str(library), "PYTHONPATH": path},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert output.stdout.split() == [str(library), "3"]
+
+
+def test_an_import_brings_nothing_that_only_some_need():
+    """Optional packages, and Dynamo, which costs most of a second, are imported where they are used."""
+    rare = {
+        "aedat", "matplotlib", "nir", "onnx", "onnxruntime", "rich", "safetensors", "sklearn", "tensorboard", "tonic",
+        "torch._dynamo", "torch._inductor", "torchvision", "typer", "yaml",
+    }  # fmt: skip
+    program = "import sys, tandem_ext, tandem_snn, tandem_snn.nn; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "tandem_snn" in output.stdout.split()
+    assert not rare & set(output.stdout.split())

@@ -1,4 +1,5 @@
 """Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference.
+The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them.
 
 A product lists its spikes in 16-bit entries, each eight times an input's number: 8,191 inputs, or taps of a
 convolution, are one block and 8,192 are two. A launch on a GPU has at most 65,535 rows of blocks. Indices into tensors
@@ -7,7 +8,8 @@ may exceed 31 bits; such tensors are looked at without memory.
 
 import pytest
 import torch
-from cases import WINDOWS, assert_same, compute_dtype, dyadic, neurons, train
+from any_layer import neurons
+from cases import WINDOWS, assert_same, compute_dtype, dyadic, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -28,36 +30,35 @@ def both(name, *arguments, **keywords):
 
 
 @pytest.mark.parametrize("inputs", BLOCK)
-@given(data=st.data(), T=SHORT, dtype=PRODUCTS, outputs=st.sampled_from([1, 5, 17]), batch=st.sampled_from([0, 1, 3]))
+@given(random=st.randoms(), T=SHORT, dtype=PRODUCTS)
 @settings(max_examples=6)
-def test_linear(inputs, data, T, dtype, outputs, batch):
-    x, shape = train(T, batch, inputs, rate=data.draw(st.sampled_from([0.02, 0.3, 1.0]))), (batch, outputs)
-    both("linear_if", x, dyadic(outputs, inputs, dtype=dtype), **data.draw(neurons(T, shape, dtype)))
+def test_linear(inputs, random, T, dtype):
+    batch, outputs = random.choice([0, 1, 3]), random.choice([1, 5, 17])
+    x, shape = train(T, batch, inputs, rate=random.choice([0.02, 0.3, 1.0])), (batch, outputs)
+    both("linear_if", x, dyadic(outputs, inputs, dtype=dtype), **neurons(random, T, shape, dtype))
 
 
-@st.composite
-def convolutions(draw, taps, groups):
+def convolutions(random, taps, groups):
     """(input shape without the batch, weight shape, arguments) of a convolution with that many taps."""
     choices = [(taps, (1, 1)), (taps, (1,)), (1, (taps,)), (1, (taps, 1)), (1, (1, taps))]
     choices += [(taps // (h * w), (h, w)) for h, w in ((1, 2), (3, 3), (2, 5), (13, 7)) if taps % (h * w) == 0]
-    channels, kernel = draw(st.sampled_from(choices))
-    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    padding = draw(st.integers(0, 1))
-    space = [(k - 1) * dilation + draw(st.integers(1, 3)) for k in kernel]
-    outputs = groups * draw(st.sampled_from([1, 3]))
+    channels, kernel = random.choice(choices)
+    stride, dilation, padding = random.randint(1, 2), random.randint(1, 2), random.randint(0, 1)
+    space = [(k - 1) * dilation + random.randint(1, 3) for k in kernel]
+    outputs = groups * random.choice([1, 3])
     window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return (channels * groups, *space), (outputs, channels, *kernel), window
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("taps", [*BLOCK, 9 * 910, 9 * 911])
-@given(data=st.data(), T=SHORT)
+@given(random=st.randoms(), T=SHORT)
 @settings(max_examples=4)
-def test_convolution(taps, groups, data, T):
-    features, weight, window = data.draw(convolutions(taps, groups))
+def test_convolution(taps, groups, random, T):
+    features, weight, window = convolutions(random, taps, groups)
     x, name = train(T, 1, *features), f"conv{len(features) - 1}d_if"
     shape = tuple(getattr(ref, name)(x, torch.zeros(weight), **window).shape)
-    both(name, x, dyadic(*weight), **window, **data.draw(neurons(T, shape)))
+    both(name, x, dyadic(*weight), **window, **neurons(random, T, shape))
 
 
 @pytest.mark.parametrize("inputs", BLOCK)
@@ -131,3 +132,91 @@ def test_frozen(layers, features):
     frozen = freeze(net.eval())
     assert torch.equal(frozen(x), net(x))
     assert all(program.refusal is None for program in frozen._programs.values())
+
+
+def at_the_edge(*shape):
+    """Random weights whose magnitudes add up to almost 1, where another order of float sums gives another unit."""
+    weight = torch.randn(shape, dtype=torch.float64)
+    return (weight / weight.abs().flatten(1).sum(1).view(-1, *[1] * (len(shape) - 1))).float()
+
+
+def potentials(layer, x, weight, **options):
+    _, v = layer(x, weight, threshold=3e38, return_v=True, **options)
+    return v
+
+
+def trains(T, *shape):
+    return te.SpikeTrain.from_dense((torch.rand(T, *shape) < 0.2).float())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_layouts_of_a_convolution(groups):
+    x, weight = trains(8, 2, 32, 9, 9), at_the_edge(64, 32 // groups, 3, 3)
+    want = potentials(f.conv2d_if, x, weight, padding=1, groups=groups)
+    reversed_ = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    for other in (weight.to(memory_format=torch.channels_last), reversed_):
+        assert torch.equal(potentials(f.conv2d_if, x, other, padding=1, groups=groups), want)
+
+
+def test_layouts_of_a_linear_layer():
+    x, weight = trains(8, 40, 300), at_the_edge(70, 300)
+    assert torch.equal(potentials(f.linear_if, x, weight.t().contiguous().t()), potentials(f.linear_if, x, weight))
+
+
+def test_the_order_of_inputs():
+    x, weight, order = trains(8, 40, 300), at_the_edge(70, 300), torch.randperm(300)
+    mixed = te.SpikeTrain(x.planes[:, :, order].contiguous(), 8)
+    assert torch.equal(potentials(f.linear_if, mixed, weight[:, order]), potentials(f.linear_if, x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("T", [5, 8, 20])
+def test_a_sample_alone(dtype, T):
+    """Few rows use the weights where they lie, many prepare them."""
+    weight = at_the_edge(70, 300)
+    weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
+    x = trains(T, 40, 300)
+    together = potentials(f.linear_if, x, weight)
+    assert all(torch.equal(potentials(f.linear_if, x[b], weight)[0], together[b]) for b in range(4))
+
+
+@pytest.mark.parametrize("scale", [1.0, 127.0])
+def test_integers_of_any_size(scale):
+    """Small ones are multiplied as bytes, large ones as words; both are the float product of the integers."""
+    weight = (scale * torch.randn(70, 900).clamp(-1, 1)).round().to(torch.int8)
+    x = trains(20, 40, 900)
+    want = x.counts.double() @ weight.double().t()
+    assert torch.equal(potentials(f.linear_if, x, weight).double(), want)
+
+
+def test_more_taps_than_a_list_can_name():
+    x, weight = trains(9, 3, 2, 8300), at_the_edge(20, 2, 8200)
+    want = torch.nn.functional.conv1d(x.counts.double(), weight.double())
+    got = potentials(f.conv1d_if, x, weight)
+    assert torch.allclose(got.double(), want, rtol=0, atol=1e-5)
+    assert torch.equal(potentials(f.conv1d_if, x[1], weight)[0], got[1])
+    train, mean, _ = f.conv1d_bn_if(x, weight)
+    assert torch.allclose(mean.double(), want.mean((0, 2)), rtol=0, atol=1e-5)
+    assert train.shape == (3, 20, 101)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_the_three_phases_are_the_fused_layer(dtype, batch, timing):
+    """window_product, bn_statistics and the layer with their scale and shift have the bits of linear_bn_if."""
+    weight, x = at_the_edge(70, 300), trains(20, max(batch, 2), 300)
+    weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
+    ops = torch.ops.tandem
+    gamma, beta = torch.rand(70), torch.rand(70)
+    neuron = None, None, None, 20, 1.0, 1.0, "relu"
+    window = timing == "window"
+    given = x.count_bytes if window else x.planes
+    planes, counts, mask, v, u, mean, var, bad = ops.linear_bn_if(
+        given, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True, timing
+    )
+    product = ops.window_product(given, 20, weight, "highest", [], [], [], 1, window)
+    m, s, scale, shift = ops.bn_statistics(product, 1.0, None, gamma, beta, 1e-5)
+    got = ops.linear_if(given, 20, weight, "highest", scale, shift, *neuron, True, True, timing)
+    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v, bad), strict=True):
+        assert torch.equal(a, b)

@@ -24,32 +24,6 @@ def both(name, *arguments, **keywords):
     assert_same(*(getattr(module, name)(*arguments, **keywords) for module in (f, ref)))
 
 
-def everything(T, *shape, gate):
-    """Neurons with all that they may have, which a long window does not take to potentials that round."""
-    return {
-        "gate": gate,
-        "leak": 0.5 if T == 256 else 1.0,
-        "threshold": 1.25,
-        "scale": dyadic(shape[1], low=1),
-        "shift": dyadic(shape[1]),
-        "residual": train(T, *shape, gain=0.5),
-        "v_init": dyadic(*shape[1:]),
-        "return_v": True,
-    }
-
-
-@pytest.mark.usefixtures("on_device")
-@pytest.mark.parametrize(("T", "gate"), zip(LENGTHS, ("relu", "clip", "resu"), strict=True))
-def test_layers(T, gate):
-    x, image = train(T, 3, 20), train(T, 2, 4, 5, 5)
-    both("linear_if", x, dyadic(9, 20), **everything(T, 3, 9, gate=gate))
-    both("conv2d_if", image, dyadic(6, 4, 3, 3), padding=1, **everything(T, 2, 6, 5, 5, gate=gate))
-    both("conv2d_if", image, dyadic(4, 1, 3, 3), groups=4, **everything(T, 2, 4, 3, 3, gate=gate))
-    both("if_scan", dyadic(T, 3, 9), **everything(T, 3, 9, gate=gate))
-    both("if_scan", te.ConstantInput(dyadic(3, 9), T), **everything(T, 3, 9, gate=gate))
-    both("linear_if", x, dyadic(9, 20, dtype=torch.float64), gate=gate, v_init=0.5)
-
-
 @pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("T", LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

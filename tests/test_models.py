@@ -210,7 +210,7 @@ def test_an_encoder_of_events_lets_them_pass():
     assert encoder(train) is train
     with pytest.raises(TypeError, match="takes a SpikeTrain, got a tensor of shape"):
         encoder(torch.ones(2, 3))
-    with pytest.raises(TypeError, match="Encoder of mode \"events\", this one is 'direct'"):
+    with pytest.raises(TypeError, match="Encoder with mode \"events\", this one has 'direct'"):
         tnn.Encoder(8)(train)
     with pytest.raises(ValueError, match="T=8 takes a SpikeTrain of as many steps, got T=4"):
         encoder(te.SpikeTrain.from_dense(torch.ones(4, 2, 3)))

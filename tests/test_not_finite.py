@@ -250,7 +250,6 @@ def test_a_bad_train_spoils_a_frozen_network():
 def test_onnx(tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    import test_onnx_window
     from test_onnx import by_onnxruntime
 
     for (net, x), steps in ((late(), [[], [], [1], [1]]), (made("conv")[::2], [[1]] * T)):
@@ -262,7 +261,7 @@ def test_onnx(tmp_path):
         net = in_windows(net.eval())
         net[1].threshold, net[6].timing = threshold, "step" if mixed else "window"
         ts.to_onnx(net, tmp_path / "window.onnx", bad)
-        _, answer = test_onnx_window.by_onnxruntime(tmp_path / "window.onnx", bad)
+        _, (answer,) = by_onnxruntime(tmp_path / "window.onnx", bad)
         assert spoiled_rows(answer) == [1]
 
 

@@ -1,4 +1,4 @@
-"""ONNX: the exported step, run by onnxruntime, gives the same spike counts and the same answer."""
+"""ONNX: the exported step, or window, run by onnxruntime, gives the same spike counts and the same answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import conv, images, lif, line, mlp, own_counts, projection, residual, trained
+from networks import average, conv, images, in_64ths, lif, line, mlp, own_counts, projection, residual, trained
+from test_frozen_window import NETWORKS, of_timing, spiking
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -20,73 +21,51 @@ ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 T = 8
 
 
-def by_onnxruntime(path: Path, x: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Counts of each layer with neurons, and the answer after each step."""
+def by_onnxruntime(path: Path, x: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Counts of each layer with neurons, and the answer after each step: of a window after the last one alone."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    facts = session.get_modelmeta().custom_metadata_map
-    images = facts["input"] != "events"
+    facts, outputs = session.get_modelmeta().custom_metadata_map, [o.name for o in session.get_outputs()]
+    images = isinstance(x, Tensor)
     dense = x if images else x.to_dense(torch.float32)
-    batch = len(dense) if images else dense.shape[1]
+    if facts.get("timing") == "window":
+        assert [i.name for i in session.get_inputs()] == ["x"]
+        *counts, answer = (torch.from_numpy(found) for found in session.run(outputs, {"x": dense.numpy()}))
+        assert outputs[-1] == "answer"
+        return counts, [answer]
+    assert (facts["input"] != "events") == images
+    batch = len(x)
     state = {
         i.name: np.zeros([batch, *i.shape[1:]], np.float32)
         for i in session.get_inputs()
         if i.name.endswith((".v", ".counts"))
     }
-    outputs = [o.name for o in session.get_outputs()]
-    counts: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     answers = []
     for t in range(int(facts["T"])):
         given = {"x": (dense if images else dense[t]).numpy(), "step": np.array([t], np.float32), **state}
         found = dict(zip(outputs, session.run(outputs, given), strict=True))
         state = {name: found[f"{name}.next"] for name in state}
         for name in (name for name in outputs if name.endswith(".spikes")):
-            counts[name] = counts.get(name, 0) + torch.from_numpy(found[name])
+            by_name[name] = by_name.get(name, 0) + torch.from_numpy(found[name])
         answers.append(torch.from_numpy(found["answer"]))
-    return counts, answers
-
-
-@torch.no_grad()
-def dyadic(net: nn.Module) -> nn.Module:
-    """Weights and batch norms with which float32 sums are exact in any order."""
-    for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-            layer.weight.copy_((layer.weight * 128).round() / 64)
-            if layer.bias is not None:
-                layer.bias.copy_((layer.bias * 64).round() / 64)
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.running_mean.copy_((layer.running_mean * 16).round() / 16)
-            layer.running_var.fill_(1.0 - layer.eps)
-            layer.weight.copy_((layer.weight * 2).round() / 2)
-    return net.eval()
+    return list(by_name.values()), answers
 
 
 def inputs_of(x: Tensor) -> Tensor:
     return (x * 16).round() / 16
 
 
-def average() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        tnn.AvgPool2d(2),
-        tnn.Encoder(T, gain=0.5),
-        tnn.Conv2d(1, 6, 3, padding=(2, 1), gain=0.5, threshold=0.5),
-        tnn.AvgPool2d(3, 2, 1),
-        tnn.Flatten(),
-        tnn.Readout(6 * 12, 3),
-    )
-    return net, torch.rand(4, 1, 12, 10)
-
-
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line, average])
 def test_every_layer(make: Any, tmp_path: Path) -> None:
     net, x = make()
-    net, x = dyadic(trained(net, x)), inputs_of(x)
+    net, x = in_64ths(trained(net, x)), inputs_of(x)
     frozen = ts.freeze(net)
     answer = frozen(x)
     ts.to_onnx(frozen, tmp_path / "net.onnx")
     counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
     ours, _ = own_counts(net, x)
     assert len(ours) == len(counts)
-    for c, other in zip(ours, counts.values(), strict=True):
+    for c, other in zip(ours, counts, strict=True):
         assert c.sum() > 0
         assert (c != other).float().mean() <= (1e-3 if make is lif else 0)  # λ = 0.9 is not dyadic
     for t in range(frozen.T):
@@ -104,7 +83,7 @@ def digits(T: int) -> tuple[nn.Module, Tensor]:
         tnn.Linear(12 * 16, 32, threshold=0.5),
         tnn.Readout(32, 10),
     )
-    return dyadic(net), images(1797)
+    return in_64ths(net), images(1797)
 
 
 def test_real_images_to_the_same_counts(tmp_path: Path) -> None:
@@ -112,7 +91,7 @@ def test_real_images_to_the_same_counts(tmp_path: Path) -> None:
     ts.to_onnx(net, tmp_path / "net.onnx", x)
     counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
     ours, answer = own_counts(net, x)
-    for c, other in zip(ours, counts.values(), strict=True):
+    for c, other in zip(ours, counts, strict=True):
         assert c.sum() > 0
         assert torch.equal(c, other)
     assert torch.equal(answers[-1], answer)
@@ -143,19 +122,19 @@ def test_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
     assert [t.data_type for t in weights.values()] == [kind] * 4
     assert sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 4
     counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
-    for c, other in zip(own_counts(frozen.net, x)[0], counts.values(), strict=True):
+    for c, other in zip(own_counts(frozen.net, x)[0], counts, strict=True):
         assert torch.equal(c, other)
     assert torch.equal(answers[-1], expected)
 
 
 def test_spikes_in(tmp_path: Path) -> None:
-    net = dyadic(nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(4 * 9, 3)))
+    net = in_64ths(nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(4 * 9, 3)))
     x = te.SpikeTrain.from_dense(torch.rand(11, 3, 2, 8, 8).lt(0.3).float())
     frozen = ts.freeze(net)
     frozen(x)
     ts.to_onnx(frozen, tmp_path / "net.onnx")
     counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
-    assert torch.equal(next(iter(counts.values())), own_counts(net, x)[0][0])
+    assert torch.equal(counts[0], own_counts(net, x)[0][0])
     for t in range(11):
         torch.testing.assert_close(answers[t], frozen.step(x.to_dense(torch.float32)[t]))
 
@@ -189,3 +168,69 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="analog"):
         ts.to_onnx(analog, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
+
+
+# --- a whole window of layers that integrate, then fire ---------------------------------------------------------------
+
+
+def assert_the_same(net: Any, x: Any, path: Path) -> None:
+    ts.to_onnx(net, path / "net.onnx", x)
+    counts, (answer,) = by_onnxruntime(path / "net.onnx", x)
+    ours, expected = own_counts(net, x)
+    assert len(ours) == len(counts)
+    for c, other in zip(ours, counts, strict=True):
+        assert c.sum() > 0
+        assert torch.equal(c, other)
+    torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-4)  # torch's product, and a batch norm's scale
+
+
+@pytest.mark.parametrize("mixed", ["", "even", "odd"])
+@pytest.mark.parametrize("T", [1, 2, 8])
+@pytest.mark.parametrize("make", NETWORKS)
+def test_every_layer_of_windows(make: Any, T: int, mixed: str, tmp_path: Path) -> None:
+    net, x = of_timing(make, T, mixed)
+    net, x = in_64ths(net), inputs_of(x)
+    assert_the_same(net, x, tmp_path)
+
+
+@pytest.mark.parametrize("T", [1, 8, 200])
+def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
+    net, x = of_timing(conv, T)
+    net, x = in_64ths(net), inputs_of(x)
+    assert_the_same(net, x, tmp_path)
+    nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert nodes.count("Floor") == nodes.count("Clip") == 4
+    assert len(nodes) < 50
+
+
+def test_thresholds_whose_multiples_are_rounded(tmp_path: Path) -> None:
+    """Where v is a multiple of ϑ or nearly, subtraction and division may differ: the graph subtracts."""
+    layer = tnn.Linear(1, 4000, bias=False, threshold=0.1, timing="window")
+    layer.weight.data = (torch.arange(4000).view(-1, 1) * 0.1 / 13).float()
+    net = nn.Sequential(tnn.Encoder(T=200, mode="zero_expand"), layer, tnn.Readout(4000, 2))
+    x = torch.ones(1, 1)
+    ts.to_onnx(net, tmp_path / "net.onnx", x)
+    (counts,), _ = by_onnxruntime(tmp_path / "net.onnx", x)
+    ours = own_counts(net, x)[0][0]
+    assert torch.equal(counts, ours)
+    assert not torch.equal(counts, (layer.weight.detach().T / 0.1).floor().clamp(0, 200))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_windows_with_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
+    net, x = of_timing(mlp, 8)
+    net, x = in_64ths(net), inputs_of(x)
+    onto_grids(net, bits)
+    frozen = ts.freeze(net, weight_bits=bits)
+    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+    counts, (answer,) = by_onnxruntime(tmp_path / "net.onnx", x)
+    for c, other in zip(own_counts(frozen.net, x)[0], counts, strict=True):
+        assert torch.equal(c, other)
+    assert torch.equal(answer, frozen(x))
+
+
+@pytest.mark.parametrize("T", [1, 11, 200])
+def test_spikes_into_windows(T: int, tmp_path: Path) -> None:
+    net = in_64ths(spiking())
+    x = te.SpikeTrain.from_dense(torch.rand(T, 3, 3, 9).lt(0.3).float())
+    assert_the_same(net, x, tmp_path)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from cases import assert_same, dyadic, is_channels_last, seeds, spikes, train, train_with_edge, views, windows
+from cases import WINDOWS, assert_same, dyadic, is_channels_last, spikes, train, train_with_edge, views
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
@@ -16,6 +16,7 @@ import tandem_ext as te
 
 pytestmark = pytest.mark.usefixtures("on_device")
 shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+windows, seeds = st.sampled_from(WINDOWS), st.integers(0, 2**16)
 
 
 @given(T=windows, shape=shapes, seed=seeds)

@@ -1,17 +1,25 @@
 """Timing "window": neurons that integrate a whole window and then fire, against a plain simulation, step by step, of
-layers that work on one window while the next comes in. Against the reference: test_functional.py."""
+layers that work on one window while the next comes in; layers and networks. Against the reference: test_functional.py.
+"""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
-from cases import assert_same, bursts, dyadic, seeds, train
+import torch.nn.functional as F
+from cases import assert_same, bursts, dyadic, train
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
 from tandem_ext.functional.layer import window_product
 from tandem_ext.functional.products import convolution
+from tandem_snn.measure import Monitor, firing_rates, mismatch, synops
+from tandem_snn.nn import general, maximum
 
 f, ref = te.functional, te.reference
 
@@ -87,9 +95,10 @@ def test_a_pipeline_simulated_step_by_step(T):
         assert torch.equal(fired[n + len(layers)], window)
 
 
-@given(T=st.integers(1, 255), seed=seeds, threshold=st.sampled_from([0.5, 1.0, 1.25]), v_init=st.sampled_from([0, 0.5]))
-def test_properties(T, seed, threshold, v_init):
+@given(T=st.integers(1, 255), seed=st.integers(0, 2**16), threshold=st.sampled_from([0.5, 1.0, 1.25]))
+def test_properties(T, seed, threshold):
     torch.manual_seed(seed)
+    v_init = 0.5 * (seed % 2)
     z = dyadic(1, 50, low=-8 * T, high=64 * T + 64).sort(1).values
     y, v = f.if_scan(te.ImpulseInput(z, T), threshold=threshold, v_init=float(v_init), timing="window", return_v=True)
     assert bool((y.counts.diff(dim=1) >= 0).all())  # monotone in z
@@ -110,3 +119,197 @@ def test_the_sum_over_a_window_is_that_of_both_forms():
     x, weight = bursts(20, 3, 6, 8, 8), torch.randn(5, 6, 3, 3)
     as_steps, product = te.SpikeTrain(x.planes, 20), convolution((3, 3), 1, 1, 1, 1)
     assert torch.equal(window_product(x, weight, product), window_product(as_steps, weight, product))
+
+
+LAYERS = {
+    "linear": (lambda **o: tnn.Linear(12, 9, **o), (5, 12)),
+    "conv1d": (lambda **o: tnn.Conv1d(4, 6, 3, stride=2, **o), (5, 4, 9)),
+    "conv2d": (lambda **o: tnn.Conv2d(4, 6, 3, padding="same", groups=2, **o), (5, 4, 7, 6)),
+}
+
+
+def dyadic_(net):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((64 * p).round() / 64)
+    return net
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("options", [
+    {}, {"threshold": 0.75, "v_init": 0.25, "gate": "clip"}, {"weight_bits": 4}, {"threshold": torch.tensor(0.5)},
+    {"gain": "threshold", "threshold": 0.5}, {"norm": True}, {"norm": True, "bn_stats": "running"},
+])  # fmt: skip
+def test_counts_are_those_of_the_ann_rounded(name, options):
+    """The layer's whole meaning, beside torch's own product: c = clip(⌊(z + v_init)/ϑ⌋, 0, T)."""
+    make, shape = LAYERS[name]
+    layer = dyadic_(make(timing="window", **options))
+    for x in (train(8, *shape, gain=0.5), bursts(8, *shape), te.ConstantInput(dyadic(*shape), 8)):
+        with torch.no_grad():
+            twin = copy.deepcopy(layer)
+            y, z = layer(x), twin.preactivation(x).double()
+            z = twin.eval().preactivation(x).double() if layer.bn_stats == "running" else z
+        theta, v_init = float(layer.threshold), float(layer.v_init)
+        exact = (z + v_init) / theta
+        near = (exact - exact.round()).abs() < 1e-4  # where rounding decides
+        counts = exact.floor().clamp(0, 8)
+        assert y.timing == "window"
+        assert torch.equal(y.counts.double()[~near], counts[~near])
+        assert 0 < counts.mean() < 8
+        if layer.norm is not None and layer.bn_stats == "batch":
+            torch.testing.assert_close(layer.norm.running_var, twin.norm.running_var)
+
+
+@pytest.mark.parametrize("name", ["residual", "projection"])
+@pytest.mark.parametrize("x", [train, bursts])
+def test_residual(name, x):
+    shortcut = tnn.Conv2d(4, 4, 1, timing="window") if name == "projection" else None
+    body = nn.Sequential(
+        tnn.Conv2d(4, 4, 3, padding=1, timing="window"), tnn.Conv2d(4, 4, 3, padding=1, timing="window")
+    )
+    block, x = dyadic_(tnn.Residual(body, shortcut)), x(8, 3, 4, 6, 6, gain=0.5)
+    hidden = body[0](x)
+    direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
+    z = body[1].preactivation(hidden) + direct
+    assert torch.equal(block(x).counts, z.floor().clamp(0, 8))
+    block(x).counts.sum().backward()
+    grad = [p.grad.clone() for p in block.parameters()]
+    block.zero_grad()
+    hidden = body[0](x)
+    z = body[1].preactivation(hidden) + (direct if shortcut is None else shortcut.preactivation(x))
+    (z * (z > 0)).sum().backward()
+    for a, p in zip(grad, block.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)
+
+
+@pytest.mark.parametrize("T", [3, 8, 20])
+@pytest.mark.parametrize("grad", [False, True])
+def test_maximum_pooling_is_the_largest_count(T, grad):
+    counts = torch.randint(T + 1, (3, 4, 9, 7)).float().requires_grad_(grad)
+    x = te.SpikeTrain.from_counts(counts, T)
+    for pool in (tnn.MaxPool2d(3, 2, 1), maximum.MaxPool("max_pool2d", 3, 2, 1)):
+        y = pool(x)
+        expected = F.max_pool2d(counts, 3, 2, 1)
+        assert (y.timing, y.T) == ("window", T)
+        assert torch.equal(y.counts, expected)
+        assert torch.equal(y.count_bytes[0], expected.to(torch.uint8))
+        if grad:
+            w = torch.randn(y.shape)
+            assert torch.equal(*(torch.autograd.grad((c * w).sum(), counts)[0] for c in (y.counts, expected)))
+
+
+@pytest.mark.parametrize("T", [8, 255])
+@pytest.mark.parametrize("kernel", [2, 17])
+def test_average_pooling(T, kernel):
+    x = bursts(T, 2, 3, 34, 34)
+    pool = tnn.AvgPool2d(kernel, v_init=0.5, timing="window")
+    mean = x.counts.unfold(2, kernel, kernel).unfold(3, kernel, kernel).sum((-1, -2)) * pool.weight
+    assert torch.equal(pool(x).counts, (mean + 0.5).floor().clamp(0, T))
+    assert torch.equal(pool(te.SpikeTrain(x.planes, T)).counts, pool(x).counts)
+    pool.timing = "step"
+    assert pool(x).timing == "step"
+
+
+def test_dropout_flatten_and_index_keep_the_form():
+    x = bursts(8, 4, 3, 5, 5)
+    for y in (tnn.Dropout(0.5)(x), tnn.Flatten()(x), x[1:], general.rearranged("cat", True, [x, x], 1)):
+        assert y.timing == "window"
+    kept = tnn.Dropout(0.5)(x)
+    assert set((kept.counts[x.counts > 0] / x.counts[x.counts > 0]).tolist()) == {0.0, 1.0}
+    both = general.rearranged("cat", True, [x, train(8, 4, 3, 5, 5)], 1)
+    assert both.timing == "step"
+    assert torch.equal(both.to_dense()[:, :, :3], x.to_dense())
+
+
+@pytest.mark.parametrize("T", [3, 8, 11])
+def test_the_general_way(T):
+    """As the fused layer, and as many products as the ANN: the steps' currents are never asked for."""
+    x, linear = bursts(T, 5, 12), dyadic_(nn.Linear(12, 9))
+    u = general.affine_map(linear, x)
+    u.steps = None
+    neurons = general.Neurons(0.5, 0.25, timing="window")
+    fused = tnn.Linear(12, 9, threshold=torch.tensor(0.5), v_init=0.25, gain="threshold", timing="window")
+    fused.load_state_dict(linear.state_dict() | {"threshold": torch.tensor(0.5)})
+    assert_same(neurons(u), fused(x))
+    trace = neurons.potentials(general.affine_map(linear, x))
+    torch.testing.assert_close(trace[-1], fused.potentials(x)[-1])
+
+
+@pytest.mark.parametrize("input_", ["train", "bursts", "constant", "impulse"])
+def test_potentials(input_):
+    T, make = 6, {"train": lambda: train(6, 4, 12), "bursts": lambda: bursts(6, 4, 12),
+                  "constant": lambda: te.ConstantInput(dyadic(4, 12), 6),
+                  "impulse": lambda: te.ImpulseInput(dyadic(4, 12), 6)}  # fmt: skip
+    layer, x, residual = dyadic_(tnn.Linear(12, 9, timing="window", v_init=0.5)), make[input_](), train(6, 4, 9)
+    for options in ({}, {"residual": residual}):
+        v, y = layer.potentials(x, **options), layer(x, **options)
+        assert v.shape == (2 * T, 4, 9)
+        assert torch.equal(v[T - 1], 0.5 + layer.preactivation(x, **options))
+        fired = (v[T - 1 : -1] - v[T:]).bool()  # ϑ is 1
+        assert torch.equal(fired, y.to_dense().bool())
+    pool, image = tnn.AvgPool2d(2, timing="window"), bursts(6, 2, 3, 4, 4)
+    v = pool.potentials(image)
+    assert torch.equal((v[5:-1] - v[6:]).bool(), pool(image).to_dense().bool())
+
+
+def test_measures():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(12, 20, timing="window"), tnn.Linear(20, 9, timing="window"),
+                        tnn.Linear(9, 8), tnn.Readout(8, 3)).eval()  # fmt: skip
+    x = torch.rand(7, 12)
+    with Monitor(net, potentials=True) as monitor:
+        net(x)
+        net(x)
+    train_ = monitor["1"].train
+    assert (train_.timing, len(train_), monitor["2"].potentials.shape) == ("window", 14, (16, 14, 9))
+    rates, operations = firing_rates(net, x), synops(net, x)
+    assert rates["1"] == pytest.approx(monitor["1"].rates.mean().item())
+    assert operations.layers["2"].acs == pytest.approx(9 * train_.counts[:7].sum().item() / 7)
+    assert mismatch(net, x)["2"].over == 0  # no neuron fires too early
+
+
+def test_models_and_conversion():
+    net = ts.create_model("8C3-MP2-8C3-AP2-FC20", shape=(1, 12, 12), classes=4, T=4, timing="window")
+    neurons = [m for m in net.modules() if hasattr(m, "timing")]
+    assert {(m.timing, float(m.v_init)) for m in neurons} == {("window", 0.5)}
+    assert net(torch.rand(3, 1, 12, 12)).shape == (3, 4)
+    twin = ts.models.create_twin("8C3-MP2-8C3-AP2-FC20", shape=(1, 12, 12), classes=4, T=4, timing="window")
+    net.load_state_dict(twin.state_dict())
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_conversion(example):
+    ann = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 20), nn.ReLU(), nn.Linear(20, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(64, 1, 15, 15)
+    errors = []
+    for T in (4, 32, 255):
+        snn = ts.convert(ann, T=T, timing="window", example=x if example else None)
+        assert {m.timing for m in snn.modules() if hasattr(m, "timing")} == {"window"}
+        ts.calibrate(snn, [x], percentile=100)
+        with torch.no_grad():
+            errors.append((snn(x) - ann(x)).abs().mean().item() / ann(x).std().item())
+    few, most = (ts.calibrate(ts.convert(ann, T=2, timing="window"), [x], p).get_submodule("0") for p in (None, 99))
+    assert few.threshold.mean() < most.threshold.mean()
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02
+    with pytest.raises(ValueError, match="gate: with timing='window'"):
+        ts.convert(ann, T=4, timing="window", gate="resu")
+    with pytest.raises(ValueError, match="timing: expected one of 'step', 'window', got 'late'"):
+        ts.convert(ann, T=4, timing="late")
+
+
+@pytest.mark.parametrize(("first", "second", "message"), [
+    ({"leak": 0.9}, ("timing", "window"), "leak: with timing='window' neurons do not leak"),
+    ({"gate": "resu"}, ("timing", "window"), "gate: with timing='window'"),
+    ({"timing": "window"}, ("leak", 0.9), "leak: with timing='window'"),
+    ({"timing": "window"}, ("gate", "resu"), "gate: with timing='window'"),
+    ({}, ("timing", "late"), "timing: expected one of 'step', 'window', got 'late'"),
+])  # fmt: skip
+def test_bad_attributes(first, second, message):
+    layer = tnn.Linear(3, 2, **first)
+    with pytest.raises(ValueError, match=message):
+        setattr(layer, *second)
+    with pytest.raises(ValueError, match=message):
+        tnn.Linear(3, 2, **first, **dict([second]))

@@ -20,18 +20,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fuzz import fuzz
-from fuzz_kernels import fuzz_kernels
+from fuzz import fuzz, fuzz_kernels
 from measure_coverage import coverage
-from torture_page import with_figures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "python"))
+from tandem_snn.machine import commit, machine, short, versions  # noqa: E402
+
 Figures = dict[str, Any]
 OPS = [
-    "compile", "determinism", "errors", "frozen", "functional", "golden", "gradients", "hybrid", "load", "opcheck",
-    "precision", "reference", "rounding", "spike_train",
+    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits", "hybrid", "precision",
+    "reference", "spike_train",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "arguments": lambda options: fuzz_kernels(options.minutes),
     "faults": lambda _: tests(*FAULTS),
     "threads": lambda _: tests("processes"),
-    "numbers": lambda _: tests("trained", "determinism", "golden"),
+    "numbers": lambda _: tests("trained", "determinism", "reference"),
     "sanitizers": sanitizers,
     "mutants-python": mutants("mutate_python"),
     "mutants-cpp": mutants("cpp/mutate"),
@@ -107,9 +107,85 @@ STAGES: dict[str, Callable[[argparse.Namespace], Figures]] = {
 }
 
 
-def main() -> None:
-    from tandem_snn.machine import commit, machine, versions
+# --- the figures of the last run, as a table in docs/reliability.md ---------------------------------------------------
 
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def with_figures(text: str, figures: dict[str, Any]) -> str:
+    """The page ``text`` with the table of these stages between its marks."""
+    before, rest = text.split(START)
+    return f"{before}{START}\n\n{table(figures)}\n{END}{rest.split(END)[1]}"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
+    for name in filter(figures.get, _STAGES):
+        stage, (title, text) = figures[name], _STAGES[name]
+        commit = short(stage["commit"], 7)
+        # A stage whose parts were run one by one has no time of its own.
+        minutes = f"{stage['seconds'] / 60:.0f} min" if "seconds" in stage else ""
+        rows.append(f"| {title} | {text(stage['result'])} | {minutes} | {commit}, {stage['date']} |")
+    machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
+    left_out = [title for name, (title, _) in _STAGES.items() if name not in figures]
+    not_run = f" Not run: {'; '.join(left_out)}." if left_out else ""
+    return "\n".join([*rows, "", f"On {'; '.join(machines)}.{not_run}"])
+
+
+def _calls(result: dict[str, Any]) -> str:
+    seed = result["failed_seed"]
+    end = "all refused by name or equal to the reference" if seed is None else f"**one was wrong, seed {seed}**"
+    return f"{result['cases']:,} calls in {result['rounds']} rounds, {end}; {result['minutes']:g} minutes"
+
+
+def _arguments(result: dict[str, Any]) -> str:
+    targets = "; ".join(
+        f"`{target['name']}`: {target['executions']:,} calls, {'**a crash**' if target['crashed'] else 'no crash'}"
+        for target in result["targets"]
+    )
+    return f"{targets}; {result['minutes']:g} minutes"
+
+
+def _tests(result: dict[str, Any]) -> str:
+    failed = f", **failed: {', '.join(result['failed'])}**" if result["failed"] else ", none failed"
+    return f"{result['passed']} tests passed{failed}, {result['skipped']} skipped"
+
+
+def _sanitizers(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {preset['programs']} programs, {'clean' if preset['clean'] else '**not clean**'}"
+        for name, preset in result.items()
+    )
+
+
+def _mutants(result: dict[str, Any]) -> str:
+    share = 100 * result["killed"] / max(result["tried"], 1)
+    return f"{result['killed']} of {result['tried']} changes, drawn at random ({share:.1f} %)"
+
+
+def _coverage(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"`{folder}`: {part['lines']} % of lines, {part['branches']} % of branches" for folder, part in result.items()
+    )
+
+
+# Title and words of each stage.
+_STAGES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "calls": ("hostile calls of every op", _calls),
+    "arguments": ("hostile arguments of the kernels, ASan and UBSan", _arguments),
+    "faults": ("faults: kills, damage, disks, files", _tests),
+    "threads": ("threads and processes", _tests),
+    "numbers": ("equal numbers, 2,000-step soak", _tests),
+    "sanitizers": ("the kernels' C++ tests under sanitizers", _sanitizers),
+    "mutants-python": ("changes of the Python code that tests notice", _mutants),
+    "mutants-cpp": ("changes of the CPU kernels that tests notice", _mutants),
+    "mutants-cuda": ("changes of the CUDA kernels that tests of the emulation notice", _mutants),
+    "coverage": ("lines and branches that the C++ tests and those of the ops reach", _coverage),
+}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be given several times")
     parser.add_argument("--minutes", type=float, default=30, help="of each of the two stages of hostile arguments")

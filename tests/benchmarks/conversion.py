@@ -9,17 +9,14 @@ It writes docs/results/conversion.json; `--table` writes the table in docs/conve
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
 import time
 from statistics import fmean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from documents import origin, read, results, write_table
+from documents import program
 from torch import nn
 
 from tandem_snn import calibrate, convert
@@ -119,26 +116,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
-    arguments = parser.parse_args()
-    if arguments.table:
-        write_table("convert.md", "conversion", table(read("conversion")))
-        return
-    torch.set_num_threads(1)
+def measure_all(arguments: Any, write: Any) -> None:
     data = load("fashion-mnist", arguments.data_dir, validation=False)
     settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "tandem_lr": TANDEM_LR}
-    facts = {**origin(__file__), "settings": settings}
     runs: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         runs.append(measure(seed, data))
         print(runs[-1], flush=True)
-        results("conversion").write_text(json.dumps({**facts, "runs": runs}, separators=(",", ":")) + "\n")
-    write_table("convert.md", "conversion", table(read("conversion")))
+        write({"settings": settings, "runs": runs})
 
 
 if __name__ == "__main__":
-    main()
+    program(__file__, __doc__, "convert.md", "conversion", measure_all, table, seeds=3)

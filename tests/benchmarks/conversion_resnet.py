@@ -10,11 +10,8 @@ docs/convert.md from that.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +19,7 @@ from typing import Any
 
 import torch
 from conversion import BATCH, LR, TANDEM_LR, accuracy, train
-from documents import origin, read, results, write_table
+from documents import program
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -62,35 +59,26 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--width", type=int, default=16, help="channels of the first stage, 64 in torchvision")
-    parser.add_argument("--images", type=int, default=50_000, help="so many of the training images, evenly spaced")
-    parser.add_argument("--ann", type=Path, default=None, help="where the trained ANN is kept, or was")
-    parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
-    arguments = parser.parse_args()
-    if arguments.table:
-        write_table("convert.md", "conversion_resnet", table(read("conversion_resnet")))
-        return
-    torch.set_num_threads(1)
+def measure(arguments: Any, write: Any) -> None:
+    """``--width``: channels of the first stage, 64 in torchvision; ``--images``: so many of the training images, evenly
+    spaced; ``--ann``: where the trained ANN is kept, or was.
+    """
     torch.manual_seed(0)
     data = load("cifar10-jpeg", arguments.data_dir, validation=False)
     data = replace(data, train=data.train.subset(range(0, len(data.train), len(data.train) // arguments.images)))
     start = time.process_time()
     ann, further = resnet18(arguments.width), resnet18(arguments.width)
-    if arguments.ann is not None and arguments.ann.exists():
+    if Path(arguments.ann).is_file():
         for net, state in zip((ann, further), torch.load(arguments.ann), strict=True):
             net.load_state_dict(state)
     else:
         train(ann, data, 0, arguments.epochs, LR)
         further.load_state_dict(ann.state_dict())
         train(further, data, 100, 1, TANDEM_LR)
-        if arguments.ann is not None:
+        if arguments.ann:
             torch.save([ann.state_dict(), further.state_dict()], arguments.ann)
     settings = {"width": arguments.width, "epochs": arguments.epochs, "images": len(data.train), "batch": BATCH}
-    result: dict[str, Any] = {**origin(__file__), "settings": {**settings, "lr": LR, "tandem_lr": TANDEM_LR}, "T": {}}
+    result: dict[str, Any] = {"settings": {**settings, "lr": LR, "tandem_lr": TANDEM_LR}, "T": {}}
     result |= {"ann": accuracy(ann, data), "ann_further_epoch": accuracy(further, data)}
     print({name: value for name, value in result.items() if name.startswith("ann")}, flush=True)
     images, _ = next(data.train.batches(1000, seed=0))
@@ -102,9 +90,9 @@ def main() -> None:
         result["T"].setdefault(str(T), {})[timing] = cells
         result["cpu_hours"] = round((time.process_time() - start) / 3600, 2)
         print(timing, T, cells, flush=True)
-        results("conversion_resnet").write_text(json.dumps(result, indent=1) + "\n")
-    write_table("convert.md", "conversion_resnet", table(read("conversion_resnet")))
+        write(result)
 
 
 if __name__ == "__main__":
-    main()
+    options = {"epochs": 5, "width": 16, "images": 50_000, "ann": ""}
+    program(__file__, __doc__, "convert.md", "conversion_resnet", measure, table, **options)

@@ -1,6 +1,6 @@
 """Which models of torchvision and timm convert, by which way, and how near the spiking network comes to the ANN?
 
-    python tests/benchmarks/convertible_models.py --data-dir DIR [MODEL ...]
+    python tests/benchmarks/convertible_models.py --data-dir DIR [--models MODEL,...]
 
 measures them all, or those that are named and leaves the others' results. Each model is initialised at random, its
 batch norms get the statistics of three batches of CIFAR-10 (JPEG), it is converted at T = 64 and calibrated on 64
@@ -12,9 +12,6 @@ It writes docs/results/convertible.json; `--table` writes the table in docs/conv
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import time
 import warnings
@@ -22,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from documents import origin, read, results, write_table
+from documents import program, read, results
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -111,25 +108,16 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
-    parser.add_argument("--table", action="store_true", help="only write the table in docs/convert.md")
-    arguments = parser.parse_args()
-    if not arguments.table:
-        torch.set_num_threads(1)
-        data = ts.data.load("cifar10-jpeg", arguments.data_dir)
-        images, _ = next(data.train.batches(192, seed=0))
-        facts = {**origin(__file__), "T": T, "images": IMAGES, "not": NOT}
-        known = read("convertible")["runs"] if results("convertible").exists() else []
-        runs: list[dict[str, Any]] = [run for run in known if run["model"] not in arguments.models]
-        for name in arguments.models:
-            runs.append(measure(name, images))
-            print(runs[-1], flush=True)
-            results("convertible").write_text(json.dumps({**facts, "runs": runs}) + "\n")
-    write_table("convert.md", "convertible", table(read("convertible")))
+def measure_all(arguments: Any, write: Any) -> None:
+    images, _ = next(ts.data.load("cifar10-jpeg", arguments.data_dir).train.batches(192, seed=0))
+    named = arguments.models.split(",") if arguments.models else list(MODELS)
+    known = read("convertible")["runs"] if results("convertible").exists() else []
+    runs: list[dict[str, Any]] = [run for run in known if run["model"] not in named]
+    for name in named:
+        runs.append(measure(name, images))
+        print(runs[-1], flush=True)
+        write({"T": T, "images": IMAGES, "not": NOT, "runs": runs})
 
 
 if __name__ == "__main__":
-    main()
+    program(__file__, __doc__, "convert.md", "convertible", measure_all, table, models="")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from tandem_snn import machine
-from tandem_snn.data import load
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "pages"))
@@ -40,23 +39,26 @@ def write_table(document: str, name: str, table: str) -> None:
     path.write_text(with_table(path.read_text(), name, table))
 
 
-def on_fashion_mnist(
+def program(
     script: str,
     description: str | None,
     document: str,
     name: str,
-    measure: Callable[[Any], list[dict[str, Any]]],
+    measure: Callable[[argparse.Namespace, Callable[[dict[str, Any]], object]], object],
     table: Callable[[dict[str, Any]], str],
-    **facts: Any,
+    **options: Any,
 ) -> None:
-    """The program ``script``: measures rows on the data, writes them, and the table that follows from them."""
-    parser = argparse.ArgumentParser(description=description)
+    """The program ``script``: ``measure`` gets its arguments and a function that writes the results so far, then the
+    table that follows from them is written. ``options`` are further arguments with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     parser.add_argument("--table", action="store_true", help=f"only write the table in docs/{document}")
+    for option, default in options.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default)
     arguments = parser.parse_args()
     if not arguments.table:
         torch.set_num_threads(1)
-        facts = {**origin(script), **facts}  # before the measurement, which takes minutes
-        rows = measure(load("fashion-mnist", arguments.data_dir, validation=False))
-        results(name).write_text(json.dumps({**facts, "rows": rows}) + "\n")
+        facts = origin(script)  # before the measurement, which takes minutes
+        measure(arguments, lambda found: results(name).write_text(json.dumps(facts | found) + "\n"))
     write_table(document, name, table(read(name)))

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from documents import on_fashion_mnist
+from documents import program
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
 from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
+
+from tandem_snn.data import load
 
 IMAGES, T = 500, 8
 PACKAGES = ("nir", "nirtorch", "norse", "sinabs", "snntorch", "spikingjelly")
@@ -34,7 +36,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(data: Any) -> list[dict[str, Any]]:
+def measure(arguments: Any, write: Any) -> None:
+    data = load("fashion-mnist", arguments.data_dir, validation=False)
     net = trained_on_fashion_mnist(data, T)
     x, labels = next(data.test.batches(IMAGES))
     counts, answer = own_counts(net, x)
@@ -61,9 +64,9 @@ def measure(data: Any) -> list[dict[str, Any]]:
         run("snnTorch, its import alone (leak of 0.9)", by_snntorch(path, soft=False))
         run("SpikingJelly, its import alone (hard reset)", by_spikingjelly(path, soft=False))
         run("Norse, its import (hard reset; its IF has no other)", by_norse(path))
-    return rows
+    packages = {name: version(name) for name in PACKAGES}
+    write({"packages": packages, "images": IMAGES, "T": T, "rows": rows})
 
 
 if __name__ == "__main__":
-    packages = {name: version(name) for name in PACKAGES}
-    on_fashion_mnist(__file__, __doc__, "nir.md", "nir", measure, table, packages=packages, images=IMAGES, T=T)
+    program(__file__, __doc__, "nir.md", "nir", measure, table)

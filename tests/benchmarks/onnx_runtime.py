@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from documents import on_fashion_mnist
+from documents import program
 
 import tandem_snn as ts
+from tandem_snn.data import load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
@@ -35,7 +36,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(data: Any) -> list[dict[str, Any]]:
+def measure(arguments: Any, write: Any) -> None:
+    data = load("fashion-mnist", arguments.data_dir, validation=False)
     net = trained_on_fashion_mnist(data, T)
     x, labels = next(data.test.batches(IMAGES))
     rows = []
@@ -48,14 +50,14 @@ def measure(data: Any) -> list[dict[str, Any]]:
             theirs, answers = by_onnxruntime(path, x)
             row: dict[str, Any] = {"weights": weights, "bytes": path.stat().st_size}
         row["neurons"] = [c.numel() for c in counts]
-        row["differing"] = differing(counts, list(theirs.values()))
+        row["differing"] = differing(counts, theirs)
         for name, given in ("ours", answer), ("theirs", answers[-1]):
             row[name] = (given.argmax(1) == labels).double().mean().item()
         rows.append(row)
         print(row, flush=True)
-    return rows
+    packages = {name: version(name) for name in ("onnx", "onnxruntime")}
+    write({**packages, "images": IMAGES, "T": T, "rows": rows})
 
 
 if __name__ == "__main__":
-    packages = {name: version(name) for name in ("onnx", "onnxruntime")}
-    on_fashion_mnist(__file__, __doc__, "onnx.md", "onnx", measure, table, **packages, images=IMAGES, T=T)
+    program(__file__, __doc__, "onnx.md", "onnx", measure, table)

@@ -4,8 +4,8 @@ notices.
     python tests/cpp/mutate.py [--sample N] [--seed S] [--json FILE]
 
 A change that survives is a gap in the tests or has no effect; only reading tells which. Not run by pytest. Each change
-is tried with the C++ tests of its file first and, if they pass, with the Python tests, for which the extension is built
-again.
+is tried with the C++ tests of its folder first and, if they pass, with the Python tests, for which the extension is
+built again.
 """
 
 from __future__ import annotations
@@ -23,26 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
 
-# By family: the C++ tests, fast ones first, and the Python tests.
+# By folder: the C++ tests that have to notice a change, fast ones first; for files of other folders all.
 TESTS = {
-    "plan": (["test_plan"], ["unit"]),
-    "window": (["test_parallel", "test_planes"], ["frozen"]),
-    "network": (["test_network"], ["frozen", "frozen_file"]),
-    "bits": (["test_parallel", "test_planes"], ["spike_train", "gradients"]),
-    "scan": (["test_parallel", "test_if_scan"], ["if_scan"]),
-    "norm": (["test_parallel", "test_normalised_layer"], ["batch_norm"]),
-    "product": (
-        ["test_parallel", "test_layer"],
-        ["linear_if", "conv_if", "int8_weights", "unit", "frozen", "determinism"],
-    ),
+    "neuron": ["test_parallel", "test_if_scan"],
+    "network": ["test_network"],
+    "norm": ["test_parallel", "test_normalised_layer"],
+    "planes": ["test_parallel", "test_planes"],
+    "product": ["test_parallel", "test_plan", "test_window", "test_layer", "test_normalised_layer"],
 }
-# By the beginning of a file's path: the families that have to notice a change; for other files all.
-FAMILIES = {
-    "planes/bits": ["bits"], "planes/gate": ["bits", "norm"], "planes/moves": ["window"],
-    "cpu/halves": ["bits", "scan"],
-    "neuron/scan": ["scan"], "norm/": ["norm"], "product/": ["plan", "norm", "product"],
-    "layer": ["plan", "norm", "product"], "network/": ["network"],
-}  # fmt: skip
+ALL = [*dict.fromkeys(test for tests in TESTS.values() for test in tests)]
+PYTHON = ["functional", "spike_train", "gradients", "limits", "frozen", "frozen_file", "determinism"]
 SECONDS = 30  # of processor time for a C++ test, several times what it takes
 MEMORY = 8 << 30
 
@@ -66,9 +56,8 @@ def compiled(tree: Path) -> bytes:
     return (tree / "build" / "cmake-cpu" / "libtandem_kernels.a").read_bytes()
 
 
-def outcome(families: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
+def outcome(programs: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
     """The result of the tests for the kernels in ``tree``, whose compiled code was ``unchanged`` before."""
-    programs, python = ({test: None for family in families for test in TESTS[family][kind]} for kind in (0, 1))
     if not run(tree, "cmake", "--build", "--preset", "cpu", "--target", *programs):
         return "does not compile"
     if compiled(tree) == unchanged:
@@ -78,7 +67,7 @@ def outcome(families: Iterable[str], tree: Path, unchanged: bytes = b"") -> str:
             return program
     if not run(tree, sys.executable, "setup.py", "-q", "build_ext", "--inplace"):
         return "does not compile"
-    tests = [f"tests/test_{name}.py" for name in python]
+    tests = [f"tests/test_{name}.py" for name in PYTHON]
     if not run(tree, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests):
         return "the Python tests"
     return "SURVIVES"
@@ -90,21 +79,21 @@ def verdict(mutant: Mutant, tree: Path, unchanged: bytes) -> str:
     before = (kernels / mutant.file).read_text()
     mutant.write(kernels)
     try:
-        families = (names for path, names in FAMILIES.items() if mutant.file.startswith(path))
-        return outcome(next(families, TESTS), tree, unchanged)
+        return outcome(TESTS.get(mutant.file.split("/")[0], ALL), tree, unchanged)
     finally:
         (kernels / mutant.file).write_text(before)
 
 
 def main() -> None:
     arguments = options(__doc__)
-    files = [path.relative_to(KERNELS).as_posix() for path in [*KERNELS.glob("cpu/*"), *KERNELS.glob("*.h")]]
+    sources = (path.relative_to(KERNELS) for path in KERNELS.rglob("*.*") if path.suffix in (".cpp", ".h"))
+    files = [path.as_posix() for path in sources if path.parts[0] != "cuda"]
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         copy_sources(tree)
         if not run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG="):
             raise SystemExit("needs CMake and Ninja")
-        if (said := outcome(TESTS, tree)) != "SURVIVES":
+        if (said := outcome(ALL, tree)) != "SURVIVES":
             raise SystemExit(f"nothing was changed, and yet: {said}")
         tried, unchanged = chosen(sorted(files), arguments.sample, arguments.seed), compiled(tree)
         figures = measure(tried, lambda mutant: verdict(mutant, tree, unchanged))

@@ -1,4 +1,4 @@
-"""torch.ops.tandem with emulated CUDA kernels: runs the tests of ops, gradients and layers, a training and networks.
+"""torch.ops.tandem with emulated CUDA kernels: runs the tests of ops, gradients, layers and networks, and a training.
 
 In the library of build_ops() the code that calls kernels for CUDA tensors calls them for CPU tensors: checks,
 allocations, layouts and dispatch are the GPU's; the device guard and the stream are missing.
@@ -17,12 +17,18 @@ from harness import HERE, build_ops
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
+# By name: the files, and which of their tests. The program of a frozen network runs on the CPU's kernels, its layers
+# and their graph on the emulated ones.
 TESTS = {
-    "planes": ["spike_train", "golden", "precision"],
-    "functional": ["functional"],
-    "gradients": ["gradients"],
-    "opcheck": ["opcheck"],
-    "layers": ["layers", "layers_norm", "layers_shape"],
+    "planes": (["spike_train", "reference", "precision"], ""),
+    "functional": (["functional"], ""),
+    "gradients": (["gradients"], ""),
+    "calls": (["attack"], "schema or every_op"),
+    "layers": (["layers", "layers_shape"], ""),
+    "frozen": (
+        ["frozen", "frozen_window", "frozen_graph"],
+        "one_call and (float32 or -8-) and not projection or graph_is and (mlp or conv)",
+    ),
 }
 
 
@@ -43,11 +49,9 @@ def run(command: list[str], library: Path | None) -> str:
 
 @pytest.mark.parametrize("group", TESTS)
 def test_ops(library: Path, group: str) -> None:
-    files = [f"tests/test_{name}.py" for name in TESTS[group]]
-    options = ["-q", "-p", "no:cacheprovider"]
-    if group == "opcheck":
-        options += ["-k", "float32 or planes or every_op"]
-    out = run(["-m", "pytest", *files, *options], library)
+    names, chosen = TESTS[group]
+    files = [f"tests/test_{name}.py" for name in names]
+    out = run(["-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-k", chosen], library)
     assert " passed" in out
 
 
@@ -66,10 +70,9 @@ print(te.pack(torch.ones(2, 1, 1)).item())
     assert out.endswith("3\n")
 
 
-@pytest.mark.parametrize("what", ["training", "networks"])
-def test_bits_of_the_cpu(library: Path, what: str) -> None:
-    """A training has equal losses and spikes at every step; networks agree in evaluation, frozen and as a stream."""
-    command = [str(HERE / "digests_run.py"), what]
+def test_a_training_has_the_bits_of_the_cpu(library: Path) -> None:
+    """Losses and spikes are equal at every step."""
+    command = [str(HERE / "digests_run.py")]
     assert run(command, library) == run(command, None)
 
 

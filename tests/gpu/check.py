@@ -109,18 +109,19 @@ def find_sanitizer() -> str | None:
     return tool or (shutil.which("compute-sanitizer", path=f"{home}/bin") if home else None)
 
 
-def commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return "unknown"
-
-
-def driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def first_line(*command: str) -> str:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
     return "unknown"
+
+
+def commit() -> str:
+    return first_line("git", "-C", str(ROOT), "rev-parse", "HEAD")
+
+
+def nvidia_smi(fields: str) -> str:
+    """What it says of the first GPU."""
+    return first_line("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
 
 
 class Check:
@@ -129,8 +130,8 @@ class Check:
     def __init__(self, options: argparse.Namespace, card: str) -> None:
         self.options, self.begin = options, time.monotonic()
         self.result: dict[str, Any] = {
-            "card": card, "driver": driver(), "commit": commit(), "torch": "", "cuda": "", "peaks": {}, "checks": {},
-            "targets": [], "rows": [],
+            "card": card, "driver": nvidia_smi("driver_version"), "commit": commit(), "torch": "",
+            "cuda": "", "peaks": {}, "checks": {}, "targets": [], "rows": [],
         }  # fmt: skip
 
     def left(self) -> float:
@@ -240,9 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gpu import report
 
     check = Check(options, torch.cuda.get_device_name() if on_gpu else options.device)
-    check.say(
-        f"{check.result['card']}, driver {check.result['driver']}, torch {torch.__version__}, commit {commit()[:8]}"
-    )
+    found = check.result
+    check.say(f"{found['card']}, driver {found['driver']}, torch {torch.__version__}, commit {found['commit'][:8]}")
     for stage in STAGES:
         if stage in options.only:
             check.run(stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +18,11 @@ import torch
 import tandem_ext as te
 
 from . import correctness, golden, on_device, report, timing
+from .check import nvidia_smi
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("spike_train", "golden", "functional", "gradients", "layers", "layers_norm", "layers_shape")
+TESTS = ("spike_train", "reference", "functional", "gradients", "layers", "layers_shape")
+CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"  # now and at most
 
 
 class Log:
@@ -124,26 +125,16 @@ def timings(log: Log, options: argparse.Namespace, device: torch.device) -> None
 
     def measure() -> None:
         bench = timing.Bench(device, options.small, until=log.begin + options.seconds - 10)
-        log.found["clocks"] = [clocks()]
+        log.found["clocks"] = [nvidia_smi(CLOCKS)]
         found.update(timing.peaks(bench))
         log.say("peaks: " + ", ".join(f"{name} {value:.3g}/s" for name, value in found.items()))
         log.found["kernels"] = timing.kernel_table(bench)
         timing.measure(bench, say)
-        log.found["clocks"].append(clocks())
+        log.found["clocks"].append(nvidia_smi(CLOCKS))
         bad = [f"{r.case}: {r.note}" for r in rows if r.way.startswith("tandem") and ": " in r.note]
         assert not bad, "; ".join(bad)
 
     log.stage("timings", [("all", measure)])
-
-
-def clocks() -> str:
-    """The card's clocks now and at most, and its temperature, as nvidia-smi has them."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "unknown"
-    fields = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"
-    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 RUN: dict[str, Callable[[Log, argparse.Namespace, torch.device], None]] = {
