@@ -181,6 +181,15 @@ def test_learning_rates():
     assert set(rates(schedule="constant")) == {1}
 
 
+@pytest.mark.parametrize("key", [{"momentum": 0.5}, {"milestones": (1,)}, {"lr_factor": 0.5}], ids=str)
+def test_a_key_without_effect_is_refused(key, digits):
+    recipe = replace(SMALL, epochs=2, **key)
+    with pytest.raises(
+        UserError, match=f"{min(key)}: has an effect only if (optimizer is sgd, got adam|schedule is mu)"
+    ):
+        Trainer(build(recipe, digits), digits, recipe)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_optimizers(name, digits):
     recipe = replace(SMALL, optimizer=name, weight_decay=0.1, momentum=0.5)

@@ -23,6 +23,11 @@ from .recipe import Recipe
 from .task import Task, learning_rate, make_optimizer, make_task
 
 TIDY_STEPS = 64  # steps between returns of freed memory, which take milliseconds
+_ONLY_WITH = {  # keys of a recipe that need another's value
+    "momentum": ("optimizer", "sgd"),
+    "milestones": ("schedule", "multistep"),
+    "lr_factor": ("schedule", "multistep"),
+}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -78,6 +83,9 @@ class Trainer:
     ) -> None:
         if recipe.schedule == "multistep" and not recipe.milestones:
             raise UserError("milestones: schedule multistep needs the epochs at which it lowers the learning rate")
+        for name, (other, needed) in _ONLY_WITH.items():
+            if getattr(recipe, name) != getattr(Recipe, name) and getattr(recipe, other) != needed:
+                raise UserError(f"{name}: has an effect only if {other} is {needed}, got {getattr(recipe, other)}")
         self.net = net
         self.data = data = as_dataset(data)
         self.recipe = recipe
