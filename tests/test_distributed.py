@@ -284,12 +284,13 @@ def outcomes(processes):
 
 
 def test_one_process_writes(tmp_path):
-    port = free_port()
-    processes = [start(port, rank, "", "--epochs", "2", "--out", str(tmp_path)) for rank in range(WORLD)]
-    (first, shown, _), (second, silence, _) = outcomes(processes)
-    assert (first, second) == (0, 0)
-    assert "test accuracy" in shown
-    assert silence == ""
+    for further in [], ["--resume"]:  # of a finished run
+        port = free_port()
+        options = ["--epochs", "2", "--out", str(tmp_path), *further]
+        (first, shown, _), (second, silence, _) = outcomes([start(port, rank, "", *options) for rank in range(WORLD)])
+        assert (first, second) == (0, 0)
+        assert "test accuracy" in shown
+        assert silence == ""
     assert {"model.safetensors", "summary.json", "seed-0"} <= {path.name for path in tmp_path.iterdir()}
 
 

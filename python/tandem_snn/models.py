@@ -26,6 +26,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -154,17 +155,8 @@ class Plan:
 _BLOCKS = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))
 
 
-def resnet18(plan: Plan) -> nn.Sequential:
-    """Build ResNet-18 for images of 224×224: the first convolution is 7×7 with stride 2, then comes max pooling."""
-    return _resnet(plan, 7, 2, pool=True)
-
-
-def resnet18_cifar(plan: Plan) -> nn.Sequential:
-    """Build ResNet-18 for images of 32×32: the first convolution is 3×3."""
-    return _resnet(plan, 3, 1, pool=False)
-
-
-def _resnet(plan: Plan, kernel: int, stride: int, *, pool: bool) -> nn.Sequential:
+def _resnet18(plan: Plan, kernel: int, stride: int, *, pool: bool) -> nn.Sequential:
+    """Its first convolution is 7×7 with stride 2, and a maximum, for images of 224×224, or 3×3 for 32×32."""
     channels = plan.channels(64)
     modules: OrderedDict[str, nn.Module] = OrderedDict(
         encoder=plan.encoder(), conv1=plan.conv(plan.shape[0], channels, kernel, stride)
@@ -290,8 +282,8 @@ _MODELS: dict[str, tuple[str | Callable[[Plan], nn.Sequential], tuple[Sequence[i
     "dvs-gesture-net": ("64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5", ((2, 128, 128), 11)),
     "mlp": ("FC256-FC256", _GREY),
     "n-mnist-net": (_CIFARNET, ((2, 34, 34), 10)),
-    "resnet18": (resnet18, _LARGE),
-    "resnet18-cifar": (resnet18_cifar, _COLOUR),
+    "resnet18": (partial(_resnet18, kernel=7, stride=2, pool=True), _LARGE),
+    "resnet18-cifar": (partial(_resnet18, kernel=3, stride=1, pool=False), _COLOUR),
     "vgg11": ("64C3-128C3s2-256C3-256C3s2-512C3-512C3s2-512C3-512C3s2-FC4096-D0.5-FC4096-D0.5", _COLOUR),
     "vgg16": (_VGG16, _COLOUR),
 }

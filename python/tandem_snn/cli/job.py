@@ -72,12 +72,12 @@ def run(
     if resume and (restart or overwrite):
         raise UserError("--resume cannot be combined with --restart or --overwrite")
     check_device(device)
-    if resume and (summary := finished(folder, recipe, twin)) is not None:
-        return summary
     if threads:
         torch.set_num_threads(threads)
     started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     with join(device) as (world, device):
+        if resume and (summary := finished(folder, recipe, twin)) is not None:
+            return summary if world.is_main else None
         data = recipe.load(data_dir, workers).to(device)
         with (
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
