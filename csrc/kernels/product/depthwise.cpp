@@ -8,7 +8,7 @@ namespace tandem::cpu {
 
 namespace {
 
-// The bytes of L inputs, as lanes. Output n reads channel n / outputs_per_channel.
+// The input bytes of L outputs, as lanes. Output n reads channel n / outputs_per_channel.
 template <int L>
 TANDEM_INLINE Int<float, L> input_lanes(const uint8_t* pixel, int64_t output, int64_t outputs_per_channel,
                                         int64_t outputs) {
@@ -20,7 +20,7 @@ TANDEM_INLINE Int<float, L> input_lanes(const uint8_t* pixel, int64_t output, in
   return convert<int32_t, uint8_t, L>(load<Bytes<L>>(bytes));
 }
 
-// Calls f(tap, pixel) for every tap of a row that lies within the image, in plane p.
+// Calls f(tap, pixel) for every tap of a row that is inside of the image, in plane p.
 template <class F>
 TANDEM_INLINE void for_taps(const Layer& layer, int64_t row, int p, const F& f) {
   const Geometry& geometry = layer.geometry;
@@ -35,13 +35,13 @@ TANDEM_INLINE void for_taps(const Layer& layer, int64_t row, int p, const F& f) 
   }
 }
 
-// L weights of a tile from the at-th on.
+// L weights of a tile, beginning with number `at`.
 template <int L>
 TANDEM_INLINE Int<float, L> weight_lanes(const Tile& tile, int64_t at) {
   return load<Int<float, L>>(static_cast<const int32_t*>(tile.weights) + at);
 }
 
-// Sums of the eight steps of a row, plane p, and the outputs of a tile.
+// The sums of the eight steps of plane p, for a row and the outputs of a tile.
 template <int L, int R>
 TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row, int p, WideSums<L, R> (&sums)[8]) {
   constexpr int S = R * kLanes / L;
@@ -59,7 +59,7 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
   });
 }
 
-// Sums of the counts of rows, [rows, 16 R], exact integers.
+// The sums of counts, [rows, 16 R], exact integers.
 template <int L, int R>
 TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out) {
   constexpr int H = L / 2, S = R * kLanes / H;
@@ -99,7 +99,7 @@ TANDEM_INLINE void fire_windows_body(const Layer& layer, const Tile& tile, uint8
 }
 TANDEM_CPU_LANES_KERNEL(fire_windows, (const Layer& layer, const Tile& tile, uint8_t* open), (layer, tile, open))
 
-// Calls use(tile) for the tiles of every few rows: their bytes stay in cache for the next tile.
+// Calls use(tile) for all tiles of some rows, then of the next ones: the bytes of the rows stay in the cache.
 template <class Use>
 void for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, const Use& use) {
   const Prepared prepared(packed, true, false, parallel);
@@ -125,7 +125,7 @@ Layer packed_layer(const Layer& layer) {
   return packed;
 }
 
-// The sums of a tile's counts, this thread's.
+// The sums of counts of a tile, in memory of this thread.
 const double* windows_of(const Layer& layer, const Tile& tile) {
   thread_local Scratch<double> memory;
   double* windows = memory.reserve(tile.rows * tile.width());

@@ -1,4 +1,4 @@
-// From sums to spikes, in registers: the last stage of every product.
+// The last stage of every product: from sums to spikes, in registers.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace tandem::cpu {
 
-// The eight steps of plane p for G groups of sixteen neurons from the first-th on, interleaved so that their dependency
-// chains overlap. product(t, s) gives the sums of step t for the vector s of the tile.
+// Runs the steps of plane p for G groups of sixteen neurons, beginning with number `first`, interleaved so that their
+// dependency chains overlap. product(t, s) is the product at step t for vector s of the tile.
 template <int L, int G, int R, bool whole, class Product>
 TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> (&neurons)[R], int64_t n, int first,
                         int p, const Product& product) {
@@ -65,7 +65,7 @@ TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_
   }
 }
 
-// Runs the neurons of a tile, row by row: run(row, n, neurons) takes those from n on through their window.
+// Runs the neurons of a tile row by row: run(row, n, neurons) runs the neurons from n on through their window.
 template <int L, int R, class Run>
 TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
   if (tile.channels == 16 * R) return run_rows<L, R, true>(tile, layer, open, run);
@@ -76,7 +76,7 @@ TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, uint8_
 template <int L, int R>
 constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
 
-// The same with timing "step": row_sums(row, plane, sums) gives the sums of a row and plane.
+// The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane.
 template <int L, int R, class Sum, class RowSums>
 TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
   constexpr int G = kGroupsAtOnce<L, R>;

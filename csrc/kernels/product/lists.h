@@ -1,8 +1,9 @@
-// Which inputs are active when: for every row of a product, its inputs bucketed by the pattern of their spikes.
+// Lists of active inputs: for every row of a product, its inputs sorted by the pattern of their spikes.
 //
-// The steps of a plane are taken in groups of 1, 2 or 4. Within a group of G an input's spikes form one of 2^G - 1
-// nonzero patterns; each (group, pattern) is a run: the list of the inputs with that pattern. Adding up the weights of
-// each run once and folding the sums costs one row of weights per input and group, however many spikes.
+// The steps of a plane are taken in groups of 1, 2 or 4. In a group of G steps an input has one of 2^G - 1 nonzero
+// spike patterns. A (group, pattern) is a run: the list of the inputs with that pattern. The weights of each run are
+// added once and the sums folded into the steps: an active input costs one row of weights per group, however many
+// spikes it has.
 //
 //   bytes of five inputs   0b00000101  0b0  0b00100101  0b00100000  0b00000100      bit t: the spike at step t
 //   groups of G = 4        steps 0..3: 5, 0, 5, 0, 4            steps 4..7: 0, 0, 2, 2, 0
@@ -19,28 +20,29 @@ namespace tandem::cpu {
 
 constexpr int runs_per_plane(int steps) { return 8 / steps * ((1 << steps) - 1); }
 
-// The product kernel loads four entries at a time, as one word, so runs are padded to whole words, an empty run to one.
+// The product kernel loads four entries at a time, as one word, so runs are padded to whole words; an empty run has
+// one.
 constexpr int kWordEntries = 4;
 
-// An entry is 8 k for input k: times an eighth of the bytes of an input's weights, their offset. Entry 8 K is the row
-// of zeros that pads runs. The lowest bit of the first entry of a word marks the last word of a run.
+// The entry of input k is 8 k: multiplied by an eighth of the bytes of an input's weights it is their offset. Entry 8 K
+// is the row of zeros that pads runs. The lowest bit of the first entry of a word marks the last word of a run.
 constexpr int64_t kEntryScale = 8;
 constexpr int64_t kMaxInputs = 65535 / kEntryScale;
 constexpr uint16_t kLastOfRun = 1;
 
-// Lists of consecutive rows: that of row r and plane p begins at entries + start[r * planes + p].
+// Lists of consecutive rows: the list of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
-  int steps = 1;  // of a group
-  int bits = 8;   // of a byte that are listed
+  int steps = 1;  // steps per group
+  int bits = 8;   // bits of a byte that are listed
   Scratch<uint16_t> entries;
   Scratch<int64_t> start;
 };
 
-// Are lists made by AVX-512 VBMI2?
+// Whether lists are built with AVX-512 VBMI2.
 bool can_compress();
 
-// Lists the input channels [first, last) of the image for the rows of a block, which `parallel` may divide; of their
-// bytes the first 4 or all 8 bits.
+// Lists input channels [first, last) for the rows of a block, in groups of `steps` steps; of each byte the lowest 4 or
+// all 8 bits. `parallel` may divide the block.
 void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
                  SpikeLists& lists, ParallelFor parallel);
 

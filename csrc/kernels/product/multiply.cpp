@@ -22,7 +22,7 @@ TANDEM_INLINE void or_bytes_body(const uint8_t* bytes, int64_t size, uint64_t* a
 }
 TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all), (bytes, size, all))
 
-// Is no count above 15?
+// Whether no count exceeds 15.
 bool are_nibbles(const Layer& layer) {
   const Geometry& in = layer.geometry;
   uint64_t all = 0;
@@ -131,8 +131,8 @@ void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockI
 
 namespace {
 
-// Runs body(block, parallel) on every block. Whole blocks are the better work for a thread; few blocks are divided
-// among threads one by one.
+// Runs body(block, parallel) on every block. With many blocks a thread takes whole blocks; a few blocks are divided
+// among the threads one after the other.
 template <class Body>
 void for_blocks(const Blocks& blocks, ParallelFor parallel, const Body& body) {
   constexpr int64_t kManyBlocks = 8;
@@ -150,12 +150,12 @@ BlockInputs& own_inputs() {
   return inputs;
 }
 
-// The input bytes of a block's rows that a tile reads.
+// The input bytes that a tile reads for a block of rows.
 int64_t bytes_of(const Multiplier& m, const Block& block) {
   return block.rows * m.layer.plane_count() * m.layer.geometry.inputs();
 }
 
-// Calls use(group, i, inputs) for every tile of a block, which is as much work as so many input bytes.
+// Calls use(group, i, inputs) for every tile of a block. A tile is as much work as `work` input bytes.
 template <class Use>
 void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFor parallel, const Use& use) {
   BlockInputs& inputs = own_inputs();
@@ -169,10 +169,10 @@ void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFo
   }
 }
 
-// Is the layer run piece by piece, so many steps at a time? What is kept of every step then stays in the cache.
+// Whether the layer is run in pieces of at most `most` steps, so that the sums of all steps stay in the cache.
 bool has_pieces(const Layer& layer, int most) { return !layer.counted() && layer.neuron.T > most; }
 
-// Calls use(layer) for each piece of the layer, or for the layer.
+// Calls use(layer) for each piece of the layer, or for the whole layer.
 template <class Use>
 void for_pieces(const Layer& layer, int most, const Carried<float>& carried, const Use& use) {
   if (!has_pieces(layer, most)) return use(layer);
@@ -207,7 +207,7 @@ void run_prepared(const Multiplier& m, ParallelFor parallel) {
 
 namespace {
 
-// Bytes may as well be spike counts as spikes: one product instead of one for each step.
+// Multiplies spike counts instead of the spikes of each step: one product per window.
 template <class Use>
 void multiply_counts_of(const Multiplier& m, ParallelFor parallel, const Use& use) {
   const Geometry& geometry = m.layer.geometry;
@@ -259,7 +259,7 @@ void multiply_windows(const Multiplier& m, float* u, ParallelFor parallel) {
   };
   const int most = takes_digits(m.way) ? kCountedSteps : kPieceSteps;
   if (!has_pieces(m.layer, most)) return multiply_steps(m, parallel, write);
-  thread_local Scratch<double> totals_memory;  // exact: they are rounded when they are whole
+  thread_local Scratch<double> totals_memory;  // exact sums, rounded once they are complete
   double* totals = totals_memory.reserve(geometry.groups * tiling.tiles_per_group * geometry.rows() * tiling.width());
   for_pieces(m.layer, most, {}, [&](const Layer& layer) {
     const bool first = layer.neuron.before == 0, last = layer.neuron.after == 0;
@@ -278,8 +278,8 @@ namespace {
 
 Ways only(Way way) { return {{way, 0}, {way, 0}}; }
 
-// Are spikes multiplied as bytes where there is no matrix unit? Weights of one digit, which may take less time than
-// lists: of K inputs VNNI has 2 K products for each 16 outputs, lists 4 K additions at most and many short runs.
+// Whether spikes are multiplied as bytes without a matrix unit. Weights of one digit may take less time that way than
+// by lists: for K inputs and 16 outputs VNNI has 2 K products, lists have up to 4 K additions in many short runs.
 bool multiplies_steps(const Layer& layer) { return layer.weights.dtype == DType::kInt8; }
 
 }  // namespace
@@ -319,7 +319,7 @@ Ways ways_of(const Layer& layer) {
 
 namespace {
 
-// run_tile_by_tile() of a layer whose channels are all or, if these are given, the active inputs.
+// run_tile_by_tile() for a layer with all inputs or, if `active` is given, only the active ones as channels.
 void run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor parallel) {
   const Tiling tiling(layer.geometry);
   const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
@@ -328,7 +328,7 @@ void run_tiles_of(const Layer& layer, const ActiveInputs* active, ParallelFor pa
   by_lists.way = Way::kLists;
   const Multiplier m(layer, none, ways_of(by_lists).lists.way);
   uint8_t* open = reserve_open(layer);
-  const int64_t work = 2 * tiling.tile_size;  // preparing it is most of that
+  const int64_t work = 2 * tiling.tile_size;  // mostly for preparing the tile
   const Blocks blocks = m.blocks();
   for (int64_t b = 0; b < blocks.size(); ++b) {
     for_tiles(m, blocks[b], work, parallel, [&](int64_t group, int64_t i, const BlockInputs& inputs) {

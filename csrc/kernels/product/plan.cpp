@@ -12,7 +12,7 @@ namespace tandem::cpu {
 
 namespace {
 
-// A K-block of a tile: above, weights come too slowly even from the L2 cache.
+// The largest K-block of a tile in bytes: beyond it even the L2 cache delivers weights too slowly.
 constexpr int64_t kBlockBytes = 128 << 10;
 
 }  // namespace
@@ -39,15 +39,15 @@ int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) 
 }
 
 int64_t expanded_rows(const Geometry& geometry, int bytes) {
-  constexpr int64_t kMaxBytes = 3 << 18;  // spikes expanded at a time: beside them the L2 cache holds digits
+  constexpr int64_t kMaxBytes = 3 << 18;  // bytes of spikes expanded at a time: the L2 cache also holds digits
   const int64_t rows = kMaxBytes / (bytes * std::max<int64_t>(geometry.inputs(), 1));
   return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
 }
 
 namespace {
 
-// Bits, nonzero pairs and nonzero nibbles of some words; a kernel for the sake of its popcounts. A regular distance
-// between them would meet the same channels again and again, so they lie at the multiples of the golden ratio.
+// Counts bits, nonzero pairs and nonzero nibbles of sampled words. Multiversioned for its popcounts. The samples are at
+// multiples of the golden ratio: with a regular distance they would meet the same channels again and again.
 TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
   for (int64_t i = 0; i < samples; ++i) {
     const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;

@@ -29,7 +29,7 @@ class Prepared {
     return digits_->columns.data() + (group * tiling_.tiles_per_group + i) * tiling_.registers;
   }
 
-  // K-block q of tile i of a group, for the rows of these lists.
+  // Tile i of a group, K-block q, for rows of these lists.
   Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
             int64_t first_row) const;
 
