@@ -1,5 +1,6 @@
 """Measures: synaptic operations counted spike by spike, firing rates, the penalty, mismatch."""
 
+import copy
 import math
 
 import pytest
@@ -127,6 +128,20 @@ def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
         penalty()
     with pytest.raises(ValueError, match=r"tandem_snn\.nn"):
         measure.synops_penalty(nn.Linear(2, 2))
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    layer, readout, x = tnn.Linear(8, 8, threshold=0.25), tnn.Readout(8, 3), torch.rand(5, 8)
+    found = []
+    for second in layer, copy.deepcopy(layer):
+        net = nn.Sequential(tnn.Encoder(8), layer, second, readout)
+        penalty, ops = measure.synops_penalty(net), measure.synops(net, x)
+        net(x)
+        net(x)  # the last pass counts
+        found.append((penalty().item(), ops.snn, ops.ann, list(measure.mismatch(net, x).values())))
+        penalty.remove()
+    assert found[0] == found[1]
+    assert list(measure.mismatch(nn.Sequential(tnn.Encoder(8), layer, layer), x)) == ["1", "1_again"]
 
 
 def test_synops_penalty_does_not_mind_inference_in_between():

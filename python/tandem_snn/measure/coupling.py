@@ -63,7 +63,8 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
 
 
 def activations(net: nn.Module, x: Any) -> list[Activation]:
-    """Counts and activations of each layer with neurons, in the order of execution, in evaluation mode.
+    """Counts and activations of each layer with neurons, in the order of execution, in evaluation mode. If a layer is
+    used more than once, "_again" is added to its name.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
@@ -90,6 +91,8 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
             elif source.products is None:
                 source.products = _product(layer, effective_counts(x)), _product(layer, activation)
         if isinstance(layer, tnn.SpikingLayer) and isinstance(y, SpikeTrain):
+            while any(other.name == name for other in found):
+                name += "_again"  # as exports name it
             z = layer.preactivation(x, kwargs.get("residual"))
             threshold = torch.as_tensor(layer.threshold, device=z.device)
             threshold = over_space(threshold, z.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -86,7 +87,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
         if isinstance(layer, Neurons):
             raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
         if (spent := _spent(layer, x, kwargs.get("residual"), output)) is not None:
-            layers[name] = LayerOps(*spent[:2], spent[2].item())
+            before = astuple(layers[name]) if name in layers else (0.0, 0.0, 0.0)  # a layer can be used more than once
+            layers[name] = LayerOps(*map(operator.add, before, (*spent[:2], spent[2].item())))
 
     check_layers(net, SYNAPTIC)
     with evaluating(net), watching(net, (*SYNAPTIC, Neurons), record):
@@ -212,22 +214,27 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._spent: dict[nn.Module, tuple[float, float, Tensor]] = {}
+        self._spent: list[tuple[float, float, Tensor]] = []  # of each use of a layer
         check_layers(net, SYNAPTIC)
         layers = [m for m in net.modules() if isinstance(m, SYNAPTIC)]
         self._handles = [m.register_forward_hook(self._record, with_kwargs=True) for m in layers]
+        self._handles.append(net.register_forward_pre_hook(self._begin))
+
+    def _begin(self, *_: Any) -> None:
+        if torch.is_grad_enabled():
+            self._spent.clear()
 
     def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         x, further = given(args, kwargs)
         if torch.is_grad_enabled() and (spent := _spent(layer, x, further.get("residual"), output)) is not None:
-            self._spent[layer] = spent
+            self._spent.append(spent)
 
     def __call__(self) -> Tensor:
         """The penalty of the last forward pass, a 0-dim tensor; once per pass."""
         if not self._spent:
             raise RuntimeError("synops_penalty: run the network forward first; each pass gives one penalty")
-        spent, self._spent = self._spent, {}
-        macs, _, acs = zip(*spent.values(), strict=True)
+        macs, _, acs = zip(*self._spent, strict=True)
+        self._spent.clear()
         return sum(acs, torch.zeros((), dtype=torch.float64)) / sum(macs)
 
     def remove(self) -> None:
