@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
+PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]  # what they name is there too
 NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 
@@ -83,7 +84,7 @@ def test_commands_with_placeholders_are_true(page, monkeypatch):
             get_command(app).commands[command].make_context(command, arguments, resilient_parsing="--help" in arguments)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_the_text_names_is_there(page):
     """Files, folders and targets of make, and what links lead to that are neither to a server nor within the page."""
     text = FENCE.sub("", page.read_text())
