@@ -132,6 +132,8 @@ def test_an_architecture_may_be_written_out():
         "encoder", "conv1", "pool1", "conv2", "dropout1", "flatten", "fc1", "readout",
     ]  # fmt: skip
     assert net.dropout1.p == 0.5
+    with pytest.raises(UserError, match=r"dropout: 'mlp' has no dropout whose probability could be 0\.5"):
+        create_model("mlp", T=8, dropout=0.5)
     assert net(torch.rand(2, 1, 28, 28)).shape == (2, 3)
     assert is_notation("FC3")
     assert not is_notation("32C3-banana")

@@ -188,6 +188,10 @@ def test_a_key_without_effect_is_refused(key, digits):
         UserError, match=f"{min(key)}: has an effect only if (optimizer is sgd, got adam|schedule is mu)"
     ):
         Trainer(build(recipe, digits), digits, recipe)
+    recipe = replace(SMALL, task="regression", label_smoothing=0.1)
+    data = recipe.load()
+    with pytest.raises(UserError, match="label_smoothing: has an effect only on classification, got regression"):
+        Trainer(build(recipe, data), data, recipe)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -379,4 +379,7 @@ def _create(
         options.setdefault("encoding", "events")
     known = {key: options.pop(key) for key in _PLAN.intersection(options)}
     plan = Plan(layers, **known, neuron=options)
-    return build(architecture, plan) if isinstance(architecture, str) else architecture(plan)
+    net = build(architecture, plan) if isinstance(architecture, str) else architecture(plan)
+    if plan.dropout and not any(isinstance(module, layers.Dropout) for module in net.modules()):
+        raise UserError(f"dropout: {name!r} has no dropout whose probability could be {plan.dropout}")
+    return net

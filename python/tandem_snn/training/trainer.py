@@ -88,6 +88,8 @@ class Trainer:
                 raise UserError(f"{name}: has an effect only if {other} is {needed}, got {getattr(recipe, other)}")
         self.net = net
         self.data = data = as_dataset(data)
+        if recipe.label_smoothing and data.task != "classification":
+            raise UserError(f"label_smoothing: has an effect only on classification, got {data.task}")
         self.recipe = recipe
         self.world = World() if world is None else world
         self.device = next(net.parameters()).device
