@@ -306,7 +306,7 @@ class SpikeTrain(Signal):
 
     @counts.setter
     def counts(self, value: Tensor | None) -> None:
-        self._counts = value
+        self._counts, self._made = value, None
 
     def clean_counts(self) -> Tensor:
         """Return the counts without adding the NaN flags."""

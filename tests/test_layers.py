@@ -130,11 +130,15 @@ def test_momentum_none_averages_and_norm_eval_freezes():
     assert torch.equal(layer.norm.running_mean, before)
 
 
-def test_without_running_statistics_evaluation_uses_the_batch():
+@pytest.mark.parametrize("affine", [True, False])
+def test_without_running_statistics_evaluation_uses_the_batch(affine):
     layer, _, features = pair("linear")
-    layer.norm = nn.BatchNorm1d(5, track_running_stats=False, dtype=F64)
+    layer.norm = nn.BatchNorm1d(5, affine=affine, track_running_stats=False, dtype=F64)
     x = te.ConstantInput(torch.randn(6, *features, dtype=F64), 8)
-    assert torch.equal(layer(x).planes, layer.eval()(x).planes)
+    y = layer(x)
+    assert torch.equal(y.planes, layer.eval()(x).planes)
+    y.counts.sum().backward()
+    assert torch.equal(layer.bias.grad, torch.zeros(5, dtype=F64))
 
 
 def test_a_bias_before_batch_norm_only_moves_the_running_mean():

@@ -83,6 +83,8 @@ def test_counts_are_made_once_when_asked_for():
     assert pytree.tree_structure(x) == spec  # so that a graph exported for a train takes every train of that shape
     given_counts = x.counts.double()
     assert te.SpikeTrain(x.planes, 8, given_counts).counts is given_counts
+    x.counts = given_counts
+    assert x.counts is given_counts
 
 
 def test_the_type_of_counts_that_are_yet_to_be_made():

@@ -196,7 +196,9 @@ class SpikingLayer(HasNeurons):
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
-        beta = norm.bias if self.bias is None else torch.add(norm.bias, self.bias, alpha=0)
+        beta: Tensor | None = norm.bias
+        if self.bias is not None:
+            beta = 0 * self.bias if beta is None else torch.add(beta, self.bias, alpha=0)
         train: SpikeTrain
         static = self._static(x.T, norm.eps)
         train, mean, var = self._fire(self._weights(x), norm.weight, beta, residual, self.v_init, static)
