@@ -203,17 +203,22 @@ def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
     assert len(nodes) < 50
 
 
-def test_thresholds_whose_multiples_are_rounded(tmp_path: Path) -> None:
-    """Where v is a multiple of ϑ or nearly, subtraction and division may differ: the graph subtracts."""
-    layer = tnn.Linear(1, 4000, bias=False, threshold=0.1, timing="window")
-    layer.weight.data = (torch.arange(4000).view(-1, 1) * 0.1 / 13).float()
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 4.0])
+def test_thresholds_whose_multiples_are_rounded(threshold: float, tmp_path: Path) -> None:
+    """Where v is a multiple of ϑ or nearly, subtraction and division may differ: the graph subtracts.
+
+    They are the same for powers of two: it divides.
+    """
+    layer = tnn.Linear(1, 4000, bias=False, threshold=threshold, timing="window")
+    layer.weight.data = (torch.arange(4000).view(-1, 1) * threshold / 13).float()
     net = nn.Sequential(tnn.Encoder(T=200, mode="zero_expand"), layer, tnn.Readout(4000, 2))
     x = torch.ones(1, 1)
     ts.to_onnx(net, tmp_path / "net.onnx", x)
     (counts,), _ = by_onnxruntime(tmp_path / "net.onnx", x)
     ours = own_counts(net, x)[0][0]
     assert torch.equal(counts, ours)
-    assert not torch.equal(counts, (layer.weight.detach().T / 0.1).floor().clamp(0, 200))
+    divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
+    assert torch.equal(counts, divided) == (threshold != 0.1)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
