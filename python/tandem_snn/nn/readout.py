@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext.functional.layer import autocast_dtype, by_channel
+from tandem_ext.functional.neuron import cast
 from tandem_ext.functional.products import LINEAR
 from tandem_ext.ops import counts_dtype
 
@@ -67,7 +68,7 @@ class Readout(nn.Linear):
         weight = self.used_weight(weight)
         dtype = autocast_dtype(weight)
         if counts_dtype(dtype, T) == dtype:
-            return F.linear(counts.to(weight.dtype), weight, self.bias)
+            return F.linear(cast(counts, weight.dtype), weight, self.bias)
         with torch.autocast(weight.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(counts.float(), weight.float(), bias).to(dtype)
