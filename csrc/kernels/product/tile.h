@@ -15,6 +15,8 @@ struct Tile {
   int registers;      // R, 1 or 2
   bool bytes;         // weights are int8, and their sums fit int16; else int32
   const void* weights;
+  const char* ahead;  // memory that is needed soon, so many cache lines with every list
+  int64_t lines;
   const float* unit;  // [16 R]: what a sum of 1 is worth
   int64_t channel;    // first output channel
   int64_t channels;   // output channels that exist, at most 16 R
@@ -22,19 +24,13 @@ struct Tile {
   int width() const { return 16 * registers; }
 };
 
-// Products, added to the sums of other K-blocks unless `others` is null, to spikes in registers. `open`, null or a byte
-// per neuron, takes the place of the mask.
-void fire_lists(const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open);
-
-// Products to memory, [rows, planes, 8, 16 R]; added to what is there unless `first`.
-void sum_lists(const Tile& tile, int32_t* sums, bool first);
-
-// The same for weights in bytes and lists by patterns of four steps; fire_byte_lists() of one K-block.
+// Lists of weights in bytes have patterns of so many steps.
 constexpr int kByteSteps = 4;
-void fire_byte_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
-void sum_byte_lists(const Tile& tile, int32_t* sums, bool first);
 
-// Sums in memory to spikes.
+// Products to memory, [rows, planes, 8, 16 R], from this list on; added to what is there unless `first`.
+void sum_lists(const Tile& tile, int64_t list, int32_t* sums, bool first);
+
+// Sums in memory to spikes. `open`, null or a byte per neuron, takes the place of the mask.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);
 
 }  // namespace tandem::cpu
