@@ -1,4 +1,4 @@
-// From bytes to runs of entries: the innermost work of the list builder, with and without AVX-512 VBMI2.
+// Converts spike bytes to runs of entries: the inner loops of the list builder, with and without AVX-512 VBMI2.
 #pragma once
 
 #include <algorithm>
@@ -14,21 +14,21 @@
 
 namespace tandem::cpu {
 
-// Collectors list the first `bits` bits of the bytes, 4 or 8, G at a time.
+// A collector lists the lowest `bits` bits of the bytes, 4 or 8, in groups of G.
 
-// Up to 64 consecutive inputs; the first one has this entry.
+// Up to 64 consecutive inputs; `entry` is that of the first.
 struct InputBlock {
   const uint8_t* bytes;
   int32_t size;
   uint16_t entry;
 };
 
-// Entries are copied so many at a time: the runs of single steps are long, those of four steps short. What is written
-// behind the last entry stays within the slack.
+// The entries that are copied at a time: runs of single steps are long, runs of four steps short. What is written
+// beyond the last entry stays within kSlack.
 constexpr int64_t copied(int G) { return G == 4 ? 16 : 32; }
 constexpr int64_t kSlack = 80;
 
-// Fills a run up to whole words and marks its last one. Returns its end.
+// Pads a run to whole words and marks its last word. Returns the end of the run.
 template <int Q>
 TANDEM_INLINE uint16_t* end_run(uint16_t* begin, uint16_t* end, uint16_t zero) {
   for (int i = 0; i < Q; ++i) end[i] = zero;
@@ -37,7 +37,7 @@ TANDEM_INLINE uint16_t* end_run(uint16_t* begin, uint16_t* end, uint16_t zero) {
   return begin + words * Q;
 }
 
-// The positions of the ones of a byte, as entries.
+// The positions of the set bits of each byte, as entries.
 struct Positions {
   uint16_t entry[256][8];
   uint8_t count[256];
@@ -53,8 +53,8 @@ constexpr Positions make_positions() {
 }
 inline constexpr Positions kPositions = make_positions();
 
-// Their positions through a table. Q > 0 makes words of Q entries; Q = 0 leaves runs as they are and writes where they
-// end.
+// Collects through a table of bit positions. With Q > 0 runs are padded to words of Q entries; with Q = 0 they are not
+// padded, and their ends are written.
 struct TableCollector {
   static constexpr bool kColumns = false;
   struct Memory {
@@ -92,7 +92,7 @@ struct TableCollector {
         for (int c = 1; c <= patterns; ++c) {
           const uint16_t* bucket = buckets + (c - 1) * capacity;
           const int64_t n = ends[c] - bucket;
-          std::memcpy(out, bucket, 32);  // without a look at n, which nobody guesses
+          std::memcpy(out, bucket, 32);  // no test of n: the branch would be mispredicted
           for (int64_t j = 16; __builtin_expect(j < n, 0); j += 16) std::memcpy(out + j, bucket + j, 32);
           out = finish<Q>(out, out + n, zero, first, ends_at);
         }
@@ -110,7 +110,7 @@ struct TableCollector {
     return end;
   }
 
-  // For each group, the inputs of a block that are active in it.
+  // For each group, a mask of the inputs of a block that are active in it.
   template <int G>
   TANDEM_INLINE static void split(const InputBlock& block, uint64_t (&active)[8]) {
     typedef typename Simd<uint64_t, 2>::type Words;
@@ -142,7 +142,7 @@ struct TableCollector {
 #if TANDEM_MULTIVERSION
 #define TANDEM_TARGET_VBMI2 [[gnu::target("arch=x86-64-v4,avx512vbmi,avx512vbmi2" TANDEM_WIDE_VECTORS)]]
 
-// One run after the other: compare 64 bytes, compress the positions that match.
+// Collects one run after the other: compares 64 bytes and compresses the positions that match.
 struct CompressCollector {
   static constexpr bool kColumns = true;
   struct Bytes64 {

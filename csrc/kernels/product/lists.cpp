@@ -16,7 +16,7 @@ struct ListJob {
   int64_t first, last;  // input channels
   const Strip* strips;
   const int64_t* row;  // number of the first row of each strip
-  int64_t capacity;    // entries that the list of one row and plane may take
+  int64_t capacity;    // most entries of the list of one row and plane
   uint16_t* entries;
   int64_t* start;
 
@@ -38,7 +38,7 @@ struct ListJob {
   }
 };
 
-// The runs of a column or pixel, and where they begin in the window.
+// The runs of a column or pixel, and the entry with which it begins in a receptive field.
 struct Piece {
   const uint16_t* entries;
   const uint16_t* ends;
@@ -64,7 +64,7 @@ TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t ent
   return count;
 }
 
-// The inputs of output (b, y, x), pixel by pixel, or where pixels adjoin, line by line.
+// The inputs of output (b, y, x): line by line where pixels are contiguous in memory, else pixel by pixel.
 TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, int64_t x, InputBlock* blocks) {
   const Geometry& geometry = job.geometry;
   const bool adjoin = job.channels() == geometry.channels && geometry.dilation[1] == 1;
@@ -90,7 +90,7 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
   return count;
 }
 
-// The lists of a strip, each row on its own.
+// Builds the lists of a strip, row by row.
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
                                   uint16_t* out) {
@@ -106,8 +106,8 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
   return out;
 }
 
-// Copies a run of a piece to where it belongs in a window; the first entries without a look at their number: a branch
-// that is mispredicted takes longer than many copies.
+// Copies a run of a piece into a receptive field. The first copies do not depend on its size: a mispredicted branch
+// takes longer than many copies.
 template <int64_t first>
 TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
   constexpr int64_t at_once = 16;
@@ -118,7 +118,7 @@ TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift,
   for (int64_t i = first; __builtin_expect(i < count, 0); i += at_once) copy(i);
 }
 
-// The runs of a window: those of its pieces, one after another.
+// Builds the runs of a receptive field from the runs of its pieces.
 template <int64_t first>
 TANDEM_INLINE uint16_t* concatenate(const Piece* pieces, int count, int runs, uint16_t zero, uint16_t* out) {
   for (int run = 0; run < runs; ++run) {
@@ -133,8 +133,9 @@ TANDEM_INLINE uint16_t* concatenate(const Piece* pieces, int count, int runs, ui
   return out;
 }
 
-// The same where windows overlap, which concatenate pieces that are listed once: the columns of a strip or, where
-// looking positions up takes longer than copying them, pixels. Their lists are kept for as many lines as a window has.
+// Builds the lists of a strip where receptive fields overlap, from pieces that are listed once: the columns of a strip,
+// or pixels if looking up positions takes longer than copying them. Their lists are kept for as many lines as a
+// receptive field has.
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_pieces(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
                                     uint16_t* out) {
@@ -195,7 +196,7 @@ TANDEM_INLINE uint16_t* list_pieces(const ListJob& job, const Strip& strip, int6
   return out;
 }
 
-// Strips [begin, end), one compact piece of memory.
+// Lists strips [begin, end) into one compact piece of memory.
 template <int G, class Collector>
 TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
   thread_local ListMemory<Collector> memory;

@@ -131,7 +131,8 @@ Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, con
   const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
   const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q), size = bytes() ? 1 : 4;
   const auto* weights = static_cast<const char*>(tiles_) + offset * size;
-  // The same K-block of the next tile, which comes from the L3 cache, where enough rows pass by meanwhile.
+  // Prefetch: the same K-block of the next tile, which comes from the L3 cache, if enough rows are multiplied
+  // meanwhile.
   constexpr int64_t kMostLines = 16;
   const int64_t bytes_ahead = tiling_.tile_size / tiling_.blocks * size;
   const int64_t lines = bytes_ahead / (64 * block_rows * layer.plane_count()) + 1;

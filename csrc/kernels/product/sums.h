@@ -1,6 +1,7 @@
-// The sums of lists: the runs of one row and plane, added up in registers and folded into the sums of eight steps.
+// The sums of lists: adds the runs of one row and plane in registers and folds them into the sums of eight steps.
 //
-// Weights are integers, so sums are exact: no order of additions, pattern, number of lanes or threads can change a bit.
+// Weights are integers, so sums are exact: the order of additions, the pattern, the number of lanes or threads cannot
+// change a bit.
 #pragma once
 
 #include <cstring>
@@ -10,15 +11,15 @@
 
 namespace tandem::cpu {
 
-// Sums for one step and a tile of W P outputs, in P vectors of W lanes of E. Weights are of E or, for 16 bits, in
-// bytes.
+// Sums for one step and a tile of W P outputs, in P vectors of W lanes of E. Weights are of type E or, if that has 16
+// bits, int8.
 template <class E, int W, int P>
 struct Sums {
   typedef typename Simd<E, W>::type Part;
   Part part[P];
 
   static constexpr int kOutputs = W * P;
-  static constexpr int kRowBytes = kOutputs * (sizeof(E) == 2 ? 1 : 4);  // of the weights of one input
+  static constexpr int kRowBytes = kOutputs * (sizeof(E) == 2 ? 1 : 4);  // bytes of the weights of one input
 
   TANDEM_INLINE Sums& operator+=(const Sums& other) {
 #pragma GCC unroll 8
@@ -45,7 +46,7 @@ struct Sums {
     return out;
   }
 
-  // L sums from the first-th on, as int32.
+  // L sums as int32, beginning with number `first`.
   template <int L>
   TANDEM_INLINE Int<float, L> lanes(int first) const {
     if constexpr (sizeof(E) == 4) return cpu::load<Int<float, L>>(reinterpret_cast<const E*>(part) + first);
@@ -54,15 +55,15 @@ struct Sums {
   }
 };
 
-// Of a tile of 16 R outputs, on a processor with vectors of L floats.
+// The sums of a tile of 16 R outputs, on a processor with vectors of L floats.
 template <int L, int R>
 using WideSums = Sums<uint32_t, L, R * kLanes / L>;
 template <int L, int R>
 using ByteSums = Sums<uint16_t, (2 * L < 16 * R ? 2 * L : 16 * R), 16 * R / (2 * L < 16 * R ? 2 * L : 16 * R)>;
 
-// The sums of a list's runs, each together with all before it: integers wrap around, so differences are exact. Where a
-// run ends is no branch, for most of these would be guessed wrong: the sum so far is stored with every word, and the
-// last store of a run counts.
+// Running sums over a list's runs: upto[i] is the sum of runs 0 to i. Integers wrap around, so differences are exact.
+// The end of a run is not a branch, which would mostly be mispredicted: the sum is stored with every word, and the last
+// store of a run counts.
 template <class S>
 TANDEM_INLINE void sum_runs(const char* weights, const uint16_t* entries, int runs, S* upto) {
   constexpr int row_scale = S::kRowBytes / kEntryScale;
@@ -81,7 +82,7 @@ TANDEM_INLINE void sum_runs(const char* weights, const uint16_t* entries, int ru
   }
 }
 
-// Sums of the eight steps of one row and plane, from patterns of G steps. Steps from `bits` on are silent.
+// The sums of the eight steps of one row and plane, from patterns of G steps. Steps from `bits` on are silent.
 template <int G, class S>
 TANDEM_INLINE void sum_steps(const void* weights, const uint16_t* entries, int bits, S (&step)[8]) {
   constexpr int kPatterns = (1 << G) - 1;
@@ -92,7 +93,7 @@ TANDEM_INLINE void sum_steps(const void* weights, const uint16_t* entries, int b
   for (int t = 0; t < 8; ++t) {
     step[t] = {};
     if (t >= bits) continue;
-    const int first = 1 << t % G;  // of the patterns with a spike at this step, of which as many are neighbours
+    const int first = 1 << t % G;  // the first pattern with a spike at this step; as many in a row have one
 #pragma GCC unroll 8
     for (int c = first; c <= kPatterns; c += 2 * first) {
       const S* of = upto + t / G * kPatterns + c;

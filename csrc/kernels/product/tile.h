@@ -1,4 +1,4 @@
-// The innermost kernels: one tile of outputs, one row after another.
+// The innermost kernels: one tile of outputs, row by row.
 #pragma once
 
 #include "../neuron/if_neuron.h"
@@ -10,27 +10,28 @@ namespace tandem::cpu {
 struct Tile {
   const SpikeLists& lists;
   int64_t rows;       // of the lists
-  int64_t first_row;  // number of the first one within the layer
+  int64_t first_row;  // number of the first row within the layer
   int planes;         // P
   int registers;      // R, 1 or 2
   bool bytes;         // weights are int8, and their sums fit int16; else int32
   const void* weights;
-  const char* ahead;  // memory that is needed soon, so many cache lines with every list
+  const char* ahead;  // memory to prefetch, some cache lines with every list
   int64_t lines;
-  const float* unit;  // [16 R]: what a sum of 1 is worth
+  const float* unit;  // [16 R], the value of a sum of 1
   int64_t channel;    // first output channel
   int64_t channels;   // output channels that exist, at most 16 R
 
   int width() const { return 16 * registers; }
 };
 
-// Lists of weights in bytes have patterns of so many steps.
+// The steps of a pattern in lists for int8 weights.
 constexpr int kByteSteps = 4;
 
-// Products to memory, [rows, planes, 8, 16 R], from this list on; added to what is there unless `first`.
+// Multiplies by lists, beginning with number `list`, and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in
+// memory unless `first`.
 void sum_lists(const Tile& tile, int64_t list, int32_t* sums, bool first);
 
-// Sums in memory to spikes. `open`, null or a byte per neuron, takes the place of the mask.
+// Fires the neurons from sums in memory. `open`, null or a byte per neuron, replaces the mask.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);
 
 }  // namespace tandem::cpu
