@@ -61,9 +61,14 @@ bench: $(READY) ext
 	$(quiet) python -m pytest -o addopts= --benchmark-only --benchmark-timer=time.process_time \
 	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_*.py
 
+TIMED = 'mlp-*-rate' 'conv-*-rate-10' '*-norm-train-rate' conv-net-train-9
+
 performance: $(READY) ext
 	tandem-snn bench --threads 1 --out docs/results/bench-1.json
 	tandem-snn bench --threads 2 --out docs/results/bench-2.json
+	python tests/benchmarks/capabilities.py v4 $(TIMED) --out docs/results/timings-v4.json
+	python tests/benchmarks/capabilities.py v3 --out docs/results/timings-v3.json
+	python tests/benchmarks/capabilities.py default --out docs/results/timings-default.json
 	$(MAKE) results
 
 fuzz: $(READY) ext
@@ -78,7 +83,8 @@ coverage: $(READY)
 
 results: $(READY) ext
 	python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
-	python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
+	python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json \
+	    --out docs/performance.md
 
 gpu-check: $(READY) ext
 	python tests/gpu/check.py

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import conv, image_paths, impulse_paths, line, mlp, projection, residual, trained
+from networks import average, conv, image_paths, impulse_paths, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -44,7 +44,7 @@ def depthwise() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 2, 9, 8)
 
 
-NETWORKS = [mlp, conv, residual, projection, image_paths, impulse_paths, line, zero_expand, depthwise]
+NETWORKS = [mlp, conv, average, residual, projection, image_paths, impulse_paths, line, zero_expand, depthwise]
 
 
 def of_timing(make: Any, T: int, mixed: str = "") -> tuple[nn.Module, Any]:

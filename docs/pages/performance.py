@@ -1,7 +1,7 @@
 """Writes the tables of docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit,
 and a picture.
 
-python docs/pages/performance.py docs/results/bench-*.json --out docs/performance.md
+python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json --out docs/performance.md
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from small import save
 from tables import with_table
 
+from tandem_snn.bench.cases import FROZEN
 from tandem_snn.bench.command import amount, answers, rates
 from tandem_snn.bench.run import ratio
 from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
+ALL_OURS = (*OURS, "frozen, 8 bits", "frozen, windows", "frozen, 8 bits, windows", "windows")
 DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
 PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
 
@@ -76,6 +78,20 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
 }
 
 
+# What window timing must reach, relative to the ANN; (of AVX-512, without).
+WINDOWS = {
+    "mlp-infer-128-rate": (0.7, 1.2),
+    "mlp-infer-1-rate": (0.7, None),
+    "mlp-train-T8-rate": (1.0, None),
+    "mlp-train-T16-rate": (1.0, None),
+    "mlp-train-T32-rate": (1.0, None),
+    "conv-128-256-rate-10": (0.6, 1.2),
+    "conv-64-64-rate-10": (0.6, 1.2),
+    "conv-norm-train-rate": (1.05, None),
+    "conv-net-train-9": (1.0, None),
+}
+
+
 def judged(result: dict[str, Any]) -> dict[str, Any]:
     """The result with the verdict on every limit of its rows."""
     portable = result["versions"]["tandem_ext"]["cpu_capability"] != "v4"
@@ -105,10 +121,15 @@ def judge(limit: Limit, row: dict[str, Any], portable: bool = False) -> dict[str
 
 _COLORS = {
     "frozen": "tab:blue",
+    "frozen, 8 bits": "navy",
     "tandem": "tab:cyan",
+    "frozen, windows": "tab:pink",
+    "frozen, 8 bits, windows": "crimson",
+    "windows": "violet",
     "copy": "black",
     "ANN": "black",
     "naive": "tab:orange",
+    "naive, windows": "wheat",
     "naive, loop compiled": "tab:red",
     "BPTT": "tab:purple",
     "SpikingJelly": "tab:green",
@@ -125,11 +146,15 @@ _HEADLINES = {
 }
 
 
-def document(results: dict[str, dict[str, Any]], page: str) -> str:
-    """The page with these results, one per number of threads; their keys are the addresses of the pictures."""
+def document(results: dict[str, dict[str, Any]], timings: list[dict[str, Any]], page: str) -> str:
+    """The page with these results, one per number of threads; their keys are the addresses of the pictures.
+
+    timings: what tests/benchmarks/capabilities.py measured, one per instruction set.
+    """
     ordered = sorted(((name, judged(one)) for name, one in results.items()), key=lambda item: item[1]["threads"])
     found = [result for _, result in ordered]
     page = with_table(page, "headlines", "\n".join([_headlines(found[0]), _misses(found)]))
+    page = with_table(page, "timings", "\n".join(_both_timings(result) for result in timings))
     return with_table(page, "cases", "\n".join(_section(result, picture) for picture, result in ordered))
 
 
@@ -164,7 +189,7 @@ def _headlines(result: dict[str, Any]) -> str:
         if case in rows:
             medians = {name: ratio(rows[case], name)["median"] for name in rivals(rows[case], but_base=True)}
             ours = min((name for name in medians if name in OURS), key=medians.__getitem__)
-            others = {name: value for name, value in medians.items() if name not in OURS}
+            others = {name: value for name, value in medians.items() if name not in ALL_OURS}
             best = min(others, key=others.__getitem__)
             cells = [f"{others[name]:.1f}" if name in others else "" for name in ("SpikingJelly", "snnTorch")]
             lines.append(f"| {what} | **{medians[ours]:.2f}** | {others[best]:.1f} ({best}) | {' | '.join(cells)} |")
@@ -219,8 +244,8 @@ def _line(row: dict[str, Any]) -> str:
         name: f"{name} {amount(median(row['values'][name]), row['quantity'])}, {_ratio(row, name)}"
         for name in rivals(row)
     }
-    ours = "<br>".join(cell for name, cell in cells.items() if name in OURS)
-    others = "<br>".join(cell for name, cell in cells.items() if name not in OURS)
+    ours = "<br>".join(cell for name, cell in cells.items() if name in ALL_OURS)
+    others = "<br>".join(cell for name, cell in cells.items() if name not in ALL_OURS)
     limits = "<br>".join(verdict(limit).replace("MISSED", "**missed**") for limit in row["limits"])
     return f"| {row['case']} | {row['title']} | {ours} | {limits} | {others} |"
 
@@ -232,6 +257,31 @@ def _ratio(row: dict[str, Any], name: str) -> str:
     return f"{found['median']:.2f}× [{found['low']:.2f}, {found['high']:.2f}]"
 
 
+def _both_timings(result: dict[str, Any]) -> str:
+    """Both timings relative to the ANN at one instruction set, median / fastest tenth."""
+    lines = [
+        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}, {result['machine']['cpu']}:",
+        "",
+        "| case | ANN, ms | this, step | this, window | window must reach | plain PyTorch, window |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        case, values = row["case"], row["values"]
+        assert not any(difference["spikes"] > DIFFERENT for difference in row["answers"].values()), case
+        limit = WINDOWS.get(case, (None, None))[result["capability"] != "v4"]
+        pairs = {"": ("tandem", "windows"), ", frozen": FROZEN[:2], ", frozen, 8-bit weights": FROZEN[2:]}
+        found = {what: pair for what, pair in pairs.items() if pair[0] in values}
+        for what, (step, window) in found.items():
+            limits = limit is not None and what == (", frozen" if ", frozen" in found else "")
+            met = "" if not limits else f"≤ {limit:g}: {'met' if values[window][3] <= limit else '**missed**'}"
+            median, fast, *_ = values["ANN"]
+            cells = [f"{values[name][2]:.2f} / {values[name][3]:.2f}" for name in (step, window, "naive, windows")]
+            lines.append(
+                f"| {case}{what} | {1e3 * median:.3g} / {1e3 * fast:.3g} | {cells[0]} | {cells[1]} | {met} | {cells[2]} |"
+            )
+    return "\n".join([*lines, ""])
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """A picture: every rival's value relative to the base, one line per case."""
     rows = result["rows"]
@@ -239,7 +289,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for name, color in _COLORS.items():
         points = [(ratio(row, name)["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)]
         if points:
-            ours = name in OURS
+            ours = name in ALL_OURS
             axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
     bars = False
     for i, row in enumerate(rows):
@@ -267,6 +317,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--timings", nargs="+", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     figures = arguments.out.parent / "results" / "figures"
@@ -274,5 +325,6 @@ if __name__ == "__main__":
     results = [json.loads(path.read_text()) for path in arguments.results]
     for path, result in zip(arguments.results, results, strict=True):
         draw(judged(result), figures / f"{path.stem}.png")
-    page = document(dict(zip(pictures, results, strict=True)), arguments.out.read_text())
+    timings = [json.loads(path.read_text()) for path in arguments.timings]
+    page = document(dict(zip(pictures, results, strict=True)), timings, arguments.out.read_text())
     arguments.out.write_text(page)

@@ -102,15 +102,17 @@ def ann_layer(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 def layer(x: te.SpikeTrain, weight: Tensor, scale: Tensor | None = None, stride: int = 1) -> te.SpikeTrain:
     if weight.dim() == 2:
-        return te.functional.linear_if(x, weight, scale=scale)
-    return te.functional.conv2d_if(x, weight, stride=stride, padding=1, scale=scale)
+        return te.functional.linear_if(x, weight, scale=scale, timing=x.timing)
+    return te.functional.conv2d_if(x, weight, stride=stride, padding=1, scale=scale, timing=x.timing)
 
 
 def beside_the_ann(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, stride: int = 1) -> Iterator[Row]:
-    """In each precision; and with the statistics of a batch, as in training."""
+    """In each precision, with both timings; and with the statistics of a batch, as in training."""
+    bursts = te.SpikeTrain.from_counts(x.counts, x.T)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         w, counts, of = weight.to(dtype), x.counts.to(dtype), f"{case} {str(dtype)[6:]}"
         yield bench.row(of, "tandem", partial(layer, x, w, stride=stride))
+        yield bench.row(of, "tandem, window timing", partial(layer, bursts, w, stride=stride))
         yield bench.row(of, "the ANN's layer", partial(ann_layer, counts, w, stride))
     with precision("high"):
         yield bench.row(of, "the ANN's layer, TF32", partial(ann_layer, counts, w, stride))

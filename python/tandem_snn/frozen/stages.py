@@ -264,10 +264,13 @@ class Stages(nn.Module):
     def _depths(self) -> tuple[list[int], int]:
         depths: list[int] = []
         made = {ABSENT: 0, INPUT: 0}
+        images = set() if self.mode == "events" else {INPUT}  # of which an average has no neurons
         for number, stage in enumerate(self.stages):
             depths.append(max(made[stage.input], made[stage.residual]))
-            fires = stage.fires and stage.kind in ("layer", "average")
-            made[number] = depths[-1] + (fires and stage.timing == "window")
+            fires = stage.kind == "layer" or (stage.kind == "average" and stage.input not in images)
+            made[number] = depths[-1] + (fires and stage.fires and stage.timing == "window")
+            if stage.kind != "layer" and stage.input in images:
+                images.add(number)
         return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
