@@ -1,8 +1,7 @@
 """Writes the tables of docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit,
 and a picture.
 
-python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json \\
-    --out docs/performance.md
+python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json --out PAGE
 """
 
 from __future__ import annotations
