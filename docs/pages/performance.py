@@ -275,10 +275,9 @@ def _both_timings(result: dict[str, Any]) -> str:
             limits = limit is not None and what == (", frozen" if ", frozen" in found else "")
             met = "" if not limits else f"≤ {limit:g}: {'met' if values[window][3] <= limit else '**missed**'}"
             median, fast, *_ = values["ANN"]
-            cells = [f"{values[name][2]:.2f} / {values[name][3]:.2f}" for name in (step, window, "naive, windows")]
-            lines.append(
-                f"| {case}{what} | {1e3 * median:.3g} / {1e3 * fast:.3g} | {cells[0]} | {cells[1]} | {met} | {cells[2]} |"
-            )
+            ours, burst, plain = (f"{values[n][2]:.2f} / {values[n][3]:.2f}" for n in (step, window, "naive, windows"))
+            times = f"{1e3 * median:.3g} / {1e3 * fast:.3g}"
+            lines.append(f"| {case}{what} | {times} | {ours} | {burst} | {met} | {plain} |")
     return "\n".join([*lines, ""])
 
 
