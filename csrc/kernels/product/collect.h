@@ -54,47 +54,41 @@ constexpr Positions make_positions() {
 inline constexpr Positions kPositions = make_positions();
 
 // Collects through a table of bit positions. With Q > 0 runs are padded to words of Q entries; with Q = 0 they are not
-// padded, and their ends are written.
+// padded, and their sizes are written.
 struct TableCollector {
-  static constexpr bool kColumns = false;
   struct Memory {
     Scratch<uint16_t> buckets;
-    Scratch<uint64_t[8]> active;
   };
 
   template <int G, int Q>
   TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero, Memory& memory,
-                                         uint16_t* out, uint16_t* ends_at) {
+                                         uint16_t* out, uint16_t* sizes) {
     constexpr int patterns = (1 << G) - 1;
     int64_t inputs = 0;
     for (int i = 0; i < count; ++i) inputs += blocks[i].size;
     const int64_t capacity = inputs + kSlack;
     uint16_t* buckets = G == 1 ? nullptr : memory.buckets.reserve(capacity * patterns);
-    const uint16_t* first = out;
-    uint64_t(*active)[8] = memory.active.reserve(count);
-    for (int i = 0; i < count; ++i) split<G>(blocks[i], active[i]);
     for (int g = 0; g < bits / G; ++g) {
       if constexpr (G == 1) {
         uint16_t* end = out;
-        for (int i = 0; i < count; ++i) end = append(active[i][g], blocks[i].size, blocks[i].entry, end);
-        out = finish<Q>(out, end, zero, first, ends_at);
+        for (int i = 0; i < count; ++i) end = positions<G>(blocks[i], g, blocks[i].entry, end);
+        out = finish<Q>(out, end, zero, sizes);
       } else {
         uint16_t* ends[patterns + 1];
         for (int c = 0; c <= patterns; ++c) ends[c] = buckets + (c - 1) * capacity;
         for (int i = 0; i < count; ++i) {
-          uint16_t found[64 + 8];
-          const int n = static_cast<int>(append(active[i][g], blocks[i].size, 0, found) - found);
+          uint16_t active[64 + 8];
+          const int n = static_cast<int>(positions<G>(blocks[i], g, 0, active) - active);
           for (int j = 0; j < n; ++j) {
-            const int c = blocks[i].bytes[found[j] / kEntryScale] >> (g * G) & patterns;
-            *ends[c]++ = static_cast<uint16_t>(found[j] + blocks[i].entry);
+            const int c = blocks[i].bytes[active[j] / kEntryScale] >> (g * G) & patterns;
+            *ends[c]++ = static_cast<uint16_t>(active[j] + blocks[i].entry);
           }
         }
         for (int c = 1; c <= patterns; ++c) {
           const uint16_t* bucket = buckets + (c - 1) * capacity;
           const int64_t n = ends[c] - bucket;
-          std::memcpy(out, bucket, 32);  // no test of n: the branch would be mispredicted
-          for (int64_t j = 16; __builtin_expect(j < n, 0); j += 16) std::memcpy(out + j, bucket + j, 32);
-          out = finish<Q>(out, out + n, zero, first, ends_at);
+          for (int64_t j = 0; j < n; j += 16) std::memcpy(out + j, bucket + j, 32);
+          out = finish<Q>(out, out + n, zero, sizes);
         }
       }
     }
@@ -103,36 +97,25 @@ struct TableCollector {
 
  private:
   template <int Q>
-  TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, const uint16_t* first,
-                                        uint16_t*& ends_at) {
+  TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t*& sizes) {
     if constexpr (Q > 0) return end_run<Q>(begin, end, zero);
-    *ends_at++ = static_cast<uint16_t>(end - first);
+    *sizes++ = static_cast<uint16_t>(end - begin);
     return end;
   }
 
-  // For each group, a mask of the inputs of a block that are active in it.
+  // Appends the entries of the inputs that are active in group g.
   template <int G>
-  TANDEM_INLINE static void split(const InputBlock& block, uint64_t (&active)[8]) {
-    typedef typename Simd<uint64_t, 2>::type Words;
-    std::fill_n(active, 8, 0);
-    for (int i = 0; i < block.size; i += kLanes) {
-      const auto bytes =
-          reinterpret_cast<Words>(load_first<ByteLanes>(block.bytes + i, std::min(kLanes, block.size - i)));
-#pragma GCC unroll 8
-      for (int t = 0; t < 8; ++t) active[t / G] |= uint64_t{bits_of(reinterpret_cast<ByteLanes>(bytes >> t))} << i;
-    }
-  }
-
-  // Appends the entries of the inputs in a mask.
-  TANDEM_INLINE static uint16_t* append(uint64_t mask, int size, uint16_t entry, uint16_t* out) {
+  TANDEM_INLINE static uint16_t* positions(const InputBlock& block, int g, uint16_t entry, uint16_t* out) {
     typedef typename Simd<uint16_t, 8>::type Entries;
-    Entries base = Entries{} + entry;
-    for (int i = 0; i < size; i += 16, mask >>= 16) {
+    for (int i = 0; i < block.size; i += kLanes) {
+      const auto bytes = load_first<ByteLanes>(block.bytes + i, std::min(kLanes, block.size - i)) >> (g * G);
+      const ByteLanes group = bytes & static_cast<uint8_t>((1 << G) - 1);
+      const int active = bits_of(G == 1 ? group : reinterpret_cast<ByteLanes>(group != 0));
 #pragma GCC unroll 2
-      for (int half = 0; half < 16; half += 8, base += 8 * kEntryScale) {
-        const uint64_t byte = mask >> half & 0xff;
-        store(out, load<Entries>(kPositions.entry[byte]) + base);
-        out += kPositions.count[byte];
+      for (int half = 0; half < kLanes; half += 8) {
+        const int bits = active >> half & 0xff;
+        store(out, load<Entries>(kPositions.entry[bits]) + static_cast<uint16_t>(entry + (i + half) * kEntryScale));
+        out += kPositions.count[bits];
       }
     }
     return out;
@@ -144,7 +127,6 @@ struct TableCollector {
 
 // Collects one run after the other: compares 64 bytes and compresses the positions that match.
 struct CompressCollector {
-  static constexpr bool kColumns = true;
   struct Bytes64 {
     __m512i lanes;
   };
@@ -154,14 +136,13 @@ struct CompressCollector {
 
   template <int G, int Q>
   TANDEM_TARGET_VBMI2 static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero,
-                                               Memory& memory, uint16_t* out, uint16_t* ends_at) {
+                                               Memory& memory, uint16_t* out, uint16_t* sizes) {
     alignas(64) static constexpr auto iota = [] {
       std::array<uint8_t, 64> lanes{};
       for (int i = 0; i < 64; ++i) lanes[i] = static_cast<uint8_t>(i);
       return lanes;
     }();
     const __m512i lanes = _mm512_load_si512(iota.data());
-    const uint16_t* first = out;
     Bytes64* bytes = memory.bytes.reserve(count);
     for (int i = 0; i < count; ++i) {
       bytes[i].lanes = blocks[i].size == 64 ? _mm512_loadu_si512(blocks[i].bytes)
@@ -195,7 +176,7 @@ struct CompressCollector {
         if constexpr (Q > 0) {
           out = end_run<Q>(out, end, zero);
         } else {
-          *ends_at++ = static_cast<uint16_t>(end - first);
+          *sizes++ = static_cast<uint16_t>(end - out);
           out = end;
         }
       }

@@ -45,7 +45,6 @@ TANDEM_INLINE Int<float, L> weight_lanes(const Tile& tile, int64_t at) {
 template <int L, int R>
 TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row, int p, WideSums<L, R> (&sums)[8]) {
   constexpr int S = R * kLanes / L;
-  typedef typename WideSums<L, R>::Part Part;
   const Geometry& geometry = layer.geometry;
 #pragma GCC unroll 8
   for (int t = 0; t < 8; ++t) sums[t] = WideSums<L, R>{};
@@ -55,7 +54,7 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
       const auto spikes = input_lanes<L>(pixel, tile.channel + s * L, geometry.group_outputs(), geometry.outputs);
       const auto weight = weight_lanes<L>(tile, (tap * S + s) * L);
 #pragma GCC unroll 8
-      for (int t = 0; t < 8; ++t) sums[t].part[s] += reinterpret_cast<Part>(weight & (spikes << (31 - t) >> 31));
+      for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
     }
   });
 }
@@ -114,7 +113,7 @@ void for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, co
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kRows, size = std::min(kRows, rows - first);
       for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-        use(prepared.tile(packed, 0, i, 0, no_lists, size, first, size));
+        use(prepared.tile(packed, 0, i, 0, no_lists, size, first));
       }
     }
   });

@@ -18,17 +18,13 @@ TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> 
   const int steps = std::min(8, args.T - 8 * p);
   typename Group::Plane plane[G] = {};
   const auto run = [&](const auto& current) TANDEM_INLINE_LAMBDA {
-    constexpr int kAtOnce = std::min(2, Group::kParts);
 #pragma GCC unroll 8
-    for (int i = 0; i < Group::kParts; i += kAtOnce) {
+    for (int i = 0; i < Group::kParts; ++i) {
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) {
         if (t == steps) break;
 #pragma GCC unroll 2
-        for (int g = 0; g < G; ++g) {
-#pragma GCC unroll 2
-          for (int j = i; j < i + kAtOnce; ++j) neurons[first + g].advance(args, j, current(t, g, j), t, plane[g]);
-        }
+        for (int g = 0; g < G; ++g) neurons[first + g].advance(args, i, current(t, g, i), t, plane[g]);
       }
     }
   };

@@ -1,7 +1,6 @@
 #include "lists.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "collect.h"
 
@@ -38,22 +37,11 @@ struct ListJob {
   }
 };
 
-// The runs of a column or pixel, and the entry with which it begins in a receptive field.
-struct Piece {
-  const uint16_t* entries;
-  const uint16_t* ends;
-  uint16_t shift;
-};
-
-// Scratch of a thread.
 template <class Collector>
 struct ListMemory {
   typename Collector::Memory collector;
   Scratch<InputBlock> blocks;
-  Scratch<Piece> pieces;
-  Scratch<uint16_t> entries, ends;  // of the pieces of some lines
-  std::vector<int64_t> lines;       // which they are
-  int64_t columns;                  // of the widest strip
+  Scratch<uint16_t> entries, sizes;  // of the columns of one line
 };
 
 TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t entry, InputBlock* blocks, int count) {
@@ -106,26 +94,40 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
   return out;
 }
 
-// Copies a run of a piece into a receptive field. The first copies do not depend on its size: a mispredicted branch
-// takes longer than many copies.
-template <int64_t first>
+// Copies a run of a column's entries into a receptive field. The first copies do not depend on `count`: a mispredicted
+// branch takes longer than many copies.
+template <int G>
 TANDEM_INLINE void copy_run(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* to) {
-  constexpr int64_t at_once = 16;
+  constexpr int64_t at_once = copied(G), unconditional = G == 4 ? at_once : 2 * at_once;
   typedef uint16_t Entries __attribute__((vector_size(2 * at_once)));
-  const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA { store(to + i, load<Entries>(from + i) + shift); };
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < first; i += at_once) copy(i);
-  for (int64_t i = first; __builtin_expect(i < count, 0); i += at_once) copy(i);
+  const auto copy = [&](int64_t i) TANDEM_INLINE_LAMBDA {
+    Entries entries;
+    std::memcpy(&entries, from + i, sizeof(entries));
+    entries += shift;
+    std::memcpy(to + i, &entries, sizeof(entries));
+  };
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < unconditional; i += at_once) copy(i);
+  for (int64_t i = unconditional; __builtin_expect(i < count, 0); i += at_once) copy(i);
 }
 
-// Builds the runs of a receptive field from the runs of its pieces.
-template <int64_t first>
-TANDEM_INLINE uint16_t* concatenate(const Piece* pieces, int count, int runs, uint16_t zero, uint16_t* out) {
+// The runs of a column, and the entry with which the column begins in a receptive field.
+struct Piece {
+  const uint16_t* entries;
+  const uint16_t* sizes;
+  uint16_t shift;
+};
+
+// Builds the runs of a receptive field from the runs of its columns.
+template <int G>
+TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t zero, uint16_t* out) {
   for (int run = 0; run < runs; ++run) {
     uint16_t* end = out;
-    for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
-      const int begin = piece->ends[run], size = piece->ends[run + 1] - begin;
-      copy_run<first>(piece->entries + begin, size, piece->shift, end);
+#pragma GCC unroll 3
+    for (int i = 0; i < count; ++i) {
+      const int64_t size = pieces[i].sizes[run];
+      copy_run<G>(pieces[i].entries, size, pieces[i].shift, end);
+      pieces[i].entries += size;
       end += size;
     }
     out = end_run<kWordEntries>(out, end, zero);
@@ -133,64 +135,50 @@ TANDEM_INLINE uint16_t* concatenate(const Piece* pieces, int count, int runs, ui
   return out;
 }
 
-// Builds the lists of a strip where receptive fields overlap, from pieces that are listed once: the columns of a strip,
-// or pixels if looking up positions takes longer than copying them. Their lists are kept for as many lines as a
-// receptive field has.
+// Builds the lists of a strip where receptive fields overlap: every input column is listed once, and each receptive
+// field concatenates its columns.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_pieces(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
-                                    uint16_t* out) {
-  const Geometry& geometry = job.geometry;
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
+                                     uint16_t* out) {
   const int runs = runs_per_plane(G) * job.bits / 8;
-  const int64_t kh = geometry.kernel[0], kw = geometry.kernel[1];
-  const int64_t height = Collector::kColumns ? kh : 1, span = (kh - height) * geometry.dilation[0] + 1;
-  const int64_t capacity = 8 / G * height * job.channels() + kSlack, lists = span * job.planes * memory.columns;
-  InputBlock* blocks = memory.blocks.reserve(height * (job.channels() / 64 + 1));
-  Piece* pieces = memory.pieces.reserve(kh / height * kw);
-  uint16_t* entries = memory.entries.reserve(lists * capacity);
-  uint16_t* ends = memory.ends.reserve(lists * (runs + 1));
-  memory.lines.resize(span, -1);
+  const Geometry& geometry = job.geometry;
+  const int64_t kw = geometry.kernel[1];
   const int64_t begin = std::max<int64_t>(job.in_x(strip.x0, 0), 0);
   const int64_t end = std::min(job.in_x(strip.x1 - 1, kw - 1) + 1, geometry.width);
-  const auto number = [&](int64_t p, int64_t y, int64_t x) {
-    return ((y + span) % span * job.planes + p) * memory.columns + x - begin;
-  };
-  for (int64_t ky = 0; ky < kh; ky += height) {
-    const int64_t y = job.in_y(strip.y, ky), line = (strip.b * geometry.height + y) * geometry.out_width() + strip.x0;
-    if (height == 1) {
-      if (!job.has_line(y) || memory.lines[y % span] == line) continue;
-      memory.lines[y % span] = line;
-    }
-    for (int64_t p = 0; p < job.planes; ++p) {
-      for (int64_t x = begin; x < end; ++x) {
-        const int64_t i = number(p, y, x);
-        int count = 0;
-        for (int64_t k = 0; k < height; ++k) {
-          const int64_t in_y = job.in_y(strip.y, ky + k);
-          if (!job.has_line(in_y)) continue;
-          count = append_blocks(job.pixel(p, strip.b, in_y, x), job.channels(), job.entry(k, 0), blocks, count);
-        }
-        ends[i * (runs + 1)] = 0;
-        Collector::template collect<G, 0>(blocks, count, job.bits, 0, memory.collector, entries + i * capacity,
-                                          ends + i * (runs + 1) + 1);
-      }
-    }
-  }
-  for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
-    for (int64_t p = 0; p < job.planes; ++p) {
+  const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
+  const int64_t columns = std::max<int64_t>(end - begin, 0);
+  InputBlock* blocks = memory.blocks.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
+  uint16_t* entries = memory.entries.reserve(columns * column_capacity);
+  uint16_t* sizes = memory.sizes.reserve(columns * runs);
+  thread_local Scratch<Piece> pieces_memory;
+  Piece* pieces = pieces_memory.reserve(kw);
+
+  for (int64_t p = 0; p < job.planes; ++p) {
+    for (int64_t i = 0; i < columns; ++i) {
       int count = 0;
-      for (int64_t ky = 0; ky < kh; ky += height) {
+      for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
         const int64_t y = job.in_y(strip.y, ky);
-        if (height == 1 && !job.has_line(y)) continue;
-        for (int64_t kx = 0; kx < kw; ++kx) {
-          const int64_t in_x = job.in_x(x, kx);
-          if (!job.has_column(in_x)) continue;
-          const int64_t i = number(p, y, in_x);
-          pieces[count++] = {entries + i * capacity, ends + i * (runs + 1), job.entry(ky, kx)};
-        }
+        if (!job.has_line(y)) continue;
+        count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      job.start[row * job.planes + p] = out - job.entries;
-      constexpr int64_t kFirst = !Collector::kColumns || G == 4 ? 16 : 64;
-      out = concatenate<kFirst>(pieces, count, runs, job.zero(), out);
+      Collector::template collect<G, 0>(blocks, count, job.bits, 0, memory.collector, entries + i * column_capacity,
+                                        sizes + i * runs);
+    }
+    for (int64_t x = strip.x0; x < strip.x1; ++x) {
+      int count = 0;
+      for (int64_t kx = 0; kx < kw; ++kx) {
+        const int64_t column = job.in_x(x, kx);
+        if (!job.has_column(column)) continue;
+        pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
+                           job.entry(0, kx)};
+      }
+      job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
+      if (count == 3) {
+        Piece three[3] = {pieces[0], pieces[1], pieces[2]};
+        out = concatenate<G>(three, 3, runs, job.zero(), out);
+      } else {
+        out = concatenate<G>(pieces, count, runs, job.zero(), out);
+      }
     }
   }
   return out;
@@ -200,18 +188,11 @@ TANDEM_INLINE uint16_t* list_pieces(const ListJob& job, const Strip& strip, int6
 template <int G, class Collector>
 TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
   thread_local ListMemory<Collector> memory;
-  memory.lines.clear();
-  memory.columns = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    const Strip& strip = job.strips[i];
-    memory.columns =
-        std::max(memory.columns, job.in_x(strip.x1 - strip.x0 - 1, job.geometry.kernel[1] - 1) - job.in_x(0, 0) + 1);
-  }
-  const bool overlap = job.geometry.kernel[1] > job.geometry.stride[1];
   uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
+  const bool overlap = job.geometry.kernel[1] > job.geometry.stride[1];
   for (int64_t i = begin; i < end; ++i) {
-    out = overlap ? list_pieces<G, Collector>(job, job.strips[i], job.row[i], memory, out)
-                  : list_rows<G, Collector>(job, job.strips[i], job.row[i], memory, out);
+    out = overlap ? list_columns<G>(job, job.strips[i], job.row[i], memory, out)
+                  : list_rows<G>(job, job.strips[i], job.row[i], memory, out);
   }
 }
 

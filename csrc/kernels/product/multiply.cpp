@@ -71,7 +71,7 @@ void Multiplier::sum_counts(int64_t group, int64_t i, const BlockInputs& inputs,
 
 Tile Multiplier::tile(int64_t group, int64_t i, const Block& block) const {
   static const SpikeLists none;
-  return prepared.tile(layer, group, i, 0, none, block.rows, block.first_row, block.rows);
+  return prepared.tile(layer, group, i, 0, none, block.rows, block.first_row);
 }
 
 void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const {
@@ -84,15 +84,11 @@ void Multiplier::sum(int64_t group, int64_t i, const Block& block, const BlockIn
                                 byte_products());
   }
   if (way == Way::kPlain) return sum_plain(layer, tiling, tile(group, i, block), group, sums);
-  sum_rows(group, i, block, inputs, 0, block.rows, sums);
-}
-
-void Multiplier::sum_rows(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int64_t first,
-                          int64_t rows, int32_t* sums) const {
-  for (int64_t q = 0; q < prepared.tiling().blocks; ++q) {
-    const Tile tile = prepared.tile(layer, group, i, q, inputs.lists[q], rows, block.first_row + first, block.rows);
-    sum_lists(tile, first * tile.planes, sums, q == 0);
-  }
+  const auto tile_of = [&](int64_t q) {
+    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
+  };
+  const auto sum_block = prepared.bytes() ? sum_byte_lists : sum_lists;
+  for (int64_t q = 0; q < tiling.blocks; ++q) sum_block(tile_of(q), sums, q == 0);
 }
 
 void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs,
@@ -109,23 +105,28 @@ void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const 
 void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
   thread_local Scratch<int32_t> sums_memory;
   const Tiling& tiling = prepared.tiling();
+  const int64_t last = tiling.blocks - 1;
   if (layer.counted()) {
     thread_local Scratch<double> windows_memory;
     double* windows = windows_memory.reserve(block.rows * tiling.width());
     sum_window(group, i, block, inputs, windows);
     return fire_sums(tile(group, i, block), windows, layer.neuron, open);
   }
+  const auto tile_of = [&](int64_t q) {
+    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
+  };
+  const bool bytes = prepared.bytes();
+  if (list_steps > 0 && last == 0) {
+    return bytes ? fire_byte_lists(tile_of(0), layer.neuron, open)
+                 : fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  }
   int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
-  if (list_steps == 0 || tiling.blocks > 1) {
+  if (list_steps == 0 || bytes) {
     sum(group, i, block, inputs, sums);
     return fire_sums(tile(group, i, block), sums, layer.neuron, open);
   }
-  constexpr int64_t kRows = 16;  // sums that are still in the L1 cache when they fire
-  for (int64_t first = 0; first < block.rows; first += kRows) {
-    const int64_t rows = std::min(kRows, block.rows - first);
-    sum_rows(group, i, block, inputs, first, rows, sums);
-    fire_sums(tile(group, i, {nullptr, 0, block.first_row + first, rows}), sums, layer.neuron, open);
-  }
+  for (int64_t q = 0; q < last; ++q) sum_lists(tile_of(q), sums, q == 0);
+  fire_lists(tile_of(last), sums, layer.neuron, open);
 }
 
 namespace {

@@ -34,9 +34,6 @@ struct Multiplier {
 
   // Writes the sums of tile i of the group, [rows, planes, 8, 16 R]; for counts those of their bits.
   void sum(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int32_t* sums) const;
-  // The same of some rows, by lists.
-  void sum_rows(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, int64_t first, int64_t rows,
-                int32_t* sums) const;
 
   // Writes the sums of tile i of the group over the window, [rows, 16 R].
   void sum_window(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, double* windows) const;

@@ -87,10 +87,9 @@ const ListCosts& ListCosts::here() {
 double lists_cost(const Geometry& geometry, Way way, const Density& density, const ListCosts& costs) {
   const int steps = static_cast<int>(way), index = steps == 4 ? 2 : steps - 1;
   const int64_t channels = geometry.group_channels();
-  const bool pieces = geometry.kernel[1] > geometry.stride[1];  // as build_lists() decides: columns or pixels
-  const int64_t lines = costs.compressed ? geometry.kernel[0] : geometry.stride[0];
-  const int64_t pixels = pieces ? lines * geometry.stride[1] : geometry.taps();
-  const int64_t copies = !pieces ? 0 : costs.compressed ? 8 * geometry.kernel[1] : 6 * geometry.taps();
+  const bool columns = geometry.kernel[1] > geometry.stride[1];  // as build_lists() decides
+  const int64_t pixels = columns ? geometry.kernel[0] * geometry.stride[1] : geometry.taps();
+  const int64_t copies = columns ? geometry.kernel[1] : 0;
   const double tiles = static_cast<double>(geometry.group_outputs()) / 16,
                inputs = static_cast<double>(geometry.inputs());
   const double blocks = static_cast<double>(Tiling(geometry).blocks);
@@ -100,7 +99,7 @@ double lists_cost(const Geometry& geometry, Way way, const Density& density, con
   const double sorting = steps == 1 ? 0 : 6 * density.adds[index] * static_cast<double>(pixels * channels);
   return tiles *
              (costs.addition * density.adds[index] * inputs + costs.fold_and_fire[index] + costs.block * (blocks - 1)) +
-         static_cast<double>(runs * copies) +
+         static_cast<double>(8 * runs * copies) +
          (costs.compressed ? static_cast<double>(compares) : static_cast<double>(look_ups) + sorting);
 }
 

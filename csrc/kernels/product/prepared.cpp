@@ -126,25 +126,17 @@ Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor para
 }
 
 Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
-                    int64_t first_row, int64_t block_rows) const {
+                    int64_t first_row) const {
   const Geometry& geometry = layer.geometry;
   const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
-  const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q), size = bytes() ? 1 : 4;
-  const auto* weights = static_cast<const char*>(tiles_) + offset * size;
-  // Prefetch: the same K-block of the next tile, which comes from the L3 cache, if enough rows are multiplied
-  // meanwhile.
-  constexpr int64_t kMostLines = 16;
-  const int64_t bytes_ahead = tiling_.tile_size / tiling_.blocks * size;
-  const int64_t lines = bytes_ahead / (64 * block_rows * layer.plane_count()) + 1;
+  const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q);
   return {lists,
           rows,
           first_row,
           layer.plane_count(),
           tiling_.registers,
           bytes(),
-          weights,
-          weights + tiling_.tile_size * size,
-          lines <= kMostLines ? lines : 0,
+          static_cast<const char*>(tiles_) + offset * (bytes() ? 1 : 4),
           units_ + number * tiling_.width(),
           group * geometry.group_outputs() + first,
           std::min<int64_t>(tiling_.width(), geometry.group_outputs() - first)};

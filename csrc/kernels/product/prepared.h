@@ -29,9 +29,9 @@ class Prepared {
     return digits_->columns.data() + (group * tiling_.tiles_per_group + i) * tiling_.registers;
   }
 
-  // Tile i of a group, K-block q, for rows of these lists, which are those of so many rows.
+  // Tile i of a group, K-block q, for rows of these lists.
   Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
-            int64_t first_row, int64_t block_rows) const;
+            int64_t first_row) const;
 
  private:
   int64_t byte_blocks_;  // K-blocks of int8 tiles; 0: tiles are int32

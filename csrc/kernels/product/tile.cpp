@@ -6,46 +6,72 @@ namespace tandem::cpu {
 
 namespace {
 
-// Calls f(sums of a step, steps of a pattern).
-template <int L, int R, class F>
-TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
-  const int steps = tile.lists.steps;
-  if (tile.bytes) return f(ByteSums<L, R>(), std::integral_constant<int, kByteSteps>());
-  if (steps == 1) return f(WideSums<L, R>(), std::integral_constant<int, 1>());
-  if (steps == 2) return f(WideSums<L, R>(), std::integral_constant<int, 2>());
-  f(WideSums<L, R>(), std::integral_constant<int, 4>());
+// The eight sums of a row and plane in memory.
+template <int L, int R>
+TANDEM_INLINE auto* sums_at(int32_t* sums, const Tile& tile, int64_t row, int p) {
+  return reinterpret_cast<WideSums<L, R>*>(sums + (row * tile.planes + p) * (8 * 16 * R));
 }
 
-template <int L, int R>
-TANDEM_INLINE void sum_lists_of(const Tile& tile, int64_t list, int32_t* out, bool first) {
-  specialise<L, R>(tile, [&](auto kind, auto steps) TANDEM_INLINE_LAMBDA {
-    using S = decltype(kind);
-    const int64_t* start = tile.lists.start.data() + list;
-    const char* ahead = tile.ahead + list * tile.lines * 64;
-    int32_t* to = out;
-    for (const int64_t* end = start + tile.rows * tile.planes; start != end; ++start) {
-      for (int64_t line = 0; line < tile.lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-      S sums[8];
-      sum_steps<decltype(steps)::value>(tile.weights, tile.lists.entries.data() + *start, tile.lists.bits, sums);
-      for (int t = 0; t < 8; ++t) {
-        for (int i = 0; i < S::kOutputs; i += L, to += L) {
-          const auto sum = sums[t].template lanes<L>(i);
-          store(to, first ? sum : sum + load<Int<float, L>>(to));
-        }
+template <int G, class S>
+TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, S (&sums)[8]) {
+  const int64_t list = row * tile.planes + p;
+  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], tile.lists.bits, sums);
+}
+
+// Calls f(R, steps of a pattern).
+template <class F>
+TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
+  const auto with_registers = [&](auto registers) TANDEM_INLINE_LAMBDA {
+    switch (tile.lists.steps) {
+      case 1:
+        return f(registers, std::integral_constant<int, 1>());
+      case 2:
+        return f(registers, std::integral_constant<int, 2>());
+      default:
+        return f(registers, std::integral_constant<int, 4>());
+    }
+  };
+  tile.registers == 1 ? with_registers(std::integral_constant<int, 1>())
+                      : with_registers(std::integral_constant<int, 2>());
+}
+
+template <int L>
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const int32_t* others, const Neuron<float>& neuron,
+                                   uint8_t* open) {
+  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
+    using S = WideSums<L, R>;
+    run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+      list_sums<G>(tile, row, p, sums);
+      if (others == nullptr) return;
+      const S* before = sums_at<L, R>(const_cast<int32_t*>(others), tile, row, p);
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) sums[t] += before[t];
+    });
+  });
+}
+
+template <int L>
+TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
+  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int p = 0; p < tile.planes; ++p) {
+        WideSums<L, R> sums[8];
+        list_sums<G>(tile, row, p, sums);
+        auto* target = sums_at<L, R>(out, tile, row, p);
+#pragma GCC unroll 8
+        for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
       }
     }
   });
-}
-template <int L>
-TANDEM_INLINE void sum_lists_body(const Tile& tile, int64_t list, int32_t* sums, bool first) {
-  tile.registers == 1 ? sum_lists_of<L, 1>(tile, list, sums, first) : sum_lists_of<L, 2>(tile, list, sums, first);
 }
 
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
   using S = WideSums<L, R>;
   run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-    std::memcpy(sums, in + (row * tile.planes + p) * (8 * S::kOutputs), sizeof(sums));
+    std::memcpy(sums, sums_at<L, R>(const_cast<int32_t*>(in), tile, row, p), sizeof(sums));
   });
 }
 template <int L>
@@ -55,8 +81,10 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const N
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int64_t list, int32_t* sums, bool first),
-                        (tile, list, sums, first))
+TANDEM_CPU_LANES_KERNEL(fire_lists,
+                        (const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, others, neuron, open))
+TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))
 

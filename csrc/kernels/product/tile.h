@@ -15,8 +15,6 @@ struct Tile {
   int registers;      // R, 1 or 2
   bool bytes;         // weights are int8, and their sums fit int16; else int32
   const void* weights;
-  const char* ahead;  // memory to prefetch, some cache lines with every list
-  int64_t lines;
   const float* unit;  // [16 R], the value of a sum of 1
   int64_t channel;    // first output channel
   int64_t channels;   // output channels that exist, at most 16 R
@@ -24,14 +22,19 @@ struct Tile {
   int width() const { return 16 * registers; }
 };
 
-// The steps of a pattern in lists for int8 weights.
+// Multiplies by lists, adds the sums of other K-blocks unless `others` is null, and fires the neurons in registers.
+// `open`, null or a byte per neuron, replaces the mask.
+void fire_lists(const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open);
+
+// Multiplies by lists and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in memory unless `first`.
+void sum_lists(const Tile& tile, int32_t* sums, bool first);
+
+// The same for int8 weights and patterns of four steps. fire_byte_lists() takes a single K-block.
 constexpr int kByteSteps = 4;
+void fire_byte_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
+void sum_byte_lists(const Tile& tile, int32_t* sums, bool first);
 
-// Multiplies by lists, beginning with number `list`, and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in
-// memory unless `first`.
-void sum_lists(const Tile& tile, int64_t list, int32_t* sums, bool first);
-
-// Fires the neurons from sums in memory. `open`, null or a byte per neuron, replaces the mask.
+// Fires the neurons from sums in memory.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);
 
 }  // namespace tandem::cpu
