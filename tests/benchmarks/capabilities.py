@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import quantiles
 
 from tandem_snn.bench.cases import FROZEN
-from tandem_snn.bench.run import choose, describe, measure, ratio
+from tandem_snn.bench.run import choose, measure, ratio
+from tandem_snn.machine import origin
 
 PORTABLE = ("mlp-infer-128-rate", "conv-128-256-rate-10", "conv-64-64-rate-10")
 RIVALS = (*FROZEN, "tandem", "windows", "ANN", "naive, windows")
@@ -33,8 +36,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ |= {"TANDEM_CPU_CAPABILITY": arguments.capability, **TORCH[arguments.capability]}
-    result = describe(f"python tests/benchmarks/capabilities.py {' '.join(sys.argv[1:])}", threads=1, quick=False)
-    result["capability"] = arguments.capability
+    result = origin(shlex.join(["python", "tests/benchmarks/capabilities.py", *sys.argv[1:]]))
+    result |= {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "capability": arguments.capability, "rows": []}
     print("seconds, median and fastest tenth; the same relative to the ANN")
     for case in choose(arguments.cases):
         row = measure(replace(case, rivals=tuple(r for r in case.rivals if r in RIVALS)), threads=1, quick=False)
