@@ -47,7 +47,8 @@ def main() -> None:
         for name in fast:
             print(f"{case.name:22} {name:24} {middle[name]:.3g} {fast[name]:.3g}  %.2f %.2f" % ratios[name], flush=True)
         kept = {name: [float(f"{x:.3g}") for x in (middle[name], fast[name], *ratios[name])] for name in fast}
-        result["rows"].append({"case": case.name, "title": case.title, "answers": row["answers"], "values": kept})
+        different = max(difference["spikes"] for difference in row["answers"].values())
+        result["rows"].append({"case": case.name, "different": different, "values": kept})
         if arguments.out:
             arguments.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
 
