@@ -170,7 +170,7 @@ def test_the_table_of_the_last_runs() -> None:
 def test_the_performance_page() -> None:
     page = (ROOT / "docs/performance.md").read_text()
     results = {f"results/figures/bench-{threads}.png": documents.read(f"bench-{threads}") for threads in (1, 2)}
-    timings = [read(f"timings-{capability}") for capability in ("default", "v3", "v4")]
+    timings = [documents.read(f"timings-{capability}") for capability in ("default", "v3", "v4")]
     assert document(results, timings, page) == page
 
 
