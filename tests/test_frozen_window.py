@@ -44,7 +44,7 @@ def depthwise() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 2, 9, 8)
 
 
-NETWORKS = [mlp, conv, average, residual, projection, image_paths, impulse_paths, line, zero_expand, depthwise]
+NETWORKS = [mlp, conv, residual, projection, image_paths, impulse_paths, line, zero_expand, depthwise]
 
 
 def of_timing(make: Any, T: int, mixed: str = "") -> tuple[nn.Module, Any]:
@@ -75,7 +75,7 @@ def pipeline(frozen: ts.FrozenNetwork, steps: list[Tensor], windows: int) -> lis
 
 @pytest.mark.parametrize("mixed", ["", "even", "odd"])
 @pytest.mark.parametrize("T", LENGTHS)
-@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("make", [*NETWORKS, average])
 def test_one_call_is_the_evaluation_and_the_pipeline(make: Any, T: int, mixed: str) -> None:
     net, x = of_timing(make, T, mixed)
     frozen = ts.freeze(net)
