@@ -168,4 +168,7 @@ def test_files_that_are_not_ours(classify: Path, tmp_path: Path) -> None:
     assert "is not one of tandem_snn frozen 3" in run(classify, path, x).stderr
     assert run(classify, path).returncode == 2
     assert "cannot open" in run(classify, tmp_path / "none", x).stderr
-    assert "number of samples" in run(classify, EXAMPLE / "digits.tandem", EXAMPLE / "digits.txt").stderr
+    short = tmp_path / "short"
+    for size, reason in (4, "number of samples"), (3, "no whole float32s"):
+        short.write_bytes(x.read_bytes()[:-size])
+        assert reason in run(classify, EXAMPLE / "digits.tandem", short).stderr
