@@ -29,7 +29,7 @@ from tandem_snn.bench.run import ratio
 from tandem_snn.bench.timing import spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
-ALL_OURS = (*OURS, "frozen, 8 bits", "frozen, windows", "frozen, 8 bits, windows", "windows")
+ALL_OURS = {*OURS, *FROZEN, "windows"}
 DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
 PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
 
