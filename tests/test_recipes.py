@@ -29,6 +29,7 @@ BAD = {
     "schedule": ("onecycle", "did you mean 'one-cycle'"),
     "precision": ("fp8", "unknown precision"),
     "gate": ("rely", "did you mean 'relu'"),
+    "first_gate": ("resu:30", "first_gate: expected GATE:EPOCHS with a gate of .* and fewer epochs than the 30"),
     "timing": ("windows", "did you mean 'window'"),
     "encoding": ("poisson", "direct, zero_expand"),
     "T": (65536, "T: expected 1 to 65535"),
