@@ -15,9 +15,8 @@ from tandem_snn.training.library import describe
 
 
 def test_recipes_survive_a_file():
-    recipe = Recipe(
-        model="FC32", augment=["shift:2"], options={"eps": 1e-3}, schedule="multistep", milestones=(3, 5), gamma=2, T=4
-    )
+    keys = {"schedule": "multistep", "milestones": (3, 5), "gamma": 2, "T": 1000}
+    recipe = Recipe(model="FC32", augment=["shift:2"], options={"eps": 1e-3}, **keys)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     earlier = recipe.to_dict() | {"progressive": False, "percentile": 99.9, "patience": None}
     assert Recipe.from_dict(earlier) == recipe
@@ -132,8 +131,10 @@ def test_keys_reach_the_network():
     assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None
     twin = Recipe(model="mlp", **keys).build(digits, "ANN")
     assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    window = Recipe(model="FC16", timing="window").build(digits).fc1
+    window = Recipe(model="FC16", timing="window", T=255).build(digits).fc1
     assert (window.timing, window.v_init) == ("window", 0.5)
+    with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
+        Recipe(T=256, timing="window")
     for impossible in ({"leak": 0.9}, {"gate": "resu"}):
         with pytest.raises(UserError, match=f"model mlp: {min(impossible)}: with timing='window'"):
             Recipe(model="mlp", timing="window", **impossible).build(digits)
