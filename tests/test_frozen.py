@@ -381,11 +381,3 @@ def test_a_readout_that_reads_another() -> None:
     frozen, x = freeze(net), torch.rand(4, 3)
     assert torch.equal(frozen(x), net(x))
     assert torch.equal([frozen.step(x) for _ in range(8)][-1], net(x))
-
-
-def test_analog_layers_have_the_bits_of_evaluation() -> None:
-    layers = tnn.Linear(5, 6, threshold=torch.rand(6) + 0.5, gain="threshold"), tnn.Linear(6, 7, norm=True)
-    layers[1].analog = True
-    x = 3 * torch.rand(64, 5)
-    net = trained(nn.Sequential(tnn.Encoder(8), *layers, tnn.Readout(7, 3)), x)
-    assert torch.equal(freeze(net)(x), net.eval()(x))
