@@ -11,7 +11,7 @@ import networks
 import pytest
 import torch
 from networks import differing, dyadic, images, meeting, own_counts, stepped
-from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of, network
+from nir_simulators import by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of, network
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -316,9 +316,3 @@ def test_a_simulator_runs_the_file_to_the_same_counts(name: str, tmp_path: Path)
 def test_a_simulator_has_the_same_counts_where_potentials_equal_the_threshold(name: str, tmp_path: Path) -> None:
     net, x = meeting(network()), images()
     networks.assert_same(own_counts(net, x), counts_of(*SIMULATORS[name][0](file_of(net, x, tmp_path)), x))
-
-
-def test_norse_has_no_soft_reset_for_an_if(tmp_path: Path) -> None:
-    net, x = network(), images()
-    path = file_of(net, x, tmp_path)
-    assert min(differing(own_counts(net, x)[0], counts_of(*by_norse(path), x)[0])) > 0.01
