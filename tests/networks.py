@@ -224,8 +224,12 @@ def meeting(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool]) -> tuple[list[Tensor], Tensor]:
-    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers."""
+def stepped(
+    net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool], call: Callable[[Any], Any] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers of
+    ``call``, by default the network.
+    """
     counts: dict[str, Tensor] = {}
 
     def counting(name: str) -> Callable[..., None]:
@@ -237,7 +241,7 @@ def stepped(net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool])
     hooks = [m.register_forward_hook(counting(n)) for n, m in net.named_modules() if names(n, m)]
     answer = torch.zeros(())
     for x in steps:
-        y = net(x)
+        y = (call or net)(x)
         answer = answer + (y[0] if isinstance(y, tuple) else y)
     for hook in hooks:
         hook.remove()

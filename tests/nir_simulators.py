@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import dyadic
+from networks import dyadic, stepped
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
@@ -35,26 +35,17 @@ def network() -> nn.Module:
     return dyadic(net)
 
 
-def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor, steps: Callable[[Tensor], Tensor] | None = None):
-    """The same of another tool's model, stepped T times with the image at every step."""
-    spikes = [torch.zeros(()) for _ in neurons]
+def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The counts of another tool's model, stepped T times with the image at every step, and its answer."""
+    state = None
 
-    def count(i: int) -> Callable[..., None]:
-        def hook(_: object, __: object, y: Any) -> None:
-            spikes[i] = spikes[i] + (y[0] if isinstance(y, tuple) else y)
+    def step(x: Tensor) -> Tensor:
+        nonlocal state
+        y = model(x, state)
+        y, state = y if isinstance(y, tuple) else (y, None)
+        return y
 
-        return hook
-
-    hooks = [module.register_forward_hook(count(i)) for i, module in enumerate(neurons)]
-    state, answer = None, torch.zeros(())
-    with torch.no_grad():
-        for _ in range(T):
-            y = model(x, state)
-            y, state = y if isinstance(y, tuple) else (y, None)
-            answer = answer + y
-    for hook in hooks:
-        hook.remove()
-    return spikes, answer
+    return stepped(model, [x] * T, lambda _, module: module in neurons, step)
 
 
 # --- other simulators: their own import of the file, and where it changes the neuron, the neuron put right ------------

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tandem_ext as te
 from build_tools import backend, compile
-from build_tools.decide import Plan, compiler_flags, decide, default_jobs, linker_flags, parse_archs
+from build_tools.decide import Plan, compiler_flags, decide, default_jobs, linker_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
@@ -49,6 +50,7 @@ BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
     (Machine(), NOWHERE, f"{CPU} (CUDA_HOME=/nowhere has no bin/nvcc)"),
     (BARE, {}, f"{CPU} (the toolkit of /usr/bin/nvcc has no cuda_runtime.h)"),
     (TOOLKIT, {}, CUDA),
+    (TOOLKIT, {"TANDEM_CUDA": "0"}, f"{CPU} (TANDEM_CUDA=0)"),
     (TOOLKIT, NOWHERE, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
     (TOOLKIT, NOWHERE | {"TANDEM_CUDA": "1"}, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
 ])  # fmt: skip
@@ -56,41 +58,32 @@ def test_what_is_built_and_why(machine: Machine, env: dict[str, str], summary: s
     assert machine.decide(**env).summary() == summary
 
 
-@pytest.mark.parametrize("nvcc", ["/opt/cuda/bin/nvcc", "/usr/local/bin/nvcc"], ids=["itself", "a wrapper elsewhere"])
-def test_the_toolkit_of_an_nvcc(nvcc: str) -> None:
-    toolkit = Machine.with_toolkit("/opt/cuda", nvcc=nvcc).decide().toolkit
-    assert toolkit is not None
-    assert toolkit.nvcc == Path("/opt/cuda/bin/nvcc")
-    assert toolkit.include == Path("/opt/cuda/include")
-    assert toolkit.cudart == Path("/opt/cuda/lib64/libcudart_static.a")
-
-
-def test_cuda_home_comes_first() -> None:
-    machine = Machine.with_toolkit("/opt/cuda")
+@pytest.mark.parametrize(("nvcc", "home"), [
+    ("/opt/cuda/bin/nvcc", None), ("/usr/local/bin/nvcc", None), ("/opt/cuda/bin/nvcc", "/mine"),
+], ids=["itself", "a wrapper elsewhere", "CUDA_HOME comes first"])  # fmt: skip
+def test_the_toolkit_of_an_nvcc(nvcc: str, home: str | None) -> None:
+    machine, root = Machine.with_toolkit("/opt/cuda", nvcc=nvcc), Path(home or "/opt/cuda")
     machine.files |= {f"/mine/{name}" for name in TOOLKIT_FILES}
-    plan = machine.decide(CUDA_HOME="/mine")
-    assert plan.toolkit is not None
-    assert plan.toolkit.nvcc == Path("/mine/bin/nvcc")
+    toolkit = machine.decide(**({"CUDA_HOME": home} if home else {})).toolkit
+    assert toolkit is not None
+    found = toolkit.nvcc, toolkit.include, toolkit.cudart
+    assert found == (root / "bin/nvcc", root / "include", root / "lib64/libcudart_static.a")
 
 
-def test_cuda_can_be_refused() -> None:
-    assert Machine.with_toolkit("/opt/cuda").decide(TANDEM_CUDA="0") == Plan(note="TANDEM_CUDA=0")
-
-
-def test_cuda_demanded_without_a_toolkit_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match=r"TANDEM_CUDA=1.*no nvcc on PATH.*set CUDA_HOME.*TANDEM_CUDA=0"):
-        Machine().decide(TANDEM_CUDA="1")
-
-
-def test_unknown_wish_is_an_error() -> None:
-    with pytest.raises(ValueError, match="TANDEM_CUDA=yes: allowed are 0, 1 and auto"):
-        Machine().decide(TANDEM_CUDA="yes")
+@pytest.mark.parametrize(("machine", "env", "error", "message"), [
+    (Machine(), {"TANDEM_CUDA": "1"}, RuntimeError, "TANDEM_CUDA=1.*no nvcc on PATH.*set CUDA_HOME.*TANDEM_CUDA=0"),
+    (Machine(), {"TANDEM_CUDA": "yes"}, ValueError, "TANDEM_CUDA=yes: allowed are 0, 1 and auto"),
+    *((TOOLKIT, {"TORCH_CUDA_ARCH_LIST": archs}, ValueError, "TORCH_CUDA_ARCH_LIST")
+      for archs in ("Hopper", "90", "9.0+ptx", "8.0;;x")),
+])  # fmt: skip
+def test_what_cannot_be_built_is_an_error(machine: Machine, env: dict[str, str], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        machine.decide(**env)
 
 
 def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None:
-    machine = Machine.with_toolkit("/opt/cuda")
-    assert machine.decide(TORCH_CUDA_ARCH_LIST="").archs == ("8.0", "9.0+PTX")
-    plan = machine.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
+    assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("8.0", "9.0+PTX")
+    plan = TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
     assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
     assert plan.gencode() == [
         "-gencode=arch=compute_86,code=sm_86",
@@ -98,12 +91,6 @@ def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
-
-
-@pytest.mark.parametrize("text", ["Hopper", "90", "9.0+ptx", "8.0;;x"])
-def test_arch_list_without_meaning_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST"):
-        parse_archs(text)
 
 
 @pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1)])

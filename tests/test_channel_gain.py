@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.convert.calibrate import covering, set_threshold
 from tandem_snn.nn.signals import effective_counts
-from tandem_snn.nn.threshold import covering, set_threshold
 
 
 def train(*shape: int, T: int = 11, **options: Any) -> te.SpikeTrain:

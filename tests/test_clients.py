@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
@@ -255,13 +254,3 @@ def test_averaged_models_and_their_batch_norm(items):
         torch.testing.assert_close(layer.norm.running_mean, (means[0] + means[1]) / 2)
         assert layer.norm.num_batches_tracked == 2
         assert ema.eval()(data).isfinite().all()
-
-
-def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
-    """torch walks through tensors only; it says so, which is all that can be done from here."""
-    x, _ = torch.utils.data.default_collate(items)
-    net = network()
-    with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
-        y = checkpoint(net[1], net[0](x), use_reentrant=True)
-    net[2](y).sum().backward()
-    assert net[0].weight.grad is None

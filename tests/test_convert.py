@@ -171,48 +171,6 @@ def at_the_counts(snn: nn.Module, x: Tensor) -> Tensor:
     return answer
 
 
-def test_training_the_spiking_network_trains_the_ann() -> None:
-    net, x = sequential()
-    settled(net, x)
-    before = {name: t.clone() for name, t in net.state_dict().items()}
-    snn = convert(net, T=8).train()
-    optimizer = torch.optim.SGD(snn.parameters(), 0.1)
-    F.cross_entropy(snn(x), torch.arange(6)).backward()
-    optimizer.step()
-    changed = [name for name, t in net.state_dict().items() if not torch.equal(t, before[name])]
-    assert set(changed) == set(before), "Parameters and statistics alike"
-    net.eval()
-    assert torch.equal(to_ann(snn.eval())(x), net(x))
-
-
-def test_digits_after_conversion_alone() -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    from tandem_snn.data import load
-
-    data = load("digits", validation=False)
-    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
-    layers += [nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()]
-    layers += [nn.Flatten(), nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)]
-    net = nn.Sequential(*layers)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for epoch in range(8):
-        for inputs, labels in data.train.batches(64, seed=epoch):
-            optimizer.zero_grad()
-            F.cross_entropy(net(inputs), labels).backward()
-            optimizer.step()
-    (images, labels) = next(iter(data.test.batches(len(data.test))))
-
-    def accuracy(net: nn.Module) -> float:
-        return (net.eval()(images).argmax(1) == labels).double().mean().item()
-
-    of_ann = accuracy(net)
-    assert of_ann > 0.96
-    for T, at_most in (8, 0.012), (4, 0.03):
-        snn = calibrate(convert(net, T), data.train.batches(500))
-        assert accuracy(snn) > of_ann - at_most
-        assert torch.equal(freeze(snn)(images[:20]), snn(images[:20]))
-
-
 def test_calibration() -> None:
     net, x = sequential()
     settled(net, x)

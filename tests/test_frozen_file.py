@@ -23,8 +23,8 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn import container
 from tandem_snn.errors import UserError
-from tandem_snn.frozen.file import FORMAT
 from tandem_snn.frozen.lowering import lower
+from tandem_snn.frozen.program import FORMAT
 from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -124,10 +124,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.readout(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))
 
-    analog = nn.Sequential(tnn.Linear(4, 3), tnn.Linear(3, 3), tnn.Readout(3, 2))
-    analog[1].analog = True
     for net, message in (
-        (analog, "layer '1' cannot be saved: it is analog"),
         (ts.convert(Joined(), T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
         (Doubled(), "mul.* is not a layer of tandem_snn.nn"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),

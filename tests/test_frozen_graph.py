@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import tandem_snn
 import tandem_snn.nn as tnn
 from tandem_ext import checks
-from tandem_snn.frozen.graph import MOST_GRAPHS, Graph
+from tandem_snn.frozen.graph import MOST_KEPT, Graph
 
 # What a capture does not allow: to wait for a value, or to bring one from the host.
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")
@@ -113,9 +113,9 @@ def test_an_answer_is_the_callers() -> None:
 def test_shapes_do_not_pile_up() -> None:
     frozen = tandem_snn.freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)))
     with torch.inference_mode():
-        for batch in range(1, MOST_GRAPHS + 4):
+        for batch in range(1, MOST_KEPT + 4):
             assert frozen._replay(torch.rand(batch, 3)).shape == (batch, 2)
-    assert len(frozen._graphs) == MOST_GRAPHS
+    assert len(frozen._graphs) == MOST_KEPT
 
 
 class Waits(nn.Module):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from cases import dyadic
-from torch.utils.data import DataLoader
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -92,16 +91,11 @@ def test_numpy_gets_the_spikes(train):
         np.array(train, copy=False)
 
 
-@pytest.mark.parametrize(
-    "index", [[0, 3], np.array([0, 3]), torch.tensor([0, 3]), [True, False, False, True, False, False]]
-)
-def test_samples_are_chosen_by_what_chooses_rows(train, index):
-    assert torch.equal(train[index].planes, train.planes[:, [0, 3]])
+def test_samples_are_chosen_by_what_chooses_rows(train):
     image = te.ConstantInput(dyadic(6, 5), 8)
-    assert torch.equal(image[index].x, image.x[[0, 3]])
-
-
-def test_an_index_of_numpy(train):
+    for index in [0, 3], np.array([0, 3]), torch.tensor([0, 3]), [True, False, False, True, False, False]:
+        assert torch.equal(train[index].planes, train.planes[:, [0, 3]])
+        assert torch.equal(image[index].x, image.x[[0, 3]])
     assert torch.equal(train[np.int64(-1)].planes, train.planes[:, 5:])
     assert len(train[[]]) == 0
     with pytest.raises(IndexError, match="6 is out of range"):
@@ -111,21 +105,6 @@ def test_an_index_of_numpy(train):
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_loader_as_it_is(train, workers):
-    image = te.ImpulseInput(dyadic(6, 5), 8)
-    samples = [{"spikes": train[i], "image": image[i], "label": i} for i in range(6)]
-    first, second = DataLoader(samples, batch_size=4, num_workers=workers)
-    assert torch.equal(first["spikes"].planes, train.planes[:, :4])
-    assert torch.equal(second["image"].x, image.x[4:])
-    assert second["label"].tolist() == [4, 5]
-
-
-def test_trains_that_do_not_fit_are_no_batch(train):
-    with pytest.raises(ValueError, match="expected the same T, got 9 and 8"):
-        torch.utils.data.default_collate([train[0], te.SpikeTrain.from_dense(torch.zeros(8, 1, 2, 5))])
 
 
 @pytest.mark.parametrize(("name", "said"), [

@@ -98,17 +98,6 @@ def test_an_ann_is_refused(function):
         function(frozen, torch.rand(1, 3))
 
 
-def test_firing_rates():
-    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, norm=True), tnn.Linear(6, 5), tnn.Readout(5, 2))
-    with torch.no_grad():
-        net[2].weight.fill_(-1.0)
-        net[2].bias.fill_(-1.0)
-    x = torch.randn(10, 4)
-    rates = measure.firing_rates(net, x)
-    train = net.eval()[1](net[0](x))
-    assert rates == {"1": pytest.approx(train.to_dense().mean().item()), "2": 0.0}
-
-
 def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, bias=False), tnn.Readout(6, 2))
     penalty = measure.synops_penalty(net)

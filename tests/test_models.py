@@ -35,7 +35,7 @@ def inputs(name, batch=3):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_forward_and_backward_of_both(name):
+def test_every_model_learns_is_frozen_and_counted(name):
     net, twin, x = create_model(name, **options(name)), create_twin(name, **options(name)), inputs(name)
     twin.load_state_dict(net.state_dict())
     net.load_state_dict(twin.state_dict())
@@ -44,26 +44,13 @@ def test_forward_and_backward_of_both(name):
         assert answer.shape == (3, 10)
         answer.square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in each.parameters())
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_frozen_it_gives_the_same_bits(name):
-    net, x = create_model(name, **options(name)), inputs(name)
-    for _ in range(3):
-        net(x)
-    net.eval()
-    frozen = freeze(net)
-    assert torch.equal(frozen(x), net(x))
+    net(x)
+    frozen, expected = freeze(net.eval()), net(x)
+    assert torch.equal(frozen(x), expected)
     assert all(program.refusal is None for program in frozen._programs.values())
-    steps = x.to_dense() if isinstance(x, te.SpikeTrain) else [x] * 4
-    for step in steps:
+    for step in x.to_dense() if isinstance(x, te.SpikeTrain) else [x] * 4:
         so_far = frozen.step(step)
-    assert torch.equal(so_far, net(x))
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_its_operations_are_counted(name):
-    net, x = create_model(name, **options(name)), inputs(name)
+    assert torch.equal(so_far, expected)
     ops = measure.synops(net, x)
     layers = [m for m in net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d)]
     assert len(ops.layers) == len(layers)

@@ -321,16 +321,6 @@ def test_the_general_way():
     assert spoiled_rows(snn(bad)) == [1]
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_layers_of_window_timing(name):
-    net, x, bad = made(name)
-    check_sample_1(in_windows(net).eval()(bad), net(x))
-    weight = dyadic(5, 7)
-    weight[2, 1] = INF
-    for m in (f, ref):
-        assert spoiled_rows(m.linear_if(train(T, 3, 7), weight, timing="window").counts) == [0, 1, 2]
-
-
 # --- trains -----------------------------------------------------------------------------------------------------------
 
 

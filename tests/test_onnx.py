@@ -167,10 +167,6 @@ def test_errors(tmp_path: Path) -> None:
     uneven = nn.Sequential(tnn.Encoder(T), conv, mean, tnn.Flatten(), tnn.Readout(32, 2))
     with pytest.raises(ValueError, match="windows of different sizes"):
         ts.to_onnx(uneven, tmp_path / "net.onnx", x)
-    analog = nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4), tnn.Linear(4, 4), tnn.Readout(4, 2))
-    analog[3].analog = True
-    with pytest.raises(ValueError, match="analog"):
-        ts.to_onnx(analog, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
 
 

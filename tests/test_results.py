@@ -164,7 +164,7 @@ def test_the_table_of_initial_gammas() -> None:
 
 def test_the_table_of_the_last_runs() -> None:
     page = (ROOT / "docs/reliability.md").read_text()
-    assert importlib.import_module("torture").with_figures(page, documents.read("reliability")) == page
+    assert with_table(page, "figures", importlib.import_module("torture").table(documents.read("reliability"))) == page
 
 
 def test_the_performance_page() -> None:

@@ -1,6 +1,5 @@
 """The training loop, tasks, optimizers, and the comparison with the ANN twin."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -227,18 +226,6 @@ def test_step_times_leave_the_networks_alone(digits):
     assert [len(record) for record in times] == [3, 3]
     assert min(map(min, times)) > 0
     assert all(torch.equal(before[key], value) for key, value in nets[0].state_dict().items())
-
-
-def test_mlp_learns_the_digits(digits):
-    steps = []
-    recipe = Recipe(validation=False, model="mlp", epochs=10)
-    result = compare(recipe, digits, on_step=lambda kind, seed, trainer: steps.append((kind, trainer.step)))
-    summary = result.summary()
-    assert summary["test_accuracy"] >= 96
-    assert abs(summary["test_accuracy"] - summary["ann_test_accuracy"]) < 2
-    assert steps == [(kind, step) for kind in ("SNN", "ANN") for step in range(211)]
-    assert json.loads(json.dumps(summary)) == summary
-    assert set(summary) >= {"test_accuracy", "ann_test_accuracy", "T", "synops_ratio", "step_time_ratio", "seeds"}
 
 
 def test_own_data_are_compared(tmp_path):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import tandem_snn.nn as tnn
-from tandem_snn import create_model, create_twin
+from tandem_snn import create_model, create_twin, to_ann
 from tandem_snn.errors import UserError
 from tandem_snn.training import Recipe, compare, fit, save_checkpoint, start_from
 from tandem_snn.training.transfer import start_from_checkpoint
@@ -27,13 +26,6 @@ def trained(name, **options):
     for _ in range(40):
         twin(torch.randn(32, 3, 8, 8))
     return twin.eval()
-
-
-def analog(net):
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer):
-            layer.analog = True
-    return net.eval()
 
 
 @pytest.mark.parametrize("gain", [1.0, 3.0])
@@ -60,7 +52,22 @@ def test_without_spikes_it_is_the_trained_network(name, options, gain):
     start_from(net, twin.state_dict(), gain)
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
     x = torch.randn(5, 3, 8, 8)
-    torch.testing.assert_close(analog(net)(x), twin(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(to_ann(net.eval())(x), twin(x), rtol=1e-3, atol=1e-3)
+
+
+def test_units_of_the_ann_are_kept_at_any_threshold():
+    torch.manual_seed(3)
+    options = {**OPTIONS, "T": 255, "ann_units": True, "v_init": 0.5}
+    net, twin = create_model("cnn", **options), create_twin("cnn", **options)
+    x = torch.randn(16, 3, 8, 8)
+    for _ in range(30):
+        twin(x)
+    net.load_state_dict(twin.state_dict(), strict=False)
+    assert {key.rsplit(".", 1)[-1] for key in net.state_dict().keys() - twin.state_dict().keys()} == {
+        "threshold", "v_init",
+    }  # fmt: skip
+    answer, expected = net.eval()(x), twin.eval()(x)
+    assert nn.functional.cosine_similarity(answer, expected).min() > 0.99
 
 
 def test_gain_1_leaves_the_weights_alone():

@@ -25,12 +25,14 @@ from measure_coverage import coverage
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "python"))
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "docs/pages")]
+from tables import with_table  # noqa: E402
+
 from tandem_snn.machine import commit, machine, short, versions  # noqa: E402
 
 Figures = dict[str, Any]
 OPS = [
-    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits", "hybrid", "precision",
+    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits", "precision",
     "reference", "spike_train",
 ]  # fmt: skip
 
@@ -86,49 +88,20 @@ def mutants(script: str) -> Callable[[argparse.Namespace], Figures]:
     return stage
 
 
-FAULTS = ["faults", "checkpoints", "distributed", "errors", "frozen", "data", "data_events", "nir", "untrusted",
-          "cli"]  # fmt: skip
-STAGES: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "calls": lambda options: fuzz(options.minutes),
-    "arguments": lambda options: fuzz_kernels(options.minutes),
-    "faults": lambda _: tests(*FAULTS),
-    "threads": lambda _: tests("processes"),
-    "numbers": lambda _: tests("trained", "determinism", "reference"),
-    "sanitizers": sanitizers,
-    "mutants-python": mutants("mutate_python"),
-    "mutants-cpp": mutants("cpp/mutate"),
-    "mutants-cuda": mutants("cuda_host/mutate"),
-    # Of the ops and what is below them, by their tests; `make coverage` runs all tests.
-    "coverage": lambda _: {
-        folder: figures
-        for folder, figures in coverage(*(f"tests/test_{name}.py" for name in OPS)).items()
-        if folder != "python/tandem_snn"
-    },
-}
-
-
 # --- the figures of the last run, as a table in docs/reliability.md ---------------------------------------------------
-
-START, END = "<!-- figures -->", "<!-- end of figures -->"
-
-
-def with_figures(text: str, figures: dict[str, Any]) -> str:
-    """The page ``text`` with the table of these stages between its marks."""
-    before, rest = text.split(START)
-    return f"{before}{START}\n\n{table(figures)}\n{END}{rest.split(END)[1]}"
 
 
 def table(figures: dict[str, Any]) -> str:
     """Markdown."""
     rows = ["| what | figures | time | commit |", "| --- | --- | --- | --- |"]
-    for name in filter(figures.get, _STAGES):
-        stage, (title, text) = figures[name], _STAGES[name]
+    for name in filter(figures.get, STAGES):
+        stage, (title, _, text) = figures[name], STAGES[name]
         commit = short(stage["commit"], 7)
         # A stage whose parts were run one by one has no time of its own.
         minutes = f"{stage['seconds'] / 60:.0f} min" if "seconds" in stage else ""
         rows.append(f"| {title} | {text(stage['result'])} | {minutes} | {commit}, {stage['date']} |")
     machines = sorted({f"{s['machine'].get('cpu', '?')}, {s['machine'].get('cores')} cores" for s in figures.values()})
-    left_out = [title for name, (title, _) in _STAGES.items() if name not in figures]
+    left_out = [title for name, (title, *_) in STAGES.items() if name not in figures]
     not_run = f" Not run: {'; '.join(left_out)}." if left_out else ""
     return "\n".join([*rows, "", f"On {'; '.join(machines)}.{not_run}"])
 
@@ -170,19 +143,33 @@ def _coverage(result: dict[str, Any]) -> str:
     )
 
 
-# Title and words of each stage.
-_STAGES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "calls": ("hostile calls of every op", _calls),
-    "arguments": ("hostile arguments of the kernels, ASan and UBSan", _arguments),
-    "faults": ("faults: kills, damage, disks, files", _tests),
-    "threads": ("threads and processes", _tests),
-    "numbers": ("equal numbers, 2,000-step soak", _tests),
-    "sanitizers": ("the kernels' C++ tests under sanitizers", _sanitizers),
-    "mutants-python": ("changes of the Python code that tests notice", _mutants),
-    "mutants-cpp": ("changes of the CPU kernels that tests notice", _mutants),
-    "mutants-cuda": ("changes of the CUDA kernels that tests of the emulation notice", _mutants),
-    "coverage": ("lines and branches that the C++ tests and those of the ops reach", _coverage),
-}
+FAULTS = ["faults", "checkpoints", "distributed", "errors", "frozen", "data", "data_events", "nir", "untrusted",
+          "cli"]  # fmt: skip
+
+
+def coverage_of_ops(_: argparse.Namespace) -> Figures:
+    """Of the ops and what is below them, by their tests; `make coverage` runs all tests."""
+    found = coverage(*(f"tests/test_{name}.py" for name in OPS))
+    return {folder: figures for folder, figures in found.items() if folder != "python/tandem_snn"}
+
+
+# By name: the title, what runs, and its figures in words.
+STAGES: dict[str, tuple[str, Callable[[argparse.Namespace], Figures], Callable[[Figures], str]]] = {
+    "calls": ("hostile calls of every op", lambda options: fuzz(options.minutes), _calls),
+    "arguments": (
+        "hostile arguments of the kernels, ASan and UBSan", lambda options: fuzz_kernels(options.minutes), _arguments,
+    ),
+    "faults": ("faults: kills, damage, disks, files", lambda _: tests(*FAULTS), _tests),
+    "threads": ("threads and processes", lambda _: tests("processes"), _tests),
+    "numbers": ("equal numbers, 2,000-step soak", lambda _: tests("trained", "determinism", "reference"), _tests),
+    "sanitizers": ("the kernels' C++ tests under sanitizers", sanitizers, _sanitizers),
+    "mutants-python": ("changes of the Python code that tests notice", mutants("mutate_python"), _mutants),
+    "mutants-cpp": ("changes of the CPU kernels that tests notice", mutants("cpp/mutate"), _mutants),
+    "mutants-cuda": (
+        "changes of the CUDA kernels that tests of the emulation notice", mutants("cuda_host/mutate"), _mutants,
+    ),
+    "coverage": ("lines and branches that the C++ tests and those of the ops reach", coverage_of_ops, _coverage),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -195,12 +182,13 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page from the JSON file, run nothing")
     options = parser.parse_args()
     if options.page:
-        options.page.write_text(with_figures(options.page.read_text(), json.loads(options.json.read_text())))
+        figures = table(json.loads(options.json.read_text()))
+        options.page.write_text(with_table(options.page.read_text(), "figures", figures))
         return
     source = commit()  # before the figures change the tree
     for name in options.stage or STAGES:
         start = time.monotonic()
-        result = STAGES[name](options)
+        result = STAGES[name][1](options)
         figures = {
             "result": result, "seconds": round(time.monotonic() - start), "commit": source,
             "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(),

@@ -14,7 +14,7 @@ from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
 
 from tandem_ext import SpikeTrain
 
-from .nn.residual import Residual
+from .nn.passing import Residual
 from .nn.signals import effective_counts
 
 __all__ = [

@@ -6,7 +6,6 @@ the live modules, so that the spiking network follows their mode, Parameters, mo
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import operator
 import warnings
@@ -24,8 +23,8 @@ from torch.utils import _pytree as pytree
 from tandem_ext import SpikeTrain
 
 from ..nn.hooks import evaluating
-from ..nn.signals import describe, effective_counts
-from .graph import CannotConvert, Graph, Op, attribute, batch_of, bind, does_only, refuse
+from ..nn.signals import describe, effective_counts, inputs_of
+from .graph import CannotConvert, Graph, Op, batch_of, bind, does_only, refuse
 
 Example = Tensor | SpikeTrain
 Call = Callable[[Tensor], Any]
@@ -51,8 +50,7 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
             path = name.rpartition(".")[0]
             lazy = f"module {path!r}, {type(ann.get_submodule(path)).__name__}"
             raise CannotConvert(f"{lazy}: give it a batch first, after which it is a layer of torch's")
-    parameters = inspect.signature(ann.forward).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = inputs_of(ann)
     if len(needed) > 1 and not stateful:
         raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
     state = [torch.zeros(())] * (len(needed) - 1)
@@ -147,7 +145,7 @@ class _Reader:
                 self.ops[node] = self._call(node)
             else:
                 self.ops[node] = Op(node.name, "attribute", node, target=str(node.target))
-                self.attributes[str(node.target)] = attribute(program.graph_module, str(node.target))
+                self.attributes[str(node.target)] = operator.attrgetter(str(node.target))(program.graph_module)
         self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
         for op in self.graph.ops:
             op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
@@ -156,7 +154,7 @@ class _Reader:
     def _placeholder(self, node: fx.Node, program: Any) -> Op:
         if node.name in self.paths:
             path = self.paths[node.name]
-            self.attributes[path] = attribute(self.ann, path)
+            self.attributes[path] = operator.attrgetter(path)(self.ann)
             return Op(node.name, "attribute", node, target=path)
         if node.name in self.constants:
             path = f"_{self.constants[node.name].replace('.', '_')}"

@@ -113,12 +113,6 @@ def bind(overload: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return bound
 
 
-def attribute(module: Any, path: str) -> Any:
-    for name in path.split(".") if path else ():
-        module = getattr(module, name)
-    return module
-
-
 # Modules of torch whose forward is a single operation: kind -> classes.
 _CONVOLUTIONS = {
     f"conv{transposed}{d}d": getattr(nn, f"Conv{'Transpose' * bool(transposed)}{d}d")

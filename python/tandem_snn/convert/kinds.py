@@ -100,16 +100,11 @@ def is_affine(op: Op, signals: list[Op]) -> bool:
             raise refuse(op, "a quotient has no spiking counterpart: divide by numbers or Parameters")
         return False
     if op.kind in ("add", "sub", "rsub", "cat", "stack"):
-        return not all(value in signals for value in _terms(op))
+        terms = op.args["tensors"] if op.kind in ("cat", "stack") else (op.args["self"], op.args["other"])
+        return not all(value in signals for value in terms)
     if op.kind in ("pad", "constant_pad_nd"):
         return bool(op.args.get("value"))
     return False
-
-
-def _terms(op: Op) -> list[Any]:
-    if op.kind in ("cat", "stack"):
-        return list(op.args["tensors"])
-    return [op.args["self"], op.args["other"]]
 
 
 def _number(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,15 +33,24 @@ def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
-def sharing(cls: Callable[..., Any], op: Op, weight: Tensor, bias: Tensor | None) -> Any:
-    """Make a layer of class ``cls`` with the geometry of the operator, which shares the ANN's Parameters."""
-    size: tuple[Any, ...] = (weight.shape[1], weight.shape[0])
-    if op.kind != "linear":
-        geometry = [op.args[name] for name in ("stride", "padding", "dilation")]
-        geometry = [value if isinstance(value, str) else _tuple(value, weight.dim() - 2) for value in geometry]
-        groups = op.args["groups"]
-        size = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), *geometry, groups)
-    layer = cls(*size, bias=bias is not None, device="meta")
+def geometry_of(op: Op, weight: Tensor) -> list[Any]:
+    """Return stride, padding, dilation and groups of a convolution; [] for a linear operator."""
+    if op.kind == "linear":
+        return []
+    sizes = [op.args[name] for name in ("stride", "padding", "dilation")]
+    sizes = [value if isinstance(value, str) else _tuple(value, weight.dim() - 2) for value in sizes]
+    return [*sizes, op.args["groups"]]
+
+
+def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geometry: Sequence[Any] = ()) -> Any:
+    """Make a layer that shares weight and bias, of the class for the weight's number of spatial dimensions.
+
+    Args:
+        geometry: stride, padding, dilation and groups of a convolution.
+    """
+    outputs, inputs, *kernel = weight.shape
+    size = (inputs * geometry[-1], outputs, tuple(kernel), *geometry) if kernel else (inputs, outputs)
+    layer = classes[len(kernel)](*size, bias=bias is not None, device="meta")
     for name, value in (("weight", weight), ("bias", bias)):
         if isinstance(value, nn.Parameter) or value is None:
             setattr(layer, name, value)

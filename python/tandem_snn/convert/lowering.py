@@ -15,9 +15,9 @@ from ..nn import general
 from . import kinds
 from .building import ONE, Builder, Value
 from .graph import CannotConvert, Graph, Op, refuse
-from .layers import average_of, flatten_of, is_plain, max_pool_of, means_of, parameters, sharing
+from .layers import average_of, flatten_of, geometry_of, is_plain, layer_of, max_pool_of, means_of, parameters
 
-FUSED: dict[str, type[tnn.SpikingLayer]] = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
+FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 
 
 @dataclass
@@ -86,11 +86,9 @@ class Lowering(Builder):
         known = next((op for op in self.source.ops if kinds.instead_of(op) and not kinds.is_relu(op)), None)
         if known is not None:
             return refuse(known, f"{why}: {kinds.instead_of(known)}")
-        return (
-            refuse(behind[0], f"{why}: put nn.ReLU here")
-            if behind
-            else CannotConvert(f"{why}: put nn.ReLU between the layers")
-        )
+        if behind:
+            return refuse(behind[0], f"{why}: put nn.ReLU here")
+        return CannotConvert(f"{why}: put nn.ReLU between the layers")
 
     def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
         """Return the Ops before ``after`` and those behind ``until``, which stay an ANN."""
@@ -202,9 +200,8 @@ class Lowering(Builder):
         if op.kind in ("cat", "stack") and op.args["dim"] == 0:
             raise refuse(op, "it puts samples together: concatenate features, dimension 1")
         if op.shape is not None and (not op.shape or op.shape[0] is not None):
-            raise refuse(
-                op, kinds.instead_of(op) or "it mixes the samples of the batch: keep the first dimension as it is"
-            )
+            mixes = "it mixes the samples of the batch: keep the first dimension as it is"
+            raise refuse(op, kinds.instead_of(op) or mixes)
 
     def _no_counterpart(self, op: Op) -> str:  # overridden by the import from simulators
         return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
@@ -219,7 +216,7 @@ class Lowering(Builder):
                 return x
             if op.kind == "linear" and op.dims == 2 and is_plain(op):
                 path, weight, bias = parameters(op, self.attributes)
-                return Value("answer", self.call_as(path, sharing(tnn.Readout, op, weight, bias), self.node(x)))
+                return Value("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), self.node(x)))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
             if op.kind in kinds.MAX_POOLS and x.by_channel:
                 layer = max_pool_of(op, self.max_pool)
@@ -328,7 +325,7 @@ class Lowering(Builder):
 
     def _call_term(self, op: Op, term: Term, **keywords: Any) -> fx.Node:
         path, weight, bias = parameters(term.op, self.attributes)
-        layer = sharing(FUSED[term.op.kind], term.op, weight, bias)
+        layer = layer_of([*FUSED.values()], weight, bias, geometry_of(term.op, weight))
         norm = None if term.norm is None else self.norm(term.norm)
         self._set_neurons(op, layer, norm, keywords)
         node = self.call_as(path, layer, self.signal(term.op.x), **keywords)

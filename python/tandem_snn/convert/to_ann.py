@@ -15,6 +15,7 @@ from .. import nn as tnn
 from ..nn.general import Neurons
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
+from .layers import layer_of
 
 
 class Units(nn.Module):
@@ -124,27 +125,20 @@ def _twin(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, tnn.Dropout):
         return nn.Dropout(layer.p)
     if isinstance(layer, tnn.Readout):
-        twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        return _with_weights(twin, layer)
+        return _rounded(layer_of([nn.Linear], layer.weight, layer.bias), layer)
     return None
 
 
-def _with_weights(twin: Any, layer: Any) -> Any:
-    twin.weight, twin.bias = layer.weight, layer.bias
+def _rounded(twin: Any, layer: Any) -> Any:
     if layer.weight_bits is not None:
         parametrize.register_parametrization(twin, "weight", Rounded(layer.weight_bits))
     return twin
 
 
 def _activated(layer: Any) -> nn.Module:
-    cls: Any = next(getattr(ann, c.__name__) for c in (tnn.Linear, tnn.Conv1d, tnn.Conv2d) if isinstance(layer, c))
-    if isinstance(layer, tnn.Linear):
-        size: tuple[Any, ...] = (layer.in_features, layer.out_features)
-    else:
-        size = (layer.in_channels, layer.out_channels, layer.kernel_size, *layer._geometry())
-    twin = cls(*size, bias=layer.bias is not None, device="meta")
+    twin = layer_of([ann.Linear, ann.Conv1d, ann.Conv2d], layer.weight, layer.bias, layer._geometry())
     twin.norm = layer.norm
     follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)
     twin.units = (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Units(layer)
-    return _with_weights(twin, layer)
+    return _rounded(twin, layer)

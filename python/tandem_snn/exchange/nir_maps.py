@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ from .. import nn as tnn
 from ..convert import kinds
 from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
-from ..convert.layers import norm_of
+from ..convert.layers import average_of, is_mean_over_space, norm_of
 from ..convert.to_ann import Scale, Units, to_ann
 from ..frozen import stages as frozen
 from ..frozen.lowering import geometry_of, trace
@@ -204,7 +203,7 @@ class _Walk:
             raise CannotLower(self.name, "batch norm by the statistics of each batch has no fixed weights")
         scale, shift = fold_norm(norm)
         stage = self.waiting.pop(self._x, None) or self._each()
-        stage.layer.scale, stage.layer.shift = scale, stage.layer.shift * scale + shift  # type: ignore[operator]
+        stage.layer.scale, stage.layer.shift = scale, stage.layer.shift * scale + shift
         self._write(stage)
 
     def _each(self) -> Stage:
@@ -257,19 +256,10 @@ class _Walk:
     # --- pooling and views --------------------------------------------------------------------------------------------
 
     def _on_avg_pool2d(self) -> None:
-        args = self.op.args
-        kernel, padding = _pair(args["kernel_size"]), _pair(args["padding"])
-        if (
-            args["ceil_mode"]
-            or args["divisor_override"] is not None
-            or (any(padding) and not args["count_include_pad"])
-        ):
+        pool = average_of(self.op)
+        if pool is None:
             raise CannotLower(self.name, "NIR has no average pooling whose windows differ at the border")
-        windows: dict[str, Any] = {
-            "kernel": kernel,
-            "stride": _pair(args["stride"]) if args["stride"] else kernel,
-            "padding": padding,
-        }
+        windows: dict[str, Any] = {"kernel": pool.kernel_size, "stride": pool.stride, "padding": pool.padding}
         layer, x = self.op.path and self.net.get_submodule(self.op.path), self.values[self._x]
         if not isinstance(layer, tnn.AvgPool2d) or not layer.spiking or not x.spikes:
             return self._pool("mean", **windows)
@@ -283,8 +273,8 @@ class _Walk:
         self._pool("adaptive_mean")
 
     def _on_mean(self) -> None:
-        shape, dims = self.values[self._x].shape, self.op.args.get("dim") or ()
-        if len(shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
+        shape = self.values[self._x].shape
+        if not is_mean_over_space(self.op):
             raise CannotLower(self.name, "NIR has no node for means other than those over the space of images")
         stage = self._map("mean", self._names(self._x), kernel=shape[1:], stride=shape[1:])
         stage.shape = (shape[0], 1, 1)
@@ -317,10 +307,3 @@ class _Walk:
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _RESHAPES = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 _ALIASES = (*kinds.SAME, *kinds.DROPOUT)
-
-
-def _pair(sizes: Any) -> tuple[int, int]:
-    """Return sizes as (vertical, horizontal)."""
-    each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-    vertical, horizontal = each * 2 if len(each) == 1 else each
-    return int(vertical), int(horizontal)

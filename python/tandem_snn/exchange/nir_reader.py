@@ -18,6 +18,7 @@ from tandem_ext import checks
 from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
+from ..convert.layers import layer_of
 from ..nn import general
 from .nir_file import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform
 
@@ -89,9 +90,10 @@ class Reader:
                 if isinstance(node, self.nir.Threshold):
                     self._collapse(name, node)
             order = self._order()
+            neurons = (self.nir.IF, self.nir.LIF, _Neurons)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
-                if any(b in self.before_neurons or self._is_neurons(self.nodes[b]) for b in readers):
+                if any(b in self.before_neurons or isinstance(self.nodes[b], neurons) for b in readers):
                     self.before_neurons.add(name)
             for name in order:
                 self._import(name, self.nodes[name])
@@ -99,9 +101,6 @@ class Reader:
         except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
         return fx.GraphModule(self.root, self.graph, "FromNIR")
-
-    def _is_neurons(self, node: Any) -> bool:
-        return isinstance(node, (self.nir.IF, self.nir.LIF, _Neurons))
 
     def _sources(self, name: str) -> list[str]:
         return [a for a, b in self.edges if b == name]
@@ -222,7 +221,7 @@ class Reader:
                 node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
                 return _Signal(node, "image" if image else "counts", x.x.scale)
         elif x.weight.dim() == 2 and not way:
-            return _Signal(self._call(x.name, self._layer(x, tnn.Readout, device="meta"), x.x.node), "counts")
+            return _Signal(self._call(x.name, self._layer(x, tnn.Readout), x.x.node), "counts")
         return _Signal(self._currents(x), "currents")
 
     # --- the general way ----------------------------------------------------------------------------------------------
@@ -236,8 +235,8 @@ class Reader:
         if isinstance(x, _Signal):
             return x.node if x.scale is None else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
         if isinstance(x, _Average):
-            windows = [numbers(value) for value in (x.nir.kernel_size, x.nir.stride, x.nir.padding)]
-            windows = [list(value) if isinstance(value, tuple) else [value, value] for value in windows]
+            pool = _pool(x.nir)
+            windows = map(list, (pool.kernel_size, pool.stride, pool.padding))
             return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows)
         layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
         return self._function(general.affine_map, self._get(layer, x.name), x.x.node)
@@ -248,14 +247,13 @@ class Reader:
 
     def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
         """Make a layer with these synapses: the first class if they are dense, else the class for their dimensions."""
-        outputs, inputs, *kernel = path.weight.shape
-        if kernel:
-            groups = int(path.nir.groups)
-            geometry = [numbers(value) for value in (path.nir.stride, path.nir.padding, path.nir.dilation)]
-            layer = classes[len(kernel)](inputs * groups, outputs, kernel, *geometry, groups, **options)
-        else:
-            layer = classes[0](inputs, outputs, **options)
-        layer.weight, layer.bias = nn.Parameter(path.weight), nn.Parameter(path.bias * self.encoder.T)
+        geometry: list[Any] = []
+        if path.weight.dim() > 2:
+            geometry = [numbers(getattr(path.nir, name)) for name in ("stride", "padding", "dilation", "groups")]
+        weight, bias = nn.Parameter(path.weight), nn.Parameter(path.bias * self.encoder.T)
+        layer = layer_of(classes, weight, bias, geometry)
+        for name, value in options.items():
+            setattr(layer, name, value)
         return layer
 
     def _get(self, value: Tensor | nn.Module, name: str = "scale") -> fx.Node:
@@ -315,6 +313,7 @@ class Reader:
                 return None
         over = unit if isinstance(unit, float) else unit.view(-1, *[1] * (neurons.threshold.dim() - 1))  # type: ignore[union-attr]
         threshold = per_channel(name, "v_threshold", neurons.threshold / over)
+        checks.threshold(threshold, len(paths[0].weight))
         keywords: dict[str, Any] = {}
         if len(paths) == 2:
             layer = self._layer(paths[1].times(neurons.factor), *_SPIKING, timing=neurons.timing)

@@ -41,7 +41,10 @@ class Writer:
         if kind in ("layer", "readout"):
             node = self._synapses(stage)
         elif kind == "flatten":
-            node = self.nir.Flatten({"input": np.array(stage.in_shape)}, *self._flattened(stage))
+            # negative dimensions, because tools disagree on whether positive ones count the batch
+            dims = len(stage.in_shape) + 1
+            first, last = (d % dims - dims for d in (stage.layer.first, stage.layer.last))
+            node = self.nir.Flatten({"input": np.array(stage.in_shape)}, first, last)
         elif kind in ("average", "mean", "adaptive_mean"):
             node = self._average(stage)
         else:
@@ -66,17 +69,14 @@ class Writer:
         self.taken.add(name)
         return name
 
-    def _flattened(self, stage: Stage) -> tuple[int, int]:
-        """Return negative dimensions, because tools disagree on whether positive ones count the batch."""
-        start, end, dims = stage.layer.first, stage.layer.last, len(stage.in_shape) + 1
-        return start % dims - dims, end % dims - dims
-
     def _synapses(self, stage: Stage) -> Any:
         layer, (weight, bias) = stage.layer, (values.cpu().numpy() for values in stage.folded(self.T))
         if layer.axes == 0:
             return self.nir.Affine(weight, bias)
         weight = without_groups(weight, layer.groups)
-        padding = _padding(stage)
+        if any(layer.after):
+            raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
+        padding: tuple[int, ...] = layer.padding
         if layer.axes == 1:
             (size,), stride, dilation = stage.in_shape[1:], layer.stride[1], layer.dilation[1]
             return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
@@ -99,15 +99,11 @@ class Writer:
         v_init = stage.layer.v_init
         starts_at_zero = v_init is None or not bool(v_init.any())
         if stage.waits and self.form != "IF":
-            raise CannotLower(
-                stage.name, 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
-            )
+            why = 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
+            raise CannotLower(stage.name, why)
         if not starts_at_zero and not stage.waits and (self.form == "IF" or stage.layer.leak < 1):
-            raise CannotLower(
-                stage.name,
-                "NIR's neurons start at potential 0: set v_init=0"
-                + (', or use neurons="primitives"' if stage.layer.leak == 1 else ""),
-            )
+            instead = ', or use neurons="primitives"' if stage.layer.leak == 1 else ""
+            raise CannotLower(stage.name, f"NIR's neurons start at potential 0: set v_init=0{instead}")
         if self.form == "IF":
             return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
         # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
@@ -144,12 +140,9 @@ def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:
     """Return the kernel with one group and zeros between groups, because nir 1.0.8 ignores groups in its type check."""
     if groups == 1:
         return weight
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-    dense = np.zeros((weight.shape[0], inputs * groups, *weight.shape[2:]), weight.dtype)
-    for group in range(groups):
-        rows = slice(group * outputs, (group + 1) * outputs)
-        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
-    return dense
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])
+    dense = np.einsum("gnk...,gh->gnhk...", blocks, np.eye(groups, dtype=weight.dtype))
+    return dense.reshape(len(weight), -1, *weight.shape[2:])
 
 
 def _square(
@@ -162,12 +155,6 @@ def _square(
     around = [m // 2 for m in more]
     wider = tuple(p + d * a for p, d, a in zip(padding, dilation, around, strict=True))
     return np.pad(weight, [(0, 0), (0, 0), *((a, a) for a in around)]), wider
-
-
-def _padding(stage: Stage) -> tuple[int, ...]:
-    if any(stage.layer.after):
-        raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
-    return tuple(stage.layer.padding)
 
 
 def full(shape: tuple[int, ...], values: Tensor) -> np.ndarray:

@@ -128,11 +128,10 @@ class Graph:
         result: str | list[str]
         if layer.kind == "layer":
             result = self._window_currents(stage) if layer.timing == "window" else self._step_currents(stage)
-            result = self._neurons(stage, result) if stage.fires else result
         elif stage.fires and layer.timing == "window":
-            result = self._neurons(stage, self.spiking_average(stage, self._whole(x)))
+            result = self.spiking_average(stage, self._whole(x))
         elif stage.fires:
-            result = self._neurons(stage, [self.spiking_average(stage, value) for value in self._steps(x)])
+            result = [self.spiking_average(stage, value) for value in self._steps(x)]
         elif layer.kind in ("max_pool", "flatten"):
             move = self.max_pool if layer.kind == "max_pool" else self.flatten
             in_steps = x not in self.real and x in self.steps
@@ -141,6 +140,8 @@ class Graph:
             result = self._readout(stage)
         else:
             result = self.average(stage, self._counts(stage))
+        if stage.fires:
+            result = self._wait(stage, result) if isinstance(result, str) else self._fire(stage, result)
         if isinstance(result, str):
             self.whole[name] = result
         else:
@@ -151,16 +152,21 @@ class Graph:
             self.real.add(name)
 
     def _readout(self, stage: Stage) -> str:
-        counts = self._counts(stage)
-        if not self.streams or stage.layer.shift is None:
-            return self.readout(stage, counts)
-        steps = self.op("Add", "step", self.number(1.0))
-        return self.readout(stage, counts, self.op("Div", steps, self.number(float(self.T))))
+        """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
+        layer = stage.layer
+        y = self.product(stage.name, layer, self.times(self._counts(stage), layer.gain))
+        if layer.shift is None:
+            return y
+        bias = self.constant(f"{stage.name}.bias", layer.shift.float())
+        if self.streams:
+            steps = self.op("Add", "step", self.number(1.0))
+            bias = self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
+        return self.op("Add", y, bias)
 
     def _window_currents(self, stage: Stage) -> str:
         y = self.product(stage.name, stage.layer, self._whole(stage.x))
         if stage.x in self.real and self.network.mode == "direct":
-            y = self.op("Mul", y, self.number(float(self.T)))
+            y = self.times(y, float(self.T))
         return self.affine(stage, y, 1)
 
     def _step_currents(self, stage: Stage) -> list[str]:
@@ -175,9 +181,6 @@ class Graph:
             return [current] * self.T
         silence = self.affine(stage, self.op("Mul", y, self.number(0.0)), self.T)
         return [current, *[silence] * (self.T - 1)]
-
-    def _neurons(self, stage: Stage, currents: str | list[str]) -> str | list[str]:
-        return self._wait(stage, currents) if isinstance(currents, str) else self._fire(stage, currents)
 
     def _wait(self, stage: Stage, z: str) -> str:
         if stage.residual is not None:
@@ -198,8 +201,8 @@ class Graph:
         for current in currents:
             potential = current if v is None else self.op("Add", v, current)
             train.append(self.spikes(potential, layer.threshold))
-            left = potential if layer.leak == 1.0 else self.op("Mul", potential, self.number(layer.leak))
-            v = self.op("Sub", left, self.op("Mul", train[-1], self.number(layer.threshold)))
+            spent = self.op("Mul", train[-1], self.number(layer.threshold))
+            v = self.op("Sub", self.times(potential, layer.leak), spent)
         assert v is not None
         self.watch(stage, v)
         if self.streams:
@@ -214,7 +217,7 @@ class Graph:
         threshold are rounded.
         """
         if math.frexp(threshold)[0] == 0.5:
-            v = v if threshold == 1.0 else self.op("Mul", v, self.number(1 / threshold))
+            v = self.times(v, 1 / threshold)
             least, most = (self.constant(f"{n} spikes", torch.tensor(float(n))) for n in (0, self.T))
             return self.op("Clip", self.op("Floor", v), least, most)
         train = []
@@ -259,8 +262,15 @@ class Graph:
     def number(self, value: float) -> str:
         return self.constant(f"number {np.float32(value)!s}", torch.tensor([value], dtype=torch.float32))
 
-    def per_channel(self, name: str, values: Tensor, dims: int) -> str:
-        return self.constant(name, values.float().view(-1, *[1] * (dims - 1)))
+    def times(self, x: str, factor: float) -> str:
+        return x if factor == 1.0 else self.op("Mul", x, self.number(factor))
+
+    def per_channel(self, kind: str, x: str, stage: Stage, name: str, values: Tensor | None) -> str:
+        """Add a value of each channel to x, or multiply x by it; None leaves x as it is."""
+        if values is None:
+            return x
+        values = values.detach().float().view(-1, *[1] * (len(stage.shape) - 1))
+        return self.op(kind, x, self.constant(f"{stage.name}.{name}", values))
 
     def info(self, name: str, shape: tuple[int, ...], batch: bool, steps: int | None = None) -> Any:
         dims: list[Any] = [] if steps is None else [steps]
@@ -295,7 +305,7 @@ class Graph:
         """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
-            return self.constant(f"{name}.weight", layer.weight.detach().float())
+            return self.constant(f"{name}.weight", layer.weight.float())
         q = self.integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
         step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
@@ -309,30 +319,11 @@ class Graph:
 
     def affine(self, stage: Stage, y: str, parts: int) -> str:
         """Return the currents of the product y, with one of ``parts`` equal parts of the shift."""
-        dims, layer = len(stage.shape), stage.layer
-        if layer.scale is not None:
-            y = self.op("Mul", y, self.per_channel(f"{stage.name}.current_scale", layer.scale, dims))
-        if layer.shift is not None:
-            share = layer.shift.detach().float() / parts
-            y = self.op("Add", y, self.per_channel(f"{stage.name}.current_shift", share, dims))
-        return y
-
-    def readout(self, stage: Stage, counts: str, share: str | None = None) -> str:
-        """Return the answer at these counts; the bias is multiplied by ``share``, by default 1."""
-        layer = stage.layer
-        if layer.gain != 1.0:
-            counts = self.op("Mul", counts, self.number(layer.gain))
-        y = self.product(stage.name, layer, counts)
-        if layer.shift is None:
-            return y
-        bias = self.constant(f"{stage.name}.bias", layer.shift.detach().float())
-        return self.op("Add", y, bias if share is None else self.op("Mul", bias, share))
+        y, shift = self.per_channel("Mul", y, stage, "current_scale", stage.layer.scale), stage.layer.shift
+        return self.per_channel("Add", y, stage, "current_shift", None if shift is None else shift.float() / parts)
 
     def residual(self, stage: Stage, value: str) -> str:
-        scale = stage.layer.residual_scale
-        if scale is None:
-            return value
-        return self.op("Mul", value, self.per_channel(f"{stage.name}.residual_scale", scale, len(stage.shape)))
+        return self.per_channel("Mul", value, stage, "residual_scale", stage.layer.residual_scale)
 
     def start(self, stage: Stage) -> str | None:
         """Return the initial potential, or None if it is 0."""
@@ -359,13 +350,9 @@ class Graph:
         return self.op("Mul", inside, self.number(1 / (layer.kernel[0] * layer.kernel[1])))
 
     def average(self, stage: Stage, x: str) -> str:
-        layer, (kernel, strides, padding) = stage.layer, stage.windows()
-        window = {"kernel_shape": kernel, "strides": strides, "pads": padding * 2}
-        if layer.scale is not None:
-            x = self.op("Mul", x, self.per_channel(f"{stage.name}.gain", layer.scale, len(stage.shape)))
-        elif layer.gain != 1.0:
-            x = self.op("Mul", x, self.number(layer.gain))
-        return self.op("AveragePool", x, count_include_pad=1, **window)
+        kernel, strides, padding = stage.windows()
+        x = self.per_channel("Mul", self.times(x, stage.layer.gain), stage, "gain", stage.layer.scale)
+        return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
 
 
 def window_of(layer: Layer) -> dict[str, Any]:

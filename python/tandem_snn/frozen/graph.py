@@ -11,7 +11,7 @@ from tandem_ext import SpikeTrain
 
 from .stages import Stage
 
-MOST_GRAPHS = 8  # a limit, because each graph keeps the memory of one evaluation
+MOST_KEPT = 8  # graphs, which keep the memory of one evaluation, and programs, which have their own packed weights
 
 
 def key_of(x: Tensor | SpikeTrain) -> Hashable:

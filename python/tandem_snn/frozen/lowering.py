@@ -1,9 +1,10 @@
-"""Lower a network to a list of stages, with torch.fx to find how its layers are connected."""
+"""Lower a network to a list of stages, with torch.fx to find how its layers are connected; round it to few bits."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
+from ..nn.batch_norm import fold_norm
+from ..nn.currents import NEVER
 from ..nn.general import Neurons, rearranged, total
 from ..nn.hooks import given
 from ..nn.maximum import MaxPool, largest, largest_now
@@ -143,8 +147,8 @@ class Lowering:
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it averages the input, so nothing in the network spikes")
             self.images |= {len(self.list)} if value in self.images else set()
-            if means and isinstance(gain, Tensor) and gain.dim():
-                stage.scale = gain.detach()
+            if means and _by_channel(gain):
+                stage.scale = _constant(gain)  # type: ignore[arg-type]
             elif means:
                 stage.gain = float(gain)
             self._add(node, stage, 1.0 if means else gain)
@@ -153,7 +157,7 @@ class Lowering:
         elif type(layer) is tnn.Readout:
             weight, gain = _weighted(layer, gain)
             stage = _synapses(name, "readout", value, layer, weight)
-            stage.shift, stage.gain = None if layer.bias is None else layer.bias.detach(), float(gain)
+            stage.shift, stage.gain = _constant(layer.bias), float(gain)
             self._add(node, stage, 1.0)
         else:
             raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
@@ -161,19 +165,23 @@ class Lowering:
     def _layer(
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
-        if layer.analog:
-            raise CannotLower(name, "it is analog and does not spike")
         weight, gain = _weighted(layer, gain)
         stage = _synapses(name, "layer", x, layer, weight)
-        stage.fires = fire
-        worth: _Gain = 1.0
+        stage.leak, stage.gate, stage.timing, stage.fires = layer.leak, layer.gate, layer.timing, fire
+        channels, tensors = len(weight), Tensors()
+        if fire:
+            given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
+            shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
+            tensors = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init)
+            stage.threshold = 1.0 if isinstance(layer.threshold, Tensor) else float(layer.threshold)
+        else:
+            stage.threshold, stage.leak, stage.gate = NEVER, 1.0, "relu"
+        scale, shift = fold(tensors.theta, layer.bias, *fold_norm(layer.norm), stage.step, gain, channels, weight)
+        stage.scale, stage.shift, stage.v_init = _constant(scale), _constant(shift), _constant(tensors.v_init)
         if residual is not None:
             stage.residual, worth = self.values[residual], self.gains[residual]
-        folded = layer.lowered(gain, worth, fire=fire, weight=weight)
-        for key in ("scale", "shift", "v_init") + ("residual_scale",) * (residual is not None):
-            numbers = getattr(folded, key)
-            setattr(stage, key, None if numbers is None else numbers.detach())
-        stage.set_neurons(folded.static)
+            scale, _ = fold(tensors.theta, None, None, None, None, worth, channels, weight)
+            stage.residual_scale = _constant(scale)
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
         self._add(node, stage, result if fire else 1.0)
 
@@ -195,6 +203,10 @@ def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
     if isinstance(layer, MaxPool):
         why = "exact maximum pooling is not a layer of tandem_snn.nn"
         raise CannotLower(name, f'{why}: convert with max_pool="or", or use tnn.MaxPool2d')
+
+
+def _constant(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach()
 
 
 def _by_channel(gain: _Gain) -> bool:
@@ -285,3 +297,56 @@ def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
         form = forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
         now[number] = add(stage, stage.timing if stage.kind == "layer" and spikes and stage.fires else form)
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Weights as integers times a quantisation step per output channel.
+
+    Attributes:
+        q: the integers, as floats or int8, with the shape of the weight, [N, ...].
+        step: the quantisation steps [N], in the dtype of the weight.
+    """
+
+    q: Tensor
+    step: Tensor
+
+    def weight(self) -> Tensor:
+        """Return the weights step·q."""
+        if self.q.dim() < 2 or self.step.shape != self.q.shape[:1]:
+            raise ValueError(f"steps of shape {list(self.step.shape)} for weights of shape {list(self.q.shape)}")
+        return self.q.to(self.step.dtype) * over_inputs(self.step, self.q)
+
+
+@torch.no_grad()
+def round_(net: nn.Module, bits: int | None) -> None:
+    """Round the weights of layers and readouts in place to ``bits``; None: to the ``weight_bits`` of each layer.
+
+    If gains differ by channel, layers round their weights times the gain when they run.
+
+    Raises:
+        ValueError: neurons use the general way, in which torch's operators multiply the weights.
+    """
+    general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
+    if bits is not None and general is not None:
+        raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")
+    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
+    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
+    by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)
+    for layer in layers:
+        layer.weight_bits = layer.weight_bits if bits is None else bits
+        if layer.weight_bits is not None and not by_channel:
+            layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
+
+
+@torch.no_grad()
+def grids_of(net: nn.Module) -> dict[str, Grid]:
+    """Return the grids of the layers with ``weight_bits``, by name."""
+    if isinstance(net, Stages):
+        return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
+    grids = {}
+    for name, layer in net.named_modules():
+        if getattr(layer, "weight_bits", None) is not None:
+            q, step = quantise(layer.weight, layer.weight_bits)
+            grids[name] = Grid(q.to(torch.int8), step)
+    return grids

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
+from collections.abc import Callable
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -16,17 +16,14 @@ from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import spoiled
 
 from .. import nn as tnn
-from ..nn.currents import step_of
+from ..nn.currents import part_of
 from ..nn.quantise import check_bits
-from ..nn.signals import check_network, describe
-from . import file
-from .graph import MOST_GRAPHS, Graph, capture, key_of
-from .lowering import lower, snapshot
-from .program import Facts, Program, inference
-from .quantise import Grid, grids_of, round_
+from ..nn.signals import check_network, describe, inputs_of
+from .graph import MOST_KEPT, Graph, capture, key_of
+from .lowering import Grid, grids_of, lower, round_, snapshot
+from .program import Facts, Program, inference, read, write
 from .stages import CannotLower, Stage, Stages, check_finite
 
-MOST_PROGRAMS = 8  # a limit, because each program has its own copy of the packed weights
 _TRACING = threading.Lock()  # torch.fx patches classes while it traces
 
 
@@ -51,11 +48,9 @@ class FrozenNetwork(nn.Module):
         self.net = snapshot(net)
         self.weight_bits = weight_bits
         round_(self.net, weight_bits)
-        if isinstance(self.net, Stages):
-            windows, self._takes_images = {self.net.T} - {None}, self.net.mode != "events"
-        else:
-            encoders = [m for m in self.net.modules() if isinstance(m, tnn.Encoder)]
-            windows, self._takes_images = {m.T for m in encoders}, any(m.mode != "events" for m in encoders)
+        sources = [m for m in self.net.modules() if isinstance(m, tnn.Encoder | Stages)]
+        windows = {m.T for m in sources} - {None}
+        self._takes_images = any(m.mode != "events" for m in sources)
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         self.T = windows.pop() if len(windows) == 1 else T
@@ -85,8 +80,7 @@ class FrozenNetwork(nn.Module):
     @property
     def _windows(self) -> int:
         """The number of consecutive layers with timing "window"."""
-        layers = self._program_for(1.0).layers
-        return layers.windows if isinstance(layers, Stages) else 0
+        return getattr(self._program_for(1.0).layers, "windows", 0)
 
     @inference
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
@@ -115,19 +109,13 @@ class FrozenNetwork(nn.Module):
             except (RuntimeError, ValueError) as error:  # the layers may support x, or raise a clearer error
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
-        answer: Tensor = program.layers(x)
-        return answer
+        return program.layers(x)
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
         """Run on a GPU, as one CUDA graph, or layer by layer if there can be no graph."""
         layers, key = self._program(x).layers, key_of(x)
-        if key is not None and key not in self._graphs:
-            if len(self._graphs) == MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = capture(layers, x)
-        graph = self._graphs.get(key)
-        answer: Tensor = layers(x) if graph is None else graph(x)
-        return answer
+        graph = None if key is None else _kept(self._graphs, key, lambda: capture(layers, x))
+        return layers(x) if graph is None else graph(x)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Any:
         self._forget_weights()
@@ -205,7 +193,7 @@ class FrozenNetwork(nn.Module):
             if self.T is None:
                 raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
             signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
-        program = _streaming(self._program(signal), x_t.device)
+        program = self._program(signal).streaming(x_t.device)
         if self._state is None:
             self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
         if len(x_t) != self._batch:
@@ -239,11 +227,11 @@ class FrozenNetwork(nn.Module):
         True
         """
         T = self._window_of(x)
-        program = _streaming(self._program(x), x.device)
+        program = self._program(x).streaming(x.device)
         answers, state = program.run(x, T, every=True)
         if not self._windows and answers.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(answers)):
-                now: Any = step_of(x, t) if isinstance(x, SpikeTrain) else x
+                now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
                 answers[t], state = program.run(now, T, state, t)
         return spoiled(answers.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else answers
 
@@ -298,7 +286,7 @@ class FrozenNetwork(nn.Module):
         >>> freeze(net).save("net.tandem")
         """
         try:
-            file.write(path, lower(self.net), Facts(self.T, self.weight_bits, self.shape))
+            write(path, lower(self.net), Facts(self.T, self.weight_bits, self.shape))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
 
@@ -307,16 +295,12 @@ class FrozenNetwork(nn.Module):
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
     def _program_for(self, gain: float | Tensor) -> Program:
-        worth = gain.tolist() if isinstance(gain, Tensor) else gain
-        key = tuple(worth) if isinstance(worth, list) else worth
+        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) and gain.dim() else float(gain)
         if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _TRACING:
-            if key not in self._programs:
-                if len(self._programs) == MOST_PROGRAMS:
-                    self._programs.pop(next(iter(self._programs)))
-                self._programs[key] = Program(self.net, gain if isinstance(worth, list) else worth)
-            return self._programs[key]
+            worth = gain if isinstance(key, tuple) else key
+            return _kept(self._programs, key, lambda: Program(self.net, worth))
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
@@ -359,10 +343,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     if isinstance(net, Stages) and weight_bits is not None:
         raise ValueError("weight_bits: a network from a file cannot be rounded: freeze the original network")
     check_bits(weight_bits)
-    taken = inspect.signature(net.forward).parameters.values()
-    needed = [p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(needed) > 1 and not isinstance(net, Stages):
-        raise ValueError(f"net: its forward takes {', '.join(needed)}, where a frozen network takes one input")
+    inputs = inputs_of(net)
+    if len(inputs) > 1:
+        raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
     if T is not None:
         checks.T("T", T)
     return FrozenNetwork(net, weight_bits, T)
@@ -390,21 +373,19 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
     True
     """
-    stages, facts = file.read(path)
+    stages, facts = read(path)
     frozen = FrozenNetwork(stages, facts.weight_bits, facts.T)
     frozen.shape = facts.shape
     return frozen
 
 
-def _streaming(program: Program, device: torch.device) -> Program:
-    """Return the program, after checking that it can stream."""
-    if device.type != "cpu":
-        raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
-    if program.refusal is not None:
-        raise program.refusal
-    if not program.streams:
-        raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
-    return program
+def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """Return the value of a key, which is made if it is missing; the oldest value then makes room."""
+    if key not in values:
+        if len(values) == MOST_KEPT:
+            del values[next(iter(values))]
+        values[key] = make()
+    return values[key]
 
 
 def _check_batch(name: str, x: object, trains: bool = True) -> None:

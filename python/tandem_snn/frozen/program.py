@@ -1,6 +1,7 @@
 """Encode a list of stages as a program and its data, for ``frozen_run`` and files, and decode it.
 
-Each stage is an instruction with the same fields (``csrc/kernels/network/program.h``). The executor checks programs.
+Each stage is an instruction with the same fields (``csrc/kernels/network/program.h``). The executor checks programs. A
+file has the program, its data and the names of the layers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,12 +21,15 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
 
+from ..container import atomically, pack, unpack
+from ..errors import UserError
 from .lowering import lower
 from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
+FORMAT = "tandem_snn frozen 3"
 _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
@@ -123,6 +129,40 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
         raise CannotLower(name, found[2] if found else why) from error
 
 
+def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
+    """Save a network as a file, atomically. It contains no code.
+
+    Raises:
+        ValueError: the network cannot be saved; the message names the layer.
+    """
+    program, numbers = encode(stages, facts)
+    names = "\n".join(stage.name for stage in stages.stages).encode()
+    tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
+    content = pack(tensors, {}, FORMAT)
+    atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
+    """Load a file of :func:`write`, and check its sizes, checksum and program.
+
+    Raises:
+        UserError: the file does not exist, is not a frozen network, is damaged, has another version, or its network is
+            not valid.
+    """
+    path = Path(path)
+    tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
+    try:
+        if set(tensors) != {"program", "numbers", "names"}:
+            raise ValueError(f"it has the tensors {sorted(tensors)}")
+        names = bytes(tensors["names"].tolist()).decode().split("\n")
+        if not all(name.isprintable() for name in names):
+            raise ValueError("a layer's name is no text")
+        return decode(tensors["program"], tensors["numbers"], names)
+    except Exception as error:  # an untrusted file may make torch raise anything
+        why = f"layer {error.layer!r:.80}: {error.why}" if isinstance(error, CannotLower) else str(error)
+        raise UserError(f"{path} is not a frozen network that can be: {why[:300]}") from error
+
+
 class Program:
     """A network for one gain of its input, as a list of stages and as a program that the executor runs in one call.
 
@@ -150,9 +190,18 @@ class Program:
         return self._reason
 
     @functools.cached_property
-    def streams(self) -> bool:
-        """Whether the network can run step by step. The gate "resu" needs the whole window."""
-        return all(getattr(stage, "gate", None) != "resu" for stage in self.layers.modules())
+    def _waits(self) -> bool:
+        return any(getattr(stage, "gate", None) == "resu" for stage in self.layers.modules())
+
+    def streaming(self, device: torch.device) -> Program:
+        """Return the program; raise ValueError if it cannot run step by step on this device."""
+        if device.type != "cpu":
+            raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
+        if self.refusal is not None:
+            raise self.refusal
+        if self._waits:
+            raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
+        return self
 
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False

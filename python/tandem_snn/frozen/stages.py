@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import Static, over_inputs
+from tandem_ext.functional.neuron import over_inputs
 from tandem_ext.functional.products import Product, float32_precision
 from tandem_ext.train import either
 
@@ -112,9 +112,6 @@ class Stage(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"digits": None}
 
-    def set_neurons(self, static: Static) -> None:
-        self.threshold, self.leak, self.gate, self.timing = static.threshold, static.leak, static.gate, static.timing
-
     @property
     def axes(self) -> int:
         """The number of spatial dimensions."""
@@ -158,9 +155,9 @@ class Stage(nn.Module):
         if self.kind == "max_pool":
             return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
         start = torch.zeros(()) if self.v_init is None else self.v_init
-        options: dict[str, Any] = {"v_init": float(start), "device": start.device, "dtype": start.dtype}
-        options["timing"] = self.timing
-        return tnn.AvgPool2d(self.kernel, self.stride, self.padding, spiking=self.kind == "average", **options)
+        neuron: dict[str, Any] = {"v_init": float(start), "timing": self.timing, "spiking": self.kind == "average"}
+        window = (self.kernel, self.stride, self.padding)
+        return tnn.AvgPool2d(*window, device=start.device, dtype=start.dtype, **neuron)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))

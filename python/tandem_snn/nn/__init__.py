@@ -7,16 +7,11 @@ torch.Size([2, 10])
 """
 
 from .batch_norm import initial_gamma
-from .encoder import Encoder
-from .init import init_gamma_
-from .lazy import LazyConv1d, LazyConv2d, LazyLinear, LazyReadout
-from .neuron import SpikingLayer
+from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions
-from .passing import Dropout, Flatten
+from .passing import Dropout, Encoder, Flatten, Readout, Residual
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from .readout import Readout
-from .residual import Residual
-from .synapses import Conv1d, Conv2d, Linear
+from .synapses import Conv1d, Conv2d, LazyConv1d, LazyConv2d, LazyLinear, LazyReadout, Linear
 
 __all__ = [
     "AdaptiveAvgPool2d",

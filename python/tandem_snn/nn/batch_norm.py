@@ -36,8 +36,10 @@ def uses_batch(norm: _BatchNorm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Fold batch norm with its running statistics: return (scale, shift) [C] of u -> scale·u + shift."""
+def fold_norm(norm: _BatchNorm | None) -> tuple[Any, Any]:
+    """Fold batch norm with its running statistics: return (scale, shift) [C] of u -> scale·u + shift, or Nones."""
+    if norm is None:
+        return None, None
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("norm: without running statistics it has no fixed scale and shift")
     return _scale_shift(norm, norm.running_mean, norm.running_var)
@@ -164,13 +166,7 @@ class _Normalise(torch.autograd.Function):
         to_mean, to_var = (over_space(part.to(scale.dtype), u.shape) for part in total)
         grad_u = over_space(scale, u.shape) * (grad_z - to_mean - xhat * to_var)
         needs_gamma, needs_beta = ctx.needs_input_grad[1:3]
-        return (
-            grad_u.to(u.dtype),
-            grad_gamma if needs_gamma else None,
-            grad_beta if needs_beta else None,
-            None,
-            None,
-        )
+        return grad_u.to(u.dtype), grad_gamma if needs_gamma else None, grad_beta if needs_beta else None, None, None
 
 
 def _total(sums: Tensor, group: Any) -> Tensor:

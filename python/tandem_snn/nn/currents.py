@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext import ConstantInput, SpikeTrain, pack, unpack
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.planes import spikes_at
 from tandem_ext.train import spoiled
 
+from .quantise import StraightThrough
 from .signals import Signal, effective_counts
 
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
@@ -46,12 +47,16 @@ def step_currents(
             samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
             currents = samples.unflatten(0, (x.T, x.shape[0]))
         else:
-            first = potential(step_of(x, 0), x.T)
-            later = first if isinstance(x, ConstantInput) else potential(step_of(x, 1), x.T)
+            first = potential(part_of(x, 0, 1), x.T)
+            later = first if isinstance(x, ConstantInput) else potential(part_of(x, 1, 2), x.T)
             currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
         if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough, because potentials stay NaN
             currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
-    return currents if z is None else apply(_Spread, z, currents)
+    if z is None:
+        return currents
+    # The gradients of all parts are the same, since only their sum z affects the loss.
+    parts = (z.to(currents.dtype) / len(currents)).expand_as(currents)
+    return apply(StraightThrough, parts, currents, None)
 
 
 def fire_steps(
@@ -93,36 +98,16 @@ def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float |
     return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])
 
 
-def until(x: Signal, t: int) -> Signal:
-    """Return the first t steps of a signal."""
+def spikes_of(planes: Tensor, start: int, stop: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Return the spikes of steps start .. stop - 1, [stop - start, B, *features]; start is a multiple of 8."""
+    return unpack(planes[start // 8 : (stop + 7) // 8], stop - start, dtype)
+
+
+def part_of(x: Signal, start: int, stop: int) -> Signal:
+    """Return steps start .. stop - 1 of a signal; if there are several, start is a multiple of 8."""
     if not isinstance(x, SpikeTrain):
-        return x.but(T=t)
-    if x.timing == "window":
-        return x.but(stored=x.stored.clamp(max=t), T=t, counts=None, bad=None)
-    return SpikeTrain.from_dense(x.to_dense(torch.uint8)[:t], x.gain)
-
-
-def step_of(x: Signal, t: int) -> Signal:
-    """Return step t of a signal as a signal with one step."""
-    if isinstance(x, SpikeTrain):
-        return SpikeTrain.unchecked(spikes_at(x.planes, t).unsqueeze(0), 1, None, x.gain, x._dtype)
-    silent = t > 0 and not isinstance(x, ConstantInput)
-    return ConstantInput.unchecked(torch.zeros_like(x.x) if silent else x.x, 1, x.gain)
-
-
-class _Spread(torch.autograd.Function):
-    """Currents [T, ...] whose gradient goes to their sum z; all steps have the same, since only z affects the loss."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, currents: Tensor) -> Tensor:
-        return currents.view_as(currents)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.mean(0), None
+        later = start > 0 and not isinstance(x, ConstantInput)
+        return x.but(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)
+    one = stop == start + 1
+    stored = spikes_at(x.planes, start).unsqueeze(0) if one else pack(spikes_of(x.planes, start, stop))
+    return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype)

@@ -22,7 +22,7 @@ from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
 from .batch_norm import batch_affine, fold_norm, uses_batch
-from .currents import AT_ONCE, fire_steps, scan_trace, window_trace
+from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
 from .options import DEFAULTS, HasNeurons
 from .signals import Signal, describe, effective_counts
 
@@ -65,15 +65,8 @@ def currents_of(x: Signal | Currents) -> Currents:
     total = effective_counts(x)
     gain = over_space(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
     if isinstance(x, SpikeTrain):
-        train, dtype = x, total.dtype
-
-        def steps(start: int, stop: int) -> Tensor:
-            if train.timing == "window":
-                return torch.stack([train.stored[0] > t for t in range(start, stop)]).to(dtype) * gain
-            planes = train.stored[start // 8 : (stop + 7) // 8]
-            return SpikeTrain.unchecked(planes, stop - start).to_dense(dtype) * gain
-
-        return Currents(total, steps, x.T)
+        planes, dtype = x.planes, total.dtype
+        return Currents(total, lambda start, stop: spikes_of(planes, start, stop, dtype) * gain, x.T)
     first = (x.x.detach() * gain).unsqueeze(0)
     if isinstance(x, ConstantInput):
         return Currents(total, lambda start, stop: first, x.T, constant=True)
@@ -126,25 +119,16 @@ def affine_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
-    places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
     function: Any = getattr(torch.ops.aten, f) if isinstance(f, str) else f
-
-    def call(values: list[Tensor], function: Any) -> Any:
-        given = list(leaves)
-        for i, value in zip(places, values, strict=True):
-            given[i] = value
-        a, k = pytree.tree_unflatten(given, spec)
-        return function(*a, **k)
-
-    if not places:
+    signals, call = _signals_of(args, kwargs)
+    if not signals:
         return function(*args, **kwargs)
-    inputs = [currents_of(leaves[i]) for i in places]
+    inputs = [currents_of(x) for x in signals]
     windows = {x.T for x in inputs}
     if len(windows) != 1:
         raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
     (T,) = windows
-    whole = call([x.total for x in inputs], function)
+    whole = call(function, [x.total for x in inputs])
     quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks run for the ANN branch only
     constant = all(x.constant for x in inputs)
     made: list[Any] = []  # f(0), computed on first use
@@ -157,11 +141,11 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
             given = [x.steps(start, stop) for x in inputs]
             n = max(len(value) for value in given)
             given = [value.expand(n, *value.shape[1:]) if len(value) < n else value for value in given]
-            result = pick(call([value.flatten(0, 1) for value in given], quiet)).unflatten(0, (n, -1))
+            result = pick(call(quiet, [value.flatten(0, 1) for value in given])).unflatten(0, (n, -1))
             if not affine:
                 return result
             if not made:
-                made.append(call([torch.zeros_like(x.total[:1]) for x in inputs], quiet))
+                made.append(call(quiet, [torch.zeros_like(x.total[:1]) for x in inputs]))
             return result - pick(made[0]) * (1 - 1 / T)
 
         return steps
@@ -169,6 +153,21 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     if isinstance(whole, Tensor):
         return Currents(whole, part(None), T, constant)
     return tuple(Currents(each, part(i), T, constant) for i, each in enumerate(whole))
+
+
+def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[Any, list[Tensor]], Any]]:
+    """Return the signals among these arguments, and a function that calls another one with tensors in their places."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
+    places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
+
+    def call(function: Any, values: list[Tensor]) -> Any:
+        given = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            given[i] = value
+        a, k = pytree.tree_unflatten(given, spec)
+        return function(*a, **k)
+
+    return [leaves[i] for i in places], call
 
 
 def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
@@ -186,15 +185,13 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     >>> rearranged("cat", True, [a, b], 1).gain
     tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
-    trains = [leaf for leaf in leaves if _is_signal(leaf)]
+    trains, call = _signals_of(args, kwargs)
     if not trains or not all(isinstance(x, SpikeTrain) and x.T == trains[0].T for x in trains):
         return linear_map(f, *args, **kwargs)
     function: Any = getattr(torch.ops.aten, f)
 
     def apply(of: Callable[[SpikeTrain], Tensor]) -> list[Tensor]:
-        a, k = pytree.tree_unflatten([of(leaf) if _is_signal(leaf) else leaf for leaf in leaves], spec)
-        result = function(*a, **k)
+        result = call(function, [of(x) for x in trains])
         return [result] if isinstance(result, Tensor) else list(result)
 
     first = trains[0]

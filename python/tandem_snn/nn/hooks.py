@@ -11,8 +11,8 @@ from torch import nn
 
 from .general import Neurons
 from .neuron import SpikingLayer
+from .passing import Readout
 from .pooling import AvgPool2d
-from .readout import Readout
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
 SYNAPTIC = (SpikingLayer, Readout, AvgPool2d)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
-from .currents import AT_ONCE
+from .currents import AT_ONCE, spikes_of
 from .general import Currents, currents_of
 
 
@@ -47,8 +47,7 @@ class MaxPool(nn.Module):
             before, planes = torch.zeros(1, *x.shape, device=x.device), []
             for start in range(0, x.T, AT_ONCE):
                 stop = min(start + AT_ONCE, x.T)
-                some = SpikeTrain.unchecked(x.planes[start // 8 : start // 8 + 1], stop - start)
-                counts = torch.cat([before, some.to_dense(torch.float32)]).cumsum(0)
+                counts = torch.cat([before, spikes_of(x.planes, start, stop, torch.float32)]).cumsum(0)
                 before = counts[-1:]
                 most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
                 planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))

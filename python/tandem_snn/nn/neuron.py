@@ -1,10 +1,10 @@
-"""SpikingLayer, the base class of layers with synapses, batch norm and neurons."""
+"""SpikingLayer, the base class of layers with synapses, batch norm and neurons, and the initial γ of whole networks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +14,25 @@ from typing_extensions import Unpack
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
 from tandem_ext.functional.layer import by_channel, layer, window_product
-from tandem_ext.functional.neuron import Static, Tensors, fold, over_space, tensors_of
+from tandem_ext.functional.neuron import Static, over_space
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_norm, track, uses_batch
-from .currents import NEVER, residual_total, step_currents, step_of, until, window_trace
+from .currents import NEVER, part_of, residual_total, step_currents, window_trace
 from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
+from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_input, check_signal, describe, effective_counts
+from .signals import Signal, check_signal, describe, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
-
-
-class Lowered(NamedTuple):
-    """A layer in evaluation mode, folded into the arguments of its op. None is the neutral value.
-
-    The input current is I[t] = scale·(weight s_in[t]) + shift/T + residual_scale·residual[t]; neurons start at v_init.
-    """
-
-    static: Static  # with T = 1
-    weight: Tensor  # integers if ``static.few_bits``; scale then includes their quantisation step
-    scale: Tensor | None
-    shift: Tensor | None
-    residual_scale: Tensor | None
-    v_init: Tensor | None  # broadcasts against [*features]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class SpikingLayer(HasNeurons):
     """Base class of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, which are also subclasses of torch's layers.
 
     The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
-
-    Attributes:
-        analog: True makes the layer an ANN layer, which does not spike: it takes signals and tensors and returns the
-            tensor gain·ρ(z)/ϑ. In this way a network can be partly spiking.
-
-    >>> layer = tnn.Linear(4, 3)
-    >>> layer.analog = True
-    >>> layer(torch.rand(2, 4)).shape
-    torch.Size([2, 3])
     """
 
     _product: ClassVar[Callable[..., Tensor]]
@@ -65,7 +44,6 @@ class SpikingLayer(HasNeurons):
     bn_stats: str
     weight_bits: int | None
     _channels: int
-    analog: bool = False
 
     def _add_neurons(
         self,
@@ -112,52 +90,40 @@ class SpikingLayer(HasNeurons):
         return LINEAR
 
     def forward(
-        self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
+        self, x: Signal, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
     ) -> SpikeTrain | Tensor:
         """Return the output spikes of the layer.
 
         Args:
-            x: the input signal; an ``analog`` layer also takes tensors.
+            x: the input signal.
             residual: further input currents of the neurons: a train with the output's shape, or currents
-                [T, B, *features]; also their sum: [B, *features] in an ``analog`` layer, [1, B, *features] with timing
-                "window".
-            fire: False returns the input currents [T, B, *features] instead of spikes; or their sum: [B, *features] in
-                an ``analog`` layer, [1, B, *features] with timing "window".
+                [T, B, *features]; with timing "window" also their sum [1, B, *features].
+            fire: False returns the input currents [T, B, *features] instead of spikes; with timing "window" their sum
+                [1, B, *features].
 
         Raises:
-            TypeError: x is a plain tensor, and the layer is not ``analog``.
+            TypeError: x is a plain tensor.
             ValueError: shapes, devices or T do not fit, or a residual is given with fire=False.
         """
-        if self.analog:
-            return self._activation(x, residual) if fire else self.preactivation(x)
         check_signal(x, type(self).__name__)
-        assert not isinstance(x, Tensor)
         if not fire:
             if residual is not None:
                 raise ValueError("residual: with fire=False there are no neurons to receive it")
             return self._currents(x)
         norm = self.norm
-        if norm is None:
-            train = self._run(x, None, None, residual)
-        elif not uses_batch(norm):
-            train = self._run(x, *fold_norm(norm), residual)
+        if norm is None or not uses_batch(norm):
+            train = self._fire(self._weights(x), *fold_norm(norm), residual, self.v_init, self._static(x.T))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
         return self.worth(train)
 
-    def _activation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None) -> Tensor:
-        """Return the activation that the spikes approximate, in the units of the next layer."""
-        check_input(x, type(self).__name__)
-        activation = torch.relu(self.preactivation(x, residual))
-        if self.gain == "threshold":
-            return activation
-        assert not isinstance(self.gain, str)
-        return activation / over_space(self.threshold, activation.shape) * self.gain
-
     def _static(self, T: int, eps: float | None = None) -> Static:
-        return self.static(self.synapses(), T, eps, self.weight_bits is not None)
+        """Return the arguments of an op that are not tensors."""
+        fire_at = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
+        few_bits, neuron = self.weight_bits is not None, (fire_at, float(self.leak), self.gate, self.timing)
+        return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return the input and weight of the product, and with ``weight_bits`` the quantisation step of each row.
@@ -186,13 +152,6 @@ class SpikingLayer(HasNeurons):
         threshold = NEVER if static.threshold == NEVER else self.threshold
         return layer(x, weight, self.bias, scale, shift, step, residual, threshold, v_init, static)
 
-    def _run(
-        self, x: Signal, scale: Tensor | None, shift: Tensor | None, residual: SpikeTrain | Tensor | None
-    ) -> SpikeTrain:
-        """Return the spikes, without batch norm or with batch norm folded into scale and shift."""
-        train: SpikeTrain = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
-        return train
-
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
@@ -212,38 +171,8 @@ class SpikingLayer(HasNeurons):
         z, scale, shift = self._normalised(norm, self._window_product(x))
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
-            train = self._run(x, scale, shift, residual)
+            train = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
         return couple(train, z, threshold=self.threshold, gate=self.gate)
-
-    def lowered(
-        self,
-        gain: float | Tensor = 1.0,
-        residual_gain: float | Tensor = 1.0,
-        *,
-        fire: bool = True,
-        weight: Tensor | None = None,
-    ) -> Lowered:
-        """Fold the layer in evaluation mode, for frozen networks and exports.
-
-        Args:
-            gain, residual_gain: the value of a spike of the input (one number) and of the residual.
-            fire: False makes neurons that never fire, so that their potential is the sum of the currents.
-            weight: replaces the weight of the layer, for example if a gain per channel is multiplied into it.
-        """
-        weight, step = self.weight if weight is None else weight, None
-        if self.weight_bits is not None:
-            weight, step = integers(weight, self.weight_bits)
-        scale, shift = (None, None) if self.norm is None else fold_norm(self.norm)
-        static, tensors, channels = self._static(1), Tensors(), len(weight)
-        if fire:
-            given = self.v_init.shape if isinstance(self.v_init, Tensor) and self.v_init.dim() > 1 else ()
-            shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
-            tensors = tensors_of(weight, 1, shape, None, self.threshold, self.v_init)
-        else:
-            static = silent(static)
-        scale, shift = fold(tensors.theta, self.bias, scale, shift, step, gain, channels, weight)
-        residual_scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
-        return Lowered(static, weight, scale, shift, residual_scale, tensors.v_init)
 
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
@@ -269,32 +198,27 @@ class SpikingLayer(HasNeurons):
             ValueError: batch norm is in training mode.
         """
         check_signal(x, type(self).__name__)
-        norm, scale, shift = self.norm, None, None
-        if norm is not None:
-            if uses_batch(norm):
-                raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
-            scale, shift = fold_norm(norm)
+        if self.norm is not None and uses_batch(self.norm):
+            raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
+        scale, shift = fold_norm(self.norm)
         static = self._static(x.T)._replace(gate="relu", return_v=True)
         x, weight, step = self._weights(x)
 
-        def integrated(t: int) -> Tensor:
+        def after(start: int, stop: int, v: float | Tensor, static: Static) -> Tensor:
+            """Return the potentials after some steps of the input that begin at v."""
             more: Any = residual
             if residual is not None:
-                more = residual[:t] if isinstance(residual, Tensor) else until(residual, t)
-            quiet = silent(static)._replace(T=t, steps=t)
-            return self._fire((until(x, t), weight, step), scale, shift, more, self.v_init, quiet)[0][1]
+                more = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
+            given = part_of(x, start, stop), weight, step
+            return self._fire(given, scale, shift, more, v, static._replace(T=stop - start))[0][1]
 
         if self.timing == "window":
-            return window_trace(x.T, integrated, self.threshold)
-        trace, v = [], self.v_init
+            quiet = silent(static)
+            return window_trace(x.T, lambda t: after(0, t, self.v_init, quiet._replace(steps=t)), self.threshold)
+        trace: list[Any] = [self.v_init]
         for t in range(x.T):
-            more: Any = residual
-            if residual is not None:
-                more = residual[t : t + 1] if isinstance(residual, Tensor) else step_of(residual, t)
-            now = step_of(x, t), weight, step
-            (_, v), *_ = self._fire(now, scale, shift, more, v, static._replace(T=1))
-            trace.append(v)
-        return torch.stack(trace)
+            trace.append(after(t, t + 1, trace[t], static))
+        return torch.stack(trace[1:])
 
     def _ann_product(self, x: Signal | Tensor) -> Tensor:
         counts = effective_counts(x).to(self.weight.dtype)
@@ -314,13 +238,12 @@ class SpikingLayer(HasNeurons):
 
     def _currents(self, x: Signal) -> Tensor:
         """Return the input currents of each step, with the gradient of their sum."""
-        norm = self.norm
-        batch = norm is not None and uses_batch(norm)
-        z = self._window_product(x) if batch or torch.is_grad_enabled() else None
-        scale = shift = None
+        norm, z = self.norm, None
+        if torch.is_grad_enabled() or (norm is not None and uses_batch(norm)):
+            z = self._window_product(x)
         if norm is not None and z is not None:
             z, scale, shift = self._normalised(norm, z)
-        elif norm is not None:
+        else:
             scale, shift = fold_norm(norm)
         with torch.no_grad():
             x, weight, step = self._weights(x)
@@ -342,3 +265,32 @@ class SpikingLayer(HasNeurons):
 
     def extra_repr(self) -> str:
         return ", ".join([super().extra_repr(), *self.settings(DEFAULTS)])
+
+
+def init_gamma_(net: Net, T: int | None = None) -> Net:
+    """Set γ of the batch norm in every spiking layer to :func:`initial_gamma` for T and the layer's timing, in place.
+
+    Args:
+        net: any module that contains layers of this package.
+        T: the number of time steps; None: the T of the network's Encoder.
+
+    Returns:
+        net.
+
+    Raises:
+        ValueError: T is None and the network has no Encoder, or Encoders with different T.
+
+    >>> net = init_gamma_(torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(64, 10, norm=True)))
+    >>> net[1].norm.weight[0].item() == tnn.initial_gamma(4)
+    True
+    """
+    if T is None:
+        windows = {module.T for module in net.modules() if isinstance(module, Encoder)}
+        if len(windows) != 1:
+            found = f"Encoders with T = {sorted(windows)}" if windows else "no Encoder"
+            raise ValueError(f"T: expected an int, because the network has {found}")
+        (T,) = windows
+    for module in net.modules():
+        if isinstance(module, SpikingLayer) and module.norm is not None:
+            nn.init.constant_(module.norm.weight, initial_gamma(T, module.timing))
+    return net

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.neuron import Static, shows
-from tandem_ext.functional.products import Product
 
 from .currents import NEVER
 from .quantise import check_bits
@@ -97,12 +96,6 @@ class HasNeurons(nn.Module):
                 neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
                 checks.timing_fits(neuron["timing"], neuron["leak"], neuron["gate"])
         super().__setattr__(name, value)
-
-    def static(self, source: Product | str, T: int, eps: float | None = None, few_bits: bool = False) -> Static:
-        """Return the arguments of an op that are not tensors."""
-        threshold = self.threshold
-        fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
-        return Static(source, T, False, eps, few_bits, T, fire_at, float(self.leak), self.gate, self.timing)
 
     def dynamics(self) -> dict[str, Any]:
         """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""

@@ -1,15 +1,73 @@
-"""Flatten and Dropout: layers without neurons, from trains to trains."""
+"""Layers without neurons: Encoder, Flatten, Dropout, Readout; and Residual, whose two paths feed the same neurons."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
+from tandem_ext.functional.layer import autocast_dtype, by_channel
+from tandem_ext.functional.neuron import cast
+from tandem_ext.functional.products import LINEAR
+from tandem_ext.ops import counts_dtype
 
-from .signals import X, check_input, map_features
+from .quantise import check_bits, rounded
+from .signals import Signal, X, check_input, describe, map_counts, map_features
+
+MODES = ("direct", "zero_expand", "events")
+
+
+class Encoder(nn.Module):
+    """Present a real-valued input to a spiking network for T time steps.
+
+    Args:
+        T: the number of time steps of the whole network, 1..65535.
+        mode: "direct": x is the input current of the first layer at every step (its counts are T·x; the product W x is
+            computed once). "zero_expand": x is the current of step 0 only (its counts are x). "events": x is a
+            SpikeTrain with T steps and is returned unchanged; the spiking network works without this encoder, but its
+            ANN twin needs it.
+        gain: a factor of a real-valued input: the first layer receives ``gain * x``.
+
+    Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
+
+    Raises:
+        TypeError, ValueError: an argument is not allowed; or, when called, x does not fit the mode or T.
+
+    >>> tnn.Encoder(T=8)(torch.rand(2, 1, 28, 28))
+    ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
+    """
+
+    def __init__(self, T: int, mode: str = "direct", *, gain: float = 1.0) -> None:
+        super().__init__()
+        checks.T("T", T)
+        checks.gain("gain", gain)
+        checks.one_of("mode", mode, MODES)
+        self.T = T
+        self.mode = mode
+        self.gain = gain
+
+    def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
+        if self.mode == "events":
+            return self._events(x)
+        if isinstance(x, SpikeTrain):
+            raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
+        return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
+
+    def _events(self, x: Tensor | SpikeTrain) -> SpikeTrain:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(
+                f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "
+                "SpikeTrain.from_frames, spikes by from_dense"
+            )
+        if x.T != self.T:
+            raise ValueError(f"x: an Encoder of T={self.T} takes a SpikeTrain of as many steps, got T={x.T}")
+        return x
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, mode={self.mode!r}" + (f", gain={self.gain}" if self.gain != 1.0 else "")
 
 
 class Flatten(nn.Flatten):
@@ -76,3 +134,119 @@ class Dropout(nn.Dropout):
         if self.p < 1:
             kept = kept.but(gain=x.gain / (1 - self.p))
         return kept
+
+
+class Readout(nn.Linear):
+    """The output layer of a spiking network: a linear map of spike counts to logits, without spikes.
+
+    The result is the membrane potential that neurons without a threshold would reach after the whole window. Its
+    gradient is exact. The bias is added once. If T exceeds the integers that a half-precision type represents, 256 in
+    bfloat16 and 2,048 in float16, the product is computed in float32, also under autocast.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
+        weight_bits: as in :class:`NeuronOptions`.
+
+    Shape: a signal or a tensor of counts [B, in_features] -> Tensor [B, out_features].
+
+    Raises:
+        ValueError: weight_bits is not allowed; or, when called, x has another number of features.
+        TypeError: when called, x is neither a signal nor a tensor.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
+    >>> tnn.Readout(3, 10)(train).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_bits: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_bits(weight_bits)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.weight_bits = weight_bits
+
+    def forward(self, x: Signal | Tensor) -> Tensor:
+        check_input(x, "Readout")
+        shape, weight = x.shape, None
+        T = 1 if isinstance(x, Tensor) else x.T
+        if not isinstance(x, Tensor):
+            x, weight = by_channel(x, self.weight, LINEAR)  # bit-identical to frozen networks
+        if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
+            raise ValueError(
+                f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
+                + (": put tnn.Flatten() before it" if len(shape) > 2 else "")
+            )
+        return map_counts(x, lambda counts: self._product(counts, weight, T))
+
+    def _product(self, counts: Tensor, weight: Tensor | None, T: int) -> Tensor:
+        weight = self.used_weight(weight)
+        dtype = autocast_dtype(weight)
+        if counts_dtype(dtype, T) == dtype:
+            return F.linear(cast(counts, weight.dtype), weight, self.bias)
+        with torch.autocast(weight.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(counts.float(), weight.float(), bias).to(dtype)
+
+    def used_weight(self, weight: Tensor | None = None) -> Tensor:
+        """Return the weights that the layer computes with: ``weight`` or its own, rounded if it has ``weight_bits``."""
+        return rounded(self.weight if weight is None else weight, self.weight_bits)
+
+
+class Residual(nn.Module):
+    """A residual block: the last neurons of the body also receive the currents of the shortcut.
+
+    Their input current is I[t] = I_body[t] + I_shortcut[t], so z is the ANN's pre-activation body(x) + shortcut(x).
+
+    Args:
+        body: a layer of this package with neurons (Linear, Conv1d, Conv2d), or a Sequential that ends in one.
+        shortcut: None: the spikes of the input, times its gain, are the currents; the input must then be a SpikeTrain
+            with the body's output shape. Otherwise a module like ``body``, whose last layer only contributes its
+            currents; its neurons do not fire.
+
+    Shape: the input of ``body`` -> SpikeTrain with the body's output shape.
+
+    Raises:
+        TypeError: a path does not end in a layer with neurons.
+        ValueError: when called, if the last layers of both paths have different timings.
+
+    >>> block = tnn.Residual(tnn.Conv2d(4, 4, 3, padding="same"))
+    >>> block(te.SpikeTrain.from_dense(torch.ones(8, 2, 4, 5, 5))).shape
+    torch.Size([2, 4, 5, 5])
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        for name, path in ("body", body), ("shortcut", shortcut):
+            last = _layers(path)[-1]
+            if not hasattr(last, "preactivation") and not (path is None and name == "shortcut"):
+                expected = "Linear, Conv1d, Conv2d or a Sequential that ends in one"
+                raise TypeError(f"{name}: expected {expected}, got {describe(last)}")
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Any) -> Any:
+        paths = [path for path in (self.body, self.shortcut) if path is not None]
+        timings = [getattr(_layers(path)[-1], "timing", None) for path in paths]
+        if len(set(timings)) > 1:
+            raise ValueError(f"timing: both paths need the same, got body {timings[0]!r}, shortcut {timings[1]!r}")
+        residual = x if self.shortcut is None else _run(self.shortcut, x, fire=False)
+        return _run(self.body, x, residual=residual)
+
+
+def _layers(path: object) -> list[object]:
+    return list(path) if isinstance(path, nn.Sequential) and len(path) else [path]
+
+
+def _run(path: nn.Module, x: Any, **last: Any) -> Any:
+    """Apply the layers of ``path`` to x, with the further arguments ``last`` for the last layer."""
+    *layers, end = _layers(path)
+    for layer in layers:
+        x = layer(x)  # type: ignore[operator]
+    return end(x, **last)  # type: ignore[operator]

@@ -14,13 +14,14 @@ import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
 
-from .currents import fire_steps, scan_trace, until, window_trace
+from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
+from .options import HasNeurons
 from .signals import Signal, check_input, map_counts, map_features
 
 Size = int | tuple[int, int]
 
 
-class AvgPool2d(nn.Module):
+class AvgPool2d(HasNeurons):
     """Average pooling by IF neurons with fixed depthwise weights 1/k² and threshold 1. The gain is that of the input.
 
     If k² is not a power of two, float32 rounds 1/k² and the membrane potential. After k² spikes the potential may miss
@@ -45,7 +46,8 @@ class AvgPool2d(nn.Module):
     """
 
     weight: Tensor
-    timing: str = "step"
+    v_init: float
+    dilation = (1, 1)
 
     def __init__(
         self,
@@ -70,11 +72,6 @@ class AvgPool2d(nn.Module):
         self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "timing":
-            checks.one_of("timing", value, checks.TIMINGS)
-        super().__setattr__(name, value)
-
     def reset_parameters(self) -> None:
         """Set the fixed weight, 1/k², for modules that were moved by ``to_empty``."""
         height, width = self.kernel_size
@@ -93,7 +90,7 @@ class AvgPool2d(nn.Module):
     def potentials(self, x: SpikeTrain) -> Tensor:
         """Return membrane potentials, like ``potentials`` of :class:`SpikingLayer`."""
         if self.timing == "window":
-            return window_trace(x.T, lambda t: self.v_init + self._currents(until(x, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
+            return window_trace(x.T, lambda t: self.v_init + self._currents(part_of(x, 0, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
         return scan_trace(self._currents(x.to_dense(torch.uint8)), self.v_init)
 
     def _currents(self, spikes: Tensor) -> Tensor:
@@ -101,7 +98,7 @@ class AvgPool2d(nn.Module):
         if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
             spikes = spikes.int()
         size = self._average(spikes.new_empty(spikes.shape[1:], dtype=torch.float32, device="meta")).shape[-2:]
-        inside = reduce(torch.add, _windows(spikes, size, self.kernel_size, self.stride, self.padding))
+        inside = reduce(torch.add, _windows(self, spikes, size))
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         return inside.to(weight.dtype) * weight
 
@@ -111,7 +108,8 @@ class AvgPool2d(nn.Module):
             given = ImpulseInput.unchecked(self._currents(x.count_bytes)[0], x.T)
             train = te.functional.if_scan(given, v_init=self.v_init, timing="window").to(x._dtype)  # type: ignore[union-attr]
         else:
-            train = fire_steps(lambda *steps: self._currents(_spikes(x, *steps)), x.T, self.v_init, x._dtype)
+            planes = x.planes
+            train = fire_steps(lambda *steps: self._currents(spikes_of(planes, *steps)), x.T, self.v_init, x._dtype)
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
@@ -119,8 +117,7 @@ class AvgPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
-        shown += f", v_init={self.v_init}" if self.v_init else ""
-        return shown + (f", timing={self.timing!r}" if self.timing != "step" else "")
+        return ", ".join([shown, *self.settings({"v_init": 0.0, "timing": "step"})])
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
@@ -197,8 +194,8 @@ class MaxPool2d(nn.Module):
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def _any(self, x: SpikeTrain, size: Sequence[int]) -> Tensor:
-        windows = _windows(x.stored, size, self.kernel_size, self.stride, self.padding, self.dilation)
-        return reduce(torch.maximum if x.timing == "window" else torch.bitwise_or, windows)
+        either = torch.maximum if x.timing == "window" else torch.bitwise_or
+        return reduce(either, _windows(self, x.stored, size))
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
@@ -210,20 +207,9 @@ def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
     return height, width
 
 
-def _spikes(x: SpikeTrain, start: int, stop: int) -> Tensor:
-    """Return the spikes of steps start .. stop - 1, uint8 [stop - start, B, *features]; start is a multiple of 8."""
-    return te.unpack(x.planes[start // 8 : (stop + 7) // 8], stop - start, torch.uint8)
-
-
-def _windows(
-    x: Tensor,
-    size: Sequence[int],
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int] = (1, 1),
-) -> Iterator[Tensor]:
+def _windows(pool: AvgPool2d | MaxPool2d, x: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
     """Return the k² values of each pooling window, as strided views [..., *size] of x padded with zeros."""
+    kernel_size, stride, padding, dilation = pool.kernel_size, pool.stride, pool.padding, pool.dilation
     spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel_size, strict=True)]
     after = [max(0, span - p - n) for span, p, n in zip(spans, padding, x.shape[-2:], strict=True)]
     x = F.pad(x, (padding[1], after[1], padding[0], after[0]))

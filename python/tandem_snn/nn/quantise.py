@@ -60,7 +60,7 @@ def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     ([[0.0, -1.0]], [1.0], tensor([[1., 1.]]))
     """
     q, step = quantise(weight.detach(), bits)
-    return apply(_StraightThrough, weight, q, step), step
+    return apply(StraightThrough, weight, q, step), step
 
 
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
@@ -72,11 +72,11 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
     if bits is None:
         return weight
     q, step = quantise(weight.detach(), bits)
-    return apply(_StraightThrough, weight, q * over_inputs(step, q), None)
+    return apply(StraightThrough, weight, q * over_inputs(step, q), None)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step if there is one."""
+class StraightThrough(torch.autograd.Function):
+    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step, if there is one."""
 
     generate_vmap_rule = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -33,6 +34,12 @@ def check_input(x: object, layer: str) -> None:
 def check_network(name: str, value: object) -> None:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
+
+
+def inputs_of(net: nn.Module) -> list[str]:
+    """Return the names of the arguments that the forward of a network needs."""
+    arguments = inspect.signature(net.forward).parameters.values()
+    return [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
 
 
 def describe(x: object) -> str:

@@ -21,7 +21,7 @@ from ..data.augment import parse
 from ..data.binning import BINS
 from ..errors import UserError, check_name
 from ..models import check_model, create_model, create_twin
-from ..nn.encoder import MODES
+from ..nn.passing import MODES
 from .keys import BELOW_1, FINITE, FROM_0, POSITIVE, above_0_to, check, from_yaml, key, typed, within
 
 OPTIMIZERS = ("adam", "adamw", "sgd")

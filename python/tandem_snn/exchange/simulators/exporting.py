@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ...convert.layers import layer_of
 from ...convert.to_ann import to_ann
 from ...frozen.network import FrozenNetwork
 from ...frozen.stages import CannotLower
@@ -64,7 +65,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
                 residual = graph.call_function(operator.mul, (residual, scale))
             value = graph.call_function(operator.add, (value, residual))
         if neurons is not None:
-            neurons = windows.in_windows(neurons, network.T, stage.waits) if network.waits else neurons
+            if network.waits:
+                neurons = (windows.Waiting if stage.waits else windows.AtOnce)(neurons, network.T)
             value = call(f"{stage.name}_neurons", neurons, value)
         elif layer.move is not None and layer.scale is not None:
             value = graph.call_function(operator.mul, (value, constant(f"{stage.name}_gain", layer.scale, dims)))
@@ -118,13 +120,8 @@ def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tenso
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:
     """Return torch's layer for the currents of one step: gains and batch norm are folded in, its bias is bias/T."""
     layer, (weight, bias) = stage.layer, stage.folded(T)
-    if weight.dim() == 2:
-        synapses: Any = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    else:
-        cls: Any = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
-        size = (weight.shape[1] * layer.groups, len(weight), tuple(weight.shape[2:]))
-        stride, padding, dilation = map(layer.over_axes, (layer.stride, layer.padding, layer.dilation))
-        both = "same" if any(layer.after) else padding
-        synapses = cls(*size, stride, both, dilation, layer.groups, device="meta")
-    synapses.weight, synapses.bias = nn.Parameter(weight), nn.Parameter(bias + offset)
-    return synapses
+    stride, padding, dilation = map(layer.over_axes, (layer.stride, layer.padding, layer.dilation))
+    geometry = (stride, "same" if any(layer.after) else padding, dilation, layer.groups)
+    classes = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    module: nn.Module = layer_of(classes, nn.Parameter(weight), nn.Parameter(bias + offset), geometry)
+    return module

@@ -29,6 +29,7 @@ NO_COUNTERPART = (
     "neurons: import only that part of the network"
 )
 ONE_STEP = "the forward of the network must compute one time step, without a loop over time"
+PRODUCTS = (*kinds.SYNAPSES, "batch_norm")  # their constants, the biases, are multiplied by T
 ReadNeuron = Callable[[nn.Module], Neuron | None]
 
 
@@ -190,8 +191,7 @@ class _Importing(Lowering):
 
     def _towards_neurons(self, op: Op) -> Value:
         value = super()._towards_neurons(op)
-        products = (*kinds.SYNAPSES, "batch_norm")
-        if value.kind == "currents" and op.kind not in products and kinds.is_affine(op, self.signals(op)):
+        if value.kind == "currents" and self._adds_constant(op):
             raise refuse(op, "it adds a constant at every step: make it the bias of a layer")
         return value
 
@@ -207,21 +207,14 @@ class _Importing(Lowering):
         return None  # averages of spikes are currents: only the other simulator's neurons become neurons
 
     def _behind(self, op: Op) -> Value:
-        linear = (
-            *kinds.SAME,
-            *kinds.REARRANGE,
-            *kinds.LINEAR,
-            *kinds.SYNAPSES,
-            *kinds.DROPOUT,
-            "batch_norm",
-            "getitem",
-        )
-        spikes = self.env[op.x].kind == "spikes"
-        if op.kind not in linear and not (op.kind == "max_pool2d" and spikes):
-            raise refuse(op, NOT_LINEAR)
-        if op.kind not in (*kinds.SYNAPSES, "batch_norm") and kinds.is_affine(op, self.signals(op)):
+        linear = (*PRODUCTS, *kinds.SAME, *kinds.REARRANGE, *kinds.LINEAR, *kinds.DROPOUT, "getitem")
+        spikes = op.kind == "max_pool2d" and self.env[op.x].kind == "spikes"
+        if not (op.kind in linear or spikes) or self._adds_constant(op):
             raise refuse(op, NOT_LINEAR)
         return super()._behind(op)
+
+    def _adds_constant(self, op: Op) -> bool:
+        return op.kind not in PRODUCTS and kinds.is_affine(op, self.signals(op))
 
     def _fire(self, op: Op) -> Value:
         pooled = self._averaging_neurons(op)
@@ -254,7 +247,7 @@ class _Importing(Lowering):
             n = _neuron_of(op).in_unit()
             for name, value in n.settings().items():
                 setattr(layer, name, value)
-            if _any(n.offset):
+            if torch.as_tensor(n.offset).any():
                 owner = layer if norm is None else norm
                 bias = torch.zeros(len(layer.weight)) if owner.bias is None else owner.bias
                 owner.bias = nn.Parameter(bias.detach() + n.offset * self.encoder.T, bias.requires_grad)
@@ -262,7 +255,3 @@ class _Importing(Lowering):
 
 def _scaled(values: Tensor, factor: float) -> nn.Parameter:
     return nn.Parameter(values.detach() * factor, requires_grad=values.requires_grad)
-
-
-def _any(values: float | Tensor) -> bool:
-    return bool(values.any()) if isinstance(values, Tensor) else values != 0

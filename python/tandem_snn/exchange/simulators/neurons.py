@@ -58,12 +58,8 @@ class Neuron:
         Neuron(threshold=0.5, leak=0.5, v_init=-0.25, factor=1.0, offset=-0.25)
         """
         a = (1 - self.leak) * self.threshold
-        return replace(
-            self,
-            threshold=self.leak * self.threshold,
-            v_init=self.leak * (self.v_init - a),
-            offset=self.offset - (1 - self.leak) * a,
-        )
+        v_init, offset = self.leak * (self.v_init - a), self.offset - (1 - self.leak) * a
+        return replace(self, threshold=self.leak * self.threshold, v_init=v_init, offset=offset)
 
     def with_leaking_reset(self) -> Neuron:
         """The inverse of :meth:`leaks_its_reset`.
@@ -73,9 +69,5 @@ class Neuron:
         """
         threshold = self.threshold / self.leak
         a = (1 - self.leak) * threshold
-        return replace(
-            self,
-            threshold=threshold,
-            v_init=self.v_init / self.leak + a,
-            offset=self.offset + (1 - self.leak) * a,
-        )
+        v_init, offset = self.v_init / self.leak + a, self.offset + (1 - self.leak) * a
+        return replace(self, threshold=threshold, v_init=v_init, offset=offset)

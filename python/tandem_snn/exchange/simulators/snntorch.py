@@ -40,11 +40,11 @@ def from_snntorch(net: nn.Module, T: int, *, mode: str = "direct", example: Any 
     True
     """
     library = extra("snntorch", "the import from snnTorch")
-    return import_network(net, T, mode, example, lambda module: _read(module, library), tells=_tells)
 
+    def tells(leaky: Any) -> bool:
+        return bool(leaky.output or not leaky.init_hidden)
 
-def _tells(leaky: Any) -> bool:
-    return bool(leaky.output or not leaky.init_hidden)
+    return import_network(net, T, mode, example, lambda module: _read(module, library), tells=tells)
 
 
 def _read(module: Any, library: Any) -> Neuron | None:

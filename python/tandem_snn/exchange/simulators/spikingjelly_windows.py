@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spikingjelly.activation_based import base
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class _Clocked(base.MemoryModule):  # type: ignore[misc]
@@ -67,7 +67,3 @@ class Late(_Clocked):
             return x * 0
         then, *self.kept = self.kept
         return then
-
-
-def in_windows(neuron: nn.Module, T: int, waits: bool) -> nn.Module:
-    return (Waiting if waits else AtOnce)(neuron, T)
