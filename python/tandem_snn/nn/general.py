@@ -21,7 +21,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import either
 
-from .batch_norm import batch_affine, fold_norm, uses_batch
+from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
 from .options import DEFAULTS, HasNeurons
 from .signals import Signal, describe, effective_counts
@@ -238,10 +238,8 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
     if isinstance(x, Tensor):
         return norm(x)
     u = currents_of(x)
-    z = norm(u.total)
-    with torch.no_grad():
-        scale, shift = batch_affine(norm, u.total) if uses_batch(norm) else fold_norm(norm)
-        scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
+    z, scale, shift = normalised(norm, u.total)
+    scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
 
 
