@@ -14,11 +14,6 @@ from tandem_snn.data.split import standardisation
 from tandem_snn.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", validation=False)
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path_factory.mktemp("cache")))

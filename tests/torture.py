@@ -32,7 +32,7 @@ from tandem_snn.machine import commit, machine, short, versions  # noqa: E402
 
 Figures = dict[str, Any]
 OPS = [
-    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits", "precision",
+    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits",
     "reference", "spike_train",
 ]  # fmt: skip
 
