@@ -1,4 +1,6 @@
-"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference.
+"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference;
+and windows of more than 255 steps.
+
 The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them.
 
 A product lists its spikes in 16-bit entries, each eight times an input's number: 8,191 inputs, or taps of a
@@ -304,6 +306,3 @@ def test_compiled_and_exported():
     assert torch.equal(exported.module()(x), expected)
     with torch.autocast("cpu", torch.bfloat16):
         exported = torch.export.export(net.train(), (x,))  # fakes know the type of the counts
-
-
-# --- data and tools ---------------------------------------------------------------------------------------------------
