@@ -1,4 +1,6 @@
-"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference.
+"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference;
+and windows of more than 255 steps.
+
 The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them.
 
 A product lists its spikes in 16-bit entries, each eight times an input's number: 8,191 inputs, or taps of a
@@ -153,15 +155,6 @@ def test_a_sample_alone(dtype, T):
     assert all(torch.equal(potentials(f.linear_if, x[b], weight)[0], together[b]) for b in range(4))
 
 
-@pytest.mark.parametrize("scale", [1.0, 127.0])
-def test_integers_of_any_size(scale):
-    """Small ones are multiplied as bytes, large ones as words; both are the float product of the integers."""
-    weight = (scale * torch.randn(70, 900).clamp(-1, 1)).round().to(torch.int8)
-    x = train(20, 40, 900, rate=0.2)
-    want = x.counts.double() @ weight.double().t()
-    assert torch.equal(potentials(f.linear_if, x, weight).double(), want)
-
-
 def test_more_taps_than_a_list_can_name():
     x, weight = train(9, 3, 2, 8300, rate=0.2), at_the_edge(20, 2, 8200)
     want = torch.nn.functional.conv1d(x.counts.double(), weight.double())
@@ -313,6 +306,3 @@ def test_compiled_and_exported():
     assert torch.equal(exported.module()(x), expected)
     with torch.autocast("cpu", torch.bfloat16):
         exported = torch.export.export(net.train(), (x,))  # fakes know the type of the counts
-
-
-# --- data and tools ---------------------------------------------------------------------------------------------------
