@@ -266,7 +266,7 @@ def _currents(
         if weight is None or weight.dim() == 2:
             return a if weight is None else F.linear(a, weight.to(a.dtype))
         convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-        return convolution(a, weight.to(a.dtype), None, *geometry)  # type: ignore[no-any-return]
+        return convolution(a, weight.to(a.dtype), None, *geometry)
 
     if isinstance(x, SpikeTrain):
         counts = _counts(x, dtype)

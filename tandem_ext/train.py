@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import checks, events
 from .ops import counts_dtype
-from .planes import counts_of
+from .planes import counts_of, pack, unpack
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
 
 
@@ -157,11 +157,9 @@ class SpikeTrain(Signal):
         >>> te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])).planes
         tensor([[[3, 2]]], dtype=torch.uint8)
         """
-        checks.dense_spikes("spikes", spikes)
-        checks.device("spikes", spikes)
+        planes = pack(spikes)
         checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
-        planes = torch.ops.tandem.pack.default(spikes)
         dtype = spikes.dtype if spikes.is_floating_point() else None
         counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if needs_grad(spikes) else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
@@ -319,8 +317,7 @@ class SpikeTrain(Signal):
         """uint8 [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is the spike at step t."""
         if self.timing == "step":
             return self.stored
-        planes: Tensor = torch.ops.tandem.burst_planes.default(self.stored, self.T)
-        return planes
+        return torch.ops.tandem.burst_planes.default(self.stored, self.T)
 
     @property
     def count_bytes(self) -> Tensor:
@@ -328,8 +325,7 @@ class SpikeTrain(Signal):
         if self.timing == "window":
             return self.stored
         checks.T("T", self.T, "window")
-        count_bytes: Tensor = torch.ops.tandem.count_bytes.default(self.stored)
-        return count_bytes
+        return torch.ops.tandem.count_bytes.default(self.stored)
 
     @property
     def shape(self) -> torch.Size:
@@ -342,10 +338,7 @@ class SpikeTrain(Signal):
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: the dtype of the counts)."""
-        dtype = self._dtype if dtype is None else dtype
-        checks.dtype("dtype", dtype)
-        spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype)
-        return spikes
+        return unpack(self.planes, self.T, self._dtype if dtype is None else dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
@@ -376,22 +369,12 @@ class SpikeTrain(Signal):
             return self.but(stored=f(self.stored), gain=gain)
         return self.but(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
 
-    def to(
-        self,
-        device: torch.device | str | int | torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        non_blocking: bool = False,
-    ) -> SpikeTrain:
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        exact = dtype and counts_dtype(dtype, self.T)
-        moved = super().to(device, exact, non_blocking)
-        if exact is not None:
-            moved._dtype = exact  # also for counts that have not been made yet
-        return moved
+    def _exact(self, dtype: torch.dtype) -> torch.dtype:
+        return counts_dtype(dtype, self.T)
 
-    def _moved(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        return self.map(f) if self.bad is None else self.map(f).but(bad=f(self.bad))
+    def _moved(self, f: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> SpikeTrain:
+        bad = None if self.bad is None else f(self.bad)
+        return self.map(f).but(bad=bad, dtype=dtype or self._dtype)  # also for counts that have not been made yet
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
