@@ -239,7 +239,8 @@ def weight(name: str, value: object, dim: int, layout: str, or_int8: bool = Fals
 
 def per_channel(name: str, value: Any, channels: int, expected: torch.device) -> None:
     """One value per output channel."""
-    _tensor(name, value, "a floating-point tensor", f"of shape [{channels}]", Tensor.is_floating_point)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor of shape [{channels}], got {_describe(value)}")
     if value.shape != (channels,):
         raise ValueError(f"{name}: expected shape [{channels}], one value per channel, got {list(value.shape)}")
     same_device(name, value, "the layer", expected)

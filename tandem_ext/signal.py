@@ -41,7 +41,7 @@ class Signal:
         """Return a copy with ``f`` applied to each tensor. Nothing is checked."""
         raise NotImplementedError
 
-    def but(self: S, **parts: Any) -> S:
+    def replace(self: S, **parts: Any) -> S:
         """Return a copy with some parts replaced, named as the arguments of ``unchecked``. Nothing is checked."""
         raise NotImplementedError
 

@@ -26,8 +26,8 @@ def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
     return values + (bad.unsqueeze(1) if values.dim() == 2 else bad.view(-1, *[1] * (values.dim() - 1)))
 
 
-def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Combine two NaN flags: NaN where either is."""
+def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Combine two NaN flags: the result is NaN where one of them is."""
     return other if bad is None else bad if other is None else bad + other
 
 
@@ -136,7 +136,7 @@ class SpikeTrain(Signal):
         train.bad = bad
         return train
 
-    def but(self, **parts: Any) -> SpikeTrain:
+    def replace(self, **parts: Any) -> SpikeTrain:
         own: dict[str, Any] = {"stored": self.stored, "T": self.T, "counts": self._counts, "gain": self.gain}
         own |= {"dtype": self._dtype, "timing": self.timing, "bad": self.bad}
         return self.unchecked(**own | parts)
@@ -356,7 +356,7 @@ class SpikeTrain(Signal):
             gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
         bad = None
         if dim > 0:
-            bad = reduce(either, [s.bad for s in signals])
+            bad = reduce(add_flags, [s.bad for s in signals])
         elif any(s.bad is not None for s in signals):
             clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
@@ -366,22 +366,22 @@ class SpikeTrain(Signal):
         """Return a copy with ``f`` applied to ``stored``, to counts and to a tensor gain. Nothing is checked."""
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
         if self._counts is None:
-            return self.but(stored=f(self.stored), gain=gain)
-        return self.but(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
+            return self.replace(stored=f(self.stored), gain=gain)
+        return self.replace(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
 
     def _exact(self, dtype: torch.dtype) -> torch.dtype:
         return counts_dtype(dtype, self.T)
 
     def _moved(self, f: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> SpikeTrain:
         bad = None if self.bad is None else f(self.bad)
-        return self.map(f).but(bad=bad, dtype=dtype or self._dtype)  # also for counts that have not been made yet
+        return self.map(f).replace(bad=bad, dtype=dtype or self._dtype)  # also for counts that have not been made yet
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
-        return self.but(stored=self.stored[:, index], counts=counts, bad=bad)
+        return self.replace(stored=self.stored[:, index], counts=counts, bad=bad)
 
     def __repr__(self) -> str:
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"

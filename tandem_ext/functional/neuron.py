@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import compute_dtype
-from ..train import SpikeTrain, either
+from ..train import SpikeTrain, add_flags
 from .products import Product
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -185,7 +185,7 @@ def tensors_of(
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
             if residual.bad is not bad:
-                bad = either(bad, residual.bad)
+                bad = add_flags(bad, residual.bad)
             residual = residual.count_bytes if window else residual.planes
         scale, _ = in_units(theta, scale, None)
     if isinstance(v_init, Tensor):

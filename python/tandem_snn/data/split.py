@@ -186,9 +186,9 @@ def _augmented(x: SpikeTrain, augmentations: Sequence[Augmentation], chance: Cha
     planes = x.stored.transpose(0, 1)  # [B, P, C, H, W]
     if chance is not None and augmentations:
         planes = augment(planes.flatten(1, 2), augmentations, chance).unflatten(1, planes.shape[1:3])
-        x = x.but(counts=None)
+        x = x.replace(counts=None)
     planes = planes.transpose(0, 1)
-    return x.but(stored=planes.movedim(2, -1).contiguous().movedim(-1, 2)) if planes.dim() == 5 else x
+    return x.replace(stored=planes.movedim(2, -1).contiguous().movedim(-1, 2)) if planes.dim() == 5 else x
 
 
 def _described(value: object) -> str:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
-from tandem_ext.train import either
+from tandem_ext.train import add_flags
 
 from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
@@ -201,7 +201,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
     counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
-    bad = reduce(either, [x.bad for x in trains])
+    bad = reduce(add_flags, [x.bad for x in trains])
     gains: list[Any] = [first.gain] * len(stored)
     if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
         numbers = {x.gain for x in trains if isinstance(x.gain, float)}
@@ -322,7 +322,7 @@ class Neurons(HasNeurons):
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
         sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
-        train.bad = either(train.bad, (sums - sums).float())
+        train.bad = add_flags(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return self.worth(train)
 
