@@ -31,16 +31,7 @@ TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch with all the stabl
 # The same bits on every processor: no product may fuse with a sum, and no rounding may change. The other two flags let
 # compare-and-select loops vectorise and change no result.
 NUMERICS = ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
-HOST = [
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fvisibility-inlines-hidden",
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    *NUMERICS,
-]
+HOST = shlex.split("-O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra -Wno-psabi") + NUMERICS
 
 
 def read_sources() -> dict[str, list[str]]:
@@ -74,7 +65,10 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
         print(plan.summary(), flush=True)
         folder = build_folder()
         module = folder / "_C.so"
-        if not run_ninja(folder / "build.ninja", ninja_file(plan, folder, module, self.distribution.get_version())):
+        rules, link = commands(plan, self.distribution.get_version())
+        sources = ((group, path) for group, paths in read_sources().items() if group in rules for path in paths)
+        parts = [(group, path, folder / (path + ".o")) for group, path in sources]
+        if not run_ninja(folder / "build.ninja", ninja_text(folder, rules, link, parts, module)):
             hint = " TANDEM_CUDA=0 builds without the CUDA kernels." if plan.toolkit else ""
             raise SystemExit(f"tandem_ext: the compiler failed, its message is above.{hint}")
         target = Path(self.get_ext_fullpath(ext.name))
@@ -87,15 +81,12 @@ class NinjaBuildExt(build_ext):  # type: ignore[misc]
 def write_commit(folder: Path) -> None:
     """Records the commit that the package is built from, for bug reports: with a "+" if files differ, and only in a git
     tree."""
-    git = ["git", "-C", str(ROOT)]
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, check=True
-        ).stdout.strip()
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return
-    (folder / "commit.txt").write_text(head + "+" * bool(changes.strip()) + "\n")
+    (folder / "commit.txt").write_text(commit)
 
 
 def build_folder() -> Path:
@@ -110,20 +101,14 @@ def run_ninja(file: Path, text: str) -> bool:
     return subprocess.run([*find_ninja(), "-f", str(file), "-j", str(jobs())], cwd=ROOT).returncode == 0
 
 
-def ninja_file(plan: Plan, folder: Path, module: Path, version: str) -> str:
-    """The ninja file that makes ``module``; paths are relative to the root of the repository."""
-    rules, link = commands(plan, version)
-    parts = [(group, path, folder / (path + ".o")) for group, paths in read_sources().items() for path in paths]
-    return ninja_text(folder, rules, link, [part for part in parts if part[0] in rules], module)
-
-
 def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]:
     """The compile command of each compiled group of sources, without files, and the linker's flags."""
     torch = find_torch()
     cxx = find_compiler()
     user = compiler_flags(sys.platform, os.environ)
     user += shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    system = [find_pybind11(), torch / "include", find_python_headers()]
+    # torch's own copy of pybind11 cannot be used together with the stable ABI.
+    system = [find_package("pybind11", "pybind11") / "include", torch / "include", find_python_headers()]
     macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     link = linker_flags(sys.platform, torch / "lib", plan.toolkit.cudart if plan.toolkit else None)
     if plan.toolkit is not None:
@@ -172,15 +157,21 @@ def nvcc_flags(plan: Plan) -> list[str]:
     return flags
 
 
+def find_package(name: str, requirement: str) -> Path:
+    """The folder of an installed package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        needs = f"building without isolation needs {name} in this Python: pip install '{requirement}'"
+        raise SystemExit(f"tandem_ext: {needs}")
+    return Path(spec.submodule_search_locations[0])
+
+
 def find_torch() -> Path:
     """The folder of the installed torch."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("tandem_ext: building without isolation needs torch in this Python: pip install 'torch>=2.10'")
-    version = importlib.metadata.version("torch")
+    folder, version = find_package("torch", "torch>=2.10"), importlib.metadata.version("torch")
     if tuple(map(int, version.split(".")[:2])) < (2, 10):
         raise SystemExit(f"tandem_ext: torch {version} is too old to build with; 2.10 or newer is needed")
-    return Path(spec.submodule_search_locations[0])
+    return folder
 
 
 def find_python_headers() -> Path:
@@ -189,14 +180,6 @@ def find_python_headers() -> Path:
     if not (include / "Python.h").is_file():
         raise SystemExit(f"tandem_ext: {include} has no Python.h; install the headers of this Python (python3-dev)")
     return include
-
-
-def find_pybind11() -> Path:
-    """The include folder of the pybind11 package; torch's own copy cannot be used together with the stable ABI."""
-    spec = importlib.util.find_spec("pybind11")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("tandem_ext: building without isolation needs pybind11: pip install pybind11")
-    return Path(spec.submodule_search_locations[0], "include")
 
 
 def find_compiler() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
@@ -48,17 +47,13 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
             raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
         if other.T != first.T:
             raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
-        if not _fit(first.shape, other.shape, dim):
+        outside, others = ([*s.shape[:dim], *s.shape[dim + 1 :]] for s in (first, other))
+        if len(other.shape) != dims or outside != others:
             raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
         each_its_own = dim == 1 and all(isinstance(s.gain, Tensor) and s.gain.dim() for s in (first, other))
         if not each_its_own and not _same_gain(first.gain, other.gain):
             raise ValueError(f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}")
-    joined: S = first.concatenate(signals, dim)
-    return joined
-
-
-def _fit(a: torch.Size, b: torch.Size, dim: int) -> bool:
-    return len(a) == len(b) and a[:dim] == b[:dim] and a[dim + 1 :] == b[dim + 1 :]
+    return first.concatenate(signals, dim)
 
 
 def _same_gain(a: float | Tensor, b: float | Tensor) -> bool:

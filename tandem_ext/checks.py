@@ -74,9 +74,26 @@ def _tensor(name: str, value: object, what: str, layout: str, is_one: Callable[[
     """A tensor that satisfies ``is_one`` and has at least ``dims`` dimensions."""
     if not isinstance(value, Tensor) or not is_one(value):
         raise TypeError(f"{name}: expected {what} {layout}, got {_describe(value)}")
+    _dims(name, value, layout, dims)
+
+
+def _dims(name: str, value: Tensor, layout: str, dims: int) -> None:
     if value.dim() < dims:
         least = "a batch dimension" if dims == 1 else "at least two dimensions"
         raise ValueError(f"{name}: expected {least} {layout}, got {_describe(value)}")
+
+
+def _int(name: str, value: object, allowed: str, least: int, most: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {allowed}, got {_describe(value)}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {allowed}, got {value}")
+
+
+def _floats(name: str, value: object, what: str = "a floating-point tensor", hint: str = "") -> None:
+    """A tensor of a type in which layers compute."""
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected {what}, got {_describe(value)}{hint}")
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -88,26 +105,19 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def T(name: str, value: object, timing_: str = "step") -> None:
-    if type(value) is int and 1 <= value <= MOST_STEPS[timing_]:
-        return
-    allowed = f"an int from 1 to {MOST_STEPS[timing_]}" + f" with timing={timing_!r}" * (timing_ != "step")
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {allowed}, got {_describe(value)}")
-    if not 1 <= value <= MOST_STEPS[timing_]:
-        raise ValueError(f"{name}: expected {allowed}, got {value}")
+    most = MOST_STEPS[timing_]
+    if type(value) is not int or not 1 <= value <= most:
+        _int(name, value, f"an int from 1 to {most}" + f" with timing={timing_!r}" * (timing_ != "step"), 1, most)
 
 
-def gain(name: str, value: object, channels: int | None = None) -> None:
+def gain(name: str, value: Any, channels: int | None = None) -> None:
     """A number or a 0-dim tensor; with ``channels`` also [channels]."""
-    expected = "a float or a 0-dim floating-point tensor"
     if isinstance(value, Tensor) and value.dim() and channels is not None:
-        per_channel(name, value, channels, value.device)
-    elif isinstance(value, Tensor) and value.is_floating_point() and value.dim():
-        raise ValueError(f"{name}: expected {expected}, got {_describe(value)}")
-    elif not (value.is_floating_point() if isinstance(value, Tensor) else _is_number(value)):
-        raise TypeError(f"{name}: expected {expected}, got {_describe(value)}")
-    elif not isinstance(value, Tensor) and not -math.inf < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a finite number, got {value}")  # isfinite: unknown to Dynamo
+        return per_channel(name, value, channels, value.device)
+    if not (value.is_floating_point() if isinstance(value, Tensor) else _is_number(value)):
+        raise TypeError(f"{name}: expected a float or a 0-dim floating-point tensor, got {_describe(value)}")
+    if value.dim() if isinstance(value, Tensor) else not -math.inf < value < math.inf:  # isfinite: unknown to Dynamo
+        raise ValueError(f"{name}: expected a finite number or a 0-dim tensor, got {_describe(value)}")
 
 
 def planes(name: str, value: Any, steps: Any = None) -> None:
@@ -166,8 +176,8 @@ def beside(name: str, value: Any, layout: str, planes_: Tensor, shape: torch.Siz
 
 def dense_spikes(name: str, value: Any) -> None:
     _tensor(name, value, "a real tensor", "[T, B, *features]", _is_real, 2)
-    if not 1 <= value.shape[0] <= MOST_STEPS["step"]:
-        most = MOST_STEPS["step"]
+    most = MOST_STEPS["step"]
+    if not 1 <= value.shape[0] <= most:
         raise ValueError(f"{name}: expected T from 1 to {most} steps in dimension 0, got {_describe(value)}")
 
 
@@ -187,13 +197,11 @@ def binary(name: str, value: Tensor) -> None:
         )
 
 
-def direct(name: str, value: object) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        whole = isinstance(value, Tensor) and not value.is_floating_point()
-        hint = f": {name}.float() is an image, SpikeTrain.from_frames takes counts of events" * whole
-        raise TypeError(f"{name}: expected a floating-point tensor [B, *features], got {_describe(value)}{hint}")
-    if value.dim() < 1:
-        raise ValueError(f"{name}: expected a batch dimension [B, *features], got {_describe(value)}")
+def direct(name: str, value: Any) -> None:
+    whole = isinstance(value, Tensor) and not value.is_floating_point()
+    hint = f": {name}.float() is an image, SpikeTrain.from_frames takes counts of events" * whole
+    _floats(name, value, "a floating-point tensor [B, *features]", hint)
+    _dims(name, value, "[B, *features]", 1)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -214,12 +222,8 @@ def train(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a SpikeTrain, got {_describe(value)}")
 
 
-def currents(name: str, value: object) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: expected a floating-point tensor [T, B, *features], a ConstantInput or an ImpulseInput, got "
-            f"{_describe(value)}"
-        )
+def currents(name: str, value: Any) -> None:
+    _floats(name, value, "a floating-point tensor [T, B, *features], a ConstantInput or an ImpulseInput")
     dense_spikes(name, value)
     device(name, value)
 
@@ -233,7 +237,7 @@ def weight(name: str, value: object, dim: int, layout: str, or_int8: bool = Fals
     device(name, value)
 
 
-def per_channel(name: str, value: object, channels: int, expected: torch.device) -> None:
+def per_channel(name: str, value: Any, channels: int, expected: torch.device) -> None:
     """One value per output channel."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor of shape [{channels}], got {_describe(value)}")
@@ -278,10 +282,7 @@ def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
 
 
 def steps(value: object, name: str = "steps", what: str = ", the length of the window") -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive int{what}, got {_describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive int{what}, got {value}")
+    _int(name, value, f"a positive int{what}", 1)
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
@@ -309,18 +310,16 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
 def residual(value: Any, steps_: int, shape: tuple[int, ...], expected: torch.device, summed: bool) -> None:
     """A train with the T and output shape of the layer, or currents [T, B, *features]; if ``summed``, also [1, ...]."""
     if isinstance(value, Tensor):
-        if value.dtype not in _FLOATS:
-            raise TypeError(f"residual: expected a SpikeTrain or floating-point currents, got {_describe(value)}")
+        _floats("residual", value, "a SpikeTrain or floating-point currents")
         if value.shape != (steps_, *shape) and not (summed and value.shape == (1, *shape)):
             hint = ": their sum over the window is for layers with timing='window'" * (value.shape == (1, *shape))
             raise ValueError(f"residual: expected currents of shape {[steps_, *shape]}, got {list(value.shape)}{hint}")
-        same_device("residual", value, "the layer", expected)
-        return
-    train("residual", value)
-    if steps_ != value.T:
-        raise ValueError(f"residual: expected a train of T={steps_} steps as x has, got T={value.T}")
-    if value.shape != shape:
-        raise ValueError(f"residual: expected a train of shape {list(shape)}, got {list(value.shape)}")
+    else:
+        train("residual", value)
+        if steps_ != value.T:
+            raise ValueError(f"residual: expected a train of T={steps_} steps as x has, got T={value.T}")
+        if value.shape != shape:
+            raise ValueError(f"residual: expected a train of shape {list(shape)}, got {list(value.shape)}")
     same_device("residual", value, "the layer", expected)
 
 
@@ -389,9 +388,8 @@ def batch_norm(shape: tuple[int, ...]) -> None:
         )
 
 
-def preactivation(name: str, value: object, train_: Any) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor, got {_describe(value)}")
+def preactivation(name: str, value: Any, train_: Any) -> None:
+    _floats(name, value)
     if value.shape != train_.shape:
         raise ValueError(f"{name}: expected shape {list(train_.shape)} as the train has, got {list(value.shape)}")
     same_device(name, value, "train", train_.device)

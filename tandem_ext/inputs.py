@@ -39,7 +39,7 @@ class DirectInput(Signal):
         signal.gain = gain
         return signal
 
-    def but(self: D, **parts: Any) -> D:
+    def replace(self: D, **parts: Any) -> D:
         own: dict[str, Any] = {"x": self.x, "T": self.T, "gain": self.gain}
         return self.unchecked(**own | parts)
 
@@ -57,11 +57,11 @@ class DirectInput(Signal):
         return cls.unchecked(torch.cat([s.x for s in signals], dim), signals[0].T, signals[0].gain)
 
     def map(self: D, f: Callable[[Tensor], Tensor]) -> D:
-        return self.but(x=f(self.x), gain=f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
+        return self.replace(x=f(self.x), gain=f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
 
     def __getitem__(self: D, index: Any) -> D:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
-        return self.but(x=self.x[batch_index(index, len(self))])
+        return self.replace(x=self.x[batch_index(index, len(self))])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"

@@ -65,9 +65,9 @@ def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tenso
 def _shape(a: Arguments) -> Shape:
     """Return the shape of the neurons, [B, N, *space]."""
     if "current" in a:
-        return a["current"].shape  # type: ignore[no-any-return]
+        return a["current"].shape
     if "currents" in a:
-        return a["currents"].shape[1:]  # type: ignore[no-any-return]
+        return a["currents"].shape[1:]
     planes, weight = a["planes"], a["weight"]
     windows = a.get("stride", ()), a.get("padding", ()), a.get("dilation", ())
     sizes = zip(planes.shape[3:], weight.shape[2:], *windows, strict=True)

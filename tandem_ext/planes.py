@@ -30,8 +30,7 @@ def pack(spikes: Tensor) -> Tensor:
     """
     checks.dense_spikes("spikes", spikes)
     checks.device("spikes", spikes)
-    result: Tensor = torch.ops.tandem.pack.default(spikes)
-    return result
+    return torch.ops.tandem.pack.default(spikes)
 
 
 def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -56,8 +55,7 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
     """
     checks.planes("planes", planes, T)
     checks.dtype("dtype", dtype)
-    result: Tensor = torch.ops.tandem.unpack.default(planes, T, dtype)
-    return result
+    return torch.ops.tandem.unpack.default(planes, T, dtype)
 
 
 def spikes_at(planes: Tensor, t: int) -> Tensor:
@@ -77,8 +75,7 @@ def counts_of(stored: Tensor, timing: str, dtype: torch.dtype) -> Tensor:
     """
     if timing == "window":
         return stored[0].to(dtype)
-    result: Tensor = torch.ops.tandem.counts.default(stored, dtype)
-    return result
+    return torch.ops.tandem.counts.default(stored, dtype)
 
 
 def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -100,5 +97,4 @@ def counts(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     checks.planes("planes", planes)
     checks.dtype("dtype", dtype)
-    result: Tensor = torch.ops.tandem.counts.default(planes, dtype)
-    return result
+    return torch.ops.tandem.counts.default(planes, dtype)

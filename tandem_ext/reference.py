@@ -6,7 +6,7 @@ of the product are exact. It uses no kernel, does not check arguments, and is sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .inputs import ConstantInput, ImpulseInput
+from .ops import compute_dtype, counts_dtype
 from .rounding import square_root
 from .train import SpikeTrain
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
-Product = Callable[[Tensor], Tensor]
-EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # up to these counts the dtypes represent all integers
+Result = SpikeTrain | tuple[SpikeTrain, Tensor]
 
 
 def linear_if(
@@ -31,31 +31,15 @@ def linear_if(
     dilation: Any = 1,
     groups: int = 1,
     *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    **options: Any,
+) -> Result:
     """IF neurons driven by ``weight @ s[t]``, or by a convolution if the weight has spatial dimensions.
 
     See :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
     """
-    dtype = _counts_dtype(weight)
-    x, weight = _weighted(x, weight, groups)
-    product = _product(weight, stride, padding, dilation, groups)
-    currents = _currents(x, product, dtype, neuron, weight)
-    return _layer(*currents, bias, dtype, return_v, before=_bad(x), **neuron)
-
-
-def if_scan(
-    currents: Tensor | ConstantInput | ImpulseInput, *, return_v: bool = False, **neuron: Any
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """IF neurons driven by given currents [T, B, *features]; see :func:`tandem_ext.functional.if_scan`."""
-    if not isinstance(currents, Tensor):
-        dtype = currents.x.dtype
-        given = _currents(currents, lambda x: x, dtype, neuron)
-        return _layer(*given, None, dtype, return_v, **neuron)
-    y = currents.to(_compute_dtype(currents.dtype))
-    steps = _in_order(y.detach()).unsqueeze(0) if _is_window(neuron) else y.detach()
-    return _layer(steps, len(y), y.sum(0), 1.0, None, currents.dtype, return_v, **neuron)
+    return _layer(x, weight, (stride, padding, dilation, groups), bias, scale, shift, **options)[0]
 
 
 def linear_bn_if(
@@ -69,14 +53,22 @@ def linear_bn_if(
     dilation: Any = 1,
     groups: int = 1,
     *,
-    return_v: bool = False,
-    **neuron: Any,
-) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
+    eps: float = 1e-5,
+    **options: Any,
+) -> tuple[Result, Tensor, Tensor]:
     """:func:`linear_if` with batch norm in training mode; see :func:`tandem_ext.functional.linear_bn_if`."""
-    x, weight = _weighted(x, weight, groups)
-    product = _product(weight, stride, padding, dilation, groups)
-    currents = _currents(x, product, weight.dtype, neuron, weight)
-    return _bn_layer(*currents, bias, gamma, beta, weight.dtype, return_v, before=_bad(x, True), **neuron)
+    return _layer(x, weight, (stride, padding, dilation, groups), bias, gamma, beta, eps, **options)  # type: ignore[return-value]
+
+
+def if_scan(
+    currents: Tensor | ConstantInput | ImpulseInput,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    **options: Any,
+) -> Result:
+    """IF neurons driven by given currents [T, B, *features]; see :func:`tandem_ext.functional.if_scan`."""
+    return _layer(currents, None, None, None, scale, shift, **options)[0]
 
 
 conv_if = conv1d_if = conv2d_if = linear_if
@@ -136,9 +128,60 @@ class _Tandem(torch.autograd.Function):
         return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
 
 
-def _divided(x: Tensor, by: int) -> Tensor:
-    """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
-    return x / torch.full_like(x, by)
+def _layer(
+    x: Tensor | Input,
+    weight: Tensor | None,
+    geometry: Any,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float | None = None,
+    *,
+    step: Tensor | None = None,
+    threshold: float | Tensor = 1.0,
+    timing: str = "step",
+    return_v: bool = False,
+    **neuron: Any,
+) -> tuple[Result, Tensor | None, Tensor | None]:
+    """Neurons with z = scale·(gain·step·W c + bias) + shift, or driven by x if there is no weight.
+
+    With ``eps``, scale and shift are γ and β of batch norm: currents and ANN branch use the same batch statistics.
+
+    Args:
+        step: [N], the quantisation step of int8 weights.
+
+    Returns:
+        (train, mean, var), or ((train, v), mean, var) with ``return_v``.
+    """
+    window, before = timing == "window", x.bad if isinstance(x, SpikeTrain) else None
+    given: Any = weight if weight is not None else x
+    dtype = (given if isinstance(given, Tensor) else given.x).dtype
+    dtype = torch.float32 if dtype == torch.int8 else dtype
+    y, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
+    unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    unit = unit + 0 * unit.detach()  # makes an infinite threshold NaN
+    s, g, b = _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y), _per_channel(bias, 0.0, y)
+    mean = var = None
+    if eps is None:
+        w, k = _per_channel(scale, 1.0, y), _per_channel(shift, 0.0, y)
+        ann = w * (g * s * total + b) + k
+        with torch.no_grad():
+            scale, shift = w * s * g / unit, (w * b + k) / unit
+    else:
+        before = None if before is None else before.sum(0, True)  # one bad sample makes all bad
+        gamma = y.new_ones(y.shape[2]) if scale is None else scale.to(y.dtype)
+        beta = torch.zeros_like(gamma) if shift is None else shift.to(y.dtype)
+        ann = F.batch_norm(s * g * total, None, None, gamma, beta, True, 0.0, eps)
+        with torch.no_grad():
+            u = (y[0] if window else total).double().movedim(1, -1).flatten(0, -2)
+            mean = _divided(u.sum(0), len(u))
+            var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
+            mean, g, one = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
+            a = gamma / one * (1 / square_root(g * g * var + eps) + 0 * var)
+            scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / one - g * mean * a, 0.0, y)
+            mean, var = g * mean + b.flatten(), g * g * var
+    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold, unit, timing, before, **neuron)
+    return (train, v) if return_v else train, mean, var
 
 
 def _neurons(
@@ -147,16 +190,17 @@ def _neurons(
     ann: Tensor,
     scale: Tensor,
     shift: Tensor,
-    counts_dtype: torch.dtype,
+    dtype: torch.dtype,
+    threshold: float | Tensor,
+    unit: Tensor,
+    timing: str,
+    before: Tensor | None,
     *,
-    timing: str = "step",
-    threshold: float | Tensor = 1.0,
     leak: float = 1.0,
     v_init: float | Tensor = 0.0,
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
-    before: Tensor | None = None,
 ) -> tuple[SpikeTrain, Tensor]:
     """Run the neurons of a layer; return (train, v).
 
@@ -165,17 +209,16 @@ def _neurons(
     Args:
         y: y[t] = W s[t], [T, B, *features]; with timing "window" u = W c, [1, B, *features].
         ann: the ANN's pre-activation, through which gradients flow.
-        scale, shift: in units of a tensor threshold; neurons then fire at 1.
+        scale, shift: in units of ``unit``, a tensor threshold or 1; neurons with a tensor threshold fire at 1.
         before: the NaN flags of the input.
     """
-    unit, window = _unit(threshold, y), timing == "window"
-    fire_at = 1.0 if isinstance(threshold, Tensor) else threshold
+    window, fire_at = timing == "window", 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
         currents = scale * y + (shift if window else _divided(shift, steps or T))
     if residual is not None:
-        r, r_sum, worth = _residual(residual, y)
-        currents = currents + worth.detach() / unit.detach() * (r_sum.detach() if window else r)
-        ann = ann + worth * r_sum
+        r, r_sum, value = _residual(residual, y)
+        currents = currents + value.detach() / unit.detach() * (r_sum.detach() if window else r)
+        ann = ann + value * r_sum
     with torch.no_grad():
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
         v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
@@ -192,92 +235,57 @@ def _neurons(
     is_open = open_gate(z, gate, fire_at, T)
     counts = _Tandem.apply(ann, theta, fired, is_open)  # type: ignore[no-untyped-call]
     bad = _not_finite(v.movedim(0, -1))
-    for other in (before, _bad(residual)):
+    for other in (before, residual.bad if isinstance(residual, SpikeTrain) else None):
         bad = bad if other is None else bad + other
-    dtype = torch.float32 if EXACT.get(counts_dtype, T) < T else counts_dtype
-    return SpikeTrain.unchecked(stored, T, counts.to(dtype), timing=timing, bad=bad), v * unit.detach()
+    counts = counts.to(counts_dtype(dtype, T))
+    return SpikeTrain.unchecked(stored, T, counts, timing=timing, bad=bad), v * unit.detach()
 
 
-def _layer(
-    y: Tensor,
-    T: int,
-    total: Tensor,
-    gain: float | Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    return_v: bool,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    step: Tensor | None = None,
-    threshold: float | Tensor = 1.0,
-    **neuron: Any,
-) -> SpikeTrain | tuple[SpikeTrain, Tensor]:
-    """Neurons with z = scale·(gain·step·W c + bias) + shift; ``step`` [N] is the quantisation step of int8 weights."""
-    w, s, g = _per_channel(scale, 1.0, y), _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y)
-    b, k = _per_channel(bias, 0.0, y), _per_channel(shift, 0.0, y)
-    ann = w * (g * s * total + b) + k
-    unit = _unit(threshold, y)
-    with torch.no_grad():
-        scale, shift = w * s * g / unit, (w * b + k) / unit
-    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold=threshold, **neuron)
-    return (train, v) if return_v else train
+def _currents(
+    x: Tensor | Input, weight: Tensor | None, geometry: Any, dtype: torch.dtype, window: bool
+) -> tuple[Tensor, int, Tensor, float | Tensor]:
+    """Multiply the input x by the weight, if there is one.
 
+    An output that has an infinite or NaN weight receives NaN at every step.
 
-def _bn_layer(
-    y: Tensor,
-    T: int,
-    total: Tensor,
-    gain: float | Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    dtype: torch.dtype,
-    return_v: bool,
-    *,
-    eps: float = 1e-5,
-    step: Tensor | None = None,
-    threshold: float | Tensor = 1.0,
-    **neuron: Any,
-) -> tuple[SpikeTrain | tuple[SpikeTrain, Tensor], Tensor, Tensor]:
-    """Neurons with z = batch norm of gain·step·W c. Currents and ANN branch use the same batch statistics."""
-    worth = _per_channel(step, 1.0, y) * _per_channel(gain, 1.0, y)
-    gamma = y.new_ones(y.shape[2]) if gamma is None else gamma.to(y.dtype)
-    beta = torch.zeros_like(gamma) if beta is None else beta.to(y.dtype)
-    ann = F.batch_norm(worth * total, None, None, gamma, beta, True, 0.0, eps)
-    with torch.no_grad():
-        u = (y[0] if _is_window(neuron) else total).double().movedim(1, -1).flatten(0, -2)
-        mean = _divided(u.sum(0), len(u))
-        var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
-        mean = mean.to(y.dtype)
-        unit, g = _unit(threshold, y).flatten(), worth.flatten()
-        a = gamma / unit * (1 / square_root(g * g * var + eps) + 0 * var)
-        scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / unit - g * mean * a, 0.0, y)
-        mean, var = g * mean + _per_channel(bias, 0.0, y).flatten(), g * g * var
-    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold=threshold, **neuron)
-    return (train, v) if return_v else train, mean, var
+    Returns:
+        (y, T, total, gain): y is [T, B, *features] in ``dtype``, or with ``window`` the exact sum [1, B, *features],
+        rounded once; total is the sum over the window with a gradient, [B, *features]; gain is that of x.
+    """
+    if isinstance(x, Tensor):
+        y, total = x.to(dtype).detach(), x.to(dtype).sum(0)
+        if window:  # added in the order of the steps
+            y = reduce(torch.add, y, torch.zeros_like(total)).unsqueeze(0)
+        return y, len(x), total, 1.0
+    gain = x.gain
+    if weight is not None and isinstance(gain, Tensor) and gain.dim():  # multiply it into the weights of each channel
+        rows = gain.view(geometry[-1], 1, -1).expand(-1, len(weight) // geometry[-1], -1).flatten(0, 1)
+        weight, gain = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype), 1.0
 
+    def product(a: Tensor) -> Tensor:
+        if weight is None or weight.dim() == 2:
+            return a if weight is None else F.linear(a, weight.to(a.dtype))
+        convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
+        return convolution(a, weight.to(a.dtype), None, *geometry)
 
-def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Tensor:
-    """Return a number, or a per-channel tensor, as a tensor that broadcasts against [..., B, C, *space]."""
-    tensor = torch.as_tensor(default if value is None else value, dtype=y.dtype, device=y.device)
-    return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
-
-
-def _unit(threshold: float | Tensor, y: Tensor) -> Tensor:
-    unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
-    return unit + 0 * unit.detach()  # makes an infinite threshold NaN
-
-
-def _not_finite(values: Tensor) -> Tensor:
-    """Return float32 [n] for values [..., n]: NaN where any value is infinite or NaN, else 0."""
-    return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
-
-
-def _bad(x: Any, together: bool = False) -> Tensor | None:
-    """Return the NaN flags of x; with ``together``, for batch statistics, one bad sample makes all bad."""
-    bad = x.bad if isinstance(x, SpikeTrain) else None
-    return bad.sum(0, True) if together and bad is not None else bad
+    if isinstance(x, SpikeTrain):
+        counts = _counts(x, dtype)
+        with torch.no_grad():
+            if window:
+                y = product(counts.double()).to(dtype).unsqueeze(0)
+            else:
+                spikes = unpack(x, dtype)
+                y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
+            lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), 0.0, y)  # type: ignore[union-attr]
+        return y + lost, x.T, product(counts) + lost, gain
+    current = product(x.x).to(dtype)
+    total = x.T * current if isinstance(x, ConstantInput) else current
+    if window:
+        return total.detach().unsqueeze(0), x.T, total, gain
+    y = current.detach().expand(x.T, *current.shape)
+    if isinstance(x, ImpulseInput):
+        y = torch.cat([y[:1], torch.zeros_like(y[1:])])
+    return y, x.T, total, gain
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,73 +295,20 @@ def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
 
 
-def _currents(
-    x: Input, product: Product, dtype: torch.dtype, neuron: Mapping[str, Any], weight: Tensor | None = None
-) -> tuple[Tensor, int, Tensor, float | Tensor]:
-    """Apply ``product`` to the input x.
-
-    An output that has an infinite or NaN weight receives NaN at every step.
-
-    Returns:
-        (y, T, total, gain): y is [T, B, *features], or with timing "window" the exact sum [1, B, *features], rounded
-        once; total is the sum over the window with a gradient, [B, *features]; gain is that of x.
-    """
-    compute_dtype = _compute_dtype(dtype)
-    if isinstance(x, SpikeTrain):
-        counts = _counts(x, compute_dtype)
-        with torch.no_grad():
-            if _is_window(neuron):
-                y = product(counts.double()).to(compute_dtype).unsqueeze(0)
-            else:
-                spikes = unpack(x, compute_dtype)
-                y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
-            lost = y.new_zeros(()) if weight is None else _not_finite(weight.movedim(0, -1)).to(y.dtype)
-            lost = _per_channel(lost, 0.0, y)
-        return y + lost, x.T, product(counts) + lost, x.gain
-    current = product(x.x).to(compute_dtype)
-    total = x.T * current if isinstance(x, ConstantInput) else current
-    if _is_window(neuron):
-        return total.detach().unsqueeze(0), x.T, total, x.gain
-    y = current.detach().expand(x.T, *current.shape)
-    if isinstance(x, ImpulseInput):
-        y = torch.cat([y[:1], torch.zeros_like(y[1:])])
-    return y, x.T, total, x.gain
+def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Tensor:
+    """Return a number, or a per-channel tensor, as a tensor that broadcasts against [..., B, C, *space]."""
+    tensor = torch.as_tensor(default if value is None else value, dtype=y.dtype, device=y.device)
+    return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
 
 
-def _is_window(neuron: Mapping[str, Any]) -> bool:
-    return neuron.get("timing") == "window"
+def _divided(x: Tensor, by: int) -> Tensor:
+    """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
+    return x / torch.full_like(x, by)
 
 
-def _in_order(currents: Tensor) -> Tensor:
-    """Return the sum over the steps, added in their order."""
-    total = torch.zeros_like(currents[0])
-    for current in currents:
-        total = total + current
-    return total
-
-
-def _weighted(x: Input, weight: Tensor, groups: int = 1) -> tuple[Input, Tensor]:
-    """Multiply a gain per channel into the weights of that channel."""
-    if not isinstance(x.gain, Tensor) or not x.gain.dim():
-        return x, weight
-    rows = x.gain.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
-    weight = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype)
-    return x.but(gain=1.0), weight
-
-
-def _product(weight: Tensor, *geometry: Any) -> Product:
-    if weight.dim() == 2:
-        return lambda a: F.linear(a, weight.to(a.dtype))
-    convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-    return lambda a: convolution(a, weight.to(a.dtype), None, *geometry)
-
-
-def _counts_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float32 if weight.dtype == torch.int8 else weight.dtype
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _not_finite(values: Tensor) -> Tensor:
+    """Return float32 [n] for values [..., n]: NaN where any value is infinite or NaN, else 0."""
+    return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
 
 
 # --- the format -------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Signal:
         """Return a copy with ``f`` applied to each tensor. Nothing is checked."""
         raise NotImplementedError
 
-    def but(self: S, **parts: Any) -> S:
+    def replace(self: S, **parts: Any) -> S:
         """Return a copy with some parts replaced, named as the arguments of ``unchecked``. Nothing is checked."""
         raise NotImplementedError
 
@@ -79,11 +79,12 @@ class Signal:
             raise TypeError(f"dtype: expected a floating-point type, got {dtype}")
 
         _refuse_dispatch()
+        exact = None if dtype is None else self._exact(dtype)
 
         def move(t: Tensor) -> Tensor:
-            return t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking)
+            return t.to(device=device, dtype=exact if t.is_floating_point() else None, non_blocking=non_blocking)
 
-        return self._moved(move)
+        return self._moved(move, exact)
 
     def detach(self: S) -> S:
         """Return the signal detached from the autograd graph."""
@@ -93,7 +94,11 @@ class Signal:
         """Return the signal in page-locked memory. A DataLoader with ``pin_memory=True`` calls this."""
         return self._moved(Tensor.pin_memory)
 
-    def _moved(self: S, f: Callable[[Tensor], Tensor]) -> S:
+    def _exact(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the floating-point type that its tensors get for ``dtype``."""
+        return dtype
+
+    def _moved(self: S, f: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> S:
         """Apply ``f`` to every tensor, also to those that ``map`` leaves out because they have no features."""
         return self.map(f)
 

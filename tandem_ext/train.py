@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import checks, events
 from .ops import counts_dtype
-from .planes import counts_of
+from .planes import counts_of, pack, unpack
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
 
 
@@ -26,8 +26,8 @@ def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
     return values + (bad.unsqueeze(1) if values.dim() == 2 else bad.view(-1, *[1] * (values.dim() - 1)))
 
 
-def either(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Combine two NaN flags: NaN where either is."""
+def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Combine two NaN flags: the result is NaN where one of them is."""
     return other if bad is None else bad if other is None else bad + other
 
 
@@ -136,7 +136,7 @@ class SpikeTrain(Signal):
         train.bad = bad
         return train
 
-    def but(self, **parts: Any) -> SpikeTrain:
+    def replace(self, **parts: Any) -> SpikeTrain:
         own: dict[str, Any] = {"stored": self.stored, "T": self.T, "counts": self._counts, "gain": self.gain}
         own |= {"dtype": self._dtype, "timing": self.timing, "bad": self.bad}
         return self.unchecked(**own | parts)
@@ -157,11 +157,9 @@ class SpikeTrain(Signal):
         >>> te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])).planes
         tensor([[[3, 2]]], dtype=torch.uint8)
         """
-        checks.dense_spikes("spikes", spikes)
-        checks.device("spikes", spikes)
+        planes = pack(spikes)
         checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
-        planes = torch.ops.tandem.pack.default(spikes)
         dtype = spikes.dtype if spikes.is_floating_point() else None
         counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if needs_grad(spikes) else None
         return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
@@ -319,8 +317,7 @@ class SpikeTrain(Signal):
         """uint8 [ceil(T/8), B, *features]: bit t % 8 of plane t // 8 is the spike at step t."""
         if self.timing == "step":
             return self.stored
-        planes: Tensor = torch.ops.tandem.burst_planes.default(self.stored, self.T)
-        return planes
+        return torch.ops.tandem.burst_planes.default(self.stored, self.T)
 
     @property
     def count_bytes(self) -> Tensor:
@@ -328,8 +325,7 @@ class SpikeTrain(Signal):
         if self.timing == "window":
             return self.stored
         checks.T("T", self.T, "window")
-        count_bytes: Tensor = torch.ops.tandem.count_bytes.default(self.stored)
-        return count_bytes
+        return torch.ops.tandem.count_bytes.default(self.stored)
 
     @property
     def shape(self) -> torch.Size:
@@ -342,10 +338,7 @@ class SpikeTrain(Signal):
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: the dtype of the counts)."""
-        dtype = self._dtype if dtype is None else dtype
-        checks.dtype("dtype", dtype)
-        spikes: Tensor = torch.ops.tandem.unpack.default(self.planes, self.T, dtype)
-        return spikes
+        return unpack(self.planes, self.T, self._dtype if dtype is None else dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
@@ -363,7 +356,7 @@ class SpikeTrain(Signal):
             gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
         bad = None
         if dim > 0:
-            bad = reduce(either, [s.bad for s in signals])
+            bad = reduce(add_flags, [s.bad for s in signals])
         elif any(s.bad is not None for s in signals):
             clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
@@ -373,32 +366,22 @@ class SpikeTrain(Signal):
         """Return a copy with ``f`` applied to ``stored``, to counts and to a tensor gain. Nothing is checked."""
         gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
         if self._counts is None:
-            return self.but(stored=f(self.stored), gain=gain)
-        return self.but(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
+            return self.replace(stored=f(self.stored), gain=gain)
+        return self.replace(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
 
-    def to(
-        self,
-        device: torch.device | str | int | torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        non_blocking: bool = False,
-    ) -> SpikeTrain:
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        exact = dtype and counts_dtype(dtype, self.T)
-        moved = super().to(device, exact, non_blocking)
-        if exact is not None:
-            moved._dtype = exact  # also for counts that have not been made yet
-        return moved
+    def _exact(self, dtype: torch.dtype) -> torch.dtype:
+        return counts_dtype(dtype, self.T)
 
-    def _moved(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        return self.map(f) if self.bad is None else self.map(f).but(bad=f(self.bad))
+    def _moved(self, f: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> SpikeTrain:
+        bad = None if self.bad is None else f(self.bad)
+        return self.map(f).replace(bad=bad, dtype=dtype or self._dtype)  # also for counts that have not been made yet
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
         index = batch_index(index, len(self))
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
-        return self.but(stored=self.stored[:, index], counts=counts, bad=bad)
+        return self.replace(stored=self.stored[:, index], counts=counts, bad=bad)
 
     def __repr__(self) -> str:
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"

@@ -56,6 +56,11 @@ def assert_same(result, expected):
         assert torch.equal(result, expected)
 
 
+def assert_reference(name, *arguments, **keywords):
+    """A layer gives the reference's results."""
+    assert_same(*(getattr(module, name)(*arguments, **keywords) for module in (te.functional, te.reference)))
+
+
 def is_channels_last(tensor, batch):
     """Channels innermost, everything before ``batch`` outermost: the layout of what ops return."""
     return tensor.movedim(batch + 1, -1).is_contiguous() if tensor.dim() > batch + 2 else tensor.is_contiguous()

@@ -37,6 +37,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def digits():
+    """Handwritten digits, all of whose training samples are trained on."""
+    from tandem_snn.data import load
+
+    return load("digits", validation=False)
+
+
 @pytest.fixture
 def refused(capsys):
     """Runs the command line, which must refuse in one line that has the given words; returns its further output."""

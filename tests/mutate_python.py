@@ -23,7 +23,7 @@ from typing import Any
 from mutation import ROOT, copy_sources, options
 
 FILES = [
-    "errors", "spike_train", "functional", "gradients", "reference", "precision", "few_bits", "layers",
+    "errors", "spike_train", "functional", "gradients", "reference", "few_bits", "layers",
     "layers_shape", "examples", "models", "attack", "compile",
 ]  # fmt: skip
 TRACED = "test_compile_ or compiled or compiles or recompile or export"

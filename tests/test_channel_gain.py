@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import train
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -15,10 +16,6 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.convert.calibrate import covering, set_threshold
 from tandem_snn.nn.signals import effective_counts
-
-
-def train(*shape: int, T: int = 11, **options: Any) -> te.SpikeTrain:
-    return te.SpikeTrain.from_dense(torch.rand(T, *shape).lt(0.4).float(), **options)
 
 
 def gains(n: int) -> Tensor:
@@ -38,7 +35,7 @@ def test_trains_of_counts_and_events_take_one_gain_per_channel() -> None:
 
 def test_what_passes_it_on() -> None:
     gain = gains(4)
-    x = train(3, 4, 6, 6, gain=gain)
+    x = train(11, 3, 4, 6, 6, rate=0.4, gain=gain)
     expected = x.counts * gain.view(-1, 1, 1)
     assert torch.equal(effective_counts(x), expected)
     assert torch.equal(effective_counts(x[1:]), expected[1:])

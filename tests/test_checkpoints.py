@@ -12,8 +12,7 @@ from tandem_snn import data
 from tandem_snn.container import atomically
 from tandem_snn.errors import Interrupted, UserError
 from tandem_snn.training import Recipe, Store, Trainer, fit, load_checkpoint, read_recipe, save_checkpoint
-from tandem_snn.training.checkpoint import pack, unpack
-from tandem_snn.training.store import NEWEST, PREVIOUS
+from tandem_snn.training.checkpoint import NEWEST, PREVIOUS, pack, unpack
 
 # Dropout and augmentation, so that the random numbers of the steps matter.
 RECIPE = Recipe(model="FC64-D0.2-FC64", augment=("shift:1",), epochs=3, seed=5)

@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from tandem_snn import data
-from tandem_snn.data.augment import flip, shift
-from tandem_snn.data.split import Chance
-from tandem_snn.data.tensors import standardisation
+from tandem_snn.data.augment import Chance, flip, shift
+from tandem_snn.data.split import standardisation
 from tandem_snn.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", validation=False)
 
 
 @pytest.fixture(autouse=True)

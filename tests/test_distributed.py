@@ -20,6 +20,7 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann, freeze, to_ann
+from tandem_snn.nn import batch_norm, general
 from tandem_snn.nn.batch_norm import SyncBatchNorm
 from tandem_snn.training import Interruption, Recipe, World, fit, join, synchronised
 from tandem_snn.training.trainer import Trainer
@@ -180,6 +181,15 @@ def test_alone_it_is_batch_norm(shape, affine):
         assert torch.autograd.gradcheck(SyncBatchNorm(norm.train()), (v,))
     with pytest.raises(ValueError, match="at least one value"):
         sync.train()(torch.empty(0, *shape[1:], dtype=torch.float64))
+
+
+def test_the_general_way_has_the_statistics_of_all_processes(monkeypatch):
+    """Those of its currents, too, so that their sum is z."""
+    other = torch.tensor([64.0, 10.0, 20.0, 30.0, 10.0, 90.0, 40.0], dtype=torch.float64)
+    monkeypatch.setattr(batch_norm, "_total", lambda sums, group: sums + other)
+    x = train(8, 6, 3)
+    u = general.normalise(x, SyncBatchNorm(nn.BatchNorm1d(3)))
+    torch.testing.assert_close(u.steps(0, 8).sum(0), u.total)
 
 
 @pytest.mark.parametrize(("name", "options"), [

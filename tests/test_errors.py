@@ -86,16 +86,12 @@ CASES = [
      "planes: with timing='window' a neuron spikes in the first steps"),
     # trains of counts and of frames
     (counts([[4]]), ValueError, "counts: expected whole numbers from 0 to T=3"),
-    (counts([[-1]]), ValueError, "counts: expected whole numbers"),
-    (counts([[0.5]]), ValueError, "counts: expected whole numbers"),
-    (counts([[nan]]), ValueError, "counts: expected whole numbers"),
+    *((counts([[value]]), ValueError, "counts: expected whole numbers") for value in (-1, 0.5, nan)),
     (counts(1), ValueError, "counts: expected a batch dimension"),
     (counts([[True]]), TypeError, "counts: expected a tensor of whole numbers"),
     (lambda: te.SpikeTrain.from_counts([[1]], 3), TypeError, "counts: expected a tensor of whole numbers"),
     (counts([[1]], 256), ValueError, "T: expected an int from 1 to 255"),
-    (frames([[-1]]), ValueError, "frames: expected counts"),
-    (frames([[0.5]]), ValueError, "frames: expected counts"),
-    (frames([[nan]]), ValueError, "frames: expected counts"),
+    *((frames([[value]]), ValueError, "frames: expected counts") for value in (-1, 0.5, nan)),
     (frames([1]), ValueError, "frames: expected at least two"),
     (lambda: te.SpikeTrain.from_frames([[1]]), TypeError, "frames: expected a real tensor"),
     (frames([[1]], substeps=0), ValueError, "substeps: expected a positive int, got 0"),
@@ -121,28 +117,21 @@ CASES = [
     # layers: neurons
     (linear(treshold=1.0), TypeError, "treshold: no such argument; neurons have threshold, leak"),
     (linear(threshold=0.0), ValueError, "threshold: expected a positive number within float32's range, got 0.0"),
-    (linear(threshold=-1), ValueError, "threshold: expected"),
-    (linear(threshold=nan), ValueError, "threshold: expected"),
-    (linear(threshold=math.inf), ValueError, "threshold: expected"),
-    (linear(threshold=1e-46), ValueError, "threshold: expected"),  # 0 in float32
-    (linear(threshold=1e39), ValueError, "threshold: expected"),  # infinite in float32
+    *((linear(threshold=value), ValueError, "threshold: expected")
+      for value in (-1, nan, math.inf, 1e-46, 1e39)),  # the last two are 0 and infinite in float32
     (linear(v_init=1e39), ValueError, "v_init: expected"),
-    (linear(threshold="1"), TypeError, "threshold: expected"),
-    (linear(threshold=True), TypeError, "threshold: expected"),
+    *((linear(threshold=value), TypeError, "threshold: expected") for value in ("1", True, torch.tensor(1))),
     (linear(threshold=torch.ones(4)), ValueError, "threshold: expected shape [5]"),
     (linear(threshold=torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])), ValueError, "threshold: expected positive"),
     (linear(threshold=torch.tensor(nan)), ValueError, "threshold: expected positive"),
-    (linear(threshold=torch.tensor(1)), TypeError, "threshold: expected"),
     (linear(leak=0.0), ValueError, "leak: expected a float in (0, 1]"),
-    (linear(leak=1.5), ValueError, "leak: expected"),
-    (linear(leak=nan), ValueError, "leak: expected"),
+    *((linear(leak=value), ValueError, "leak: expected") for value in (1.5, nan)),
     (linear(leak=None), TypeError, "leak: expected a float in (0, 1], got None (NoneType)"),
     (linear(v_init=nan), ValueError, "v_init: expected a finite number"),
     (linear(v_init=torch.tensor(nan)), ValueError, "v_init: expected numbers, got NaN"),
     (linear(v_init=torch.ones(4)), ValueError, "v_init: expected"),
     (linear(v_init=torch.nn.Parameter(torch.ones(5))), ValueError, "v_init: it is not learned and has no gradient"),
-    (linear(v_init="0"), TypeError, "v_init: expected"),
-    (linear(v_init=torch.ones(5, dtype=torch.int64)), TypeError, "v_init: expected"),
+    *((linear(v_init=value), TypeError, "v_init: expected") for value in ("0", torch.ones(5, dtype=torch.int64))),
     (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', 'resu', got 'sigmoid'"),
     (linear(gate=None), ValueError, "gate: expected"),
     (linear(steps=0), ValueError, "steps: expected a positive int"),
@@ -194,11 +183,8 @@ CASES = [
     (lambda: f.if_scan(torch.zeros(65536, 1, 1)), ValueError, "currents: expected T from 1 to 65535"),
     (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),
     # batch norm
-    (bn(gamma=torch.ones(4)), ValueError, "gamma: expected shape [5]"),
-    (bn(beta=torch.ones(4)), ValueError, "beta: expected shape [5]"),
-    (bn(bias=torch.ones(4)), ValueError, "bias: expected shape [5]"),
-    (bn(eps=-1.0), ValueError, "eps: expected"),
-    (bn(eps=nan), ValueError, "eps: expected"),
+    *((bn(**{name: torch.ones(4)}), ValueError, f"{name}: expected shape [5]") for name in ("gamma", "beta", "bias")),
+    *((bn(eps=value), ValueError, "eps: expected") for value in (-1.0, nan)),
     (lambda: f.linear_bn_if(X.counts, W), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
     (lambda: f.conv1d_bn_if(X.counts, dyadic(6, 4, 3)), TypeError, "x: expected a SpikeTrain"),
     (lambda: f.conv2d_bn_if(IMAGE.counts, KERNEL), TypeError, "x: expected a SpikeTrain"),
@@ -215,8 +201,8 @@ CASES = [
     (conv(weight=KERNEL.to("meta")), ValueError, "x is on cpu, but weight is on meta"),
     *((linear(**{name: torch.ones(5, device="meta")}), ValueError, f"{name} is on meta, but the layer is on cpu")
       for name in ("bias", "scale", "shift", "threshold", "v_init")),
-    (linear(residual=train(8, 3, 5).to("meta")), ValueError, "residual is on meta, but the layer is on cpu"),
-    (linear(residual=dyadic(8, 3, 5).to("meta")), ValueError, "residual is on meta, but the layer is on cpu"),
+    *((linear(residual=value.to("meta")), ValueError, "residual is on meta, but the layer is on cpu")
+      for value in (train(8, 3, 5), dyadic(8, 3, 5))),
     (lambda: f.couple(X, dyadic(3, 7).to("meta")), ValueError, "z is on meta, but train is on cpu"),
 ]  # fmt: skip
 

@@ -23,8 +23,7 @@ from test_distributed import free_port
 from tandem_snn.cli import main
 from tandem_snn.errors import Interrupted, UserError
 from tandem_snn.training import Interruption, Store, Trainer, fit
-from tandem_snn.training.checkpoint import unpack
-from tandem_snn.training.store import NEWEST, PREVIOUS, RESULT, locked
+from tandem_snn.training.checkpoint import NEWEST, PREVIOUS, RESULT, locked, unpack
 
 # What DIES says: "call N" ends the process before the Nth time it opens, renames, removes or changes a file of the run,
 # "second S" so long after its first step.

@@ -39,7 +39,7 @@ def test_the_whole_program(tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_cases_hold(name):
     if name.startswith("precision"):
-        pytest.skip("on the CPU the precision changes nothing: test_precision.py, in the emulation too")
+        pytest.skip("on the CPU the precision changes nothing: test_functional.py, in the emulation too")
     CASES[name].run(CPU)
 
 

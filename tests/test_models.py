@@ -8,7 +8,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import create_model, create_twin, freeze, list_models, measure
 from tandem_snn.errors import UserError
-from tandem_snn.models import is_notation
+from tandem_snn.models import check_model
 
 SHAPES = {
     "alexnet": (3, 64, 64),
@@ -122,8 +122,9 @@ def test_an_architecture_may_be_written_out():
     with pytest.raises(UserError, match=r"dropout: 'mlp' has no dropout whose probability could be 0\.5"):
         create_model("mlp", T=8, dropout=0.5)
     assert net(torch.rand(2, 1, 28, 28)).shape == (2, 3)
-    assert is_notation("FC3")
-    assert not is_notation("32C3-banana")
+    check_model("FC3")
+    with pytest.raises(UserError, match="unknown model '32C3-banana': 'banana' is neither"):
+        check_model("32C3-banana")
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -11,7 +11,7 @@ from tandem_snn.data import Dataset, TensorSplit
 from tandem_snn.data.catalogue import EVENTS
 from tandem_snn.errors import UserError, check_name, extra
 from tandem_snn.training import Recipe, Trainer, list_recipes, load_recipe
-from tandem_snn.training.library import describe
+from tandem_snn.training.recipe import describe
 
 
 def test_recipes_survive_a_file():

@@ -1,13 +1,10 @@
-"""The report: what stands in it, that names cannot break it, and that a browser shows it."""
+"""The report: what stands in it, and that names cannot break it."""
 
 import json
 import re
 import shutil
-import struct
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
@@ -154,32 +151,3 @@ def test_damaged_records_are_one_line(run, tmp_path, refused):
     for damage in ('{"epoch"', '{"epoch": 3}', "7"):
         (tmp_path / "run/seed-0/snn/metrics.jsonl").write_text(damage + "\n")
         refused(["report", tmp_path / "run"], "/seed-0/snn/metrics.jsonl is damaged: ")
-
-
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-def browse(file: Path, picture: Path, *options):
-    """Has Chromium draw the page; what it wrote on its console."""
-    browser = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-    )
-    if not browser:
-        pytest.skip("no Chromium or Chrome is installed")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-               f"--user-data-dir={picture.parent / 'profile'}", f"--screenshot={picture}", *options,
-               file.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return re.findall(r":CONSOLE[:(].*", done.stderr)
-
-
-def test_a_browser_shows_it(run, tmp_path):
-    file = tmp_path / "report.html"
-    assert main(["report", str(run), "--out", str(file)]) == 0
-    assert browse(file, tmp_path / "shot.png", "--window-size=1100,2600") == []
-    content = (tmp_path / "shot.png").read_bytes()
-    assert struct.unpack(">II", content[16:24]) == (1100, 2600)
-    matplotlib = pytest.importorskip("matplotlib.image")
-    pixels = torch.from_numpy(matplotlib.imread(tmp_path / "shot.png"))[..., :3]
-    assert len(pixels[::2, ::2].flatten(0, 1).unique(dim=0)) > 100  # curves, text and the confusion matrix
-    assert (pixels[-600:] != pixels[5, 5]).any()  # down to the end

@@ -146,6 +146,7 @@ TABLES = [
     ("convert.md", "convertible", "convertible_models"),
     ("nir.md", "nir", "nir_consumers"),
     ("onnx.md", "onnx", "onnx_runtime"),
+    ("reliability.md", "reliability", "torture"),
 ]
 
 
@@ -160,11 +161,6 @@ def test_tables_follow_from_results(page: str, name: str, script: str) -> None:
 def test_the_table_of_initial_gammas() -> None:
     table = importlib.import_module("initialisation").table(documents.read("initialisation"))
     assert table in (ROOT / "docs/initialisation.md").read_text()
-
-
-def test_the_table_of_the_last_runs() -> None:
-    page = (ROOT / "docs/reliability.md").read_text()
-    assert with_table(page, "figures", importlib.import_module("torture").table(documents.read("reliability"))) == page
 
 
 def test_the_performance_page() -> None:

@@ -14,11 +14,6 @@ LAYERS = (tnn.Linear, tnn.Conv2d)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return RECIPE.load()
-
-
-@pytest.fixture(scope="module")
 def trained(digits):
     """The network after training, and the test images."""
     torch.manual_seed(0)

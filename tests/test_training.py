@@ -27,11 +27,6 @@ from tandem_snn.training.measures import step_times
 SMALL = Recipe(validation=False, model="mlp", epochs=2, width=0.25)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", validation=False)
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ def outcomes(read: str, error: str, files: dict[str, bytes], folder: Path) -> li
 import sys
 from pathlib import Path
 import tandem_snn as ts
-from tandem_snn.data.recordings import SETS, _frames
+from tandem_snn.data.readers import RECORDINGS, _frames
 from tandem_snn.errors import UserError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -342,7 +342,7 @@ def test_damaged_recordings_are_read_or_refused(name: str, tmp_path: Path) -> No
     suffix, whole = READERS[name]
     content, draw = whole(), random.Random(0)
     files = {f"{i:03}{suffix}": damaged(content, draw) for i in range(200)}
-    read = f"_frames({name!r}, SETS[{name!r}], path, 20, 'time', (16, 16))"
+    read = f"_frames({name!r}, RECORDINGS[{name!r}], path, 20, 'time', (16, 16))"
     found = outcomes(read, "UserError", files, tmp_path)
     assert len(found) == 200
     assert "refused" in found

@@ -1,5 +1,5 @@
-"""Timing "window": neurons that integrate a whole window and then fire, against a plain simulation, step by step, of
-layers that work on one window while the next comes in; layers and networks. Against the reference: test_functional.py.
+"""Timing "window": neurons that integrate a whole window and then fire: their laws, layers and networks. Against the
+reference: test_functional.py; step by step in a pipeline: test_frozen_window.py.
 """
 
 import copy

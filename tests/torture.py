@@ -32,7 +32,7 @@ from tandem_snn.machine import commit, machine, short, versions  # noqa: E402
 
 Figures = dict[str, Any]
 OPS = [
-    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits", "precision",
+    "attack", "compile", "determinism", "errors", "frozen", "functional", "gradients", "habits",
     "reference", "spike_train",
 ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.page:
         figures = table(json.loads(options.json.read_text()))
-        options.page.write_text(with_table(options.page.read_text(), "figures", figures))
+        options.page.write_text(with_table(options.page.read_text(), "reliability", figures))
         return
     source = commit()  # before the figures change the tree
     for name in options.stage or STAGES:

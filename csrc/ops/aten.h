@@ -1,23 +1,37 @@
 // The few torch operators that our ops call.
 #pragma once
 
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+
 #include "tensors.h"
 
 namespace tandem::ops::aten {
 
-Tensor to_type(const Tensor& tensor, ScalarType dtype);
+// Calls an operator with one result through the dispatcher.
+template <class... Args>
+Tensor call(const char* name, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 
-// input [..., K], weight [N, K] -> [..., N].
-Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt);
+inline Tensor to_type(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+// input [..., K], weight [N, K] -> [..., N]. Under autocast torch's products have another type.
+inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
+  return to_type(call("aten::linear", input, weight, bias), input.scalar_type());
+}
 
 // input [B, C, spatial...], weight [N, C / groups, kernel...] -> [B, N, spatial...].
-Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
-                   const Shape& dilation, int64_t groups);
-
-// Pooling of images [B, C, H, W].
-Tensor avg_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding);
-Tensor adaptive_avg_pool(const Tensor& images, const Shape& output_size);
-Tensor max_pool(const Tensor& images, const Shape& kernel, const Shape& stride, const Shape& padding,
-                const Shape& dilation, bool ceil_mode);
+inline Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
+                          const Shape& dilation, int64_t groups) {
+  const Tensor result = call("aten::convolution", input, weight, OptionalTensor(), stride, padding, dilation, false,
+                             Shape(stride.size(), 0), groups);
+  return to_type(result, input.scalar_type());
+}
 
 }  // namespace tandem::ops::aten

@@ -8,7 +8,6 @@
 
 #include "aten.h"
 #include "product.h"
-#include "scan.h"
 
 namespace tandem::ops {
 
@@ -36,10 +35,8 @@ class NormParameters {
  private:
   OptionalTensor take(const OptionalTensor& tensor, const Tensor& like, const char* name, bool or_one = false) const {
     if (!tensor.has_value()) return std::nullopt;
-    check_same_device(*tensor, like, name);
-    TANDEM_CHECK(tensor->numel() == channels_ || (or_one && tensor->numel() == 1), name,
-                 " must hold one value per channel (", channels_, "), got shape ", shape_text(shape_of(*tensor)));
-    return to_contiguous(aten::to_type(*tensor, like.scalar_type()));
+    const int64_t size = or_one && tensor->numel() == 1 ? 1 : channels_;
+    return per_channel(aten::to_type(*tensor, like.scalar_type()), size, like.scalar_type(), like, name);
   }
 
   int64_t channels_;
@@ -64,13 +61,12 @@ class NormParameters {
 
 // Statistics and affine parameters [channels], in the type of `like`.
 struct Statistics {
-  Statistics(int64_t channels, const Tensor& like)
-      : mean(empty(channels, like.scalar_type(), like)),
-        var(empty(channels, like.scalar_type(), like)),
-        scale(empty(channels, like.scalar_type(), like)),
-        shift(empty(channels, like.scalar_type(), like)) {}
-
   Tensor mean, var, scale, shift;
+
+  static Statistics of(int64_t channels, const Tensor& like) {
+    const auto one = [&] { return empty(channels, like.scalar_type(), like); };
+    return {one(), one(), one(), one()};
+  }
 };
 
 // The statistics of factor * u.
@@ -151,7 +147,7 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
   const Tensor u = empty_channels_last(shape, 1, compute_type(synapses.counts_type()), synapses.planes());
-  NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, {shape[1], u}};
+  NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, Statistics::of(shape[1], u)};
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (neurons.neurons() > 0 && !layer.fire_on_cpu() && !layer.fire_on_gpu()) layer.fire_by_currents();
@@ -159,22 +155,20 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
 }
 
-// The members of NeuronInputs: no scale and shift, which come from the statistics, and train = true.
-#define TANDEM_NORMALISED_INPUTS \
-  {{}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v, TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)}
+#define TANDEM_NORM_LAYER_FIELDS(X) TANDEM_NORM_FIELDS(X) TANDEM_NEURON_FIELDS(X) TANDEM_LAST_FIELDS(X)
+// The arguments of layer_bn_if() after the synapses. Scale and shift come from the statistics, and train = true.
+#define TANDEM_NORM_LAYER_ARGUMENTS \
+  gain, gamma, beta, eps, { {}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, TANDEM_LAST_FIELDS(TANDEM_ARGUMENT) }
 
-NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_NORM_FIELDS(TANDEM_PARAMETER)
-                             TANDEM_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER)
-                                 TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false}, gain, gamma, beta, eps,
-                     TANDEM_NORMALISED_INPUTS);
+NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
+                             TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false}, TANDEM_NORM_LAYER_ARGUMENTS);
 }
 
 NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                           TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER)
-                               TANDEM_RETURN_V_FIELD(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false}, gain,
-                     gamma, beta, eps, TANDEM_NORMALISED_INPUTS);
+                           TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
+  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false},
+                     TANDEM_NORM_LAYER_ARGUMENTS);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
@@ -185,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
   const NormParameters norm(gain, gamma, beta, eps, product.size(1), product);
-  const Statistics out(product.size(1), product);
+  const Statistics out = Statistics::of(product.size(1), product);
   measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
 }
@@ -196,17 +190,11 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   TANDEM_CHECK(shape_of(grad) == shape_of(product) && product.dim() >= 2,
                "grad and product must have one shape [B, N, *], got ", shape_text(shape_of(grad)), " and ",
                shape_text(shape_of(product)));
-  TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
-               "mask must be uint8 with one bit per element of grad");
   TANDEM_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "product must be float32 or float64");
   check_same_device(grad, product, "grad");
-  check_same_device(mask, product, "mask");
-  for (const auto& [moment, name] : {std::pair{&mean, "mean"}, std::pair{&var, "var"}}) {
-    check_same_device(*moment, product, name);
-    TANDEM_CHECK(moment->scalar_type() == compute && moment->dim() == 1 && moment->numel() == product.size(1), name,
-                 " must hold one value per channel (", product.size(1), ") in the type of product, got shape ",
-                 shape_text(shape_of(*moment)));
-  }
+  check_mask(mask, grad);
+  mean = *per_channel(mean, product.size(1), compute, product, "mean");
+  var = *per_channel(var, product.size(1), compute, product, "var");
   const NormParameters norm(gain, gamma, std::nullopt, eps, product.size(1), product);
   const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
   const ScalarType out = half && compute == ScalarType::Float ? grad.scalar_type() : compute;
@@ -220,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
     return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
   }
   grad = to_channels_last(aten::to_type(grad, moved), 1);
-  mask = to_contiguous(mask), mean = to_contiguous(mean), var = to_contiguous(var);
+  mask = to_contiguous(mask);
   product = to_channels_last(product, 1);
   in_compute_type(compute, [&](auto zero) {
     using C = decltype(zero);

@@ -21,18 +21,10 @@ bool is_packable(ScalarType type) {
 
 // The bit pattern of the number 1.
 uint64_t one_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return 0x3f800000u;
-    case ScalarType::Double:
-      return 0x3ff0000000000000ull;
-    case ScalarType::Half:
-      return 0x3c00u;
-    case ScalarType::BFloat16:
-      return 0x3f80u;
-    default:
-      return 1;
-  }
+  if (type == ScalarType::Float) return 0x3f800000u;
+  if (type == ScalarType::Double) return 0x3ff0000000000000ull;
+  if (type == ScalarType::Half) return 0x3c00u;
+  return type == ScalarType::BFloat16 ? 0x3f80u : 1;
 }
 
 Shape with_first(int64_t first, const Tensor& tensor) {
@@ -76,11 +68,8 @@ namespace {
 Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   const DType dtype = kernel_dtype(grad, "grad");
   TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
-  TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
-               "mask must be uint8 with one bit per element of grad (", (grad.numel() + 7) / 8, " bytes), got ",
-               shape_text(shape_of(mask)));
+  check_mask(mask, grad);
   TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
-  check_same_device(mask, grad, "mask");
   const Tensor dense = to_channels_last(grad, 1);
   Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
   if (out.numel() == 0) return out;

@@ -2,7 +2,8 @@
 // take them are made from these lists; Python finds arguments by their names in the schema.
 #pragma once
 
-// X(type in the schema, type in C++, name)
+// X(type in the schema, type in C++, name[, default]). Arguments that were added later have defaults, so that programs
+// exported before still load.
 
 // The arguments after the planes. precision: how a GPU multiplies float32 weights, in the names of
 // torch.set_float32_matmul_precision.
@@ -36,25 +37,22 @@
   X("float", double, leak)                     \
   X("str", std::string, gate)
 
-#define TANDEM_TRAIN_FIELD(X) X("bool", bool, train)
-#define TANDEM_RETURN_V_FIELD(X) X("bool", bool, return_v)
-// Arguments that were added later have defaults, so that programs exported before still load.
 // timing: "step", or "window": then trains are counts, one byte each, instead of planes.
-#define TANDEM_LATER_FIELDS(X)  \
-  X("str", std::string, timing) \
-  X("Tensor?", OptionalTensor, bad)
-#define TANDEM_LATER_SCHEMA ", str timing=\"step\", Tensor? bad=None"
+#define TANDEM_LAST_FIELDS(X)                \
+  X("bool", bool, return_v)                  \
+  X("str", std::string, timing, "=\"step\"") \
+  X("Tensor?", OptionalTensor, bad, "=None")
 
 // For ops with neurons that take scale and shift as arguments.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \
   TANDEM_AFFINE_FIELDS(X)              \
   TANDEM_NEURON_FIELDS(X)              \
-  TANDEM_TRAIN_FIELD(X)                \
-  TANDEM_RETURN_V_FIELD(X)
+  X("bool", bool, train)               \
+  TANDEM_LAST_FIELDS(X)
 
-#define TANDEM_MEMBER(schema, type, name) type name;
+#define TANDEM_MEMBER(schema, type, name, ...) type name;
 // To follow a first argument.
-#define TANDEM_PARAMETER(schema, type, name) , type name
-#define TANDEM_SCHEMA(schema, type, name) ", " schema " " #name
+#define TANDEM_PARAMETER(schema, type, name, ...) , type name
+#define TANDEM_SCHEMA(schema, type, name, ...) ", " schema " " #name __VA_ARGS__
 // For a list in braces.
-#define TANDEM_ARGUMENT(schema, type, name) std::move(name),
+#define TANDEM_ARGUMENT(schema, type, name, ...) std::move(name),

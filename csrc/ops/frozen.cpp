@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
+#include <optional>
 #include <tuple>
 
 #include "../kernels/network/executor.h"
@@ -29,12 +29,10 @@ Shape of_axes(int64_t axes, int64_t vertical, int64_t horizontal) {
   return axes == 1 ? Shape{horizontal} : Shape{vertical, horizontal};
 }
 
-// The type in which a program computes.
-ScalarType type_of(const network::Program& program) {
-  const DType type = program.dtype();
-  return type == DType::kBFloat16  ? ScalarType::BFloat16
-         : type == DType::kFloat16 ? ScalarType::Half
-                                   : ScalarType::Float;
+// The type in which a program with weights of this type computes.
+ScalarType type_of(DType weights) {
+  if (weights == DType::kBFloat16) return ScalarType::BFloat16;
+  return weights == DType::kFloat16 ? ScalarType::Half : ScalarType::Float;
 }
 
 class TorchNumbers : public network::Host {
@@ -66,27 +64,29 @@ class TorchNumbers : public network::Host {
   const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
     const Instruction& i = w.instruction;
     const Shape shape = batched(w.batch, w.in);
-    const Tensor images = channels_last ? rounded(view_channels_last(view(x, {tandem::ops::product(shape)}), shape, 1))
-                                        : tensor(x, shape);
+    const Tensor images = channels_last ? rounded(view(x, shape, 1)) : tensor(x, shape);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
-      return keep(w, to_contiguous(aten::adaptive_avg_pool(images, kernel)));
+      return keep(w, to_contiguous(aten::call("aten::adaptive_avg_pool2d", images, kernel)));
     }
-    return keep(w, to_contiguous(aten::avg_pool(images, kernel, {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w})));
+    return keep(w, to_contiguous(aten::call("aten::avg_pool2d", images, kernel, Shape{i.stride_h, i.stride_w},
+                                            Shape{i.padding_h, i.padding_w}, false, true, std::optional<int64_t>())));
   }
 
   const float* maximum(const RealWindow& w, const float* x) override {
     const Instruction& i = w.instruction;
-    return keep(w, to_contiguous(aten::max_pool(tensor(x, batched(w.batch, w.in)), {i.kernel_h, i.kernel_w},
-                                                {i.stride_h, i.stride_w}, {i.padding_h, i.padding_w},
-                                                {i.dilation_h, i.dilation_w}, i.ceil != 0)));
+    return keep(
+        w, to_contiguous(aten::call("aten::max_pool2d", tensor(x, batched(w.batch, w.in)),
+                                    Shape{i.kernel_h, i.kernel_w}, Shape{i.stride_h, i.stride_w},
+                                    Shape{i.padding_h, i.padding_w}, Shape{i.dilation_h, i.dilation_w}, i.ceil != 0)));
   }
 
  private:
-  Tensor view(const float* x, const Shape& shape) const {
-    Shape strides(shape.size(), 1);
-    for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
-    return torch::stable::from_blob(const_cast<float*>(x), shape, strides, input_.device(), ScalarType::Float);
+  // Contiguous, or with lead = 1 channels last.
+  Tensor view(const float* x, const Shape& shape, int lead = 5) const {
+    const Tensor flat = torch::stable::from_blob(const_cast<float*>(x), {tandem::ops::product(shape)}, {1},
+                                                 input_.device(), ScalarType::Float);
+    return view_channels_last(flat, shape, std::min(lead, static_cast<int>(shape.size())));
   }
   // The network's input may have any layout; all later values are contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
@@ -121,32 +121,32 @@ class LastNetwork {
                  "numbers must be contiguous uint8, aligned to 8 bytes");
     const auto* words = static_cast<const int64_t*>(program.data_ptr());
     const auto* bytes = static_cast<const uint8_t*>(numbers.data_ptr());
-    if (network_ != nullptr && size_ == numbers.numel() &&
+    if (network_.has_value() && size_ == numbers.numel() &&
         std::equal(words_.begin(), words_.end(), words, words + program.numel())) {
       network_->use(bytes);
-    } else {
-      plan_.reset();
-      network_ = std::make_unique<Network>(words, program.numel(), bytes, numbers.numel());
-      words_.assign(words, words + program.numel());
-      size_ = numbers.numel();
+      return *network_;
     }
-    return *network_;
+    plan_.reset();
+    words_.assign(words, words + program.numel());
+    size_ = numbers.numel();
+    network_.reset();
+    return network_.emplace(words, program.numel(), bytes, numbers.numel());
   }
 
   const network::Plan& plan(const network::Shape& sample, int64_t batch, int64_t T, bool stream) {
-    if (plan_ == nullptr || !(plan_->sample == sample) || plan_->batch != batch || plan_->T != T ||
-        plan_->stream != stream) {
+    const bool same = plan_.has_value() && plan_->sample == sample && plan_->batch == batch && plan_->T == T;
+    if (!same || plan_->stream != stream) {
       plan_.reset();
-      plan_ = std::make_unique<network::Plan>(network_->plan(sample, batch, T, stream));
+      plan_ = network_->plan(sample, batch, T, stream);
     }
     return *plan_;
   }
 
  private:
-  std::unique_ptr<Network> network_;
+  std::optional<Network> network_;
   std::vector<int64_t> words_;
   int64_t size_ = 0;  // bytes of the numbers
-  std::unique_ptr<network::Plan> plan_;
+  std::optional<network::Plan> plan_;
 };
 
 LastNetwork& last_network() {
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
   TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
                "every_step is for a whole window, a state for one of its steps");
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
-  const ScalarType type = type_of(net.program());
+  const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
   TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
                spikes ? "uint8 planes" : "of the type of the weights");

@@ -44,15 +44,15 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   TANDEM_CHECK(!window_ || inputs.steps == T, "steps must be T = ", T, " with timing \"window\", got ", inputs.steps);
   TANDEM_CHECK(!window_ || inputs.gate != "resu",
                "gate must be \"relu\" or \"clip\" with timing \"window\", which never fires too early; got \"resu\"");
-  scale_ = per_channel(inputs.scale, "scale");
-  shift_ = per_channel(inputs.shift, "shift");
-  residual_scale_ = per_channel(inputs.residual_scale, "residual_scale");
+  scale_ = per_channel(inputs.scale, channels_, compute_, device_of, "scale");
+  shift_ = per_channel(inputs.shift, channels_, compute_, device_of, "shift");
+  residual_scale_ = per_channel(inputs.residual_scale, channels_, compute_, device_of, "residual_scale");
   prepare_residual(inputs.residual);
   prepare_v_init(inputs.v_init);
   prepare_bad(inputs.bad);
 
   counts_type = exact_counts(counts_type, T);
-  planes_ = empty_channels_last(of_trains(true), 2, ScalarType::Byte, device_of);
+  planes_ = empty_channels_last(prepend(window_ ? 1 : (T + 7) / 8, shape), 2, ScalarType::Byte, device_of);
   counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
   mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
   v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty(0, compute_, device_of);
@@ -69,28 +69,8 @@ const Neuron<double>& NeuronLayer::args() const {
   return double_args_;
 }
 
-std::vector<NeuronLayer> NeuronLayer::pieces(int64_t steps) const {
-  if (T_ <= steps) return {*this};
-  std::vector<NeuronLayer> pieces;
-  const Tensor v = empty(neurons_, compute_, device_of_), z = empty(neurons_, compute_, device_of_);
-  const Tensor counts = empty(neurons_, ScalarType::Short, device_of_);  // holds uint16
-  for (int64_t first = 0; first < T_; first += steps) {
-    NeuronLayer layer = *this;
-    layer.carried_v_ = v, layer.carried_z_ = z, layer.carried_counts_ = counts;
-    layer.T_ = std::min(steps, T_ - first);
-    layer.with_args([&](auto& args) {
-      using C = std::decay_t<decltype(args.threshold)>;
-      args = piece(args, static_cast<int32_t>(first), static_cast<int32_t>(layer.T_),
-                   {pointer<C>(v), pointer<C>(z), pointer<uint16_t>(counts)});
-    });
-    pieces.push_back(std::move(layer));
-  }
-  return pieces;
-}
-
 void NeuronLayer::set_affine(const Tensor& scale, const Tensor& shift) {
-  scale_ = per_channel(scale, "scale");
-  shift_ = per_channel(shift, "shift");
+  scale_ = scale, shift_ = shift;
   with_args([&](auto& args) {
     using C = std::decay_t<decltype(args.threshold)>;
     args.scale = pointer<const C>(scale_);
@@ -125,24 +105,11 @@ void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   args.sample = shape_[0] > 0 ? neurons_ / shape_[0] : 0;
 }
 
-OptionalTensor NeuronLayer::per_channel(const OptionalTensor& tensor, const char* name) const {
-  if (!tensor.has_value()) return std::nullopt;
-  check_same_device(*tensor, device_of_, name);
-  TANDEM_CHECK(tensor->scalar_type() == compute_, name, " must be ",
-               compute_ == ScalarType::Double ? "float64" : "float32");
-  TANDEM_CHECK(tensor->numel() == channels_, name, " must hold one value per channel (", channels_, "), got shape ",
-               shape_text(shape_of(*tensor)));
-  return to_contiguous(*tensor);
-}
-
-// The shape of the layer's spike trains (spikes) or of its currents.
-Shape NeuronLayer::of_trains(bool spikes) const { return prepend(window_ ? 1 : spikes ? (T_ + 7) / 8 : T_, shape_); }
-
 void NeuronLayer::prepare_residual(const OptionalTensor& residual) {
   if (!residual.has_value()) return;
   check_same_device(*residual, device_of_, "residual");
   const bool spikes = residual->scalar_type() == ScalarType::Byte;
-  const Shape wanted = of_trains(spikes);
+  const Shape wanted = prepend(window_ ? 1 : spikes ? (T_ + 7) / 8 : T_, shape_);
   TANDEM_CHECK(shape_of(*residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(*residual)));
   TANDEM_CHECK(spikes || residual->scalar_type() == compute_, "residual must be uint8 ", window_ ? "counts" : "planes",
@@ -176,14 +143,13 @@ void NeuronLayer::prepare_bad(const OptionalTensor& bad) {
     bad.has_value() ? torch::stable::copy_(*bad_, *bad) : torch::stable::zero_(*bad_);
     return;
   }
-  auto* to = static_cast<float*>(bad_->data_ptr());  // on the CPU torch's operators would be slower
+  auto* to = pointer<float>(*bad_);  // on the CPU torch's operators would be slower
   if (!bad.has_value()) {
     std::fill_n(to, shape_[0], 0.f);
     return;
   }
   const Tensor from = to_contiguous(aten::to_type(*bad, ScalarType::Float));
-  const auto* value = static_cast<const float*>(from.data_ptr());
-  for (int64_t b = 0; b < shape_[0]; ++b) to[b] = value[from.numel() == 1 ? 0 : b];
+  for (int64_t b = 0; b < shape_[0]; ++b) to[b] = pointer<float>(from)[from.numel() == 1 ? 0 : b];
 }
 
 }  // namespace tandem::ops

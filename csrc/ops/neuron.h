@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../kernels/neuron/if_neuron.h"
+#include "../kernels/neuron/scan.h"
 #include "fields.h"
 #include "tensors.h"
 
@@ -12,7 +12,6 @@ namespace tandem::ops {
 // The arguments after the currents that ops share, in the order of their schemas.
 struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
-  TANDEM_LATER_FIELDS(TANDEM_MEMBER)
 };
 
 // Whether the timing is "window". Throws unless it is "step" or "window".
@@ -36,10 +35,6 @@ class NeuronLayer {
   int64_t neurons() const { return neurons_; }
   NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_, *bad_}; }
 
-  int64_t T() const { return T_; }
-  // Splits the window into layers of at most `steps` steps, in order, which share the outputs.
-  std::vector<NeuronLayer> pieces(int64_t steps) const;
-
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
 
@@ -51,9 +46,7 @@ class NeuronLayer {
   }
   template <class C>
   void fill(Neuron<C>& args, const NeuronInputs& inputs);
-  OptionalTensor per_channel(const OptionalTensor& tensor, const char* name) const;
   void prepare_residual(const OptionalTensor& residual);
-  Shape of_trains(bool spikes) const;
   void prepare_v_init(const OptionalTensor& v_init);
   void prepare_bad(const OptionalTensor& bad);
 
@@ -63,10 +56,17 @@ class NeuronLayer {
   ScalarType compute_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
-  OptionalTensor carried_v_, carried_z_, carried_counts_;
   OptionalTensor planes_, counts_, mask_, v_, bad_;  // never absent; a Tensor cannot be made without an allocation
   Neuron<float> float_args_{};
   Neuron<double> double_args_{};
 };
+
+// Runs the neurons on channels-last currents.
+template <class C>
+void run_scan(const Tensor& currents, Source source, const Neuron<C>& neurons) {
+  if (neurons.neurons == 0) return;
+  TANDEM_RUN(currents, if_scan, currents.data_ptr(), kernel_dtype(currents, "currents"), source, neurons);
+}
+void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer);
 
 }  // namespace tandem::ops

@@ -1,12 +1,12 @@
-// linear_if, conv_if: spikes in, spikes out. Also window_product and frozen_digits.
+// linear_if, conv_if: spikes in, spikes out. Also window_product, and quantise and frozen_digits for weights.
 #include "product.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include "../kernels/cuda/digits.h"
+#include "../kernels/product/quantise.h"
 #include "aten.h"
 #include "bits.h"
-#include "scan.h"
 
 namespace tandem::ops {
 
@@ -177,13 +177,21 @@ bool Synapses::fire(const NeuronLayer& neurons) {
 
 void Synapses::scan(const NeuronLayer& neurons) {
   if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
-  int64_t plane = 0;
-  for (const NeuronLayer& piece : neurons.pieces(kScannedSteps)) {
-    const int64_t P = (piece.T() + 7) / 8;
-    Tensor all = in_.planes;
-    run_scan(currents(torch::stable::narrow(all, 0, plane, P), piece.T()), Source::kTrain, piece);
-    plane += P;
-  }
+  if (in_.T <= kScannedSteps) return run_scan(currents(), Source::kTrain, neurons);
+  const ScalarType compute = compute_type(in_.weight.scalar_type());
+  const int64_t n = neurons.neurons();
+  const Tensor v = empty(n, compute, in_.planes), z = empty(n, compute, in_.planes);
+  const Tensor counts = empty(n, ScalarType::Short, in_.planes);  // holds uint16
+  in_compute_type(compute, [&](auto zero) {
+    using C = decltype(zero);
+    for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
+      const int64_t steps = std::min(kScannedSteps, in_.T - first);
+      const Tensor y = currents(torch::stable::narrow(in_.planes, 0, first / 8, (steps + 7) / 8), steps);
+      run_scan(y, Source::kTrain,
+               piece(neurons.args<C>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
+                     {pointer<C>(v), pointer<C>(z), pointer<uint16_t>(counts)}));
+    }
+  });
 }
 
 Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
@@ -258,18 +266,18 @@ NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
 }
 
 NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER),
+                            TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                         OptionalTensor digits) {
   return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false, std::move(digits)},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER),
+                          TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                       OptionalTensor digits) {
   return layer_if(
       {planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false, std::move(digits)},
-      {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
+      {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
@@ -278,10 +286,28 @@ Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
       .window_product();
 }
 
+// Returns q, channels-last if the weight is, else contiguous, and step [N].
+std::tuple<Tensor, Tensor> quantise(Tensor weight, int64_t bits) {
+  TANDEM_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() >= 2, "weight must be float32 [N, ...], got ",
+               shape_text(shape_of(weight)));
+  TANDEM_CHECK(bits >= 2 && bits <= 8, "bits must be 2..8, got ", bits);
+  const bool last = weight.dim() > 2 && !weight.is_contiguous() && is_channels_last(weight, 1);
+  const Tensor dense = last ? weight : to_contiguous(weight);
+  const int lead = last ? 1 : static_cast<int>(weight.dim()) - 1;
+  Tensor q = empty_channels_last(shape_of(weight), lead, ScalarType::Char, weight);
+  Tensor step = empty(weight.size(0), ScalarType::Float, weight);
+  const int64_t rows = weight.size(0), size = rows == 0 ? 0 : weight.numel() / rows;
+  cpu::quantise(pointer<float>(dense), rows, size, (1 << (bits - 1)) - 1, pointer<int8_t>(q), pointer<float>(step),
+                torch_parallel);
+  return {q, step};
+}
+
 }  // namespace
 
 TANDEM_IMPLEMENT(m.impl("linear_if", TORCH_BOX(&linear_if)); m.impl("conv_if", TORCH_BOX(&conv_if));
                  m.impl("window_product", TORCH_BOX(&window_product));
                  m.impl("frozen_digits", TORCH_BOX(&prepare_digits)))
+
+STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) { m.impl("quantise", TORCH_BOX(&quantise)); }
 
 }  // namespace tandem::ops

@@ -1,16 +1,12 @@
 // if_scan, constant_if, impulse_if: currents in, spike trains out.
-#include "scan.h"
-
 #include <torch/csrc/stable/library.h>
+
+#include "neuron.h"
 
 namespace tandem::ops {
 
 void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
-  if (layer.neurons() == 0) return;
-  const DType dtype = kernel_dtype(currents, "currents");
-  in_compute_type(currents.scalar_type(), [&](auto zero) {
-    TANDEM_RUN(currents, if_scan, currents.data_ptr(), dtype, source, layer.args<decltype(zero)>());
-  });
+  in_compute_type(currents.scalar_type(), [&](auto zero) { run_scan(currents, source, layer.args<decltype(zero)>()); });
 }
 
 namespace {
@@ -25,18 +21,15 @@ NeuronOutputs scan(const Tensor& currents, Source source, int64_t T, const Neuro
   return layer.outputs();
 }
 
-NeuronOutputs if_scan(Tensor currents TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)
-                          TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
+NeuronOutputs if_scan(Tensor currents TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(currents.dim() >= 2, "currents must be [T, B, *features], got ", shape_text(shape_of(currents)));
-  return scan(currents, Source::kTrain, currents.size(0),
-              {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
+  return scan(currents, Source::kTrain, currents.size(0), {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 template <Source source>
-NeuronOutputs held_if(Tensor current,
-                      int64_t T TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER) TANDEM_LATER_FIELDS(TANDEM_PARAMETER)) {
+NeuronOutputs held_if(Tensor current, int64_t T TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER)) {
   TANDEM_CHECK(current.dim() >= 1, "current must be [B, *features], got a scalar");
-  return scan(current, source, T, {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT) TANDEM_LATER_FIELDS(TANDEM_ARGUMENT)});
+  return scan(current, source, T, {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 }  // namespace

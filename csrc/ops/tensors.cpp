@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <sstream>
 
 #ifdef TANDEM_WITH_CUDA
@@ -43,17 +44,6 @@ Tensor allocate(int64_t dims, const int64_t* shape, const int64_t* strides, Scal
   return Tensor(handle);
 }
 
-Tensor allocate(const Shape& shape, const Shape& strides, ScalarType dtype, const Tensor& device_of) {
-  return allocate(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, device_of);
-}
-
-Tensor restride(const Tensor& tensor, const Shape& shape, const Shape& strides) {
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(shape.size()), shape.data(),
-                                                        strides.data(), tensor.storage_offset(), &handle));
-  return Tensor(handle);
-}
-
 }  // namespace
 
 std::string shape_text(const Shape& shape) {
@@ -70,26 +60,25 @@ Shape shape_of(const Tensor& tensor) {
 }
 
 Shape prepend(int64_t first, const Shape& rest) {
-  Shape shape;
-  shape.reserve(rest.size() + 1);
-  shape.push_back(first);
-  shape.insert(shape.end(), rest.begin(), rest.end());
+  Shape shape(rest.size() + 1, first);
+  std::copy(rest.begin(), rest.end(), shape.begin() + 1);
   return shape;
 }
 
-int64_t product(const Shape& shape, size_t first) {
+int64_t product(const Shape& shape) {
   int64_t out = 1;
   bool overflow = false, empty = false;
-  for (size_t d = first; d < shape.size(); ++d) {
-    empty |= shape[d] == 0;
-    overflow |= __builtin_mul_overflow(out, shape[d], &out);
+  for (const int64_t size : shape) {
+    empty |= size == 0;
+    overflow |= __builtin_mul_overflow(out, size, &out);
   }
   TANDEM_CHECK(empty || !overflow, "a tensor of shape ", shape_text(shape), " would not fit into memory");
   return empty ? 0 : out;
 }
 
 Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of) {
-  return allocate(shape, channels_last_strides(shape, lead), dtype, device_of);
+  const Shape strides = channels_last_strides(shape, lead);
+  return allocate(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, device_of);
 }
 
 Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of) {
@@ -112,29 +101,25 @@ bool is_channels_last(const Tensor& tensor, int lead) {
 
 Tensor to_channels_last(const Tensor& tensor, int lead) {
   if (is_channels_last(tensor, lead)) return tensor;
-  const Shape shape = shape_of(tensor);
-  Tensor out = allocate(shape, channels_last_strides(shape, lead), tensor.scalar_type(), tensor);
+  Tensor out = empty_channels_last(shape_of(tensor), lead, tensor.scalar_type(), tensor);
   torch::stable::copy_(out, tensor);
   return out;
 }
 
 Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead) {
-  return restride(dense, shape, channels_last_strides(shape, lead));
+  const Shape strides = channels_last_strides(shape, lead);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(dense.get(), static_cast<int64_t>(shape.size()), shape.data(),
+                                                        strides.data(), dense.storage_offset(), &handle));
+  return Tensor(handle);
 }
 
 DType kernel_dtype(ScalarType type, const char* name) {
-  switch (type) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      TANDEM_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
-  }
+  if (type == ScalarType::Float) return DType::kFloat32;
+  if (type == ScalarType::BFloat16) return DType::kBFloat16;
+  if (type == ScalarType::Half) return DType::kFloat16;
+  TANDEM_CHECK(type == ScalarType::Double, name, " must be float32, bfloat16, float16 or float64");
+  return DType::kFloat64;
 }
 
 void check_steps(int64_t T, Timing timing) {
@@ -166,6 +151,23 @@ void check_count_bytes(const Tensor& counts, int64_t T, const char* name) {
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name) {
   TANDEM_CHECK(tensor.is_cuda() == reference.is_cuda() && tensor.get_device_index() == reference.get_device_index(),
                name, " must be on the device of the layer's input");
+}
+
+void check_mask(const Tensor& mask, const Tensor& grad) {
+  check_same_device(mask, grad, "mask");
+  TANDEM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == (grad.numel() + 7) / 8,
+               "mask must be uint8 with one bit per element of grad (", (grad.numel() + 7) / 8, " bytes), got ",
+               shape_text(shape_of(mask)));
+}
+
+OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, ScalarType type, const Tensor& device_of,
+                           const char* name) {
+  if (!tensor.has_value()) return std::nullopt;
+  check_same_device(*tensor, device_of, name);
+  TANDEM_CHECK(tensor->scalar_type() == type && tensor->numel() == channels, name, " must hold one value per channel (",
+               channels, "), in ", type == ScalarType::Double ? "float64" : "float32", "; got shape ",
+               shape_text(shape_of(*tensor)));
+  return to_contiguous(*tensor);
 }
 
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {

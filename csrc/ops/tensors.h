@@ -27,7 +27,7 @@ using Shape = std::vector<int64_t>;
 std::string shape_text(const Shape& shape);
 Shape shape_of(const Tensor& tensor);
 Shape prepend(int64_t first, const Shape& rest);
-int64_t product(const Shape& shape, size_t first = 0);
+int64_t product(const Shape& shape);
 
 // A tensor [lead..., C, spatial...] whose memory has the channel innermost and the `lead` dimensions outermost. All
 // outputs of ops have this layout. With fewer than two feature dimensions it is contiguous.
@@ -75,6 +75,11 @@ void check_steps(int64_t T, Timing timing);
 void check_planes(const Tensor& planes, int64_t T, const char* name);
 void check_count_bytes(const Tensor& counts, int64_t T, const char* name);
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
+void check_mask(const Tensor& mask, const Tensor& grad);
+
+// The tensor, checked to hold one value of `type` for each of `channels` channels, contiguous.
+OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, ScalarType type, const Tensor& device_of,
+                           const char* name);
 
 // torch's thread pool as the kernels' parallel-for.
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);

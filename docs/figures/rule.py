@@ -20,24 +20,28 @@ from tandem_snn.measure import activations, mismatch
 BLUE, ORANGE, GREY = "#2b62d9", "#cf6d12", "#8a8f98"
 
 
+def trace(ax, current):
+    """The potential of a neuron before and after each step."""
+    v, last, fired = torch.zeros(1, 1), None, {}
+    for t, step in enumerate(current.view(-1, 1, 1)):
+        before, (train, v) = (v + step).item(), te.functional.if_scan(step[None], v_init=v, return_v=True)
+        if last is not None:
+            ax.plot([t - 1, t], [last, before], color=BLUE, linewidth=1)
+        last = v.item()
+        ax.plot([t, t], [before, last], color=ORANGE if train.counts else BLUE, linewidth=1)
+        if train.counts:
+            fired[t] = before
+    ax.plot(fired.keys(), fired.values(), "o", color=ORANGE, markersize=5, label=f"spike, {len(fired)} in all")
+
+
 def neuron(axes):
     """One neuron for sixteen steps: current, potential, spikes."""
     torch.manual_seed(3)
-    current = (0.6 * torch.rand(16, 1, 1)).round(decimals=2)
-    v, before, after, spikes = torch.zeros(1, 1), [], [], []
-    for step in current:
-        before.append((v + step).item())
-        train, v = te.functional.if_scan(step[None], v_init=v, return_v=True)
-        after.append(v.item())
-        spikes.append(int(train.counts.item()))
+    current = (0.6 * torch.rand(16)).round(decimals=2)
     top, bottom = axes
-    top.bar(range(16), current.flatten().tolist(), color=GREY, width=0.6)
+    top.bar(range(16), current.tolist(), color=GREY, width=0.6)
     top.set(ylabel="current I[t]", xlim=(-0.6, 16))
-    for t in range(16):
-        bottom.plot([t, t], [before[t], after[t]], color=ORANGE if spikes[t] else BLUE, linewidth=1)
-        bottom.plot([t, t + 1], [after[t], before[t + 1] if t < 15 else after[t]], color=BLUE, linewidth=1)
-    fired = [t for t in range(16) if spikes[t]]
-    bottom.plot(fired, [before[t] for t in fired], "o", color=ORANGE, markersize=5, label=f"spike, {len(fired)} in all")
+    trace(bottom, current)
     bottom.axhline(1, color=GREY, linestyle="--", linewidth=0.8, label="threshold ϑ")
     bottom.set(xlabel="step t", ylabel="potential v", xlim=(-0.6, 16))
     bottom.legend(loc="lower right", frameon=False)
@@ -82,20 +86,12 @@ def coupling(axes):
 
 def timings(axes):
     """One neuron by both timings, whose current comes early and is outweighed later; and layers in a pipeline."""
-    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.8, -0.3, -0.5, -0.4, -0.4]).view(8, 1, 1)
+    T, current = 8, torch.tensor([0.7, 0.9, 0.8, 0.8, -0.3, -0.5, -0.4, -0.4])
     top, middle, bottom = axes
-    v, last = torch.zeros(1, 1), None
-    for t, step in enumerate(current):
-        before, (train, after) = (v + step).item(), te.functional.if_scan(step[None], v_init=v, return_v=True)
-        fired, v = bool(train.counts), after
-        if last is not None:
-            top.plot([t - 1, t], [last, before], color=BLUE, linewidth=1)
-        last = after.item()
-        top.plot([t, t], [before, after.item()], color=ORANGE if fired else BLUE, linewidth=1)
-        top.plot(t, before, "o", color=ORANGE if fired else BLUE, markersize=5 if fired else 2)
-    trace = current.flatten().cumsum(0).tolist()
-    middle.plot(range(T), trace, "o-", color=BLUE, markersize=2, linewidth=1)
-    v = trace[-1]
+    trace(top, current)
+    sums = current.cumsum(0).tolist()
+    middle.plot(range(T), sums, "o-", color=BLUE, markersize=2, linewidth=1)
+    v = sums[-1]
     for t in range(T, 2 * T):
         fired = v >= 1
         middle.plot([t, t], [v, v - fired], color=ORANGE if fired else BLUE, linewidth=1)

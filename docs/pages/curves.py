@@ -30,7 +30,7 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
     Returns:
         {file name: caption}, in the order of the page.
     """
-    prefix = f"{results[0].data}-{results[0].recipe.task}"
+    prefix = f"{results[0].recipe.data}-{results[0].recipe.task}"
     drawn: dict[str, str] = {}
 
     def add(
@@ -89,7 +89,7 @@ def _against_T(axes: Any, families: Sequence[Sequence[Result]]) -> None:
     for i, (family, settings) in enumerate(zip(families, said, strict=True)):
         name = ", ".join(["SNN", *(one for one in settings if one not in common)])
         steps = [r["T"] for r in family]
-        axes.errorbar(steps, [r.value for r in family], [r.std or 0 for r in family], color=SNN, marker="osD^v"[i % 5],
+        axes.errorbar(steps, [r.value for r in family], [_std(r) for r in family], color=SNN, marker="osD^v"[i % 5],
                       linestyle=("-", "--", ":", "-.")[i % 4], label=name)  # fmt: skip
     twins = sorted({(r["T"], r.twin) for family in families for r in family if r.twin is not None})
     if twins:
@@ -108,7 +108,7 @@ def _against_synops(axes: Any, results: Sequence[Result]) -> None:
     for i, result in enumerate(ordered, 1):
         color = SNN if result in best else "tab:gray"
         at = result["synops_ratio"], result.value
-        axes.errorbar(*at, result.std, color=color, marker="o", markersize=4)
+        axes.errorbar(*at, _std(result), color=color, marker="o", markersize=4)
         axes.annotate(str(i), at, (4, -9), textcoords="offset points", size=8, color=color)
         axes.plot([], [], " ", label=f"{i}  {result.name}")
     axes.plot([r["synops_ratio"] for r in best], [r.value for r in best], color=SNN, linewidth=1, label="front")
@@ -131,6 +131,11 @@ def _anytime(axes: Any, results: Sequence[Result]) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     _label(axes, "time step t", results[0], beside=True)
     axes.set(yscale="log", ylabel="test error, %" if results[0].metric == "accuracy" else "test MSE")
+
+
+def _std(result: Result) -> float:
+    """The standard deviation over the seeds."""
+    return float(result.get(f"test_{result.metric}_std") or 0)
 
 
 def _error(result: Result, value: float) -> float:

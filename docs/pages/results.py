@@ -57,8 +57,8 @@ def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = No
     figures = out.parent / "results" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     sections = []
-    ordered = sorted(results, key=lambda r: (r.data, r.metric, r.recipe.model, r.settings, r["T"], r.name))
-    for _, group in groupby(ordered, key=lambda r: (r.data, r.metric)):
+    ordered = sorted(results, key=lambda r: (r.recipe.data, r.metric, r.recipe.model, r.settings, r["T"], r.name))
+    for _, group in groupby(ordered, key=lambda r: (r.recipe.data, r.metric)):
         of_set = list(group)
         captions = draw_all(of_set, figures)
         pictures = [f"<!-- picture: results/figures/{name} | {caption} -->" for name, caption in captions.items()]
@@ -69,7 +69,7 @@ def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = No
 
 
 def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str]:
-    data, regression = results[0].data, results[0].metric == "mse"
+    data, regression = results[0].recipe.data, results[0].metric == "mse"
     yield f"## {NAMES[data]}{', as its own target' if regression else ''}"
     yield ""
     counts = results[0].get("samples") or {}

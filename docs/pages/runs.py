@@ -34,10 +34,6 @@ class Result:
         return Recipe.from_dict(self.summary["recipe"])
 
     @property
-    def data(self) -> str:
-        return self.recipe.data
-
-    @property
     def metric(self) -> str:
         """ "accuracy", in percent, or "mse"."""
         return "accuracy" if self.recipe.task == "classification" else "mse"
@@ -60,11 +56,6 @@ class Result:
     def continued(self) -> float | None:
         """The same of the twin that was trained on for as long as a network that started from it."""
         return self.get(f"ann_continued_test_{self.metric}")
-
-    @property
-    def std(self) -> float | None:
-        """The standard deviation over the seeds."""
-        return self.get(f"test_{self.metric}_std")
 
     @property
     def over_time(self) -> list[float] | None:

@@ -7,7 +7,6 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 import torch
 
@@ -100,9 +99,7 @@ class PeakMemory:
                 self._before = -1
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.device.type == "cuda":
             self.grown = torch.cuda.max_memory_allocated(self.device) - self._before
         elif self._before >= 0:

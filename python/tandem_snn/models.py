@@ -189,28 +189,9 @@ _DROP = re.compile(r"D(?P<p>0?\.\d+)")
 _ALL = (_CONV, _POOL, _FULL, _DROP)
 
 
-def is_notation(text: str) -> bool:
-    """Return whether the text is an architecture rather than the name of a network.
-
-    >>> is_notation("32C3-FC256"), is_notation("cnn")
-    (True, False)
-    """
-    return not _strange(text)
-
-
 def _strange(text: str) -> list[str]:
     """Return the parts of the text that are not layers."""
     return [part for part in text.split("-") if not any(kind.fullmatch(part) for kind in _ALL)]
-
-
-def check_notation(text: str) -> None:
-    """Raise UserError for an architecture with mistakes: some parts are layers, or would be with other numbers."""
-    strange = _strange(text)
-    for part in strange:
-        if not _strange(re.sub(r"\d+", "1", part)):
-            raise UserError(f"model {text!r}: the numbers of {part!r} must be 1 or more, without leading zeros")
-    if 0 < len(strange) < len(text.split("-")):
-        raise UserError(f"unknown model {text!r}: {strange[0]!r} is neither nCk, FCn, MPk, APk nor DP, such as 32C3s2")
 
 
 def build(notation: str, plan: Plan) -> nn.Sequential:
@@ -310,8 +291,13 @@ def check_model(name: str) -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a model's name, got {name!r}")
-    if not is_notation(name):
-        check_notation(name)
+    strange = _strange(name)
+    for part in strange:
+        if not _strange(re.sub(r"\d+", "1", part)):
+            raise UserError(f"model {name!r}: the numbers of {part!r} must be 1 or more, without leading zeros")
+    if 0 < len(strange) < len(name.split("-")):
+        raise UserError(f"unknown model {name!r}: {strange[0]!r} is neither nCk, FCn, MPk, APk nor DP, such as 32C3s2")
+    if strange:
         check_name("model", name, list_models())
 
 

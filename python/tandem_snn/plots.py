@@ -31,20 +31,10 @@ def given_or_new(axes: Any) -> Any:
     return extra("matplotlib.pyplot", "a picture").subplots(layout="constrained")[1] if axes is None else axes
 
 
-def step_axis(axes: Any, T: int, ticks: int = 8) -> None:
-    """Label time steps from 1 to T."""
-    axes.set(xlabel="time step", xlim=(0.4, T + 0.6))
-    axes.set_xticks(step_ticks(T, ticks))
-
-
-def step_ticks(T: int, ticks: int) -> list[int]:
-    """Return at most ``ticks`` of the steps 1..T: the first, and others at round distances.
-
-    >>> step_ticks(8, 8), step_ticks(8, 4), step_ticks(200, 8)
-    ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 6, 8], [1, 50, 100, 150, 200])
-    """
-    distance = next(10**k * d for k in range(9) for d in (1, 2, 5) if T / (10**k * d) <= ticks)
-    return sorted({1, *range(distance, T + 1, distance)})
+def step_axis(axes: Any, T: int) -> None:
+    """Label time steps from 1 to T: the first, and at most eight at round distances."""
+    distance = next(10**k * d for k in range(9) for d in (1, 2, 5) if T / (10**k * d) <= 8)
+    axes.set(xlabel="time step", xlim=(0.4, T + 0.6), xticks=sorted({1, *range(distance, T + 1, distance)}))
 
 
 def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
@@ -73,9 +63,8 @@ def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, 
     distance = math.ceil(spikes.shape[1] / neurons)
     steps, which = spikes[:, ::distance].nonzero(as_tuple=True)
     axes = given_or_new(axes)
-    axes.scatter(
-        (steps + 1).tolist(), (which * distance).tolist(), s=_size(len(spikes[0]) // distance), marker="|", color=SNN
-    )
+    size = min(80.0, max(8.0, (300 / max(1, len(spikes[0]) // distance)) ** 2))  # points squared
+    axes.scatter((steps + 1).tolist(), (which * distance).tolist(), s=size, marker="|", color=SNN)
     step_axis(axes, train.T)
     every = f", 1 of {distance} shown" if distance > 1 else ""
     axes.set(ylabel=f"neuron{every}", ylim=(-0.02 * spikes.shape[1] - 0.5, 1.02 * spikes.shape[1] - 0.5))
@@ -211,8 +200,3 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
     axes.set(xlabel="firing rate, %", ylabel="layer", xlim=(0, 115 * max(*found.values(), 0.01)))
     axes.invert_yaxis()
     return axes
-
-
-def _size(rows: int) -> float:
-    """Return the size of a mark, in points squared, for this number of rows of marks."""
-    return min(80.0, max(8.0, (300 / max(1, rows)) ** 2))

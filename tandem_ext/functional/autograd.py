@@ -132,15 +132,15 @@ def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # called directly, because tuples dominate the time of a small layer
-            return _linear_if(  # type: ignore[no-any-return]
+            return _linear_if(
                 planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
                 return_v, timing, bad,
             )  # fmt: skip
         product = (planes, T, weight, float32_precision(), *(source.geometry if source.stride else ()), scale, shift)
         if eps is None:
-            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)  # type: ignore[no-any-return]
+            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)
         op = _conv_bn_if if source.stride else _linear_bn_if
-        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)  # type: ignore[no-any-return]
+        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
@@ -345,5 +345,4 @@ def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
     """Return times·scale·grad in the dtype of grad."""
     if scale is None:
         return grad if times == 1 else times * grad
-    result: Tensor = grad * over_space(scale if times == 1 else times * scale, grad.shape)
-    return cast(result, grad.dtype)
+    return cast(grad * over_space(scale if times == 1 else times * scale, grad.shape), grad.dtype)

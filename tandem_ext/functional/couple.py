@@ -54,7 +54,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         open_ = open_ & (z < theta * train.T)
     counts = counts_of(train.stored, train.timing, counts_dtype(z.dtype, train.T))
     coupled = apply(Couple, z, theta, counts, open_)
-    return train.but(counts=coupled, dtype=None)
+    return train.replace(counts=coupled, dtype=None)
 
 
 class Couple(Function):

@@ -13,7 +13,7 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, spoiled
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import Static, cast, channels_of, fold, fold_norm, over_space, per_channel, tensors_of
+from .neuron import Static, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -59,15 +59,16 @@ def layer(
         like = edge
     assert like is not None
     channels, beta = channels_of(shape), None
-    if static.eps is None:
-        tensors = tensors_of(like, static.T, shape, residual, threshold, v_init, static.timing, bad)
-        scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels, like)
-    else:
+    if static.eps is not None:
         checks.batch_norm(shape)
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
-        tensors = tensors_of(like, static.T, shape, residual, threshold, v_init, static.timing, bad)
-        bias = None if bias is None else per_channel("bias", bias, channels, like)
-        scale, shift, beta = fold_norm(tensors.theta, scale, shift, step, gain, channels, like)
+    tensors = tensors_of(like, static.T, shape, residual, threshold, v_init, static.timing, bad)
+    if static.eps is None:
+        scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels, like)
+    else:
+        bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
+        shift, beta = in_units(tensors.theta, gamma, per_channel("beta", shift, channels, like))
+        scale = with_gain(None, step, gain, (), channels, like)
 
     inputs = edge, weight, scale, shift, beta, planes, *tensors, static
     neurons = tensors.residual, tensors.residual_edge, tensors.residual_scale, tensors.theta
@@ -107,17 +108,14 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
 
     A gain per channel is multiplied into the weight; a single gain stays with x.
     """
-    if isinstance(x.gain, Tensor):
-        x, weight = by_channel(x, weight, product)
+    x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a 0-dim tensor is the gain
     shape = product.output_shape(x.shape, weight)
     checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
-    if torch._C._is_any_autocast_enabled():
-        weight = cast(weight, autocast_dtype(weight))
-    return x, weight, shape
+    return x, cast(weight, autocast_dtype(weight)), shape
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:
@@ -133,8 +131,7 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     """Multiply a gain per channel into the weight; return x with gain 1 and the new weight."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
-    weight = product.weighted(weight, x.gain)
-    return x.but(gain=1.0), weight
+    return x.replace(gain=1.0), product.weighted(weight, x.gain)
 
 
 def source_of(x: ConstantInput | ImpulseInput) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import compute_dtype
-from ..train import SpikeTrain, either
+from ..train import SpikeTrain, add_flags
 from .products import Product
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -173,7 +173,6 @@ def tensors_of(
         checks.threshold(threshold, channels, device)
         theta = spread(threshold, (channels,), dtype, device)
         theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
-        unit = theta.detach()
     if residual is not None:
         window = timing == "window"
         checks.residual(residual, T, shape, device, summed=window)
@@ -186,10 +185,9 @@ def tensors_of(
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
             if residual.bad is not bad:
-                bad = either(bad, residual.bad)
+                bad = add_flags(bad, residual.bad)
             residual = residual.count_bytes if window else residual.planes
-        if theta is not None:
-            scale = 1 / unit if scale is None else scale / unit
+        scale, _ = in_units(theta, scale, None)
     if isinstance(v_init, Tensor):
         checks.v_init(v_init, shape, device)
         start = cast(v_init, dtype)
@@ -198,7 +196,7 @@ def tensors_of(
     elif v_init != 0:
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:
-        start = (start / over_space(unit, shape)).expand(shape if start.dim() == len(shape) else shape[1:])
+        start = (start / over_space(theta.detach(), shape)).expand(shape if start.dim() == len(shape) else shape[1:])
     return Tensors(residual, edge, scale, theta, start, bad)
 
 
@@ -215,52 +213,37 @@ def fold(
     channels: int,
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by a tensor threshold.
-
-    The threshold is detached here: the layer's Function computes its gradient, -gate·c/ϑ at the real counts c.
-    """
-    if scale is not None:
-        scale = per_channel("scale", scale, channels, like)
-    if shift is not None:
-        shift = per_channel("shift", shift, channels, like)
+    """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by a tensor threshold."""
+    scale, shift = per_channel("scale", scale, channels, like), per_channel("shift", shift, channels, like)
     if bias is not None:
         bias = per_channel("bias", bias, channels, like)
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
+    scale = with_gain(scale, step, gain, (channels,), channels, like)
+    return in_units(theta, scale, shift)
+
+
+def with_gain(
+    scale: Tensor | None, step: Tensor | None, gain: float | Tensor, shape: tuple[int, ...], channels: int, like: Tensor
+) -> Tensor | None:
+    """Return (scale·step)·gain; a gain alone gets the given shape."""
     if step is not None:
         step = per_channel("step", step, channels, like)
         scale = step if scale is None else scale * step
     if isinstance(gain, Tensor) or gain != 1.0:
-        scale = spread(gain, (channels,), compute_dtype(like.dtype), like.device) if scale is None else scale * gain
-    if theta is not None:
-        unit = theta.detach()
-        scale = 1 / unit if scale is None else scale / unit
-        shift = None if shift is None else shift / unit
-    return scale, shift
+        scale = spread(gain, shape, compute_dtype(like.dtype), like.device) if scale is None else scale * gain
+    return scale
 
 
-def fold_norm(
-    theta: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    step: Tensor | None,
-    gain: float | Tensor,
-    channels: int,
-    like: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the arguments of an op with batch norm: step·gain, and gamma and beta divided by a tensor threshold."""
-    gamma, beta, worth = (
-        None if value is None else per_channel(name, value, channels, like)
-        for name, value in (("gamma", gamma), ("beta", beta), ("step", step))
-    )
-    if isinstance(gain, Tensor) or gain != 1.0:
-        gain = spread(gain, (), compute_dtype(like.dtype), like.device)
-        worth = gain if worth is None else worth * gain
-    if theta is not None:
-        unit = theta.detach()
-        gamma = 1 / unit if gamma is None else gamma / unit
-        beta = None if beta is None else beta / unit
-    return worth, gamma, beta
+def in_units(theta: Tensor | None, factor: Tensor | None, term: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Divide a factor, None for 1, and a term, None for 0, by a tensor threshold.
+
+    The threshold is detached: the layer's Function computes its gradient, -gate·c/ϑ at the real counts c.
+    """
+    if theta is None:
+        return factor, term
+    unit = theta.detach()
+    return 1 / unit if factor is None else factor / unit, None if term is None else term / unit
 
 
 def channels_of(shape: tuple[int, ...]) -> int:
@@ -273,8 +256,10 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def per_channel(name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
-    """Check a tensor [C] and return it in the compute dtype of ``like``."""
+def per_channel(name: str, value: Tensor | None, channels: int, like: Tensor) -> Any:
+    """Check a tensor [C] and return it in the compute dtype of ``like``, or None if it is None."""
+    if value is None:
+        return None
     checks.per_channel(name, value, channels, like.device)
     return cast(value, compute_dtype(like.dtype))
 

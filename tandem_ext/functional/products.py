@@ -62,8 +62,7 @@ class Product(NamedTuple):
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
         gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
-        weighted: Tensor = weight.unflatten(0, (self.groups, -1)) * gain
-        return weighted.flatten(0, 1).to(weight.dtype)
+        return (weight.unflatten(0, (self.groups, -1)) * gain).flatten(0, 1).to(weight.dtype)
 
     def direct(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the product with a real-valued input."""
@@ -77,7 +76,7 @@ class Product(NamedTuple):
         ``stored`` is the stored tensor of a train with the given timing.
         """
         counted = timing == "window"
-        return _window_product(stored, T, weight, float32_precision(), *self.geometry, counted)  # type: ignore[no-any-return]
+        return _window_product(stored, T, weight, float32_precision(), *self.geometry, counted)
 
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
@@ -122,8 +121,7 @@ def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any,
     dims = len(kernel)
     stride = checks.ints("stride", stride, dims, least=1)
     dilation = checks.ints("dilation", dilation, dims, least=1)
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ValueError(f"groups: expected a positive int, got {groups!r}")
+    checks.steps(groups, "groups", "")
     sides: tuple[int, ...] = ()
     if padding == "valid":
         padding = (0,) * dims

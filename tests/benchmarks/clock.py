@@ -1,9 +1,10 @@
-"""What it gains to choose ways by the time that they took, undisturbed and beside a process that loads the matrix unit.
+"""What it gains to choose ways by the time that they took, undisturbed and beside a process that loads the processor.
 
     python tests/benchmarks/clock.py [--load "taskset -c 1 build/matrix_unit load"] [--cpu 0] [--seconds 20]
 
 A process for each of TANDEM_PATH's values runs the same layers, in turns. Prints microseconds a call, the median of the
 turns, in CPU time, which a slower matrix unit takes as well. `--load` is a command that runs in the second half.
+Without a matrix unit the layers have timing "window", whose counts are multiplied as bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 
 import tandem_ext as te
 
-PATHS = ("lists", "matrix", "model", "")
-NAMES = ("lists", "matrix", "model", "measured")
+PRODUCTS, TIMING = ("matrix", "step") if te.build_info()["byte_products"] == "amx" else ("dense", "window")
+PATHS = ("lists", PRODUCTS, "model", "")
+NAMES = (*PATHS[:3], "measured")
 
 
 def layers() -> dict[str, object]:
@@ -31,11 +33,13 @@ def layers() -> dict[str, object]:
     for rate in (0.02, 0.05, 0.1, 0.25):
         spikes = te.SpikeTrain.from_dense((torch.rand(8, 128, 784) < rate).float())
         weight = torch.randn(800, 784) / 28
-        calls[f"linear 784-800, 128 rows, {rate:.0%}"] = lambda s=spikes, w=weight: te.functional.linear_if(s, w)
+        calls[f"linear 784-800, 128 rows, {rate:.0%}"] = lambda s=spikes, w=weight: te.functional.linear_if(
+            s, w, timing=TIMING
+        )
         image = te.SpikeTrain.from_dense((torch.rand(8, 4, 64, 32, 32) < rate).float())
         kernel = torch.randn(64, 64, 3, 3) / 24
         calls[f"conv 64-64 3x3, 4 images, {rate:.0%}"] = lambda s=image, w=kernel: te.functional.conv2d_if(
-            s, w, padding=1
+            s, w, padding=1, timing=TIMING
         )
     return calls
 

@@ -22,6 +22,7 @@ from torch import nn
 from tandem_snn import calibrate, convert
 from tandem_snn.data import Dataset, load
 from tandem_snn.measure import firing_rates
+from tandem_snn.training import evaluate, make_task
 
 WINDOWS = (4, 8, 16, 32)
 EPOCHS, BATCH, LR, TANDEM_LR = 3, 128, 2e-3, 5e-4
@@ -50,11 +51,8 @@ def train(net: nn.Module, data: Dataset, seed: int, epochs: int, lr: float) -> N
             schedule.step()
 
 
-@torch.no_grad()
 def accuracy(net: nn.Module, data: Dataset) -> float:
-    net.eval()
-    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in data.test.batches(512))
-    return round(100 * right / len(data.test), 2)
+    return round(100 * evaluate(net.eval(), data.test, make_task("classification"))["accuracy"], 2)
 
 
 def measure(seed: int, data: Dataset) -> dict[str, Any]:

@@ -10,14 +10,15 @@ thread, process CPU time, medians.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-B, C, N, SIZE, STRIDE, ROUNDS = 16, 64, 128, 32, 2, 15
+from tandem_snn.bench.timing import Protocol, interleave
+
+B, C, N, SIZE, STRIDE = 16, 64, 128, 32, 2
 
 
 def gradients(grad: Tensor, counts: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool) -> None:
@@ -61,13 +62,7 @@ def main() -> None:
         "the weight's, windows unfolded": unfolded,
         "the weight's, three products in bfloat16": in_bfloat16,
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            way()
-            start = time.process_time()
-            way()
-            times[name].append(time.process_time() - start)
+    times = interleave({name: lambda i, way=way: way() for name, way in ways.items()}, Protocol())
     whole = statistics.median(times["both gradients"])
     for name, samples in times.items():
         print(f"{name:42} {1e3 * statistics.median(samples):7.2f} ms  {statistics.median(samples) / whole:5.2f}")

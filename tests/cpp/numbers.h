@@ -39,8 +39,9 @@ inline double read(const void* data, DType dtype, int64_t i) {
   }
 }
 
-// The float16 nearest to a finite value, ties to even.
+// The float16 nearest to a value that is not infinite, ties to even.
 inline uint16_t half_of(double value) {
+  if (std::isnan(value)) return 0x7e00;
   const double size = std::fabs(value);
   const int exponent = size == 0 ? -14 : std::max(-14, std::ilogb(size));
   const double fraction = std::nearbyint(std::ldexp(size, 10 - exponent));  // 1024..2048, less if subnormal

@@ -34,7 +34,8 @@ struct ScanLayer {
   std::vector<uint8_t> residual_planes;
   Neuron<C> args{};
 
-  ScanLayer(const Case& of, unsigned seed) : c(of) {
+  // With `nan` every third current is none.
+  ScanLayer(const Case& of, unsigned seed, bool nan = false) : c(of) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal(0.2, 1.0);
     const auto draw = [&](int64_t n) {
@@ -46,6 +47,7 @@ struct ScanLayer {
     const int64_t P = window ? 1 : (c.T + 7) / 8;
     std::vector<double> values((c.source == Source::kTrain ? c.T : 1) * c.neurons);
     for (double& value : values) value = normal(random);
+    for (size_t i = 0; nan && i < values.size(); i += 3) values[i] = NAN;
     currents = encode(values, c.dtype);
     if (c.scaled) {
       scale = draw(c.channels);

@@ -200,6 +200,7 @@ FUZZ(in) {
     a.residual_planes = nullptr;
     a.residual_currents = residual.data();
   }
+  if (in.range(0, 7) == 0) layer->scale.front() = NAN;
   a.scale = in.maybe(a.scale);
   a.shift = in.maybe(a.shift);
   const Outputs<float> out(a);

@@ -68,13 +68,3 @@ TEST(every_kind_of_byte_products) {
     }
   }
 }
-
-TEST(nan_never_fires) {
-  ProductLayer bad = window_layer(linear(24, 20, 1));
-  bad.finish();
-  std::fill(bad.scale.begin(), bad.scale.end(), std::nanf(""));
-  const Outputs<float> got(bad.args);
-  cpu::run(bad.layer(), serial_for);
-  CHECK(agree(bad.args, bad.expected()), "nan");
-  for (const uint8_t count : got.planes) CHECK(count == 0, "nan fired");
-}

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
+from cases import compute_dtype
 from harness import DTYPES, INOUT, MARKS, OUTPUT, Buffer, Emulator, Outputs, Struct, output
 from torch import Tensor
 
@@ -62,10 +63,6 @@ class Layer:
         }
         given = {name: getattr(self, name) for name in ("scale", "shift", "residual_scale", "v_init")}
         return Struct("Neuron", fields | given, real)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def pack_mask(gates: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from build_tools.decide import Toolkit
 # By name: the files, and which of their tests. The program of a frozen network runs on the CPU's kernels, its layers
 # and their graph on the emulated ones.
 TESTS = {
-    "planes": (["spike_train", "reference", "precision"], ""),
+    "planes": (["spike_train", "reference"], ""),
     "functional": (["functional"], ""),
     "gradients": (["gradients"], ""),
     "calls": (["attack"], "schema or every_op"),

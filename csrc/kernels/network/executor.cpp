@@ -5,7 +5,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "../cpu/halves.h"
 #include "../cpu/scratch.h"
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
@@ -130,15 +129,13 @@ class Run {
   void align(const Delay& delay, int64_t value) {
     if (delay.windows == 0) return;
     const int64_t n = plan_.batch * (value < 0 ? plan_.sample : plan_.steps[value].out).features();
+    const bool currents = program_.value(value) == Value::kCurrents, once = currents && program_.waits(value);
+    if (once && step_ + 1 < plan_.T) return;
+    const int64_t turns = delay.windows * (once ? 1 : plan_.T), turn = once ? window_ : call_.step;
     float* ring = state(delay.state);
     uint8_t* then = place(delay.place);
-    if (program_.value(value) != Value::kCurrents) {
-      return delay_spikes(train(value), n, delay.windows * plan_.T, call_.step, reinterpret_cast<uint8_t*>(ring), then);
-    }
-    const bool waits = program_.waits(value);
-    if (waits && step_ + 1 < plan_.T) return;
-    delay_currents(reinterpret_cast<const float*>(train(value)), n, delay.windows * (waits ? 1 : plan_.T),
-                   waits ? window_ : call_.step, ring, reinterpret_cast<float*>(then));
+    if (currents) return delay_currents(real(value), n, turns, turn, ring, reinterpret_cast<float*>(then));
+    delay_spikes(train(value), n, turns, turn, reinterpret_cast<uint8_t*>(ring), then);
   }
 
   // One step of a layer with window timing: it integrates this window and fires the counts of the previous one.
@@ -181,17 +178,15 @@ class Run {
 
   // The neurons of instruction i without residual, state and outputs.
   Neuron<float> neurons(int64_t i) const {
-    const Instruction& in = at(i);
     Neuron<float> a{};
     a.neurons = plan_.batch * plan_.steps[i].out.features();
     a.channels = plan_.steps[i].out.channels;
     a.T = static_cast<int32_t>(program_.waits(i) ? plan_.T : T_);
     a.steps = static_cast<int32_t>(plan_.T);
-    in.set_neurons(a);
+    at(i).set_neurons(a);
     a.v_init_size = 1;
-    if (program_.kind(i) != Kind::layer) return a;
-    a.scale = floats(in.scale);
-    a.shift = floats(in.shift);
+    a.scale = floats(at(i).scale);
+    a.shift = floats(at(i).shift);
     return a;
   }
 
@@ -199,22 +194,17 @@ class Run {
     const Instruction& in = at(i);
     Neuron<float> a = neurons(i);
     if (residual != nullptr) {
-      if (program_.value(in.residual) == Value::kCurrents) {
-        a.residual_currents = reinterpret_cast<const float*>(residual);
-      } else {
-        a.residual_planes = residual;
-      }
+      const bool currents = program_.value(in.residual) == Value::kCurrents;
+      a.residual_currents = currents ? reinterpret_cast<const float*>(residual) : nullptr;
+      a.residual_planes = currents ? nullptr : residual;
       a.residual_scale = floats(in.residual_scale);
     }
     a.planes = train;
-    const bool remembers = plan_.stream && !program_.waits(i);
-    if (remembers) a.v = state(plan_.steps[i].state);
-    if (remembers && step_ > 0) {
-      a.v_init = a.v;
-      a.v_init_size = a.neurons;
-    } else {
-      a.v_init = floats(in.v_init);
-      if (a.v_init != nullptr && in.v_height > 0) a.v_init_size = in.v_height * in.v_width * a.channels;
+    a.v_init = floats(in.v_init);
+    if (a.v_init != nullptr && in.v_height > 0) a.v_init_size = in.v_height * in.v_width * a.channels;
+    if (plan_.stream && !program_.waits(i)) {
+      a.v = state(plan_.steps[i].state);
+      if (step_ > 0) a.v_init = a.v, a.v_init_size = a.neurons;
     }
     a.bad = bad_;
     a.sample = plan_.steps[i].out.features();
@@ -224,40 +214,27 @@ class Run {
   void fire(int64_t i) {
     const Neuron<float> a = firing(i, residual(i), result(i));
     run(i, program_.reads_train(i) ? static_cast<const void*>(input(i)) : now(i, a.neurons), a);
-    const int64_t bytes = a.neurons * (program_.waits(i) ? 1 : plan_.planes);
-    call_.host->fired(i, a.timing, result(i), bytes);
+    call_.host->fired(i, a.timing, result(i), a.neurons * (program_.waits(i) ? 1 : plan_.planes));
   }
 
   // Runs the neurons of a layer. source: a spike train, or W x for a layer that reads real numbers.
-  void run(int64_t i, const void* source, const Neuron<float>& a) const {
-    if (program_.reads_train(i)) return multiply(i, static_cast<const uint8_t*>(source), a);
-    scan(static_cast<const float*>(source), a);
-  }
-
-  void multiply(int64_t i, const uint8_t* input, const Neuron<float>& neuron) const {
-    Layer of = layer(i, input, neuron);
+  void run(int64_t i, const void* source, const Neuron<float>& neuron) const {
+    if (!program_.reads_train(i)) return scan(static_cast<const float*>(source), neuron);
+    Layer of = layer(i, static_cast<const uint8_t*>(source), neuron);
     if (program_.kind(i) != Kind::average) return cpu::run(of, call_.parallel);
     // An average is a depthwise convolution with weights of 1 and the scale 1 / taps. The number of channels is known
     // only here.
     Geometry& g = of.geometry;
     g.outputs = g.channels = g.groups = neuron.channels;
     const std::vector<int8_t> ones(g.outputs * g.taps(), 1);
-    const std::vector<float> shares(g.outputs, rounded(static_cast<float>(1.0 / static_cast<double>(g.taps()))));
+    const std::vector<float> shares(g.outputs, network_.rounded(static_cast<float>(1.0 / g.taps())));
     of.weights = {ones.data(), DType::kInt8, false};
     of.neuron.scale = shares.data();
     of.prepared = nullptr;
     cpu::run(of, call_.parallel);
   }
 
-  // Rounds to the type of the weights.
-  float rounded(float x) const {
-    if (program_.dtype() == DType::kBFloat16) return cpu::to_float(cpu::from_float<cpu::BFloat16>(x));
-    if (program_.dtype() == DType::kFloat16) return cpu::to_float(cpu::from_float<cpu::Float16>(x));
-    return x;
-  }
-
   bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
-
   const float* direct_product(int64_t i) const {
     return call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
   }
@@ -266,18 +243,15 @@ class Run {
     const auto source = is_impulse() ? tandem::Source::kImpulse : tandem::Source::kConstant;
     cpu::if_scan(y, DType::kFloat32, source, neuron, call_.parallel);
   }
-
-  // The current of this step: W x, or 0 after an impulse.
-  const float* now(int64_t i, int64_t neurons) {
-    return is_impulse() && plan_.stream && step_ > 0 ? silence(neurons) : constant(i, neurons);
-  }
   const float* silence(int64_t neurons) {
     silence_.resize(std::max<size_t>(silence_.size(), neurons));
     return silence_.data();
   }
 
-  // W x. A stream keeps the product and x, because x is mostly the same at the next step.
-  const float* constant(int64_t i, int64_t neurons) {
+  // The current of this step: W x, or 0 after an impulse. A stream keeps the product and x, because x is mostly the
+  // same at the next step.
+  const float* now(int64_t i, int64_t neurons) {
+    if (is_impulse() && plan_.stream && step_ > 0) return silence(neurons);
     if (!plan_.stream || !program_.keeps_product(i)) return direct_product(i);
     const float* x = real(at(i).input);
     const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
@@ -351,8 +325,8 @@ class Run {
   }
 
   void max_pool(int64_t i, const Shape& in, const Shape& out) const {
-    PoolWindow pool{images(i), in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, false};
-    pool.counted = program_.value(at(i).input) == Value::kCounts;
+    const bool counted = program_.value(at(i).input) == Value::kCounts;
+    PoolWindow pool{images(i), in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, counted};
     at(i).set_window(pool);
     cpu::max_pool(pool, train(at(i).input), result(i), call_.parallel);
   }
@@ -371,13 +345,10 @@ class Run {
     if (program_.kind(i) == Kind::flatten) return x;
     if (program_.kind(i) != Kind::readout) return call_.host->mean(window(i), from_train, x);
     const float* bias = floats(in.shift);
-    std::vector<float> bias_so_far;
-    if (bias != nullptr && steps != plan_.T) {
-      const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
-      for (int64_t n = 0; n < in.outputs; ++n) bias_so_far.push_back(bias[n] * share);
-      bias = bias_so_far.data();
-    }
-    return call_.host->product(window(i), weights(i), bias, x);
+    const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
+    std::vector<float> so_far;
+    for (int64_t n = 0; n < in.outputs && bias != nullptr; ++n) so_far.push_back(bias[n] * share);
+    return call_.host->product(window(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
   }
 
   // The spike counts after step t times the gain, channels last.
@@ -385,7 +356,7 @@ class Run {
     const int64_t n = plan_.batch * plan_.steps[i].in.features();
     const uint8_t* bytes = train(at(i).input);
     const bool counted = program_.value(at(i).input) == Value::kCounts && !plan_.stream;
-    std::vector<float>& sum = so_far_[i];
+    std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
     sum.resize(n);
     if (counted) {
       const auto most = static_cast<uint8_t>(t + 1);  // a burst's spikes so far

@@ -9,8 +9,6 @@ namespace tandem::network {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
-
 std::string text(const Shape& s) {
   std::string sizes = std::to_string(s.channels);
   if (s.dims > 2) sizes += ", " + std::to_string(s.height);

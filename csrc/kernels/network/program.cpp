@@ -10,8 +10,6 @@ namespace {
 
 constexpr double kLargest = std::numeric_limits<double>::max();
 
-[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
-
 void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
   refuse(std::string(name) + ": expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
@@ -211,6 +209,8 @@ void Instruction::set_neurons(Neuron<float>& a) const {
   a.gate = static_cast<Gate>(gate);
   a.timing = static_cast<Timing>(timing);
 }
+
+void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
 int64_t checked_product(int64_t a, int64_t b, int64_t most) {
   if (a < 0 || b < 0 || (b > 0 && a > most / b)) refuse("sizes whose product is too large");

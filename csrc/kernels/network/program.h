@@ -140,6 +140,8 @@ Program read(const int64_t* words, int64_t count, int64_t bytes);
 // The double with these bits: a threshold, a leak or a gain.
 double real(int64_t bits);
 
+[[noreturn]] void refuse(const std::string& why);  // throws std::invalid_argument
+
 // Returns a b. Throws std::invalid_argument if that is more than `most`.
 int64_t checked_product(int64_t a, int64_t b, int64_t most);
 

@@ -158,13 +158,21 @@ int64_t bytes_of(const Multiplier& m, const Block& block) {
 // Calls use(group, i, inputs) for every tile of a block. A tile is as much work as `work` input bytes.
 template <class Use>
 void for_tiles(const Multiplier& m, const Block& block, int64_t work, ParallelFor parallel, const Use& use) {
+  constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
+  // Lists read weights in an order that the processor does not foresee. Fewer rows leave much of a tile unread, and
+  // with more rows it pays for itself anyway.
+  constexpr int64_t kFewestFetching = 8, kMostFetching = 128;
+  const int64_t rows = block.rows * m.layer.plane_count();
+  const bool fetches = m.list_steps > 0 && rows >= kFewestFetching && rows <= kMostFetching;
   BlockInputs& inputs = own_inputs();
   for (int64_t group = 0; group < m.layer.geometry.groups; ++group) {
     m.load(group, block, inputs, parallel);
-    constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
     parallel_ranges(parallel, m.prepared.tiling().tiles_per_group, 1 + kGrain / (work + 1),
                     [&](int64_t begin, int64_t end) {
-                      for (int64_t i = begin; i < end; ++i) use(group, i, inputs);
+                      for (int64_t i = begin; i < end; ++i) {
+                        if (fetches && i + 1 < end) m.prepared.fetch(group, i + 1);
+                        use(group, i, inputs);
+                      }
                     });
   }
 }

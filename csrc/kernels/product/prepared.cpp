@@ -142,6 +142,13 @@ Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, con
           std::min<int64_t>(tiling_.width(), geometry.group_outputs() - first)};
 }
 
+void Prepared::fetch(int64_t group, int64_t i) const {
+  if (tiles_ == nullptr || tiling_.blocks > 1) return;
+  const int64_t number = group * tiling_.tiles_per_group + i, size = tiling_.tile_size * (bytes() ? 1 : 4);
+  const char* tile = static_cast<const char*>(tiles_) + number * size;
+  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(tile + at, 0, 2);
+}
+
 uint8_t* reserve_open(const Layer& layer) {
   thread_local Scratch<uint8_t> memory;
   const bool needed = layer.neuron.mask != nullptr && layer.geometry.group_outputs() % 8 != 0;

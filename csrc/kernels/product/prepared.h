@@ -33,6 +33,9 @@ class Prepared {
   Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
             int64_t first_row) const;
 
+  // Fetches tile i of a group into the L2 cache, if it is in the memory of a whole layer and small enough.
+  void fetch(int64_t group, int64_t i) const;
+
  private:
   int64_t byte_blocks_;  // K-blocks of int8 tiles; 0: tiles are int32
   Tiling tiling_;

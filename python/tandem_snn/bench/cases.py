@@ -14,7 +14,7 @@ from torch import Tensor
 import tandem_ext as te
 
 from .problems import Batch, Rate, Shape, image_input, make_problem, rate_of, spiking_input
-from .rivals import MAKERS, Candidate, Loop, available, if_loop
+from .rivals import LOOP, MAKERS, Candidate, Loop, if_loop
 
 Quantity = Literal["time", "kept", "peak"]
 COMPILED = "compiled"  # in the name of rivals that use torch.compile
@@ -66,7 +66,7 @@ def of_network(
             model = MAKERS[rival](made)
             return model.training_step(batches) if training else model.inference(batches)
 
-        return Workload({r: partial(candidate, r) for r in rivals if available(r)}, made.rates, made.neurons)
+        return Workload({r: partial(candidate, r) for r in rivals}, made.rates, made.neurons)
 
     return Case(name, title, build, rivals, quantity=quantity)
 
@@ -79,7 +79,6 @@ def images(*shape: int, batches: int = 3, nonzero: float = 1.0) -> Callable[[tor
     return partial(image_input, shape, batches, nonzero=nonzero)
 
 
-LOOP = "naive, loop compiled"
 LAYER = ("tandem", "windows", "ANN", "naive", "naive, windows", LOOP)
 FROZEN = ("frozen", "frozen, windows", "frozen, 8 bits", "frozen, 8 bits, windows")
 INFERENCE = (*FROZEN, *LAYER, "SpikingJelly", "snnTorch")

@@ -145,13 +145,13 @@ def spiking_input(
     T: int, shape: Sequence[int], rate: float, kind: str, batches: int, generator: torch.Generator
 ) -> list[Batch]:
     """Batches of spikes, ``kind`` "rate" or "iid", still without targets."""
-    return [_spiking_batch(KINDS[kind](T, shape, rate, generator)) for _ in range(batches)]
 
+    def batch() -> Batch:
+        dense = _channels_last(KINDS[kind](T, shape, rate, generator).float(), lead=2)
+        train = SpikeTrain.from_dense(dense)
+        return Batch(x=train.counts / T, target=torch.empty(0), counts=train.counts, train=train, spikes=dense)
 
-def _spiking_batch(spikes: Tensor) -> Batch:
-    dense = _channels_last(spikes.float(), lead=2)
-    train = SpikeTrain.from_dense(dense)
-    return Batch(x=train.counts / train.T, target=torch.empty(0), counts=train.counts, train=train, spikes=dense)
+    return [batch() for _ in range(batches)]
 
 
 def image_input(shape: Sequence[int], batches: int, generator: torch.Generator, nonzero: float = 1.0) -> list[Batch]:

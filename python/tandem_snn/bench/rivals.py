@@ -322,6 +322,7 @@ def snntorch(problem: Problem) -> Model:
     return Model(own.parameters, forward, same_gradient=False)
 
 
+LOOP = "naive, loop compiled"
 MAKERS: dict[str, Callable[[Problem], Model]] = {
     "tandem": ours,
     "windows": partial(ours, timing="window"),
@@ -332,16 +333,15 @@ MAKERS: dict[str, Callable[[Problem], Model]] = {
     "ANN": ann,
     "naive": naive,
     "naive, windows": naive_windows,
-    "naive, loop compiled": lambda problem: naive(problem, torch.compile(if_loop, dynamic=False)),
+    LOOP: lambda problem: naive(problem, torch.compile(if_loop, dynamic=False)),
     "BPTT": bptt,
     "SpikingJelly": spikingjelly,
     "SpikingJelly, compiled": partial(spikingjelly, compiled=True),
     "snnTorch": snntorch,
 }
 
-_LIBRARY = {"SpikingJelly": "spikingjelly", "SpikingJelly, compiled": "spikingjelly", "snnTorch": "snntorch"}
-
 
 def available(name: str) -> bool:
     """Whether the rival's library is installed."""
-    return name not in _LIBRARY or find_spec(_LIBRARY[name]) is not None
+    library = name.partition(",")[0].lower()
+    return library not in ("spikingjelly", "snntorch") or find_spec(library) is not None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..memory import forget_peak, resident
+from ..memory import PeakMemory
 from .rivals import Output, values
 
 Run = Callable[[int], object]  # its argument is the number of the call, which selects the input
@@ -125,7 +125,7 @@ def peak(call: Callable[[], object]) -> int:
     :func:`tandem_snn.bench.run.environment`.
     """
     call()
-    forget_peak()
-    before = resident()
-    call()
-    return resident("VmHWM") - before
+    with PeakMemory(torch.device("cpu")) as memory:
+        call()
+    assert memory.grown is not None
+    return memory.grown

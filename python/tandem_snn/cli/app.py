@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import torch
 import typer
@@ -83,25 +82,17 @@ def evaluate_run(
     Console().print(*tables(summary), sep="\n")
 
 
-class Format(str, Enum):
-    frozen = "frozen"
-    onnx = "onnx"
-    nir = "nir"
-
-
-class Neurons(str, Enum):
-    IF = "IF"
-    primitives = "primitives"
-
-
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `tandem-snn train` wrote.")],
     to: Annotated[
-        Format, typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: a step or a window; nir: a graph.")
+        Literal["frozen", "onnx", "nir"],
+        typer.Option(help="frozen: for tandem_snn.load_frozen; onnx: a step or a window; nir: a graph."),
     ],
     out: Annotated[Optional[Path], typer.Option(help="The file (default: RUN/model with the format's ending).")] = None,
     weight_bits: Annotated[Optional[int], typer.Option(help="Round the weights to this many bits, 2 to 8.")] = None,
-    neurons: Annotated[Neurons, typer.Option(help="NIR's IF nodes, or primitives that define them.")] = Neurons.IF,
+    neurons: Annotated[
+        Literal["IF", "primitives"], typer.Option(help="NIR's IF nodes, or primitives that define them.")
+    ] = "IF",
     data_dir: DataDir = None,
 ) -> None:
     """Write a run's spiking network as one file for inference, other engines, chips and simulators."""
@@ -110,20 +101,20 @@ def export(
     net = recipe.build(data)
     load_checkpoint(run / CHECKPOINT, net)
     sample = next(data.test.batches(1))[0]
-    path = out or run / f"model{SUFFIX[to.value]}"
-    nir: Any = extra("nir", "the export to NIR") if to is Format.nir else None
+    path = out or run / f"model{SUFFIX[to]}"
+    nir: Any = extra("nir", "the export to NIR") if to == "nir" else None
     try:
         frozen = freeze(net, weight_bits)
         frozen(sample)  # an export needs the shapes of a run
-        if to is Format.frozen:
+        if to == "frozen":
             frozen.save(path)
-        elif to is Format.onnx:
+        elif to == "onnx":
             to_onnx(frozen, path)
         else:
-            graph = to_nir(frozen, sample, neurons=neurons.value)
+            graph = to_nir(frozen, sample, neurons=neurons)
             atomically(path, lambda temporary: nir.write(str(temporary), graph))
     except ValueError as error:
-        raise UserError(f"{run} as {to.value}: {error}") from error
+        raise UserError(f"{run} as {to}: {error}") from error
     typer.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
@@ -146,7 +137,8 @@ STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "
 def info() -> None:
     """Print the facts for a bug report: build, machine, torch, environment variables and packages."""
     table = Table(show_header=False)
-    for section in _build(), _machine(), _environment(), _packages():
+    environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
+    for section in _build(), _machine(), environment, _packages():
         for name, value in section.items():
             table.add_row(name, value)
         table.add_section()
@@ -166,10 +158,6 @@ def _machine() -> dict[str, str]:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {_text(torch.version.cuda)}",
         "GPU": "; ".join(gpus) or "none visible to torch",
     }
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
 
 
 def _packages() -> dict[str, str]:

@@ -18,11 +18,10 @@ from ..container import atomically
 from ..errors import UserError
 from ..machine import origin
 from ..memory import freed_is_kept
-from ..training.checkpoint import save_checkpoint
+from ..training.checkpoint import locked, save_checkpoint
 from ..training.comparison import compare
 from ..training.processes import Interruption, join
 from ..training.recipe import PREFIXES, Recipe
-from ..training.store import locked
 from ..training.task import learning_rate
 from ..training.trainer import Trainer
 
@@ -188,8 +187,3 @@ def _progress(
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-def outputs(folder: Path) -> Sequence[str]:
-    """The files of a finished job."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file())

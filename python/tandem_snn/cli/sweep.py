@@ -14,9 +14,8 @@ import typer
 
 from ..container import atomically
 from ..errors import Interrupted, UserError
-from ..training.library import list_recipes, load_recipe
 from ..training.processes import Interruption, launched
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, list_recipes, load_recipe
 from .job import check_device, finished, run
 from .train import DataDir, Device, Settings, Threads, Twin, Workers
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report import tables
-from ..training import library
+from ..training import recipe as recipes
 from ..training.recipe import Recipe, type_hints
-from .job import outputs, run
+from .job import run
 
 # typer reads annotations at run time, on Python 3.10 too: hence Optional.
 # ruff: noqa: UP045
@@ -101,7 +101,7 @@ def train(
         show_recipes()
         return
     folder = out if out is not None else Path("runs") / Path(recipe).stem
-    chosen, command = library.load_recipe(recipe).override(settings or [], **keys), ["tandem-snn", *sys.argv[1:]]
+    chosen, command = recipes.load_recipe(recipe).override(settings or [], **keys), ["tandem-snn", *sys.argv[1:]]
     summary = run(
         chosen, folder, shlex.join(command), twin=twin, data_dir=data_dir, device=device, threads=threads,
         workers=workers, resume=resume, restart=restart, overwrite=overwrite, train_on=resume,
@@ -109,7 +109,7 @@ def train(
     )  # fmt: skip
     if summary is not None:
         Console().print(*tables(summary), sep="\n")
-        typer.echo(f"{folder}: " + ", ".join(outputs(folder)))
+        typer.echo(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file())))
 
 
 def show_recipes() -> None:
@@ -117,9 +117,9 @@ def show_recipes() -> None:
     table = Table(box=None, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    for name in library.list_recipes():
-        recipe = library.load_recipe(name)
+    for name in recipes.list_recipes():
+        recipe = recipes.load_recipe(name)
         network = recipe.model + ("" if recipe.width == 1 else f" × {recipe.width:g}")
         numbers = f"T={recipe.T}, {recipe.epochs} epochs, {recipe.seeds} seed{'s' * (recipe.seeds > 1)}"
-        table.add_row(name, f"{library.describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
+        table.add_row(name, f"{recipes.describe(name)}\n[dim]{recipe.data}, {network}, {numbers}[/]")
     Console().print(table)

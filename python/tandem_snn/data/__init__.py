@@ -7,10 +7,8 @@ and kept in a cache on disk.
 from .augment import AUGMENTATIONS
 from .binning import TrainDataset, from_tonic
 from .catalogue import EVENTS, NAMES, load
-from .dataset import TASKS, Dataset, as_dataset
-from .source import DatasetSplit, as_split
-from .split import Split
-from .tensors import TensorSplit
+from .dataset import TASKS, Dataset, DatasetSplit, as_dataset, as_split
+from .split import Split, TensorSplit
 
 __all__ = [
     "AUGMENTATIONS",

@@ -7,15 +7,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError, check_name
-from .split import Chance
 
 AUGMENTATIONS = ("flip", "shift")
 """What a recipe's ``augment`` may list: "flip", mirror images; "shift" or "shift:PIXELS", random positions."""
 _DEFAULT_SHIFT = 4
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The random numbers of this process's samples in one global batch."""
+
+    seed: int
+    step: int
+    first: int
+    count: int
+    total: int
+
+    def uniform(self, numbers: int) -> Tensor:
+        """[count, numbers], float64 in [0, 1); the same at every call."""
+        entropy = int(np.random.SeedSequence((self.seed, self.step)).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(entropy)
+        drawn = torch.rand(self.total, numbers, generator=generator, dtype=torch.float64)
+        return drawn[self.first : self.first + self.count]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch import Tensor
 from tandem_ext.checks import T as check_T
 
 from ..errors import UserError, check_name
-from . import readers, recordings
+from . import readers
 from .augment import parse
 from .binning import BINS
 from .dataset import TASKS, Dataset
 from .files import Folder, data_root
-from .tensors import TensorSplit, standardisation
+from .split import TensorSplit, standardisation
 
-EVENTS = tuple(recordings.SETS)
+EVENTS = tuple(readers.RECORDINGS)
 """The names of the data sets of event recordings, whose samples are spike trains."""
 NAMES = ("digits", *readers.VISION, "cifar10-jpeg", "imagenet", *EVENTS)
 """The names of all data sets that :func:`load` knows."""
@@ -81,11 +81,11 @@ def load(
     check_name("task", task, TASKS)
     check_name("kind of bins", bins, BINS)
     augmentations = parse(augment)
-    if task == "regression" and (name == "imagenet" or name in recordings.SETS):
+    if task == "regression" and (name == "imagenet" or name in readers.RECORDINGS):
         raise UserError(f"data set {name!r}: regression is supported only for images in memory")
-    if name in recordings.SETS:
+    if name in readers.RECORDINGS:
         check_T("T", T)
-        train, test, class_names = recordings.read(name, data_root(name, data_dir), T, bins, _size(name, size))
+        train, test, class_names = readers.read_recordings(name, data_root(name, data_dir), T, bins, _size(name, size))
     elif name == "imagenet":
         if augment:
             raise UserError("augment: not supported for 'imagenet', which has its own augmentation")
@@ -129,8 +129,9 @@ def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _size(name: str, size: int | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    if name in recordings.SETS and not 1 <= size <= recordings.SETS[name].sensor[0]:
-        raise UserError(f"size: data set {name!r} can be sampled down to 1..{recordings.SETS[name].sensor[0]} pixels")
+    most = readers.RECORDINGS[name].sensor[0] if name in readers.RECORDINGS else size
+    if size > most:
+        raise UserError(f"size: data set {name!r} can be sampled down to 1..{most} pixels")
     if size < 1:
         raise UserError(f"size: expected a positive number of pixels, got {size}")
     return size, size

@@ -100,8 +100,8 @@ def by_channel(values: Tensor) -> float | Tensor | None:
     return rows[:, 0].clone() if bool((rows == rows[:, :1]).all()) else None
 
 
-def per_channel(name: str, what: str, values: Tensor) -> float | Tensor:
-    found = by_channel(values)
+def per_channel(name: str, what: str, values: float | Tensor) -> float | Tensor:
+    found = by_channel(torch.as_tensor(values))
     if found is None:
         raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
     return found

@@ -21,6 +21,7 @@ from .. import nn as tnn
 from ..convert.layers import layer_of
 from ..nn import general
 from .nir_file import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform
+from .simulators.neurons import Neuron
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
 
@@ -63,17 +64,6 @@ class _Average:
     x: _Signal
 
 
-@dataclass
-class _Neurons:
-    """A neuron in any of NIR's forms: v = leak·v + factor·I, with threshold ϑ, reset by subtraction, and our timing."""
-
-    threshold: Tensor
-    factor: float
-    leak: float = 1.0
-    v_init: Tensor | None = None
-    timing: str = "step"
-
-
 class Reader:
     def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
         self.nir, self.dt, self.reset, self.encoder = nir, dt, reset, encoder
@@ -90,7 +80,7 @@ class Reader:
                 if isinstance(node, self.nir.Threshold):
                     self._collapse(name, node)
             order = self._order()
-            neurons = (self.nir.IF, self.nir.LIF, _Neurons)
+            neurons = (self.nir.IF, self.nir.LIF, Neuron)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
                 if any(b in self.before_neurons or isinstance(self.nodes[b], neurons) for b in readers):
@@ -114,7 +104,7 @@ class Reader:
             raise ValueError(f"node {name!r}: a Threshold without the loop that makes it a neuron")
         theta = tensor(-self.nodes[loops[0]].scale)
         factor, leak = self._dynamics(integrator, node)
-        self.nodes[name] = _Neurons(theta, factor, leak, theta - tensor(threshold.threshold))
+        self.nodes[name] = Neuron(theta, leak, theta - tensor(threshold.threshold), factor)
         inside = {integrator, loops[0]}
         self.edges = [
             (a, name if b == integrator else b)
@@ -154,8 +144,9 @@ class Reader:
         if isinstance(node, (nir.IF, nir.LIF)):
             self._check_reset(name, node)
             timing, v_init = self._timing(name, node)
-            node = _Neurons(tensor(node.v_threshold), *self._dynamics(name, node), v_init, timing=timing)
-        if isinstance(node, _Neurons):
+            factor, leak = self._dynamics(name, node)
+            node = Neuron(tensor(node.v_threshold), leak, v_init, factor, timing=timing)
+        if isinstance(node, Neuron):
             self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
         if not values:
@@ -192,14 +183,14 @@ class Reader:
                 'threshold: give reset="subtract" if that is what the graph means'
             )
 
-    def _timing(self, name: str, node: Any) -> tuple[str, Tensor | None]:
+    def _timing(self, name: str, node: Any) -> tuple[str, float | Tensor]:
         """Return timing and initial potential from the metadata that to_nir writes."""
         timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
         if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
             raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
-        return timing, None if v_init is None else tensor(v_init)
+        return timing, 0.0 if v_init is None else tensor(v_init)
 
     def _answer(self, name: str, x: Any) -> fx.Node:
         x = self._signal(name, x)
@@ -285,7 +276,7 @@ class Reader:
                 weight = weight * scale
         return _Synapses(name, node, x, weight, bias)
 
-    def _neurons(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node:
+    def _neurons(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node:
         fused = self._pooled(name, neurons, values) or self._fused(name, neurons, values)
         if fused is not None:
             return fused
@@ -294,12 +285,12 @@ class Reader:
         currents = self._sum(values)
         if neurons.factor != 1:
             currents = self._function(general.linear_map, "mul", currents, neurons.factor)
-        v_init = 0.0 if neurons.v_init is None else per_channel(name, "the initial potential", neurons.v_init)
+        v_init = per_channel(name, "the initial potential", neurons.v_init)
         threshold = per_channel(name, "v_threshold", neurons.threshold)
         options: dict[str, Any] = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
         return self._call(name, general.Neurons(threshold, v_init, **options), currents)
 
-    def _fused(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
+    def _fused(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make one layer of neurons, their synapses, and at most one shortcut or projection; None if impossible."""
         paths = [value for value in values if isinstance(value, _Synapses) and value.x.kind in ("image", "spikes")]
         shortcuts = [value for value in values if isinstance(value, _Signal) and value.kind == "spikes"]
@@ -311,7 +302,7 @@ class Reader:
             unit = by_channel(neurons.factor * (torch.ones(()) if scale is None else scale))
             if unit is None or not bool((torch.as_tensor(unit) > 0).all()):
                 return None
-        over = unit if isinstance(unit, float) else unit.view(-1, *[1] * (neurons.threshold.dim() - 1))  # type: ignore[union-attr]
+        over = unit if isinstance(unit, float) else unit.view(-1, *[1] * (torch.as_tensor(neurons.threshold).dim() - 1))  # type: ignore[union-attr]
         threshold = per_channel(name, "v_threshold", neurons.threshold / over)
         checks.threshold(threshold, len(paths[0].weight))
         keywords: dict[str, Any] = {}
@@ -321,18 +312,18 @@ class Reader:
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
         options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
-        if neurons.v_init is not None and neurons.v_init.any():
+        if torch.as_tensor(neurons.v_init).any():
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
         return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
 
-    def _pooled(self, name: str, neurons: _Neurons, values: list[Any]) -> fx.Node | None:
+    def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make spiking average pooling, if the spikes have the value 1."""
         pool, *others = values or [None]
-        plain = neurons.threshold.eq(1).all() and neurons.factor == 1 and neurons.leak == 1
+        plain = torch.as_tensor(neurons.threshold).eq(1).all() and neurons.factor == 1 and neurons.leak == 1
         if others or not plain or not isinstance(pool, _Average) or pool.x.kind != "spikes" or pool.x.scale is not None:
             return None
-        v_init = 0.0 if neurons.v_init is None else uniform(name, "the initial potential", neurons.v_init)
+        v_init = uniform(name, "the initial potential", neurons.v_init)
         pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
         return self._call(name, pooling, pool.x.node)
 

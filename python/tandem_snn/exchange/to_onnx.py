@@ -77,6 +77,7 @@ class Graph:
         self._spoilers: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def model(self) -> Any:
+        """Return the model, after onnx's checker has accepted it."""
         events = self.network.mode == "events"
         self.input("x", self.network.shape, steps=self.T if events and not self.streams else None)
         if self.streams:
@@ -97,7 +98,14 @@ class Graph:
             self._write(stage)
         last = self.network.stages[-1]
         self.answer(self.whole[last.name], last.shape)
-        return self.checked("step") if self.streams else self.checked("window", timing="window")
+        helper, name = self.onnx.helper, "step" if self.streams else "window"
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
+        versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+        model = helper.make_model(graph, producer_name="tandem_snn", **versions)
+        timing = {} if self.streams else {"timing": "window"}
+        helper.set_model_props(model, {"T": str(self.T), "input": self.network.mode, **timing})
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
 
     @cached_property
     def _is_first(self) -> str:
@@ -227,17 +235,6 @@ class Graph:
         return self.op("Sum", *train)
 
     # --- nodes, products, averages ------------------------------------------------------------------------------------
-
-    def checked(self, name: str, **facts: str) -> Any:
-        """Return the finished model, after onnx's checker has accepted it."""
-        helper = self.onnx.helper
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="tandem_snn"
-        )
-        helper.set_model_props(model, {"T": str(self.network.T), "input": self.network.mode, **facts})
-        self.onnx.checker.check_model(model, full_check=True)
-        return model
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{kind}{len(self.nodes)}"

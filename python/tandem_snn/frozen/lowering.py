@@ -95,6 +95,9 @@ class Lowering:
         self.list: list[Stage] = []
         self.values: dict[Any, int] = {}  # the number of each node's value
         self.gains: dict[Any, _Gain] = {}  # the gain of each node's value
+        # The timing whose form a train has, by the number of its value; None for values that are no trains.
+        self.forms: dict[int, str | None] = {ABSENT: None, INPUT: "step"}
+        self.converted: dict[int, int] = {}
         self.images = {INPUT}  # the input, and the input after moves such as pooling
         self.first_gain = gain
         self.mode: str | None = None
@@ -104,7 +107,10 @@ class Lowering:
         nodes = list(trace(self.net).nodes)
         for node in nodes:
             if node.op == "call_module":
-                _refuse_the_general_way(str(node.target), self.net.get_submodule(str(node.target)))
+                layer = self.net.get_submodule(str(node.target))
+                _refuse_the_general_way(str(node.target), layer)
+                if isinstance(layer, tnn.Encoder) and layer.mode != "events":
+                    self.forms[INPUT] = None
         for node in nodes:
             if node.op == "placeholder":
                 if self.values:
@@ -117,15 +123,30 @@ class Lowering:
                 self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
                 raise CannotLower("net", f"{_operator(node)} is not a layer of tandem_snn.nn")
-        mode = self.mode or "events"
-        return Stages(_in_their_forms(self.list, mode), mode, self.T)
+        return Stages(self.list, self.mode or "events", self.T)
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
 
     def _add(self, node: fx.Node, stage: Stage, gain: _Gain) -> None:
+        if stage.kind in ("layer", "average"):
+            stage.input, stage.residual = self._read(stage.input, stage), self._read(stage.residual, stage)
+        form = self.forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
+        self._same(node, self._append(stage, stage.timing if stage.kind == "layer" and stage.fires else form), gain)
+
+    def _append(self, stage: Stage, form: str | None) -> int:
         self.list.append(stage)
-        self._same(node, len(self.list) - 1, gain)
+        self.forms[len(self.list) - 1] = form
+        return len(self.list) - 1
+
+    def _read(self, value: int, reader: Stage) -> int:
+        """Return the number of a value; a train in the form of another timing is first converted, once."""
+        if self.forms[value] in (None, reader.timing):
+            return value
+        if value not in self.converted:
+            kind = next(kind for kind, timing in FORMS.items() if timing == reader.timing)
+            self.converted[value] = self._append(Stage(reader.name, kind, value), reader.timing)
+        return self.converted[value]
 
     def call(self, node: fx.Node, name: str, layer: Any) -> None:
         x, further = given(node.args, node.kwargs)
@@ -146,12 +167,13 @@ class Lowering:
             means = stage.kind in ("mean", "adaptive_mean")
             if means and self.mode not in (None, "events") and value in self.images:
                 raise CannotLower(name, "it averages the input, so nothing in the network spikes")
-            self.images |= {len(self.list)} if value in self.images else set()
             if means and _by_channel(gain):
                 stage.scale = _constant(gain)  # type: ignore[arg-type]
             elif means:
                 stage.gain = float(gain)
             self._add(node, stage, 1.0 if means else gain)
+            if value in self.images:
+                self.images.add(self.values[node])
         elif type(layer) in _LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:
@@ -265,38 +287,6 @@ def _move(name: str, x: int, layer: Any) -> Stage:
         return Stage(name, "mean", x, **window)
     start = torch.full_like(layer.weight, layer.v_init)  # its dtype is that in which 1/k² is rounded
     return Stage(name, "average", x, v_init=start, timing=layer.timing, **window)
-
-
-def _in_their_forms(stages: list[Stage], mode: str) -> list[Stage]:
-    """Insert conversions between planes and counts where a stage reads a train in the form of another timing."""
-    # indexed by the number of a value in the new list
-    forms: dict[int, str | None] = {ABSENT: None, INPUT: "step" if mode == "events" else None}
-    now = {ABSENT: ABSENT, INPUT: INPUT}
-    moved: dict[int, int] = {}
-    result: list[Stage] = []
-
-    def add(stage: Stage, form: str | None) -> int:
-        result.append(stage)
-        forms[len(result) - 1] = form
-        return len(result) - 1
-
-    def read(value: int, reader: Stage) -> int:
-        form = forms[value]
-        if form is None or form == reader.timing:
-            return value
-        if value not in moved:
-            kind = next(kind for kind, timing in FORMS.items() if timing == reader.timing)
-            moved[value] = add(Stage(reader.name, kind, value), reader.timing)
-        return moved[value]
-
-    for number, stage in enumerate(stages):
-        stage.input, stage.residual = now[stage.input], now[stage.residual]
-        spikes = stage.kind in ("layer", "average")
-        if spikes:
-            stage.input, stage.residual = read(stage.input, stage), read(stage.residual, stage)
-        form = forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
-        now[number] = add(stage, stage.timing if stage.kind == "layer" and spikes and stage.fires else form)
-    return result
 
 
 @dataclass(frozen=True, eq=False)

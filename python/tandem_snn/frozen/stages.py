@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
 from tandem_ext.functional.products import Product, float32_precision
-from tandem_ext.train import either
+from tandem_ext.train import add_flags
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
@@ -140,7 +140,7 @@ class Stage(nn.Module):
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.unchecked(self.move(x.x), x.T)
             gain = self.gain if self.scale is None else self.scale
-            return self.move(x.but(gain=gain) if isinstance(x, SpikeTrain) else x)
+            return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
             return map_counts(x, self._answer)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
@@ -167,7 +167,7 @@ class Stage(nn.Module):
         if residual is not None and not isinstance(residual, Tensor):
             checks.train("residual", residual)
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
-        before = reduce(either, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
+        before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
         spikes, *_, bad = self._run(
             x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=more,
             residual_scale=self.residual_scale, bad=before,
@@ -227,7 +227,7 @@ class _InForm(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         stored = x.count_bytes if self.timing == "window" else x.planes
-        return x.but(stored=stored, counts=None, timing=self.timing)
+        return x.replace(stored=stored, counts=None, timing=self.timing)
 
 
 def check_finite(layers: nn.Module) -> None:
@@ -284,7 +284,7 @@ class Stages(nn.Module):
             return SIGNALS[self.mode].unchecked(x, self.T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
-        return x.but(gain=1.0)
+        return x.replace(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
         """Return the answer. ``watch(number, x, y)`` is called with the input and output of each stage."""

@@ -45,12 +45,6 @@ def fold_norm(norm: _BatchNorm | None) -> tuple[Any, Any]:
     return _scale_shift(norm, norm.running_mean, norm.running_var)
 
 
-def batch_affine(norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold batch norm with the statistics of this batch: return (scale, shift) [C] of u -> scale·u + shift."""
-    var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
-    return _scale_shift(norm, mean, var)
-
-
 def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = (1.0 if norm.weight is None else norm.weight), (0.0 if norm.bias is None else norm.bias)
     scale = torch.add(weight / (var + norm.eps).sqrt(), var, alpha=0)  # an infinite variance becomes NaN
@@ -117,6 +111,23 @@ class SyncBatchNorm(_BatchNorm):
         if self.running_mean is not None:
             track(self, mean, var, (n / (n - 1)).to(var.dtype))
         return z, scale, shift
+
+
+def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply batch norm to [B, C, *space]; also return scale and shift [C] of the currents, without a gradient.
+
+    Args:
+        batch: False takes scale and shift from the running statistics, also where z takes those of the batch.
+    """
+    batch = batch and uses_batch(norm)
+    if batch and isinstance(norm, SyncBatchNorm):
+        return norm.normalise(u)
+    z = norm(u)
+    with torch.no_grad():
+        if not batch:
+            return z, *fold_norm(norm)
+        var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
+        return z, *_scale_shift(norm, mean, var)
 
 
 def own_norm(norm: object) -> _BatchNorm | None:

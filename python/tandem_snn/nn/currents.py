@@ -107,7 +107,7 @@ def part_of(x: Signal, start: int, stop: int) -> Signal:
     """Return steps start .. stop - 1 of a signal; if there are several, start is a multiple of 8."""
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)
-        return x.but(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)
+        return x.replace(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)
     one = stop == start + 1
     stored = spikes_at(x.planes, start).unsqueeze(0) if one else pack(spikes_of(x.planes, start, stop))
     return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype)

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
-from tandem_ext.train import either
+from tandem_ext.train import add_flags
 
-from .batch_norm import batch_affine, fold_norm, uses_batch
+from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
 from .options import DEFAULTS, HasNeurons
 from .signals import Signal, describe, effective_counts
@@ -201,7 +201,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
     counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
-    bad = reduce(either, [x.bad for x in trains])
+    bad = reduce(add_flags, [x.bad for x in trains])
     gains: list[Any] = [first.gain] * len(stored)
     if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
         numbers = {x.gain for x in trains if isinstance(x.gain, float)}
@@ -238,10 +238,8 @@ def normalise(x: Any, norm: _BatchNorm) -> Any:
     if isinstance(x, Tensor):
         return norm(x)
     u = currents_of(x)
-    z = norm(u.total)
-    with torch.no_grad():
-        scale, shift = batch_affine(norm, u.total) if uses_batch(norm) else fold_norm(norm)
-        scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
+    z, scale, shift = normalised(norm, u.total)
+    scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
     return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
 
 
@@ -324,7 +322,7 @@ class Neurons(HasNeurons):
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
         sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
-        train.bad = either(train.bad, (sums - sums).float())
+        train.bad = add_flags(train.bad, (sums - sums).float())
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return self.worth(train)
 

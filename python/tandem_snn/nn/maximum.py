@@ -42,7 +42,7 @@ class MaxPool(nn.Module):
         pooled = None if x.edge is None else self._maximum(x.edge)
         if x.timing == "window":
             most = self._maximum(x.stored[0].float()).to(torch.uint8).unsqueeze(0)
-            return x.but(stored=most, counts=pooled)
+            return x.replace(stored=most, counts=pooled)
         with torch.no_grad():
             before, planes = torch.zeros(1, *x.shape, device=x.device), []
             for start in range(0, x.T, AT_ONCE):
@@ -51,7 +51,7 @@ class MaxPool(nn.Module):
                 before = counts[-1:]
                 most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
                 planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
-        return x.but(stored=torch.cat(planes), counts=pooled)
+        return x.replace(stored=torch.cat(planes), counts=pooled)
 
     def _maximum(self, x: Tensor) -> Tensor:
         function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)

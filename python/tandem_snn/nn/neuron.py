@@ -18,7 +18,7 @@ from tandem_ext.functional.neuron import Static, over_space
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.signal import needs_grad
 
-from .batch_norm import SyncBatchNorm, batch_affine, fold_norm, initial_gamma, own_norm, track, uses_batch
+from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
 from .currents import NEVER, part_of, residual_total, step_currents, window_trace
 from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
 from .passing import Encoder
@@ -168,7 +168,7 @@ class SpikingLayer(HasNeurons):
 
     def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with separate products for z and spikes, for statistics that the fused layer lacks."""
-        z, scale, shift = self._normalised(norm, self._window_product(x))
+        z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
             train = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
@@ -242,7 +242,7 @@ class SpikingLayer(HasNeurons):
         if torch.is_grad_enabled() or (norm is not None and uses_batch(norm)):
             z = self._window_product(x)
         if norm is not None and z is not None:
-            z, scale, shift = self._normalised(norm, z)
+            z, scale, shift = normalised(norm, z, self.bn_stats == "batch")
         else:
             scale, shift = fold_norm(norm)
         with torch.no_grad():
@@ -253,15 +253,6 @@ class SpikingLayer(HasNeurons):
             return self._fire((signal, weight, step), scale, shift, None, 0.0, quiet)[0][1]
 
         return step_currents(x, z, potential, self.timing)
-
-    def _normalised(self, norm: _BatchNorm, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return z of the product u, and the scale and shift of the currents, without a gradient."""
-        batch = uses_batch(norm) and self.bn_stats == "batch"
-        if batch and isinstance(norm, SyncBatchNorm):
-            return norm.normalise(u)
-        z = norm(u)
-        with torch.no_grad():
-            return z, *(batch_affine(norm, u) if batch else fold_norm(norm))
 
     def extra_repr(self) -> str:
         return ", ".join([super().extra_repr(), *self.settings(DEFAULTS)])

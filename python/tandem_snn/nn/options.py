@@ -104,7 +104,7 @@ class HasNeurons(nn.Module):
     def worth(self, train: SpikeTrain) -> SpikeTrain:
         """Return the train with the gain of these neurons."""
         gain = self.threshold if self.gain == "threshold" else self.gain
-        return train if isinstance(gain, float) and gain == 1.0 else train.but(gain=gain)
+        return train if isinstance(gain, float) and gain == 1.0 else train.replace(gain=gain)
 
     def settings(self, defaults: Mapping[str, Any]) -> list[str]:
         """Return the settings that differ from these defaults, as text for the repr."""

@@ -99,7 +99,7 @@ class Flatten(nn.Flatten):
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
-            flat = flat.but(gain=gain.repeat_interleave(flat.shape[1] // len(gain)))
+            flat = flat.replace(gain=gain.repeat_interleave(flat.shape[1] // len(gain)))
         return flat
 
 
@@ -132,7 +132,7 @@ class Dropout(nn.Dropout):
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept: Any = map_features(x, lambda t: t * keep)
         if self.p < 1:
-            kept = kept.but(gain=x.gain / (1 - self.p))
+            kept = kept.replace(gain=x.gain / (1 - self.p))
         return kept
 
 

@@ -113,7 +113,7 @@ class AvgPool2d(HasNeurons):
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
-        return train.but(gain=x.gain)
+        return train.replace(gain=x.gain)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
@@ -181,14 +181,14 @@ class MaxPool2d(nn.Module):
         edge = x.edge
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
-            return x.but(stored=self._any(x, size), counts=None)
+            return x.replace(stored=self._any(x, size), counts=None)
         _, winners = F.max_pool2d(
             edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
         )
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
-        return x.but(stored=stored, counts=counts, dtype=None)
+        return x.replace(stored=stored, counts=counts, dtype=None)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

@@ -66,4 +66,4 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     """Apply ``f`` to planes, counts or values, and keep the gain. ``f`` sees the features as the last dimensions."""
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
-    return x.but(gain=1.0).map(f).but(gain=x.gain)  # type: ignore[return-value]
+    return x.replace(gain=1.0).map(f).replace(gain=x.gain)  # type: ignore[return-value]

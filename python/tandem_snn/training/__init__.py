@@ -5,14 +5,12 @@ ANN twin over several seeds. Below them, :class:`Trainer` takes single steps, :c
 and optimizers, learning rates, tasks and checkpoints are functions.
 """
 
-from .checkpoint import load_checkpoint, read_recipe, save_checkpoint
+from .checkpoint import Store, load_checkpoint, read_recipe, save_checkpoint
 from .comparison import Comparison, compare
 from .fit import Fitted, fit
-from .library import list_recipes, load_recipe
 from .measures import step_times
 from .processes import Interruption, World, join, synchronised
-from .recipe import Recipe
-from .store import Store
+from .recipe import Recipe, list_recipes, load_recipe
 from .task import Classification, Regression, Task, learning_rate, make_optimizer, make_task
 from .trainer import Trainer, evaluate
 from .transfer import start_from

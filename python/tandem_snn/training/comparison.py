@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from ..data import Dataset
+from .checkpoint import Store, locked
 from .fit import Fitted, fit
 from .measures import measure, rounded
 from .processes import Interruption, World
 from .recipe import CONTINUED, KINDS, PREFIXES, TWIN, Recipe, folder_of
-from .store import Store, locked
 from .task import make_task
 from .trainer import Trainer
 from .transfer import start_from, start_from_checkpoint

@@ -15,9 +15,9 @@ from tandem_ext.checks import TooFewSamples
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
 from ..memory import PeakMemory
+from .checkpoint import Store
 from .processes import Interruption, World, synchronised
 from .recipe import Recipe
-from .store import Store
 from .trainer import Trainer
 
 OnStep = Callable[[Trainer], None]

@@ -18,7 +18,6 @@ from ..errors import UserError, check_name
 from ..measure import synops_penalty
 from ..memory import return_freed
 from ..nn.hooks import FIRING, evaluating
-from .checkpoint import is_finite
 from .processes import World
 from .recipe import Recipe
 from .task import Task, learning_rate, make_optimizer, make_task
@@ -97,7 +96,7 @@ class Trainer:
         self.task = make_task(data.task, recipe.label_smoothing)
         self.optimizer = make_optimizer(net, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        self._penalty = synops_penalty(net) if recipe.synops_penalty and _spikes(net) else None
+        self._penalty = synops_penalty(net) if recipe.synops_penalty and spikes(net) else None
         self._model = self.world.wrap(net)
         if (loader := getattr(data.train, "batch_size", None)) not in (None, recipe.batch_size):
             raise UserError(
@@ -164,9 +163,7 @@ class Trainer:
         self.net.train()
         self.optimizer.zero_grad()
         inputs, targets = inputs.to(self.device), targets.to(self.device)
-        with autocast(self.device, self.recipe.precision):
-            output = self._model(inputs)
-        output = output if output.dtype == torch.float64 else output.float()
+        output = _output(self._model, inputs, self.device, self.recipe.precision)
         loss = self.task.loss(output, targets)
         if self._penalty is not None:
             loss = loss + self.recipe.synops_penalty * self._penalty()
@@ -323,10 +320,7 @@ def evaluate(
     with evaluating(net):
         for inputs, targets in split.batches(batch_size, rank=world.rank, world=world.size):
             inputs, targets = inputs.to(device), targets.to(device)
-            with autocast(device, precision):
-                output = net(inputs)
-            output = output if output.dtype == torch.float64 else output.float()
-            n = len(targets)
+            output, n = _output(net, inputs, device, precision), len(targets)
             sums += torch.stack(
                 [task.loss(output, targets).double() * n, task.total(output, targets), sums.new_tensor(n)]
             )
@@ -334,15 +328,23 @@ def evaluate(
     return {"loss": loss / samples, task.metric: metric / samples}
 
 
-def _spikes(net: nn.Module) -> bool:
+def is_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every floating-point value is finite."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point())
+
+
+def spikes(net: nn.Module) -> bool:
+    """Whether the network has neurons."""
     return any(isinstance(layer, FIRING) for layer in net.modules())
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Automatic mixed precision by its name in a recipe; does nothing for fp32."""
+def _output(net: nn.Module, inputs: Any, device: torch.device, precision: str) -> Tensor:
+    """The network's answer with automatic mixed precision, in float32 or float64."""
     check_name("precision", precision, AUTOCAST)
     dtype = AUTOCAST[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        output: Tensor = net(inputs)
+    return output if output.dtype == torch.float64 else output.float()
 
 
 def derive(*parts: int | str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -68,14 +68,17 @@ def start_from(
     own = net.state_dict()
     kept = {name: own[name] for name in own if name.rpartition(".")[2] in ("threshold", "v_init")}
     load_weights(Path(source), {**kept, **{name: value for name, value in state.items() if name not in kept}}, net)
-    if any(layer.gain == "threshold" for _, layer in _layers(net)):
+    layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer)]
+    if any(layer.gain == "threshold" for layer in layers):
         if gain != 1:
             raise UserError(
                 f"init_gain: expected 1 for a network in the units of its ANN, whose weights are copied, got {gain:g}"
             )
         return
-    for first, layer in _layers(net):
-        k = _steps(net, source_T) if first else gain
+    direct = [module for module in net.modules() if isinstance(module, tnn.Encoder) and module.mode == "direct"]
+    first = direct[0].T / source_T if direct else 1.0
+    for layer in layers:
+        k = first if layer is layers[0] else gain
         threshold = torch.as_tensor(layer.threshold, dtype=layer.weight.dtype).detach()
         scale = gain * threshold
         if layer.norm is None:
@@ -94,15 +97,3 @@ def start_from(
     for module in net.modules():
         if isinstance(module, tnn.Readout):
             module.weight.div_(gain)
-
-
-def _layers(net: nn.Module) -> Iterator[tuple[bool, tnn.SpikingLayer]]:
-    """(is it the first, which sees the input?, layer) for each layer with neurons."""
-    layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer)]
-    yield from ((i == 0, layer) for i, layer in enumerate(layers))
-
-
-def _steps(net: nn.Module, source_T: int) -> float:
-    """The ratio of the first layer's input to the input in the trained network: T for a direct encoder."""
-    encoders = [module for module in net.modules() if isinstance(module, tnn.Encoder) and module.mode == "direct"]
-    return encoders[0].T / source_T if encoders else 1.0

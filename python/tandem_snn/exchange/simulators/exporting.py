@@ -48,9 +48,11 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
         after, value = stage.depth - made[name], values[name]
         return call(f"{name}_for_{stage.name}", windows.Late(network.T, after), value) if after else value
 
-    def constant(name: str, numbers: Tensor, dims: int) -> fx.Node:
-        root.register_buffer(name, numbers.detach().float().view(-1, *[1] * (dims - 1)))
-        return graph.get_attr(name)
+    def times(value: fx.Node, name: str, factors: Tensor | None, dims: int) -> fx.Node:
+        if factors is None:
+            return value
+        root.register_buffer(name, factors.detach().float().view(-1, *[1] * (dims - 1)))
+        return graph.call_function(operator.mul, (value, graph.get_attr(name)))
 
     _add_as_they_are(network.stages)
     for stage in network.stages:
@@ -59,19 +61,15 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
         module = _synapses(stage, network.T, offset) if layer.move is None else to_ann(layer.move)
         value = call(stage.name, module, late(stage, stage.x))
         if stage.residual is not None:
-            residual = late(stage, stage.residual)
-            if layer.residual_scale is not None:
-                scale = constant(f"{stage.name}_shortcut", layer.residual_scale, dims)
-                residual = graph.call_function(operator.mul, (residual, scale))
+            residual = times(late(stage, stage.residual), f"{stage.name}_shortcut", layer.residual_scale, dims)
             value = graph.call_function(operator.add, (value, residual))
         if neurons is not None:
             if network.waits:
                 neurons = (windows.Waiting if stage.waits else windows.AtOnce)(neurons, network.T)
             value = call(f"{stage.name}_neurons", neurons, value)
-        elif layer.move is not None and layer.scale is not None:
-            value = graph.call_function(operator.mul, (value, constant(f"{stage.name}_gain", layer.scale, dims)))
-        elif layer.move is not None and layer.gain != 1.0:
-            value = graph.call_function(operator.mul, (value, layer.gain))
+        elif layer.move is not None:
+            value = times(value, f"{stage.name}_gain", layer.scale, dims)
+            value = value if layer.gain == 1.0 else graph.call_function(operator.mul, (value, layer.gain))
         values[stage.name] = value
     graph.output(value)
     source = net.net if isinstance(net, FrozenNetwork) else net

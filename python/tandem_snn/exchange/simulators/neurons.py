@@ -1,4 +1,4 @@
-"""Translate neurons between this package and other simulators."""
+"""Neurons of NIR and of other simulators, and their translation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Neuron:
         v_init: the membrane potential before the first step.
         factor: a factor of the input current.
         offset: a constant current at every step.
+        timing: as in :class:`tandem_snn.nn.NeuronOptions`.
     """
 
     threshold: float | Tensor = 1.0
@@ -25,6 +26,7 @@ class Neuron:
     v_init: float | Tensor = 0.0
     factor: float = 1.0
     offset: float | Tensor = 0.0
+    timing: str = "step"
 
     @property
     def is_plain(self) -> bool:
@@ -42,10 +44,10 @@ class Neuron:
         """Return the same neuron with its potential in units of ``factor``, so that currents need no factor.
 
         >>> Neuron(threshold=1.0, leak=0.5, factor=0.5, offset=0.25).in_unit()
-        Neuron(threshold=2.0, leak=0.5, v_init=0.0, factor=1.0, offset=0.5)
+        Neuron(threshold=2.0, leak=0.5, v_init=0.0, factor=1.0, offset=0.5, timing='step')
         """
-        unit = self.factor
-        return Neuron(self.threshold / unit, self.leak, self.v_init / unit, 1.0, self.offset / unit)
+        threshold, v_init, offset = (value / self.factor for value in (self.threshold, self.v_init, self.offset))
+        return replace(self, threshold=threshold, v_init=v_init, factor=1.0, offset=offset)
 
     def leaks_its_reset(self) -> Neuron:
         """Return the equivalent of a neuron whose step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
@@ -55,7 +57,7 @@ class Neuron:
         potential λ(v_init − a).
 
         >>> Neuron(threshold=1.0, leak=0.5).leaks_its_reset()
-        Neuron(threshold=0.5, leak=0.5, v_init=-0.25, factor=1.0, offset=-0.25)
+        Neuron(threshold=0.5, leak=0.5, v_init=-0.25, factor=1.0, offset=-0.25, timing='step')
         """
         a = (1 - self.leak) * self.threshold
         v_init, offset = self.leak * (self.v_init - a), self.offset - (1 - self.leak) * a
@@ -65,7 +67,7 @@ class Neuron:
         """The inverse of :meth:`leaks_its_reset`.
 
         >>> Neuron(threshold=0.5, leak=0.5).with_leaking_reset()
-        Neuron(threshold=1.0, leak=0.5, v_init=0.5, factor=1.0, offset=0.25)
+        Neuron(threshold=1.0, leak=0.5, v_init=0.5, factor=1.0, offset=0.25, timing='step')
         """
         threshold = self.threshold / self.leak
         a = (1 - self.leak) * threshold
