@@ -116,6 +116,7 @@ VARIANTS = {
     "sgd": {"optimizer": "sgd", "lr": 0.05, "schedule": "multistep", "milestones": (1, 2)},
     "bf16": {"precision": "bf16", "clip_grad_norm": 1.0, "synops_penalty": 0.1},
     "fp16": {"precision": "fp16", "optimizer": "adamw", "weight_decay": 0.01},
+    "first gate": {"first_gate": "resu:2", "gate": "clip"},
     "no validation": {"validation": False},
 }
 

@@ -148,13 +148,6 @@ def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, refused):
     refused(["train", "--out", tmp_path / "file" / "digits"], "--out")
 
 
-def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, refused):
-    folder = tmp_path / "mixed"
-    assert main(["train", *SHORT[:-3], "0.5", "--seeds", "1", "--out", str(folder)]) == 0
-    (folder / "twin.safetensors").write_bytes((run / "twin.safetensors").read_bytes())
-    refused(["eval", folder], "another model")
-
-
 def test_a_run_that_stopped_is_not_thrown_away(run, monkeypatch, refused):
     before = (run / "summary.json").read_bytes()
     arguments = ["train", *SHORT, "--T", "4", "--out", str(run)]

@@ -10,14 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import ann, freeze, to_ann
+from tandem_snn import ann, to_ann
 
 pytestmark = pytest.mark.clients
 
@@ -266,36 +265,3 @@ def test_reentrant_checkpointing_warns_that_gradients_are_lost(items):
         y = checkpoint(net[1], net[0](x), use_reentrant=True)
     net[2](y).sum().backward()
     assert net[0].weight.grad is None
-
-
-def test_a_backbone_takes_another_head():
-    net, other = network(), network()
-    nn.init.zeros_(other[0].weight)
-    backbone = {key: value for key, value in net.state_dict().items() if not key.startswith("2.")}
-    loaded = other.load_state_dict(backbone, strict=False)
-    assert loaded.missing_keys == ["2.weight", "2.bias"]
-    assert torch.equal(other[0].weight, net[0].weight)
-    other[2] = tnn.Readout(16, 7)
-    with pytest.raises(RuntimeError, match=r"size mismatch for 2\.weight"):
-        other.load_state_dict(net.state_dict())
-    assert to_ann(net).load_state_dict(net.state_dict()).missing_keys == []
-
-
-CHANGES = {
-    "pruning": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), lambda layer: prune.remove(layer, "weight")),
-    "weight norm": (parametrizations.weight_norm, lambda layer: None),
-    "spectral norm": (parametrizations.spectral_norm, lambda layer: None),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_parametrised_weights_are_trained_and_frozen(name, items):
-    x, y = torch.utils.data.default_collate(items)
-    change, finish = CHANGES[name]
-    net = network()
-    change(net[1])
-    F.cross_entropy(net(x), y).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    finish(net[1])
-    net.eval()
-    assert torch.equal(freeze(net)(x), net(x))

@@ -9,7 +9,6 @@ import torch
 from cases import assert_same, bursts, dyadic, spikes, train, train_with_edge
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import tandem_ext as te
 from tandem_ext.functional.layer import window_product
@@ -101,15 +100,6 @@ def test_export_save_load(strict, dynamic, timing, make):
         assert_same(loaded(y), module(y))
     with pytest.raises(ValueError, match="spec"):
         loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
-
-
-def test_make_fx():
-    def layer(planes, weight):
-        return f.linear_if(te.SpikeTrain.unchecked(planes, 8), weight).counts
-
-    x, weight = train(8, 3, 7), dyadic(5, 7)
-    graph = make_fx(layer, tracing_mode="fake")(x.planes, weight)
-    assert torch.equal(graph(x.planes, weight), layer(x.planes, weight))
 
 
 def test_fake_and_meta_tensors_are_not_read():

@@ -42,12 +42,12 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, padding="same")
         self.bn2 = nn.BatchNorm2d(out)
         self.relu = nn.ReLU(inplace=True)
-        self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
-        self.projects = channels != out
+        project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
+        self.project = project if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        y += self.project(x) if self.projects else x
+        y += self.project(x)
         return self.relu(y)
 
 

@@ -139,7 +139,7 @@ def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, t
     snn = calibrate(convert(net, T=8, example=x[:1]), [x])
     torch.testing.assert_close(to_ann(snn)(x), net(x), rtol=1e-4, atol=1e-5)
     ours, theirs = ({id(p) for p in each.parameters()} for each in (snn, net))
-    assert ours == theirs or (name == "functional" and ours < theirs)  # which has layers without use
+    assert ours == theirs
     net.train(training)
     snn.train(training)
     for module in snn.modules():

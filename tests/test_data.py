@@ -68,7 +68,7 @@ def test_processes_share_the_batches_and_their_augmentation():
 def test_validation_is_a_fixed_part_of_the_training_samples(digits):
     split, again = data.load("digits", augment=["flip"]), data.load("digits")
     assert (len(split.train), len(split.validation), len(split.test)) == (1234, 113, 450)
-    assert torch.equal(split.validation.images, again.validation.images)
+    assert torch.equal(split.validation.inputs, again.validation.inputs)
     assert split.train.augmentations
     assert not split.validation.augmentations
     together = torch.cat([split.train.targets, split.validation.targets])
@@ -158,7 +158,7 @@ def idx(tmp_path):
 
 def test_idx_files_are_read(idx, monkeypatch):
     loaded = data.load("mnist", idx)
-    assert loaded.train.images.shape == (18, 1, 28, 28)
+    assert loaded.train.inputs.shape == (18, 1, 28, 28)
     assert loaded.test.targets.dtype == torch.int64
     monkeypatch.setenv("TANDEM_DATA", str(idx))
     assert len(data.load("mnist").test) == 10
@@ -262,7 +262,7 @@ def test_cifar10_is_read_from_the_official_batches(batches):
     assert (len(loaded.train), len(loaded.test), loaded.shape, loaded.classes) == (60, 10, (3, 32, 32), 10)
     assert loaded.class_names[3] == "cat"
     first = pickle.loads((batches / "data_batch_1").read_bytes())["data"][0]
-    assert torch.equal(loaded.train.images[0].flatten(), torch.from_numpy(first))  # red, green, blue planes
+    assert torch.equal(loaded.train.inputs[0].flatten(), torch.from_numpy(first))  # red, green, blue planes
 
 
 def test_what_is_wrong_with_the_batches_is_said(batches):
@@ -290,7 +290,7 @@ def test_a_folder_of_jpeg_images(tmp_path):
     assert (len(loaded.train), len(loaded.test), loaded.class_names) == (24, 6, ("cat", "dog"))
     assert loaded.test.targets.tolist() == [0] * 3 + [1] * 3
     again = data.load("cifar10-jpeg", tmp_path, validation=False)
-    assert torch.equal(loaded.train.images, again.train.images)  # from the cache
+    assert torch.equal(loaded.train.inputs, again.train.inputs)  # from the cache
 
     path = tmp_path / "cifar10-jpeg/train/dog/0003.jpg"
     path.write_bytes(path.read_bytes()[:100])

@@ -9,7 +9,7 @@ import torch
 
 import tandem_ext as te
 from tandem_snn import data
-from tandem_snn.data.binning import bin_recording
+from tandem_snn.data.binning import bin_events
 from tandem_snn.data.files import cache_folder, cached
 from tandem_snn.errors import UserError
 
@@ -27,10 +27,6 @@ def recording(n, height=34, width=34, seed=0):
     return rows | {"t": np.sort(draw.integers(300_000, size=n))}
 
 
-def dense(planes, T):
-    return te.SpikeTrain(planes.movedim(-1, 1).unsqueeze(1).contiguous(), T).to_dense()[:, 0]  # [T, C, H, W]
-
-
 # --- binning ----------------------------------------------------------------------------------------------------------
 
 
@@ -44,17 +40,17 @@ def test_every_event_is_in_its_frame(bins, size):
         share = i / 500 if bins == "count" else (events["t"][i] - first) / (last - first)
         y, x = events["y"][i] * size[0] // 34, events["x"][i] * size[1] // 34
         expected[min(int(share * 11 + 1e-9), 10), events["p"][i], y, x] = 1
-    assert torch.equal(dense(bin_recording(events, (34, 34), 11, bins, size), 11), expected)
+    assert torch.equal(bin_events(events, (2, 34, 34), 11, bins, size).to_dense()[:, 0], expected)
 
 
 def test_an_empty_recording_is_silent():
     for bins in "time", "count":
-        assert not bin_recording(recording(0), (34, 34), 8, bins, (34, 34)).any()
+        assert not bin_events(recording(0), (2, 34, 34), 8, bins).counts.any()
 
 
 def test_addresses_outside_the_sensor_are_refused():
     with pytest.raises(ValueError, match=r"x: expected addresses in 0\.\.19"):
-        bin_recording(recording(100), (34, 20), 8, "time", (10, 10))
+        bin_events(recording(100), (2, 34, 20), 8, "time", (10, 10))
 
 
 # --- N-MNIST ----------------------------------------------------------------------------------------------------------
@@ -85,7 +81,7 @@ def test_n_mnist_is_read(n_mnist):
     assert isinstance(train, te.SpikeTrain)
     assert (train.T, list(train.shape), targets.tolist()) == (10, [10, 2, 34, 34], list(range(10)))
     assert train.planes.movedim(2, -1).is_contiguous()  # channels last
-    assert torch.equal(train.to_dense()[:, 4], dense(bin_recording(recording(200, seed=4), (34, 34), 10, "time", (34, 34)), 10))  # fmt: skip  # noqa: E501
+    assert torch.equal(train[4].to_dense(), bin_events(recording(200, seed=4), (2, 34, 34), 10).to_dense())
     small = data.load("n-mnist", n_mnist, T=10, bins="count", size=17)
     assert small.shape == (2, 17, 17)
 
@@ -157,8 +153,8 @@ def test_gestures_are_read(tmp_path):
     assert (loaded.shape, loaded.classes, loaded.class_names[8]) == ((2, 32, 32), 11, "air drums")
     train, targets = next(loaded.test.batches(2))
     assert (train.T, targets.tolist()) == (20, [0, 10])
-    expected = bin_recording(recording(300, 128, 128, seed=34), (128, 128), 20, "time", (32, 32))
-    assert torch.equal(train.to_dense()[:, 1], dense(expected, 20))
+    expected = bin_events(recording(300, 128, 128, seed=34), (2, 128, 128), 20, size=(32, 32))
+    assert torch.equal(train[1].to_dense(), expected.to_dense())
     path = tmp_path / "DVSGesture/ibmGestureTrain/user02_led/10.npy"
     for content in path.read_bytes()[:-8], b"", b"nonsense":
         path.write_bytes(content)
@@ -203,8 +199,8 @@ def test_cifar10_dvs_is_read(tmp_path):
     assert (len(loaded.train), len(loaded.test), loaded.shape) == (90, 10, (2, 42, 42))
     train, targets = next(loaded.test.batches(10))
     assert targets.tolist() == list(range(10))
-    expected = bin_recording(recording(50, 128, 128, seed=29), (128, 128), 20, "time", (42, 42))
-    assert torch.equal(train.to_dense()[:, 2], dense(expected, 20))
+    expected = bin_events(recording(50, 128, 128, seed=29), (2, 128, 128), 20, size=(42, 42))
+    assert torch.equal(train[2].to_dense(), expected.to_dense())
     path = tmp_path / "CIFAR10DVS/bird/cifar10_bird_4.aedat4"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"damaged file .*cifar10_bird_4.aedat4.*CIFAR10DVS\('DIR'\)"):

@@ -59,6 +59,7 @@ def test_spikes_in(net: nn.Module, T: int) -> None:
     assert torch.equal(steps[-1], frozen(x))
     assert torch.equal(frozen.readouts(x), torch.stack(steps))
     assert torch.equal(frozen(x), net(x))
+    assert frozen(x[:0]).shape == frozen.anytime(x[:0])[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
@@ -102,23 +103,6 @@ def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
     for one in frozen, load_frozen(tmp_path / "net.tandem"):
         assert torch.equal(one(x), net(x))
         assert torch.equal(one.readouts(x)[-1], net(x))
-
-
-def test_anytime_ends_where_confidence_says() -> None:
-    torch.manual_seed(2)
-    net, x = mlp()
-    frozen = freeze(trained(net, x))
-    logits, steps = frozen.anytime(x, confidence=1.0)
-    assert torch.equal(logits, frozen(x))
-    assert steps.tolist() == [8] * len(x)
-    logits, steps = frozen.anytime(x, confidence=0.15)
-    frozen.reset()
-    so_far = torch.stack([frozen.step(x) for _ in range(8)])
-    sure = so_far.softmax(2).amax(2) >= 0.15
-    sure[-1] = True
-    first = sure.int().argmax(0)
-    assert torch.equal(steps, first + 1)
-    assert torch.allclose(logits, so_far[first, torch.arange(len(x))], atol=1e-6)
 
 
 def test_what_has_no_frozen_form_is_refused_by_name() -> None:
@@ -244,19 +228,12 @@ def test_an_empty_batch(make: object, warm: bool) -> None:
     if warm:
         frozen(x)
     outputs = net(x).shape[1]
-    assert frozen(x[:0]).shape == (0, outputs)
+    assert net(x[:0]).shape == frozen(x[:0]).shape == (0, outputs)
     assert frozen.step(x[:0]).shape == (0, outputs)
     logits, steps = frozen.anytime(x[:0])
     assert logits.shape == (0, outputs)
     assert steps.shape == (0,)
     assert frozen.readouts(x[:0]).shape == (frozen.T, 0, outputs)
-
-
-def test_an_empty_batch_of_trains() -> None:
-    frozen = freeze(spiking_net())
-    x = te.SpikeTrain.from_dense(torch.ones(9, 0, 30))
-    assert frozen(x).shape == (0, 5)
-    assert frozen.anytime(x)[0].shape == (0, 5)
 
 
 def test_errors() -> None:

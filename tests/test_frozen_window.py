@@ -131,29 +131,21 @@ def test_trains_of_both_forms_in(waits: list[int]) -> None:
         assert torch.equal(frozen.readouts(x)[-1], net(x))
 
 
-def test_early_answers_are_those_of_the_last_window() -> None:
-    net, x = of_timing(mlp, 8)
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_early_answers_are_those_of_the_last_window(timing: str) -> None:
+    net, x = of_timing(mlp, 8) if timing == "window" else mlp()
+    trained(net, x)
     frozen = ts.freeze(net)
     logits, steps = frozen.anytime(x, confidence=1.0)
     assert torch.equal(logits, frozen(x))
     assert steps.tolist() == [8] * len(x)
+    frozen.reset()
     answers = torch.stack([frozen.step(x) for _ in range(frozen.latency)])[-8:]
     sure = answers.softmax(2).amax(2) >= 0.15
     sure[-1] = True
     logits, steps = frozen.anytime(x, confidence=0.15)
     assert torch.equal(steps, sure.int().argmax(0) + 1)
     assert torch.equal(logits, answers[steps - 1, torch.arange(len(x))])
-
-
-def test_until_the_pipeline_is_full_there_is_no_answer() -> None:
-    net, x = of_timing(mlp, 4)
-    frozen = ts.freeze(net)
-    assert frozen.latency == 12
-    first = [frozen.step(x) for _ in range(12)]
-    assert [bool(answer.isnan().any()) for answer in first] == [True] * 8 + [False] * 4
-    frozen.reset()
-    assert torch.equal(torch.stack([frozen.step(x) for _ in range(12)])[8:], torch.stack(first)[8:])
-    assert ts.freeze(nn.Sequential(tnn.Linear(3, 2), tnn.Readout(2, 2))).latency is None
 
 
 def test_another_t_begins_another_stream() -> None:

@@ -70,15 +70,6 @@ def test_a_window_in_two_pieces(leak, seed, T, dtype):
     assert torch.equal(last, v)
 
 
-def test_nan_and_infinity(device):
-    currents = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0], device=device).expand(4, 1, 4)
-    for gate in ("relu", "clip", "resu"):
-        y = f.if_scan(currents.clone().requires_grad_(), gate=gate, return_v=True)
-        expected = ref.if_scan(currents, gate=gate, return_v=True)
-        assert torch.equal(y[0].planes, expected[0].planes)
-        assert torch.equal(y[1].nan_to_num(7), expected[1].nan_to_num(7))
-
-
 def test_results_share_no_memory_with_arguments(device):
     v_init = dyadic(3, 5, device=device)
     _, v = f.if_scan(torch.zeros(8, 3, 5, device=device), v_init=v_init, threshold=9.0, return_v=True)
@@ -190,25 +181,6 @@ def test_what_takes_none(device):
         f.linear_if(te.ConstantInput(torch.ones(2, 3, device=device), 8), weight)
     with pytest.raises(TypeError, match="weight: expected a float32, bfloat16, float16 or float64 tensor, got a"):
         f.linear_bn_if(x, weight)
-
-
-def test_batch_norm_takes_exact_integers(device):
-    """The op normalises integer sums; gain says what a unit of each output is worth."""
-    weight, x = integers(4, 3, device=device), train(8, 2, 3, device=device)
-    gain = torch.tensor([0.5, 0.25, 2.0, 1.0], device=device)
-    neuron = None, None, None, 8, 1.0, 1.0, "relu", True
-    got, want = (
-        torch.ops.tandem.linear_bn_if(x.planes, 8, w, "highest", gain, None, None, 1e-5, *neuron)
-        for w in (weight, weight.float())
-    )
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-
-def test_the_smallest_integer_in_a_dense_product(device):
-    """-128 is no digit of the matrix unit that is one byte and symmetric."""
-    x, weight = train(8, 128, 256, device=device), integers(64, 256, device=device)
-    weight[:, ::7] = -128
-    assert_same(f.linear_if(x, weight, threshold=100.0), ref.linear_if(x, weight, threshold=100.0))
 
 
 # --- batch norm -------------------------------------------------------------------------------------------------------

@@ -35,26 +35,6 @@ def test_all_analog_it_is_the_ann(name):
         torch.testing.assert_close(mine[key].grad, parameter.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18-cifar"])
-def test_the_front_may_spike_while_the_rest_does_not(name):
-    net = create_model(name, **OPTIONS, ann_units=True)
-    x = torch.randn(6, 3, 8, 8)
-    order = []
-    handles = [m.register_forward_hook(lambda m, *_: order.append(m)) for m in layers(net)]
-    net(x)
-    for handle in handles:
-        handle.remove()
-    firing = [m for m in order if not any(m is r.shortcut for r in net.modules() if isinstance(r, tnn.Residual))]
-    for spiking in range(len(firing) + 1):
-        last = True
-        for m in order:
-            last = (firing.index(m) >= spiking) if m in firing else last
-            m.analog = last if spiking < len(firing) else False
-        answer = net(x)
-        assert answer.isfinite().all()
-        answer.square().sum().backward()
-
-
 def test_in_units_of_counts_an_activation_is_divided_by_the_threshold():
     layer = tnn.Conv2d(2, 3, 3, threshold=torch.tensor([1.0, 2.0, 4.0]))
     x = te.SpikeTrain.from_dense((torch.rand(8, 2, 2, 5, 5) < 0.3).float())

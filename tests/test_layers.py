@@ -141,20 +141,6 @@ def test_without_running_statistics_evaluation_uses_the_batch(affine):
     assert torch.equal(layer.bias.grad, torch.zeros(5, dtype=F64))
 
 
-def test_a_bias_before_batch_norm_only_moves_the_running_mean():
-    layer, _, features = pair("linear")
-    x = te.ConstantInput(torch.randn(6, *features, dtype=F64), 8)
-    planes = layer(x).planes
-    mean = layer.norm.running_mean.clone()
-    with torch.no_grad():
-        layer.bias += 1
-        layer.norm.running_mean.zero_()
-    assert torch.equal(layer(x).planes, planes)
-    torch.testing.assert_close(layer.norm.running_mean - mean, torch.full((5,), 0.1, dtype=F64))
-    layer(x).counts.sum().backward()
-    assert layer.bias.grad.tolist() == [0.0] * 5
-
-
 # --- spikes, weights and what a layer is ------------------------------------------------------------------------------
 
 
@@ -274,33 +260,6 @@ def test_repr_names_what_is_not_default():
     assert repr(tnn.Linear(4, 3)) == "Linear(in_features=4, out_features=3, bias=True)"
     layer = tnn.Linear(4, 3, leak=0.5, threshold=torch.ones(3))
     assert repr(layer) == "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"
-
-
-def all_layers(norm=True):
-    """Every layer once, for images [B, 1, 8, 8]."""
-    conv = {"padding": 1, "norm": norm}
-    return nn.Sequential(
-        tnn.Encoder(8),
-        tnn.Conv2d(1, 4, 3, **conv),
-        tnn.Residual(tnn.Conv2d(4, 4, 3, **conv)),
-        tnn.MaxPool2d(2),
-        tnn.Residual(
-            nn.Sequential(tnn.Conv2d(4, 4, 3, **conv), tnn.Conv2d(4, 6, 3, **conv)), tnn.Conv2d(4, 6, 1, norm=norm)
-        ),
-        tnn.AvgPool2d(2),
-        tnn.Dropout(0.0),
-        tnn.Flatten(2),
-        tnn.Conv1d(6, 5, 2, norm=norm),
-        tnn.Flatten(),
-        tnn.Linear(15, 5, norm=norm),
-        tnn.Readout(5, 3),
-    )
-
-
-def test_empty_batches():
-    net = all_layers(norm=False)
-    assert net(torch.randn(0, 1, 8, 8)).shape == (0, 3)
-    assert all_layers().eval()(torch.randn(0, 1, 8, 8)).shape == (0, 3)
 
 
 def direct(*shape):

@@ -42,12 +42,6 @@ def test_avg_pool_is_a_layer_of_if_neurons(options):
     torch.testing.assert_close(got, expected)
 
 
-def test_avg_pool_of_windows_of_four_is_exact():
-    x = train(16, 2, 3, 6, 6)
-    currents = torch.stack([F.avg_pool2d(s, 2) for s in x.to_dense()])
-    assert torch.equal(tnn.AvgPool2d(2)(x).planes, te.reference.if_scan(currents).planes)
-
-
 def test_avg_pool_from_half_a_threshold_rounds_the_mean():
     x = train(16, 2, 3, 6, 6)
     pool = tnn.AvgPool2d(2, v_init=0.5)

@@ -4,7 +4,6 @@ Kernels run such windows in pieces; 32 and 248 steps are the ends of some. Above
 count, above 2,048 a float16.
 """
 
-import numpy as np
 import pytest
 import torch
 from cases import assert_same, dyadic, spikes, train
@@ -13,8 +12,6 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
-from tandem_snn.errors import UserError
-from tandem_snn.training import Recipe
 
 f, ref = te.functional, te.reference
 LENGTHS = (256, 300, 1000)
@@ -22,15 +19,6 @@ LENGTHS = (256, 300, 1000)
 
 def both(name, *arguments, **keywords):
     assert_same(*(getattr(module, name)(*arguments, **keywords) for module in (f, ref)))
-
-
-@pytest.mark.usefixtures("on_device")
-@pytest.mark.parametrize("T", LENGTHS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_norm(T, dtype):
-    for B in (3, 70):  # a few rows keep their sums, more are multiplied twice
-        weight, gamma = dyadic(9, 20, dtype=dtype), dyadic(9, low=1, dtype=dtype)
-        both("linear_bn_if", train(T, B, 20), weight, None, gamma, gate="clip", return_v=True)
 
 
 @pytest.mark.usefixtures("on_device")
@@ -83,16 +71,6 @@ def test_frozen_and_its_stream(T, leak):
     steps = [frozen.step(dense[t]) for t in range(T)]
     assert torch.equal(steps[-1], expected)
     assert torch.equal(frozen.readouts(x), torch.stack(steps))
-
-
-def test_frozen_direct_and_few_bits():
-    net = nn.Sequential(
-        tnn.Encoder(300), tnn.Linear(8, 20, gate="resu", weight_bits=4), tnn.Linear(20, 9), tnn.Readout(9, 2)
-    )
-    x = torch.rand(3, 8)
-    with pytest.raises(ValueError, match="resu"):
-        ts.freeze(net.eval()).step(x)
-    assert torch.equal(ts.freeze(net)(x), net(x).detach())
 
 
 @pytest.mark.parametrize("T", [250, 1000])
@@ -157,53 +135,3 @@ def test_compiled_and_exported():
 
 
 # --- data and tools ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe", [{"T": 1000}, {"T": 255, "timing": "window"}])
-def test_recipes(recipe):
-    assert Recipe.from_dict(recipe).to_dict()["T"] == recipe["T"]
-
-
-def test_recipes_of_window_timing_end_at_255():
-    with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
-        Recipe(T=256, timing="window")
-
-
-def test_exchange(tmp_path):
-    """NIR, a step in ONNX and SpikingJelly, at dyadic numbers of which all sums are exact."""
-    layers = tnn.Linear(16, 12), tnn.Linear(12, 9), tnn.Readout(9, 3)
-    net, x, T = nn.Sequential(tnn.Encoder(256), *layers).eval(), dyadic(4, 16), 256
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.copy_(dyadic(*layer.weight.shape))
-            layer.bias.copy_(dyadic(*layer.bias.shape) + 2**-5)
-    expected = net(x).detach()
-
-    pytest.importorskip("nir")
-    back = ts.from_nir(ts.to_nir(net, x))
-    assert torch.equal(back(x).detach(), expected)
-    assert back(x).shape == (4, 3)
-
-    pytest.importorskip("spikingjelly")
-    theirs = ts.to_spikingjelly(net, x)
-    assert torch.equal(sum(theirs(x) for _ in range(T)).detach(), expected)
-
-    ort = pytest.importorskip("onnxruntime")
-    ts.to_onnx(net, tmp_path / "net.onnx", x)
-    session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    state = {i.name: np.zeros([4, *i.shape[1:]], np.float32) for i in session.get_inputs() if "." in i.name}
-    for t in range(T):
-        found = dict(zip(names, session.run(names, {"x": x.numpy(), "step": [np.float32(t)], **state}), strict=True))
-        state = {name: found[f"{name}.next"] for name in state}
-    assert torch.equal(torch.from_numpy(found["answer"]), expected)
-
-
-def test_measures_and_plots():
-    net, x = small(300)
-    net.eval()
-    with ts.measure.Monitor(net) as monitor:
-        net(x)
-    assert all(layer.counts.max() <= 300 for layer in monitor.values())
-    ts.measure.synops(net, x)
-    ts.plots.raster(x)

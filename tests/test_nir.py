@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import assert_same, differing, dyadic, images, own_counts
 from nir_simulators import T, by_nirtorch, counts_of, file_of, network
+from test_convert import Block
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -59,8 +60,10 @@ def wide() -> tuple[nn.Module, Any]:
     return dyadic(net), torch.randint(0, 16, (4, 1, 8, 8)) / 16
 
 
-def vector(mode: str = "direct") -> tuple[nn.Module, Any]:
-    net = nn.Sequential(tnn.Encoder(T, mode), tnn.Flatten(), tnn.Linear(16, 12), tnn.Linear(12, 9), tnn.Readout(9, 3))
+def vector(mode: str = "direct", steps: int = T) -> tuple[nn.Module, Any]:
+    net = nn.Sequential(
+        tnn.Encoder(steps, mode), tnn.Flatten(), tnn.Linear(16, 12), tnn.Linear(12, 9), tnn.Readout(9, 3)
+    )
     return dyadic(net), torch.randint(0, 16, (4, 1, 4, 4)) / (16 if mode == "direct" else 2)
 
 
@@ -68,37 +71,15 @@ def powers_of_two(*shape: int) -> Tensor:
     return 2.0 ** torch.randint(-2, 2, shape)
 
 
-def resnet(**options: Any) -> tuple[nn.Module, Any]:
-    net = create_model("resnet18-cifar", shape=(3, 16, 16), classes=5, T=T, width=1 / 16, **options)
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer) and isinstance(layer.threshold, nn.Parameter):
-            layer.threshold.data = powers_of_two(*layer.threshold.shape)
-    return dyadic(net), torch.randint(0, 16, (4, 3, 16, 16)) / 8
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out)
-        projects = channels != out or stride > 1
-        self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out)) if projects else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + (x if self.project is None else self.project(x)))
-
-
-def converted(pool: nn.Module, v_init: float = 0.0) -> tuple[nn.Module, Any]:
+def converted(pool: nn.Module) -> tuple[nn.Module, Any]:
     """An ANN with residual blocks, whose layers have thresholds of their own."""
     stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
     blocks = Block(8, 8, 1), Block(8, 12, 2), nn.AvgPool2d(2), Block(12, 12, 1)
     ann = nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5))
-    net = convert(dyadic(ann), T, v_init=v_init)
+    net = convert(dyadic(ann), T, v_init=0.0)
     for layer in net.modules():
         if isinstance(layer, tnn.SpikingLayer):
             layer.threshold = powers_of_two() / 8
-            layer.v_init = v_init * layer.threshold
     return net, torch.randint(0, 16, (4, 1, 8, 8)) / 8
 
 
@@ -134,12 +115,6 @@ def events() -> tuple[nn.Module, Any]:
     return dyadic(net), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 8, 8).lt(0.5).float())
 
 
-def two_paths_from_a_pooled_image() -> tuple[nn.Module, Any]:
-    paths = tnn.Residual(tnn.Conv2d(1, 4, 3, padding=1), tnn.Conv2d(1, 4, 1))
-    net = nn.Sequential(tnn.AvgPool2d(2), tnn.Encoder(T), paths, tnn.Flatten(), tnn.Readout(64, 3))
-    return dyadic(net), torch.randint(0, 16, (4, 1, 8, 8)) / 8
-
-
 def few_bits() -> tuple[nn.Module, Any]:
     """Rounded weights, largest 7/64 in every row."""
     net = create_model("FC12", shape=(1, 4, 4), classes=3, T=T, norm=False, weight_bits=4)
@@ -172,14 +147,11 @@ TO_AND_FRO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "wide": wide,
     "vector": vector,
     "zero_expand": lambda: vector("zero_expand"),
+    "a long window": lambda: vector(steps=256),
     "named": lambda: (dyadic(Named()), torch.randint(0, 16, (4, 8)) / 4),
-    "resnet": resnet,
-    "resnet, thresholds per channel": lambda: resnet(learn_threshold="channel"),
-    "resnet in the units of an ANN": lambda: resnet(ann_units=True, norm=False, threshold=1 / 8),
     "converted, mean pooling": lambda: converted(nn.AvgPool2d(2)),
     "converted, adaptive pooling": lambda: converted(nn.AdaptiveAvgPool2d(1)),
     "image_pools": image_pools,
-    "two paths from a pooled image": two_paths_from_a_pooled_image,
     "events": events,
     "few_bits": few_bits,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
@@ -197,13 +169,6 @@ def test_every_network_comes_back_and_again(name: str, form: str, tmp_path: Path
     back = from_nir(given).eval()
     assert_same(ours, own_counts(back, x))
     assert_same(ours, own_counts(from_nir(to_nir(back, x, neurons=form)), x))
-
-
-def test_initial_potentials_of_a_converted_network_come_back() -> None:
-    torch.manual_seed(4)
-    net, x = converted(nn.AdaptiveAvgPool2d(1), v_init=0.5)
-    back = from_nir(to_nir(net, x, neurons="primitives"))
-    assert_same(own_counts(net, x), own_counts(back, x))
 
 
 def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> None:

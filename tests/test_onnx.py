@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks import average, conv, images, in_64ths, lif, line, mlp, own_counts, projection, residual, trained
+from networks import (
+    average,
+    conv,
+    images,
+    in_64ths,
+    in_windows,
+    lif,
+    line,
+    mlp,
+    own_counts,
+    projection,
+    residual,
+    trained,
+)
 from test_frozen_window import NETWORKS, of_timing, spiking
 from torch import Tensor, nn
 
@@ -86,17 +100,6 @@ def digits(T: int) -> tuple[nn.Module, Tensor]:
     return in_64ths(net), images(1797)
 
 
-def test_real_images_to_the_same_counts(tmp_path: Path) -> None:
-    net, x = digits(T)
-    ts.to_onnx(net, tmp_path / "net.onnx", x)
-    counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
-    ours, answer = own_counts(net, x)
-    for c, other in zip(ours, counts, strict=True):
-        assert c.sum() > 0
-        assert torch.equal(c, other)
-    assert torch.equal(answers[-1], answer)
-
-
 @torch.no_grad()
 def onto_grids(net: nn.Module, bits: int) -> None:
     """Weights of few bits, whose steps are powers of two."""
@@ -108,10 +111,11 @@ def onto_grids(net: nn.Module, bits: int) -> None:
             layer.weight.copy_(q * 2.0 ** (2 - bits))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 5, 8])
-def test_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "timing"), [*product([2, 4, 5, 8], ["step"]), (4, "window"), (8, "window")])
+def test_weights_of_few_bits(bits: int, timing: str, tmp_path: Path) -> None:
     """The file holds the integers; where the steps are powers of two, sums are exact and the counts the same."""
     net, x = digits(T)
+    net = in_windows(net) if timing == "window" else net
     onto_grids(net, bits)
     frozen = ts.freeze(net, weight_bits=bits)
     expected = frozen(x)
@@ -219,19 +223,6 @@ def test_thresholds_whose_multiples_are_rounded(threshold: float, tmp_path: Path
     assert torch.equal(counts, ours)
     divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
     assert torch.equal(counts, divided) == (threshold != 0.1)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_windows_with_weights_of_few_bits(bits: int, tmp_path: Path) -> None:
-    net, x = of_timing(mlp, 8)
-    net, x = in_64ths(net), inputs_of(x)
-    onto_grids(net, bits)
-    frozen = ts.freeze(net, weight_bits=bits)
-    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
-    counts, (answer,) = by_onnxruntime(tmp_path / "net.onnx", x)
-    for c, other in zip(own_counts(frozen.net, x)[0], counts, strict=True):
-        assert torch.equal(c, other)
-    assert torch.equal(answer, frozen(x))
 
 
 @pytest.mark.parametrize("T", [1, 11, 200])

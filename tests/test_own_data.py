@@ -190,8 +190,8 @@ def test_a_data_loader_of_an_augmented_split_augments():
 
 
 def test_a_data_loader_of_recordings():
-    planes = torch.randint(0, 256, (6, 1, 4, 4, 2), dtype=torch.uint8)
-    split = data.EventSplit(planes, 8, torch.arange(6))
+    planes = torch.randint(0, 256, (1, 6, 2, 4, 4), dtype=torch.uint8)
+    split = data.TensorSplit(te.SpikeTrain(planes, 8), torch.arange(6))
     (trains, labels), *_ = DataLoader(split, batch_size=6)
     expected, targets = next(split.batches(6))
     assert torch.equal(trains.planes, expected.planes)
@@ -207,8 +207,8 @@ def test_representations_are_one_line():
         "Dataset('digits': classification, 10 classes, images [1, 8, 8]; 1,234 training, 113 validation, 450 test "
         "samples)"
     )
-    assert repr(loaded.train) == "ImageSplit(1,234 samples: images [1, 8, 8], device=cpu)"
-    events = data.EventSplit(torch.zeros(6, 1, 4, 5, 2, dtype=torch.uint8), 8, torch.arange(6))
-    assert repr(events) == "EventSplit(6 samples: events [2, 4, 5], T=8, device=cpu)"
+    assert repr(loaded.train) == "TensorSplit(1,234 samples: images [1, 8, 8], device=cpu)"
+    events = data.TensorSplit(te.SpikeTrain(torch.zeros(1, 6, 2, 4, 5, dtype=torch.uint8), 8), torch.arange(6))
+    assert repr(events) == "TensorSplit(6 samples: events [2, 4, 5], T=8, device=cpu)"
     assert repr(data.as_split(samples())) == "TensorSplit(40 samples: images [6], device=cpu)"
     assert repr(data.as_split(TensorDataset(*samples()))) == "DatasetSplit(40 samples: images [6], device=cpu)"

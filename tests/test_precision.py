@@ -40,18 +40,6 @@ def test_products_follow_it(precision, train_mode, device):
     assert torch.equal(v, w.flatten(1))
 
 
-def test_compiled_layers_follow_it(precision):
-    seen = []
-
-    def backend(graph, _):
-        seen.extend(node.args for node in graph.graph.nodes if node.target is torch.ops.tandem.linear_if.default)
-        return graph
-
-    layer = torch.compile(lambda x, weight: te.functional.linear_if(x, weight).counts, backend=backend, fullgraph=True)
-    layer(train(8, 2, 3), torch.ones(4, 3))
-    assert [args[3] for args in seen] == [precision]
-
-
 def test_compiled_layers_follow_a_change():
     seen = []
 

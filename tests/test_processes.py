@@ -66,32 +66,6 @@ def test_ops_from_eight_threads_at_once():
             assert_same(result, expected[index])
 
 
-def test_weights_that_change_meanwhile_are_seen_whole_by_the_next_call():
-    """Each call sees some mixture of old and new weights, never memory that is neither; the next one sees the new."""
-    x = train(8, 32, 128)
-    weight = torch.full((64, 128), 0.25)
-    stop = threading.Event()
-
-    def change():
-        for value in range(10**9):
-            if stop.is_set():
-                return
-            weight.fill_(0.25 if value % 2 else 0.5)
-
-    writer = threading.Thread(target=change)
-    writer.start()
-    try:
-        low, high = (f.linear_if(x, torch.full_like(weight, v)).counts for v in (0.25, 0.5))
-        for counts in at_once(lambda i: [f.linear_if(x, weight).counts for _ in range(50)]):
-            for c in counts:
-                assert bool(((c >= low) & (c <= high)).all())
-    finally:
-        stop.set()
-        writer.join()
-    weight.fill_(0.5)
-    assert torch.equal(f.linear_if(x, weight).counts, high)
-
-
 def test_gradients_from_several_threads_add_up():
     """Layers share a weight; every thread has its graph. Dyadic numbers: the sum has no rounding and no order."""
     weight = dyadic(65, 128).requires_grad_()

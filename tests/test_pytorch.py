@@ -3,7 +3,6 @@
 import copy
 import io
 import os
-import pickle
 
 import pytest
 import torch
@@ -218,18 +217,6 @@ def test_activation_checkpointing():
 
 
 # --- copies, files, devices -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-def test_copies(duplicate):
-    net = everything()
-    x, _ = batch(4)
-    net(x)
-    again = duplicate(net)
-    assert torch.equal(again.eval()(x), net.eval()(x))
-    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in again.parameters()}
-    again.train()(x).sum().backward()
-    assert all(p.grad is None for p in net.parameters())
 
 
 def test_weights_are_plain_tensors_in_files(tmp_path):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tandem_ext as te
 from tandem_snn import data
-from tandem_snn.data import Dataset, EventSplit, ImageSplit
+from tandem_snn.data import Dataset, TensorSplit
 from tandem_snn.data.catalogue import EVENTS
 from tandem_snn.errors import UserError, check_name, extra
 from tandem_snn.training import Recipe, Trainer, list_recipes, load_recipe
@@ -14,9 +15,8 @@ from tandem_snn.training.library import describe
 
 
 def test_recipes_survive_a_file():
-    recipe = Recipe(
-        model="FC32", augment=["shift:2"], options={"eps": 1e-3}, schedule="multistep", milestones=(3, 5), gamma=2, T=4
-    )
+    keys = {"schedule": "multistep", "milestones": (3, 5), "gamma": 2, "T": 1000}
+    recipe = Recipe(model="FC32", augment=["shift:2"], options={"eps": 1e-3}, **keys)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     earlier = recipe.to_dict() | {"progressive": False, "percentile": 99.9, "patience": None}
     assert Recipe.from_dict(earlier) == recipe
@@ -29,6 +29,7 @@ BAD = {
     "schedule": ("onecycle", "did you mean 'one-cycle'"),
     "precision": ("fp8", "unknown precision"),
     "gate": ("rely", "did you mean 'relu'"),
+    "first_gate": ("resu:30", "first_gate: expected GATE:EPOCHS with a gate of .* and fewer epochs than the 30"),
     "timing": ("windows", "did you mean 'window'"),
     "encoding": ("poisson", "direct, zero_expand"),
     "T": (65536, "T: expected 1 to 65535"),
@@ -131,8 +132,10 @@ def test_keys_reach_the_network():
     assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None
     twin = Recipe(model="mlp", **keys).build(digits, "ANN")
     assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    window = Recipe(model="FC16", timing="window").build(digits).fc1
+    window = Recipe(model="FC16", timing="window", T=255).build(digits).fc1
     assert (window.timing, window.v_init) == ("window", 0.5)
+    with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
+        Recipe(T=256, timing="window")
     for impossible in ({"leak": 0.9}, {"gate": "resu"}):
         with pytest.raises(UserError, match=f"model mlp: {min(impossible)}: with timing='window'"):
             Recipe(model="mlp", timing="window", **impossible).build(digits)
@@ -148,7 +151,7 @@ def test_keys_reach_the_network():
 
 def test_the_encoding_follows_the_data():
     digits = data.load("digits")
-    split = data.EventSplit(torch.zeros(4, 1, 8, 8, 2, dtype=torch.uint8), 8, torch.zeros(4, dtype=torch.int64))
+    split = data.TensorSplit(te.SpikeTrain(torch.zeros(1, 4, 2, 8, 8, dtype=torch.uint8), 8), torch.zeros(4).long())
     events = replace(digits, name="n-mnist", shape=(2, 8, 8), train=split)
     assert Recipe(model="mlp").build(digits).encoder.mode == "direct"
     assert Recipe(model="mlp").build(events).encoder.mode == "events"
@@ -169,17 +172,14 @@ def dataset(recipe: Recipe) -> Dataset:
     targets = torch.arange(SAMPLES) % 10
     patterns = torch.rand(10, *shape)
     if recipe.data in EVENTS:
-        steps = torch.rand(SAMPLES, recipe.T, *shape) < 0.3 * patterns[targets].unsqueeze(1)
-        weights = 2 ** (torch.arange(recipe.T) % 8).view(-1, 1, 1, 1)
-        planes = torch.stack([part.sum(1) for part in (steps * weights).split(8, 1)], 1).to(torch.uint8)
-        split = EventSplit(planes.movedim(2, -1).contiguous(), recipe.T, targets)
+        spikes = torch.rand(recipe.T, SAMPLES, *shape) < 0.3 * patterns[targets]
+        split = TensorSplit(te.SpikeTrain.from_dense(spikes), targets)
     else:
         images = (200 * patterns[targets] + 55 * torch.rand(SAMPLES, *shape)).to(torch.uint8)
         regression = recipe.task == "regression"
         scale, offset = (1 / 255, 0.0) if regression else (1 / 60, -2.0)
-        split = ImageSplit(
-            images, None if regression else targets, torch.full(shape[:1], scale), torch.full(shape[:1], offset)
-        )
+        scaling = torch.tensor([[scale], [offset]]).expand(2, shape[0])
+        split = TensorSplit(images, None if regression else targets, scaling=scaling)
     classes = images[0].numel() if recipe.task == "regression" else 10
     return Dataset(recipe.data, split, None, split, shape, classes, (), recipe.task)
 

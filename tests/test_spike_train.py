@@ -42,10 +42,6 @@ def test_dtypes(dtype, device):
         assert torch.equal(te.counts(x.planes, dtype), dense.sum(0))
 
 
-def test_negative_zero_is_silence_and_any_number_a_spike():
-    assert te.pack(torch.tensor([[-0.0, 2.5, -1.0]])).tolist() == [[0, 1, 1]]
-
-
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 7), (3, 5, 4, 6)])
 def test_views(shape, device):
     dense = spikes(9, *shape, device=device)

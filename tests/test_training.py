@@ -145,6 +145,20 @@ def test_a_synops_penalty_saves_spikes(digits):
     fit(build(recipe, digits, "ANN"), digits, recipe)  # without spikes there is nothing to penalise
 
 
+def test_the_first_epochs_may_have_another_gate():
+    """An epoch with that gate is never the best: the network with its weights would have another gate."""
+    recipe = Recipe(model="mlp", epochs=3, width=0.25, gate="clip", first_gate="resu:2")
+    digits = recipe.load()
+    net, seen = build(recipe, digits), {}
+    fitted = fit(net, digits, recipe, on_step=lambda trainer: seen.setdefault(trainer.epochs, trainer.net.fc1.gate))
+    assert seen == {0: "resu", 1: "resu", 2: "clip"}
+    assert fitted.epoch == 3
+    with pytest.raises(UserError, match="first_gate: has an effect only on spiking layers"):
+        fit(build(recipe, digits, "ANN"), digits, recipe)
+    with pytest.raises(UserError, match=r"first_gate: .*window"):
+        fit(build(replace(recipe, timing="window"), digits), digits, recipe)
+
+
 def test_regression():
     recipe = replace(SMALL, task="regression", epochs=4)
     images = recipe.load()

@@ -83,25 +83,6 @@ def test_many_steps_answer_as_the_trained_network():
 SMALL = Recipe(model="FC64-FC32", epochs=1)
 
 
-def test_a_recipe_starts_from_its_twin():
-    data = SMALL.load()
-    recipe = replace(SMALL, init_from="twin", init_gain=2, T=4)
-    start = []
-
-    def on_step(kind, seed, trainer):
-        if trainer.step == 0:
-            start.append((kind, {key: value.clone() for key, value in trainer.net.state_dict().items()}))
-
-    run = compare(recipe, data, twin=False, on_step=on_step)
-    assert run.kinds == ["SNN", "ANN"]
-    assert [kind for kind, _ in start] == ["ANN", "SNN"]
-    twin = run.runs[0].nets["ANN"]
-    assert torch.equal(start[1][1]["fc2.norm.weight"], 2 * twin.fc2.norm.weight)
-    assert torch.equal(start[1][1]["fc2.weight"], twin.fc2.weight)
-    plain = compare(SMALL, data)
-    assert plain.runs[0].fitted["ANN"].test == run.runs[0].fitted["ANN"].test
-
-
 def test_the_twin_is_trained_on_beside_a_network_that_started_from_it(tmp_path):
     """The control has the twin's weights at its start, the schedule from its beginning, and the same samples."""
     data = SMALL.load()

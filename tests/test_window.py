@@ -3,7 +3,6 @@ layers that work on one window while the next comes in; layers and networks. Aga
 """
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
@@ -51,50 +50,6 @@ def test_what_is_not_a_number_does_not_fire():
 # --- what the timing means --------------------------------------------------------------------------------------------
 
 
-class Simulated:
-    """A layer in a pipeline: at each step it takes in the spikes of that step, and fires from the window before."""
-
-    def __init__(self, weight, scale, shift, v_init, threshold, T):
-        self.weight, self.scale, self.shift, self.v_init = weight, scale, shift, v_init
-        self.threshold, self.T = torch.tensor(threshold), T
-        self.sum, self.v, self.t = 0.0, None, 0
-
-    def step(self, spikes):
-        fired = torch.zeros(len(spikes), len(self.weight))
-        if self.v is not None:
-            fired = (self.v >= self.threshold).float()
-            self.v = torch.where(fired > 0, self.v - self.threshold, self.v)
-        self.sum = self.sum + spikes.double() @ self.weight.double().T
-        self.t += 1
-        if self.t % self.T == 0:
-            self.v = self.v_init + (self.scale * self.sum.float() + self.shift)
-            self.sum = 0.0
-        return fired
-
-
-@pytest.mark.parametrize("T", [1, 2, 5, 8, 9, 32])
-def test_a_pipeline_simulated_step_by_step(T):
-    """Window n of layer l leaves in time n + l + 1: its latency is that of all layers before it and its own."""
-    sizes, inputs = (60, 40, 30, 20), [train(T, 6, 60, rate=0.4) for _ in range(3)]
-    layers = [(long_weights(m, n), 0.5 * torch.rand(m), torch.rand(m), 0.5, 1.25, T)
-              for n, m in pairwise(sizes)]  # fmt: skip
-    expected = []
-    for x in inputs:
-        for weight, scale, shift, v_init, threshold, _ in layers:
-            x = f.linear_if(x, weight, scale=scale, shift=shift, v_init=v_init, threshold=threshold, timing="window")
-        expected.append(x.to_dense())
-    pipeline = [Simulated(*layer) for layer in layers]
-    silence, fired = torch.zeros(T, 6, 60), []
-    for spikes in torch.cat([*(x.to_dense() for x in inputs), *[silence] * len(layers)]):
-        for layer in pipeline:
-            spikes = layer.step(spikes)
-        fired.append(spikes)
-    fired = torch.stack(fired).unflatten(0, (-1, T))
-    assert all(0.02 < window.mean() < 0.9 for window in expected)
-    for n, window in enumerate(expected):
-        assert torch.equal(fired[n + len(layers)], window)
-
-
 @given(T=st.integers(1, 255), seed=st.integers(0, 2**16), threshold=st.sampled_from([0.5, 1.0, 1.25]))
 def test_properties(T, seed, threshold):
     torch.manual_seed(seed)
@@ -106,13 +61,6 @@ def test_properties(T, seed, threshold):
     assert torch.equal(y.counts, ((v_init + z) / threshold).floor().clamp(0, T))
     assert torch.equal(y.to_dense().cummin(0).values, y.to_dense())  # bursts
     te.SpikeTrain(y.planes, T, timing="window")  # which are planes without a high bit
-
-
-@pytest.mark.parametrize("T", [1, 8, 20])
-def test_only_counts_of_the_input_matter(T):
-    x, weight = train(T, 4, 30), torch.randn(20, 30)
-    same = te.SpikeTrain.from_counts(x.counts, T)
-    assert_same(f.linear_if(x, weight, timing="window"), f.linear_if(same, weight, timing="window"))
 
 
 def test_the_sum_over_a_window_is_that_of_both_forms():

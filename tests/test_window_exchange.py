@@ -124,23 +124,6 @@ def test_a_pipeline_of_spikingjelly(name: str) -> None:
         base.reset_net(theirs)
 
 
-def test_each_layer_of_spikingjelly_s_pipeline_in_its_own_window() -> None:
-    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
-    net, x = NETWORKS["blocks"]()
-    theirs = ts.to_spikingjelly(net, x)
-    later: dict[str, list[Tensor]] = {}
-    for name, module in theirs.named_modules():
-        if name.endswith("_neurons"):
-            module.register_forward_hook(lambda _, __, y, name=name: later.setdefault(name, []).append(y))
-    with torch.no_grad():
-        for _ in range(ts.freeze(net).latency):
-            theirs(x)
-    counts, _ = own_counts(net, x)
-    assert len(later) == len(counts)
-    for c, spikes in zip(counts, later.values(), strict=True):
-        assert torch.equal(c, torch.stack(spikes[-T:]).sum(0))  # the same images come window after window
-
-
 def test_snntorch_has_no_such_neurons() -> None:
     pytest.importorskip("snntorch", reason="snnTorch is not installed")
     net, x = NETWORKS["chain"]()

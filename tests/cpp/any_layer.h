@@ -47,6 +47,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   layer.channels_last = in.flag();
   layer.plain = in.flag();
   layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32, 64}));
+  if (in.range(0, 3) == 0) layer.make_integers(in.pick({7, 127}));
   layer.finish();
   Neuron<float>& a = layer.args;
   a.steps = static_cast<int32_t>(in.range(1, 255));

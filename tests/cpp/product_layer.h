@@ -104,10 +104,11 @@ struct ProductLayer {
     args.timing = Timing::kWindow;
   }
 
-  // Makes the weights int8, up to `largest`.
+  // Makes the weights int8, up to `largest`; with 127 two of them are -128.
   void make_integers(double largest) {
     dtype = DType::kInt8;
     for (double& w : values) w = std::round(w * largest);
+    if (largest == 127 && !values.empty()) values.front() = values.back() = -128;
   }
 
   Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way}; }

@@ -186,14 +186,6 @@ TEST(long_windows) {
 
 TEST(blocks_of_an_image) { check(image(9, 3, 1, 3, 150), 33, "image"); }
 
-TEST(windows) {
-  for (const Geometry& shape : {linear(70, 37, 9), image(5, 3, 0, 70, 37)}) {
-    ProductLayer layer(shape, 8, 0, 1);
-    layer.count(0.3, 8, 1);
-    check(layer, {std::begin(kWays), std::end(kWays)}, "window");
-  }
-}
-
 FUZZ(in) {
   std::optional<ProductLayer> layer = any_layer(in);
   if (!layer || layer->args.neurons == 0) return;

@@ -69,25 +69,6 @@ TEST(every_kind_of_byte_products) {
   }
 }
 
-// theta c + v = v_init + z if that is exact, and a larger z never gives a smaller count.
-TEST(counts_grow_with_z_and_lose_nothing) {
-  ProductLayer layer = window_layer(linear(100, 64, 50));
-  layer.finish();
-  layer.args.scale = layer.args.shift = layer.args.residual_scale = nullptr;
-  layer.args.residual_planes = nullptr;
-  const Outputs<float> out(layer.args);
-  cpu::run(layer.layer(), serial_for);
-  std::vector<std::pair<float, int>> counts;
-  for (int64_t n = 0; n < layer.args.neurons; ++n) {
-    const float start = layer.v_init[n] + layer.window(n);
-    CHECK(start == static_cast<float>(out.planes[n]) + out.v[n], "neuron %ld", long(n));
-    counts.emplace_back(start, out.planes[n]);
-  }
-  std::sort(counts.begin(), counts.end());
-  for (size_t i = 1; i < counts.size(); ++i) CHECK(counts[i - 1].second <= counts[i].second, "%g", counts[i].first);
-  CHECK(counts.front().second == 0 && counts.back().second == layer.T, "silent and saturated neurons");
-}
-
 TEST(nan_never_fires) {
   ProductLayer bad = window_layer(linear(24, 20, 1));
   bad.finish();

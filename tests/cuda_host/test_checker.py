@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from harness import HERE, Buffer, Emulator, build, machine_parts, output
+from harness import HERE, INOUT, Buffer, Emulator, build, machine_parts, output
 
 from build_tools.decide import Toolkit
 
@@ -78,3 +78,14 @@ def test_bank_conflicts(twins: Emulator, stride: int, waves: int) -> None:
     assert call(twins, "strided", True, stride, 32, 32) == 0
     traffic = twins.traffic("shared tile", write=True)
     assert (traffic.requests, traffic.waves, traffic.least_waves) == (1, waves, 1)
+
+
+def test_memory_of_a_freed_buffer(twins: Emulator) -> None:
+    """The checker forgets a buffer when another is given its memory: later accesses belong to the new one."""
+    twins.begin()
+    out = twins.place("freed", output(64))
+    twins.lib.emulation_buffer(b"out", ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(256), INOUT)
+    given = twins.place("in", Buffer(torch.rand(68)))
+    twins.lib.twin(b"write_once", False, ctypes.c_void_p(given.data_ptr()), ctypes.c_void_p(out.data_ptr()), 64)
+    assert not twins.lib.emulation_report_count()
+    assert twins.touches("out")[2:] == (1, 1)

@@ -108,11 +108,13 @@ def test_four_neurons_to_a_thread(checked: Emulator) -> None:
         given = {"grad": torch.zeros(N, dtype=dtype), "dtype": code, "mask": torch.zeros(N), "threshold": 1.0}
         check("gate_grad", "mask", **given, neurons=N, out=output(N, dtype=dtype))
     check("count_bytes", "counts", True, planes=planes, P=1, neurons=N, counts=bytes_)
+    checked.begin()
     checked.launch("burst_planes", counts=planes, T=8, neurons=N, planes=bytes_)
     assert checked.counted("burst")[2] == 4 * warps
 
 
 def test_empty(plain: Emulator) -> None:
+    plain.begin()
     plain.launch("pack", spikes=None, size=4, is_float=True, T=8, neurons=0, planes=None)
     plain.launch("unpack", planes=None, T=8, neurons=0, spikes=None, size=4, one=1)
     plain.launch("counts", planes=None, P=1, neurons=0, counts=None, dtype=0)

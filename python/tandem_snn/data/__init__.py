@@ -5,12 +5,12 @@ and kept in a cache on disk.
 """
 
 from .augment import AUGMENTATIONS
-from .binning import EventSplit, TrainDataset, from_tonic
+from .binning import TrainDataset, from_tonic
 from .catalogue import EVENTS, NAMES, load
 from .dataset import TASKS, Dataset, as_dataset
 from .source import DatasetSplit, as_split
 from .split import Split
-from .tensors import ImageSplit, TensorSplit
+from .tensors import TensorSplit
 
 __all__ = [
     "AUGMENTATIONS",
@@ -19,8 +19,6 @@ __all__ = [
     "TASKS",
     "Dataset",
     "DatasetSplit",
-    "EventSplit",
-    "ImageSplit",
     "Split",
     "TensorSplit",
     "TrainDataset",

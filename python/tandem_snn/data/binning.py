@@ -1,6 +1,4 @@
-"""Event recordings as spike trains: binned once and kept as bytes, or binned on access. tonic's ToFrame makes
-counts, of 16 bits for each step.
-"""
+"""Event recordings as spike trains. tonic's ToFrame makes counts, of 16 bits for each step."""
 
 from __future__ import annotations
 
@@ -18,67 +16,9 @@ from tandem_ext.checks import T as check_T
 from tandem_ext.events import check_window, features_of
 
 from ..errors import check_name
-from .augment import Augmentation, augment
-from .split import Chance, MemorySplit
 
 BINS = ("time", "count")
 AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # in space, by the number of feature dimensions
-
-
-@dataclass(frozen=True, repr=False)
-class EventSplit(MemorySplit):
-    """Spike trains in memory.
-
-    Attributes:
-        planes: uint8 [N, ceil(T/8), H, W, C], with polarities as channels; bit t%8 of plane t//8 is step t.
-        T: the number of frames.
-        targets: int64 [N].
-        augmentations: of batches with a seed.
-    """
-
-    rows = ("planes", "targets")
-    planes: Tensor
-    T: int
-    targets: Tensor
-    augmentations: tuple[Augmentation, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        return "events"
-
-    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[SpikeTrain, Tensor]:
-        chosen = chosen.to(self.device)
-        planes = self.planes[chosen].movedim(-1, 2)  # [B, P, C, H, W]
-        if chance is not None and self.augmentations:
-            planes = augment(planes.flatten(1, 2), self.augmentations, chance).unflatten(1, planes.shape[1:3])
-        # channels innermost in memory, for the kernels
-        planes = planes.transpose(0, 1).movedim(2, -1).contiguous().movedim(-1, 2)
-        return SpikeTrain.unchecked(planes, self.T), self.targets[chosen]
-
-    def _sample(self) -> str:
-        height, width, polarities = self.planes.shape[2:]
-        return f"events {[polarities, height, width]}, T={self.T}"
-
-
-def bin_recording(
-    events: Mapping[str, Any] | np.ndarray, sensor: tuple[int, int], T: int, bins: str, size: tuple[int, int]
-) -> Tensor:
-    """One recording as planes uint8 [ceil(T/8), H, W, 2], with the two polarities as channels.
-
-    Args:
-        events: with the fields t, x, y, p, in any order of time.
-        sensor: height and width of the camera.
-        T: the number of frames, 1..65535.
-        bins: "time": frames of equal length, from the first event to the last; "count": frames with equal numbers of
-            events.
-        size: height and width of the frames; a neuron gets the events of all pixels that it covers. Spikes are binary:
-            further events of a neuron in the same frame are dropped.
-
-    >>> events = {"t": [0, 1, 90], "x": [0, 1, 1], "y": [0, 0, 0], "p": [1, 1, 0]}
-    >>> bin_recording(events, (2, 2), 2, "time", (1, 1)).flatten()  # off at step 1, on at step 0
-    tensor([2, 1], dtype=torch.uint8)
-    """
-    return bin_events(events, (2, *sensor), T, bins, size).planes[:, 0].movedim(1, -1).contiguous()
 
 
 def bin_events(
@@ -94,9 +34,17 @@ def bin_events(
     Args:
         events: with the fields t and the names of ``shape``, in any order of time.
         shape: of the sensor: [p, y, x], [p, x] or [x].
-        T, bins: as in :func:`bin_recording`.
-        size: of the frames in space, [y, x] or [x]; default and maximum: the size of the sensor.
+        T: the number of frames, 1..65535.
+        bins: "time": frames of equal length, from the first event to the last; "count": frames with equal numbers of
+            events.
+        size: of the frames in space, [y, x] or [x]; default and maximum: the size of the sensor. A neuron gets the
+            events of all pixels that it covers. Spikes are binary: further events of a neuron in a frame are dropped.
         window: as in :meth:`tandem_ext.SpikeTrain.from_events`; for bins by time only.
+
+    >>> events = {"t": [0, 1, 90], "x": [0, 1, 1], "y": [0, 0, 0], "p": [1, 1, 0]}
+    >>> bin_events(events, (2, 2, 2), T=2, size=(1, 1)).to_dense().flatten(1)  # on at step 0, off at step 1
+    tensor([[0., 1.],
+            [1., 0.]])
     """
     space = AXES[len(shape)]
     size = shape[-len(space) :] if size is None else size

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tandem_ext.checks import T as check_T
 
 from ..errors import UserError, check_name
 from . import readers, recordings
 from .augment import parse
-from .binning import BINS, EventSplit
+from .binning import BINS
 from .dataset import TASKS, Dataset
 from .files import Folder, data_root
-from .split import Split
-from .tensors import ImageSplit, standardisation
+from .tensors import TensorSplit, standardisation
 
 EVENTS = tuple(recordings.SETS)
 """The names of the data sets of event recordings, whose samples are spike trains."""
@@ -83,35 +83,18 @@ def load(
     augmentations = parse(augment)
     if task == "regression" and (name == "imagenet" or name in recordings.SETS):
         raise UserError(f"data set {name!r}: regression is supported only for images in memory")
-    train: Split
-    test: Split
     if name in recordings.SETS:
         check_T("T", T)
-        frames = recordings.read(name, data_root(name, data_dir), T, bins, _size(name, size))
-        train, test = (EventSplit(part.samples, T, part.targets) for part in (frames.train, frames.test))
-        train = replace(train, augmentations=augmentations)
-        shape, class_names = (2, *train.planes.shape[2:4]), frames.class_names
+        train, test, class_names = recordings.read(name, data_root(name, data_dir), T, bins, _size(name, size))
     elif name == "imagenet":
         if augment:
             raise UserError("augment: not supported for 'imagenet', which has its own augmentation")
         space = _size(name, size) or (224, 224)
         train, test, class_names = readers.read_imagenet(data_root(name, data_dir), space, workers)
-        shape = (3, *space)
     else:
         if size is not None:
             raise UserError(f"size: only for recordings and streams; the images of {name!r} cannot be resized")
-        images = _read_images(name, data_dir)
-        kept = _hold_out(len(images.train.samples))[0] if validation else slice(None)
-        scale, offset = _scaling(images, kept, task)
-        train, test = (
-            ImageSplit(part.samples, None if task == "regression" else part.targets, scale, offset)
-            for part in (images.train, images.test)
-        )
-        train = replace(train, augmentations=augmentations)
-        shape, class_names = tuple(train.images.shape[1:]), images.class_names
-    classes = len(class_names)
-    if task == "regression":
-        classes, class_names = math.prod(shape), ()
+        train, test, class_names = _read_images(name, data_dir)
     held_out = None
     if validation:
         kept, chosen = _hold_out(len(train))
@@ -119,22 +102,21 @@ def load(
     for part, split in ("training", train), ("test", test):
         if not len(split):
             raise UserError(f"data set {name!r}: its files have too few samples, no {part} samples are left")
-    return Dataset(name, train, held_out, test, shape, classes, class_names, task)
+    parts = [train, test] if held_out is None else [train, test, held_out]
+    if isinstance(train, TensorSplit):
+        change: dict[str, Any] = {}
+        if isinstance(train.inputs, Tensor):
+            change = {"targets": None} if task == "regression" else {"scaling": standardisation(train.inputs)}
+        first, *others = (replace(part, **change) for part in parts if isinstance(part, TensorSplit))
+        parts = [replace(first, augmentations=augmentations), *others]
+    return Dataset.of(*parts, name=name, task=task, classes=class_names)
 
 
-def _read_images(name: str, data_dir: Folder | None) -> readers.Samples:
+def _read_images(name: str, data_dir: Folder | None) -> readers.Read:
     if name == "digits":
         return readers.read_digits()
     root = data_root(name, data_dir)
     return readers.read_vision(name, root) if name in readers.VISION else readers.read_cifar10_jpeg(root)
-
-
-def _scaling(images: readers.Samples, kept: torch.Tensor | slice, task: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, offset): to 0..1 for regression, else standardised by the training samples."""
-    if task == "regression":
-        channels = images.train.samples.shape[1]
-        return torch.full((channels,), 1 / images.white), torch.zeros(channels)
-    return standardisation(images.train.samples[kept])
 
 
 def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import SpikeTrain
-
 from ..errors import check_name
-from .source import DatasetSplit, as_split
+from .source import as_split
 from .split import Split
 from .tensors import TensorSplit
 
@@ -78,7 +76,7 @@ class Dataset:
         for part, split in parts.items():
             if not len(split):
                 raise ValueError(f"{part}: it has no samples")
-        inputs, targets = _example(splits["train"])
+        inputs, targets = splits["train"].example
         if task is None:
             task = "regression" if targets.is_floating_point() else "classification"
         check_name("task", task, TASKS)
@@ -139,17 +137,12 @@ def as_dataset(data: Any) -> Dataset:
     )
 
 
-def _example(split: Split) -> tuple[Tensor | SpikeTrain, Tensor]:
-    """A batch of the first sample."""
-    return split.example if isinstance(split, DatasetSplit) else split.take(torch.tensor([0]), None)
-
-
 def _check(part: str, split: TensorSplit, classes: int | None) -> None:
     """Raises ValueError where training would fail late, or a test would mean nothing."""
     inputs, targets = split.inputs, split.targets
     if part != "train" and isinstance(inputs, Tensor) and not bool(inputs.isfinite().all()):
         raise ValueError(f"{part}: its inputs are not all finite")
-    if classes is None:
+    if classes is None or targets is None:
         return
     if targets.dim() != 1 or targets.dtype != torch.int64:
         got = f"{targets.dtype} {list(targets.shape)}"
@@ -160,7 +153,7 @@ def _check(part: str, split: TensorSplit, classes: int | None) -> None:
 
 
 def _classes(split: Split) -> int | Sequence[str]:
-    if isinstance(split, TensorSplit):
+    if isinstance(split, TensorSplit) and split.targets is not None:
         return int(split.targets.max()) + 1
     inner = getattr(split, "dataset", None)
     while inner is not None:

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import UserError, extra
-from .files import IMAGES, Listing, cached, class_folders, damaged, explained
-from .source import DatasetSplit, ImageFiles
+from .files import IMAGES, cached, class_folders, damaged, explained
+from .source import DatasetSplit
+from .split import Split
+from .tensors import TensorSplit
+
+Read = tuple[Split, Split, tuple[str, ...]]  # training and test samples, class names
 
 
-@dataclass(frozen=True)
-class Part:
-    """Samples, uint8 [N, ...], and their classes, int64 [N]."""
-
-    samples: Tensor
-    targets: Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images [N, C, H, W], whose brightest value is ``white``, or spike planes [N, ceil(T/8), H, W, 2]."""
-
-    train: Part
-    test: Part
-    class_names: tuple[str, ...]
-    white: int = 255
-
-    @classmethod
-    def of(cls, samples: Tensor, train: Listing, test: Listing, class_names: tuple[str, ...]) -> Samples:
-        """From the samples of all files, those of the training part first."""
-        first, rest = samples.split([len(train[0]), len(test[0])])
-        return cls(Part(first, torch.tensor(train[1])), Part(rest, torch.tensor(test[1])), class_names)
+def _images(pixels: Tensor, targets: Tensor, white: int = 255) -> TensorSplit:
+    """Images [N, C, H, W] whose brightest value is ``white``, scaled to 0..1."""
+    scale = torch.full(pixels.shape[1:2], 1 / white)
+    return TensorSplit(pixels, targets, scaling=torch.stack([scale, torch.zeros_like(scale)]))
 
 
 DIGITS = tuple("0123456789")
 
 
-def read_digits() -> Samples:
+def read_digits() -> Read:
     """scikit-learn's handwritten digits, with 17 levels of grey; a fixed stratified quarter is the test set."""
     purpose = "the data set digits"
     digits = extra("sklearn.datasets", purpose).load_digits()
@@ -49,14 +38,14 @@ def read_digits() -> Samples:
     )
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
     targets = torch.from_numpy(digits.target).long()
-    train, test = (Part(images[part], targets[part]) for part in chosen)
-    return Samples(train, test, DIGITS, white=16)
+    train, test = (_images(images[part], targets[part], white=16) for part in chosen)
+    return train, test, DIGITS
 
 
 VISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
-def read_vision(name: str, root: Path) -> Samples:
+def read_vision(name: str, root: Path) -> Read:
     """A data set of ``VISION``, which are torchvision's classes, from the folders that they make. CIFAR-10's checksums
     are verified before anything is unpickled.
     """
@@ -75,11 +64,11 @@ def read_vision(name: str, root: Path) -> Samples:
         if len(x) != len(y) or x.shape[1:] != images[0].shape[1:] or int(y.max()) >= len(parts[0].classes):
             raise UserError(f"data set {name!r}: the files of {cls} in {root} do not fit each other: {how}")
     planes = [x.unsqueeze(1) if x.dim() == 3 else x.movedim(-1, 1).contiguous() for x in images]
-    train, test = (Part(x, y.long()) for x, y in zip(planes, targets, strict=True))
-    return Samples(train, test, tuple(label.partition(" - ")[0] for label in parts[0].classes))
+    train, test = (_images(x, y.long()) for x, y in zip(planes, targets, strict=True))
+    return train, test, tuple(label.partition(" - ")[0] for label in parts[0].classes)
 
 
-def read_cifar10_jpeg(root: Path) -> Samples:
+def read_cifar10_jpeg(root: Path) -> Read:
     """``cifar10-jpeg/{train,test}/CLASS``, JPEG or PNG files, decoded once and kept in the cache."""
     name, how = "cifar10-jpeg", "put the images at DIR/cifar10-jpeg/{train,test}/CLASS/NAME.jpg"
     folder = root / name
@@ -103,16 +92,37 @@ def read_cifar10_jpeg(root: Path) -> Samples:
                 raise damaged(name, path, f"its size is {size[0]}×{size[1]}, not 32×32", how)
         return {"pixels": pixels}
 
-    return Samples.of(cached(name, {}, files, decode)["pixels"], train, test, classes)
+    pixels, n = cached(name, {}, files, decode)["pixels"], len(train[0])
+    return _images(pixels[:n], torch.tensor(train[1])), _images(pixels[n:], torch.tensor(test[1])), classes
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training images, as published with torchvision
 _HOW = "lay the images out as DIR/imagenet/{train,val}/CLASS/NAME.JPEG (image-net.org, after registration)"
 
 
-def read_imagenet(
-    root: Path, size: tuple[int, int], workers: int
-) -> tuple[DatasetSplit, DatasetSplit, tuple[str, ...]]:
+@dataclass(frozen=True)
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Image files as (``transform`` of the RGB image, class)."""
+
+    name: str
+    files: Sequence[Path]
+    targets: Sequence[int]
+    transform: Callable[[Any], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, pil = self.files[index], extra("PIL.Image", "image files")
+        try:
+            with pil.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow raises many classes, one of them for huge images
+            raise damaged(self.name, path, error, "put the whole file there again") from error
+        return self.transform(image), self.targets[index]
+
+
+def read_imagenet(root: Path, size: tuple[int, int], workers: int) -> Read:
     """Training images (random crops and flips; the centre in evaluation), validation images, and class names."""
     name = "imagenet"
     transforms = extra("torchvision.transforms", "the data set imagenet")

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tandem_ext import SpikeTrain
+
 from ..errors import UserError, extra
-from .binning import bin_recording
+from .binning import bin_events
 from .files import Listing, cached, class_folders, damaged, missing
-from .readers import DIGITS, Samples
+from .readers import DIGITS, Read
+from .tensors import TensorSplit
 
 _GESTURES = (
     "hand clapping",
@@ -46,13 +49,13 @@ class Recordings:
     events: Callable[[Path], Any]
 
 
-def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Samples:
-    """All recordings as frames, cached.
+def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Read:
+    """All recordings as trains of T frames, cached.
 
     Args:
         name: one of ``SETS``.
         root: the folder that contains all data sets.
-        T, bins, size: as in :func:`~tandem_snn.data.binning.bin_recording`; size None is the camera's.
+        T, bins, size: as in :func:`~tandem_snn.data.binning.bin_events`.
     """
     kind = SETS[name]
     size = kind.sensor if size is None else size
@@ -66,12 +69,15 @@ def read(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None)
         return {"planes": planes}
 
     planes = cached(name, {"T": T, "bins": bins, "size": list(size)}, files, make)["planes"]
-    return Samples.of(planes, train, test, kind.class_names)
+    trains = SpikeTrain.unchecked(planes.transpose(0, 1).movedim(-1, 2), T)
+    n = len(train[0])
+    parts = TensorSplit(trains[:n], torch.tensor(train[1])), TensorSplit(trains[n:], torch.tensor(test[1]))
+    return *parts, kind.class_names
 
 
 def _frames(name: str, kind: Recordings, path: Path, T: int, bins: str, size: tuple[int, int]) -> torch.Tensor:
     try:
-        return bin_recording(kind.events(path), kind.sensor, T, bins, size)
+        return bin_events(kind.events(path), (2, *kind.sensor), T, bins, size).planes[:, 0].movedim(1, -1)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # readers raise many classes; a panic in aedat is not even an Exception

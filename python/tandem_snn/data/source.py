@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from tandem_ext import SpikeTrain
 
-from ..errors import UserError, extra
-from .files import damaged
+from ..errors import UserError
 from .split import Chance, Order, Split
 from .tensors import TensorSplit
 
@@ -57,20 +56,18 @@ class DatasetSplit(Split):
     batch_size: int | None = None
     workers: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
-    example: tuple[Any, Tensor] = field(init=False)
-    """A batch of the first sample."""
 
     def __post_init__(self) -> None:
         if not len(self):
             raise UserError("dataset: expected samples, got none")
-        object.__setattr__(self, "example", self.stack([(0, 0)]))
+        _ = self.example  # checked
+
+    @cached_property
+    def example(self) -> tuple[Any, Tensor]:
+        return self.stack([(0, 0)])
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
-
-    @property
-    def kind(self) -> str:
-        return "events" if isinstance(self.example[0], SpikeTrain) else "images"
 
     def stack(self, draws: list[Draw]) -> tuple[Any, Tensor]:
         batch = self.collate([self._made(*draw) for draw in draws])
@@ -115,10 +112,6 @@ class DatasetSplit(Split):
     def to(self, device: torch.device | str) -> DatasetSplit:
         return replace(self, device=torch.device(device))
 
-    def _sample(self) -> str:
-        x = self.example[0]
-        return f"{self.kind} {list(x.shape[1:])}" + (f", T={x.T}" if isinstance(x, SpikeTrain) else "")
-
     def subset(self, indices: Sequence[int] | Tensor) -> DatasetSplit:
         chosen = torch.as_tensor(indices).tolist()
         return replace(self, indices=tuple(chosen if self.indices is None else (self.indices[i] for i in chosen)))
@@ -148,28 +141,6 @@ def _draws(chosen: Tensor, chance: Chance | None) -> list[Draw]:
         return [(i, None) for i in chosen.tolist()]
     seeds = (chance.uniform(1)[:, 0] * 2**53).long().tolist()
     return list(zip(chosen.tolist(), seeds, strict=True))
-
-
-@dataclass(frozen=True)
-class ImageFiles(Dataset[tuple[Any, int]]):
-    """Image files as (``transform`` of the RGB image, class)."""
-
-    name: str
-    files: Sequence[Path]
-    targets: Sequence[int]
-    transform: Callable[[Any], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, pil = self.files[index], extra("PIL.Image", "image files")
-        try:
-            with pil.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # Pillow raises many classes, one of them for huge images
-            raise damaged(self.name, path, error, "put the whole file there again") from error
-        return self.transform(image), self.targets[index]
 
 
 def as_split(source: Any, name: str = "source") -> Split:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tandem_ext import SpikeTrain
+
 S = TypeVar("S", bound="Split")
-M = TypeVar("M", bound="MemorySplit")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,14 @@ class Split(ABC):
     """
 
     @property
+    def example(self) -> tuple[Any, Tensor]:
+        """A batch of the first sample."""
+        return self.take(torch.arange(min(1, len(self))), None)
+
+    @property
     def kind(self) -> str:
         """The kind of inputs: "images", floating point, or "events", spike trains."""
-        return "images"
+        return "events" if isinstance(self.example[0], SpikeTrain) else "images"
 
     @abstractmethod
     def __len__(self) -> int:
@@ -124,38 +130,10 @@ class Split(ABC):
         return (inputs[0] if isinstance(inputs, Tensor) else inputs), targets[0]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self):,} samples: {self._sample()}, device={self.device})"
-
-    def _sample(self) -> str:
-        """A sample's description, for the repr."""
-        return self.kind
+        x = self.example[0]
+        sample = f"{self.kind} {list(x.shape[1:])}" + (f", T={x.T}" if isinstance(x, SpikeTrain) else "")
+        return f"{type(self).__name__}({len(self):,} samples: {sample}, device={self.device})"
 
     @abstractmethod
     def to(self: S, device: torch.device | str) -> S:
         """The split with its samples, or its batches, on another device."""
-
-
-class MemorySplit(Split):
-    """Base of splits in memory: dataclasses whose fields named in ``rows`` have one row per sample."""
-
-    rows: ClassVar[tuple[str, ...]]
-
-    def __len__(self) -> int:
-        return len(getattr(self, self.rows[0]))
-
-    @property
-    def device(self) -> torch.device:
-        found: torch.device = getattr(self, self.rows[0]).device
-        return found
-
-    def subset(self: M, indices: Sequence[int] | Tensor) -> M:
-        chosen = torch.as_tensor(indices, device=self.device)
-        held = {name: getattr(self, name) for name in self.rows}
-        return replace(self, **{name: rows[chosen] for name, rows in held.items() if rows is not None})  # type: ignore[type-var]
-
-    def without_augmentation(self: M) -> M:
-        return replace(self, augmentations=()) if hasattr(self, "augmentations") else self  # type: ignore[type-var]
-
-    def to(self: M, device: torch.device | str) -> M:
-        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, **moved)  # type: ignore[type-var]

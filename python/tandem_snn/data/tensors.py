@@ -1,8 +1,9 @@
-"""Samples in memory: images as bytes, and any tensors."""
+"""Samples in memory: images as bytes, spike trains, and any tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,19 +12,22 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.products import channels_last
 
 from .augment import Augmentation, augment
-from .split import Chance, MemorySplit
+from .split import Chance, Split
 
 
 @dataclass(frozen=True, repr=False)
-class TensorSplit(MemorySplit):
-    """Tensors in memory, unchanged.
+class TensorSplit(Split):
+    """Samples in memory.
 
     Attributes:
-        inputs: floating point [N, *shape], or a SpikeTrain of N samples.
-        targets: int64 [N], classes; or for regression floating point [N, ...].
+        inputs: floating point [N, *shape], a SpikeTrain of N samples, or with ``scaling`` images, uint8 [N, C, H, W].
+        targets: int64 [N], classes; or for regression floating point [N, ...]; None: the inputs of a batch, flattened.
+        augmentations: of batches with a seed, before scaling; for inputs [N, C, H, W].
+        scaling: float32 [2, C]: a batch is ``scaling[0]``·inputs + ``scaling[1]``.
 
     Raises:
-        TypeError: inputs are not a floating-point tensor or a train, or targets not a tensor.
+        TypeError: inputs are neither a floating-point tensor nor a train nor images with ``scaling``; targets are not a
+            tensor.
         ValueError: the numbers of inputs and targets differ.
 
     >>> split = TensorSplit(torch.rand(10, 3), torch.arange(10) % 2)
@@ -31,68 +35,71 @@ class TensorSplit(MemorySplit):
     [4, 4, 2]
     """
 
-    rows = ("inputs", "targets")
     inputs: Tensor | SpikeTrain
-    targets: Tensor
+    targets: Tensor | None
+    augmentations: tuple[Augmentation, ...] = ()
+    scaling: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, SpikeTrain) and not (
-            isinstance(self.inputs, Tensor) and self.inputs.is_floating_point()
+            isinstance(self.inputs, Tensor) and (self.scaling is not None or self.inputs.is_floating_point())
         ):
             raise TypeError(f"inputs: expected a floating-point tensor or a SpikeTrain, got {_described(self.inputs)}")
-        if not isinstance(self.targets, Tensor):
+        if not isinstance(self.targets, Tensor | None):
             raise TypeError(f"targets: expected a tensor, got {_described(self.targets)}")
-        if len(self.inputs) != len(self.targets):
+        if self.targets is not None and len(self.inputs) != len(self.targets):
             raise ValueError(f"targets: expected {len(self.inputs)}, as there are inputs, got {len(self.targets)}")
 
+    def __len__(self) -> int:
+        return len(self.inputs)
+
     @property
-    def kind(self) -> str:
-        return "events" if isinstance(self.inputs, SpikeTrain) else "images"
+    def device(self) -> torch.device:
+        return self.inputs.device
 
     def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor | SpikeTrain, Tensor]:
         chosen = chosen.to(self.device)
-        return self.inputs[chosen], self.targets[chosen]
+        x = self.inputs[chosen]
+        if isinstance(x, SpikeTrain):
+            x = _augmented(x, self.augmentations, chance)
+        else:
+            x = augment(x, self.augmentations, chance)
+            if self.scaling is not None:
+                # torch's convolutions are faster in this layout, for the ANN twin too.
+                scale, offset = self.scaling.view(2, -1, 1, 1)
+                x = channels_last(x).float().mul_(scale).add_(offset)
+        if self.targets is None:
+            return x, (x.counts if isinstance(x, SpikeTrain) else x).flatten(1)
+        return x, self.targets[chosen]
 
-    def _sample(self) -> str:
-        steps = f", T={self.inputs.T}" if isinstance(self.inputs, SpikeTrain) else ""
-        return f"{self.kind} {list(self.inputs.shape[1:])}{steps}"
+    def subset(self, indices: Sequence[int] | Tensor) -> TensorSplit:
+        chosen = torch.as_tensor(indices, device=self.device)
+        targets = None if self.targets is None else self.targets[chosen]
+        return replace(self, inputs=self.inputs[chosen], targets=targets)
+
+    def without_augmentation(self) -> TensorSplit:
+        return replace(self, augmentations=()) if self.augmentations else self
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
+
+
+def _augmented(x: SpikeTrain, augmentations: Sequence[Augmentation], chance: Chance | None) -> SpikeTrain:
+    """The train after all augmentations; that of images has channels innermost in memory, as the kernels need them."""
+    planes = x.stored.transpose(0, 1)  # [B, P, C, H, W]
+    if chance is not None and augmentations:
+        planes = augment(planes.flatten(1, 2), augmentations, chance).unflatten(1, planes.shape[1:3])
+        x = x.but(counts=None)
+    planes = planes.transpose(0, 1)
+    return x.but(stored=planes.movedim(2, -1).contiguous().movedim(-1, 2)) if planes.dim() == 5 else x
 
 
 def _described(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-@dataclass(frozen=True, repr=False)
-class ImageSplit(MemorySplit):
-    """Images in memory.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        targets: int64 [N]; None: the images are their own targets, flattened.
-        scale, offset: float32 [C]: a batch is scale·images + offset.
-        augmentations: of batches with a seed, before scaling.
-    """
-
-    rows = ("images", "targets")
-    images: Tensor
-    targets: Tensor | None
-    scale: Tensor
-    offset: Tensor
-    augmentations: tuple[Augmentation, ...] = ()
-
-    def take(self, chosen: Tensor, chance: Chance | None) -> tuple[Tensor, Tensor]:
-        chosen = chosen.to(self.device)
-        # torch's convolutions are faster in this layout, for the ANN twin too.
-        x = channels_last(augment(self.images[chosen], self.augmentations, chance)).float()
-        x.mul_(self.scale.view(-1, 1, 1)).add_(self.offset.view(-1, 1, 1))
-        return x, x.flatten(1) if self.targets is None else self.targets[chosen]
-
-    def _sample(self) -> str:
-        return f"images {list(self.images.shape[1:])}"
-
-
-def standardisation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale, offset) [C] after which the images uint8 [N, C, H, W] have mean 0 and standard deviation 1 per channel.
+def standardisation(images: Tensor) -> Tensor:
+    """The scaling [2, C] after which the images uint8 [N, C, H, W] have mean 0 and standard deviation 1 per channel.
 
     >>> scale, offset = standardisation(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
     >>> scale * 255 + offset
@@ -105,4 +112,4 @@ def standardisation(images: Tensor) -> tuple[Tensor, Tensor]:
     mean, square = sums / (images.numel() // images.shape[1])
     std = (square - mean.square()).sqrt()
     std = torch.where(std > 0, std, 1.0)
-    return (1 / std).float(), (-mean / std).float()
+    return torch.stack([1 / std, -mean / std]).float()

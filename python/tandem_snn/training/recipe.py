@@ -84,6 +84,9 @@ class Recipe:
         model=True,
         neuron=True,
     )
+    first_gate: str | None = key(
+        None, "Another gate for the first epochs: resu:7 trains the first seven with gate resu.", neuron=True
+    )
     v_init: float | None = key(None, "Initial membrane potential, in thresholds.", FINITE, model=True, neuron=True)
     weight_bits: int | None = key(
         None, "Train with weights rounded to this many bits, 2 to 8.", model=True, neuron=True
@@ -151,6 +154,24 @@ class Recipe:
         ):
             raise UserError(f"milestones: expected rising epochs from 1 to {self.epochs - 1}, got {self.milestones}")
 
+        self.first_gates()
+
+    def first_gates(self) -> tuple[str, int] | None:
+        """The gate of the first epochs and their number, if there is another gate for them.
+
+        >>> Recipe(first_gate="resu:7", epochs=10).first_gates()
+        ('resu', 7)
+        """
+        if self.first_gate is None:
+            return None
+        gate, _, epochs = self.first_gate.partition(":")
+        if gate not in GATES or not epochs.isdecimal() or not 0 < int(epochs) < self.epochs:
+            raise UserError(
+                f"first_gate: expected GATE:EPOCHS with a gate of {', '.join(GATES)} and fewer epochs than the "
+                f"{self.epochs} in all, got {self.first_gate!r}"
+            )
+        return gate, int(epochs)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_dict`."""
@@ -193,7 +214,10 @@ class Recipe:
         >>> Recipe(T=4).digest() == Recipe(T=8).digest()
         False
         """
-        text = json.dumps(self.to_dict() | _REMOVED, sort_keys=True)  # so that twins trained earlier are found
+        values = self.to_dict() | _REMOVED  # so that twins trained earlier are found
+        if self.first_gate is None:
+            del values["first_gate"]
+        text = json.dumps(values, sort_keys=True)
         return f"{self.data}-{self.model}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def load(self, data_dir: str | PathLike[str] | None = None, workers: int = 0) -> Dataset:

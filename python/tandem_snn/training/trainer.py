@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import nn as tnn
 from ..data import Dataset, Split, as_dataset, as_split
 from ..errors import UserError, check_name
 from ..measure import synops_penalty
@@ -114,6 +115,13 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.trained_on: list[dict[str, int]] = []
+        self._gates = {layer: layer.gate for layer in net.modules() if isinstance(layer, tnn.SpikingLayer)}
+        if recipe.first_gate and not self._gates:
+            raise UserError("first_gate: has an effect only on spiking layers, and the network has none")
+        try:
+            self._set_gates()
+        except ValueError as error:
+            raise UserError(f"first_gate: {error}") from error
 
     @property
     def epochs(self) -> int:
@@ -126,6 +134,7 @@ class Trainer:
 
     def epoch(self) -> Iterator[int]:
         """Takes the remaining steps of the current epoch; yields the number of each step after it is done."""
+        self._set_gates()
         done = self.step - self.epochs * self.steps_per_epoch
         batches = self.data.train.batches(
             self.batch_size,
@@ -206,12 +215,22 @@ class Trainer:
             value = measured[metric]
             sign = 1 if self.task.higher_is_better else -1
             # Of equals the later: it was trained for longer, at a smaller learning rate.
-            if self.best is None or sign * value >= sign * self.best.value:
+            if self._first_gate() is None and (self.best is None or sign * value >= sign * self.best.value):
                 self.best = Best(self.epochs + 1, value, {name: t.clone() for name, t in self.net.state_dict().items()})
         record |= {"seconds": totals.seconds, "images_per_second": totals.samples / max(totals.seconds, 1e-9)}
         self.history.append(record)
         self.totals = Totals()
         return record
+
+    def _first_gate(self) -> str | None:
+        """The recipe's gate for the first epochs, in these epochs."""
+        first = self.recipe.first_gates()
+        return first[0] if first and self.epochs < first[1] else None
+
+    def _set_gates(self) -> None:
+        """Gives the layers the gate of the current epoch."""
+        for layer, own in self._gates.items():
+            layer.gate = self._first_gate() or own
 
     def release(self) -> None:
         """Leaves the network without hooks."""

@@ -253,8 +253,9 @@ void emulation_forget_buffers() {
 }
 
 // use: 1 input, 2 output, 3 both, 5 marks: any number of threads may set them, all to the same value. Only outputs
-// begin uninitialised.
+// begin uninitialised. A buffer that lay there has been freed and is forgotten.
 void emulation_buffer(const char* name, uint64_t begin, size_t bytes, int use) {
+  std::erase_if(buffers, [&](const Buffer& b) { return b.begin < begin + bytes && begin < b.begin + b.bytes.size(); });
   buffers.push_back({name, begin, std::vector<Byte>(bytes), use});
   for (Byte& byte : buffers.back().bytes) byte.defined = (use & kInput) != 0;
 }
