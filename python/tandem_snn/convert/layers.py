@@ -33,12 +33,12 @@ def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
-def geometry_of(op: Op, weight: Tensor) -> list[Any]:
+def sizes_of(op: Op, weight: Tensor) -> list[Any]:
     """Return stride, padding, dilation and groups of a convolution; [] for a linear operator."""
     if op.kind == "linear":
         return []
     sizes = [op.args[name] for name in ("stride", "padding", "dilation")]
-    sizes = [value if isinstance(value, str) else _tuple(value, weight.dim() - 2) for value in sizes]
+    sizes = [value if isinstance(value, str) else _tuple(value, len(weight.shape) - 2) for value in sizes]
     return [*sizes, op.args["groups"]]
 
 

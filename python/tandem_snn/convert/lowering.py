@@ -15,7 +15,7 @@ from ..nn import general
 from . import kinds
 from .building import ONE, Builder, Value
 from .graph import CannotConvert, Graph, Op, refuse
-from .layers import average_of, flatten_of, geometry_of, is_plain, layer_of, max_pool_of, means_of, parameters
+from .layers import average_of, flatten_of, is_plain, layer_of, max_pool_of, means_of, parameters, sizes_of
 
 FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 
@@ -325,7 +325,7 @@ class Lowering(Builder):
 
     def _call_term(self, op: Op, term: Term, **keywords: Any) -> fx.Node:
         path, weight, bias = parameters(term.op, self.attributes)
-        layer = layer_of([*FUSED.values()], weight, bias, geometry_of(term.op, weight))
+        layer = layer_of([*FUSED.values()], weight, bias, sizes_of(term.op, weight))
         norm = None if term.norm is None else self.norm(term.norm)
         self._set_neurons(op, layer, norm, keywords)
         node = self.call_as(path, layer, self.signal(term.op.x), **keywords)

@@ -17,7 +17,7 @@ from .. import nn as tnn
 from ..convert import kinds
 from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
-from ..convert.layers import average_of, is_mean_over_space, norm_of
+from ..convert.layers import average_of, is_mean_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, Units, to_ann
 from ..frozen import stages as frozen
 from ..frozen.lowering import geometry_of, trace
@@ -177,8 +177,9 @@ class _Walk:
         self._synapses()
 
     def _on_conv2d(self) -> None:
-        product = convolution(self._given("weight").shape[2:], *(self.op.args[name] for name in _GEOMETRY))
-        self._synapses(**geometry_of(product, self._given("weight").shape[2:]))
+        weight = self._given("weight")
+        product = convolution(weight.shape[2:], *sizes_of(self.op, weight))
+        self._synapses(**geometry_of(product, weight.shape[2:]))
 
     _on_conv1d = _on_conv2d
 
@@ -304,6 +305,5 @@ class _Walk:
         raise CannotLower(self.name, "NIR has no node for views other than those that flatten")
 
 
-_GEOMETRY = ("stride", "padding", "dilation", "groups")
 _RESHAPES = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 _ALIASES = (*kinds.SAME, *kinds.DROPOUT)
