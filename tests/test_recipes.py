@@ -194,7 +194,7 @@ def test_the_loss_goes_down(name, kind):
     epochs = STEPS * BATCH // SAMPLES
     recipe = replace(
         recipe, batch_size=BATCH, epochs=epochs, schedule="constant", milestones=(), width=0.25 * recipe.width,
-        init_from=None, init_gain=1,
+        init_from=None, init_gain=1, first_gate=None,
     )  # fmt: skip
     data = dataset(recipe)
     trainer = Trainer(recipe.build(data, kind), data, recipe)
