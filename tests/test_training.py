@@ -153,6 +153,17 @@ def test_the_first_epochs_may_have_another_gate():
         fit(build(replace(recipe, timing="window"), digits), digits, recipe)
 
 
+def test_a_gate_that_is_set_during_training_stays(digits):
+    net = build(SMALL, digits)
+
+    def on_step(trainer):
+        if trainer.step == 1:
+            net.fc1.gate = "clip"
+
+    fit(net, digits, SMALL, on_step=on_step)
+    assert net.fc1.gate == "clip"
+
+
 def test_regression():
     recipe = replace(SMALL, task="regression", epochs=4)
     images = recipe.load()

@@ -114,13 +114,15 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.trained_on: list[dict[str, int]] = []
-        self._gates = {layer: layer.gate for layer in net.modules() if isinstance(layer, tnn.SpikingLayer)}
-        if recipe.first_gate and not self._gates:
-            raise UserError("first_gate: has an effect only on spiking layers, and the network has none")
-        try:
-            self._set_gates()
-        except ValueError as error:
-            raise UserError(f"first_gate: {error}") from error
+        self._gates: dict[tnn.SpikingLayer, str] = {}  # the layers' own, if the first epochs have another
+        if recipe.first_gate:
+            self._gates = {layer: layer.gate for layer in net.modules() if isinstance(layer, tnn.SpikingLayer)}
+            if not self._gates:
+                raise UserError("first_gate: has an effect only on spiking layers, and the network has none")
+            try:
+                self._set_gates()
+            except ValueError as error:
+                raise UserError(f"first_gate: {error}") from error
 
     @property
     def epochs(self) -> int:
@@ -225,9 +227,10 @@ class Trainer:
         return first[0] if first and self.epochs < first[1] else None
 
     def _set_gates(self) -> None:
-        """Gives the layers the gate of the current epoch."""
+        """Gives the layers the gate of the current epoch, if the first epochs have another."""
+        first = self._first_gate()
         for layer, own in self._gates.items():
-            layer.gate = self._first_gate() or own
+            layer.gate = first or own
 
     def release(self) -> None:
         """Leaves the network without hooks."""
