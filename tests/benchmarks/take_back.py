@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
+from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.products import LINEAR, Product
 from tandem_snn.data import Split
+from tandem_snn.nn.batch_norm import fold_norm
 from tandem_snn.training.checkpoint import load_checkpoint, read_recipe
 
 
-def product(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's product with other weights, without bias."""
-    return F.conv2d(x, weight, None, layer.stride, layer.padding) if weight.dim() == 4 else F.linear(x, weight)
-
-
-def synapses(layer: Any, x: Tensor) -> float:
+def synapses(product: Product, weight: Tensor, x: Tensor) -> float:
     """How many synapses the spikes x reach; x may be negative."""
-    return product(layer, x.abs(), torch.ones_like(layer.weight)).sum().item()
+    return product.direct(x.abs(), torch.ones_like(weight)).sum().item()
 
 
 @torch.no_grad()
@@ -41,30 +38,28 @@ def simulate(net: nn.Module, x: Tensor, T: int, take_back: bool) -> tuple[Tensor
     operations = macs = 0.0
     potential: dict[Any, Tensor] = {}
     net_spikes: dict[Any, Tensor] = {}
-    answers = []
+    answers: list[Tensor] = []
     for t in range(T):
         train = x
         for layer in layers:
             if isinstance(layer, tnn.Flatten):
                 train = train.flatten(1)
                 continue
-            u = product(layer, train, layer.weight)
+            product = LINEAR if isinstance(layer, tnn.Readout) else layer.synapses()
+            u = product.direct(train, layer.weight)
             if t == 0:
                 macs += u.numel() * layer.weight[0].numel()
             if layer is not first:
-                operations += synapses(layer, train)
+                operations += synapses(product, layer.weight, train)
             elif t == 0:
                 operations = macs  # a real-valued input: its products count once
             if isinstance(layer, tnn.Readout):
                 answers.append(u + layer.bias / T + (answers[-1] if answers else 0))
                 continue
-            norm = layer.norm
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            shift = norm.bias - scale * norm.running_mean
-            per_channel = (-1, 1, 1) if u.dim() == 4 else (-1,)
+            scale, shift = fold_norm(layer.norm)
             if t == 0:
-                potential[layer], net_spikes[layer] = torch.full_like(u, layer.v_init), torch.zeros_like(u)
-            v = potential[layer] + scale.view(per_channel) * u + (shift / T).view(per_channel)
+                potential[layer], net_spikes[layer] = layer.v_init + torch.zeros_like(u), torch.zeros_like(u)
+            v = potential[layer] + over_space(scale, u.shape) * u + over_space(shift / T, u.shape)
             train = (v >= layer.threshold).float()
             if take_back:
                 train -= ((v < 0) & (net_spikes[layer] > 0)).float()
