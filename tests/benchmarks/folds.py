@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import cast
 
 import torch
-from tandem_snn.data.tensors import TensorSplit
+from tandem_snn.data.split import TensorSplit
 from torch import Tensor
 
 import tandem_ext
