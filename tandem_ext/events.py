@@ -30,11 +30,7 @@ def bin_events(
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:
-    """Return the shape of the features of a sensor that tonic describes as (x, y, polarities).
-
-    >>> features_of((34, 34, 2)), features_of((700, 1, 1))
-    ((2, 34, 34), (700,))
-    """
+    """Return the shape of the features of a sensor that tonic describes as (x, y, polarities)."""
     sizes = tuple(sensor_size)
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise ValueError(f"sensor_size: expected (x, y, polarities) as tonic gives it, got {sensor_size!r}")

@@ -20,11 +20,7 @@ PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
 
 
 def macs(weight: Sequence[int], planes: Sequence[int]) -> int:
-    """Return the multiply-accumulates of a product with a weight [N, K, *kernel] and output planes [P, B, N, *space].
-
-    >>> macs([4, 3], [1, 5, 4])
-    60
-    """
+    """Return the multiply-accumulates of a product with a weight [N, K, *kernel] and output [P, B, N, *space]."""
     return prod(weight) * planes[1] * prod(planes[3:])
 
 

@@ -59,20 +59,12 @@ def unpack(planes: Tensor, T: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def spikes_at(planes: Tensor, t: int) -> Tensor:
-    """Return the spikes of step t, 0 and 1, as uint8 [B, *features]. Nothing is checked.
-
-    >>> spikes_at(torch.tensor([[[3, 2]]], dtype=torch.uint8), 0)
-    tensor([[1, 0]], dtype=torch.uint8)
-    """
+    """Return the spikes of step t, 0 and 1, as uint8 [B, *features]. Nothing is checked."""
     return planes[t // 8] >> t % 8 & 1
 
 
 def counts_of(stored: Tensor, timing: str, dtype: torch.dtype) -> Tensor:
-    """Return the spike counts [B, *features] of a train's stored tensor: planes, or counts as bytes for "window".
-
-    >>> counts_of(torch.tensor([[[3, 2]]], dtype=torch.uint8), "window", torch.float32)
-    tensor([[3., 2.]])
-    """
+    """Return the spike counts [B, *features] of a train's stored tensor: planes, or counts as bytes for "window"."""
     if timing == "window":
         return stored[0].to(dtype)
     return torch.ops.tandem.counts.default(stored, dtype)

@@ -25,11 +25,7 @@ class Interrupted(Exception):
 
 
 def listing(names: Iterable[object], most: int = 12) -> str:
-    """Return names as text for an error message, shortened to the first ``most``.
-
-    >>> listing("abc"), listing(range(100), most=3)
-    ('a, b, c', '0, 1, 2 and 97 more')
-    """
+    """Return names as text for an error message, shortened to the first ``most``."""
     shown = [f"{name!s:.60}" for name in names]
     return ", ".join(shown[:most]) + f" and {len(shown) - most} more" * (len(shown) > most)
 

@@ -76,9 +76,5 @@ def origin(command: str) -> dict[str, Any]:
 
 
 def short(commit: str | None, digits: int = 10) -> str:
-    """Return the first digits of :func:`commit`, and its "+".
-
-    >>> short("0123456789abcdef+")
-    '0123456789+'
-    """
+    """Return the first digits of :func:`commit`, and its "+"."""
     return "unknown" if commit is None else commit[:digits] + "+" * commit.endswith("+")

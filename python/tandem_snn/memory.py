@@ -52,10 +52,6 @@ def freed_is_kept() -> Iterator[None]:
     Otherwise glibc returns large blocks immediately, and the system clears the same pages in every training step, which
     takes a seventh of the step for a small convolutional network. The setting affects the whole process, so only the
     command line uses it.
-
-    >>> with freed_is_kept():
-    ...     for _ in range(3):
-    ...         _ = torch.ones(1 << 24).sum()
     """
     if _option is not None:
         _option(_MMAP_MAX, 0)
@@ -70,16 +66,7 @@ def freed_is_kept() -> Iterator[None]:
 
 
 class PeakMemory:
-    """A context that measures the peak growth of memory: of the process on a CPU, of torch's allocations on a GPU.
-
-    Attributes:
-        grown: the peak growth in bytes, after the context.
-
-    >>> with PeakMemory(torch.device("cpu")) as memory:
-    ...     _ = torch.ones(1 << 24)
-    >>> memory.grown > (1 << 25)
-    True
-    """
+    """A context that measures ``grown``, in bytes: the peak growth of the process, or of torch's GPU allocations."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -218,7 +218,6 @@ def _label(axes: Any, x: str, y: str) -> None:
 
 
 def _histories(run: Path, kind: str, seeds: list[int], key: str) -> Iterator[list[dict[str, Any]]]:
-    """The records of the epochs of each seed."""
     for seed in seeds:
         path = run / f"seed-{seed}" / folder_of(kind) / "metrics.jsonl"
         if path.exists():
@@ -244,7 +243,6 @@ def _neurons(net: nn.Module, data: Dataset) -> Iterator[Picture]:
 
 
 def _answers(net: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
-    """The classes of the test samples, and the network's answers."""
     with evaluating(net):
         found = [(targets, net(x).argmax(1)) for x, targets in data.test.batches(512)]
     targets, answers = (torch.cat(part) for part in zip(*found, strict=True))

@@ -158,10 +158,7 @@ def tensors_of(
     timing: str = "step",
     bad: Tensor | None = None,
 ) -> Tensors:
-    """Check and fold the tensors of neurons of shape [B, C, *space].
-
-    ``like`` has the device and dtype of the layer, ``bad`` the NaN flags of its input.
-    """
+    """Check and fold the tensors of neurons [B, C, *space]; ``like`` has the device and dtype of the layer."""
     if timing == "window":
         checks.T("T", T, timing)
     theta = edge = scale = start = None
@@ -272,10 +269,7 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
 
 
 def over_space(value: Any, shape: tuple[int, ...]) -> Any:
-    """Reshape a per-channel tensor [C] so that it broadcasts against [B, C, *space]; return a number unchanged.
-
-    Neurons of shape [B] have one channel.
-    """
+    """Reshape [C] to broadcast against [B, C, *space]; neurons [B] have one channel. A number is returned unchanged."""
     if isinstance(value, Tensor) and value.dim() == 1 and len(shape) != 2:
         return value.view([-1, *[1] * len(shape)][: len(shape) - 1])
     return value

@@ -31,10 +31,6 @@ class Rate(NamedTuple):
 
 
 def rate_of(train: SpikeTrain) -> Rate:
-    """
-    >>> rate_of(SpikeTrain(torch.tensor([[[0b00010001, 0]]], dtype=torch.uint8), T=8))
-    Rate(spikes=0.125, nibbles=1.0)
-    """
     planes = train.planes
     nibbles = ((planes & 0x0F) != 0).double().mean() + ((planes & 0xF0) != 0).double().mean()
     return Rate(train.counts.double().mean().item() / train.T, nibbles.item())
@@ -46,13 +42,10 @@ def iid(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -
 
 
 def rate_coded(T: int, shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
-    """Spikes bool [T, *shape], distributed as the output of a layer of IF neurons.
+    """Spikes bool [T, *shape], distributed as the output of a layer of IF neurons, with mean ``rate``.
 
     Half of the neurons are silent. The others are IF neurons with random initial potentials; their mean currents are
-    the positive half of a normal distribution, with noise of half that size at every step. ``rate`` is the mean rate.
-
-    Raises:
-        ValueError: half of the neurons cannot reach this rate.
+    the positive half of a normal distribution, with noise of half that size at every step.
     """
     if not 0 < rate <= 0.45:
         raise ValueError(f"rate: expected 0 < rate <= 0.45, since half of the neurons are silent, got {rate}")
@@ -96,7 +89,6 @@ GRID, GRID_BESIDE_IMAGES = 2.0**-18, 2.0**-10
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    """A copy, with the same layout, that receives a gradient."""
     return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
 

@@ -32,11 +32,7 @@ REFERENCES = {"step": ("naive", "tandem"), "window": ("naive, windows", "windows
 
 
 def choose(patterns: Iterable[str]) -> list[Case]:
-    """The cases with these names, which may have wildcards; without names all cases.
-
-    Raises:
-        UserError: no case has this name.
-    """
+    """The cases with these names, which may have wildcards; without names all cases."""
     patterns = list(patterns)
     for pattern in patterns:
         if not fnmatch.filter(CASES, pattern):
@@ -45,11 +41,7 @@ def choose(patterns: Iterable[str]) -> list[Case]:
 
 
 def measure(case: Case, threads: int, quick: bool) -> dict[str, Any]:
-    """The row of a case. ``quick``: few samples, and no rivals that are compiled first.
-
-    Raises:
-        subprocess.CalledProcessError: the measuring process failed; the reason is on stderr.
-    """
+    """The row of a case. ``quick``: few samples, and no rivals that are compiled first."""
     rivals = [r for r in case.rivals if not (quick and COMPILED in r) and available(r)]
     measured: dict[str, Any] = {}
     for group in [[r] for r in rivals] if case.quantity == "peak" else [rivals]:

@@ -49,14 +49,7 @@ def interleave(
     protocol: Protocol,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """Samples all candidates in turn. Returns the seconds of a call, one number per round, by candidate.
-
-    Args:
-        candidates: name -> function, which is called with 0, 1, 2, ...
-        protocol: the length of the measurement.
-        clock: ``time.process_time`` for one thread: it counts only the work of this process. With several threads
-            ``time.perf_counter``.
-    """
+    """Samples all candidates in turn. Returns the seconds of a call, one number per round, by candidate."""
     samplers = {name: _Sampler(run, protocol.sample, clock) for name, run in candidates.items()}
     order = list(samplers)
     shuffle = random.Random(0).shuffle
@@ -119,11 +112,7 @@ def kept_for_backward(step: Callable[[], Output], parameters: Sequence[Tensor]) 
 
 
 def peak(call: Callable[[], object]) -> int:
-    """The peak growth of the process during a call, in bytes. Linux only.
-
-    The allocator must return freed memory to the system, else it hides the growth: see
-    :func:`tandem_snn.bench.run.environment`.
-    """
+    """The peak growth of the process during a call, in bytes, on Linux, with an allocator that returns freed memory."""
     call()
     with PeakMemory(torch.device("cpu")) as memory:
         call()

@@ -216,7 +216,7 @@ class Builder:
         return (self.ann if op.module is None else op.module).training
 
     def _name(self, name: str, value: Any) -> str:
-        """Store ``value`` in the new network and return its name, which differs from ``name`` if that is taken."""
+        """Store ``value`` under this name, or one like it if that is taken, and return the name."""
         while name in self.root and self.root[name] is not value:
             name += "_again"
         self.root[name] = value

@@ -119,34 +119,17 @@ def sample_by_channel(activations: Tensor) -> Tensor:
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """Return the value that ``percentile`` per cent of the positive values of a row do not exceed, for rows [C, N].
-
-    It is 0 if there are none.
-
-    >>> percentiles_of(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), 100)
-    tensor([2., 0.])
-    """
+    """Return, for rows [C, N], the percentile of the positive values, one of them; 0 if there are none."""
     values, positive = values.clamp_min(0).sort(1).values, (values > 0).sum(1)
     rank = len(values[0]) - positive + ((positive - 1).clamp_min(0) * percentile / 100).round().long()
     return values.gather(1, rank.clamp_max(len(values[0]) - 1).unsqueeze(1)).squeeze(1)
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:
-    """Return the activation a that count T should represent, so that the squared error of the counts is least.
+    """Return for each row of activations [C, N] the a that count T should represent, for the least squared error.
 
     With ϑ = a/T, activations v > a are cut to a. Activations 0 < v ≤ a are rounded to multiples of ϑ, with an error of
-    variance ϑ²/12 about a mean of ϑ(start - 1/2).
-
-    Args:
-        values: activations [C, N].
-        T: the number of time steps.
-        start: the initial membrane potential, in units of ϑ.
-
-    Returns:
-        [C]: a for each row, one of its values; 0 if no value is positive.
-
-    >>> least_error(torch.cat([torch.linspace(0, 1, 1000), torch.tensor([9.0])]).unsqueeze(0), T=4, start=0.5) < 2
-    tensor([True])
+    variance ϑ²/12 about a mean of ϑ(start - 1/2). a is one of the values, or 0 if no value is positive.
     """
     a = values.clamp_min(0).double().sort(1).values
     above = torch.arange(a.shape[1] - 1, -1, -1)
@@ -162,9 +145,6 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
 
     An estimate from few samples does not generalise. So the fewer samples a channel has, the more it is drawn to an
     estimate from all channels together, each in units of its root mean square. All are 0 if no value is positive.
-
-    >>> covering(torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.0, 4.0]]), T=8, start=0.5) > torch.tensor([0.2, 3.0])
-    tensor([True, True])
     """
     positive, squares = (values > 0).sum(1), values.clamp_min(0).square().sum(1)
     if not bool(positive.any()):
@@ -176,11 +156,7 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
 
 
 def set_threshold(layer: tnn.SpikingLayer | general.Neurons, value: float | Tensor) -> None:
-    """Set the threshold of a layer, in place if it is a tensor, and scale its initial potential by the same ratio.
-
-    Args:
-        value: a number, or one per channel for a threshold [C].
-    """
+    """Set the threshold of a layer, in place if it is a tensor, and scale its initial potential by the same ratio."""
     threshold, v_init = layer.threshold, layer.v_init
     ratio = value / threshold
     if isinstance(threshold, Tensor):

@@ -39,11 +39,6 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
         example: a batch, which fixes the size of inputs. None: find an input that the ANN accepts; if it accepts
             several sizes, the graph is for inputs of any size.
         stateful: whether further inputs and outputs of the ANN are states, which are ignored.
-
-    Raises:
-        TypeError, ValueError: the ANN does not accept the example.
-        CannotConvert: the ANN has several inputs or outputs, its forward depends on values of the data, or no input
-            that it accepts was found.
     """
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
@@ -80,7 +75,6 @@ def _doubled(example: Example) -> Tensor:
 
 
 def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """Call the ANN; if it does not accept the input, raise ValueError with its message."""
     try:
         return ann(*inputs)
     except Exception as error:  # a user's forward may raise anything
@@ -234,14 +228,7 @@ class _Input(NamedTuple):
 
 
 def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
-    """Return a batch that the ANN accepts, and if possible one of another size.
-
-    The number of channels comes from a layer. Images are square. Their size is found by bisection, since a Linear
-    reports whether it gets too many features.
-
-    Raises:
-        CannotConvert: the ANN accepts no batch.
-    """
+    """Return a batch that the ANN accepts, and if possible one of another size. Images are square."""
     errors = []
     for given in dict.fromkeys(_inputs(ann)):
         side, error = _side(call, given)

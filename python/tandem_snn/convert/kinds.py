@@ -81,11 +81,7 @@ def is_relu(op: Op) -> bool:
 
 
 def is_affine(op: Op, signals: list[Op]) -> bool:
-    """Return whether the operator has a constant part: a bias, a constant summand, or padding with a nonzero value.
-
-    Raises:
-        CannotConvert: the operator is not linear in its inputs, for example their product.
-    """
+    """Return whether the operator has a constant part: a bias, a constant summand, or padding with a nonzero value."""
     if op.kind in SYNAPSES:
         for name in ("weight", "bias"):
             if op.args.get(name) in signals:

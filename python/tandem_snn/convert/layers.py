@@ -43,11 +43,7 @@ def sizes_of(op: Op, weight: Tensor) -> list[Any]:
 
 
 def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geometry: Sequence[Any] = ()) -> Any:
-    """Make a layer that shares weight and bias, of the class for the weight's number of spatial dimensions.
-
-    Args:
-        geometry: stride, padding, dilation and groups of a convolution.
-    """
+    """Make a layer that shares weight and bias, of the class for the weight's number of spatial dimensions."""
     outputs, inputs, *kernel = weight.shape
     size = (inputs * geometry[-1], outputs, tuple(kernel), *geometry) if kernel else (inputs, outputs)
     layer = classes[len(kernel)](*size, bias=bias is not None, device="meta")

@@ -281,10 +281,7 @@ class Lowering(Builder):
         return ceiling / self.encoder.T if ceiling else self.threshold
 
     def _fused(self, op: Op) -> tuple[Term, Term | None, fx.Node | None] | None:
-        """Return (body, projection, spikes) of a fused layer, or None.
-
-        The body is the layer that fires. It may also receive the currents of a projection, or the spikes of a train.
-        """
+        """Return (body, projection, spikes) of a fused layer, or None. Only the body fires."""
         if op.kind != "add" or len(op.users) > 1 or op.args["alpha"] != 1:
             term = self._term(op)
             return None if term is None else (term, None, None)

@@ -19,11 +19,7 @@ from .layers import layer_of
 
 
 class Units(nn.Module):
-    """Scale the activation ρ(z) of a layer for the next layer: gain·ρ(z)/ϑ.
-
-    Args:
-        layer: the spiking layer that has the gain and threshold.
-    """
+    """Scale the activation ρ(z) of a spiking layer for the next layer: gain·ρ(z)/ϑ."""
 
     def __init__(self, layer: tnn.SpikingLayer) -> None:
         super().__init__()

@@ -22,7 +22,6 @@ Listing = tuple[list[Path], list[int]]  # files, and the class of each
 
 
 def data_root(name: str, data_dir: Folder | None) -> Path:
-    """The folder that contains all data sets."""
     root = data_dir or os.environ.get("TANDEM_DATA")
     if not root:
         raise UserError(f"data set {name!r} needs files: give their folder with --data-dir or TANDEM_DATA")
@@ -30,13 +29,11 @@ def data_root(name: str, data_dir: Folder | None) -> Path:
 
 
 def missing(name: str, path: Path, how: str) -> UserError:
-    """The error for a missing file or folder."""
     kind = "file" if path.suffix else "folder"
     return UserError(f"data set {name!r}: no {kind} {path}: {explained(how)}")
 
 
 def damaged(name: str, path: Path, why: object, how: str) -> UserError:
-    """The error for a file that cannot be read."""
     return UserError(f"data set {name!r}: damaged file {path} ({why}): delete it, then {explained(how)}")
 
 

@@ -177,13 +177,7 @@ class Recordings:
 
 
 def read_recordings(name: str, root: Path, T: int, bins: str, size: tuple[int, int] | None) -> Read:
-    """All recordings as trains of T frames, cached.
-
-    Args:
-        name: one of ``RECORDINGS``.
-        root: the folder that contains all data sets.
-        T, bins, size: as in :func:`~tandem_snn.data.binning.bin_events`.
-    """
+    """All recordings as trains of T frames, cached; see :func:`~tandem_snn.data.binning.bin_events`."""
     kind = RECORDINGS[name]
     size = kind.sensor if size is None else size
     train, test = kind.find(name, root, kind)
@@ -226,7 +220,7 @@ def _n_mnist_events(path: Path) -> Any:
 
 
 def _find_cifar10_dvs(name: str, root: Path, kind: Recordings) -> tuple[Listing, Listing]:
-    """The data set has no official test split: here it is every tenth recording of each class, alphabetically."""
+    """There is no official test split: here it is every tenth recording of each class, alphabetically."""
     found = class_folders(name, root / "CIFAR10DVS", (".aedat4",), kind.how, kind.class_names)
     classes, (files, targets) = found
     first = [targets.index(c) for c in range(len(classes))]

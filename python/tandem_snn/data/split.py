@@ -196,12 +196,7 @@ def _described(value: object) -> str:
 
 
 def standardisation(images: Tensor) -> Tensor:
-    """The scaling [2, C] after which the images uint8 [N, C, H, W] have mean 0 and standard deviation 1 per channel.
-
-    >>> scale, offset = standardisation(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
-    >>> scale * 255 + offset
-    tensor([1.])
-    """
+    """The scaling [2, C] after which images uint8 [N, C, H, W] have mean 0 and deviation 1 per channel."""
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for chunk in images.split(4096):
         x = chunk.float()  # sums of integers, exact in float64

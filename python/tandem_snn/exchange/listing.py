@@ -57,11 +57,7 @@ class Stage:
         return weight, shift
 
     def windows(self) -> tuple[tuple[int, ...], ...]:
-        """Return kernel, stride and padding of an average.
-
-        Raises:
-            CannotLower: adaptive pooling with pooling windows of different sizes.
-        """
+        """Return kernel, stride and padding of an average."""
         layer, sizes = self.layer, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
         if layer.kind != "adaptive_mean":
             return layer.kernel, layer.stride, layer.padding
@@ -92,15 +88,7 @@ class Listing:
 
 @torch.no_grad()
 def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
-    """List the stages of ``net`` for inputs like x.
-
-    Args:
-        readout: whether the network must end in numbers rather than in neurons.
-
-    Raises:
-        CannotLower: the network is not a chain of this package's layers from the input to a Readout, or a layer cannot
-            run step by step.
-    """
+    """List the stages of ``net`` for inputs like x; ``readout``: it must end in numbers rather than in neurons."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
     network = copy.deepcopy(lower(net, x.gain if isinstance(x, SpikeTrain) else 1.0))

@@ -18,12 +18,7 @@ _DEEPEST = 16
 
 
 def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
-    """Return the graph in a file, and the version of nir that wrote it.
-
-    Raises:
-        UserError: the file does not exist, is not a NIR file, declares more numbers than it contains, links to other
-            files, or is nested too deeply.
-    """
+    """Return the graph in a file, and the version of nir that wrote it; raise UserError if the file is not valid."""
     nir = extra("nir", "the import of NIR")
     if not path.is_file():
         raise UserError(f"no file {path}")
@@ -81,7 +76,7 @@ def uniform(name: str, what: str, values: Any) -> float:
 
 
 def near_one(factor: float) -> float:
-    """Return 1 if the factor differs from 1 only because the file has float32 numbers, else the factor."""
+    """Return 1 if the factor differs from 1 only by the rounding of float32, else the factor."""
     return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
 
 

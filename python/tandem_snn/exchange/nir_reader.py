@@ -28,10 +28,9 @@ _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
 
 @dataclass
 class _Signal:
-    """The output of a module, times the Scale nodes after it: one factor, or an array of its shape.
+    """The output of a module, times the Scale nodes after it.
 
-    ``kind`` is "spikes"; "image", real numbers before the first spikes; "counts", real numbers for the readout; or
-    "currents", in the general way.
+    ``kind``: "spikes"; "image", numbers before the first spikes; "counts", numbers for the readout; "currents".
     """
 
     node: fx.Node
@@ -334,11 +333,7 @@ class Reader:
 
 
 def _identifier(name: str, taken: Mapping[str, Any]) -> str:
-    """Return a valid module name. torch.fx writes it into source code, so it must be an identifier.
-
-    >>> _identifier('n1") + print("', {})
-    'n1_____print__'
-    """
+    """Return a valid module name: torch.fx writes it into source code."""
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
     if not name.isidentifier() or keyword.iskeyword(name):
         name = f"_{name}"

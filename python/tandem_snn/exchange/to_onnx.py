@@ -219,11 +219,7 @@ class Graph:
         return train
 
     def _fired(self, v: str, threshold: float) -> str:
-        """Return the counts of neurons with timing "window" and potential v after integration.
-
-        If the threshold is a power of two this is a division, else repeated subtraction, because multiples of the
-        threshold are rounded.
-        """
+        """Return the counts for timing "window": by a division if ϑ is a power of two, else by repeated subtraction."""
         if math.frexp(threshold)[0] == 0.5:
             v = self.times(v, 1 / threshold)
             least, most = (self.constant(f"{n} spikes", torch.tensor(float(n))) for n in (0, self.T))

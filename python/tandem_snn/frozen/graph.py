@@ -22,10 +22,7 @@ def key_of(x: Tensor | SpikeTrain) -> Hashable:
 
 
 class Graph:
-    """A CUDA graph that evaluates the network for inputs like x.
-
-    Call it under ``torch.inference_mode``, and on one stream at a time, because calls share the memory of the graph.
-    """
+    """A CUDA graph that evaluates the network for inputs like x, in inference mode and on one stream at a time."""
 
     def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
         self._x = _copy_of(x)

@@ -18,10 +18,10 @@ from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
-from ..nn.currents import NEVER
 from ..nn.general import Neurons, rearranged, total
 from ..nn.hooks import given
 from ..nn.maximum import MaxPool, largest, largest_now
+from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
 
@@ -33,12 +33,7 @@ _Gain = float | Tensor
 
 @torch.no_grad()
 def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
-    """Return the evaluation of ``net`` as stages, for a gain of its input. The mode of ``net`` does not matter.
-
-    Raises:
-        CannotLower: the network contains modules or operations other than layers of ``tandem_snn.nn``.
-        ValueError: the network is already lowered, for a gain of 1, and gain is not 1.
-    """
+    """Return the evaluation of ``net`` as stages, for a gain of its input; raise CannotLower if that is impossible."""
     if not isinstance(net, Stages):
         return Lowering(net, gain).stages()
     if torch.as_tensor(gain).ne(1).any():
@@ -189,15 +184,13 @@ class Lowering:
     ) -> None:
         weight, gain = _weighted(layer, gain)
         stage = _synapses(name, "layer", x, layer, weight)
-        stage.leak, stage.gate, stage.timing, stage.fires = layer.leak, layer.gate, layer.timing, fire
-        channels, tensors = len(weight), Tensors()
+        for setting, value in (layer.numbers() | ({} if fire else INTEGRATE_ONLY)).items():
+            setattr(stage, setting, value)
+        stage.fires, channels, tensors = fire, len(weight), Tensors()
         if fire:
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
             tensors = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init)
-            stage.threshold = 1.0 if isinstance(layer.threshold, Tensor) else float(layer.threshold)
-        else:
-            stage.threshold, stage.leak, stage.gate = NEVER, 1.0, "relu"
         scale, shift = fold(tensors.theta, layer.bias, *fold_norm(layer.norm), stage.step, gain, channels, weight)
         stage.scale, stage.shift, stage.v_init = _constant(scale), _constant(shift), _constant(tensors.v_init)
         if residual is not None:
@@ -291,12 +284,7 @@ def _move(name: str, x: int, layer: Any) -> Stage:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Weights as integers times a quantisation step per output channel.
-
-    Attributes:
-        q: the integers, as floats or int8, with the shape of the weight, [N, ...].
-        step: the quantisation steps [N], in the dtype of the weight.
-    """
+    """Weights as integers q [N, ...], floats or int8, times a quantisation step [N] per output channel."""
 
     q: Tensor
     step: Tensor
@@ -313,9 +301,6 @@ def round_(net: nn.Module, bits: int | None) -> None:
     """Round the weights of layers and readouts in place to ``bits``; None: to the ``weight_bits`` of each layer.
 
     If gains differ by channel, layers round their weights times the gain when they run.
-
-    Raises:
-        ValueError: neurons use the general way, in which torch's operators multiply the weights.
     """
     general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
     if bits is not None and general is not None:

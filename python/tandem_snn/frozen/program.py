@@ -65,11 +65,7 @@ _NO_FACTS = Facts()
 
 
 def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
-    """Return the program (int64) and its data (uint8).
-
-    Raises:
-        CannotLower: the network cannot be a program; the message names the layer.
-    """
+    """Return the program (int64) and its data (uint8)."""
     block = _Block()
     dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
     rows = [_row(stage, block, dtype) for stage in stages.stages]
@@ -95,11 +91,7 @@ def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
 
 
 def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Facts]:
-    """Decode a program and its data, which may be untrusted.
-
-    Raises:
-        ValueError: they are not a valid program.
-    """
+    """Decode a program and its data, which may be untrusted: raise ValueError if they are not valid."""
     if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
         raise ValueError("a program is int64, and its numbers are bytes")
     _named(names, lambda: _ops.frozen_check.default(program, numbers))
@@ -130,11 +122,7 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
 
 
 def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
-    """Save a network as a file, atomically. It contains no code.
-
-    Raises:
-        ValueError: the network cannot be saved; the message names the layer.
-    """
+    """Save a network as a file, atomically; ValueError names the layer that cannot be saved."""
     program, numbers = encode(stages, facts)
     names = "\n".join(stage.name for stage in stages.stages).encode()
     tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
@@ -143,12 +131,7 @@ def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
 
 
 def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
-    """Load a file of :func:`write`, and check its sizes, checksum and program.
-
-    Raises:
-        UserError: the file does not exist, is not a frozen network, is damaged, has another version, or its network is
-            not valid.
-    """
+    """Load a file of :func:`write`, and check its sizes, checksum and program; UserError if it is not valid."""
     path = Path(path)
     tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
     try:
@@ -164,11 +147,7 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
 
 
 class Program:
-    """A network for one gain of its input, as a list of stages and as a program that the executor runs in one call.
-
-    Attributes:
-        layers: a module that runs layer by layer: the list of stages, or the network itself if it cannot be lowered.
-    """
+    """A network for one gain of its input, as a program; ``layers`` runs layer by layer, as stages if possible."""
 
     def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
         self.layers, self._reason = net, None
@@ -206,10 +185,7 @@ class Program:
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Run the whole window, or one step if a state is given; return (readout, state).
-
-        With ``every`` the result has the readouts after each step.
-        """
+        """Return (readout, state) of the whole window, or of a step if a state is given; ``every``: after each step."""
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
 

@@ -271,12 +271,7 @@ class Stages(nn.Module):
         return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
-        """Return the input as a signal for the first stages.
-
-        Raises:
-            TypeError: x is not the expected kind of input.
-            ValueError: x has another T.
-        """
+        """Return the input as a signal for the first stages; raise TypeError or ValueError if it does not fit."""
         if isinstance(x, SpikeTrain) != (self.mode == "events"):
             wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
             raise TypeError(f"x: the network takes {wanted}, got {describe(x)}")

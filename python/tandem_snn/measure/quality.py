@@ -21,11 +21,7 @@ Readouts = Iterable[tuple[Tensor, Tensor]]
 
 
 def right_answers(output: Tensor, targets: Tensor) -> Tensor:
-    """The number of outputs [B, classes] with their maximum at the target [B].
-
-    >>> right_answers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])).item()
-    1
-    """
+    """The number of outputs [B, classes] with their maximum at the target [B]."""
     return (output.argmax(1) == targets).sum()
 
 
@@ -159,10 +155,6 @@ def _wilson(p: float, n: int) -> tuple[float, float]:
 
 
 def points(first: float, second: float, samples: int, digits: int = 2) -> str:
-    """The difference of two accuracies 0..1 in points, with its interval.
-
-    >>> points(0.99, 0.97, 100)
-    '+2.00 [-2.87, +7.51]'
-    """
+    """The difference of two accuracies 0..1 in points, with its 95 % interval."""
     low, high = difference_interval(first, second, samples)
     return f"{100 * (first - second):+.{digits}f} [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"

@@ -97,13 +97,8 @@ class SyncBatchNorm(_BatchNorm):
         return self.normalise(u)[0]
 
     def normalise(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise with the statistics of all processes, and update the running statistics.
-
-        Args:
-            u: [B, C, *space], at least one value per channel in this process and two in all processes together.
-
-        Returns:
-            (z, scale, shift): z = scale·u + shift, with the gradient of batch norm; scale and shift [C] without one.
+        """Return z = scale·u + shift by the statistics of all processes, with the gradient of batch norm, and
+        scale and shift [C] without one. The running statistics are updated.
         """
         if u.numel() == 0:
             raise ValueError(f"u: expected at least one value per channel, got shape {list(u.shape)}")

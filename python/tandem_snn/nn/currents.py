@@ -22,7 +22,6 @@ NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 
 
 def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
-    """Return the sum of a residual's currents over the window, which is its part of z."""
     if isinstance(residual, Tensor):
         return residual.sum(0) if residual.dim() > z.dim() else residual
     return effective_counts(residual)

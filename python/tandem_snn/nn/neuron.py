@@ -20,7 +20,7 @@ from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
 from .currents import NEVER, part_of, residual_total, step_currents, window_trace
-from .options import CHECKS, DEFAULTS, HasNeurons, NeuronOptions, silent
+from .options import CHECKS, DEFAULTS, INTEGRATE_ONLY, HasNeurons, NeuronOptions
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
 from .signals import Signal, check_signal, describe, effective_counts
@@ -121,9 +121,7 @@ class SpikingLayer(HasNeurons):
 
     def _static(self, T: int, eps: float | None = None) -> Static:
         """Return the arguments of an op that are not tensors."""
-        fire_at = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
-        few_bits, neuron = self.weight_bits is not None, (fire_at, float(self.leak), self.gate, self.timing)
-        return Static(self.synapses(), T, False, eps, few_bits, T, *neuron)
+        return Static(self.synapses(), T, False, eps, self.weight_bits is not None, T, **self.numbers())
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return the input and weight of the product, and with ``weight_bits`` the quantisation step of each row.
@@ -213,7 +211,7 @@ class SpikingLayer(HasNeurons):
             return self._fire(given, scale, shift, more, v, static._replace(T=stop - start))[0][1]
 
         if self.timing == "window":
-            quiet = silent(static)
+            quiet = static._replace(**INTEGRATE_ONLY)
             return window_trace(x.T, lambda t: after(0, t, self.v_init, quiet._replace(steps=t)), self.threshold)
         trace: list[Any] = [self.v_init]
         for t in range(x.T):
@@ -249,7 +247,7 @@ class SpikingLayer(HasNeurons):
             x, weight, step = self._weights(x)
 
         def potential(signal: Signal, T: int) -> Tensor:
-            quiet = silent(self._static(signal.T))._replace(return_v=True, steps=T)
+            quiet = self._static(signal.T)._replace(return_v=True, steps=T, **INTEGRATE_ONLY)
             return self._fire((signal, weight, step), scale, shift, None, 0.0, quiet)[0][1]
 
         return step_currents(x, z, potential, self.timing)

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.neuron import Static, shows
+from tandem_ext.functional.neuron import shows
 
 from .currents import NEVER
 from .quantise import check_bits
@@ -81,10 +81,7 @@ class HasNeurons(nn.Module):
     timing: str = "step"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check settings that are not tensors. Tensors can change in place, so each forward pass checks them.
-
-        A tensor becomes a buffer, so that it is in the state_dict and moves with the module.
-        """
+        """Check numbers; each forward pass checks tensors, which can change in place. A tensor becomes a buffer."""
         if name in TENSORS and isinstance(value, Tensor):
             is_number = name in self.__dict__ or not hasattr(self, name)
             if is_number and not isinstance(value, nn.Parameter):
@@ -100,6 +97,11 @@ class HasNeurons(nn.Module):
     def dynamics(self) -> dict[str, Any]:
         """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""
         return {"threshold": self.threshold, "leak": self.leak}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the settings as arguments of an op, which takes a tensor threshold as the unit of potentials."""
+        threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
+        return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
 
     def worth(self, train: SpikeTrain) -> SpikeTrain:
         """Return the train with the gain of these neurons."""
@@ -118,9 +120,7 @@ class HasNeurons(nn.Module):
         return shown
 
 
-def silent(static: Static) -> Static:
-    """Return settings of neurons that only integrate: they never fire and do not leak."""
-    return static._replace(threshold=NEVER, leak=1.0, gate="relu")
+INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0, "gate": "relu"}  # settings; see HasNeurons.numbers
 
 
 def _check_gain(layer: Any, gain: object) -> None:

@@ -17,12 +17,7 @@ def check_bits(bits: object) -> None:
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return integers q (as floats) in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and steps [N] with weight ≈ step·q.
-
-    >>> q, step = quantise(torch.tensor([[0.5, -1.0]]), 8)
-    >>> q, step
-    (tensor([[  64., -127.]]), tensor([0.0079]))
-    """
+    """Return integers q (as floats), |q| < 2^(bits-1), and steps [N] with weight ≈ step·q."""
     if _has_kernel(weight):
         q, step = torch.ops.tandem.quantise.default(weight, bits)
         return q.to(weight.dtype), step
@@ -40,35 +35,20 @@ def _has_kernel(weight: Tensor) -> bool:
 
 
 def byte_integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`quantise` without a gradient: q is int8 if the weights are float32 on the CPU.
-
-    >>> byte_integers(torch.tensor([[0.5, -1.0]]), 2)
-    (tensor([[ 0, -1]], dtype=torch.int8), tensor([1.]))
-    """
+    """:func:`quantise` without a gradient: q is int8 if the weights are float32 on the CPU."""
     if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # autocast needs floating-point weights
         return torch.ops.tandem.quantise.default(weight, bits)
     return quantise(weight, bits)
 
 
 def integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:func:`quantise`, where the gradient of step·q goes straight through to ``weight``.
-
-    >>> weight = torch.tensor([[0.5, -1.0]], requires_grad=True)
-    >>> q, step = integers(weight, 2)
-    >>> (q * step).sum().backward()
-    >>> q.tolist(), step.tolist(), weight.grad
-    ([[0.0, -1.0]], [1.0], tensor([[1., 1.]]))
-    """
+    """:func:`quantise`, where the gradient of step·q goes straight through to ``weight``."""
     q, step = quantise(weight.detach(), bits)
     return apply(StraightThrough, weight, q, step), step
 
 
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
-    """Return the quantised weights step·q, whose gradient goes straight through to ``weight``.
-
-    >>> rounded(torch.tensor([[0.5, -1.0]]), 2)  # 2 bits: -1, 0 or 1 times the largest weight; a half rounds to even
-    tensor([[ 0., -1.]])
-    """
+    """Return the quantised weights step·q, whose gradient goes straight through to ``weight``."""
     if bits is None:
         return weight
     q, step = quantise(weight.detach(), bits)

@@ -305,14 +305,7 @@ def _check_equal(path: Path, there: Recipe, here: Recipe, train_on: bool) -> Non
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Creates the folder and locks it, so that no two runs write to it at once. Removes empty folders afterwards.
-
-    Args:
-        wait: wait for another run that holds the lock, instead of an error.
-
-    Raises:
-        UserError: the folder cannot be created or written to, or another run holds the lock.
-    """
+    """Creates the folder and locks it for one run; ``wait`` for the lock. Removes empty folders afterwards."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

@@ -62,11 +62,7 @@ def check(name: str, allowed: Bound | Iterable[str] | None, value: Any) -> None:
 
 
 def typed(name: str, hint: Any, value: Any) -> Any:
-    """``value`` converted to the type ``hint`` of a field.
-
-    Raises:
-        UserError: it cannot be converted.
-    """
+    """``value`` converted to the type ``hint`` of a field, or UserError."""
     kind, *others = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in others:
         return None
@@ -110,17 +106,7 @@ def _single_values(mapping: Mapping[Any, Any]) -> bool:
 
 
 def from_yaml(text: str, what: str) -> Any:
-    """The content of a YAML text: plain lists, mappings, strings, numbers, dates and None.
-
-    Args:
-        what: the name of the text in messages.
-
-    Raises:
-        UserError: not YAML, or a key given twice.
-
-    >>> from_yaml("a: [1, true]", "this")
-    {'a': [1, True]}
-    """
+    """The content of a YAML text: plain lists, mappings, strings, numbers, dates and None."""
     yaml = extra("yaml", "a recipe")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]

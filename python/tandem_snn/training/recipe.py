@@ -296,11 +296,7 @@ def type_hints() -> dict[str, Any]:
 
 
 def folder_of(kind: str) -> str:
-    """The folder name for the training of one kind of network.
-
-    >>> folder_of(CONTINUED)
-    'ann-continued'
-    """
+    """The folder name for the training of one kind of network."""
     return kind.lower().replace(" ", "-")
 
 
@@ -323,11 +319,7 @@ def list_recipes() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """A short description of one of the package's recipes.
-
-    >>> describe("mnist")
-    '32C3-64C3s2-128C3s2-FC256 on MNIST, as fashion-mnist is trained.'
-    """
+    """A short description of one of the package's recipes."""
     about: str = _package()[name]["about"]
     return about
 

@@ -18,11 +18,7 @@ from .recipe import TWIN
 
 
 def start_from_checkpoint(net: nn.Module, path: Path, gain: float = 1.0) -> None:
-    """:func:`start_from` with the network in a checkpoint, spiking or not.
-
-    Raises:
-        UserError: no such file, damaged, or the checkpoint of another model.
-    """
+    """:func:`start_from` with the network in a checkpoint, spiking or not."""
     state, facts = unpack(path)
     T = recipe_of(path, facts).T if facts.get("kind") == "SNN" else 1
     start_from(net, state, gain, source_T=T, source=str(path))

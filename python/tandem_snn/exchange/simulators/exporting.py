@@ -14,7 +14,7 @@ from ...frozen.network import FrozenNetwork
 from ...frozen.stages import CannotLower
 from ...frozen.stages import Stage as Layer
 from ..listing import Stage, listing_of
-from .neurons import Neuron
+from .neurons import Neuron, neuron_of
 
 WriteNeuron = Callable[[Neuron], tuple[nn.Module, float | Tensor]]
 
@@ -27,9 +27,6 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
         write: a function that returns the other simulator's module for a neuron (factor 1 and offset 0), and an
             additional current that this module needs at each step. It raises ValueError if the neuron is not supported.
         windows: the modules for timing "window", see spikingjelly_windows.py; None: not supported.
-
-    Raises:
-        CannotLower: a layer is not supported; the message names it.
     """
     network = listing_of(net, x, readout=False)
     if network.waits and windows is None:
@@ -77,18 +74,13 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
 
 
 def _add_as_they_are(stages: list[Stage]) -> None:
-    """Remove the scale of shortcuts.
-
-    It is folded into the weights of the shortcut or, if it is one number for all channels, it becomes the unit of the
-    potential. Shortcuts of spikes with a gain per channel keep their scale.
-    """
+    """Fold the scale of a shortcut into its weights; if it is one number, make it the unit of the potential."""
     named = {stage.name: stage.layer for stage in stages}
     for stage in stages:
         layer = stage.layer
-        scale = layer.residual_scale
+        scale, path = layer.residual_scale, named.get(str(stage.residual))
         if scale is None:
             continue
-        path = named.get(str(stage.residual))
         if path is not None and not path.fires:
             _multiply(path, scale)
         elif bool((scale == scale[0]).all()):
@@ -106,11 +98,8 @@ def _multiply(layer: Layer, factor: Tensor) -> None:
 
 
 def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tensor]:
-    v_init = 0.0 if stage.layer.v_init is None else stage.layer.v_init.detach().float()
-    if isinstance(v_init, Tensor) and (v_init.dim() == 0 or bool((v_init == v_init.flatten()[0]).all())):
-        v_init = v_init.flatten()[0].item()
     try:
-        return write(Neuron(stage.layer.threshold, stage.layer.leak, v_init))
+        return write(neuron_of(stage.layer))
     except ValueError as error:
         raise CannotLower(stage.name, str(error)) from error
 

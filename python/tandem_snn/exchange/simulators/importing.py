@@ -21,7 +21,7 @@ from ...convert.graph import CannotConvert, Graph, Op, refuse
 from ...convert.layers import average_of
 from ...convert.lowering import Lowering
 from ...nn import general, maximum
-from .neurons import Neuron
+from .neurons import Firing, Neuron
 
 NOT_LINEAR = "it is not linear, so its results do not add up over the steps: apply it to the answer instead"
 NO_COUNTERPART = (
@@ -31,25 +31,6 @@ NO_COUNTERPART = (
 ONE_STEP = "the forward of the network must compute one time step, without a loop over time"
 PRODUCTS = (*kinds.SYNAPSES, "batch_norm")  # their constants, the biases, are multiplied by T
 ReadNeuron = Callable[[nn.Module], Neuron | None]
-
-
-class _Firing(nn.Module):
-    """A stand-in for the neurons of another simulator.
-
-    Args:
-        tells: whether its forward also returns the membrane potential.
-    """
-
-    def __init__(self, neuron: Neuron, tells: bool) -> None:
-        super().__init__()
-        self.neuron, self.tells = neuron, tells
-
-    def forward(self, x: Tensor, *state: Any) -> Any:
-        spikes = torch.relu(x)
-        return (spikes, torch.neg(x)) if self.tells else spikes
-
-    def init_leaky(self) -> None:
-        raise ValueError("its forward makes new potentials")
 
 
 def import_network(
@@ -71,8 +52,6 @@ def import_network(
         plain: the base class of the other simulator's versions of torch's layers.
         tells: whether the forward of a neuron also returns its membrane potential.
 
-    Raises:
-        CannotConvert: a node or a module is not supported; the message names it.
     """
     encoder = tnn.Encoder(T, mode)
     memo: dict[int, Any] = {}
@@ -81,7 +60,7 @@ def import_network(
             neuron = read(module)
         except ValueError as error:
             raise CannotConvert(f"module {name!r}: {error}") from error
-        stand_in = _torchs_own(module, plain) if neuron is None else _Firing(neuron, tells(module))
+        stand_in = _torchs_own(module, plain) if neuron is None else Firing(neuron, tells(module))
         if stand_in is not None:
             stand_in.step_mode = "s"  # the forward of net may read it
             memo[id(module)] = stand_in
@@ -131,7 +110,7 @@ def _forget_state(graph: Graph) -> None:
         raise CannotConvert(
             f"module {twice.path!r}: its neurons are used twice: use a module of their own for each; {ONE_STEP}"
         )
-    potentials = [op for op in graph.ops if isinstance(op.module, _Firing) and not _is_firing(op)]
+    potentials = [op for op in graph.ops if isinstance(op.module, Firing) and not _is_firing(op)]
     potentials += [op for op in graph.ops if op.kind == "input"][1:]
     (output,) = [op for op in graph.ops if op.kind == "output"]
     answers = [value for value in output.inputs if value not in potentials]
@@ -148,12 +127,12 @@ def _forget_state(graph: Graph) -> None:
 
 
 def _neuron_of(op: Op) -> Neuron:
-    assert isinstance(op.module, _Firing)
+    assert isinstance(op.module, Firing)
     return op.module.neuron
 
 
 def _is_firing(op: Op) -> bool:
-    return isinstance(op.module, _Firing) and op.kind == "relu"
+    return isinstance(op.module, Firing) and op.kind == "relu"
 
 
 class _Importing(Lowering):
@@ -167,16 +146,12 @@ class _Importing(Lowering):
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         super().__init__(graph, encoder, 1.0, 0.0)
-        self._sum_functions(graph.ops)
-
-    def _sum_functions(self, ops: list[Op]) -> None:
-        """Multiply biases that do not belong to a layer by T."""
         self.attributes = dict(self.attributes)
-        biases = {op.args["bias"].target for op in ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)}
-        for path in biases:
+        products = [op for op in graph.ops if op.kind in kinds.SYNAPSES and isinstance(op.args["bias"], Op)]
+        for path in {op.args["bias"].target for op in products}:  # biases of functions; _sum_over has those of layers
             if not isinstance(self.ann.get_submodule(path.rpartition(".")[0]), (nn.Linear, _ConvNd)):
                 self.attributes[path] = _scaled(self.attributes[path], self.encoder.T)
-        for op in ops:
+        for op in graph.ops:
             if kinds.is_relu(op) and not self.fires(op):
                 raise refuse(op, "a ReLU: only networks of spiking neurons can be imported")
             if op.kind == "batch_norm" and not op.alone:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from ...frozen.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,8 @@ class Neuron:
     @property
     def is_plain(self) -> bool:
         """Whether it is an IF neuron with threshold 1 that starts at 0."""
-        return (self.leak, self.factor) == (1.0, 1.0) and all(
-            not isinstance(value, Tensor) and value == expected
-            for value, expected in ((self.threshold, 1.0), (self.v_init, 0.0), (self.offset, 0.0))
-        )
+        values = (self.threshold, self.leak, self.v_init, self.factor, self.offset)
+        return not any(isinstance(value, Tensor) for value in values) and values == (1.0, 1.0, 0.0, 1.0, 0.0)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of a layer of this package, for currents in the unit of the potential."""
@@ -73,3 +74,25 @@ class Neuron:
         a = (1 - self.leak) * threshold
         v_init, offset = self.v_init / self.leak + a, self.offset + (1 - self.leak) * a
         return replace(self, threshold=threshold, v_init=v_init, offset=offset)
+
+
+def neuron_of(layer: Stage) -> Neuron:
+    v_init = 0.0 if layer.v_init is None else layer.v_init.detach().float()
+    if isinstance(v_init, Tensor) and bool((v_init == v_init.flatten()[0]).all()):
+        v_init = v_init.flatten()[0].item()
+    return Neuron(layer.threshold, layer.leak, v_init)
+
+
+class Firing(nn.Module):
+    """A stand-in for the neurons of another simulator; ``tells``: its forward also returns the membrane potential."""
+
+    def __init__(self, neuron: Neuron, tells: bool) -> None:
+        super().__init__()
+        self.neuron, self.tells = neuron, tells
+
+    def forward(self, x: Tensor, *state: Any) -> Any:
+        spikes = torch.relu(x)
+        return (spikes, torch.neg(x)) if self.tells else spikes
+
+    def init_leaky(self) -> None:
+        raise ValueError("its forward makes new potentials")
