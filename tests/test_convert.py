@@ -230,7 +230,10 @@ def test_the_twin_computes_with_weights_of_few_bits() -> None:
     assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}, {"gain": torch.rand(16) + 0.5}],
+)
 def test_the_twin_of_any_spiking_network(options: dict) -> None:
     """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain."""
     net = nn.Sequential(

@@ -75,7 +75,8 @@ def events() -> tuple[nn.Module, te.SpikeTrain]:
 
 
 def of_float64() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(tnn.Encoder(4), tnn.AvgPool2d(2), tnn.Conv2d(2, 3, 2), tnn.Flatten(), tnn.Readout(3, 2))
+    conv, readout = tnn.Conv2d(2, 3, 2, weight_bits=3), tnn.Readout(3, 2, weight_bits=4)
+    net = nn.Sequential(tnn.Encoder(4), tnn.AvgPool2d(2), tnn.Conv2d(2, 2, 1), conv, tnn.Flatten(), readout)
     return net.double(), torch.rand(3, 2, 4, 4).double()
 
 

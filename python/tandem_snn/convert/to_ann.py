@@ -23,19 +23,15 @@ class Units(nn.Module):
 
     def __init__(self, layer: tnn.SpikingLayer) -> None:
         super().__init__()
-        assert not isinstance(layer.gain, str)
-        self.gain = layer.gain
-        self.threshold: float | Tensor
-        if isinstance(layer.threshold, Tensor) and not isinstance(layer.threshold, nn.Parameter):
-            self.register_buffer("threshold", layer.threshold)
-        else:
-            self.threshold = layer.threshold
+        for name in ("gain", "threshold"):
+            value = getattr(layer, name)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
     def forward(self, a: Tensor) -> Tensor:
-        threshold = self.threshold
-        if isinstance(threshold, Tensor) and threshold.dim():
-            threshold = over_space(threshold, a.shape)
-        return a * self.gain / threshold
+        return a * over_space(self.gain, a.shape) / over_space(self.threshold, a.shape)
 
 
 class Rounded(nn.Module):
@@ -134,7 +130,8 @@ def _rounded(twin: Any, layer: Any) -> Any:
 def _activated(layer: Any) -> nn.Module:
     twin = layer_of([ann.Linear, ann.Conv1d, ann.Conv2d], layer.weight, layer.bias, layer._geometry())
     twin.norm = layer.norm
-    follows = layer.gain == "threshold" or (isinstance(layer.threshold, float) and layer.gain == layer.threshold)
+    numbers = not isinstance(layer.gain, Tensor) and not isinstance(layer.threshold, Tensor)
+    follows = layer.gain == "threshold" or (numbers and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)
     twin.units = (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Units(layer)
     return _rounded(twin, layer)

@@ -227,8 +227,8 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
         if kind == "Pair":
             row[f"{name}_h"], row[f"{name}_w"] = value
         elif "Tensor" in kind:
-            if value is not None and name != "weight":
-                value = value.to(torch.promote_types(dtype, torch.float32))
+            if value is not None:
+                value = value.to(_stored(name, few_bits, dtype))
             if name == "v_init" and value is not None and value.dim() > 1:
                 value = value.movedim(0, -1)  # neurons are channels-last
             row[name] = block.put(value)
@@ -239,7 +239,6 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
 
 def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
     """Decode the stage of a row, whose offsets the executor has checked."""
-    compute = torch.promote_types(dtype, torch.float32)
     values: dict[str, Any] = {}
     for key, kind in _TYPES.items():
         if kind == "Pair":
@@ -254,15 +253,23 @@ def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
     if not row["v_height"]:
         shapes["v_init"] = ()
     for key in (key for key, kind in _TYPES.items() if "Tensor" in kind and row[key] != ABSENT):
-        stored = compute if key != "weight" else torch.int8 if row["few_bits"] else dtype
+        stored = _stored(key, row["few_bits"], dtype)
         shape = shapes.get(key, (row["outputs"],))
         end = row[key] + stored.itemsize * math.prod(shape)
         tensor = numbers[row[key] : end].clone().view(stored).view(shape)
         if key == "v_init" and tensor.dim() > 1:
             tensor = tensor.movedim(-1, 0).contiguous()
         of_weights = key == "step" or (key, values["kind"]) in (("shift", "readout"), ("v_init", "average"))
+        of_weights |= key == "weight" and dtype == torch.float64  # int8 kernels do not support a float64 scale
         values[key] = tensor.to(dtype) if of_weights else tensor
     return Stage(name, **values)
+
+
+def _stored(name: str, few_bits: int, dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a program holds a tensor of a stage."""
+    if name != "weight":
+        return torch.promote_types(dtype, torch.float32)
+    return torch.int8 if few_bits else dtype
 
 
 def _bits(value: float) -> int:
