@@ -56,7 +56,7 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
     for result in results:
         if result.get("pictures") and _kinds(result):
             size = (result["pictures"]["shape"][0] + 1.0, 1.1 * len(_kinds(result)))
-            caption = f"`{result.name}`: test images, and what the networks make of them"
+            caption = f"`{result.name}`: test images and their reconstructions"
             add(f"pictures-{result.name}", caption, _pictures, result, size)
     return drawn
 

@@ -238,11 +238,11 @@ def _section(result: dict[str, Any], picture: str) -> str:
         *([result["remark"], ""] if "remark" in result else []),
         f"<!-- picture: {picture} | Every case, relative to the ANN -->",
         "",
-        "| case | what | ours | must reach | others, relative to the base |",
+        "| case | what | ours | limit | others, relative to the base |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [_line(row) for row in result["rows"]]
-    lines += ["", "### Spikes and answers", "", "| case | spikes per step / nonzero nibbles per byte | answers |"]
+    lines += ["", "### Spikes", "", "| case | spikes per step / nonzero nibbles per byte | agreement |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| {row['case']} | {rates(row)} | {answers(row)} |" for row in result["rows"]]
     disturbed = [row["case"] for row in result["rows"] if row.get("disturbed", 0) > 0.1]
@@ -274,7 +274,7 @@ def _both_timings(result: dict[str, Any]) -> str:
     lines = [
         f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}, {result['machine']['cpu']}:",
         "",
-        "| case | ANN, ms | this, step | must reach | this, window | must reach | plain PyTorch, window |",
+        "| case | ANN, ms | step timing | limit | window timing | limit | plain PyTorch, window timing |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
@@ -319,7 +319,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     quantities = {row["quantity"] for row in rows}
     what = " or ".join(["time"] * ("time" in quantities) + ["bytes"] * bool(quantities - {"time"}))
     copied = ", of the scan to a copy" * any(row["base"] == "copy" for row in rows)
-    axes.set_xlabel(f"{what} relative to the ANN{copied}, log scale{'; bars: what must be reached' * bars}")
+    axes.set_xlabel(f"{what} relative to the ANN{copied}, log scale{'; bars: limits' * bars}")
     axes.grid(alpha=0.3, axis="x")
     figure.suptitle(f"{result['machine'].get('cpu', '')}, {result['threads']} thread{'s' * (result['threads'] > 1)}")
     figure.legend(fontsize=8, loc="outside lower center", ncols=4)

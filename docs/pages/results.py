@@ -37,10 +37,10 @@ NAMES = {
 # What must be known to read a table.
 _REMARKS = {
     "cifar10-jpeg": "The images are lossy JPEG files, so the accuracy differs from that on the official images.",
-    "digits": "There are too few for a validation split: the weights of the last epoch are tested.",
+    "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": (
-        "The full data set has 60,000 + 10,000 recordings. Where the numbers of samples below are smaller, the "
-        "accuracy is for a subset and cannot be compared with published results."
+        "The full data set has 60,000 + 10,000 recordings. The accuracy of a subset cannot be compared with published "
+        "results."
     ),
 }
 CLOSE = 0.3  # points: what counts as the twin's accuracy
@@ -70,7 +70,7 @@ def write(results: Sequence[Result], out: Path, cost: dict[str, Any] | None = No
 
 def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str]:
     data, regression = results[0].recipe.data, results[0].metric == "mse"
-    yield f"## {NAMES[data]}{', as its own target' if regression else ''}"
+    yield f"## {NAMES[data]}{', reconstruction' if regression else ''}"
     yield ""
     counts = results[0].get("samples") or {}
     samples = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
@@ -79,16 +79,16 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
     difference = "SNN / ANN" if regression else "difference"
     metric = "MSE" if regression else "accuracy"
     head = (
-        "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "twin, continued",
+        "run", "network", "T", "otherwise", "seeds", f"SNN {metric}", "ANN twin", difference, "continued twin",
         difference, "SynOps", "energy", "firing rate", "step, SNN / ANN",
     )  # fmt: skip
     yield from _table(head, map(_row, results))
     best = front(results)
     if not regression and len(results) > len(best) > 1:
-        yield f"On the front of accuracy against SynOps: {', '.join(f'`{r.name}`' for r in best)}."
+        yield f"Pareto front of accuracy against SynOps: {', '.join(f'`{r.name}`' for r in best)}."
         close = [r for r in best if r.twin is not None and r.value >= r.twin - CLOSE]
         if close:
-            yield f"Within {CLOSE} points of its twin at the fewest SynOps: `{close[0].name}`."
+            yield f"Fewest SynOps within {CLOSE} points of the twin: `{close[0].name}`."
         yield ""
     if not regression:
         yield from _by_steps(results)
@@ -102,7 +102,7 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         yield ""
     exits = [r for r in results if r.get("early_exit")]
     if exits:
-        yield "Early exit, of the first seed: accuracy (mean number of steps)."
+        yield "Early exit at a confidence, first seed: accuracy (mean number of steps)."
         yield ""
         confidences = [one["confidence"] for one in exits[0]["early_exit"]]
         rows = ([f"`{r.name}`", *(_exit(one) for one in r["early_exit"])] for r in exits)
@@ -124,8 +124,8 @@ def _by_steps(results: Sequence[Result]) -> Iterator[str]:
         return "; ".join(f"{_to_longest(r)} ({r['synops_ratio']:.2f})" for r in here)
 
     yield (
-        "Difference to the twin, or with † to the twin that was trained as long, and SynOps in brackets, by T. Each "
-        f"difference has an interval of about ±{width:.1f} points (95 %, {samples:,} test samples):"
+        "Difference to the twin, or with † to the continued twin, and SynOps in brackets, by T. The 95 % interval of "
+        f"each difference is about ±{width:.1f} points ({samples:,} test samples):"
     )
     yield ""
     head = ("network", "otherwise", *(f"T = {T}" for T in steps))
@@ -243,9 +243,9 @@ def cost_section(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"Forward and backward of {rows[0]['title'].partition(': ')[2].partition(', T=')[0]}, without batch norm, at a "
         f"firing rate of 10%; {result['threads']} thread{'s' * (result['threads'] > 1)}, {clock}, medians. An epoch is "
-        f"{EPOCH:,} images. Memory is the growth of the process in a step, without weights and inputs. BPTT is "
-        "backpropagation through time with a surrogate gradient in plain PyTorch, its products batched over time. The "
-        "ANN does not depend on T and is measured for each T."
+        f"{EPOCH:,} images. Memory is the growth of the process in a step, without weights and inputs. BPTT: "
+        "backpropagation through time with a surrogate gradient in plain PyTorch, products batched over time. The ANN "
+        "does not depend on T and is measured for each T."
     )
     yield ""
     heads = ["T", *(f"{name}, s per epoch" for name in rivals), *(f"{name}, peak MiB" for name in rivals)]
