@@ -98,8 +98,8 @@ def table(result: dict[str, Any]) -> str:
         ("converted and calibrated", "converted_floor"),
         ("**converted and calibrated, v_init = ϑ/2**", "converted_rounded"),
         ("the same, gate resu", "silenced"),
-        ("timing window, v_init = 0", "windows_floor"),
-        ("**timing window, v_init = ϑ/2**", "windows_rounded"),
+        ("window timing, v_init = 0", "windows_floor"),
+        ("**window timing, v_init = ϑ/2**", "windows_rounded"),
         ("**converted and calibrated, v_init = ϑ/2, after one tandem epoch**", "tandem_epoch"),
         ("the ANN itself, after that tandem epoch", "ann_after_tandem_epoch"),
     ]

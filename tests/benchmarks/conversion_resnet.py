@@ -53,7 +53,7 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(f"T = {T}" for T in WINDOWS) + " |", "| --- " * (1 + len(WINDOWS)) + "|"]
     for timing, (label, name) in itertools.product(TIMINGS, ROWS.items()):
         cells = [f"{result['T'][str(T)][timing][name]:.2f}" for T in WINDOWS]
-        lines.append(f"| timing {timing}: {label} | {' | '.join(cells)} |")
+        lines.append(f"| {timing} timing: {label} | {' | '.join(cells)} |")
     for label, name in ("ANN", "ann"), ("ANN, one further epoch", "ann_further_epoch"):
         lines.append(f"| {label} | {result[name]:.2f} " + "| " * (len(WINDOWS) - 1) + "|")
     return "\n".join(lines)
