@@ -58,10 +58,12 @@ def test_what_passes_it_on() -> None:
 
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("timing", ["step", "window"])
-def test_frozen_networks_have_it_in_their_weights(timing: str, bits: int | None) -> None:
+@pytest.mark.parametrize("gain", ["threshold", "a tensor"])
+def test_frozen_networks_have_it_in_their_weights(gain: str, timing: str, bits: int | None) -> None:
     def settings(n: int) -> dict[str, Any]:
         threshold = torch.rand(n) + 0.5
-        return {"threshold": threshold, "v_init": threshold / 2, "gain": "threshold", "timing": timing}
+        worth = gain if gain == "threshold" else threshold.clone()
+        return {"threshold": threshold, "v_init": threshold / 2, "gain": worth, "timing": timing}
 
     net = nn.Sequential(
         tnn.Encoder(8, gain=1 / 8), tnn.Conv2d(2, 6, 3, norm=True, **settings(6)), tnn.MaxPool2d(2),

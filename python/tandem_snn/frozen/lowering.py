@@ -306,8 +306,8 @@ def round_(net: nn.Module, bits: int | None) -> None:
     if bits is not None and general is not None:
         raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")
     layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
-    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer) and layer.gain == "threshold"]
-    by_channel = any(isinstance(layer.threshold, Tensor) and layer.threshold.dim() for layer in firing)
+    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer)]
+    by_channel = any(_by_channel(layer.threshold if layer.gain == "threshold" else layer.gain) for layer in firing)
     for layer in layers:
         layer.weight_bits = layer.weight_bits if bits is None else bits
         if layer.weight_bits is not None and not by_channel:
