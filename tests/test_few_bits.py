@@ -15,7 +15,7 @@ from tandem_snn.nn.quantise import quantise
 OPTIONS = {"shape": (3, 8, 8), "classes": 10, "T": 8, "width": 0.2}
 
 
-@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
 @pytest.mark.parametrize("shape", [(9, 300), (4, 3, 5, 5), (3, 0), (0, 4)])
 def test_the_kernel_rounds_as_torch_does(shape, bits):
     """Halves too, which a product with the inverse of the step may miss; and numbers below the normal ones."""
@@ -30,15 +30,36 @@ def test_the_kernel_rounds_as_torch_does(shape, bits):
     for w in (weight, weight.to(memory_format=torch.channels_last) if image else weight.t().clone().t()):
         q, step = torch.ops.tandem.quantise(w, bits)
         peak = w.abs().flatten(1).amax(1) if w[:1].numel() else w.new_zeros(len(w))
-        assert torch.equal(step, torch.where(peak / largest == 0, 1.0, peak / largest))
+        shares = torch.tensor([[1], [0.75], [0.5], [0.375], [0.25]] if bits <= 3 else [[1]])
+        assert (step == shares * torch.where(peak / largest == 0, 1.0, peak / largest)).any(0).all()
         quotient = w / step.view(-1, *[1] * (w.dim() - 1))
         assert torch.equal(q.float(), quotient.round().clamp(-largest, largest))
         assert w.dim() == 2 or q.stride() == w.stride()
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_large_weight_does_not_round_the_others_to_zero(bits, monkeypatch):
+    """The step has the least squared error of five, and is the same with and without the kernel."""
+    largest = 2 ** (bits - 1) - 1
+    weight = torch.distributions.StudentT(3.0).sample((40, 333))
+    q, step = quantise(weight, bits)
+    shares = weight.abs().amax(1) / largest * torch.tensor([[1], [0.75], [0.5], [0.375], [0.25]])
+    rounded = (weight / shares.unsqueeze(-1)).round().clamp(-largest, largest) * shares.unsqueeze(-1)
+    errors = (rounded - weight).square().sum(-1)
+    assert ((q * step[:, None] - weight).square().sum(-1) <= errors.amin(0) * 1.001).all()
+    assert errors.amin(0).sum() < 0.8 * errors[0].sum()
+    grid, same = quantise(q * step[:, None], bits)
+    assert torch.equal(grid, q)
+    torch.testing.assert_close(same, step)
+    monkeypatch.setattr("tandem_snn.nn.quantise._has_kernel", lambda weight: False)
+    for ours, theirs in zip((q, step), quantise(weight, bits), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_weights_that_are_no_numbers_make_the_step_none():
     weight = torch.ones(3, 20)
     weight[0, 3], weight[1, 4] = torch.nan, -torch.inf
+    assert quantise(weight, 2)[1][:2].isfinite().logical_not().all()
     q, step = torch.ops.tandem.quantise(weight, 8)
     assert step.isnan().tolist() == [True, False, False]
     assert step[1].isinf()
@@ -87,7 +108,7 @@ def few_bits(name, bits, **options):
     with torch.no_grad():
         q = torch.randint(-largest, largest + 1, layer.weight.shape).float()
         q.view(7, -1)[:, 0] = largest
-        q.view(7, -1)[:, 1:] += torch.rand_like(q.view(7, -1)[:, 1:]) * 0.8 - 0.4
+        q.view(7, -1)[:, 1:] += torch.rand_like(q.view(7, -1)[:, 1:]) * 0.2 - 0.1
         step = 2.0 ** (torch.randint(-3, 0, (7,)) - bits + 2)
         layer.weight.copy_(q.clamp(-largest, largest) * step.view(-1, *[1] * (q.dim() - 1)))
         layer.bias.copy_(dyadic(7))

@@ -10,6 +10,11 @@ from torch import Tensor
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.neuron import over_inputs
 
+# With 2 or 3 bits a few large weights would round most others to 0, so the largest may be clipped: the step is one of
+# these shares of peak/largest. A multiple of 1/_PARTS of the peak, so that sums of errors are exact.
+_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4)
+_PARTS = 5376
+
 
 def check_bits(bits: object) -> None:
     if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8):
@@ -17,7 +22,10 @@ def check_bits(bits: object) -> None:
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return integers q (as floats), |q| < 2^(bits-1), and steps [N] with weight ≈ step·q."""
+    """Return integers q (as floats), |q| < 2^(bits-1), and steps [N] with weight ≈ step·q.
+
+    A step is the row's peak / (2^(bits-1) - 1), or with 2 or 3 bits a share of it, the one with the least squared error.
+    """
     if _has_kernel(weight):
         q, step = torch.ops.tandem.quantise.default(weight, bits)
         return q.to(weight.dtype), step
@@ -26,8 +34,21 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     peak = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     step = peak / largest
     step = torch.where(step == 0, torch.ones_like(step), step)
+    if bits <= 3:
+        step = step * _best_share(rows, step, largest)
     q = (weight / over_inputs(step, weight)).round().clamp(-largest, largest)
     return q, step
+
+
+def _best_share(rows: Tensor, step: Tensor, largest: int) -> Tensor:
+    """Return the share of each row's step with the least squared error, the first of equals."""
+    parts = (rows.abs() / step.unsqueeze(1) * (_PARTS // largest)).round()
+    errors = []
+    for share in _SHARES:
+        own = _PARTS // largest * share
+        left = parts - own * (parts * (1 / own)).clamp(max=largest).round()
+        errors.append(left.double().square().sum(1))
+    return step.new_tensor(_SHARES)[torch.stack(errors).argmin(0)]
 
 
 def _has_kernel(weight: Tensor) -> bool:
