@@ -50,19 +50,13 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
         outside, others = ([*s.shape[:dim], *s.shape[dim + 1 :]] for s in (first, other))
         if len(other.shape) != dims or outside != others:
             raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
-        each_its_own = dim == 1 and all(isinstance(s.gain, Tensor) and s.gain.dim() for s in (first, other))
-        if not each_its_own and not _same_gain(first.gain, other.gain):
+        gains: list[Any] = [first.gain, other.gain]
+        tensors = [isinstance(gain, Tensor) for gain in gains]
+        # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
+        same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
+        if not same and not (dim == 1 and all(tensors) and all(gain.dim() for gain in gains)):
             raise ValueError(f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}")
     return first.concatenate(signals, dim)
 
 
-def _same_gain(a: float | Tensor, b: float | Tensor) -> bool:
-    """Tensors must be the same object: comparing values would synchronise, and one of two gradients would be lost."""
-    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
-
-
-def _cat_signals(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-    return cat(batch)
-
-
-default_collate_fn_map[Signal] = _cat_signals  # torch's registry of types for DataLoaders
+default_collate_fn_map[Signal] = lambda batch, **_: cat(batch)  # torch's registry of types for DataLoaders

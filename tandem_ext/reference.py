@@ -6,6 +6,7 @@ of the product are exact. It uses no kernel, does not check arguments, and is sl
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
-from .rounding import square_root
 from .train import SpikeTrain
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -146,12 +146,7 @@ def _layer(
     """Neurons with z = scale·(gain·step·W c + bias) + shift, or driven by x if there is no weight.
 
     With ``eps``, scale and shift are γ and β of batch norm: currents and ANN branch use the same batch statistics.
-
-    Args:
-        step: [N], the quantisation step of int8 weights.
-
-    Returns:
-        (train, mean, var), or ((train, v), mean, var) with ``return_v``.
+    ``step`` [N] is the quantisation step of int8 weights.
     """
     window, before = timing == "window", x.bad if isinstance(x, SpikeTrain) else None
     given: Any = weight if weight is not None else x
@@ -244,9 +239,7 @@ def _neurons(
 def _currents(
     x: Tensor | Input, weight: Tensor | None, geometry: Any, dtype: torch.dtype, window: bool
 ) -> tuple[Tensor, int, Tensor, float | Tensor]:
-    """Multiply the input x by the weight, if there is one.
-
-    An output that has an infinite or NaN weight receives NaN at every step.
+    """Multiply the input x by the weight, if there is one; an output with an infinite or NaN weight gets NaN.
 
     Returns:
         (y, T, total, gain): y is [T, B, *features] in ``dtype``, or with ``window`` the exact sum [1, B, *features],
@@ -304,6 +297,26 @@ def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Ten
 def _divided(x: Tensor, by: int) -> Tensor:
     """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
     return x / torch.full_like(x, by)
+
+
+def square_root(x: Tensor) -> Tensor:
+    """Return the square root of x, float32 or float64, rounded to nearest. torch's may be off by one unit.
+
+    A neighbour at distance g from torch's root is nearer if the remainder x - root² exceeds g·root. The remainder is
+    exact: splitting the root in two halves gives the error of its square (Dekker, Numerische Mathematik 18, 1971).
+    """
+    if x.dtype != torch.float64:
+        return square_root(x.double()).to(x.dtype)
+    root = x.sqrt()
+    high = root * (2.0**27 + 1)
+    high = high - (high - root)
+    low = root - high
+    square = root * root
+    error = ((high * high - square) + 2 * high * low) + low * low
+    rest = (x - square) - error
+    above, below = root.nextafter(torch.full_like(root, math.inf)), root.nextafter(torch.zeros_like(root))
+    root = torch.where(rest > (above - root) * root, above, root)
+    return torch.where((rest < 0) & (-rest >= (root - below) * root), below, root)
 
 
 def _not_finite(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tandem_ext as te
-from tandem_ext.rounding import square_root
+from tandem_ext.reference import square_root
 
 ref, seeds = te.reference, st.integers(0, 2**16)
 

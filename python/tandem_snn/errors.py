@@ -13,11 +13,7 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A run received a signal to stop, and stopped after writing a checkpoint.
-
-    Attributes:
-        signal: the number of the signal.
-    """
+    """A run received ``signal``, a request to stop, and stopped after writing a checkpoint."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -20,18 +21,11 @@ def total() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def forget_peak() -> None:
-    """Reset the peak (VmHWM) to the memory in use now."""
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")
-
-
 def resident(key: str = "VmRSS") -> int:
     """Return the memory in use now (VmRSS) or at the peak (VmHWM), in bytes."""
-    with open("/proc/self/status") as f:
-        for line in f:
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status does not contain {key}")
 
 
@@ -80,7 +74,7 @@ class PeakMemory:
             try:
                 gc.collect()
                 return_freed()  # growth into freed memory would not be visible
-                forget_peak()
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
                 self._before = resident()
             except OSError:
                 self._before = -1

@@ -49,20 +49,10 @@ def _is_size(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to build a model: the options of :func:`tandem_snn.create_model`.
+    """How to build a model: the options of :func:`tandem_snn.create_model`, for ``tandem_snn.nn`` or its twins.
 
-    Attributes:
-        layers: ``tandem_snn.nn`` or ``tandem_snn.ann``.
-        dropout: replaces every dropout probability of the architecture.
-        norm: whether layers with neurons have batch norm, or else a bias.
-        threshold: None: 1, or with ``ann_units`` 4/T, for activations up to 4.
-        learn_threshold: "layer" or "channel": learn one threshold per layer or channel, starting at ``threshold``.
-        gamma: the initial γ. None: :func:`tandem_snn.nn.initial_gamma` for T and timing, or with ``ann_units`` 1.
-        v_init: the initial potential, in units of the threshold. None: 0, or 0.5 with timing "window", which rounds to
-            the nearest count.
-        ann_units: multiply a direct input by 1/T per step, so that every z is in the units of an ANN with the same
-            weights. Thresholds are then buffers, which ``calibrate`` sets from data.
-        neuron: further settings of the layers with neurons (gate, bn_stats, ...).
+    ``neuron`` holds further settings of the layers with neurons. With ``ann_units`` every z is in the units of an ANN
+    with the same weights, and thresholds are buffers, by default 4/T for activations up to 4.
     """
 
     layers: ModuleType

@@ -113,21 +113,10 @@ img {{ max-width: 100%; }}</style></head>
 
 
 def write_report(run: Path, out: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Writes the report of a run as one HTML file that loads nothing else.
+    """Writes the report of a run, a folder of ``tandem-snn train``, as one HTML file that loads nothing else.
 
     Its tables show the summary, means over the seeds. Its pictures of neurons and the confusion matrix show the first
     seed's network, which is run on the test samples.
-
-    Args:
-        run: a folder written by ``tandem-snn train``.
-        out: the file; default ``run/report.html``.
-        data_dir: the folder of the data set's files, see :func:`tandem_snn.data.load`.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: no run, a damaged run, no data, no matplotlib, or a file that cannot be written.
     """
     out = run / "report.html" if out is None else out
     try:

@@ -104,10 +104,7 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
-    """Return x padded, the weight in the dtype that torch.autocast gives to products, and the output shape.
-
-    A gain per channel is multiplied into the weight; a single gain stays with x.
-    """
+    """Return x padded, the weight in the dtype that torch.autocast gives to products, and the output shape."""
     x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a 0-dim tensor is the gain

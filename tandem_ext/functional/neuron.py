@@ -95,12 +95,7 @@ def checked(
     return_v: bool = False,
     **unknown: Any,
 ) -> tuple[float | Tensor, float | Tensor, Static]:
-    """Check the keyword arguments :class:`Neuron` that are not tensors.
-
-    Returns:
-        (threshold, v_init, static). With a tensor threshold, potentials are measured in units of it and
-        ``static.threshold`` is 1.
-    """
+    """Check the keyword arguments :class:`Neuron` that are not tensors; return (threshold, v_init, static)."""
     if unknown:
         raise TypeError(f"{min(unknown)}: no such argument; neurons have {', '.join(Neuron.__annotations__)}")
     if not isinstance(threshold, Tensor):
@@ -123,12 +118,7 @@ def checked(
 
 
 def shows(keywords: Any, defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """A decorator that replaces ``**neuron`` in the signature that help() and completion show.
-
-    Args:
-        keywords: a TypedDict of the keyword arguments to show.
-        defaults: their default values.
-    """
+    """A decorator that shows the keywords of a TypedDict in the place of ``**neuron`` in help() and completion."""
 
     def decorate(of: F) -> F:
         call: Any = of.__init__ if isinstance(of, type) else of  # type: ignore[misc]  # classes may share it

@@ -71,10 +71,7 @@ class Product(NamedTuple):
         return _CONV[weight.dim()](x, channels_last(weight), None, *self.geometry)
 
     def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
-        """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype.
-
-        ``stored`` is the stored tensor of a train with the given timing.
-        """
+        """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype."""
         counted = timing == "window"
         return _window_product(stored, T, weight, float32_precision(), *self.geometry, counted)
 

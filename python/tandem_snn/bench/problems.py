@@ -195,14 +195,13 @@ def make_problem(
         readout.weight.copy_(_normal((classes, fan_in), 0.3 * (fan_in * rate) ** -0.5 / T, GRID, generator))
         readout.bias.zero_()
         network.extend([tnn.Flatten(), readout])
-    batches = [replace(batch, target=_target(batch.x.shape[0], features, classes, generator)) for batch in batches]
-    return Problem(T, network, batches, rates, neurons)
 
+    def target(B: int) -> Tensor:
+        if classes:
+            return torch.randint(0, classes, (B,), generator=generator)
+        return _channels_last(torch.randn(B, *features, generator=generator), lead=1)
 
-def _target(B: int, features: Sequence[int], classes: int, generator: torch.Generator) -> Tensor:
-    if classes:
-        return torch.randint(0, classes, (B,), generator=generator)
-    return _channels_last(torch.randn(B, *features, generator=generator), lead=1)
+    return Problem(T, network, [replace(batch, target=target(len(batch.x))) for batch in batches], rates, neurons)
 
 
 def _draw(shape: Shape, signal: SpikeTrain | ConstantInput, rate: float, generator: torch.Generator) -> Any:

@@ -138,16 +138,12 @@ def info() -> None:
     """Print the facts for a bug report: build, machine, torch, environment variables and packages."""
     table = Table(show_header=False)
     environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
-    for section in _build(), _machine(), environment, _packages():
+    build = tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()}
+    for section in build, _machine(), environment, {package: _version(package) for package in PACKAGES}:
         for name, value in section.items():
-            table.add_row(name, value)
+            table.add_row(name, _text(value))
         table.add_section()
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pasted report has no broken lines
-
-
-def _build() -> dict[str, str]:
-    built = tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()}
-    return {name: _text(value) for name, value in built.items()}
 
 
 def _machine() -> dict[str, str]:
@@ -160,14 +156,11 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _packages() -> dict[str, str]:
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-
-    return {package: version(package) for package in PACKAGES}
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _text(value: Any) -> str:

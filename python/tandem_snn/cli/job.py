@@ -56,17 +56,10 @@ def run(
     interruption: Interruption | None = None,
     **store: Any,
 ) -> dict[str, Any] | None:
-    """Trains, measures and writes the results; a finished run is only read. Of several processes only the main one
-    writes.
+    """Trains, measures and writes the results; a finished run is only read. Other processes than the main one get None.
 
-    Args:
-        command: the command that reproduces the result.
-        twin, twins, store: as in :func:`tandem_snn.training.compare`.
-        interruption: from a caller that checks it after the run, since a signal during the final measurements does not
-            stop this run.
-
-    Returns:
-        The summary; None in processes other than the main one.
+    Arguments as in :func:`tandem_snn.training.compare`; ``command`` reproduces the result. The caller checks its own
+    ``interruption`` after the run, since a signal during the final measurements does not stop this run.
     """
     if resume and (restart or overwrite):
         raise UserError("--resume cannot be combined with --restart or --overwrite")

@@ -88,7 +88,13 @@ def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     except CannotConvert:
         raise
     except Exception as error:  # torch.export raises many classes of errors
-        raise CannotConvert(_why_not(error)) from error
+        text = str(error)
+        why = next((part for part in text.splitlines() if part.strip()), type(error).__name__)
+        if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+            why = f"its forward depends on values of the data (a branch or a loop), which a graph cannot: {why}"
+        else:
+            why = f"torch.export cannot trace the ANN ({type(error).__name__}: {why})"
+        raise CannotConvert(why) from error
 
 
 def _numbers(graph: Graph) -> list[Any]:
@@ -110,14 +116,6 @@ def _say_unused(graph: Graph) -> None:
     if unused:
         names = ", ".join(name.rstrip(".") for name in unused)
         warnings.warn(f"convert: {names} takes no part in evaluation: the spiking network is without it", stacklevel=4)
-
-
-def _why_not(error: Exception) -> str:
-    text = str(error)
-    line = next((part for part in text.splitlines() if part.strip()), type(error).__name__)
-    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        return f"its forward depends on values of the data (a branch or a loop), which a graph cannot: {line}"
-    return f"torch.export cannot trace the ANN ({type(error).__name__}: {line})"
 
 
 class _Reader:

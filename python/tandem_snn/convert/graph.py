@@ -68,11 +68,9 @@ class Op:
 
 @dataclass
 class Graph:
-    """The graph of an ANN.
+    """The graph of an ANN: its Ops in the order of execution, and the live ANN.
 
     Attributes:
-        ops: all Ops in the order of execution.
-        ann: the live ANN.
         attributes: Parameters, buffers and constants by path.
         sized: whether inputs have the size of the example. If not, shapes in the graph must not be relied on.
     """

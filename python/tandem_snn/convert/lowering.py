@@ -117,7 +117,8 @@ class Lowering(Builder):
 
     def _lower(self, op: Op) -> Value:
         if op.kind == "input":
-            return self._input(op)
+            x = self.graph.node_copy(op.source)
+            return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
         if op.kind in ("attribute", "size"):
             return Value("constant" if op.kind == "attribute" else "size")
         if op.kind == "output":
@@ -132,10 +133,6 @@ class Lowering(Builder):
         if self.fires(op) and op not in self.back:
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
-
-    def _input(self, op: Op) -> Value:
-        x = self.graph.node_copy(op.source)
-        return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
 
     def _begins(self, op: Op) -> bool:
         """Return whether the image is encoded at this Op."""

@@ -29,22 +29,10 @@ def bin_events(
     size: tuple[int, ...] | None = None,
     window: tuple[float, float] | None = None,
 ) -> SpikeTrain:
-    """One recording as a train with a batch of one.
+    """One recording as a train with a batch of one; arguments as in :func:`from_tonic`.
 
-    Args:
-        events: with the fields t and the names of ``shape``, in any order of time.
-        shape: of the sensor: [p, y, x], [p, x] or [x].
-        T: the number of frames, 1..65535.
-        bins: "time": frames of equal length, from the first event to the last; "count": frames with equal numbers of
-            events.
-        size: of the frames in space, [y, x] or [x]; default and maximum: the size of the sensor. A neuron gets the
-            events of all pixels that it covers. Spikes are binary: further events of a neuron in a frame are dropped.
-        window: as in :meth:`tandem_ext.SpikeTrain.from_events`; for bins by time only.
-
-    >>> events = {"t": [0, 1, 90], "x": [0, 1, 1], "y": [0, 0, 0], "p": [1, 1, 0]}
-    >>> bin_events(events, (2, 2, 2), T=2, size=(1, 1)).to_dense().flatten(1)  # on at step 0, off at step 1
-    tensor([[0., 1.],
-            [1., 0.]])
+    Events have t and the names of ``shape``, [p, y, x], [p, x] or [x], in any order of time. With ``size``, [y, x] or
+    [x], a neuron gets the events of all pixels that it covers. Further events of a neuron in a frame are dropped.
     """
     space = AXES[len(shape)]
     size = shape[-len(space) :] if size is None else size

@@ -94,7 +94,12 @@ def load(
     else:
         if size is not None:
             raise UserError(f"size: only for recordings and streams; the images of {name!r} cannot be resized")
-        train, test, class_names = _read_images(name, data_dir)
+        if name == "digits":
+            train, test, class_names = readers.read_digits()
+        elif name in readers.VISION:
+            train, test, class_names = readers.read_vision(name, data_root(name, data_dir))
+        else:
+            train, test, class_names = readers.read_cifar10_jpeg(data_root(name, data_dir))
     held_out = None
     if validation:
         kept, chosen = _hold_out(len(train))
@@ -110,13 +115,6 @@ def load(
         first, *others = (replace(part, **change) for part in parts if isinstance(part, TensorSplit))
         parts = [replace(first, augmentations=augmentations), *others]
     return Dataset.of(*parts, name=name, task=task, classes=class_names)
-
-
-def _read_images(name: str, data_dir: Folder | None) -> readers.Read:
-    if name == "digits":
-        return readers.read_digits()
-    root = data_root(name, data_dir)
-    return readers.read_vision(name, root) if name in readers.VISION else readers.read_cifar10_jpeg(root)
 
 
 def _hold_out(samples: int) -> tuple[torch.Tensor, torch.Tensor]:

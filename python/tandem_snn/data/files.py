@@ -45,10 +45,7 @@ def explained(how: str) -> str:
 def class_folders(
     name: str, folder: Path, suffixes: Sequence[str], how: str, expected: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], Listing]:
-    """(classes, (files, class of each file)) of a folder with one folder per class, in alphabetical order.
-
-    Hidden folders are skipped. Files must end in one of ``suffixes``, in any case.
-    """
+    """(classes, (files, class of each file)) of a folder with one folder per class, in alphabetical order."""
     if not folder.is_dir():
         raise missing(name, folder, how)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))

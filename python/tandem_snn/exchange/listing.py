@@ -69,12 +69,7 @@ class Stage:
 
 @dataclass
 class Listing:
-    """All stages in order, with the input and T of the network. The last stage is usually the Readout.
-
-    Attributes:
-        mode: "direct", "zero_expand" or "events", as in ``tnn.Encoder``.
-        shape: the shape of the input, [*features].
-    """
+    """All stages in order. ``mode`` is as in ``tnn.Encoder``, and ``shape`` is [*features] of the input."""
 
     stages: list[Stage]
     mode: str

@@ -38,18 +38,15 @@ def _check(group: Any, where: str, depth: int) -> None:
         place = f"{where}/{name}"
         if type(group.get(name, getlink=True)).__name__ != "HardLink":
             raise ValueError(f"{place} is a link to another place")
+        values = group[name]
         if group.get(name, getclass=True).__name__ == "Group":
-            _check(group[name], place, depth + 1)
-        else:
-            _check_values(group[name], place)
-
-
-def _check_values(values: Any, place: str) -> None:
-    if values.external or values.is_virtual:
-        raise ValueError(f"{place} lies in another file")
-    stored = values.id.get_storage_size()
-    if values.nbytes > _DENSEST * stored or values.nbytes > memory.total():
-        raise ValueError(f"{place} declares {values.nbytes:,} bytes, and the file holds {stored:,} for it")
+            _check(values, place, depth + 1)
+            continue
+        if values.external or values.is_virtual:
+            raise ValueError(f"{place} lies in another file")
+        stored = values.id.get_storage_size()
+        if values.nbytes > _DENSEST * stored or values.nbytes > memory.total():
+            raise ValueError(f"{place} declares {values.nbytes:,} bytes, and the file holds {stored:,} for it")
 
 
 def plain(value: Any) -> Any:

@@ -78,7 +78,10 @@ class Reader:
             for name, node in list(self.nodes.items()):
                 if isinstance(node, self.nir.Threshold):
                     self._collapse(name, node)
-            order = self._order()
+            try:
+                order = list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
+            except CycleError as error:
+                raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
             neurons = (self.nir.IF, self.nir.LIF, Neuron)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
@@ -126,12 +129,6 @@ class Reader:
             return near_one(uniform(name, "r", node.r) * share), 1 - share
         raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
 
-    def _order(self) -> list[str]:
-        try:
-            return list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
-        except CycleError as error:
-            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
-
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _import(self, name: str, node: Any) -> None:
@@ -141,7 +138,11 @@ class Reader:
             self.values[name] = _Signal(encoded, "spikes" if self.encoder.mode == "events" else "image")
             return
         if isinstance(node, (nir.IF, nir.LIF)):
-            self._check_reset(name, node)
+            if (self.reset or plain(node.metadata.get("reset"))) != "subtract":
+                raise ValueError(
+                    f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract "
+                    'the threshold: give reset="subtract" if that is what the graph means'
+                )
             timing, v_init = self._timing(name, node)
             factor, leak = self._dynamics(name, node)
             node = Neuron(tensor(node.v_threshold), leak, v_init, factor, timing=timing)
@@ -173,14 +174,6 @@ class Reader:
             self.values[name] = replace(x, scale=compact(scale if x.scale is None else x.scale * scale))
         else:
             raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
-
-    def _check_reset(self, name: str, node: Any) -> None:
-        reset = self.reset or plain(node.metadata.get("reset"))
-        if reset != "subtract":
-            raise ValueError(
-                f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract the "
-                'threshold: give reset="subtract" if that is what the graph means'
-            )
 
     def _timing(self, name: str, node: Any) -> tuple[str, float | Tensor]:
         """Return timing and initial potential from the metadata that to_nir writes."""

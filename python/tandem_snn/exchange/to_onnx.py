@@ -290,18 +290,15 @@ class Graph:
         self.output("answer", value, shape)
 
     def weight(self, name: str, layer: Layer) -> str:
-        if name not in self._weights:
-            self._weights[name] = self._weight(name, layer)
-        return self._weights[name]
-
-    def _weight(self, name: str, layer: Layer) -> str:
-        """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
+        """Add the weight, once. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.float())
-        q = self.integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
-        step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
-        return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
+        if name not in self._weights:
+            q = self.integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
+            step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
+            self._weights[name] = self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
+        return self._weights[name]
 
     def product(self, name: str, layer: Layer, x: str) -> str:
         """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""

@@ -298,10 +298,7 @@ class Grid:
 
 @torch.no_grad()
 def round_(net: nn.Module, bits: int | None) -> None:
-    """Round the weights of layers and readouts in place to ``bits``; None: to the ``weight_bits`` of each layer.
-
-    If gains differ by channel, layers round their weights times the gain when they run.
-    """
+    """Round weights in place to ``bits``, or to each layer's own. Layers with gains per channel round when they run."""
     general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
     if bits is not None and general is not None:
         raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")

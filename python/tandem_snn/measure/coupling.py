@@ -119,15 +119,14 @@ def _compare(layer: Activation) -> Mismatch:
     def share(which: Tensor) -> float:
         return which.double().mean().item()
 
+    correlation = float("nan")
+    if layer.products is not None:
+        correlation = torch.corrcoef(torch.stack([u.double().flatten() for u in layer.products]))[0, 1].item()
     return Mismatch(
         cosine=cosine.double().mean().item(),
-        correlation=float("nan") if layer.products is None else _correlation(layer.products),
+        correlation=correlation,
         exact=share(counts == ideal),
         over=share(counts > ideal),
         under=share(counts < ideal),
         spurious=share((counts > 0) & (a <= 0)),
     )
-
-
-def _correlation(products: tuple[Tensor, Tensor]) -> float:
-    return torch.corrcoef(torch.stack([values.double().flatten() for values in products]))[0, 1].item()

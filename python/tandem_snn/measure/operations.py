@@ -97,9 +97,7 @@ def synops(net: nn.Module, x: Any) -> SynOps:
 
 
 def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float, Tensor] | None:
-    """Per sample: the ANN's MACs, the SNN's MACs of a real-valued input, and its ACs, float64 [], differentiable. None
-    for pooling to counts, which has no synapses.
-    """
+    """Per sample: the ANN's MACs, the SNN's MACs of real values, and its ACs, differentiable; None without synapses."""
     pool = isinstance(layer, tnn.AvgPool2d)
     if pool and not isinstance(output, SpikeTrain):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 Batches = Iterable[tuple[Any, Tensor]]
-Readouts = Iterable[tuple[Tensor, Tensor]]
 
 
 def right_answers(output: Tensor, targets: Tensor) -> Tensor:
@@ -46,26 +45,18 @@ def metric_over_time(
     >>> len(metric_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
     4
     """
-    return total_over_time(readouts_of(frozen, batches), total)
-
-
-def total_over_time(readouts: Readouts, total: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
-    """As :func:`metric_over_time`, from results of :func:`readouts_of`."""
     sums: list[float] = []
     samples = 0
-    for answers, targets in readouts:
+    for answers, targets in _readouts(frozen, batches):
         parts = [float(total(answer * len(answers) / t, targets)) for t, answer in enumerate(answers, 1)]
         sums = [a + b for a, b in zip(sums or [0.0] * len(parts), parts, strict=True)]
         samples += len(targets)
-    _check_samples(samples)
     return [value / samples for value in sums]
 
 
 @dataclass(frozen=True)
 class Exit:
-    """Early exit as soon as the softmax of the readout reaches ``confidence``: the accuracy, 0..1, and the mean number
-    of steps.
-    """
+    """Early exit when the softmax of the readout reaches ``confidence``: accuracy, 0..1, and mean number of steps."""
 
     confidence: float
     accuracy: float
@@ -89,17 +80,12 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     >>> early_exit(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())], [1.0])[0].steps
     4.0
     """
-    return exits(readouts_of(frozen, batches), confidences)
-
-
-def exits(readouts: Readouts, confidences: Sequence[float] = CONFIDENCES) -> list[Exit]:
-    """As :func:`early_exit`, from results of :func:`readouts_of`."""
     for confidence in confidences:
         if not 0 < confidence <= 1:
             raise ValueError(f"confidences: expected numbers in (0, 1], got {confidence}")
     sums = torch.zeros(len(confidences), 2, dtype=torch.float64)
     samples = 0
-    for answers, targets in readouts:
+    for answers, targets in _readouts(frozen, batches):
         highest = answers.softmax(2).amax(2)
         if not isinstance(targets, Tensor) or targets.shape != answers.shape[1:2]:
             raise ValueError(f"batches: expected classes [{answers.shape[1]}] with the inputs, got {describe(targets)}")
@@ -111,19 +97,18 @@ def exits(readouts: Readouts, confidences: Sequence[float] = CONFIDENCES) -> lis
             sums[i, 0] += right.gather(0, last[None]).sum()
             sums[i, 1] += (last + 1).sum()
         samples += len(targets)
-    _check_samples(samples)
     return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
 
 
-def readouts_of(frozen: FrozenNetwork, batches: Batches) -> Readouts:
+def _readouts(frozen: FrozenNetwork, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """The readouts of all steps, [T, B, outputs], and the targets of each batch."""
     if not hasattr(frozen, "readouts"):
         raise TypeError(f"frozen: expected the result of tandem_snn.freeze(net), got {type(frozen).__name__}")
-    return ((frozen.readouts(x), targets) for x, targets in batches)
-
-
-def _check_samples(number: int) -> None:
-    if not number:
+    samples = 0
+    for x, targets in batches:
+        yield frozen.readouts(x), targets
+        samples += len(targets)
+    if not samples:
         raise ValueError("batches: there are no samples; an iterator can be read only once")
 
 
@@ -133,13 +118,8 @@ Z = 1.959964  # 95 % of a normal distribution lie within ±Z
 def difference_interval(first: float, second: float, samples: int) -> tuple[float, float]:
     """The 95 % interval of first - second, two accuracies 0..1 on ``samples`` test samples each.
 
-    By Newcombe's method 10 (Statistics in Medicine 17, 1998), from Wilson's intervals of both, as if the networks'
-    errors were independent. Networks make errors on the same samples, so the interval is rather too wide. It does not
-    include the variation over seeds or training data.
-
-    >>> low, high = difference_interval(0.99, 0.97, 100)
-    >>> f"{low:.3f} to {high:.3f}"
-    '-0.029 to 0.075'
+    By Newcombe's method 10 (Statistics in Medicine 17, 1998), as if errors were independent. Networks err on the same
+    samples, so it is rather too wide. It does not include the variation over seeds or training data.
     """
     (low1, high1), (low2, high2) = (_wilson(p, samples) for p in (first, second))
     return (

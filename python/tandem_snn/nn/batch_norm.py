@@ -67,19 +67,10 @@ class SyncBatchNorm(_BatchNorm):
     """Batch norm whose training statistics are those of the batches of all processes in a group, on any device.
 
     It replaces a layer's ``norm``: temporarily within :func:`tandem_snn.training.synchronised`, or permanently by
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. It shares the parameters and buffers of the given batch norm,
-    under the same names.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. It shares the parameters and buffers of the given batch norm.
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
     var = max(S2/n - mean², 0), the same as in the fused layers for one process.
-
-    Args:
-        norm: the batch norm whose parameters and buffers are shared.
-        group: a ``torch.distributed`` process group; None: all processes, or this process if there is no group.
-
-    >>> norm, u = torch.nn.BatchNorm1d(3), torch.rand(5, 3)
-    >>> torch.allclose(SyncBatchNorm(norm)(u), norm(u), atol=1e-6)
-    True
     """
 
     def __init__(self, norm: _BatchNorm, group: Any = None) -> None:
@@ -111,8 +102,7 @@ class SyncBatchNorm(_BatchNorm):
 def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Apply batch norm to [B, C, *space]; also return scale and shift [C] of the currents, without a gradient.
 
-    Args:
-        batch: False takes scale and shift from the running statistics, also where z takes those of the batch.
+    ``batch=False`` takes scale and shift from the running statistics, also where z takes those of the batch.
     """
     batch = batch and uses_batch(norm)
     if batch and isinstance(norm, SyncBatchNorm):

@@ -32,11 +32,8 @@ def step_currents(
 ) -> Tensor:
     """Return the input currents I[t] of a layer, [T, B, *features]; with timing "window" their sum [1, B, *features].
 
-    Their gradient is that of their sum z.
-
-    Args:
-        potential: (x, T) -> the potential of neurons that start at 0 and never fire, after x of one step in a window
-            of T steps. This is the current of that step, computed by the same kernel that fires.
+    Their gradient is that of their sum z. ``potential(x, T)`` is that of neurons which start at 0 and never fire, after
+    one step of T: the current of that step, computed by the same kernel that fires.
     """
     with torch.no_grad():
         if timing == "window":
@@ -63,11 +60,8 @@ def fire_steps(
 ) -> SpikeTrain:
     """Run neurons whose currents are computed on demand, so that memory does not grow with T.
 
-    Args:
-        steps: (start, stop) -> the currents of these steps, [stop - start, B, *features]; start is a multiple of 8.
-        v: the initial membrane potential.
-        dtype: the dtype of the counts.
-        neuron: further arguments of :func:`tandem_ext.functional.if_scan`.
+    ``steps(start, stop)`` returns currents [stop - start, B, *features], for a start that is a multiple of 8; v is the
+    initial membrane potential, dtype that of the counts, ``neuron`` further arguments of if_scan.
     """
     planes = []
     for start in range(0, T, AT_ONCE):
@@ -88,10 +82,9 @@ def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
 
 
 def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
-    """Return the membrane potentials of neurons with timing "window", [2T, ...]: T steps of integration, T of firing.
+    """Return the potentials of neurons with timing "window", [2T, ...]: T steps of integration, T of firing.
 
-    Args:
-        integrated: t -> the potential after the first t steps of the input.
+    ``integrated(t)`` is the potential after the first t steps of the input.
     """
     trace = torch.stack([integrated(t) for t in range(1, T + 1)])
     return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])

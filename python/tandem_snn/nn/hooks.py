@@ -29,10 +29,7 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 
 @contextmanager
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
-    """Call ``watcher(name, layer, input, keywords, output)`` after each forward pass of a layer of these classes.
-
-    ``keywords`` holds the other arguments of the layer by name, even if they were positional.
-    """
+    """Call ``watcher(name, layer, input, keywords, output)`` after each forward pass of a layer of these classes."""
 
     def hook(name: str) -> Callable[..., None]:
         def call(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -124,7 +124,7 @@ class SpikingLayer(HasNeurons):
         return Static(self.synapses(), T, False, eps, self.weight_bits is not None, T, **self.numbers())
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
-        """Return the input and weight of the product, and with ``weight_bits`` the quantisation step of each row.
+        """Return input, weight and, with ``weight_bits``, the quantisation step of each row.
 
         Quantised weights are int8 if the input is a train and no gradient is needed.
         """

@@ -123,18 +123,13 @@ class HasNeurons(nn.Module):
 INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0, "gate": "relu"}  # settings; see HasNeurons.numbers
 
 
-def _check_gain(layer: Any, gain: object) -> None:
-    if gain != "threshold":
-        checks.gain("gain", gain)
-
-
 TENSORS = ("threshold", "v_init", "gain")  # settings that may be tensors
 # In the order of the repr.
-CHECKS: dict[str, Callable[[Any, Any], None]] = {
+CHECKS: dict[str, Callable[[Any, Any], object]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
     "leak": lambda layer, value: checks.leak(value),
     "v_init": lambda layer, value: checks.v_init(value),
-    "gain": _check_gain,
+    "gain": lambda layer, value: value == "threshold" or checks.gain("gain", value),  # type: ignore[func-returns-value]
     "gate": lambda layer, value: checks.one_of("gate", value, checks.GATES),
     "bn_stats": lambda layer, value: checks.one_of("bn_stats", value, BN_STATS),
     "weight_bits": lambda layer, value: check_bits(value),

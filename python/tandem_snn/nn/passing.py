@@ -50,13 +50,10 @@ class Encoder(nn.Module):
         self.gain = gain
 
     def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
-        if self.mode == "events":
-            return self._events(x)
-        if isinstance(x, SpikeTrain):
-            raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
-        return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
-
-    def _events(self, x: Tensor | SpikeTrain) -> SpikeTrain:
+        if self.mode != "events":
+            if isinstance(x, SpikeTrain):
+                raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
+            return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
         if not isinstance(x, SpikeTrain):
             raise TypeError(
                 f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "

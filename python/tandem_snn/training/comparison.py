@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -137,8 +137,10 @@ def compare(
         for kind in order:
             torch.manual_seed(seed)
             nets[kind] = own.build(data, kind).to(device)
-            if kind == "SNN":
-                _start(own, nets)
+            if kind == "SNN" and own.init_from == TWIN:
+                start_from(nets[kind], nets["ANN"].state_dict(), own.init_gain)
+            elif kind == "SNN" and own.init_from is not None:
+                start_from_checkpoint(nets[kind], Path(own.init_from), own.init_gain)
             elif kind == CONTINUED:
                 nets[kind].load_state_dict(nets["ANN"].state_dict())
             by = own.of(kind)
@@ -157,11 +159,3 @@ def compare(
     pairs = [{kind: net for kind, net in run.nets.items() if kind != CONTINUED} for run in runs]
     measures = measure(recipe, data, pairs) if world.is_main else None
     return Comparison(recipe, kinds, metric, samples, runs, measures)
-
-
-def _start(recipe: Recipe, nets: Mapping[str, nn.Module]) -> None:
-    """Gives the spiking network its initial weights, if the recipe has ``init_from``."""
-    if recipe.init_from == TWIN:
-        start_from(nets["SNN"], nets["ANN"].state_dict(), recipe.init_gain)
-    elif recipe.init_from is not None:
-        start_from_checkpoint(nets["SNN"], Path(recipe.init_from), recipe.init_gain)

@@ -41,8 +41,6 @@ def key(
     """A field of :class:`~tandem_snn.training.Recipe`, and an option of ``tandem-snn train``.
 
     Args:
-        default: the field's default.
-        help: the meaning of the key, for the command line and the reference.
         allowed: the allowed names, or the bound of a number.
         model: the key is an argument of the model; None leaves the choice to the model.
         neuron: the ANN ignores the key.
@@ -79,7 +77,7 @@ def typed(name: str, hint: Any, value: Any) -> Any:
         pass
     if kind is Any or (kind in (bool, str) and isinstance(value, kind)):
         return value
-    if get_origin(kind) is dict and isinstance(value, Mapping) and _single_values(value):
+    if get_origin(kind) is dict and isinstance(value, Mapping) and not any(map(_is_many, value.values())):
         return {str(key): typed(str(key), Any, _number(item)) for key, item in value.items()}
     expected = {
         float: "a number",
@@ -93,16 +91,16 @@ def typed(name: str, hint: Any, value: Any) -> Any:
     raise UserError(f"{name}: expected {expected[kind]}, got {reprlib.repr(value)}")
 
 
+def _is_many(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
 def _number(value: Any) -> Any:
     """A string that is a number, as that number: to YAML 1.1, 1e-3 is a string."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _single_values(mapping: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, str) or not isinstance(value, Iterable) for value in mapping.values())
 
 
 def from_yaml(text: str, what: str) -> Any:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..frozen import freeze
-from ..measure import energy, firing_rates, mismatch, synops
-from ..measure.quality import exits, readouts_of, total_over_time
+from ..measure import early_exit, energy, firing_rates, metric_over_time, mismatch, synops
 from ..nn.hooks import evaluating
 from .recipe import PREFIXES, Recipe
 from .task import make_task
@@ -51,15 +50,12 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
     try:
-        test = data.test.to("cpu")  # where streams run
-        readouts = [readouts_of(freeze(net).cpu(), test.batches(500)) for net in spiking]
-        if data.task == "classification":
-            readouts[0] = list(readouts[0])  # used twice
-        curves = [total_over_time(each, task.total) for each in readouts]
+        test, streams = data.test.to("cpu"), [freeze(net).cpu() for net in spiking]  # where streams run
+        curves = [metric_over_time(stream, test.batches(500), task.total) for stream in streams]
         means = map(fmean, zip(*curves, strict=True))
         found[f"test_{task.metric}_over_time"] = [rounded(task.metric, value) for value in means]
         if data.task == "classification":
-            found["early_exit"] = [asdict(one) for one in exits(readouts[0])]
+            found["early_exit"] = [asdict(one) for one in early_exit(streams[0], test.batches(500))]
     except ValueError as reason:
         found["does_not_stream"] = str(reason)
     if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
@@ -92,13 +88,9 @@ def _pictures(nets: dict[str, nn.Module], data: Dataset) -> dict[str, Any] | Non
     for kind, net in nets.items():
         with evaluating(net):
             made[kind] = net(images)
-    return {"shape": list(images.shape), **{name: _as_text(values) for name, values in made.items()}}
-
-
-def _as_text(pixels: Tensor) -> str:
-    """Values 0..1 as bytes 0..255, in base64."""
-    levels = (255 * pixels.float().clamp(0, 1)).round().to(torch.uint8)
-    return base64.b64encode(levels.cpu().contiguous().numpy().tobytes()).decode()
+    levels = {name: (255 * values.float().clamp(0, 1)).round().byte().cpu() for name, values in made.items()}
+    texts = {name: base64.b64encode(values.numpy().tobytes()).decode() for name, values in levels.items()}
+    return {"shape": list(images.shape), **texts}
 
 
 def step_times(

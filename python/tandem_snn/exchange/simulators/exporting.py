@@ -23,7 +23,6 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     """Export ``net`` in evaluation mode as a module of torch's layers and the neurons of another simulator.
 
     Args:
-        x: a batch of inputs, for the shapes.
         write: a function that returns the other simulator's module for a neuron (factor 1 and offset 0), and an
             additional current that this module needs at each step. It raises ValueError if the neuron is not supported.
         windows: the modules for timing "window", see spikingjelly_windows.py; None: not supported.
@@ -54,7 +53,10 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     _add_as_they_are(network.stages)
     for stage in network.stages:
         layer, dims = stage.layer, len(stage.shape)
-        neurons, offset = _written(stage, write) if stage.fires else (None, 0.0)
+        try:
+            neurons, offset = write(neuron_of(layer)) if stage.fires else (None, 0.0)
+        except ValueError as error:
+            raise CannotLower(stage.name, str(error)) from error
         module = _synapses(stage, network.T, offset) if layer.move is None else to_ann(layer.move)
         value = call(stage.name, module, late(stage, stage.x))
         if stage.residual is not None:
@@ -95,13 +97,6 @@ def _add_as_they_are(stages: list[Stage]) -> None:
 def _multiply(layer: Layer, factor: Tensor) -> None:
     layer.scale = factor if layer.scale is None else layer.scale * factor
     layer.shift = None if layer.shift is None else layer.shift * factor
-
-
-def _written(stage: Stage, write: WriteNeuron) -> tuple[nn.Module, float | Tensor]:
-    try:
-        return write(neuron_of(stage.layer))
-    except ValueError as error:
-        raise CannotLower(stage.name, str(error)) from error
 
 
 def _synapses(stage: Stage, T: int, offset: float | Tensor) -> nn.Module:

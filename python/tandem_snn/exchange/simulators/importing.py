@@ -42,16 +42,13 @@ def import_network(
     plain: type[nn.Module] | None = None,
     tells: Callable[[nn.Module], bool] = lambda module: False,
 ) -> fx.GraphModule:
-    """Return the spiking network that computes T steps of ``net``.
+    """Return the spiking network that computes T steps of ``net``, whose forward is one time step.
 
     Args:
-        net: a network of torch's layers and neurons, whose forward is one time step.
-        example: a batch of inputs, or None.
         read: a function that returns the Neuron of a module, or None for other modules. It raises ValueError if the
             neuron is not supported.
         plain: the base class of the other simulator's versions of torch's layers.
         tells: whether the forward of a neuron also returns its membrane potential.
-
     """
     encoder = tnn.Encoder(T, mode)
     memo: dict[int, Any] = {}
