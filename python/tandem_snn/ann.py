@@ -6,6 +6,7 @@ and the encoder's T are accepted and ignored.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -63,13 +64,16 @@ class _Activated(nn.Module):
     """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
     _norm_class: type[nn.Module] = nn.BatchNorm1d
+    weight: Tensor
     norm: nn.Module | None
     units: nn.Module | None
 
-    def _add_norm(self, channels: int, norm: bool, options: dict[str, Any]) -> None:
+    def __init__(self, *sizes: Any, norm: bool = False, **options: Any) -> None:
+        torchs = options.keys() & inspect.signature(super().__init__).parameters.keys()
+        super().__init__(*sizes, **{name: options[name] for name in torchs})
         names = ("eps", "momentum", "device", "dtype")
         known = {name: options[name] for name in names if options.get(name) is not None}
-        self.norm = self._norm_class(channels, **known) if norm else None
+        self.norm = self._norm_class(len(self.weight), **known) if norm else None
         self.units = None
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -105,35 +109,8 @@ class Linear(_Activated, nn.Linear):
     (torch.Size([5, 2]), True)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, norm: bool = False, **options: Any):
-        nn.Linear.__init__(self, in_features, out_features, bias, options.get("device"), options.get("dtype"))
-        self._add_norm(out_features, norm, options)
 
-
-class _Conv(_Activated):
-    """The arguments of both convolutions."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        norm: bool = False,
-        **options: Any,
-    ):
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        factory = (options.get("device"), options.get("dtype"))
-        super().__init__(in_channels, out_channels, *geometry, bias, "zeros", *factory)
-        self._add_norm(out_channels, norm, options)
-
-
-class Conv1d(_Conv, nn.Conv1d):
+class Conv1d(_Activated, nn.Conv1d):
     """``nn.Conv1d`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_channels, L] -> [B, out_channels, L'].
 
     >>> from tandem_snn import ann
@@ -142,7 +119,7 @@ class Conv1d(_Conv, nn.Conv1d):
     """
 
 
-class Conv2d(_Conv, nn.Conv2d):
+class Conv2d(_Activated, nn.Conv2d):
     """``nn.Conv2d`` (+ ``nn.BatchNorm2d``) + ReLU: [B, in_channels, H, W] -> [B, out_channels, H', W'].
 
     >>> from tandem_snn import ann
