@@ -10,9 +10,9 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 
 from . import flops, functional, ops, reference
 from ._load import build_info
-from .batching import cat
 from .inputs import ConstantInput, ImpulseInput
 from .planes import counts, pack, unpack
+from .signal import cat
 from .train import SpikeTrain
 
 __version__: str = build_info().get("version", "unknown")

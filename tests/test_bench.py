@@ -10,12 +10,11 @@ import torch
 from performance import LIMITS, Limit, at_most, draw, faster, judge, judged
 
 import tandem_ext as te
-from tandem_snn.bench import command, problems, run
+from tandem_snn.bench import command, measure, problems
 from tandem_snn.bench.cases import CASES, of_network, spikes
+from tandem_snn.bench.measure import Protocol, choose, interleave, kept_for_backward, spread
 from tandem_snn.bench.problems import Shape, image_input, make_problem, spiking_input
 from tandem_snn.bench.rivals import MAKERS, available
-from tandem_snn.bench.run import choose
-from tandem_snn.bench.timing import Protocol, interleave, kept_for_backward, spread
 from tandem_snn.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +143,7 @@ EAGER = [name for name in MAKERS if "compiled" not in name and available(name)]
 def test_competitors_compute_the_same(name, problem):
     batches = problem.batches
     inference, step = {}, {}
-    for timing, (reference, _) in run.REFERENCES.items():
+    for timing, (reference, _) in measure.REFERENCES.items():
         expected = MAKERS[reference](problem)
         inference[timing] = expected.inference(batches).answer(1)
         step[timing] = expected.training_step(batches).answer(1)
@@ -153,9 +152,9 @@ def test_competitors_compute_the_same(name, problem):
         model = MAKERS[rival](problem)
         if not model.same:
             continue
-        assert run.difference(model.inference(batches).answer(1), inference[model.timing])["spikes"] == 0, rival
+        assert measure.difference(model.inference(batches).answer(1), inference[model.timing])["spikes"] == 0, rival
         if "frozen" not in rival:
-            difference = run.difference(model.training_step(batches).answer(1), step[model.timing])
+            difference = measure.difference(model.training_step(batches).answer(1), step[model.timing])
             assert difference["spikes"] == 0, rival
             assert difference.get("gradient", 0) < 1e-5, rival
 
@@ -170,7 +169,7 @@ def test_naive_batch_norm_agrees_with_ours(conv):
     expected = MAKERS["naive"](problem).training_step(batches).answer(0)
     expected_grad = batches[0].counts.grad
     answer = MAKERS["tandem"](problem).training_step(batches).answer(0)
-    difference = run.difference(answer, expected)
+    difference = measure.difference(answer, expected)
     assert difference["spikes"] < 1e-3
     assert difference["gradient"] < 1e-3
     torch.testing.assert_close(batches[0].counts.grad, expected_grad, rtol=1e-3, atol=1e-4)
@@ -186,17 +185,17 @@ def test_layers_fire_at_the_rate_asked_for():
 def test_difference_counts_unequal_answers_and_scales_gradients():
     answer = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([10.0, 0.0])]
     expected = [torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([10.0, 1.0])]
-    assert run.difference(answer, expected) == {"spikes": 0.25, "gradient": pytest.approx(0.1)}
+    assert measure.difference(answer, expected) == {"spikes": 0.25, "gradient": pytest.approx(0.1)}
 
 
 def test_without_the_naive_rule_answers_are_compared_with_ours():
     _, problem = next(examples())
     names = ("ANN", "BPTT", "tandem")
     candidates = {name: MAKERS[name](problem).training_step(problem.batches) for name in names}
-    assert run.compare(candidates) == {"BPTT": {"spikes": 0.0}}
-    other = run.Candidate(candidates["ANN"].run, lambda i: [1 + candidates["tandem"].answer(i)[0]])
-    assert run.compare({"other": other, **candidates})["other"]["spikes"] == 1
-    assert run.compare({"ANN": candidates["ANN"]}) == {}
+    assert measure.compare(candidates) == {"BPTT": {"spikes": 0.0}}
+    other = measure.Candidate(candidates["ANN"].run, lambda i: [1 + candidates["tandem"].answer(i)[0]])
+    assert measure.compare({"other": other, **candidates})["other"]["spikes"] == 1
+    assert measure.compare({"ANN": candidates["ANN"]}) == {}
 
 
 def test_bytes_kept_for_backward():
@@ -215,10 +214,10 @@ SMALL = of_network(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_worker_measures_a_case(threads, monkeypatch):
-    monkeypatch.setattr(run, "QUICK", Protocol(rounds=2, sample=1e-6))
+    monkeypatch.setattr(measure, "QUICK", Protocol(rounds=2, sample=1e-6))
     before = torch.get_num_threads()
     try:
-        result = run.work(SMALL, ["tandem", "ANN", "naive"], threads, quick=True)
+        result = measure.work(SMALL, ["tandem", "ANN", "naive"], threads, quick=True)
     finally:
         torch.set_num_threads(before)
     assert set(result["values"]) == {"tandem", "ANN", "naive"}

@@ -10,7 +10,7 @@ import torch
 import tandem_ext as te
 from tandem_snn import data
 from tandem_snn.data.binning import bin_events
-from tandem_snn.data.files import cache_folder, cached
+from tandem_snn.data.readers import cache_folder, cached
 from tandem_snn.errors import UserError
 
 

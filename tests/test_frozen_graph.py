@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import tandem_snn
 import tandem_snn.nn as tnn
 from tandem_ext import checks
-from tandem_snn.frozen.graph import MOST_KEPT, Graph
+from tandem_snn.frozen.program import MOST_KEPT, Graph
 
 # What a capture does not allow: to wait for a value, or to bring one from the host.
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")

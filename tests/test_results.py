@@ -19,7 +19,7 @@ from results import write as write_tables
 from runs import Result, read
 from tables import with_table
 
-from tandem_snn.bench.run import ratio
+from tandem_snn.bench.measure import ratio
 from tandem_snn.errors import UserError
 from tandem_snn.measure.quality import difference_interval, points
 from tandem_snn.training import Recipe

@@ -25,8 +25,7 @@ from tables import with_table
 
 from tandem_snn.bench.cases import FROZEN
 from tandem_snn.bench.command import amount, answers, rates
-from tandem_snn.bench.run import ratio
-from tandem_snn.bench.timing import spread
+from tandem_snn.bench.measure import ratio, spread
 
 OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
 ALL_OURS = {*OURS, *FROZEN, "windows"}

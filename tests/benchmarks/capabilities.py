@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from tandem_snn.bench.cases import FROZEN
-from tandem_snn.bench.run import choose, measure, ratio
+from tandem_snn.bench.measure import choose, measure, ratio
 from tandem_snn.machine import origin
 
 PORTABLE = ("mlp-infer-128-rate", "conv-128-256-rate-10", "conv-64-64-rate-10")

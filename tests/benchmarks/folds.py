@@ -22,7 +22,7 @@ from torch import Tensor
 import tandem_ext
 from tandem_ext import SpikeTrain
 from tandem_snn.data import Dataset
-from tandem_snn.memory import freed_is_kept
+from tandem_snn.machine import freed_is_kept
 from tandem_snn.training import compare, load_recipe
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "folds.json"

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..machine import origin
-from .run import choose, measure, ratio
+from .measure import choose, measure, ratio
 
 
 def bench(

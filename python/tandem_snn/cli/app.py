@@ -30,8 +30,7 @@ from ..training.recipe import PREFIXES
 from ..training.task import make_task
 from ..training.trainer import evaluate
 from .job import CHECKPOINT, SUFFIX, TWIN, check_device
-from .sweep import sweep
-from .train import DataDir, Device, Workers, train
+from .train import DataDir, Device, Workers, sweep, train
 
 # ruff: noqa: UP045  (typer reads annotations at run time, on Python 3.10 too)
 

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from ..container import atomically
 from ..errors import UserError
-from ..machine import origin
-from ..memory import freed_is_kept
+from ..machine import freed_is_kept, origin
 from ..training.checkpoint import locked, save_checkpoint
 from ..training.comparison import compare
 from ..training.processes import Interruption, join

@@ -16,7 +16,7 @@ from . import readers
 from .augment import parse
 from .binning import BINS
 from .dataset import TASKS, Dataset
-from .files import Folder, data_root
+from .readers import Folder, data_root
 from .split import TensorSplit, standardisation
 
 EVENTS = tuple(readers.RECORDINGS)

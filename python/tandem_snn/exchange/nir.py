@@ -10,17 +10,19 @@ from torch import fx, nn
 
 from tandem_ext import checks
 
+from .. import machine
 from .. import nn as tnn
-from ..errors import extra
+from ..errors import UserError, extra
 from ..nn.general import Neurons
 from .listing import listing_of
-from .nir_file import plain, read_nir
 from .nir_maps import graph_of_maps
-from .nir_reader import Reader
+from .nir_reader import Reader, plain
 from .nir_writer import Writer
 
 FORMS = ("IF", "primitives")
 HARD_RESET_SINCE = (1, 0, 8)
+_DENSEST = 1100  # the largest compression ratio to accept; gzip's is 1,032
+_DEEPEST = 16
 
 
 def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
@@ -114,3 +116,35 @@ def from_nir(
         raise ValueError("T: give the number of time steps: the graph does not say it")
     encoder = tnn.Encoder(int(T), mode or facts.get("input", "direct"))
     return Reader(nir, graph, encoder, float(dt or facts.get("dt", 1.0)), reset).network()
+
+
+def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the graph in a file, and the version of nir that wrote it; raise UserError if the file is not valid."""
+    nir = extra("nir", "the import of NIR")
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    try:
+        with extra("h5py", "the import of NIR").File(path, "r") as file:
+            _check(file, "", 0)
+        version = extra("nir.serialization", "the import of NIR").read_version(path)
+        return nir.read(path), tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    except Exception as error:  # h5py and nir may raise anything for an invalid file
+        raise UserError(f"{path} is not a NIR file that can be read ({type(error).__name__}: {error})") from error
+
+
+def _check(group: Any, where: str, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"groups are nested more than {_DEEPEST} times")
+    for name in group:
+        place = f"{where}/{name}"
+        if type(group.get(name, getlink=True)).__name__ != "HardLink":
+            raise ValueError(f"{place} is a link to another place")
+        values = group[name]
+        if group.get(name, getclass=True).__name__ == "Group":
+            _check(values, place, depth + 1)
+            continue
+        if values.external or values.is_virtual:
+            raise ValueError(f"{place} lies in another file")
+        stored = values.id.get_storage_size()
+        if values.nbytes > _DENSEST * stored or values.nbytes > machine.total_memory():
+            raise ValueError(f"{place} declares {values.nbytes:,} bytes, and the file holds {stored:,} for it")

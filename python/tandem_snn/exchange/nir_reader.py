@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from tandem_ext.functional.neuron import over_inputs
 from .. import nn as tnn
 from ..convert.layers import layer_of
 from ..nn import general
-from .nir_file import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform
 from .simulators.neurons import Neuron
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -337,3 +337,53 @@ def _identifier(name: str, taken: Mapping[str, Any]) -> str:
 
 def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:
     return tnn.AvgPool2d(*(numbers(v) for v in (node.kernel_size, node.stride, node.padding)), **options)
+
+
+def plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def numbers(value: Any) -> Any:
+    if isinstance(value, (str, bytes)):
+        return plain(value)
+    array = np.asarray(value)
+    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+
+
+def uniform(name: str, what: str, values: Any) -> float:
+    first, *others = np.unique(np.asarray(values))
+    if others:
+        raise ValueError(f"node {name!r}: {what} must be the same for all neurons")
+    return float(first)
+
+
+def near_one(factor: float) -> float:
+    """Return 1 if the factor differs from 1 only by the rounding of float32, else the factor."""
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=2**-23) else factor
+
+
+def compact(scale: Tensor) -> Tensor:
+    """Return a 0-dim factor if all factors are equal, else all factors."""
+    first = scale.flatten()[0]
+    return first if bool((scale == first).all()) else scale
+
+
+def by_channel(values: Tensor) -> float | Tensor | None:
+    """Return one number if all values are equal, [C] if each channel has one value, else None."""
+    values = compact(values)
+    if not values.dim():
+        return values.item()
+    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+    return rows[:, 0].clone() if bool((rows == rows[:, :1]).all()) else None
+
+
+def per_channel(name: str, what: str, values: float | Tensor) -> float | Tensor:
+    found = by_channel(torch.as_tensor(values))
+    if found is None:
+        raise ValueError(f"node {name!r}: {what} must be the same throughout a channel")
+    return found

@@ -19,9 +19,8 @@ from .. import nn as tnn
 from ..nn.currents import part_of
 from ..nn.quantise import check_bits
 from ..nn.signals import check_network, describe, inputs_of
-from .graph import MOST_KEPT, Graph, capture, key_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
-from .program import Facts, Program, inference, read, write
+from .program import MOST_KEPT, Facts, Graph, Program, capture, inference, key_of, read, write
 from .stages import CannotLower, Stage, Stages, check_finite
 
 _TRACING = threading.Lock()  # torch.fx patches classes while it traces

@@ -14,7 +14,7 @@ from tandem_ext.checks import TooFewSamples
 
 from ..data import Dataset, as_dataset
 from ..errors import Interrupted, UserError
-from ..memory import PeakMemory
+from ..machine import PeakMemory
 from .checkpoint import Store
 from .processes import Interruption, World, synchronised
 from .recipe import Recipe

@@ -16,11 +16,11 @@ from torch import nn
 
 from tandem_ext.checks import GATES, MOST_STEPS, TIMINGS
 
-from .. import memory
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
 from ..data.augment import parse
 from ..data.binning import BINS
 from ..errors import UserError, check_name
+from ..machine import total_memory
 from ..models import check_model, create_model, create_twin
 from ..nn.passing import MODES
 from .keys import BELOW_1, FINITE, FROM_0, POSITIVE, above_0_to, check, from_yaml, key, typed, within
@@ -282,8 +282,8 @@ class Recipe:
         try:
             with torch.device("meta"):
                 size = sum(p.nbytes for p in build().parameters())
-            if size > memory.total():
-                raise ValueError(f"its weights would take {size:,} bytes, and this machine has {memory.total():,}")
+            if size > total_memory():
+                raise ValueError(f"its weights would take {size:,} bytes, and this machine has {total_memory():,}")
             return build()
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a size beyond 64 bits
             raise UserError(f"model {self.model}: {str(error).splitlines()[0]}") from error

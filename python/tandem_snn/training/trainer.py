@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .. import nn as tnn
 from ..data import Dataset, Split, as_dataset, as_split
 from ..errors import UserError, check_name
+from ..machine import return_freed
 from ..measure import synops_penalty
-from ..memory import return_freed
 from ..nn.hooks import FIRING, evaluating
 from .processes import World
 from .recipe import Recipe
