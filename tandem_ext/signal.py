@@ -257,9 +257,6 @@ def _load(dumped: Any, renamed: Mapping[str, str]) -> Any:
     return tuple(renamed.get(n, n) for n in names), tuple((n, value(v)) for n, v in rest)
 
 
-S = TypeVar("S", bound=Signal)
-
-
 def cat(signals: Sequence[S], dim: int = 0) -> S:
     """Concatenate spike trains, or direct inputs, along the batch or another dimension.
 
