@@ -16,12 +16,12 @@ from statistics import fmean, stdev
 from typing import cast
 
 import torch
-from tandem_snn.data.split import TensorSplit
 from torch import Tensor
 
 import tandem_ext
 from tandem_ext import SpikeTrain
 from tandem_snn.data import Dataset
+from tandem_snn.data.split import TensorSplit
 from tandem_snn.machine import freed_is_kept
 from tandem_snn.training import compare, load_recipe
 
