@@ -1,7 +1,5 @@
 """`make gpu-check`, as far as it goes without a GPU: its cases on the CPU, timings and table on small shapes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -172,26 +170,16 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     precisions = ["precision high", "precision medium"]  # on the CPU they change nothing
     assert {stage for stage, failed in failures.items() if failed} <= {"small", "bits"}
     assert sorted(failures["bits"]) == precisions
-    assert found["kernels"]
     assert {"tenth", "nine_tenths", "host", "host_bound"} <= found["rows"][0].keys()
     assert (tmp_path / f"{path.stem}.timings.log").read_text()
 
 
 def test_targets():
-    scan, linear, step = "scan [8, 16777216] float32", "linear 4096x4096, B=64", "cifarnet training step, B=128"
+    scan, linear = "scan [8, 16777216] float32", "linear 4096x4096, B=64"
     measured = [
-        (scan, "tandem", 2.0, 0.95, 0), (f"{linear} float16", "tandem", 50.0, 0.1, 0),
-        (f"{linear} int8", "tandem", 40.0, 0.1, 0), (f"{linear} float16", "the bare product", 45.0, 0.1, 0),
-        (step, "tandem", 10.0, 0.1, 100),
-        (step, "SpikingJelly, torch", 90.0, 0.1, 700), (step, "SpikingJelly, cupy", 35.0, 0.1, 900),
+        (scan, "tandem", 2.0, 0.95), (f"{linear} float16", "tandem", 50.0, 0.1),
+        (f"{linear} int8", "tandem", 40.0, 0.1), (f"{linear} float16", "the bare product", 45.0, 0.1),
     ]  # fmt: skip
-    keys = ("case", "way", "microseconds", "bandwidth", "memory")
-    found = [dict(zip(keys, row, strict=True)) for row in measured]
-    got = {t["target"]: (t["least"], t["reached"]) for t in report.targets(found)}
-    assert list(got.values()) == [(0.9, 0.95), (0.8, 0.9), (1.0, 1.25), (3.0, 3.5), (8.0, 7.0)]
+    found = [dict(zip(("case", "way", "microseconds", "bandwidth"), row, strict=True)) for row in measured]
+    assert [(t["least"], t["reached"]) for t in report.targets(found)] == [(0.9, 0.95), (0.8, 0.9), (1.0, 1.25)]
     assert not report.targets([])
-    assert len(report.targets(found[:-2])) == 3
-    result = {"card": "a", "commit": "b", "torch": "", "cuda": "", "driver": "", "peaks": {}, "rows": []}
-    assert report.table(result | {"targets": report.targets(found)}).endswith(
-        " SpikingJelly's best over ours | 8.0 | 7.00 |\n"
-    )

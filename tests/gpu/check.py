@@ -14,8 +14,6 @@ Stages: wrappers (each instruction of ptx.cuh), small and bits (the ops against 
 hypothesis are), sanitizer (compute-sanitizer's four tools, where it is), timings.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

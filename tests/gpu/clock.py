@@ -1,7 +1,5 @@
 """How long a call takes on a GPU, and what a measured row holds."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import statistics
@@ -30,7 +28,7 @@ class Row:
     rate: str = ""  # the matrix rate that bounds the operations
     memory: int = 0  # most bytes allocated beyond what was there
     note: str = ""
-    timing: Timing | None = None
+    timing: "Timing | None" = None
 
     def floor(self, peaks: dict[str, float]) -> float:
         """Seconds below which it cannot be, at the measured bandwidth and matrix rate."""

@@ -1,8 +1,6 @@
 """Cases in which the ops on a device must give the reference's bits. All numbers are dyadic: no sum rounds; but for
 float32 weights of no grid, which must give those of the CPU's kernels."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -10,7 +8,7 @@ from typing import NamedTuple
 
 import any_layer
 import torch
-from cases import DTYPES
+from cases import DTYPES, dyadic, train
 from torch import Tensor
 
 import tandem_ext as te
@@ -19,20 +17,10 @@ F, REFERENCE = te.functional, te.reference
 
 
 class Case(NamedTuple):
-    """``run`` takes the device and raises AssertionError where something differs."""
+    """``run`` takes the device and raises AssertionError where something differs. Inputs are made on the CPU."""
 
     name: str
     run: Callable[[torch.device], None]
-
-
-def dyadic(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    if dtype == torch.int8:
-        return torch.randint(-128, 128, shape, generator=g).to(dtype)
-    return (torch.randint(-64, 65, shape, generator=g) / 64).to(dtype)
-
-
-def random_train(g: torch.Generator, T: int, *shape: int) -> te.SpikeTrain:
-    return te.SpikeTrain.from_dense((torch.rand(T, *shape, generator=g) < 0.3).float())
 
 
 def same(got: tuple[te.SpikeTrain, Tensor], want: tuple[te.SpikeTrain, Tensor], what: str = "") -> None:
@@ -47,9 +35,6 @@ def equal(name: str, got: Tensor, want: Tensor, what: str = "") -> None:
     assert got.shape == want.shape, f"{what}{name}: {list(got.shape)}, expected {list(want.shape)}"
     differing = (got != want.detach()).sum().item()
     assert differing == 0, f"{what}{name}: {differing} of {want.numel()} differ"
-
-
-# --- the ops, one kind after the other --------------------------------------------------------------------------------
 
 
 def layers(small: bool) -> Iterator[Case]:
@@ -67,9 +52,9 @@ def large(small: bool) -> Iterator[Case]:
     """Many blocks of outputs, samples and inputs."""
 
     def run(device: torch.device, name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> None:
-        g, norm = torch.Generator().manual_seed(0), name.endswith("bn_if")
+        norm = name.endswith("bn_if")
         for dtype, T in itertools.product([*DTYPES, *[torch.int8] * (not norm)], (4, 8, 21)):
-            x, weight = random_train(g, T, *x_shape), dyadic(g, *w_shape, dtype=dtype)
+            x, weight = train(T, *x_shape), dyadic(*w_shape, unit=1 if dtype == torch.int8 else 64, dtype=dtype)
             layer, want_of = getattr(F, name), getattr(REFERENCE, name)
             got, want = layer(x.to(device), weight.to(device), return_v=True), want_of(x, weight, return_v=True)
             same(*(both[0] if norm else both for both in (got, want)), f"{dtype}, T={T}: ")
@@ -84,13 +69,12 @@ def large(small: bool) -> Iterator[Case]:
 
 def planes(small: bool) -> Iterator[Case]:
     def run(device: torch.device, N: int) -> None:
-        g = torch.Generator().manual_seed(N)
         for T, dtype in itertools.product((1, 8, 13), (torch.float32, torch.bool, torch.float16)):
-            spikes = torch.rand(T, 2, N, generator=g) < 0.3
-            train = te.SpikeTrain.from_dense(spikes.to(device, dtype))
-            equal("planes", train.planes, te.SpikeTrain.from_dense(spikes).planes)
-            equal("spikes", train.to_dense(dtype), spikes.to(dtype))
-            equal("counts", train.counts, spikes.sum(0).float())
+            spikes = torch.rand(T, 2, N) < 0.3
+            x = te.SpikeTrain.from_dense(spikes.to(device, dtype))
+            equal("planes", x.planes, te.SpikeTrain.from_dense(spikes).planes)
+            equal("spikes", x.to_dense(dtype), spikes.to(dtype))
+            equal("counts", x.counts, spikes.sum(0).float())
 
     for N in (7, 100) if small else (1, 7, 100, 1028, 100_000):
         yield Case(f"pack, unpack, counts of {N}", lambda d, N=N: run(d, N))
@@ -100,11 +84,10 @@ def precisions(_: bool) -> Iterator[Case]:
     """What each setting makes of a float32 weight, on a GPU."""
 
     def run(device: torch.device, precision: str) -> None:
-        g = torch.Generator().manual_seed(0)
-        weight = torch.randint(-(2**19), 2**19, (16, 6), generator=g) / 2**18
+        weight = torch.randint(-(2**19), 2**19, (16, 6)) / 2**18
         first = weight.bfloat16().float()
         seen = {"highest": weight, "high": first + (weight - first).bfloat16().float(), "medium": first}[precision]
-        x = random_train(g, 8, 4, 6)
+        x = train(8, 4, 6)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
         try:
@@ -121,13 +104,12 @@ def any_weights(small: bool) -> Iterator[Case]:
     """Of layers that read spikes, at "highest": linear, by tiles and plain, wide and few samples."""
 
     def run(device: torch.device, T: int, timing: str) -> None:
-        g = torch.Generator().manual_seed(T)
         for B, K, N in [(3, 40, 24), (40, 700, 72), (5, 300, 10)]:
-            x, weight = random_train(g, T, B, K), torch.randn(N, K, generator=g)
+            x, weight = train(T, B, K), torch.randn(N, K)
             want = F.linear_if(x, weight, return_v=True, timing=timing)
             same(F.linear_if(x.to(device), weight.to(device), return_v=True, timing=timing), want)
         for C, N, groups in [(16, 32, 1), (32, 32, 2), (12, 12, 12)]:
-            x, weight = random_train(g, T, 2, C, 6, 5), torch.randn(N, C // groups, 3, 3, generator=g)
+            x, weight = train(T, 2, C, 6, 5), torch.randn(N, C // groups, 3, 3)
             window = {"padding": 1, "groups": groups, "return_v": True, "timing": timing}
             same(F.conv2d_if(x.to(device), weight.to(device), **window), F.conv2d_if(x, weight, **window))
 

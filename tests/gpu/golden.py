@@ -1,7 +1,5 @@
 """What the instructions wrapped in csrc/kernels/cuda/ptx.cuh must do with given operands."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from pathlib import Path

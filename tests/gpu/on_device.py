@@ -1,18 +1,17 @@
 """What only a GPU can show: more than 2^31 elements, CUDA graphs, other streams, the same bits every time."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
+from cases import dyadic, train
 from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn
 import tandem_snn.nn as tnn
 
-from .correctness import Case, dyadic, equal, random_train
+from .correctness import Case, equal
 
 BIG = 2**31 + 4096
 
@@ -22,9 +21,9 @@ def big_scan(device: torch.device) -> None:
     currents = torch.empty(1, 1, BIG, dtype=torch.float16, device=device)
     for piece in currents.view(-1).split(2**28):
         piece.copy_(torch.arange(len(piece), device=device) % 3 - 0.5)
-    train = te.functional.if_scan(currents)
+    result = te.functional.if_scan(currents)
     total = 0
-    for spikes, piece in zip(train.planes.view(-1).split(2**28), currents.view(-1).split(2**28), strict=True):
+    for spikes, piece in zip(result.planes.view(-1).split(2**28), currents.view(-1).split(2**28), strict=True):
         assert torch.equal(spikes, (piece >= 1).to(torch.uint8))
         total += int(spikes.sum(dtype=torch.int64))
     assert 0 < total < BIG
@@ -50,8 +49,7 @@ def big_planes(device: torch.device) -> None:
 
 def big_product(device: torch.device) -> None:
     """More than 2^31 neurons; each sample is one of sixteen."""
-    g = torch.Generator().manual_seed(0)
-    x, weight = random_train(g, 8, 16, 16), dyadic(g, 1024, 16)
+    x, weight = train(8, 16, 16), dyadic(1024, 16)
     samples = BIG // 1024 + 16
     samples -= samples % 16
     planes = x.planes.to(device).repeat(1, samples // 16, 1)
@@ -97,8 +95,7 @@ def captured_step(device: torch.device) -> None:
     """A training step as a CUDA graph gives the bits of the step itself, on inputs it has not seen."""
     net = layers().to(device)
     step = step_of(net)
-    g = torch.Generator().manual_seed(0)
-    inputs = [random_train(g, 8, 4, 8, 16, 16).planes.to(device) for _ in range(3)]
+    inputs = [train(8, 4, 8, 16, 16).planes.to(device) for _ in range(3)]
     static = inputs[0].clone(memory_format=torch.preserve_format)
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -118,8 +115,7 @@ def captured_step(device: torch.device) -> None:
 
 def other_streams(device: torch.device) -> None:
     """Work is done on the stream that is current: behind what delays it, and not before."""
-    g = torch.Generator().manual_seed(0)
-    x, weight = random_train(g, 8, 33, 100), dyadic(g, 64, 100)
+    x, weight = train(8, 33, 100), dyadic(64, 100)
     want = te.reference.linear_if(x, weight).planes
     late, on_device = torch.zeros_like(x.planes, device=device), x.planes.to(device)
     weight = weight.to(device)
@@ -140,8 +136,7 @@ def other_streams(device: torch.device) -> None:
 def another_device(device: torch.device) -> None:
     """Tensors decide where a kernel runs, not the device that is current."""
     other = torch.device(device.type, 1 - device.index)
-    g = torch.Generator().manual_seed(0)
-    x, weight = random_train(g, 8, 33, 100), dyadic(g, 64, 100)
+    x, weight = train(8, 33, 100), dyadic(64, 100)
     with torch.cuda.device(device):
         got = te.functional.linear_if(x.to(other), weight.to(other))
     assert got.device == other
@@ -153,7 +148,7 @@ def same_every_time(device: torch.device) -> None:
     """On random weights, whose sums do round: every run rounds alike."""
     net = layers().to(device)
     step = step_of(net)
-    planes = random_train(torch.Generator().manual_seed(0), 8, 16, 8, 16, 16).planes.to(device)
+    planes = train(8, 16, 8, 16, 16).planes.to(device)
     first = [t.clone() for t in step(planes)]
     for _ in range(5):
         for i, (a, b) in enumerate(zip(step(planes), first, strict=True)):
@@ -164,9 +159,8 @@ def frozen_graph(device: torch.device) -> None:
     """A frozen network is one CUDA graph, and answers as the network does."""
     net = layers().eval().to(device)
     frozen = tandem_snn.freeze(net)
-    g = torch.Generator().manual_seed(0)
     for batch in (4, 1, 4):
-        x = random_train(g, 8, batch, 8, 16, 16).to(device)
+        x = train(8, batch, 8, 16, 16).to(device)
         equal("readout", frozen(x), net(x).cpu())
     if device.type == "cuda":
         has_graphs(frozen, 2)

@@ -1,7 +1,5 @@
 """The stages of a check, each run in a process of its own by check.py: what it runs, and what it leaves in a file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -128,7 +126,6 @@ def timings(log: Log, options: argparse.Namespace, device: torch.device) -> None
         log.found["clocks"] = [nvidia_smi(CLOCKS)]
         found.update(timing.peaks(bench))
         log.say("peaks: " + ", ".join(f"{name} {value:.3g}/s" for name, value in found.items()))
-        log.found["kernels"] = timing.kernel_table(bench)
         timing.measure(bench, say)
         log.found["clocks"].append(nvidia_smi(CLOCKS))
         bad = [f"{r.case}: {r.note}" for r in rows if r.way.startswith("tandem") and ": " in r.note]
@@ -138,18 +135,14 @@ def timings(log: Log, options: argparse.Namespace, device: torch.device) -> None
 
 
 RUN: dict[str, Callable[[Log, argparse.Namespace, torch.device], None]] = {
-    "wrappers": wrappers,
-    "small": bits,
-    "bits": bits,
-    "device": on_the_device,
-    "tests": tests,
-    "timings": timings,
-}
+    "wrappers": wrappers, "small": bits, "bits": bits, "device": on_the_device, "tests": tests, "timings": timings,
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """The stage that ``options`` names, in this process."""
     device = torch.device("cuda:0" if options.device == "cuda" else options.device)
+    torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False  # the CPU's exact sums are the measure; tests/conftest.py does the same
     log = Log(options.result)
     log.found = {"torch": torch.__version__, "cuda": torch.version.cuda, "build": te.build_info()}

@@ -1,6 +1,4 @@
-"""How long it takes, beside the bare product, plain PyTorch, the ANN's layer and SpikingJelly."""
-
-from __future__ import annotations
+"""How long it takes, beside the bare product, plain PyTorch and the ANN's layer."""
 
 import itertools
 import math
@@ -16,9 +14,9 @@ import tandem_ext as te
 from tandem_snn.bench.rivals import if_loop
 
 from .clock import Bench, Row, T, failed, peaks, precision
-from .training import inference, kernel_table, training
+from .training import inference, training
 
-__all__ = ["Bench", "Row", "kernel_table", "measure", "peaks"]
+__all__ = ["Bench", "Row", "measure", "peaks"]
 OPS = torch.ops.tandem
 
 
