@@ -92,8 +92,10 @@ def evaluate(module, name, kind, x, leaves, options, needed):
     return result, torch.autograd.grad(y.counts, [v[key] for key in needed], direction)
 
 
-def check(random, product, timing, dtype, device):
-    """Every kind of input, weight, neuron and layout; with gradients for any of its arguments, and without."""
+def drawn(random, product, timing, dtype, device=None):
+    """(name, kind of input, input, leaves by name, options) of a call, and which leaves can have a gradient: every kind
+    of input, weight, neuron and layout.
+    """
     torch.manual_seed(random.randint(0, 2**16))
     norm, on = product.endswith("bn"), {"device": device}
     long = [300] if timing == "step" and dtype.itemsize > 2 else []  # in pieces; halves do not hold such counts
@@ -159,8 +161,16 @@ def check(random, product, timing, dtype, device):
     options = geometry | neuron | {key: leaves[key] for key in ("bias", "gamma", "beta") if key in leaves}
 
     can = sorted(leaves.keys() - ({"weight"} if dtype == torch.int8 else set()) - ({"bias"} if norm else set()))
+    return (name, kind, x, leaves, options), can
+
+
+def check(random, product, timing, dtype, device):
+    """A layer and its reference agree, with gradients for any of its arguments, and without."""
+    call, can = drawn(random, product, timing, dtype, device)
+    *_, leaves, options = call
+    norm, C = product.endswith("bn"), compute_dtype(dtype)
     for needed in [], random.choice([can, random.sample(can, random.randint(1, len(can)))]):
-        (ours, grads), (theirs, expected) = (evaluate(m, name, kind, x, leaves, options, needed) for m in (f, ref))
+        (ours, grads), (theirs, expected) = (evaluate(m, *call, needed) for m in (f, ref))
         assert_same(ours, theirs)
         y, v = ours[0] if norm else ours
         assert is_channels_last(y.stored, batch=1)
@@ -169,10 +179,10 @@ def check(random, product, timing, dtype, device):
         for key, a, b in zip(needed, grads, expected, strict=False):
             assert a.dtype == b.dtype
             # Through a small variance batch norm magnifies what rounds; of a gain it leaves little.
-            rounds = options.get("eps", 1.0) < 0.1 or key == "gain" or given_dtype.itemsize == 2
+            rounds = options.get("eps", 1.0) < 0.1 or key == "gain" or dtype.itemsize == 2
             if b.numel() and not (norm and torch.float64 != C and rounds):
                 added = max(1, y.counts.numel() / b.numel())
                 scale = (10 if norm else 1) * math.sqrt(added) * (1 + b.double().abs().max())
                 if norm and key == "weight":  # a sum of counts times gradients, which batch norm makes cancel
                     scale *= max(1.0, leaves["x"].abs().max().item())
-                assert (a.double() - b.double()).abs().max() <= BOUNDS[given_dtype] * scale, key
+                assert (a.double() - b.double()).abs().max() <= BOUNDS[dtype] * scale, key

@@ -1,21 +1,23 @@
 """Calls of the ops as no one should make them: valid arguments, some of them then replaced by hostile ones.
 
-A call is a dict of arguments in the order of the op's schema. Hostile is what the schema's type allows: other layouts,
-shapes, dtypes, devices and values of tensors, numbers at and beyond their borders, strings that are no gate.
+A call is a dict of arguments in the order of the op's schema; valid ones are what any layer makes. Hostile is what the
+schema's type allows: other layouts, shapes, dtypes, devices and values of tensors, numbers at and beyond their borders,
+strings that are no gate.
 """
 
-from __future__ import annotations
-
 import math
+from random import Random
 
+import any_layer
+import cases
 import torch
-from cases import compute_dtype, dyadic, train
+from cases import WINDOWS, dyadic, train
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tandem_ext as te
 
 sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 16, 17, 33])
-windows = st.sampled_from([1, 7, 8, 9, 16, 17, 255])
-precisions = st.sampled_from(["highest", "high", "medium"])
-dtypes = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
 INTS = (-(2**63), -(2**31), -1, 0, 1, 2, 7, 255, 256, 2**31, 2**40, 2**62, 2**63 - 1)
 FLOATS = (0.0, -0.0, -1.0, 1e-45, 1e-320, 0.5, 1.0, 2.0, 1e38, 1e308, math.inf, -math.inf, math.nan)
@@ -24,109 +26,47 @@ DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torc
           torch.float64, torch.complex64)  # fmt: skip
 
 
-# --- valid calls ------------------------------------------------------------------------------------------------------
+class Recorder(TorchDispatchMode):
+    """Keeps the last call of every op that layers make: by name, its arguments."""
 
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
 
-timings = st.sampled_from(["step", "step", "window"])
-
-
-@st.composite
-def neuron(draw, T, shape, dtype, timing, norm=False):
-    C, channels = compute_dtype(dtype), shape[1] if len(shape) > 1 else 1
-    window = timing == "window"
-
-    def maybe(*tensors):
-        return draw(st.sampled_from([None, *tensors]))
-
-    affine = {"scale": maybe(dyadic(channels, dtype=C)), "shift": maybe(dyadic(channels, dtype=C))}
-    moments = {
-        "gain": maybe(torch.tensor(0.5, dtype=C)),
-        "gamma": maybe(dyadic(channels, dtype=C)),
-        "beta": maybe(dyadic(channels, dtype=C)),
-        "eps": draw(st.sampled_from([0.0, 1e-5])),
-    }
-    last = {"train": draw(st.booleans())}
-    return {
-        **(moments if norm else affine),
-        "residual": maybe(read(train(T, *shape).planes, timing), dyadic(1 if window else T, *shape, dtype=C)),
-        "residual_scale": maybe(dyadic(channels, dtype=C)),
-        "v_init": maybe(dyadic(*shape, dtype=C), dyadic(*shape[1:], dtype=C), torch.tensor(0.5, dtype=C)),
-        "steps": T if window else draw(st.sampled_from([T, 2 * T])),
-        "threshold": draw(st.sampled_from([1.0, 0.5])),
-        "leak": 1.0 if window else draw(st.sampled_from([1.0, 0.5])),
-        "gate": draw(st.sampled_from(["relu", "clip"] if window else ["relu", "clip", "resu"])),
-        **({} if norm else last),
-        "return_v": draw(st.booleans()),
-        "timing": timing,
-        "bad": maybe(torch.zeros(shape[0]), torch.full((1,), math.nan)),
-    }
-
-
-def read(planes, timing):
-    """What layers of this timing read: planes, or counts."""
-    return torch.ops.tandem.count_bytes(planes) if timing == "window" else planes
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "tandem":
+            schema = func._schema.arguments
+            names = [argument.name for argument in schema]
+            given = {argument.name: argument.default_value for argument in schema}
+            given |= dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.calls[func._schema.name.removeprefix("tandem::")] = {
+                name: value.detach() if torch.is_tensor(value) else value for name, value in given.items()
+            }
+        return func(*args, **(kwargs or {}))
 
 
 @st.composite
-def features(draw):
-    return draw(st.sampled_from([(), (5,), (3, 7), (2, 3, 5)]) | st.tuples(sizes))
-
-
-@st.composite
-def scan(draw, source):
-    T, dtype, shape = draw(windows), draw(dtypes), (draw(sizes), *draw(features()))
-    rest = draw(neuron(T, shape, dtype, draw(timings)))
-    if source == "train":
-        return {"currents": dyadic(T, *shape, dtype=dtype), **rest}
-    return {"current": dyadic(*shape, dtype=dtype), "T": T, **rest}
-
-
-@st.composite
-def weights(draw, norm, dtype, *shape):
-    """Of the type, or in int8, of which few bits are used."""
-    few = dtype != torch.float64 and not norm and draw(st.booleans())
-    return dyadic(*shape, unit=1, dtype=torch.int8) if few else dyadic(*shape, dtype=dtype)
-
-
-@st.composite
-def linear(draw, norm):
-    T, dtype, K = draw(windows), draw(dtypes), draw(sizes)
-    B, N = (draw(sizes.filter(bool) if norm else sizes) for _ in range(2))
-    timing, weight = draw(timings), draw(weights(norm, dtype, N, K))
-    x = {"planes": read(train(T, B, K).planes, timing), "T": T, "weight": weight, "precision": draw(precisions)}
-    return {**x, **draw(neuron(T, (B, N), dtype, timing, norm)), **digits(norm)}
-
-
-def digits(norm):
-    return {} if norm else {"digits": None}
-
-
-@st.composite
-def conv(draw, norm):
-    T, dtype, B = draw(windows), draw(dtypes), draw(st.integers(int(norm), 3))
-    dims, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3]))
-    inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(int(norm), 9))
-    window = {
-        name: [draw(st.integers(least, least + 2)) for _ in range(dims)]
-        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
-    }
-    kernel = window.pop("kernel")
-    space = [draw(st.integers(1, 6)) + d * (k - 1) for k, d in zip(kernel, window["dilation"], strict=True)]
-    out = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(space, kernel, *(window[i] for i in ("stride", "padding", "dilation")), strict=True)
-    ]
-    timing = draw(timings)
-    x = {"planes": read(train(T, B, inputs * groups, *space).planes, timing), "T": T}
-    weight = draw(weights(norm, dtype, outputs * groups, inputs, *kernel))
-    rest = draw(neuron(T, (B, outputs * groups, *out), dtype, timing, norm))
-    return {**x, "weight": weight, "precision": draw(precisions), **window, "groups": groups, **rest, **digits(norm)}
+def recorded(draw, op, *products):
+    """A call that any layer makes of an op, in its forward or backward pass."""
+    random = Random(draw(st.integers(0, 2**32)))
+    recorder = Recorder()
+    while op not in recorder.calls:
+        timing = random.choice(["step", "step", "window"])
+        call, can = any_layer.drawn(random, random.choice(products), timing, random.choice(cases.DTYPES))
+        with recorder:
+            any_layer.evaluate(te.functional, *call, random.choice([[], can]))
+    found = recorder.calls[op]
+    others = {"precision": ["highest", "high", "medium"], "train": [True, False], "return_v": [True, False]}
+    if "bad" in found:
+        batch = next(iter(found.values())).shape["current" not in found]
+        others["bad"] = [None, torch.zeros(batch), torch.full((1,), math.nan)]
+    return found | {name: draw(st.sampled_from(values)) for name, values in others.items() if name in found}
 
 
 @st.composite
 def product(draw):
     """A product of the window, linear where there are no axes."""
-    layer = draw(linear(False) | conv(False))
+    layer = draw(recorded("linear_if", "linear") | recorded("conv_if", "conv"))
     axes = {name: layer.get(name, []) for name in ("stride", "padding", "dilation")}
     kept = {name: layer[name] for name in ("planes", "T", "weight", "precision")}
     return {**kept, **axes, "groups": layer.get("groups", 1), "counted": layer["timing"] == "window"}
@@ -140,58 +80,40 @@ def quantise(draw):
 
 @st.composite
 def bits(draw, op):
-    T, shape, dtype = draw(windows), (draw(sizes), *draw(features())), draw(dtypes)
+    features = st.sampled_from([(), (5,), (3, 7), (2, 3, 5)]) | st.tuples(sizes)
+    T, shape, dtype = (
+        draw(st.sampled_from(WINDOWS)),
+        (draw(sizes), *draw(features)),
+        draw(st.sampled_from(cases.DTYPES)),
+    )
     planes = {"planes": train(T, *shape).planes}
     if op == "count_bytes":
         return planes
     if op == "burst_planes":
-        return {"counts": read(planes["planes"], "window"), "T": T}
+        return {"counts": torch.ops.tandem.count_bytes(planes["planes"]), "T": T}
     if op == "pack":
         return {"spikes": (torch.rand(T, *shape) < 0.3).to(draw(st.sampled_from(DTYPES[:-1])))}
     return planes | ({"T": T} if op == "unpack" else {}) | {"dtype": dtype}
 
 
 @st.composite
-def gradient(draw, norm):
-    shape, dtype = (draw(sizes), *draw(features())), draw(dtypes)
-    if norm:
-        shape = (1 + shape[0], *(shape[1:] if len(shape) > 1 and all(shape) else (5,)))
-    C, grad = compute_dtype(dtype), dyadic(*shape, dtype=dtype)
-    call = {"grad": grad, "mask": torch.randint(0, 256, ((grad.numel() + 7) // 8,), dtype=torch.uint8)}
-    if norm:
-        one = lambda: dyadic(shape[1], dtype=C)  # noqa: E731
-        call |= {"product": dyadic(*shape, dtype=C), "mean": one(), "var": one().abs()}
-        call |= {"gain": draw(st.sampled_from([None, torch.tensor(0.5, dtype=C)]))}
-        call |= {"gamma": draw(st.sampled_from([None, one()])), "eps": 1e-5}
-    return call | {"threshold": 0.5}
-
-
-@st.composite
 def statistics(draw):
-    shape, C = (draw(st.integers(1, 9)), draw(sizes.filter(bool)), *draw(features().filter(all))), torch.float32
-    rest = draw(neuron(1, shape, C, "step", norm=True))
-    norm = {name: rest[name] for name in ("gain", "gamma", "beta", "eps")}
-    return {"product": dyadic(*shape, dtype=C), "factor": float(draw(windows)), **norm}
+    layer = draw(recorded("linear_bn_if", "linear_bn") | recorded("conv_bn_if", "conv_bn"))
+    norm = {name: layer[name] for name in ("gain", "gamma", "beta", "eps")}
+    shape = draw(st.integers(1, 9)), len(layer["weight"]), *draw(st.sampled_from([(), (3,), (2, 3)]))
+    return {"product": dyadic(*shape, dtype=cases.compute_dtype(layer["weight"].dtype)), "factor": 8.0, **norm}
 
 
 CALLS = {
-    "if_scan": scan("train"),
-    "constant_if": scan("constant"),
-    "impulse_if": scan("impulse"),
-    "linear_if": linear(False),
-    "conv_if": conv(False),
-    "linear_bn_if": linear(True),
-    "conv_bn_if": conv(True),
+    **{op: recorded(op, "scan") for op in ("if_scan", "constant_if", "impulse_if")},
+    **{f"{layer}_if": recorded(f"{layer}_if", layer) for layer in ("linear", "conv", "linear_bn", "conv_bn")},
     **{name: bits(name) for name in ("pack", "unpack", "counts", "count_bytes", "burst_planes")},
     "window_product": product(),
     "quantise": quantise(),
-    "gate_grad": gradient(False),
+    "gate_grad": recorded("gate_grad", "scan", "linear", "conv"),
     "bn_statistics": statistics(),
-    "bn_grad": gradient(True),
+    "bn_grad": recorded("bn_grad", "linear_bn", "conv_bn"),
 }
-
-
-# --- hostile arguments ------------------------------------------------------------------------------------------------
 
 
 def _expanded(x):
@@ -218,29 +140,17 @@ def _negative_view(x):
 
 
 LAYOUTS = (
-    _expanded,
-    _overlapping,
-    _offset,
-    _every_second,
-    _negative_view,
+    _expanded, _overlapping, _offset, _every_second, _negative_view,
     lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x,
-    lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0) if x.dim() else x,
-    lambda x: x.flip(0) if x.dim() else x,
-)
+    lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0) if x.dim() else x, lambda x: x.flip(0) if x.dim() else x,
+)  # fmt: skip
 SHAPES = (
-    lambda x: x[:0] if x.dim() else x,
-    lambda x: x.unsqueeze(0),
-    lambda x: x.unsqueeze(-1),
-    lambda x: x[0] if x.dim() and len(x) else x,
-    lambda x: torch.cat([x, x]) if x.dim() else x,
-    lambda x: x[..., :-1] if x.dim() else x,
-    lambda x: x.flatten(),
-    lambda x: x.new_zeros(()),
-    lambda x: x.expand(256, *x.shape),
-    lambda x: x.to("meta"),
-    lambda x: x.to_sparse(),
+    lambda x: x[:0] if x.dim() else x, lambda x: x.unsqueeze(0), lambda x: x.unsqueeze(-1),
+    lambda x: x[0] if x.dim() and len(x) else x, lambda x: torch.cat([x, x]) if x.dim() else x,
+    lambda x: x[..., :-1] if x.dim() else x, lambda x: x.flatten(), lambda x: x.new_zeros(()),
+    lambda x: x.expand(256, *x.shape), lambda x: x.to("meta"), lambda x: x.to_sparse(),
     lambda x: x.detach().requires_grad_() if x.is_floating_point() else x,
-)
+)  # fmt: skip
 
 
 def _with(value):
