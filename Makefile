@@ -59,7 +59,7 @@ ext:
 
 bench: $(READY) ext
 	$(quiet) python -m pytest -o addopts= --benchmark-only --benchmark-timer=time.process_time \
-	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_*.py
+	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_ops.py
 
 TIMED = 'mlp-*-rate' 'conv-*-rate-10' '*-norm-train-rate' conv-net-train-9
 

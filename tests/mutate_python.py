@@ -7,8 +7,6 @@ switched on in a process that has imported everything, so functions that only ru
 of torch.compile, which does not take the switch.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -20,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mutation import ROOT, copy_sources, options
+from mutation import ROOT, copy_sources, run_script
 
 FILES = [
     "errors", "spike_train", "functional", "gradients", "reference", "few_bits", "layers",
@@ -79,8 +77,7 @@ def measure(tree: Path, sample: int | None, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    arguments = options(__doc__)
+def figures(sample: int | None, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         copy_sources(tree)
@@ -89,11 +86,10 @@ def main() -> None:
             shutil.copy(library, tree / "tandem_ext")
         with (tree / "pyproject.toml").open("a") as file:
             file.write(CONFIG)
-        figures = measure(tree, arguments.sample, arguments.seed)
-    print(json.dumps(figures, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        found = measure(tree, sample, seed)
+    print(json.dumps(found, indent=1))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, figures)

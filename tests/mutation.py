@@ -1,8 +1,7 @@
 """Small changes of C++ and CUDA code, one place at a time, as a careless edit would make them."""
 
-from __future__ import annotations
-
 import argparse
+import json
 import random
 import re
 import shutil
@@ -65,12 +64,16 @@ def copy_sources(to: Path) -> None:
         shutil.copy2(ROOT / path, to / path)
 
 
-def options(description: str | None) -> argparse.Namespace:
+def run_script(description: str | None, figures_of: Callable[[int | None, int], dict[str, Any]]) -> None:
+    """The command line of a script: the figures of a sample of changes, of so many and drawn by a seed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, help="try only so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    figures = figures_of(arguments.sample, arguments.seed)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def chosen(files: Iterable[str], sample: int | None, seed: int) -> list[Mutant]:

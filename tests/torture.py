@@ -6,8 +6,6 @@
 A stage that is run again replaces its figures and leaves those of the others.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -113,11 +111,9 @@ def _calls(result: dict[str, Any]) -> str:
 
 
 def _arguments(result: dict[str, Any]) -> str:
-    targets = "; ".join(
-        f"`{target['name']}`: {target['executions']:,} calls, {'**a crash**' if target['crashed'] else 'no crash'}"
-        for target in result["targets"]
-    )
-    return f"{targets}; {result['minutes']:g} minutes"
+    line = "`{name}`: {executions:,} calls, {end}".format
+    targets = (line(**one, end="**a crash**" if one["crashed"] else "no crash") for one in result["targets"])
+    return f"{'; '.join(targets)}; {result['minutes']:g} minutes"
 
 
 def _tests(result: dict[str, Any]) -> str:
@@ -126,9 +122,9 @@ def _tests(result: dict[str, Any]) -> str:
 
 
 def _sanitizers(result: dict[str, Any]) -> str:
+    line = "{}: {} programs, {}".format
     return "; ".join(
-        f"{name}: {preset['programs']} programs, {'clean' if preset['clean'] else '**not clean**'}"
-        for name, preset in result.items()
+        line(name, one["programs"], "clean" if one["clean"] else "**not clean**") for name, one in result.items()
     )
 
 
@@ -138,9 +134,8 @@ def _mutants(result: dict[str, Any]) -> str:
 
 
 def _coverage(result: dict[str, Any]) -> str:
-    return "; ".join(
-        f"`{folder}`: {part['lines']} % of lines, {part['branches']} % of branches" for folder, part in result.items()
-    )
+    line = "`{}`: {lines} % of lines, {branches} % of branches".format
+    return "; ".join(line(folder, **part) for folder, part in result.items())
 
 
 FAULTS = ["faults", "checkpoints", "distributed", "errors", "frozen", "data", "data_events", "nir", "untrusted",

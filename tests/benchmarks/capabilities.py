@@ -4,8 +4,6 @@ python tests/benchmarks/capabilities.py v3
 python tests/benchmarks/capabilities.py v4 'mlp-*-rate' 'conv-*-rate-10' --out docs/results/timings-v4.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

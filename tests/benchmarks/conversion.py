@@ -7,8 +7,6 @@ calibrates it on 1,000 training images, and trains it for one further epoch as a
 It writes docs/results/conversion.json; `--table` writes the table in docs/convert.md from that.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from statistics import fmean

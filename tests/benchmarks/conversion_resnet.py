@@ -8,8 +8,6 @@ network, beside the ANN itself. It writes docs/results/conversion_resnet.json; `
 docs/convert.md from that.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import time

@@ -10,8 +10,6 @@ grey level in its images: how far the network magnifies what nobody sees.
 It writes docs/results/convertible.json; `--table` writes the table in docs/convert.md from that.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 import warnings
@@ -19,17 +17,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from documents import program, read, results
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from convertible import MODELS, NOT, at_size, correlation, make, settled
 from networks import in_windows
+from test_convert_models import MODELS, NOT, make
 
 import tandem_snn as ts
 from tandem_ext.functional.neuron import over_space
 
 T, IMAGES = 64, 16
+
+
+@torch.no_grad()
+def settled(net: nn.Module, images: Tensor) -> nn.Module:
+    """In evaluation mode, with the statistics of ``images`` in batches of 64."""
+    norms = {module: module.momentum for module in net.eval().modules() if isinstance(module, _BatchNorm)}
+    for norm in norms:
+        norm.momentum = None  # the mean over the batches
+        norm.train()
+    for batch in images.split(64):
+        net(batch)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    return net.eval()
+
+
+def at_size(images: Tensor, size: int) -> Tensor:
+    return images if images.shape[-1] == size else F.interpolate(images, size=(size, size), mode="bilinear")
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's over samples and classes, each class's mean subtracted first."""
+    pair = torch.stack([(t.double() - t.double().mean(0)).flatten() for t in (a, b)])
+    return torch.corrcoef(pair)[0, 1].item()
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """What benchmarks share: where their results stand, and the tables in docs/ that follow from them."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ setting, and adds each result to docs/results/initialisation.json; settings that
 two cores. tandem_snn.nn.initial_gamma and docs/initialisation.md follow from it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

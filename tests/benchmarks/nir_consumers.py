@@ -7,8 +7,6 @@ file on 500 test images in each simulator: as its own import has it, and with th
 docs/results/nir.json; `--table` writes the table in docs/nir.md from that.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from importlib.metadata import version

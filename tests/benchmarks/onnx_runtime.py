@@ -7,8 +7,6 @@ and 4-bit weights, exports each, and runs the files on 500 test images. It write
 writes the table in docs/onnx.md from that.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from importlib.metadata import version

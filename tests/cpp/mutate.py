@@ -8,9 +8,6 @@ is tried with the C++ tests of its folder first and, if they pass, with the Pyth
 built again.
 """
 
-from __future__ import annotations
-
-import json
 import os
 import resource
 import subprocess
@@ -18,10 +15,11 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mutation import KERNELS, Mutant, chosen, copy_sources, measure, options
+from mutation import KERNELS, Mutant, chosen, copy_sources, measure, run_script
 
 # By folder: the C++ tests that have to notice a change, fast ones first; for files of other folders all.
 TESTS = {
@@ -84,8 +82,7 @@ def verdict(mutant: Mutant, tree: Path, unchanged: bytes) -> str:
         (kernels / mutant.file).write_text(before)
 
 
-def main() -> None:
-    arguments = options(__doc__)
+def figures(sample: int | None, seed: int) -> dict[str, Any]:
     sources = (path.relative_to(KERNELS) for path in KERNELS.rglob("*.*") if path.suffix in (".cpp", ".h"))
     files = [path.as_posix() for path in sources if path.parts[0] != "cuda"]
     with tempfile.TemporaryDirectory() as name:
@@ -95,11 +92,9 @@ def main() -> None:
             raise SystemExit("needs CMake and Ninja")
         if (said := outcome(ALL, tree)) != "SURVIVES":
             raise SystemExit(f"nothing was changed, and yet: {said}")
-        tried, unchanged = chosen(sorted(files), arguments.sample, arguments.seed), compiled(tree)
-        figures = measure(tried, lambda mutant: verdict(mutant, tree, unchanged))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        tried, unchanged = chosen(sorted(files), sample, seed), compiled(tree)
+        return measure(tried, lambda mutant: verdict(mutant, tree, unchanged))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, figures)

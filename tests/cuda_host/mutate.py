@@ -5,10 +5,7 @@
 A change that survives is a gap in the tests or has no effect; only reading tells which. Not run by pytest.
 """
 
-from __future__ import annotations
-
 import functools
-import json
 import os
 import re
 import shutil
@@ -16,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import HERE, LINK, ROOT, Toolkit, build, find_toolkit, library_parts, machine_rules
-from mutation import KERNELS, NOT_TRIED, Mutant, chosen, measure, options
+from mutation import KERNELS, NOT_TRIED, Mutant, chosen, measure, run_script
 
 # By file: the sources that include it, and the tests that have to notice a change.
 FILES = {
@@ -111,8 +109,7 @@ def verdict(mutant: Mutant, toolkit: Toolkit, folder: Path, original: Code, test
     return failure(library, tests or all_tests) or "SURVIVES"
 
 
-def main() -> None:
-    arguments = options(__doc__)
+def figures(sample: int | None, seed: int) -> dict[str, Any]:
     toolkit = find_toolkit()
     if toolkit is None:
         raise SystemExit("needs a CUDA toolkit")
@@ -121,10 +118,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             return verdict(mutant, toolkit, Path(folder), originals(toolkit))
 
-    figures = measure(chosen(FILES, arguments.sample, arguments.seed), judge)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return measure(chosen(FILES, sample, seed), judge)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, figures)

@@ -1,15 +1,73 @@
-"""Ops that read currents or spikes and multiply nothing: their floor is the memory's bandwidth."""
+"""``make bench``: the cases of ``tandem-snn bench``, each of this package's ways and the ANN by itself, and ops without
+products, whose floor is the memory's bandwidth; timed by pytest-benchmark.
 
-from __future__ import annotations
+This file is not called test_*.py: speed is measured here and asserted nowhere.
+"""
+
+from functools import lru_cache
 
 import pytest
 import torch
 
 import tandem_ext as te
+from tandem_snn.bench.cases import CASES, Workload
+from tandem_snn.bench.problems import KINDS, rate_of
 
+WAYS = ("frozen", "tandem", "ANN")
+TIMED = [(c.name, way) for c in CASES.values() if c.quantity == "time" for way in WAYS if way in c.rivals]
 OPS = torch.ops.tandem
 NEURONS = {"small": (16, 1024), "large": (256, 4096)}
 sizes = pytest.mark.parametrize("shape", NEURONS.values(), ids=NEURONS)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train_of(benchmark):
+    """Makes a train; its rate and nonzero nibbles per byte go into the benchmark's record."""
+
+    def make(T: int, shape: tuple[int, ...], rate: float) -> te.SpikeTrain:
+        dense = KINDS["rate"](T, shape, rate, torch.Generator().manual_seed(0))
+        train = te.SpikeTrain.from_dense(dense.float())
+        made = rate_of(train)
+        benchmark.extra_info |= {"rate": round(made.spikes, 4), "nibbles": round(made.nibbles, 4)}
+        return train
+
+    return make
+
+
+@pytest.fixture
+def throughput(benchmark):
+    """Measures a call, and records the bytes it has to read and write at least."""
+
+    def measure(call, bytes_moved: int):
+        with torch.inference_mode():
+            call()
+            benchmark(call)
+        if benchmark.stats is not None:
+            benchmark.extra_info["GB/s"] = round(bytes_moved / benchmark.stats["median"] / 1e9, 2)
+
+    return measure
+
+
+@lru_cache(maxsize=1)
+def workload(name: str) -> Workload:
+    return CASES[name].build()
+
+
+@pytest.mark.parametrize(("name", "way"), TIMED)
+def test_case(benchmark, name, way):
+    made = workload(name)
+    benchmark.extra_info["rates"] = {layer: round(rate.spikes, 4) for layer, rate in made.rates.items()}
+    run = made.candidates[way]().run
+    run(0)
+    benchmark(run, 1)
 
 
 def currents(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
