@@ -7,8 +7,6 @@ which the extension is built, are downloaded by apt; nothing of it is installed.
 import come from PyPI. All of it lies in build/arm.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

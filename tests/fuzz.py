@@ -7,8 +7,6 @@ What libFuzzer has found worth keeping stays in build/cmake-fuzz/corpus for the 
 the repository's root as crash-*, and the program that found it runs it again when given its name.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

@@ -6,8 +6,6 @@ In a copy of the sources, whose compiled parts count what they run; needs clang 
 too. Without the names of Python tests, all of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import bisect
 import json

@@ -1,7 +1,5 @@
 """Small networks of every layer with inputs for them, one trained on real images, and their spike counts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +133,29 @@ def average() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 1, 12, 10)
 
 
+def block(**neuron: Any) -> nn.Module:
+    """A stem, an identity and a projection shortcut, pooling, and a linear layer with these options."""
+    return nn.Sequential(
+        tnn.Encoder(8), tnn.Conv2d(1, 4, 3, padding=1, norm=True, **neuron),
+        tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1, **neuron)),
+        tnn.Residual(tnn.Conv2d(4, 6, 1, **neuron), tnn.Conv2d(4, 6, 1, norm=True)),
+        tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(24, 5, gate="resu", **neuron), tnn.Readout(5, 3),
+    )  # fmt: skip
+
+
+class Shortcut(nn.Module):
+    """A residual that is given with its name, or without."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.encoder, self.first, self.second = tnn.Encoder(8), tnn.Linear(6, 5), tnn.Linear(5, 5)
+        self.readout, self.named = tnn.Readout(5, 3), named
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.first(x=self.encoder(x))
+        return self.readout(self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes))
+
+
 def trained_on_fashion_mnist(data: Any, T: int) -> nn.Module:
     """16C3s2-32C3s2-FC128 with batch norm after one epoch of 20,000 images, 85 % right."""
     torch.manual_seed(0)
@@ -196,6 +217,21 @@ def dyadic(net: nn.Module) -> nn.Module:
             module.weight.fill_(1.5)
             module.bias.copy_(torch.randint(-4, 5, module.bias.shape) / 16 + 2**-10)
     return net.eval()
+
+
+def network(T: int = 8) -> nn.Module:
+    """For handwritten digits."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        tnn.Encoder(T),
+        tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
+        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0),
+        tnn.Dropout(0.5),
+        tnn.Flatten(),
+        tnn.Linear(12 * 9, 32),
+        tnn.Readout(32, 10),
+    )
+    return dyadic(net)
 
 
 @torch.no_grad()

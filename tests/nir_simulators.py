@@ -1,7 +1,5 @@
 """Simulators that run a NIR file, each behind the lines that put its import right, and a network for them."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings
@@ -11,28 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from networks import dyadic, stepped
+from networks import stepped
 from torch import Tensor, nn
 
-import tandem_snn.nn as tnn
 from tandem_snn import to_nir
 
 nir = pytest.importorskip("nir", reason="the package nir is not installed")
 T = 8
-
-
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
-        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0),
-        tnn.Dropout(0.5),
-        tnn.Flatten(),
-        tnn.Linear(12 * 9, 32),
-        tnn.Readout(32, 10),
-    )
-    return dyadic(net)
 
 
 def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -48,7 +31,7 @@ def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[li
     return stepped(model, [x] * T, lambda _, module: module in neurons, step)
 
 
-# --- other simulators: their own import of the file, and where it changes the neuron, the neuron put right ------------
+# Each simulator's own import of the file and, where that changes the neuron, the neuron put right.
 
 
 def file_of(net: nn.Module, x: Any, path: Path, **options: Any) -> str:

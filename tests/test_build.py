@@ -1,7 +1,5 @@
 """The build: what decide() decides, what stands in the compiled module, and that what was installed can be imported."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -28,7 +26,7 @@ class Machine:
         self.files, self.nvcc, self.top = set(files), nvcc, top
 
     @classmethod
-    def with_toolkit(cls, root: str, nvcc: str | None = None) -> Machine:
+    def with_toolkit(cls, root: str, nvcc: str | None = None) -> "Machine":
         return cls(*(f"{root}/{name}" for name in TOOLKIT_FILES), nvcc=nvcc or f"{root}/bin/nvcc", top=f"{root}/bin/..")
 
     def run(self, command: list[str]) -> str:
@@ -133,14 +131,8 @@ def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
         pytest.skip("needs Debian's clang-19, libc++-19-dev and, for arm64, g++-aarch64-linux-gnu")
     system = [ROOT / "tests/apple", libcxx, libc, Path("/usr/include/x86_64-linux-gnu")][: 3 if arch == "arm64" else 4]
     flags = [
-        "-fsyntax-only",
-        "-Wall",
-        "-Wno-unused-private-field",
-        "-Werror",
-        "-U__nonnull",
-        "-D_GNU_SOURCE",
-        "-nostdinc++",
-    ]
+        "-fsyntax-only", "-Wall", "-Wno-unused-private-field", "-Werror", "-U__nonnull", "-D_GNU_SOURCE", "-nostdinc++",
+    ]  # fmt: skip
     flags += [f"--target={arch}-apple-macos14", *(f"-isystem{folder}" for folder in system)]
     rules, _ = compile.commands(Plan(), "0")
     for group, paths in compile.read_sources().items():

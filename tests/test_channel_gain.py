@@ -1,7 +1,5 @@
 """Trains whose channels are worth different things: layers that read them put that into their weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -34,9 +34,6 @@ def assert_equal(net, other):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def test_checkpoints_carry_their_recipe(digits, tmp_path):
     net, other = RECIPE.build(digits), RECIPE.build(digits)
     path = tmp_path / "model.safetensors"
@@ -93,9 +90,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     atomically(path, lambda temporary: temporary.write_text("new"), keep=kept)
     assert (path.read_text(), kept.read_text()) == ("new", "old")
     assert sorted(tmp_path.iterdir()) == [kept, path]
-
-
-# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 class After:

@@ -2,8 +2,6 @@
 wrong; never a silent difference.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import pytest
@@ -49,9 +47,6 @@ def loader(items, batch_size=11):
 def assert_equal(a, b):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-# --- PyTorch Lightning ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +157,6 @@ def test_lightning_counts_flops_by_layer(pl):
     assert summary(tnn) == summary(ann)
 
 
-# --- accelerate -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def accelerator():
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -219,9 +211,6 @@ def test_accelerate_offloads_whole_layers(accelerator, items):
     assert torch.equal(net(x), expected)
 
 
-# --- torchinfo, profiler ----------------------------------------------------------------------------------------------
-
-
 def test_torchinfo_refuses_trains_and_takes_the_twin():
     torchinfo = pytest.importorskip("torchinfo", reason="torchinfo is not installed")
     net, size = images().eval(), (1, 1, 8, 8)
@@ -230,9 +219,6 @@ def test_torchinfo_refuses_trains_and_takes_the_twin():
     assert "ConstantInput" in str(refusal.value.__cause__)
     found = torchinfo.summary(to_ann(net), size, verbose=0)
     assert found.total_params == sum(p.numel() for p in net.parameters())
-
-
-# --- averages, wrappers, copies ---------------------------------------------------------------------------------------
 
 
 def test_averaged_models_and_their_batch_norm(items):

@@ -111,9 +111,6 @@ def test_fake_and_meta_tensors_are_not_read():
             assert te.SpikeTrain.from_dense(torch.empty(8, 4, 7, **options)).shape == (4, 7)
 
 
-# --- torch.func -------------------------------------------------------------------------------------------------------
-
-
 def loss(weight, planes, bias=None, T=8):
     hidden = f.linear_if(te.SpikeTrain(planes, T), weight, bias, gate="clip")
     hidden = f.linear_if(te.SpikeTrain.from_counts(hidden.counts, T), torch.eye(len(weight)), timing="window")
@@ -183,9 +180,6 @@ def test_vmap_over_a_train():
     dims = te.SpikeTrain.unchecked(1, 8)
     planes = vmap(lambda x: f.linear_if(x, weight).planes, in_dims=(dims,))(x)
     assert torch.equal(planes[1], f.linear_if(te.SpikeTrain(x.planes[:, 1], 8), weight).planes)
-
-
-# --- copies -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

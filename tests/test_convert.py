@@ -1,7 +1,5 @@
 """convert, calibrate and to_ann: an ANN and its spiking twin share Parameters, units and gradients."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """convert on graphs of torch.export: any sum of linear maps of trains into neurons, by the fused or the general way."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable, Iterable
@@ -301,13 +299,10 @@ def test_copies_and_frozen_networks(name: str) -> None:
     assert torch.equal(again.eval()(x), snn(x))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("depthwise, pointwise", r"relu_1.*: it uses the general way \(conv2d, batch_norm\)"),
-        ("pooled", r'max_pool2d.*: exact maximum pooling .*max_pool="or"'),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("depthwise, pointwise", r"relu_1.*: it uses the general way \(conv2d, batch_norm\)"),
+    ("pooled", r'max_pool2d.*: exact maximum pooling .*max_pool="or"'),
+])  # fmt: skip
 def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Path) -> None:
     """ONNX and frozen files have layers only, and NIR no maximum pooling."""
     body = {"pooled": lambda: Net(lambda m, a: m.c(F.max_pool2d(a, 2)), 6, c=conv())}.get(name, BODIES.get(name))

@@ -1,7 +1,5 @@
 """What convert takes as the ANN's input, what convert and to_ann refuse, and how they say it."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -65,19 +63,20 @@ def image(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers)
 
 
+def linear(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), *layers)
+
+
 REFUSED = {
     "GELU": (
-        nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.ReLU()),
+        linear(nn.GELU(), nn.Linear(4, 4), nn.ReLU()),
         r"'gelu' \(aten.gelu.default in module '1', GELU\): it has no spiking counterpart: put nn.ReLU",
     ),
-    "LeakyReLU": (nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'1'.*put nn.ReLU"),
-    "LayerNorm": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU()), r"'1'.*use batch norm"),
-    "no ReLU": (
-        nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)),
-        r"module '1', Sigmoid\).*nothing would spike",
-    ),
+    "LeakyReLU": (linear(nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'1'.*put nn.ReLU"),
+    "LayerNorm": (linear(nn.LayerNorm(4), nn.ReLU()), r"'1'.*use batch norm"),
+    "no ReLU": (linear(nn.Sigmoid(), nn.Linear(4, 4)), r"module '1', Sigmoid\).*nothing would spike"),
     "hardtanh": (
-        nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(), nn.Linear(4, 4), nn.ReLU()),
+        linear(nn.Hardtanh(), nn.Linear(4, 4), nn.ReLU()),
         r"module '1', Hardtanh\): it has no spiking counterpart",
     ),
     "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
@@ -90,7 +89,7 @@ REFUSED = {
         ),
         r"'silu'.*module '3', SiLU.*put nn.ReLU",
     ),
-    "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
+    "no activation": (linear(nn.Flatten()), "nothing would spike: put nn.ReLU between"),
     "indices": (Pooled(), "'max_pool2d_with_indices'.*indices"),
     "sizes": (Shuffled(), "depend on the size of its input: give `example`"),
     "not square": (image(nn.Flatten(), nn.Linear(12, 2)), r"found no input.*weight of shape \[2, 12\].*give `example`"),

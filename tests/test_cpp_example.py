@@ -1,7 +1,5 @@
 """python/examples/cpp: a program without Python and torch gives the counts that Python gives."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import average, in_64ths, own_counts, trained
+from test_frozen_file import converted, events
 from test_frozen_window import NETWORKS
 from torch import Tensor, nn
 
@@ -75,20 +74,6 @@ def convolutional() -> tuple[nn.Module, Tensor]:
     return in_64ths(trained(net, torch.rand(4, 3, 11, 15))), torch.randint(0, 16, (5, 3, 11, 15)) / 16
 
 
-def converted() -> tuple[nn.Module, Tensor]:
-    ann = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 12), nn.ReLU(), nn.Linear(12, 3))
-    x = torch.randint(0, 16, (6, 1, 8, 8)) / 16
-    return in_64ths(ts.convert(ann, 8)), x
-
-
-def line_of_events() -> tuple[nn.Module, te.SpikeTrain]:
-    net = nn.Sequential(
-        tnn.Conv1d(2, 9, 5, stride=2, v_init=torch.rand(9, 10)), tnn.Conv1d(9, 8, 3, dilation=2, padding=1, groups=1),
-        tnn.Flatten(), tnn.Residual(tnn.Linear(64, 64)), tnn.Readout(64, 4),
-    )  # fmt: skip
-    return in_64ths(net), te.SpikeTrain.from_dense(torch.rand(13, 5, 2, 23).lt(0.3).float())
-
-
 def raw(x: Any) -> bytes:
     """As the program reads it: of spikes, all steps of a sample, then those of the next."""
     values = x if isinstance(x, Tensor) else x.to_dense(torch.float32).transpose(0, 1)
@@ -121,12 +106,12 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [convolutional, converted, line_of_events, average, *NETWORKS])
+@pytest.mark.parametrize("make", [convolutional, converted, events, average, *NETWORKS])
 def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_path: Path) -> None:
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()
-    if make in (average, *NETWORKS):
-        net, x = in_64ths(trained(net, x)), (x * 16).round() / 16
+    if make is not convolutional:
+        net, x = in_64ths(trained(net, x)), (x * 16).round() / 16 if isinstance(x, Tensor) else x
         for layer in net.modules():
             if getattr(layer, "gain", None) == "threshold" and isinstance(layer.threshold, Tensor):
                 layer.threshold = 2.0 ** layer.threshold.log2().round()

@@ -70,8 +70,6 @@ def test_processes_that_are_started_again_do_not_find_the_addresses_of_those_bef
     torch.multiprocessing.spawn(_join_twice, (store.port,), nprocs=WORLD)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
-
 LAYERS = {
     "linear": lambda layers: layers.Linear(12, 8, bias=False, norm=True),
     "conv": lambda layers: layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True),
@@ -222,8 +220,6 @@ def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4, msg=key)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
 EXACT = Recipe(
     model="FC32", T=2, norm=False, optimizer="sgd", momentum=0.0, lr=2.0**-6, schedule="constant", batch_size=16,
     task="regression", epochs=1, validation=False,
@@ -273,9 +269,6 @@ def test_training_is_that_of_one_process(parts):
             for record, one in zip(other_fitted.history, fitted.history, strict=True):
                 for name in ("loss", "accuracy", "validation_accuracy"):
                     assert record[name] == pytest.approx(one[name], abs=1e-5)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def start(port, rank, code, *arguments):

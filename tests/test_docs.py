@@ -90,7 +90,9 @@ def test_what_the_text_names_is_there(page):
     text = FENCE.sub("", page.read_text())
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for code in re.findall(r"`([^`\n]+)`", text):
-        for path in re.findall(r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+", code):
+        for path in re.findall(
+            r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+", code
+        ):
             assert not {"*", "<"}.isdisjoint(path) or (ROOT / path).exists(), path
         if target := re.match(r"(?:\w+=\S+ )*make ([\w-]+)", code):
             assert target[1] in targets

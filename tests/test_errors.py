@@ -12,7 +12,7 @@ from tandem_ext import checks
 
 f, nan = te.functional, math.nan
 X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
-KERNEL = dyadic(6, 4, 3, 3)
+KERNEL, BYTES = dyadic(6, 4, 3, 3), torch.ones(5, 7, dtype=torch.int8)
 PLANES = X.planes
 
 
@@ -113,6 +113,7 @@ CASES = [
     (linear(x=IMAGE), ValueError, "x: expected shape [B, K], got [3, 4, 6, 6]"),
     (linear(weight=W.int()), TypeError, "weight: expected a float32"),
     (linear(weight=KERNEL), ValueError, "weight: expected [N, K]"),
+    (linear(weight=BYTES, x=te.ConstantInput(dyadic(3, 7), 8)), TypeError, "weight: int8 weights multiply spikes"),
     (linear(x=te.ConstantInput(dyadic(3, 7).double(), 8)), TypeError, "x is torch.float64, but weight is torch.float"),
     # layers: neurons
     (linear(treshold=1.0), TypeError, "treshold: no such argument; neurons have threshold, leak"),
@@ -183,6 +184,8 @@ CASES = [
     (lambda: f.if_scan(torch.zeros(65536, 1, 1)), ValueError, "currents: expected T from 1 to 65535"),
     (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),
     # batch norm
+    *((lambda B=B: f.linear_bn_if(train(8, B, 7), W), ValueError, "more than one value") for B in (0, 1)),
+    (lambda: f.linear_bn_if(X, BYTES), TypeError, "weight: expected a float32, bfloat16, float16 or float64 tensor"),
     *((bn(**{name: torch.ones(4)}), ValueError, f"{name}: expected shape [5]") for name in ("gamma", "beta", "bias")),
     *((bn(eps=value), ValueError, "eps: expected") for value in (-1.0, nan)),
     (lambda: f.linear_bn_if(X.counts, W), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
@@ -246,18 +249,20 @@ def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch)
     assert set(seen) == names
 
 
-BAD_OP_CALLS = {
-    "linear_if": (PLANES, 9, W, "highest"), "conv_if": (IMAGE.planes, 8, KERNEL, "highest", [0, 1], [1, 1], [1, 1], 1),
-    "if_scan": (torch.zeros(8),), "constant_if": (dyadic(3, 7), 0),
-}  # fmt: skip
+BAD_OP_CALLS = [
+    ("linear_if", (PLANES, 9, W, "highest"), "tandem"), ("if_scan", (torch.zeros(8),), "tandem"),
+    ("conv_if", (IMAGE.planes, 8, KERNEL, "highest", [0, 1], [1, 1], [1, 1], 1), "tandem"),
+    ("constant_if", (dyadic(3, 7), 0), "tandem"),
+    ("linear_if", (PLANES, 8, W, "low"), 'precision must be "highest", "high" or "medium", got "low"'),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(BAD_OP_CALLS))
-def test_ops_have_their_own_checks(name):
+@pytest.mark.parametrize(("op", "arguments", "message"), BAD_OP_CALLS)
+def test_ops_have_their_own_checks(op, arguments, message):
     """C++ is the second line: no bad call of a bare op reaches a kernel."""
     neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
-    with pytest.raises(RuntimeError, match="tandem"):
-        getattr(torch.ops.tandem, name)(*BAD_OP_CALLS[name], *neuron)
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.tandem, op)(*arguments, *neuron)
 
 
 @pytest.mark.parametrize(("position", "value"), [
@@ -270,9 +275,3 @@ def test_ops_check_neurons(position, value):
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
         torch.ops.tandem.linear_if(PLANES, 8, W, "highest", *neuron)
-
-
-def test_ops_check_the_precision():
-    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
-    with pytest.raises(RuntimeError, match='precision must be "highest", "high" or "medium", got "low"'):
-        torch.ops.tandem.linear_if(PLANES, 8, W, "low", *neuron)

@@ -33,19 +33,14 @@ def test_events_are_binned_by_time(T):
     assert (x.shape, x.T) == ((1, 2, 6, 5), T)
 
 
-def test_default_window_ends_with_the_last_event():
-    x = te.SpikeTrain.from_events(([10, 19, 20, 30], [0, 1, 2, 3]), [4], T=2)
-    assert x.to_dense(torch.int)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-
-
-def test_a_window_includes_its_start_and_not_its_stop():
-    x = te.SpikeTrain.from_events(([-1, 0, 9, 10], [0, 1, 2, 3]), [4], T=2, window=(0, 10))
-    assert x.to_dense(torch.int)[:, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
-
-
-def test_many_events_in_a_frame_are_one_spike():
-    x = te.SpikeTrain.from_events(([0, 0, 1, 1], [3, 3, 3, 3]), [4], T=2)
-    assert x.counts.tolist() == [[0, 0, 0, 2]]
+@pytest.mark.parametrize(("times", "neurons", "options", "spikes"), [
+    ([10, 19, 20, 30], [0, 1, 2, 3], {}, [[1, 1, 0, 0], [0, 0, 1, 1]]),  # by default it ends with the last event
+    ([-1, 0, 9, 10], [0, 1, 2, 3], {"window": (0, 10)}, [[0, 1, 0, 0], [0, 0, 1, 0]]),  # not its end
+    ([0, 0, 1, 1], [3, 3, 3, 3], {}, [[0, 0, 0, 1], [0, 0, 0, 1]]),  # many events in a frame are one spike
+])  # fmt: skip
+def test_windows(times, neurons, options, spikes):
+    x = te.SpikeTrain.from_events((times, neurons), [4], T=2, **options)
+    assert x.to_dense(torch.int)[:, 0].tolist() == spikes
 
 
 def test_events_in_other_forms():

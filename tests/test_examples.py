@@ -1,7 +1,5 @@
 """The examples in the docstrings are what the packages do; python/examples run as they are written."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Frozen networks: one call, step by step and layer by layer give the same bits."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import dyadic
-from networks import conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
+from networks import Shortcut, conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
@@ -80,18 +78,8 @@ def test_what_a_spike_of_the_input_is_worth(net: nn.Module, tmp_path: Path) -> N
 
 
 def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.first = tnn.Encoder(8), tnn.Linear(6, 5)
-            self.second, self.readout = tnn.Linear(5, 5), tnn.Readout(5, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            spikes = self.first(x=self.encoder(x))
-            return self.readout(self.second(spikes, spikes))
-
     torch.manual_seed(6)
-    net, x = Net().eval(), torch.rand(4, 6)
+    net, x = Shortcut(named=False).eval(), torch.rand(4, 6)
     frozen = freeze(net)
     frozen.save(tmp_path / "net.tandem")
     for one in frozen, load_frozen(tmp_path / "net.tandem"):
@@ -128,16 +116,10 @@ def test_it_is_a_snapshot() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-@pytest.mark.parametrize(
-    "change",
-    [
-        partial(prune.l1_unstructured, name="weight", amount=0.5),
-        nn.utils.weight_norm,
-        nn.utils.spectral_norm,
-        nn.utils.parametrizations.weight_norm,
-        nn.utils.parametrizations.orthogonal,
-    ],
-)
+@pytest.mark.parametrize("change", [
+    partial(prune.l1_unstructured, name="weight", amount=0.5), nn.utils.weight_norm, nn.utils.spectral_norm,
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal,
+])  # fmt: skip
 def test_weights_that_are_made_before_each_forward(change: Callable[[nn.Module], object], tmp_path: Path) -> None:
     """They are neither leaves nor, after a step of the optimiser, up to date."""
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 2))

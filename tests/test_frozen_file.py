@@ -1,7 +1,5 @@
 """Frozen networks as files: what comes back is the same bit for bit, and no file does harm."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -137,9 +135,6 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# --- files from anyone ------------------------------------------------------------------------------------------------
-
-
 def refused(path: Path, content: bytes, match: str = "net.tandem") -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=match) as caught:
@@ -215,60 +210,28 @@ def changed(program: Tensor, instruction: int | None, field: str, to: int) -> Te
 
 # The instruction of `small`, None for the header; its layers are 1, 2.body and 3.
 HOSTILE: list[tuple[int | None, str, int, str]] = [
-    (None, "format", 2, "another version"),
-    (None, "T", 10**9, "T: expected"),
-    (None, "T", 0, "T: expected"),
-    (None, "any_T", 1, "any_T: expected"),
-    (None, "weight_bits", 64, "weight_bits"),
-    (None, "dtype", 4, "dtype"),
-    (None, "source", -1, "source"),
-    (None, "dims", 4, "dims"),
-    (None, "channels", 2**62, "shape"),
-    (None, "instructions", 0, "instructions"),
-    (None, "instructions", 2**62, "instructions"),
-    (None, "instructions", 2, "length"),
-    (0, "kind", len(KINDS), "layer '1': kind"),
-    (0, "kind", -1, "kind"),
-    (0, "axes", 3, "axes"),
-    (0, "axes", -1, "axes"),
-    (0, "input", 0, "layer '1': input: expected the number of an earlier"),
-    (0, "input", 2**63 - 1, "input"),
-    (1, "input", 1, "layer '2.body': input"),
-    (1, "input", -(2**63), "input"),
-    (1, "residual", 1, "residual"),
-    (1, "residual", 10**18, "residual"),
-    (0, "fires", 2, "fires"),
-    (0, "analog", 1, "analog"),
-    (0, "outputs", 0, "outputs"),
-    (0, "outputs", 2**62, "outputs"),
-    (0, "outputs", 2**29, "too large"),
-    (0, "channels", 2**30, "too large"),
-    (0, "channels", -5, "channels"),
-    (0, "groups", 2, "groups"),
-    (0, "kernel_w", 3, "more axes"),
-    (0, "kernel_h", 2**40, "kernel_size"),
-    (0, "stride_w", 0, "stride"),
-    (0, "padding_w", 2**62, "padding"),
-    (0, "after_w", 2, "padding"),
-    (0, "dilation_h", 2**63 - 1, "dilation"),
-    (0, "few_bits", 7, "few_bits"),
-    (0, "weight", -1, "weight: there is none"),
-    (0, "weight", 2**62, "weight: its numbers lie outside"),
-    (0, "step", -1, "step: there is none"),
-    (0, "scale", 1, "scale: its numbers lie outside"),
-    (0, "shift", -64, "shift: its numbers lie outside"),
-    (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"),
-    (0, "v_height", 2**62, "v_init"),
-    (0, "threshold", bits(-1.0), "threshold"),
-    (0, "threshold", bits(float("nan")), "threshold"),
-    (0, "leak", bits(2.0), "leak"),
-    (0, "leak", bits(float("inf")), "leak"),
-    (0, "gate", 3, "gate"),
-    (0, "timing", 2, "timing"),
-    (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
-    (2, "gain", bits(float("nan")), "layer '3': gain"),
-    (2, "axes", 1, "axes"),
-]
+    (None, "format", 2, "another version"), (None, "T", 10**9, "T: expected"), (None, "T", 0, "T: expected"),
+    (None, "any_T", 1, "any_T: expected"), (None, "weight_bits", 64, "weight_bits"), (None, "dtype", 4, "dtype"),
+    (None, "source", -1, "source"), (None, "dims", 4, "dims"), (None, "channels", 2**62, "shape"),
+    (None, "instructions", 0, "instructions"), (None, "instructions", 2**62, "instructions"),
+    (None, "instructions", 2, "length"), (0, "kind", len(KINDS), "layer '1': kind"), (0, "kind", -1, "kind"),
+    (0, "axes", 3, "axes"), (0, "axes", -1, "axes"),
+    (0, "input", 0, "layer '1': input: expected the number of an earlier"), (0, "input", 2**63 - 1, "input"),
+    (1, "input", 1, "layer '2.body': input"), (1, "input", -(2**63), "input"), (1, "residual", 1, "residual"),
+    (1, "residual", 10**18, "residual"), (0, "fires", 2, "fires"), (0, "analog", 1, "analog"),
+    (0, "outputs", 0, "outputs"), (0, "outputs", 2**62, "outputs"), (0, "outputs", 2**29, "too large"),
+    (0, "channels", 2**30, "too large"), (0, "channels", -5, "channels"), (0, "groups", 2, "groups"),
+    (0, "kernel_w", 3, "more axes"), (0, "kernel_h", 2**40, "kernel_size"), (0, "stride_w", 0, "stride"),
+    (0, "padding_w", 2**62, "padding"), (0, "after_w", 2, "padding"), (0, "dilation_h", 2**63 - 1, "dilation"),
+    (0, "few_bits", 7, "few_bits"), (0, "weight", -1, "weight: there is none"),
+    (0, "weight", 2**62, "weight: its numbers lie outside"), (0, "step", -1, "step: there is none"),
+    (0, "scale", 1, "scale: its numbers lie outside"), (0, "shift", -64, "shift: its numbers lie outside"),
+    (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_height", 2**62, "v_init"),
+    (0, "threshold", bits(-1.0), "threshold"), (0, "threshold", bits(float("nan")), "threshold"),
+    (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"), (0, "gate", 3, "gate"),
+    (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
+    (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "axes"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("instruction", "field", "value", "message"), HOSTILE)

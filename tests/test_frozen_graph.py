@@ -1,8 +1,6 @@
 """Frozen networks as CUDA graphs, with a graph that can do without a GPU: it remembers the calls of operators, and does
 them again in the same memory when it is replayed."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from typing import Any
@@ -59,7 +57,7 @@ def tensors(*values: Any) -> list[torch.Tensor]:
 class FakeStream:
     def __init__(self, device: torch.device) -> None: ...
 
-    def wait_stream(self, other: FakeStream) -> None: ...
+    def wait_stream(self, other: "FakeStream") -> None: ...
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Frozen networks of layers that integrate a window, then fire: one call, pipeline and file give the same bits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -175,21 +173,6 @@ def test_an_image_that_is_read_a_window_later_is_named() -> None:
     assert torch.equal(frozen(x), net(x))
     with pytest.raises(ValueError, match="instruction 1: a stream does not keep a real-valued input for a later"):
         frozen.step(x)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_neither_batch_nor_threads_matter(threads: int) -> None:
-    net, spikes = spiking(), torch.rand(8, 40, 3, 9).lt(0.4)
-    frozen, before = ts.freeze(net), torch.get_num_threads()
-    whole = frozen(te.SpikeTrain.from_dense(spikes))
-    torch.set_num_threads(threads)
-    try:
-        for size in (1, 7, 40):
-            parts = [frozen(te.SpikeTrain.from_dense(part)) for part in spikes.split(size, 1)]
-            torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)  # torch's product of the readout
-            assert torch.equal(parts[0], net(te.SpikeTrain.from_dense(spikes[:, :size])))
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("make", [mlp, residual, depthwise])

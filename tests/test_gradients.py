@@ -179,13 +179,8 @@ def test_first_derivatives_with_a_graph_are_those_without():
 
 
 def test_nothing_but_counts_has_a_gradient():
-    y, v = f.linear_if(train(8, 3, 7), leaf(torch.randn(5, 7)), return_v=True)
+    weight = leaf(torch.randn(5, 7))
+    y, v = f.linear_if(train(8, 3, 7), weight, return_v=True)
     assert y.counts.requires_grad
     assert not v.requires_grad
-
-
-def test_unused_counts():
-    weight = leaf(torch.randn(5, 7))
-    y = f.linear_if(train(8, 3, 7), weight)
-    (y.counts.detach().sum() + weight.sum()).backward()
-    assert torch.equal(weight.grad, torch.ones_like(weight))
+    (y.counts.detach().sum() + weight.sum()).backward()  # unused counts are no error

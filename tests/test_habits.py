@@ -79,9 +79,6 @@ def train():
     return te.SpikeTrain.from_dense((torch.rand(9, 6, 2, 5, generator=generator) < 0.3).float())
 
 
-# --- NumPy ------------------------------------------------------------------------------------------------------------
-
-
 def test_numpy_gets_the_spikes(train):
     spikes = np.asarray(train)
     assert (spikes.dtype, spikes.shape) == (np.uint8, (9, 6, 2, 5))
@@ -102,9 +99,6 @@ def test_samples_are_chosen_by_what_chooses_rows(train):
         train[np.int64(6)]
     with pytest.raises(TypeError, match="index: "):
         train["x"]
-
-
-# --- torch ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "said"), [
@@ -146,9 +140,6 @@ def test_completion_offers_what_is_public(module):
     assert "Linear" in dir(module) or "SpikeTrain" in dir(module)
 
 
-# --- frames of counts, as tonic's ToFrame makes them -----------------------------------------------------------------
-
-
 def test_counts_in_frames_are_clipped_or_spread():
     counts = torch.randint(0, 5, (3, 2, 7), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
     clipped = te.SpikeTrain.from_frames(counts)
@@ -158,17 +149,12 @@ def test_counts_in_frames_are_clipped_or_spread():
         assert len(counts) * substeps == spread.T
         spikes = spread.to_dense().unflatten(0, (3, substeps))
         assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())
+    three = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6)
+    assert three.to_dense().flatten().tolist() == [0, 1, 0, 1, 0, 1]  # spaced evenly
     batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)
     assert torch.equal(batch.planes, clipped.planes)
     assert batch.gain == 0.5
 
-
-def test_sub_steps_are_spaced_evenly():
-    spikes = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6).to_dense().flatten()
-    assert spikes.tolist() == [0, 1, 0, 1, 0, 1]
-
-
-# --- tonic's sensor_size ----------------------------------------------------------------------------------------------
 
 EVENTS = {"t": [0, 5, 9], "x": [33, 1, 2], "y": [0, 20, 3], "p": [1, 0, 1]}
 

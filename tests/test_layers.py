@@ -77,9 +77,6 @@ def test_gradients_and_statistics_are_the_twins(name, norm, timing):
             torch.testing.assert_close(layer.preactivation(x), z)
 
 
-# --- batch norm: torch's bookkeeping, and the release's variant -------------------------------------------------------
-
-
 def pair(name, **options):
     cls, _, sizes, geometry, features = LAYERS[name]
     layer = cls(*sizes, **geometry, norm=True, dtype=F64, **options)
@@ -141,9 +138,6 @@ def test_without_running_statistics_evaluation_uses_the_batch(affine):
     assert torch.equal(layer.bias.grad, torch.zeros(5, dtype=F64))
 
 
-# --- spikes, weights and what a layer is ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_spikes_are_the_references(name, kind):
@@ -178,12 +172,6 @@ def test_state_dict_goes_to_the_twin_and_back(name, norm):
     assert list(layer.state_dict()) == list(own_twin.state_dict())
     shape = layer(te.ConstantInput(torch.randn(2, *features), 4)).shape
     assert own_twin(torch.randn(2, *features)).shape == shape
-
-
-def test_layers_are_torchs_layers_too():
-    net = nn.Sequential(tnn.Linear(4, 3), tnn.Conv2d(1, 2, 3), tnn.Conv1d(1, 2, 3))
-    assert [isinstance(m, t) for m, t in zip(net, (nn.Linear, nn.Conv2d, nn.Conv1d), strict=True)] == [True] * 3
-    assert len(list(net.parameters())) == 6
 
 
 def test_moves():
@@ -256,7 +244,9 @@ def test_init_gamma():
         tnn.init_gamma_(nn.Sequential(net, tnn.Encoder(4)))
 
 
-def test_repr_names_what_is_not_default():
+def test_layers_are_torchs_layers_and_their_repr_names_what_is_not_default():
+    net = nn.Sequential(tnn.Linear(4, 3), tnn.Conv2d(1, 2, 3), tnn.Conv1d(1, 2, 3))
+    assert [isinstance(m, t) for m, t in zip(net, (nn.Linear, nn.Conv2d, nn.Conv1d), strict=True)] == [True] * 3
     assert repr(tnn.Linear(4, 3)) == "Linear(in_features=4, out_features=3, bias=True)"
     layer = tnn.Linear(4, 3, leak=0.5, threshold=torch.ones(3))
     assert repr(layer) == "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"

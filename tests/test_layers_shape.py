@@ -1,14 +1,19 @@
-"""Pooling, flatten, dropout and residual, on every kind of input."""
+"""Pooling, flatten, dropout and residual, on every kind of input; layers that take their size from the first batch."""
+
+import copy
+import io
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import dyadic, train, train_with_edge
+from test_convert import at_the_counts
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import ann
+from tandem_snn import freeze, to_ann
 
 pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
@@ -20,9 +25,6 @@ def channels_last(x):
     """The same train, as convolutions give it."""
     planes = x.planes.movedim(2, -1).contiguous().movedim(-1, 2)
     return te.SpikeTrain(planes, x.T, x.counts.contiguous(memory_format=torch.channels_last), x.gain)
-
-
-# --- average pooling --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", POOLS)
@@ -93,8 +95,6 @@ def test_adaptive_avg_pool_gives_mean_counts():
     torch.testing.assert_close(pool(te.ImpulseInput(y, 8)), pool(y))
 
 
-# --- maximum pooling --------------------------------------------------------------------------------------------------
-
 MAX_POOLS = [
     *POOLS,
     {"kernel_size": 2, "dilation": 2},
@@ -140,9 +140,6 @@ def test_max_pool_on_other_inputs():
         assert (out.T, out.gain) == (8, 0.5)
 
 
-# --- flatten ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
 def test_flatten_keeps_the_order_of_channels_and_space(layout):
     x = layout(train_with_edge(9, 2, 3, 4, 5, gain=0.5))
@@ -166,9 +163,6 @@ def test_flatten_on_other_inputs():
         tnn.Flatten(0)
     with pytest.raises(TypeError, match="list"):
         tnn.Flatten()([1])
-
-
-# --- dropout ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
@@ -208,9 +202,6 @@ def test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_w
         tnn.Dropout(1.5)
 
 
-# --- residual ---------------------------------------------------------------------------------------------------------
-
-
 def test_identity_residual_adds_what_the_spikes_are_worth():
     x = train(8, 2, 4, 6, 6, gain=0.5)
     body = tnn.Conv2d(4, 4, 3, padding=1)
@@ -227,38 +218,18 @@ def test_identity_residual_adds_what_the_spikes_are_worth():
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("train_mode", [True, False])
 def test_projection_residual_feeds_one_neuron(norm, train_mode):
+    """Its gradients are the twin's at the network's own counts."""
     options = {"norm": norm, "dtype": F64}
     body = nn.Sequential(tnn.Conv2d(4, 4, 3, padding=1, **options), tnn.Conv2d(4, 6, 3, 2, 1, **options))
-    block = tnn.Residual(body, tnn.Conv2d(4, 6, 1, 2, **options)).train(train_mode)
-    twin = ann.Residual(
-        nn.Sequential(ann.Conv2d(4, 4, 3, padding=1, **options), ann.Conv2d(4, 6, 3, 2, 1, **options)),
-        ann.Conv2d(4, 6, 1, 2, **options),
-    ).train(train_mode)
-    twin.load_state_dict(block.state_dict())
-    x = train_with_edge(8, 3, 4, 6, 6, dtype=F64)
-    out = block(x)
-    w = torch.randn_like(out.counts)
-    got = torch.autograd.grad(
-        (out.counts * w).sum(), [block.shortcut.weight, body[1].weight, x.counts], retain_graph=True
-    )
-
-    # The twin's last neuron, at the SNN's own counts after the body's first layer.
-    hidden = body[0](x) if not (norm and train_mode) else body[0].train()(x)
-    counts, middle = x.counts.detach().clone().requires_grad_(), hidden.counts
-    residual = twin.shortcut(counts, fire=False)
-    z = twin.body[1].preactivation(middle, residual)
-    loss = (torch.where(z.detach() > 0, z, 0) * w).sum()
-    expected = torch.autograd.grad(loss, [twin.shortcut.weight, twin.body[1].weight, counts], allow_unused=True)
-    torch.testing.assert_close(got[0], expected[0])
-    torch.testing.assert_close(got[1], expected[1])
-    through_body = torch.autograd.grad(
-        (body[1](hidden, residual=block.shortcut(x, fire=False).detach()).counts * w).sum(), x.counts, allow_unused=True
-    )[0]
-    torch.testing.assert_close(got[2], expected[2] + through_body)
-    currents = block.shortcut(x, fire=False)
-    torch.testing.assert_close(currents.sum(0), block.shortcut.preactivation(x))
-    conserved = out.counts <= (z - 0).clamp(min=0) + 8
-    assert conserved.all()
+    first, block = tnn.Conv2d(2, 4, 3, **options), tnn.Residual(body, tnn.Conv2d(4, 6, 1, 2, **options))
+    net = nn.Sequential(tnn.Encoder(8), first, block).train(train_mode)
+    x, w = torch.randn(3, 2, 8, 8, dtype=F64), torch.randn(3, 6, 3, 3, dtype=F64)
+    parameters = [*net.parameters()]
+    found, expected = (torch.autograd.grad((y * w).sum(), parameters) for y in (net(x).counts, at_the_counts(net, x)))
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    spikes = first(net[0](x))
+    torch.testing.assert_close(block.shortcut(spikes, fire=False).sum(0), block.shortcut.preactivation(spikes))
 
 
 @pytest.mark.parametrize("kind", DIRECT)
@@ -299,3 +270,75 @@ def test_weights_on_a_gpu_are_channels_last(monkeypatch, layer, strides):
     lazy = {tnn.Conv1d: tnn.LazyConv1d, tnn.Conv2d: tnn.LazyConv2d}[layer](8, 3).float()
     lazy.initialize_parameters(torch.rand(2, 4, *[5] * (len(strides) - 2)))
     assert lazy.weight.stride() == strides
+
+
+def lazy():
+    return nn.Sequential(
+        tnn.Encoder(T=8),
+        tnn.LazyConv2d(4, 3, padding=1, norm=True, threshold=torch.tensor([0.5, 1.0, 1.5, 2.0])),
+        tnn.Residual(tnn.LazyConv2d(4, 3, padding="same"), tnn.LazyConv2d(4, 1)),
+        tnn.Flatten(),
+        tnn.LazyLinear(8, bias=False, threshold=nn.Parameter(torch.ones(8))),
+        tnn.LazyReadout(3, weight_bits=4),
+    )
+
+
+def sized():
+    return nn.Sequential(
+        tnn.Encoder(T=8),
+        tnn.Conv2d(2, 4, 3, padding=1, norm=True, threshold=torch.tensor([0.5, 1.0, 1.5, 2.0])),
+        tnn.Residual(tnn.Conv2d(4, 4, 3, padding="same"), tnn.Conv2d(4, 4, 1)),
+        tnn.Flatten(),
+        tnn.Linear(4 * 36, 8, bias=False, threshold=nn.Parameter(torch.ones(8))),
+        tnn.Readout(8, 3, weight_bits=4),
+    )
+
+
+def test_lazy_layers_become_what_they_would_have_been():
+    x = torch.rand(5, 2, 6, 6)
+    torch.manual_seed(0)
+    expected = sized()
+    net = lazy()
+    torch.manual_seed(0)
+    net(x)
+    assert repr(net) == repr(expected)
+    assert [type(m) for m in net.modules()] == [type(m) for m in expected.modules()]
+    for a, b in zip(net.parameters(), expected.parameters(), strict=True):
+        assert a.shape == b.shape
+    expected.load_state_dict(net.state_dict())
+    assert torch.equal(net.eval()(x), expected.eval()(x))
+    assert torch.equal(freeze(net)(x), net(x))
+    assert to_ann(net)(x).shape == (5, 3)
+    net(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_copies_and_files_of_lazy_layers():
+    x, trained = torch.rand(5, 2, 6, 6), sized()
+    for net in (copy.deepcopy(lazy()), pickle.loads(pickle.dumps(lazy())), lazy().double()):
+        assert isinstance(net[1], tnn.LazyConv2d)
+        assert net(x.to(net[1].weight.dtype)).shape == (5, 3)
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    net = lazy()
+    net.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(net.eval()(x), trained.eval()(x))
+    with torch.device("meta"):
+        assert lazy()(torch.empty(5, 2, 6, 6)).shape == (5, 3)
+
+
+def test_lazy_lines_and_spikes():
+    layer = tnn.LazyConv1d(4, 3, leak=0.5)
+    x = te.SpikeTrain.from_dense(torch.rand(8, 2, 3, 9).lt(0.5).float())
+    assert layer(x).shape == (2, 4, 7)
+    assert (type(layer), layer.in_channels, layer.leak) == (tnn.Conv1d, 3, 0.5)
+
+
+def test_lazy_errors():
+    with pytest.raises(TypeError, match=r"x: Linear takes a SpikeTrain.*put tnn\.Encoder"):
+        tnn.LazyLinear(3)(torch.rand(2, 4))
+    with pytest.raises(ValueError, match="weight_bits"):
+        tnn.LazyReadout(3, weight_bits=1)
+    with pytest.raises(TypeError, match="treshold: LazyLinear has no such argument"):
+        tnn.LazyLinear(3, treshold=1.0)

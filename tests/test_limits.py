@@ -125,23 +125,16 @@ def potentials(layer, x, weight, **options):
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_layouts_of_a_convolution(groups):
+def test_neither_layouts_nor_the_order_of_inputs_matter(groups):
     x, weight = train(8, 2, 32, 9, 9, rate=0.2), at_the_edge(64, 32 // groups, 3, 3)
     want = potentials(f.conv2d_if, x, weight, padding=1, groups=groups)
     reversed_ = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     for other in (weight.to(memory_format=torch.channels_last), reversed_):
         assert torch.equal(potentials(f.conv2d_if, x, other, padding=1, groups=groups), want)
-
-
-def test_layouts_of_a_linear_layer():
-    x, weight = train(8, 40, 300, rate=0.2), at_the_edge(70, 300)
-    assert torch.equal(potentials(f.linear_if, x, weight.t().contiguous().t()), potentials(f.linear_if, x, weight))
-
-
-def test_the_order_of_inputs():
     x, weight, order = train(8, 40, 300, rate=0.2), at_the_edge(70, 300), torch.randperm(300)
-    mixed = te.SpikeTrain(x.planes[:, :, order].contiguous(), 8)
-    assert torch.equal(potentials(f.linear_if, mixed, weight[:, order]), potentials(f.linear_if, x, weight))
+    want, mixed = potentials(f.linear_if, x, weight), te.SpikeTrain(x.planes[:, :, order].contiguous(), 8)
+    assert torch.equal(potentials(f.linear_if, x, weight.t().contiguous().t()), want)
+    assert torch.equal(potentials(f.linear_if, mixed, weight[:, order]), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
@@ -166,32 +159,8 @@ def test_more_taps_than_a_list_can_name():
     assert y.shape == (3, 20, 101)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("batch", [1, 40])
-@pytest.mark.parametrize("timing", ["step", "window"])
-def test_the_three_phases_are_the_fused_layer(dtype, batch, timing):
-    """window_product, bn_statistics and the layer with their scale and shift have the bits of linear_bn_if."""
-    weight, x = at_the_edge(70, 300), train(20, max(batch, 2), 300, rate=0.2)
-    weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
-    ops = torch.ops.tandem
-    gamma, beta = torch.rand(70), torch.rand(70)
-    neuron = None, None, None, 20, 1.0, 1.0, "relu"
-    window = timing == "window"
-    given = x.count_bytes if window else x.planes
-    planes, counts, mask, v, u, mean, var, bad = ops.linear_bn_if(
-        given, 20, weight, "highest", None, gamma, beta, 1e-5, *neuron, True, timing
-    )
-    product = ops.window_product(given, 20, weight, "highest", [], [], [], 1, window)
-    m, s, scale, shift = ops.bn_statistics(product, 1.0, None, gamma, beta, 1e-5)
-    got = ops.linear_if(given, 20, weight, "highest", scale, shift, *neuron, True, True, timing)
-    for a, b in zip((product, m, s, *got), (u, mean, var, planes, counts, mask, v, bad), strict=True):
-        assert torch.equal(a, b)
-
-
-# --- windows of more than 255 steps -----------------------------------------------------------------------------------
-# Kernels run them in pieces; 32 and 248 steps are the ends of some. Above 256 a bfloat16 does not hold every count,
-# above 2,048 a float16.
-
+# Kernels run windows of more than 255 steps in pieces; 32 and 248 steps are the ends of some. Above 256 a bfloat16 does
+# not hold every count, above 2,048 a float16.
 LENGTHS = (256, 300, 1000)
 
 
@@ -253,9 +222,6 @@ def test_silence_of_what_is_not_finite(T):
     x.planes[:, 1] = 0
     assert f.linear_if(x, weight).bad.isnan().tolist() == [True, False, True]
     assert f.linear_if(x, weight.double()).bad.isnan().any().item() is False
-
-
-# --- half precision ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "T"), [(torch.bfloat16, 1000), (torch.float16, 6000)])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Shortcut, block
 from torch import nn
 
 import tandem_ext as te
@@ -26,18 +27,11 @@ def reached_by_each_spike(layer, spikes):
     return total
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        tnn.Conv1d(4, 6, 3, stride=2, padding=1),
-        tnn.Conv2d(4, 6, 3, padding=1),
-        tnn.Conv2d(4, 6, 3, stride=2),
-        tnn.Conv2d(4, 6, 3, stride=(2, 1), padding=(0, 2), groups=2),
-        tnn.Conv2d(4, 6, 2, padding="same", dilation=3),
-        tnn.Conv2d(4, 6, (4, 3), padding="same", groups=2),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("layer", [
+    tnn.Conv1d(4, 6, 3, stride=2, padding=1), tnn.Conv2d(4, 6, 3, padding=1), tnn.Conv2d(4, 6, 3, stride=2),
+    tnn.Conv2d(4, 6, 3, stride=(2, 1), padding=(0, 2), groups=2), tnn.Conv2d(4, 6, 2, padding="same", dilation=3),
+    tnn.Conv2d(4, 6, (4, 3), padding="same", groups=2),
+], ids=str)  # fmt: skip
 def test_synops_of_a_convolution_are_counted_at_borders_strides_and_groups(layer):
     space = (7,) if isinstance(layer, tnn.Conv1d) else (7, 6)
     spikes = (torch.rand(3, 2, 4, *space) < 0.2).float()
@@ -49,16 +43,7 @@ def test_synops_of_a_convolution_are_counted_at_borders_strides_and_groups(layer
 
 
 def test_synops_of_a_whole_network():
-    net = nn.Sequential(
-        tnn.Encoder(8),
-        tnn.Conv2d(1, 4, 3, padding=1, norm=True),
-        tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1, norm=True)),
-        tnn.Residual(tnn.Conv2d(4, 6, 1, norm=True), tnn.Conv2d(4, 6, 1, norm=True)),
-        tnn.AvgPool2d(2),
-        tnn.Flatten(),
-        tnn.Linear(24, 5, norm=True),
-        tnn.Readout(5, 3),
-    )
+    net = block()
     x = torch.randn(2, 1, 4, 4)
     seen = {}
     for name, layer in net.named_modules():
@@ -160,18 +145,8 @@ def test_synops_penalty_counts_like_synops_in_every_layer():
 
 
 def test_a_residual_counts_with_and_without_its_name():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder, self.first, self.second = tnn.Encoder(8), tnn.Linear(6, 5), tnn.Linear(5, 5)
-            self.named = True
-
-        def forward(self, x):
-            spikes = self.first(self.encoder(x))
-            return self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes)
-
     torch.manual_seed(0)
-    net, x = Net(), torch.rand(20, 6)
+    net, x = Shortcut(True), torch.rand(20, 6)
     found = []
     for net.named in True, False:
         penalty = measure.synops_penalty(net)

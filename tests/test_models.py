@@ -8,18 +8,11 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import create_model, create_twin, freeze, list_models, measure
 from tandem_snn.errors import UserError
-from tandem_snn.models import check_model
 
 SHAPES = {
-    "alexnet": (3, 64, 64),
-    "dvs-gesture-net": (2, 32, 32),
-    "mlp": (20,),
-    "n-mnist-net": (2, 12, 12),
-    "dvs-cifar10-net": (2, 16, 16),
-    "resnet18": (3, 64, 64),
-    "vgg11": (3, 16, 16),
-    "vgg16": (3, 32, 32),
-}
+    "alexnet": (3, 64, 64), "dvs-gesture-net": (2, 32, 32), "mlp": (20,), "n-mnist-net": (2, 12, 12),
+    "dvs-cifar10-net": (2, 16, 16), "resnet18": (3, 64, 64), "vgg11": (3, 16, 16), "vgg16": (3, 32, 32),
+}  # fmt: skip
 SMALL = {"classes": 10, "T": 4, "width": 0.05}
 
 
@@ -60,17 +53,10 @@ def test_every_model_learns_is_frozen_and_counted(name):
 
 
 NEURONS = [
-    {"leak": 0.9},
-    {"gate": "clip", "v_init": 0.5, "threshold": 2.0},
-    {"gate": "resu"},
-    {"norm": False},
-    {"encoding": "zero_expand", "gamma": 1.0, "momentum": 0.2},
-    {"bn_stats": "running"},
-    {"learn_threshold": "layer"},
-    {"learn_threshold": "channel", "threshold": 1.5},
-    {"weight_bits": 4},
-    {"weight_bits": 8},
-]
+    {"leak": 0.9}, {"gate": "clip", "v_init": 0.5, "threshold": 2.0}, {"gate": "resu"}, {"norm": False},
+    {"encoding": "zero_expand", "gamma": 1.0, "momentum": 0.2}, {"bn_stats": "running"}, {"learn_threshold": "layer"},
+    {"learn_threshold": "channel", "threshold": 1.5}, {"weight_bits": 4}, {"weight_bits": 8},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("neurons", NEURONS, ids=str)
@@ -100,8 +86,6 @@ def test_thresholds_are_learned_per_layer_or_channel():
     net = create_model("cnn", **options("cnn"), learn_threshold="layer")
     assert net.conv1.threshold.shape == ()
     assert net.conv1.threshold is not net.conv2.threshold
-    with pytest.raises(UserError, match="unknown learn_threshold 'chanel': did you mean 'channel'"):
-        create_model("cnn", **options("cnn"), learn_threshold="chanel")
 
 
 def test_the_published_sizes():
@@ -119,12 +103,7 @@ def test_an_architecture_may_be_written_out():
         "encoder", "conv1", "pool1", "conv2", "dropout1", "flatten", "fc1", "readout",
     ]  # fmt: skip
     assert net.dropout1.p == 0.5
-    with pytest.raises(UserError, match=r"dropout: 'mlp' has no dropout whose probability could be 0\.5"):
-        create_model("mlp", T=8, dropout=0.5)
     assert net(torch.rand(2, 1, 28, 28)).shape == (2, 3)
-    check_model("FC3")
-    with pytest.raises(UserError, match="unknown model '32C3-banana': 'banana' is neither"):
-        check_model("32C3-banana")
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -145,17 +124,10 @@ def test_shapes_and_classes_of_ones_own():
 
 
 BAD = {
-    "shape": (28, (0, 28, 28), (1.5, 28, 28), "abc", (1, -3, 5)),
-    "classes": (2.5, "10", True, -1),
-    "width": (float("inf"), float("nan"), "1", 0),
-    "norm": ("no", 1),
-    "threshold": ("a", -1.0),
-    "gamma": ("x",),
-    "v_init": ("x", float("nan")),
-    "dropout": (2, 1.0, -0.1, "x"),
-    "eps": (-1, "x"),
-    "momentum": (2, "x"),
-}
+    "shape": (28, (0, 28, 28), (1.5, 28, 28), "abc", (1, -3, 5)), "classes": (2.5, "10", True, -1),
+    "width": (float("inf"), float("nan"), "1", 0, "wide"), "norm": ("no", 1), "threshold": ("a", -1.0), "gamma": ("x",),
+    "v_init": ("x", float("nan")), "dropout": (2, 1.0, -0.1, "x"), "eps": (-1, "x"), "momentum": (2, "x"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
@@ -169,29 +141,23 @@ def test_a_name_is_text():
         create_model(None)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("cmn", (3, 8, 8), "did you mean 'cnn'"),
-        ("32C3-FC", (3, 8, 8), "unknown model '32C3-FC': 'FC' is neither nCk"),
-        ("FC0", (3, 8, 8), "model 'FC0': the numbers of 'FC0' must be 1 or more"),
-        ("8C3-MP2-MP2-MP2-MP2", (3, 8, 8), r"too small: at 'MP2' nothing of \[8, 1, 1\] is left"),
-        ("8C3", (64,), r"'8C3' works on images .* shape \[64\]"),
-        ("FC8-8C3", (3, 8, 8), r"'8C3' works on images .* shape \[8\]"),
-    ],
-)
-def test_what_cannot_be_built(name, shape, message):
-    with pytest.raises(UserError, match=message):
-        create_model(name, shape=shape, classes=10, T=4)
-    with pytest.raises(UserError, match="width"):
-        create_model("cnn", **{**options("cnn"), "width": 0})
-    for width in (-1.0, "wide"):
-        with pytest.raises(UserError, match="width: expected a positive number"):
-            create_model("cnn", **{**options("cnn"), "width": width})
-    with pytest.raises(UserError, match="classes: expected at least 1, got 0"):
-        create_model("cnn", **{**options("cnn"), "classes": 0})
-    with pytest.raises(TypeError, match="leek"):
-        create_model("cnn", **options("cnn"), leek=0.9)
+@pytest.mark.parametrize(("name", "changes", "message"), [
+    ("cmn", {}, "did you mean 'cnn'"),
+    ("32C3-FC", {}, "unknown model '32C3-FC': 'FC' is neither nCk"),
+    ("FC0", {}, "model 'FC0': the numbers of 'FC0' must be 1 or more"),
+    ("8C3-MP2-MP2-MP2-MP2", {}, r"too small: at 'MP2' nothing of \[1, 1, 1\] is left"),
+    ("8C3", {"shape": (64,)}, r"'8C3' works on images .* shape \[64\]"),
+    ("FC8-8C3", {"shape": (64,)}, r"'8C3' works on images .* shape \[1\]"),
+    ("cnn", {"width": -1.0}, "width: expected a positive number"),
+    ("cnn", {"classes": 0}, "classes: expected at least 1, got 0"),
+    ("cnn", {"leek": 0.9}, "leek"),
+    ("cnn", {"learn_threshold": "chanel"}, "unknown learn_threshold 'chanel': did you mean 'channel'"),
+    ("mlp", {"dropout": 0.5}, r"dropout: 'mlp' has no dropout whose probability could be 0\.5"),
+    ("32C3-banana", {}, "unknown model '32C3-banana': 'banana' is neither"),
+])  # fmt: skip
+def test_what_cannot_be_built(name, changes, message):
+    with pytest.raises(TypeError if "leek" in changes else UserError, match=message):
+        create_model(name, **options(name) | changes)
 
 
 def test_an_encoder_of_events_lets_them_pass():

@@ -3,21 +3,13 @@
 import pytest
 import torch
 from cases import assert_same, dyadic
+from networks import block
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn.measure import Monitor
 from tandem_snn.models import create_model
-
-
-def block(**neuron):
-    return nn.Sequential(
-        tnn.Encoder(8), tnn.Conv2d(1, 4, 3, padding=1, norm=True, **neuron),
-        tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1, **neuron)),
-        tnn.Residual(tnn.Conv2d(4, 6, 1, **neuron), tnn.Conv2d(4, 6, 1, norm=True)),
-        tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(24, 5, gate="resu", **neuron), tnn.Readout(5, 3),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("neuron", [

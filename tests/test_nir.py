@@ -1,7 +1,5 @@
 """NIR: an exported network comes back as the same network, and what has no counterpart is named."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import assert_same, differing, dyadic, images, own_counts
-from nir_simulators import T, by_nirtorch, counts_of, file_of, network
+from networks import assert_same, differing, dyadic, images, network, own_counts
+from nir_simulators import T, by_nirtorch, counts_of, file_of
 from test_convert import Block
 from torch import Tensor, nn
 
@@ -141,21 +139,14 @@ class Named(nn.Module):
 
 
 TO_AND_FRO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "digits": lambda: (network(), images()),
-    "pooled": pooled,
-    "line": line,
-    "wide": wide,
-    "vector": vector,
-    "zero_expand": lambda: vector("zero_expand"),
-    "a long window": lambda: vector(steps=256),
+    "digits": lambda: (network(), images()), "pooled": pooled, "line": line, "wide": wide, "vector": vector,
+    "zero_expand": lambda: vector("zero_expand"), "a long window": lambda: vector(steps=256),
     "named": lambda: (dyadic(Named()), torch.randint(0, 16, (4, 8)) / 4),
     "converted, mean pooling": lambda: converted(nn.AvgPool2d(2)),
-    "converted, adaptive pooling": lambda: converted(nn.AdaptiveAvgPool2d(1)),
-    "image_pools": image_pools,
-    "events": events,
-    "few_bits": few_bits,
+    "converted, adaptive pooling": lambda: converted(nn.AdaptiveAvgPool2d(1)), "image_pools": image_pools,
+    "events": events, "few_bits": few_bits,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["IF", "primitives"])
@@ -189,19 +180,15 @@ def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> No
         torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
 
 
-def test_dt() -> None:
-    net, x = vector()
-    graph = to_nir(net, x, dt=2**-10)
-    assert np.unique(graph.nodes["n2_neurons"].r) == [1024]
-    assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
-
-
+@pytest.mark.parametrize("dt", [2**-10, 0.3])  # the inverse of the second is rounded
 @pytest.mark.parametrize("form", ["IF", "primitives"])
-def test_a_dt_of_which_the_inverse_is_rounded(form: str) -> None:
-    assert float(np.float32(1 / 0.3)) * 0.3 != 1
+def test_another_dt(form: str, dt: float) -> None:
     torch.manual_seed(2)
     net, x = pooled()
-    assert_same(own_counts(net, x), own_counts(from_nir(to_nir(net, x, neurons=form, dt=0.3)), x))
+    graph = to_nir(net, x, neurons=form, dt=dt)
+    integrators = [node for node in graph.nodes.values() if isinstance(node, nir.IF)]
+    assert {r for node in integrators for r in np.unique(node.r)} <= {np.float32(1 / dt)}
+    assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
 
 
 def test_the_reset_is_not_guessed(tmp_path: Path) -> None:
@@ -241,25 +228,19 @@ def test_a_scale_before_an_affine_map_is_that_of_its_columns() -> None:
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     x = torch.rand(1, 1, 8, 8)
 
-    conv = tnn.Conv2d(1, 2, 3, padding=1)
-    for net, message in (
+    conv, flat = tnn.Conv2d(1, 2, 3, padding=1), tnn.Flatten()
+    for layers, message in (
+        ([conv, tnn.MaxPool2d(2), flat, tnn.Readout(32, 2)], "n2: NIR has no MaxP"),
+        ([tnn.Conv2d(1, 2, 2, padding="same"), flat, tnn.Readout(128, 2)], "both"),
+        ([flat, tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)], "resu"),
+        ([conv], "Readout"),
         (
-            nn.Sequential(tnn.Encoder(4), conv, tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(32, 2)),
-            "n2: NIR has no MaxP",
-        ),
-        (
-            nn.Sequential(tnn.Encoder(4), tnn.Conv2d(1, 2, 2, padding="same"), tnn.Flatten(), tnn.Readout(128, 2)),
-            "both",
-        ),
-        (nn.Sequential(tnn.Encoder(4), tnn.Flatten(), tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)), "resu"),
-        (nn.Sequential(tnn.Encoder(4), conv), "Readout"),
-        (
-            nn.Sequential(tnn.Encoder(4), tnn.Conv2d(1, 2, (1, 2)), tnn.Flatten(), tnn.Readout(112, 2)),
-            "n1: nir 1.0.8 infers a wrong shape for a kernel of 1x2",
+            [tnn.Conv2d(1, 2, (1, 2)), flat, tnn.Readout(112, 2)],
+            "n1: nir 1.0.8 infers a wrong shape for .* 1x2",
         ),
     ):
         with pytest.raises(CannotLower, match=message):
-            to_nir(net, x)
+            to_nir(nn.Sequential(tnn.Encoder(4), *layers), x)
     net, x = vector()
     for keywords in ({"neurons": "LIF"}, {"dt": 0.0}):
         with pytest.raises(ValueError, match=next(iter(keywords))):

@@ -1,7 +1,5 @@
 """NIR of the general way: neurons on any sum of linear maps, written map by map and read back to the same counts."""
 
-from __future__ import annotations
-
 import itertools
 import pickle
 from collections.abc import Callable
@@ -232,17 +230,14 @@ def test_any_sum_of_maps_is_read(name: str) -> None:
     assert_same(own_counts(from_nir(graph), x), simulated(graph, x))
 
 
-@pytest.mark.parametrize(
-    ("forward", "options", "message"),
-    [
-        (lambda m, x: m.c(torch.cat([x, m.c(x)], 1)[:, :6]), {}, "cat: NIR has no node for cat"),
-        (lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2)), {}, "NIR has no node for upsample_nearest2d"),
-        (lambda m, x: m.c(m.c(F.max_pool2d(x, 2))), {}, "NIR has no node for max_pool2d: use AvgPool2d or strides"),
-        (lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0])), {}, "NIR has no node for pad"),
-        (lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x), {}, "means other than those over the space"),
-        (lambda m, x: m.c(m.c(x)), {"gate": "resu"}, "needs the end of the window"),
-    ],
-)
+@pytest.mark.parametrize(("forward", "options", "message"), [
+    (lambda m, x: m.c(torch.cat([x, m.c(x)], 1)[:, :6]), {}, "cat: NIR has no node for cat"),
+    (lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2)), {}, "NIR has no node for upsample_nearest2d"),
+    (lambda m, x: m.c(m.c(F.max_pool2d(x, 2))), {}, "NIR has no node for max_pool2d: use AvgPool2d or strides"),
+    (lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0])), {}, "NIR has no node for pad"),
+    (lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x), {}, "means other than those over the space"),
+    (lambda m, x: m.c(m.c(x)), {"gate": "resu"}, "needs the end of the window"),
+])  # fmt: skip
 def test_what_has_no_node_is_named(forward: Callable[[Any, Tensor], Tensor], options: Any, message: str) -> None:
     net = Net(lambda m, x: F.relu(forward(m, F.relu(m.first(x)))).mean([2, 3]), first=nn.Conv2d(1, 6, 3, padding=1))
     net.c = nn.Conv2d(6, 6, 1)

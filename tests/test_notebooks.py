@@ -1,6 +1,5 @@
 """examples/notebooks: they run in a fresh kernel, and what they show is what they compute."""
 
-import ast
 import os
 import re
 import textwrap
@@ -40,23 +39,6 @@ def test_they_are_as_they_were_run(path):
     text = path.read_text()
     assert not re.search(r"/(home|root|tmp|work)/", text)
     assert path.stat().st_size < 300_000
-
-
-@named
-def test_they_install_what_is_missing(path):
-    """The first cell, as it would on a notebook service; the others are plain Python that fits a line."""
-    first, *others = code(path)
-    assert "%pip install" in first
-    assert "if importlib.util.find_spec" in first
-    for source in others:
-        ast.parse(source)
-        assert max(map(len, source.splitlines())) <= 120
-
-
-def test_from_tonic_to_a_trained_network_in_forty_lines():
-    pipeline = [source for source in code(EVENTS) if re.match(r"import lightning|class Digits|net, test", source)]
-    assert len(pipeline) == 3
-    assert sum(bool(line.strip()) for source in pipeline for line in source.splitlines()) <= 40
 
 
 def test_the_page_of_events_has_the_notebooks_code():

@@ -1,7 +1,5 @@
 """ONNX: the exported step, or window, run by onnxruntime, gives the same spike counts and the same answer."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from networks import (
     lif,
     line,
     mlp,
+    network,
     own_counts,
     projection,
     residual,
@@ -89,19 +88,6 @@ def test_every_layer(make: Any, tmp_path: Path) -> None:
     assert_the_same(in_64ths(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if make is lif else 0)  # λ = 0.9
 
 
-def digits(T: int) -> tuple[nn.Module, Tensor]:
-    """A network with weights in 64ths, whose float32 sums are exact in any order, and handwritten digits."""
-    net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
-        tnn.Conv2d(8, 12, 3, stride=2, padding=1, threshold=2.0),
-        tnn.Flatten(),
-        tnn.Linear(12 * 16, 32, threshold=0.5),
-        tnn.Readout(32, 10),
-    )
-    return in_64ths(net), images(1797)
-
-
 @torch.no_grad()
 def onto_grids(net: nn.Module, bits: int) -> None:
     """Weights of few bits, whose steps are powers of two."""
@@ -116,7 +102,7 @@ def onto_grids(net: nn.Module, bits: int) -> None:
 @pytest.mark.parametrize(("bits", "timing"), [*product([2, 4, 5, 8], ["step"]), (4, "window"), (8, "window")])
 def test_weights_of_few_bits(bits: int, timing: str, tmp_path: Path) -> None:
     """The file holds the integers; where the steps are powers of two, sums are exact and the counts the same."""
-    net, x = digits(T)
+    net, x = network(), images(1797)
     net = in_windows(net) if timing == "window" else net
     onto_grids(net, bits)
     frozen = ts.freeze(net, weight_bits=bits)
@@ -140,7 +126,7 @@ def test_spikes_in(tmp_path: Path) -> None:
 
 
 def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
-    net, x = digits(T)
+    net, x = network(), images(1797)
     frozen = ts.freeze(net)
     frozen(x)
     frozen.save(tmp_path / "net.tandem")
@@ -150,7 +136,7 @@ def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    net, x = digits(T)
+    net, x = network(), images(1797)
     with pytest.raises(ValueError, match="x: expected a batch of inputs"):
         ts.to_onnx(ts.freeze(net), tmp_path / "net.onnx")
     for layers, message in (
@@ -164,9 +150,6 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="windows of different sizes"):
         ts.to_onnx(uneven, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
-
-
-# --- a whole window of layers that integrate, then fire ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mixed", ["", "even", "odd"])

@@ -28,8 +28,6 @@ def network():
     return nn.Sequential(tnn.Encoder(T=4), tnn.Linear(6, 8), tnn.Readout(8, 2))
 
 
-# --- the engine takes them --------------------------------------------------------------------------------------------
-
 SOURCES = {
     "tensors": lambda x, y: (x, y),
     "arrays": lambda x, y: (x.numpy(), y.int().numpy()),
@@ -77,18 +75,15 @@ def test_one_number_each_is_a_regression():
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    ("part", "change", "message"),
-    [
-        ("train", lambda x, y: (x, y - 1), r"train: expected classes from 0 to 0, got -1"),
-        ("test", lambda x, y: (x, y + 1), r"test: expected classes from 0 to 1, got 2"),
-        ("validation", lambda x, y: (x, y - 1), r"validation: expected classes from 0 to 1, got -1"),
-        ("train", lambda x, y: (x, nn.functional.one_hot(y)), r"int64 \[N\], got torch.int64 \[40, 2\].*argmax"),
-        ("train", lambda x, y: (x[:0], y[:0]), "train: it has no samples"),
-        ("test", lambda x, y: (x[:0], y[:0]), "test: it has no samples"),
-        ("test", lambda x, y: (x / 0, y), "test: its inputs are not all finite"),
-    ],
-)
+@pytest.mark.parametrize(("part", "change", "message"), [
+    ("train", lambda x, y: (x, y - 1), r"train: expected classes from 0 to 0, got -1"),
+    ("test", lambda x, y: (x, y + 1), r"test: expected classes from 0 to 1, got 2"),
+    ("validation", lambda x, y: (x, y - 1), r"validation: expected classes from 0 to 1, got -1"),
+    ("train", lambda x, y: (x, nn.functional.one_hot(y)), r"int64 \[N\], got torch.int64 \[40, 2\].*argmax"),
+    ("train", lambda x, y: (x[:0], y[:0]), "train: it has no samples"),
+    ("test", lambda x, y: (x[:0], y[:0]), "test: it has no samples"),
+    ("test", lambda x, y: (x / 0, y), "test: its inputs are not all finite"),
+])  # fmt: skip
 def test_tensors_that_cannot_be_classes_are_named_before_the_training(part, change, message):
     splits = {"train": samples(), "validation": samples(), "test": samples()}
     with pytest.raises(ValueError, match=message):
@@ -129,12 +124,6 @@ def test_trains_are_samples_too():
     assert next(loaded.test.subset([9, 4, 2]).subset([1, 2]).batches(8))[1].tolist() == [1, 2]
 
 
-def test_numbers_are_learned_as_regression():
-    x, _ = samples()
-    loaded = data.Dataset.of((x, x[:, :2]), (x, x[:, :2]))
-    assert (loaded.task, loaded.classes, loaded.class_names) == ("regression", 2, ())
-
-
 def test_what_cannot_be_used_is_said():
     x, y = samples()
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
@@ -166,9 +155,6 @@ def test_what_cannot_be_used_is_said():
     assert issubclass(UserError, ValueError)
 
 
-# --- a DataLoader takes ours ------------------------------------------------------------------------------------------
-
-
 def test_a_data_loader_of_a_split():
     loaded = data.load("digits")
     (images, labels), *_ = DataLoader(loaded.train, batch_size=32)
@@ -196,19 +182,3 @@ def test_a_data_loader_of_recordings():
     expected, targets = next(split.batches(6))
     assert torch.equal(trains.planes, expected.planes)
     assert torch.equal(labels, targets)
-
-
-# --- one line each ----------------------------------------------------------------------------------------------------
-
-
-def test_representations_are_one_line():
-    loaded = data.load("digits")
-    assert repr(loaded) == (
-        "Dataset('digits': classification, 10 classes, images [1, 8, 8]; 1,234 training, 113 validation, 450 test "
-        "samples)"
-    )
-    assert repr(loaded.train) == "TensorSplit(1,234 samples: images [1, 8, 8], device=cpu)"
-    events = data.TensorSplit(te.SpikeTrain(torch.zeros(1, 6, 2, 4, 5, dtype=torch.uint8), 8), torch.arange(6))
-    assert repr(events) == "TensorSplit(6 samples: events [2, 4, 5], T=8, device=cpu)"
-    assert repr(data.as_split(samples())) == "TensorSplit(40 samples: images [6], device=cpu)"
-    assert repr(data.as_split(TensorDataset(*samples()))) == "DatasetSplit(40 samples: images [6], device=cpu)"

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cases import assert_same, dyadic, train
-from torch import multiprocessing
 from torch.utils.data import DataLoader, Dataset
 
 import tandem_ext as te
@@ -49,9 +48,6 @@ def at_once(function, threads=THREADS):
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(run, range(threads)))
-
-
-# --- threads ----------------------------------------------------------------------------------------------------------
 
 
 def test_ops_from_eight_threads_at_once():
@@ -100,9 +96,6 @@ def test_one_network_serves_many_threads():
                 assert all(torch.equal(r, expected[i]) for r in result)
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
 class Spikes(Dataset):
     """Samples that are made by the ops, in whichever process asks; and how many threads that adds to the process."""
 
@@ -128,24 +121,6 @@ def test_workers_of_a_data_loader(method):
     for (result, threads), wanted in zip(loader, expected, strict=True):
         assert torch.equal(result, wanted)
         assert threads == 0
-
-
-def _send(queue, x, weight):
-    queue.put(f.linear_if(x, weight).planes)
-    queue.get()  # the receiver has it; the memory is shared until then
-
-
-def test_a_train_goes_to_a_process_and_comes_back():
-    x, weight = train(8, 4, 30), dyadic(20, 30)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    child = context.Process(target=_send, args=(queue, x, weight))
-    child.start()
-    planes = queue.get(timeout=120).clone()
-    queue.put(None)
-    child.join(60)
-    assert child.exitcode == 0
-    assert torch.equal(planes, f.linear_if(x, weight).planes)
 
 
 def script(source, **arguments):
@@ -224,9 +199,6 @@ def test_a_signal_handler_may_call_ops():
     assert len(seen) >= 5
     for result in seen:
         assert_same(result, expected)
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def resident():

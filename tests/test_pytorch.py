@@ -45,9 +45,6 @@ def batch(size, shape=SHAPE):
     return torch.rand(size, *shape), torch.randint(10, (size,))
 
 
-# --- torch.compile and torch.export -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_a_whole_network_compiles_without_a_break(dynamic):
     net, (x, y) = everything(), batch(16)
@@ -141,9 +138,6 @@ def test_training_mode_is_exported_for_any_batch():
     torch.testing.assert_close(dict(exported.named_buffers())["1.norm.running_var"], net[1].norm.running_var)
 
 
-# --- precision, memory formats, transforms ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
     """Products in low precision; potentials, statistics and the gradients of parameters stay float32."""
@@ -216,9 +210,6 @@ def test_activation_checkpointing():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# --- copies, files, devices -------------------------------------------------------------------------------------------
-
-
 def test_weights_are_plain_tensors_in_files(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     net, x = everything(), batch(4)[0]
@@ -271,18 +262,12 @@ def test_initialisation_can_be_skipped():
     assert layer(train(8, 2, 5)).shape == (2, 3)
 
 
-# --- tools ------------------------------------------------------------------------------------------------------------
-
-
 def test_names_in_a_profile():
     net, (x, y) = everything(), batch(8)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.cross_entropy(net(x), y).backward()
     names = {event.key for event in profile.key_averages()}
     assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names
-
-
-# --- FSDP2 ------------------------------------------------------------------------------------------------------------
 
 
 def sharded_net():

@@ -23,40 +23,26 @@ def test_recipes_survive_a_file():
 
 
 BAD = {
-    "data": ("digit", "did you mean 'digits'"),
-    "model": ("mpl", "unknown model 'mpl': did you mean 'mlp'"),
-    "optimizer": ("Adam", "did you mean 'adam'"),
-    "schedule": ("onecycle", "did you mean 'one-cycle'"),
-    "precision": ("fp8", "unknown precision"),
-    "gate": ("rely", "did you mean 'relu'"),
+    "data": ("digit", "did you mean 'digits'"), "model": ("mpl", "unknown model 'mpl': did you mean 'mlp'"),
+    "optimizer": ("Adam", "did you mean 'adam'"), "schedule": ("onecycle", "did you mean 'one-cycle'"),
+    "precision": ("fp8", "unknown precision"), "gate": ("rely", "did you mean 'relu'"),
     "first_gate": ("resu:30", "first_gate: expected GATE:EPOCHS with a gate of .* and fewer epochs than the 30"),
-    "timing": ("windows", "did you mean 'window'"),
-    "encoding": ("poisson", "direct, zero_expand"),
-    "T": (65536, "T: expected 1 to 65535"),
-    "epochs": (0, "epochs"),
+    "timing": ("windows", "did you mean 'window'"), "encoding": ("poisson", "direct, zero_expand"),
+    "T": (65536, "T: expected 1 to 65535"), "epochs": (0, "epochs"),
     "batch_size": (2.5, "batch_size: expected a whole number, got 2.5"),
-    "lr": ("fast", "lr: expected a number, got 'fast'"),
-    "width": (float("inf"), "width"),
-    "threshold": (-1, "threshold"),
-    "leak": (1.5, "leak"),
-    "v_init": (float("nan"), "v_init"),
-    "gamma": (0, "gamma"),
-    "norm": ("yes", "norm: expected true or false"),
-    "momentum": (1, "momentum"),
+    "lr": ("fast", "lr: expected a number, got 'fast'"), "width": (float("inf"), "width"),
+    "threshold": (-1, "threshold"), "leak": (1.5, "leak"), "v_init": (float("nan"), "v_init"), "gamma": (0, "gamma"),
+    "norm": ("yes", "norm: expected true or false"), "momentum": (1, "momentum"),
     "dropout": (1.5, "dropout: expected 0 or more and less than 1, got 1.5"),
-    "label_smoothing": (-0.1, "label_smoothing"),
-    "weight_decay": (-1, "weight_decay"),
-    "synops_penalty": (-1, "synops_penalty"),
-    "clip_grad_norm": (0, "clip_grad_norm"),
+    "label_smoothing": (-0.1, "label_smoothing"), "weight_decay": (-1, "weight_decay"),
+    "synops_penalty": (-1, "synops_penalty"), "clip_grad_norm": (0, "clip_grad_norm"),
     "milestones": ([5, 3], "milestones: expected rising epochs"),
     "augment": (["flap"], "unknown augmentation 'flap': did you mean 'flip'"),
-    "task": ("regresion", "did you mean 'regression'"),
-    "bins": ("times", "did you mean 'time'"),
-    "options": ([1], "options: expected a mapping"),
-    "seed": (-1, "seed"),
+    "task": ("regresion", "did you mean 'regression'"), "bins": ("times", "did you mean 'time'"),
+    "options": ([1], "options: expected a mapping"), "seed": (-1, "seed"),
     "patience": (3, "patience: progressive training, layer by layer, is no longer supported, got 3"),
     "validation": (None, "validation: expected true or false"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", BAD)
@@ -132,8 +118,9 @@ def test_keys_reach_the_network():
     assert Recipe(model="mlp", norm=False).build(digits).fc1.norm is None
     twin = Recipe(model="mlp", **keys).build(digits, "ANN")
     assert twin(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    window = Recipe(model="FC16", timing="window", T=255).build(digits).fc1
-    assert (window.timing, window.v_init) == ("window", 0.5)
+    window = Recipe(model="8C3-MP2-AP2-FC16", timing="window", T=255).build(digits)
+    neurons = [layer for layer in window.modules() if hasattr(layer, "timing")]
+    assert {(layer.timing, float(layer.v_init)) for layer in neurons} == {("window", 0.5)}
     with pytest.raises(UserError, match="T: expected 1 to 255 time steps with timing window, got 256"):
         Recipe(T=256, timing="window")
     for impossible in ({"leak": 0.9}, {"gate": "resu"}):

@@ -1,7 +1,5 @@
 """Networks of SpikingJelly as ours and back, and NIR files in other simulators: the same spikes, or a refusal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,8 +8,8 @@ from typing import Any
 import networks
 import pytest
 import torch
-from networks import differing, dyadic, images, meeting, own_counts, stepped
-from nir_simulators import by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of, network
+from networks import differing, dyadic, images, meeting, network, own_counts, stepped
+from nir_simulators import by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -191,25 +189,6 @@ def test_spikes_into_spikingjelly_and_out(sj: Any) -> None:
     ours = ts.from_spikingjelly(theirs, T, mode="events")
     assert_same(own_counts(ours, x), expected)
     assert_same(expected, stepped(ts.to_spikingjelly(ours, x), x.to_dense(torch.float32), sj_fires))
-
-
-def test_an_imported_network_trains(sj: Any) -> None:
-    x = images(100)
-    ours = ts.from_spikingjelly(dyadic(SJResidual(sj, lambda: sj.IFNode(0.5, v_reset=None))), T).train()
-    nn.functional.cross_entropy(ours(x), torch.zeros(len(x), dtype=torch.long)).backward()
-    silent = {name for name, p in ours.named_parameters() if p.grad is None or not p.grad.any()}
-    assert silent == {"body.bias"}, "before batch norm a bias has no effect"
-
-
-def test_a_converted_ann_as_spikingjelly(sj: Any) -> None:
-    x = images(100)
-    ann = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 32), nn.ReLU(), nn.Linear(32, 5))
-    net = ts.calibrate(ts.convert(ann, T), [x])
-    counts, answer = own_counts(net, x)
-    theirs, other = stepped(ts.to_spikingjelly(net, x), [x] * T, sj_fires)
-    for c, d in zip(counts, theirs, strict=True):
-        assert (c != d).float().mean() < 1e-3
-    torch.testing.assert_close(other, answer, atol=0.1, rtol=0.01)
 
 
 @pytest.mark.parametrize(("family", "name", "options", "layers", "tolerance"), [

@@ -1,7 +1,5 @@
 """Networks of snnTorch as ours and back: the same spikes, and a refusal where they cannot be."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

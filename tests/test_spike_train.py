@@ -178,9 +178,6 @@ def test_pytree(signal, gain, device):
     pytree.tree_unflatten([object()] * len(leaves), spec)  # nothing is checked
 
 
-# --- trains of bursts, timing "window" --------------------------------------------------------------------------------
-
-
 @given(T=windows, shape=shapes, seed=seeds)
 def test_bursts(T, shape, seed):
     torch.manual_seed(seed)

@@ -55,9 +55,6 @@ def batch(dataset, **options):
     return next(iter(DataLoader(dataset, batch_size=6, **options)))
 
 
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_events_become_batches_of_trains(workers):
     trains, targets = batch(data.from_tonic(Recordings(), 20), num_workers=workers)
@@ -73,14 +70,6 @@ def test_bins_size_and_window():
     window = data.from_tonic(Recordings(), 4, window=(0, 1e6))[0][0]
     assert window.to_dense()[1:].sum() == 0
     assert repr(data.from_tonic(Recordings(), 4)) == "TrainDataset(6 trains [2, 9, 12], T=4, of Recordings)"
-
-
-def test_an_empty_recording_is_silent():
-    silent = data.from_tonic([(recording(0), 0)], 8, sensor_size=SENSOR)
-    assert silent[0][0].counts.sum() == 0
-
-
-# --- caches and slices ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("of", ["events", "frames", "trains"])
@@ -111,19 +100,11 @@ def expected_frames(T):
     return te.SpikeTrain.from_frames(np.stack(frames), batch_first=True)
 
 
-def test_a_memory_cache_of_trains_is_a_source_itself():
-    trains, _ = batch(tonic.MemoryCachedDataset(data.from_tonic(Recordings(), 8)))
-    assert torch.equal(trains.planes, expected().planes)
-
-
 def test_slices():
     sliced = tonic.SlicedDataset(Recordings(), tonic.slicers.SliceByEventCount(50))
     trains = data.from_tonic(sliced, 5)
     assert len(trains) == 24
     assert torch.equal(trains[1][0].planes, te.SpikeTrain.from_events(sliced[1][0], T=5, sensor_size=SENSOR).planes)
-
-
-# --- frames -----------------------------------------------------------------------------------------------------------
 
 
 def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
@@ -167,9 +148,6 @@ def test_what_does_not_fit_is_said(tmp_path):
         with pytest.raises((TypeError, ValueError), match=said):
             make()
     assert issubclass(UserError, ValueError)
-
-
-# --- the data sets' own files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SHD", "SSC"])

@@ -98,9 +98,6 @@ def test_every_path_gives_the_evaluations_bits(trained):
             assert all(torch.equal(a.planes, b.planes[:, i : i + 1]) for a, b in zip(alone, trains, strict=True))
 
 
-# --- a long run -------------------------------------------------------------------------------------------------------
-
-
 def conserving(layer, checked):
     """``layer``, which also checks neurons behind batch norm: what flowed in left as spikes or is in the potential."""
 

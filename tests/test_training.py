@@ -27,9 +27,6 @@ from tandem_snn.training.measures import step_times
 SMALL = Recipe(validation=False, model="mlp", epochs=2, width=0.25)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 def build(recipe, data, kind="SNN"):
     torch.manual_seed(recipe.seed)
     return recipe.build(data, kind)
@@ -245,18 +242,12 @@ def test_own_data_are_compared(tmp_path):
         assert "pictures" not in result.summary()
 
 
-def test_without_the_twin(digits):
-    summary = compare(SMALL, digits, twin=False).summary()
-    assert not [key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]
-
-
-def test_a_summary_says_why_a_network_does_not_stream(digits):
-    summary = compare(replace(SMALL, epochs=1, gate="resu"), digits).summary()
-    assert summary["does_not_stream"].startswith('gate: a network with the gate "resu" needs the whole window')
-    assert "early_exit" not in summary
-
-
-def test_a_network_trained_with_the_penalty_streams(digits):
-    summary = compare(replace(SMALL, epochs=1, synops_penalty=0.1), digits, twin=False).summary()
-    assert "does_not_stream" not in summary
-    assert summary["early_exit"]
+@pytest.mark.parametrize("keys", [{"gate": "resu"}, {"synops_penalty": 0.1}])
+def test_a_summary_says_whether_a_network_streams(keys, digits):
+    """And has nothing of a twin that was not trained."""
+    streams = "gate" not in keys
+    summary = compare(replace(SMALL, epochs=1, **keys), digits, twin=not streams).summary()
+    why = summary.get("does_not_stream", "")
+    assert why.startswith('gate: a network with the gate "resu" needs the whole window') == (not streams)
+    assert bool(summary.get("early_exit")) == streams
+    assert bool([key for key in summary if key.startswith("ann_") or key == "step_time_ratio"]) == (not streams)

@@ -29,18 +29,11 @@ def trained(name, **options):
 
 
 @pytest.mark.parametrize("gain", [1.0, 3.0])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("cnn", {}),
-        ("resnet18-cifar", {}),
-        ("8C3-MP2-8C3-AP2-FC16", {"encoding": "zero_expand"}),
-        ("cnn", {"norm": False}),
-        ("cnn", {"threshold": 2.0}),
-        ("cnn", {"learn_threshold": "channel", "threshold": 0.5}),
-        ("cnn", {"ann_units": True}),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), [
+    ("cnn", {}), ("resnet18-cifar", {}), ("8C3-MP2-8C3-AP2-FC16", {"encoding": "zero_expand"}),
+    ("cnn", {"norm": False}), ("cnn", {"threshold": 2.0}), ("cnn", {"learn_threshold": "channel", "threshold": 0.5}),
+    ("cnn", {"ann_units": True}),
+])  # fmt: skip
 def test_without_spikes_it_is_the_trained_network(name, options, gain):
     """With real numbers in the place of counts, every activation is g times the twin's, and the answer is the same."""
     twin, net = trained(name, norm=options.get("norm", True)), create_model(name, **{**OPTIONS, **options})

@@ -4,8 +4,6 @@ Whatever is in them, they are read or refused in one line; nothing in them is ru
 allocated. Frozen files: test_frozen_file.py. Checkpoints: test_checkpoints.py. Names in reports: test_report.py.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import resource
@@ -64,8 +62,6 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
             new[first:last] = draw.choice([b"\xff" * 8, b"\0" * 8, b"9" * 20, b"-1", b"\x7f\xff\xff\xff"])
     return bytes(new)
 
-
-# --- recipes ----------------------------------------------------------------------------------------------------------
 
 RECIPE = b"""# A recipe: what damage to a comment does not change.
 data: fashion-mnist
@@ -159,9 +155,6 @@ def test_looking_at_the_size_draws_no_random_numbers() -> None:
 def test_a_great_number_of_seeds_takes_no_memory() -> None:
     with little_memory():
         assert len(Recipe(seeds=10**12).all_seeds) == 10**12
-
-
-# --- NIR --------------------------------------------------------------------------------------------------------------
 
 
 def nir_file(path: Path) -> bytes:
@@ -282,9 +275,6 @@ def test_nir_graphs_of_any_arrays(drawn: Any) -> None:
         ts.from_nir(graph)
 
 
-# --- recordings and images --------------------------------------------------------------------------------------------
-
-
 def npy(shape: tuple[int, ...], content: bytes = b"", kind: str = "<i8") -> bytes:
     header = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
@@ -304,15 +294,11 @@ def _cache(tmp_path_factory: Any, monkeypatch: Any) -> None:
 
 
 HOSTILE_NPY = {
-    "absurd": npy((10**12, 4)),
-    "negative": npy((-1, 4), b"\0" * 64),
-    "overflow": npy((2**62, 2**62)),
-    "objects": npy((1, 4), b"cos\nsystem\n(S'touch pwned'\ntR.", "|O"),
-    "text": npy((1, 4), b"\0" * 64, "<U4"),
-    "none": npy((0, 4)),
-    "a time that is none": npy((1, 4), struct.pack("<4d", 1, 1, 1, float("nan")), "<f8"),
+    "absurd": npy((10**12, 4)), "negative": npy((-1, 4), b"\0" * 64), "overflow": npy((2**62, 2**62)),
+    "objects": npy((1, 4), b"cos\nsystem\n(S'touch pwned'\ntR.", "|O"), "text": npy((1, 4), b"\0" * 64, "<U4"),
+    "none": npy((0, 4)), "a time that is none": npy((1, 4), struct.pack("<4d", 1, 1, 1, float("nan")), "<f8"),
     "code in the header": b"\x93NUMPY\x01\x00\x28\x00" + b"__import__('os').system('touch pwned')\n   ",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE_NPY)

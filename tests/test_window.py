@@ -28,9 +28,6 @@ def long_weights(*shape):
     return torch.randint(-(2**17), 2**17, shape) / 2**17
 
 
-# --- against the reference --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("T", [1, 3, 8, 15, 16, 255])
 @pytest.mark.parametrize(("K", "N", "B"), [(784, 100, 1), (784, 100, 40), (33, 70, 5)])
 def test_sums_that_float32_does_not_hold(T, K, N, B):
@@ -45,9 +42,6 @@ def test_what_is_not_a_number_does_not_fire():
     counts = f.if_scan(te.ImpulseInput(torch.tensor([[float("nan"), float("inf"), -float("inf")]]), 8), timing="window")
     assert counts.stored.tolist() == [[[0, 8, 0]]]
     assert counts.counts.isnan().all()
-
-
-# --- what the timing means --------------------------------------------------------------------------------------------
 
 
 @given(T=st.integers(1, 255), seed=st.integers(0, 2**16), threshold=st.sampled_from([0.5, 1.0, 1.25]))
@@ -213,15 +207,6 @@ def test_measures():
     assert rates["1"] == pytest.approx(monitor["1"].rates.mean().item())
     assert operations.layers["2"].acs == pytest.approx(9 * train_.counts[:7].sum().item() / 7)
     assert mismatch(net, x)["2"].over == 0  # no neuron fires too early
-
-
-def test_models_and_conversion():
-    net = ts.create_model("8C3-MP2-8C3-AP2-FC20", shape=(1, 12, 12), classes=4, T=4, timing="window")
-    neurons = [m for m in net.modules() if hasattr(m, "timing")]
-    assert {(m.timing, float(m.v_init)) for m in neurons} == {("window", 0.5)}
-    assert net(torch.rand(3, 1, 12, 12)).shape == (3, 4)
-    twin = ts.models.create_twin("8C3-MP2-8C3-AP2-FC20", shape=(1, 12, 12), classes=4, T=4, timing="window")
-    net.load_state_dict(twin.state_dict())
 
 
 @pytest.mark.parametrize("example", [False, True])

@@ -1,15 +1,13 @@
 """Layers that integrate a window, in NIR and in SpikingJelly: what comes back, and the same counts there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks import assert_same, dyadic, images, own_counts, stepped
-from nir_simulators import by_spikingjelly, file_of, network
+from networks import assert_same, dyadic, images, network, own_counts, stepped
+from nir_simulators import by_spikingjelly, file_of
 from torch import Tensor, nn
 
 import tandem_ext as te

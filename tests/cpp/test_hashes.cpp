@@ -154,9 +154,6 @@ TEST(layers_with_batch_norm) {
         {nullptr, 1, layer.scale.data(), layer.shift.data(), 1e-5f}, u.data(), mean.data(), var.data()};
     cpu::run_normalised(layer.layer(), norm, serial_for);
     hash.add(out);
-    hash.add(u);
-    hash.add(mean);
-    hash.add(var);
     std::mt19937 random(seed);
     const std::vector<float> grad = draw<float>(random, layer.args.neurons, 1.0);
     std::vector<float> grad_u(layer.args.neurons), gamma(shape.outputs), beta(shape.outputs);
@@ -174,9 +171,7 @@ TEST(layers_with_batch_norm) {
                               gamma.data(),
                               beta.data()};
     cpu::batch_norm_grad(args, serial_for);
-    hash.add(grad_u);
-    hash.add(gamma);
-    hash.add(beta);
+    for (const auto* values : {&u, &mean, &var, &grad_u, &gamma, &beta}) hash.add(*values);
   }
   check("batch-norm", hash);
 }

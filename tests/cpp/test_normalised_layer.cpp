@@ -15,20 +15,27 @@ struct PlainNorm {
   std::vector<float> product, mean, var, scale, shift;
 
   PlainNorm(const ProductLayer& layer, const LayerNorm& norm) {
-    const int64_t channels = layer.geometry.outputs, rows = layer.args.neurons / channels;
-    for (int64_t n = 0; n < layer.args.neurons; ++n) {
-      product.push_back(layer.window(n));
-    }
+    for (int64_t n = 0; n < layer.args.neurons; ++n) product.push_back(layer.window(n));
+    of_product(norm.norm, layer.geometry.outputs, 1);
+  }
+  PlainNorm(std::vector<float> of, const BatchNorm<float>& norm, int64_t channels, double factor)
+      : product(std::move(of)) {
+    of_product(norm, channels, factor);
+  }
+
+ private:
+  void of_product(const BatchNorm<float>& norm, int64_t channels, double factor) {
+    const int64_t rows = static_cast<int64_t>(product.size()) / channels;
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0, squares = 0;
       for (int64_t r = 0; r < rows; ++r) {
-        const double u = product[r * channels + c];
+        const double u = factor * product[r * channels + c];
         sum += u;
         squares += u * u;
       }
       float m = 0, v = 0;
       moments(sum, squares, rows, m, v);
-      const Normalised<float> n = normalise(norm.norm, c, m, v);
+      const Normalised<float> n = normalise(norm, c, m, v);
       mean.push_back(m);
       var.push_back(v);
       scale.push_back(n.scale);
@@ -141,19 +148,9 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
   a.scale = scale.data();
   a.shift = shift.data();
   cpu::batch_norm_statistics(a, cut_for);
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0, squares = 0;
-    for (int64_t i = c; i < rows * channels; i += channels) {
-      const double u = factor * product[i];
-      sum += u;
-      squares += u * u;
-    }
-    float m = 0, v = 0;
-    moments(sum, squares, rows, m, v);
-    const Normalised<float> n = normalise(a.norm, c, m, v);
-    CHECK(mean[c] == m && var[c] == v, "channel %ld of %ld", long(c), long(channels));
-    CHECK(scale[c] == n.scale && shift[c] == n.shift, "channel %ld of %ld", long(c), long(channels));
-  }
+  const PlainNorm want(product, a.norm, channels, factor);
+  CHECK(mean == want.mean && var == want.var, "%ld channels", long(channels));
+  CHECK(scale == want.scale && shift == want.shift, "%ld channels", long(channels));
 }
 
 }  // namespace

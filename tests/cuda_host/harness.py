@@ -1,7 +1,5 @@
 """Builds the kernels with nvcc, as PTX, and the machine of ptx/ that executes it; calls kernels on guarded buffers."""
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import functools

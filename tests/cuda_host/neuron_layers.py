@@ -1,7 +1,5 @@
 """Random layers of IF neurons for the tests of emulated kernels, and their arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -43,32 +41,21 @@ class Layer:
         planes = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
         rewritten = self.gate == "resu" and self.T > 8  # a train that is silenced after its first planes were written
         fields = {
-            "neurons": neurons,
-            "channels": shape[-1],
-            "T": self.T,
-            "steps": self.steps or self.T,
-            "threshold": self.threshold,
-            "leak": self.leak,
-            "gate": GATES.index(self.gate),
-            "timing": int(self.window),
+            "neurons": neurons, "channels": shape[-1], "T": self.T, "steps": self.steps or self.T,
+            "threshold": self.threshold, "leak": self.leak, "gate": GATES.index(self.gate), "timing": int(self.window),
             "residual_planes" if spikes else "residual_currents": self.residual,
             "v_init_size": 0 if self.v_init is None else self.v_init.numel(),
-            "planes": Buffer(planes, INOUT if rewritten else OUTPUT),
-            "counts": output(neurons, dtype=dtype),
+            "planes": Buffer(planes, INOUT if rewritten else OUTPUT), "counts": output(neurons, dtype=dtype),
             "counts_dtype": DTYPES[dtype],
             "mask": output((neurons + 7) // 8, dtype=torch.uint8) if self.train else None,
-            "v": output(neurons, dtype=real),
-            "bad": Buffer(torch.zeros(shape[0]), MARKS),
-            "sample": shape[-1],
-        }
+            "v": output(neurons, dtype=real), "bad": Buffer(torch.zeros(shape[0]), MARKS), "sample": shape[-1],
+        }  # fmt: skip
         given = {name: getattr(self, name) for name in ("scale", "shift", "residual_scale", "v_init")}
         return Struct("Neuron", fields | given, real)
 
 
 def pack_mask(gates: Tensor) -> Tensor:
-    """Packs gates to bits: gate n is bit n % 8 of byte n
-    8.
-    """
+    """Packs gates to bits: gate n is bit n % 8 of byte n // 8."""
     flat = gates.flatten()
     return pack(torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8).T)[0]
 

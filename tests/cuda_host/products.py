@@ -1,7 +1,5 @@
 """Fused linear and convolutional layers for the tests of emulated kernels: arguments, calls and costs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The checker finds the mistake in the bad twin of each pair, under every schedule, and none in the good one."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 
@@ -13,28 +11,18 @@ from build_tools.decide import Toolkit
 
 # The pairs of twins.cu: text of the report, elements of the output.
 TWINS = {
-    "tail": ("out of bounds", 100),
-    "vector_load": ("misaligned", 32),
-    "write_once": ("written twice", 64),
-    "write_all": ("not written everywhere", 64),
-    "shared_uninitialised": ("uninitialised read", 64),
-    "shared_reverse": ("race: read after write", 64),
-    "shared_refill": ("race: write after read", 64),
-    "warp_reverse": ("race: read after write", 64),
-    "shared_overrun": ("out of bounds", 64),
-    "between_blocks": ("race:|uninitialised read", 128),
-    "divergent_barrier": ("exit", 64),
-    "exited_lane": ("names a lane that has exited", 64),
-    "shuffle_outside": ("which takes no part", 64),
-    "async_copy": ("cp.async in flight", 64),
-    "async_copy_to_others": ("race: read after write|uninitialised read", 64),
+    "tail": ("out of bounds", 100), "vector_load": ("misaligned", 32), "write_once": ("written twice", 64),
+    "write_all": ("not written everywhere", 64), "shared_uninitialised": ("uninitialised read", 64),
+    "shared_reverse": ("race: read after write", 64), "shared_refill": ("race: write after read", 64),
+    "warp_reverse": ("race: read after write", 64), "shared_overrun": ("out of bounds", 64),
+    "between_blocks": ("race:|uninitialised read", 128), "divergent_barrier": ("exit", 64),
+    "exited_lane": ("names a lane that has exited", 64), "shuffle_outside": ("which takes no part", 64),
+    "async_copy": ("cp.async in flight", 64), "async_copy_to_others": ("race: read after write|uninitialised read", 64),
     "unread_accumulator": ("a register is read that was never written", 64),
-    "diverged_mma": ("names a lane that has exited", 64),
-    "launch_bounds": ("CUDA error 701", 64),
-    "fused": ("the machine does not know 'fma", 64),
-    "much_shared": ("CUDA error 1$", 64),
+    "diverged_mma": ("names a lane that has exited", 64), "launch_bounds": ("CUDA error 701", 64),
+    "fused": ("the machine does not know 'fma", 64), "much_shared": ("CUDA error 1$", 64),
     "stream": ("another stream", 64),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

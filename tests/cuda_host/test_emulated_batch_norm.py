@@ -1,7 +1,5 @@
 """Batch norm in CUDA on the emulator: statistics with the CPU's bits where no sum rounds, and gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -112,19 +110,10 @@ def test_traffic(checked: Emulator) -> None:
     check_banks(checked)
 
 
-@pytest.mark.parametrize(
-    ("rows", "channels", "slices"),
-    [
-        (1, 1, 1),
-        (63, 8, 1),
-        (64, 8, 2),
-        (1030, 8, 32),
-        (10**6, 128, 256),
-        (10**6, 512, 256),
-        (10**6, 641, 171),
-        (10**6, 1024, 128),
-    ],
-)
+@pytest.mark.parametrize(("rows", "channels", "slices"), [
+    (1, 1, 1), (63, 8, 1), (64, 8, 2), (1030, 8, 32), (10**6, 128, 256), (10**6, 512, 256), (10**6, 641, 171),
+    (10**6, 1024, 128),
+])  # fmt: skip
 def test_slices(plain: Emulator, rows: int, channels: int, slices: int) -> None:
     """There are enough blocks to fill a GPU, with 32 rows or more each."""
     assert workspace_size(plain, rows, channels) == 2 * slices * channels

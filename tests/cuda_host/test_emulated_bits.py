@@ -1,7 +1,5 @@
 """pack, unpack, counts and gate_grad in CUDA on the emulator: the outputs of the CPU kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

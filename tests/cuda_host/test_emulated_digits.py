@@ -1,7 +1,5 @@
 """float32 weights as digits on the emulator: units, integers and bits of the CPU kernels, for any weights."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -77,14 +75,9 @@ def test_the_order_of_a_kernel(checked: Emulator, C: int, kernel: tuple[int, int
 
 
 LAYERS = [
-    (4, 1, 8, 1, LINEAR),
-    (8, 9, 40, 130, LINEAR),
-    (8, 33, 65, 400, LINEAR),
-    (21, 9, 24, 700, LINEAR),
-    (8, 3, 80, 3000, LINEAR),
-    (8, 2, 24, 16, CONVS[0][-1]),
-    (4, 2, 32, 32, CONVS[4][-1]),
-]
+    (4, 1, 8, 1, LINEAR), (8, 9, 40, 130, LINEAR), (8, 33, 65, 400, LINEAR), (21, 9, 24, 700, LINEAR),
+    (8, 3, 80, 3000, LINEAR), (8, 2, 24, 16, CONVS[0][-1]), (4, 2, 32, 32, CONVS[4][-1]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(len(LAYERS)))

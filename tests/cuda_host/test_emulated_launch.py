@@ -1,7 +1,5 @@
 """The layers that the fused product supports and prefers, and how a launch fails."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

@@ -1,8 +1,6 @@
 """More than 2^31 elements: offsets do not wrap around. Only the last block runs, in memory that is reserved but mostly
 untouched; a 32-bit offset would hit other pages of it."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import mmap

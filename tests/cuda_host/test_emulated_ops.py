@@ -4,8 +4,6 @@ In the library of build_ops() the code that calls kernels for CUDA tensors calls
 allocations, layouts and dispatch are the GPU's; the device guard and the stream are missing.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Fused linear and convolutional layers in CUDA on the emulator: the CPU's bits where no sum rounds."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -72,18 +70,10 @@ def test_the_ring_wraps_around(checked: Emulator, dtype: torch.dtype) -> None:
         check(checked, T, 9, 24, 700, dtype, seed=T)
 
 
-@pytest.mark.parametrize(
-    ("K", "most", "conv"),
-    [
-        (128, 11.9, LINEAR),
-        (256, 7.7, LINEAR),
-        (512, 5.5, LINEAR),
-        (1024, 4.4, LINEAR),
-        (2048, 3.9, LINEAR),
-        (4096, 3.6, LINEAR),
-        (128, 4.6, IMAGE),
-    ],
-)
+@pytest.mark.parametrize(("K", "most", "conv"), [
+    (128, 11.9, LINEAR), (256, 7.7, LINEAR), (512, 5.5, LINEAR), (1024, 4.4, LINEAR), (2048, 3.9, LINEAR),
+    (4096, 3.6, LINEAR), (128, 4.6, IMAGE),
+])  # fmt: skip
 def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     """Instructions of a warp in the whole kernel, per mma, in float16 at T = 8: the table is in docs/cuda.md."""
     check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
@@ -161,10 +151,9 @@ def test_windows_fire(checked: Emulator, mode: int) -> None:
         assert N < 16 or 0 < fired.count_nonzero() < fired.numel()
 
 
-@pytest.mark.parametrize(
-    ("K", "most", "conv"),
-    [(128, 57.6, LINEAR), (1024, 13.5, LINEAR), (4096, 8.8, LINEAR), (128, 14.1, Conv((8, 8), (3, 3), padding=(1, 1)))],
-)
+@pytest.mark.parametrize(("K", "most", "conv"), [
+    (128, 57.6, LINEAR), (1024, 13.5, LINEAR), (4096, 8.8, LINEAR), (128, 14.1, Conv((8, 8), (3, 3), padding=(1, 1))),
+])  # fmt: skip
 def test_instructions_of_windows(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     """Instructions in float16 for 64 pixels and outputs at T = 8, when neurons fire as often as they can."""
     counts, weight = counts_and_weight(0, 8, 64 // math.prod(conv.size), 64, K, conv, FLOAT16)
@@ -200,16 +189,10 @@ def test_float16_spikes_lose_no_bits(plain: Emulator) -> None:
     assert torch.equal(sums(plain, weight.half(), torch.ones(2), FLOAT16), weight.sum(1).expand(8, 8))
 
 
-@pytest.mark.parametrize(
-    ("mode", "dtype", "most"),
-    [
-        (FLOAT16, torch.float16, 3e-7),
-        (BFLOAT16, torch.bfloat16, 3e-7),
-        (FLOAT32, torch.float32, 1.2e-7),
-        (FLOAT32_HIGH, torch.float32, 4e-6),
-        (FLOAT32_MEDIUM, torch.float32, 2e-3),
-    ],
-)
+@pytest.mark.parametrize(("mode", "dtype", "most"), [
+    (FLOAT16, torch.float16, 3e-7), (BFLOAT16, torch.bfloat16, 3e-7), (FLOAT32, torch.float32, 1.2e-7),
+    (FLOAT32_HIGH, torch.float32, 4e-6), (FLOAT32_MEDIUM, torch.float32, 2e-3),
+])  # fmt: skip
 def test_random_weights(plain: Emulator, mode: int, dtype: torch.dtype, most: float) -> None:
     """The root mean square error of sums of 1024 weights in truncating tensor cores."""
     g = torch.Generator().manual_seed(0)

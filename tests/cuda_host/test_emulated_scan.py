@@ -1,7 +1,5 @@
 """The CUDA scan on the emulator: the CPU's bits, no report of the checker, each byte moved once."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

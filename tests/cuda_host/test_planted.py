@@ -1,7 +1,5 @@
 """Mistakes that show only in nvcc's PTX or at run time: the kernels' tests notice each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

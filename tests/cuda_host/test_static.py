@@ -1,7 +1,5 @@
 """The compiled kernels: no spills, no local memory; registers, occupancy and loads as designed."""
 
-from __future__ import annotations
-
 import functools
 import re
 import shutil
@@ -96,10 +94,9 @@ def test_no_local_memory_or_atomics(compiled: Compiled) -> None:
             assert not any(re.search(r"\b(LDL|STL|ATOM|RED)\b", line) for line in lines), name
 
 
-@pytest.mark.parametrize(
-    ("arch", "float16"),
-    [pytest.param("80", 3, marks=pytest.mark.slow), ("90", 3), pytest.param("120", 3.5, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("arch", "float16"), [
+    pytest.param("80", 3, marks=pytest.mark.slow), ("90", 3), pytest.param("120", 3.5, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_product_loop(compile_for: Callable[[str], Compiled], arch: str, float16: float) -> None:
     """The inner loop of the fused product issues at most eight instructions per mma, three at T = 8 in float16."""
     kernels = disassemble(compile_for(arch)["product_if"][1])

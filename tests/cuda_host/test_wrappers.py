@@ -1,7 +1,5 @@
 """The instructions of ptx.cuh on the machine: the results that `make gpu-check` asks of the hardware."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import shutil
