@@ -282,6 +282,7 @@ BAD = {
         lambda: tnn.Linear(4, 4)(spikes(), residual=spikes(), fire=False), ValueError, "residual",
     ),
     "norm": (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
+    "gamma": (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), ValueError, "gamma: expected None or a finite number"),
 }  # fmt: skip
 
 
@@ -296,7 +297,8 @@ def test_bad_input(name):
     ("threshold", -1, ValueError), ("threshold", "1", TypeError), ("threshold", float("nan"), ValueError),
     ("leak", 1.5, ValueError), ("leak", None, TypeError), ("gate", "sigmoid", ValueError),
     ("bn_stats", "ema", ValueError), ("v_init", float("nan"), ValueError), ("gain", float("inf"), ValueError),
-    ("weight_bits", 9, ValueError),
+    ("weight_bits", 9, ValueError), ("gain", "treshold", ValueError), ("gain", torch.ones(3), ValueError),
+    ("gain", torch.ones(2, dtype=torch.int64), TypeError),
 ])  # fmt: skip
 @pytest.mark.parametrize("make", [lambda **o: tnn.Linear(3, 2, **o), lambda **o: tnn.LazyConv2d(2, 3, **o)])
 def test_an_attribute_is_checked_when_it_is_given_and_when_it_is_set(make, name, value, error):
@@ -322,6 +324,10 @@ def test_an_attribute_that_is_set_counts_in_the_next_call():
         layer(x)
     layer.gain = layer.v_init = torch.tensor(0.5)
     assert layer.state_dict().keys() == {"weight", "threshold", "v_init", "gain"}
+    layer.threshold, layer.v_init, layer.gain = 1.5, torch.nn.Parameter(torch.zeros(2)), "threshold"
+    assert layer.state_dict().keys() == {"weight", "v_init"}
+    layer.v_init = torch.ones(2)
+    assert (layer(x).counts.tolist(), layer(x).gain, len(list(layer.parameters()))) == ([[1, 1]], 1.5, 1)
 
 
 @pytest.mark.parametrize("norm", [torch.nn.Identity(), torch.nn.InstanceNorm1d(4), torch.nn.LayerNorm(4)], ids=str)

@@ -175,6 +175,9 @@ def test_the_general_way(T):
     assert_same(neurons(u), fused(x))
     trace = neurons.potentials(general.affine_map(linear, x))
     torch.testing.assert_close(trace[-1], fused.potentials(x)[-1])
+    neurons.threshold, neurons.gain = 0.25, 2.0
+    fused.threshold, fused.gain = 0.25, 2.0
+    assert_same(neurons(general.affine_map(linear, x)), fused(x))
 
 
 @pytest.mark.parametrize("input_", ["train", "bursts", "constant", "impulse"])

@@ -335,5 +335,4 @@ class Lowering(Builder):
         threshold = self._threshold(op)
         like = layer.weight.detach()
         for name, value in (("threshold", threshold), ("v_init", self.v_init * threshold)):
-            delattr(layer, name)
-            layer.register_buffer(name, like.new_full((layer._channels,), value, dtype=torch.float32))
+            setattr(layer, name, like.new_full((layer._channels,), value, dtype=torch.float32))

@@ -43,7 +43,6 @@ class SpikingLayer(HasNeurons):
     norm: _BatchNorm | None
     bn_stats: str
     weight_bits: int | None
-    _channels: int
 
     def _add_neurons(
         self,
@@ -72,6 +71,8 @@ class SpikingLayer(HasNeurons):
             momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
             gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
+            if not isinstance(gamma, (int, float)) or not math.isfinite(gamma):
+                raise ValueError(f"gamma: expected None or a finite number, got {gamma!r}")
             nn.init.constant_(self.norm.weight, gamma)
 
     def __setattr__(self, name: str, value: Any) -> None:

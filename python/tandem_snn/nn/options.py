@@ -79,19 +79,23 @@ class HasNeurons(nn.Module):
     gain: float | str
     gate: str = "relu"
     timing: str = "step"
+    _channels: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check numbers; each forward pass checks tensors, which can change in place. A tensor becomes a buffer."""
-        if name in TENSORS and isinstance(value, Tensor):
-            is_number = name in self.__dict__ or not hasattr(self, name)
-            if is_number and not isinstance(value, nn.Parameter):
-                self.__dict__.pop(name, None)
-                return self.register_buffer(name, value)
-        elif name in CHECKS:
+        """Check settings; of tensors, which can change in place, each forward pass checks the values.
+
+        A tensor becomes a buffer, so that it is in the state_dict and moves with the module.
+        """
+        if name in CHECKS and (name == "gain" or not isinstance(value, Tensor)):
             CHECKS[name](self, value)
             if name in ("timing", "leak", "gate"):
                 neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
                 checks.timing_fits(neuron["timing"], neuron["leak"], neuron["gate"])
+        if name in TENSORS:  # a number may replace a tensor or Parameter, and the other way round
+            for held in (self.__dict__, self._buffers, self._parameters):
+                held.pop(name, None)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                return self.register_buffer(name, value)
         super().__setattr__(name, value)
 
     def dynamics(self) -> dict[str, Any]:
@@ -123,13 +127,20 @@ class HasNeurons(nn.Module):
 INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0, "gate": "relu"}  # settings; see HasNeurons.numbers
 
 
+def _check_gain(layer: Any, gain: object) -> None:
+    if not isinstance(gain, str):
+        checks.gain("gain", gain, layer._channels)
+    elif gain != "threshold":
+        raise ValueError(f'gain: expected a number, a tensor or "threshold", got {gain!r}')
+
+
 TENSORS = ("threshold", "v_init", "gain")  # settings that may be tensors
 # In the order of the repr.
 CHECKS: dict[str, Callable[[Any, Any], object]] = {
     "threshold": lambda layer, value: checks.threshold(value, layer._channels),
     "leak": lambda layer, value: checks.leak(value),
     "v_init": lambda layer, value: checks.v_init(value),
-    "gain": lambda layer, value: value == "threshold" or checks.gain("gain", value),  # type: ignore[func-returns-value]
+    "gain": _check_gain,
     "gate": lambda layer, value: checks.one_of("gate", value, checks.GATES),
     "bn_stats": lambda layer, value: checks.one_of("bn_stats", value, BN_STATS),
     "weight_bits": lambda layer, value: check_bits(value),
