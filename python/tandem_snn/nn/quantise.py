@@ -24,7 +24,7 @@ def check_bits(bits: object) -> None:
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return integers q (as floats), |q| < 2^(bits-1), and steps [N] with weight ≈ step·q.
 
-    A step is the row's peak / (2^(bits-1) - 1), or with 2 or 3 bits a share of it, the one with the least squared error.
+    A step is the row's peak / (2^(bits-1) - 1), or with 2 or 3 bits the share of it with the least squared error.
     """
     if _has_kernel(weight):
         q, step = torch.ops.tandem.quantise.default(weight, bits)
