@@ -224,7 +224,7 @@ def _constant(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach()
 
 
-def _by_channel(gain: _Gain) -> bool:
+def _by_channel(gain: object) -> bool:
     return isinstance(gain, Tensor) and gain.dim() > 0
 
 
