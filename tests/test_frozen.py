@@ -214,7 +214,7 @@ def test_an_empty_batch(make: object, warm: bool) -> None:
 
 def test_errors() -> None:
     net, x = mlp()
-    frozen, streamed = freeze(net), freeze(net)
+    frozen, streamed, fresh = freeze(net), freeze(net), freeze(net)
     streamed.step(x)
     events, spikes = freeze(spiking_net(), T=8), te.SpikeTrain.from_dense(torch.ones(1, 1, 30))
     resu = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(20, 5, gate="resu"), tnn.Readout(5, 2))
@@ -235,6 +235,8 @@ def test_errors() -> None:
         (lambda: frozen.anytime(x, "0.9"), TypeError, "confidence: expected a number"),
         (lambda: frozen.anytime(x, 1.5), ValueError, "confidence"),
         (lambda: streamed.step(x[:2]), ValueError, "batch differs"),
+        *((lambda use=use: use(x[:2, 1:]), ValueError, "x has 19 features") for use in (fresh.step, fresh.readouts)),
+        *((lambda use=use: use(x.double()), TypeError, "x is torch.float64") for use in (fresh.step, fresh.anytime)),
         (lambda: freeze(spiking_net()).step(torch.ones(1, 30)), ValueError, "T: not known"),
         (lambda: freeze(resu).step(x), ValueError, "cannot stream"),
         (lambda: freeze(spiking_net(), weight_bits=4)(te.SpikeTrain(spikes.planes, 1, gain=torch.rand(30))), ValueError,
@@ -242,6 +244,7 @@ def test_errors() -> None:
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             call()
+    assert fresh.step(x).shape == (6, 10)  # calls that failed began no stream
 
 
 def test_what_wraps_a_network_is_left_out(tmp_path: Path) -> None:

@@ -193,16 +193,13 @@ class FrozenNetwork(nn.Module):
                 raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
             signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
         program = self._program(signal).streaming(x_t.device)
-        if self._state is None:
+        if not self._steps:
             self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
         if len(x_t) != self._batch:
             raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
         if self._window != self.T:
             raise ValueError(f"T: {self._window} in the steps before, now {self.T}; reset() begins a new stream")
-        try:
-            answer, self._state = program.run(signal, self.T, self._state, self._steps)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"x_t: {error}") from error
+        answer, self._state = _run(program, signal, self.T, self._state, self._steps)
         self._steps += 1
         return answer
 
@@ -227,7 +224,7 @@ class FrozenNetwork(nn.Module):
         """
         T = self._window_of(x)
         program = self._program(x).streaming(x.device)
-        answers, state = program.run(x, T, every=True)
+        answers, state = _run(program, x, T, every=True)
         if not self._windows and answers.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(answers)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
@@ -376,6 +373,15 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     frozen = FrozenNetwork(stages, facts.weight_bits, facts.T)
     frozen.shape = facts.shape
     return frozen
+
+
+def _run(program: Program, x: Tensor | SpikeTrain, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Run a program. If x does not fit, its layers raise a clearer error."""
+    try:
+        return program.run(x, *arguments, **options)
+    except (RuntimeError, ValueError):
+        program.layers(x)
+        raise
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
