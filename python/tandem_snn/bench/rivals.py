@@ -1,6 +1,4 @@
-"""The rivals: ways to compute the same network. Each is a function from a :class:`~tandem_snn.bench.problems.Problem`
-to a :class:`Model`, whose forward takes a batch in the form that suits it best.
-"""
+"""The rivals: ways to compute the same network. Each makes a :class:`Model` of a problem."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ Output = Tensor | SpikeTrain  # logits, or the last layer's activity
 
 @dataclass(frozen=True)
 class Candidate:
-    """run: takes the number of the call. answer: the result of this call; None if it is not to be compared, else
-    compared with those of the same timing."""
+    """run: takes the number of the call. answer: the result of this call; None: it is not compared with the others."""
 
     run: Callable[[int], Output]
     answer: Callable[[int], list[Tensor]] | None = None
@@ -161,8 +158,7 @@ class _Couple(torch.autograd.Function):
 
 
 def naive(problem: Problem, loop: Loop = if_loop) -> Model:
-    """The tandem rule in plain PyTorch: products of all steps at once, a loop over time, and in training the ANN branch
-    at the counts."""
+    """The tandem rule in plain PyTorch: products of all steps at once, then a loop over time."""
     own, T = Parts(problem), problem.T
 
     def currents(layer: Any, spikes: Tensor, u: Tensor | None) -> Tensor:
@@ -299,8 +295,7 @@ def spikingjelly(problem: Problem, compiled: bool = False) -> Model:
 
 
 def snntorch(problem: Problem) -> Model:
-    """Step by step. Its neurons fire at v > ϑ, not v ≥ ϑ: an initial potential below the grid of all currents makes
-    both the same."""
+    """Step by step. Its neurons fire at v > ϑ, so their initial potential is a little above 0."""
     import snntorch as snn
 
     own = Parts(problem)

@@ -154,7 +154,7 @@ def _progress(
     told: set[tuple[str, int]] = set()
 
     def on_step(kind: str, seed: int, trainer: Trainer) -> None:
-        bar.start()  # only now: what is wrong before the first step is said without a bar
+        bar.start()  # only now, so that errors before the first step are printed without a bar
         if trainer.trained_on and (kind, seed) not in told:
             told.add((kind, seed))
             rate = learning_rate(recipe, trainer.step, trainer.steps_per_epoch)

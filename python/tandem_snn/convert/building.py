@@ -206,7 +206,7 @@ class Builder:
         return self.graph.get_attr(self._name(path, value))
 
     def path(self, op: Op) -> str:
-        """Return the path of an Op: that of its module, or the Op's name inside its module."""
+        """Return the path of an Op: the path of its module, or the Op's name inside its module."""
         if op.alone or (op.module is not None and not any(True for _ in op.module.children())):
             return op.path
         return f"{op.path}.{op.name}" if op.path else op.name

@@ -57,7 +57,7 @@ def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geomet
 
 
 def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm:
-    """Return the live batch norm module; if there is none, or its forward does more, one that shares its tensors."""
+    """Return the live batch norm module, or a new one with its tensors if there is none or its forward does more."""
     if op.alone and isinstance(op.module, _BatchNorm):
         return op.module
     given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}

@@ -50,7 +50,7 @@ def damaged(name: str, path: Path, why: object, how: str) -> UserError:
 
 
 def explained(how: str) -> str:
-    """``how``, with what its DIR is."""
+    """``how``, with the meaning of DIR."""
     return f"{how}, where DIR is your --data-dir or TANDEM_DATA" if "DIR" in how else how
 
 

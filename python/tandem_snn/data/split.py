@@ -182,7 +182,7 @@ class TensorSplit(Split):
 
 
 def _augmented(x: SpikeTrain, augmentations: Sequence[Augmentation], chance: Chance | None) -> SpikeTrain:
-    """The train after all augmentations; that of images has channels innermost in memory, as the kernels need them."""
+    """The train after all augmentations. Trains of images get channels innermost in memory, as the kernels need it."""
     planes = x.stored.transpose(0, 1)  # [B, P, C, H, W]
     if chance is not None and augmentations:
         planes = augment(planes.flatten(1, 2), augmentations, chance).unflatten(1, planes.shape[1:3])

@@ -161,7 +161,7 @@ class FrozenNetwork(nn.Module):
 
         The state carries over from step to step, also beyond T; call :meth:`reset` before the next recording. With
         timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps later, and the
-        image of a window is the one at its first step.
+        image of a window is taken at its first step.
 
         Args:
             x_t: the spikes of the step, 0 and 1, [B, *features], or the image if the network has a direct encoder; on

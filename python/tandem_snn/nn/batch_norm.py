@@ -64,7 +64,7 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose training statistics are those of the batches of all processes in a group, on any device.
+    """Batch norm that trains with the statistics of the batches of all processes in a group, on any device.
 
     It replaces a layer's ``norm``: temporarily within :func:`tandem_snn.training.synchronised`, or permanently by
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. It shares the parameters and buffers of the given batch norm.
@@ -102,7 +102,7 @@ class SyncBatchNorm(_BatchNorm):
 def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Apply batch norm to [B, C, *space]; also return scale and shift [C] of the currents, without a gradient.
 
-    ``batch=False`` takes scale and shift from the running statistics, also where z takes those of the batch.
+    ``batch=False`` takes scale and shift from the running statistics, even if z uses the statistics of the batch.
     """
     batch = batch and uses_batch(norm)
     if batch and isinstance(norm, SyncBatchNorm):

@@ -32,8 +32,8 @@ def step_currents(
 ) -> Tensor:
     """Return the input currents I[t] of a layer, [T, B, *features]; with timing "window" their sum [1, B, *features].
 
-    Their gradient is that of their sum z. ``potential(x, T)`` is that of neurons which start at 0 and never fire, after
-    one step of T: the current of that step, computed by the same kernel that fires.
+    Their gradient is the gradient of their sum z. ``potential(x, T)`` returns the potential of neurons that start at 0
+    and never fire, after one step of T: the current of this step, computed by the same kernel that fires.
     """
     with torch.no_grad():
         if timing == "window":
@@ -60,8 +60,8 @@ def fire_steps(
 ) -> SpikeTrain:
     """Run neurons whose currents are computed on demand, so that memory does not grow with T.
 
-    ``steps(start, stop)`` returns currents [stop - start, B, *features], for a start that is a multiple of 8; v is the
-    initial membrane potential, dtype that of the counts, ``neuron`` further arguments of if_scan.
+    ``steps(start, stop)`` returns currents [stop - start, B, *features]; start is a multiple of 8. v is the initial
+    membrane potential, and the counts have this dtype. ``neuron`` holds further arguments of if_scan.
     """
     planes = []
     for start in range(0, T, AT_ONCE):

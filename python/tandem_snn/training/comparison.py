@@ -45,7 +45,7 @@ class Comparison:
             twin: the control, the twin trained by the same recipe for as many further epochs.
         metric: "accuracy" or "mse".
         samples: the number of samples by split.
-        measures: what the summary says of the trained networks besides; None in processes other than the main one.
+        measures: further entries of the summary; None in processes other than the main one.
     """
 
     recipe: Recipe
