@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tandem_snn import data
-from tandem_snn.data.augment import Chance, flip, shift
-from tandem_snn.data.split import standardisation
+from tandem_snn.data.split import Chance, flip, shift, standardisation
 from tandem_snn.errors import UserError
 
 

@@ -4,11 +4,10 @@ Images stay uint8 in memory and become floating point batch by batch. Event reco
 and kept in a cache on disk.
 """
 
-from .augment import AUGMENTATIONS
 from .binning import TrainDataset, from_tonic
 from .catalogue import EVENTS, NAMES, load
 from .dataset import TASKS, Dataset, DatasetSplit, as_dataset, as_split
-from .split import Split, TensorSplit
+from .split import AUGMENTATIONS, Split, TensorSplit
 
 __all__ = [
     "AUGMENTATIONS",

@@ -13,11 +13,10 @@ from tandem_ext.checks import T as check_T
 
 from ..errors import UserError, check_name
 from . import readers
-from .augment import parse
 from .binning import BINS
 from .dataset import TASKS, Dataset
 from .readers import Folder, data_root
-from .split import TensorSplit, standardisation
+from .split import TensorSplit, parse, standardisation
 
 EVENTS = tuple(readers.RECORDINGS)
 """The names of the data sets of event recordings, whose samples are spike trains."""

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from tandem_ext import SpikeTrain
 
 from ..errors import UserError, check_name
-from .augment import Chance
-from .split import Split, TensorSplit, in_batches
+from .split import Chance, Split, TensorSplit, in_batches
 
 TASKS = ("classification", "regression")
 """A network is trained for classes or for numbers."""

@@ -17,8 +17,8 @@ from torch import nn
 from tandem_ext.checks import GATES, MOST_STEPS, TIMINGS
 
 from ..data import EVENTS, NAMES, TASKS, Dataset, load
-from ..data.augment import parse
 from ..data.binning import BINS
+from ..data.split import parse
 from ..errors import UserError, check_name
 from ..machine import total_memory
 from ..models import check_model, create_model, create_twin
