@@ -16,18 +16,16 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
-from tandem_snn.machine import freed_is_kept
 from torch import Tensor, nn
 
-import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_ext.functional.neuron import over_space
 from tandem_snn.data import Dataset
+from tandem_snn.machine import freed_is_kept
 from tandem_snn.measure import activations, synops
 from tandem_snn.nn.batch_norm import fold_norm
 from tandem_snn.training import Recipe, Trainer, start_from
@@ -131,25 +129,6 @@ def mismatch(trainer: Trainer, progress: float) -> None:
         Mismatch(trainer)
 
 
-def wait(steps: int) -> Change:
-    """Each layer adds its currents for this many steps before it fires for the first time, and then fires T times.
-
-    The answer is there after T + L·steps steps: timing "step" waits for 0 steps, timing "window" for T.
-    """
-
-    def forward(layer: Any, x: Any) -> Any:
-        currents = type(layer).forward(layer, x, fire=False)
-        first, rest = currents[: steps + 1].sum(0, keepdim=True), currents[steps + 1 :]
-        late = torch.cat([first, rest, torch.zeros_like(currents[:steps])])
-        return te.functional.if_scan(late, threshold=layer.threshold, v_init=layer.v_init, gate=layer.gate)
-
-    def change(trainer: Trainer, progress: float) -> None:
-        for layer in layers(trainer.net) if trainer.step == 0 else ():
-            layer.forward = partial(forward, layer)
-
-    return change
-
-
 def nothing(trainer: Trainer, progress: float) -> None:
     """No change during training."""
 
@@ -174,9 +153,6 @@ IDEAS: dict[str, tuple[dict[str, Any], Change]] = {
     "mismatch in the loss": ({}, mismatch),
     "3 epochs as ANN, then 3": (AFTER_ANN, nothing),
     "3 epochs as ANN, then 3; gate clip": (AFTER_ANN | {"gate": "clip"}, nothing),
-    "gate clip; each layer waits 1 step": ({"gate": "clip"}, wait(1)),
-    "gate clip; each layer waits 2 steps": ({"gate": "clip"}, wait(2)),
-    "gate clip; each layer waits 4 steps": ({"gate": "clip"}, wait(4)),
     "does not stream: gate resu": ({"gate": "resu"}, nothing),
     "does not stream: timing window": (WINDOW, nothing),
     "does not stream: 3 epochs as ANN, then timing window": (

@@ -1,16 +1,21 @@
-"""Do networks trained with timing "window" stream if neurons can take spikes back? Measured in plain PyTorch.
+"""Do networks trained with window timing stream if neurons can take spikes back, or wait? Measured in plain PyTorch.
 
     python tests/benchmarks/take_back.py runs/fashion-mnist-window-from-twin/seed-*/snn/model.safetensors
+    python tests/benchmarks/take_back.py runs/.../model.safetensors --waits 0 1 2 3 4 5 6 7 --samples 1000
 
-Each network runs step by step. In each step a neuron fires +1 if its potential has reached the threshold. With spikes
-taken back it fires -1, and adds the threshold, if its potential is negative and it has fired more often than it has
-taken back. The table has the accuracy on the test samples after each step, and the SynOps relative to the twin.
+A layer adds its first currents up for some steps (``--waits``) before it fires, and then fires T times. In each step a
+neuron fires +1 if its potential has reached the threshold. With spikes taken back it fires -1, and adds the threshold,
+if its potential is negative and it has fired more often than it has taken back. The table has the accuracy after each
+step of the readout, and the SynOps relative to the twin, on the test samples or, with ``--samples``, on validation
+samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,6 @@ from torch import Tensor, nn
 import tandem_snn.nn as tnn
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.products import LINEAR, Product
-from tandem_snn.data import Split
 from tandem_snn.nn.batch_norm import fold_norm
 from tandem_snn.training.checkpoint import load_checkpoint, read_recipe
 
@@ -31,51 +35,47 @@ def synapses(product: Product, weight: Tensor, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def simulate(net: nn.Module, x: Tensor, T: int, take_back: bool) -> tuple[Tensor, float, float]:
+def simulate(net: nn.Module, x: Tensor, T: int, take_back: bool, wait: int) -> tuple[Tensor, float, float]:
     """(answers after each step, synaptic operations, the twin's multiply-accumulates) of a batch of images."""
     layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer | tnn.Flatten | tnn.Readout)]
-    first = layers[0]
     operations = macs = 0.0
-    potential: dict[Any, Tensor] = {}
-    net_spikes: dict[Any, Tensor] = {}
-    answers: list[Tensor] = []
-    for t in range(T):
-        train = x
-        for layer in layers:
-            if isinstance(layer, tnn.Flatten):
-                train = train.flatten(1)
-                continue
-            product = LINEAR if isinstance(layer, tnn.Readout) else layer.synapses()
-            u = product.direct(train, layer.weight)
-            if t == 0:
-                macs += u.numel() * layer.weight[0].numel()
-            if layer is not first:
-                operations += synapses(product, layer.weight, train)
-            elif t == 0:
-                operations = macs  # a real-valued input: its products count once
-            if isinstance(layer, tnn.Readout):
-                answers.append(u + layer.bias / T + (answers[-1] if answers else 0))
-                continue
-            scale, shift = fold_norm(layer.norm)
-            if t == 0:
-                potential[layer], net_spikes[layer] = layer.v_init + torch.zeros_like(u), torch.zeros_like(u)
-            v = potential[layer] + over_space(scale, u.shape) * u + over_space(shift / T, u.shape)
-            train = (v >= layer.threshold).float()
+    train = [x]  # one item: the same in every step
+    for layer in layers:
+        if isinstance(layer, tnn.Flatten):
+            train = [spikes.flatten(1) for spikes in train]
+            continue
+        product = LINEAR if isinstance(layer, tnn.Readout) else layer.synapses()
+        currents = [product.direct(spikes, layer.weight) for spikes in train]
+        own = currents[0].numel() * layer.weight[0].numel()
+        macs += own
+        # The products of a real-valued input count once.
+        operations += own if len(train) == 1 else sum(synapses(product, layer.weight, spikes) for spikes in train)
+        currents = currents if len(train) == T else currents * T
+        if isinstance(layer, tnn.Readout):
+            return torch.stack(currents).cumsum(0) + layer.bias, operations, macs
+        scale, shift = (over_space(value, currents[0].shape) for value in fold_norm(layer.norm))
+        currents = [scale * u + shift / T for u in currents]
+        train, net_spikes = [], torch.zeros_like(currents[0])
+        v = layer.v_init + sum(currents[:wait])
+        for t in range(T):
+            v = v + currents[t + wait] if t + wait < T else v
+            spikes = (v >= layer.threshold).float()
             if take_back:
-                train -= ((v < 0) & (net_spikes[layer] > 0)).float()
-            potential[layer] = v - layer.threshold * train
-            net_spikes[layer] += train
-    return torch.stack(answers), operations, macs
+                spikes -= ((v < 0) & (net_spikes > 0)).float()
+            v = v - layer.threshold * spikes
+            net_spikes += spikes
+            train.append(spikes)
+    raise ValueError("the network has no readout")
 
 
-def measure(net: nn.Module, split: Split, T: int, take_back: bool) -> tuple[Tensor, float]:
+def measure(net: nn.Module, batches: Iterable[Any], T: int, take_back: bool, wait: int) -> tuple[Tensor, float]:
     """(accuracy after each step in per cent, SynOps relative to the twin)."""
-    right, operations, macs = torch.zeros(T), 0.0, 0.0
-    for images, labels in split.batches(250):
-        answers, own, twin = simulate(net, images, T, take_back)
+    right, samples, operations, macs = torch.zeros(T), 0, 0.0, 0.0
+    for images, labels in batches:
+        answers, own, twin = simulate(net, images, T, take_back, wait)
         right += (answers.argmax(-1) == labels).sum(1)
-        operations, macs = operations + own, macs + twin
-    return 100 * right / len(split), operations / macs
+        samples, operations, macs = samples + len(labels), operations + own, macs + twin
+    return 100 * right / samples, operations / macs
 
 
 def main() -> None:
@@ -83,19 +83,24 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data-dir", default=os.environ.get("TANDEM_DATA"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--waits", type=int, nargs="*", default=[0])
+    parser.add_argument("--samples", type=int, help="this many validation samples instead of the test samples")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print("| checkpoint | T | takes back | accuracy after each step | SynOps |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| checkpoint | T | waits | takes back | accuracy after each step | SynOps |\n| --- | --- | --- | --- | --- | --- |"
+    )
     for path in arguments.checkpoints:
         recipe = read_recipe(path)
         data = recipe.load(arguments.data_dir)
+        split = data.validation.subset(range(arguments.samples)) if arguments.samples else data.test
         net = recipe.build(data, "SNN")
         load_checkpoint(path, net)
-        for take_back in (False, True):
-            accuracy, operations = measure(net.eval(), data.test, recipe.T, take_back)
+        for take_back, wait in itertools.product((False, True), arguments.waits):
+            accuracy, operations = measure(net.eval(), split.batches(250), recipe.T, take_back, wait)
             by_step = " ".join(f"{value:.2f}" for value in accuracy.tolist())
             answer = "yes" if take_back else "no"
-            print(f"| {path} | {recipe.T} | {answer} | {by_step} | {operations:.2f} |", flush=True)
+            print(f"| {path} | {recipe.T} | {wait} | {answer} | {by_step} | {operations:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
