@@ -106,8 +106,9 @@ def table(figures: dict[str, Any]) -> str:
 
 def _calls(result: dict[str, Any]) -> str:
     seed = result["failed_seed"]
-    end = "all refused by name or equal to the reference" if seed is None else f"**one was wrong, seed {seed}**"
-    return f"{result['cases']:,} calls in {result['rounds']} rounds, {end}; {result['minutes']:g} minutes"
+    end = "all raised a named error or equalled the reference" if seed is None else f"**one was wrong, seed {seed}**"
+    rounds = f"{result['rounds']} round{'s' * (result['rounds'] != 1)}"
+    return f"{result['cases']:,} calls in {rounds}: {end}; {result['minutes']:g} minutes"
 
 
 def _arguments(result: dict[str, Any]) -> str:
@@ -130,7 +131,7 @@ def _sanitizers(result: dict[str, Any]) -> str:
 
 def _mutants(result: dict[str, Any]) -> str:
     share = 100 * result["killed"] / max(result["tried"], 1)
-    return f"{result['killed']} of {result['tried']} changes, drawn at random ({share:.1f} %)"
+    return f"{result['killed']} of {result['tried']} mutations, drawn at random ({share:.1f} %)"
 
 
 def _coverage(result: dict[str, Any]) -> str:
@@ -156,14 +157,14 @@ STAGES: dict[str, tuple[str, Callable[[argparse.Namespace], Figures], Callable[[
     ),
     "faults": ("faults: kills, damage, disks, files", lambda _: tests(*FAULTS), _tests),
     "threads": ("threads and processes", lambda _: tests("processes"), _tests),
-    "numbers": ("equal numbers, 2,000-step soak", lambda _: tests("trained", "determinism", "reference"), _tests),
-    "sanitizers": ("the kernels' C++ tests under sanitizers", sanitizers, _sanitizers),
-    "mutants-python": ("changes of the Python code that tests notice", mutants("mutate_python"), _mutants),
-    "mutants-cpp": ("changes of the CPU kernels that tests notice", mutants("cpp/mutate"), _mutants),
+    "numbers": ("equal numbers, 2,000-step soak test", lambda _: tests("trained", "determinism", "reference"), _tests),
+    "sanitizers": ("C++ tests of the kernels under sanitizers", sanitizers, _sanitizers),
+    "mutants-python": ("mutations of the Python code that the tests detect", mutants("mutate_python"), _mutants),
+    "mutants-cpp": ("mutations of the CPU kernels that the tests detect", mutants("cpp/mutate"), _mutants),
     "mutants-cuda": (
-        "changes of the CUDA kernels that tests of the emulation notice", mutants("cuda_host/mutate"), _mutants,
+        "mutations of the CUDA kernels that the emulator's tests detect", mutants("cuda_host/mutate"), _mutants,
     ),
-    "coverage": ("lines and branches that the C++ tests and those of the ops reach", coverage_of_ops, _coverage),
+    "coverage": ("coverage of the C++ tests and the tests of the ops", coverage_of_ops, _coverage),
 }  # fmt: skip
 
 
