@@ -57,14 +57,12 @@ def execute(path, folder, *, before=None, after):
 
 
 @pytest.mark.clients
-def test_ten_minutes_runs(tmp_path):
-    execute(ROOT / "examples/notebooks/ten-minutes.ipynb", tmp_path, after="assert accuracy > 0.95")
-
-
-@pytest.mark.clients
-def test_convert_and_deploy_runs(tmp_path):
-    after = "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"
-    execute(ROOT / "examples/notebooks/convert-and-deploy.ipynb", tmp_path, after=after)
+@pytest.mark.parametrize(("name", "after"), [
+    ("ten-minutes", "assert accuracy > 0.95"),
+    ("convert-and-deploy", "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"),
+])  # fmt: skip
+def test_they_run(name, after, tmp_path):
+    execute(ROOT / f"examples/notebooks/{name}.ipynb", tmp_path, after=after)
 
 
 @pytest.mark.clients

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tandem_snn import data, memory
+from tandem_snn import data, machine
 from tandem_snn.cli.job import run
 from tandem_snn.errors import UserError
 from tandem_snn.measure import firing_rates
@@ -109,7 +109,7 @@ def test_what_cannot_be_trained_or_measured(digits):
 def test_only_the_command_line_sets_the_allocator(digits, monkeypatch, tmp_path):
     """It is the user's process in which ``fit`` trains."""
     calls = []
-    monkeypatch.setattr(memory, "_option", lambda *setting: calls.append(setting))
+    monkeypatch.setattr(machine, "_option", lambda *setting: calls.append(setting))
     recipe = replace(SMALL, epochs=1)
     fit(build(recipe, digits), digits, recipe)
     assert not calls

@@ -20,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
 from nir_simulators import by_nirtorch, by_norse, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 
-from tandem_snn.data import load
-
 IMAGES, T = 500, 8
 PACKAGES = ("nir", "nirtorch", "norse", "sinabs", "snntorch", "spikingjelly")
 
@@ -35,9 +33,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def measure(arguments: Any, write: Any) -> None:
-    data = load("fashion-mnist", arguments.data_dir, validation=False)
-    net = trained_on_fashion_mnist(data, T)
-    x, labels = next(data.test.batches(IMAGES))
+    net, x, labels = trained_on_fashion_mnist(arguments.data_dir, T, IMAGES)
     counts, answer = own_counts(net, x)
     rows: list[dict[str, Any]] = []
 

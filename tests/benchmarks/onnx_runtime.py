@@ -16,7 +16,6 @@ from typing import Any
 from documents import program
 
 import tandem_snn as ts
-from tandem_snn.data import load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import differing, own_counts, trained_on_fashion_mnist
@@ -35,9 +34,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def measure(arguments: Any, write: Any) -> None:
-    data = load("fashion-mnist", arguments.data_dir, validation=False)
-    net = trained_on_fashion_mnist(data, T)
-    x, labels = next(data.test.batches(IMAGES))
+    net, x, labels = trained_on_fashion_mnist(arguments.data_dir, T, IMAGES)
     rows = []
     for weights, bits in ("float32", None), ("int8", 8), ("int4", 4):
         frozen = ts.freeze(net, weight_bits=bits)
